@@ -1,0 +1,74 @@
+"""Deadlines of one length for many items, on one timer.
+
+All items wait for the same time, so the order in which they were set is the order in which they are due: a dict keeps
+both the order and each item's time, and only its first entry needs a timer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Clock(Protocol):
+    """The part of ``IReactorTime`` that is needed; ``twisted.internet.task.Clock`` is one too."""
+
+    def seconds(self) -> float:
+        """Return the time now, in seconds."""
+
+    def callLater(self, delay: float, callable: Callable[..., object], *args: object) -> Any:  # noqa: A002, N802
+        """Call after ``delay`` seconds; returns an ``IDelayedCall``."""
+
+
+class Deadlines(Generic[T]):
+    """Calls back for every item that stays set for the whole time.
+
+    Args:
+        clock: tells the time and waits.
+        seconds: how long an item may stay; 0 means for ever.
+        on_expired: called with an item whose time is over, after the item was cleared.
+    """
+
+    def __init__(self, clock: Clock, seconds: float, on_expired: Callable[[T], None]) -> None:
+        self._clock = clock
+        self._seconds = seconds
+        self._on_expired = on_expired
+        self._due: dict[T, float] = {}
+        self._timer: Any = None
+
+    def set(self, item: T) -> None:
+        """Give ``item`` the whole time from now on."""
+        if not self._seconds:
+            return
+        self._due.pop(item, None)
+        self._due[item] = self._clock.seconds() + self._seconds
+        if self._timer is None:
+            self._timer = self._clock.callLater(self._seconds, self._expire)
+
+    def set_once(self, item: T) -> None:
+        """Give ``item`` the whole time from now on, unless its time is running."""
+        if item not in self._due:
+            self.set(item)
+
+    def clear(self, item: T) -> None:
+        """Forget ``item``; nothing happens where it was not set."""
+        if self._due.pop(item, None) is not None and not self._due and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _expire(self) -> None:
+        self._timer = None
+        now = self._clock.seconds()
+        try:
+            while self._due:
+                item, due = next(iter(self._due.items()))
+                if due > now:
+                    break
+                del self._due[item]
+                self._on_expired(item)
+        finally:
+            if self._due and self._timer is None:
+                due = next(iter(self._due.values()))
+                self._timer = self._clock.callLater(max(0.0, due - now), self._expire)

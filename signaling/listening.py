@@ -1,0 +1,114 @@
+"""Where a server listens: every interface, or the endpoints that it was given."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred, execute
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
+from zope.interface import implementer
+
+from signaling.errors import StartError
+
+# A burst of browsers reconnects after a restart; the kernel caps it at somaxconn.
+_BACKLOG = 1024
+
+
+@implementer(IStreamServerEndpoint)
+class AllInterfaces:
+    """A TCP port on all interfaces: IPv6 and IPv4 on one socket, IPv4 alone where there is no IPv6.
+
+    Args:
+        reactor: accepts; it has to provide ``IReactorSocket``.
+        port: 0 lets the system choose.
+    """
+
+    def __init__(self, reactor: Any, port: int) -> None:
+        self._reactor = reactor
+        self._port = port
+
+    def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:  # noqa: N803
+        """Start to listen; fires with the port."""
+        return execute(self._listen, protocolFactory)
+
+    def _listen(self, factory: IProtocolFactory) -> IListeningPort:
+        listening = self._socket()
+        try:
+            listening.setblocking(False)
+            port: IListeningPort = self._reactor.adoptStreamPort(listening.fileno(), listening.family, factory)
+            return port
+        finally:
+            # The reactor works on a duplicate.
+            listening.close()
+
+    def _socket(self) -> socket.socket:
+        if _has_ipv6():
+            return socket.create_server(
+                ("", self._port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG
+            )
+        return socket.create_server(("", self._port), backlog=_BACKLOG)
+
+
+def _has_ipv6() -> bool:
+    if not socket.has_dualstack_ipv6():
+        return False
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::", 0))
+    except OSError:
+        return False
+    return True
+
+
+def endpoints(reactor: Any, descriptions: Sequence[str], port: int) -> list[tuple[str, IStreamServerEndpoint]]:
+    """Return the endpoints to listen on, each with the words that asked for it.
+
+    Args:
+        descriptions: Twisted endpoint descriptions; where there is none, ``port`` counts.
+
+    Raises:
+        StartError: naming the description that is not one.
+    """
+    if not descriptions:
+        return [(f"port {port}", AllInterfaces(reactor, port))]
+    return [(f"--listen {text}", _parse(reactor, text)) for text in descriptions]
+
+
+def _parse(reactor: Any, text: str) -> IStreamServerEndpoint:
+    try:
+        endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
+    except Exception as error:
+        # Each endpoint's parser fails in its own way: KeyError, TypeError, OSError, OpenSSL's errors.
+        raise StartError(f"--listen {text}: {_why(error)}; right are for example {_EXAMPLES}") from None
+    return endpoint
+
+
+_EXAMPLES = "tcp:8081:interface=127.0.0.1, unix:/run/signaling.sock or ssl:8443:privateKey=key.pem:certKey=cert.pem"
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, ImportError | AttributeError | NotImplementedError):
+        return f"needs a package that is not installed (for TLS: pip install 'twisted-signaling[tls]'): {error}"
+    return f"{type(error).__name__}: {error}".replace("\n", " ")
+
+
+def start_error(where: str, error: BaseException) -> StartError:
+    """Say in one line why listening failed, and what would help.
+
+    Args:
+        where: what ``endpoints`` returned with the endpoint.
+    """
+    cause = error.socketError if isinstance(error, CannotListenError) else error
+    number = getattr(cause, "errno", None)
+    if number == errno.EADDRINUSE:
+        return StartError(f"{where}: the address is in use; stop the other server or choose another port")
+    if number == errno.EACCES:
+        return StartError(
+            f"{where}: this user may not listen there; choose a port from 1024 up, or let systemd hand the socket over"
+        )
+    return StartError(f"{where}: cannot listen: {cause}".replace("\n", " "))

@@ -1,0 +1,195 @@
+"""The command line: ``twistd signaling`` options, and the environment behind them, become ``Limits`` and listeners."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from difflib import get_close_matches
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+from constantly import NamedConstant
+from twisted.logger import LogLevel
+from twisted.python import usage
+
+from signaling.limits import Limits, check
+
+DEFAULT_PORT = 8081
+
+LOG_LEVELS: dict[str, NamedConstant] = {
+    "debug": LogLevel.debug,
+    "info": LogLevel.info,
+    "warn": LogLevel.warn,
+    "error": LogLevel.error,
+}
+
+_DEFAULTS = Limits()
+
+# Each option of a number, and the bound that it sets.
+_BOUNDS = {
+    "ping-interval": "ping_interval_seconds",
+    "ping-timeout": "ping_timeout_seconds",
+    "handshake-timeout": "handshake_timeout_seconds",
+    "write-timeout": "write_timeout_seconds",
+    "shutdown-timeout": "shutdown_timeout_seconds",
+    "max-message-bytes": "max_message_bytes",
+    "high-water-mark": "high_water_messages",
+}
+
+_HELP = {
+    "ping-interval": "Seconds between two pings of one connection; 0 sends none.",
+    "ping-timeout": "Seconds from a ping to its pong; then the peer is cut off.",
+    "handshake-timeout": "Seconds from a connection's first byte to its complete request.",
+    "write-timeout": "Seconds that a connection may take nothing of what waits for it; then the peer is cut off.",
+    "shutdown-timeout": "Seconds that a stopping server waits for its peers; 0 does not wait.",
+    "max-message-bytes": "Bytes of one message, all its fragments together; beyond it, close 1009.",
+    "high-water-mark": "Messages that wait for a connection which takes nothing; the next relay is dropped.",
+}
+
+
+def _default_text(option: str) -> str:
+    return f"{getattr(_DEFAULTS, _BOUNDS[option]):g}" if "bytes" not in option else str(_DEFAULTS.max_message_bytes)
+
+
+class Options(usage.Options):  # type: ignore[misc]
+    """Options of ``twistd signaling``. An option beats the environment, the environment beats the default.
+
+    Args:
+        environ: where ``PORT`` and ``LOG_LEVEL`` are looked up; None means the process's environment.
+
+    Attributes:
+        limits: the bounds that were asked for.
+        log_level: a ``twisted.logger.LogLevel``.
+        listen: endpoint descriptions; empty where the port counts.
+        port: the port on all interfaces.
+    """
+
+    synopsis = "[options]"
+    longdesc = (
+        "A WebRTC signaling server: peers join a topic at /ws/{topic} and exchange offers, answers and ICE candidates."
+    )
+    optParameters: list[list[Any]] = [  # noqa: RUF012
+        ["port", "p", None, f"Port on all interfaces, IPv6 and IPv4. [default: $PORT or {DEFAULT_PORT}]"],
+        ["log-level", None, None, "debug, info, warn or error. [default: $LOG_LEVEL or info]"],
+        *([name, None, None, f"{_HELP[name]} [default: {_default_text(name)}]"] for name in _BOUNDS),
+    ]
+
+    def __init__(self, environ: Mapping[str, str] | None = None) -> None:
+        super().__init__()
+        self._environ = os.environ if environ is None else environ
+        self.listen: list[str] = []
+        self.port = DEFAULT_PORT
+        self.limits = _DEFAULTS
+        self.log_level = LogLevel.info
+
+    @property
+    def run_by_twistd(self) -> bool:
+        """Whether ``twistd`` made these options; then the process is ours, and its errors are too."""
+        return self.parent is not None
+
+    def opt_listen(self, description: str) -> None:
+        """Twisted endpoint in place of --port, for example tcp:8081:interface=127.0.0.1; repeatable."""
+        self.listen.append(description)
+
+    def opt_version(self) -> NoReturn:
+        """Print the version and exit."""
+        print(f"twisted-signaling {version('twisted-signaling')}")
+        raise SystemExit(0)
+
+    def parseOptions(self, options: list[str] | None = None) -> None:
+        """Parse ``options``.
+
+        Raises:
+            usage.UsageError: one line that says what was wrong and what would be right.
+            SystemExit: the same, where ``twistd`` asks; it would print the whole help in front of the line.
+        """
+        try:
+            self._parse(options)
+        except usage.UsageError as error:
+            if self.run_by_twistd:
+                raise SystemExit(f"signaling: {error}") from None
+            raise
+
+    def _parse(self, options: list[str] | None) -> None:
+        try:
+            super().parseOptions(options)
+        except usage.UsageError as error:
+            raise usage.UsageError(self._explain(str(error))) from None
+
+    def _explain(self, text: str) -> str:
+        unknown = text.removesuffix(" not recognized").removeprefix("option ")
+        if unknown == text:
+            return text
+        known = [f"--{name}" for name in (*self.longOpt, "listen")]
+        near = get_close_matches(unknown, [name.rstrip("=") for name in known], n=1)
+        hint = f"did you mean {near[0]}?" if near else "twistd signaling --help lists the options"
+        return f"{unknown}: there is no such option; {hint}"
+
+    def parseArgs(self, *args: str) -> None:
+        """Refuse what is no option."""
+        if args:
+            raise usage.UsageError(f"{args[0]!r}: only options are taken, for example --port {DEFAULT_PORT}")
+
+    def postOptions(self) -> None:
+        """Check all values together."""
+        if self.listen and self["port"] is not None:
+            raise usage.UsageError("--listen is in place of --port: give one or the other")
+        if not self.listen:
+            self.port = _port(*self._value("port", "PORT", str(DEFAULT_PORT)))
+        self.log_level = _log_level(*self._value("log-level", "LOG_LEVEL", "info"))
+        self.limits = _limits({name: self[name] for name in _BOUNDS if self[name] is not None})
+
+    def _value(self, option: str, variable: str, default: str) -> tuple[str, str]:
+        """Return where a value was given, and the value. An empty variable counts as unset, as in a shell."""
+        if self[option] is not None:
+            return f"--{option}", self[option]
+        return variable, self._environ.get(variable) or default
+
+
+def _port(source: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text[:6]) <= 65_535):
+        raise usage.UsageError(f"{source}: {text!r} is not a port (a whole number from 0 to 65535, for example 8081)")
+    return int(text)
+
+
+def _log_level(source: str, text: str) -> NamedConstant:
+    level = LOG_LEVELS.get(text.lower())
+    if level is None:
+        raise usage.UsageError(f"{source}: {text!r} is not a log level (one of {', '.join(LOG_LEVELS)})")
+    return level
+
+
+def _limits(given: dict[str, str]) -> Limits:
+    values: dict[str, Any] = {_BOUNDS[option]: _number(option, text) for option, text in given.items()}
+    if "max_message_bytes" in values:
+        values["high_water_bytes"] = max(_DEFAULTS.high_water_bytes, 2 * values["max_message_bytes"])
+    return Limits(**values)
+
+
+def _number(option: str, text: str) -> float:
+    field = _BOUNDS[option]
+    value = _seconds(option, text) if field.endswith("_seconds") else _whole(option, text)
+    try:
+        check(field, value)
+    except ValueError as error:
+        reason = str(error).removeprefix(f"{field}: ")
+        raise usage.UsageError(f"--{option}: {reason}") from None
+    return value
+
+
+def _seconds(option: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise usage.UsageError(f"--{option}: {text!r} is not a number of seconds (for example 20 or 0.5)")
+    return value
+
+
+def _whole(option: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        example = getattr(_DEFAULTS, _BOUNDS[option])
+        raise usage.UsageError(f"--{option}: {text!r} is not a whole number from 1 up (for example {example})")
+    return int(text)

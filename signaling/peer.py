@@ -1,0 +1,113 @@
+"""One peer's session, without I/O: joining, relaying, leaving.
+
+A peer outlives its connection: it is attached to a way out and can be detached from it. While it is detached, it is
+still there, and what is relayed to it is ``dropped``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from signaling import wire
+from signaling.counters import Counters
+from signaling.errors import ErrorCode, Rejected
+from signaling.frames import text_frame
+from signaling.ports import Outbound, Receipt
+from signaling.topics import Topic, TopicMap
+
+_NOT_FOUND = "peer not found"
+_DROPPED = "the peer takes no messages now; this one was not delivered"
+
+
+class Peer:
+    """A member of one topic.
+
+    Args:
+        peer_id: a ULID.
+        metadata: the JSON text of an object, or None.
+        topics: the map that it joins and leaves.
+        counters: the server's.
+    """
+
+    __slots__ = ("_counters", "_outbound", "_topics", "id", "metadata", "topic")
+
+    def __init__(
+        self, peer_id: str, metadata: bytes | None, topics: TopicMap[Peer], counters: Counters
+    ) -> None:
+        self.id = peer_id
+        self.metadata = metadata
+        self.topic: Topic[Peer] | None = None
+        self._topics = topics
+        self._counters = counters
+        self._outbound: Outbound | None = None
+
+    def attach(self, outbound: Outbound) -> None:
+        """Send to ``outbound`` from now on."""
+        self._outbound = outbound
+
+    def detach(self) -> None:
+        """Send nowhere from now on."""
+        self._outbound = None
+
+    def join(self, topic_name: str) -> None:
+        """Join the topic: welcome, then who is there; and everyone there is told."""
+        topic = self.topic = self._topics.join(topic_name, self)
+        others = [peer for peer in topic if peer is not self]
+        self._answer(wire.welcome(self.id))
+        self._answer(wire.peer_list((peer.id, peer.metadata) for peer in others))
+        self._tell(others, wire.peer_joined(self.id, self.metadata))
+
+    def leave(self) -> None:
+        """Leave the topic, if it is in one; and everyone there is told."""
+        if self.topic is None:
+            return
+        topic, self.topic = self.topic, None
+        self._topics.leave(topic, self)
+        self._tell(topic, wire.peer_left(self.id))
+
+    def receive(self, data: bytes) -> wire.ClientMessage | Rejected:
+        """Relay one message of this peer, or answer it with an error.
+
+        Returns:
+            The message where its target's queue took it, else why not.
+        """
+        try:
+            message = wire.decode(data)
+            self._relay(message)
+        except Rejected as rejected:
+            self.reject(rejected)
+            return rejected
+        return message
+
+    def reject(self, rejected: Rejected) -> None:
+        """Answer one message of this peer with an error."""
+        self._counters.refused[rejected.code] += 1
+        self._answer(wire.error(rejected.code, rejected.text, rejected.msg_id))
+
+    def _relay(self, message: wire.ClientMessage) -> None:
+        target = self.topic.get(message.to) if self.topic is not None else None
+        if target is None:
+            raise Rejected(ErrorCode.TARGET_NOT_FOUND, _NOT_FOUND, message.msg_id)
+        frame = text_frame(wire.relayed(message, self.id))
+        if not target.offer(frame, Receipt(self, message.msg_id)):
+            raise Rejected(ErrorCode.DROPPED, _DROPPED, message.msg_id)
+        self._counters.relays_accepted += 1
+
+    def offer(self, frame: bytes, receipt: Receipt | None = None) -> bool:
+        """Hand ``frame`` to this peer's way out, if it has one that takes it."""
+        return self._outbound is not None and self._outbound.offer(frame, receipt)
+
+    def _answer(self, message: bytes) -> None:
+        if self._outbound is not None:
+            self._outbound.answer(text_frame(message))
+
+    def _tell(self, peers: Iterable[Peer], event: bytes) -> None:
+        frame = text_frame(event)
+        self._counters.events_dropped += sum(not peer.offer(frame) for peer in peers)
+
+
+def return_undelivered(receipts: Iterable[Receipt], counters: Counters) -> None:
+    """Tell the senders of relays that were queued for a peer and never written."""
+    for sender, msg_id in receipts:
+        counters.relays_undelivered += 1
+        sender.reject(Rejected(ErrorCode.DROPPED, _DROPPED, msg_id))

@@ -1,0 +1,187 @@
+"""The server as a Twisted service: it listens, it drains, and under ``twistd`` it owns the process's log and status."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.application.service import MultiService, Service
+from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, maybeDeferred
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.logger import FilteringLogObserver, LogLevelFilterPredicate, globalLogPublisher
+from twisted.python.failure import Failure
+
+from signaling.errors import StartError
+from signaling.listening import endpoints, start_error
+from signaling.options import Options
+from signaling.protocol import SignalingFactory, address_text
+
+
+class SignalingService(Service):
+    """Listens while it runs; stopping it drains its peers.
+
+    Args:
+        factory: the server.
+        listeners: where it listens, each with the words that name it in an error.
+    """
+
+    name = "signaling"
+
+    def __init__(
+        self, factory: SignalingFactory, listeners: Sequence[tuple[str, IStreamServerEndpoint]]
+    ) -> None:
+        self.factory = factory
+        self._listeners = listeners
+        self._ports: list[IListeningPort] = []
+
+    @property
+    def addresses(self) -> list[Any]:
+        """The addresses that it listens on now, as ``IAddress`` providers."""
+        return [port.getHost() for port in self._ports]
+
+    def privilegedStartService(self) -> None:
+        """Start to listen, before ``twistd`` sheds privileges.
+
+        Raises:
+            StartError: where it cannot; then it listens nowhere.
+        """
+        for where, endpoint in self._listeners:
+            failures: list[Failure] = []
+            listening = endpoint.listen(self.factory)
+            listening.addCallbacks(self._listening, failures.append)
+            if failures:
+                self._stop_listening()
+                raise start_error(where, failures[0].value) from None
+
+    def startService(self) -> None:
+        """Start to listen, if that was not done.
+
+        Raises:
+            StartError: where it cannot; then it listens nowhere.
+        """
+        if not self._ports:
+            self.privilegedStartService()
+        super().startService()
+
+    def _listening(self, port: IListeningPort) -> None:
+        self._ports.append(port)
+        self.factory.log.info("listening on {address}", address=address_text(port.getHost()))
+
+    def _stop_listening(self) -> Deferred[Any]:
+        ports, self._ports = self._ports, []
+        return gatherResults([maybeDeferred(port.stopListening) for port in ports])
+
+    @inlineCallbacks
+    def stopService(self) -> Any:
+        """Stop to listen, then drain; fires when no connection is left, at the latest after the shutdown timeout."""
+        super().stopService()
+        yield self._stop_listening()
+        peers = sum(map(len, self.factory.topics))
+        if peers:
+            self.factory.log.info("stopping: {peers} peers are told", peers=peers)
+        yield self.factory.drain()
+
+
+class TwistdService(MultiService):
+    """What only the process's owner does: the log level of everything, exit statuses, systemd's notifications."""
+
+    def __init__(self, service: SignalingService, options: Options) -> None:
+        super().__init__()
+        self._options = options
+        self._factory = service.factory
+        self._stopping = False
+        service.setServiceParent(self)
+
+    def privilegedStartService(self) -> None:
+        """Start, or end the process with one line and status 1."""
+        _filter_all_logs(self._options.log_level)
+        try:
+            super().privilegedStartService()
+        except StartError as error:
+            self._exit(str(error))
+
+    def startService(self) -> None:
+        """Take over the signals once the reactor has set its own handlers, and tell systemd that the server is ready."""
+        super().startService()
+        self._factory.reactor.callWhenRunning(self._handle_signals)
+        notify("READY=1")
+
+    def _handle_signals(self) -> None:
+        # The reactor's own handlers make twistd end by the signal; a drained server ends with status 0.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda received, _: self._factory.reactor.callFromThread(self._stop, received))
+
+    def _stop(self, received: int) -> None:
+        name = signal.Signals(received).name
+        if self._stopping:
+            self._factory.log.info("{signal} again: not waiting any longer", signal=name)
+            self._factory.abort()
+        else:
+            self._stopping = True
+            self._factory.log.info("{signal}: stopping", signal=name)
+            self._factory.reactor.stop()
+
+    def stopService(self) -> Any:
+        """Tell systemd that the server stops."""
+        notify("STOPPING=1")
+        return super().stopService()
+
+    def _exit(self, text: str) -> None:
+        # twistd wrote its pid file, and removes it only after an Exception, which it would print with a traceback.
+        pidfile = self._options.parent.get("pidfile")
+        if pidfile and os.path.exists(pidfile):
+            os.remove(pidfile)
+        # sys.stderr is the log by now.
+        print(f"signaling: {text}", file=sys.__stderr__, flush=True)
+        raise SystemExit(1)
+
+
+def makeService(options: Options) -> SignalingService | TwistdService:  # noqa: N802
+    """Make the service that ``twistd signaling`` runs.
+
+    Args:
+        options: parsed.
+
+    Returns:
+        A service to start, or to give to an application with ``setServiceParent``.
+
+    Raises:
+        StartError: where a ``--listen`` description is wrong.
+        SystemExit: the same, where ``twistd`` asks.
+    """
+    from twisted.internet import reactor
+
+    try:
+        listeners = endpoints(reactor, options.listen, options.port)
+    except StartError as error:
+        if options.run_by_twistd:
+            raise SystemExit(f"signaling: {error}") from None
+        raise
+    factory = SignalingFactory(options.limits, log_level=options.log_level)
+    service = SignalingService(factory, listeners)
+    return TwistdService(service, options) if options.run_by_twistd else service
+
+
+def notify(state: str) -> None:
+    """Send ``state`` to systemd, if it asked for that (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notified:
+        # A leading @ stands for the null byte of an abstract address.
+        notified.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
+
+
+def _filter_all_logs(level: Any) -> None:
+    """Hold back events below ``level`` from whatever observers ``twistd`` was told to use.
+
+    ``twistd`` has no option for that and builds its observers out of reach, so they are wrapped where they are registered.
+    """
+    predicate = LogLevelFilterPredicate(defaultLogLevel=level)
+    for observer in tuple(getattr(globalLogPublisher, "_observers", ())):
+        globalLogPublisher.removeObserver(observer)
+        globalLogPublisher.addObserver(FilteringLogObserver(observer, [predicate]))

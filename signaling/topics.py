@@ -1,0 +1,76 @@
+"""The topic map: which peers are in which topic, in joining order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Generic, Protocol, TypeVar
+
+
+class Member(Protocol):
+    """Whatever joins a topic under an id of its own."""
+
+    @property
+    def id(self) -> str:
+        """Unique in the process."""
+
+
+M = TypeVar("M", bound=Member)
+
+
+class Topic(Generic[M]):
+    """The members of one topic, in joining order."""
+
+    __slots__ = ("_members", "name")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._members: dict[str, M] = {}
+
+    def __iter__(self) -> Iterator[M]:
+        """Walk over the members as they are now, also where the walk makes one leave."""
+        return iter(tuple(self._members.values()))
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def get(self, member_id: str) -> M | None:
+        """Return the member with that id, or None."""
+        return self._members.get(member_id)
+
+    def add(self, member: M) -> None:
+        """Let ``member`` in, after all others."""
+        self._members[member.id] = member
+
+    def remove(self, member: M) -> None:
+        """Let ``member`` out."""
+        del self._members[member.id]
+
+
+class TopicMap(Generic[M]):
+    """All topics that have a member. A topic comes with its first member and goes with its last."""
+
+    def __init__(self) -> None:
+        self._topics: dict[str, Topic[M]] = {}
+
+    def __iter__(self) -> Iterator[Topic[M]]:
+        return iter(tuple(self._topics.values()))
+
+    def __len__(self) -> int:
+        return len(self._topics)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._topics
+
+    def join(self, name: str, member: M) -> Topic[M]:
+        """Put ``member`` into the topic, which is made where it does not exist."""
+        topic = self._topics.get(name)
+        if topic is None:
+            topic = self._topics[name] = Topic(name)
+        topic.add(member)
+        return topic
+
+    def leave(self, topic: Topic[M], member: M) -> None:
+        """Take ``member`` out of the topic; the empty topic is deleted at once."""
+        topic.remove(member)
+        if not topic:
+            del self._topics[topic.name]

@@ -1,0 +1,145 @@
+"""Who may open a WebSocket connection: the checks of RFC 6455, section 4.2.1, and the parts of a join request.
+
+The port's own reader and the twisted.web resource ask here, so both refuse the same requests for the same reasons.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
+
+from signaling.errors import Refused
+from signaling.limits import Limits
+from signaling.wire import is_object
+
+HeaderValues = Callable[[bytes], Sequence[bytes]]
+"""Looks a header up by its lower-case name: its values in the order received, empty where it is absent."""
+
+_BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_REQUEST_LINE = re.compile(rb"GET ([!-~]+) HTTP/1\.1")
+_HEADER_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*((?:[!-~\x80-\xff](?:[ \t]*[!-~\x80-\xff])*)?)[ \t]*")
+_BODY_HEADERS = (b"content-length", b"transfer-encoding")
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """A request to join a topic.
+
+    Args:
+        metadata: the JSON text of an object, or None.
+    """
+
+    topic: str
+    metadata: bytes | None
+
+
+def parse_head(head: bytes) -> tuple[bytes, HeaderValues] | None:
+    """Parse the head of an ordinary upgrade request.
+
+    Args:
+        head: the request line and the headers, without the empty line.
+
+    Returns:
+        The request's target and its headers; None on any doubt, which is for a whole HTTP server to settle.
+    """
+    request_line, *lines = head.split(b"\r\n")
+    match = _REQUEST_LINE.fullmatch(request_line)
+    if match is None:
+        return None
+    headers: dict[bytes, list[bytes]] = {}
+    for line in lines:
+        header = _HEADER_LINE.fullmatch(line)
+        if header is None:
+            return None
+        headers.setdefault(header[1].lower(), []).append(header[2])
+    if any(name in headers for name in _BODY_HEADERS):
+        return None
+    return match[1], lambda name: headers.get(name, ())
+
+
+def asks_for_websocket(values: HeaderValues) -> bool:
+    """Tell whether the request wants to become a WebSocket connection."""
+    return b"websocket" in _tokens(values(b"upgrade"))
+
+
+def check_upgrade(values: HeaderValues) -> bytes:
+    """Check what a WebSocket client has to send.
+
+    Returns:
+        Its ``Sec-WebSocket-Key``.
+
+    Raises:
+        Refused: naming the header that is missing or wrong.
+    """
+    if not asks_for_websocket(values):
+        raise Refused(426, "this is a WebSocket endpoint: connect with a WebSocket client", {b"Upgrade": b"websocket"})
+    if b"upgrade" not in _tokens(values(b"connection")):
+        raise Refused(400, "the Connection header must contain Upgrade")
+    if len(values(b"host")) != 1:
+        raise Refused(400, "exactly one Host header is needed")
+    if list(values(b"sec-websocket-version")) != [b"13"]:
+        supported = {b"Upgrade": b"websocket", b"Sec-WebSocket-Version": b"13"}
+        raise Refused(426, "exactly one Sec-WebSocket-Version header with the value 13 is needed", supported)
+    keys = values(b"sec-websocket-key")
+    if len(keys) != 1 or not _is_key(keys[0]):
+        raise Refused(400, "exactly one Sec-WebSocket-Key header with 16 bytes in base64 is needed")
+    return keys[0]
+
+
+def check_join(segment: bytes, query: bytes, limits: Limits) -> Join:
+    """Read a topic and its metadata.
+
+    Args:
+        segment: the path's last segment, still percent-encoded.
+        query: what follows the question mark, still encoded; empty where there is none.
+
+    Raises:
+        Refused: 400, naming what is wrong with which of them.
+    """
+    return Join(_topic(segment, limits.max_topic_bytes), _metadata(query, limits.max_metadata_bytes))
+
+
+def _topic(segment: bytes, max_bytes: int) -> str:
+    name = _unquote(segment, "topic")
+    if len(name) > max_bytes:
+        raise Refused(400, f"topic: at most {max_bytes} bytes, not {len(name)}")
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        raise Refused(400, "topic: not UTF-8 after percent-decoding") from None
+
+
+def _metadata(query: bytes, max_bytes: int) -> bytes | None:
+    pairs = [pair.partition(b"=") for pair in query.split(b"&")]
+    given = [value for name, _, value in pairs if unquote_to_bytes(name) == b"metadata"]
+    if not given:
+        return None
+    if len(given) > 1:
+        raise Refused(400, "metadata: given more than once")
+    text = _unquote(given[0].replace(b"+", b" "), "metadata")
+    if len(text) > max_bytes:
+        raise Refused(400, f"metadata: at most {max_bytes} bytes, not {len(text)}")
+    if not is_object(text):
+        raise Refused(400, 'metadata: not a JSON object; URL-encode one, for example {"name":"Ada"}')
+    return text.strip(b" \t\r\n")
+
+
+def _unquote(text: bytes, what: str) -> bytes:
+    if _BAD_ESCAPE.search(text):
+        raise Refused(400, f"{what}: a % that is not followed by two hexadecimal digits")
+    return unquote_to_bytes(text)
+
+
+def _tokens(values: Sequence[bytes]) -> list[bytes]:
+    return [token.strip().lower() for value in values for token in value.split(b",")]
+
+
+def _is_key(key: bytes) -> bool:
+    try:
+        return len(key) == 24 and len(base64.b64decode(key, validate=True)) == 16
+    except binascii.Error:
+        return False

@@ -1,0 +1,285 @@
+"""The HTTP side: ``/healthz``, the ``/ws`` mount, and clear answers to everything else, with CORS."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any, Protocol
+
+from twisted.web.http import HTTPChannel
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Request, Site
+
+from signaling.errors import Refused
+from signaling.limits import Limits
+from signaling.upgrade import HeaderValues, Join, asks_for_websocket, check_join, check_upgrade
+
+_METHODS = b"GET, OPTIONS"
+
+
+class Upgradable(Protocol):
+    """A connection that a request can become a peer on."""
+
+    def makeConnection(self, transport: Any) -> None:  # noqa: N802
+        """Be connected to ``transport``."""
+
+    def dataReceived(self, data: bytes) -> None:  # noqa: N802
+        """Take bytes off the wire."""
+
+    def connectionLost(self, reason: Any) -> None:  # noqa: N802
+        """Hear of the end."""
+
+    def join(self, join: Join, key: bytes) -> None:
+        """Accept the handshake and join the topic."""
+
+    def leaveWeb(self) -> None:  # noqa: N802
+        """Take the bytes that an HTTP channel took until now."""
+
+    def refuse(self, refused: Refused) -> None:
+        """Answer the request and end the connection."""
+
+    def goAway(self) -> None:  # noqa: N802
+        """End the connection."""
+
+
+class UpgradableFactory(Protocol):
+    """Makes connections and keeps their bounds."""
+
+    limits: Limits
+
+    def buildProtocol(self, addr: Any) -> Upgradable:  # noqa: N802
+        """Make a connection."""
+
+    def handshakeRefused(self, address: Any, refused: Refused) -> None:  # noqa: N802
+        """Hear of a refused handshake."""
+
+
+class Endpoint(Resource):
+    """A resource that answers GET, HEAD and OPTIONS on the paths it knows, and says what is wrong with the rest."""
+
+    isLeaf = True
+
+    def render(self, request: Request) -> Any:
+        """Answer ``request``; nothing that it can contain raises."""
+        request.responseHeaders.removeHeader(b"server")
+        for name, value in cors(request_headers(request)).items():
+            request.setHeader(name, value)
+        try:
+            self.check_path(request.postpath)
+            if request.method == b"OPTIONS":
+                return _answer_preflight(request)
+            if request.method not in (b"GET", b"HEAD"):
+                raise Refused(405, "only GET, HEAD and OPTIONS are answered here", {b"Allow": b"GET, HEAD, OPTIONS"})
+            return self.answer(request)
+        except Refused as refused:
+            return _answer_text(request, refused.status, f"{refused.reason}\n", refused.headers)
+
+    def check_path(self, segments: list[bytes]) -> None:
+        """Check what follows this resource's own path; raises ``Refused``."""
+        if segments:
+            raise not_found()
+
+    def answer(self, request: Request) -> Any:
+        """Answer a GET; raises ``Refused``."""
+        raise not_found()
+
+
+class NotFound(Endpoint):
+    """Every unknown path."""
+
+    def check_path(self, segments: list[bytes]) -> None:
+        """Refuse whatever follows."""
+        raise not_found()
+
+
+class Health(Endpoint):
+    """Says that the server answers."""
+
+    def answer(self, request: Request) -> Any:
+        """Answer ``ok``."""
+        return _answer_text(request, 200, "ok")
+
+
+class SignalingResource(Endpoint):
+    """Mounts a signaling server in any ``twisted.web`` site: ``root.putChild(b"ws", SignalingResource(factory))``.
+
+    Args:
+        factory: a ``SignalingFactory``; its bounds hold, but what comes before a complete request, and how large that
+            may be, is the site's.
+    """
+
+    def __init__(self, factory: UpgradableFactory) -> None:
+        super().__init__()
+        self._factory = factory
+
+    def check_path(self, segments: list[bytes]) -> None:
+        """Accept exactly one segment, which is the topic."""
+        if len(segments) != 1 or not segments[0]:
+            raise Refused(404, "a topic is exactly one path segment: connect to /ws/{topic}")
+
+    def answer(self, request: Request) -> Any:
+        """Let the request become a peer of its topic."""
+        values = request_headers(request)
+        path, _, query = request.uri.partition(b"?")
+        try:
+            join = check_join(path.rpartition(b"/")[2], query, self._factory.limits)
+            key = check_upgrade(values)
+            if request.method != b"GET" or request.clientproto != b"HTTP/1.1":
+                raise Refused(400, "a WebSocket connection is opened by GET over HTTP/1.1")
+            connection = _take_over(request, self._factory)
+        except Refused as refused:
+            if asks_for_websocket(values):
+                self._factory.handshakeRefused(request.getClientAddress(), refused)
+            raise
+        connection.join(join, key)
+        return NOT_DONE_YET
+
+
+class BoundedRequest(Request):
+    """A request whose body is bounded, also where its length is not announced."""
+
+    channel: BoundedChannel
+    _refused = False
+
+    def gotLength(self, length: int | None) -> None:
+        """Refuse a body that is announced as too long."""
+        self._body_bytes = 0
+        super().gotLength(length)
+        self._count(length or 0)
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """Refuse a body that becomes too long; the announced one was counted before."""
+        self._count(len(data) if self.channel.length is None else 0)
+        super().handleContentChunk(data)
+
+    def process(self) -> None:
+        """Answer the request, unless that was done already."""
+        if not self._refused:
+            super().process()
+
+    def _count(self, size: int) -> None:
+        self._body_bytes += size
+        longest = self.channel.owner_limits.max_body_bytes
+        if self._body_bytes > longest:
+            self._refused = True
+            self.channel.refuse(Refused(413, f"the body: at most {longest} bytes"))
+
+
+class BoundedChannel(HTTPChannel):
+    """HTTP on a port of our own: bounded in time and size, and able to give its connection back."""
+
+    owner: Upgradable
+    owner_limits: Limits
+
+    def resetTimeout(self) -> None:
+        """Keep the deadline: twisted.web would restart it with every byte, and a header could trickle for ever."""
+
+    def refuse(self, refused: Refused) -> None:
+        """End the connection with an answer, and with the request unread."""
+        self.setTimeout(None)
+        self.setRawMode()
+        self.rawDataReceived = lambda data: None  # type: ignore[method-assign]
+        refused.headers |= cors(lambda name: ())
+        self.owner.leaveWeb()
+        self.owner.refuse(refused)
+
+    def timeoutConnection(self) -> None:
+        """End a connection that was idle, or whose request did not come in time."""
+        self.owner.goAway()
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        """Refuse a header line that is longer than all headers may be."""
+        self.refuse(Refused(431, f"the request line and the headers: at most {self.totalHeadersSize} bytes"))
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        self.refuse(Refused(400, "the request is not well-formed HTTP/1.1"))
+
+
+class SignalingSite(Site):
+    """The site behind a port of our own, for every request that does not simply open a WebSocket connection.
+
+    Args:
+        factory: a ``SignalingFactory``.
+        reactor: tells the time.
+    """
+
+    protocol = BoundedChannel
+
+    def __init__(self, factory: UpgradableFactory, reactor: Any) -> None:
+        limits = factory.limits
+        root = NotFound()
+        root.isLeaf = False
+        root.getChild = lambda path, request: NotFound()  # type: ignore[method-assign]
+        root.putChild(b"healthz", Health())
+        root.putChild(b"ws", SignalingResource(factory))
+        super().__init__(
+            root, requestFactory=BoundedRequest, reactor=reactor, timeout=limits.handshake_timeout_seconds
+        )
+        self._limits = limits
+
+    def channel_for(self, owner: Upgradable) -> BoundedChannel:
+        """Make a channel that takes the bytes of ``owner``'s connection."""
+        channel: BoundedChannel = self.buildProtocol(None)  # type: ignore[assignment]
+        channel.owner, channel.owner_limits = owner, self._limits
+        channel.totalHeadersSize = self._limits.max_header_bytes
+        return channel
+
+
+def request_headers(request: Request) -> HeaderValues:
+    """Look a request's headers up."""
+    return lambda name: request.requestHeaders.getRawHeaders(name, [])
+
+
+def cors(values: HeaderValues) -> dict[bytes, bytes]:
+    """Return the headers that let a page of any origin read the answer."""
+    origins = values(b"origin")
+    if not origins:
+        return {b"Access-Control-Allow-Origin": b"*"}
+    return {b"Access-Control-Allow-Origin": origins[0], b"Vary": b"Origin"}
+
+
+def not_found() -> Refused:
+    """Return what answers an unknown path."""
+    return Refused(404, "not found: there are /healthz and /ws/{topic}")
+
+
+def _answer_text(request: Request, status: int, text: str, headers: dict[bytes, bytes] | None = None) -> bytes:
+    request.setResponseCode(status, HTTPStatus(status).phrase.encode())
+    request.setHeader(b"Content-Type", b"text/plain; charset=utf-8")
+    for name, value in (headers or {}).items():
+        request.setHeader(name, value)
+    body = text.encode()
+    if request.method == b"HEAD":
+        request.setHeader(b"Content-Length", b"%d" % len(body))
+        return b""
+    return body
+
+
+def _answer_preflight(request: Request) -> bytes:
+    request.setResponseCode(204, b"No Content")
+    request.setHeader(b"Access-Control-Allow-Methods", _METHODS)
+    request.setHeader(b"Access-Control-Allow-Headers", b"Content-Type")
+    return b""
+
+
+def _take_over(request: Request, factory: UpgradableFactory) -> Upgradable:
+    """Take the connection of ``request`` away from its HTTP channel, for good.
+
+    The channel stays where its transport knows it, whatever is wrapped around that, and passes on what it gets.
+    """
+    channel = request.channel
+    if not isinstance(channel, HTTPChannel) or channel.transport is None:
+        raise Refused(400, "a WebSocket connection is opened over HTTP/1.1")
+    channel.setTimeout(None)
+    # HTTPChannel stays registered as producer after the takeover; ours would be refused.
+    channel.transport.unregisterProducer()
+    if isinstance(channel, BoundedChannel):
+        connection = channel.owner
+        connection.leaveWeb()
+    else:
+        connection = factory.buildProtocol(request.getClientAddress())
+        channel.dataReceived = connection.dataReceived  # type: ignore[method-assign]
+        channel.connectionLost = connection.connectionLost  # type: ignore[method-assign]
+        connection.makeConnection(channel.transport)
+    # What was read behind the request comes out of the channel's line buffer this way.
+    channel.rawDataReceived = connection.dataReceived  # type: ignore[method-assign]
+    return connection

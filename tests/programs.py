@@ -1,0 +1,25 @@
+"""Programs that a test needs beside Python: missing ones are skipped by name, and fail in CI."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+
+def need(*names: str) -> str:
+    """Return the path of the first program of ``names`` that is installed."""
+    for name in names:
+        path = shutil.which(name)
+        if path is not None:
+            return path
+    missing(" or ".join(names))
+    raise AssertionError("missing() always raises")
+
+
+def missing(what: str) -> None:
+    """Skip by name on a laptop, fail in CI."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{what} is not installed")
+    pytest.skip(f"{what} is not installed")
