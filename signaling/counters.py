@@ -14,7 +14,7 @@ class Counters:
 
     Args:
         relays_accepted: relays that were written or queued for their target.
-        relays_undelivered: relays accepted, then answered ``dropped`` because their target went before they were written.
+        relays_undelivered: of those, answered ``dropped`` because their target went before they were written.
         refused: messages answered with an ``error``, by code.
         events_dropped: ``peer-joined`` and ``peer-left`` that met a full queue.
     """

@@ -18,7 +18,7 @@ class Clock(Protocol):
     def seconds(self) -> float:
         """Return the time now, in seconds."""
 
-    def callLater(self, delay: float, callable: Callable[..., object], *args: object) -> Any:  # noqa: A002, N802
+    def callLater(self, delay: float, callable: Callable[..., object], *args: object) -> Any:  # noqa: A002
         """Call after ``delay`` seconds; returns an ``IDelayedCall``."""
 
 

@@ -32,7 +32,7 @@ class AllInterfaces:
         self._reactor = reactor
         self._port = port
 
-    def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:  # noqa: N803
+    def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
         """Start to listen; fires with the port."""
         return execute(self._listen, protocolFactory)
 
@@ -48,9 +48,7 @@ class AllInterfaces:
 
     def _socket(self) -> socket.socket:
         if _has_ipv6():
-            return socket.create_server(
-                ("", self._port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG
-            )
+            return socket.create_server(("", self._port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG)
         return socket.create_server(("", self._port), backlog=_BACKLOG)
 
 
@@ -81,7 +79,7 @@ def endpoints(reactor: Any, descriptions: Sequence[str], port: int) -> list[tupl
 
 def _parse(reactor: Any, text: str) -> IStreamServerEndpoint:
     try:
-        endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
+        endpoint: IStreamServerEndpoint = serverFromString(reactor, text)  # type: ignore[no-untyped-call]
     except Exception as error:
         # Each endpoint's parser fails in its own way: KeyError, TypeError, OSError, OpenSSL's errors.
         raise StartError(f"--listen {text}: {_why(error)}; right are for example {_EXAMPLES}") from None
@@ -97,7 +95,7 @@ def _why(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".replace("\n", " ")
 
 
-def start_error(where: str, error: BaseException) -> StartError:
+def start_error(where: str, error: BaseException | None) -> StartError:
     """Say in one line why listening failed, and what would help.
 
     Args:

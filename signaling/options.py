@@ -52,7 +52,7 @@ def _default_text(option: str) -> str:
     return f"{getattr(_DEFAULTS, _BOUNDS[option]):g}" if "bytes" not in option else str(_DEFAULTS.max_message_bytes)
 
 
-class Options(usage.Options):  # type: ignore[misc]
+class Options(usage.Options):
     """Options of ``twistd signaling``. An option beats the environment, the environment beats the default.
 
     Args:

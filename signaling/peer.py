@@ -31,9 +31,7 @@ class Peer:
 
     __slots__ = ("_counters", "_outbound", "_topics", "id", "metadata", "topic")
 
-    def __init__(
-        self, peer_id: str, metadata: bytes | None, topics: TopicMap[Peer], counters: Counters
-    ) -> None:
+    def __init__(self, peer_id: str, metadata: bytes | None, topics: TopicMap[Peer], counters: Counters) -> None:
         self.id = peer_id
         self.metadata = metadata
         self.topic: Topic[Peer] | None = None

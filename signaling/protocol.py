@@ -1,7 +1,7 @@
 """The signaling server: one protocol for each connection, and the factory that holds the topic map.
 
-A connection speaks WebSocket first and web second: a well-formed upgrade of ``/ws/{topic}`` is answered here, everything
-else is handed, with the bytes read so far, to a ``twisted.web`` site.
+A connection speaks WebSocket first and web second: a well-formed upgrade of ``/ws/{topic}`` is answered here,
+everything else is handed, with the bytes read so far, to a ``twisted.web`` site.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from signaling.peer import Peer, return_undelivered
 from signaling.ports import Receipt
 from signaling.topics import TopicMap
 from signaling.upgrade import Join, check_join, check_upgrade, parse_head
-from signaling.web import BoundedChannel, SignalingSite, cors
+from signaling.web import BoundedChannel, SignalingSite
 from signaling.websocket import LeanWebSocketFactory, LeanWebSocketProtocol
 
 if TYPE_CHECKING:
@@ -162,9 +162,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         topic = peer.topic.name
         peer.detach()
         peer.leave()
-        self.factory.log.info(
-            "{peer} left {topic!r}: {reason}", peer=peer.id, topic=topic, reason=self.end_reason
-        )
+        self.factory.log.info("{peer} left {topic!r}: {reason}", peer=peer.id, topic=topic, reason=self.end_reason)
 
 
 class SignalingFactory(LeanWebSocketFactory):
@@ -192,9 +190,10 @@ class SignalingFactory(LeanWebSocketFactory):
         log_level: NamedConstant = LogLevel.info,
     ) -> None:
         if reactor is None:
-            from twisted.internet import reactor as global_reactor
+            # Importing the global reactor installs it, which is the application's to decide.
+            from twisted.internet import reactor as global_reactor  # noqa: PLC0415
 
-            reactor = global_reactor  # type: ignore[assignment]
+            reactor = global_reactor
         assert reactor is not None
         super().__init__(limits or Limits(), reactor)
         self.topics: TopicMap[Peer] = TopicMap()

@@ -31,9 +31,7 @@ class SignalingService(Service):
 
     name = "signaling"
 
-    def __init__(
-        self, factory: SignalingFactory, listeners: Sequence[tuple[str, IStreamServerEndpoint]]
-    ) -> None:
+    def __init__(self, factory: SignalingFactory, listeners: Sequence[tuple[str, IStreamServerEndpoint]]) -> None:
         self.factory = factory
         self._listeners = listeners
         self._ports: list[IListeningPort] = []
@@ -51,11 +49,15 @@ class SignalingService(Service):
         """
         for where, endpoint in self._listeners:
             failures: list[Failure] = []
-            listening = endpoint.listen(self.factory)
-            listening.addCallbacks(self._listening, failures.append)
-            if failures:
+            listening = endpoint.listen(self.factory).addCallback(self._listening)
+            # Twisted's own endpoints fail at once; others may take their time, and then only the log is left to tell.
+            if listening.called:
+                listening.addErrback(failures.append)
+            else:
+                listening.addErrback(self._log_failure, where)
+            for failure in failures:
                 self._stop_listening()
-                raise start_error(where, failures[0].value) from None
+                raise start_error(where, failure.value) from None
 
     def startService(self) -> None:
         """Start to listen, if that was not done.
@@ -70,6 +72,9 @@ class SignalingService(Service):
     def _listening(self, port: IListeningPort) -> None:
         self._ports.append(port)
         self.factory.log.info("listening on {address}", address=address_text(port.getHost()))
+
+    def _log_failure(self, failure: Failure, where: str) -> None:
+        self.factory.log.critical("{error}", error=start_error(where, failure.value))
 
     def _stop_listening(self) -> Deferred[Any]:
         ports, self._ports = self._ports, []
@@ -105,7 +110,7 @@ class TwistdService(MultiService):
             self._exit(str(error))
 
     def startService(self) -> None:
-        """Take over the signals once the reactor has set its own handlers, and tell systemd that the server is ready."""
+        """Take over the signals after the reactor, and tell systemd that the server is ready."""
         super().startService()
         self._factory.reactor.callWhenRunning(self._handle_signals)
         notify("READY=1")
@@ -132,7 +137,7 @@ class TwistdService(MultiService):
 
     def _exit(self, text: str) -> None:
         # twistd wrote its pid file, and removes it only after an Exception, which it would print with a traceback.
-        pidfile = self._options.parent.get("pidfile")
+        pidfile = (self._options.parent or {"pidfile": ""})["pidfile"]
         if pidfile and os.path.exists(pidfile):
             os.remove(pidfile)
         # sys.stderr is the log by now.
@@ -140,7 +145,7 @@ class TwistdService(MultiService):
         raise SystemExit(1)
 
 
-def makeService(options: Options) -> SignalingService | TwistdService:  # noqa: N802
+def makeService(options: Options) -> SignalingService | TwistdService:
     """Make the service that ``twistd signaling`` runs.
 
     Args:
@@ -153,7 +158,8 @@ def makeService(options: Options) -> SignalingService | TwistdService:  # noqa: 
         StartError: where a ``--listen`` description is wrong.
         SystemExit: the same, where ``twistd`` asks.
     """
-    from twisted.internet import reactor
+    # Importing the global reactor installs it, which is twistd's or the application's to decide.
+    from twisted.internet import reactor  # noqa: PLC0415
 
     try:
         listeners = endpoints(reactor, options.listen, options.port)
@@ -179,7 +185,7 @@ def notify(state: str) -> None:
 def _filter_all_logs(level: Any) -> None:
     """Hold back events below ``level`` from whatever observers ``twistd`` was told to use.
 
-    ``twistd`` has no option for that and builds its observers out of reach, so they are wrapped where they are registered.
+    ``twistd`` has no option for that and builds its observers out of reach: they are wrapped where they are registered.
     """
     predicate = LogLevelFilterPredicate(defaultLogLevel=level)
     for observer in tuple(getattr(globalLogPublisher, "_observers", ())):

@@ -19,25 +19,25 @@ _METHODS = b"GET, OPTIONS"
 class Upgradable(Protocol):
     """A connection that a request can become a peer on."""
 
-    def makeConnection(self, transport: Any) -> None:  # noqa: N802
+    def makeConnection(self, transport: Any) -> None:
         """Be connected to ``transport``."""
 
-    def dataReceived(self, data: bytes) -> None:  # noqa: N802
+    def dataReceived(self, data: bytes) -> None:
         """Take bytes off the wire."""
 
-    def connectionLost(self, reason: Any) -> None:  # noqa: N802
+    def connectionLost(self, reason: Any) -> None:
         """Hear of the end."""
 
     def join(self, join: Join, key: bytes) -> None:
         """Accept the handshake and join the topic."""
 
-    def leaveWeb(self) -> None:  # noqa: N802
+    def leaveWeb(self) -> None:
         """Take the bytes that an HTTP channel took until now."""
 
     def refuse(self, refused: Refused) -> None:
         """Answer the request and end the connection."""
 
-    def goAway(self) -> None:  # noqa: N802
+    def goAway(self) -> None:
         """End the connection."""
 
 
@@ -46,10 +46,10 @@ class UpgradableFactory(Protocol):
 
     limits: Limits
 
-    def buildProtocol(self, addr: Any) -> Upgradable:  # noqa: N802
+    def buildProtocol(self, addr: Any) -> Upgradable:
         """Make a connection."""
 
-    def handshakeRefused(self, address: Any, refused: Refused) -> None:  # noqa: N802
+    def handshakeRefused(self, address: Any, refused: Refused) -> None:
         """Hear of a refused handshake."""
 
 
@@ -64,7 +64,7 @@ class Endpoint(Resource):
         for name, value in cors(request_headers(request)).items():
             request.setHeader(name, value)
         try:
-            self.check_path(request.postpath)
+            self.check_path(request.postpath or [])
             if request.method == b"OPTIONS":
                 return _answer_preflight(request)
             if request.method not in (b"GET", b"HEAD"):
@@ -202,7 +202,7 @@ class SignalingSite(Site):
         reactor: tells the time.
     """
 
-    protocol = BoundedChannel
+    protocol = BoundedChannel  # type: ignore[assignment]
 
     def __init__(self, factory: UpgradableFactory, reactor: Any) -> None:
         limits = factory.limits
@@ -211,14 +211,12 @@ class SignalingSite(Site):
         root.getChild = lambda path, request: NotFound()  # type: ignore[method-assign]
         root.putChild(b"healthz", Health())
         root.putChild(b"ws", SignalingResource(factory))
-        super().__init__(
-            root, requestFactory=BoundedRequest, reactor=reactor, timeout=limits.handshake_timeout_seconds
-        )
+        super().__init__(root, requestFactory=BoundedRequest, reactor=reactor, timeout=limits.handshake_timeout_seconds)
         self._limits = limits
 
     def channel_for(self, owner: Upgradable) -> BoundedChannel:
         """Make a channel that takes the bytes of ``owner``'s connection."""
-        channel: BoundedChannel = self.buildProtocol(None)  # type: ignore[assignment]
+        channel: BoundedChannel = self.buildProtocol(None)
         channel.owner, channel.owner_limits = owner, self._limits
         channel.totalHeadersSize = self._limits.max_header_bytes
         return channel
@@ -271,7 +269,7 @@ def _take_over(request: Request, factory: UpgradableFactory) -> Upgradable:
         raise Refused(400, "a WebSocket connection is opened over HTTP/1.1")
     channel.setTimeout(None)
     # HTTPChannel stays registered as producer after the takeover; ours would be refused.
-    channel.transport.unregisterProducer()
+    channel.transport.unregisterProducer()  # type: ignore[attr-defined]
     if isinstance(channel, BoundedChannel):
         connection = channel.owner
         connection.leaveWeb()

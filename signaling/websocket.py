@@ -7,6 +7,7 @@ that let the other end read why. All that depends on the insides of Autobahn sta
 
 from __future__ import annotations
 
+from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -33,7 +34,7 @@ _END_OF_HEAD = b"\r\n\r\n"
 R = TypeVar("R")
 
 
-class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):  # type: ignore[misc]
+class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
     """One connection: its handshake, its frames, its queue, its end.
 
     An application overrides ``requestReceived`` to look at the request, and ``onOpen``, ``onMessage``, ``onClose`` as
@@ -41,6 +42,8 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):  # type: ignor
     """
 
     factory: LeanWebSocketFactory
+    data: bytes
+    message_data: list[bytes] | None
 
     def connectionMade(self) -> None:
         """Start the deadline of the handshake."""
@@ -155,7 +158,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):  # type: ignor
     def onMessageEnd(self) -> None:
         """Hand a whole message over, without the event that Autobahn fires besides."""
         if not self.failedByMe:
-            self.onMessage(b"".join(self.message_data), self.message_is_binary)
+            self.onMessage(b"".join(self.message_data or ()), self.message_is_binary)
         self.message_data = None
 
     def onPing(self, payload: bytes) -> None:
@@ -311,7 +314,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):  # type: ignor
         return True
 
 
-class LeanWebSocketFactory(WebSocketServerFactory):  # type: ignore[misc]
+class LeanWebSocketFactory(WebSocketServerFactory):
     """What the connections of one server share: their bounds and their deadlines.
 
     Args:
@@ -355,23 +358,20 @@ class LeanWebSocketFactory(WebSocketServerFactory):  # type: ignore[misc]
         """Hear that a connection ended; for an application to override."""
 
 
-
 def _set_no_delay(transport: Any) -> None:
-    try:
+    # A UNIX socket has no such option, and delays nothing.
+    with suppress(AttributeError, OSError):
         transport.setTcpNoDelay(True)
-    except (AttributeError, OSError):
-        # A UNIX socket: nothing delays there.
-        pass
 
 
 def _pending_bytes(transport: Any) -> int:
     """Return what the transport holds in its own buffer, through the wrappers of TLS and the PROXY protocol.
 
-    Twisted does not publish it. A transport that keeps it elsewhere seems never to progress, so it has the write timeout
+    Twisted does not publish it. A transport that keeps it elsewhere seems never to progress: it has the write timeout
     for all that it holds.
     """
     while not hasattr(transport, "dataBuffer"):
         transport = getattr(transport, "transport", None)
         if transport is None:
             return 0
-    return len(transport.dataBuffer) - transport.offset + int(transport._tempDataLen)
+    return int(len(transport.dataBuffer) - transport.offset + transport._tempDataLen)

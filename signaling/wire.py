@@ -41,7 +41,7 @@ class _Fields(msgspec.Struct):
     type: str | None = None
     to: str | None = None
     payload: msgspec.Raw = _ABSENT
-    msgId: msgspec.Raw = _ABSENT  # noqa: N815
+    msgId: msgspec.Raw = _ABSENT
 
 
 _decode_fields = msgspec.json.Decoder(_Fields).decode
