@@ -5,6 +5,8 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any, Protocol
 
+from twisted.internet.error import ConnectionDone
+from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
@@ -148,13 +150,15 @@ class BoundedRequest(Request):
 
     def handleContentChunk(self, data: bytes) -> None:
         """Refuse a body that becomes too long; the announced one was counted before."""
-        self._count(len(data) if self.channel.length is None else 0)
-        super().handleContentChunk(data)
+        if not self._refused:
+            self._count(len(data) if self.channel.length is None else 0)
+        if not self._refused:
+            super().handleContentChunk(data)
 
-    def process(self) -> None:
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         """Answer the request, unless that was done already."""
         if not self._refused:
-            super().process()
+            super().requestReceived(command, path, version)
 
     def _count(self, size: int) -> None:
         self._body_bytes += size
@@ -175,7 +179,7 @@ class BoundedChannel(HTTPChannel):
 
     def refuse(self, refused: Refused) -> None:
         """End the connection with an answer, and with the request unread."""
-        self.setTimeout(None)
+        self.connectionLost(Failure(ConnectionDone()))
         self.setRawMode()
         self.rawDataReceived = lambda data: None  # type: ignore[method-assign]
         refused.headers |= cors(lambda name: ())

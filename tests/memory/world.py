@@ -1,0 +1,402 @@
+"""A server and its clients in memory: a fake clock, transports that can stall, and clients that are not ours.
+
+A transport behaves like Twisted's TCP transport: it buffers, pauses its producer above 64 KiB and resumes it when it is
+empty. Nothing moves until ``World.run`` moves it, so an action never calls back into the code that caused it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+from twisted.internet.address import IPv4Address
+from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import IPushProducer, ITCPTransport
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from twisted.web.resource import Resource
+from twisted.web.server import Site
+from websockets.client import ClientProtocol
+from websockets.frames import Frame, Opcode
+from websockets.uri import parse_uri
+from zope.interface import implementer
+
+from signaling import Limits, SignalingFactory, SignalingResource
+
+
+@implementer(ITCPTransport, IPushProducer)
+class MemoryTransport:
+    """The server's end of one connection."""
+
+    bufferSize = 65_536
+    disconnecting = False
+
+    def __init__(self, port: int) -> None:
+        self.protocol: Any = None
+        self.dataBuffer = b""
+        self.offset = 0
+        self._tempDataLen = 0
+        self.taking = True
+        self.reading = True
+        self.no_delay = False
+        self.aborted = False
+        self.lost = False
+        self.write_ended = False
+        self.producer: Any = None
+        self.producer_paused = False
+        self._port = port
+
+    def write(self, data: bytes) -> None:
+        if self.lost or self.write_ended or not data:
+            return
+        self.dataBuffer += data
+        if self.producer is not None and len(self.dataBuffer) > self.bufferSize:
+            self.producer_paused = True
+            self.producer.pauseProducing()
+
+    def writeSequence(self, data: Any) -> None:
+        self.write(b"".join(data))
+
+    def take(self, size: int | None = None) -> bytes:
+        """Take bytes out of the buffer, as a kernel does; None means all."""
+        taken = self.dataBuffer if size is None else self.dataBuffer[:size]
+        self.dataBuffer = self.dataBuffer[len(taken) :]
+        if not self.dataBuffer and self.producer_paused:
+            self.producer_paused = False
+            self.producer.resumeProducing()
+        return taken
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        assert self.producer is None, "a producer is registered already"
+        self.producer = producer
+
+    def unregisterProducer(self) -> None:
+        self.producer = None
+        self.producer_paused = False
+
+    def loseConnection(self) -> None:
+        self.disconnecting = True
+
+    def loseWriteConnection(self) -> None:
+        self.write_ended = True
+
+    def abortConnection(self) -> None:
+        self.aborted = True
+
+    def pauseProducing(self) -> None:
+        self.reading = False
+
+    def resumeProducing(self) -> None:
+        self.reading = not self.disconnecting
+
+    def stopProducing(self) -> None:
+        self.loseConnection()
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        self.no_delay = bool(enabled)
+
+    def getTcpNoDelay(self) -> bool:
+        return self.no_delay
+
+    def setTcpKeepAlive(self, enabled: bool) -> None: ...
+
+    def getTcpKeepAlive(self) -> bool:
+        return False
+
+    def getPeer(self) -> IPv4Address:
+        return IPv4Address("TCP", "192.0.2.1", self._port)
+
+    def getHost(self) -> IPv4Address:
+        return IPv4Address("TCP", "192.0.2.2", 8081)
+
+
+class Connection:
+    """A client's end of one connection, byte by byte.
+
+    Attributes:
+        received: all bytes that came.
+        ended: whether the server closed its half.
+    """
+
+    def __init__(self, world: World, transport: MemoryTransport) -> None:
+        self.world = world
+        self.transport = transport
+        self.received = b""
+        self.ended = False
+        self._outgoing: list[bytes] = []
+        self._leaving: Failure | None = None
+
+    def send(self, data: bytes) -> None:
+        """Send bytes, as one segment."""
+        self._outgoing.append(data)
+        self.world.run()
+
+    def vanish(self) -> None:
+        """Go without a word: nothing is taken and nothing is sent any more."""
+        self.transport.taking = False
+        self._outgoing = []
+
+    def hang_up(self) -> None:
+        """Close both halves."""
+        self._leaving = Failure(ConnectionDone())
+        self.world.run()
+
+    def reset(self) -> None:
+        """Reset the connection."""
+        self._leaving = Failure(ConnectionLost())
+        self.world.run()
+
+    def stall(self) -> None:
+        """Take nothing."""
+        self.transport.taking = False
+
+    def resume(self) -> None:
+        """Take everything again."""
+        self.transport.taking = True
+        self.world.run()
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection is gone."""
+        return self.transport.lost
+
+    def receive(self, data: bytes) -> None:
+        self.received += data
+
+    def receive_eof(self) -> None:
+        self.ended = True
+
+    def step(self) -> bool:
+        """Move what can move now; returns whether anything did."""
+        transport = self.transport
+        if transport.lost:
+            return False
+        if transport.aborted:
+            return self._lose(Failure(ConnectionAborted()))
+        return self._to_client() or self._to_server()
+
+    def _to_client(self) -> bool:
+        transport = self.transport
+        if transport.dataBuffer and transport.taking:
+            self.receive(transport.take())
+            return True
+        if not transport.dataBuffer and transport.write_ended and not self.ended and not transport.disconnecting:
+            self.ended = True
+            self.receive_eof()
+            return True
+        if not transport.dataBuffer and transport.disconnecting and transport.producer is None:
+            return self._lose(Failure(ConnectionDone()))
+        return False
+
+    def _to_server(self) -> bool:
+        if self._outgoing and self.transport.reading and not self.transport.disconnecting:
+            self.transport.protocol.dataReceived(self._outgoing.pop(0))
+            return True
+        if self._leaving is not None and not self._outgoing:
+            return self._lose(self._leaving)
+        return False
+
+    def _lose(self, reason: Failure) -> bool:
+        self.transport.lost = True
+        if self.transport.producer is not None:
+            self.transport.producer.stopProducing()
+        self.transport.protocol.connectionLost(reason)
+        self.receive_eof()
+        self.ended = True
+        return True
+
+
+class Peer(Connection):
+    """A client that speaks WebSocket by the ``websockets`` package.
+
+    Attributes:
+        id: from its ``welcome``.
+        peers: from its ``peer-list``.
+        texts: text messages received and not looked at yet, as they came.
+        closed: the code of the server's close frame, or None.
+    """
+
+    def __init__(self, world: World, transport: MemoryTransport, path: str) -> None:
+        super().__init__(world, transport)
+        self.client = ClientProtocol(parse_uri(f"ws://server:8081{path}"), max_size=None)
+        self.texts: list[str] = []
+        self.pings = 0
+        self.pongs: list[bytes] = []
+        self.closed: int | None = None
+        self.close_reason = ""
+        self.id = ""
+        self.peers: list[Any] = []
+
+    def open(self) -> None:
+        self.client.send_request(self.client.connect())
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what the client wrote."""
+        for data in self.client.data_to_send():
+            if data:
+                self._outgoing.append(data)
+            else:
+                self._leaving = Failure(ConnectionDone())
+
+    def receive(self, data: bytes) -> None:
+        super().receive(data)
+        self.client.receive_data(data)
+        self._events()
+
+    def receive_eof(self) -> None:
+        self.client.receive_eof()
+        self._events()
+
+    def _events(self) -> None:
+        for event in self.client.events_received():
+            if isinstance(event, Frame):
+                self._frame(event)
+        self.flush()
+
+    def _frame(self, event: Frame) -> None:
+        if event.opcode is Opcode.TEXT:
+            self.texts.append(bytes(event.data).decode())
+        elif event.opcode is Opcode.PING:
+            self.pings += 1
+        elif event.opcode is Opcode.PONG:
+            self.pongs.append(bytes(event.data))
+        elif event.opcode is Opcode.CLOSE:
+            self.closed = int.from_bytes(event.data[:2], "big") if event.data else None
+            self.close_reason = bytes(event.data[2:]).decode()
+
+    # What a test says and sees
+
+    def say(self, message: Any) -> None:
+        """Send one text message: a string as it is, anything else as JSON."""
+        text = message if isinstance(message, str) else json.dumps(message)
+        self.client.send_text(text.encode())
+        self.flush()
+        self.world.run()
+
+    def say_many(self, messages: list[Any]) -> None:
+        """Send text messages in one segment."""
+        for message in messages:
+            self.client.send_text(json.dumps(message).encode())
+        self._outgoing.append(b"".join(self.client.data_to_send()))
+        self.world.run()
+
+    def say_frame(self, *frames: Frame) -> None:
+        """Send frames in one segment, correct or not."""
+        self._outgoing.append(b"".join(frame.serialize(mask=True) for frame in frames))
+        self.world.run()
+
+    def offer(self, target: Peer | str, msg_id: str | None = None, payload: Any = None) -> None:
+        """Send an offer."""
+        to = target if isinstance(target, str) else target.id
+        message = {"type": "offer", "to": to, "payload": payload}
+        self.say(message if msg_id is None else {**message, "msgId": msg_id})
+
+    def heard(self) -> list[Any]:
+        """Return the messages received since the last time."""
+        texts, self.texts = self.texts, []
+        return [json.loads(text) for text in texts]
+
+    def leave(self, code: int = 1000) -> None:
+        """Close as a browser does."""
+        self.client.send_close(code)
+        self.flush()
+        self.world.run()
+
+
+class World:
+    """One server, its clock, and everyone connected to it.
+
+    Args:
+        site: whether the server is mounted in a foreign site instead of having its own port.
+        limits: the server's bounds.
+    """
+
+    def __init__(self, site: bool = False, **limits: Any) -> None:
+        self.clock = Clock()
+        self.limits = Limits(**limits)
+        self.factory = SignalingFactory(self.limits, reactor=self.clock)  # type: ignore[arg-type]
+        self.connections: list[Connection] = []
+        self._build: Callable[[IPv4Address], Any] = self.factory.buildProtocol
+        if site:
+            root = Resource()
+            root.putChild(b"ws", SignalingResource(self.factory))  # type: ignore[arg-type]
+            self._build = Site(root, reactor=self.clock).buildProtocol
+
+    def connect(self) -> Connection:
+        """Open a connection and say nothing."""
+        return self._connected(Connection(self, self._transport()))
+
+    def peer(self, path: str) -> Peer:
+        """Ask for ``path`` as a WebSocket client."""
+        peer = Peer(self, self._transport(), path)
+        self._connected(peer)
+        peer.open()
+        self.run()
+        return peer
+
+    def join(self, topic: str, metadata: Any = None) -> Peer:
+        """Join a topic; returns the peer after its welcome and its peer-list."""
+        query = "" if metadata is None else f"?metadata={quote(json.dumps(metadata))}"
+        peer = self.peer(f"/ws/{quote(topic, safe='')}{query}")
+        welcome, peer_list = peer.heard()
+        assert (welcome["type"], peer_list["type"]) == ("welcome", "peer-list")
+        peer.id, peer.peers = welcome["selfId"], peer_list["peers"]
+        return peer
+
+    def request(self, data: bytes | str) -> tuple[int, dict[str, str], str]:
+        """Make one HTTP request; returns its status, headers and body."""
+        connection = self.connect()
+        connection.send(data.encode() if isinstance(data, str) else data)
+        return response(connection.received)
+
+    def run(self) -> None:
+        """Let everything happen that happens without time."""
+        while self._step():
+            pass
+
+    def _step(self) -> bool:
+        moved = [connection.step() for connection in self.connections]
+        self.clock.advance(0)
+        return any(moved)
+
+    def advance(self, seconds: float, step: float = 0.25) -> None:
+        """Let time pass."""
+        end = self.clock.seconds() + seconds
+        while self.clock.seconds() < end:
+            self.clock.advance(min(step, end - self.clock.seconds()))
+            self.run()
+
+    def _transport(self) -> MemoryTransport:
+        transport = MemoryTransport(40_000 + len(self.connections))
+        transport.protocol = self._build(transport.getPeer())
+        return transport
+
+    def _connected(self, connection: Connection) -> Connection:
+        self.connections.append(connection)
+        connection.transport.protocol.makeConnection(connection.transport)
+        return connection
+
+
+def response(data: bytes) -> tuple[int, dict[str, str], str]:
+    """Parse one HTTP response."""
+    head, _, body = data.partition(b"\r\n\r\n")
+    status_line, *lines = head.decode().split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines)
+    return int(status_line.split(" ")[1]), headers, body.decode(errors="replace")
+
+
+def upgrade(target: str, **headers: str | None) -> str:
+    """Write an upgrade request. A keyword replaces the header of that name; None leaves it out."""
+    values: dict[str, str | None] = {
+        "Host": "server",
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Version": "13",
+    }
+    values |= {name.replace("_", "-"): value for name, value in headers.items()}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in values.items() if value is not None)
+    return f"GET {target} HTTP/1.1\r\n{lines}\r\n"
