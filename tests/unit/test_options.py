@@ -1,0 +1,126 @@
+"""The command line, the environment, and what they become."""
+
+from __future__ import annotations
+
+import pytest
+from twisted.logger import LogLevel
+from twisted.python.usage import UsageError
+
+from signaling import Limits, Options
+
+
+def parse(*arguments: str, **environ: str) -> Options:
+    options = Options(environ)
+    options.parseOptions(list(arguments))
+    return options
+
+
+def refusal(*arguments: str, **environ: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        parse(*arguments, **environ)
+    return str(caught.value)
+
+
+def test_nothing_given_means_the_defaults() -> None:
+    options = parse()
+    assert (options.port, options.listen, options.log_level) == (8081, [], LogLevel.info)
+    assert options.limits == Limits()
+
+
+def test_an_option_beats_the_environment_and_that_the_default() -> None:
+    assert parse(PORT="9000", LOG_LEVEL="WARN").port == 9000
+    assert parse(PORT="9000", LOG_LEVEL="WARN").log_level is LogLevel.warn
+    both = parse("--port", "9001", "--log-level", "Debug", PORT="9000", LOG_LEVEL="warn")
+    assert (both.port, both.log_level) == (9001, LogLevel.debug)
+    assert parse("--port=9001", PORT="nonsense").port == 9001
+
+
+def test_an_empty_variable_counts_as_unset() -> None:
+    options = parse(PORT="", LOG_LEVEL="")
+    assert (options.port, options.log_level) == (8081, LogLevel.info)
+
+
+def test_listen_repeats_and_is_in_place_of_the_port() -> None:
+    options = parse("--listen", "tcp:1", "--listen", "unix:/x", PORT="nonsense")
+    assert options.listen == ["tcp:1", "unix:/x"]
+    assert refusal("--listen", "tcp:1", "--port", "2") == "--listen is in place of --port: give one or the other"
+
+
+def test_every_bound_is_set_by_its_option() -> None:
+    options = parse(
+        "--ping-interval=1.5",
+        "--ping-timeout=2.5",
+        "--handshake-timeout=3",
+        "--write-timeout=0.5",
+        "--shutdown-timeout=0",
+        "--max-message-bytes=1000000",
+        "--high-water-mark=4",
+    )
+    assert options.limits == Limits(
+        ping_interval_seconds=1.5,
+        ping_timeout_seconds=2.5,
+        handshake_timeout_seconds=3.0,
+        write_timeout_seconds=0.5,
+        shutdown_timeout_seconds=0.0,
+        max_message_bytes=1_000_000,
+        high_water_bytes=2_000_000,
+        high_water_messages=4,
+    )
+
+
+@pytest.mark.parametrize("text", ["65536", "-1", "80a", "", "\uff18\uff10", "1e3", " 80"])
+def test_a_bad_port_is_named_with_where_it_came_from(text: str) -> None:
+    assert refusal(f"--port={text}").startswith(f"--port: {text!r} is not a port (a whole number from 0 to 65535")
+    if text:
+        assert refusal(PORT=text).startswith(f"PORT: {text!r} is not a port")
+
+
+def test_a_bad_log_level_names_the_good_ones() -> None:
+    assert refusal("--log-level", "loud") == "--log-level: 'loud' is not a log level (one of debug, info, warn, error)"
+    assert refusal(LOG_LEVEL="loud").startswith("LOG_LEVEL: 'loud' is not a log level")
+
+
+@pytest.mark.parametrize("option", ["ping-interval", "ping-timeout", "handshake-timeout", "write-timeout"])
+@pytest.mark.parametrize("text", ["soon", "nan", "inf", "", "1s"])
+def test_a_time_that_is_no_number_is_named(option: str, text: str) -> None:
+    right = f"--{option}: {text!r} is not a number of seconds (for example 20 or 0.5)"
+    assert refusal(f"--{option}={text}") == right
+
+
+@pytest.mark.parametrize(
+    ("argument", "text"),
+    [
+        ("--ping-interval=-1", "--ping-interval: -1.0 is not from 0 to 86400 seconds"),
+        ("--ping-timeout=0", "--ping-timeout: 0.0 is not more than 0 and at most 86400 seconds"),
+        ("--write-timeout=1e9", "--write-timeout: 1000000000.0 is not more than 0 and at most 86400 seconds"),
+        ("--max-message-bytes=0", "--max-message-bytes: 0 is not a whole number from 1 up"),
+        ("--max-message-bytes=64k", "--max-message-bytes: '64k' is not a whole number from 1 up (for example 65536)"),
+        ("--high-water-mark=1.5", "--high-water-mark: '1.5' is not a whole number from 1 up (for example 16)"),
+    ],
+)
+def test_a_bound_out_of_range_is_named_with_its_range(argument: str, text: str) -> None:
+    assert refusal(argument) == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--prot", "1"], "--prot: there is no such option; did you mean --port?"),
+        (["--ping-intervall=1"], "--ping-intervall: there is no such option; did you mean --ping-interval?"),
+        (["--xyzzy"], "--xyzzy: there is no such option; twistd signaling --help lists the options"),
+        (["-x"], "-x: there is no such option; twistd signaling --help lists the options"),
+        (["8081"], "'8081': only options are taken, for example --port 8081"),
+    ],
+)
+def test_what_is_no_option_is_named(arguments: list[str], text: str) -> None:
+    assert refusal(*arguments) == text
+
+
+def test_an_option_without_its_value_is_named() -> None:
+    assert "--port" in refusal("--port")
+
+
+def test_help_names_every_option_with_its_default() -> None:
+    text = " ".join(str(Options({})).split())
+    for words in ("--listen", "$PORT or 8081", "$LOG_LEVEL or info", "default: 20", "default: 65536", "default: 16"):
+        assert words in text

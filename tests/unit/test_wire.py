@@ -1,0 +1,114 @@
+"""The wire against arbitrary input, with Python's own JSON as the second opinion."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from signaling import wire
+from signaling.errors import ErrorCode, Rejected
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=10)
+messages = st.fixed_dictionaries(
+    {},
+    optional={
+        "type": st.sampled_from(["offer", "answer", "ice-candidate", "nope", "", None, 5]),
+        "to": st.sampled_from(["01JFABC", "", None, 5, ["x"]]) | st.text(),
+        "msgId": st.none() | st.text() | st.integers(),
+        "payload": values,
+        "from": st.text(),
+    },
+)
+
+
+def expected(message: dict[str, Any]) -> ErrorCode | None:
+    """Say what the protocol's table says."""
+    if any(not isinstance(message.get(key), str | None) for key in ("type", "to", "msgId")):
+        return ErrorCode.INVALID_MESSAGE
+    if message.get("type") not in wire.RELAYED_TYPES:
+        return ErrorCode.INVALID_TYPE
+    return None if message.get("to") else ErrorCode.MISSING_TARGET
+
+
+def outcome(data: bytes) -> wire.ClientMessage | Rejected:
+    try:
+        return wire.decode(data)
+    except Rejected as rejected:
+        return rejected
+
+
+@given(messages, st.booleans())
+def test_every_message_is_judged_as_the_table_says(message: dict[str, Any], ascii_only: bool) -> None:
+    text = json.dumps(message, ensure_ascii=ascii_only)
+    data = text.encode(errors="surrogatepass")
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return
+    result = outcome(data)
+    code = expected(message)
+    msg_id = message.get("msgId")
+    if isinstance(result, Rejected):
+        assert result.code is code
+    else:
+        assert code is None
+        assert (result.payload is None) == ("payload" not in message)
+    if isinstance(msg_id, str) and msg_id:
+        assert json.loads(result.msg_id or b"null") == msg_id
+    else:
+        assert result.msg_id is None
+
+
+@given(messages)
+def test_a_relay_is_json_with_the_payload_verbatim(message: dict[str, Any]) -> None:
+    result = outcome(json.dumps(message).encode())
+    if isinstance(result, Rejected):
+        return
+    relayed = json.loads(wire.relayed(result, "01SENDER"))
+    assert relayed.pop("from") == "01SENDER"
+    assert relayed == {
+        key: message[key]
+        for key in ("type", "payload", "msgId")
+        if key in message and (key == "payload" or message[key])
+    }
+
+
+@given(st.text() | st.text(alphabet='{}[]",:\\/utfnal0123456789.eE+- \t\r\n"typeomsgId'))
+def test_any_text_has_an_outcome_and_both_readers_agree(text: str) -> None:
+    data = text.encode(errors="replace")
+    result = outcome(data)
+    try:
+        parsed = json.loads(data, parse_constant=lambda name: (_ for _ in ()).throw(ValueError(name)))
+    except ValueError:
+        parsed = None
+    if not isinstance(parsed, dict):
+        assert isinstance(result, Rejected)
+        assert result.code is ErrorCode.INVALID_MESSAGE
+    assert wire.is_object(data) == isinstance(parsed, dict)
+
+
+def test_server_messages_are_json_without_null_keys() -> None:
+    encoded = [
+        wire.welcome("ID"),
+        wire.peer_list([]),
+        wire.peer_list([("A", None), ("B", b'{"n":1}')]),
+        wire.peer_joined("A", None),
+        wire.peer_joined("A", b"{}"),
+        wire.peer_left("A"),
+        wire.error(ErrorCode.DROPPED, "text", None),
+        wire.error(ErrorCode.DROPPED, "text", b'"m"'),
+    ]
+    assert [json.loads(message) for message in encoded] == [
+        {"type": "welcome", "selfId": "ID"},
+        {"type": "peer-list", "peers": []},
+        {"type": "peer-list", "peers": [{"id": "A"}, {"id": "B", "metadata": {"n": 1}}]},
+        {"type": "peer-joined", "peerId": "A"},
+        {"type": "peer-joined", "peerId": "A", "metadata": {}},
+        {"type": "peer-left", "peerId": "A"},
+        {"type": "error", "code": "dropped", "message": "text"},
+        {"type": "error", "code": "dropped", "message": "text", "msgId": "m"},
+    ]
