@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,6 +58,32 @@ class Server:
         if match is None:
             raise AssertionError(f"no {pattern!r} in the log:\n{self.log}")
         return match
+
+    def wait_until_healthy(self) -> None:
+        """Wait until ``port`` accepts; for a server whose log says nothing."""
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+            except OSError:
+                assert self.process.poll() is None, self.log
+                assert time.monotonic() < deadline, self.log
+                time.sleep(0.05)  # A port that opens tells nobody.
+            else:
+                return
+
+    def join(self) -> None:
+        """Read what an ended server printed to its end."""
+        self._reader.join(STOP_SECONDS)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+    def end(self) -> None:
+        """End the server, whatever it does."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(STOP_SECONDS)
+        self.join()
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal; returns the exit status."""
@@ -111,9 +139,4 @@ def running(
         server.port = int(found[1] or 0)
         yield server
     finally:
-        if server.process.poll() is None:
-            server.process.kill()
-        server.process.wait(STOP_SECONDS)
-        server._reader.join(STOP_SECONDS)
-        if server.process.stdout is not None:
-            server.process.stdout.close()
+        server.end()
