@@ -98,6 +98,7 @@ class TwistdService(MultiService):
         super().__init__()
         self._options = options
         self._factory = service.factory
+        self._do_without_pid_file()
         self._stopping = False
         service.setServiceParent(self)
 
@@ -134,6 +135,12 @@ class TwistdService(MultiService):
         """Tell systemd that the server stops."""
         notify("STOPPING=1")
         return super().stopService()
+
+    def _do_without_pid_file(self) -> None:
+        # In the foreground nobody needs the file, and twistd would die where it may not write it, in / for example.
+        config: Any = self._options.parent
+        if config["nodaemon"] and config["pidfile"] == "twistd.pid" and not os.access(".", os.W_OK):
+            config["pidfile"] = ""
 
     def _exit(self, text: str) -> None:
         # twistd wrote its pid file, and removes it only after an Exception, which it would print with a traceback.

@@ -103,20 +103,23 @@ def test_a_second_listener_that_fails_stops_the_start() -> None:
         assert "the address is in use" in line
 
 
+def unprivileged() -> list[str]:
+    """Return the command in front of another that takes root's privileges from it."""
+    return [need("setpriv"), "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+
+
+def test_a_folder_that_takes_no_pid_file_is_no_obstacle(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        os.chown(tmp_path, 65534, 65534)
+    tmp_path.chmod(0o555)
+    with running(command=[*unprivileged(), str(TWISTD)], cwd=tmp_path, pidfile=None) as server:
+        assert server.stop() == 0
+
+
 def test_a_privileged_port_is_said_in_one_line() -> None:
     if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) <= 80:
         pytest.skip("every port is open to every user here")
-    command = [str(TWISTD)]
-    if os.geteuid() == 0:
-        command = [
-            need("setpriv"),
-            "--bounding-set=-all",
-            "--inh-caps=-all",
-            "--reuid=65534",
-            "--clear-groups",
-            *command,
-        ]
-    server = start(["--port", "80"], command=command, cwd="/")
+    server = start(["--port", "80"], command=[*unprivileged(), str(TWISTD)])
     assert server.process.wait(20) == 1
     server.join()
     assert server.lines[-1].startswith("signaling: port 80: this user may not listen there; choose a port from 1024 up")

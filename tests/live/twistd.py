@@ -109,11 +109,13 @@ def start(
     cwd: Path | str | None = None,
     command: Sequence[str] | None = None,
     twistd_options: Sequence[str] = (),
+    pidfile: str | None = "",
 ) -> Server:
     """Start a server without waiting for it."""
     twistd = command or [str(Path(sys.executable).parent / "twistd")]
+    pidfiles = [] if pidfile is None else [f"--pidfile={pidfile}"]
     process = subprocess.Popen(
-        [*twistd, "-n", "--pidfile=", *twistd_options, "signaling", *options],
+        [*twistd, "-n", *pidfiles, *twistd_options, "signaling", *options],
         env={**{k: v for k, v in os.environ.items() if k not in ("PORT", "LOG_LEVEL")}, **(env or {})},
         cwd=cwd,
         text=True,
@@ -131,9 +133,10 @@ def running(
     cwd: Path | str | None = None,
     command: Sequence[str] | None = None,
     twistd_options: Sequence[str] = (),
+    pidfile: str | None = "",
 ) -> Iterator[Server]:
     """Run a server that is told to choose a free port, and stop it at the end."""
-    server = start(options, env=env, cwd=cwd, command=command, twistd_options=twistd_options)
+    server = start(options, env=env, cwd=cwd, command=command, twistd_options=twistd_options, pidfile=pidfile)
     try:
         found = server.wait_for(r"listening on (?:\S+:(\d+)|unix)")
         server.port = int(found[1] or 0)
