@@ -139,7 +139,7 @@ class TwistdService(MultiService):
     def _do_without_pid_file(self) -> None:
         # In the foreground nobody needs the file, and twistd would die where it may not write it, in / for example.
         config: Any = self._options.parent
-        if config["nodaemon"] and config["pidfile"] == "twistd.pid" and not os.access(".", os.W_OK):
+        if config["nodaemon"] and config["pidfile"] == os.path.abspath("twistd.pid") and not os.access(".", os.W_OK):
             config["pidfile"] = ""
 
     def _exit(self, text: str) -> None:

@@ -1,0 +1,26 @@
+# syntax=docker/dockerfile:1
+ARG BASE=python:3.13-slim
+
+FROM ${BASE} AS build
+WORKDIR /source
+COPY setup.cfg pyproject.toml README.md LICENSE ./
+COPY signaling signaling
+COPY twisted twisted
+RUN python3 -m venv /app \
+    && /app/bin/pip install --no-cache-dir . \
+    # Twisted keeps a list of its plugins beside them; the server's user may not write it.
+    && /app/bin/twistd --help > /dev/null
+
+FROM ${BASE}
+COPY --from=build /app /app
+ENV PATH=/app/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PORT=8081 \
+    LOG_LEVEL=info
+USER 10001:10001
+WORKDIR /tmp
+EXPOSE 8081
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=30s --timeout=3s --start-period=5s \
+    CMD ["python3", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:%s/healthz' % os.environ['PORT'], timeout=2)"]
+CMD ["twistd", "-n", "--pidfile=", "signaling"]

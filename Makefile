@@ -1,0 +1,59 @@
+# The targets that README.md promises; `make help` lists them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PORT ?= 8081
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help run test lint types test-all clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+run: $(VENV)/run.stamp ## Install into .venv and serve on port 8081 (PORT=9000 make run: on another)
+	PORT=$(PORT) exec $(BIN)/twistd -n --pidfile= signaling
+
+test: $(VENV)/test.stamp ## Install what the tests need and run them all, with coverage
+	sh tools/test_programs.sh
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(PYTEST_OPTIONS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+lint: $(VENV)/lint.stamp ## Check style, the Dockerfile and the shell scripts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/shellcheck .ci/run tools/*.sh
+
+types: $(VENV)/lint.stamp ## Check types strictly
+	$(BIN)/mypy
+
+test-all: $(VENV)/tox.stamp ## Run the tests on Python 3.11, 3.12 and 3.13
+	sh tools/test_programs.sh
+	$(BIN)/tox run
+
+clean: ## Remove what the other targets made
+	rm -rf $(VENV) .tox build dist *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/pip.stamp: tools/make_venv.sh
+	sh tools/make_venv.sh $(PYTHON) $(VENV)
+	touch $@
+
+# Editable: what runs is the tree, and the plugin is found from any folder.
+$(VENV)/run.stamp: $(VENV)/pip.stamp setup.cfg pyproject.toml
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/test.stamp: $(VENV)/pip.stamp setup.cfg pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@
+
+$(VENV)/lint.stamp: $(VENV)/pip.stamp setup.cfg pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[lint]'
+	touch $@
+
+$(VENV)/tox.stamp: $(VENV)/pip.stamp
+	$(BIN)/pip install --quiet 'tox >= 4.11'
+	touch $@

@@ -1,0 +1,20 @@
+#!/bin/sh
+# Make a virtual environment: make_venv.sh PYTHON FOLDER
+set -eu
+python=$1
+folder=$2
+
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    echo "Python 3.11 or later is needed, and $python is not: name one, for example make PYTHON=python3.12 run" >&2
+    exit 1
+fi
+if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        apt-get update -qq
+        apt-get install -y -qq python3-venv
+    else
+        echo "$python has no venv module: install it (on Debian: apt-get install python3-venv)" >&2
+        exit 1
+    fi
+fi
+"$python" -m venv "$folder"

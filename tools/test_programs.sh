@@ -1,0 +1,22 @@
+#!/bin/sh
+# Install the programs that the tests run beside Python, or name those that are missing.
+set -eu
+
+packages=""
+need() { # need PACKAGE PROGRAM: the package is missing where the program is
+    command -v "$2" >/dev/null || packages="$packages $1"
+}
+need chromium chromium
+need chromium-driver chromedriver
+need systemd systemd-socket-activate
+need util-linux setpriv
+
+[ -z "$packages" ] && exit 0
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    # shellcheck disable=SC2086 # one word for each package
+    apt-get install -y -qq --no-install-recommends $packages >/dev/null
+else
+    echo "tests that need these Debian packages are skipped:$packages" >&2
+fi
