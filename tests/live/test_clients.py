@@ -190,11 +190,12 @@ class Client:
 
     def close_code(self) -> int:
         """Wait for the server to close; returns the code of its close frame, having read what came before."""
-        with pytest.raises(ConnectionClosed) as closed:
-            while True:
+        while True:
+            try:
                 self.connection.recv(SECONDS)
-        assert closed.value.rcvd is not None, "the connection ended without a close frame"
-        return closed.value.rcvd.code
+            except ConnectionClosed as closed:
+                assert closed.rcvd is not None, "the connection ended without a close frame"
+                return closed.rcvd.code
 
 
 Join = Callable[..., Client]
@@ -285,7 +286,8 @@ def test_a_crowd_agrees_on_who_is_there() -> None:
 
 async def meet_in_a_crowd(url: str) -> None:
     async with asyncio.timeout(60):
-        crowd = await asyncio.gather(*(connect_async(url, open_timeout=30) for _ in range(CROWD)))
+        # Unbounded: with a full queue, this client reads no more, not even the answer to its close frame.
+        crowd = await asyncio.gather(*(connect_async(url, open_timeout=30, max_queue=None) for _ in range(CROWD)))
         seen = await asyncio.gather(*(who_is_there(connection) for connection in crowd))
         ids = {peer_id for peer_id, _ in seen}
         assert len(ids) == CROWD
@@ -369,7 +371,8 @@ def test_a_mistake_is_answered_and_the_connection_stays(
     client = join(ways.connect("tcp", topic))
     client.connection.send(message)
     assert client.receive()["code"] == code
-    assert client.is_accepted(0, client.id, "") is False or client.receive()["type"] == "ice-candidate"
+    client.send(type="offer", to=client.id)
+    assert client.receive() == {"type": "offer", "from": client.id}
 
 
 def test_a_peer_of_another_topic_is_not_found(ways: Ways, join: Join, topic: str) -> None:
@@ -503,21 +506,21 @@ BAD_FRAMES = {
     "a ping of 126 bytes": (b"\x89\xfe\x00\x7e" + MASK + bytes(126), 1002),
     "a close code of one byte": (b"\x88\x81" + MASK + b"\x03", 1002),
 }
-every_bad_frame = pytest.mark.parametrize(("frame", "code"), BAD_FRAMES.values(), ids=BAD_FRAMES)
+every_bad_frame = pytest.mark.parametrize("bad", BAD_FRAMES)
 
 
 @every_way
 @every_bad_frame
-def test_a_bad_frame_is_answered_by_a_close_frame(
-    ways: Ways, join: Join, way: str, frame: bytes, code: int, topic: str
-) -> None:
+def test_a_bad_frame_is_answered_by_a_close_frame(ways: Ways, join: Join, way: str, bad: str, topic: str) -> None:
+    frame, code = BAD_FRAMES[bad]
     client = join(ways.connect(way, topic))
     client.connection.socket.sendall(frame)
     assert client.close_code() == code
 
 
 @every_bad_frame
-def test_a_close_frame_is_readable_by_one_that_sends_on(ways: Ways, frame: bytes, code: int, topic: str) -> None:
+def test_a_close_frame_is_readable_by_one_that_sends_on(ways: Ways, bad: str, topic: str) -> None:
+    frame, code = BAD_FRAMES[bad]
     url = f"ws://127.0.0.1:{ways.server.port}/ws/{topic}"
     protocol = ClientProtocol(parse_uri(url))
     protocol.send_request(protocol.connect())
