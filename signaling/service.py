@@ -104,6 +104,7 @@ class TwistdService(MultiService):
 
     def privilegedStartService(self) -> None:
         """Start, or end the process with one line and status 1."""
+        self._handle_signals()
         _filter_all_logs(self._options.log_level)
         try:
             super().privilegedStartService()
@@ -111,7 +112,7 @@ class TwistdService(MultiService):
             self._exit(str(error))
 
     def startService(self) -> None:
-        """Take over the signals after the reactor, and tell systemd that the server is ready."""
+        """Take over the signals once more, after the reactor, and tell systemd that the server is ready."""
         super().startService()
         self._factory.reactor.callWhenRunning(self._handle_signals)
         notify("READY=1")
