@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -134,10 +134,18 @@ def running(
     command: Sequence[str] | None = None,
     twistd_options: Sequence[str] = (),
     pidfile: str | None = "",
+    ready: Callable[[], None] | None = None,
 ) -> Iterator[Server]:
-    """Run a server that is told to choose a free port, and stop it at the end."""
+    """Run a server that is told to choose a free port, and stop it at the end.
+
+    Args:
+        ready: called after the log's first line, for a server that starts on its first connection.
+    """
     server = start(options, env=env, cwd=cwd, command=command, twistd_options=twistd_options, pidfile=pidfile)
     try:
+        if ready is not None:
+            server.wait_for("")
+            ready()
         found = server.wait_for(r"listening on (?:\S+:(\d+)|unix)")
         server.port = int(found[1] or 0)
         yield server

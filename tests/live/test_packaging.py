@@ -1,0 +1,82 @@
+"""What is shipped, and that it runs wherever it is installed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.live.twistd import running
+
+TREE = Path(__file__).parents[2]
+MODULES = {f"signaling/{path.name}" for path in (TREE / "signaling").glob("*.py")}
+SHIPPED = MODULES | {"signaling/py.typed", "twisted/plugins/signaling_plugin.py"}
+METADATA = {"METADATA", "RECORD", "WHEEL", "licenses/LICENSE", "top_level.txt"}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build sdist and wheel from a copy of what git tracks; returns their folder."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=TREE, capture_output=True, text=True, check=True
+    )
+    for name in listed.stdout.split():
+        target = source / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((TREE / name).read_bytes())
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)]
+    subprocess.run(command, check=True, capture_output=True, timeout=100)
+    return out
+
+
+def test_the_wheel_holds_the_package_and_the_plugin_and_nothing_else(built: Path) -> None:
+    [path] = built.glob("*.whl")
+    names = set(zipfile.ZipFile(path).namelist())
+    info = {name for name in names if ".dist-info/" in name}
+    assert names - info == SHIPPED
+    assert {name.partition(".dist-info/")[2] for name in info} == METADATA
+
+
+def test_the_sdist_holds_what_a_build_needs(built: Path) -> None:
+    [path] = built.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {*SHIPPED, "setup.cfg", "pyproject.toml", "README.md", "LICENSE"} <= names
+    assert "twisted/__init__.py" not in names
+    assert "twisted/plugins/__init__.py" not in names
+
+
+def test_a_plain_install_brings_only_what_the_plain_server_needs(built: Path) -> None:
+    [path] = built.glob("*.whl")
+    with zipfile.ZipFile(path) as wheel:
+        [metadata] = [wheel.read(name).decode() for name in wheel.namelist() if name.endswith("/METADATA")]
+    needs = re.findall(r"^Requires-Dist: ([\w-]+)(>=\S+)$", metadata, re.MULTILINE)
+    assert {name.lower() for name, _ in needs} == {"twisted", "autobahn", "msgspec", "python-ulid"}
+    assert "Requires-Python: >=3.11" in metadata
+    assert "Name: twisted-signaling" in metadata
+
+
+def test_a_wheel_serves_from_any_folder(built: Path, tmp_path: Path) -> None:
+    [wheel] = built.glob("*.whl")
+    venv.create(tmp_path, with_pip=True)
+    pip = [str(tmp_path / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", str(wheel)]
+    subprocess.run(pip, check=True, timeout=110)
+    twistd = tmp_path / "bin" / "twistd"
+    listed = subprocess.run([twistd, "--help"], cwd="/", capture_output=True, text=True, check=True, timeout=60)
+    assert "WebRTC signaling server" in listed.stdout
+    for folder in ("/", tmp_path):
+        with running(command=[str(twistd)], cwd=folder) as server:
+            assert server.stop() == 0
+
+
+def test_this_installation_serves_from_the_tree_and_from_the_root() -> None:
+    for folder in (TREE, "/"):
+        with running(cwd=folder) as server:
+            assert server.stop() == 0
