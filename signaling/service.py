@@ -135,6 +135,8 @@ class TwistdService(MultiService):
     def stopService(self) -> Any:
         """Tell systemd that the server stops."""
         notify("STOPPING=1")
+        # A signal that came before _handle_signals: twistd would end by it, and a drained server ends with status 0.
+        self._factory.reactor._exitSignal = None
         return super().stopService()
 
     def _do_without_pid_file(self) -> None:

@@ -248,6 +248,12 @@ def test_a_signal_closes_everyone_with_1001_and_ends_with_status_0(number: int) 
         assert "Traceback" not in server.log
 
 
+def test_a_signal_right_after_the_start_is_no_failure() -> None:
+    for _ in range(5):
+        with running() as server:
+            assert server.stop() == 0
+
+
 def test_a_second_signal_does_not_wait() -> None:
     with running(["--port=0", "--shutdown-timeout=60"]) as server:
         with socket.create_connection(("127.0.0.1", server.port), 5) as silent:
