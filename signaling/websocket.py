@@ -155,6 +155,11 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         else:
             self.data = b""
 
+    def onMessageFrameData(self, payload: bytes) -> None:
+        """Keep what a frame brought; Autobahn keeps an entry for each empty one, and their number has no bound."""
+        if payload:
+            super().onMessageFrameData(payload)
+
     def onMessageEnd(self) -> None:
         """Hand a whole message over, without the event that Autobahn fires besides."""
         if not self.failedByMe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 
 import pytest
@@ -165,6 +166,22 @@ def test_fragments_with_a_ping_between_make_one_message(world: World) -> None:
     )
     assert peer.pongs == [b"between"]
     assert peer.heard() == [{"type": "offer", "from": peer.id, "payload": "é"}]
+
+
+def test_a_message_of_empty_fragments_takes_no_memory(world: World) -> None:
+    connection = world.connect()
+    connection.send(upgrade("/ws/room").encode())
+    connection.send(bytes([0x01, 0x80, 0, 0, 0, 0]))
+    fragments = bytes([0x00, 0x80, 0, 0, 0, 0]) * 100
+    tracemalloc.start()
+    try:
+        for _ in range(300):
+            connection.send(fragments)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 100_000
+    assert not connection.lost
 
 
 def test_a_violator_that_stays_connected_is_aborted_after_the_close_timeout(world: World) -> None:
