@@ -6,6 +6,7 @@ import asyncio
 import functools
 import http.server
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,6 +88,7 @@ class AiortcPeer:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.id = ""
         self.signals: list[str] = []
         self.heard: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.joined = asyncio.Event()
@@ -112,7 +114,9 @@ class AiortcPeer:
                 await self.answer(socket, message)
 
     async def answer(self, socket, message) -> None:
-        if message["type"] == "peer-list":
+        if message["type"] == "welcome":
+            self.id = message["selfId"]
+        elif message["type"] == "peer-list":
             self.joined.set()
             for peer in message["peers"]:
                 self.use(self.connection.createDataChannel("chat"))
@@ -121,7 +125,9 @@ class AiortcPeer:
             await self.connection.setRemoteDescription(RTCSessionDescription(**message["payload"]))
             if message["type"] == "offer":
                 await self.describe(socket, "answer", message["from"])
-        elif message["type"] == "ice-candidate" and message["payload"]["candidate"]:
+        elif message["type"] == "ice-candidate" and not message["payload"]["candidate"]:
+            await self.connection.addIceCandidate(None)
+        elif message["type"] == "ice-candidate":
             candidate = candidate_from_sdp(message["payload"]["candidate"].removeprefix("candidate:"))
             candidate.sdpMid = message["payload"]["sdpMid"]
             candidate.sdpMLineIndex = message["payload"]["sdpMLineIndex"]
@@ -131,18 +137,57 @@ class AiortcPeer:
         make = self.connection.createOffer if kind == "offer" else self.connection.createAnswer
         await self.connection.setLocalDescription(await make())
         local = self.connection.localDescription
+        # aiortc puts its candidates into the description; they travel one by one here, as a browser's do.
+        lines = local.sdp.splitlines()
+        trickled = [line for line in lines if line.startswith(("a=candidate:", "a=end-of-candidates"))]
+        sdp = "".join(f"{line}\r\n" for line in lines if line not in trickled)
+        await self.send(socket, kind, to, {"type": local.type, "sdp": sdp})
+        for line in trickled:
+            text = line.removeprefix("a=") if "candidate:" in line else ""
+            await self.send(socket, "ice-candidate", to, {"candidate": text, "sdpMid": "0", "sdpMLineIndex": 0})
+
+    async def send(self, socket, kind: str, to: str, payload: dict) -> None:
         self.signals.append(f"sent {kind}")
-        await socket.send(json.dumps({"type": kind, "to": to, "payload": {"type": local.type, "sdp": local.sdp}}))
+        await socket.send(json.dumps({"type": kind, "to": to, "payload": payload}))
 
 
 @contextmanager
 def debug_server() -> Iterator[Server]:
     with running(["--port=0", "--log-level=debug"]) as server:
         yield server
-        for kind in ("offer", "answer"):
-            server.wait_for(rf"relayed {kind} of \d+ bytes to ")
         assert "a=fingerprint" not in server.log
         assert "candidate:" not in server.log
+
+
+Passed = dict[str, list[str]]
+
+
+def assert_all_passed(server: Server, signals: Passed) -> None:
+    """Assert that what each peer sent and received is what the server says that it relayed, in order.
+
+    Args:
+        signals: by peer id, what each peer recorded.
+    """
+    assert server.stop() == 0
+    relays = re.findall(r"#debug\] (\w{26}) relayed (\S+) of \d+ bytes to (\w{26})", server.log)
+    assert {"offer", "answer", "ice-candidate"} == {kind for _, kind, _ in relays}
+    for peer, recorded in signals.items():
+        assert [f"sent {kind}" for sender, kind, _ in relays if sender == peer] == of("sent", recorded)
+        received = of("received", recorded)
+        # The last candidates may be on their way to a peer that has its channel already.
+        assert received == [f"received {kind}" for _, kind, target in relays if target == peer][: len(received)] != []
+
+
+def of(direction: str, recorded: list[str]) -> list[str]:
+    """Return what one peer sent to another or received from it."""
+    return [signal for signal in recorded if re.fullmatch(f"{direction} (offer|answer|ice-candidate)", signal)]
+
+
+def page_signals(driver: webdriver.Chrome) -> Passed:
+    """Wait until the page's browser has no more candidates; returns the page's own id and what it recorded."""
+    wait_until(driver, "[...connections.values()].every((made) => made.iceGatheringState === 'complete')")
+    peer = driver.execute_script("return document.getElementById('log').textContent.match(/I am (\\w{26})/)[1]")
+    return {peer: driver.execute_script("return signals")}
 
 
 async def close(*peers: tuple[AiortcPeer, asyncio.Task]) -> None:
@@ -153,7 +198,7 @@ async def close(*peers: tuple[AiortcPeer, asyncio.Task]) -> None:
 
 
 def test_an_aiortc_pair_opens_a_data_channel() -> None:
-    async def scenario(url: str) -> None:
+    async def scenario(url: str) -> Passed:
         first = AiortcPeer(url)
         first_task = asyncio.create_task(first.run())
         await first.joined.wait()
@@ -161,9 +206,10 @@ def test_an_aiortc_pair_opens_a_data_channel() -> None:
         second_task = asyncio.create_task(second.run())
         assert await asyncio.wait_for(asyncio.gather(first.heard, second.heard), OPEN_SECONDS) == ["hello", "hello"]
         await close((first, first_task), (second, second_task))
+        return {first.id: first.signals, second.id: second.signals}
 
     with debug_server() as server:
-        asyncio.run(scenario(server.url + "room"))
+        assert_all_passed(server, asyncio.run(scenario(server.url + "room")))
 
 
 def test_a_chromium_pair_opens_a_data_channel(pages: str, tmp_path: Path) -> None:
@@ -174,30 +220,47 @@ def test_a_chromium_pair_opens_a_data_channel(pages: str, tmp_path: Path) -> Non
         driver.switch_to.new_window("window")
         driver.get(page_url(pages, server))
         wait_until(driver, "heard.includes('hello')")
-        second = driver.execute_script("return signals")
+        second = driver.current_window_handle
+        joined = page_signals(driver)
+        driver.find_element("id", "say").send_keys("over the wire\n")
         driver.switch_to.window(first)
-        wait_until(driver, "heard.includes('hello')")
-        signals = driver.execute_script("return signals")
-        server.wait_for("relayed ice-candidate of")
-        print("first:", signals, "\nsecond:", second)
-        assert signals[:4] == ["received welcome", "received peer-list", "received peer-joined", "received offer"]
-        assert second[:3] == ["received welcome", "received peer-list", "sent offer"]
-        assert {"received answer", "sent ice-candidate"} <= set(second)
-        driver.execute_script("channels.values().next().value.send('over the wire')")
-        handles = [handle for handle in driver.window_handles if handle != first]
-        driver.switch_to.window(handles[0])
         wait_until(driver, "heard.includes('over the wire')")
+        driver.find_element("id", "say").send_keys("and back\n")
+        there = page_signals(driver)
+        driver.switch_to.window(second)
+        wait_until(driver, "heard.includes('and back')")
+        print("there first:", there, "\njoined:", joined)
+        assert ["sent offer" in next(iter(signals.values())) for signals in (there, joined)] == [False, True]
+        assert_all_passed(server, there | joined)
 
 
-def test_chromium_and_aiortc_open_a_data_channel(pages: str, tmp_path: Path) -> None:
-    async def scenario(server: Server, driver: webdriver.Chrome) -> None:
+def test_a_chromium_offers_to_aiortc(pages: str, tmp_path: Path) -> None:
+    async def scenario(server: Server, driver: webdriver.Chrome) -> Passed:
         peer = AiortcPeer(server.url + "room")
         task = asyncio.create_task(peer.run())
         await peer.joined.wait()
         await asyncio.to_thread(driver.get, page_url(pages, server))
-        assert await asyncio.wait_for(peer.heard, OPEN_SECONDS) == "hello"
-        await asyncio.to_thread(wait_until, driver, "heard.includes('hello')")
-        await close((peer, task))
+        return await meet(peer, task, driver)
 
     with debug_server() as server, chromium(tmp_path) as driver:
-        asyncio.run(scenario(server, driver))
+        assert_all_passed(server, asyncio.run(scenario(server, driver)))
+
+
+def test_aiortc_offers_to_a_chromium(pages: str, tmp_path: Path) -> None:
+    async def scenario(server: Server, driver: webdriver.Chrome) -> Passed:
+        await asyncio.to_thread(driver.get, page_url(pages, server))
+        await asyncio.to_thread(wait_until, driver, "signals.includes('received peer-list')")
+        peer = AiortcPeer(server.url + "room")
+        return await meet(peer, asyncio.create_task(peer.run()), driver)
+
+    with debug_server() as server, chromium(tmp_path) as driver:
+        assert_all_passed(server, asyncio.run(scenario(server, driver)))
+
+
+async def meet(peer: AiortcPeer, task: asyncio.Task, driver: webdriver.Chrome) -> Passed:
+    """Wait until both said hello; returns what each recorded."""
+    assert await asyncio.wait_for(peer.heard, OPEN_SECONDS) == "hello"
+    await asyncio.to_thread(wait_until, driver, "heard.includes('hello')")
+    signals = await asyncio.to_thread(page_signals, driver)
+    await close((peer, task))
+    return {peer.id: peer.signals, **signals}
