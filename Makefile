@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PORT ?= 8081
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help run test lint types test-all clean
+.PHONY: help run test lint types test-all conformance fuzz soak clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -34,6 +34,15 @@ test-all: $(VENV)/tox.stamp ## Run the tests on Python 3.11, 3.12 and 3.13
 	sh tools/test_programs.sh
 	$(BIN)/tox run
 
+conformance: $(VENV)/test.stamp ## Run the whole Autobahn|Testsuite (over ten minutes; needs Python 2.7)
+	$(BIN)/python -m tests.conformance $(CONFORMANCE_OPTIONS)
+
+fuzz: $(VENV)/fuzz.stamp ## Fuzz the decoder, the handshake and the frame parser
+	$(BIN)/python -m tests.fuzz $(FUZZ_OPTIONS)
+
+soak: $(VENV)/bench.stamp ## Run a server under churn, calls, stalls and garbage (SOAK_OPTIONS="--minutes 10")
+	$(BIN)/python -m benchmarks.soak $(SOAK_OPTIONS)
+
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) .tox build dist *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
@@ -52,6 +61,14 @@ $(VENV)/test.stamp: $(VENV)/pip.stamp setup.cfg pyproject.toml
 
 $(VENV)/lint.stamp: $(VENV)/pip.stamp setup.cfg pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[lint]'
+	touch $@
+
+$(VENV)/fuzz.stamp: $(VENV)/pip.stamp setup.cfg pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[test,fuzz]'
+	touch $@
+
+$(VENV)/bench.stamp: $(VENV)/pip.stamp setup.cfg pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[test,bench]'
 	touch $@
 
 $(VENV)/tox.stamp: $(VENV)/pip.stamp

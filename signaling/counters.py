@@ -10,7 +10,7 @@ from signaling.errors import ErrorCode
 
 @dataclass(slots=True)
 class Counters:
-    """Counted since the server was made.
+    """Counted since the server was made. What was accepted is written, waits, or came back undelivered.
 
     Args:
         relays_accepted: relays that were written or queued for their target.

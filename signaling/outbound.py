@@ -37,6 +37,11 @@ class OutboundQueue(Generic[R]):
         return self._blocked
 
     @property
+    def receipts(self) -> int:
+        """How many frames wait that carry a receipt."""
+        return sum(receipt is not None for _, receipt in self._frames or ())
+
+    @property
     def overfull(self) -> bool:
         """Whether answers fill the queue to twice its mark: time to stop reading what they answer."""
         return self._frames is not None and (

@@ -204,6 +204,17 @@ class SignalingFactory(LeanWebSocketFactory):
         self.logs_debug = log_level <= LogLevel.debug
         self._drained: Deferred[None] | None = None
 
+    @property
+    def relays_waiting(self) -> int:
+        """How many accepted relays wait for their target's transport now; counted anew at each look."""
+        return sum(connection.waiting for connection in self.connections)
+
+    @property
+    def relays_written(self) -> int:
+        """How many relays were written to their target's transport so far."""
+        counters = self.counters
+        return counters.relays_accepted - counters.relays_undelivered - self.relays_waiting
+
     def handshakeRefused(self, address: Any, refused: Refused) -> None:
         """Say in the log who was refused, and why."""
         self.log.info(

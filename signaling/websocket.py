@@ -185,6 +185,11 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         if self.state == self.STATE_OPEN:
             self._outbound.answer(frame)
 
+    @property
+    def waiting(self) -> int:
+        """How many offers with a receipt wait for the transport."""
+        return self._outbound.receipts
+
     def pauseProducing(self) -> None:
         """Hear from the transport that it takes nothing for the moment."""
         self._outbound.block()
