@@ -7,19 +7,11 @@ both the order and each item's time, and only its first entry needs a timer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
+
+from signaling.clock import Clock
 
 T = TypeVar("T")
-
-
-class Clock(Protocol):
-    """The part of ``IReactorTime`` that is needed; ``twisted.internet.task.Clock`` is one too."""
-
-    def seconds(self) -> float:
-        """Return the time now, in seconds."""
-
-    def callLater(self, delay: float, callable: Callable[..., object], *args: object) -> Any:  # noqa: A002
-        """Call after ``delay`` seconds; returns an ``IDelayedCall``."""
 
 
 class Deadlines(Generic[T]):

@@ -159,7 +159,7 @@ def test_a_client_that_reads_no_answers_is_not_read(world: World) -> None:
     nonsense = "?" * 50
     for _ in range(2000):
         flood.client.send_text(nonsense.encode())
-    flood._outgoing += flood.client.data_to_send()
+    flood.send_together(*flood.client.data_to_send())
     world.run()
     assert len(flood.transport.dataBuffer) < 2 * 65_536
     assert not flood.transport.reading
@@ -171,7 +171,7 @@ def test_a_client_that_reads_no_answers_is_not_read(world: World) -> None:
 def test_pongs_to_a_client_that_reads_nothing_are_bounded(world: World) -> None:
     flood = world.join("room")
     flood.stall()
-    flood._outgoing += [Frame(Opcode.PING, b"x" * 125).serialize(mask=True)] * 5000
+    flood.send_together(*[Frame(Opcode.PING, b"x" * 125).serialize(mask=True)] * 5000)
     world.run()
     assert len(flood.transport.dataBuffer) < 2 * 65_536
     assert not flood.transport.reading

@@ -26,6 +26,18 @@ from zope.interface import implementer
 from signaling import Limits, SignalingFactory, SignalingResource
 
 
+class PassingClock(Clock):
+    """A fake clock that leaves to the next pass what is called for during one, as a reactor does."""
+
+    def advance(self, amount: float) -> None:
+        self.rightNow += amount
+        for call in [call for call in self.calls if call.getTime() <= self.seconds()]:
+            if call.active():
+                self.calls.remove(call)
+                call.called = 1
+                call.func(*call.args, **call.kw)
+
+
 @implementer(ITCPTransport, IPushProducer)
 class MemoryTransport:
     """The server's end of one connection."""
@@ -133,6 +145,10 @@ class Connection:
         self._outgoing.append(data)
         self.world.run()
 
+    def send_together(self, *segments: bytes) -> None:
+        """Have segments on their way; they move with the next ``World.run``."""
+        self._outgoing += segments
+
     def vanish(self) -> None:
         """Go without a word: nothing is taken and nothing is sent any more."""
         self.transport.taking = False
@@ -194,7 +210,9 @@ class Connection:
         if self._outgoing and self.transport.reading and not self.transport.disconnecting:
             self.transport.protocol.dataReceived(self._outgoing.pop(0))
             return True
-        if self._leaving is not None and not self._outgoing:
+        # A transport that does not read notices a reset, but no end of the stream.
+        noticed = self.transport.reading or (self._leaving is not None and not self._leaving.check(ConnectionDone))
+        if self._leaving is not None and not self._outgoing and noticed:
             return self._lose(self._leaving)
         return False
 
@@ -315,7 +333,7 @@ class World:
     """
 
     def __init__(self, site: bool = False, **limits: Any) -> None:
-        self.clock = Clock()
+        self.clock = PassingClock()
         self.limits = Limits(**limits)
         self.factory = SignalingFactory(self.limits, reactor=self.clock)  # type: ignore[arg-type]
         self.connections: list[Connection] = []
@@ -354,13 +372,15 @@ class World:
 
     def run(self) -> None:
         """Let everything happen that happens without time."""
-        while self._step():
+        while self.run_once():
             pass
 
-    def _step(self) -> bool:
+    def run_once(self) -> bool:
+        """Let everyone move once; returns whether anyone did."""
         moved = [connection.step() for connection in self.connections]
+        due = any(call.getTime() <= self.clock.seconds() for call in self.clock.getDelayedCalls())
         self.clock.advance(0)
-        return any(moved)
+        return due or any(moved)
 
     def advance(self, seconds: float, step: float = 0.25) -> None:
         """Let time pass."""

@@ -15,8 +15,8 @@ PACKAGE = Path(signaling.__file__).parent
 TREE = PACKAGE.parent
 
 LAYERS = [
-    {"_version", "errors", "limits"},
-    {"counters", "deadlines", "frames", "ids", "outbound", "topics", "wire"},
+    {"_version", "clock", "errors", "limits"},
+    {"counters", "deadlines", "frames", "ids", "outbound", "topics", "turns", "wire"},
     {"ports", "upgrade"},
     {"peer"},
     {"web", "websocket"},

@@ -1,0 +1,57 @@
+"""Turns: many connections with much to do each, and nobody who waits long for their own.
+
+What one connection sends in a burst is handled a few frames at a time, in passes between which the reactor looks after
+everyone else. The work of all such connections together is bounded in each pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from signaling.clock import Clock
+
+T = TypeVar("T")
+
+
+class Turns(Generic[T]):
+    """Gives each waiting item a turn, in the order in which they came, a few in each pass of the reactor.
+
+    Args:
+        clock: calls for the next pass.
+        turns_per_pass: how many turns may be taken before the reactor looks after everyone else.
+        take_turn: does a bounded part of an item's work; adds the item again where there is more.
+    """
+
+    def __init__(self, clock: Clock, turns_per_pass: int, take_turn: Callable[[T], None]) -> None:
+        self._clock = clock
+        self._turns_per_pass = turns_per_pass
+        self._take_turn = take_turn
+        self._waiting: dict[T, None] = {}
+        self._timer: Any = None
+
+    def add(self, item: T) -> None:
+        """Let ``item`` wait for its turn, behind all others, unless it waits already."""
+        self._waiting.setdefault(item)
+        if self._timer is None:
+            self._timer = self._clock.callLater(0, self._pass)
+
+    def remove(self, item: T) -> None:
+        """Forget ``item``; nothing happens where it was not waiting."""
+        if item in self._waiting:
+            del self._waiting[item]
+            if not self._waiting and self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    def _pass(self) -> None:
+        self._timer = None
+        try:
+            for _ in range(min(self._turns_per_pass, len(self._waiting))):
+                if self._waiting:
+                    item = next(iter(self._waiting))
+                    del self._waiting[item]
+                    self._take_turn(item)
+        finally:
+            if self._waiting and self._timer is None:
+                self._timer = self._clock.callLater(0, self._pass)

@@ -1,0 +1,73 @@
+"""Nobody waits long because another sends much."""
+
+from __future__ import annotations
+
+import pytest
+from websockets.frames import Frame, Opcode
+
+from tests.memory.world import Peer, World
+
+FLOOD = 2000
+FEW = 200
+
+
+def text(sender: Peer, target: Peer, msg_id: int | str) -> bytes:
+    message = b'{"type":"offer","to":"%b","msgId":"%b"}' % (target.id.encode(), str(msg_id).encode())
+    return Frame(Opcode.TEXT, message).serialize(mask=True)
+
+
+def arrivals(target: Peer) -> list[str]:
+    return [message["msgId"] for message in target.heard() if message["type"] == "offer"]
+
+
+def test_a_flood_in_one_segment_does_not_hold_up_another_peer(world: World) -> None:
+    flood, quick, target = (world.join("room") for _ in range(3))
+    flood.send_together(b"".join(text(flood, target, n) for n in range(FLOOD)))
+    quick.send_together(text(quick, target, "quick"))
+    world.run()
+    arrived = arrivals(target)
+    assert arrived.index("quick") < FEW
+    assert [msg_id for msg_id in arrived if msg_id != "quick"] == [str(n) for n in range(FLOOD)]
+
+
+def test_floods_take_turns_and_together_hold_up_nobody(world: World) -> None:
+    target, quick = world.join("room"), world.join("room")
+    floods = [world.join("room") for _ in range(10)]
+    for flood in floods:
+        flood.send_together(b"".join(text(flood, target, f"{flood.id}-{n}") for n in range(FLOOD)))
+    world.run_once()
+    quick.send_together(text(quick, target, "quick"))
+    world.run()
+    arrived = arrivals(target)
+    assert arrived.index("quick") < 2 * FEW
+    halfway = {msg_id.partition("-")[0] for msg_id in arrived[: len(arrived) // 10]}
+    assert len(halfway - {"quick"}) == len(floods)
+    assert len(arrived) == len(floods) * FLOOD + 1
+
+
+@pytest.mark.parametrize("opcode", [Opcode.PONG, Opcode.PING])
+def test_tiny_frames_do_not_hold_up_another_peer(world: World, opcode: Opcode) -> None:
+    flood, quick = world.join("room"), world.join("room")
+    flood.send_together(Frame(opcode, b"").serialize(mask=True) * FLOOD + text(flood, quick, "flood"))
+    quick.send_together(text(quick, quick, "quick"))
+    world.run()
+    assert arrivals(quick) == ["quick", "flood"]
+
+
+def test_a_flood_that_leaves_in_the_middle_is_forgotten(world: World) -> None:
+    flood, witness = world.join("room"), world.join("room")
+    flood.send_together(text(flood, witness, 1) * FLOOD)
+    world.run_once()
+    flood.transport.abortConnection()
+    world.run()
+    assert flood.lost
+    assert witness.heard()[-1] == {"type": "peer-left", "peerId": flood.id}
+    assert len([call for call in world.clock.getDelayedCalls() if call.getTime() <= world.clock.seconds()]) == 0
+
+
+def test_what_was_sent_before_the_end_is_relayed(world: World) -> None:
+    flood, target = world.join("room"), world.join("room")
+    flood.send_together(b"".join(text(flood, target, n) for n in range(FLOOD)))
+    flood.hang_up()
+    assert arrivals(target) == [str(n) for n in range(FLOOD)]
+    assert flood.lost
