@@ -17,9 +17,13 @@ class Counters:
         relays_undelivered: of those, answered ``dropped`` because their target went before they were written.
         refused: messages answered with an ``error``, by code.
         events_dropped: ``peer-joined`` and ``peer-left`` that met a full queue.
+        requests_refused: requests that did not become peers, by HTTP status.
+        connections_evicted: connections of no peer, cut to make room for newer ones.
     """
 
     relays_accepted: int = 0
     relays_undelivered: int = 0
     refused: Counter[ErrorCode] = field(default_factory=Counter)
     events_dropped: int = 0
+    requests_refused: Counter[int] = field(default_factory=Counter)
+    connections_evicted: int = 0

@@ -13,6 +13,8 @@ class ErrorCode(StrEnum):
     MISSING_TARGET = "missing_target"
     TARGET_NOT_FOUND = "target_not_found"
     DROPPED = "dropped"
+    RATE_LIMITED = "rate_limited"
+    TOPIC_FULL = "topic_full"
 
 
 class Rejected(Exception):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib.metadata import version
 from typing import Any, NoReturn
@@ -13,7 +13,9 @@ from constantly import NamedConstant
 from twisted.logger import LogLevel
 from twisted.python import usage
 
-from signaling.limits import Limits, check
+from signaling.addresses import TrustedProxies
+from signaling.limits import MAY_BE_ZERO, RATES, Limits, check
+from signaling.origins import Origins
 
 DEFAULT_PORT = 8081
 
@@ -28,6 +30,17 @@ _DEFAULTS = Limits()
 
 # Each option of a number, and the bound that it sets.
 _BOUNDS = {
+    "max-connections": "max_connections",
+    "max-connections-per-address": "max_connections_per_address",
+    "max-connection-rate": "max_connections_per_address_per_second",
+    "connection-burst": "connection_burst",
+    "max-peers-per-topic": "max_peers_per_topic",
+    "max-message-rate": "max_messages_per_second",
+    "message-burst": "message_burst",
+    "max-topic-bytes": "max_topic_bytes",
+    "max-metadata-bytes": "max_metadata_bytes",
+    "max-header-bytes": "max_header_bytes",
+    "max-body-bytes": "max_body_bytes",
     "ping-interval": "ping_interval_seconds",
     "ping-timeout": "ping_timeout_seconds",
     "handshake-timeout": "handshake_timeout_seconds",
@@ -38,6 +51,17 @@ _BOUNDS = {
 }
 
 _HELP = {
+    "max-connections": "Peers' connections in all; beyond them 503.",
+    "max-connections-per-address": "Connections from one address or IPv6 /64; beyond them 429. 0 means no bound.",
+    "max-connection-rate": "New connections a second from one address; beyond them 429. 0 means no bound.",
+    "connection-burst": "New connections of one address at once, before that rate counts.",
+    "max-peers-per-topic": "Peers in one topic; the next one's connection is closed with 1013.",
+    "max-message-rate": "Messages a second from one connection; beyond them rate_limited. 0 means no bound.",
+    "message-burst": "Messages at once, before that rate counts; as many refused in a row, and it is close 1008.",
+    "max-topic-bytes": "Bytes of a topic's name, decoded.",
+    "max-metadata-bytes": "Bytes of a peer's metadata, decoded.",
+    "max-header-bytes": "Bytes of a request line and its headers.",
+    "max-body-bytes": "Bytes of an HTTP request's body.",
     "ping-interval": "Seconds between two pings of one connection; 0 sends none.",
     "ping-timeout": "Seconds from a ping to its pong; then the peer is cut off.",
     "handshake-timeout": "Seconds from a connection's first byte to its complete request.",
@@ -49,7 +73,10 @@ _HELP = {
 
 
 def _default_text(option: str) -> str:
-    return f"{getattr(_DEFAULTS, _BOUNDS[option]):g}" if "bytes" not in option else str(_DEFAULTS.max_message_bytes)
+    value = getattr(_DEFAULTS, _BOUNDS[option])
+    if value is None:
+        return "what the limit on open files leaves room for"
+    return str(int(value) if value == int(value) else value)
 
 
 class Options(usage.Options):
@@ -61,6 +88,8 @@ class Options(usage.Options):
     Attributes:
         limits: the bounds that were asked for.
         log_level: a ``twisted.logger.LogLevel``.
+        allow_origins: as for ``Origins``.
+        trusted_proxies: as for ``TrustedProxies``.
         listen: endpoint descriptions; empty where the port counts.
         port: the port on all interfaces.
     """
@@ -79,6 +108,8 @@ class Options(usage.Options):
         super().__init__()
         self._environ = os.environ if environ is None else environ
         self.listen: list[str] = []
+        self.allow_origins: list[str] = []
+        self.trusted_proxies: list[str] = []
         self.port = DEFAULT_PORT
         self.limits = _DEFAULTS
         self.log_level = LogLevel.info
@@ -91,6 +122,16 @@ class Options(usage.Options):
     def opt_listen(self, description: str) -> None:
         """Twisted endpoint in place of --port, for example tcp:8081:interface=127.0.0.1; repeatable."""
         self.listen.append(description)
+
+    def opt_allow_origin(self, origin: str) -> None:
+        """Origin that may connect, https://example.com or https://*.example.com; repeatable. By default any may."""
+        _check("allow-origin", Origins, origin)
+        self.allow_origins.append(origin)
+
+    def opt_trusted_proxy(self, network: str) -> None:
+        """Address or network whose X-Forwarded-For counts, for example 10.0.0.0/8, or unix; repeatable."""
+        _check("trusted-proxy", TrustedProxies, network)
+        self.trusted_proxies.append(network)
 
     def opt_version(self) -> NoReturn:
         """Print the version and exit."""
@@ -121,7 +162,7 @@ class Options(usage.Options):
         unknown = text.removesuffix(" not recognized").removeprefix("option ")
         if unknown == text:
             return text
-        known = [f"--{name}" for name in (*self.longOpt, "listen")]
+        known = [f"--{name}" for name in self.longOpt]
         near = get_close_matches(unknown, [name.rstrip("=") for name in known], n=1)
         hint = f"did you mean {near[0]}?" if near else "twistd signaling --help lists the options"
         return f"{unknown}: there is no such option; {hint}"
@@ -147,6 +188,13 @@ class Options(usage.Options):
         return variable, self._environ.get(variable) or default
 
 
+def _check(option: str, kind: Callable[[list[str]], object], text: str) -> None:
+    try:
+        kind([text])
+    except ValueError as error:
+        raise usage.UsageError(f"--{option}: {error}") from None
+
+
 def _port(source: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text[:6]) <= 65_535):
         raise usage.UsageError(f"{source}: {text!r} is not a port (a whole number from 0 to 65535, for example 8081)")
@@ -169,7 +217,12 @@ def _limits(given: dict[str, str]) -> Limits:
 
 def _number(option: str, text: str) -> float:
     field = _BOUNDS[option]
-    value = _seconds(option, text) if field.endswith("_seconds") else _whole(option, text)
+    if field in RATES:
+        value = _real(option, text, "number a second (for example 10 or 0.5)")
+    elif field.endswith("_seconds"):
+        value = _real(option, text, "number of seconds (for example 20 or 0.5)")
+    else:
+        value = _whole(option, text)
     try:
         check(field, value)
     except ValueError as error:
@@ -178,18 +231,19 @@ def _number(option: str, text: str) -> float:
     return value
 
 
-def _seconds(option: str, text: str) -> float:
+def _real(option: str, text: str, what: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise usage.UsageError(f"--{option}: {text!r} is not a number of seconds (for example 20 or 0.5)")
+        raise usage.UsageError(f"--{option}: {text!r} is not a {what}")
     return value
 
 
 def _whole(option: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10):
-        example = getattr(_DEFAULTS, _BOUNDS[option])
-        raise usage.UsageError(f"--{option}: {text!r} is not a whole number from 1 up (for example {example})")
+        least = 0 if _BOUNDS[option] in MAY_BE_ZERO else 1
+        example = getattr(_DEFAULTS, _BOUNDS[option]) or 1000
+        raise usage.UsageError(f"--{option}: {text!r} is not a whole number from {least} up (for example {example})")
     return int(text)

@@ -39,6 +39,11 @@ class Peer:
         self._counters = counters
         self._outbound: Outbound | None = None
 
+    @property
+    def listed_bytes(self) -> int:
+        """How long this peer's entry in a ``peer-list`` is."""
+        return wire.listed_bytes(self.id, self.metadata)
+
     def attach(self, outbound: Outbound) -> None:
         """Send to ``outbound`` from now on."""
         self._outbound = outbound
@@ -48,7 +53,11 @@ class Peer:
         self._outbound = None
 
     def join(self, topic_name: str) -> None:
-        """Join the topic: welcome, then who is there; and everyone there is told."""
+        """Join the topic: welcome, then who is there; and everyone there is told.
+
+        Raises:
+            Rejected: ``topic_full``; nothing happened.
+        """
         topic = self.topic = self._topics.join(topic_name, self)
         others = [peer for peer in topic if peer is not self]
         self._answer(wire.welcome(self.id))

@@ -6,6 +6,7 @@ everything else is handed, with the bytes read so far, to a ``twisted.web`` site
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from constantly import NamedConstant
@@ -15,14 +16,19 @@ from twisted.internet.protocol import connectionDone
 from twisted.logger import FilteringLogObserver, Logger, LogLevel, LogLevelFilterPredicate, globalLogPublisher
 from twisted.python.failure import Failure
 
+from signaling import descriptors, wire
+from signaling.addresses import Client, TrustedProxies
+from signaling.admission import Admission
 from signaling.counters import Counters
 from signaling.errors import ErrorCode, Refused, Rejected
 from signaling.ids import PeerIds
 from signaling.limits import Limits
+from signaling.origins import Origins
 from signaling.peer import Peer, return_undelivered
 from signaling.ports import Receipt
+from signaling.rates import TokenBucket
 from signaling.topics import TopicMap
-from signaling.upgrade import Join, check_join, check_upgrade, parse_head
+from signaling.upgrade import HeaderValues, Join, check_join, check_upgrade, parse_head
 from signaling.web import BoundedChannel, SignalingSite
 from signaling.websocket import LeanWebSocketFactory, LeanWebSocketProtocol
 
@@ -30,6 +36,8 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
 _PREFIX = b"/ws/"
+_POLICY_VIOLATION = 1008
+_TRY_AGAIN_LATER = 1013
 
 
 class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
@@ -39,8 +47,16 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
     _web: BoundedChannel | None = None
     _peer: Peer | None = None
     _join: Join | None = None
+    _client: Client | None = None
+    _admitted = False
+    _bucket: TokenBucket | None = None
 
     # The way in
+
+    def connectionMade(self) -> None:
+        """Take the place of the oldest connection of no peer, where there is no other."""
+        super().connectionMade()
+        self.factory.make_room(self)
 
     def requestReceived(self, request: bytes) -> None:
         """Answer a well-formed upgrade of ``/ws/{topic}`` here, leave everything else to the site."""
@@ -54,10 +70,11 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
             return self._leave_to_web(request)
         try:
             join, key = check_join(segment, query, self.factory.limits), check_upgrade(values)
+            self.factory.origins.check(values(b"origin"))
         except Refused:
             # The site refuses it for the same reason, and knows how to say so over HTTP.
             return self._leave_to_web(request)
-        self.join(join, key)
+        self.join(join, key, values)
         return None
 
     def _leave_to_web(self, request: bytes) -> None:
@@ -73,8 +90,9 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
 
     def refuse(self, refused: Refused) -> None:
         """Answer the request with an HTTP error that a page of any origin can read, and end the connection."""
-        refused.headers.setdefault(b"Access-Control-Allow-Origin", b"*")
+        refused.headers = {**self.factory.origins.cors(()), **refused.headers}
         super().refuse(refused)
+        self.factory.counters.requests_refused[refused.status] += 1
         self._log_refusal(f"{refused.status} {refused.reason}")
 
     def handshakeLate(self) -> None:
@@ -83,11 +101,21 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         self._log_refusal(self.end_reason)
 
     def _log_refusal(self, reason: str) -> None:
-        address = address_text(self.transport.getPeer())
+        address = self._client.text if self._client is not None else address_text(self.transport.getPeer())
         self.factory.log.info("refused a request from {address}: {reason}", address=address, reason=reason)
 
-    def join(self, join: Join, key: bytes) -> None:
-        """Accept the handshake and join the topic."""
+    def join(self, join: Join, key: bytes, values: HeaderValues) -> None:
+        """Accept the handshake and join the topic, or refuse it where the server or the client's address is full."""
+        factory = self.factory
+        self._client = factory.client(self.transport.getPeer(), values)
+        try:
+            factory.admission.admit(self._client)
+        except Refused as refused:
+            refused.headers |= factory.origins.cors(values(b"origin"))
+            self.refuse(refused)
+            return
+        factory.newcomers.pop(self, None)
+        self._admitted = True
         self._join = join
         self.accept(key)
 
@@ -106,27 +134,52 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         if join is None:
             raise RuntimeError("a connection opens by join()")
         factory = self.factory
-        self._peer = Peer(factory.ids.next(), join.metadata, factory.topics, factory.counters)
-        self._peer.attach(self)
-        self._peer.join(join.topic)
-        factory.log.info(
-            "{peer} joined {topic!r} from {address}",
-            peer=self._peer.id,
-            topic=join.topic,
-            address=address_text(self.transport.getPeer()),
-        )
+        peer = Peer(factory.ids.next(), join.metadata, factory.topics, factory.counters)
+        peer.attach(self)
+        try:
+            peer.join(join.topic)
+        except Rejected as rejected:
+            peer.reject(rejected)
+            self.close(_TRY_AGAIN_LATER, rejected.text)
+            self._log_entry("{address} was refused {topic!r}: {reason}", join, reason=rejected.text)
+            return
+        self._peer = peer
+        self._log_entry("{peer} joined {topic!r} from {address}", join, peer=peer.id)
+
+    def _log_entry(self, text: str, join: Join, **fields: str) -> None:
+        address = self._client.text if self._client is not None else ""
+        self.factory.log.info(text, topic=join.topic, address=address, **fields)
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         """Relay one message, or answer it."""
-        if self._peer is None:
+        peer = self._peer
+        if peer is None:
+            return
+        if self.factory.limits.max_messages_per_second and not self._within_rate(peer, payload, isBinary):
             return
         if isBinary:
             outcome: Any = Rejected(ErrorCode.INVALID_MESSAGE, "send text messages, not binary ones")
-            self._peer.reject(outcome)
+            peer.reject(outcome)
         else:
-            outcome = self._peer.receive(payload)
+            outcome = peer.receive(payload)
         if self.factory.logs_debug:
-            self._log_outcome(self._peer.id, outcome)
+            self._log_outcome(peer.id, outcome)
+
+    def _within_rate(self, peer: Peer, payload: bytes, is_binary: bool) -> bool:
+        limits = self.factory.limits
+        if self._bucket is None:
+            self._bucket = TokenBucket(limits.max_messages_per_second, limits.message_burst)
+        left = self._bucket.take(self.factory.reactor.seconds())
+        if left >= 0:
+            return True
+        text = f"at most {limits.max_messages_per_second:g} messages a second; this one was not delivered"
+        rejected = Rejected(ErrorCode.RATE_LIMITED, text, None if is_binary else wire.msg_id_of(payload))
+        peer.reject(rejected)
+        if self.factory.logs_debug:
+            self._log_outcome(peer.id, rejected)
+        if left < -limits.message_burst:
+            self.close(_POLICY_VIOLATION, f"at most {limits.max_messages_per_second:g} messages a second")
+        return False
 
     def _log_outcome(self, peer_id: str, outcome: Any) -> None:
         log = self.factory.log
@@ -153,6 +206,10 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         if web is not None:
             web.connectionLost(reason)
         super().connectionLost(reason)
+        self.factory.newcomers.pop(self, None)
+        if self._admitted and self._client is not None:
+            self._admitted = False
+            self.factory.admission.release(self._client)
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
         """Take the peer out of its topic, and say why in the log."""
@@ -172,12 +229,18 @@ class SignalingFactory(LeanWebSocketFactory):
 
     Args:
         limits: the bounds; None means the defaults.
+        allow_origins: the pages that may connect, as for ``Origins``; none means any.
+        trusted_proxies: whose ``X-Forwarded-For`` counts, as for ``TrustedProxies``.
         reactor: tells the time; None means the global reactor.
         log_level: events below it are not logged.
 
     Attributes:
         topics: who is there, by topic.
         counters: what happened so far.
+        admission: who may come in.
+
+    Raises:
+        ValueError: where an origin or a proxy is none.
     """
 
     protocol = SignalingProtocol
@@ -186,6 +249,8 @@ class SignalingFactory(LeanWebSocketFactory):
         self,
         limits: Limits | None = None,
         *,
+        allow_origins: Iterable[str] = (),
+        trusted_proxies: Iterable[str] = (),
         reactor: IReactorTime | None = None,
         log_level: NamedConstant = LogLevel.info,
     ) -> None:
@@ -196,8 +261,13 @@ class SignalingFactory(LeanWebSocketFactory):
             reactor = global_reactor
         assert reactor is not None
         super().__init__(limits or Limits(), reactor)
-        self.topics: TopicMap[Peer] = TopicMap()
+        self.topics: TopicMap[Peer] = TopicMap(self.limits.max_peers_per_topic, self.limits.max_peer_list_bytes)
         self.counters = Counters()
+        self.origins = Origins(allow_origins)
+        self.admission = Admission(self.limits, descriptors.file_limit(reactor), reactor.seconds)
+        self._proxies = TrustedProxies(trusted_proxies)
+        # The connections of no peer, oldest first.
+        self.newcomers: dict[SignalingProtocol, None] = {}
         self.ids = PeerIds()
         self.site = SignalingSite(self, reactor)
         self.log = _logger(log_level)
@@ -215,8 +285,28 @@ class SignalingFactory(LeanWebSocketFactory):
         counters = self.counters
         return counters.relays_accepted - counters.relays_undelivered - self.relays_waiting
 
+    def client(self, address: Any, values: HeaderValues) -> Client:
+        """Tell where a request comes from.
+
+        Args:
+            address: of the connection's other end, an ``IAddress`` provider.
+            values: the request's headers.
+        """
+        host = getattr(address, "host", None)
+        return self._proxies.client(host, address_text(address), values(b"x-forwarded-for"))
+
+    def make_room(self, newcomer: SignalingProtocol) -> None:
+        """Let ``newcomer`` have the place of the oldest connection of no peer, where there is no other."""
+        self.newcomers[newcomer] = None
+        if len(self.connections) > self.admission.most + self.admission.spare:
+            oldest = next(iter(self.newcomers))
+            del self.newcomers[oldest]
+            self.counters.connections_evicted += 1
+            oldest.cut("the server is full, and this was its oldest connection of no peer")
+
     def handshakeRefused(self, address: Any, refused: Refused) -> None:
         """Say in the log who was refused, and why."""
+        self.counters.requests_refused[refused.status] += 1
         self.log.info(
             "refused a handshake from {address}: {status} {reason}",
             address=address_text(address),

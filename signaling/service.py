@@ -15,6 +15,7 @@ from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.logger import FilteringLogObserver, LogLevelFilterPredicate, globalLogPublisher
 from twisted.python.failure import Failure
 
+from signaling.descriptors import raise_file_limit
 from signaling.errors import StartError
 from signaling.listening import endpoints, start_error
 from signaling.options import Options
@@ -114,8 +115,19 @@ class TwistdService(MultiService):
     def startService(self) -> None:
         """Take over the signals once more, after the reactor, and tell systemd that the server is ready."""
         super().startService()
+        self._warn_of_shortfall()
         self._factory.reactor.callWhenRunning(self._handle_signals)
         notify("READY=1")
+
+    def _warn_of_shortfall(self) -> None:
+        admission = self._factory.admission
+        if admission.shortfall:
+            self._factory.log.warn(
+                "--max-connections: the limit on open files leaves room for {most}, which is {missing} less; raise it"
+                " (ulimit -n, or LimitNOFILE= in systemd)",
+                most=admission.most,
+                missing=admission.shortfall,
+            )
 
     def _handle_signals(self) -> None:
         # The reactor's own handlers make twistd end by the signal; a drained server ends with status 0.
@@ -177,7 +189,14 @@ def makeService(options: Options) -> SignalingService | TwistdService:
         if options.run_by_twistd:
             raise SystemExit(f"signaling: {error}") from None
         raise
-    factory = SignalingFactory(options.limits, log_level=options.log_level)
+    if options.run_by_twistd:
+        raise_file_limit()
+    factory = SignalingFactory(
+        options.limits,
+        allow_origins=options.allow_origins,
+        trusted_proxies=options.trusted_proxies,
+        log_level=options.log_level,
+    )
     service = SignalingService(factory, listeners)
     return TwistdService(service, options) if options.run_by_twistd else service
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
 
+from signaling.errors import ErrorCode, Rejected
+
 
 class Member(Protocol):
     """Whatever joins a topic under an id of its own."""
@@ -13,6 +15,10 @@ class Member(Protocol):
     def id(self) -> str:
         """Unique in the process."""
 
+    @property
+    def listed_bytes(self) -> int:
+        """How long its entry in a ``peer-list`` is."""
+
 
 M = TypeVar("M", bound=Member)
 
@@ -20,10 +26,11 @@ M = TypeVar("M", bound=Member)
 class Topic(Generic[M]):
     """The members of one topic, in joining order."""
 
-    __slots__ = ("_members", "name")
+    __slots__ = ("_members", "listed_bytes", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.listed_bytes = 0
         self._members: dict[str, M] = {}
 
     def __iter__(self) -> Iterator[M]:
@@ -40,16 +47,25 @@ class Topic(Generic[M]):
     def add(self, member: M) -> None:
         """Let ``member`` in, after all others."""
         self._members[member.id] = member
+        self.listed_bytes += member.listed_bytes
 
     def remove(self, member: M) -> None:
         """Let ``member`` out."""
         del self._members[member.id]
+        self.listed_bytes -= member.listed_bytes
 
 
 class TopicMap(Generic[M]):
-    """All topics that have a member. A topic comes with its first member and goes with its last."""
+    """All topics that have a member. A topic comes with its first member and goes with its last.
 
-    def __init__(self) -> None:
+    Args:
+        max_members: of one topic.
+        max_listed_bytes: of one topic's ``peer-list``: each who joins is sent it, and may leave it unread.
+    """
+
+    def __init__(self, max_members: int, max_listed_bytes: int) -> None:
+        self._max_members = max_members
+        self._max_listed_bytes = max_listed_bytes
         self._topics: dict[str, Topic[M]] = {}
 
     def __iter__(self) -> Iterator[Topic[M]]:
@@ -62,10 +78,18 @@ class TopicMap(Generic[M]):
         return name in self._topics
 
     def join(self, name: str, member: M) -> Topic[M]:
-        """Put ``member`` into the topic, which is made where it does not exist."""
+        """Put ``member`` into the topic, which is made where it does not exist.
+
+        Raises:
+            Rejected: ``topic_full``.
+        """
         topic = self._topics.get(name)
         if topic is None:
             topic = self._topics[name] = Topic(name)
+        elif len(topic) >= self._max_members:
+            raise Rejected(ErrorCode.TOPIC_FULL, f"the topic has {self._max_members} peers, which is the most")
+        elif topic.listed_bytes + member.listed_bytes > self._max_listed_bytes:
+            raise Rejected(ErrorCode.TOPIC_FULL, "the metadata of the topic's peers is as much as is allowed")
         topic.add(member)
         return topic
 

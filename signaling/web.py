@@ -13,6 +13,7 @@ from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from signaling.errors import Refused
 from signaling.limits import Limits
+from signaling.origins import Origins
 from signaling.upgrade import HeaderValues, Join, asks_for_websocket, check_join, check_upgrade
 
 _METHODS = b"GET, OPTIONS"
@@ -30,8 +31,8 @@ class Upgradable(Protocol):
     def connectionLost(self, reason: Any) -> None:
         """Hear of the end."""
 
-    def join(self, join: Join, key: bytes) -> None:
-        """Accept the handshake and join the topic."""
+    def join(self, join: Join, key: bytes, values: HeaderValues) -> None:
+        """Accept the handshake and join the topic, or refuse it where the server or the client's address is full."""
 
     def leaveWeb(self) -> None:
         """Take the bytes that an HTTP channel took until now."""
@@ -47,6 +48,7 @@ class UpgradableFactory(Protocol):
     """Makes connections and keeps their bounds."""
 
     limits: Limits
+    origins: Origins
 
     def buildProtocol(self, addr: Any) -> Upgradable:
         """Make a connection."""
@@ -60,10 +62,14 @@ class Endpoint(Resource):
 
     isLeaf = True
 
+    def __init__(self, origins: Origins) -> None:
+        super().__init__()
+        self._origins = origins
+
     def render(self, request: Request) -> Any:
         """Answer ``request``; nothing that it can contain raises."""
         request.responseHeaders.removeHeader(b"server")
-        for name, value in cors(request_headers(request)).items():
+        for name, value in self._origins.cors(request_headers(request)(b"origin")).items():
             request.setHeader(name, value)
         try:
             self.check_path(request.postpath or [])
@@ -110,7 +116,7 @@ class SignalingResource(Endpoint):
     """
 
     def __init__(self, factory: UpgradableFactory) -> None:
-        super().__init__()
+        super().__init__(factory.origins)
         self._factory = factory
 
     def check_path(self, segments: list[bytes]) -> None:
@@ -125,6 +131,7 @@ class SignalingResource(Endpoint):
         try:
             join = check_join(path.rpartition(b"/")[2], query, self._factory.limits)
             key = check_upgrade(values)
+            self._factory.origins.check(values(b"origin"))
             if request.method != b"GET" or request.clientproto != b"HTTP/1.1":
                 raise Refused(400, "a WebSocket connection is opened by GET over HTTP/1.1")
             connection = _take_over(request, self._factory)
@@ -132,7 +139,7 @@ class SignalingResource(Endpoint):
             if asks_for_websocket(values):
                 self._factory.handshakeRefused(request.getClientAddress(), refused)
             raise
-        connection.join(join, key)
+        connection.join(join, key, values)
         return NOT_DONE_YET
 
 
@@ -173,6 +180,7 @@ class BoundedChannel(HTTPChannel):
 
     owner: Upgradable
     owner_limits: Limits
+    origins: Origins
 
     def resetTimeout(self) -> None:
         """Keep the deadline: twisted.web would restart it with every byte, and a header could trickle for ever."""
@@ -182,7 +190,7 @@ class BoundedChannel(HTTPChannel):
         self.connectionLost(Failure(ConnectionDone()))
         self.setRawMode()
         self.rawDataReceived = lambda data: None  # type: ignore[method-assign]
-        refused.headers |= cors(lambda name: ())
+        refused.headers |= self.origins.cors(())
         self.owner.leaveWeb()
         self.owner.refuse(refused)
 
@@ -210,33 +218,26 @@ class SignalingSite(Site):
 
     def __init__(self, factory: UpgradableFactory, reactor: Any) -> None:
         limits = factory.limits
-        root = NotFound()
+        root = NotFound(factory.origins)
         root.isLeaf = False
-        root.getChild = lambda path, request: NotFound()  # type: ignore[method-assign]
-        root.putChild(b"healthz", Health())
+        root.getChild = lambda path, request: NotFound(factory.origins)  # type: ignore[method-assign]
+        root.putChild(b"healthz", Health(factory.origins))
         root.putChild(b"ws", SignalingResource(factory))
         super().__init__(root, requestFactory=BoundedRequest, reactor=reactor, timeout=limits.handshake_timeout_seconds)
         self._limits = limits
+        self._origins = factory.origins
 
     def channel_for(self, owner: Upgradable) -> BoundedChannel:
         """Make a channel that takes the bytes of ``owner``'s connection."""
         channel: BoundedChannel = self.buildProtocol(None)
-        channel.owner, channel.owner_limits = owner, self._limits
-        channel.totalHeadersSize = self._limits.max_header_bytes
+        channel.owner, channel.owner_limits, channel.origins = owner, self._limits, self._origins
+        channel.totalHeadersSize = channel.MAX_LENGTH = self._limits.max_header_bytes
         return channel
 
 
 def request_headers(request: Request) -> HeaderValues:
     """Look a request's headers up."""
     return lambda name: request.requestHeaders.getRawHeaders(name, [])
-
-
-def cors(values: HeaderValues) -> dict[bytes, bytes]:
-    """Return the headers that let a page of any origin read the answer."""
-    origins = values(b"origin")
-    if not origins:
-        return {b"Access-Control-Allow-Origin": b"*"}
-    return {b"Access-Control-Allow-Origin": origins[0], b"Vary": b"Origin"}
 
 
 def not_found() -> Refused:

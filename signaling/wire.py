@@ -70,6 +70,14 @@ def decode(data: bytes) -> ClientMessage:
     return ClientMessage(kind, target, payload, msg_id)
 
 
+def msg_id_of(data: bytes) -> bytes | None:
+    """Return the JSON text of a message's ``msgId``, whatever is wrong with the rest; None where there is none."""
+    try:
+        return decode(data).msg_id
+    except Rejected as rejected:
+        return rejected.msg_id
+
+
 def _msg_id(text: bytes) -> bytes | None:
     """Return the JSON text of a ``msgId``, or None where it counts as absent."""
     if text in (b"", b"null", b'""'):
@@ -179,9 +187,16 @@ def welcome(peer_id: str) -> bytes:
 
 def peer_list(peers: Iterable[tuple[str, bytes | None]]) -> bytes:
     """Encode who is there: ids with their metadata, in joining order."""
-    return b'{"type":"peer-list","peers":[%b]}' % b",".join(
-        b'{"id":"%b"%b}' % (peer_id.encode(), _metadata(metadata)) for peer_id, metadata in peers
-    )
+    return b'{"type":"peer-list","peers":[%b]}' % b",".join(_listed(*peer) for peer in peers)
+
+
+def _listed(peer_id: str, metadata: bytes | None) -> bytes:
+    return b'{"id":"%b"%b}' % (peer_id.encode(), _metadata(metadata))
+
+
+def listed_bytes(peer_id: str, metadata: bytes | None) -> int:
+    """Return how much a peer adds to a ``peer-list``."""
+    return len(_listed(peer_id, metadata)) + len(",")
 
 
 def peer_joined(peer_id: str, metadata: bytes | None) -> bytes:

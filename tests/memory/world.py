@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
-from twisted.internet.address import IPv4Address
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IPushProducer, ITCPTransport
 from twisted.internet.task import Clock
@@ -45,8 +45,9 @@ class MemoryTransport:
     bufferSize = 65_536
     disconnecting = False
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, host: str, port: int) -> None:
         self.protocol: Any = None
+        self._host = host
         self.dataBuffer = b""
         self.offset = 0
         self._tempDataLen = 0
@@ -117,8 +118,9 @@ class MemoryTransport:
     def getTcpKeepAlive(self) -> bool:
         return False
 
-    def getPeer(self) -> IPv4Address:
-        return IPv4Address("TCP", "192.0.2.1", self._port)
+    def getPeer(self) -> Any:
+        kind = IPv6Address if ":" in self._host else IPv4Address
+        return kind("TCP", self._host, self._port)
 
     def getHost(self) -> IPv4Address:
         return IPv4Address("TCP", "192.0.2.2", 8081)
@@ -327,15 +329,26 @@ class Peer(Connection):
 class World:
     """One server, its clock, and everyone connected to it.
 
+    Attributes:
+        host: the address that new connections come from.
+
     Args:
         site: whether the server is mounted in a foreign site instead of having its own port.
+        allow_origins: as for ``SignalingFactory``.
+        trusted_proxies: as for ``SignalingFactory``.
         limits: the server's bounds.
     """
 
-    def __init__(self, site: bool = False, **limits: Any) -> None:
+    def __init__(self, site: bool = False, allow_origins: Any = (), trusted_proxies: Any = (), **limits: Any) -> None:
         self.clock = PassingClock()
         self.limits = Limits(**limits)
-        self.factory = SignalingFactory(self.limits, reactor=self.clock)  # type: ignore[arg-type]
+        self.factory = SignalingFactory(
+            self.limits,
+            allow_origins=allow_origins,
+            trusted_proxies=trusted_proxies,
+            reactor=self.clock,  # type: ignore[arg-type]
+        )
+        self.host = "192.0.2.1"
         self.connections: list[Connection] = []
         self._build: Callable[[IPv4Address], Any] = self.factory.buildProtocol
         if site:
@@ -390,7 +403,7 @@ class World:
             self.run()
 
     def _transport(self) -> MemoryTransport:
-        transport = MemoryTransport(40_000 + len(self.connections))
+        transport = MemoryTransport(self.host, 40_000 + len(self.connections))
         transport.protocol = self._build(transport.getPeer())
         return transport
 

@@ -16,8 +16,21 @@ TREE = PACKAGE.parent
 
 LAYERS = [
     {"_version", "clock", "errors", "limits"},
-    {"counters", "deadlines", "frames", "ids", "outbound", "topics", "turns", "wire"},
-    {"ports", "upgrade"},
+    {
+        "addresses",
+        "counters",
+        "deadlines",
+        "descriptors",
+        "frames",
+        "ids",
+        "origins",
+        "outbound",
+        "rates",
+        "topics",
+        "turns",
+        "wire",
+    },
+    {"admission", "ports", "upgrade"},
     {"peer"},
     {"web", "websocket"},
     {"protocol"},

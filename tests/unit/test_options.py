@@ -55,6 +55,17 @@ def test_every_bound_is_set_by_its_option() -> None:
         "--shutdown-timeout=0",
         "--max-message-bytes=1000000",
         "--high-water-mark=4",
+        "--max-connections=100",
+        "--max-connections-per-address=0",
+        "--max-connection-rate=0.5",
+        "--connection-burst=5",
+        "--max-peers-per-topic=50",
+        "--max-message-rate=20",
+        "--message-burst=40",
+        "--max-topic-bytes=64",
+        "--max-metadata-bytes=1024",
+        "--max-header-bytes=8192",
+        "--max-body-bytes=1",
     )
     assert options.limits == Limits(
         ping_interval_seconds=1.5,
@@ -65,7 +76,26 @@ def test_every_bound_is_set_by_its_option() -> None:
         max_message_bytes=1_000_000,
         high_water_bytes=2_000_000,
         high_water_messages=4,
+        max_connections=100,
+        max_connections_per_address=0,
+        max_connections_per_address_per_second=0.5,
+        connection_burst=5,
+        max_peers_per_topic=50,
+        max_messages_per_second=20.0,
+        message_burst=40,
+        max_topic_bytes=64,
+        max_metadata_bytes=1024,
+        max_header_bytes=8192,
+        max_body_bytes=1,
     )
+
+
+def test_origins_and_proxies_repeat() -> None:
+    options = parse(
+        "--allow-origin=https://a.example", "--allow-origin=null", "--trusted-proxy=::1", "--trusted-proxy=10.0.0.0/8"
+    )
+    assert options.allow_origins == ["https://a.example", "null"]
+    assert options.trusted_proxies == ["::1", "10.0.0.0/8"]
 
 
 @pytest.mark.parametrize("text", ["65536", "-1", "80a", "", "\uff18\uff10", "1e3", " 80"])
@@ -95,6 +125,24 @@ def test_a_time_that_is_no_number_is_named(option: str, text: str) -> None:
         ("--write-timeout=1e9", "--write-timeout: 1000000000.0 is not more than 0 and at most 86400 seconds"),
         ("--max-message-bytes=0", "--max-message-bytes: 0 is not a whole number from 1 up"),
         ("--max-message-bytes=64k", "--max-message-bytes: '64k' is not a whole number from 1 up (for example 65536)"),
+        ("--max-connections=0", "--max-connections: 0 is not a whole number from 1 up"),
+        ("--max-connections=many", "--max-connections: 'many' is not a whole number from 1 up (for example 1000)"),
+        (
+            "--max-connections-per-address=-1",
+            "--max-connections-per-address: '-1' is not a whole number from 0 up (for example 1000)",
+        ),
+        ("--max-message-rate=fast", "--max-message-rate: 'fast' is not a number a second (for example 10 or 0.5)"),
+        ("--max-message-rate=-1", "--max-message-rate: -1.0 is not from 0 to 1000000 a second"),
+        (
+            "--allow-origin=example.com",
+            "--allow-origin: 'example.com' is not an origin"
+            " (right are for example https://example.com and https://*.example.com)",
+        ),
+        (
+            "--trusted-proxy=proxy",
+            "--trusted-proxy: 'proxy' is not an address or a network"
+            " (right are for example 127.0.0.1, 10.0.0.0/8, fd00::/8 and unix)",
+        ),
         ("--high-water-mark=1.5", "--high-water-mark: '1.5' is not a whole number from 1 up (for example 16)"),
     ],
 )

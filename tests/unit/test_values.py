@@ -54,10 +54,11 @@ def test_a_close_reason_is_cut_between_characters() -> None:
 class Member:
     def __init__(self, member_id: str) -> None:
         self.id = member_id
+        self.listed_bytes = 30
 
 
 def test_a_topic_keeps_joining_order_and_goes_with_its_last_member() -> None:
-    topics: TopicMap[Member] = TopicMap()
+    topics: TopicMap[Member] = TopicMap(max_members=10, max_listed_bytes=1000)
     first, second = Member("b"), Member("a")
     topic = topics.join("room", first)
     assert topics.join("room", second) is topic
@@ -72,7 +73,7 @@ def test_a_topic_keeps_joining_order_and_goes_with_its_last_member() -> None:
 
 
 def test_members_may_leave_while_the_topic_is_walked() -> None:
-    topics: TopicMap[Member] = TopicMap()
+    topics: TopicMap[Member] = TopicMap(max_members=10, max_listed_bytes=1000)
     members = [Member(str(n)) for n in range(3)]
     for member in members:
         topic = topics.join("room", member)

@@ -1,0 +1,81 @@
+"""Who may come in: bounds on connections, in all and for each address."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from signaling import descriptors
+from signaling.addresses import Client
+from signaling.errors import Refused
+from signaling.limits import Limits
+from signaling.rates import TokenBuckets
+
+_RETRY_WHEN_FULL_SECONDS = 10
+
+
+class Admission:
+    """Counts the connections of one server.
+
+    Args:
+        limits: the bounds.
+        file_limit: how many files the process may have open.
+        seconds: tells the time.
+
+    Attributes:
+        most: peers' connections in all.
+        spare: connections beyond those, of clients that are no peers yet or never become one.
+    """
+
+    def __init__(self, limits: Limits, file_limit: int, seconds: Callable[[], float]) -> None:
+        self._limits = limits
+        default_spare = descriptors.spare_connections(file_limit)
+        self.spare = default_spare if limits.spare_connections is None else limits.spare_connections
+        possible = max(1, file_limit - descriptors.own_files(file_limit) - self.spare)
+        self.most = possible if limits.max_connections is None else min(limits.max_connections, possible)
+        self._admitted = 0
+        self._by_network: dict[str, int] = {}
+        self._rates: TokenBuckets[str] | None = None
+        if limits.max_connections_per_address_per_second:
+            self._rates = TokenBuckets(limits.max_connections_per_address_per_second, limits.connection_burst, seconds)
+
+    @property
+    def shortfall(self) -> int:
+        """How many of the connections that were asked for the process's limit on open files does not allow."""
+        return max(0, (self._limits.max_connections or 0) - self.most)
+
+    def admit(self, client: Client) -> None:
+        """Let a client in.
+
+        Raises:
+            Refused: 503 where the server is full, 429 where the client's address has enough.
+        """
+        if self._admitted >= self.most:
+            raise _later(503, f"the server is full: it takes {self.most} connections", _RETRY_WHEN_FULL_SECONDS)
+        if client.network is not None:
+            self._check_address(client.network)
+            self._by_network[client.network] = self._by_network.get(client.network, 0) + 1
+        self._admitted += 1
+
+    def release(self, client: Client) -> None:
+        """Notice that a client which was let in is gone."""
+        self._admitted -= 1
+        if client.network is not None:
+            left = self._by_network[client.network] - 1
+            if left:
+                self._by_network[client.network] = left
+            else:
+                del self._by_network[client.network]
+
+    def _check_address(self, network: str) -> None:
+        most = self._limits.max_connections_per_address
+        if most and self._by_network.get(network, 0) >= most:
+            raise _later(429, f"at most {most} connections from one address ({network})", _RETRY_WHEN_FULL_SECONDS)
+        wait = self._rates.take(network) if self._rates is not None else 0.0
+        if wait:
+            rate = self._limits.max_connections_per_address_per_second
+            raise _later(429, f"at most {rate:g} new connections a second from one address ({network})", wait)
+
+
+def _later(status: int, reason: str, seconds: float) -> Refused:
+    return Refused(status, reason, {b"Retry-After": b"%d" % math.ceil(seconds)})

@@ -1,0 +1,95 @@
+"""Which pages may use the server: the Origin header (RFC 6454) against a list, for handshakes and for CORS alike."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from signaling.errors import Refused
+
+_PATTERN = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>(?:\*\.)?[a-z0-9_.-]+|\[[0-9a-f:.]+\])(?P<port>:[0-9]+)?"
+)
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+_ANY = "*"
+
+
+class Origins:
+    """The origins that are let in.
+
+    A client that is no browser sends no Origin, or the one that it likes: the list protects people's browsers from
+    foreign pages, not the server from other programs. So a request without one is let in.
+
+    Args:
+        patterns: each an origin as browsers write it (``https://example.com``, ``null``), or one whose host starts
+            with ``*.`` for all its subdomains. None at all, or ``*``, means every origin.
+
+    Raises:
+        ValueError: where a pattern is none of these.
+    """
+
+    def __init__(self, patterns: Iterable[str] = ()) -> None:
+        given = [pattern.lower() for pattern in patterns]
+        self._any = not given or _ANY in given
+        self._exact: set[str] = set()
+        self._parents: set[tuple[str, str]] = set()
+        for pattern in given:
+            if pattern != _ANY:
+                self._add(pattern)
+
+    def _add(self, pattern: str) -> None:
+        origin = _normal(pattern)
+        if origin is None:
+            raise ValueError(
+                f"{pattern!r} is not an origin (right are for example https://example.com and https://*.example.com)"
+            )
+        scheme, wildcard, parent = origin.partition("://*.")
+        if wildcard:
+            self._parents.add((scheme, f".{parent}"))
+        else:
+            self._exact.add(origin)
+
+    def check(self, values: Sequence[bytes]) -> None:
+        """Refuse a request with a foreign Origin.
+
+        Args:
+            values: the request's Origin headers.
+
+        Raises:
+            Refused: 403.
+        """
+        if not self._allow(values):
+            raise Refused(403, "this origin is not on the server's list (--allow-origin)")
+
+    def cors(self, values: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Return the headers that let a page of an allowed origin read the answer.
+
+        Args:
+            values: the request's Origin headers.
+        """
+        if self._any and not values:
+            return {b"Access-Control-Allow-Origin": b"*"}
+        if not values or not self._allow(values):
+            return {b"Vary": b"Origin"}
+        return {b"Access-Control-Allow-Origin": values[0], b"Vary": b"Origin"}
+
+    def _allow(self, values: Sequence[bytes]) -> bool:
+        if self._any or not values:
+            return True
+        origin = _normal(values[0].decode("latin-1").lower()) if len(values) == 1 else None
+        return origin is not None and "*" not in origin and (origin in self._exact or self._has_parent(origin))
+
+    def _has_parent(self, origin: str) -> bool:
+        scheme, _, host = origin.partition("://")
+        return any(scheme == allowed and host.endswith(parent) for allowed, parent in self._parents)
+
+
+def _normal(origin: str) -> str | None:
+    """Return the origin without its scheme's default port; None where it is no origin."""
+    if origin == "null":
+        return origin
+    match = _PATTERN.fullmatch(origin)
+    if match is None:
+        return None
+    port = match["port"] or ""
+    return f"{match['scheme']}://{match['host']}{'' if port == _DEFAULT_PORTS.get(match['scheme']) else port}"

@@ -1,0 +1,80 @@
+"""Token buckets: so many a second, and so many at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+K = TypeVar("K")
+
+
+class TokenBucket:
+    """Holds up to ``burst`` tokens, fills by ``rate`` tokens a second, and can be owed more than it held.
+
+    Args:
+        rate: more than 0.
+        burst: from 1 up.
+    """
+
+    __slots__ = ("_burst", "_full_at", "_rate")
+
+    def __init__(self, rate: float, burst: int) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._full_at = 0.0
+
+    def left(self, now: float) -> float:
+        """Return how many tokens there are.
+
+        Args:
+            now: seconds; never less than before.
+        """
+        return self._burst - max(0.0, self._full_at - now) * self._rate
+
+    def take(self, now: float) -> float:
+        """Take one token; returns how many are left, less than 0 where it is owed."""
+        self._full_at = max(self._full_at, now) + 1 / self._rate
+        return self.left(now)
+
+
+class TokenBuckets(Generic[K]):
+    """A bucket for each key; full ones take no memory.
+
+    Args:
+        rate: tokens a second for each key.
+        burst: tokens at once for each key.
+        seconds: tells the time.
+    """
+
+    def __init__(self, rate: float, burst: int, seconds: Callable[[], float]) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._seconds = seconds
+        self._buckets: dict[K, TokenBucket] = {}
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def take(self, key: K) -> float:
+        """Take a token of ``key``.
+
+        Returns:
+            0, or how many seconds to wait for the next one where there was none.
+        """
+        now = self._seconds()
+        self._forget_full(now)
+        bucket = self._buckets.pop(key, None) or TokenBucket(self._rate, self._burst)
+        # Back at the end: the one that was used longest ago stands first.
+        self._buckets[key] = bucket
+        missing = 1 - bucket.left(now)
+        if missing > 0:
+            return missing / self._rate
+        bucket.take(now)
+        return 0.0
+
+    def _forget_full(self, now: float) -> None:
+        while self._buckets:
+            key = next(iter(self._buckets))
+            if self._buckets[key].left(now) < self._burst:
+                return
+            del self._buckets[key]

@@ -1,0 +1,65 @@
+"""Where clients come from, directly and behind proxies."""
+
+from __future__ import annotations
+
+import pytest
+
+from signaling.addresses import Client, TrustedProxies
+
+TRUSTED = ["10.0.0.0/8", "fd00::/8", "unix"]
+
+
+def client(host: str | None, *forwarded: str, trusted: list[str] = TRUSTED) -> Client:
+    return TrustedProxies(trusted).client(host, "direct", [value.encode() for value in forwarded])
+
+
+@pytest.mark.parametrize(
+    ("host", "network"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        (None, None),
+    ],
+)
+def test_a_direct_client_counts_by_its_address(host: str | None, network: str | None) -> None:
+    assert client(host, "203.0.113.1", trusted=[]) == Client("direct", network)
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "network"),
+    [
+        (["203.0.113.1"], "203.0.113.1"),
+        (["203.0.113.1:4711"], "203.0.113.1"),
+        (["2001:db8::1"], "2001:db8::/64"),
+        (["[2001:db8::1]:4711"], "2001:db8::/64"),
+        (["198.51.100.1, 203.0.113.1"], "203.0.113.1"),
+        (["198.51.100.1", "203.0.113.1"], "203.0.113.1"),
+        (["203.0.113.1, 10.9.9.9,fd00::1"], "203.0.113.1"),
+        (["10.1.1.1, 10.2.2.2"], "10.1.1.1"),
+        (["203.0.113.1, unknown, 10.2.2.2"], "10.2.2.2"),
+        (["nonsense"], "10.0.0.1"),
+        ([""], "10.0.0.1"),
+        ([], "10.0.0.1"),
+    ],
+)
+def test_a_trusted_proxys_client_is_the_rightmost_hop_that_is_not_trusted(forwarded: list[str], network: str) -> None:
+    assert client("10.0.0.1", *forwarded).network == network
+
+
+def test_the_log_names_the_client_and_not_its_proxy() -> None:
+    assert client("10.0.0.1", "203.0.113.1").text == "203.0.113.1"
+    assert client("10.0.0.1").text == "direct"
+
+
+def test_a_proxy_on_a_unix_socket_is_trusted_by_name() -> None:
+    assert client(None, "203.0.113.1").network == "203.0.113.1"
+    assert client(None, "203.0.113.1", trusted=["10.0.0.0/8"]).network is None
+
+
+@pytest.mark.parametrize("text", ["10.0.0.1/8", "proxy", "10.0.0", "", "10.0.0.0/33"])
+def test_what_is_no_network_is_named(text: str) -> None:
+    with pytest.raises(ValueError, match="is not an address or a network") as caught:
+        TrustedProxies([text])
+    assert repr(text) in str(caught.value)

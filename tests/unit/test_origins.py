@@ -1,0 +1,78 @@
+"""Which origins a list lets in, and what CORS says of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from signaling.errors import Refused
+from signaling.origins import Origins
+
+
+def allows(patterns: list[str], *origins: str) -> bool:
+    try:
+        Origins(patterns).check([origin.encode() for origin in origins])
+    except Refused:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("pattern", "origin"),
+    [
+        ("https://example.com", "https://example.com"),
+        ("https://Example.com", "HTTPS://EXAMPLE.COM"),
+        ("https://example.com:443", "https://example.com"),
+        ("http://example.com", "http://example.com:80"),
+        ("http://localhost:3000", "http://localhost:3000"),
+        ("http://[::1]:3000", "http://[::1]:3000"),
+        ("https://*.example.com", "https://a.example.com"),
+        ("https://*.example.com", "https://a.b.example.com"),
+        ("https://*.example.com:8443", "https://a.example.com:8443"),
+        ("null", "null"),
+        ("*", "https://any.example"),
+        ("chrome-extension://abcdef", "chrome-extension://abcdef"),
+    ],
+)
+def test_an_origin_on_the_list_is_let_in(pattern: str, origin: str) -> None:
+    assert allows([pattern], origin)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "origin"),
+    [
+        ("https://example.com", "http://example.com"),
+        ("https://example.com", "https://example.com:8443"),
+        ("https://example.com", "https://example.com.evil.example"),
+        ("https://example.com", "https://a.example.com"),
+        ("https://example.com", "null"),
+        ("https://example.com", ""),
+        ("https://example.com", "https://example.com/path"),
+        ("https://*.example.com", "https://example.com"),
+        ("https://*.example.com", "https://evilexample.com"),
+        ("https://*.example.com", "http://a.example.com"),
+        ("https://*.example.com", "https://a.example.com:8443"),
+        ("https://*.example.com", "https://*.example.com"),
+    ],
+)
+def test_a_foreign_origin_is_refused(pattern: str, origin: str) -> None:
+    assert not allows([pattern], origin)
+
+
+def test_no_list_lets_every_origin_in() -> None:
+    assert allows([], "https://any.example")
+    assert Origins().cors([b"https://any.example"])[b"Access-Control-Allow-Origin"] == b"https://any.example"
+
+
+def test_a_client_that_is_no_browser_is_let_in() -> None:
+    assert allows(["https://example.com"])
+
+
+def test_two_origins_are_not_one_of_the_list() -> None:
+    assert not allows(["https://example.com"], "https://example.com", "https://example.com")
+
+
+@pytest.mark.parametrize("pattern", ["example.com", "https://", "https://a.*.com", "https://example.com/", "*.com", ""])
+def test_what_is_no_origin_is_named(pattern: str) -> None:
+    with pytest.raises(ValueError, match="is not an origin") as caught:
+        Origins([pattern])
+    assert repr(pattern) in str(caught.value)

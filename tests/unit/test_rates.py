@@ -1,0 +1,50 @@
+"""Token buckets."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from signaling.rates import TokenBucket, TokenBuckets
+
+
+def test_a_bucket_gives_its_burst_and_then_its_rate() -> None:
+    bucket = TokenBucket(2.0, 3)
+    assert [bucket.take(10.0) for _ in range(4)] == [2.0, 1.0, 0.0, -1.0]
+    assert bucket.take(11.0) == 0.0
+
+
+def test_a_bucket_holds_no_more_than_its_burst() -> None:
+    bucket = TokenBucket(2.0, 3)
+    bucket.take(0.0)
+    assert bucket.left(1000.0) == 3
+
+
+@given(st.lists(st.floats(0, 10), max_size=200), st.integers(1, 20), st.floats(0.1, 100))
+def test_no_more_is_given_than_burst_and_rate_allow(pauses: list[float], burst: int, rate: float) -> None:
+    now, given_since_start, bucket = 0.0, 0, TokenBucket(rate, burst)
+    for pause in pauses:
+        now += pause
+        if bucket.left(now) >= 1:
+            bucket.take(now)
+            given_since_start += 1
+    assert given_since_start <= burst + now * rate + 1e-6
+
+
+def test_each_key_has_a_bucket_of_its_own_and_full_ones_are_forgotten() -> None:
+    now = [0.0]
+    buckets: TokenBuckets[str] = TokenBuckets(1.0, 2, lambda: now[0])
+    assert [buckets.take("a") for _ in range(3)] == [0.0, 0.0, 1.0]
+    for n in range(1000):
+        assert buckets.take(f"other {n}") == 0.0
+    now[0] = 2.0
+    assert buckets.take("a") == 0.0
+    assert len(buckets) == 1
+
+
+def test_who_was_refused_owes_nothing() -> None:
+    now = [0.0]
+    buckets: TokenBuckets[str] = TokenBuckets(1.0, 1, lambda: now[0])
+    assert [buckets.take("a") > 0 for _ in range(100)] == [False] + [True] * 99
+    now[0] = 1.0
+    assert buckets.take("a") == 0.0
