@@ -31,7 +31,8 @@ def parse_address(text: str) -> IPv4Address | IPv6Address | None:
     elif host.count(":") == 1:
         host = host.partition(":")[0]
     try:
-        address = ip_address(host)
+        # What follows a % names an interface of another machine; ipaddress would take any text for one.
+        address = ip_address(host.partition("%")[0])
     except ValueError:
         return None
     return getattr(address, "ipv4_mapped", None) or address

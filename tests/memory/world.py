@@ -49,6 +49,7 @@ class MemoryTransport:
         self.protocol: Any = None
         self._host = host
         self.dataBuffer = b""
+        self._log: list[bytes] = []
         self.offset = 0
         self._tempDataLen = 0
         self.taking = True
@@ -65,12 +66,28 @@ class MemoryTransport:
         if self.lost or self.write_ended or not data:
             return
         self.dataBuffer += data
+        self._log.append(data)
         if self.producer is not None and len(self.dataBuffer) > self.bufferSize:
             self.producer_paused = True
             self.producer.pauseProducing()
 
     def writeSequence(self, data: Any) -> None:
         self.write(b"".join(data))
+
+    def texts_written(self) -> list[str]:
+        """Return all text messages that the server wrote so far, taken or not."""
+        _, _, data = b"".join(self._log).partition(b"\r\n\r\n")
+        texts = []
+        while len(data) >= 2:
+            opcode, size, at = data[0] & 0xF, data[1], 2
+            if size == 126:
+                size, at = int.from_bytes(data[2:4], "big"), 4
+            elif size == 127:
+                size, at = int.from_bytes(data[2:10], "big"), 10
+            if opcode == Opcode.TEXT:
+                texts.append(data[at : at + size].decode())
+            data = data[at + size :]
+        return texts
 
     def take(self, size: int | None = None) -> bytes:
         """Take bytes out of the buffer, as a kernel does; None means all."""
@@ -336,10 +353,18 @@ class World:
         site: whether the server is mounted in a foreign site instead of having its own port.
         allow_origins: as for ``SignalingFactory``.
         trusted_proxies: as for ``SignalingFactory``.
+        buffer_bytes: what a transport holds before it pauses its producer.
         limits: the server's bounds.
     """
 
-    def __init__(self, site: bool = False, allow_origins: Any = (), trusted_proxies: Any = (), **limits: Any) -> None:
+    def __init__(
+        self,
+        site: bool = False,
+        allow_origins: Any = (),
+        trusted_proxies: Any = (),
+        buffer_bytes: int = 65_536,
+        **limits: Any,
+    ) -> None:
         self.clock = PassingClock()
         self.limits = Limits(**limits)
         self.factory = SignalingFactory(
@@ -349,6 +374,7 @@ class World:
             reactor=self.clock,  # type: ignore[arg-type]
         )
         self.host = "192.0.2.1"
+        self._buffer_bytes = buffer_bytes
         self.connections: list[Connection] = []
         self._build: Callable[[IPv4Address], Any] = self.factory.buildProtocol
         if site:
@@ -404,6 +430,7 @@ class World:
 
     def _transport(self) -> MemoryTransport:
         transport = MemoryTransport(self.host, 40_000 + len(self.connections))
+        transport.bufferSize = self._buffer_bytes
         transport.protocol = self._build(transport.getPeer())
         return transport
 

@@ -39,6 +39,7 @@ def test_a_direct_client_counts_by_its_address(host: str | None, network: str | 
         (["203.0.113.1, 10.9.9.9,fd00::1"], "203.0.113.1"),
         (["10.1.1.1, 10.2.2.2"], "10.1.1.1"),
         (["203.0.113.1, unknown, 10.2.2.2"], "10.2.2.2"),
+        (["fe80::1%\x1b[2J"], "fe80::/64"),
         (["nonsense"], "10.0.0.1"),
         ([""], "10.0.0.1"),
         ([], "10.0.0.1"),
@@ -51,6 +52,10 @@ def test_a_trusted_proxys_client_is_the_rightmost_hop_that_is_not_trusted(forwar
 def test_the_log_names_the_client_and_not_its_proxy() -> None:
     assert client("10.0.0.1", "203.0.113.1").text == "203.0.113.1"
     assert client("10.0.0.1").text == "direct"
+
+
+def test_no_text_of_a_client_reaches_the_log_with_its_address() -> None:
+    assert client("10.0.0.1", "fe80::1%\x1b[2J").text == "fe80::1"
 
 
 def test_a_proxy_on_a_unix_socket_is_trusted_by_name() -> None:
