@@ -34,7 +34,7 @@ test-all: $(VENV)/tox.stamp ## Run the tests on Python 3.11, 3.12 and 3.13
 	sh tools/test_programs.sh
 	$(BIN)/tox run
 
-conformance: $(VENV)/test.stamp ## Run the whole Autobahn|Testsuite (over ten minutes; needs Python 2.7)
+conformance: $(VENV)/test.stamp ## Run the whole Autobahn|Testsuite (needs Python 2.7)
 	$(BIN)/python -m tests.conformance $(CONFORMANCE_OPTIONS)
 
 fuzz: $(VENV)/fuzz.stamp ## Fuzz the decoder, the handshake and the frame parser
