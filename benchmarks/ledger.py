@@ -22,6 +22,14 @@ class _Relay(NamedTuple):
     target: str
 
 
+class _Known(NamedTuple):
+    """What a sender sent to a target before it heard that the target left, and was not answered since."""
+
+    sender: Party
+    target: str
+    msg_ids: frozenset[str]
+
+
 @dataclass
 class Ledger:
     """What the parties of one load sent, and what became of it."""
@@ -34,7 +42,7 @@ class Ledger:
     lost: list[str] = field(default_factory=list)
     _open: dict[str, _Relay] = field(default_factory=dict)
     _complete: dict[str, bool] = field(default_factory=dict)
-    _settling: dict[str, list[Party]] = field(default_factory=lambda: defaultdict(list))
+    _settling: dict[str, list[_Known]] = field(default_factory=lambda: defaultdict(list))
 
     def enter(self, sender: Party, target: str) -> str:
         """Enter one message and return its ``msgId``."""
@@ -52,30 +60,32 @@ class Ledger:
             self.delivered += 1
             relay.sender.settled(relay.target, msg_id)
 
-    def answered(self, sender: Party, message: Message) -> None:
-        """Take note of an error that its sender heard."""
+    def answered(self, sender: Party, message: Message) -> str:
+        """Take note of an error that its sender heard; returns whom the message was for."""
         self.refused[message.code] += 1
         relay = self._open.pop(message.msg_id, None)
         if relay is None or relay.sender is not sender:
             self.lost.append(f"{message.msg_id} was answered {message.code}, twice or by mistake")
-        else:
-            sender.settled(relay.target, message.msg_id)
+            return NOBODY
+        sender.settled(relay.target, message.msg_id)
+        return relay.target
 
-    def left(self, sender: Party, target: str) -> None:
-        """Settle what is open from ``sender`` to a target that it knows has left, once the target has read its last."""
-        if target in self._complete:
-            self._settle(sender, target)
+    def left(self, known: _Known) -> None:
+        """Settle messages to a target that their sender knows has left, once the target has read its last."""
+        if known.target in self._complete:
+            self._settle(known)
         else:
-            self._settling[target].append(sender)
+            self._settling[known.target].append(known)
 
     def ended(self, target: str, end: End) -> None:
         """Take note that ``target`` reads nothing more."""
         self._complete[target] = end.complete
-        for sender in self._settling.pop(target, ()):
-            self._settle(sender, target)
+        for known in self._settling.pop(target, ()):
+            self._settle(known)
 
-    def _settle(self, sender: Party, target: str) -> None:
-        for msg_id in sender.waiting.get(target, frozenset()).copy():
+    def _settle(self, known: _Known) -> None:
+        sender, target = known.sender, known.target
+        for msg_id in known.msg_ids & sender.waiting.get(target, frozenset()):
             del self._open[msg_id]
             if self._complete[target]:
                 self.lost.append(f"{msg_id} was accepted for {target}, which read all and did not get it")
@@ -141,7 +151,7 @@ class Party(Client):
         self.left_early = False
         self._ledger = ledger
         self._unreadable: list[str] = []
-        self._fences: dict[str, str] = {}
+        self._fences: dict[str, _Known] = {}
         self._quiet = asyncio.Event()
         self._quiet.set()
 
@@ -202,20 +212,28 @@ class Party(Client):
         elif message.sender:
             self._ledger.arrived(message.msg_id, self.id)
         elif message.type == "peer-left" and message.peer_id in self.waiting:
-            # What it sent before it heard this may still be answered; the answer to a fence comes after all of that.
+            # What it sent before it heard this may still be answered. The answer to a fence comes after all of that.
             self._fence(message.peer_id)
 
     def _answered(self, message: Message) -> None:
         if not message.msg_id and self._unreadable:
             message.msg_id = self._unreadable.pop(0)
-        self._ledger.answered(self, message)
-        target = self._fences.pop(message.msg_id, None)
-        if target is not None:
-            self._ledger.left(self, target)
+        self.refused(self._ledger.answered(self, message), message)
+        known = self._fences.pop(message.msg_id, None)
+        if known is not None:
+            self._ledger.left(known)
+
+    def refused(self, target: str, message: Message) -> None:
+        """Hear an error; for a subclass to override."""
+
+    def settle_all(self) -> None:
+        """Settle what is open, knowing from elsewhere that all of its targets have left."""
+        for target in self.waiting.keys() - {NOBODY}:
+            self._fence(target)
 
     def _fence(self, target: str) -> None:
         msg_id = self._enter(NOBODY)
-        self._fences[msg_id] = target
+        self._fences[msg_id] = _Known(self, target, frozenset(self.waiting[target]))
         self.send(text_frame(b'{"type":"offer","msgId":"%b"}' % msg_id.encode()))
 
     def over(self, end: End) -> None:

@@ -38,6 +38,7 @@ class Sample:
     Args:
         second: since the start.
         cpu: of the server, as a part of one core, since the look before; so is ``generator_cpu``.
+        starved: for which part of the time the server was ready to run and others had its core.
         relays: accepted a second, since the look before; so is ``errors``, by code.
         late_ms: the measuring pair's own delay.
     """
@@ -48,6 +49,7 @@ class Sample:
     connections: int
     topics: int
     cpu: float
+    starved: float
     generator_cpu: float
     load: float
     relays: float
@@ -59,8 +61,8 @@ class Sample:
         errors = " ".join(f"{code} {rate:.0f}" for code, rate in sorted(self.errors.items()) if rate)
         return (
             f"{self.second:5.0f} s  RSS {self.resident_bytes / MB:.1f} MB  fds {self.descriptors}"
-            f"  connections {self.connections}  CPU {self.cpu:.0%} (generator {self.generator_cpu:.0%})"
-            f"  {self.latency}  relays {self.relays:.0f}/s  errors/s: {errors or 'none'}"
+            f"  connections {self.connections}  CPU {self.cpu:.0%} (starved {self.starved:.0%},"
+            f" generator {self.generator_cpu:.0%})  {self.latency}  relays {self.relays:.0f}/s  errors/s: {errors or 'none'}"
         )
 
 

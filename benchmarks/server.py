@@ -29,25 +29,31 @@ class Cuts:
     """A log observer that remembers whom the server cut off, and when, until it is asked."""
 
     def __init__(self) -> None:
-        self._cuts: list[tuple[str, float]] = []
+        self._cuts: list[tuple[str, float, str]] = []
 
     def __call__(self, event: LogEvent) -> None:
         """Notice the end of a peer that was cut off."""
-        if str(event.get("reason", "")).startswith("cut off") and "peer" in event:
-            self._cuts.append((event["peer"], time.monotonic()))
+        reason = str(event.get("reason", ""))
+        if reason.startswith("cut off") and "peer" in event:
+            self._cuts.append((event["peer"], time.monotonic(), reason))
 
-    def take(self) -> list[tuple[str, float]]:
-        """Return the ids with their times on the monotonic clock, which all processes share."""
+    def take(self) -> list[tuple[str, float, str]]:
+        """Return their ids, the times on the monotonic clock, which all processes share, and the reasons."""
         cuts, self._cuts = self._cuts, []
         return cuts
 
 
 def process_status() -> dict[str, float]:
-    """Tell what the kernel knows of this process: resident memory, open descriptors, CPU seconds."""
+    """Tell what the kernel knows of this process: resident memory, open descriptors, CPU seconds.
+
+    ``starved_seconds`` is how long it was ready to run and others had its core.
+    """
     resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
     # The name of the program stands in parentheses and may hold spaces.
     stat = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    starved_ns = int(Path("/proc/self/schedstat").read_text().split()[1])
     return {
+        "starved_seconds": starved_ns / 1e9,
         "resident_bytes": resident_pages * _PAGE_BYTES,
         # The listing opens a descriptor of its own.
         "descriptors": len(os.listdir("/proc/self/fd")) - 1,

@@ -121,6 +121,7 @@ class Soak:
         sample = Sample(
             second=status["time"] - self._began,
             cpu=(status["cpu_seconds"] - before["cpu_seconds"]) / elapsed,
+            starved=(status["starved_seconds"] - before["starved_seconds"]) / elapsed,
             generator_cpu=(self._generator_seconds - generator) / elapsed,
             load=self.load.factor,
             relays=(status["accepted"] - before["accepted"]) / elapsed,
@@ -198,9 +199,10 @@ def summarize(run: Soak, at_last: dict[str, Any]) -> int:
     """Print and write what the run found; returns the exit status."""
     checks = run.verdict(at_last)
     holds = all(checks.values())
-    busy = [sample.cpu for sample in run.samples]
+    busy, starved = [sample.cpu for sample in run.samples], [sample.starved for sample in run.samples]
     print(f"\nscenarios: {' '.join(f'{name} {n}' for name, n in sorted(run.load.started.items()))}")
-    print(f"server CPU: {sum(busy) / len(busy):.0%} of a core at load {run.load.factor:.2f}")
+    print(f"server CPU: {sum(busy) / len(busy):.0%} of a core at load {run.load.factor:.2f}", end=" ")
+    print(f"(others had its core for {sum(starved) / len(starved):.1%} of the time)")
     print(f"relay latency of the healthy pair: {latency(run.latencies_ms)}", end=" ")
     print(f"(its own delay: at most {max(sample.late_ms for sample in run.samples):.1f} ms)")
     print(f"errors: {' '.join(f'{code} {n}' for code, n in sorted(at_last['refused'].items())) or 'none'}")
@@ -225,13 +227,22 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=3.0, help="how long the load lasts (default: %(default)g)")
-    parser.add_argument("--cpu", type=float, default=40.0, help="percent of a core that the load aims at, while warming up")
-    parser.add_argument("--load", type=float, default=0.0, help="a fixed load in place of --cpu; 1 is some 40 joins and 25 calls a second")
+    parser.add_argument(
+        "--cpu", type=float, default=40.0, help="percent of a core that the load aims at, while warming up"
+    )
+    parser.add_argument(
+        "--load",
+        type=float,
+        default=0.0,
+        help="a fixed load in place of --cpu; 1 is some 40 joins and 25 calls a second",
+    )
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two lines (default: %(default)g)")
     parser.add_argument(
         "--limit", type=limit, action="append", default=[], metavar="NAME=VALUE", help="one of the server's Limits"
     )
-    parser.add_argument("--plot", default="build/soak.png", help="where to plot; empty for nowhere (default: %(default)s)")
+    parser.add_argument(
+        "--plot", default="build/soak.png", help="where to plot; empty for nowhere (default: %(default)s)"
+    )
     parser.add_argument("--json", default="", help="where to write all figures")
     return parser.parse_args(arguments)
 
