@@ -62,7 +62,8 @@ class Sample:
         return (
             f"{self.second:5.0f} s  RSS {self.resident_bytes / MB:.1f} MB  fds {self.descriptors}"
             f"  connections {self.connections}  CPU {self.cpu:.0%} (starved {self.starved:.0%},"
-            f" generator {self.generator_cpu:.0%})  {self.latency}  relays {self.relays:.0f}/s  errors/s: {errors or 'none'}"
+            f" generator {self.generator_cpu:.0%})  {self.latency}"
+            f"  relays {self.relays:.0f}/s  errors/s: {errors or 'none'}"
         )
 
 
