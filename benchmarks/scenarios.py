@@ -19,7 +19,10 @@ from itertools import count
 from benchmarks.client import BINARY, HOST, TEXT, Client, Message, frame, text_frame, upgrade
 from benchmarks.ledger import Ledger, Party
 
-SDP = b'{"type":"offer","sdp":"%b"}' % (b"a=rtpmap:111 opus/48000/2 \\r\\n" * 84)
+_LINE = b"a=rtpmap:111 opus/48000/2 \\r\\n"
+SDP = b'{"type":"offer","sdp":"%b"}' % (_LINE * 84)
+# The kernel takes some megabytes before a reader stalls.
+_LARGE_SDP = b'{"type":"offer","sdp":"%b"}' % (_LINE * 840)
 CANDIDATE = b'{"candidate":"candidate:842163049 1 udp 1677729535 203.0.113.9 46154 typ srflx","sdpMLineIndex":0}'
 
 _ROOMS = 20
@@ -119,7 +122,7 @@ async def stall_and_resume(world: World) -> None:
     """A reader stops until its queue is full, and then reads all that was accepted for it."""
     sender, reader = await _stalled(world)
     await asyncio.sleep(world.random.uniform(0.1, 0.3) * world.write_seconds)
-    sender.relay("offer", reader.id, SDP)
+    sender.relay("offer", reader.id, _LARGE_SDP)
     reader.resume_reading()
     await sender.quiet()
     await reader.close()
@@ -136,7 +139,7 @@ async def stall_for_ever(world: World) -> None:
     async with asyncio.timeout(2 * world.write_seconds + 5):
         while not left.done():
             # The kernel's buffers grow meanwhile; as long as they take all, nobody stalls.
-            sender.send(b"".join(sender.relay_frame("offer", reader.id, SDP) for _ in range(_BURST)))
+            sender.send(b"".join(sender.relay_frame("offer", reader.id, _LARGE_SDP) for _ in range(_BURST)))
             await asyncio.wait([left], timeout=0.2)
     reader.reset()
     await sender.quiet()
@@ -159,7 +162,7 @@ async def _stalled(world: World) -> tuple[Party, Party]:
     full = asyncio.create_task(sender.hear(is_last_drop))
     async with asyncio.timeout(_PATIENCE_SECONDS):
         while not full.done():
-            sender.send(b"".join(sender.relay_frame("offer", reader.id, SDP) for _ in range(_BURST)))
+            sender.send(b"".join(sender.relay_frame("offer", reader.id, _LARGE_SDP) for _ in range(_BURST)))
             await asyncio.wait([full], timeout=0.02)
             await sender.drain()
     return sender, reader

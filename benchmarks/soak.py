@@ -47,11 +47,11 @@ class Load:
     async def _start_all(self, scenario: Callable[[World], Awaitable[None]], rate: float) -> None:
         due = time.monotonic()
         while True:
-            due += self._world.random.expovariate(rate * self.factor)
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
             task = asyncio.create_task(self._run(scenario))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
+            due += self._world.random.expovariate(rate * self.factor)
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
 
     async def _run(self, scenario: Callable[[World], Awaitable[None]]) -> None:
         name = scenario.__name__
