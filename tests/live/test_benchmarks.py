@@ -1,0 +1,41 @@
+"""The load tools, for some seconds each: their accounting has to come out exact in a short run too."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+TREE = Path(__file__).parents[2]
+SHORT_LIMITS = ["--limit=write_timeout_seconds=1", "--limit=handshake_timeout_seconds=1"]
+
+
+def run(module: str, *options: str) -> str:
+    command = [sys.executable, "-m", f"benchmarks.{module}", *options, *SHORT_LIMITS]
+    done = subprocess.run(command, cwd=TREE, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "FAIL" not in done.stdout
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_a_short_soak_accounts_for_every_message(tmp_path: Path) -> None:
+    figures = tmp_path / "soak.json"
+    output = run("soak", "--minutes=0.04", "--load=0.5", "--plot=", f"--json={figures}")
+    assert "ok   server: accepted " in output
+    assert "ok   lost without a word: 0" in output
+    assert "ok   left at the end: 0 connections, 0 topics, 0 descriptors" in output
+    assert "soak: passed" in output
+    written = json.loads(figures.read_text())
+    assert all(written["checks"].values())
+    assert written["at_last"]["accepted"] > 0
+    assert written["started"].keys() == {"call", "churn", "garbage", "stall"}
+
+
+def test_a_short_flood_accounts_for_every_message() -> None:
+    output = run("flood", "--seconds=2.5", "--readers=5", "--payload-bytes=30000", "--report-only")
+    assert "ok   clients: sent " in output
+    assert "ok   lost without a word: 0" in output
+    assert "cut off: it took nothing for 1 s" in output
+    assert "flood: passed" in output
