@@ -87,6 +87,9 @@ def check_upgrade(values: HeaderValues) -> bytes:
     keys = values(b"sec-websocket-key")
     if len(keys) != 1 or not _is_key(keys[0]):
         raise Refused(400, "exactly one Sec-WebSocket-Key header with 16 bytes in base64 is needed")
+    if values(b"transfer-encoding") or list(values(b"content-length")) not in ([], [b"0"]):
+        # twisted.web keeps what it read together with the end of a body, and the first frames would be lost.
+        raise Refused(400, "a request that opens a WebSocket connection has no body")
     return keys[0]
 
 

@@ -198,6 +198,14 @@ class BoundedChannel(HTTPChannel):
         """End a connection that was idle, or whose request did not come in time."""
         self.owner.goAway()
 
+    def headerReceived(self, line: bytes) -> bool:
+        """Take one header; Python reads no length of more than 4,300 digits, and twisted.web does not expect that."""
+        try:
+            return bool(super().headerReceived(line))
+        except ValueError:
+            self._respondToBadRequestAndDisconnect()
+            return False
+
     def lineLengthExceeded(self, line: bytes) -> None:
         """Refuse a header line that is longer than all headers may be."""
         self.refuse(Refused(431, f"the request line and the headers: at most {self.totalHeadersSize} bytes"))

@@ -131,6 +131,7 @@ def test_a_body_within_bounds_is_read_and_ignored(port: World) -> None:
         "GET /healthz HTTP/9.9.9 x\r\n\r\n",
         "GET /healthz HTTP/1.1\r\nno colon\r\n\r\n",
         "GET /healthz HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
+        f"GET /healthz HTTP/1.1\r\nContent-Length: {'1' * 5000}\r\n\r\n",
         "\x00\x01\x02\r\n\r\n",
     ],
 )

@@ -211,3 +211,19 @@ def test_an_upgrade_after_another_request_on_one_connection(world: World) -> Non
     connection.hang_up()
     assert len(world.factory.topics) == 0
     assert not world.factory.connections
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"), [({"Content_Length": "1"}, "x"), ({"Transfer_Encoding": "chunked"}, "0\r\n\r\n")]
+)
+def test_an_upgrade_with_a_body_is_refused(world: World, headers: dict[str, str], body: str) -> None:
+    status, _, text = world.request(upgrade("/ws/room", **headers) + body)
+    assert status == 400
+    assert "no body" in text
+
+
+def test_an_upgrade_may_announce_an_empty_body(world: World) -> None:
+    connection = world.connect()
+    connection.send(upgrade("/ws/room", Content_Length="0").encode() + b"\x89\x82\0\0\0\0hi")
+    assert connection.received.startswith(b"HTTP/1.1 101 ")
+    assert connection.received.endswith(b"\x8a\x02hi")
