@@ -184,6 +184,21 @@ def test_a_message_of_empty_fragments_takes_no_memory(world: World) -> None:
     assert not connection.lost
 
 
+def test_a_message_in_small_pieces_takes_no_more_memory_than_a_whole_one(world: World) -> None:
+    connection = world.connect()
+    connection.send(upgrade("/ws/room").encode())
+    connection.send(bytes([0x81, 0xFE, 0xFF, 0xFF, 0, 0, 0, 0]))
+    tracemalloc.start()
+    try:
+        for _ in range(30_000):
+            connection.transport.protocol.dataReceived(b"??")
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 100_000
+    assert not connection.lost
+
+
 def test_a_violator_that_stays_connected_is_aborted_after_the_close_timeout(world: World) -> None:
     peer, witness = world.connect(), world.join("room")
     peer.send(upgrade("/ws/room").encode())
