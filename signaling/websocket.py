@@ -1,25 +1,36 @@
 """A lean WebSocket server protocol on top of Autobahn's, for any application.
 
-Autobahn parses the frames. The rest is ours, because this server faces the public: the handshake (Autobahn's own HTTP
-is neither bounded nor exact), one bounded queue in front of the transport, deadlines that share a timer, and closings
-that let the other end read why. All that depends on the insides of Autobahn stands here.
+What nearly every frame is, a whole text message in one frame, is read and answered here on a fast path; Autobahn's state
+machine does the rest. The handshake is ours (Autobahn's own HTTP is neither bounded nor exact), and so are the bounded
+queue in front of the transport, deadlines that share a timer, and closings that let the other end read why.
+
+All that depends on the insides of Autobahn and Twisted stands here. It is tried once when this module is imported; where
+the installed versions do not fit, or where ``SIGNALING_FAST_PATH=off`` is set, every frame is left to Autobahn.
 """
 
 from __future__ import annotations
 
+import os
+from base64 import b64encode
 from contextlib import suppress
+from functools import cached_property
+from hashlib import sha1
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
+from autobahn.websocket.utf8validator import Utf8Validator
+from twisted.internet import tcp
 from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.protocol import connectionDone
+from twisted.internet.task import Clock as FakeClock
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from signaling.clock import Clock
 from signaling.deadlines import Deadlines
 from signaling.errors import Refused
-from signaling.frames import PING, PONG, close_frame, frame
+from signaling.frames import CLOSE, INCOMPLETE, PING, PONG, close_frame, frame, masked_text_at
 from signaling.limits import Limits
 from signaling.outbound import OutboundQueue
 from signaling.turns import Turns
@@ -32,9 +43,15 @@ GOING_AWAY = 1001
 _PROTOCOL_ERROR = 1002
 _INVALID_PAYLOAD = 1007
 _END_OF_HEAD = b"\r\n\r\n"
+_ACCEPTED = (
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %b\r\n\r\n"
+)
+_MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_PING = frame(PING, b"")
 
-# Autobahn takes two steps for a frame, its head and its payload. A turn of 16 frames takes some 0.3 ms.
-_STEPS_PER_TURN = 32
+_FRAMES_PER_TURN = 16
+# Autobahn takes two steps for a frame, its head and its payload.
+_STEPS_PER_TURN = 2 * _FRAMES_PER_TURN
 _TURNS_PER_PASS = 4
 
 R = TypeVar("R")
@@ -45,33 +62,49 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
 
     An application overrides ``requestReceived`` to look at the request, and ``onOpen``, ``onMessage``, ``onClose`` as
     with Autobahn; it sends with ``offer`` and ``answer``. ``R`` is the receipt that ``offer`` takes.
+
+    Attributes:
+        fast: whether the fast path is taken.
+        end_reason: why the connection ended, for a log.
     """
 
+    fast: ClassVar[bool] = False
     factory: LeanWebSocketFactory
     data: bytes
     message_data: bytearray | None
+    end_reason = "the connection was lost"
+    inside_message = False
+    current_frame = None
+    websocket_version = 13
+    _reading_stopped = False
+    _pending_bytes = 0
+    _queue: OutboundQueue[R] | None = None
+    _corked: list[bytes] | None = None
+    _socket: Any = None
+
+    def __init__(self) -> None:
+        if not self.fast:
+            super().__init__()
 
     def connectionMade(self) -> None:
         """Start the deadline of the handshake."""
-        super().connectionMade()
-        self.end_reason = "the connection was lost"
-        self._reading_stopped = False
-        self._pending_bytes = 0
-        limits = self.factory.limits
-        self._outbound: OutboundQueue[R] = OutboundQueue(
-            self.transport.write, limits.high_water_messages, limits.high_water_bytes
-        )
+        if not self.fast:
+            super().connectionMade()
+        elif type(self.transport) is tcp.Server:
+            self._socket = self.transport.socket
         _set_no_delay(self.transport)
         self.factory.connections.add(self)
         self.factory.handshakes.set(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Forget the connection, after ``onClose`` and ``onUndelivered`` were told."""
+        """Forget the connection, after ``onUndelivered`` and ``onClose`` were told."""
+        self.state = self.STATE_CLOSED
         self._forget_deadlines()
         self.factory.closings.clear(self)
         self.factory.connections.discard(self)
         self._abandon_queue()
-        self._connectionLost(reason)
+        self._socket = None
+        self.onClose(self.wasClean, self.remoteCloseCode, self.remoteCloseReason)
         self.factory.connection_gone()
 
     # The handshake
@@ -79,7 +112,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
     def dataReceived(self, data: bytes) -> None:
         """Take bytes off the wire. What comes after our close frame is not looked at."""
         if self.state == self.STATE_OPEN:
-            self.data += data
+            self.data = self.data + data if self.data else data
             # TLS delivers what it has decrypted already.
             if not self._reading_stopped:
                 self.consumeData()
@@ -87,9 +120,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
             self._collect_request(data)
 
     def _collect_request(self, data: bytes) -> None:
-        if not self.data:
-            self.factory.handshakes.set(self)
-        self.data += data
+        first, self.data = not self.data, self.data + data
         end = self.data.find(_END_OF_HEAD)
         longest = self.factory.limits.max_header_bytes
         if end > longest or (end < 0 and len(self.data) > longest + len(_END_OF_HEAD)):
@@ -97,6 +128,8 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         elif end >= 0:
             request, self.data = self.data[: end + len(_END_OF_HEAD)], self.data[end + len(_END_OF_HEAD) :]
             self.requestReceived(request)
+        elif first:
+            self.factory.handshakes.set(self)
 
     def requestReceived(self, request: bytes) -> None:
         """Decide on a complete request head; this class accepts every upgrade.
@@ -120,12 +153,12 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         """
         self.factory.handshakes.clear(self)
         self.transport.registerProducer(self, True)
-        self._wskey = key.decode()
-        self.websocket_version = 13
-        self.websocket_protocols: list[str] = []
-        self.websocket_extensions: list[str] = []
         self.factory.pings.set(self)
-        self.succeedHandshake(None)
+        self.state = self.STATE_OPEN
+        self._write(_ACCEPTED % b64encode(sha1(key + _MAGIC).digest()))  # noqa: S324
+        self.onOpen()
+        if self.data:
+            self.consumeData()
 
     def refuse(self, refused: Refused) -> None:
         """Answer the request with an HTTP error and end the connection; nothing where that was done already."""
@@ -154,18 +187,70 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
 
     def consumeData(self) -> None:
         """Process what was read, for one turn, as long as there is room for its answers."""
-        for _ in range(_STEPS_PER_TURN):
-            if self.state != self.STATE_OPEN or self._outbound.overfull:
-                break
-            if not self.processData():
-                return self._resume_reading()
+        more: bool | None = None
+        if self.fast and self.current_frame is None and not self.inside_message:
+            more = self._read_texts()
+        if more is None:
+            more = self._read_frames()
         if self.state != self.STATE_OPEN:
             self.data = b""
+        elif not more:
+            self._resume_reading()
+        else:
+            self._stop_reading()
+            if not self._overfull:
+                self.factory.turns.add(self)
+
+    def _read_texts(self) -> bool | None:
+        """Handle the whole text messages in front of what was read.
+
+        Returns:
+            Whether there is more to do in another turn; None where Autobahn has to go on.
+        """
+        data = self.data
+        found = masked_text_at(data, 0, self.factory.limits.max_message_bytes)
+        if found is None or found is INCOMPLETE:
             return None
-        self._stop_reading()
-        if not self._outbound.overfull:
-            self.factory.turns.add(self)
-        return None
+        self.data = b""
+        message, end = found
+        if end == len(data):
+            self.onMessage(message, False)
+            return self._overfull
+        self.factory.cork()
+        try:
+            return self._read_burst(data, found)
+        finally:
+            self.factory.uncork()
+
+    def _read_burst(self, data: bytes, found: tuple[bytes, int]) -> bool | None:
+        longest = self.factory.limits.max_message_bytes
+        upcoming: tuple[bytes, int] | None = found
+        for _ in range(_FRAMES_PER_TURN):
+            if upcoming is None or upcoming is INCOMPLETE or self._overfull:
+                break
+            message, end = upcoming
+            self.onMessage(message, False)
+            if self.state != self.STATE_OPEN:
+                return False
+            upcoming = masked_text_at(data, end, longest)
+        self.data = data[end:]
+        if upcoming is None:
+            return None
+        # The rest of a frame that began behind others is waited for, so that the next one is found whole as well.
+        return upcoming is not INCOMPLETE or self._overfull
+
+    def _read_frames(self) -> bool:
+        """Let Autobahn handle what was read; returns whether there is more to do in another turn."""
+        for _ in range(_STEPS_PER_TURN):
+            if self.state != self.STATE_OPEN or self._overfull:
+                return True
+            if not self.processData():
+                return False
+        return True
+
+    @property
+    def _overfull(self) -> bool:
+        return self._queue is not None and self._queue.overfull
 
     def _stop_reading(self) -> None:
         if not self._reading_stopped:
@@ -209,21 +294,63 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
 
     def offer(self, frame: bytes, receipt: R | None = None) -> bool:
         """Write or queue ``frame``; False where the queue is full or the connection is not open."""
-        return self.state == self.STATE_OPEN and self._outbound.offer(frame, receipt)
+        if self.state != self.STATE_OPEN:
+            return False
+        if self._queue is not None:
+            return self._queue.offer(frame, receipt)
+        self._put(frame)
+        return True
 
     def answer(self, frame: bytes) -> None:
         """Write or queue ``frame``, however full the queue is; nothing where the connection is not open."""
-        if self.state == self.STATE_OPEN:
-            self._outbound.answer(frame)
+        if self.state != self.STATE_OPEN:
+            return
+        if self._queue is not None:
+            self._queue.answer(frame)
+        else:
+            self._put(frame)
+
+    def _put(self, frame: bytes) -> None:
+        corked = self.factory.corked
+        if corked is None:
+            self._write(frame)
+        elif self._corked is None:
+            self._corked = [frame]
+            corked.append(self)
+        else:
+            self._corked.append(frame)
+
+    def uncork(self) -> None:
+        """Write in one piece what came out of one burst."""
+        frames, self._corked = self._corked, None
+        if frames:
+            self._write(b"".join(frames))
+
+    def _write(self, data: bytes) -> None:
+        """Write to the socket at once where nothing waits; the reactor would do it in another pass."""
+        transport = self.transport
+        if self._socket is not None and not transport.dataBuffer and not transport._tempDataBuffer:
+            try:
+                sent = self._socket.send(data)
+            except OSError:
+                # Full, or broken: the transport finds out in its own way.
+                sent = 0
+            if sent == len(data):
+                return
+            data = data[sent:]
+        transport.write(data)
 
     @property
     def waiting(self) -> int:
         """How many offers with a receipt wait for the transport."""
-        return self._outbound.receipts
+        return self._queue.receipts if self._queue is not None else 0
 
     def pauseProducing(self) -> None:
         """Hear from the transport that it takes nothing for the moment."""
-        self._outbound.block()
+        if self._queue is None:
+            limits = self.factory.limits
+            self._queue = OutboundQueue(self.transport.write, limits.high_water_messages, limits.high_water_bytes)
+        self._queue.block()
         self._pending_bytes = _pending_bytes(self.transport)
         self.factory.stalls.set(self)
         # The ping may be stuck behind what waits: until the transport takes data again, only the write timeout counts.
@@ -232,8 +359,11 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
     def resumeProducing(self) -> None:
         """Hear from the transport that it takes data again."""
         self.factory.stalls.clear(self)
-        self._outbound.unblock()
-        if self._reading_stopped and not self._outbound.overfull:
+        if self._queue is not None:
+            self._queue.unblock()
+            if not self._queue.blocked:
+                self._queue = None
+        if self._reading_stopped and not self._overfull:
             self.consumeData()
 
     def stopProducing(self) -> None:
@@ -251,8 +381,8 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
     def ping(self) -> None:
         """Ask for a sign of life, and for the next time to ask."""
         self.factory.pings.set(self)
-        if not self._outbound.blocked:
-            self._outbound.answer(frame(PING, b""))
+        if self._queue is None:
+            self._put(_PING)
             self.factory.pongs.set_once(self)
 
     def pongLate(self) -> None:
@@ -274,7 +404,8 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         """
         if self.state != self.STATE_OPEN:
             return
-        self.transport.write(close_frame(code, reason))
+        self.uncork()
+        self._write(close_frame(code, reason))
         self.end_reason = f"closed with {code}: {reason}"
         self._half_close()
 
@@ -323,7 +454,8 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         self._abandon_queue()
 
     def _abandon_queue(self) -> None:
-        receipts = self._outbound.abandon()
+        queue, self._queue = self._queue, None
+        receipts = queue.abandon() if queue is not None else []
         if receipts:
             self.onUndelivered(receipts)
 
@@ -334,6 +466,12 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         factory.turns.remove(self)
 
     # Autobahn's own ways to an end, led to ours
+
+    def sendCloseFrame(self, code: int | None = None, reasonUtf8: bytes | None = None, isReply: bool = False) -> None:
+        """Answer the other end's close frame, behind what was written before."""
+        self.uncork()
+        self._write(frame(CLOSE, b"" if code is None else code.to_bytes(2, "big") + (reasonUtf8 or b"")))
+        self.state = self.STATE_CLOSING
 
     def dropConnection(self, abort: bool = False) -> None:
         """End the connection after the other end's close frame was answered."""
@@ -363,6 +501,7 @@ class LeanWebSocketFactory(WebSocketServerFactory):
 
     protocol: Any = LeanWebSocketProtocol
     noisy = False
+    corked: list[LeanWebSocketProtocol[Any]] | None = None
 
     def __init__(self, limits: Limits, reactor: IReactorTime) -> None:
         super().__init__(server="", reactor=reactor)
@@ -374,6 +513,8 @@ class LeanWebSocketFactory(WebSocketServerFactory):
             openHandshakeTimeout=0,
             closeHandshakeTimeout=0,
         )
+        if self.protocol.fast:
+            self.protocol = _with_initial_state(self.protocol, self)
         self.limits = limits
         self.connections: set[LeanWebSocketProtocol[Any]] = set()
         clock: Clock = reactor
@@ -395,8 +536,30 @@ class LeanWebSocketFactory(WebSocketServerFactory):
 
         self.turns: Turns[Any] = Turns(clock, _TURNS_PER_PASS, lambda connection: connection.consumeData())
 
+    def cork(self) -> None:
+        """Hold back what is written until ``uncork``: a burst to one peer leaves in one piece."""
+        self.corked = []
+
+    def uncork(self) -> None:
+        """Write what was held back."""
+        held, self.corked = self.corked or [], None
+        for connection in held:
+            connection.uncork()
+
     def connection_gone(self) -> None:
         """Hear that a connection ended; for an application to override."""
+
+
+def _with_initial_state(protocol: Any, factory: LeanWebSocketFactory) -> Any:
+    """Give a protocol what Autobahn sets anew in each connection as attributes of its class, where nothing is copied."""
+    sample = WebSocketServerProtocol()
+    sample.factory = factory
+    sample._connectionMade()
+    factory.countConnections = 0
+    state = {name: value for name, value in vars(sample).items() if name not in ("factory", "utf8validator")}
+    # The one thing of these that each connection needs for itself, and only for what Autobahn reads.
+    validator = cached_property(lambda _: Utf8Validator())
+    return type(protocol.__name__, (protocol,), {**state, "utf8validator": validator, "__doc__": protocol.__doc__})
 
 
 def _set_no_delay(transport: Any) -> None:
@@ -416,3 +579,54 @@ def _pending_bytes(transport: Any) -> int:
         if transport is None:
             return 0
     return int(len(transport.dataBuffer) - transport.offset + transport._tempDataLen)
+
+
+class _Trial(LeanWebSocketProtocol[None]):
+    """Tries the fast path, and Autobahn behind it."""
+
+    fast = True
+
+    def onMessage(self, payload: bytes, isBinary: bool) -> None:
+        self.answer(payload)
+
+
+class _TrialFactory(LeanWebSocketFactory):
+    protocol = _Trial
+
+
+class _TrialTransport:
+    """Keeps what was written."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args: None
+
+
+_TRIAL_FRAMES = b"\x81\x85\0\0\0\0whole" b"\x01\x84\0\0\0\0frag" b"\x89\x81\0\0\0\0p" b"\x80\x84\0\0\0\0ment" b"\x88\x82\0\0\0\0\x03\xe8"
+_TRIAL_ANSWERS = [b"whole", b"\x8a\x01p", b"fragment", b"\x88\x02\x03\xe8"]
+
+
+def _insides_fit() -> bool:
+    """Tell whether the fast path works with the versions of Autobahn and Twisted that are installed."""
+    try:
+        factory = _TrialFactory(Limits(), FakeClock())  # type: ignore[arg-type]
+        connection = factory.buildProtocol(None)
+        connection.makeConnection(_TrialTransport())
+        connection.accept(b"")
+        connection.transport.written.clear()
+        connection.dataReceived(_TRIAL_FRAMES)
+        descriptor_fits = tcp.Server.dataBuffer == b"" and "_tempDataBuffer" in tcp.Server.doWrite.__code__.co_names
+        return connection.transport.written == _TRIAL_ANSWERS and descriptor_fits
+    except Exception:
+        return False
+
+
+if os.environ.get("SIGNALING_FAST_PATH", "on") != "off":
+    LeanWebSocketProtocol.fast = _insides_fit()
+    if not LeanWebSocketProtocol.fast:
+        Logger().warn("the fast path does not fit this Autobahn or Twisted: every frame is left to Autobahn")
