@@ -15,12 +15,19 @@ class Client:
 
     Args:
         text: for the log.
-        network: what its bounds count: its IPv4 address, or the /64 of its IPv6 address, of which one subscriber
-            commonly has a whole (RFC 6177). None where it has no address.
+        host: its address; None where it has none.
     """
 
     text: str
-    network: str | None
+    host: str | None
+
+    @property
+    def network(self) -> str | None:
+        """What counts as one address: an IPv4 address, or an IPv6 /64, which one subscriber commonly has (RFC 6177)."""
+        address = parse_address(self.host) if self.host is not None else None
+        if address is None or isinstance(address, IPv4Address):
+            return None if address is None else str(address)
+        return str(IPv6Network((int(address) >> 64 << 64, 64)))
 
 
 def parse_address(text: str) -> IPv4Address | IPv6Address | None:
@@ -36,12 +43,6 @@ def parse_address(text: str) -> IPv4Address | IPv6Address | None:
     except ValueError:
         return None
     return getattr(address, "ipv4_mapped", None) or address
-
-
-def _network(address: IPv4Address | IPv6Address) -> str:
-    if isinstance(address, IPv4Address):
-        return str(address)
-    return str(IPv6Network((int(address) >> 64 << 64, 64)))
 
 
 class TrustedProxies:
@@ -68,9 +69,11 @@ class TrustedProxies:
             forwarded: the request's ``X-Forwarded-For`` headers. Of what they list only the end is to be believed,
                 as each trusted proxy appends the address that it saw: the rightmost that is no trusted proxy's.
         """
+        if not self._unix and not self._networks:
+            return Client(text, host)
         address = parse_address(host) if host is not None else None
         if not self._trusts(address):
-            return Client(text, _network(address) if address is not None else None)
+            return Client(text, host)
         hops = b",".join(forwarded).decode("latin-1").split(",")
         for hop in reversed(hops):
             named = parse_address(hop)
@@ -79,7 +82,7 @@ class TrustedProxies:
             address, text = named, str(named)
             if not self._trusts(address):
                 break
-        return Client(text, _network(address) if address is not None else None)
+        return Client(text, str(address) if address is not None else None)
 
     def _trusts(self, address: IPv4Address | IPv6Address | None) -> bool:
         if address is None:

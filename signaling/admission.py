@@ -36,6 +36,9 @@ class Admission:
         self._admitted = 0
         self._by_network: dict[str, int] = {}
         self._rates: TokenBuckets[str] | None = None
+        self._bounds_addresses = bool(
+            limits.max_connections_per_address or limits.max_connections_per_address_per_second
+        )
         if limits.max_connections_per_address_per_second:
             self._rates = TokenBuckets(limits.max_connections_per_address_per_second, limits.connection_burst, seconds)
 
@@ -44,28 +47,33 @@ class Admission:
         """How many of the connections that were asked for the process's limit on open files does not allow."""
         return max(0, (self._limits.max_connections or 0) - self.most)
 
-    def admit(self, client: Client) -> None:
+    def admit(self, client: Client) -> str | None:
         """Let a client in.
+
+        Returns:
+            What ``release`` has to be told at its end.
 
         Raises:
             Refused: 503 where the server is full, 429 where the client's address has enough.
         """
         if self._admitted >= self.most:
             raise _later(503, f"the server is full: it takes {self.most} connections", _RETRY_WHEN_FULL_SECONDS)
-        if client.network is not None:
-            self._check_address(client.network)
-            self._by_network[client.network] = self._by_network.get(client.network, 0) + 1
+        network = client.network if self._bounds_addresses else None
+        if network is not None:
+            self._check_address(network)
+            self._by_network[network] = self._by_network.get(network, 0) + 1
         self._admitted += 1
+        return network
 
-    def release(self, client: Client) -> None:
+    def release(self, network: str | None) -> None:
         """Notice that a client which was let in is gone."""
         self._admitted -= 1
-        if client.network is not None:
-            left = self._by_network[client.network] - 1
+        if network is not None:
+            left = self._by_network[network] - 1
             if left:
-                self._by_network[client.network] = left
+                self._by_network[network] = left
             else:
-                del self._by_network[client.network]
+                del self._by_network[network]
 
     def _check_address(self, network: str) -> None:
         most = self._limits.max_connections_per_address

@@ -47,7 +47,8 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
     _web: BoundedChannel | None = None
     _peer: Peer | None = None
     _join: Join | None = None
-    _client: Client | None = None
+    _address: str | None = None
+    _network: str | None = None
     _admitted = False
     _bucket: TokenBucket | None = None
 
@@ -101,15 +102,16 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         self._log_refusal(self.end_reason)
 
     def _log_refusal(self, reason: str) -> None:
-        address = self._client.text if self._client is not None else address_text(self.transport.getPeer())
+        address = self._address or address_text(self.transport.getPeer())
         self.factory.log.info("refused a request from {address}: {reason}", address=address, reason=reason)
 
     def join(self, join: Join, key: bytes, values: HeaderValues) -> None:
         """Accept the handshake and join the topic, or refuse it where the server or the client's address is full."""
         factory = self.factory
-        self._client = factory.client(self.transport.getPeer(), values)
+        client = factory.client(self.transport.getPeer(), values)
+        self._address = client.text
         try:
-            factory.admission.admit(self._client)
+            self._network = factory.admission.admit(client)
         except Refused as refused:
             refused.headers |= factory.origins.cors(values(b"origin"))
             self.refuse(refused)
@@ -147,7 +149,8 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         self._log_entry("{peer} joined {topic!r} from {address}", join, peer=peer.id)
 
     def _log_entry(self, text: str, join: Join, **fields: str) -> None:
-        address = self._client.text if self._client is not None else ""
+        # Needed for this line alone; a connection has to be light.
+        address, self._address = self._address, None
         self.factory.log.info(text, topic=join.topic, address=address, **fields)
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
@@ -207,9 +210,9 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
             web.connectionLost(reason)
         super().connectionLost(reason)
         self.factory.newcomers.pop(self, None)
-        if self._admitted and self._client is not None:
+        if self._admitted:
             self._admitted = False
-            self.factory.admission.release(self._client)
+            self.factory.admission.release(self._network)
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
         """Take the peer out of its topic, and say why in the log."""

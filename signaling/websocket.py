@@ -155,8 +155,12 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         self.transport.registerProducer(self, True)
         self.factory.pings.set(self)
         self.state = self.STATE_OPEN
-        self._write(_ACCEPTED % b64encode(sha1(key + _MAGIC).digest()))  # noqa: S324
-        self.onOpen()
+        self.factory.cork()
+        try:
+            self._put(_ACCEPTED % b64encode(sha1(key + _MAGIC).digest()))
+            self.onOpen()
+        finally:
+            self.factory.uncork()
         if self.data:
             self.consumeData()
 
