@@ -40,6 +40,7 @@ class Sample:
         cpu: of the server, as a part of one core, since the look before; so is ``generator_cpu``.
         starved: for which part of the time the server was ready to run and others had its core.
         relays: accepted a second, since the look before; so is ``errors``, by code.
+        latency: of the healthy pair in the last seconds.
         late_ms: the measuring pair's own delay.
     """
 
