@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 MB = 1e6
+_MB_PER_CONNECTION = 0.02
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,10 @@ class Flatness:
 
 
 def flatness(samples: Sequence[Sample], warm_up_seconds: float) -> list[Flatness]:
-    """Judge memory, and the descriptors that are no connection's, after the warm-up."""
+    """Judge memory, and the descriptors that are no connection's, after the warm-up.
+
+    An allocator keeps what a peak of connections needed, so a higher peak than in the first quarter may cost memory.
+    """
     steady = [sample for sample in samples if sample.second >= warm_up_seconds] or list(samples)
     quarter = max(1, len(steady) // 4)
     first, last = steady[:quarter], steady[-quarter:]
@@ -105,8 +109,9 @@ def flatness(samples: Sequence[Sample], warm_up_seconds: float) -> list[Flatness
         return median(sample.descriptors - sample.connections for sample in part)
 
     early = resident(first)
+    higher = max(sample.connections for sample in steady) - max(sample.connections for sample in first)
     return [
-        Flatness("memory in MB", early, resident(last), max(2.0, early / 20)),
+        Flatness("memory in MB", early, resident(last), max(2.0, early / 20) + higher * _MB_PER_CONNECTION),
         Flatness("descriptors beside connections", others(first), others(last), 0.0),
     ]
 
