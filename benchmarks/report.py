@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from statistics import median
 from types import TracebackType
@@ -96,23 +97,19 @@ class Flatness:
 def flatness(samples: Sequence[Sample], warm_up_seconds: float) -> list[Flatness]:
     """Judge memory, and the descriptors that are no connection's, after the warm-up.
 
-    An allocator keeps what a peak of connections needed, so a higher peak than in the first quarter may cost memory.
+    An allocator keeps what a peak of connections needed, so each higher peak may cost memory once.
     """
-    steady = [sample for sample in samples if sample.second >= warm_up_seconds] or list(samples)
+    peaks = accumulate((sample.connections for sample in samples), max)
+    looks = list(zip(samples, peaks, strict=True))
+    steady = [look for look in looks if look[0].second >= warm_up_seconds] or looks
     quarter = max(1, len(steady) // 4)
     first, last = steady[:quarter], steady[-quarter:]
-
-    def resident(part: Sequence[Sample]) -> float:
-        return median(sample.resident_bytes / MB for sample in part)
-
-    def others(part: Sequence[Sample]) -> float:
-        return median(sample.descriptors - sample.connections for sample in part)
-
-    early = resident(first)
-    higher = max(sample.connections for sample in steady) - max(sample.connections for sample in first)
+    memory = [median(sample.resident_bytes / MB for sample, _ in part) for part in (first, last)]
+    others = [median(sample.descriptors - sample.connections for sample, _ in part) for part in (first, last)]
+    peak = [median(peak for _, peak in part) for part in (first, last)]
     return [
-        Flatness("memory in MB", early, resident(last), max(2.0, early / 20) + higher * _MB_PER_CONNECTION),
-        Flatness("descriptors beside connections", others(first), others(last), 0.0),
+        Flatness("memory in MB", *memory, max(2.0, memory[0] / 20) + (peak[1] - peak[0]) * _MB_PER_CONNECTION),
+        Flatness("descriptors beside connections", *others, 0.0),
     ]
 
 
