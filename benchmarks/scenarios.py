@@ -25,8 +25,8 @@ SDP = b'{"type":"offer","sdp":"%b"}' % (_LINE * 84)
 _LARGE_SDP = b'{"type":"offer","sdp":"%b"}' % (_LINE * 840)
 CANDIDATE = b'{"candidate":"candidate:842163049 1 udp 1677729535 203.0.113.9 46154 typ srflx","sdpMLineIndex":0}'
 
-_ROOMS = 20
-_SECONDS_IN_ROOM = 2.0
+_ROOMS = 10
+_SECONDS_IN_ROOM = 1.0
 _CANDIDATES = 20
 _SMALL_BUFFER = 4096
 _BURST = 20
