@@ -155,15 +155,11 @@ class Client(asyncio.Protocol):
         """Wait until the server takes data again."""
         await self._writable.wait()
 
-    async def hear(self, wanted: Callable[[Message], bool]) -> Message:
-        """Wait for a message that comes from now on.
-
-        Raises:
-            ConnectionError: where the connection ends first.
-        """
+    def hear(self, wanted: Callable[[Message], bool]) -> asyncio.Future[Message]:
+        """Return the first message from now on that is wanted; ``ConnectionError`` where the connection ends first."""
         future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._waiters.append((wanted, future))
-        return await future
+        return future
 
     def stop_reading(self) -> None:
         """Take nothing from now on; then the end of the connection is not noticed either."""

@@ -18,7 +18,7 @@ from benchmarks.client import Client, Message, text_frame
 from benchmarks.processes import hurry
 
 _PAYLOAD = "candidate:842163049 1 udp 1677729535 203.0.113.9 46154 typ srflx raddr 10.0.0.7 rport 46154 generation 0"
-_LAST_SECONDS = 30.0
+_LAST_SECONDS = 20.0
 
 
 class Probe:

@@ -191,7 +191,7 @@ class Party(Client):
             if not self.waiting:
                 self._quiet.set()
 
-    async def quiet(self, seconds: float = 60.0) -> None:
+    async def quiet(self, seconds: float = 30.0) -> None:
         """Wait until all that it sent has an end.
 
         Raises:

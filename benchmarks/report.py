@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from statistics import median
 from types import TracebackType
 from typing import Self
 
 MB = 1e6
+_MB_PER_CONNECTION = 0.02
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Sample:
         cpu: of the server, as a part of one core, since the look before; so is ``generator_cpu``.
         starved: for which part of the time the server was ready to run and others had its core.
         relays: accepted a second, since the look before; so is ``errors``, by code.
+        latency: of the healthy pair in the last seconds.
         late_ms: the measuring pair's own delay.
     """
 
@@ -92,21 +95,21 @@ class Flatness:
 
 
 def flatness(samples: Sequence[Sample], warm_up_seconds: float) -> list[Flatness]:
-    """Judge memory, and the descriptors that are no connection's, after the warm-up."""
-    steady = [sample for sample in samples if sample.second >= warm_up_seconds] or list(samples)
+    """Judge memory, and the descriptors that are no connection's, after the warm-up.
+
+    An allocator keeps what a peak of connections needed, so each higher peak may cost memory once.
+    """
+    peaks = accumulate((sample.connections for sample in samples), max)
+    looks = list(zip(samples, peaks, strict=True))
+    steady = [look for look in looks if look[0].second >= warm_up_seconds] or looks
     quarter = max(1, len(steady) // 4)
     first, last = steady[:quarter], steady[-quarter:]
-
-    def resident(part: Sequence[Sample]) -> float:
-        return median(sample.resident_bytes / MB for sample in part)
-
-    def others(part: Sequence[Sample]) -> float:
-        return median(sample.descriptors - sample.connections for sample in part)
-
-    early = resident(first)
+    memory = [median(sample.resident_bytes / MB for sample, _ in part) for part in (first, last)]
+    others = [median(sample.descriptors - sample.connections for sample, _ in part) for part in (first, last)]
+    peak = [median(peak for _, peak in part) for part in (first, last)]
     return [
-        Flatness("memory in MB", early, resident(last), max(2.0, early / 20)),
-        Flatness("descriptors beside connections", others(first), others(last), 0.0),
+        Flatness("memory in MB", *memory, max(2.0, memory[0] / 20) + (peak[1] - peak[0]) * _MB_PER_CONNECTION),
+        Flatness("descriptors beside connections", *others, 0.0),
     ]
 
 

@@ -7,8 +7,10 @@ import asyncio
 import json
 import sys
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,12 @@ _PROBES_PER_SECOND = 50.0
 _WARM_UP_SECONDS = 60.0
 _JUDGED_FROM_SECONDS = 60.0
 _REST_SECONDS = 20.0
+_LATENCY_SAMPLES = 10
 _FEW = 5
+
+_MOST_GENERATOR_CPU = 0.8
+# A stalled reader costs most some seconds after it started.
+_DAMPING = 0.2
 
 
 class Load:
@@ -85,6 +92,7 @@ class Soak:
 
     def __post_init__(self) -> None:
         self._before = self.at_first
+        self._recent: deque[list[float]] = deque(maxlen=_LATENCY_SAMPLES)
         self._generator_seconds = time.process_time()
         self._began = self.at_first["time"]
 
@@ -95,8 +103,8 @@ class Soak:
 
     @property
     def warm_up_seconds(self) -> float:
-        """How long figures may still grow."""
-        return min(_WARM_UP_SECONDS, self.seconds / 10)
+        """How long figures may still grow, and the load is adjusted."""
+        return min(_WARM_UP_SECONDS, self.seconds / 3)
 
     async def run(self, progress: Progress) -> None:
         """Load the server for the whole time."""
@@ -117,6 +125,7 @@ class Soak:
         elapsed = status["time"] - before["time"]
         generator, self._generator_seconds = self._generator_seconds, time.process_time()
         self.latencies_ms += report["latencies_ms"]
+        self._recent.append(report["latencies_ms"])
         refused = {code: (n - before["refused"].get(code, 0)) / elapsed for code, n in status["refused"].items()}
         sample = Sample(
             second=status["time"] - self._began,
@@ -126,7 +135,7 @@ class Soak:
             load=self.load.factor,
             relays=(status["accepted"] - before["accepted"]) / elapsed,
             errors=refused,
-            latency=latency(report["latencies_ms"]),
+            latency=latency(chain.from_iterable(self._recent)),
             late_ms=report["late_ms"],
             **{name: status[name] for name in ("resident_bytes", "descriptors", "connections", "topics")},
         )
@@ -134,11 +143,11 @@ class Soak:
         return sample
 
     def _adjust(self, sample: Sample) -> None:
-        """Move the load half the way to where the server would use the part of its core that was asked for."""
-        wanted = self.options.cpu / 100 / max(sample.cpu, 0.01)
-        if sample.generator_cpu > 0.8:
-            wanted = min(wanted, 0.8)
-        self.load.factor *= min(1.5, max(0.5, wanted)) ** 0.5
+        """Move the load towards the one at which the server wants that part of a core that was asked for."""
+        wanted = self.options.cpu / 100 / max(sample.cpu + sample.starved, 0.01)
+        if sample.generator_cpu > _MOST_GENERATOR_CPU:
+            wanted = min(wanted, 0.5)
+        self.load.factor *= min(2.0, max(0.5, wanted)) ** _DAMPING
 
     async def rest(self) -> dict[str, Any]:
         """End the load, wait until the server is at rest, and return its last status."""
@@ -216,7 +225,12 @@ def summarize(run: Soak, at_last: dict[str, Any]) -> int:
     if run.options.plot:
         plot(run.samples, Path(run.options.plot), f"{run.options.minutes:g} minutes of churn, calls, stalls, garbage")
     if run.options.json:
-        written = {"checks": checks, "at_last": at_last, "started": run.load.started, "failures": run.load.failures}
+        written: dict[str, Any] = {
+            "checks": checks,
+            "at_last": at_last,
+            "started": run.load.started,
+            "failures": run.load.failures,
+        }
         written |= {"lost": run.ledger.lost, "samples": [asdict(sample) for sample in run.samples]}
         Path(run.options.json).write_text(json.dumps(written, indent=1))
     print("soak: passed" if holds else "soak: FAILED")

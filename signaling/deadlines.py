@@ -61,6 +61,10 @@ class Deadlines(Generic[T]):
                 del self._due[item]
                 self._on_expired(item)
         finally:
-            if self._due and self._timer is None:
+            # What expired may have set items anew, with a timer for the whole time; what is due first was there before.
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            if self._due:
                 due = next(iter(self._due.values()))
                 self._timer = self._clock.callLater(max(0.0, due - now), self._expire)

@@ -112,3 +112,20 @@ def test_no_time_means_for_ever() -> None:
     bench = Bench(0)
     bench.deadlines.set("a")
     assert bench.clock.getDelayedCalls() == []
+
+
+def test_an_item_that_is_set_anew_when_it_expires_delays_no_other() -> None:
+    clock = Clock()
+    expired: list[tuple[str, float]] = []
+
+    def on_expired(item: str) -> None:
+        expired.append((item, clock.seconds()))
+        if item == "again" and len(expired) == 1:
+            deadlines.set(item)
+
+    deadlines: Deadlines[str] = Deadlines(clock, 10, on_expired)
+    deadlines.set("again")
+    clock.advance(1)
+    deadlines.set("other")
+    clock.pump([1] * 20)
+    assert expired == [("again", 10), ("other", 11), ("again", 20)]

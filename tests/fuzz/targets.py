@@ -1,0 +1,111 @@
+"""What is fuzzed, and which properties hold for any bytes: a target raises, or returns (docs/fuzzing.md).
+
+A target that is not ``careful`` looks only at what is quick to see, and takes a tenth of the time.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from signaling import wire
+from signaling.errors import Rejected
+from tests.fuzz import model
+from tests.fuzz.arena import UPGRADE, Arena, Seen, expect, server_frames
+
+CORPUS = Path(__file__).parent / "corpus"
+
+# Python's own limit is 1,000 calls; how many of them are taken when the decoder begins is not the decoder's to know.
+_DEEP = 200
+_SENDER = "01SENDER"
+
+
+def decoder(data: bytes, careful: bool = True) -> None:
+    """Decode ``data`` as one client's message: the model's verdict, and the value's own text as the payload."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        expect(not wire.is_object(data), "no UTF-8, but an object")
+        return
+    members, depth = model.read_object(text)
+    verdict = _decoded(data)
+    too_deep = depth > _DEEP and verdict == model.judge(None)
+    expect(too_deep or verdict == model.judge(members), "another verdict", (verdict, model.judge(members)))
+    expect(depth > _DEEP or wire.is_object(data) == (members is not None), "is_object", members)
+    if isinstance(verdict, wire.ClientMessage):
+        _check_relay(verdict)
+
+
+def _decoded(data: bytes) -> wire.ClientMessage | model.Rejection:
+    try:
+        return wire.decode(data)
+    except Rejected as rejected:
+        return model.Rejection(rejected.code, rejected.msg_id)
+
+
+def _check_relay(message: wire.ClientMessage) -> None:
+    relayed, _ = model.read_object(wire.relayed(message, _SENDER).decode())
+    expected = {"type": f'"{message.type}"', "from": f'"{_SENDER}"'}
+    if message.payload is not None:
+        expected["payload"] = message.payload.decode()
+    if message.msg_id is not None:
+        expected["msgId"] = message.msg_id.decode()
+    expect(relayed == expected, "another relay", relayed)
+
+
+def handshake(data: bytes, careful: bool = True) -> None:
+    """Send ``data`` on a fresh connection."""
+    seen = _meet([data], data, careful)
+    expect(not seen.answer or seen.answer.startswith(b"HTTP/1."), "no HTTP", seen.answer)
+
+
+def frames(data: bytes, careful: bool = True) -> None:
+    """Send ``data`` on an open connection."""
+    seen = _meet([UPGRADE, data], data, careful)
+    answer = seen.answer.partition(b"\r\n\r\n")[2]
+    opcodes = [first for first, _ in server_frames(answer)]
+    expect(opcodes[:2] == [0x81, 0x81], "no welcome", answer)
+    expect(set(opcodes) <= {0x81, 0x88, 0x8A}, "neither text, nor pong, nor close", answer)
+    closes = opcodes.count(0x88)
+    expect(closes == (1 if seen.ending else 0), "not one close frame at the end", seen)
+    expect(closes == 0 or opcodes[-1] == 0x88, "something behind the close frame", answer)
+
+
+Target = Callable[[bytes, bool], None]
+TARGETS: dict[str, Target] = {"decoder": decoder, "handshake": handshake, "frames": frames}
+
+_arena: Arena | None = None
+
+
+def _meet(pieces: list[bytes], data: bytes, careful: bool) -> Seen:
+    """Send ``pieces`` in the arena; where ``careful``, also with the last one in cuts and to a reader that stalls."""
+    global _arena
+    if _arena is None:
+        _arena = Arena()
+    try:
+        whole = _arena.meet(pieces, careful=careful)
+        if careful:
+            *before, last = pieces
+            for cut in (_bytewise(last), _cut(last)):
+                seen = _arena.meet([*before, *cut])
+                expect(seen == whole, "depends on the cut", (len(cut), whole, seen))
+            _arena.meet([*before, *_cut(last)], stalls=True)
+    except BaseException:
+        # What broke it must not be found again by the next input.
+        _arena.close()
+        _arena = None
+        raise
+    return whole
+
+
+def _bytewise(data: bytes) -> list[bytes]:
+    return [data[at : at + 1] for at in range(len(data))]
+
+
+def _cut(data: bytes) -> list[bytes]:
+    """Cut ``data`` at up to eight points that follow from it."""
+    chance = random.Random(zlib.crc32(data))
+    points = sorted(chance.randrange(len(data) + 1) for _ in range(chance.randrange(1, 9)))
+    return [data[start:end] for start, end in zip([0, *points], [*points, len(data)], strict=True) if end > start]
