@@ -96,7 +96,7 @@ class Peer:
         if target is None:
             raise Rejected(ErrorCode.TARGET_NOT_FOUND, _NOT_FOUND, message.msg_id)
         frame = text_frame(wire.relayed(message, self.id))
-        if not target.offer(frame, Receipt(self, message.msg_id)):
+        if not target.offer(frame, (self, message.msg_id)):
             raise Rejected(ErrorCode.DROPPED, _DROPPED, message.msg_id)
         self._counters.relays_accepted += 1
 

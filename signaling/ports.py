@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from signaling.errors import Rejected
 
@@ -14,15 +14,8 @@ class Sender(Protocol):
         """Answer one of its messages with an error."""
 
 
-class Receipt(NamedTuple):
-    """Who is told when a queued relay is never written.
-
-    Args:
-        msg_id: the JSON text of the relay's ``msgId``, or None.
-    """
-
-    sender: Sender
-    msg_id: bytes | None
+Receipt = tuple[Sender, bytes | None]
+"""Who is told when a queued relay is never written, and the JSON text of the relay's ``msgId``, or None."""
 
 
 class Outbound(Protocol):

@@ -81,13 +81,15 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
     def _leave_to_web(self, request: bytes) -> None:
         data, self.data = request + self.data, b""
         self.factory.handshakes.clear(self)
-        self._web = self.factory.site.channel_for(self)
-        self._web.makeConnection(self.transport)
-        self._web.dataReceived(data)
+        self._web = web = self.factory.site.channel_for(self)
+        web.makeConnection(self.transport)
+        self.dataReceived = web.dataReceived  # type: ignore[method-assign]
+        web.dataReceived(data)
 
     def leaveWeb(self) -> None:
         """Take the bytes that the site's channel took until now."""
         self._web = None
+        del self.dataReceived
 
     def refuse(self, refused: Refused) -> None:
         """Answer the request with an HTTP error that a page of any origin can read, and end the connection."""
@@ -120,13 +122,6 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         self._admitted = True
         self._join = join
         self.accept(key)
-
-    def dataReceived(self, data: bytes) -> None:
-        """Take bytes off the wire, or pass them to the site's channel."""
-        if self._web is not None:
-            self._web.dataReceived(data)
-        else:
-            super().dataReceived(data)
 
     # The peer
 

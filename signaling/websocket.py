@@ -1,11 +1,11 @@
 """A lean WebSocket server protocol on top of Autobahn's, for any application.
 
-What nearly every frame is, a whole text message in one frame, is read and answered here on a fast path; Autobahn's state
-machine does the rest. The handshake is ours (Autobahn's own HTTP is neither bounded nor exact), and so are the bounded
-queue in front of the transport, deadlines that share a timer, and closings that let the other end read why.
+What nearly every frame is, a whole text message, is read here on a fast path; Autobahn's state machine does the rest.
+The handshake is ours (Autobahn's own HTTP is neither bounded nor exact), and so are the bounded queue in front of the
+transport, deadlines that share a timer, and closings that let the other end read why.
 
-All that depends on the insides of Autobahn and Twisted stands here. It is tried once when this module is imported; where
-the installed versions do not fit, or where ``SIGNALING_FAST_PATH=off`` is set, every frame is left to Autobahn.
+All that depends on the insides of Autobahn and Twisted stands here. It is tried once at import; where the installed
+versions do not fit, or where ``SIGNALING_FAST_PATH=off`` is set, all frames are left to Autobahn.
 """
 
 from __future__ import annotations
@@ -555,7 +555,7 @@ class LeanWebSocketFactory(WebSocketServerFactory):
 
 
 def _with_initial_state(protocol: Any, factory: LeanWebSocketFactory) -> Any:
-    """Give a protocol what Autobahn sets anew in each connection as attributes of its class, where nothing is copied."""
+    """Make what Autobahn sets anew in each connection class attributes, which cost a connection nothing."""
     sample = WebSocketServerProtocol()
     sample.factory = factory
     sample._connectionMade()
@@ -611,14 +611,16 @@ class _TrialTransport:
         return lambda *args: None
 
 
-_TRIAL_FRAMES = b"\x81\x85\0\0\0\0whole" b"\x01\x84\0\0\0\0frag" b"\x89\x81\0\0\0\0p" b"\x80\x84\0\0\0\0ment" b"\x88\x82\0\0\0\0\x03\xe8"
+_TRIAL_FRAMES = (
+    b"\x81\x85\0\0\0\0whole\x01\x84\0\0\0\0frag\x89\x81\0\0\0\0p\x80\x84\0\0\0\0ment\x88\x82\0\0\0\0\x03\xe8"
+)
 _TRIAL_ANSWERS = [b"whole", b"\x8a\x01p", b"fragment", b"\x88\x02\x03\xe8"]
 
 
 def _insides_fit() -> bool:
     """Tell whether the fast path works with the versions of Autobahn and Twisted that are installed."""
     try:
-        factory = _TrialFactory(Limits(), FakeClock())  # type: ignore[arg-type]
+        factory = _TrialFactory(Limits(), FakeClock())
         connection = factory.buildProtocol(None)
         connection.makeConnection(_TrialTransport())
         connection.accept(b"")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import NoReturn
 
 import msgspec
@@ -20,8 +19,7 @@ RELAYED_TYPES = frozenset({"offer", "answer", "ice-candidate"})
 _ABSENT = msgspec.Raw(b"")
 
 
-@dataclass(frozen=True, slots=True)
-class ClientMessage:
+class ClientMessage(msgspec.Struct, frozen=True, gc=False):
     """A message to relay.
 
     Args:
@@ -209,15 +207,18 @@ def peer_left(peer_id: str) -> bytes:
     return b'{"type":"peer-left","peerId":"%b"}' % peer_id.encode()
 
 
+_RELAYED_HEADS = {kind: b'{"type":"%b","from":"' % kind.encode() for kind in RELAYED_TYPES}
+
+
 def relayed(message: ClientMessage, sender_id: str) -> bytes:
-    """Encode ``message`` for its target."""
-    payload = b"" if message.payload is None else b',"payload":' + message.payload
-    return b'{"type":"%b","from":"%b"%b%b}' % (
-        message.type.encode(),
-        sender_id.encode(),
-        payload,
-        _msg_id_pair(message.msg_id),
-    )
+    """Encode ``message`` for its target; its payload is copied once."""
+    pieces = [_RELAYED_HEADS[message.type], sender_id.encode(), b'"']
+    if message.payload is not None:
+        pieces += (b',"payload":', message.payload)
+    if message.msg_id is not None:
+        pieces += (b',"msgId":', message.msg_id)
+    pieces.append(b"}")
+    return b"".join(pieces)
 
 
 def error(code: ErrorCode, text: str, msg_id: bytes | None) -> bytes:
