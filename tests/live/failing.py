@@ -21,6 +21,9 @@ from tests.live.twistd import Server, running
 MIB = 1 << 20
 PATIENCE_SECONDS = 5.0
 
+REQUEST = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+BODY_TO_COME = b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n"
+
 
 @contextmanager
 def serving(*options: str, **how: object) -> Iterator[Server]:

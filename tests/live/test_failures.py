@@ -15,7 +15,9 @@ import pytest
 from websockets.sync.client import ClientConnection, connect
 
 from tests.live.failing import (
+    BODY_TO_COME,
     MIB,
+    REQUEST,
     Pair,
     assert_open_files,
     dial,
@@ -36,8 +38,6 @@ from tests.live.failing import (
 from tests.live.twistd import Server
 
 STAYS = "import sys; from websockets.sync.client import connect; [*connect(sys.argv[1])]"
-REQUEST = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
-BODY_TO_COME = b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
