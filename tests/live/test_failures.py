@@ -178,7 +178,7 @@ def answers_to_ten(sender: ClientConnection, target: str) -> list[str]:
 
 @pytest.mark.parametrize("frame", [masked(1, b"nonsense"), masked(9, b"x" * 125)], ids=["answers", "pongs"])
 def test_a_client_that_never_reads_its_answers_is_not_read_and_then_cut(frame: bytes) -> None:
-    with serving("--write-timeout=1") as server, pair(server) as witnesses:
+    with serving("--write-timeout=0.5") as server, pair(server) as witnesses:
         stuck, peer = join_raw(server, witnesses.topic, receive_buffer=4096)
         with stuck:
             before = peak_bytes(server)
@@ -187,7 +187,7 @@ def test_a_client_that_never_reads_its_answers_is_not_read_and_then_cut(frame: b
                 while True:
                     stuck.sendall(frame * 10_000)
             witnesses.hears("peer-left", peer)
-            server.wait_for(f"{peer} left '{witnesses.topic}': cut off: it took nothing for 1 s")
+            server.wait_for(f"{peer} left '{witnesses.topic}': cut off: it took nothing for 0.5 s")
         assert peak_bytes(server) - before < 8 * MIB
 
 
