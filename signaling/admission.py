@@ -25,13 +25,17 @@ class Admission:
     Attributes:
         most: peers' connections in all.
         spare: connections beyond those, of clients that are no peers yet or never become one.
+        newcomers_per_pass: how many connections to accept in one pass of the reactor: they pass the bounds until it
+            ends, and each has to be read before newer ones take its place.
     """
 
     def __init__(self, limits: Limits, file_limit: int, seconds: Callable[[], float]) -> None:
         self._limits = limits
         default_spare = descriptors.spare_connections(file_limit)
         self.spare = default_spare if limits.spare_connections is None else limits.spare_connections
-        possible = max(1, file_limit - descriptors.own_files(file_limit) - self.spare)
+        own = descriptors.own_files(file_limit)
+        self.newcomers_per_pass = max(1, min(own, self.spare) // 4)
+        possible = max(1, file_limit - own - self.spare)
         self.most = possible if limits.max_connections is None else min(limits.max_connections, possible)
         self._admitted = 0
         self._by_network: dict[str, int] = {}

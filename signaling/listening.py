@@ -86,6 +86,28 @@ def _parse(reactor: Any, text: str) -> IStreamServerEndpoint:
     return endpoint
 
 
+def accept_few(port: Any, most: int) -> None:
+    """Let ``port`` accept at most ``most`` connections in each pass of the reactor.
+
+    Twisted takes 100 and more. What was accepted is read in the next pass at the earliest, and what was cut to make
+    room is closed there: a burst would run out of descriptors, and its connections would push each other out unheard.
+
+    Args:
+        port: an ``IListeningPort`` provider; one that is none of Twisted's own accepts as it likes.
+        most: from 1 up.
+    """
+    if not hasattr(port, "numberAccepts"):
+        return
+    accept = port.doRead
+
+    def accept_in_one_pass() -> None:
+        # Twisted sets it anew after each pass, by what it found.
+        port.numberAccepts = min(port.numberAccepts, most)
+        accept()
+
+    port.doRead = accept_in_one_pass
+
+
 _EXAMPLES = "tcp:8081:interface=127.0.0.1, unix:/run/signaling.sock or ssl:8443:privateKey=key.pem:certKey=cert.pem"
 
 

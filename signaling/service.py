@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from signaling.descriptors import raise_file_limit
 from signaling.errors import StartError
-from signaling.listening import endpoints, start_error
+from signaling.listening import accept_few, endpoints, start_error
 from signaling.options import Options
 from signaling.protocol import SignalingFactory, address_text
 
@@ -72,6 +72,7 @@ class SignalingService(Service):
 
     def _listening(self, port: IListeningPort) -> None:
         self._ports.append(port)
+        accept_few(port, self.factory.admission.newcomers_per_pass)
         self.factory.log.info("listening on {address}", address=address_text(port.getHost()))
 
     def _log_failure(self, failure: Failure, where: str) -> None:

@@ -165,6 +165,8 @@ class BoundedRequest(Request):
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         """Answer the request, unless that was done already."""
         if not self._refused:
+            # twisted.web would parse a form's body, which nobody reads, and raises for some types.
+            self.requestHeaders.removeHeader(b"content-type")
             super().requestReceived(command, path, version)
 
     def _count(self, size: int) -> None:

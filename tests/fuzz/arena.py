@@ -166,7 +166,13 @@ class Arena:
 
     def __init__(self) -> None:
         self._clock = Clock()
-        self._factory = SignalingFactory(reactor=self._clock, log_level=LogLevel.debug)  # type: ignore[arg-type]
+        # Every way in that an operator can open has something to read in a request.
+        self._factory = SignalingFactory(
+            allow_origins=["https://example.org", "https://*.example.com", "null"],
+            trusted_proxies=["192.0.2.0/24"],
+            reactor=self._clock,  # type: ignore[arg-type]
+            log_level=LogLevel.debug,
+        )
         self._factory.ids = _Ids()  # type: ignore[assignment]
         self._logged: list[dict[str, Any]] = []
         globalLogPublisher.addObserver(self._logged.append)

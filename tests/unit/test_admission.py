@@ -18,6 +18,7 @@ def test_connections_never_take_the_process_s_own_descriptors(file_limit: int) -
     assert bounds.most >= 1
     assert bounds.spare >= 8
     assert bounds.most + bounds.spare + descriptors.own_files(file_limit) == file_limit
+    assert 1 <= bounds.newcomers_per_pass <= descriptors.own_files(file_limit) // 4
 
 
 def test_the_usual_limit_leaves_room_for_most() -> None:
