@@ -8,6 +8,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help run test lint types test-all conformance fuzz soak clean
 
+# What runs once more with every frame left to Autobahn.
+FOR_BOTH_PATHS := tests/unit tests/memory tests/fuzz tests/live/test_clients.py tests/live/test_conformance.py \
+	tests/live/test_failures.py
+
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
 
@@ -18,6 +22,7 @@ test: $(VENV)/test.stamp ## Install what the tests need and run them all, with c
 	sh tools/test_programs.sh
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest $(PYTEST_OPTIONS)
+	SIGNALING_FAST_PATH=off $(BIN)/coverage run -m pytest $(PYTEST_OPTIONS) $(FOR_BOTH_PATHS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
