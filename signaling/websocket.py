@@ -506,6 +506,8 @@ class LeanWebSocketFactory(WebSocketServerFactory):
     protocol: Any = LeanWebSocketProtocol
     noisy = False
     corked: list[LeanWebSocketProtocol[Any]] | None = None
+    _prepared_from: Any = None
+    _prepared: Any = None
 
     def __init__(self, limits: Limits, reactor: IReactorTime) -> None:
         super().__init__(server="", reactor=reactor)
@@ -517,8 +519,6 @@ class LeanWebSocketFactory(WebSocketServerFactory):
             openHandshakeTimeout=0,
             closeHandshakeTimeout=0,
         )
-        if self.protocol.fast:
-            self.protocol = _with_initial_state(self.protocol, self)
         self.limits = limits
         self.connections: set[LeanWebSocketProtocol[Any]] = set()
         clock: Clock = reactor
@@ -539,6 +539,15 @@ class LeanWebSocketFactory(WebSocketServerFactory):
         )
 
         self.turns: Turns[Any] = Turns(clock, _TURNS_PER_PASS, lambda connection: connection.consumeData())
+
+    def buildProtocol(self, addr: Any) -> Any:
+        """Make a connection of the class ``protocol``, with Autobahn's initial state in the class."""
+        if self.protocol is not self._prepared_from:
+            self._prepared_from = self.protocol
+            self._prepared = _with_initial_state(self.protocol, self) if self.protocol.fast else self.protocol
+        connection = self._prepared()
+        connection.factory = self
+        return connection
 
     def cork(self) -> None:
         """Hold back what is written until ``uncork``: a burst to one peer leaves in one piece."""

@@ -58,7 +58,7 @@ def test_a_plain_install_brings_only_what_the_plain_server_needs(built: Path) ->
     with zipfile.ZipFile(path) as wheel:
         [metadata] = [wheel.read(name).decode() for name in wheel.namelist() if name.endswith("/METADATA")]
     needs = re.findall(r"^Requires-Dist: ([\w-]+)(>=\S+)$", metadata, re.MULTILINE)
-    assert {name.lower() for name, _ in needs} == {"twisted", "autobahn", "msgspec", "python-ulid"}
+    assert {name.lower() for name, _ in needs} == {"twisted", "autobahn", "msgspec", "python-ulid", "websockets"}
     assert "Requires-Python: >=3.11" in metadata
     assert "Name: twisted-signaling" in metadata
 
