@@ -238,10 +238,9 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
                 return False
             upcoming = masked_text_at(data, end, longest)
         self.data = data[end:]
-        if upcoming is None:
+        if self.data and (upcoming is None or upcoming is INCOMPLETE):
             return None
-        # The rest of a frame that began behind others is waited for, so that the next one is found whole as well.
-        return upcoming is not INCOMPLETE or self._overfull
+        return bool(self.data) or self._overfull
 
     def _read_frames(self) -> bool:
         """Let Autobahn handle what was read; returns whether there is more to do in another turn."""

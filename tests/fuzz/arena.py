@@ -20,6 +20,7 @@ from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 from zope.interface import implementer
 
 from signaling import SignalingFactory
+from signaling.protocol import SignalingProtocol
 from tests.fuzz import model
 
 TOPIC = "room"
@@ -161,10 +162,18 @@ class _Ids:
         return given
 
 
-class Arena:
-    """One server with a witness who is in the topic ``room``."""
+class _LeftToAutobahn(SignalingProtocol):
+    fast = False
 
-    def __init__(self) -> None:
+
+class Arena:
+    """One server with a witness who is in the topic ``room``.
+
+    Args:
+        fast: whether the server may take its fast path; otherwise Autobahn reads every frame.
+    """
+
+    def __init__(self, fast: bool = True) -> None:
         self._clock = Clock()
         # Every way in that an operator can open has something to read in a request.
         self._factory = SignalingFactory(
@@ -173,6 +182,8 @@ class Arena:
             reactor=self._clock,  # type: ignore[arg-type]
             log_level=LogLevel.debug,
         )
+        if not fast:
+            self._factory.protocol = _LeftToAutobahn
         self._factory.ids = _Ids()  # type: ignore[assignment]
         self._logged: list[dict[str, Any]] = []
         globalLogPublisher.addObserver(self._logged.append)

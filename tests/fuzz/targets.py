@@ -76,26 +76,28 @@ def frames(data: bytes, careful: bool = True) -> None:
 Target = Callable[[bytes, bool], None]
 TARGETS: dict[str, Target] = {"decoder": decoder, "handshake": handshake, "frames": frames}
 
-_arena: Arena | None = None
+_arenas: list[Arena] = []
 
 
 def _meet(pieces: list[bytes], data: bytes, careful: bool) -> Seen:
-    """Send ``pieces`` in the arena; where ``careful``, also with the last one in cuts and to a reader that stalls."""
-    global _arena
-    if _arena is None:
-        _arena = Arena()
+    """Send ``pieces`` in the arena; where ``careful``, also cut, to a reader that stalls, and past the fast path."""
+    if not _arenas:
+        _arenas.extend((Arena(), Arena(fast=False)))
+    arena, plain = _arenas
     try:
-        whole = _arena.meet(pieces, careful=careful)
+        whole = arena.meet(pieces, careful=careful)
         if careful:
             *before, last = pieces
             for cut in (_bytewise(last), _cut(last)):
-                seen = _arena.meet([*before, *cut])
+                seen = arena.meet([*before, *cut])
                 expect(seen == whole, "depends on the cut", (len(cut), whole, seen))
-            _arena.meet([*before, *_cut(last)], stalls=True)
+            arena.meet([*before, *_cut(last)], stalls=True)
+            seen = plain.meet([*before, *_cut(last)])
+            expect(seen == whole, "depends on the fast path", (whole, seen))
     except BaseException:
         # What broke it must not be found again by the next input.
-        _arena.close()
-        _arena = None
+        while _arenas:
+            _arenas.pop().close()
         raise
     return whole
 
