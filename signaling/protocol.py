@@ -89,7 +89,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
     def leaveWeb(self) -> None:
         """Take the bytes that the site's channel took until now."""
         self._web = None
-        del self.dataReceived
+        self.__dict__.pop("dataReceived", None)
 
     def refuse(self, refused: Refused) -> None:
         """Answer the request with an HTTP error that a page of any origin can read, and end the connection."""
@@ -200,7 +200,8 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Take the peer out of its topic."""
-        web, self._web = self._web, None
+        web = self._web
+        self.leaveWeb()
         if web is not None:
             web.connectionLost(reason)
         super().connectionLost(reason)
