@@ -15,7 +15,7 @@ from autobahn.websocket.protocol import WebSocketProtocol
 from twisted.logger import globalLogBeginner
 from twisted.web import http
 
-from signaling import addresses, origins, protocol, upgrade, web, websocket, wire
+from signaling import addresses, frames, origins, protocol, upgrade, web, websocket, wire
 from tests.fuzz import model
 from tests.fuzz.mutate import mutate_frames
 from tests.fuzz.targets import TARGETS
@@ -23,7 +23,7 @@ from tests.fuzz.targets import TARGETS
 # Coverage costs time at each branch: only that of the code which looks at the input guides. msgspec is compiled and
 # shows none; the model beside it walks the same grammar.
 _GUIDES = (
-    *(wire, model, upgrade, protocol.SignalingProtocol, web, http.HTTPChannel, http._ChunkedTransferDecoder),
+    *(wire, model, upgrade, frames, protocol.SignalingProtocol, web, http.HTTPChannel, http._ChunkedTransferDecoder),
     *(websocket.LeanWebSocketProtocol, WebSocketProtocol, addresses, origins),
 )
 _NO_GUIDES = {"connectionMade", "_connectionMade", "connectionLost", "_connectionLost"}
