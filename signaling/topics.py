@@ -77,6 +77,11 @@ class TopicMap(Generic[M]):
     def __contains__(self, name: str) -> bool:
         return name in self._topics
 
+    def size(self, name: str) -> int:
+        """Return how many members the topic has."""
+        topic = self._topics.get(name)
+        return len(topic) if topic is not None else 0
+
     def join(self, name: str, member: M) -> Topic[M]:
         """Put ``member`` into the topic, which is made where it does not exist.
 

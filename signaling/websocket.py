@@ -78,6 +78,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
     websocket_version = 13
     _reading_stopped = False
     _pending_bytes = 0
+    _key = b""
     _queue: OutboundQueue[R] | None = None
     _corked: list[bytes] | None = None
     _socket: Any = None
@@ -117,7 +118,10 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
             if not self._reading_stopped:
                 self.consumeData()
         elif self.state == self.STATE_CONNECTING:
-            self._collect_request(data)
+            if self._reading_stopped:
+                self.data += data
+            else:
+                self._collect_request(data)
 
     def _collect_request(self, data: bytes) -> None:
         first, self.data = not self.data, self.data + data
@@ -161,7 +165,24 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
             self.onOpen()
         finally:
             self.factory.uncork()
-        if self.data:
+        if self.data or self._reading_stopped:
+            self.consumeData()
+
+    def acceptInTurn(self, key: bytes) -> None:
+        """Answer the handshake when it is this connection's turn, for an application whose ``onOpen`` takes long.
+
+        Args:
+            key: the checked ``Sec-WebSocket-Key``.
+        """
+        self._key = key
+        self._stop_reading()
+        self.factory.turns.add(self)
+
+    def takeTurn(self) -> None:
+        """Do what waited for this connection's turn."""
+        if self.state == self.STATE_CONNECTING:
+            self.accept(self._key)
+        else:
             self.consumeData()
 
     def refuse(self, refused: Refused) -> None:
@@ -537,7 +558,7 @@ class LeanWebSocketFactory(WebSocketServerFactory):
             clock, limits.close_timeout_seconds, lambda connection: connection.closeLate()
         )
 
-        self.turns: Turns[Any] = Turns(clock, _TURNS_PER_PASS, lambda connection: connection.consumeData())
+        self.turns: Turns[Any] = Turns(clock, _TURNS_PER_PASS, lambda connection: connection.takeTurn())
 
     def buildProtocol(self, addr: Any) -> Any:
         """Make a connection of the class ``protocol``, with Autobahn's initial state in the class."""

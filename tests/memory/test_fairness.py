@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from websockets.frames import Frame, Opcode
 
-from tests.memory.world import Peer, World
+from tests.memory.world import Peer, World, upgrade
 
 FLOOD = 2000
 FEW = 200
@@ -71,3 +71,32 @@ def test_what_was_sent_before_the_end_is_relayed(world: World) -> None:
     flood.hang_up()
     assert arrivals(target) == [str(n) for n in range(FLOOD)]
     assert flood.lost
+
+
+def test_a_crowd_that_joins_does_not_hold_up_those_who_are_there(world: World) -> None:
+    members = [world.join("room") for _ in range(40)]
+    for member in members:
+        member.heard()
+    crowd = [world.connect() for _ in range(30)]
+    for newcomer in crowd:
+        newcomer.send_together(upgrade("/ws/room").encode() + text(members[0], members[0], "early"))
+    members[0].send_together(text(members[0], members[1], "quick"))
+    world.run()
+    kinds = [message["type"] for message in members[1].heard()]
+    assert kinds.index("offer") < 10
+    assert kinds.count("peer-joined") == 30
+    assert [message["type"] for message in members[0].heard()].count("offer") == 30
+
+
+def test_who_leaves_before_its_turn_to_join_never_joined(world: World) -> None:
+    members = [world.join("room") for _ in range(40)]
+    crowd = [world.connect() for _ in range(30)]
+    for newcomer in crowd:
+        newcomer.send_together(upgrade("/ws/room").encode())
+    world.run_once()
+    crowd[-1].transport.abortConnection()
+    world.run()
+    assert [message["type"] for message in members[-1].heard()] == ["peer-joined"] * 29
+    world.factory.drain()
+    world.advance(10)
+    assert not world.factory.connections
