@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -91,14 +91,17 @@ class Results:
     def comparisons(self, measure: Measure) -> Iterator[Comparison]:
         """Compare ours with each of the others that were measured in the same rounds."""
         ours = self._values(measure.scenario, OURS, measure.figure)
-        for other in self.rounds[measure.scenario]:
+        for other in self._of(measure.scenario):
             theirs = self._values(measure.scenario, other, measure.figure)
             if other != OURS and ours and theirs:
                 ratios = [mine / its for mine, its in zip(ours, theirs, strict=True)]
                 yield Comparison(measure, other, median(ours), median(theirs), ratios)
 
     def _values(self, scenario: str, server: str, figure: str) -> list[float]:
-        return [figures[figure] for figures in self.rounds[scenario][server] if figure in figures]
+        return [figures[figure] for figures in self._of(scenario).get(server, []) if figure in figures]
+
+    def _of(self, scenario: str) -> Mapping[str, list[Figures]]:
+        return self.rounds.get(scenario, {})
 
     def as_json(self) -> dict[str, object]:
         """Return all figures of all rounds, and the ratios."""
