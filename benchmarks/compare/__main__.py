@@ -25,7 +25,7 @@ _DEFAULT_OTHERS = ("peerjs-server", "y-webrtc", "websockets", "autobahn")
 _ALONE = "server"
 
 
-_SIZES = {field.name: type(field.default) for field in dataclasses.fields(Scale)}
+_SIZES = {name: type(value) for name, value in dataclasses.asdict(Scale()).items()}
 
 
 def _size(text: str) -> tuple[str, float]:
@@ -87,7 +87,8 @@ def _progress(names: Iterator[str], total: int) -> Iterable[str]:
         return names
     from tqdm import tqdm  # noqa: PLC0415
 
-    return tqdm(names, total=total, unit="burst", leave=False)
+    bar: Iterable[str] = tqdm(names, total=total, unit="burst", leave=False)
+    return bar
 
 
 def _chosen(options: argparse.Namespace) -> list[Server]:

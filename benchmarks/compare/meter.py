@@ -23,6 +23,10 @@ class Meter:
         """Tell the CPU time so far, the kernel's part on its behalf included."""
         return time.clock_gettime(self._clock)
 
+    def starved_seconds(self) -> float:
+        """Tell for how long its first thread was ready to run so far, and others had its core."""
+        return int(Path(f"/proc/{self._pid}/schedstat").read_text().split()[1]) / 1e9
+
     def resident_bytes(self) -> int:
         """Tell the resident memory; the kernel's socket buffers are no part of it."""
         return int(Path(f"/proc/{self._pid}/statm").read_text().split()[1]) * _PAGE_BYTES

@@ -103,6 +103,11 @@ class Results:
     def _of(self, scenario: str) -> Mapping[str, list[Figures]]:
         return self.rounds.get(scenario, {})
 
+    def starved(self) -> float:
+        """Tell for which part of the bursts a server was ready to run and others had its core, in the median."""
+        rounds = [figures for servers in self.rounds.values() for each in servers.values() for figures in each]
+        return median([figures["starved"] for figures in rounds if "starved" in figures] or [0.0])
+
     def as_json(self) -> dict[str, object]:
         """Return all figures of all rounds, and the ratios."""
         ratios = [
@@ -127,7 +132,11 @@ def table(results: Results) -> str:
                 f"| {measure.scenario} | {measure.unit} | {each.other} | {_number(each.ours)} | {_number(each.theirs)}"
                 f" | {each.ratio:.2f} | {spread} | {each.verdict or '|'} |"
             )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _quietness(results)])
+
+
+def _quietness(results: Results) -> str:
+    return f"Servers waited for their core, which others had, for {results.starved():.0%} of the time."
 
 
 def _bound_line(results: Results, measure: Measure) -> list[str]:
@@ -174,5 +183,5 @@ def plot(results: Results, path: Path, title: str) -> None:
         axis.set_yticks(range(len(results.rounds[measure.scenario])), reversed(results.rounds[measure.scenario]))
         axis.set_title(f"{measure.scenario}, {measure.unit}: less is better", loc="left", fontsize=9)
     figure.suptitle(title, fontsize=10)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 1, 0.98))
     figure.savefig(path, dpi=100)

@@ -94,14 +94,22 @@ class Stage:
         self.settle()
         gc.collect()
         gc.disable()
-        cpu = self.meter.cpu_seconds() if self.meter else 0.0
+        cpu, starved = self._used()
         start = time.perf_counter()
-        yield
-        self.figures["per_second"] = operations / (time.perf_counter() - start)
-        gc.enable()
+        try:
+            yield
+        finally:
+            gc.enable()
+        elapsed = time.perf_counter() - start
+        self.figures["per_second"] = operations / elapsed
         self.settle()
         if self.meter:
-            self.figures["cpu_us"] = 1e6 * (self.meter.cpu_seconds() - cpu) / operations
+            cpu_after, starved_after = self._used()
+            self.figures["cpu_us"] = 1e6 * (cpu_after - cpu) / operations
+            self.figures["starved"] = (starved_after - starved) / elapsed
+
+    def _used(self) -> tuple[float, float]:
+        return (self.meter.cpu_seconds(), self.meter.starved_seconds()) if self.meter else (0.0, 0.0)
 
     def settle(self) -> None:
         """Wait until the server has nothing to do."""

@@ -49,7 +49,7 @@ def test_a_server_that_runs_already_is_measured_alone(tmp_path: Path) -> None:
         done = compare(tmp_path, *scenarios, f"--url={server.url}", f"--pid={server.process.pid}")
     assert (done.returncode, done.stderr) == (0, "")
     _, _, *lines = lines_of(done.stdout)
-    assert [line[2] for line in lines if line[0] == "relay"] == ["per_second", "cpu_us", "p50_ms", "p99_ms"]
+    assert [line[2] for line in lines if line[0] == "relay"] == ["per_second", "cpu_us", "starved", "p50_ms", "p99_ms"]
     assert {line[2] for line in lines if line[0] == "latency"} > {"p50_ms", "p99_ms"}
 
 

@@ -16,7 +16,9 @@ def results(scenario: str, figure: str, **rounds: list[float]) -> Results:
 
 
 def lines(measured: Results) -> list[list[str]]:
-    return [[cell.strip() for cell in line[1:-1].split("|")] for line in table(measured).splitlines()[2:]]
+    return [
+        [cell.strip() for cell in line[1:-1].split("|")] for line in table(measured).splitlines()[2:] if line[:1] == "|"
+    ]
 
 
 class Ratios(unittest.TestCase):
@@ -54,6 +56,10 @@ class Ratios(unittest.TestCase):
             measured.as_json()["ratios"],
             [{"scenario": "relay", "figure": "cpu_us", "other": "websockets", "ratio": 0.25}],
         )
+
+    def test_how_much_others_took_of_the_servers_core(self) -> None:
+        measured = results("relay", "starved", ours=[0.1, 0.3], websockets=[0.2])
+        self.assertIn("for 20% of the time", table(measured))
 
     def test_latency_has_a_goal_beside_every_peer(self) -> None:
         (p99,) = [measure for measure in MEASURES if measure.figure == "p99_ms"]
