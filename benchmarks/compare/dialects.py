@@ -152,9 +152,10 @@ class YWebrtc:
         link.send(text_frame(msgspec.json.encode({"type": "subscribe", "topics": [inbox]})))
         announcement = {"type": "announce", "from": name}
         link.send(text_frame(msgspec.json.encode({"type": "publish", "topic": inbox, "data": announcement})))
-        heard = yield from link.message()
-        if heard["data"] != announcement:
-            raise WrongAnswerError(f"{heard} in place of the own announcement")
+        while (heard := (yield from link.message()))["data"] != announcement:
+            # Somebody who joins at the same time is announced to those who subscribed already.
+            if heard["data"]["type"] != "announce":
+                raise WrongAnswerError(f"{heard} in place of the own announcement")
         link.echoes = lambda message: message["data"]["from"] == name
         return member
 
