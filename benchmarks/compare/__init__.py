@@ -1,0 +1,1 @@
+"""The server beside its peers: ``python -m benchmarks.compare`` (docs/performance.md)."""

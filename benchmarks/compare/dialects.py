@@ -1,0 +1,184 @@
+"""How each server wants to be spoken with, so that all of them are asked for the same work."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from benchmarks.client import text_frame
+from benchmarks.compare.generator import Link, Matches, WrongAnswerError
+
+_NONCE = base64.b64encode(b"the sample nonce").decode()
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One peer that joined; the others name it ``id``."""
+
+    link: Link
+    topic: str
+    id: str
+
+
+Joining = Generator[Link, None, Member]
+
+
+class Dialect(Protocol):
+    """How to speak with one kind of server."""
+
+    def join(self, link: Link, topic: str, name: str) -> Joining:
+        """Join, and wait until the server says so.
+
+        Args:
+            name: becomes the peer's id where clients choose theirs; no two peers of a run have the same.
+        """
+
+    def joined(self, member_id: str) -> Matches | None:
+        """Judge what the others of a topic hear of a new peer; None where they hear nothing."""
+
+    def left(self, member_id: str) -> Matches | None:
+        """Judge what the others hear when a peer left; None where they hear nothing."""
+
+    def relay(self, sender: Member, target: Member, kind: str, payload: bytes) -> bytes:
+        """Write the frame that has a payload relayed to one peer."""
+
+    def relayed(self, sender: Member, target: Member, kind: str, payload: bytes) -> Matches:
+        """Judge what the target hears of it: the kind, the sender, and the whole payload."""
+
+
+def _upgrade(target: str) -> bytes:
+    return (
+        f"GET {target} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {_NONCE}\r\n\r\n"
+    ).encode()
+
+
+def _equals(wanted: object) -> Matches:
+    return lambda message: message == wanted
+
+
+class Wire:
+    """Our wire: join by path, ``welcome`` and ``peer-list``, ``to`` and ``from``.
+
+    Args:
+        path: where topics are.
+    """
+
+    def __init__(self, path: str = "/ws/") -> None:
+        self._path = path
+
+    def join(self, link: Link, topic: str, name: str) -> Joining:
+        """Join by the path; the server names the peer."""
+        link.send(_upgrade(self._path + topic))
+        yield from link.head()
+        welcome = yield from link.message()
+        peer_list = yield from link.message()
+        if (welcome["type"], peer_list["type"]) != ("welcome", "peer-list"):
+            raise WrongAnswerError(f"{welcome} and {peer_list} in place of welcome and peer-list")
+        return Member(link, topic, welcome["selfId"])
+
+    def joined(self, member_id: str) -> Matches:
+        """Judge a ``peer-joined``."""
+        return _equals({"type": "peer-joined", "peerId": member_id})
+
+    def left(self, member_id: str) -> Matches:
+        """Judge a ``peer-left``."""
+        return _equals({"type": "peer-left", "peerId": member_id})
+
+    def relay(self, sender: Member, target: Member, kind: str, payload: bytes) -> bytes:
+        """Address it by ``to``."""
+        return text_frame(b'{"type":"%b","to":"%b","payload":%b}' % (kind.encode(), target.id.encode(), payload))
+
+    def relayed(self, sender: Member, target: Member, kind: str, payload: bytes) -> Matches:
+        """Judge it by ``from``."""
+        return _equals({"type": kind, "from": sender.id, "payload": msgspec.json.decode(payload)})
+
+
+class PeerJs:
+    """peerjs-server: clients choose their ids, and nobody hears of anybody."""
+
+    def join(self, link: Link, topic: str, name: str) -> Joining:
+        """Connect, and wait for ``OPEN``."""
+        link.send(_upgrade(f"/peerjs?key=peerjs&id={name}&token=token&version=1.5.5"))
+        yield from link.head()
+        opened = yield from link.message()
+        if opened["type"] != "OPEN":
+            raise WrongAnswerError(f"{opened} in place of OPEN")
+        return Member(link, topic, name)
+
+    def joined(self, member_id: str) -> None:
+        """Tell that nobody hears of it."""
+
+    def left(self, member_id: str) -> None:
+        """Tell that nobody hears of it."""
+
+    def relay(self, sender: Member, target: Member, kind: str, payload: bytes) -> bytes:
+        """Address it by ``dst``."""
+        return text_frame(
+            b'{"type":"%b","payload":%b,"dst":"%b"}' % (_loud(kind).encode(), payload, target.id.encode())
+        )
+
+    def relayed(self, sender: Member, target: Member, kind: str, payload: bytes) -> Matches:
+        """Judge it by ``src``."""
+        content = msgspec.json.decode(payload)
+        return _equals({"type": _loud(kind), "src": sender.id, "dst": target.id, "payload": content})
+
+
+def _loud(kind: str) -> str:
+    return "CANDIDATE" if kind == "ice-candidate" else kind.upper()
+
+
+class YWebrtc:
+    """y-webrtc's signaling server: every message goes to all who subscribed a topic, its sender among them.
+
+    Args:
+        inboxes: use it as its own client does not: each peer subscribes a topic of its own, so that a message goes to
+            its target alone, and nobody hears of a new peer.
+    """
+
+    def __init__(self, *, inboxes: bool = False) -> None:
+        self._inboxes = inboxes
+
+    def join(self, link: Link, topic: str, name: str) -> Joining:
+        """Subscribe and announce oneself, as its client does; to hear that is to know that both are done."""
+        link.send(_upgrade("/"))
+        yield from link.head()
+        member = Member(link, topic, name)
+        inbox = self._topic(member)
+        link.send(text_frame(msgspec.json.encode({"type": "subscribe", "topics": [inbox]})))
+        announcement = {"type": "announce", "from": name}
+        link.send(text_frame(msgspec.json.encode({"type": "publish", "topic": inbox, "data": announcement})))
+        while (heard := (yield from link.message()))["data"] != announcement:
+            # Somebody who joins at the same time is announced to those who subscribed already.
+            if heard["data"]["type"] != "announce":
+                raise WrongAnswerError(f"{heard} in place of the own announcement")
+        link.echoes = lambda message: message["data"]["from"] == name
+        return member
+
+    def joined(self, member_id: str) -> Matches | None:
+        """Judge an announcement."""
+        if self._inboxes:
+            return None
+        return lambda message: message["data"] == {"type": "announce", "from": member_id}
+
+    def left(self, member_id: str) -> None:
+        """Tell that nobody hears of it."""
+
+    def relay(self, sender: Member, target: Member, kind: str, payload: bytes) -> bytes:
+        """Publish it to where the target listens."""
+        return text_frame(
+            b'{"type":"publish","topic":"%b","data":{"type":"%b","from":"%b","to":"%b","signal":%b}}'
+            % (self._topic(target).encode(), kind.encode(), sender.id.encode(), target.id.encode(), payload)
+        )
+
+    def relayed(self, sender: Member, target: Member, kind: str, payload: bytes) -> Matches:
+        """Judge it by what was published."""
+        wanted = {"type": kind, "from": sender.id, "to": target.id, "signal": msgspec.json.decode(payload)}
+        return lambda message: message["data"] == wanted
+
+    def _topic(self, member: Member) -> str:
+        return f"{member.topic}-{member.id}" if self._inboxes else member.topic

@@ -1,0 +1,248 @@
+"""The load generator: raw sockets on one epoll, and small tasks that wait for what a connection hears.
+
+It has to cost less than the servers that it measures. So frames are built before they are measured, and a message that
+was checked once is known by its bytes when it comes again.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable, Generator, Iterable
+from typing import Any
+
+import msgspec
+
+from benchmarks.client import CLOSE, PING, PONG, TEXT, frame
+
+_READ_BYTES = 1 << 18
+_END_OF_HEAD = b"\r\n\r\n"
+_FINAL = 0x80
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_GOODBYE = frame(CLOSE, struct.pack("!H", 1000))
+# No frame of a server starts like this.
+_UNKNOWN = b"\x00\x00"
+
+Message = dict[str, Any]
+Matches = Callable[[Message], bool]
+
+
+class WrongAnswerError(Exception):
+    """A server did not do what was asked of it; its figures would mean nothing."""
+
+
+class Expected:
+    """A message that a connection is to hear, maybe many times.
+
+    Args:
+        matches: judges the parsed message when it comes for the first time; the same bytes are known from then on.
+    """
+
+    __slots__ = ("matches", "raw")
+
+    def __init__(self, matches: Matches) -> None:
+        self.matches = matches
+        self.raw = _UNKNOWN
+
+
+class Link:
+    """One connection to a server.
+
+    Attributes:
+        ended: whether the server ended its half.
+        echoes: tells of a message that the server sends beside what was asked for; such a message is passed over.
+        task: who waits for the next bytes.
+    """
+
+    __slots__ = ("_buffer", "_passed", "echoes", "ended", "recv", "send", "sock", "task")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.send = sock.sendall
+        self.recv = sock.recv
+        self.ended = False
+        self.echoes: Matches | None = None
+        self.task: Task | None = None
+        self._buffer = b""
+        self._passed: set[bytes] = set()
+
+    def read(self) -> None:
+        """Read what is there."""
+        try:
+            data = self.recv(_READ_BYTES)
+        except ConnectionResetError:
+            data = b""
+        if data:
+            self._buffer = self._buffer + data if self._buffer else data
+        else:
+            self.ended = True
+
+    def takes(self, expected: Expected) -> bool:
+        """Take one message, where it is there; it has to be ``expected``.
+
+        Raises:
+            WrongAnswerError: where another one is there, or the server ended the connection.
+        """
+        if self._buffer.startswith(expected.raw):
+            self._buffer = self._buffer[len(expected.raw) :]
+            return True
+        return self._takes_anew(expected)
+
+    def _takes_anew(self, expected: Expected) -> bool:
+        while (raw := self._cut()) is not None:
+            if raw in self._passed:
+                continue
+            message = _parsed(raw)
+            if expected.matches(message):
+                expected.raw = raw
+                return True
+            if self.echoes is None or not self.echoes(message):
+                raise WrongAnswerError(f"unexpected message: {str(message)[:300]}")
+            self._passed.add(raw)
+        return False
+
+    def head(self) -> Task:
+        """Wait for the answer to the handshake."""
+        while _END_OF_HEAD not in self._buffer:
+            self._check_open()
+            yield self
+        head, _, self._buffer = self._buffer.partition(_END_OF_HEAD)
+        if not head.startswith(b"HTTP/1.1 101"):
+            raise WrongAnswerError(f"handshake: {head[:200]!r}")
+
+    def message(self) -> Generator[Link, None, Message]:
+        """Wait for one message, whatever it is."""
+        while (raw := self._cut()) is None:
+            yield self
+        return _parsed(raw)
+
+    def hear(self, expected: Expected) -> Task:
+        """Wait for one message, which has to be ``expected``."""
+        while not self.takes(expected):
+            yield self
+
+    def close(self) -> Task:
+        """Close as the protocol wants it: the server ends its half first."""
+        self.send(_GOODBYE)
+        while not self.ended:
+            self._buffer = b""
+            yield self
+        self.sock.close()
+
+    def drop(self) -> None:
+        """Reset the connection."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self.sock.close()
+
+    def _cut(self) -> bytes | None:
+        """Cut the next text frame off the buffer; pings are answered on the way."""
+        while (size := _frame_size(self._buffer)) is not None:
+            raw, self._buffer = self._buffer[:size], self._buffer[size:]
+            opcode = raw[0] ^ _FINAL
+            if opcode == TEXT:
+                return raw
+            if opcode == PING:
+                self.send(frame(PONG, raw[2:]))
+            elif opcode != PONG:
+                raise WrongAnswerError(f"unexpected frame: {raw[:100]!r}")
+        self._check_open()
+        return None
+
+    def _check_open(self) -> None:
+        if self.ended:
+            raise WrongAnswerError("the server ended the connection")
+
+
+Task = Generator[Link, None, None]
+
+
+def _payload_at(raw: bytes) -> int:
+    length = raw[1]
+    return 2 if length < 126 else 4 if length == 126 else 10
+
+
+def _frame_size(data: bytes) -> int | None:
+    """Tell the size of the first frame, or None where it is not complete."""
+    if len(data) < 2 or len(data) < (at := _payload_at(data)):
+        return None
+    size = at + (data[1] if at == 2 else int.from_bytes(data[2:at]))
+    return size if size <= len(data) else None
+
+
+def _parsed(raw: bytes) -> Message:
+    message: Message = msgspec.json.decode(raw[_payload_at(raw) :])
+    return message
+
+
+class Crowd:
+    """Connections to one server, and the tasks that use them.
+
+    Args:
+        address: where the server listens.
+        patience_seconds: for how long a server may let all tasks wait.
+    """
+
+    def __init__(self, address: tuple[str, int], patience_seconds: float = 20.0) -> None:
+        self._address = address
+        self._patience_seconds = patience_seconds
+        self._epoll = select.epoll()
+        self._links: dict[int, Link] = {}
+
+    def __enter__(self) -> Crowd:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for link in self._links.values():
+            if link.sock.fileno() >= 0:
+                link.drop()
+        self._epoll.close()
+
+    def connect(self) -> Link:
+        """Open a connection."""
+        sock = socket.create_connection(self._address, self._patience_seconds)
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        link = Link(sock)
+        self._links[sock.fileno()] = link
+        self._epoll.register(sock.fileno(), select.EPOLLIN)
+        return link
+
+    def poll(self, seconds: float = 0.0) -> list[Link]:
+        """Read from every connection that has something, and return those."""
+        links = self._links
+        readable = [links[fd] for fd, _ in self._epoll.poll(seconds)]
+        for link in readable:
+            link.read()
+            if link.ended:
+                self._epoll.unregister(link.sock.fileno())
+        return readable
+
+    def run(self, tasks: Iterable[Task]) -> None:
+        """Run tasks until all of them are done.
+
+        Raises:
+            WrongAnswerError: where one of them fails, or nothing comes for too long.
+        """
+        running = sum([self._step(task) for task in tasks])
+        heard_at = time.monotonic()
+        while running:
+            readable = self.poll(1.0)
+            for link in readable:
+                task, link.task = link.task, None
+                if task is not None and not self._step(task):
+                    running -= 1
+            if readable:
+                heard_at = time.monotonic()
+            elif time.monotonic() - heard_at > self._patience_seconds:
+                raise WrongAnswerError(f"{running} tasks wait in vain")
+
+    @staticmethod
+    def _step(task: Task) -> bool:
+        """Run a task until it waits; returns whether it does."""
+        try:
+            next(task).task = task
+        except StopIteration:
+            return False
+        return True

@@ -1,0 +1,187 @@
+"""What was measured: medians, ratios, goals, and how they are written."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from benchmarks.compare.scenarios import Figures
+from benchmarks.compare.servers import OURS
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure that is compared; less is better.
+
+    Args:
+        figure: its name among a burst's figures.
+        goals: the most that ours may be of another server's.
+        bound: the most that ours may be by itself.
+    """
+
+    scenario: str
+    figure: str
+    unit: str
+    goals: dict[str, float]
+    bound: float | None = None
+
+
+_BEST = dict.fromkeys(("peerjs-server", "y-webrtc", "websockets", "autobahn"), 1.0)
+
+MEASURES = (
+    Measure("relay", "cpu_us", "µs CPU", {"peerjs-server": 0.6, "y-webrtc": 0.45, "websockets": 0.3, "autobahn": 0.22}),
+    Measure("burst", "cpu_us", "µs CPU", {"peerjs-server": 0.4}),
+    Measure("call", "cpu_us", "µs CPU", {"peerjs-server": 0.6, "websockets": 0.4, "autobahn": 0.3}),
+    Measure("connect", "cpu_us", "µs CPU", {"peerjs-server": 0.6}),
+    Measure("room", "cpu_us", "µs CPU", {"y-webrtc": 0.75}),
+    Measure("idle", "bytes", "bytes", {}, bound=2_500.0),
+    Measure("latency", "p50_ms", "ms p50", {}),
+    Measure("latency", "p99_ms", "ms p99", _BEST),
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Ours beside another server, in one measure.
+
+    Args:
+        ratios: ours by theirs, for each round.
+    """
+
+    measure: Measure
+    other: str
+    ours: float
+    theirs: float
+    ratios: Sequence[float]
+
+    @property
+    def ratio(self) -> float:
+        """The median of the rounds' ratios."""
+        return median(self.ratios)
+
+    @property
+    def verdict(self) -> str:
+        """The goal, and whether it is met."""
+        goal = self.measure.goals.get(self.other)
+        return "" if goal is None else _verdict(self.ratio, goal)
+
+
+def _verdict(value: float, goal: float) -> str:
+    return f"≤ {goal:,g} | {'met' if value <= goal else 'missed'}"
+
+
+class Results:
+    """The figures of all rounds, by scenario and server."""
+
+    def __init__(self) -> None:
+        self.rounds: defaultdict[str, defaultdict[str, list[Figures]]] = defaultdict(lambda: defaultdict(list))
+
+    def add(self, scenario: str, server: str, figures: Figures) -> None:
+        """Add what one burst measured."""
+        self.rounds[scenario][server].append(figures)
+
+    def median(self, scenario: str, server: str, figure: str) -> float | None:
+        """Return the median of a figure, or None where it was not measured."""
+        values = self._values(scenario, server, figure)
+        return median(values) if values else None
+
+    def comparisons(self, measure: Measure) -> Iterator[Comparison]:
+        """Compare ours with each of the others that were measured in the same rounds."""
+        ours = self._values(measure.scenario, OURS, measure.figure)
+        for other in self._of(measure.scenario):
+            theirs = self._values(measure.scenario, other, measure.figure)
+            if other != OURS and ours and theirs:
+                ratios = [mine / its for mine, its in zip(ours, theirs, strict=True)]
+                yield Comparison(measure, other, median(ours), median(theirs), ratios)
+
+    def _values(self, scenario: str, server: str, figure: str) -> list[float]:
+        return [figures[figure] for figures in self._of(scenario).get(server, []) if figure in figures]
+
+    def _of(self, scenario: str) -> Mapping[str, list[Figures]]:
+        return self.rounds.get(scenario, {})
+
+    def starved(self) -> float:
+        """Tell for which part of the bursts a server was ready to run and others had its core, in the median."""
+        rounds = [figures for servers in self.rounds.values() for each in servers.values() for figures in each]
+        return median([figures["starved"] for figures in rounds if "starved" in figures] or [0.0])
+
+    def as_json(self) -> dict[str, object]:
+        """Return all figures of all rounds, and the ratios."""
+        ratios = [
+            {"scenario": measure.scenario, "figure": measure.figure, "other": each.other, "ratio": each.ratio}
+            for measure in MEASURES
+            for each in self.comparisons(measure)
+        ]
+        return {"rounds": self.rounds, "ratios": ratios}
+
+
+def table(results: Results) -> str:
+    """Write the ratios as a Markdown table, one line for each scenario and other server."""
+    lines = [
+        "| scenario | unit | server | ours | theirs | ratio | rounds | goal | |",
+        "|---|---|---|--:|--:|--:|---|---|---|",
+    ]
+    for measure in MEASURES:
+        lines += _bound_line(results, measure)
+        for each in results.comparisons(measure):
+            spread = f"{min(each.ratios):.2f} to {max(each.ratios):.2f}"
+            lines.append(
+                f"| {measure.scenario} | {measure.unit} | {each.other} | {_number(each.ours)} | {_number(each.theirs)}"
+                f" | {each.ratio:.2f} | {spread} | {each.verdict or '|'} |"
+            )
+    return "\n".join([*lines, "", _quietness(results)])
+
+
+def _quietness(results: Results) -> str:
+    return f"Servers waited for their core, which others had, for {results.starved():.0%} of the time."
+
+
+def _bound_line(results: Results, measure: Measure) -> list[str]:
+    value = results.median(measure.scenario, OURS, measure.figure)
+    if measure.bound is None or value is None:
+        return []
+    verdict = _verdict(value, measure.bound)
+    return [f"| {measure.scenario} | {measure.unit} | | {_number(value)} | | | | {verdict} |"]
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.3f}"
+
+
+def plain_table(results: Results) -> str:
+    """Write all medians, for a server that is compared with no other."""
+    lines = ["| scenario | server | figure | median |", "|---|---|---|--:|"]
+    for scenario, servers in results.rounds.items():
+        for server, rounds in servers.items():
+            for figure in rounds[0]:
+                lines.append(f"| {scenario} | {server} | {figure} | {_number(_median_of(rounds, figure))} |")
+    return "\n".join(lines)
+
+
+def _median_of(rounds: Sequence[Figures], figure: str) -> float:
+    return median(figures[figure] for figures in rounds)
+
+
+def plot(results: Results, path: Path, title: str) -> None:
+    """Draw every measure as bars, the rounds as dots, into a PNG file."""
+    # Only a plot needs it, and importing it takes a second.
+    import matplotlib as mpl  # noqa: PLC0415
+
+    mpl.use("Agg")
+    from matplotlib import pyplot  # noqa: PLC0415
+
+    drawn = [measure for measure in MEASURES if measure.scenario in results.rounds]
+    figure, axes = pyplot.subplots(len(drawn), 1, figsize=(9, 2.0 * len(drawn)), squeeze=False)
+    for measure, axis in zip(drawn, axes[:, 0], strict=True):
+        for place, (server, rounds) in enumerate(reversed(results.rounds[measure.scenario].items())):
+            values = [figures[measure.figure] for figures in rounds]
+            axis.barh(place, median(values), color="tab:blue" if server == OURS else "lightsteelblue")
+            axis.plot(values, [place] * len(values), ".", color="black", markersize=3)
+        axis.set_yticks(range(len(results.rounds[measure.scenario])), reversed(results.rounds[measure.scenario]))
+        axis.set_title(f"{measure.scenario}, {measure.unit}: less is better", loc="left", fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout(rect=(0, 0, 1, 0.98))
+    figure.savefig(path, dpi=100)

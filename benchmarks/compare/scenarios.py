@@ -1,0 +1,349 @@
+"""What servers are measured at. Each scenario is one short burst, and tells its figures by name."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+from benchmarks.compare.dialects import Dialect, Joining, Member
+from benchmarks.compare.generator import Crowd, Expected, Link, Task, WrongAnswerError
+from benchmarks.compare.meter import Meter
+from benchmarks.compare.payloads import CANDIDATES_PER_SDP, candidate, mix, sdp
+from benchmarks.report import latency
+
+Figures = dict[str, float]
+
+_LAST_SECONDS = 20.0
+
+_serial = itertools.count()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """How much of everything.
+
+    Args:
+        pairs: of peers that relay to each other.
+        messages: relays of one burst.
+        calls: of one burst.
+        connects: of one burst.
+        concurrent: calls, or connections, that are under way at once.
+        room: peers of the topic that fills.
+        idle: connections that do nothing.
+        rate: relays a second in the open loop.
+        seconds: for which the open loop runs.
+    """
+
+    pairs: int = 50
+    messages: int = 6_000
+    calls: int = 200
+    connects: int = 500
+    concurrent: int = 10
+    room: int = 500
+    idle: int = 5_000
+    rate: int = 5_000
+    seconds: float = 1.0
+
+
+QUICK = Scale(pairs=10, messages=400, calls=10, connects=40, room=20, idle=100, rate=500, seconds=0.3)
+
+
+@dataclass
+class Stage:
+    """One server that is ready for a burst.
+
+    Args:
+        meter: None where its process is not known; then there are no figures about it.
+    """
+
+    dialect: Dialect
+    crowd: Crowd
+    meter: Meter | None
+    scale: Scale
+    figures: Figures = field(default_factory=dict)
+
+    def join(self, topic: str) -> Joining:
+        """Connect and join."""
+        return self.dialect.join(self.crowd.connect(), topic, f"peer{next(_serial)}")
+
+    def members(self, topic: str, count: int) -> list[Member]:
+        """Let some join one after the other."""
+        members: list[Member] = []
+
+        def enter() -> Task:
+            for _ in range(count):
+                member = yield from self.join(topic)
+                if judge := self.dialect.joined(member.id):
+                    for other in members:
+                        yield from other.link.hear(Expected(judge))
+                members.append(member)
+
+        self.crowd.run([enter()])
+        return members
+
+    @contextmanager
+    def measured(self, operations: int) -> Iterator[None]:
+        """Measure what happens inside, for each of so many operations."""
+        self.settle()
+        gc.collect()
+        gc.disable()
+        cpu, starved = self._used()
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            gc.enable()
+        elapsed = time.perf_counter() - start
+        self.figures["per_second"] = operations / elapsed
+        self.settle()
+        if self.meter:
+            cpu_after, starved_after = self._used()
+            self.figures["cpu_us"] = 1e6 * (cpu_after - cpu) / operations
+            self.figures["starved"] = (starved_after - starved) / elapsed
+
+    def _used(self) -> tuple[float, float]:
+        return (self.meter.cpu_seconds(), self.meter.starved_seconds()) if self.meter else (0.0, 0.0)
+
+    def settle(self) -> None:
+        """Wait until the server has nothing to do."""
+        if self.meter:
+            self.meter.settle()
+
+    def tell_latency(self, seconds: list[float]) -> None:
+        """Add latencies to the figures."""
+        summary = latency(1000 * value for value in seconds)
+        self.figures.update(p50_ms=summary.p50, p99_ms=summary.p99)
+
+
+class Saying(NamedTuple):
+    """One message from one peer to another: the frame that is sent, and what is heard."""
+
+    frame: bytes
+    expected: Expected
+
+
+def say(dialect: Dialect, sender: Member, target: Member, kind: str, payload: bytes) -> Saying:
+    """Build one message."""
+    judge = dialect.relayed(sender, target, kind, payload)
+    return Saying(dialect.relay(sender, target, kind, payload), Expected(judge))
+
+
+class Lane:
+    """One direction of a pair, and what is said there over and over."""
+
+    __slots__ = ("sayings", "send", "target")
+
+    def __init__(self, dialect: Dialect, sender: Member, target: Member, number: int) -> None:
+        self.send = sender.link.send
+        self.target = target.link
+        self.sayings = [say(dialect, sender, target, kind, payload) for kind, payload in mix(number)]
+
+    def pump(self, count: int, depth: int, latencies: list[float]) -> Task:
+        """Say ``count`` messages with ``depth`` of them on their way, and time each."""
+        send, target, clock = self.send, self.target, time.perf_counter
+        sent_at: deque[float] = deque()
+        ahead = itertools.islice(itertools.cycle(self.sayings), count)
+
+        def advance(saying: Saying) -> None:
+            sent_at.append(clock())
+            send(saying.frame)
+
+        for saying in itertools.islice(ahead, depth):
+            advance(saying)
+        for _, expected in itertools.islice(itertools.cycle(self.sayings), count):
+            while not target.takes(expected):
+                yield target
+            latencies.append(clock() - sent_at.popleft())
+            if (following := next(ahead, None)) is not None:
+                advance(following)
+
+
+def _lanes(stage: Stage) -> list[Lane]:
+    """Let pairs join, each in a topic of its own."""
+    lanes = []
+    for number in range(stage.scale.pairs):
+        one, other = stage.members(f"pair{number}", 2)
+        lanes += [Lane(stage.dialect, one, other, 2 * number), Lane(stage.dialect, other, one, 2 * number + 1)]
+    return lanes
+
+
+def _relay(stage: Stage, depth: int) -> None:
+    lanes = _lanes(stage)
+    each = max(1, stage.scale.messages // len(lanes))
+    latencies: list[float] = []
+    with stage.measured(each * len(lanes)):
+        stage.crowd.run([lane.pump(each, depth, latencies) for lane in lanes])
+    stage.tell_latency(latencies)
+
+
+def relay(stage: Stage) -> None:
+    """Pairs relay to each other, one message on its way in each direction."""
+    _relay(stage, 1)
+
+
+def burst(stage: Stage) -> None:
+    """Pairs relay to each other, four messages on their way in each direction."""
+    _relay(stage, 4)
+
+
+def _concurrently(stage: Stage, count: int, work: Callable[[int], Task]) -> None:
+    """Do something ``count`` times, some at once."""
+    numbers = iter(range(count))
+
+    def worker() -> Task:
+        for number in numbers:
+            yield from work(number)
+
+    stage.crowd.run([worker() for _ in range(stage.scale.concurrent)])
+
+
+_CALL = [
+    ("offer", sdp("offer", 0)),
+    ("answer", sdp("answer", 1)),
+    *(("ice-candidate", candidate(number)) for number in range(2 * CANDIDATES_PER_SDP)),
+]
+
+
+def _call(stage: Stage, number: int) -> Task:
+    dialect = stage.dialect
+    caller = yield from stage.join(f"call{number}")
+    callee = yield from stage.join(f"call{number}")
+    if joined := dialect.joined(callee.id):
+        yield from caller.link.hear(Expected(joined))
+    sender, target = caller, callee
+    for kind, payload in _CALL:
+        saying = say(dialect, sender, target, kind, payload)
+        sender.link.send(saying.frame)
+        yield from target.link.hear(saying.expected)
+        sender, target = target, sender
+    yield from caller.link.close()
+    if left := dialect.left(caller.id):
+        yield from callee.link.hear(Expected(left))
+    yield from callee.link.close()
+
+
+def call(stage: Stage) -> None:
+    """Two peers connect, exchange an offer, an answer and 20 candidates, and leave."""
+    with stage.measured(stage.scale.calls):
+        _concurrently(stage, stage.scale.calls, partial(_call, stage))
+
+
+def _visit(stage: Stage, number: int) -> Task:
+    member = yield from stage.join(f"visit{number}")
+    yield from member.link.close()
+
+
+def connect(stage: Stage) -> None:
+    """A peer connects, is welcomed, and closes."""
+    with stage.measured(stage.scale.connects):
+        _concurrently(stage, stage.scale.connects, partial(_visit, stage))
+
+
+def room(stage: Stage) -> None:
+    """One topic fills, and everybody hears of everybody who comes later."""
+    size = stage.scale.room
+    with stage.measured(size * (size - 1) // 2):
+        stage.members("room", size)
+
+
+def idle(stage: Stage) -> None:
+    """Pairs join and do nothing."""
+    if stage.meter is None:
+        raise WrongAnswerError("idle measures a process: say which by --pid")
+    # What a server loads or builds with its first connections is no part of the others.
+    _concurrently(stage, 2 * stage.scale.concurrent, partial(_visit, stage))
+    stage.settle()
+    before = stage.meter.resident_bytes()
+
+    def stay(number: int) -> Task:
+        yield from stage.join(f"idle{number // 2}")
+
+    _concurrently(stage, stage.scale.idle, stay)
+    stage.settle()
+    stage.figures["bytes"] = (stage.meter.resident_bytes() - before) / stage.scale.idle
+
+
+class OpenLoop:
+    """Messages that leave when they are due, whatever became of those before.
+
+    Each is timed from when it was due, so a server that stalls is charged for all that should have been sent meanwhile.
+    """
+
+    def __init__(self, lanes: list[Lane], rate: int, seconds: float) -> None:
+        self._count = int(rate * seconds)
+        self._rate = rate
+        self._queues: dict[Link, deque[tuple[float, Expected]]] = {lane.target: deque() for lane in lanes}
+        rounds = zip(*(itertools.cycle(itertools.product([lane], lane.sayings)) for lane in lanes), strict=True)
+        self._schedule = itertools.chain.from_iterable(rounds)
+        self.latencies: list[float] = []
+        self.late: list[float] = []
+
+    def run(self, crowd: Crowd) -> None:
+        """Send and hear all; this spins, because a sleep would be longer than what is measured."""
+        start, clock, sent = time.perf_counter(), time.perf_counter, 0
+        while len(self.latencies) < self._count:
+            now = clock()
+            while sent < self._count and (due := start + sent / self._rate) <= now:
+                self._send(due, clock())
+                sent += 1
+            readable = crowd.poll()
+            self._hear(readable, clock())
+            if now - start > _LAST_SECONDS + self._count / self._rate:
+                raise WrongAnswerError(f"{sent - len(self.latencies)} messages did not come")
+
+    def _send(self, due: float, now: float) -> None:
+        lane, (frame, expected) = next(self._schedule)
+        self._queues[lane.target].append((due, expected))
+        self.late.append(now - due)
+        lane.send(frame)
+
+    def _hear(self, readable: list[Link], now: float) -> None:
+        for link in readable:
+            queue = self._queues[link]
+            while queue and link.takes(queue[0][1]):
+                self.latencies.append(now - queue.popleft()[0])
+
+
+def open_loop(stage: Stage) -> None:
+    """Pairs relay at a fixed rate, and each message is timed."""
+    loop = OpenLoop(_lanes(stage), stage.scale.rate, stage.scale.seconds)
+    with stage.measured(int(stage.scale.rate * stage.scale.seconds)):
+        loop.run(stage.crowd)
+    stage.tell_latency(loop.latencies)
+    stage.figures["late_p99_ms"] = latency(1000 * late for late in loop.late).p99
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One thing to measure.
+
+    Args:
+        fresh: whether it wants a server that did nothing before.
+        announced: whether it is about hearing of new peers.
+    """
+
+    run: Callable[[Stage], None]
+    fresh: bool = False
+    announced: bool = False
+
+    def suits(self, dialect: Dialect) -> bool:
+        """Tell whether there is such a thing with a kind of server."""
+        return not self.announced or dialect.joined("") is not None
+
+
+SCENARIOS = {
+    "relay": Scenario(relay),
+    "burst": Scenario(burst),
+    "call": Scenario(call),
+    "connect": Scenario(connect),
+    "room": Scenario(room, announced=True),
+    "idle": Scenario(idle, fresh=True),
+    "latency": Scenario(open_loop),
+}

@@ -1,0 +1,256 @@
+"""The servers that are compared: how to start each, and where npm's come from."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from benchmarks.client import HOST
+from benchmarks.compare.dialects import Dialect, PeerJs, Wire, YWebrtc
+from benchmarks.processes import pin
+
+SERVER_CORE, GENERATOR_CORE = 0, 1
+OURS = "ours"
+NPM_PACKAGES = {"peer": "1.0.2", "y-webrtc": "10.3.0"}
+
+_PEERS = Path(__file__).parents[1] / "peers"
+_START_SECONDS = 30.0
+_STOP_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """A named command.
+
+    Args:
+        command: ``{port}`` stands for the port.
+        environment: variables beside this process's own.
+    """
+
+    name: str
+    command: Sequence[str]
+    dialect: Dialect
+    environment: Mapping[str, str] = field(default_factory=dict)
+    version: str = ""
+
+
+class CannotStartError(Exception):
+    """A server did not start; the text says why, for the person at the terminal."""
+
+
+class Running:
+    """A server that accepts connections, on the servers' core."""
+
+    def __init__(self, server: Server, folder: Path) -> None:
+        self.server = server
+        self.port = _free_port()
+        self._log = (folder / f"{server.name}-{self.port}.log").open("w+")
+        # Threads that a server starts at once inherit the core, which a later change would not reach.
+        pin(0, SERVER_CORE)
+        try:
+            self._process = subprocess.Popen(
+                [word.replace("{port}", str(self.port)) for word in server.command],
+                env={**os.environ, "PORT": str(self.port), **server.environment},
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=subprocess.STDOUT,
+            )
+        except OSError as error:
+            raise CannotStartError(f"{server.name}: {error}") from error
+        finally:
+            pin(0, GENERATOR_CORE)
+
+    def __enter__(self) -> Self:
+        try:
+            self._wait()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
+    def stop(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.wait(_STOP_SECONDS)
+        self._log.close()
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                socket.create_connection((HOST, self.port), 1).close()
+            except OSError:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise CannotStartError(f"{self.server.name} does not start:\n{self._said()}") from None
+                time.sleep(0.05)  # A port that opens tells nobody.
+            else:
+                return
+
+    def _said(self) -> str:
+        self._log.seek(0)
+        return self._log.read()[-2000:]
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind((HOST, 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+class Stable:
+    """All servers alive at once, in the order of their names' first mention."""
+
+    def __init__(self, servers: Iterable[Server]) -> None:
+        self._servers = servers
+        self._stack = ExitStack()
+        self.running: dict[str, Running] = {}
+
+    def __enter__(self) -> Self:
+        _raise_file_limit()
+        with self._stack:
+            self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
+            for server in self._servers:
+                self.running[server.name] = self._stack.enter_context(Running(server, self.folder))
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+def _raise_file_limit() -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+# Ours, and variants of it
+
+
+def ours(reactor: str = "") -> Server:
+    """Our server as ``twistd`` starts it.
+
+    Args:
+        reactor: its ``--reactor``; empty leaves it to Twisted.
+    """
+    return variant(OURS, [f"--reactor={reactor}"] if reactor else [])
+
+
+def variant(name: str, words: Sequence[str]) -> Server:
+    """Our server with other variables (``NAME=VALUE``) and other options of ``twistd`` itself (``--reactor=poll``)."""
+    options = [word for word in words if word.startswith("-")]
+    environment = dict(word.split("=", 1) for word in words if word not in options)
+    twistd = str(Path(sys.executable).parent / "twistd")
+    listening = ["signaling", "--port", "{port}", "--log-level", "warn"]
+    command = [sys.executable, twistd, "-n", "--pidfile=", *options, *listening]
+    return Server(name, command, Wire(), environment, version("twisted-signaling"))
+
+
+def parse_variant(text: str) -> Server:
+    """Parse ``NAME=WORDS``, for example ``poll=--reactor=poll`` or ``old=PYTHONPATH=/some/tree``."""
+    name, _, words = text.partition("=")
+    return variant(name, shlex.split(words))
+
+
+def parse_server(text: str) -> Server:
+    """Parse ``NAME=COMMAND`` of any server that speaks our wire; ``{port}`` stands for its port."""
+    name, _, command = text.partition("=")
+    return Server(name, shlex.split(command), Wire())
+
+
+# The others
+
+
+def others(names: Iterable[str]) -> list[Server]:
+    """Tell how to start other projects' servers; npm's are installed first.
+
+    Raises:
+        CannotStartError: where npm cannot install them.
+    """
+    return [_OTHERS[name]() for name in names]
+
+
+def _websockets() -> Server:
+    command = [sys.executable, str(_PEERS / "plain_websockets.py"), "{port}"]
+    return Server("websockets", command, Wire(), version=version("websockets"))
+
+
+def _autobahn() -> Server:
+    command = [sys.executable, str(_PEERS / "plain_autobahn.py"), "{port}"]
+    return Server("autobahn", command, Wire(), version=version("autobahn"))
+
+
+def _peerjs() -> Server:
+    script = npm_modules() / "peer/dist/bin/peerjs.js"
+    # Its default of 5,000 would refuse the last of the idle connections while some of before linger.
+    command = ["node", str(script), "--port", "{port}", "--concurrent_limit", "100000"]
+    return Server("peerjs-server", command, PeerJs(), version=NPM_PACKAGES["peer"])
+
+
+def _y_webrtc(inboxes: bool = False) -> Server:
+    command = ["node", str(npm_modules() / "y-webrtc/bin/server.js")]
+    name = "y-webrtc-inboxes" if inboxes else "y-webrtc"
+    return Server(name, command, YWebrtc(inboxes=inboxes), version=NPM_PACKAGES["y-webrtc"])
+
+
+_OTHERS = {
+    "peerjs-server": _peerjs,
+    "y-webrtc": _y_webrtc,
+    "websockets": _websockets,
+    "autobahn": _autobahn,
+    "y-webrtc-inboxes": lambda: _y_webrtc(inboxes=True),
+}
+OTHERS = tuple(_OTHERS)
+NEED_NODE = frozenset({"peerjs-server", "y-webrtc", "y-webrtc-inboxes"})
+
+
+def has_node() -> bool:
+    """Tell whether Node.js and npm are installed."""
+    return shutil.which("node") is not None and shutil.which("npm") is not None
+
+
+def npm_modules() -> Path:
+    """Return where npm's servers are, and install them there once."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "twisted-signaling" / "benchmark-peers"
+    modules = folder / "node_modules"
+    if any(_installed(modules, package) != wanted for package, wanted in NPM_PACKAGES.items()):
+        folder.mkdir(parents=True, exist_ok=True)
+        packages = [f"{package}@{wanted}" for package, wanted in NPM_PACKAGES.items()]
+        command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder), *packages]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise CannotStartError(f"{shlex.join(command)}:\n{done.stderr[-2000:]}")
+    return modules
+
+
+def _installed(modules: Path, package: str) -> str:
+    try:
+        found: str = json.loads((modules / package / "package.json").read_text())["version"]
+    except FileNotFoundError:
+        return ""
+    return found

@@ -1,0 +1,66 @@
+"""What the comparison makes of its figures."""
+
+from __future__ import annotations
+
+import unittest
+
+from benchmarks.compare.results import MEASURES, Results, table
+
+
+def results(scenario: str, figure: str, **rounds: list[float]) -> Results:
+    filled = Results()
+    for server, values in rounds.items():
+        for value in values:
+            filled.add(scenario, server.replace("_", "-"), {figure: value})
+    return filled
+
+
+def lines(measured: Results) -> list[list[str]]:
+    return [
+        [cell.strip() for cell in line[1:-1].split("|")] for line in table(measured).splitlines()[2:] if line[:1] == "|"
+    ]
+
+
+class Ratios(unittest.TestCase):
+    def test_the_median_of_the_rounds_ratios_and_not_the_ratio_of_medians(self) -> None:
+        # While the second round ran, the machine was three times as slow for both.
+        measured = results("relay", "cpu_us", ours=[10, 30, 12], peerjs_server=[20, 60, 30])
+        self.assertEqual(
+            lines(measured),
+            [["relay", "µs CPU", "peerjs-server", "12.0", "30.0", "0.50", "0.40 to 0.50", "≤ 0.6", "met"]],
+        )
+
+    def test_a_goal_that_is_missed(self) -> None:
+        measured = results("relay", "cpu_us", ours=[61], peerjs_server=[100])
+        self.assertEqual(lines(measured)[0][-2:], ["≤ 0.6", "missed"])
+
+    def test_a_server_without_a_goal(self) -> None:
+        measured = results("relay", "cpu_us", ours=[61], variant=[100])
+        self.assertEqual(lines(measured)[0][-2:], ["", ""])
+
+    def test_a_bound_on_ours_alone(self) -> None:
+        measured = results("idle", "bytes", ours=[2_500], websockets=[10_000])
+        self.assertEqual(
+            lines(measured),
+            [
+                ["idle", "bytes", "", "2,500", "", "", "", "≤ 2,500", "met"],
+                ["idle", "bytes", "websockets", "2,500", "10,000", "0.25", "0.25 to 0.25", "", ""],
+            ],
+        )
+
+    def test_what_was_not_measured_is_no_part_of_the_json(self) -> None:
+        measured = results("relay", "cpu_us", ours=[10], websockets=[40])
+        table(measured)
+        self.assertEqual(list(measured.as_json()["rounds"]), ["relay"])
+        self.assertEqual(
+            measured.as_json()["ratios"],
+            [{"scenario": "relay", "figure": "cpu_us", "other": "websockets", "ratio": 0.25}],
+        )
+
+    def test_how_much_others_took_of_the_servers_core(self) -> None:
+        measured = results("relay", "starved", ours=[0.1, 0.3], websockets=[0.2])
+        self.assertIn("for 20% of the time", table(measured))
+
+    def test_latency_has_a_goal_beside_every_peer(self) -> None:
+        (p99,) = [measure for measure in MEASURES if measure.figure == "p99_ms"]
+        self.assertEqual(set(p99.goals), {"peerjs-server", "y-webrtc", "websockets", "autobahn"})
