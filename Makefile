@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PORT ?= 8081
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help run test lint types test-all conformance fuzz soak clean
+.PHONY: help run test lint types test-all conformance fuzz soak bench clean
 
 # What runs once more with every frame left to Autobahn.
 FOR_BOTH_PATHS := tests/unit tests/memory tests/fuzz tests/live/test_clients.py tests/live/test_conformance.py \
@@ -47,6 +47,9 @@ fuzz: $(VENV)/fuzz.stamp ## Fuzz the decoder, the handshake and the frame parser
 
 soak: $(VENV)/bench.stamp ## Run a server under churn, calls, stalls and garbage (SOAK_OPTIONS="--minutes 10")
 	$(BIN)/python -m benchmarks.soak $(SOAK_OPTIONS)
+
+bench: $(VENV)/bench.stamp ## Measure the server beside its peers (BENCH_OPTIONS="--scenario relay"), some 6 minutes
+	$(BIN)/python -m benchmarks.compare $(BENCH_OPTIONS)
 
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) .tox build dist *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
