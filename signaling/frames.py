@@ -15,8 +15,11 @@ _MEDIUM = Struct("!BBH").pack
 _LONG = Struct("!BBQ").pack
 _CODE = Struct("!H").pack
 
-INCOMPLETE = (b"", -1)
-"""What ``masked_text_at`` returns where more bytes are needed."""
+Frame = tuple[int, bytes, int]
+"""A frame's opcode, its payload, and where the next frame starts."""
+
+INCOMPLETE: Frame = (-1, b"", -1)
+"""What ``masked_frame_at`` returns where more bytes are needed."""
 
 MAX_REASON_BYTES = 123
 
@@ -46,39 +49,43 @@ def close_frame(code: int, reason: str) -> bytes:
     return frame(CLOSE, _CODE(code) + kept)
 
 
-def masked_text_at(data: bytes, at: int, longest: int) -> tuple[bytes, int] | None:  # noqa: PLR0911
-    """Read a client's text message that is whole in one frame.
+# The first bytes of final frames, and how much each opcode allows.
+_MOST_BYTES = {_FINAL | TEXT: 65_535, _FINAL | CLOSE: 125, _FINAL | PING: 125, _FINAL | PONG: 125}
+
+
+def masked_frame_at(data: bytes, at: int, longest: int) -> Frame | None:  # noqa: PLR0911
+    """Read a client's frame that is a whole text message, or a control frame.
 
     Args:
         at: where the frame starts.
         longest: bytes that a message may have.
 
     Returns:
-        The message and where the next frame starts; ``INCOMPLETE``; None where it is anything else, right or wrong.
+        The frame; ``INCOMPLETE``; None where it is anything else, right or wrong.
     """
     size = len(data)
     if size - at < 2:
         return INCOMPLETE
-    if data[at] != _FINAL | TEXT:
+    first, length, start = data[at], data[at + 1] - _MASKED, at + 6
+    most = _MOST_BYTES.get(first, -1)
+    if not 0 <= length <= most or length == 127 or (length == 1 and first == _FINAL | CLOSE):
         return None
-    length = data[at + 1] - _MASKED
-    if length < 0 or length == 127:
-        return None
-    start = at + 6
     if length == 126:
-        if size - at < 4:
+        start = at + 8
+        if size < start:
             return INCOMPLETE
         length = data[at + 2] << 8 | data[at + 3]
-        start = at + 8
-        if length < 126:
-            return None
+        # What fits into seven bits has to stand there.
+        longest = longest if length > 125 else -1
+    end = start + length
     if length > longest:
         return None
-    end = start + length
     if end > size:
         return INCOMPLETE
-    message = unmask(data[start:end], data[start - 4 : start])
-    return (message, end) if message.isascii() or _is_utf8(message) else None
+    payload = unmask(data[start:end], data[start - 4 : start])
+    if first == _FINAL | TEXT and not payload.isascii() and not _is_utf8(payload):
+        return None
+    return first ^ _FINAL, payload, end
 
 
 def _is_utf8(data: bytes) -> bool:
@@ -89,12 +96,13 @@ def _is_utf8(data: bytes) -> bool:
     return True
 
 
-def _unmask_slowly(data: bytes, mask: bytes) -> bytes:
+def unmask_slowly(data: bytes, mask: bytes) -> bytes:
+    """Mask or unmask (RFC 6455, section 5.3) without an extension module."""
     whole = (mask * (len(data) // 4 + 1))[: len(data)]
     return (int.from_bytes(data) ^ int.from_bytes(whole)).to_bytes(len(data))
 
 
-unmask: Callable[[bytes, bytes], bytes] = _unmask_slowly
+unmask: Callable[[bytes, bytes], bytes] = unmask_slowly
 # It is built for every common platform; elsewhere unmasking takes ten times as long.
 with suppress(ImportError):
     from websockets.speedups import apply_mask

@@ -1,6 +1,7 @@
 """A lean WebSocket server protocol on top of Autobahn's, for any application.
 
-What nearly every frame is, a whole text message, is read here on a fast path; Autobahn's state machine does the rest.
+What nearly every frame is, a whole text message or a control frame, is read here on a fast path; the rest, and what
+control frames mean, is left to Autobahn's state machine.
 The handshake is ours (Autobahn's own HTTP is neither bounded nor exact), and so are the bounded queue in front of the
 transport, deadlines that share a timer, and closings that let the other end read why.
 
@@ -19,6 +20,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
+from autobahn.websocket.protocol import FrameHeader
 from autobahn.websocket.utf8validator import Utf8Validator
 from twisted.internet import tcp
 from twisted.internet.interfaces import ISSLTransport
@@ -30,7 +32,7 @@ from twisted.python.failure import Failure
 from signaling.clock import Clock
 from signaling.deadlines import Deadlines
 from signaling.errors import Refused
-from signaling.frames import CLOSE, INCOMPLETE, PING, PONG, close_frame, frame, masked_text_at
+from signaling.frames import CLOSE, INCOMPLETE, PING, PONG, TEXT, Frame, close_frame, frame, masked_frame_at
 from signaling.limits import Limits
 from signaling.outbound import OutboundQueue
 from signaling.turns import Turns
@@ -74,7 +76,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
     message_data: bytearray | None
     end_reason = "the connection was lost"
     inside_message = False
-    current_frame = None
+    current_frame: FrameHeader | None = None
     websocket_version = 13
     _reading_stopped = False
     _pending_bytes = 0
@@ -214,32 +216,33 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         """Process what was read, for one turn, as long as there is room for its answers."""
         more: bool | None = None
         if self.fast and self.current_frame is None and not self.inside_message:
-            more = self._read_texts()
+            more = self._read_whole_frames()
         if more is None:
             more = self._read_frames()
         if self.state != self.STATE_OPEN:
             self.data = b""
         elif not more:
-            self._resume_reading()
+            if self._reading_stopped:
+                self._resume_reading()
         else:
             self._stop_reading()
             if not self._overfull:
                 self.factory.turns.add(self)
 
-    def _read_texts(self) -> bool | None:
-        """Handle the whole text messages in front of what was read.
+    def _read_whole_frames(self) -> bool | None:
+        """Handle the whole text messages and control frames in front of what was read.
 
         Returns:
             Whether there is more to do in another turn; None where Autobahn has to go on.
         """
         data = self.data
-        found = masked_text_at(data, 0, self.factory.limits.max_message_bytes)
+        found = masked_frame_at(data, 0, self.maxMessagePayloadSize)
         if found is None or found is INCOMPLETE:
             return None
         self.data = b""
-        message, end = found
+        opcode, payload, end = found
         if end == len(data):
-            self.onMessage(message, False)
+            self._take_frame(opcode, payload)
             return self._overfull
         self.factory.cork()
         try:
@@ -247,21 +250,29 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         finally:
             self.factory.uncork()
 
-    def _read_burst(self, data: bytes, found: tuple[bytes, int]) -> bool | None:
-        longest = self.factory.limits.max_message_bytes
-        upcoming: tuple[bytes, int] | None = found
+    def _read_burst(self, data: bytes, found: Frame) -> bool | None:
+        upcoming: Frame | None = found
         for _ in range(_FRAMES_PER_TURN):
             if upcoming is None or upcoming is INCOMPLETE or self._overfull:
                 break
-            message, end = upcoming
-            self.onMessage(message, False)
+            opcode, payload, end = upcoming
+            self._take_frame(opcode, payload)
             if self.state != self.STATE_OPEN:
                 return False
-            upcoming = masked_text_at(data, end, longest)
+            upcoming = masked_frame_at(data, end, self.maxMessagePayloadSize)
         self.data = data[end:]
         if self.data and (upcoming is None or upcoming is INCOMPLETE):
             return None
         return bool(self.data) or self._overfull
+
+    def _take_frame(self, opcode: int, payload: bytes) -> None:
+        if opcode == TEXT:
+            self.onMessage(payload, False)
+            return
+        self.current_frame = FrameHeader(opcode, True, 0, len(payload), None)
+        self.control_frame_data = [payload]
+        self.processControlFrame()
+        self.current_frame = None
 
     def _read_frames(self) -> bool:
         """Let Autobahn handle what was read; returns whether there is more to do in another turn."""

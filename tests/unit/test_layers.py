@@ -32,7 +32,7 @@ LAYERS = [
     },
     {"admission", "ports", "upgrade"},
     {"peer"},
-    {"web", "websocket"},
+    {"reactor", "web", "websocket"},
     {"protocol"},
     {"listening", "options"},
     {"service"},

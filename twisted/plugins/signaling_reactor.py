@@ -1,0 +1,5 @@
+"""Lets ``twistd`` find the lean reactor."""
+
+from twisted.application.reactors import Reactor
+
+lean_epoll = Reactor("lean-epoll", "signaling.reactor", "epoll(4) based reactor without a log context for each event.")
