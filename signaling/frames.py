@@ -1,4 +1,4 @@
-"""The frames that a server writes: final and unmasked (RFC 6455, section 5.2)."""
+"""Frames (RFC 6455, section 5.2): those that a server writes, and those of a client that are read in one piece."""
 
 from __future__ import annotations
 
