@@ -48,8 +48,15 @@ class Deadlines(Generic[T]):
             self.set(item)
 
     def clear(self, item: T) -> None:
-        """Forget ``item``; nothing happens where it was not set."""
-        if self._due.pop(item, None) is not None and not self._due and self._timer is not None:
+        """Forget ``item``; nothing happens where it was not set.
+
+        The timer is left alone: to let it find nothing costs less than to cancel and start one for each connection.
+        """
+        self._due.pop(item, None)
+
+    def rest(self) -> None:
+        """Take no timer where no item is set."""
+        if not self._due and self._timer is not None:
             self._timer.cancel()
             self._timer = None
 

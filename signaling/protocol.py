@@ -151,7 +151,8 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
     def _log_entry(self, text: str, join: Join, **fields: str) -> None:
         # Needed for this line alone; a connection has to be light.
         address, self._address = self._address, None
-        self.factory.log.info(text, topic=join.topic, address=address, **fields)
+        if self.factory.logs_info:
+            self.factory.log.info(text, topic=join.topic, address=address, **fields)
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         """Relay one message, or answer it."""
@@ -223,7 +224,8 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         topic = peer.topic.name
         peer.detach()
         peer.leave()
-        self.factory.log.info("{peer} left {topic!r}: {reason}", peer=peer.id, topic=topic, reason=self.end_reason)
+        if self.factory.logs_info:
+            self.factory.log.info("{peer} left {topic!r}: {reason}", peer=peer.id, topic=topic, reason=self.end_reason)
 
 
 class SignalingFactory(LeanWebSocketFactory):
@@ -275,7 +277,9 @@ class SignalingFactory(LeanWebSocketFactory):
         self.ids = PeerIds()
         self.site = SignalingSite(self, reactor)
         self.log = _logger(log_level)
+        # Asked before an event is made, which takes more than most of what the server does for a connection.
         self.logs_debug = log_level <= LogLevel.debug
+        self.logs_info = log_level <= LogLevel.info
         self._drained: Deferred[None] | None = None
 
     @property

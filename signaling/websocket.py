@@ -108,6 +108,8 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         self._abandon_queue()
         self._socket = None
         self.onClose(self.wasClean, self.remoteCloseCode, self.remoteCloseReason)
+        if not self.factory.connections:
+            self.factory.rest()
         self.factory.connection_gone()
 
     # The handshake
@@ -579,6 +581,11 @@ class LeanWebSocketFactory(WebSocketServerFactory):
         connection = self._prepared()
         connection.factory = self
         return connection
+
+    def rest(self) -> None:
+        """Leave no timer behind when nobody is there; an application's own tests would find the reactor dirty."""
+        for deadlines in (self.handshakes, self.pings, self.pongs, self.stalls, self.closings):
+            deadlines.rest()
 
     def cork(self) -> None:
         """Hold back what is written until ``uncork``: a burst to one peer leaves in one piece."""
