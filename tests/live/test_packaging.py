@@ -16,7 +16,11 @@ from tests.live.twistd import running
 
 TREE = Path(__file__).parents[2]
 MODULES = {f"signaling/{path.name}" for path in (TREE / "signaling").glob("*.py")}
-SHIPPED = MODULES | {"signaling/py.typed", "twisted/plugins/signaling_plugin.py"}
+SHIPPED = MODULES | {
+    "signaling/py.typed",
+    "twisted/plugins/signaling_plugin.py",
+    "twisted/plugins/signaling_reactor.py",
+}
 METADATA = {"METADATA", "RECORD", "WHEEL", "licenses/LICENSE", "top_level.txt"}
 
 

@@ -259,8 +259,12 @@ def test_aiortc_offers_to_a_chromium(pages: str, tmp_path: Path) -> None:
 
 async def meet(peer: AiortcPeer, task: asyncio.Task, driver: webdriver.Chrome) -> Passed:
     """Wait until both said hello; returns what each recorded."""
-    assert await asyncio.wait_for(peer.heard, OPEN_SECONDS) == "hello"
-    await asyncio.to_thread(wait_until, driver, "heard.includes('hello')")
+    try:
+        assert await asyncio.wait_for(peer.heard, OPEN_SECONDS) == "hello"
+        await asyncio.to_thread(wait_until, driver, "heard.includes('hello')")
+    except Exception:
+        print("aiortc:", peer.signals, "\nchromium:", await asyncio.to_thread(page_signals, driver))
+        raise
     signals = await asyncio.to_thread(page_signals, driver)
     await close((peer, task))
     return {peer.id: peer.signals, **signals}
