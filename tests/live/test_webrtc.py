@@ -8,9 +8,10 @@ import http.server
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -27,6 +28,7 @@ from tests.programs import need
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 OPEN_SECONDS = 30
+CONNECT_SECONDS = 15
 
 FLAGS = (
     "--headless=new",
@@ -242,8 +244,7 @@ def test_a_chromium_offers_to_aiortc(pages: str, tmp_path: Path) -> None:
         await asyncio.to_thread(driver.get, page_url(pages, server))
         return await meet(peer, task, driver)
 
-    with debug_server() as server, chromium(tmp_path) as driver:
-        assert_all_passed(server, asyncio.run(scenario(server, driver)))
+    call_between_aiortc_and_chromium(scenario, tmp_path)
 
 
 def test_aiortc_offers_to_a_chromium(pages: str, tmp_path: Path) -> None:
@@ -253,18 +254,43 @@ def test_aiortc_offers_to_a_chromium(pages: str, tmp_path: Path) -> None:
         peer = AiortcPeer(server.url + "room")
         return await meet(peer, asyncio.create_task(peer.run()), driver)
 
-    with debug_server() as server, chromium(tmp_path) as driver:
-        assert_all_passed(server, asyncio.run(scenario(server, driver)))
+    call_between_aiortc_and_chromium(scenario, tmp_path)
+
+
+Scenario = Callable[[Server, webdriver.Chrome], Coroutine[Any, Any, Passed]]
+
+
+class NotOpenedError(Exception):
+    """The two never connected, although all was signaled."""
+
+
+def call_between_aiortc_and_chromium(scenario: Scenario, tmp_path: Path) -> None:
+    """Call until the two connect, at most three times.
+
+    Once in forty times, on a busy machine, aiortc and Chromium have all of each other's descriptions and candidates and
+    never connect. That is between them; what has to pass the server is asserted each time.
+    """
+    for attempt in range(3):
+        with debug_server() as server, chromium(tmp_path / str(attempt)) as driver:
+            try:
+                assert_all_passed(server, asyncio.run(scenario(server, driver)))
+            except NotOpenedError as error:
+                assert_all_passed(server, error.args[0])
+            else:
+                return
+    raise AssertionError("the two never connected")
 
 
 async def meet(peer: AiortcPeer, task: asyncio.Task, driver: webdriver.Chrome) -> Passed:
     """Wait until both said hello; returns what each recorded."""
-    try:
-        assert await asyncio.wait_for(peer.heard, OPEN_SECONDS) == "hello"
+    await asyncio.wait({peer.heard, task}, timeout=CONNECT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        task.result()
+    opened = peer.heard.done()
+    if opened:
         await asyncio.to_thread(wait_until, driver, "heard.includes('hello')")
-    except Exception:
-        print("aiortc:", peer.signals, "\nchromium:", await asyncio.to_thread(page_signals, driver))
-        raise
-    signals = await asyncio.to_thread(page_signals, driver)
+    passed = {peer.id: peer.signals, **await asyncio.to_thread(page_signals, driver)}
     await close((peer, task))
-    return {peer.id: peer.signals, **signals}
+    if not opened:
+        raise NotOpenedError(passed)
+    return passed
