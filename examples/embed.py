@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from twisted.internet import endpoints, reactor
+from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import Site
 from twisted.web.static import Data
@@ -28,7 +30,11 @@ def main() -> None:
         reactor.addSystemEventTrigger("before", "shutdown", opened.stopListening)
         reactor.addSystemEventTrigger("before", "shutdown", factory.drain)
 
-    endpoints.TCP4ServerEndpoint(reactor, port).listen(Site(root)).addCallback(listening)
+    def failed(failure: Failure) -> None:
+        print(f"cannot listen: {failure.getErrorMessage()}", file=sys.stderr)
+        reactor.callWhenRunning(reactor.stop)
+
+    endpoints.TCP4ServerEndpoint(reactor, port).listen(Site(root)).addCallbacks(listening, failed)
     reactor.run()
 
 

@@ -113,7 +113,7 @@ _EXAMPLES = "tcp:8081:interface=127.0.0.1, unix:/run/signaling.sock or ssl:8443:
 
 def _why(error: Exception) -> str:
     if isinstance(error, ImportError | AttributeError | NotImplementedError):
-        return f"needs a package that is not installed (for TLS: pip install 'twisted-signaling[tls]'): {error}"
+        return f"needs a package that is not installed (for TLS: the extra tls, as in pip install '.[tls]'): {error}"
     return f"{type(error).__name__}: {error}".replace("\n", " ")
 
 

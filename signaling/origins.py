@@ -12,6 +12,7 @@ _PATTERN = re.compile(
 )
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _ANY = "*"
+_LONGEST = 100
 
 
 class Origins:
@@ -59,7 +60,10 @@ class Origins:
             Refused: 403.
         """
         if not self._allow(values):
-            raise Refused(403, "this origin is not on the server's list (--allow-origin)")
+            # Only what is an origin is repeated: it has no character that could do harm in a log.
+            origin = _normal(values[0].decode("latin-1").lower()) if len(values) == 1 else None
+            named = f"the origin {origin[:_LONGEST]}" if origin else "this origin"
+            raise Refused(403, f"{named} is not on the server's list (--allow-origin)")
 
     def cors(self, values: Sequence[bytes]) -> dict[bytes, bytes]:
         """Return the headers that let a page of an allowed origin read the answer.

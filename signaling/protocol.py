@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 from constantly import NamedConstant
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IProtocolNegotiationFactory
 from twisted.internet.protocol import connectionDone
 from twisted.logger import FilteringLogObserver, Logger, LogLevel, LogLevelFilterPredicate, globalLogPublisher
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from signaling import descriptors, wire
 from signaling.addresses import Client, TrustedProxies
@@ -228,6 +230,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
             self.factory.log.info("{peer} left {topic!r}: {reason}", peer=peer.id, topic=topic, reason=self.end_reason)
 
 
+@implementer(IProtocolNegotiationFactory)
 class SignalingFactory(LeanWebSocketFactory):
     """A signaling server, ready to listen: ``endpoint.listen(SignalingFactory())`` is all of it.
 
@@ -292,6 +295,10 @@ class SignalingFactory(LeanWebSocketFactory):
         """How many relays were written to their target's transport so far."""
         counters = self.counters
         return counters.relays_accepted - counters.relays_undelivered - self.relays_waiting
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """Offer HTTP/1.1 over TLS; Twisted would refuse every client that names protocols, as all browsers do."""
+        return [b"http/1.1"]
 
     def client(self, address: Any, values: HeaderValues) -> Client:
         """Tell where a request comes from.

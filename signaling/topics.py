@@ -94,7 +94,7 @@ class TopicMap(Generic[M]):
         elif len(topic) >= self._max_members:
             raise Rejected(ErrorCode.TOPIC_FULL, f"the topic has {self._max_members} peers, which is the most")
         elif topic.listed_bytes + member.listed_bytes > self._max_listed_bytes:
-            raise Rejected(ErrorCode.TOPIC_FULL, "the metadata of the topic's peers is as much as is allowed")
+            raise Rejected(ErrorCode.TOPIC_FULL, "the list of the topic's peers is as long as is allowed")
         topic.add(member)
         return topic
 

@@ -62,14 +62,15 @@ class Endpoint(Resource):
 
     isLeaf = True
 
-    def __init__(self, origins: Origins) -> None:
+    def __init__(self, factory: UpgradableFactory) -> None:
         super().__init__()
-        self._origins = origins
+        self._factory = factory
 
     def render(self, request: Request) -> Any:
         """Answer ``request``; nothing that it can contain raises."""
         request.responseHeaders.removeHeader(b"server")
-        for name, value in self._origins.cors(request_headers(request)(b"origin")).items():
+        values = request_headers(request)
+        for name, value in self._factory.origins.cors(values(b"origin")).items():
             request.setHeader(name, value)
         try:
             self.check_path(request.postpath or [])
@@ -79,6 +80,8 @@ class Endpoint(Resource):
                 raise Refused(405, "only GET, HEAD and OPTIONS are answered here", {b"Allow": b"GET, HEAD, OPTIONS"})
             return self.answer(request)
         except Refused as refused:
+            if asks_for_websocket(values):
+                self._factory.handshakeRefused(request.getClientAddress(), refused)
             return _answer_text(request, refused.status, f"{refused.reason}\n", refused.headers)
 
     def check_path(self, segments: list[bytes]) -> None:
@@ -115,10 +118,6 @@ class SignalingResource(Endpoint):
             may be, is the site's.
     """
 
-    def __init__(self, factory: UpgradableFactory) -> None:
-        super().__init__(factory.origins)
-        self._factory = factory
-
     def check_path(self, segments: list[bytes]) -> None:
         """Accept exactly one segment, which is the topic."""
         if len(segments) != 1 or not segments[0]:
@@ -128,17 +127,12 @@ class SignalingResource(Endpoint):
         """Let the request become a peer of its topic."""
         values = request_headers(request)
         path, _, query = request.uri.partition(b"?")
-        try:
-            join = check_join(path.rpartition(b"/")[2], query, self._factory.limits)
-            key = check_upgrade(values)
-            self._factory.origins.check(values(b"origin"))
-            if request.method != b"GET" or request.clientproto != b"HTTP/1.1":
-                raise Refused(400, "a WebSocket connection is opened by GET over HTTP/1.1")
-            connection = _take_over(request, self._factory)
-        except Refused as refused:
-            if asks_for_websocket(values):
-                self._factory.handshakeRefused(request.getClientAddress(), refused)
-            raise
+        join = check_join(path.rpartition(b"/")[2], query, self._factory.limits)
+        key = check_upgrade(values)
+        self._factory.origins.check(values(b"origin"))
+        if request.method != b"GET" or request.clientproto != b"HTTP/1.1":
+            raise Refused(400, "a WebSocket connection is opened by GET over HTTP/1.1")
+        connection = _take_over(request, self._factory)
         connection.join(join, key, values)
         return NOT_DONE_YET
 
@@ -228,10 +222,10 @@ class SignalingSite(Site):
 
     def __init__(self, factory: UpgradableFactory, reactor: Any) -> None:
         limits = factory.limits
-        root = NotFound(factory.origins)
+        root = NotFound(factory)
         root.isLeaf = False
-        root.getChild = lambda path, request: NotFound(factory.origins)  # type: ignore[method-assign]
-        root.putChild(b"healthz", Health(factory.origins))
+        root.getChild = lambda path, request: NotFound(factory)  # type: ignore[method-assign]
+        root.putChild(b"healthz", Health(factory))
         root.putChild(b"ws", SignalingResource(factory))
         super().__init__(root, requestFactory=BoundedRequest, reactor=reactor, timeout=limits.handshake_timeout_seconds)
         self._limits = limits

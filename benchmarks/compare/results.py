@@ -165,6 +165,11 @@ def _median_of(rounds: Sequence[Figures], figure: str) -> float:
     return median(figures[figure] for figures in rounds)
 
 
+def _is_known(results: Results, measure: Measure) -> bool:
+    servers = results.rounds.get(measure.scenario, {}).values()
+    return bool(servers) and all(measure.figure in figures for rounds in servers for figures in rounds)
+
+
 def plot(results: Results, path: Path, title: str) -> None:
     """Draw every measure as bars, the rounds as dots, into a PNG file."""
     # Only a plot needs it, and importing it takes a second.
@@ -173,7 +178,10 @@ def plot(results: Results, path: Path, title: str) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot  # noqa: PLC0415
 
-    drawn = [measure for measure in MEASURES if measure.scenario in results.rounds]
+    # A server that was only named by its address tells no CPU time and no memory.
+    drawn = [measure for measure in MEASURES if _is_known(results, measure)]
+    if not drawn:
+        return
     figure, axes = pyplot.subplots(len(drawn), 1, figsize=(9, 2.0 * len(drawn)), squeeze=False)
     for measure, axis in zip(drawn, axes[:, 0], strict=True):
         for place, (server, rounds) in enumerate(reversed(results.rounds[measure.scenario].items())):

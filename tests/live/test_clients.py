@@ -122,6 +122,20 @@ def test_tls_serves_and_closes_with_1001(tmp_path: Path) -> None:
         assert server.process.wait(20) == 0
 
 
+@pytest.mark.parametrize("offered", [["http/1.1"], ["h2", "http/1.1"]])
+def test_tls_serves_clients_that_name_protocols_as_browsers_do(tmp_path: Path, offered: list[str]) -> None:
+    pem = tmp_path / "server.pem"
+    pem.write_bytes(self_signed())
+    context = ssl.create_default_context(cafile=str(pem))
+    context.set_alpn_protocols(offered)
+    with running(["--listen", f"ssl:0:interface=127.0.0.1:privateKey={pem}:certKey={pem}"]) as server:
+        with socket.create_connection(("127.0.0.1", server.port), 5) as plain:
+            with context.wrap_socket(plain, server_hostname="localhost") as client:
+                assert client.selected_alpn_protocol() == "http/1.1"
+                client.sendall(UPGRADE)
+                assert client.recv(65_536).startswith(b"HTTP/1.1 101 ")
+
+
 def test_behind_haproxy_the_clients_address_is_logged() -> None:
     with running(["--listen", "haproxy:tcp:0:interface=127.0.0.1"]) as server:
         with socket.create_connection(("127.0.0.1", server.port), 5) as client:

@@ -160,7 +160,7 @@ def test_a_foreign_origin_is_refused_before_the_upgrade(make_world: MakeWorld) -
     code, headers, body = world.request(upgrade("/ws/room", Origin="https://evil.example"))
     assert code == 403
     assert "access-control-allow-origin" not in headers
-    assert body == "this origin is not on the server's list (--allow-origin)\n"
+    assert body == "the origin https://evil.example is not on the server's list (--allow-origin)\n"
     assert len(world.factory.topics) == 0
     assert world.factory.counters.requests_refused == {403: 1}
     assert status(world, Origin="https://example.com") == 101
