@@ -92,7 +92,10 @@ class TrustedProxies:
 
 def _parse_network(text: str) -> IPv4Network | IPv6Network:
     try:
-        return ip_network(text)
+        network = ip_network(text)
+        mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
+        # Clients are looked up by their IPv4 address, also on an IPv6 socket.
+        return network if mapped is None else IPv4Network((mapped, max(0, network.prefixlen - 96)))
     except ValueError:
         raise ValueError(
             f"{text!r} is not an address or a network (right are for example 127.0.0.1, 10.0.0.0/8, fd00::/8 and unix)"

@@ -85,7 +85,7 @@ class Origins:
 
     def _has_parent(self, origin: str) -> bool:
         scheme, _, host = origin.partition("://")
-        return any(scheme == allowed and host.endswith(parent) for allowed, parent in self._parents)
+        return any(scheme == allowed and host.endswith(parent) and host != parent for allowed, parent in self._parents)
 
 
 def _normal(origin: str) -> str | None:

@@ -95,8 +95,15 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         self._web = None
         self.__dict__.pop("dataReceived", None)
 
+    def webDone(self) -> None:
+        """End the connection after its last HTTP answer."""
+        self.leaveWeb()
+        self.endGently()
+
     def refuse(self, refused: Refused) -> None:
         """Answer the request with an HTTP error that a page of any origin can read, and end the connection."""
+        if self.state != self.STATE_CONNECTING:
+            return
         refused.headers = {**self.factory.origins.cors(()), **refused.headers}
         super().refuse(refused)
         self.factory.counters.requests_refused[refused.status] += 1
@@ -117,6 +124,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         client = factory.client(self.transport.getPeer(), values)
         self._address = client.text
         try:
+            factory.check_open()
             self._network = factory.admission.admit(client)
         except Refused as refused:
             refused.headers |= factory.origins.cors(values(b"origin"))
@@ -246,6 +254,7 @@ class SignalingFactory(LeanWebSocketFactory):
     Attributes:
         topics: who is there, by topic.
         counters: what happened so far.
+        draining: whether nobody is let in any more.
         admission: who may come in.
 
     Raises:
@@ -283,7 +292,8 @@ class SignalingFactory(LeanWebSocketFactory):
         # Asked before an event is made, which takes more than most of what the server does for a connection.
         self.logs_debug = log_level <= LogLevel.debug
         self.logs_info = log_level <= LogLevel.info
-        self._drained: Deferred[None] | None = None
+        self.draining = False
+        self._drains: list[Deferred[None]] = []
 
     @property
     def relays_waiting(self) -> int:
@@ -337,9 +347,12 @@ class SignalingFactory(LeanWebSocketFactory):
         Returns:
             Fires when no connection is left.
         """
-        drained = self._drained = Deferred()
-        for connection in tuple(self.connections):
-            connection.goAway()
+        drained: Deferred[None] = Deferred()
+        self._drains.append(drained)
+        if not self.draining:
+            self.draining = True
+            for connection in tuple(self.connections):
+                connection.goAway()
         timeout = self.reactor.callLater(self.limits.shutdown_timeout_seconds, self.abort)
         drained.addBoth(lambda result: timeout.cancel() if timeout.active() else None)
         self.connection_gone()
@@ -347,9 +360,19 @@ class SignalingFactory(LeanWebSocketFactory):
 
     def connection_gone(self) -> None:
         """Notice the end of the last connection."""
-        if self._drained is not None and not self.connections:
-            drained, self._drained = self._drained, None
-            drained.callback(None)
+        if self.draining and not self.connections:
+            drains, self._drains = self._drains, []
+            for drained in drains:
+                drained.callback(None)
+
+    def check_open(self) -> None:
+        """Refuse newcomers while the server stops, and after.
+
+        Raises:
+            Refused: 503.
+        """
+        if self.draining:
+            raise Refused(503, "the server is stopping", {b"Retry-After": b"1"})
 
     def abort(self) -> None:
         """End every connection at once, without a word."""

@@ -16,12 +16,13 @@ class TokenBucket:
         burst: from 1 up.
     """
 
-    __slots__ = ("_burst", "_full_at", "_rate")
+    __slots__ = ("_at", "_burst", "_rate", "_tokens")
 
     def __init__(self, rate: float, burst: int) -> None:
         self._rate = rate
         self._burst = burst
-        self._full_at = 0.0
+        self._tokens = float(burst)
+        self._at = 0.0
 
     def left(self, now: float) -> float:
         """Return how many tokens there are.
@@ -29,12 +30,13 @@ class TokenBucket:
         Args:
             now: seconds; never less than before.
         """
-        return self._burst - max(0.0, self._full_at - now) * self._rate
+        return min(self._burst, self._tokens + (now - self._at) * self._rate)
 
     def take(self, now: float) -> float:
         """Take one token; returns how many are left, less than 0 where it is owed."""
-        self._full_at = max(self._full_at, now) + 1 / self._rate
-        return self.left(now)
+        self._tokens, self._at = self.left(now) - 1, now
+        # Time is a float: a token that is due now may seem to be a billionth short.
+        return round(self._tokens, 6)
 
 
 class TokenBuckets(Generic[K]):
@@ -66,7 +68,7 @@ class TokenBuckets(Generic[K]):
         bucket = self._buckets.pop(key, None) or TokenBucket(self._rate, self._burst)
         # Back at the end: the one that was used longest ago stands first.
         self._buckets[key] = bucket
-        missing = 1 - bucket.left(now)
+        missing = round(1 - bucket.left(now), 6)
         if missing > 0:
             return missing / self._rate
         bucket.take(now)

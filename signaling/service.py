@@ -36,6 +36,7 @@ class SignalingService(Service):
         self.factory = factory
         self._listeners = listeners
         self._ports: list[IListeningPort] = []
+        self._asked = False
 
     @property
     def addresses(self) -> list[Any]:
@@ -48,6 +49,8 @@ class SignalingService(Service):
         Raises:
             StartError: where it cannot; then it listens nowhere.
         """
+        self._asked = True
+        self.factory.draining = False
         for where, endpoint in self._listeners:
             failures: list[Failure] = []
             listening = endpoint.listen(self.factory).addCallback(self._listening)
@@ -66,11 +69,15 @@ class SignalingService(Service):
         Raises:
             StartError: where it cannot; then it listens nowhere.
         """
-        if not self._ports:
+        if not self._asked:
             self.privilegedStartService()
         super().startService()
 
     def _listening(self, port: IListeningPort) -> None:
+        if not self._asked:
+            # The service was stopped before its endpoint was ready.
+            maybeDeferred(port.stopListening)
+            return
         self._ports.append(port)
         accept_few(port, self.factory.admission.newcomers_per_pass)
         self.factory.log.info("listening on {address}", address=address_text(port.getHost()))
@@ -79,6 +86,7 @@ class SignalingService(Service):
         self.factory.log.critical("{error}", error=start_error(where, failure.value))
 
     def _stop_listening(self) -> Deferred[Any]:
+        self._asked = False
         ports, self._ports = self._ports, []
         return gatherResults([maybeDeferred(port.stopListening) for port in ports])
 

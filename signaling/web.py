@@ -17,6 +17,7 @@ from signaling.origins import Origins
 from signaling.upgrade import HeaderValues, Join, asks_for_websocket, check_join, check_upgrade
 
 _METHODS = b"GET, OPTIONS"
+_MOST_REQUESTS = 32
 
 
 class Upgradable(Protocol):
@@ -36,6 +37,9 @@ class Upgradable(Protocol):
 
     def leaveWeb(self) -> None:
         """Take the bytes that an HTTP channel took until now."""
+
+    def webDone(self) -> None:
+        """End the connection after its last HTTP answer."""
 
     def refuse(self, refused: Refused) -> None:
         """Answer the request and end the connection."""
@@ -177,18 +181,40 @@ class BoundedChannel(HTTPChannel):
     owner: Upgradable
     owner_limits: Limits
     origins: Origins
+    _requests = 0
 
     def resetTimeout(self) -> None:
         """Keep the deadline: twisted.web would restart it with every byte, and a header could trickle for ever."""
 
+    def checkPersistence(self, request: Any, version: bytes) -> bool:
+        """Keep the connection for some more requests only.
+
+        A client that sent request after request and read no answer would make the server grow, and have the reactor
+        for itself.
+        """
+        self._requests += 1
+        persistent: bool = super().checkPersistence(request, version)
+        if persistent and self._requests == _MOST_REQUESTS:
+            request.responseHeaders.setRawHeaders(b"connection", [b"close"])
+            return False
+        return persistent
+
+    def loseConnection(self) -> None:
+        """End the connection after its last answer, within the close timeout."""
+        self._let_go()
+        self.owner.webDone()
+
     def refuse(self, refused: Refused) -> None:
         """End the connection with an answer, and with the request unread."""
-        self.connectionLost(Failure(ConnectionDone()))
-        self.setRawMode()
-        self.rawDataReceived = lambda data: None  # type: ignore[method-assign]
+        self._let_go()
         refused.headers |= self.origins.cors(())
         self.owner.leaveWeb()
         self.owner.refuse(refused)
+
+    def _let_go(self) -> None:
+        self.connectionLost(Failure(ConnectionDone()))
+        self.setRawMode()
+        self.rawDataReceived = lambda data: None  # type: ignore[method-assign]
 
     def timeoutConnection(self) -> None:
         """End a connection that was idle, or whose request did not come in time."""

@@ -50,6 +50,7 @@ _ACCEPTED = (
 )
 _MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _PING = frame(PING, b"")
+_log = Logger()
 
 _FRAMES_PER_TURN = 16
 # Autobahn takes two steps for a frame, its head and its payload.
@@ -79,7 +80,8 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
     current_frame: FrameHeader | None = None
     websocket_version = 13
     _reading_stopped = False
-    _pending_bytes = 0
+    _buffered_bytes = 0
+    _taken_bytes = 0
     _key = b""
     _queue: OutboundQueue[R] | None = None
     _corked: list[bytes] | None = None
@@ -184,10 +186,15 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
 
     def takeTurn(self) -> None:
         """Do what waited for this connection's turn."""
-        if self.state == self.STATE_CONNECTING:
-            self.accept(self._key)
-        else:
-            self.consumeData()
+        try:
+            if self.state == self.STATE_CONNECTING:
+                self.accept(self._key)
+            else:
+                self.consumeData()
+        except Exception:
+            # A transport would do the same with what its protocol raises.
+            _log.failure("an error in the turn of a connection")
+            self.cut("an error in its turn")
 
     def refuse(self, refused: Refused) -> None:
         """Answer the request with an HTTP error and end the connection; nothing where that was done already."""
@@ -375,7 +382,21 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
             if sent == len(data):
                 return
             data = data[sent:]
+        waited = self.pending_bytes
+        self._buffered_bytes += len(data)
         transport.write(data)
+        if not waited and self.state == self.STATE_OPEN:
+            self._watch_progress()
+
+    def _watch_progress(self) -> None:
+        """Start the write timeout."""
+        self._taken_bytes = self._buffered_bytes - self.pending_bytes
+        self.factory.stalls.set(self)
+
+    @property
+    def pending_bytes(self) -> int:
+        """What the transport holds and the other end has not taken."""
+        return _pending_bytes(self.transport)
 
     @property
     def waiting(self) -> int:
@@ -386,10 +407,9 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         """Hear from the transport that it takes nothing for the moment."""
         if self._queue is None:
             limits = self.factory.limits
-            self._queue = OutboundQueue(self.transport.write, limits.high_water_messages, limits.high_water_bytes)
+            self._queue = OutboundQueue(self._write, limits.high_water_messages, limits.high_water_bytes)
         self._queue.block()
-        self._pending_bytes = _pending_bytes(self.transport)
-        self.factory.stalls.set(self)
+        self._watch_progress()
         # The ping may be stuck behind what waits: until the transport takes data again, only the write timeout counts.
         self.factory.pongs.clear(self)
 
@@ -408,10 +428,11 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
 
     def stalled(self) -> None:
         """Cut the connection off, if its transport took nothing at all for the whole write timeout."""
-        pending = _pending_bytes(self.transport)
-        if pending < self._pending_bytes:
-            self._pending_bytes = pending
-            self.factory.stalls.set(self)
+        pending = self.pending_bytes
+        if not pending:
+            return
+        if self._buffered_bytes - pending > self._taken_bytes:
+            self._watch_progress()
         else:
             self.cut(f"it took nothing for {self.factory.limits.write_timeout_seconds:g} s")
 
@@ -467,6 +488,10 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
 
     def onUndelivered(self, receipts: list[R]) -> None:
         """Hear of what was queued and will not be written, oldest first; for an application to override."""
+
+    def endGently(self) -> None:
+        """End the connection so that the other end can read all that was written, within the close timeout."""
+        self._half_close()
 
     def _half_close(self) -> None:
         self._start_closing()
@@ -682,4 +707,4 @@ def _insides_fit() -> bool:
 if os.environ.get("SIGNALING_FAST_PATH", "on") != "off":
     LeanWebSocketProtocol.fast = _insides_fit()
     if not LeanWebSocketProtocol.fast:
-        Logger().warn("the fast path does not fit this Autobahn or Twisted: every frame is left to Autobahn")
+        _log.warn("the fast path does not fit this Autobahn or Twisted: every frame is left to Autobahn")

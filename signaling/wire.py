@@ -109,6 +109,8 @@ def _no_constant(name: str) -> NoReturn:
 # Numbers stay text: int() refuses more than 4,300 digits, and a value is only walked over.
 _value_at = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=_no_constant).raw_decode
 _SPACE = " \t\n\r"
+# Python takes a microsecond for each; a message that needs the careful reader must not take long.
+_MOST_KEYS = 1000
 
 
 def _object_texts(text: str) -> dict[str, str]:
@@ -136,6 +138,8 @@ def _walk_object(text: str) -> dict[str, str]:
             start = _expect(":", text, _skip_space(text, end))
             _, end = _value_at(text, start)
             texts[key] = text[start:end]
+            if len(texts) > _MOST_KEYS:
+                raise ValueError("too many keys")
             at = _skip_space(text, end)
             if text[at] == "}":
                 at += 1

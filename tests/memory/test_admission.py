@@ -259,3 +259,14 @@ def test_each_connection_has_a_rate_of_its_own(make_world: MakeWorld) -> None:
     one.heard()
     assert say(one, 3)[-1] == "rate_limited"
     assert say(other, 2) == ["offer", "offer"]
+
+
+@pytest.mark.parametrize("start", [0.0, 0.1, 12_345.678, 123_456.7])
+@pytest.mark.parametrize("rate", [1.0, 3.0, 10.0, 50.0])
+def test_who_keeps_to_the_rate_is_never_refused(make_world: MakeWorld, start: float, rate: float) -> None:
+    world = make_world(max_messages_per_second=rate, message_burst=1)
+    world.clock.rightNow = start
+    peer = world.join("room")
+    for _ in range(20):
+        assert say(peer, 1) == ["offer"]
+        world.clock.advance(1 / rate)

@@ -185,3 +185,28 @@ def test_a_client_that_stops_reading_can_still_send_while_there_is_room(world: W
     stall(stalled, target)
     stalled.offer(target, "heard")
     assert [message["msgId"] for message in target.heard()] == ["heard"]
+
+
+def test_who_takes_nothing_is_cut_off_also_while_the_transport_has_room(make_world: MakeWorld) -> None:
+    world = make_world(ping_interval_seconds=0)
+    sender, target = world.join("room"), world.join("room")
+    world.advance(100)
+    target.stall()
+    for n in range(10):
+        sender.offer(target, str(n), payload="x" * 1000)
+    world.advance(9.75)
+    assert not target.lost
+    world.advance(0.25)
+    assert target.lost
+
+
+def test_who_reads_on_is_not_cut_off_by_what_it_is_sent(make_world: MakeWorld) -> None:
+    world = make_world(ping_interval_seconds=0)
+    sender, target = world.join("room"), world.join("room")
+    for _ in range(60):
+        target.stall()
+        sender.offer(target, payload="x" * 1000)
+        world.advance(5)
+        target.resume()
+        world.advance(1)
+    assert not target.lost

@@ -282,3 +282,24 @@ def test_two_servers_in_one_process_do_not_meet() -> None:
     assert other.join("room").peers == []
     one.factory.drain()
     assert len(other.factory.topics) == 1
+
+
+def test_every_drain_fires(world: World) -> None:
+    world.join("room")
+    drains = [world.factory.drain(), world.factory.drain()]
+    world.run()
+    assert [drained.called for drained in drains] == [True, True]
+    assert world.factory.drain().called
+
+
+def test_nobody_joins_while_the_server_stops_or_after(world: World) -> None:
+    reader = world.join("room")
+    reader.stall()
+    reader.offer(reader, payload="x" * 60_000)
+    drained = world.factory.drain()
+    status, headers, _ = world.request(upgrade("/ws/room"))
+    assert (status, headers["retry-after"]) == (503, "1")
+    world.advance(10)
+    assert drained.called
+    assert world.request(upgrade("/ws/room"))[0] == 503
+    assert len(world.factory.topics) == 0

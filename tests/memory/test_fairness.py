@@ -100,3 +100,21 @@ def test_who_leaves_before_its_turn_to_join_never_joined(world: World) -> None:
     world.factory.drain()
     world.advance(10)
     assert not world.factory.connections
+
+
+def test_an_error_in_a_turn_ends_its_connection_alone(world: World) -> None:
+    broken, target = world.join("room"), world.join("room")
+    protocol = next(c for c in world.factory.connections if c.transport is broken.transport)
+    handle, handled = protocol.onMessage, []
+
+    def break_at_30(payload: bytes, is_binary: bool) -> None:
+        handled.append(payload)
+        if len(handled) == 30:
+            raise ValueError("planted")
+        handle(payload, is_binary)
+
+    protocol.onMessage = break_at_30  # type: ignore[method-assign]
+    broken.send_together(b"".join(text(broken, target, n) for n in range(100)))
+    world.run()
+    assert broken.lost
+    assert [message["type"] for message in target.heard()] == ["offer"] * 29 + ["peer-left"]

@@ -195,3 +195,30 @@ def test_upgrade_over_http_1_0_is_refused(port: World) -> None:
 def test_no_version_of_the_software_is_told(port: World) -> None:
     assert "server" not in port.request(get("/healthz"))[1]
     assert "server" not in port.request(upgrade("/ws/room"))[1]
+
+
+def test_a_client_that_pipelines_and_reads_nothing_gets_few_answers_and_an_end(port: World) -> None:
+    connection = port.connect()
+    connection.stall()
+    for _ in range(20):
+        connection.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 300)
+    assert len(connection.transport.dataBuffer) < 16_384
+    port.advance(5)
+    assert connection.lost
+
+
+def test_an_answer_that_nobody_reads_ends_with_the_close_timeout(port: World) -> None:
+    connection = port.connect()
+    connection.stall()
+    connection.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    port.advance(4.75)
+    assert not connection.lost
+    port.advance(0.25)
+    assert connection.lost
+    assert not port.factory.connections
+
+
+def test_one_request_is_refused_once(port: World) -> None:
+    head = b"POST /healthz HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    port.connect().send(head + b"ffff\r\n" + b"x" * 65_535 + b"\r\nzz\r\n")
+    assert port.factory.counters.requests_refused == {413: 1}

@@ -158,6 +158,7 @@ class Connection:
         self.ended = False
         self._outgoing: list[bytes] = []
         self._leaving: Failure | None = None
+        self._vanished = False
 
     def send(self, data: bytes) -> None:
         """Send bytes, as one segment."""
@@ -169,8 +170,8 @@ class Connection:
         self._outgoing += segments
 
     def vanish(self) -> None:
-        """Go without a word: nothing is taken and nothing is sent any more."""
-        self.transport.taking = False
+        """Go without a word: nothing is sent any more, and what the kernel takes nobody reads."""
+        self._vanished = True
         self._outgoing = []
 
     def hang_up(self) -> None:
@@ -215,7 +216,9 @@ class Connection:
     def _to_client(self) -> bool:
         transport = self.transport
         if transport.dataBuffer and transport.taking:
-            self.receive(transport.take())
+            data = transport.take()
+            if not self._vanished:
+                self.receive(data)
             return True
         if not transport.dataBuffer and transport.write_ended and not self.ended and not transport.disconnecting:
             self.ended = True

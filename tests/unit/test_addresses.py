@@ -59,6 +59,10 @@ def test_no_text_of_a_client_reaches_the_log_with_its_address() -> None:
     assert client("10.0.0.1", "fe80::1%\x1b[2J").text == "fe80::1"
 
 
+def test_a_trusted_network_may_be_written_as_ipv6_sees_it() -> None:
+    assert client("10.0.0.1", "203.0.113.1", trusted=["::ffff:10.0.0.0/104"]).network == "203.0.113.1"
+
+
 def test_a_proxy_on_a_unix_socket_is_trusted_by_name() -> None:
     assert client(None, "203.0.113.1").network == "203.0.113.1"
     assert client(None, "203.0.113.1", trusted=["10.0.0.0/8"]).network is None

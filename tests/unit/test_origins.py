@@ -52,6 +52,7 @@ def test_an_origin_on_the_list_is_let_in(pattern: str, origin: str) -> None:
         ("https://*.example.com", "http://a.example.com"),
         ("https://*.example.com", "https://a.example.com:8443"),
         ("https://*.example.com", "https://*.example.com"),
+        ("https://*.example.com", "https://.example.com"),
     ],
 )
 def test_a_foreign_origin_is_refused(pattern: str, origin: str) -> None:
