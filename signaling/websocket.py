@@ -673,6 +673,9 @@ class _TrialFactory(LeanWebSocketFactory):
 class _TrialTransport:
     """Keeps what was written."""
 
+    dataBuffer = b""
+    offset = _tempDataLen = 0
+
     def __init__(self) -> None:
         self.written: list[bytes] = []
 
