@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help run test lint types test-all conformance fuzz soak bench clean
 
 # What runs once more with every frame left to Autobahn.
-FOR_BOTH_PATHS := tests/unit tests/memory tests/fuzz tests/live/test_clients.py tests/live/test_conformance.py \
+FOR_BOTH_PATHS := tests/memory tests/fuzz tests/live/test_clients.py tests/live/test_conformance.py \
 	tests/live/test_failures.py
 
 help: ## List the targets
