@@ -3,7 +3,7 @@
 A machine drives a server with peers that join, leave, stall, resume, vanish, flood and talk nonsense, and compares what
 the server wrote with a model. ``make test`` runs a few hundred examples; for more::
 
-    python -m pytest tests/memory/test_accounting.py --hypothesis-profile=thorough
+    python -m pytest tests/memory/test_accounting.py --hypothesis-profile=thorough --timeout=900
 """
 
 from __future__ import annotations
