@@ -212,7 +212,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         lines += [b"%b: %b" % header for header in headers.items()]
         self.transport.write(b"\r\n".join(lines) + _END_OF_HEAD + body)
         self.end_reason = refused.reason
-        self._half_close()
+        self.endGently()
 
     def handshakeLate(self) -> None:
         """End a connection whose request did not come in time."""
@@ -465,7 +465,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         self.uncork()
         self._write(close_frame(code, reason))
         self.end_reason = f"closed with {code}: {reason}"
-        self._half_close()
+        self.endGently()
 
     def cut(self, reason: str) -> None:
         """End the connection at once, without a word to an end that does not listen."""
@@ -491,9 +491,6 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
 
     def endGently(self) -> None:
         """End the connection so that the other end can read all that was written, within the close timeout."""
-        self._half_close()
-
-    def _half_close(self) -> None:
         self._start_closing()
         # TLS has no half of a connection to close; its own closing alert waits for the other end's.
         if ISSLTransport.providedBy(self.transport):
