@@ -104,6 +104,11 @@ class Options(usage.Options):
         *([name, None, None, f"{_HELP[name]} [default: {_default_text(name)}]"] for name in _BOUNDS),
     ]
 
+    optFlags: list[list[Any]] = [  # noqa: RUF012
+        ["serve-client", None, "Serve /signaling.js, the client for browsers."],
+        ["demo", None, "Serve a demo at /, and /signaling.js."],
+    ]
+
     def __init__(self, environ: Mapping[str, str] | None = None) -> None:
         super().__init__()
         self._environ = os.environ if environ is None else environ

@@ -26,6 +26,7 @@ from signaling.errors import ErrorCode, Refused, Rejected
 from signaling.ids import PeerIds
 from signaling.limits import Limits
 from signaling.origins import Origins
+from signaling.pages import pages
 from signaling.peer import Peer, return_undelivered
 from signaling.ports import Receipt
 from signaling.rates import TokenBucket
@@ -248,6 +249,8 @@ class SignalingFactory(LeanWebSocketFactory):
         limits: the bounds; None means the defaults.
         allow_origins: the pages that may connect, as for ``Origins``; none means any.
         trusted_proxies: whose ``X-Forwarded-For`` counts, as for ``TrustedProxies``.
+        serve_client: whether ``/signaling.js`` is served, the client for browsers.
+        demo: whether ``/`` is, a page that shows it.
         reactor: tells the time; None means the global reactor.
         log_level: events below it are not logged.
 
@@ -263,12 +266,14 @@ class SignalingFactory(LeanWebSocketFactory):
 
     protocol = SignalingProtocol
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is one thing that an operator may want
         self,
         limits: Limits | None = None,
         *,
         allow_origins: Iterable[str] = (),
         trusted_proxies: Iterable[str] = (),
+        serve_client: bool = False,
+        demo: bool = False,
         reactor: IReactorTime | None = None,
         log_level: NamedConstant = LogLevel.info,
     ) -> None:
@@ -287,7 +292,7 @@ class SignalingFactory(LeanWebSocketFactory):
         # The connections of no peer, oldest first.
         self.newcomers: dict[SignalingProtocol, None] = {}
         self.ids = PeerIds()
-        self.site = SignalingSite(self, reactor)
+        self.site = SignalingSite(self, reactor, pages(client=serve_client, demo=demo))
         self.log = _logger(log_level)
         # Asked before an event is made, which takes more than most of what the server does for a connection.
         self.logs_debug = log_level <= LogLevel.debug

@@ -25,6 +25,7 @@ LAYERS = [
         "ids",
         "origins",
         "outbound",
+        "pages",
         "rates",
         "topics",
         "turns",
