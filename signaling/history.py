@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Generic, TypeVar
-
-R = TypeVar("R")
-
-Entry = tuple[bytes | None, R | None]
-"""A frame, None where it makes no sense a second time; and what is returned where it is never written."""
 
 
-class History(Generic[R]):
+class History:
     """The last frames that were sent, numbered from 1.
 
     Args:
@@ -27,14 +21,14 @@ class History(Generic[R]):
     def __init__(self, max_frames: int, max_bytes: int) -> None:
         self._max_frames = max_frames
         self._max_bytes = max_bytes
-        self._kept: deque[Entry[R]] = deque()
+        self._kept: deque[bytes | None] = deque()
         self._bytes = 0
         self.sent = 0
 
-    def add(self, frame: bytes | None, receipt: R | None = None) -> None:
-        """Remember what is sent now."""
+    def add(self, frame: bytes | None) -> None:
+        """Remember what is sent now; None where it makes no sense a second time."""
         self.sent += 1
-        self._kept.append((frame, receipt))
+        self._kept.append(frame)
         self._bytes += len(frame or b"")
         while len(self._kept) > self._max_frames or self._bytes > self._max_bytes:
             self._forget_oldest()
@@ -48,7 +42,7 @@ class History(Generic[R]):
         """Tell whether everything after ``number`` is there."""
         return self.sent - len(self._kept) <= number <= self.sent
 
-    def rewind(self, number: int) -> list[Entry[R]]:
+    def rewind(self, number: int) -> list[bytes]:
         """Count on from ``number``, which has arrived.
 
         Returns:
@@ -56,8 +50,7 @@ class History(Generic[R]):
         """
         self.forget(number)
         kept, self._kept, self._bytes, self.sent = self._kept, deque(), 0, number
-        return [entry for entry in kept if entry[0] is not None]
+        return [frame for frame in kept if frame is not None]
 
     def _forget_oldest(self) -> None:
-        frame, _ = self._kept.popleft()
-        self._bytes -= len(frame or b"")
+        self._bytes -= len(self._kept.popleft() or b"")

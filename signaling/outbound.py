@@ -67,10 +67,10 @@ class OutboundQueue(Generic[R]):
         self._queue(frame, receipt)
         return True
 
-    def answer(self, frame: bytes, receipt: R | None = None) -> None:
+    def answer(self, frame: bytes) -> None:
         """Write or queue ``frame``, whatever the marks say."""
         if self._blocked:
-            self._queue(frame, receipt)
+            self._queue(frame, None)
         else:
             self._write(frame)
 

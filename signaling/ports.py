@@ -24,5 +24,5 @@ class Outbound(Protocol):
     def offer(self, frame: bytes, receipt: Receipt | None = None) -> bool:
         """Take ``frame``, or return False where its queue is full or it is closing."""
 
-    def answer(self, frame: bytes, receipt: Receipt | None = None) -> None:
+    def answer(self, frame: bytes) -> None:
         """Take ``frame``, however full the queue is."""

@@ -81,7 +81,7 @@ class ResumablePeer(Peer):
     ) -> None:
         super().__init__(peer_id, metadata, topics, counters)
         self._window = limits.resume_window_seconds
-        self._history: History[Receipt] = History(16 * limits.high_water_messages, 2 * limits.high_water_bytes)
+        self._history = History(16 * limits.high_water_messages, 2 * limits.high_water_bytes)
         self._secrets: list[bytes] = []
         self._asked_at = self._since_asked = self._proven_at = 0
         # Relays that a former way never wrote.
@@ -108,19 +108,14 @@ class ResumablePeer(Peer):
             seen: how many messages it has received; ``reaches`` holds.
             ice_servers: as for ``join``.
         """
-        self.unwritten += self.way.give_up()
+        self.way.give_up()
+        self.unwritten = []
         missed = self._history.rewind(seen)
-        unwritten, self.unwritten = self.unwritten, []
         self.go(way)
         self._greet([peer for peer in self.topic or () if peer is not self], ice_servers)
-        written = sum(receipt is not None for _, receipt in missed) - len(unwritten)
-        for frame, receipt in missed:
-            assert frame is not None
-            # Written before, if perhaps in vain: nobody is told that it was not.
-            again = receipt is not None and written > 0
-            written -= again
-            way.answer(frame, None if again else receipt)
-            self._remember(frame, receipt)
+        for frame in missed:
+            way.answer(frame)
+            self._history.add(frame)
         self._ask()
 
     def acknowledge(self, mark: bytes) -> None:
@@ -149,16 +144,16 @@ class ResumablePeer(Peer):
         """Hand ``frame`` to the way, and remember it where that took it."""
         taken = super().offer(frame, receipt)
         if taken:
-            self._remember(frame, receipt)
+            self._remember(frame)
         return taken
 
     def _answer(self, message: bytes) -> None:
         frame = text_frame(message)
         self.way.answer(frame)
-        self._remember(frame, None)
+        self._remember(frame)
 
-    def _remember(self, frame: bytes, receipt: Receipt | None) -> None:
-        self._history.add(frame, receipt)
+    def _remember(self, frame: bytes) -> None:
+        self._history.add(frame)
         self._since_asked += len(frame)
         if self._history.sent - self._asked_at >= _ASK_AFTER_FRAMES or self._since_asked >= _ASK_AFTER_BYTES:
             self._ask()

@@ -346,12 +346,12 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         self._put(frame)
         return True
 
-    def answer(self, frame: bytes, receipt: R | None = None) -> None:
+    def answer(self, frame: bytes) -> None:
         """Write or queue ``frame``, however full the queue is; nothing where the connection is not open."""
         if self.state != self.STATE_OPEN:
             return
         if self._queue is not None:
-            self._queue.answer(frame, receipt)
+            self._queue.answer(frame)
         else:
             self._put(frame)
 
