@@ -17,7 +17,7 @@ const MS = {
   idle: 30_000, // without a message before this side asks whether the server is still there
   echo: 10_000, // from such a question to any message
   stable: 5_000, // a connection that lasted as long was a good one: the next loss starts the backoff anew
-  firstOffer: 3_000, // for which the one who was there waits for the newcomer's offer
+  firstOffer: 2_000, // for which the one who was there waits for the newcomer's offer
   answer: 10_000, // to an offer, before it is made again; doubled each time up to `mostAnswer`
   mostAnswer: 120_000,
   disconnected: 3_000, // which often mends itself
@@ -423,6 +423,7 @@ class Peer {
   #drops = 0;
   #droppedAt = -Infinity;
 
+  #transport;
   #repairs = 0;
   #gatheredWith;
   #unauthorized = false;
@@ -447,9 +448,9 @@ class Peer {
     return this.#signaling.selfId > this.id;
   }
 
-  /** Who came later offers; the one who was there waits for that, though not for ever. */
+  /** Who came later offers a channel; the one who was there waits for that, though not for ever. */
   start() {
-    if (this.polite) this.#permit();
+    if (this.polite || !this.channel) this.#permit();
     else this.#later("start", MS.firstOffer, () => this.#permit());
   }
 
@@ -511,6 +512,7 @@ class Peer {
     if (!offered && (this.#settingAnswer || connection.signalingState !== "have-local-offer")) return;
     this.#cancel("start");
     this.#cancel("answer");
+    this.#wanted = false; // If there is more to say, the browser tells so anew.
     this.#unanswered = 0;
     this.#fingerprint = fingerprint(description.sdp);
     this.#describing++;
@@ -527,7 +529,6 @@ class Peer {
       this.#settingAnswer = false;
       this.#describing--;
     }
-    this.proceed();
   }
 
   async addCandidate(candidate) {
@@ -564,7 +565,6 @@ class Peer {
     this.channel = this.connection.createDataChannel("mesh", { negotiated: true, id: 0 });
     this.channel.binaryType = "arraybuffer";
     this.channel.addEventListener("message", ({ data }) => this.#closed || this.#on.data({ peer: this, data }));
-    // Closing a connection closes the other side's channel at once: a goodbye.
     this.channel.addEventListener("close", () => this.#closed || this.#on.ended(this));
   }
 
@@ -631,6 +631,7 @@ class Peer {
     if (state === "connected") {
       this.#cancel("repair");
       this.#repairs = 0;
+      this.#expectGoodbye();
     } else if (["disconnected", "failed"].includes(state)) {
       if (this.#timers.has("grace")) {
         this.#on.ended(this);
@@ -639,6 +640,16 @@ class Peer {
       this.#repairIn(state === "failed" ? 0 : MS.disconnected);
     }
     this.#on.state(this);
+  }
+
+  /** Closing a connection closes its DTLS transport on the other side at once; one that is lost just falls silent. */
+  #expectGoodbye() {
+    const transport = (this.connection.sctp ?? this.connection.getSenders()[0])?.transport;
+    if (!transport || transport === this.#transport) return;
+    this.#transport = transport;
+    transport.addEventListener("statechange", () => {
+      if (!this.#closed && transport.state === "closed") this.#on.ended(this);
+    });
   }
 
   /** Restarts ICE, unless the path mends itself or the other side does it first. */
