@@ -20,6 +20,7 @@ const MS = {
   firstOffer: 2_000, // for which the one who was there waits for the newcomer's offer
   answer: 10_000, // to an offer, before it is made again; doubled each time up to `mostAnswer`
   mostAnswer: 120_000,
+  gathering: 1_000, // before the first candidate is not waited for any more
   disconnected: 3_000, // which often mends itself
   otherSide: 4_000, // for which one side lets the other mend the path
   repair: 8_000, // for the path to mend, before the next attempt; doubled each time up to `mostRepair`
@@ -399,6 +400,10 @@ function less(ms) {
   return ms * (1 - Math.random() / 2);
 }
 
+function after(ms) {
+  return new Promise((done) => setTimeout(done, ms));
+}
+
 /** One of the others, and the connection to it: perfect negotiation as in section 10.7 of the WebRTC specification. */
 class Peer {
   #signaling;
@@ -423,6 +428,7 @@ class Peer {
   #drops = 0;
   #droppedAt = -Infinity;
 
+  #gathering; // fulfilled by the first candidate
   #transport;
   #repairs = 0;
   #gatheredWith;
@@ -437,6 +443,7 @@ class Peer {
     const listen = (type, react) => this.connection.addEventListener(type, (event) => this.#closed || react(event));
     listen("negotiationneeded", () => this.#negotiate());
     listen("icecandidate", ({ candidate }) => candidate && this.#send("ice-candidate", candidate.toJSON()));
+    this.#gathering = new Promise((begun) => this.connection.addEventListener("icecandidate", begun, { once: true }));
     listen("icecandidateerror", ({ errorCode }) => errorCode === 401 && this.#unauthorize());
     listen("connectionstatechange", () => this.#observe());
     listen("track", ({ track, streams }) => on.track({ peer: this, track, streams }));
@@ -517,12 +524,15 @@ class Peer {
     this.#fingerprint = fingerprint(description.sdp);
     this.#describing++;
     try {
+      // Chromium 156 never gathers again where an offer is rolled back before the first candidate.
+      if (offered && !ready && !connection.remoteDescription) await Promise.race([this.#gathering, after(MS.gathering)]);
       this.#settingAnswer = !offered;
       await connection.setRemoteDescription(description);
       this.#settingAnswer = false;
       for (const candidate of this.#early.splice(0)) this.addCandidate(candidate);
       if (offered) await this.#describeSelf();
       this.#mayOffer = true;
+      if (connection.connectionState !== "connected" && !this.#timers.has("repair")) this.#repairIn(MS.repair);
     } catch {
       if (!this.#closed) this.#repairIn(MS.otherSide);
     } finally {

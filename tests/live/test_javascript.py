@@ -46,7 +46,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    with chromium(tmp_path_factory.mktemp("profile")) as driver:
+    with chromium(tmp_path_factory.mktemp("profile"), "--js-flags=--expose-gc") as driver:
         yield driver
 
 
@@ -113,6 +113,9 @@ def test_200_pairs_that_offer_at_the_same_moment_need_no_third_attempt(page: web
         await p.until(() => pairs.flat().every((one) => p.linked(one, 1)), "all pairs are linked");
         for (const pair of pairs) attempts.push(pair.map(({ sent }) => sent.filter((type) => type === "offer").length));
         for (const { signaling } of pairs.flat()) signaling.leave();
+        // Chromium counts a closed connection against its limit, until it is collected.
+        p.made.length = 0;
+        gc();
       }
       return attempts;
     """
@@ -386,9 +389,9 @@ def test_tracks_reach_those_who_are_there_and_those_who_come(page: webdriver.Chr
       first.mesh.addTrack(track, new MediaStream());
       const third = p.peer(given[0]);
       const details = await Promise.all([there, heard(third)]);
-      const muted = new Promise((done) => details[0].track.addEventListener("mute", done));
+      const gone = details.map(({ streams }) => new Promise((done) => streams[0].addEventListener("removetrack", done)));
       first.mesh.removeTrack(track);
-      await muted;
+      await Promise.all(gone);
       return details.map(({ peer, track, streams }) => [peer.id === first.signaling.selfId, track.kind, streams.length]);
     """
     with running() as server:
