@@ -128,7 +128,7 @@ def test_200_pairs_that_offer_at_the_same_moment_need_no_third_attempt(page: web
 
 def test_a_call_goes_on_while_the_server_is_killed_and_comes_back(page: webdriver.Chrome) -> None:
     begin = """
-      globalThis.trio = [1, 2, 3].map(() => p.peer(given[0]));
+      globalThis.trio = [1, 2, 3].map(() => p.peer(given[0], { backoff: undefined }));
       const canvas = document.createElement("canvas").getContext("2d");
       let number = 0;
       setInterval(() => {
@@ -278,6 +278,67 @@ def test_connections_outlive_twenty_cuts_without_resuming(page: webdriver.Chrome
     assert told.pop("numbers") == list(range(1000))
     assert all(count >= 20 for count in told.pop("left"))
     assert told == {"added": [1, 1], "removed": [0, 0], "offers": 1}
+
+
+@pytest.mark.parametrize(("window", "left", "ids"), [(60, 0, 1), (0, 1, 2)])
+def test_a_connection_that_died_silently_is_replaced(page: webdriver.Chrome, window: int, left: int, ids: int) -> None:
+    begin = """
+      const later = setTimeout;
+      globalThis.setTimeout = (run, ms, ...rest) => later(run, ms === 10_000 ? 100 : ms, ...rest);
+      globalThis.pair = [given[0], given[1]].map((url) => p.peer(url));
+      await p.allLinked(pair);
+      globalThis.ids = new Set();
+      pair[1].signaling.addEventListener("welcome", ({ detail }) => ids.add(detail.selfId));
+      ids.add(pair[1].signaling.selfId);
+    """
+    end = """
+      dispatchEvent(new Event("online"));
+      await p.until(() => pair[1].states.filter((state) => state === "open").length === 2, "it is back");
+      pair[1].signaling.send("ice-candidate", pair[0].signaling.selfId, "the last");
+      await p.until(() => pair[0].relayed.at(-1).payload === "the last", "it is heard");
+      pair[1].mesh.broadcast("still there");
+      await p.until(() => pair[0].got.length, "the connection goes on");
+      const peers = pair.map(({ mesh }) => mesh.peers.size);
+      return [pair[0].left.length, ids.size, pair.flatMap(({ removed }) => removed).length, peers];
+    """
+    with running(["--port=0", f"--resume-window={window}", "--ping-interval=1", "--ping-timeout=1"]) as server:
+        with proxied(server.port) as proxy:
+            run(page, begin, server.url + "room", f"ws://127.0.0.1:{proxy.port}/ws/room")
+            proxy.freeze()
+            told = run(page, end)
+            if left:
+                run(page, "await p.until(() => pair[0].left.length, 'the server has noticed')")
+                told[0] = run(page, "return pair[0].left.length")
+                assert run(page, "return pair.map(({ mesh }) => mesh.peers.size)") == [1, 1]
+    assert told == [left, ids, 0, [1, 1]]
+
+
+def test_a_mesh_made_anew_or_late_is_connected_soon(page: webdriver.Chrome) -> None:
+    script = """
+      const { join, Mesh } = await import("/signaling.js");
+      const [first, second] = [1, 2].map(() => p.peer(given[0]));
+      await p.allLinked([first, second]);
+      const started = performance.now();
+      for (const one of [first, second]) {
+        one.mesh.close();
+        one.mesh = new Mesh(one.signaling);
+        await p.allLinked([first, second]);
+      }
+      const anew = performance.now() - started;
+      const signaling = join(given[0]);
+      let unheard = 0;
+      signaling.addEventListener("offer", () => unheard++);
+      await p.until(() => unheard === 2, "both have offered, and no mesh heard it");
+      const offered = performance.now();
+      const third = { signaling, mesh: new Mesh(signaling) };
+      await p.allLinked([first, second, third]);
+      return [anew, performance.now() - offered];
+    """
+    with running() as server:
+        anew, late = run(page, script, server.url + "room")
+    print("anew after ms:", anew, "late after ms:", late)
+    assert anew < 1500
+    assert late < 5000
 
 
 def test_candidates_that_come_before_their_description_are_used(page: webdriver.Chrome) -> None:
