@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from tests.live.twistd import running
 from tests.live.unauthorized import unauthorized_turn
 
 HERE = Path(__file__).parent
+DOCUMENT = HERE.parents[1] / "docs" / "clients.md"
 CLIENT = HERE.parents[1] / "signaling" / "static" / "signaling.js"
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
@@ -29,12 +31,18 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Serve the client and an empty page, whatever becomes of the signaling server; returns their address."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a folder with the client and an empty page."""
     folder = tmp_path_factory.mktemp("pages")
     for path in (CLIENT, HERE / "peers.js"):
         shutil.copy(path, folder)
     (folder / "index.html").write_text("<!doctype html><title>peers</title>")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pages(folder: Path) -> Iterator[str]:
+    """Serve that folder, whatever becomes of the signaling server; returns its address."""
     handler = functools.partial(Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -486,3 +494,63 @@ def test_refused_turn_credentials_are_replaced_by_newer_ones(page: webdriver.Chr
         options = ["--port=0", f"--turn-uri=turn:127.0.0.1:{port}?transport=udp", "--turn-ttl=4"]
         with running(options, env={"TURN_SECRET": "not a secret"}) as server:
             assert run(page, script, server.url + "room") == [True, True]
+
+
+def test_the_documented_page_does_what_it_says(browser: webdriver.Chrome, pages: str, folder: Path) -> None:
+    [text] = re.findall(r"```html\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    written = "document.querySelector('pre').textContent"
+    with running(["--port=0", "--serve-client"]) as server:
+        (folder / "documented.html").write_text(text.replace("localhost:8081", f"localhost:{server.port}"))
+        browser.get(f"{pages}/documented.html")
+        first = browser.current_window_handle
+        browser.switch_to.new_window("window")
+        browser.get(f"{pages}/documented.html")
+        wait_until(browser, f"/^Ada \\d+ is here$/m.test({written})")
+        browser.find_element("css selector", "input").send_keys("over the wire\n")
+        browser.close()
+        browser.switch_to.window(first)
+        wait_until(browser, f"/: over the wire\\nAda \\d+ is gone/.test({written})")
+
+
+FAIL = """
+  // What a dead path looks like; the browser's own state shows again once it has changed.
+  globalThis.fail = (connection, state) => {
+    Object.defineProperty(connection, "connectionState", { value: state, configurable: true });
+    connection.dispatchEvent(new Event("connectionstatechange"));
+  };
+  globalThis.pair = [1, 2].map(() => p.peer(given[0]));
+  await p.allLinked(pair);
+  globalThis.ufrag = (one) => /a=ice-ufrag:(.*)/.exec(p.connections(one)[0].localDescription.sdp)[1];
+  globalThis.before = pair.map(ufrag);
+"""
+
+
+@pytest.mark.parametrize("state", ["failed", "disconnected"])
+def test_one_side_restarts_ice_on_a_dead_path(page: webdriver.Chrome, state: str) -> None:
+    script = """
+      for (const connection of pair.flatMap(p.connections)) fail(connection, given[0]);
+      await p.until(() => pair.every((one, index) => ufrag(one) !== before[index]), "ICE has been restarted");
+      for (const connection of pair.flatMap(p.connections)) delete connection.connectionState;
+      await p.until(() => pair.flatMap(p.connections).every(({ connectionState }) => connectionState === "connected"));
+      const offers = pair.map(({ sent }) => sent.filter((type) => type === "offer").length);
+      return [offers, pair.flatMap(({ removed }) => removed).length];
+    """
+    with running() as server:
+        run(page, FAIL, server.url + "room")
+        assert run(page, script, state) == [[0, 2], 0]
+
+
+def test_a_peer_that_left_is_removed_once_its_connection_is_dead(page: webdriver.Chrome) -> None:
+    script = """
+      // As after a crash: nobody says goodbye.
+      const [stays, leaves] = pair;
+      leaves.mesh.close = () => {};
+      leaves.signaling.leave();
+      await p.until(() => stays.left.length, "it has left");
+      const kept = stays.mesh.peers.size;
+      fail(p.connections(stays)[0], "disconnected");
+      return [kept, stays.removed.length];
+    """
+    with running() as server:
+        run(page, FAIL, server.url + "room")
+        assert run(page, script) == [1, 1]
