@@ -207,7 +207,7 @@ test("a server that falls silent is left for a new connection, which takes the s
   assert.equal(sockets[0].closed, "without a code");
 });
 
-test("a server that answers is not left", () => {
+test("a server that answers is not left until it falls silent", () => {
   const { signaling } = open({});
   for (let minute = 0; minute < 10; minute++) {
     pass(30_000);
@@ -216,6 +216,9 @@ test("a server that answers is not left", () => {
     pass(10_000);
   }
   assert.equal(signaling.state, "open");
+  pass(20_000);
+  pass(10_000);
+  assert.equal(signaling.state, "waiting");
 });
 
 test("a connection that does not open is given up", () => {
