@@ -9,6 +9,8 @@ let sockets;
 let now;
 
 class FakeSocket extends EventTarget {
+  static CONNECTING = 0;
+  readyState = FakeSocket.CONNECTING;
   sent = [];
   closed;
 
@@ -27,6 +29,7 @@ class FakeSocket extends EventTarget {
   }
 
   receive(...messages) {
+    this.readyState = 1;
     for (const message of messages) {
       this.dispatchEvent(Object.assign(new Event("message"), { data: JSON.stringify(message) }));
     }
@@ -203,7 +206,10 @@ test("a server that falls silent is left for a new connection, which takes the s
   assert.equal(sockets.length, 2);
   // A close frame that arrives after all would end the session.
   assert.equal(sockets[0].closed, undefined);
-  sockets[1].receive(welcome("me", RESUMED));
+  pass(15_000);
+  pass(1_000);
+  assert.deepEqual(sockets.map(({ closed }) => closed), [undefined, "without a code", undefined]);
+  sockets[2].receive(welcome("me", RESUMED));
   assert.equal(sockets[0].closed, "without a code");
 });
 
