@@ -12,10 +12,14 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from twisted.internet import tcp
+from twisted.internet.error import ConnectionDone
 from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import LogLevel
 from twisted.python import log
+from twisted.python.failure import Failure
 
 from benchmarks.compare.payloads import mix
 from signaling import Limits, SignalingFactory, wire
@@ -24,6 +28,11 @@ from signaling.rates import TokenBucket
 
 _MASK = b"\x17\x2a\x99\x04"
 _ID = "01JD0000000000000000000000"
+_REQUEST = (
+    b"GET /ws/anatomy HTTP/1.1\r\nHost: localhost:8081\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+_CLOSE = b"\x88\x82\0\0\0\0\x03\xe8"
 _READ_BYTES = 65_536
 _READY = 16
 _IDLE = 84
@@ -48,6 +57,9 @@ class _Socket:
 
     def setblocking(self, flag: bool) -> None:
         """Never block."""
+
+    def shutdown(self, how: int) -> None:
+        """Need no end."""
 
     def setsockopt(self, *option: object) -> None:
         """Be as the transport wants it."""
@@ -147,29 +159,48 @@ def _ours(messages: list[bytes], frames: list[bytes], repeats: int) -> Iterator[
     )
 
 
-def _whole(repeats: int, limits: Limits) -> float:
-    reactor = MemoryReactorClock()
-    factory = SignalingFactory(limits, reactor=reactor)
-    peers = []
-    for _ in range(2):
-        connection = factory.buildProtocol(None)
-        connection.makeConnection(tcp.Server(_Socket(), connection, ("127.0.0.1", 1), None, 1, reactor))
-        connection.dataReceived(
-            b"GET /ws/anatomy HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
-        )
-        peers.append(connection)
-    (topic,) = factory.topics
+class _Server:
+    """A server whose connections cost the kernel nothing."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._reactor = MemoryReactorClock()
+        self.factory = SignalingFactory(limits, reactor=self._reactor, log_level=LogLevel.warn)
+
+    def connect(self) -> Any:
+        """Let a peer join."""
+        connection = self.factory.buildProtocol(None)
+        connection.makeConnection(tcp.Server(_Socket(), connection, ("127.0.0.1", 1), None, 1, self._reactor))
+        connection.dataReceived(_REQUEST)
+        return connection
+
+
+def _whole_relay(repeats: int, limits: Limits) -> float:
+    server = _Server(limits)
+    sender, _ = server.connect(), server.connect()
+    (topic,) = server.factory.topics
     target = list(topic)[1].id.encode()
     frames = [
         _client_frame(b'{"type":"%b","to":"%b","payload":%b}' % (kind.encode(), target, payload))
         for kind, payload in mix(0)
     ]
-    receive, many = peers[0].dataReceived, len(frames)
+    receive, many = sender.dataReceived, len(frames)
     took = _microseconds(lambda number: receive(frames[number % many]), repeats)
-    if not factory.counters.relays_accepted:
+    if not server.factory.counters.relays_accepted:
         raise RuntimeError("nothing was relayed")
     return took
+
+
+def _whole_connection(repeats: int) -> float:
+    server = _Server(Limits())
+    server.connect()
+    lost = Failure(ConnectionDone())
+
+    def come_and_go(_: int) -> None:
+        connection = server.connect()
+        connection.dataReceived(_CLOSE)
+        connection.connectionLost(lost)
+
+    return _microseconds(come_and_go, repeats)
 
 
 def steps(repeats: int) -> list[tuple[str, float]]:
@@ -189,11 +220,12 @@ def steps(repeats: int) -> list[tuple[str, float]]:
         *_kernel(frames, sent, repeats),
         ("Twisted's log context around each event", _microseconds(lambda _: log.callWithLogger(lines, id, 0), repeats)),
         *((name, took - nothing) for name, took in _ours(messages, frames, repeats)),
-        ("all of ours, from `dataReceived` to the socket's `send`", _whole(repeats, Limits()) - nothing),
+        ("all of ours, from `dataReceived` to the socket's `send`", _whole_relay(repeats, Limits()) - nothing),
         (
             "the same with a message rate",
-            _whole(repeats, Limits(max_messages_per_second=1, message_burst=10**9)) - nothing,
+            _whole_relay(repeats, Limits(max_messages_per_second=1, message_burst=10**9)) - nothing,
         ),
+        ("all of ours for a connection: accept, join, close frame, leave", _whole_connection(repeats // 10)),
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from signaling import descriptors
 from signaling.addresses import Client
@@ -12,6 +13,21 @@ from signaling.limits import Limits
 from signaling.rates import TokenBuckets
 
 _RETRY_WHEN_FULL_SECONDS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The right to one connection.
+
+    Args:
+        network: what counts as its client's address; None where addresses are not bounded.
+    """
+
+    network: str | None
+
+
+# A connection has to be light: those whose address does not count share it.
+_ANONYMOUS = Place(None)
 
 
 class Admission:
@@ -51,11 +67,11 @@ class Admission:
         """How many of the connections that were asked for the process's limit on open files does not allow."""
         return max(0, (self._limits.max_connections or 0) - self.most)
 
-    def admit(self, client: Client) -> str | None:
+    def admit(self, client: Client) -> Place:
         """Let a client in.
 
         Returns:
-            What ``release`` has to be told at its end.
+            To be released at its end.
 
         Raises:
             Refused: 503 where the server is full, 429 where the client's address has enough.
@@ -67,10 +83,26 @@ class Admission:
             self._check_address(network)
             self._by_network[network] = self._by_network.get(network, 0) + 1
         self._admitted += 1
-        return network
+        return _ANONYMOUS if network is None else Place(network)
 
-    def release(self, network: str | None) -> None:
+    def replace(self, place: Place, client: Client) -> Place:
+        """Let a client in that gives up another place of its own.
+
+        Raises:
+            Refused: as ``admit`` does; then ``place`` is still held.
+        """
+        self.release(place)
+        try:
+            return self.admit(client)
+        except Refused:
+            self._admitted += 1
+            if place.network is not None:
+                self._by_network[place.network] = self._by_network.get(place.network, 0) + 1
+            raise
+
+    def release(self, place: Place) -> None:
         """Notice that a client which was let in is gone."""
+        network = place.network
         self._admitted -= 1
         if network is not None:
             left = self._by_network[network] - 1

@@ -18,6 +18,7 @@ class Counters:
         refused: messages answered with an ``error``, by code.
         events_dropped: ``peer-joined`` and ``peer-left`` that met a full queue.
         requests_refused: requests that did not become peers, by HTTP status.
+        resumed: peers that came back on another connection.
         connections_evicted: connections of no peer, cut to make room for newer ones.
     """
 
@@ -26,4 +27,5 @@ class Counters:
     refused: Counter[ErrorCode] = field(default_factory=Counter)
     events_dropped: int = 0
     requests_refused: Counter[int] = field(default_factory=Counter)
+    resumed: int = 0
     connections_evicted: int = 0

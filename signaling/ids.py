@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 from ulid import ULIDGenerator
 
+ID_CHARACTERS = 26
+
 
 def _wall_clock_ms() -> int:
     return time.time_ns() // 1_000_000

@@ -37,6 +37,8 @@ class Limits:
         ping_timeout_seconds: from a ping to its pong; then the peer is cut off.
         write_timeout_seconds: how long a connection may take nothing of what waits for it; then the peer is cut off.
         close_timeout_seconds: from our close frame to the end of the connection; then it is aborted.
+        resume_window_seconds: how long a peer whose connection was lost may take to come back; 0 means that it is gone
+            at once.
         shutdown_timeout_seconds: how long a stopping server waits for its peers; 0 does not wait.
 
     Raises:
@@ -64,6 +66,7 @@ class Limits:
     ping_timeout_seconds: float = 15.0
     write_timeout_seconds: float = 10.0
     close_timeout_seconds: float = 5.0
+    resume_window_seconds: float = 0.0
     shutdown_timeout_seconds: float = 10.0
 
     def __post_init__(self) -> None:
@@ -83,6 +86,7 @@ MAY_BE_ZERO = frozenset(
         "max_connections_per_address_per_second",
         "max_messages_per_second",
         "ping_interval_seconds",
+        "resume_window_seconds",
         "shutdown_timeout_seconds",
     }
 )

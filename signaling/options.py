@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NoReturn
 
 from constantly import NamedConstant
@@ -14,6 +15,7 @@ from twisted.logger import LogLevel
 from twisted.python import usage
 
 from signaling.addresses import TrustedProxies
+from signaling.ice import DEFAULT_TTL_SECONDS, IceServer, IceServers, Turn, parse_ice_servers
 from signaling.limits import MAY_BE_ZERO, RATES, Limits, check
 from signaling.origins import Origins
 
@@ -27,6 +29,7 @@ LOG_LEVELS: dict[str, NamedConstant] = {
 }
 
 _DEFAULTS = Limits()
+_LONGEST_TTL_SECONDS = 31 * 86_400
 
 # Each option of a number, and the bound that it sets.
 _BOUNDS = {
@@ -45,6 +48,7 @@ _BOUNDS = {
     "ping-timeout": "ping_timeout_seconds",
     "handshake-timeout": "handshake_timeout_seconds",
     "write-timeout": "write_timeout_seconds",
+    "resume-window": "resume_window_seconds",
     "shutdown-timeout": "shutdown_timeout_seconds",
     "max-message-bytes": "max_message_bytes",
     "high-water-mark": "high_water_messages",
@@ -66,6 +70,7 @@ _HELP = {
     "ping-timeout": "Seconds from a ping to its pong; then the peer is cut off.",
     "handshake-timeout": "Seconds from a connection's first byte to its complete request.",
     "write-timeout": "Seconds that a connection may take nothing of what waits for it; then the peer is cut off.",
+    "resume-window": "Seconds that a peer whose connection was lost may take to come back; 0: it is gone at once.",
     "shutdown-timeout": "Seconds that a stopping server waits for its peers; 0 does not wait.",
     "max-message-bytes": "Bytes of one message, all its fragments together; beyond it, close 1009.",
     "high-water-mark": "Messages that wait for a connection which takes nothing; the next relay is dropped.",
@@ -83,13 +88,14 @@ class Options(usage.Options):
     """Options of ``twistd signaling``. An option beats the environment, the environment beats the default.
 
     Args:
-        environ: where ``PORT`` and ``LOG_LEVEL`` are looked up; None means the process's environment.
+        environ: where ``PORT``, ``LOG_LEVEL`` and ``TURN_SECRET`` are looked up; None means the process's environment.
 
     Attributes:
         limits: the bounds that were asked for.
         log_level: a ``twisted.logger.LogLevel``.
         allow_origins: as for ``Origins``.
         trusted_proxies: as for ``TrustedProxies``.
+        ice_servers: what peers are told of STUN and TURN servers.
         listen: endpoint descriptions; empty where the port counts.
         port: the port on all interfaces.
     """
@@ -101,7 +107,15 @@ class Options(usage.Options):
     optParameters: list[list[Any]] = [  # noqa: RUF012
         ["port", "p", None, f"Port on all interfaces, IPv6 and IPv4. [default: $PORT or {DEFAULT_PORT}]"],
         ["log-level", None, None, "debug, info, warn or error. [default: $LOG_LEVEL or info]"],
+        ["ice-servers", None, None, "File with a JSON array of RTCIceServer dictionaries for every peer."],
+        ["turn-secret-file", None, None, "File with the TURN servers' shared secret. [default: $TURN_SECRET]"],
+        ["turn-ttl", None, str(DEFAULT_TTL_SECONDS), "Seconds that a TURN credential is good; renewed at half of it."],
         *([name, None, None, f"{_HELP[name]} [default: {_default_text(name)}]"] for name in _BOUNDS),
+    ]
+
+    optFlags: list[list[Any]] = [  # noqa: RUF012
+        ["serve-client", None, "Serve /signaling.js, the client for browsers."],
+        ["demo", None, "Serve a demo at /, and /signaling.js."],
     ]
 
     def __init__(self, environ: Mapping[str, str] | None = None) -> None:
@@ -110,6 +124,8 @@ class Options(usage.Options):
         self.listen: list[str] = []
         self.allow_origins: list[str] = []
         self.trusted_proxies: list[str] = []
+        self.turn_uris: list[str] = []
+        self.ice_servers = IceServers()
         self.port = DEFAULT_PORT
         self.limits = _DEFAULTS
         self.log_level = LogLevel.info
@@ -132,6 +148,10 @@ class Options(usage.Options):
         """Address or network whose X-Forwarded-For counts, for example 10.0.0.0/8, or unix; repeatable."""
         _check("trusted-proxy", TrustedProxies, network)
         self.trusted_proxies.append(network)
+
+    def opt_turn_uri(self, uri: str) -> None:
+        """TURN server that knows the secret, for example turn:turn.example.com:3478?transport=udp; repeatable."""
+        self.turn_uris.append(uri)
 
     def opt_version(self) -> NoReturn:
         """Print the version and exit."""
@@ -179,7 +199,32 @@ class Options(usage.Options):
         if not self.listen:
             self.port = _port(*self._value("port", "PORT", str(DEFAULT_PORT)))
         self.log_level = _log_level(*self._value("log-level", "LOG_LEVEL", "info"))
+        self.ice_servers = IceServers(self._fixed_ice_servers(), self._turn())
         self.limits = _limits({name: self[name] for name in _BOUNDS if self[name] is not None})
+
+    def _fixed_ice_servers(self) -> list[IceServer]:
+        path = self["ice-servers"]
+        if path is None:
+            return []
+        try:
+            return parse_ice_servers(_read("ice-servers", path))
+        except ValueError as error:
+            raise usage.UsageError(f"--ice-servers: {path}: {error}") from None
+
+    def _turn(self) -> Turn | None:
+        path, secret = self["turn-secret-file"], self._environ.get("TURN_SECRET", "").encode()
+        if not self.turn_uris:
+            if path is not None:
+                raise usage.UsageError("--turn-secret-file: name the servers that know it, with --turn-uri")
+            return None
+        if path is not None:
+            secret = _read("turn-secret-file", path).strip()
+        if not secret:
+            raise usage.UsageError("--turn-uri: a secret is needed, in a file (--turn-secret-file) or in TURN_SECRET")
+        try:
+            return Turn(tuple(self.turn_uris), secret, _seconds_of_life(self["turn-ttl"]))
+        except ValueError as error:
+            raise usage.UsageError(f"--turn-uri: {error}") from None
 
     def _value(self, option: str, variable: str, default: str) -> tuple[str, str]:
         """Return where a value was given, and the value. An empty variable counts as unset, as in a shell."""
@@ -193,6 +238,20 @@ def _check(option: str, kind: Callable[[list[str]], object], text: str) -> None:
         kind([text])
     except ValueError as error:
         raise usage.UsageError(f"--{option}: {error}") from None
+
+
+def _read(option: str, path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise usage.UsageError(f"--{option}: {path}: {error.strerror}") from None
+
+
+def _seconds_of_life(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 2 <= int(text[:9]) <= _LONGEST_TTL_SECONDS):
+        right = f"a whole number of seconds from 2 to {_LONGEST_TTL_SECONDS} (for example 3600)"
+        raise usage.UsageError(f"--turn-ttl: {text!r} is not {right}")
+    return int(text)
 
 
 def _port(source: str, text: str) -> int:

@@ -52,17 +52,27 @@ class Peer:
         """Send nowhere from now on."""
         self._outbound = None
 
-    def join(self, topic_name: str) -> None:
+    def join(self, topic_name: str, ice_servers: bytes | None = None) -> None:
         """Join the topic: welcome, then who is there; and everyone there is told.
+
+        Args:
+            ice_servers: the JSON text of what the peer is told of them, or None.
 
         Raises:
             Rejected: ``topic_full``; nothing happened.
         """
         topic = self.topic = self._topics.join(topic_name, self)
         others = [peer for peer in topic if peer is not self]
-        self._answer(wire.welcome(self.id))
-        self._answer(wire.peer_list((peer.id, peer.metadata) for peer in others))
+        self._greet(others, ice_servers)
         self._tell(others, wire.peer_joined(self.id, self.metadata))
+
+    def _greet(self, others: Iterable[Peer], ice_servers: bytes | None) -> None:
+        self._answer(wire.welcome(self.id, ice_servers))
+        self._answer(wire.peer_list((peer.id, peer.metadata) for peer in others))
+
+    def renew(self, ice_servers: bytes) -> None:
+        """Tell the peer of new ICE servers."""
+        self._answer(wire.ice_servers(ice_servers))
 
     def leave(self) -> None:
         """Leave the topic, if it is in one; and everyone there is told."""

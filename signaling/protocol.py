@@ -20,17 +20,22 @@ from zope.interface import implementer
 
 from signaling import descriptors, wire
 from signaling.addresses import Client, TrustedProxies
-from signaling.admission import Admission
+from signaling.admission import Admission, Place
 from signaling.counters import Counters
+from signaling.deadlines import Deadlines
 from signaling.errors import ErrorCode, Refused, Rejected
+from signaling.frames import PING, frame
+from signaling.ice import IceServers
 from signaling.ids import PeerIds
 from signaling.limits import Limits
 from signaling.origins import Origins
+from signaling.pages import pages
 from signaling.peer import Peer, return_undelivered
 from signaling.ports import Receipt
 from signaling.rates import TokenBucket
+from signaling.sessions import ResumablePeer, Sessions
 from signaling.topics import TopicMap
-from signaling.upgrade import HeaderValues, Join, check_join, check_upgrade, parse_head
+from signaling.upgrade import Claim, HeaderValues, Join, check_join, check_upgrade, parse_head
 from signaling.web import BoundedChannel, SignalingSite
 from signaling.websocket import LeanWebSocketFactory, LeanWebSocketProtocol
 
@@ -52,8 +57,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
     _peer: Peer | None = None
     _join: Join | None = None
     _address: str | None = None
-    _network: str | None = None
-    _admitted = False
+    place: Place | None = None
     _bucket: TokenBucket | None = None
 
     # The way in
@@ -125,13 +129,12 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         self._address = client.text
         try:
             factory.check_open()
-            self._network = factory.admission.admit(client)
+            self.place = factory.place_for(join, client)
         except Refused as refused:
             refused.headers |= factory.origins.cors(values(b"origin"))
             self.refuse(refused)
             return
         factory.newcomers.pop(self, None)
-        self._admitted = True
         self._join = join
         if factory.topics.size(join.topic) < _CROWD:
             self.accept(key)
@@ -146,10 +149,12 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         if join is None:
             raise RuntimeError("a connection opens by join()")
         factory = self.factory
-        peer = Peer(factory.ids.next(), join.metadata, factory.topics, factory.counters)
-        peer.attach(self)
+        factory.renewals.set(self)
+        if join.claim is not None and self._come_back(join, join.claim):
+            return
+        peer = factory.new_peer(join.metadata, self)
         try:
-            peer.join(join.topic)
+            peer.join(join.topic, factory.ice_servers.text(peer.id))
         except Rejected as rejected:
             peer.reject(rejected)
             self.close(_TRY_AGAIN_LATER, rejected.text)
@@ -157,6 +162,21 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
             return
         self._peer = peer
         self._log_entry("{peer} joined {topic!r} from {address}", join, peer=peer.id)
+
+    def _come_back(self, join: Join, claim: Claim) -> bool:
+        sessions = self.factory.sessions
+        peer = sessions.find(join.topic, claim)
+        if peer is None:
+            return False
+        if not peer.reaches(claim.seen):
+            sessions.dismiss(peer, "it came back for more than is kept")
+            return False
+        peer.come_back(self, claim.seen, self.factory.ice_servers.text(peer.id))
+        sessions.back(peer)
+        self._peer = peer
+        self.factory.counters.resumed += 1
+        self._log_entry("{peer} came back to {topic!r} from {address}", join, peer=peer.id)
+        return True
 
     def _log_entry(self, text: str, join: Join, **fields: str) -> None:
         # Needed for this line alone; a connection has to be light.
@@ -209,8 +229,43 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
             )
 
     def onUndelivered(self, receipts: list[Receipt]) -> None:
-        """Tell the senders of what will not be written."""
-        return_undelivered(receipts, self.factory.counters)
+        """Tell the senders of what will not be written, unless the peer may come back for it."""
+        peer = self._peer
+        if isinstance(peer, ResumablePeer) and self._may_come_back:
+            peer.unwritten += receipts
+        else:
+            return_undelivered(receipts, self.factory.counters)
+
+    def renewIceServers(self) -> None:
+        """Tell the peer of new ICE servers, before those that it knows of expire."""
+        peer = self._peer
+        text = self.factory.ice_servers.text(peer.id) if peer is not None else None
+        if peer is not None and text is not None:
+            peer.renew(text)
+            self.factory.renewals.set(self)
+
+    # What a resumable peer asks
+
+    def pingMark(self) -> bytes:
+        """Ask a resumable peer what has arrived."""
+        return self._peer.mark if isinstance(self._peer, ResumablePeer) else b""
+
+    def ask(self, mark: bytes) -> None:
+        """Ask the other end to return ``mark``."""
+        self.answer(frame(PING, mark))
+
+    def onPong(self, payload: bytes) -> None:
+        """Take a sign of life, and what it says of what has arrived."""
+        super().onPong(payload)
+        if isinstance(self._peer, ResumablePeer):
+            self._peer.acknowledge(payload)
+
+    def give_up(self) -> list[Receipt]:
+        """Make room for another connection of the same peer."""
+        receipts = self.takeUndelivered()
+        self._peer = None
+        self.cut("its peer came back on another connection")
+        return receipts
 
     # The way out
 
@@ -222,20 +277,36 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
             web.connectionLost(reason)
         super().connectionLost(reason)
         self.factory.newcomers.pop(self, None)
-        if self._admitted:
-            self._admitted = False
-            self.factory.admission.release(self._network)
+        self.factory.renewals.clear(self)
+        place, self.place = self.place, None
+        if place is not None:
+            self.factory.admission.release(place)
+
+    def cut(self, reason: str) -> None:
+        """End the connection at once; a resumable peer waits for another from now on."""
+        super().cut(reason)
+        if isinstance(self._peer, ResumablePeer):
+            self._lose_peer(self._peer)
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
-        """Take the peer out of its topic, and say why in the log."""
-        peer, self._peer = self._peer, None
-        if peer is None or peer.topic is None:
+        """Take the peer out of its topic, or let it wait for another connection."""
+        if self._peer is not None:
+            self._lose_peer(self._peer)
+
+    @property
+    def _may_come_back(self) -> bool:
+        return not (self.said_goodbye or self.factory.draining)
+
+    def _lose_peer(self, peer: Peer) -> None:
+        self._peer = None
+        if isinstance(peer, ResumablePeer) and self._may_come_back:
+            place, self.place = self.place, None
+            self.factory.sessions.keep(peer, place)
+            self.factory.log_departure("{peer} may come back to {topic!r}: {reason}", peer, self.end_reason)
             return
-        topic = peer.topic.name
+        self.factory.log_departure("{peer} left {topic!r}: {reason}", peer, self.end_reason)
         peer.detach()
         peer.leave()
-        if self.factory.logs_info:
-            self.factory.log.info("{peer} left {topic!r}: {reason}", peer=peer.id, topic=topic, reason=self.end_reason)
 
 
 @implementer(IProtocolNegotiationFactory)
@@ -248,6 +319,9 @@ class SignalingFactory(LeanWebSocketFactory):
         limits: the bounds; None means the defaults.
         allow_origins: the pages that may connect, as for ``Origins``; none means any.
         trusted_proxies: whose ``X-Forwarded-For`` counts, as for ``TrustedProxies``.
+        ice_servers: what peers are told of STUN and TURN servers; None means nothing.
+        serve_client: whether ``/signaling.js`` is served, the client for browsers.
+        demo: whether ``/`` is, a page that shows it.
         reactor: tells the time; None means the global reactor.
         log_level: events below it are not logged.
 
@@ -256,6 +330,7 @@ class SignalingFactory(LeanWebSocketFactory):
         counters: what happened so far.
         draining: whether nobody is let in any more.
         admission: who may come in.
+        sessions: who lost a connection and may come back.
 
     Raises:
         ValueError: where an origin or a proxy is none.
@@ -263,12 +338,15 @@ class SignalingFactory(LeanWebSocketFactory):
 
     protocol = SignalingProtocol
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is one thing that an operator may want
         self,
         limits: Limits | None = None,
         *,
         allow_origins: Iterable[str] = (),
         trusted_proxies: Iterable[str] = (),
+        ice_servers: IceServers | None = None,
+        serve_client: bool = False,
+        demo: bool = False,
         reactor: IReactorTime | None = None,
         log_level: NamedConstant = LogLevel.info,
     ) -> None:
@@ -283,11 +361,16 @@ class SignalingFactory(LeanWebSocketFactory):
         self.counters = Counters()
         self.origins = Origins(allow_origins)
         self.admission = Admission(self.limits, descriptors.file_limit(reactor), reactor.seconds)
+        self.sessions = Sessions(self.limits, reactor, self.topics, self.admission, self._not_back)
+        self.ice_servers = ice_servers or IceServers()
+        self.renewals: Deadlines[SignalingProtocol] = Deadlines(
+            reactor, self.ice_servers.renewal_seconds, lambda connection: connection.renewIceServers()
+        )
         self._proxies = TrustedProxies(trusted_proxies)
         # The connections of no peer, oldest first.
         self.newcomers: dict[SignalingProtocol, None] = {}
         self.ids = PeerIds()
-        self.site = SignalingSite(self, reactor)
+        self.site = SignalingSite(self, reactor, pages(client=serve_client, demo=demo))
         self.log = _logger(log_level)
         # Asked before an event is made, which takes more than most of what the server does for a connection.
         self.logs_debug = log_level <= LogLevel.debug
@@ -298,7 +381,7 @@ class SignalingFactory(LeanWebSocketFactory):
     @property
     def relays_waiting(self) -> int:
         """How many accepted relays wait for their target's transport now; counted anew at each look."""
-        return sum(connection.waiting for connection in self.connections)
+        return sum(connection.waiting for connection in self.connections) + self.sessions.waiting
 
     @property
     def relays_written(self) -> int:
@@ -309,6 +392,43 @@ class SignalingFactory(LeanWebSocketFactory):
     def acceptableProtocols(self) -> list[bytes]:
         """Offer HTTP/1.1 over TLS; Twisted would refuse every client that names protocols, as all browsers do."""
         return [b"http/1.1"]
+
+    def new_peer(self, metadata: bytes | None, connection: SignalingProtocol) -> Peer:
+        """Make a peer on a connection that is open."""
+        peer_id = self.ids.next()
+        if not self.limits.resume_window_seconds:
+            peer = Peer(peer_id, metadata, self.topics, self.counters)
+            peer.attach(connection)
+            return peer
+        resumable = ResumablePeer(peer_id, metadata, self.topics, self.counters, self.limits)
+        resumable.go(connection)
+        return resumable
+
+    def place_for(self, join: Join, client: Client) -> Place:
+        """Let a client in; who comes back gives up the place that it held.
+
+        Raises:
+            Refused: 503 where the server is full, 429 where the client's address has enough.
+        """
+        peer = self.sessions.find(join.topic, join.claim) if join.claim is not None else None
+        if peer is None or peer.way.place is None:
+            return self.admission.admit(client)
+        place = self.admission.replace(peer.way.place, client)
+        peer.way.place = None
+        return place
+
+    def log_departure(self, text: str, peer: Peer, reason: str) -> None:
+        """Say in the log that a peer left, or lost its connection."""
+        if self.logs_info and peer.topic is not None:
+            self.log.info(text, peer=peer.id, topic=peer.topic.name, reason=reason)
+
+    def _not_back(self, peer: Peer, reason: str) -> None:
+        self.log_departure("{peer} left {topic!r}: {reason}", peer, reason)
+
+    def rest(self) -> None:
+        """Leave no timer behind when nobody is there."""
+        super().rest()
+        self.renewals.rest()
 
     def client(self, address: Any, values: HeaderValues) -> Client:
         """Tell where a request comes from.
@@ -353,6 +473,7 @@ class SignalingFactory(LeanWebSocketFactory):
             self.draining = True
             for connection in tuple(self.connections):
                 connection.goAway()
+            self.sessions.close()
         timeout = self.reactor.callLater(self.limits.shutdown_timeout_seconds, self.abort)
         drained.addBoth(lambda result: timeout.cancel() if timeout.active() else None)
         self.connection_gone()

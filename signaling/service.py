@@ -204,6 +204,9 @@ def makeService(options: Options) -> SignalingService | TwistdService:
         options.limits,
         allow_origins=options.allow_origins,
         trusted_proxies=options.trusted_proxies,
+        ice_servers=options.ice_servers,
+        serve_client=bool(options["serve-client"]),
+        demo=bool(options["demo"]),
         log_level=options.log_level,
     )
     service = SignalingService(factory, listeners)

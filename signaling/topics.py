@@ -77,6 +77,10 @@ class TopicMap(Generic[M]):
     def __contains__(self, name: str) -> bool:
         return name in self._topics
 
+    def find(self, name: str) -> Topic[M] | None:
+        """Return the topic of that name, or None."""
+        return self._topics.get(name)
+
     def size(self, name: str) -> int:
         """Return how many members the topic has."""
         topic = self._topics.get(name)

@@ -23,7 +23,21 @@ _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _REQUEST_LINE = re.compile(rb"GET ([!-~]+) HTTP/1\.1")
 # Nothing in it can match in two ways: a line that almost matches would take time by the square of its length.
 _HEADER_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t !-~\x80-\xff]*)")
+_MOST_DIGITS = 15
 _BODY_HEADERS = (b"content-length", b"transfer-encoding")
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A request to be the peer again that one was.
+
+    Args:
+        token: from that peer's latest ``welcome``, as far as the client says.
+        seen: how many messages it has received.
+    """
+
+    token: bytes
+    seen: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +46,12 @@ class Join:
 
     Args:
         metadata: the JSON text of an object, or None.
+        claim: None where the client is a new peer.
     """
 
     topic: str
     metadata: bytes | None
+    claim: Claim | None = None
 
 
 def parse_head(head: bytes) -> tuple[bytes, HeaderValues] | None:
@@ -104,7 +120,8 @@ def check_join(segment: bytes, query: bytes, limits: Limits) -> Join:
     Raises:
         Refused: 400, naming what is wrong with which of them.
     """
-    return Join(_topic(segment, limits.max_topic_bytes), _metadata(query, limits.max_metadata_bytes))
+    claim = _claim(query) if limits.resume_window_seconds else None
+    return Join(_topic(segment, limits.max_topic_bytes), _metadata(query, limits.max_metadata_bytes), claim)
 
 
 def _topic(segment: bytes, max_bytes: int) -> str:
@@ -117,14 +134,30 @@ def _topic(segment: bytes, max_bytes: int) -> str:
         raise Refused(400, "topic: not UTF-8 after percent-decoding") from None
 
 
-def _metadata(query: bytes, max_bytes: int) -> bytes | None:
+def _query_value(query: bytes, key: str) -> bytes | None:
     pairs = [pair.partition(b"=") for pair in query.split(b"&")]
-    given = [value for name, _, value in pairs if unquote_to_bytes(name) == b"metadata"]
+    given = [value for name, _, value in pairs if unquote_to_bytes(name) == key.encode()]
     if not given:
         return None
     if len(given) > 1:
-        raise Refused(400, "metadata: given more than once")
-    text = _unquote(given[0].replace(b"+", b" "), "metadata")
+        raise Refused(400, f"{key}: given more than once")
+    return _unquote(given[0].replace(b"+", b" "), key)
+
+
+def _claim(query: bytes) -> Claim | None:
+    token = _query_value(query, "resume")
+    if token is None:
+        return None
+    seen = _query_value(query, "seen") or b""
+    if not (seen.isdigit() and len(seen) <= _MOST_DIGITS):
+        raise Refused(400, "seen: has to be the number of messages received so far, beside resume")
+    return Claim(token, int(seen))
+
+
+def _metadata(query: bytes, max_bytes: int) -> bytes | None:
+    text = _query_value(query, "metadata")
+    if text is None:
+        return None
     if len(text) > max_bytes:
         raise Refused(400, f"metadata: at most {max_bytes} bytes, not {len(text)}")
     if not is_object(text):

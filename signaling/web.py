@@ -1,19 +1,21 @@
-"""The HTTP side: ``/healthz``, the ``/ws`` mount, and clear answers to everything else, with CORS."""
+"""The HTTP side: ``/healthz``, the ``/ws`` mount, files for browsers, and clear answers to all else, with CORS."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Protocol
 
 from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
-from twisted.web.http import HTTPChannel
+from twisted.web.http import CACHED, HTTPChannel
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from signaling.errors import Refused
 from signaling.limits import Limits
 from signaling.origins import Origins
+from signaling.pages import Page
 from signaling.upgrade import HeaderValues, Join, asks_for_websocket, check_join, check_upgrade
 
 _METHODS = b"GET, OPTIONS"
@@ -112,6 +114,22 @@ class Health(Endpoint):
     def answer(self, request: Request) -> Any:
         """Answer ``ok``."""
         return _answer_text(request, 200, "ok")
+
+
+class PageResource(Endpoint):
+    """One of the files that browsers are served."""
+
+    def __init__(self, factory: UpgradableFactory, page: Page) -> None:
+        super().__init__(factory)
+        self._page = page
+
+    def answer(self, request: Request) -> Any:
+        """Answer the file, or that the browser has it already."""
+        for name, value in self._page.headers.items():
+            request.setHeader(name, value)
+        if request.setETag(b'"%b"' % self._page.etag) is CACHED:
+            return b""
+        return _answer_body(request, self._page.body)
 
 
 class SignalingResource(Endpoint):
@@ -242,17 +260,20 @@ class SignalingSite(Site):
     Args:
         factory: a ``SignalingFactory``.
         reactor: tells the time.
+        served: files for browsers, by path.
     """
 
     protocol = BoundedChannel  # type: ignore[assignment]
 
-    def __init__(self, factory: UpgradableFactory, reactor: Any) -> None:
+    def __init__(self, factory: UpgradableFactory, reactor: Any, served: Mapping[str, Page]) -> None:
         limits = factory.limits
         root = NotFound(factory)
         root.isLeaf = False
         root.getChild = lambda path, request: NotFound(factory)  # type: ignore[method-assign]
         root.putChild(b"healthz", Health(factory))
         root.putChild(b"ws", SignalingResource(factory))
+        for path, page in served.items():
+            root.putChild(path.encode(), PageResource(factory, page))
         super().__init__(root, requestFactory=BoundedRequest, reactor=reactor, timeout=limits.handshake_timeout_seconds)
         self._limits = limits
         self._origins = factory.origins
@@ -280,7 +301,10 @@ def _answer_text(request: Request, status: int, text: str, headers: dict[bytes, 
     request.setHeader(b"Content-Type", b"text/plain; charset=utf-8")
     for name, value in (headers or {}).items():
         request.setHeader(name, value)
-    body = text.encode()
+    return _answer_body(request, text.encode())
+
+
+def _answer_body(request: Request, body: bytes) -> bytes:
     if request.method == b"HEAD":
         request.setHeader(b"Content-Length", b"%d" % len(body))
         return b""

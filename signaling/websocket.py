@@ -49,7 +49,6 @@ _ACCEPTED = (
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %b\r\n\r\n"
 )
 _MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-_PING = frame(PING, b"")
 _log = Logger()
 
 _FRAMES_PER_TURN = 16
@@ -69,6 +68,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
     Attributes:
         fast: whether the fast path is taken.
         end_reason: why the connection ended, for a log.
+        said_goodbye: whether either end sent a close frame.
     """
 
     fast: ClassVar[bool] = False
@@ -76,6 +76,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
     data: bytes
     message_data: bytearray | None
     end_reason = "the connection was lost"
+    said_goodbye = False
     inside_message = False
     current_frame: FrameHeader | None = None
     websocket_version = 13
@@ -440,8 +441,12 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         """Ask for a sign of life, and for the next time to ask."""
         self.factory.pings.set(self)
         if self._queue is None:
-            self._put(_PING)
+            self._put(frame(PING, self.pingMark()))
             self.factory.pongs.set_once(self)
+
+    def pingMark(self) -> bytes:
+        """Tell what a ping carries and its pong returns; for an application to override."""
+        return b""
 
     def pongLate(self) -> None:
         """Cut the connection off, because it gave no sign of life."""
@@ -464,6 +469,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
             return
         self.uncork()
         self._write(close_frame(code, reason))
+        self.said_goodbye = True
         self.end_reason = f"closed with {code}: {reason}"
         self.endGently()
 
@@ -512,9 +518,13 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         self._resume_reading()
         self._abandon_queue()
 
-    def _abandon_queue(self) -> None:
+    def takeUndelivered(self) -> list[R]:
+        """Empty the queue; returns the receipts of what will not be written, oldest first."""
         queue, self._queue = self._queue, None
-        receipts = queue.abandon() if queue is not None else []
+        return queue.abandon() if queue is not None else []
+
+    def _abandon_queue(self) -> None:
+        receipts = self.takeUndelivered()
         if receipts:
             self.onUndelivered(receipts)
 
@@ -531,6 +541,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         self.uncork()
         self._write(frame(CLOSE, b"" if code is None else code.to_bytes(2, "big") + (reasonUtf8 or b"")))
         self.state = self.STATE_CLOSING
+        self.said_goodbye = True
 
     def dropConnection(self, abort: bool = False) -> None:
         """End the connection after the other end's close frame was answered."""

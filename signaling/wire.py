@@ -182,9 +182,34 @@ def is_object(data: bytes) -> bool:
 # Ids and codes are ASCII without quotes; they need no escaping.
 
 
-def welcome(peer_id: str) -> bytes:
-    """Encode the first message on every connection."""
-    return b'{"type":"welcome","selfId":"%b"}' % peer_id.encode()
+def welcome(
+    peer_id: str, ice_servers: bytes | None = None, resume: tuple[str, float] | None = None, *, resumed: bool = False
+) -> bytes:
+    """Encode the first message on every connection.
+
+    Args:
+        ice_servers: the JSON text of an array of ``RTCIceServer`` dictionaries.
+        resume: a token, and the seconds that it takes for the peer to be gone.
+        resumed: whether the peer was there before.
+    """
+    pieces = [b'{"type":"welcome","selfId":"%b"' % peer_id.encode()]
+    if ice_servers is not None:
+        pieces.append(b',"iceServers":' + ice_servers)
+    if resume is not None:
+        token, window = resume
+        pieces.append(b',"resume":{"token":"%b","window":%b}' % (token.encode(), f"{window:g}".encode()))
+    if resumed:
+        pieces.append(b',"resumed":true')
+    return b"".join([*pieces, b"}"])
+
+
+def ice_servers(text: bytes) -> bytes:
+    """Encode the ICE servers that take the place of those before.
+
+    Args:
+        text: the JSON text of an array of ``RTCIceServer`` dictionaries.
+    """
+    return b'{"type":"ice-servers","iceServers":%b}' % text
 
 
 def peer_list(peers: Iterable[tuple[str, bytes | None]]) -> bytes:

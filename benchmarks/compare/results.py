@@ -7,9 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from textwrap import fill
 
 from benchmarks.compare.scenarios import Figures
 from benchmarks.compare.servers import OURS
+
+_WIDEST = 1.8
 
 
 @dataclass(frozen=True)
@@ -184,12 +187,15 @@ def plot(results: Results, path: Path, title: str) -> None:
         return
     figure, axes = pyplot.subplots(len(drawn), 1, figsize=(9, 2.0 * len(drawn)), squeeze=False)
     for measure, axis in zip(drawn, axes[:, 0], strict=True):
-        for place, (server, rounds) in enumerate(reversed(results.rounds[measure.scenario].items())):
+        shown = results.rounds[measure.scenario]
+        for place, (server, rounds) in enumerate(reversed(shown.items())):
             values = [figures[measure.figure] for figures in rounds]
             axis.barh(place, median(values), color="tab:blue" if server == OURS else "lightsteelblue")
             axis.plot(values, [place] * len(values), ".", color="black", markersize=3)
-        axis.set_yticks(range(len(results.rounds[measure.scenario])), reversed(results.rounds[measure.scenario]))
+        axis.set_yticks(range(len(shown)), reversed(shown))
         axis.set_title(f"{measure.scenario}, {measure.unit}: less is better", loc="left", fontsize=9)
-    figure.suptitle(title, fontsize=10)
-    figure.tight_layout(rect=(0, 0, 1, 0.98))
+        # One round that was disturbed would squeeze all others together.
+        axis.set_xlim(0, _WIDEST * max(_median_of(rounds, measure.figure) for rounds in shown.values()))
+    figure.suptitle(fill(title, 100), fontsize=9)
+    figure.tight_layout(rect=(0, 0, 1, 0.99))
     figure.savefig(path, dpi=100)

@@ -1,0 +1,56 @@
+"""What one peer was sent and may not have received, so that it can be sent again."""
+
+from __future__ import annotations
+
+from collections import deque
+
+
+class History:
+    """The last frames that were sent, numbered from 1.
+
+    Args:
+        max_frames: beyond it the oldest is forgotten.
+        max_bytes: the same in bytes.
+
+    Attributes:
+        sent: the number of the latest.
+    """
+
+    __slots__ = ("_bytes", "_kept", "_max_bytes", "_max_frames", "sent")
+
+    def __init__(self, max_frames: int, max_bytes: int) -> None:
+        self._max_frames = max_frames
+        self._max_bytes = max_bytes
+        self._kept: deque[bytes | None] = deque()
+        self._bytes = 0
+        self.sent = 0
+
+    def add(self, frame: bytes | None) -> None:
+        """Remember what is sent now; None where it makes no sense a second time."""
+        self.sent += 1
+        self._kept.append(frame)
+        self._bytes += len(frame or b"")
+        while len(self._kept) > self._max_frames or self._bytes > self._max_bytes:
+            self._forget_oldest()
+
+    def forget(self, number: int) -> None:
+        """Forget everything up to ``number``: it has arrived."""
+        for _ in range(min(len(self._kept), number - (self.sent - len(self._kept)))):
+            self._forget_oldest()
+
+    def reaches(self, number: int) -> bool:
+        """Tell whether everything after ``number`` is there."""
+        return self.sent - len(self._kept) <= number <= self.sent
+
+    def rewind(self, number: int) -> list[bytes]:
+        """Count on from ``number``, which has arrived.
+
+        Returns:
+            What was sent after it, oldest first; it is forgotten here, to be sent and added again.
+        """
+        self.forget(number)
+        kept, self._kept, self._bytes, self.sent = self._kept, deque(), 0, number
+        return [frame for frame in kept if frame is not None]
+
+    def _forget_oldest(self) -> None:
+        self._bytes -= len(self._kept.popleft() or b"")

@@ -1,0 +1,254 @@
+"""Peers that survive the loss of their connection (docs/protocol.md, "Resuming").
+
+A connection is only one way to a peer. Where it is lost, a queue takes its place, until the peer comes back on another
+connection or the window is over. What was sent is kept until pongs tell that it arrived, for a connection can be lost
+together with what was written to it.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable
+from hmac import compare_digest
+from typing import Protocol
+
+from signaling import wire
+from signaling.admission import Admission, Place
+from signaling.clock import Clock
+from signaling.counters import Counters
+from signaling.deadlines import Deadlines
+from signaling.frames import text_frame
+from signaling.history import History
+from signaling.ids import ID_CHARACTERS
+from signaling.limits import Limits
+from signaling.outbound import OutboundQueue
+from signaling.peer import Peer, return_undelivered
+from signaling.ports import Outbound, Receipt
+from signaling.topics import TopicMap
+from signaling.upgrade import Claim
+
+# How much is on its way at the most before the other end is asked what has arrived, besides the usual pings.
+_ASK_AFTER_FRAMES = 8
+_ASK_AFTER_BYTES = 16_384
+_SECRET_BYTES = 18
+# A pong may carry anything.
+_LONGEST_MARK = 15
+
+
+class Way(Outbound, Protocol):
+    """A way to a resumable peer.
+
+    Attributes:
+        place: which it holds among the server's connections; None where it holds none.
+    """
+
+    place: Place | None
+
+    def ask(self, mark: bytes) -> None:
+        """Ask the other end to return ``mark`` once everything before it has arrived."""
+
+    def give_up(self) -> list[Receipt]:
+        """End; returns the receipts of what was never written, oldest first."""
+
+
+class Away(OutboundQueue[Receipt]):
+    """Takes the place of a connection that was lost: what is offered waits, up to the marks."""
+
+    __slots__ = ("place",)
+
+    def __init__(self, limits: Limits, place: Place | None) -> None:
+        super().__init__(lambda frame: None, limits.high_water_messages, limits.high_water_bytes)
+        self.place = place
+        self.block()
+
+    def ask(self, mark: bytes) -> None:
+        """Ask nobody."""
+
+    def give_up(self) -> list[Receipt]:
+        """Return the receipts of all that waits."""
+        return self.abandon()
+
+
+class ResumablePeer(Peer):
+    """A peer that remembers what it was sent, and can prove to be the same on another connection."""
+
+    __slots__ = ("_asked_at", "_history", "_proven_at", "_secrets", "_since_asked", "_window", "unwritten", "way")
+
+    way: Way
+
+    def __init__(
+        self, peer_id: str, metadata: bytes | None, topics: TopicMap[Peer], counters: Counters, limits: Limits
+    ) -> None:
+        super().__init__(peer_id, metadata, topics, counters)
+        self._window = limits.resume_window_seconds
+        self._history = History(16 * limits.high_water_messages, 2 * limits.high_water_bytes)
+        self._secrets: list[bytes] = []
+        self._asked_at = self._since_asked = self._proven_at = 0
+        # Relays that a former way never wrote.
+        self.unwritten: list[Receipt] = []
+
+    def go(self, way: Way) -> None:
+        """Send to ``way`` from now on."""
+        self.way = way
+        self.attach(way)
+
+    def knows(self, secret: bytes) -> bool:
+        """Tell whether a token's secret is this peer's; how long that takes tells nothing of it."""
+        return any(compare_digest(secret, own) for own in self._secrets)
+
+    def reaches(self, seen: int) -> bool:
+        """Tell whether everything after the ``seen``-th message can be sent again."""
+        return self._history.reaches(seen)
+
+    def come_back(self, way: Way, seen: int, ice_servers: bytes | None) -> None:
+        """Go on where the other end lost its connection.
+
+        Args:
+            way: to the other end's new connection.
+            seen: how many messages it has received; ``reaches`` holds.
+            ice_servers: as for ``join``.
+        """
+        self.way.give_up()
+        self.unwritten = []
+        missed = self._history.rewind(seen)
+        self.go(way)
+        self._greet([peer for peer in self.topic or () if peer is not self], ice_servers)
+        for frame in missed:
+            way.answer(frame)
+            self._history.add(frame)
+        self._ask()
+
+    def acknowledge(self, mark: bytes) -> None:
+        """Take a pong's payload: what it numbers has arrived."""
+        if not (mark.isdigit() and len(mark) <= _LONGEST_MARK):
+            return
+        number = min(int(mark), self._history.sent)
+        self._history.forget(number)
+        if number >= self._proven_at:
+            # The other end has its new token, and the one that it used is good for nothing any more.
+            del self._secrets[1:]
+
+    @property
+    def mark(self) -> bytes:
+        """What a ping asks to be returned."""
+        self._since_asked, self._asked_at = 0, self._history.sent
+        return b"%d" % self._history.sent
+
+    def leave(self) -> None:
+        """Leave, and tell the senders of what was never written."""
+        super().leave()
+        unwritten, self.unwritten = self.unwritten, []
+        return_undelivered(unwritten, self._counters)
+
+    def offer(self, frame: bytes, receipt: Receipt | None = None) -> bool:
+        """Hand ``frame`` to the way, and remember it where that took it."""
+        taken = super().offer(frame, receipt)
+        if taken:
+            self._remember(frame)
+        return taken
+
+    def _answer(self, message: bytes) -> None:
+        frame = text_frame(message)
+        self.way.answer(frame)
+        self._remember(frame)
+
+    def _remember(self, frame: bytes) -> None:
+        self._history.add(frame)
+        self._since_asked += len(frame)
+        if self._history.sent - self._asked_at >= _ASK_AFTER_FRAMES or self._since_asked >= _ASK_AFTER_BYTES:
+            self._ask()
+
+    def _ask(self) -> None:
+        self.way.ask(self.mark)
+
+    def _greet(self, others: Iterable[Peer], ice_servers: bytes | None) -> None:
+        resumed = bool(self._secrets)
+        secret = secrets.token_urlsafe(_SECRET_BYTES)
+        # A connection that breaks at once may take the new token with it: the one before holds until a pong proves it.
+        self._secrets = [secret.encode(), *self._secrets[:1]]
+        for message in (
+            wire.welcome(self.id, ice_servers, (self.id + secret, self._window), resumed=resumed),
+            wire.peer_list((peer.id, peer.metadata) for peer in others),
+        ):
+            self.way.answer(text_frame(message))
+            self._history.add(None)
+        self._proven_at = self._history.sent
+
+
+class Sessions:
+    """The peers of one server that can come back.
+
+    Args:
+        limits: the bounds.
+        clock: tells the time.
+        topics: where the peers are.
+        admission: where the places of those that do not come back go.
+        on_gone: hears of a peer that is about to leave without having come back.
+
+    Attributes:
+        away: those without a connection.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        clock: Clock,
+        topics: TopicMap[Peer],
+        admission: Admission,
+        on_gone: Callable[[ResumablePeer, str], None],
+    ) -> None:
+        self._limits = limits
+        self._topics = topics
+        self._admission = admission
+        self._on_gone = on_gone
+        self.away: set[ResumablePeer] = set()
+        self._windows: Deadlines[ResumablePeer] = Deadlines(clock, limits.resume_window_seconds, self._gone)
+
+    @property
+    def waiting(self) -> int:
+        """How many relays wait for those without a connection."""
+        return sum(len(peer.unwritten) + peer.way.receipts for peer in self.away if isinstance(peer.way, Away))
+
+    def find(self, topic_name: str, claim: Claim) -> ResumablePeer | None:
+        """Return the peer of that topic whose token was given, or None."""
+        topic = self._topics.find(topic_name)
+        peer = topic.get(claim.token[:ID_CHARACTERS].decode("ascii", "replace")) if topic is not None else None
+        if isinstance(peer, ResumablePeer) and peer.knows(claim.token[ID_CHARACTERS:]):
+            return peer
+        return None
+
+    def keep(self, peer: ResumablePeer, place: Place | None) -> None:
+        """Let a peer stay whose connection was lost.
+
+        Args:
+            place: the connection's, which the peer holds on to: who comes and breaks off again and again must not
+                hold more than connections could.
+        """
+        peer.go(Away(self._limits, place))
+        self.away.add(peer)
+        self._windows.set(peer)
+
+    def back(self, peer: ResumablePeer) -> None:
+        """Notice that a peer has a connection again."""
+        self.away.discard(peer)
+        self._windows.clear(peer)
+
+    def dismiss(self, peer: ResumablePeer, reason: str) -> None:
+        """Let a peer leave, whether it has a connection or not."""
+        self.back(peer)
+        place, peer.way.place = peer.way.place, None
+        if place is not None:
+            self._admission.release(place)
+        self._on_gone(peer, reason)
+        peer.unwritten += peer.way.give_up()
+        peer.detach()
+        peer.leave()
+
+    def close(self) -> None:
+        """Let everyone leave who has no connection."""
+        for peer in tuple(self.away):
+            self.dismiss(peer, "the server is stopping")
+        self._windows.rest()
+
+    def _gone(self, peer: ResumablePeer) -> None:
+        self.dismiss(peer, "it did not come back")
