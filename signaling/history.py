@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 
 class History:
     """The last frames that were sent, numbered from 1.
@@ -21,7 +19,8 @@ class History:
     def __init__(self, max_frames: int, max_bytes: int) -> None:
         self._max_frames = max_frames
         self._max_bytes = max_bytes
-        self._kept: deque[bytes | None] = deque()
+        # A deque would take 600 bytes for each peer; there is seldom much to move here.
+        self._kept: list[bytes | None] = []
         self._bytes = 0
         self.sent = 0
 
@@ -31,12 +30,11 @@ class History:
         self._kept.append(frame)
         self._bytes += len(frame or b"")
         while len(self._kept) > self._max_frames or self._bytes > self._max_bytes:
-            self._forget_oldest()
+            self._forget_oldest(1)
 
     def forget(self, number: int) -> None:
         """Forget everything up to ``number``: it has arrived."""
-        for _ in range(min(len(self._kept), number - (self.sent - len(self._kept)))):
-            self._forget_oldest()
+        self._forget_oldest(max(0, number - (self.sent - len(self._kept))))
 
     def reaches(self, number: int) -> bool:
         """Tell whether everything after ``number`` is there."""
@@ -49,8 +47,9 @@ class History:
             What was sent after it, oldest first; it is forgotten here, to be sent and added again.
         """
         self.forget(number)
-        kept, self._kept, self._bytes, self.sent = self._kept, deque(), 0, number
+        kept, self._kept, self._bytes, self.sent = self._kept, [], 0, number
         return [frame for frame in kept if frame is not None]
 
-    def _forget_oldest(self) -> None:
-        self._bytes -= len(self._kept.popleft() or b"")
+    def _forget_oldest(self, count: int) -> None:
+        self._bytes -= sum(len(frame or b"") for frame in self._kept[:count])
+        del self._kept[:count]

@@ -275,9 +275,9 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         self.leaveWeb()
         if web is not None:
             web.connectionLost(reason)
+        self.factory.renewals.clear(self)
         super().connectionLost(reason)
         self.factory.newcomers.pop(self, None)
-        self.factory.renewals.clear(self)
         place, self.place = self.place, None
         if place is not None:
             self.factory.admission.release(place)

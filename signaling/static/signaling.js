@@ -17,8 +17,9 @@ const MS = {
   idle: 30_000, // without a message before this side asks whether the server is still there
   echo: 10_000, // from such a question to any message
   stable: 5_000, // a connection that lasted as long was a good one: the next loss starts the backoff anew
-  firstOffer: 3_000, // for which the one who was there waits for the newcomer's offer
-  answer: 10_000, // to an offer, before it is made again
+  firstOffer: 2_000, // for which the one who was there waits for the newcomer's offer
+  answer: 10_000, // to an offer, before it is made again; doubled each time up to `mostAnswer`
+  mostAnswer: 120_000,
   disconnected: 3_000, // which often mends itself
   otherSide: 4_000, // for which one side lets the other mend the path
   repair: 8_000, // for the path to mend, before the next attempt; doubled each time up to `mostRepair`
@@ -73,17 +74,15 @@ class Outbox {
   }
 }
 
-class Emitter extends EventTarget {
-  _emit(type, detail) {
-    this.dispatchEvent(new CustomEvent(type, { detail }));
-  }
+function emit(target, type, detail) {
+  target.dispatchEvent(new CustomEvent(type, { detail }));
 }
 
 export function join(url, options) {
   return new Signaling(url, options);
 }
 
-export class Signaling extends Emitter {
+export class Signaling extends EventTarget {
   #url;
   #reconnect;
   #backoff;
@@ -239,7 +238,7 @@ export class Signaling extends Emitter {
   #change(state, detail) {
     if (state === this.#state && state !== "connecting") return;
     this.#state = state;
-    this._emit("statechange", { state, ...detail });
+    emit(this, "statechange", { state, ...detail });
   }
 
   // -- What is sent --
@@ -249,8 +248,9 @@ export class Signaling extends Emitter {
       this.#socket.send(entry.text);
       if (entry.told) return;
       entry.told = true;
-      this._emit("sent", entry.message);
+      emit(this, "sent", entry.message);
     });
+    if (this.#state !== "open") return; // A listener left.
     if (!this.#token) this.#outbox.confirm(Infinity);
     else if (!this.#fenced && this.#outbox.unconfirmed) this.#fence();
   }
@@ -276,7 +276,7 @@ export class Signaling extends Emitter {
   }
 
   #refuse(code, messages) {
-    for (const { msgId } of messages) this._emit("error", { type: "error", code, message: "not sent", msgId });
+    for (const { msgId } of messages) emit(this, "error", { type: "error", code, message: "not sent", msgId });
   }
 
   // -- What is received --
@@ -304,7 +304,7 @@ export class Signaling extends Emitter {
 
   #take(message) {
     if (message.type === "welcome") this.#enter(message);
-    this._emit("received", message);
+    emit(this, "received", message);
     if (this.#state === "closed") return; // A listener left.
     if (message.type === "peer-list") this.#list(message);
     else if (message.type === "ice-servers") this.#iceServers = message.iceServers;
@@ -312,7 +312,7 @@ export class Signaling extends Emitter {
     else if (message.type === "peer-joined") this.#joined(message);
     else if (message.type === "peer-left") this.#left(message);
     else if (RELAYED.includes(message.type) || ["error", "ice-servers"].includes(message.type)) {
-      this._emit(message.type, message);
+      emit(this, message.type, message);
     }
   }
 
@@ -332,7 +332,7 @@ export class Signaling extends Emitter {
   #welcome(message) {
     const another = !message.resumed && this.#formerIds.size > 0;
     const lost = another ? this.#outbox.remove(() => true) : [];
-    this._emit("welcome", message);
+    emit(this, "welcome", message);
     this.#refuse("dropped", lost);
   }
 
@@ -347,7 +347,7 @@ export class Signaling extends Emitter {
     this.#refuse("target_not_found", before ? this.#outbox.remove(({ to }) => !isThere(to)) : []);
     this.#change("open");
     this.#settle.resolve();
-    this._emit("peer-list", message);
+    emit(this, "peer-list", message);
     if (this.#state !== "open") return; // A listener left.
     this.#flush();
     if (before) this.#compare(before);
@@ -357,10 +357,10 @@ export class Signaling extends Emitter {
   #compare(before) {
     const now = new Map(this.#peers);
     for (const peerId of before.keys()) {
-      if (!now.has(peerId)) this._emit("peer-left", { type: "peer-left", peerId });
+      if (!now.has(peerId)) emit(this, "peer-left", { type: "peer-left", peerId });
     }
     for (const [peerId, metadata] of now) {
-      if (!before.has(peerId)) this._emit("peer-joined", { type: "peer-joined", peerId, ...(metadata && { metadata }) });
+      if (!before.has(peerId)) emit(this, "peer-joined", { type: "peer-joined", peerId, ...(metadata && { metadata }) });
     }
   }
 
@@ -368,12 +368,12 @@ export class Signaling extends Emitter {
     const { peerId, metadata } = message;
     if (this.#peers.has(peerId) || this.#formerIds.has(peerId)) return;
     this.#peers.set(peerId, metadata);
-    this._emit("peer-joined", message);
+    emit(this, "peer-joined", message);
   }
 
   #left(message) {
     this.#heard.delete(message.peerId);
-    if (this.#peers.delete(message.peerId)) this._emit("peer-left", message);
+    if (this.#peers.delete(message.peerId)) emit(this, "peer-left", message);
   }
 }
 
@@ -413,6 +413,7 @@ class Peer {
   #settingAnswer = false;
   #describing = 0;
   #fingerprint; // of the other's connection
+  #unanswered = 0; // offers, in a row
   #early = []; // candidates that came before their description
 
   #sent = new Map(); // msgId -> {number, type, payload}, for `dropped`
@@ -422,6 +423,7 @@ class Peer {
   #drops = 0;
   #droppedAt = -Infinity;
 
+  #transport;
   #repairs = 0;
   #gatheredWith;
   #unauthorized = false;
@@ -446,9 +448,9 @@ class Peer {
     return this.#signaling.selfId > this.id;
   }
 
-  /** Who came later offers; the one who was there waits for that, though not for ever. */
+  /** Who came later offers a channel; the one who was there waits for that, though not for ever. */
   start() {
-    if (this.polite) this.#permit();
+    if (this.polite || !this.channel) this.#permit();
     else this.#later("start", MS.firstOffer, () => this.#permit());
   }
 
@@ -510,6 +512,8 @@ class Peer {
     if (!offered && (this.#settingAnswer || connection.signalingState !== "have-local-offer")) return;
     this.#cancel("start");
     this.#cancel("answer");
+    this.#wanted = false; // If there is more to say, the browser tells so anew.
+    this.#unanswered = 0;
     this.#fingerprint = fingerprint(description.sdp);
     this.#describing++;
     try {
@@ -525,7 +529,6 @@ class Peer {
       this.#settingAnswer = false;
       this.#describing--;
     }
-    this.proceed();
   }
 
   async addCandidate(candidate) {
@@ -562,7 +565,6 @@ class Peer {
     this.channel = this.connection.createDataChannel("mesh", { negotiated: true, id: 0 });
     this.channel.binaryType = "arraybuffer";
     this.channel.addEventListener("message", ({ data }) => this.#closed || this.#on.data({ peer: this, data }));
-    // Closing a connection closes the other side's channel at once: a goodbye.
     this.channel.addEventListener("close", () => this.#closed || this.#on.ended(this));
   }
 
@@ -591,7 +593,8 @@ class Peer {
     } finally {
       this.#making = false;
     }
-    this.#later("answer", MS.answer, () => {
+    this.#later("answer", Math.min(MS.mostAnswer, MS.answer * 2 ** this.#unanswered), () => {
+      this.#unanswered++;
       if (this.connection.signalingState === "have-local-offer" && this.#reachable) this.#offer();
     });
   }
@@ -628,6 +631,7 @@ class Peer {
     if (state === "connected") {
       this.#cancel("repair");
       this.#repairs = 0;
+      this.#expectGoodbye();
     } else if (["disconnected", "failed"].includes(state)) {
       if (this.#timers.has("grace")) {
         this.#on.ended(this);
@@ -636,6 +640,16 @@ class Peer {
       this.#repairIn(state === "failed" ? 0 : MS.disconnected);
     }
     this.#on.state(this);
+  }
+
+  /** Closing a connection closes its DTLS transport on the other side at once; one that is lost just falls silent. */
+  #expectGoodbye() {
+    const transport = (this.connection.sctp ?? this.connection.getSenders()[0])?.transport;
+    if (!transport || transport === this.#transport) return;
+    this.#transport = transport;
+    transport.addEventListener("statechange", () => {
+      if (!this.#closed && transport.state === "closed") this.#on.ended(this);
+    });
   }
 
   /** Restarts ICE, unless the path mends itself or the other side does it first. */
@@ -675,7 +689,7 @@ function fingerprint(sdp) {
   return /^a=fingerprint:(.*?)\s*$/m.exec(sdp)?.[1].toLowerCase();
 }
 
-export class Mesh extends Emitter {
+export class Mesh extends EventTarget {
   #signaling;
   #configuration;
   #channel;
@@ -693,7 +707,7 @@ export class Mesh extends Emitter {
     const on = (type, react) => signaling.addEventListener(type, ({ detail }) => react(detail), listening);
     on("welcome", (message) => this.#welcome(message));
     on("statechange", (detail) => this.#statechange(detail));
-    on("peer-list", () => this.#meetAll());
+    signaling.addEventListener("peer-list", () => this.#meetAll(), { ...listening, once: true }); // Changes follow.
     on("peer-joined", ({ peerId }) => this.#meet(peerId));
     on("peer-left", ({ peerId }) => this.#peers.get(peerId)?.orphan());
     on("ice-servers", () => this.#configure());
@@ -776,21 +790,21 @@ export class Mesh extends Emitter {
       channel: this.#channel,
       tracks: this.#tracks,
       on: {
-        track: (detail) => this._emit("track", detail),
-        data: (detail) => this._emit("data", detail),
-        state: (detail) => this._emit("connectionstatechange", detail),
+        track: (detail) => emit(this, "track", detail),
+        data: (detail) => emit(this, "data", detail),
+        state: (detail) => emit(this, "connectionstatechange", detail),
         ended: (ended) => this.#remove(ended),
       },
     });
     this.#peers.set(id, peer);
-    this._emit("peer-added", peer);
+    emit(this, "peer-added", peer);
     return peer;
   }
 
   #remove(peer) {
     this.#peers.delete(peer.id);
     peer.close();
-    this._emit("peer-removed", peer);
+    emit(this, "peer-removed", peer);
   }
 
   #closeAll() {

@@ -23,7 +23,7 @@ from websockets.frames import Frame, Opcode
 from websockets.uri import parse_uri
 from zope.interface import implementer
 
-from signaling import Limits, SignalingFactory, SignalingResource
+from signaling import IceServers, Limits, SignalingFactory, SignalingResource
 
 
 class PassingClock(Clock):
@@ -356,6 +356,7 @@ class World:
         site: whether the server is mounted in a foreign site instead of having its own port.
         allow_origins: as for ``SignalingFactory``.
         trusted_proxies: as for ``SignalingFactory``.
+        ice_servers: makes them, given the clock.
         buffer_bytes: what a transport holds before it pauses its producer.
         limits: the server's bounds.
     """
@@ -365,6 +366,7 @@ class World:
         site: bool = False,
         allow_origins: Any = (),
         trusted_proxies: Any = (),
+        ice_servers: Callable[[Clock], IceServers] = lambda clock: IceServers(),
         buffer_bytes: int = 65_536,
         **limits: Any,
     ) -> None:
@@ -374,6 +376,7 @@ class World:
             self.limits,
             allow_origins=allow_origins,
             trusted_proxies=trusted_proxies,
+            ice_servers=ice_servers(self.clock),
             reactor=self.clock,  # type: ignore[arg-type]
         )
         self.host = "192.0.2.1"

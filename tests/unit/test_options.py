@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from twisted.logger import LogLevel
 from twisted.python.usage import UsageError
@@ -52,6 +55,7 @@ def test_every_bound_is_set_by_its_option() -> None:
         "--ping-timeout=2.5",
         "--handshake-timeout=3",
         "--write-timeout=0.5",
+        "--resume-window=30",
         "--shutdown-timeout=0",
         "--max-message-bytes=1000000",
         "--high-water-mark=4",
@@ -72,6 +76,7 @@ def test_every_bound_is_set_by_its_option() -> None:
         ping_timeout_seconds=2.5,
         handshake_timeout_seconds=3.0,
         write_timeout_seconds=0.5,
+        resume_window_seconds=30.0,
         shutdown_timeout_seconds=0.0,
         max_message_bytes=1_000_000,
         high_water_bytes=2_000_000,
@@ -96,6 +101,45 @@ def test_origins_and_proxies_repeat() -> None:
     )
     assert options.allow_origins == ["https://a.example", "null"]
     assert options.trusted_proxies == ["::1", "10.0.0.0/8"]
+
+
+def test_ice_servers_come_from_files_and_the_secret_from_the_environment_too(tmp_path: Path) -> None:
+    servers, secret = tmp_path / "ice.json", tmp_path / "secret"
+    servers.write_text('[{"urls": "stun:stun.example.com"}]')
+    secret.write_text("north\n")
+    uri = "turn:turn.example.com"
+    by_file = parse(f"--ice-servers={servers}", f"--turn-secret-file={secret}", f"--turn-uri={uri}", "--turn-ttl=60")
+    stun, turn = json.loads(by_file.ice_servers.text("x") or b"")
+    assert (stun["urls"], turn["urls"]) == ("stun:stun.example.com", [uri])
+    assert by_file.ice_servers.renewal_seconds == 30
+    assert json.loads(parse(f"--turn-uri={uri}", TURN_SECRET="north").ice_servers.text("x") or b"")[0]["urls"] == [uri]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--ice-servers=/no/such/file"], "--ice-servers: /no/such/file: No such file or directory"),
+        (["--ice-servers=/dev/null"], "--ice-servers: /dev/null: not JSON: Input data was truncated"),
+        (["--turn-secret-file=/dev/null"], "--turn-secret-file: name the servers that know it, with --turn-uri"),
+        (
+            ["--turn-uri=turn:a"],
+            "--turn-uri: a secret is needed, in a file (--turn-secret-file) or in TURN_SECRET",
+        ),
+        (
+            ["--turn-uri=turn:a", "--turn-secret-file=/dev/null"],
+            "--turn-uri: a secret is needed, in a file (--turn-secret-file) or in TURN_SECRET",
+        ),
+    ],
+)
+def test_what_is_wrong_with_ice_servers_is_said(arguments: list[str], text: str) -> None:
+    assert refusal(*arguments) == text
+
+
+def test_a_wrong_turn_uri_or_ttl_is_named() -> None:
+    assert refusal("--turn-uri=a", TURN_SECRET="s").startswith("--turn-uri: 'a' is not a TURN URI (for example")
+    right = "is not a whole number of seconds from 2 to 2678400 (for example 3600)"
+    for text in ("1", "soon", "99999999999", "-5"):
+        assert refusal("--turn-uri=turn:a", f"--turn-ttl={text}", TURN_SECRET="s") == f"--turn-ttl: {text!r} {right}"
 
 
 @pytest.mark.parametrize("text", ["65536", "-1", "80a", "", "\uff18\uff10", "1e3", " 80"])

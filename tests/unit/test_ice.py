@@ -1,0 +1,86 @@
+"""What peers are told of STUN and TURN servers."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+
+import pytest
+
+from signaling import IceServers, Turn
+from signaling.ice import parse_ice_servers
+
+URI = "turn:turn.example.com:3478?transport=udp"
+
+
+def test_a_credential_is_what_coturn_makes_of_the_same_secret() -> None:
+    servers = IceServers(turn=Turn((URI,), b"north", ttl_seconds=600), wall_clock=lambda: 1_800_000_000.9)
+    (server,) = json.loads(servers.text("01ABC") or b"")
+    assert server["urls"] == [URI]
+    assert server["username"] == "1800000600:01ABC"
+    expected = hmac.new(b"north", b"1800000600:01ABC", hashlib.sha1).digest()
+    assert server["credential"] == base64.b64encode(expected).decode()
+
+
+def test_fixed_servers_come_first_and_are_kept_as_they_are() -> None:
+    fixed = parse_ice_servers(b'[{"urls": "stun:stun.example.com"}, {"urls": ["stun:[2001:db8::1]:3478"]}]')
+    assert json.loads(IceServers(fixed).text("x") or b"") == fixed
+    both = json.loads(IceServers(fixed, Turn((URI,), b"s")).text("x") or b"")
+    assert both[:2] == fixed
+    assert both[2]["urls"] == [URI]
+
+
+def test_there_is_nothing_to_tell_by_default() -> None:
+    assert IceServers().text("x") is None
+    assert IceServers().renewal_seconds == 0
+
+
+def test_credentials_are_renewed_at_half_of_their_life() -> None:
+    assert IceServers(turn=Turn((URI,), b"s", ttl_seconds=600)).renewal_seconds == 300
+
+
+def test_a_secret_is_not_shown() -> None:
+    assert "north" not in repr(Turn((URI,), b"north"))
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "turn:turn.example.com",
+        "turns:turn.example.com:443?transport=tcp",
+        "turn:127.0.0.1:3478",
+        "turn:[2001:db8::1]:3478?transport=udp",
+    ],
+)
+def test_turn_uris(uri: str) -> None:
+    assert Turn((uri,), b"s").uris == (uri,)
+
+
+@pytest.mark.parametrize(
+    "uri", ["", "turn.example.com", "stun:a", "turn://a", "turn:a?transport=sctp", "turn:a b", "http://a", "turn:"]
+)
+def test_what_is_no_turn_uri_is_named(uri: str) -> None:
+    with pytest.raises(ValueError, match=r"is not a TURN URI \(for example turn:turn.example.com"):
+        Turn((uri,), b"s")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "not JSON"),
+        ("{}", "not an array"),
+        ("[1]", r"\[0\]: not an object"),
+        ('[{"urls": "stun:a"}, {"url": "stun:a"}]', r"\[1\]: 'url' is not one of urls, username and credential"),
+        ("[{}]", r"\[0\]\.urls: neither a URI nor an array of them"),
+        ('[{"urls": []}]', r"\[0\]\.urls: neither"),
+        ('[{"urls": "http://a"}]', "is not a STUN or TURN URI"),
+        ('[{"urls": "turn:a", "credential": "hidden"}]', r"\[0\]\.username: a TURN server needs one"),
+        ('[{"urls": "turn:a", "username": "u", "credential": 5}]', r"\[0\]\.credential: a TURN server needs one"),
+    ],
+)
+def test_what_is_wrong_with_a_list_is_said(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason) as caught:
+        parse_ice_servers(text.encode())
+    assert "hidden" not in str(caught.value)
