@@ -232,6 +232,27 @@ def test_no_payload_is_logged_at_any_level(level: str) -> None:
         server.end()
 
 
+@pytest.mark.parametrize("level", ["debug", "info"])
+def test_no_secret_is_logged_at_any_level(level: str, tmp_path: Path) -> None:
+    secret = tmp_path / "turn-secret"
+    secret.write_text("the-turn-secret\n")
+    turn = ("--turn-secret-file", str(secret), "--turn-uri", "turn:127.0.0.1")
+    with running(["--port", "0", "--log-level", level, "--resume-window", "30", *turn]) as server:
+        with connect(server.url + "room") as peer:
+            welcome = json.loads(peer.recv(5))
+            peer.recv(5)
+            peer.socket.shutdown(socket.SHUT_RDWR)
+        token, credential = welcome["resume"]["token"], welcome["iceServers"][0]["credential"]
+        with connect(f"{server.url}room?resume={token}&seen=2") as peer:
+            again = json.loads(peer.recv(5))
+            assert again["resumed"]
+        with pytest.raises(Exception, match="400"):
+            connect(f"{server.url}room?resume={again['resume']['token']}&seen=x")
+        assert server.stop() == 0
+        for word in (token, token[26:], again["resume"]["token"], credential, "the-turn-secret"):
+            assert word not in server.log
+
+
 # Signals
 
 

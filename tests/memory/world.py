@@ -357,6 +357,8 @@ class World:
         allow_origins: as for ``SignalingFactory``.
         trusted_proxies: as for ``SignalingFactory``.
         ice_servers: makes them, given the clock.
+        serve_client: as for ``SignalingFactory``.
+        demo: as for ``SignalingFactory``.
         buffer_bytes: what a transport holds before it pauses its producer.
         limits: the server's bounds.
     """
@@ -364,9 +366,12 @@ class World:
     def __init__(
         self,
         site: bool = False,
+        *,
         allow_origins: Any = (),
         trusted_proxies: Any = (),
         ice_servers: Callable[[Clock], IceServers] = lambda clock: IceServers(),
+        serve_client: bool = False,
+        demo: bool = False,
         buffer_bytes: int = 65_536,
         **limits: Any,
     ) -> None:
@@ -377,6 +382,8 @@ class World:
             allow_origins=allow_origins,
             trusted_proxies=trusted_proxies,
             ice_servers=ice_servers(self.clock),
+            serve_client=serve_client,
+            demo=demo,
             reactor=self.clock,  # type: ignore[arg-type]
         )
         self.host = "192.0.2.1"
