@@ -20,7 +20,12 @@ const byId = (id) => document.getElementById(id);
 const bytes = (text) => new TextEncoder().encode(text).length;
 const plural = (count, one, many = `${one}s`) => `${count} ${count === 1 ? one : many}`;
 const size = (count) => (count < 1000 ? `${count} B` : `${(count / 1000).toFixed(1)} kB`);
-const milliseconds = (ms) => `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms`;
+
+function duration(seconds) {
+  const ms = seconds * 1000;
+  if (ms < 1000) return `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms`;
+  return `${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`;
+}
 
 /** An element; strings among the children become text. */
 function make(tag, attributes = {}, ...children) {
@@ -92,7 +97,7 @@ class TestMedia {
 
   constructor(name) {
     this.name = name || "Guest";
-    this.hue = [...this.name].reduce((sum, letter) => (sum * 31 + letter.codePointAt(0)) % 360, 200);
+    this.hue = ([...this.name].reduce((sum, letter) => (sum * 31 + letter.codePointAt(0)) % 100_003, 0) * 47) % 360;
     const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
     this.#draw(still);
     this.#timer = setInterval(() => this.#draw(still), still ? 500 : 66);
@@ -306,6 +311,11 @@ function summary(message, names) {
     default:
       return typeof payload?.sdp === "string" ? media(payload.sdp) : "";
   }
+}
+
+/** Where a lifeline stands: this side is the first, the server the second, the peers follow. */
+function at(index, lanes) {
+  return `${(index / (lanes.length + 1)) * 100}%`;
 }
 
 /** A message as its reader wants it: descriptions by lines, and no secrets. */
@@ -580,11 +590,13 @@ class Chart {
     this.rows.replaceChildren();
     this.#elements.clear();
     byId("chart-sheet").style.setProperty("--lanes", String(lanes.length + 2));
-    const heads = names.map((name, index) => {
-      const gone = this.#lanes.get(lanes[index]).until < Infinity;
-      return make("span", gone ? { class: "gone" } : {}, make("bdi", {}, name));
+    const heads = ["You", "Server", ...names].map((name, index) => {
+      const gone = this.#lanes.get(lanes[index - 2])?.until < Infinity;
+      const head = make("span", gone ? { class: "gone" } : {}, make("bdi", {}, name));
+      head.style.left = at(index, lanes);
+      return head;
     });
-    byId("chart-lanes").replaceChildren(make("span", {}, "You"), make("span", {}, "Server"), ...heads);
+    byId("chart-lanes").replaceChildren(...heads);
     this.#listPeers(lanes, names);
   }
 
@@ -622,7 +634,7 @@ class Chart {
 
   #gap(pause, record, lanes) {
     const lines = this.#lines({ ...record, serial: record.serial - 0.5 }, lanes);
-    const text = make("span", {}, `${pause < 10 ? pause.toFixed(1) : Math.round(pause)} s later`);
+    const text = make("span", {}, `${duration(pause)} later`);
     return make("li", { class: "gap", "aria-hidden": "true" }, lines, text);
   }
 
@@ -654,10 +666,10 @@ class Chart {
   /** Lifelines, of those who are there when this happens. */
   #lines({ serial }, lanes) {
     const lines = draw("svg", { class: "lines", "aria-hidden": "true" });
-    ["you", SERVER, ...lanes].forEach((id, index, { length }) => {
+    ["you", SERVER, ...lanes].forEach((id, index) => {
       const { from, until } = this.#lanes.get(id) ?? { from: 0, until: Infinity };
       if (serial < from || serial > until) return;
-      const x = `${((index + 0.5) / length) * 100}%`;
+      const x = at(index, lanes);
       lines.append(draw("line", { x1: x, x2: x, y1: serial === from ? 25 : 0, y2: serial === until ? 25 : "100%" }));
       if (serial === until) lines.append(draw("svg", { x, y: 25, overflow: "visible" }, draw("path", { d: "M-5 0h10" })));
     });
@@ -665,9 +677,7 @@ class Chart {
   }
 
   #arrow({ direction, peer, refused, type, about }, lanes) {
-    const count = lanes.length + 2;
-    const at = (index) => `${((index + 0.5) / count) * 100}%`;
-    const put = (index, shape) => draw("svg", { x: at(index), y: 25, overflow: "visible" }, shape);
+    const put = (index, shape) => draw("svg", { x: at(index, lanes), y: 25, overflow: "visible" }, shape);
     const arrow = draw("svg", { class: "arrow", "aria-hidden": "true" });
     const lane = peer === SERVER ? 1 : Math.max(lanes.indexOf(peer) + 2, 1);
     if (type === "note") {
@@ -675,7 +685,7 @@ class Chart {
       return arrow;
     }
     const end = refused ? 1 : lane;
-    arrow.append(draw("line", { x1: at(0), x2: at(end), y1: 25, y2: 25 }));
+    arrow.append(draw("line", { x1: at(0, lanes), x2: at(end, lanes), y1: 25, y2: 25 }));
     if (end > 1) arrow.append(put(1, draw("circle", { class: "relay", r: 3 })));
     if (direction === "in") arrow.append(put(0, draw("path", { class: "fill", d: "M0 0 9-4.5v9z" })));
     else if (refused) arrow.append(put(1, draw("path", { class: "cross", d: "m-5-5 10 10M5-5-5 5" })));
@@ -688,9 +698,9 @@ class Chart {
   #detail(record) {
     const { message, at, peer } = record;
     const before = this.#records.findLast(({ serial }) => serial < record.serial);
+    const since = before ? `, ${duration(record.time - before.time)} after the one before` : "";
     const facts = [
-      ["Time", `${at.toTimeString().slice(0, 8)}.${String(at.getMilliseconds()).padStart(3, "0")}`],
-      ["Since the one before", before ? milliseconds((record.time - before.time) * 1000) : ""],
+      ["Time", `${at.toTimeString().slice(0, 8)}.${String(at.getMilliseconds()).padStart(3, "0")}${since}`],
       ["Peer", peer === SERVER ? "" : `${this.#names.of(peer)}, ${peer}`],
       ["Message id", message?.msgId ? oneLine(message.msgId, 80) : ""],
     ].filter(([, value]) => value);
@@ -816,7 +826,7 @@ class ConnectionView {
     this.state = make("span", { class: "badge" });
     this.facts = make("dl");
     this.element = make("li", {}, make("p", { class: "who" }, this.name, this.state), this.facts);
-    for (const term of ["Path", "Addresses", "Round trip", "Took", "Negotiation"]) {
+    for (const term of ["Path", "Addresses", "Round trip", "Setup", "Negotiation"]) {
       this.#values[term] = make("dd", {}, "not known yet");
       this.facts.append(make("div", {}, make("dt", {}, term), this.#values[term]));
     }
@@ -834,21 +844,21 @@ class ConnectionView {
     write(this.name, name);
     write(this.state, words);
     this.state.dataset.level = level;
-    write(this.#values.Negotiation, `${connection.signalingState}; ${polite ? "this side gives way" : "this side stands"} in a glare`);
-    write(this.#values.Took, this.#took());
+    write(this.#values.Negotiation, `${connection.signalingState}, ${polite ? "polite" : "impolite"} side`);
+    write(this.#values.Setup, this.#took());
     const chosen = await chosenPair(connection);
     if (!chosen) return;
     const { pair, local, remote } = chosen;
     write(this.#values.Path, path(chosen));
     write(this.#values.Addresses, `${address(local)} to ${address(remote)}`);
     const seconds = pair.currentRoundTripTime;
-    write(this.#values["Round trip"], seconds === undefined ? "not measured yet" : milliseconds(seconds * 1000));
+    write(this.#values["Round trip"], seconds === undefined ? "not measured yet" : duration(seconds));
   }
 
   #took() {
     const parts = [];
-    if (this.#connected !== undefined) parts.push(`${milliseconds(this.#connected)} to connect`);
-    if (this.#pictured !== undefined) parts.push(`${milliseconds(this.#pictured)} to the first picture`);
+    if (this.#connected !== undefined) parts.push(`${duration(this.#connected / 1000)} to connect`);
+    if (this.#pictured !== undefined) parts.push(`${duration(this.#pictured / 1000)} to the first picture`);
     return parts.join(", ") || "not known yet";
   }
 }
@@ -1010,8 +1020,9 @@ class Call {
     const { connectionState } = peer.connection;
     const [level, words] = STATES[connectionState];
     const name = this.names.of(peer.id);
-    chart.note(`connection to ${name}: ${words.toLowerCase()}`, { peer: peer.id, level });
-    if (connectionState !== "connecting") announce(`Connection to ${name}: ${words}`);
+    const quiet = connectionState === "connecting";
+    chart.note(`connection to ${name}: ${words.toLowerCase()}`, { peer: peer.id, level: quiet ? "" : level });
+    if (!quiet) announce(`Connection to ${name}: ${words}`);
     this.#peers.get(peer)?.tile.explain(COVERS[connectionState] ?? "");
     this.#refreshPeople();
   }
@@ -1192,10 +1203,11 @@ function fillIn() {
   byId("name").value ||= oneLine(query.get("name") ?? "", 64);
 }
 
-function showLobby(shown) {
-  byId("lobby").hidden = !shown;
-  byId("call").hidden = shown;
-  document.body.dataset.view = shown ? "lobby" : "call";
+/** Shows where one joins, the call, or where one joins beside the chart of the call that was. */
+function show(view) {
+  byId("lobby").hidden = view === "call";
+  byId("call").hidden = view !== "call";
+  document.body.dataset.view = view;
 }
 
 async function enter(event) {
@@ -1228,7 +1240,7 @@ function begin(topic, name, kind, opened) {
   chat.clear();
   byId("sound").hidden = true;
   notify(byId("call-notice"), "");
-  showLobby(false);
+  show("call");
   call = new Call(topic, name, kind, opened);
   byId("call-title").focus({ preventScroll: true });
 }
@@ -1239,7 +1251,7 @@ function leave() {
   call = null;
   document.title = "Signaling demo";
   announce("You left");
-  showLobby(true);
+  show("left");
   byId("join").focus();
 }
 
@@ -1275,5 +1287,5 @@ addEventListener("hashchange", () => {
 });
 
 fillIn();
-showLobby(true);
+show("lobby");
 byId(addressedTopic() ? "name" : "topic").focus();
