@@ -1,4 +1,4 @@
-"""Photograph the demo in a call of three, for docs/demo.md: ``python -m tools.screenshots`` from the project's folder."""
+"""Photograph the demo in a call of three, for docs/demo.md: ``python -m tools.screenshots``."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def converse(driver: webdriver.Chrome) -> None:
         driver.find_element("id", "chat-text").send_keys(line, "\n")
     driver.find_element("id", "mute").click()
     driver.switch_to.window(driver.window_handles[1])
-    wait_until(driver, "[...document.querySelectorAll('#connections dd')].every((fact) => !/not/.test(fact.textContent))")
+    wait_until(
+        driver, "[...document.querySelectorAll('#connections dd')].every((fact) => !/not/.test(fact.textContent))"
+    )
 
 
 def photograph(driver: webdriver.Chrome, name: str, metrics: dict, theme: str, *, whole: bool = False) -> None:

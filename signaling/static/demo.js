@@ -852,7 +852,8 @@ class ConnectionView {
     write(this.#values.Path, path(chosen));
     write(this.#values.Addresses, `${address(local)} to ${address(remote)}`);
     const seconds = pair.currentRoundTripTime;
-    write(this.#values["Round trip"], seconds === undefined ? "not measured yet" : duration(seconds));
+    const measured = seconds < 0.001 ? "under 1 ms" : duration(seconds);
+    write(this.#values["Round trip"], seconds === undefined ? "not measured yet" : measured);
   }
 
   #took() {
