@@ -20,6 +20,8 @@ const MS = {
   firstOffer: 2_000, // for which the one who was there waits for the newcomer's offer
   answer: 10_000, // to an offer, before it is made again; doubled each time up to `mostAnswer`
   mostAnswer: 120_000,
+  ignored: 2_500, // the same, where the other side offered as well
+  gathering: 1_000, // before the first candidate is not waited for any more
   disconnected: 3_000, // which often mends itself
   otherSide: 4_000, // for which one side lets the other mend the path
   repair: 8_000, // for the path to mend, before the next attempt; doubled each time up to `mostRepair`
@@ -360,7 +362,8 @@ export class Signaling extends EventTarget {
       if (!now.has(peerId)) emit(this, "peer-left", { type: "peer-left", peerId });
     }
     for (const [peerId, metadata] of now) {
-      if (!before.has(peerId)) emit(this, "peer-joined", { type: "peer-joined", peerId, ...(metadata && { metadata }) });
+      if (before.has(peerId)) continue;
+      emit(this, "peer-joined", { type: "peer-joined", peerId, ...(metadata && { metadata }) });
     }
   }
 
@@ -399,6 +402,10 @@ function less(ms) {
   return ms * (1 - Math.random() / 2);
 }
 
+function after(ms) {
+  return new Promise((done) => setTimeout(done, ms));
+}
+
 /** One of the others, and the connection to it: perfect negotiation as in section 10.7 of the WebRTC specification. */
 class Peer {
   #signaling;
@@ -423,6 +430,7 @@ class Peer {
   #drops = 0;
   #droppedAt = -Infinity;
 
+  #gathering; // fulfilled by the first candidate
   #transport;
   #repairs = 0;
   #gatheredWith;
@@ -437,6 +445,7 @@ class Peer {
     const listen = (type, react) => this.connection.addEventListener(type, (event) => this.#closed || react(event));
     listen("negotiationneeded", () => this.#negotiate());
     listen("icecandidate", ({ candidate }) => candidate && this.#send("ice-candidate", candidate.toJSON()));
+    this.#gathering = new Promise((begun) => this.connection.addEventListener("icecandidate", begun, { once: true }));
     listen("icecandidateerror", ({ errorCode }) => errorCode === 401 && this.#unauthorize());
     listen("connectionstatechange", () => this.#observe());
     listen("track", ({ track, streams }) => on.track({ peer: this, track, streams }));
@@ -448,9 +457,13 @@ class Peer {
     return this.#signaling.selfId > this.id;
   }
 
-  /** Who came later offers a channel; the one who was there waits for that, though not for ever. */
-  start() {
-    if (this.polite || !this.channel) this.#permit();
+  /**
+   * Who came later offers a channel; the one who was there waits for that, though not for ever.
+   *
+   * @param atOnce - whether not to wait: this mesh is new where both peers were before.
+   */
+  start(atOnce = false) {
+    if (atOnce || this.polite || !this.channel) this.#permit();
     else this.#later("start", MS.firstOffer, () => this.#permit());
   }
 
@@ -507,7 +520,11 @@ class Peer {
     const offered = description.type === "offer";
     const ready = !this.#making && (connection.signalingState === "stable" || this.#settingAnswer);
     this.#ignoring = offered && !ready && !this.polite;
-    if (this.#ignoring) return;
+    if (this.#ignoring) {
+      // The other's mesh may be younger than this side's offer, and not have heard it.
+      if (!this.#making) this.#expectAnswer(MS.ignored);
+      return;
+    }
     // A second answer: the offer was made twice, as nobody answered for long.
     if (!offered && (this.#settingAnswer || connection.signalingState !== "have-local-offer")) return;
     this.#cancel("start");
@@ -517,12 +534,16 @@ class Peer {
     this.#fingerprint = fingerprint(description.sdp);
     this.#describing++;
     try {
+      // Chromium 156 never gathers again where an offer is rolled back before the first candidate.
+      const tooEarly = offered && !ready && !connection.remoteDescription;
+      if (tooEarly) await Promise.race([this.#gathering, after(MS.gathering)]);
       this.#settingAnswer = !offered;
       await connection.setRemoteDescription(description);
       this.#settingAnswer = false;
       for (const candidate of this.#early.splice(0)) this.addCandidate(candidate);
       if (offered) await this.#describeSelf();
       this.#mayOffer = true;
+      if (connection.connectionState !== "connected" && !this.#timers.has("repair")) this.#repairIn(MS.repair);
     } catch {
       if (!this.#closed) this.#repairIn(MS.otherSide);
     } finally {
@@ -593,7 +614,11 @@ class Peer {
     } finally {
       this.#making = false;
     }
-    this.#later("answer", Math.min(MS.mostAnswer, MS.answer * 2 ** this.#unanswered), () => {
+    this.#expectAnswer(Math.min(MS.mostAnswer, MS.answer * 2 ** this.#unanswered));
+  }
+
+  #expectAnswer(ms) {
+    this.#later("answer", ms, () => {
       this.#unanswered++;
       if (this.connection.signalingState === "have-local-offer" && this.#reachable) this.#offer();
     });
@@ -718,7 +743,7 @@ export class Mesh extends EventTarget {
     globalThis.addEventListener?.("pagehide", () => this.#closeAll(), listening);
     globalThis.addEventListener?.("pageshow", ({ persisted }) => persisted && this.#meetAll(), listening);
     // Whoever makes a mesh has to have the time to listen.
-    queueMicrotask(() => signaling.state === "open" && this.#meetAll());
+    queueMicrotask(() => signaling.state === "open" && this.#meetAll(true));
   }
 
   get peers() {
@@ -766,17 +791,17 @@ export class Mesh extends EventTarget {
     this.#renewed = false;
   }
 
-  #meetAll() {
+  #meetAll(atOnce) {
     if (this.#listening.signal.aborted) return;
-    for (const id of this.#signaling.peers.keys()) this.#meet(id);
+    for (const id of this.#signaling.peers.keys()) this.#meet(id, atOnce);
   }
 
-  #meet(id) {
+  #meet(id, atOnce) {
     if (this.#peers.has(id)) return;
     const instance = this.#signaling.peers.get(id)?.[INSTANCE];
     const known = [...this.#peers.values()].find((peer) => instance && peer.metadata?.[INSTANCE] === instance);
     if (!known) {
-      this.#add(id).start();
+      this.#add(id).start(atOnce);
       return;
     }
     this.#peers.delete(known.id);
@@ -820,7 +845,7 @@ export class Mesh extends EventTarget {
       this.#remove(known);
       const anew = this.#add(from);
       if (type === "offer") anew.describe({ type, sdp });
-      else anew.start();
+      else anew.start(true);
     } else if (known || type === "offer") {
       (known ?? this.#add(from)).describe({ type, sdp });
     }

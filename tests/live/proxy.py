@@ -20,7 +20,7 @@ class Proxy:
         self.port = 0
         self._target_port = target_port
         self._server: asyncio.Server | None = None
-        self._transports: set[asyncio.BaseTransport] = set()
+        self._transports: set[asyncio.Transport] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
@@ -34,7 +34,12 @@ class Proxy:
         """Reset all connections, without a word to either end, and refuse new ones."""
         self._do(self._cut())
 
+    def freeze(self) -> None:
+        """Carry nothing more on the connections that there are; they stay open."""
+        self._do(self._freeze())
+
     def end(self) -> None:
+        """Cut what there is, and stop."""
         self._do(self._cut())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -55,6 +60,10 @@ class Proxy:
             transport.abort()
         while self._transports:
             await asyncio.sleep(0)
+
+    async def _freeze(self) -> None:
+        for transport in self._transports:
+            transport.pause_reading()
 
     async def _connect(self, near: _End) -> None:
         try:
