@@ -62,28 +62,30 @@ const UNSEEN = /[\p{Cc}\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]
 
 /** One line of at most `longest` characters. */
 function oneLine(text, longest) {
-  const letters = [...text.slice(0, 4 * longest).replace(UNSEEN, " ").replace(/\s+/g, " ").trim()];
+  const line = text.slice(0, 4 * longest).replace(UNSEEN, " ");
+  const letters = [...line.replace(/\s+/g, " ").trim()];
   return letters.length > longest ? `${letters.slice(0, longest - 1).join("")}…` : letters.join("");
 }
 
 /** The names of all peers that are or were there. */
 class Names {
-  #names = new Map();
+  #known = new Map(); // id -> {name, instance}
 
   learn(id, metadata) {
     const given = typeof metadata?.name === "string" ? oneLine(metadata.name, LONGEST_NAME) : "";
-    this.#names.set(id, given || "Guest");
+    // The client's own key, the same for a peer that comes back with another id.
+    this.#known.set(id, { name: given || "Guest", instance: metadata?.instance });
   }
 
   forget(id) {
-    this.#names.delete(id);
+    this.#known.delete(id);
   }
 
   /** What to call a peer; two of one name get the end of their ids. */
   of(id) {
-    const name = this.#names.get(id) ?? "Guest";
-    const namesakes = [...this.#names].some(([other, its]) => other !== id && its === name);
-    return namesakes ? `${name} ·${id.slice(-4)}` : name;
+    const { name, instance } = this.#known.get(id) ?? { name: "Guest" };
+    const isNamesake = ([other, its]) => other !== id && its.name === name && !(instance && its.instance === instance);
+    return [...this.#known].some(isNamesake) ? `${name} ·${id.slice(-4)}` : name;
   }
 }
 
@@ -155,7 +157,8 @@ class CameraMedia {
 }
 
 const REFUSALS = {
-  NotAllowedError: "The browser was not allowed to use the camera and microphone. Allow it beside the address, or send the test picture.",
+  NotAllowedError:
+    "The browser was not allowed to use the camera and microphone. Allow it beside the address, or send the test picture.",
   NotFoundError: "There is no camera and no microphone here. Send the test picture instead.",
   NotReadableError: "Another program uses the camera or the microphone. Close it, or send the test picture.",
 };
@@ -169,7 +172,9 @@ async function openMedia(kind, name) {
   if (kind === "test") return new TestMedia(name);
   if (kind !== "camera") return null;
   if (!navigator.mediaDevices) {
-    throw new Error("Browsers give the camera to pages over HTTPS or from localhost only. Send the test picture instead.");
+    throw new Error(
+      "Browsers give the camera to pages over HTTPS or from localhost only. Send the test picture instead.",
+    );
   }
   const video = { width: { ideal: 640 }, height: { ideal: 360 } };
   let failure;
@@ -283,7 +288,9 @@ function media(sdp) {
 function candidate(payload) {
   const text = payload?.candidate;
   if (text === "" || payload === null || payload === undefined) return "end of candidates";
-  const found = typeof text === "string" && /^(?:a=)?candidate:\S+ \d (udp|tcp) \d+ (\S+) \d+ typ (host|srflx|prflx|relay)\b/i.exec(text);
+  const found =
+    typeof text === "string" &&
+    /^(?:a=)?candidate:\S+ \d (udp|tcp) \d+ (\S+) \d+ typ (host|srflx|prflx|relay)\b/i.exec(text);
   if (!found) return "not understood";
   const [, protocol, address, type] = found;
   return `${type} ${protocol.toLowerCase()}${address.endsWith(".local") ? " mDNS" : ""}`;
@@ -324,7 +331,11 @@ function readable(message) {
     return `type: ${message.payload.type}\n${message.payload.sdp.replace(/\r\n/g, "\n")}`;
   }
   const { type, from, to, msgId, ...rest } = message;
-  return JSON.stringify("payload" in rest ? rest.payload : rest, (key, value) => (SECRET.has(key) ? "(not shown)" : value), 2);
+  return JSON.stringify(
+    "payload" in rest ? rest.payload : rest,
+    (key, value) => (SECRET.has(key) ? "(not shown)" : value),
+    2,
+  );
 }
 
 function clock(seconds) {
@@ -384,7 +395,7 @@ class Chart {
   clear() {
     this.#records = [];
     this.#bytes = this.#dropped = 0;
-    for (const [id, { until }] of this.#lanes) if (until < Infinity) this.#lanes.delete(id);
+    this.#forget(Infinity);
     if (this.#frozen) this.#frozen = [];
     this.#redraw();
   }
@@ -470,7 +481,11 @@ class Chart {
     const { size: its } = this.#records.shift();
     this.#bytes -= its;
     this.#dropped++;
-    const first = this.#records[0]?.serial ?? this.#serial;
+    this.#forget(this.#records[0]?.serial ?? Infinity);
+  }
+
+  /** Forgets those peers who left before a serial. */
+  #forget(first) {
     for (const [id, { until }] of this.#lanes) {
       if (until >= first) continue;
       this.#lanes.delete(id);
@@ -645,7 +660,11 @@ class Chart {
     const label = make("span", { class: "label" });
     if (type === "note") label.append(make("span", { class: "what" }, record.text));
     else {
-      label.append(make("b", {}, SHORT[type] ?? type), " ", make("span", { class: "what" }, make("bdi", {}, record.what)));
+      label.append(
+        make("b", {}, SHORT[type] ?? type),
+        " ",
+        make("span", { class: "what" }, make("bdi", {}, record.what)),
+      );
       label.append(" ", make("span", { class: "size" }, size(record.size)));
     }
     for (const mark of marks) label.append(" ", make("span", { class: "mark" }, mark));
@@ -657,7 +676,12 @@ class Chart {
       this.#arrow(record, lanes),
       label,
     );
-    const row = make("li", { class: "row", "data-type": type, "data-level": level }, this.#lines(record, lanes), message);
+    const row = make(
+      "li",
+      { class: "row", "data-type": type, "data-level": level },
+      this.#lines(record, lanes),
+      message,
+    );
     if (record.refused) row.dataset.level = "error";
     if (record.open) row.append(this.#detail(record));
     return row;
@@ -671,7 +695,8 @@ class Chart {
       if (serial < from || serial > until) return;
       const x = at(index, lanes);
       lines.append(draw("line", { x1: x, x2: x, y1: serial === from ? 25 : 0, y2: serial === until ? 25 : "100%" }));
-      if (serial === until) lines.append(draw("svg", { x, y: 25, overflow: "visible" }, draw("path", { d: "M-5 0h10" })));
+      const end = () => draw("svg", { x, y: 25, overflow: "visible" }, draw("path", { d: "M-5 0h10" }));
+      if (serial === until) lines.append(end());
     });
     return lines;
   }
@@ -704,8 +729,13 @@ class Chart {
       ["Peer", peer === SERVER ? "" : `${this.#names.of(peer)}, ${peer}`],
       ["Message id", message?.msgId ? oneLine(message.msgId, 80) : ""],
     ].filter(([, value]) => value);
-    const list = make("dl", {}, ...facts.map(([term, value]) => make("div", {}, make("dt", {}, term), make("dd", {}, make("bdi", {}, value)))));
-    const text = message && make("pre", { tabindex: "0", "aria-label": "Payload" }, readable(message) ?? "(no payload)");
+    const list = make(
+      "dl",
+      {},
+      ...facts.map(([term, value]) => make("div", {}, make("dt", {}, term), make("dd", {}, make("bdi", {}, value)))),
+    );
+    const text =
+      message && make("pre", { role: "region", tabindex: "0", "aria-label": "Payload" }, readable(message) ?? "(no payload)");
     return make("div", { class: "detail" }, list, ...(text ? [text] : []));
   }
 
@@ -796,7 +826,9 @@ async function chosenPair(connection) {
   const all = [...stats.values()];
   const transport = all.find(({ type, selectedCandidatePairId }) => type === "transport" && selectedCandidatePairId);
   // Firefox has no transport's choice and marks the pair instead.
-  const pair = stats.get(transport?.selectedCandidatePairId) ?? all.find(({ type, selected }) => type === "candidate-pair" && selected);
+  const pair =
+    stats.get(transport?.selectedCandidatePairId) ??
+    all.find(({ type, selected }) => type === "candidate-pair" && selected);
   if (!pair) return null;
   return { pair, local: stats.get(pair.localCandidateId), remote: stats.get(pair.remoteCandidateId) };
 }
@@ -808,7 +840,11 @@ function address(end) {
 
 function path({ local, remote }) {
   const types = [local?.candidateType, remote?.candidateType];
-  const kind = types.includes("relay") ? "Relayed" : types.every((type) => type === "host") ? "Direct" : "Direct through NAT";
+  const kind = types.includes("relay")
+    ? "Relayed"
+    : types.every((type) => type === "host")
+      ? "Direct"
+      : "Direct through NAT";
   const transport = local?.relayProtocol ? `${local.protocol}, to TURN by ${local.relayProtocol}` : local?.protocol;
   return `${kind}: ${types[0] ?? "?"} to ${types[1] ?? "?"}, ${transport ?? "?"}`;
 }
@@ -868,16 +904,19 @@ class ConnectionView {
 
 const chat = {
   log: byId("chat-log"),
+  lines: byId("chat-lines"),
 
   clear() {
-    this.log.replaceChildren(byId("chat-empty"));
+    this.lines.replaceChildren();
     byId("chat-empty").hidden = false;
   },
 
   add(name, text, kind = "") {
     byId("chat-empty").hidden = true;
-    this.log.append(make("li", { class: kind }, make("b", {}, make("bdi", {}, name)), " ", make("span", { dir: "auto" }, text)));
-    while (this.log.children.length > MOST_CHAT_LINES + 1) this.log.children[1].remove();
+    this.lines.append(
+      make("li", { class: kind }, make("b", {}, make("bdi", {}, name)), " ", make("span", { dir: "auto" }, text)),
+    );
+    while (this.lines.children.length > MOST_CHAT_LINES) this.lines.firstChild.remove();
     this.log.scrollTop = this.log.scrollHeight;
   },
 };
@@ -906,7 +945,9 @@ class Call {
     this.#own = new Tile(name || "Guest", { own: true });
     byId("tiles").prepend(this.#own.element);
     chart.start(topic, this.names);
-    this.#signaling = join(new URL(`ws/${encodeURIComponent(topic)}`, location.href), { metadata: { name: name || "Guest" } });
+    this.#signaling = join(new URL(`ws/${encodeURIComponent(topic)}`, location.href), {
+      metadata: { name: name || "Guest" },
+    });
     this.#listen();
     this.#mesh = new Mesh(this.#signaling);
     this.#listenToMesh();
@@ -931,7 +972,8 @@ class Call {
   // -- Signaling --
 
   #listen() {
-    const on = (type, react) => this.#signaling.addEventListener(type, ({ detail }) => react(detail), { signal: this.#ended.signal });
+    const on = (type, react) =>
+      this.#signaling.addEventListener(type, ({ detail }) => react(detail), { signal: this.#ended.signal });
     on("received", (message) => this.#received(message));
     on("sent", (message) => chart.sent(message));
     on("error", (message) => this.#refused(message));
@@ -983,7 +1025,8 @@ class Call {
   // -- The others --
 
   #listenToMesh() {
-    const on = (type, react) => this.#mesh.addEventListener(type, ({ detail }) => react(detail), { signal: this.#ended.signal });
+    const on = (type, react) =>
+      this.#mesh.addEventListener(type, ({ detail }) => react(detail), { signal: this.#ended.signal });
     on("peer-added", (peer) => this.#add(peer));
     on("peer-removed", (peer) => this.#remove(peer));
     on("track", ({ peer, track, streams }) => this.#show(peer, streams[0] ?? new MediaStream([track])));

@@ -166,7 +166,7 @@ def test_three_see_hear_of_and_write_to_each_other(driver: webdriver.Chrome, ser
     assert driver.find_element("id", "mute").text == "Unmute"
     for handle in driver.window_handles[:2]:
         driver.switch_to.window(handle)
-        wait_for_text(driver, "#chat-log li", "Joan hello <b>all</b>")
+        wait_for_text(driver, "#chat-lines li", "Joan hello <b>all</b>")
         wait_until(driver, "document.querySelectorAll('.tile .muted:not([hidden])').length === 1")
     driver.switch_to.window(driver.window_handles[2])
     driver.find_element("id", "leave").click()
@@ -305,17 +305,29 @@ def test_chart_is_bounded_and_waits_while_paused(driver: webdriver.Chrome, serve
         assert driver.execute_script(f"{scrolled} return scrollHeight - scrollTop - clientHeight") < 2
 
 
-def test_loss_is_told_with_the_seconds_until_the_next_attempt(driver: webdriver.Chrome) -> None:
+def test_call_outlives_the_server(driver: webdriver.Chrome) -> None:
     with running(["--port=0", "--demo"]) as lost:
-        join(driver, lost, "loss", "Ada")
+        for name in ("Ada", "Grace"):
+            if name == "Grace":
+                driver.switch_to.new_window("window")
+            join(driver, lost, "loss", name)
+        run(driver, MOVING, 2)
         lost.end()
-        wait_until(
-            driver, "/^Signaling lost: next attempt in \\d+ s$/.test(document.getElementById('state-text').textContent)"
-        )
-        wait_for_text(driver, ".row[data-level=error]", "signaling lost")
-        port = lost.port
-    with running([f"--port={port}", "--demo"]):
-        wait_until(driver, "document.getElementById('state-text').textContent === 'Signaling: open'")
+        told = "/^Signaling lost: next attempt in \\d+ s$/.test(document.getElementById('state-text').textContent)"
+        for handle in driver.window_handles:
+            driver.switch_to.window(handle)
+            wait_until(driver, told)
+            wait_for_text(driver, ".row[data-level=error]", "signaling lost")
+            run(driver, MOVING, 2)
+    with running([f"--port={lost.port}", "--demo"]):
+        for handle in driver.window_handles:
+            driver.switch_to.window(handle)
+            wait_until(driver, "document.getElementById('state-text').textContent === 'Signaling: open'")
+        for handle in driver.window_handles:
+            driver.switch_to.window(handle)
+            wait_until(driver, "document.querySelectorAll('.lanes-head span:not(.gone)').length === 3")
+            assert sorted(texts(driver, ".tile bdi")) == ["Ada", "Grace"]
+            run(driver, MOVING, 2)
 
 
 def press(driver: webdriver.Chrome, *keys: str) -> None:
@@ -355,7 +367,7 @@ def test_all_of_it_by_keyboard(driver: webdriver.Chrome, server: Server) -> None
         assert driver.execute_script("return document.getElementById('source').value") == "none"
         walk_to(driver, "#chat-text")
         press(driver, "hello", Keys.ENTER)
-        wait_for_text(driver, "#chat-log li", "You hello")
+        wait_for_text(driver, "#chat-lines li", "You hello")
         walk_to(driver, ".message")
         press(driver, Keys.HOME, Keys.ARROW_DOWN, Keys.ENTER)
         assert driver.execute_script("return document.activeElement.ariaExpanded") == "true"
