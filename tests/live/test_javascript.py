@@ -231,7 +231,8 @@ def test_resumed_sessions_lose_nothing_in_twenty_cuts(page: webdriver.Chrome) ->
     with running(["--port=0", "--resume-window=60"]) as server, proxied(server.port) as proxy:
         run(page, SEND_A_THOUSAND, f"ws://127.0.0.1:{proxy.port}/ws/room")
         for cut in range(20):
-            wait_until(page, f"pair[1].relayed.length > {cut * 48 + 5}")
+            open_again = "pair.every(({ signaling }) => signaling.state === 'open')"
+            wait_until(page, f"pair[1].relayed.length > {cut * 48 + 5} && {open_again}")
             proxy.cut()
             wait_until(page, "pair.every(({ signaling }) => signaling.state === 'waiting')")
             proxy.allow()
