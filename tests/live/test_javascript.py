@@ -240,7 +240,8 @@ def test_resumed_sessions_lose_nothing_in_twenty_cuts(page: webdriver.Chrome) ->
             page,
             """
               await sending;
-              await p.until(() => pair[1].relayed.length >= 1000, "all have come");
+              const open = () => pair.every(({ signaling }) => signaling.state === "open");
+              await p.until(() => pair[1].relayed.length >= 1000 && open(), "all have come");
               return {
                 numbers: pair[1].relayed.map(({ payload }) => payload.number),
                 left: pair.flatMap(({ left }) => left),
