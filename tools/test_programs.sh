@@ -8,6 +8,8 @@ need() { # need PACKAGE PROGRAM: the package is missing where the program is
 }
 need chromium chromium
 need chromium-driver chromedriver
+need nodejs node
+need npm npx
 need systemd systemd-socket-activate
 need util-linux setpriv
 
