@@ -31,7 +31,7 @@ export type Metadata = Record<string, unknown>;
 export type SignalingState = "connecting" | "open" | "waiting" | "closed";
 
 export interface JoinOptions {
-  /** Shown to the others. */
+  /** Shown to the others, with one key more: `instance`, a random name by which a `Mesh` knows a peer again that has a new id. */
   metadata?: Metadata;
   /** Leaves when it is aborted. */
   signal?: AbortSignal;
@@ -43,25 +43,27 @@ export interface JoinOptions {
 
 export interface SignalingEventMap {
   welcome: CustomEvent<Extract<WireMessage, { type: "welcome" }>>;
+  /** Every list. After all but the first, `peer-joined` and `peer-left` tell what changed while this peer was away. */
   "peer-list": CustomEvent<Extract<WireMessage, { type: "peer-list" }>>;
   "peer-joined": CustomEvent<Extract<WireMessage, { type: "peer-joined" }>>;
   "peer-left": CustomEvent<Extract<WireMessage, { type: "peer-left" }>>;
   "ice-servers": CustomEvent<Extract<WireMessage, { type: "ice-servers" }>>;
-  /** The answer to one message of this peer, by the server. */
+  /** The answer to one message of this peer: by the server, or, where the message could not be sent, by the client itself. */
   error: CustomEvent<Extract<WireMessage, { type: "error" }>>;
   offer: CustomEvent<RelayedMessage>;
   answer: CustomEvent<RelayedMessage>;
   "ice-candidate": CustomEvent<RelayedMessage>;
-  /** Every message of the server, before the event of its own type. */
+  /** Every message of the server, before the event of its own type; but for those that a client sends to itself as a fence. */
   received: CustomEvent<WireMessage>;
   /** Every message that this peer sent. */
   sent: CustomEvent<OutgoingMessage>;
-  /** `retryInMs` is there while `waiting`; `reason` says why a connection ended, for a person. */
+  /** `retryInMs` is there while `waiting`; `reason` says why a connection ended, for a person, unless this peer left. */
   statechange: CustomEvent<{ state: SignalingState; reason?: string; retryInMs?: number }>;
 }
 
 /** One peer of a topic. Events carry their message in `detail`. */
 export class Signaling extends EventTarget {
+  private constructor();
   /** This peer's id; another one after a loss that could not be resumed. Empty before the first `welcome`. */
   readonly selfId: string;
   readonly state: SignalingState;
@@ -72,7 +74,8 @@ export class Signaling extends EventTarget {
   /** Fulfilled by the first `peer-list`, rejected where this peer left, or gave up, before. */
   readonly ready: Promise<void>;
   /**
-   * Sends one message. While the connection is gone, it is kept for the next one, and dropped where that is another peer's.
+   * Sends one message. While the connection is gone, it is kept for the next one, and dropped where that is another peer's;
+   * so is what comes when 256 messages are kept already. An `error` tells what was dropped.
    *
    * @returns its `msgId`, which an `error` about it repeats.
    */
@@ -101,19 +104,20 @@ export interface MeshOptions {
 
 /** One of the others, and the connection to it. */
 export interface MeshPeer {
+  /** Another one after a loss that could not be resumed, while the connection goes on: the object tells who it is. */
   readonly id: string;
   readonly metadata?: Metadata;
   readonly connection: RTCPeerConnection;
   /** Whether this side gives way when both make an offer at once. */
   readonly polite: boolean;
-  /** For messages of the application; undefined where `channel` is false. */
+  /** For messages of the application; undefined where `channel` is false. To close it is to say goodbye. */
   readonly channel?: RTCDataChannel;
 }
 
 export interface MeshEventMap {
   /** A connection to a new peer is being made. */
   "peer-added": CustomEvent<MeshPeer>;
-  /** A peer is gone, and the connection to it closed. */
+  /** A peer is gone, or began anew, and the connection to it closed. */
   "peer-removed": CustomEvent<MeshPeer>;
   track: CustomEvent<{ peer: MeshPeer; track: MediaStreamTrack; streams: readonly MediaStream[] }>;
   /** A message of a peer's data channel. */
@@ -121,7 +125,10 @@ export interface MeshEventMap {
   connectionstatechange: CustomEvent<MeshPeer>;
 }
 
-/** Keeps one connection to each of the others in the topic (perfect negotiation, WebRTC section 10.7). */
+/**
+ * Keeps one connection to each of the others in the topic (perfect negotiation, WebRTC section 10.7). Make it right after
+ * `join`: what others offer before it is there, it does not hear.
+ */
 export class Mesh extends EventTarget {
   constructor(signaling: Signaling, options?: MeshOptions);
   readonly peers: ReadonlyMap<string, MeshPeer>;
@@ -131,7 +138,7 @@ export class Mesh extends EventTarget {
   removeTrack(track: MediaStreamTrack): void;
   /** Sends `data` on every open data channel. */
   broadcast(data: string | ArrayBuffer | ArrayBufferView | Blob): void;
-  /** Closes every connection; the signaling stays. */
+  /** Closes every connection; the signaling stays. Leaving the signaling does it as well. */
   close(): void;
   addEventListener<K extends keyof MeshEventMap>(
     type: K,

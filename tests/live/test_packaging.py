@@ -16,11 +16,16 @@ from tests.live.twistd import running
 
 TREE = Path(__file__).parents[2]
 MODULES = {str(path.relative_to(TREE)) for path in (TREE / "signaling").rglob("*.py")}
-SHIPPED = MODULES | {
-    "signaling/py.typed",
-    "twisted/plugins/signaling_plugin.py",
-    "twisted/plugins/signaling_reactor.py",
-}
+STATIC = {f"signaling/static/{path.name}" for path in (TREE / "signaling" / "static").iterdir()}
+SHIPPED = (
+    MODULES
+    | STATIC
+    | {
+        "signaling/py.typed",
+        "twisted/plugins/signaling_plugin.py",
+        "twisted/plugins/signaling_reactor.py",
+    }
+)
 METADATA = {"METADATA", "RECORD", "WHEEL", "licenses/LICENSE", "top_level.txt"}
 
 

@@ -18,31 +18,13 @@ import pytest
 from aiortc import RTCPeerConnection, RTCSessionDescription
 from aiortc.sdp import candidate_from_sdp
 from selenium import webdriver
-from selenium.webdriver.chrome.options import Options
-from selenium.webdriver.chrome.service import Service
-from selenium.webdriver.support.ui import WebDriverWait
 from websockets.asyncio.client import connect
 
+from tests.live.browser import OPEN_SECONDS, chromium, wait_until
 from tests.live.twistd import Server, running
-from tests.programs import need
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-OPEN_SECONDS = 30
 CONNECT_SECONDS = 15
-
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-features=WebRtcHideLocalIpsWithMdns",
-    "--allow-loopback-in-peer-connection",
-)
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 
@@ -64,25 +46,8 @@ def pages() -> Iterator[str]:
         thread.join()
 
 
-@contextmanager
-def chromium(folder: Path) -> Iterator[webdriver.Chrome]:
-    options = Options()
-    options.binary_location = need("chromium")
-    for flag in (*FLAGS, f"--user-data-dir={folder}"):
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options=options, service=Service(need("chromedriver")))
-    try:
-        yield driver
-    finally:
-        driver.quit()
-
-
 def page_url(pages: str, server: Server) -> str:
     return f"{pages}/datachannel.html?server={quote(f'ws://127.0.0.1:{server.port}')}&topic=room"
-
-
-def wait_until(driver: webdriver.Chrome, script: str) -> None:
-    WebDriverWait(driver, OPEN_SECONDS, 0.05).until(lambda d: d.execute_script(f"return {script}"))
 
 
 class AiortcPeer:

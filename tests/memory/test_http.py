@@ -222,3 +222,46 @@ def test_one_request_is_refused_once(port: World) -> None:
     head = b"POST /healthz HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
     port.connect().send(head + b"ffff\r\n" + b"x" * 65_535 + b"\r\nzz\r\n")
     assert port.factory.counters.requests_refused == {413: 1}
+
+
+def test_the_demo_may_load_nothing_but_its_own() -> None:
+    world = World(demo=True)
+    status, headers, body = world.request("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert status == 200
+    policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";") if part.strip())
+    assert policy["default-src"] == "'none'"
+    assert set(policy.values()) == {"'none'", "'self'"}
+    assert "<script>" not in body
+    assert " style=" not in body
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/", "text/html"),
+        ("/demo.js", "text/javascript"),
+        ("/demo.css", "text/css"),
+        ("/signaling.js", "text/javascript"),
+    ],
+)
+def test_the_demo_s_files_are_served_and_asked_for_again_only_when_they_changed(path: str, kind: str) -> None:
+    world = World(demo=True)
+    status, headers, body = world.request(f"GET {path}?topic=a HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert (status, headers["content-type"]) == (200, f"{kind}; charset=utf-8")
+    assert len(body.encode()) == int(headers["content-length"]) > 0
+    again, _, nothing = world.request(f"GET {path} HTTP/1.1\r\nHost: a\r\nIf-None-Match: {headers['etag']}\r\n\r\n")
+    assert (again, nothing) == (304, "")
+    head, _, nothing = world.request(f"HEAD {path} HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert (head, nothing) == (200, "")
+
+
+def test_the_client_is_served_alone_where_that_was_asked_for() -> None:
+    world = World(serve_client=True)
+    assert world.request("GET /signaling.js HTTP/1.1\r\nHost: a\r\n\r\n")[0] == 200
+    assert world.request("GET / HTTP/1.1\r\nHost: a\r\n\r\n")[0] == 404
+
+
+def test_no_file_is_served_by_default() -> None:
+    world = World()
+    for path in ("/", "/signaling.js", "/demo.js", "/demo.css", "/index.html", "/favicon.svg"):
+        assert world.request(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")[0] == 404

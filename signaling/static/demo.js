@@ -1,0 +1,1335 @@
+/**
+ * The demo: a call of everyone in a topic, and a chart of each signaling message that it took.
+ *
+ * What peers say of themselves is text wherever it is shown, never markup; what they sent is shown to this page only.
+ */
+
+import { join, Mesh } from "./signaling.js";
+
+const LONGEST_TOPIC_BYTES = 256;
+const LONGEST_NAME = 40;
+const MOST_CHAT_LINES = 200;
+const MOST_RECORDS = 500;
+const MOST_RECORDED_BYTES = 8_000_000;
+const UNANSWERED_SECONDS = 5;
+const GAP_SECONDS = 1;
+
+// -- Words and elements --
+
+const byId = (id) => document.getElementById(id);
+const bytes = (text) => new TextEncoder().encode(text).length;
+const plural = (count, one, many = `${one}s`) => `${count} ${count === 1 ? one : many}`;
+const size = (count) => (count < 1000 ? `${count} B` : `${(count / 1000).toFixed(1)} kB`);
+
+function duration(seconds) {
+  const ms = seconds * 1000;
+  if (ms < 1000) return `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms`;
+  return `${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`;
+}
+
+/** An element; strings among the children become text. */
+function make(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+function draw(tag, attributes = {}, ...children) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+/** Writes a text where it differs, so that nothing is read aloud twice. */
+function write(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+/** Says something to those who listen to the page instead of looking at it. */
+function announce(text) {
+  write(byId("announcer"), text);
+}
+
+function notify(element, text) {
+  element.hidden = !text;
+  write(element, text);
+}
+
+// Controls, and marks that turn the direction of the words beside them.
+const UNSEEN = /[\p{Cc}\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]+/gu;
+
+/** One line of at most `longest` characters. */
+function oneLine(text, longest) {
+  const line = text.slice(0, 4 * longest).replace(UNSEEN, " ");
+  const letters = [...line.replace(/\s+/g, " ").trim()];
+  return letters.length > longest ? `${letters.slice(0, longest - 1).join("")}…` : letters.join("");
+}
+
+/** The names of all peers that are or were there. */
+class Names {
+  #known = new Map(); // id -> {name, instance}
+
+  learn(id, metadata) {
+    const given = typeof metadata?.name === "string" ? oneLine(metadata.name, LONGEST_NAME) : "";
+    // The client's own key, the same for a peer that comes back with another id.
+    this.#known.set(id, { name: given || "Guest", instance: metadata?.instance });
+  }
+
+  forget(id) {
+    this.#known.delete(id);
+  }
+
+  /** What to call a peer; two of one name get the end of their ids. */
+  of(id) {
+    const { name, instance } = this.#known.get(id) ?? { name: "Guest" };
+    const isNamesake = ([other, its]) => other !== id && its.name === name && !(instance && its.instance === instance);
+    return [...this.#known].some(isNamesake) ? `${name} ·${id.slice(-4)}` : name;
+  }
+}
+
+// -- What is sent: a test picture, or the camera --
+
+/** A moving picture with a name and the time, and a faint tone. */
+class TestMedia {
+  #context;
+  #canvas = make("canvas", { width: 480, height: 270 });
+  #timer;
+
+  constructor(name) {
+    this.name = name || "Guest";
+    this.hue = ([...this.name].reduce((sum, letter) => (sum * 31 + letter.codePointAt(0)) % 100_003, 0) * 47) % 360;
+    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    this.#draw(still);
+    this.#timer = setInterval(() => this.#draw(still), still ? 500 : 66);
+    this.stream = this.#canvas.captureStream(15);
+    this.#hum();
+  }
+
+  stop() {
+    clearInterval(this.#timer);
+    for (const track of this.stream.getTracks()) track.stop();
+    this.#context.close();
+  }
+
+  #hum() {
+    this.#context = new AudioContext();
+    const tone = new OscillatorNode(this.#context, { frequency: 160 + this.hue / 2 });
+    const volume = new GainNode(this.#context, { gain: 0.003 });
+    const out = this.#context.createMediaStreamDestination();
+    tone.connect(volume).connect(out);
+    tone.start();
+    this.stream.addTrack(out.stream.getAudioTracks()[0]);
+  }
+
+  #draw(still) {
+    const pen = this.#canvas.getContext("2d");
+    const { width, height } = this.#canvas;
+    const now = new Date();
+    const turn = still ? 0.6 : (now.getTime() / 9000) * 2 * Math.PI;
+    pen.fillStyle = `hsl(${this.hue} 38% 26%)`;
+    pen.fillRect(0, 0, width, height);
+    for (const [index, radius] of [130, 92, 58].entries()) {
+      const angle = turn * (index % 2 ? -1 : 1) + index * 2;
+      pen.fillStyle = `hsl(${(this.hue + 24 * index) % 360} 55% 52% / 0.4)`;
+      pen.beginPath();
+      pen.arc(width / 2 + Math.cos(angle) * 110, height / 2 + Math.sin(angle) * 46, radius, 0, 2 * Math.PI);
+      pen.fill();
+    }
+    pen.fillStyle = "#fff";
+    pen.textAlign = "center";
+    pen.font = "600 40px system-ui, sans-serif";
+    pen.fillText(this.name, width / 2, 138, width - 40);
+    pen.font = "24px ui-monospace, monospace";
+    pen.fillText(now.toTimeString().slice(0, 8), width / 2, 180);
+  }
+}
+
+class CameraMedia {
+  constructor(stream) {
+    this.stream = stream;
+  }
+
+  stop() {
+    for (const track of this.stream.getTracks()) track.stop();
+  }
+}
+
+const REFUSALS = {
+  NotAllowedError:
+    "The browser was not allowed to use the camera and microphone. Allow it beside the address, or send the test picture.",
+  NotFoundError: "There is no camera and no microphone here. Send the test picture instead.",
+  NotReadableError: "Another program uses the camera or the microphone. Close it, or send the test picture.",
+};
+
+/**
+ * Opens what is to be sent; `null` is nothing.
+ *
+ * @throws {Error} with words for a person, where the camera is refused or absent.
+ */
+async function openMedia(kind, name) {
+  if (kind === "test") return new TestMedia(name);
+  if (kind !== "camera") return null;
+  if (!navigator.mediaDevices) {
+    throw new Error(
+      "Browsers give the camera to pages over HTTPS or from localhost only. Send the test picture instead.",
+    );
+  }
+  const video = { width: { ideal: 640 }, height: { ideal: 360 } };
+  let failure;
+  // A machine with only one of the two sends that.
+  for (const wanted of [{ video, audio: true }, { video }, { audio: true }]) {
+    try {
+      return new CameraMedia(await navigator.mediaDevices.getUserMedia(wanted));
+    } catch (error) {
+      failure = error;
+      if (error.name !== "NotFoundError") break;
+    }
+  }
+  throw new Error(REFUSALS[failure.name] ?? `The camera cannot be used: ${failure.message}`);
+}
+
+// -- Tiles --
+
+/** The picture of one person. */
+class Tile {
+  /** What the person says of itself. */
+  flags = { microphone: true, camera: true };
+  #stream = null;
+  #words = "";
+
+  constructor(name, { own = false } = {}) {
+    this.own = own;
+    this.video = make("video", { playsinline: "" });
+    this.video.muted = own;
+    this.initial = make("span", { class: "initial", "aria-hidden": "true" });
+    this.status = make("span", { class: "tile-status" });
+    this.name = make("bdi");
+    this.muted = make("span", { class: "muted" }, "muted");
+    this.element = make(
+      "li",
+      { class: "tile", ...(own && { "data-own": "" }) },
+      this.video,
+      make("div", { class: "cover" }, this.initial, this.status),
+      make("p", { class: "plate" }, this.name, ...(own ? [make("span", { class: "you" }, "you")] : []), this.muted),
+    );
+    this.rename(name);
+    this.refresh();
+  }
+
+  rename(name) {
+    write(this.name, name);
+    write(this.initial, [...name][0].toUpperCase());
+    this.video.setAttribute("aria-label", `Picture of ${name}`);
+  }
+
+  /** Shows a stream. Returns whether its sound may be heard. */
+  async show(stream) {
+    if (stream !== this.#stream) {
+      this.#stream = stream;
+      this.video.srcObject = stream;
+      for (const type of ["addtrack", "removetrack"]) stream?.addEventListener(type, () => this.watch());
+    }
+    this.watch();
+    if (!stream) return true;
+    try {
+      await this.video.play();
+    } catch (error) {
+      if (error.name !== "NotAllowedError") return true;
+      this.video.muted = true;
+      this.video.play().catch(() => {});
+      return false;
+    }
+    return true;
+  }
+
+  watch() {
+    for (const track of this.#stream?.getVideoTracks() ?? []) {
+      for (const type of ["mute", "unmute", "ended"]) track[`on${type}`] = () => this.refresh();
+    }
+    this.refresh();
+  }
+
+  /** Words for what keeps the picture away; empty when nothing does. */
+  explain(words) {
+    this.#words = words;
+    this.refresh();
+  }
+
+  refresh() {
+    const tracks = this.#stream?.getVideoTracks() ?? [];
+    const moving = tracks.some((track) => track.readyState === "live" && !track.muted);
+    const seen = moving && this.flags.camera && !this.#words;
+    this.element.dataset.picture = seen ? "yes" : "no";
+    write(this.status, this.#words || (this.flags.camera ? "No picture" : "Camera off"));
+    this.muted.hidden = this.flags.microphone;
+  }
+}
+
+// -- The chart --
+
+const SERVER = "server";
+const SHORT = { "ice-candidate": "candidate" };
+const SECRET = new Set(["credential", "token"]);
+
+/** What a description negotiates, such as `audio, video, data`. */
+function media(sdp) {
+  const kinds = [...sdp.matchAll(/^m=(\w+) (\d+)/gm)].map(([, kind, port]) => {
+    const word = kind === "application" ? "data" : kind;
+    return port === "0" && !sdp.includes("a=bundle-only") ? `no ${word}` : word;
+  });
+  const counts = new Map();
+  for (const kind of kinds) counts.set(kind, (counts.get(kind) ?? 0) + 1);
+  return [...counts].map(([kind, count]) => (count > 1 ? `${count} × ${kind}` : kind)).join(", ");
+}
+
+/** What a candidate is, such as `host udp`. */
+function candidate(payload) {
+  const text = payload?.candidate;
+  if (text === "" || payload === null || payload === undefined) return "end of candidates";
+  const found =
+    typeof text === "string" &&
+    /^(?:a=)?candidate:\S+ \d (udp|tcp) \d+ (\S+) \d+ typ (host|srflx|prflx|relay)\b/i.exec(text);
+  if (!found) return "not understood";
+  const [, protocol, address, type] = found;
+  return `${type} ${protocol.toLowerCase()}${address.endsWith(".local") ? " mDNS" : ""}`;
+}
+
+/** What a message says, in a few words. */
+function summary(message, names) {
+  const { payload } = message;
+  switch (message.type) {
+    case "welcome": {
+      const servers = message.iceServers ? `, ${plural(message.iceServers.length, "ICE server")}` : "";
+      return `${message.resumed ? "session resumed as" : "you are"} …${String(message.selfId).slice(-4)}${servers}`;
+    }
+    case "peer-list":
+      return message.peers.length ? plural(message.peers.length, "other") : "nobody else";
+    case "peer-joined":
+    case "peer-left":
+      return names.of(message.peerId);
+    case "ice-servers":
+      return plural(message.iceServers.length, "server");
+    case "error":
+      return message.code;
+    case "ice-candidate":
+      return candidate(payload);
+    default:
+      return typeof payload?.sdp === "string" ? media(payload.sdp) : "";
+  }
+}
+
+/** Where a lifeline stands: this side is the first, the server the second, the peers follow. */
+function at(index, lanes) {
+  return `${(index / (lanes.length + 1)) * 100}%`;
+}
+
+/** A message as its reader wants it: descriptions by lines, and no secrets. */
+function readable(message) {
+  if (typeof message.payload?.sdp === "string") {
+    return `type: ${message.payload.type}\n${message.payload.sdp.replace(/\r\n/g, "\n")}`;
+  }
+  const { type, from, to, msgId, ...rest } = message;
+  return JSON.stringify(
+    "payload" in rest ? rest.payload : rest,
+    (key, value) => (SECRET.has(key) ? "(not shown)" : value),
+    2,
+  );
+}
+
+function clock(seconds) {
+  const minutes = Math.floor(seconds / 60);
+  return minutes ? `${minutes}:${(seconds % 60).toFixed(3).padStart(6, "0")}` : seconds.toFixed(3);
+}
+
+/** What passed between this peer, the server and the others, the newest last; only the last are kept. */
+class Chart {
+  #names = new Names();
+  #records = [];
+  #bytes = 0;
+  #serial = 0;
+  #began = 0;
+  #dropped = 0;
+  #selfId = "";
+  #lanes = new Map(); // peer id -> {from, until}: the serials between which it is there
+  #offers = new Map(); // peer id -> the record of this side's offer that waits for its answer
+  #fragments = new Map(); // `sent id` or `received id` -> ice-ufrag of the last description
+
+  #frozen = null; // the records while paused
+  #elements = new Map(); // serial -> the elements of its row
+  #layout = "";
+  #following = true;
+  #current = 0; // the serial of the row that Tab reaches
+  #scheduled = false;
+
+  constructor() {
+    this.rows = byId("chart-rows");
+    this.scroll = byId("chart-scroll");
+    this.rows.addEventListener("click", ({ target }) => this.#toggle(target.closest(".message")));
+    this.rows.addEventListener("keydown", (event) => this.#move(event));
+    this.rows.addEventListener("focusin", ({ target }) => this.#reach(target.closest(".message")));
+    this.scroll.addEventListener("scroll", () => this.#scrolled());
+    byId("chart-newest").addEventListener("click", () => this.#follow());
+    byId("chart-filter").addEventListener("change", () => this.#redraw());
+    byId("chart-candidates").addEventListener("change", () => this.#redraw());
+    byId("chart-pause").addEventListener("click", () => this.#pause());
+    byId("chart-clear").addEventListener("click", () => this.clear());
+    byId("chart-copy").addEventListener("click", ({ target }) => copy(this.text(), target));
+  }
+
+  /** Begins anew, with times from now on. */
+  start(topic, names) {
+    this.topic = topic;
+    this.#names = names;
+    this.#began = performance.now();
+    this.#lanes.clear();
+    this.#offers.clear();
+    this.#fragments.clear();
+    this.#frozen = null;
+    this.#selfId = "";
+    byId("chart").hidden = false;
+    this.clear();
+  }
+
+  clear() {
+    this.#records = [];
+    this.#bytes = this.#dropped = 0;
+    this.#forget(Infinity);
+    if (this.#frozen) this.#frozen = [];
+    this.#redraw();
+  }
+
+  sent(message) {
+    const record = this.#add({ direction: "out", type: message.type, peer: message.to, message });
+    const waiting = this.#offers.get(message.to);
+    if (message.type === "offer") {
+      if (waiting) record.marks.push("made again: no answer yet");
+      this.#offers.set(message.to, record);
+    } else if (message.type === "answer") this.#offers.delete(message.to);
+  }
+
+  received(message) {
+    const { type } = message;
+    const peer = message.from ?? SERVER;
+    const record = this.#add({ direction: "in", type, peer, message, about: message.peerId });
+    if (type === "welcome") this.#selfId = message.selfId;
+    if (type === "peer-list") this.#list(message.peers, record.serial);
+    if (type === "peer-joined" && !this.#lanes.has(message.peerId)) this.#enter(message.peerId, record.serial);
+    if (type === "peer-left") this.#exit(message.peerId, record.serial);
+    if (type === "offer") this.#meet(record);
+    if (type === "answer") this.#offers.delete(peer);
+    if (type === "error") this.#refuse(record);
+  }
+
+  /** What happened otherwise, to the connection with a peer or with the server. */
+  note(text, { peer = SERVER, level = "" } = {}) {
+    this.#add({ direction: "", type: "note", peer, text, level });
+  }
+
+  /** Looks for offers that wait for long. */
+  tick() {
+    for (const record of this.#offers.values()) {
+      if (record.late || this.#seconds() - record.time < UNANSWERED_SECONDS) continue;
+      record.late = true;
+      record.marks.push(`no answer for ${UNANSWERED_SECONDS} s`);
+      this.#changed(record);
+    }
+  }
+
+  /** What is shown, as text, without payloads. */
+  text() {
+    const head = `Signaling in topic "${oneLine(this.topic, 80)}", times in seconds since joining`;
+    return [head, ...this.#shown().map((record) => this.#line(record)), ""].join("\n");
+  }
+
+  #line(record) {
+    const { direction, peer, type, time } = record;
+    const arrow = { out: "->", in: "<-", "": "--" }[direction];
+    const other = peer === SERVER ? "server" : this.#names.of(peer);
+    const marks = record.marks.map((mark) => `[${mark}]`);
+    const words = type === "note" ? [record.text] : [SHORT[type] ?? type, record.what, size(record.size)];
+    return [`+${clock(time)}`.padStart(9), "you", arrow, other, ...words, ...marks].filter(Boolean).join("  ");
+  }
+
+  // -- What is recorded --
+
+  #seconds() {
+    return (performance.now() - this.#began) / 1000;
+  }
+
+  #add({ direction, type, peer, message, about, text, level = "" }) {
+    const record = {
+      serial: ++this.#serial,
+      time: this.#seconds(),
+      at: new Date(),
+      size: message ? bytes(JSON.stringify(message)) : 0,
+      what: message ? summary(message, this.#names) : "",
+      marks: [],
+      open: false,
+      ...{ direction, type, peer, message, about, text, level },
+    };
+    if (typeof message?.payload?.sdp === "string") this.#restarts(record);
+    this.#records.push(record);
+    this.#bytes += record.size;
+    while (this.#records.length > MOST_RECORDS || this.#bytes > MOST_RECORDED_BYTES) this.#drop();
+    this.#schedule();
+    return record;
+  }
+
+  #drop() {
+    const { size: its } = this.#records.shift();
+    this.#bytes -= its;
+    this.#dropped++;
+    this.#forget(this.#records[0]?.serial ?? Infinity);
+  }
+
+  /** Forgets those peers who left before a serial. */
+  #forget(first) {
+    for (const [id, { until }] of this.#lanes) {
+      if (until >= first) continue;
+      this.#lanes.delete(id);
+      this.#names.forget(id);
+      for (const key of [`in ${id}`, `out ${id}`]) this.#fragments.delete(key);
+    }
+  }
+
+  #restarts(record) {
+    const [, fragment] = /^a=ice-ufrag:(\S+)/m.exec(record.message.payload.sdp) ?? [];
+    const key = `${record.direction} ${record.peer}`;
+    const before = this.#fragments.get(key);
+    if (before && fragment && before !== fragment) record.marks.push("ICE restart");
+    this.#fragments.set(key, fragment);
+  }
+
+  #list(peers, serial) {
+    const there = new Set(peers.map(({ id }) => id));
+    for (const id of this.#lanes.keys()) if (!there.has(id)) this.#exit(id, serial);
+    for (const id of there) if (!this.#lanes.has(id)) this.#enter(id, serial);
+  }
+
+  #enter(id, from) {
+    this.#lanes.set(id, { from, until: Infinity });
+  }
+
+  #exit(id, serial) {
+    const lane = this.#lanes.get(id);
+    if (lane && lane.until === Infinity) lane.until = serial;
+    this.#offers.delete(id);
+  }
+
+  /** Two offers that met. */
+  #meet(record) {
+    const own = this.#offers.get(record.peer);
+    if (!own) return;
+    const polite = this.#selfId > record.peer;
+    own.marks.push(polite ? "glare: this offer gives way" : "glare: this offer stands");
+    record.marks.push(polite ? "glare: this offer stands" : "glare: this offer is ignored");
+    this.#changed(own);
+  }
+
+  /** The server's answer to a message, which stays undelivered. */
+  #refuse(record) {
+    const { msgId, code, message } = record.message;
+    record.level = "error";
+    if (message && message !== code) record.what = `${code}: ${oneLine(message, 60)}`;
+    const refused = msgId && this.#records.findLast((one) => one.direction === "out" && one.message.msgId === msgId);
+    if (!refused) return;
+    record.about = refused.peer;
+    refused.refused = true;
+    refused.marks.push(`refused: ${code}`);
+    if (this.#offers.get(refused.peer) === refused) this.#offers.delete(refused.peer);
+    this.#changed(refused);
+  }
+
+  // -- What is drawn --
+
+  #schedule() {
+    if (this.#scheduled) return;
+    this.#scheduled = true;
+    requestAnimationFrame(() => {
+      this.#scheduled = false;
+      this.#draw();
+    });
+  }
+
+  /** Draws one row again. */
+  #changed({ serial }) {
+    const elements = this.#elements.get(serial);
+    if (elements) elements.stale = true;
+    this.#schedule();
+  }
+
+  #redraw() {
+    this.#layout = "";
+    this.#schedule();
+  }
+
+  #shown() {
+    const filter = byId("chart-filter").value;
+    const candidates = byId("chart-candidates").checked;
+    return (this.#frozen ?? this.#records).filter(
+      ({ type, peer, about }) =>
+        (candidates || type !== "ice-candidate") && (!filter || peer === filter || about === filter),
+    );
+  }
+
+  #draw() {
+    const shown = this.#shown();
+    const lanes = [...this.#lanes.keys()];
+    const names = lanes.map((id) => this.#names.of(id));
+    const layout = JSON.stringify([names, lanes, [...this.#lanes.values()]]);
+    const focused = document.activeElement?.closest?.(".message")?.dataset.serial;
+    if (layout !== this.#layout) this.#lay(layout, lanes, names);
+    this.#prune(new Set(shown.map(({ serial }) => serial)));
+    shown.forEach((record, index) => this.#place(record, shown[index - 1], lanes));
+    if (!this.#elements.has(this.#current)) this.#current = shown.at(-1)?.serial ?? 0;
+    for (const [serial, { message }] of this.#elements) message.tabIndex = serial === this.#current ? 0 : -1;
+    if (focused && !document.activeElement?.closest(".message")) this.#elements.get(Number(focused))?.message.focus();
+    byId("chart-empty").hidden = shown.length > 0;
+    write(byId("chart-empty"), this.#records.length ? "Nothing that you asked to see." : "No messages yet.");
+    write(byId("chart-count"), this.#count(shown.length));
+    if (this.#following) this.scroll.scrollTop = this.scroll.scrollHeight;
+    this.#offerNewest(shown.at(-1)?.serial);
+    this.#labelPause();
+  }
+
+  #count(shown) {
+    const all = this.#records.length;
+    const part = shown < all && !this.#frozen ? `${shown} of ${all}` : `${shown}`;
+    return this.#dropped ? `${part}, ${this.#dropped} older ones dropped` : part;
+  }
+
+  #lay(layout, lanes, names) {
+    this.#layout = layout;
+    this.rows.replaceChildren();
+    this.#elements.clear();
+    byId("chart-sheet").style.setProperty("--lanes", String(lanes.length + 2));
+    const heads = ["You", "Server", ...names].map((name, index) => {
+      const gone = this.#lanes.get(lanes[index - 2])?.until < Infinity;
+      const head = make("span", gone ? { class: "gone" } : {}, make("bdi", {}, name));
+      head.style.left = at(index, lanes);
+      return head;
+    });
+    byId("chart-lanes").replaceChildren(...heads);
+    this.#listPeers(lanes, names);
+  }
+
+  #listPeers(lanes, names) {
+    const filter = byId("chart-filter");
+    const chosen = filter.value;
+    const options = [["", "Everyone"], [SERVER, "Server"], ...lanes.map((id, index) => [id, names[index]])];
+    filter.replaceChildren(...options.map(([value, text]) => make("option", { value }, text)));
+    filter.value = chosen;
+    if (filter.selectedIndex < 0) filter.value = "";
+  }
+
+  #prune(serials) {
+    for (const [serial, elements] of this.#elements) {
+      if (serials.has(serial)) continue;
+      elements.gap?.remove();
+      elements.row.remove();
+      this.#elements.delete(serial);
+    }
+  }
+
+  #place(record, before, lanes) {
+    const placed = this.#elements.get(record.serial);
+    if (placed && !placed.stale) return;
+    const row = this.#row(record, lanes);
+    const elements = { row, message: row.querySelector(".message"), gap: placed?.gap };
+    if (placed) placed.row.replaceWith(row);
+    else {
+      const pause = before ? record.time - before.time : 0;
+      if (pause >= GAP_SECONDS) elements.gap = this.#gap(pause, record, lanes);
+      this.rows.append(...(elements.gap ? [elements.gap] : []), row);
+    }
+    this.#elements.set(record.serial, elements);
+  }
+
+  #gap(pause, record, lanes) {
+    const lines = this.#lines({ ...record, serial: record.serial - 0.5 }, lanes);
+    const text = make("span", {}, `${duration(pause)} later`);
+    return make("li", { class: "gap", "aria-hidden": "true" }, lines, text);
+  }
+
+  #row(record, lanes) {
+    const { type, level, marks, direction, peer } = record;
+    const other = peer === SERVER ? "the server" : this.#names.of(peer);
+    const way = { out: `to ${other}`, in: `from ${other}`, "": `about ${other}` }[direction];
+    const label = make("span", { class: "label" });
+    if (type === "note") label.append(make("span", { class: "what" }, record.text));
+    else {
+      label.append(
+        make("b", {}, SHORT[type] ?? type),
+        " ",
+        make("span", { class: "what" }, make("bdi", {}, record.what)),
+      );
+      label.append(" ", make("span", { class: "size" }, size(record.size)));
+    }
+    for (const mark of marks) label.append(" ", make("span", { class: "mark" }, mark));
+    const message = make(
+      "button",
+      { type: "button", class: "message", "data-serial": record.serial, "aria-expanded": record.open },
+      make("span", { class: "time" }, clock(record.time)),
+      make("span", { class: "visually-hidden" }, ` ${way}: `),
+      this.#arrow(record, lanes),
+      label,
+    );
+    const row = make(
+      "li",
+      { class: "row", "data-type": type, "data-level": level },
+      this.#lines(record, lanes),
+      message,
+    );
+    if (record.refused) row.dataset.level = "error";
+    if (record.open) row.append(this.#detail(record));
+    return row;
+  }
+
+  /** Lifelines, of those who are there when this happens. */
+  #lines({ serial }, lanes) {
+    const lines = draw("svg", { class: "lines", "aria-hidden": "true" });
+    ["you", SERVER, ...lanes].forEach((id, index) => {
+      const { from, until } = this.#lanes.get(id) ?? { from: 0, until: Infinity };
+      if (serial < from || serial > until) return;
+      const x = at(index, lanes);
+      lines.append(draw("line", { x1: x, x2: x, y1: serial === from ? 25 : 0, y2: serial === until ? 25 : "100%" }));
+      const end = () => draw("svg", { x, y: 25, overflow: "visible" }, draw("path", { d: "M-5 0h10" }));
+      if (serial === until) lines.append(end());
+    });
+    return lines;
+  }
+
+  #arrow({ direction, peer, refused, type, about }, lanes) {
+    const put = (index, shape) => draw("svg", { x: at(index, lanes), y: 25, overflow: "visible" }, shape);
+    const arrow = draw("svg", { class: "arrow", "aria-hidden": "true" });
+    const lane = peer === SERVER ? 1 : Math.max(lanes.indexOf(peer) + 2, 1);
+    if (type === "note") {
+      arrow.append(put(lane, draw("path", { class: "fill", d: "M0-5 5 0 0 5-5 0z" })));
+      return arrow;
+    }
+    const end = refused ? 1 : lane;
+    arrow.append(draw("line", { x1: at(0, lanes), x2: at(end, lanes), y1: 25, y2: 25 }));
+    if (end > 1) arrow.append(put(1, draw("circle", { class: "relay", r: 3 })));
+    if (direction === "in") arrow.append(put(0, draw("path", { class: "fill", d: "M0 0 9-4.5v9z" })));
+    else if (refused) arrow.append(put(1, draw("path", { class: "cross", d: "m-5-5 10 10M5-5-5 5" })));
+    else arrow.append(put(end, draw("path", { class: "fill", d: "M0 0-9-4.5v9z" })));
+    const subject = lanes.indexOf(about) + 2;
+    if (type === "peer-joined" && subject > 1) arrow.append(put(subject, draw("circle", { class: "fill", r: 4 })));
+    return arrow;
+  }
+
+  #detail(record) {
+    const { message, at, peer } = record;
+    const before = this.#records.findLast(({ serial }) => serial < record.serial);
+    const since = before ? `, ${duration(record.time - before.time)} after the one before` : "";
+    const facts = [
+      ["Time", `${at.toTimeString().slice(0, 8)}.${String(at.getMilliseconds()).padStart(3, "0")}${since}`],
+      ["Peer", peer === SERVER ? "" : `${this.#names.of(peer)}, ${peer}`],
+      ["Message id", message?.msgId ? oneLine(message.msgId, 80) : ""],
+    ].filter(([, value]) => value);
+    const list = make(
+      "dl",
+      {},
+      ...facts.map(([term, value]) => make("div", {}, make("dt", {}, term), make("dd", {}, make("bdi", {}, value)))),
+    );
+    const text =
+      message && make("pre", { role: "region", tabindex: "0", "aria-label": "Payload" }, readable(message) ?? "(no payload)");
+    return make("div", { class: "detail" }, list, ...(text ? [text] : []));
+  }
+
+  // -- What a person does with it --
+
+  #recordOf(message) {
+    const serial = Number(message?.dataset.serial);
+    return (this.#frozen ?? this.#records).find((record) => record.serial === serial);
+  }
+
+  #toggle(message) {
+    const record = this.#recordOf(message);
+    if (!record) return;
+    record.open = !record.open;
+    if (record.open) this.#following = false;
+    message.setAttribute("aria-expanded", record.open);
+    const row = message.parentElement;
+    if (record.open) row.append(this.#detail(record));
+    else row.querySelector(".detail").remove();
+    row.scrollIntoView({ block: "nearest" });
+  }
+
+  #move(event) {
+    const messages = [...this.rows.querySelectorAll(".message")];
+    const index = messages.indexOf(event.target);
+    const next = { ArrowDown: index + 1, ArrowUp: index - 1, Home: 0, End: messages.length - 1 }[event.key];
+    if (index < 0 || next === undefined) return;
+    event.preventDefault();
+    messages[Math.min(Math.max(next, 0), messages.length - 1)].focus();
+  }
+
+  #reach(message) {
+    if (!message) return;
+    this.#current = Number(message.dataset.serial);
+    for (const [serial, elements] of this.#elements) elements.message.tabIndex = serial === this.#current ? 0 : -1;
+  }
+
+  #scrolled() {
+    const { scrollTop, clientHeight, scrollHeight } = this.scroll;
+    this.#following = scrollTop + clientHeight >= scrollHeight - 12;
+    if (this.#following) byId("chart-newest").hidden = true;
+  }
+
+  #offerNewest(serial) {
+    if (this.#following) this.last = serial;
+    byId("chart-newest").hidden = this.#following || serial === this.last;
+  }
+
+  #follow() {
+    this.#following = true;
+    this.#draw();
+    this.#elements.get(this.#current)?.message.focus({ preventScroll: true });
+  }
+
+  #pause() {
+    this.#frozen = this.#frozen ? null : [...this.#records];
+    this.#redraw();
+  }
+
+  #labelPause() {
+    const later = this.#frozen ? this.#serial - (this.#frozen.at(-1)?.serial ?? 0) : 0;
+    const text = this.#frozen ? `Go on${later ? ` (${later} new)` : ""}` : "Pause";
+    write(byId("chart-pause"), text);
+  }
+}
+
+// -- The connections --
+
+const STATES = {
+  new: ["", "Not started"],
+  connecting: ["warn", "Connecting"],
+  connected: ["ok", "Connected"],
+  disconnected: ["warn", "Interrupted"],
+  failed: ["error", "Failed"],
+  closed: ["", "Closed"],
+};
+
+const COVERS = {
+  new: "Connecting…",
+  connecting: "Connecting…",
+  disconnected: "Interrupted",
+  failed: "Connection failed, trying again",
+};
+
+/** The pair of candidates that a connection uses. */
+async function chosenPair(connection) {
+  const stats = await connection.getStats();
+  const all = [...stats.values()];
+  const transport = all.find(({ type, selectedCandidatePairId }) => type === "transport" && selectedCandidatePairId);
+  // Firefox has no transport's choice and marks the pair instead.
+  const pair =
+    stats.get(transport?.selectedCandidatePairId) ??
+    all.find(({ type, selected }) => type === "candidate-pair" && selected);
+  if (!pair) return null;
+  return { pair, local: stats.get(pair.localCandidateId), remote: stats.get(pair.remoteCandidateId) };
+}
+
+function address(end) {
+  if (!end?.address) return "address hidden by the browser";
+  return `${end.address.includes(":") ? `[${end.address}]` : end.address}:${end.port}`;
+}
+
+function path({ local, remote }) {
+  const types = [local?.candidateType, remote?.candidateType];
+  const kind = types.includes("relay")
+    ? "Relayed"
+    : types.every((type) => type === "host")
+      ? "Direct"
+      : "Direct through NAT";
+  const transport = local?.relayProtocol ? `${local.protocol}, to TURN by ${local.relayProtocol}` : local?.protocol;
+  return `${kind}: ${types[0] ?? "?"} to ${types[1] ?? "?"}, ${transport ?? "?"}`;
+}
+
+/** What is known of one connection, in words. */
+class ConnectionView {
+  #began = performance.now();
+  #connected;
+  #pictured;
+  #values = {};
+
+  constructor(peer) {
+    this.peer = peer;
+    this.name = make("bdi");
+    this.state = make("span", { class: "badge" });
+    this.facts = make("dl");
+    this.element = make("li", {}, make("p", { class: "who" }, this.name, this.state), this.facts);
+    for (const term of ["Path", "Addresses", "Round trip", "Setup", "Negotiation"]) {
+      this.#values[term] = make("dd", {}, "not known yet");
+      this.facts.append(make("div", {}, make("dt", {}, term), this.#values[term]));
+    }
+  }
+
+  /** The first picture came. */
+  pictured() {
+    this.#pictured ??= performance.now() - this.#began;
+  }
+
+  async refresh(name) {
+    const { connection, polite } = this.peer;
+    const [level, words] = STATES[connection.connectionState];
+    if (connection.connectionState === "connected") this.#connected ??= performance.now() - this.#began;
+    write(this.name, name);
+    write(this.state, words);
+    this.state.dataset.level = level;
+    write(this.#values.Negotiation, `${connection.signalingState}, ${polite ? "polite" : "impolite"} side`);
+    write(this.#values.Setup, this.#took());
+    const chosen = await chosenPair(connection);
+    if (!chosen) return;
+    const { pair, local, remote } = chosen;
+    write(this.#values.Path, path(chosen));
+    write(this.#values.Addresses, `${address(local)} to ${address(remote)}`);
+    const seconds = pair.currentRoundTripTime;
+    const measured = seconds < 0.001 ? "under 1 ms" : duration(seconds);
+    write(this.#values["Round trip"], seconds === undefined ? "not measured yet" : measured);
+  }
+
+  #took() {
+    const parts = [];
+    if (this.#connected !== undefined) parts.push(`${duration(this.#connected / 1000)} to connect`);
+    if (this.#pictured !== undefined) parts.push(`${duration(this.#pictured / 1000)} to the first picture`);
+    return parts.join(", ") || "not known yet";
+  }
+}
+
+// -- Chat --
+
+const chat = {
+  log: byId("chat-log"),
+  lines: byId("chat-lines"),
+
+  clear() {
+    this.lines.replaceChildren();
+    byId("chat-empty").hidden = false;
+  },
+
+  add(name, text, kind = "") {
+    byId("chat-empty").hidden = true;
+    this.lines.append(
+      make("li", { class: kind }, make("b", {}, make("bdi", {}, name)), " ", make("span", { dir: "auto" }, text)),
+    );
+    while (this.lines.children.length > MOST_CHAT_LINES) this.lines.firstChild.remove();
+    this.log.scrollTop = this.log.scrollHeight;
+  },
+};
+
+// -- The call --
+
+/** One stay in a topic. */
+class Call {
+  #signaling;
+  #mesh;
+  #media;
+  #kind;
+  #own;
+  #peers = new Map(); // MeshPeer -> {tile, view}: a peer that comes back has another id
+  #local = new MediaStream();
+  #flags = { microphone: true, camera: true };
+  #ticking;
+  #retryAt = 0;
+  #latest; // message received
+  #ended = new AbortController();
+
+  constructor(topic, name, kind, opened) {
+    this.topic = topic;
+    this.name = name;
+    this.names = new Names();
+    this.#own = new Tile(name || "Guest", { own: true });
+    byId("tiles").prepend(this.#own.element);
+    chart.start(topic, this.names);
+    this.#signaling = join(new URL(`ws/${encodeURIComponent(topic)}`, location.href), {
+      metadata: { name: name || "Guest" },
+    });
+    this.#listen();
+    this.#mesh = new Mesh(this.#signaling);
+    this.#listenToMesh();
+    this.#use(kind, opened);
+    this.#showState({ state: this.#signaling.state });
+    this.#ticking = setInterval(() => this.#tick(), 1000);
+    this.#refreshPeople();
+  }
+
+  leave() {
+    clearInterval(this.#ticking);
+    this.#ended.abort();
+    this.#signaling.leave();
+    this.#mesh.close();
+    for (const peer of [...this.#peers.keys()]) this.#remove(peer);
+    this.#own.show(null);
+    this.#own.element.remove();
+    this.#media?.stop();
+    this.#showState({ state: "left" });
+  }
+
+  // -- Signaling --
+
+  #listen() {
+    const on = (type, react) =>
+      this.#signaling.addEventListener(type, ({ detail }) => react(detail), { signal: this.#ended.signal });
+    on("received", (message) => this.#received(message));
+    on("sent", (message) => chart.sent(message));
+    on("error", (message) => this.#refused(message));
+    on("statechange", (detail) => this.#stateChanged(detail));
+    for (const type of ["peer-list", "peer-joined", "peer-left"]) on(type, () => this.#refreshPeople());
+  }
+
+  #received(message) {
+    this.#latest = message;
+    if (message.type === "peer-list") for (const { id, metadata } of message.peers) this.names.learn(id, metadata);
+    if (message.type === "peer-joined") {
+      this.names.learn(message.peerId, message.metadata);
+      announce(`${this.names.of(message.peerId)} joined`);
+    }
+    if (message.type === "peer-left") announce(`${this.names.of(message.peerId)} left`);
+    chart.received(message);
+  }
+
+  #refused(message) {
+    announce(`Error of the signaling: ${message.code}`);
+    // The client says this one itself, of what it could not send.
+    if (message !== this.#latest) chart.note(`${message.code}: ${message.message}`, { level: "error" });
+  }
+
+  #stateChanged({ state, reason, retryInMs }) {
+    this.#retryAt = performance.now() + (retryInMs ?? 0);
+    this.#showState({ state, reason });
+    const wait = retryInMs === undefined ? "" : `, next attempt in ${(retryInMs / 1000).toFixed(1)} s`;
+    if (state === "waiting") chart.note(`signaling lost: ${reason}${wait}`, { level: "error" });
+    else if (state !== "open") chart.note(`signaling ${state}${reason ? `: ${reason}` : ""}`);
+    announce(state === "waiting" ? `Signaling lost${wait}` : `Signaling ${state}`);
+  }
+
+  #showState({ state, reason }) {
+    this.reason = reason;
+    const element = byId("state");
+    element.dataset.state = state;
+    const texts = {
+      connecting: "Signaling: connecting",
+      open: "Signaling: open",
+      waiting: `Signaling lost: next attempt in ${Math.max(0, Math.ceil((this.#retryAt - performance.now()) / 1000))} s`,
+      closed: `Signaling closed${reason ? `: ${reason}` : ""}`,
+      left: "Not joined",
+    };
+    write(byId("state-text"), texts[state]);
+    element.title = reason ?? "";
+  }
+
+  // -- The others --
+
+  #listenToMesh() {
+    const on = (type, react) =>
+      this.#mesh.addEventListener(type, ({ detail }) => react(detail), { signal: this.#ended.signal });
+    on("peer-added", (peer) => this.#add(peer));
+    on("peer-removed", (peer) => this.#remove(peer));
+    on("track", ({ peer, track, streams }) => this.#show(peer, streams[0] ?? new MediaStream([track])));
+    on("connectionstatechange", (peer) => this.#connectionChanged(peer));
+    on("data", ({ peer, data }) => this.#hear(peer, data));
+  }
+
+  #add(peer) {
+    const tile = new Tile(this.names.of(peer.id));
+    const view = new ConnectionView(peer);
+    tile.explain(COVERS.new);
+    tile.video.addEventListener("loadeddata", () => view.pictured(), { once: true });
+    this.#peers.set(peer, { tile, view });
+    byId("tiles").append(tile.element);
+    byId("connections").append(view.element);
+    peer.channel.addEventListener("open", () => peer.channel.send(JSON.stringify({ flags: this.#flags })));
+    this.#refreshPeople();
+  }
+
+  #remove(peer) {
+    const { tile, view } = this.#peers.get(peer);
+    tile.show(null);
+    tile.element.remove();
+    view.element.remove();
+    this.#peers.delete(peer);
+    this.#refreshPeople();
+  }
+
+  async #show(peer, stream) {
+    const audible = await this.#peers.get(peer).tile.show(stream);
+    if (!audible) byId("sound").hidden = false;
+  }
+
+  #connectionChanged(peer) {
+    const { connectionState } = peer.connection;
+    const [level, words] = STATES[connectionState];
+    const name = this.names.of(peer.id);
+    const quiet = connectionState === "connecting";
+    chart.note(`connection to ${name}: ${words.toLowerCase()}`, { peer: peer.id, level: quiet ? "" : level });
+    if (!quiet) announce(`Connection to ${name}: ${words}`);
+    this.#peers.get(peer)?.tile.explain(COVERS[connectionState] ?? "");
+    this.#refreshPeople();
+  }
+
+  #refreshPeople() {
+    for (const [peer, { tile, view }] of this.#peers) {
+      const name = this.names.of(peer.id);
+      if (tile.name.textContent !== name) tile.rename(name);
+      view.refresh(name).catch(() => {}); // A connection that closed meanwhile has no stats.
+    }
+    const others = this.#peers.size;
+    write(byId("people-count"), others ? `${others + 1} people here` : "You are here");
+    byId("tiles").dataset.count = others + 1;
+    byId("connections-empty").hidden = others > 0;
+    byId("invite").hidden = others > 0;
+  }
+
+  #tick() {
+    chart.tick();
+    this.#refreshPeople();
+    const { state } = this.#signaling;
+    if (state === "waiting") this.#showState({ state, reason: this.reason });
+  }
+
+  // -- Chat, and what each says of its own picture --
+
+  say(text) {
+    const heard = [...this.#mesh.peers.values()].filter(({ channel }) => channel.readyState === "open").length;
+    this.#mesh.broadcast(JSON.stringify({ text }));
+    chat.add("You", text, "own");
+    if (!heard) chat.add("", "Nobody is connected: nobody read this.", "hint");
+  }
+
+  #hear(peer, data) {
+    const name = this.names.of(peer.id);
+    const said = parse(data);
+    if (typeof said.text === "string") chat.add(name, said.text.slice(0, 4000));
+    if (typeof said.flags !== "object" || said.flags === null) return;
+    const { tile } = this.#peers.get(peer);
+    tile.flags = { microphone: said.flags.microphone !== false, camera: said.flags.camera !== false };
+    tile.refresh();
+  }
+
+  // -- What this side sends --
+
+  /** Sends another picture; where it cannot be had, the former one stays. */
+  async send(kind) {
+    const opened = await openMedia(kind, this.name);
+    if (this.#ended.signal.aborted) opened?.stop();
+    else this.#use(kind, opened);
+  }
+
+  get kind() {
+    return this.#kind;
+  }
+
+  #use(kind, opened) {
+    for (const track of this.#local.getTracks()) {
+      this.#mesh.removeTrack(track);
+      this.#local.removeTrack(track);
+    }
+    this.#media?.stop();
+    this.#media = opened;
+    this.#kind = kind;
+    for (const track of opened?.stream.getTracks() ?? []) {
+      this.#local.addTrack(track);
+      this.#mesh.addTrack(track, this.#local);
+    }
+    this.#own.element.dataset.mirrored = kind === "camera";
+    this.#own.show(new MediaStream(this.#local.getVideoTracks()));
+    this.#flag();
+  }
+
+  toggle(which) {
+    this.#flags[which] = !this.#flags[which];
+    this.#flag();
+  }
+
+  #flag() {
+    for (const track of this.#local.getAudioTracks()) track.enabled = this.#flags.microphone;
+    for (const track of this.#local.getVideoTracks()) track.enabled = this.#flags.camera;
+    this.#mesh.broadcast(JSON.stringify({ flags: this.#flags }));
+    this.#own.flags = { ...this.#flags };
+    this.#own.refresh();
+    this.#controls();
+  }
+
+  #controls() {
+    label("mute", this.#flags.microphone ? "Mute" : "Unmute", this.#flags.microphone ? "microphone" : "microphone-off");
+    label("camera", this.#flags.camera ? "Camera off" : "Camera on", this.#flags.camera ? "camera" : "camera-off");
+    byId("mute").disabled = !this.#local.getAudioTracks().length;
+    byId("camera").disabled = !this.#local.getVideoTracks().length;
+    byId("source").value = this.#kind;
+  }
+}
+
+/** What a peer said over its data channel; text that is no JSON object is a line of the chat. */
+function parse(data) {
+  if (typeof data !== "string") return {};
+  try {
+    const said = JSON.parse(data);
+    if (typeof said === "object" && said !== null) return said;
+  } catch {
+    // Another program's plain text.
+  }
+  return { text: data };
+}
+
+function label(id, text, icon) {
+  const button = byId(id);
+  write(button.querySelector("span"), text);
+  button.querySelector("use").setAttribute("href", `#icon-${icon}`);
+}
+
+/** Copies a text, and says so on the button. */
+async function copy(text, button) {
+  const words = button.textContent;
+  const copied = await putOnClipboard(text);
+  const said = copied ? "Copied" : "Not copied";
+  write(button, said);
+  announce(said);
+  setTimeout(() => button.textContent === said && write(button, words), 1500);
+}
+
+async function putOnClipboard(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    // Pages without HTTPS have no clipboard but this.
+    const area = make("textarea", { class: "visually-hidden", "aria-hidden": "true" });
+    const focused = document.activeElement;
+    document.body.append(area);
+    area.value = text;
+    area.select();
+    const copied = document.execCommand("copy");
+    area.remove();
+    focused?.focus();
+    return copied;
+  }
+}
+
+// -- Coming and going --
+
+const CALM = ["amber", "calm", "clear", "early", "green", "light", "quiet", "silver"];
+const THINGS = ["brook", "cedar", "harbor", "lantern", "meadow", "otter", "pebble", "willow"];
+
+const chart = new Chart();
+let call = null;
+
+function suggestion() {
+  const [one, two, three] = crypto.getRandomValues(new Uint32Array(3));
+  return `${CALM[one % CALM.length]}-${THINGS[two % THINGS.length]}-${(three % 900) + 100}`;
+}
+
+/** The topic that the address names: its fragment, or `topic` in its query. */
+function addressedTopic() {
+  const fragment = location.hash.slice(1);
+  try {
+    return decodeURIComponent(fragment) || new URLSearchParams(location.search).get("topic") || "";
+  } catch {
+    return fragment;
+  }
+}
+
+/** What is wrong with a topic; empty when nothing is. */
+function objection(topic) {
+  if (!topic) return "Enter a topic first.";
+  if (bytes(topic) > LONGEST_TOPIC_BYTES) return `This topic is too long: at most ${LONGEST_TOPIC_BYTES} bytes.`;
+  // A browser takes them for steps in a path.
+  if (topic === "." || topic === "..") return "A topic cannot be one or two dots.";
+  return "";
+}
+
+function fillIn() {
+  const query = new URLSearchParams(location.search);
+  byId("topic").value = addressedTopic() || suggestion();
+  byId("name").value ||= oneLine(query.get("name") ?? "", 64);
+}
+
+/** Shows where one joins, the call, or where one joins beside the chart of the call that was. */
+function show(view) {
+  byId("lobby").hidden = view === "call";
+  byId("call").hidden = view !== "call";
+  document.body.dataset.view = view;
+}
+
+async function enter(event) {
+  event.preventDefault();
+  const topic = byId("topic").value.trim().toWellFormed();
+  const wrong = objection(topic);
+  byId("topic").setAttribute("aria-invalid", Boolean(wrong));
+  notify(byId("lobby-notice"), wrong);
+  if (wrong) {
+    byId("topic").focus();
+    return;
+  }
+  const name = oneLine(byId("name").value, 64);
+  const kind = new FormData(event.target).get("media");
+  byId("join").disabled = true;
+  try {
+    begin(topic, name, kind, await openMedia(kind, name));
+  } catch (error) {
+    notify(byId("lobby-notice"), error.message);
+  } finally {
+    byId("join").disabled = false;
+  }
+}
+
+function begin(topic, name, kind, opened) {
+  history.replaceState(null, "", `${location.pathname}#${encodeURIComponent(topic)}`);
+  write(byId("call-topic"), topic);
+  document.title = `${oneLine(topic, 60)} · Signaling demo`;
+  write(byId("invite-link"), location.href);
+  chat.clear();
+  byId("sound").hidden = true;
+  notify(byId("call-notice"), "");
+  show("call");
+  call = new Call(topic, name, kind, opened);
+  byId("call-title").focus({ preventScroll: true });
+}
+
+function leave() {
+  if (!call) return;
+  call.leave();
+  call = null;
+  document.title = "Signaling demo";
+  announce("You left");
+  show("left");
+  byId("join").focus();
+}
+
+byId("join-form").addEventListener("submit", enter);
+byId("leave").addEventListener("click", leave);
+byId("mute").addEventListener("click", () => call.toggle("microphone"));
+byId("camera").addEventListener("click", () => call.toggle("camera"));
+byId("source").addEventListener("change", async ({ target }) => {
+  const asked = call;
+  try {
+    await asked.send(target.value);
+    notify(byId("call-notice"), "");
+  } catch (error) {
+    notify(byId("call-notice"), error.message);
+    target.value = asked.kind;
+  }
+});
+byId("sound").addEventListener("click", () => {
+  for (const video of document.querySelectorAll(".tile:not([data-own]) video")) video.muted = false;
+  byId("sound").hidden = true;
+});
+byId("copy-link").addEventListener("click", () => copy(location.href, byId("copy-link-text")));
+byId("chat-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const text = byId("chat-text").value.trim();
+  if (text) call.say(text);
+  byId("chat-text").value = "";
+});
+// Another link in the same tab.
+addEventListener("hashchange", () => {
+  leave();
+  fillIn();
+});
+
+fillIn();
+show("lobby");
+byId(addressedTopic() ? "name" : "topic").focus();

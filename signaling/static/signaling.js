@@ -1,0 +1,862 @@
+/**
+ * The client of a twisted-signaling server: `join` a topic, and keep a `Mesh` of connections to the others there.
+ *
+ * The types, and what everything means, stand in signaling.d.ts; docs/clients.md tells what happens at each kind of loss.
+ */
+
+const RELAYED = ["offer", "answer", "ice-candidate"];
+
+// The metadata key under which a peer is known again when it comes back with another id.
+const INSTANCE = "instance";
+
+// Messages that wait for a connection; the next one is `dropped`, as the server does with its own queues.
+const MAX_KEPT = 256;
+
+const MS = {
+  opening: 15_000, // from a connection's start to its peer list
+  idle: 30_000, // without a message before this side asks whether the server is still there
+  echo: 10_000, // from such a question to any message
+  stable: 5_000, // a connection that lasted as long was a good one: the next loss starts the backoff anew
+  firstOffer: 2_000, // for which the one who was there waits for the newcomer's offer
+  answer: 10_000, // to an offer, before it is made again; doubled each time up to `mostAnswer`
+  mostAnswer: 120_000,
+  ignored: 2_500, // the same, where the other side offered as well
+  gathering: 1_000, // before the first candidate is not waited for any more
+  disconnected: 3_000, // which often mends itself
+  otherSide: 4_000, // for which one side lets the other mend the path
+  repair: 8_000, // for the path to mend, before the next attempt; doubled each time up to `mostRepair`
+  mostRepair: 60_000,
+  resend: 100, // after the first `dropped`; doubled each time up to `mostResend`
+  mostResend: 5_000,
+  grace: 60_000, // for a peer to come back whose connection works while its signaling does not
+};
+
+/** What was sent, in order, until the server is known to have it. */
+class Outbox {
+  #entries = []; // of {number, message, text, told}
+  #written = 0; // as many of them went to the present connection
+  #last = 0;
+
+  get size() {
+    return this.#entries.length;
+  }
+
+  /** The number of the last message that was written and not confirmed; 0 without one. */
+  get unconfirmed() {
+    return this.#written ? this.#entries[this.#written - 1].number : 0;
+  }
+
+  add(message) {
+    this.#entries.push({ number: ++this.#last, message, text: JSON.stringify(message), told: false });
+  }
+
+  /** Writes what was not written to the present connection. */
+  write(write) {
+    while (this.#written < this.#entries.length) write(this.#entries[this.#written++]);
+  }
+
+  /** The server has this message, and all before it. */
+  confirm(number) {
+    const first = this.#entries.findIndex((entry) => entry.number > number);
+    const confirmed = first < 0 ? this.#entries.length : first;
+    this.#entries.splice(0, confirmed);
+    this.#written = Math.max(0, this.#written - confirmed);
+  }
+
+  /** The connection is gone, and with it the knowledge of what arrived. */
+  rewind() {
+    this.#written = 0;
+  }
+
+  /** Takes out those messages for which `test` holds. */
+  remove(test) {
+    const removed = this.#entries.filter(({ message }) => test(message));
+    this.#entries = this.#entries.filter((entry) => !removed.includes(entry));
+    return removed.map(({ message }) => message);
+  }
+}
+
+function emit(target, type, detail) {
+  target.dispatchEvent(new CustomEvent(type, { detail }));
+}
+
+export function join(url, options) {
+  return new Signaling(url, options);
+}
+
+export class Signaling extends EventTarget {
+  #url;
+  #reconnect;
+  #backoff;
+  #state = "connecting";
+  #selfId = "";
+  #formerIds = new Set();
+  #peers = new Map();
+  #iceServers = [];
+  #ready;
+  #settle; // {resolve, reject} of `ready`
+  #listening = new AbortController();
+
+  #socket; // whose messages count
+  #abandoned; // one that seems dead
+  #timer; // of the present state
+  #openedAt;
+  #attempts = 0;
+
+  #token;
+  #seen = 0;
+  #outbox = new Outbox();
+  #messages = 0;
+  #fenced = false; // whether a message to this peer itself is under way
+  #expecting = false; // whether the server has to be heard soon
+  #heard = new Map(); // peer id -> the number of its last message
+
+  constructor(url, { metadata, signal, reconnect = true, backoff = {} } = {}) {
+    super();
+    this.#url = address(url, metadata);
+    this.#reconnect = reconnect;
+    this.#backoff = { first: 500, most: 30_000, ...backoff };
+    this.#ready = new Promise((resolve, reject) => (this.#settle = { resolve, reject }));
+    this.#ready.catch(() => {}); // Who does not wait for it does not want to hear of it.
+    if (signal?.aborted) {
+      this.#end(undefined, signal.reason);
+      return;
+    }
+    const listening = { signal: this.#listening.signal };
+    signal?.addEventListener("abort", () => this.#leave(signal.reason), listening);
+    for (const type of ["online", "pageshow"]) globalThis.addEventListener?.(type, () => this.#wake(), listening);
+    globalThis.document?.addEventListener("visibilitychange", () => document.hidden || this.#wake(), listening);
+    this.#connect();
+  }
+
+  get selfId() {
+    return this.#selfId;
+  }
+
+  get state() {
+    return this.#state;
+  }
+
+  get peers() {
+    return this.#peers;
+  }
+
+  get iceServers() {
+    return this.#iceServers;
+  }
+
+  get ready() {
+    return this.#ready;
+  }
+
+  send(type, to, payload, msgId = `~${++this.#messages}`) {
+    const message = { type, to, payload, msgId };
+    const open = this.#state === "open";
+    if (this.#state === "closed" || (!open && this.#outbox.size >= MAX_KEPT)) {
+      queueMicrotask(() => this.#refuse("dropped", [message]));
+      return msgId;
+    }
+    this.#outbox.add(message);
+    if (open) this.#flush();
+    return msgId;
+  }
+
+  leave() {
+    this.#leave(new DOMException("left the topic", "AbortError"));
+  }
+
+  // -- The connection --
+
+  #connect() {
+    clearTimeout(this.#timer);
+    this.#change("connecting");
+    if (this.#state !== "connecting") return; // A listener left.
+    const url = new URL(this.#url);
+    if (this.#token) url.search += `&resume=${encodeURIComponent(this.#token)}&seen=${this.#seen}`;
+    const socket = new WebSocket(url.href);
+    this.#socket = socket;
+    const ifCurrent = (react) => (event) => this.#socket === socket && react(event);
+    socket.addEventListener("message", ifCurrent(({ data }) => this.#receive(data)));
+    socket.addEventListener("close", ifCurrent(({ code, reason }) => this.#lose(code, reason)));
+    this.#timer = setTimeout(() => this.#abandon("the server did not answer"), MS.opening);
+  }
+
+  /** Leaves a connection that seems dead to itself. */
+  #abandon(reason) {
+    // A close frame would end the session that the next connection resumes, should it arrive after all.
+    this.#abandoned?.close();
+    this.#abandoned = this.#socket;
+    this.#lose(1006, reason);
+  }
+
+  #lose(code, reason) {
+    this.#socket = undefined;
+    clearTimeout(this.#timer);
+    this.#outbox.rewind();
+    this.#fenced = this.#expecting = false;
+    if (this.#state === "open" && performance.now() - this.#openedAt >= MS.stable) this.#attempts = 0;
+    const why = reason || (this.#state === "open" ? `the connection was lost (${code})` : `no connection (${code})`);
+    if (!this.#reconnect) {
+      this.#end(why, new Error(why));
+      return;
+    }
+    const retryInMs = this.#delay(code);
+    this.#attempts++;
+    this.#timer = setTimeout(() => this.#connect(), retryInMs);
+    this.#change("waiting", { reason: why, retryInMs });
+  }
+
+  #delay(code) {
+    const { first, most } = this.#backoff;
+    const span = Math.min(most, first * 2 ** this.#attempts);
+    // A server that stops closes everybody at once; who comes back spreads over a while.
+    if (code === 1001 || code === 1012) return Math.random() * Math.min(most, Math.max(span, first * 4));
+    if (code === 1008) return less(most);
+    return less(code === 1013 ? Math.max(span, most / 4) : span);
+  }
+
+  /** There may be a network again, or a connection may have died unnoticed. */
+  #wake() {
+    if (this.#state === "waiting") this.#connect();
+    else if (this.#state === "open") this.#fence();
+  }
+
+  #leave(reason) {
+    if (this.#state === "closed") return;
+    this.#socket?.close(1000);
+    this.#end(undefined, reason);
+  }
+
+  #end(why, rejection) {
+    this.#socket = undefined;
+    this.#abandoned?.close();
+    clearTimeout(this.#timer);
+    this.#listening.abort();
+    this.#settle.reject(rejection);
+    this.#change("closed", { reason: why });
+    this.#refuse("dropped", this.#outbox.remove(() => true));
+  }
+
+  #change(state, detail) {
+    if (state === this.#state && state !== "connecting") return;
+    this.#state = state;
+    emit(this, "statechange", { state, ...detail });
+  }
+
+  // -- What is sent --
+
+  #flush() {
+    this.#outbox.write((entry) => {
+      this.#socket.send(entry.text);
+      if (entry.told) return;
+      entry.told = true;
+      emit(this, "sent", entry.message);
+    });
+    if (this.#state !== "open") return; // A listener left.
+    if (!this.#token) this.#outbox.confirm(Infinity);
+    else if (!this.#fenced && this.#outbox.unconfirmed) this.#fence();
+  }
+
+  /** Sends a message to this peer itself: once it comes back, the server has all that was sent before it. */
+  #fence() {
+    this.#fenced = true;
+    const msgId = `fence ${this.#outbox.unconfirmed}`;
+    this.#socket.send(JSON.stringify({ type: "ice-candidate", to: this.#selfId, msgId }));
+    if (!this.#expecting) this.#watch(MS.echo, () => this.#abandon("the server is silent"));
+    this.#expecting = true;
+  }
+
+  #passed(number) {
+    this.#fenced = false;
+    this.#outbox.confirm(number);
+    if (this.#outbox.unconfirmed) this.#fence();
+  }
+
+  #watch(ms, late) {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(late, ms);
+  }
+
+  #refuse(code, messages) {
+    for (const { msgId } of messages) emit(this, "error", { type: "error", code, message: "not sent", msgId });
+  }
+
+  // -- What is received --
+
+  #receive(data) {
+    const message = JSON.parse(data);
+    this.#seen++;
+    if (this.#state === "open") {
+      this.#expecting = false;
+      this.#watch(MS.idle, () => this.#fence());
+    }
+    const fence = /^fence (\d+)$/.exec(message.msgId);
+    if (fence && (message.from === this.#selfId || message.type === "error")) this.#passed(Number(fence[1]));
+    else if (!this.#repeated(message)) this.#take(message);
+  }
+
+  /** Whether a message came already: what was under way when its sender's connection broke is sent again. */
+  #repeated({ from, msgId }) {
+    const [, number] = (from && /^~(\d+)$/.exec(msgId)) || [];
+    if (!number) return false;
+    if (Number(number) <= (this.#heard.get(from) ?? 0)) return true;
+    this.#heard.set(from, Number(number));
+    return false;
+  }
+
+  #take(message) {
+    if (message.type === "welcome") this.#enter(message);
+    emit(this, "received", message);
+    if (this.#state === "closed") return; // A listener left.
+    if (message.type === "peer-list") this.#list(message);
+    else if (message.type === "ice-servers") this.#iceServers = message.iceServers;
+    if (message.type === "welcome") this.#welcome(message);
+    else if (message.type === "peer-joined") this.#joined(message);
+    else if (message.type === "peer-left") this.#left(message);
+    else if (RELAYED.includes(message.type) || ["error", "ice-servers"].includes(message.type)) {
+      emit(this, message.type, message);
+    }
+  }
+
+  #enter({ selfId, iceServers, resume, resumed }) {
+    if (!resumed) {
+      this.#seen = 1;
+      this.#heard.clear();
+      if (this.#selfId) this.#formerIds.add(this.#selfId);
+    }
+    this.#selfId = selfId;
+    this.#token = resume?.token;
+    this.#iceServers = iceServers ?? [];
+    this.#abandoned?.close();
+    this.#abandoned = undefined;
+  }
+
+  #welcome(message) {
+    const another = !message.resumed && this.#formerIds.size > 0;
+    const lost = another ? this.#outbox.remove(() => true) : [];
+    emit(this, "welcome", message);
+    this.#refuse("dropped", lost);
+  }
+
+  #list(message) {
+    const before = this.#openedAt === undefined ? undefined : this.#peers;
+    // The server may not have noticed yet that this peer lost its former connection.
+    const others = message.peers.filter(({ id }) => !this.#formerIds.has(id));
+    this.#peers = new Map(others.map(({ id, metadata }) => [id, metadata]));
+    this.#openedAt = performance.now();
+    this.#watch(MS.idle, () => this.#fence());
+    const isThere = (id) => this.#peers.has(id) || id === this.#selfId;
+    this.#refuse("target_not_found", before ? this.#outbox.remove(({ to }) => !isThere(to)) : []);
+    this.#change("open");
+    this.#settle.resolve();
+    emit(this, "peer-list", message);
+    if (this.#state !== "open") return; // A listener left.
+    this.#flush();
+    if (before) this.#compare(before);
+  }
+
+  /** Tells what happened while this peer was away. */
+  #compare(before) {
+    const now = new Map(this.#peers);
+    for (const peerId of before.keys()) {
+      if (!now.has(peerId)) emit(this, "peer-left", { type: "peer-left", peerId });
+    }
+    for (const [peerId, metadata] of now) {
+      if (before.has(peerId)) continue;
+      emit(this, "peer-joined", { type: "peer-joined", peerId, ...(metadata && { metadata }) });
+    }
+  }
+
+  #joined(message) {
+    const { peerId, metadata } = message;
+    if (this.#peers.has(peerId) || this.#formerIds.has(peerId)) return;
+    this.#peers.set(peerId, metadata);
+    emit(this, "peer-joined", message);
+  }
+
+  #left(message) {
+    this.#heard.delete(message.peerId);
+    if (this.#peers.delete(message.peerId)) emit(this, "peer-left", message);
+  }
+}
+
+/** Where to connect, but for what resumes a session. */
+function address(url, metadata) {
+  const made = new URL(url, globalThis.location?.href);
+  made.protocol = made.protocol.replace("http", "ws");
+  made.hash = "";
+  const shown = { ...JSON.parse(made.searchParams.get("metadata") ?? "{}"), ...metadata, [INSTANCE]: random() };
+  made.searchParams.delete("metadata");
+  made.search += `${made.search ? "&" : "?"}metadata=${encodeURIComponent(JSON.stringify(shown))}`;
+  return made.href;
+}
+
+/** A name that nobody else has. */
+function random() {
+  // crypto.randomUUID exists on secure pages only.
+  return Array.from(crypto.getRandomValues(new Uint32Array(4)), (word) => word.toString(36)).join("");
+}
+
+/** A time of at most `ms` and at least half of it. */
+function less(ms) {
+  return ms * (1 - Math.random() / 2);
+}
+
+function after(ms) {
+  return new Promise((done) => setTimeout(done, ms));
+}
+
+/** One of the others, and the connection to it: perfect negotiation as in section 10.7 of the WebRTC specification. */
+class Peer {
+  #signaling;
+  #on; // what the mesh wants to hear: track, data, state, ended
+  #closed = false;
+  #timers = new Map();
+
+  #mayOffer = false;
+  #wanted = false; // whether a negotiation waits for `#mayOffer` or for the signaling
+  #making = false;
+  #ignoring = false;
+  #settingAnswer = false;
+  #describing = 0;
+  #fingerprint; // of the other's connection
+  #unanswered = 0; // offers, in a row
+  #early = []; // candidates that came before their description
+
+  #sent = new Map(); // msgId -> {number, type, payload}, for `dropped`
+  #waiting = []; // what was dropped, and what came after it
+  #numbers = 0;
+  #lastOffer = 0;
+  #drops = 0;
+  #droppedAt = -Infinity;
+
+  #gathering; // fulfilled by the first candidate
+  #transport;
+  #repairs = 0;
+  #gatheredWith;
+  #unauthorized = false;
+
+  constructor(id, signaling, { configuration, channel, tracks, on }) {
+    this.id = id;
+    this.metadata = signaling.peers.get(id);
+    this.#signaling = signaling;
+    this.#on = on;
+    this.connection = new RTCPeerConnection(configuration);
+    const listen = (type, react) => this.connection.addEventListener(type, (event) => this.#closed || react(event));
+    listen("negotiationneeded", () => this.#negotiate());
+    listen("icecandidate", ({ candidate }) => candidate && this.#send("ice-candidate", candidate.toJSON()));
+    this.#gathering = new Promise((begun) => this.connection.addEventListener("icecandidate", begun, { once: true }));
+    listen("icecandidateerror", ({ errorCode }) => errorCode === 401 && this.#unauthorize());
+    listen("connectionstatechange", () => this.#observe());
+    listen("track", ({ track, streams }) => on.track({ peer: this, track, streams }));
+    if (channel) this.#open();
+    for (const [track, streams] of tracks) this.connection.addTrack(track, ...streams);
+  }
+
+  get polite() {
+    return this.#signaling.selfId > this.id;
+  }
+
+  /**
+   * Who came later offers a channel; the one who was there waits for that, though not for ever.
+   *
+   * @param atOnce - whether not to wait: this mesh is new where both peers were before.
+   */
+  start(atOnce = false) {
+    if (atOnce || this.polite || !this.channel) this.#permit();
+    else this.#later("start", MS.firstOffer, () => this.#permit());
+  }
+
+  /** Negotiates what had to wait. */
+  proceed() {
+    if (this.#wanted && !this.#describing && this.connection.signalingState === "stable") this.#negotiate();
+  }
+
+  /** The other came back with a new id. */
+  bind(id) {
+    this.id = id;
+    this.metadata = this.#signaling.peers.get(id);
+    this.#cancel("grace");
+    this.recover();
+  }
+
+  /** Signaling between the two begins anew, and what was under way is lost. */
+  recover() {
+    const { connection } = this;
+    this.#sent.clear();
+    this.#waiting = [];
+    this.#cancel("resend");
+    if (!connection.remoteDescription) this.start();
+    if (connection.signalingState === "have-local-offer") this.#offer();
+    else if (connection.remoteDescription && connection.connectionState !== "connected") this.#repairIn(0);
+  }
+
+  /** The other left the signaling: for good, or until it is there with a new id while the connection goes on. */
+  orphan() {
+    if (this.connection.connectionState !== "connected") this.#on.ended(this);
+    else this.#later("grace", MS.grace, () => this.#on.ended(this));
+  }
+
+  close() {
+    this.#closed = true;
+    for (const name of [...this.#timers.keys()]) this.#cancel(name);
+    this.connection.close();
+  }
+
+  /** New ICE servers. */
+  configure(configuration) {
+    this.connection.setConfiguration(configuration);
+    if (this.#unauthorized && this.connection.connectionState !== "connected") this.connection.restartIce();
+    this.#unauthorized = false;
+  }
+
+  /** Whether a description is of another connection than the one before. */
+  isAnother(sdp) {
+    return this.#fingerprint !== undefined && fingerprint(sdp) !== this.#fingerprint;
+  }
+
+  async describe(description) {
+    const { connection } = this;
+    const offered = description.type === "offer";
+    const ready = !this.#making && (connection.signalingState === "stable" || this.#settingAnswer);
+    this.#ignoring = offered && !ready && !this.polite;
+    if (this.#ignoring) {
+      // The other's mesh may be younger than this side's offer, and not have heard it.
+      if (!this.#making) this.#expectAnswer(MS.ignored);
+      return;
+    }
+    // A second answer: the offer was made twice, as nobody answered for long.
+    if (!offered && (this.#settingAnswer || connection.signalingState !== "have-local-offer")) return;
+    this.#cancel("start");
+    this.#cancel("answer");
+    this.#wanted = false; // If there is more to say, the browser tells so anew.
+    this.#unanswered = 0;
+    this.#fingerprint = fingerprint(description.sdp);
+    this.#describing++;
+    try {
+      // Chromium 156 never gathers again where an offer is rolled back before the first candidate.
+      const tooEarly = offered && !ready && !connection.remoteDescription;
+      if (tooEarly) await Promise.race([this.#gathering, after(MS.gathering)]);
+      this.#settingAnswer = !offered;
+      await connection.setRemoteDescription(description);
+      this.#settingAnswer = false;
+      for (const candidate of this.#early.splice(0)) this.addCandidate(candidate);
+      if (offered) await this.#describeSelf();
+      this.#mayOffer = true;
+      if (connection.connectionState !== "connected" && !this.#timers.has("repair")) this.#repairIn(MS.repair);
+    } catch {
+      if (!this.#closed) this.#repairIn(MS.otherSide);
+    } finally {
+      this.#settingAnswer = false;
+      this.#describing--;
+    }
+  }
+
+  async addCandidate(candidate) {
+    if (this.#ignoring) return;
+    if (!this.connection.remoteDescription) {
+      if (this.#early.length < MAX_KEPT) this.#early.push(candidate);
+      return;
+    }
+    try {
+      await this.connection.addIceCandidate(candidate);
+    } catch {
+      // Of a description that has been replaced meanwhile: the new one has its own.
+    }
+  }
+
+  /** The server did not deliver a message. */
+  undelivered(msgId, code) {
+    const entry = this.#sent.get(msgId);
+    this.#sent.delete(msgId);
+    if (!entry || !["dropped", "rate_limited"].includes(code)) return;
+    if (entry.type === "offer" && entry.number < this.#lastOffer) return;
+    this.#waiting.push(entry);
+    this.#waiting.sort((one, other) => one.number - other.number);
+    if (this.#timers.has("resend")) return;
+    const now = performance.now();
+    this.#drops = now - this.#droppedAt > 2 * MS.mostResend ? 0 : this.#drops + 1;
+    this.#droppedAt = now;
+    this.#later("resend", less(Math.min(MS.mostResend, MS.resend * 2 ** this.#drops)), () => {
+      for (const waiting of this.#waiting.splice(0)) this.#write(waiting);
+    });
+  }
+
+  #open() {
+    this.channel = this.connection.createDataChannel("mesh", { negotiated: true, id: 0 });
+    this.channel.binaryType = "arraybuffer";
+    this.channel.addEventListener("message", ({ data }) => this.#closed || this.#on.data({ peer: this, data }));
+    this.channel.addEventListener("close", () => this.#closed || this.#on.ended(this));
+  }
+
+  // -- Negotiation --
+
+  get #reachable() {
+    return this.#signaling.state === "open" && this.#signaling.peers.has(this.id);
+  }
+
+  #permit() {
+    this.#mayOffer = true;
+    this.proceed();
+  }
+
+  #negotiate() {
+    this.#wanted = !this.#mayOffer || !this.#reachable;
+    if (!this.#wanted) this.#offer();
+  }
+
+  async #offer() {
+    try {
+      this.#making = true;
+      await this.#describeSelf();
+    } catch {
+      if (!this.#closed) this.#repairIn(MS.otherSide);
+    } finally {
+      this.#making = false;
+    }
+    this.#expectAnswer(Math.min(MS.mostAnswer, MS.answer * 2 ** this.#unanswered));
+  }
+
+  #expectAnswer(ms) {
+    this.#later("answer", ms, () => {
+      this.#unanswered++;
+      if (this.connection.signalingState === "have-local-offer" && this.#reachable) this.#offer();
+    });
+  }
+
+  async #describeSelf() {
+    this.#gatheredWith = this.#signaling.iceServers;
+    await this.connection.setLocalDescription();
+    if (this.#closed) return;
+    const { type, sdp } = this.connection.localDescription;
+    this.#send(type, { type, sdp });
+  }
+
+  // -- What is sent --
+
+  #send(type, payload) {
+    const entry = { number: ++this.#numbers, type, payload };
+    if (type === "offer") {
+      this.#lastOffer = entry.number;
+      this.#waiting = this.#waiting.filter((waiting) => waiting.type !== "offer");
+    }
+    if (this.#waiting.length) this.#waiting.push(entry);
+    else this.#write(entry);
+  }
+
+  #write(entry) {
+    this.#sent.set(this.#signaling.send(entry.type, this.id, entry.payload), entry);
+    if (this.#sent.size > MAX_KEPT) this.#sent.delete(this.#sent.keys().next().value);
+  }
+
+  // -- The path --
+
+  #observe() {
+    const state = this.connection.connectionState;
+    if (state === "connected") {
+      this.#cancel("repair");
+      this.#repairs = 0;
+      this.#expectGoodbye();
+    } else if (["disconnected", "failed"].includes(state)) {
+      if (this.#timers.has("grace")) {
+        this.#on.ended(this);
+        return;
+      }
+      this.#repairIn(state === "failed" ? 0 : MS.disconnected);
+    }
+    this.#on.state(this);
+  }
+
+  /** Closing a connection closes its DTLS transport on the other side at once; one that is lost just falls silent. */
+  #expectGoodbye() {
+    const transport = (this.connection.sctp ?? this.connection.getSenders()[0])?.transport;
+    if (!transport || transport === this.#transport) return;
+    this.#transport = transport;
+    transport.addEventListener("statechange", () => {
+      if (!this.#closed && transport.state === "closed") this.#on.ended(this);
+    });
+  }
+
+  /** Restarts ICE, unless the path mends itself or the other side does it first. */
+  #repairIn(ms) {
+    this.#later("repair", ms + (this.polite ? 0 : MS.otherSide), () => {
+      if (this.connection.connectionState === "connected") return;
+      this.connection.restartIce();
+      this.#repairIn(less(Math.min(MS.mostRepair, MS.repair * 2 ** this.#repairs++)));
+    });
+  }
+
+  /** A TURN server refused the credentials. */
+  #unauthorize() {
+    if (this.connection.connectionState === "connected") return;
+    if (this.#signaling.iceServers !== this.#gatheredWith) this.connection.restartIce();
+    else this.#unauthorized = true;
+  }
+
+  #later(name, ms, run) {
+    this.#cancel(name);
+    if (this.#closed) return;
+    const timer = setTimeout(() => {
+      this.#timers.delete(name);
+      run();
+    }, ms);
+    this.#timers.set(name, timer);
+  }
+
+  #cancel(name) {
+    clearTimeout(this.#timers.get(name));
+    this.#timers.delete(name);
+  }
+}
+
+/** Names the certificate of a connection, which it keeps for life. */
+function fingerprint(sdp) {
+  return /^a=fingerprint:(.*?)\s*$/m.exec(sdp)?.[1].toLowerCase();
+}
+
+export class Mesh extends EventTarget {
+  #signaling;
+  #configuration;
+  #channel;
+  #peers = new Map();
+  #tracks = new Map(); // track -> streams
+  #listening = new AbortController();
+  #renewed = false; // whether this peer has a new id that its connections do not know
+
+  constructor(signaling, { configuration = {}, channel = true } = {}) {
+    super();
+    this.#signaling = signaling;
+    this.#configuration = configuration;
+    this.#channel = channel;
+    const listening = { signal: this.#listening.signal };
+    const on = (type, react) => signaling.addEventListener(type, ({ detail }) => react(detail), listening);
+    on("welcome", (message) => this.#welcome(message));
+    on("statechange", (detail) => this.#statechange(detail));
+    signaling.addEventListener("peer-list", () => this.#meetAll(), { ...listening, once: true }); // Changes follow.
+    on("peer-joined", ({ peerId }) => this.#meet(peerId));
+    on("peer-left", ({ peerId }) => this.#peers.get(peerId)?.orphan());
+    on("ice-servers", () => this.#configure());
+    on("offer", (message) => this.#describe(message));
+    on("answer", (message) => this.#describe(message));
+    on("ice-candidate", ({ from, payload }) => this.#peers.get(from)?.addCandidate(payload));
+    on("error", ({ msgId, code }) => this.#peers.forEach((peer) => peer.undelivered(msgId, code)));
+    globalThis.addEventListener?.("pagehide", () => this.#closeAll(), listening);
+    globalThis.addEventListener?.("pageshow", ({ persisted }) => persisted && this.#meetAll(), listening);
+    // Whoever makes a mesh has to have the time to listen.
+    queueMicrotask(() => signaling.state === "open" && this.#meetAll(true));
+  }
+
+  get peers() {
+    return this.#peers;
+  }
+
+  addTrack(track, ...streams) {
+    this.#tracks.set(track, streams);
+    for (const { connection } of this.#peers.values()) connection.addTrack(track, ...streams);
+  }
+
+  removeTrack(track) {
+    this.#tracks.delete(track);
+    for (const { connection } of this.#peers.values()) {
+      const sender = connection.getSenders().find((candidate) => candidate.track === track);
+      if (sender) connection.removeTrack(sender);
+    }
+  }
+
+  broadcast(data) {
+    for (const { channel } of this.#peers.values()) if (channel?.readyState === "open") channel.send(data);
+  }
+
+  close() {
+    this.#listening.abort();
+    this.#closeAll();
+  }
+
+  // -- Who is there --
+
+  #welcome({ resumed }) {
+    this.#renewed = !resumed;
+    this.#configure();
+  }
+
+  #statechange({ state, reason }) {
+    // Without a reason this peer left; a server that is gone leaves the connections alone.
+    if (state === "closed" && !reason) this.close();
+    if (state !== "open") return;
+    for (const peer of this.#peers.values()) {
+      if (!this.#signaling.peers.has(peer.id)) continue; // It has left, and may have a new id as well.
+      if (this.#renewed) peer.recover();
+      peer.proceed();
+    }
+    this.#renewed = false;
+  }
+
+  #meetAll(atOnce) {
+    if (this.#listening.signal.aborted) return;
+    for (const id of this.#signaling.peers.keys()) this.#meet(id, atOnce);
+  }
+
+  #meet(id, atOnce) {
+    if (this.#peers.has(id)) return;
+    const instance = this.#signaling.peers.get(id)?.[INSTANCE];
+    const known = [...this.#peers.values()].find((peer) => instance && peer.metadata?.[INSTANCE] === instance);
+    if (!known) {
+      this.#add(id).start(atOnce);
+      return;
+    }
+    this.#peers.delete(known.id);
+    this.#peers.set(id, known);
+    known.bind(id);
+  }
+
+  #add(id) {
+    const peer = new Peer(id, this.#signaling, {
+      configuration: this.#configured,
+      channel: this.#channel,
+      tracks: this.#tracks,
+      on: {
+        track: (detail) => emit(this, "track", detail),
+        data: (detail) => emit(this, "data", detail),
+        state: (detail) => emit(this, "connectionstatechange", detail),
+        ended: (ended) => this.#remove(ended),
+      },
+    });
+    this.#peers.set(id, peer);
+    emit(this, "peer-added", peer);
+    return peer;
+  }
+
+  #remove(peer) {
+    this.#peers.delete(peer.id);
+    peer.close();
+    emit(this, "peer-removed", peer);
+  }
+
+  #closeAll() {
+    for (const peer of [...this.#peers.values()]) this.#remove(peer);
+  }
+
+  #describe({ type, from, payload }) {
+    const sdp = payload?.sdp;
+    if (typeof sdp !== "string" || !this.#signaling.peers.has(from)) return;
+    const known = this.#peers.get(from);
+    if (known?.isAnother(sdp)) {
+      // The other side began anew, so this side has to.
+      this.#remove(known);
+      const anew = this.#add(from);
+      if (type === "offer") anew.describe({ type, sdp });
+      else anew.start(true);
+    } else if (known || type === "offer") {
+      (known ?? this.#add(from)).describe({ type, sdp });
+    }
+  }
+
+  get #configured() {
+    const own = this.#configuration.iceServers ?? [];
+    return { ...this.#configuration, iceServers: [...this.#signaling.iceServers, ...own] };
+  }
+
+  #configure() {
+    for (const peer of this.#peers.values()) peer.configure(this.#configured);
+  }
+}

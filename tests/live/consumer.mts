@@ -1,0 +1,35 @@
+// Compiled, never run: an application that uses everything.
+
+import { join, Mesh, type MeshPeer, type RelayedMessage, Signaling, type WireMessage } from "twisted-signaling-client";
+
+const leaving = new AbortController();
+const signaling: Signaling = join(new URL("wss://example.com/ws/room"), {
+  metadata: { name: "Ada" },
+  signal: leaving.signal,
+  backoff: { first: 100 },
+});
+
+signaling.addEventListener("received", ({ detail }: CustomEvent<WireMessage>) => {
+  if (detail.type === "peer-list") detail.peers.map(({ id, metadata }) => `${id} ${metadata?.name}`);
+});
+signaling.addEventListener("offer", ({ detail }: CustomEvent<RelayedMessage>) => detail.from.length);
+signaling.addEventListener("statechange", ({ detail }) => detail.retryInMs?.toFixed());
+
+const mesh = new Mesh(signaling, { configuration: { iceTransportPolicy: "relay" }, channel: true });
+
+mesh.addEventListener("peer-added", ({ detail }: CustomEvent<MeshPeer>) => detail.connection.getStats());
+mesh.addEventListener("track", ({ detail: { peer, streams } }) => [peer.id, streams[0]?.id]);
+mesh.addEventListener("data", ({ detail }) => detail.data === detail.peer.metadata?.name);
+mesh.broadcast(new Uint8Array([1]));
+for (const { channel, polite } of mesh.peers.values()) if (polite) channel?.send("hello");
+
+export async function callee(): Promise<string> {
+  await signaling.ready;
+  const [first] = signaling.peers.keys();
+  return signaling.send("offer", first ?? signaling.selfId, { sdp: "v=0" });
+}
+
+// @ts-expect-error: relays are of three types.
+signaling.send("hello", signaling.selfId);
+// @ts-expect-error: `join` makes them.
+new Signaling();

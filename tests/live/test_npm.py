@@ -1,0 +1,60 @@
+"""The JavaScript client as a package for npm."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from signaling._version import VERSION
+from tests.programs import need
+
+TREE = Path(__file__).parents[2]
+SHIPPED = {"package.json", "README.md", "LICENSE", "signaling/static/signaling.js", "signaling/static/signaling.d.ts"}
+NAME = "twisted-signaling-client"
+COMPILER = "typescript@5.9"
+
+
+def run(*command: str, cwd: Path) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def pack(*options: str) -> dict:
+    # Without the lifecycle's scripts nothing of the tree changes.
+    [packed] = json.loads(run(need("npm"), "pack", "--json", "--ignore-scripts", *options, cwd=TREE))
+    return packed
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the package for an application; returns the application's folder."""
+    folder = tmp_path_factory.mktemp("application")
+    packed = pack(f"--pack-destination={folder}")
+    with tarfile.open(folder / packed["filename"]) as archive:
+        archive.extractall(folder, filter="data")
+    (folder / "node_modules").mkdir()
+    (folder / "package").rename(folder / "node_modules" / NAME)
+    return folder
+
+
+def test_the_package_holds_the_client_and_nothing_else() -> None:
+    packed = pack("--dry-run")
+    assert (packed["name"], packed["version"]) == (NAME, VERSION)
+    assert {file["path"] for file in packed["files"]} == SHIPPED
+
+
+def test_node_finds_what_the_package_exports(installed: Path) -> None:
+    script = f"import('{NAME}').then((client) => console.log(Object.keys(client).join()))"
+    assert run(need("node"), "-e", script, cwd=installed) == "Mesh,Signaling,join\n"
+
+
+def test_typescript_accepts_an_application(installed: Path) -> None:
+    shutil.copy(Path(__file__).with_name("consumer.mts"), installed)
+    options = ["--noEmit", "--strict", "--module", "nodenext", "--target", "es2022"]
+    run(need("npx"), "--yes", "--package", COMPILER, "tsc", *options, "consumer.mts", cwd=installed)
