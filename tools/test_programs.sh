@@ -8,6 +8,7 @@ need() { # need PACKAGE PROGRAM: the package is missing where the program is
 }
 need chromium chromium
 need chromium-driver chromedriver
+need coturn turnserver
 need systemd systemd-socket-activate
 need util-linux setpriv
 
