@@ -1,17 +1,21 @@
 """A WebRTC signaling server on Twisted: peers meet in topics and exchange offers, answers and ICE candidates.
 
 ``SignalingFactory`` listens on a port, ``SignalingResource`` mounts one in a ``twisted.web`` site, ``Limits`` holds the
-bounds of either,
-``IceServers`` what peers are told of STUN and TURN servers; ``makeService`` is what ``twistd signaling`` runs.
+bounds of either, ``IceServers`` what peers are told of STUN and TURN servers; ``makeService`` is what ``twistd
+signaling`` runs. Each is imported when it is asked for, so that ``signaling.client`` brings no server with it.
 """
 
-from signaling.errors import StartError
-from signaling.ice import IceServers, Turn
-from signaling.limits import Limits
-from signaling.options import Options
-from signaling.protocol import SignalingFactory
-from signaling.service import SignalingService, makeService
-from signaling.web import SignalingResource
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from signaling.errors import StartError
+    from signaling.ice import IceServers, Turn
+    from signaling.limits import Limits
+    from signaling.options import Options
+    from signaling.protocol import SignalingFactory
+    from signaling.service import SignalingService, makeService
+    from signaling.web import SignalingResource
 
 __all__ = [
     "IceServers",
@@ -24,3 +28,21 @@ __all__ = [
     "Turn",
     "makeService",
 ]
+
+_HOMES = {
+    "IceServers": "ice",
+    "Limits": "limits",
+    "Options": "options",
+    "SignalingFactory": "protocol",
+    "SignalingResource": "web",
+    "SignalingService": "service",
+    "StartError": "errors",
+    "Turn": "ice",
+    "makeService": "service",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -10,6 +10,7 @@ need chromium chromium
 need chromium-driver chromedriver
 need nodejs node
 need npm npx
+need coturn turnserver
 need systemd systemd-socket-activate
 need util-linux setpriv
 

@@ -15,7 +15,7 @@ import pytest
 from tests.live.twistd import running
 
 TREE = Path(__file__).parents[2]
-MODULES = {f"signaling/{path.name}" for path in (TREE / "signaling").glob("*.py")}
+MODULES = {str(path.relative_to(TREE)) for path in (TREE / "signaling").rglob("*.py")}
 STATIC = {f"signaling/static/{path.name}" for path in (TREE / "signaling" / "static").iterdir()}
 SHIPPED = (
     MODULES

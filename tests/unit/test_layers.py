@@ -44,6 +44,8 @@ LAYERS = [
 LAYER = {module: number for number, modules in enumerate(LAYERS) for module in modules}
 HIGHEST_WITHOUT_TWISTED = 3
 MODULES = sorted(PACKAGE.glob("*.py"))
+CLIENT = sorted((PACKAGE / "client").glob("*.py"))
+OF_THE_SERVER_FOR_CLIENTS = {"errors"}
 LONGEST_FUNCTION = 40
 
 
@@ -73,8 +75,38 @@ def test_the_domain_knows_no_twisted(path: Path) -> None:
         assert not {name.partition(".")[0] for name in imports(path)} & {"twisted", "autobahn", "txaio", "zope"}
 
 
+@pytest.mark.parametrize("path", CLIENT, ids=lambda path: path.stem)
+def test_the_client_knows_nothing_of_the_server_but_its_error_codes(path: Path) -> None:
+    for name in imports(path):
+        package, _, module = name.partition(".")
+        if package == "signaling":
+            assert module.startswith("client.") or module in OF_THE_SERVER_FOR_CLIENTS, f"{path.stem} imports {module}"
+
+
+@pytest.mark.parametrize("path", CLIENT, ids=lambda path: path.stem)
+def test_of_the_client_only_the_twisted_one_knows_twisted(path: Path) -> None:
+    if path.stem != "twisted":
+        assert not {name.partition(".")[0] for name in imports(path)} & {"twisted", "autobahn", "txaio", "zope"}
+
+
+def test_the_server_never_imports_the_client() -> None:
+    for path in MODULES:
+        assert not [name for name in imports(path) if name.startswith("signaling.client")], path.stem
+
+
+@pytest.mark.parametrize("module", ["signaling.client", "signaling.client.session"])
+def test_importing_the_client_loads_neither_twisted_nor_the_server(module: str) -> None:
+    code = f"import sys, {module}; sys.exit(bool({{'twisted', 'autobahn', 'signaling.protocol'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+def test_importing_the_twisted_client_installs_no_reactor() -> None:
+    code = "import sys, signaling.client.twisted; sys.exit('twisted.internet.reactor' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
 def test_importing_the_package_installs_no_reactor() -> None:
-    code = "import sys, signaling; sys.exit('twisted.internet.reactor' in sys.modules)"
+    code = "import sys; from signaling import *; sys.exit('twisted.internet.reactor' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 
@@ -84,7 +116,7 @@ def test_twisted_stays_a_namespace_that_others_can_share() -> None:
 
 
 def test_no_function_is_longer_than_a_screen() -> None:
-    for path in MODULES:
+    for path in (*MODULES, *CLIENT):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 assert (node.end_lineno or 0) - node.lineno < LONGEST_FUNCTION, f"{path.stem}.{node.name}"

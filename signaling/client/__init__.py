@@ -1,0 +1,48 @@
+"""The Python client: ``join`` a topic with asyncio.
+
+``signaling.client.mesh`` keeps an aiortc connection to each of the others, ``signaling.client.aiortc`` takes the place
+of ``aiortc.contrib.signaling``, and ``signaling.client.twisted`` is the client for services on the reactor. None of
+them imports the server.
+"""
+
+from signaling.client.backoff import Backoff
+from signaling.client.errors import Lost, NotDelivered, Refused, SignalingError
+from signaling.client.messages import (
+    Answer,
+    AnyMessage,
+    Error,
+    IceCandidate,
+    IceServers,
+    Offer,
+    Peer,
+    PeerJoined,
+    PeerLeft,
+    PeerList,
+    Relayed,
+    Resume,
+    Welcome,
+)
+from signaling.client.topic import Signaling, join
+
+__all__ = [
+    "Answer",
+    "AnyMessage",
+    "Backoff",
+    "Error",
+    "IceCandidate",
+    "IceServers",
+    "Lost",
+    "NotDelivered",
+    "Offer",
+    "Peer",
+    "PeerJoined",
+    "PeerLeft",
+    "PeerList",
+    "Refused",
+    "Relayed",
+    "Resume",
+    "Signaling",
+    "SignalingError",
+    "Welcome",
+    "join",
+]

@@ -1,0 +1,331 @@
+"""One peer's session without I/O: what to connect to, what to write, what the application hears.
+
+A session outlives its connections. An adapter asks ``url`` where to connect, hands every message to ``receive``, tells
+of each end by ``lost``, and takes from ``writes`` and ``events`` after each of these and after ``send``.
+
+What was sent is kept until the server is known to have it. A message to oneself, the fence, tells: the server handles
+one connection's messages in order, so when the fence comes back, all before it was taken or answered. On a resumed
+session the rest is sent again, after a fence that lets everything arrive which had been missed. What the server took
+just as the connection broke is then sent twice; a number in ``msgId`` lets the other end leave out the second.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
+
+from signaling.client.messages import (
+    Answer,
+    AnyMessage,
+    Error,
+    IceCandidate,
+    IceServer,
+    IceServers,
+    Metadata,
+    Offer,
+    PeerJoined,
+    PeerLeft,
+    PeerList,
+    Welcome,
+    decode,
+)
+from signaling.errors import ErrorCode
+
+RELAYED_TYPES = ("offer", "answer", "ice-candidate")
+MOST_KEPT = 256
+"""Messages that wait for a connection; the next one is ``dropped``."""
+
+_NUMBERED = re.compile(r"~([0-9]{1,15})")
+_FENCE = re.compile(r"fence ([0-9]{1,15}) ([0-9]{1,15})")
+_SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
+
+Settled = Callable[[Error | None], None]
+"""Hears how a message ended: None once the server took it, else the error that answered it."""
+
+
+@dataclass
+class _Entry:
+    number: int
+    msg_id: str
+    text: str
+    settled: Settled | None
+
+
+class _Outbox:
+    """What was sent, in order, until the server is known to have it."""
+
+    def __init__(self) -> None:
+        self._entries: deque[_Entry] = deque()
+        self._written = 0
+        self._latest = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def latest_written(self) -> int:
+        """The number of the last message that was written to this connection and not confirmed; 0 without one."""
+        return self._entries[self._written - 1].number if self._written else 0
+
+    def make(self, kind: str, to: str, payload: Any, settled: Settled | None) -> _Entry:
+        self._latest += 1
+        msg_id = f"~{self._latest}"
+        text = _encode({"type": kind, "to": to, "payload": payload, "msgId": msg_id})
+        return _Entry(self._latest, msg_id, text, settled)
+
+    def keep(self, entry: _Entry) -> None:
+        self._entries.append(entry)
+
+    def write(self) -> list[str]:
+        """Return what was not written to this connection."""
+        texts = [entry.text for entry in list(self._entries)[self._written :]]
+        self._written = len(self._entries)
+        return texts
+
+    def rewind(self) -> None:
+        """Forget what was written: the connection is gone."""
+        self._written = 0
+
+    def confirm(self, number: int) -> list[_Entry]:
+        """Take out a message and all before it."""
+        confirmed = []
+        while self._entries and self._entries[0].number <= number:
+            confirmed.append(self._entries.popleft())
+        self._written = max(0, self._written - len(confirmed))
+        return confirmed
+
+    def answered(self, msg_id: str | None) -> _Entry | None:
+        """Take out the message that an error answered."""
+        for index, entry in enumerate(self._entries):
+            if entry.msg_id == msg_id:
+                del self._entries[index]
+                self._written -= index < self._written
+                return entry
+        return None
+
+    def clear(self) -> list[_Entry]:
+        entries = list(self._entries)
+        self._entries.clear()
+        self._written = 0
+        return entries
+
+
+class Session:
+    """One peer in one topic, over as many connections as it takes.
+
+    Args:
+        url: of the topic, for example ``wss://example.com/ws/my-room``.
+        metadata: shown to the others.
+
+    Attributes:
+        self_id: this peer's id; another one after a loss that was not resumed, empty before the first ``Welcome``.
+        peers: the others and their metadata, in joining order.
+        ice_servers: as the server said last.
+        open: whether the present connection has brought its ``peer-list``.
+
+    Raises:
+        ValueError: where the URL is none of a WebSocket.
+    """
+
+    def __init__(self, url: str, metadata: Metadata | None = None) -> None:
+        self._url = _address(url, metadata)
+        self.self_id = ""
+        self.peers: dict[str, Metadata | None] = {}
+        self.ice_servers: list[IceServer] = []
+        self.open = False
+        self._listed = False
+        self._token: str | None = None
+        self._seen = 0
+        self._former_ids: set[str] = set()
+        self._heard: dict[str, int] = {}
+        self._outbox = _Outbox()
+        self._fences = 0
+        self._fence: int | None = None
+        self._catching_up = False
+        self._events: list[AnyMessage] = []
+
+    @property
+    def url(self) -> str:
+        """Where to connect next."""
+        if self._token is None:
+            return self._url
+        mark = "&" if "?" in self._url else "?"
+        return f"{self._url}{mark}resume={quote(self._token, safe='')}&seen={self._seen}"
+
+    def events(self) -> list[AnyMessage]:
+        """Take what the application has to hear."""
+        events, self._events = self._events, []
+        return events
+
+    def writes(self) -> list[str]:
+        """Take what has to be written to the present connection."""
+        if not self.open or (self._catching_up and self._fence is not None):
+            return []
+        texts = [] if self._catching_up else self._outbox.write()
+        if self._fence is None and (self._catching_up or self._outbox.latest_written):
+            texts.append(self._make_fence())
+        return texts
+
+    def send(self, kind: str, to: str, payload: Any = None, settled: Settled | None = None) -> str:
+        """Send one message; it waits while there is no connection.
+
+        Args:
+            kind: ``offer``, ``answer`` or ``ice-candidate``.
+            to: the target's id.
+            payload: anything that JSON can say.
+            settled: hears how it ended, in place of an ``Error`` event.
+
+        Returns:
+            its ``msgId``.
+
+        Raises:
+            ValueError: where it is no such message, or not JSON.
+        """
+        if kind not in RELAYED_TYPES:
+            raise ValueError(f"{kind!r} is not one of {', '.join(RELAYED_TYPES)}")
+        entry = self._outbox.make(kind, to, payload, settled)
+        if not self.open and len(self._outbox) >= MOST_KEPT:
+            self._refuse([entry], "too much waits for a connection")
+        else:
+            self._outbox.keep(entry)
+        return entry.msg_id
+
+    def receive(self, text: str | bytes) -> None:
+        """Take one message of the server."""
+        self._seen += 1
+        match decode(text):
+            case Welcome() as welcome:
+                self._welcome(welcome)
+            case PeerList() as peer_list:
+                self._list(peer_list)
+            case PeerJoined() as joined:
+                self._joined(joined)
+            case PeerLeft() as left:
+                self._left(left)
+            case IceServers() as renewed:
+                self.ice_servers = renewed.ice_servers
+                self._events.append(renewed)
+            case Offer() | Answer() | IceCandidate() as relayed:
+                self._relayed(relayed)
+            case Error() as error:
+                self._error(error)
+            case None:
+                pass
+
+    def lost(self) -> None:
+        """Notice that the connection is gone."""
+        self.open = False
+        self._fence = None
+        self._outbox.rewind()
+
+    def leave(self) -> None:
+        """End the session; what was not confirmed is ``dropped``."""
+        self.lost()
+        self._token = None
+        self._refuse(self._outbox.clear(), "this peer left")
+
+    def _welcome(self, welcome: Welcome) -> None:
+        unsent: list[_Entry] = []
+        if not welcome.resumed:
+            self._seen = 1
+            self._heard.clear()
+            if self.self_id:
+                self._former_ids.add(self.self_id)
+                unsent = self._outbox.clear()
+        self._catching_up = welcome.resumed
+        self.self_id = welcome.self_id
+        self.ice_servers = welcome.ice_servers
+        self._token = welcome.resume.token if welcome.resume else None
+        self._events.append(welcome)
+        self._refuse(unsent, "it was sent as a peer that is gone")
+
+    def _list(self, peer_list: PeerList) -> None:
+        # The server may not have noticed yet that this peer lost its former connection.
+        now = {peer.id: peer.metadata for peer in peer_list.peers if peer.id not in self._former_ids}
+        before, self.peers = self.peers, now
+        self.open = True
+        if not self._listed:
+            self._listed = True
+            self._events.append(peer_list)
+            return
+        self._events += [PeerLeft(peer_id) for peer_id in before if peer_id not in now]
+        self._events += [PeerJoined(peer_id, now[peer_id]) for peer_id in now if peer_id not in before]
+
+    def _joined(self, joined: PeerJoined) -> None:
+        if joined.peer_id not in self.peers and joined.peer_id not in self._former_ids:
+            self.peers[joined.peer_id] = joined.metadata
+            self._events.append(joined)
+
+    def _left(self, left: PeerLeft) -> None:
+        self._heard.pop(left.peer_id, None)
+        if left.peer_id in self.peers:
+            del self.peers[left.peer_id]
+            self._events.append(left)
+
+    def _relayed(self, relayed: Offer | Answer | IceCandidate) -> None:
+        if relayed.sender == self.self_id and self._passes_fence(relayed.msg_id):
+            return
+        numbered = _NUMBERED.fullmatch(relayed.msg_id or "")
+        if numbered:
+            number = int(numbered[1])
+            if number <= self._heard.get(relayed.sender, 0):
+                return
+            self._heard[relayed.sender] = number
+        self._events.append(relayed)
+
+    def _error(self, error: Error) -> None:
+        # A fence that was refused tells as much as one that came back.
+        if self._passes_fence(error.msg_id):
+            return
+        entry = self._outbox.answered(error.msg_id)
+        if entry is not None and entry.settled is not None:
+            entry.settled(error)
+        else:
+            self._events.append(error)
+
+    def _make_fence(self) -> str:
+        self._fences += 1
+        self._fence = self._fences
+        msg_id = f"fence {self._fences} {self._outbox.latest_written}"
+        return _encode({"type": "ice-candidate", "to": self.self_id, "msgId": msg_id})
+
+    def _passes_fence(self, msg_id: str | None) -> bool:
+        fence = _FENCE.fullmatch(msg_id or "")
+        if fence is None:
+            return False
+        for entry in self._outbox.confirm(int(fence[2])):
+            if entry.settled is not None:
+                entry.settled(None)
+        if int(fence[1]) == self._fence:
+            self._fence = None
+            self._catching_up = False
+        return True
+
+    def _refuse(self, entries: list[_Entry], why: str) -> None:
+        for entry in entries:
+            error = Error(ErrorCode.DROPPED, why, entry.msg_id)
+            if entry.settled is not None:
+                entry.settled(error)
+            else:
+                self._events.append(error)
+
+
+def _encode(message: dict[str, Any]) -> str:
+    return json.dumps(message, separators=(",", ":"), allow_nan=False)
+
+
+def _address(url: str, metadata: Metadata | None) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in _SCHEMES or not parts.hostname:
+        raise ValueError(f"{url!r} is not the URL of a topic (for example wss://example.com/ws/my-room)")
+    query = parts.query
+    if metadata is not None:
+        if "metadata" in parse_qs(query, keep_blank_values=True):
+            raise ValueError("metadata is given twice, in the URL and beside it")
+        query += ("&" if query else "") + "metadata=" + quote(_encode(metadata), safe="")
+    return urlunsplit((_SCHEMES[parts.scheme], parts.netloc, quote(parts.path, safe="/%:@!$&'()*+,;=~"), query, ""))

@@ -1,0 +1,283 @@
+"""The client for services on the reactor, on Autobahn: the same session, as a Twisted service."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol
+from twisted.application.service import Service
+from twisted.internet import endpoints
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from signaling.client.backoff import Backoff, Loss, refusal
+from signaling.client.errors import Lost, NotDelivered, Refused
+from signaling.client.messages import AnyMessage, Error, IceServer, Metadata
+from signaling.client.session import Session
+
+_log = Logger()
+
+OPENING_SECONDS = 15.0
+PING_SECONDS = 10.0
+PONG_SECONDS = 10.0
+_MAX_MESSAGE_BYTES = 16 * 1_048_576
+_SWITCHING_PROTOCOLS = 101
+
+
+class SignalingClient(Service):
+    """One peer of a topic, from ``startService`` to ``stopService``.
+
+    Args:
+        url: of the topic, for example ``wss://example.com/ws/my-room``.
+        on_message: called with each message, in order.
+        metadata: shown to the others.
+        backoff: when to connect again; None means after about half a second, doubling up to 30.
+        endpoint: leads to the server; None means the URL's host, by TLS where the URL says so.
+        clock: None means the global reactor.
+
+    Attributes:
+        on_failure: called with ``Refused`` where the server will never have this peer.
+
+    Raises:
+        ValueError: where the URL is none of a WebSocket.
+    """
+
+    def __init__(  # noqa: PLR0913 - as for join
+        self,
+        url: str,
+        on_message: Callable[[AnyMessage], object],
+        *,
+        metadata: Metadata | None = None,
+        backoff: Backoff | None = None,
+        endpoint: IStreamClientEndpoint | None = None,
+        clock: Any = None,
+    ) -> None:
+        if clock is None:
+            from twisted.internet import reactor as clock  # noqa: PLC0415 - importing it installs one
+        self._session = Session(url, metadata)
+        self._on_message = on_message
+        self._backoff = backoff or Backoff(clock=clock.seconds)
+        self._clock = clock
+        self._endpoint = endpoint or _endpoint(clock, self._session.url)
+        self._connection: _Connection | None = None
+        self._connecting: Deferred[Any] | None = None
+        self._retry: Any = None
+        self._joining: list[Deferred[SignalingClient]] = []
+        self._stopping: Deferred[None] | None = None
+        self.on_failure: Callable[[Exception], object] = lambda failure: _log.error("{failure}", failure=failure)
+
+    @property
+    def self_id(self) -> str:
+        """This peer's id; another one after a loss that was not resumed."""
+        return self._session.self_id
+
+    @property
+    def peers(self) -> dict[str, Metadata | None]:
+        """The others and their metadata, in joining order: a copy."""
+        return dict(self._session.peers)
+
+    @property
+    def ice_servers(self) -> list[IceServer]:
+        """The ICE servers to use now; empty where the server names none."""
+        return self._session.ice_servers
+
+    def startService(self) -> None:
+        """Join the topic."""
+        super().startService()
+        self._connect()
+
+    def stopService(self) -> Deferred[None] | None:
+        """Leave the topic, with close code 1000; fires when the connection is gone."""
+        super().stopService()
+        self._end(Lost("left the topic"))
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if self._connection is None:
+            return None
+        self._stopping = Deferred()
+        self._connection.sendClose(1000)
+        return self._stopping
+
+    def when_joined(self) -> Deferred[SignalingClient]:
+        """Return a Deferred that fires with this client once it is in the topic; at once where it is."""
+        joined: Deferred[SignalingClient] = Deferred()
+        if self._session.open:
+            joined.callback(self)
+        else:
+            self._joining.append(joined)
+        return joined
+
+    def send(self, kind: str, to: str, payload: Any = None) -> str:
+        """Send one message, and return its ``msgId``; where it does not arrive, an ``Error`` with it comes."""
+        msg_id = self._session.send(kind, to, payload)
+        self._flush()
+        return msg_id
+
+    def deliver(self, kind: str, to: str, payload: Any = None) -> Deferred[None]:
+        """Send one message; fires once the server took it, or fails with ``NotDelivered``."""
+        delivered: Deferred[None] = Deferred()
+
+        def settled(error: Error | None) -> None:
+            if error is None:
+                delivered.callback(None)
+            else:
+                delivered.errback(Failure(NotDelivered(error.code, error.message)))
+
+        self._session.send(kind, to, payload, settled)
+        self._flush()
+        return delivered
+
+    # What the connection tells
+
+    def connected(self, connection: _Connection) -> None:
+        """Take a connection whose handshake is done."""
+        self._connection = connection
+        if not self.running:
+            connection.sendClose(1000)
+
+    def received(self, connection: _Connection, text: bytes) -> None:
+        """Take a message."""
+        if connection is not self._connection or not self.running:
+            return
+        was_open = self._session.open
+        self._session.receive(text)
+        if self._session.open and not was_open:
+            connection.opened()
+            self._backoff.opened()
+            joining, self._joining = self._joining, []
+            for joined in joining:
+                joined.callback(self)
+        self._flush()
+
+    def disconnected(self, loss: Loss) -> None:
+        """Notice the end of a connection, and come back after a while."""
+        self._connection = None
+        self._session.lost()
+        if self._stopping is not None:
+            stopping, self._stopping = self._stopping, None
+            stopping.callback(None)
+        if self.running:
+            delay = self._backoff.delay(loss)
+            _log.info("{reason}; connecting again in {delay:.1f} s", reason=loss.reason, delay=delay)
+            self._retry = self._clock.callLater(delay, self._connect)
+
+    def refused(self, refused: Refused) -> None:
+        """Give up."""
+        if self.running:
+            self._end(refused)
+            self.on_failure(refused)
+
+    def _connect(self) -> None:
+        self._retry = None
+        factory = _Factory(self, self._session.url, self._clock)
+        self._connecting = self._endpoint.connect(factory)
+        self._connecting.addCallbacks(self._connection_made, self._connection_failed)
+
+    def _connection_made(self, connection: Any) -> None:
+        self._connecting = None
+        if not self.running:
+            connection.transport.abortConnection()
+
+    def _connection_failed(self, failure: Failure) -> None:
+        self._connecting = None
+        self.disconnected(Loss(f"no connection: {type(failure.value).__name__}"))
+
+    def _end(self, reason: Exception) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        self._flush()
+        self._session.leave()
+        joining, self._joining = self._joining, []
+        for joined in joining:
+            joined.errback(Failure(reason))
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._connection is not None:
+            for text in self._session.writes():
+                self._connection.sendMessage(text.encode())
+        for event in self._session.events():
+            try:
+                self._on_message(event)
+            except Exception:
+                # Never the message: it may hold a description.
+                _log.failure("on_message failed on {kind}", kind=type(event).__name__)
+
+
+class _Connection(WebSocketClientProtocol):
+    """One connection of a client."""
+
+    factory: _Factory
+    _client: SignalingClient
+    _opening: Any = None
+    _loss: Loss | None = None
+
+    def connectionMade(self) -> None:
+        super().connectionMade()
+        self._client = self.factory.client
+        # From the first byte to the peer list, however far it comes.
+        self._opening = self.factory.clock.callLater(OPENING_SECONDS, self.transport.abortConnection)
+
+    def opened(self) -> None:
+        """Stop the deadline: the peer list came."""
+        if self._opening is not None and self._opening.active():
+            self._opening.cancel()
+
+    def onOpen(self) -> None:
+        self.transport.setTcpNoDelay(True)
+        self._client.connected(self)
+
+    def onMessage(self, payload: bytes, isBinary: bool) -> None:
+        self._client.received(self, payload)
+
+    def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
+        self.opened()
+        try:
+            loss = self._judge(code)
+        except Refused as refused:
+            self._client.refused(refused)
+        else:
+            self._client.disconnected(loss)
+
+    def _judge(self, code: int | None) -> Loss:
+        words = str(getattr(self, "http_status_line", "")).split(" ", 2)
+        status = int(words[1]) if len(words) > 1 and words[1].isdigit() else _SWITCHING_PROTOCOLS
+        if status != _SWITCHING_PROTOCOLS:
+            return refusal(status, words[-1], self.http_headers)
+        return Loss(f"the connection was lost ({code})", code)
+
+
+class _Factory(WebSocketClientFactory):
+    """Makes one connection of a client."""
+
+    protocol = _Connection
+    noisy = False
+
+    def __init__(self, client: SignalingClient, url: str, clock: Any) -> None:
+        super().__init__(url, reactor=clock)
+        self.client = client
+        self.clock = clock
+        # A ping that stays unanswered drops the connection without a close frame, which would end the session.
+        self.setProtocolOptions(
+            autoPingInterval=PING_SECONDS,
+            autoPingTimeout=PONG_SECONDS,
+            maxMessagePayloadSize=_MAX_MESSAGE_BYTES,
+            maxFramePayloadSize=_MAX_MESSAGE_BYTES,
+            openHandshakeTimeout=OPENING_SECONDS,
+        )
+
+
+def _endpoint(clock: Any, url: str) -> Any:
+    parts = urlsplit(url)
+    secure = parts.scheme == "wss"
+    tcp = endpoints.HostnameEndpoint(clock, parts.hostname or "", parts.port or (443 if secure else 80))
+    if not secure:
+        return tcp
+    from twisted.internet.ssl import optionsForClientTLS  # noqa: PLC0415 - needs the extra "tls"
+
+    return endpoints.wrapClientTLS(optionsForClientTLS(parts.hostname or ""), tcp)

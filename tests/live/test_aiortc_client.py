@@ -1,0 +1,165 @@
+"""aiortc programs that signal through a topic, its own published example among them."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from aiortc import RTCIceCandidate, RTCPeerConnection, RTCSessionDescription
+
+from signaling.client import Lost, PeerLeft, join
+from signaling.client.aiortc import BYE, TopicSignaling
+from signaling.client.mesh import Mesh
+from tests.live.twistd import Server, running
+from tests.programs import missing
+
+SECONDS = 30
+THEIRS = "from aiortc.contrib.signaling import BYE, add_signaling_arguments, create_signaling"
+OURS = "from signaling.client.aiortc import BYE, add_signaling_arguments, create_signaling"
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fetch aiortc's example, which its wheel leaves out, and change its one line."""
+    folder = tmp_path_factory.mktemp("aiortc")
+    wanted = ["--no-deps", "--no-build-isolation", "--no-binary", "aiortc", f"aiortc=={version('aiortc')}"]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", *wanted]
+    if subprocess.run([*command, "--dest", str(folder)], check=False, timeout=100).returncode:
+        missing("aiortc's source distribution")
+    [archive] = folder.glob("aiortc-*.tar.gz")
+    with tarfile.open(archive) as opened:
+        member = f"{archive.name.removesuffix('.tar.gz')}/examples/datachannel-cli/cli.py"
+        source = opened.extractfile(member).read().decode()
+    assert source.count(THEIRS) == 1
+    path = folder / "cli.py"
+    path.write_text(source.replace(THEIRS, OURS))
+    return path
+
+
+@contextmanager
+def role(example: Path, name: str, url: str) -> Iterator[Server]:
+    """Run one role of the example."""
+    command = [sys.executable, "-u", str(example), name, "-s", url]
+    process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    watched = Server(process)
+    try:
+        yield watched
+    finally:
+        watched.end()
+
+
+@pytest.mark.parametrize("first", ["offer", "answer"])
+def test_aiortcs_own_example_plays_ping_pong_whoever_starts_first(example: Path, first: str) -> None:
+    second = {"offer": "answer", "answer": "offer"}[first]
+    with running() as server, role(example, first, server.url + "room") as earlier:
+        server.wait_for("joined 'room'")
+        with role(example, second, server.url + "room") as later:
+            roles = {first: earlier, second: later}
+            roles["answer"].wait_for(r"channel\(chat\) < ping")
+            roles["offer"].wait_for(r"channel\(chat\) < pong")
+            roles["offer"].process.kill()
+            # Its connection breaks, it leaves the topic, and that is its BYE.
+            roles["answer"].wait_for("Exiting")
+            assert roles["answer"].process.wait(SECONDS) == 0
+
+
+def test_send_and_receive_take_and_return_what_aiortcs_own_classes_do() -> None:
+    async def scenario(url: str) -> None:
+        ada, ben = TopicSignaling(url), TopicSignaling(url)
+        candidate = RTCIceCandidate(1, "f", "192.0.2.1", 4711, 1, "udp", "host", sdpMid="0", sdpMLineIndex=0)
+        sent = [RTCSessionDescription(sdp="v=0\r\n", type="offer"), candidate, BYE]
+        async with asyncio.timeout(SECONDS):
+            sending = asyncio.create_task(send_all(ada, sent))
+            await ben.connect()
+            assert [await ben.receive() for _ in sent] == sent
+            await sending
+            await ada.close()
+            await ben.close()
+            assert await ben.receive() is None
+            with pytest.raises(Lost):
+                await ben.send(BYE)
+
+    async def send_all(signaling: TopicSignaling, objects: list) -> None:
+        for obj in objects:
+            await signaling.send(obj)
+
+    with running() as server:
+        asyncio.run(scenario(server.url + "room"))
+
+
+def test_leaving_is_a_bye_and_the_next_peer_takes_the_place() -> None:
+    async def scenario(url: str) -> None:
+        offer = RTCSessionDescription(sdp="v=0\r\n", type="offer")
+        ada = TopicSignaling(url)
+        async with asyncio.timeout(SECONDS):
+            for _ in range(2):
+                ben = TopicSignaling(url)
+                await ben.connect()
+                await ada.send(offer)
+                assert await ben.receive() == offer
+                await ben.close()
+                assert await ada.receive() is BYE
+            await ada.close()
+            assert await ada.receive() is None
+
+    with running() as server:
+        asyncio.run(scenario(server.url + "room"))
+
+
+class Member:
+    """A peer of a mesh that says hello on a data channel to each of the others."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.heard: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+        self.id = ""
+
+    async def run(self) -> None:
+        async with join(self._url) as self.signaling:
+            self.id = self.signaling.self_id
+            self.mesh = Mesh(self.signaling, self._prepare)
+            await self.mesh.run()
+
+    def _prepare(self, connection: RTCPeerConnection, peer_id: str, offers: bool) -> None:
+        def use(channel) -> None:
+            channel.on("message", lambda text: self.heard.put_nowait((peer_id, text)))
+            greet = lambda: channel.send(f"hello from {self.id}")  # noqa: E731
+            if channel.readyState == "open":
+                greet()
+            else:
+                channel.on("open", greet)
+
+        connection.on("datachannel", use)
+        if offers:
+            use(connection.createDataChannel("chat"))
+
+
+def test_a_mesh_connects_everyone_to_everyone() -> None:
+    async def scenario(url: str) -> None:
+        members = [Member(url) for _ in range(3)]
+        running_members = [asyncio.create_task(member.run()) for member in members]
+        async with asyncio.timeout(SECONDS):
+            for member in members:
+                heard = {await member.heard.get() for _ in range(2)}
+                others = {other.id for other in members} - {member.id}
+                assert heard == {(other, f"hello from {other}") for other in others}
+            await members[0].signaling.leave()
+            await running_members[0]
+            assert members[0].mesh.connections == {}
+            async with join(url) as witness:
+                await members[1].signaling.leave()
+                await anext(message async for message in witness if isinstance(message, PeerLeft))
+            await members[2].signaling.leave()
+            await asyncio.gather(*running_members)
+
+    with running() as server:
+        asyncio.run(scenario(server.url + "room"))

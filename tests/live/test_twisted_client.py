@@ -1,0 +1,93 @@
+"""The Twisted client, in a program of its own, against a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from signaling.client import Answer, PeerJoined, PeerLeft, Signaling
+from tests.live.cutting import cutting
+from tests.live.test_python_client import RESUMING, joined, until
+from tests.live.twistd import Server, running
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SECONDS = 30
+
+
+@contextmanager
+def program(name: str, *arguments: str) -> Iterator[Server]:
+    """Run an example."""
+    command = [sys.executable, str(EXAMPLES / name), *arguments]
+    process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    watched = Server(process)
+    try:
+        yield watched
+    finally:
+        watched.end()
+
+
+async def echoes(ada: Signaling, echo_id: str, numbers: range) -> list[object]:
+    """Offer numbers to the echo, and return what it answers."""
+    heard = []
+    for number in numbers:
+        await ada.deliver("offer", echo_id, number)
+        heard += [message.payload for message in await until(ada, Answer) if isinstance(message, Answer)]
+    return heard
+
+
+def test_it_answers_over_a_cut_and_leaves_when_it_is_told_to() -> None:
+    async def scenario(server: Server) -> None:
+        async with cutting(server.port) as proxy, joined(server.url + "room") as ada:
+            with program("echo_service.py", f"ws://127.0.0.1:{proxy.port}/ws/room") as echo:
+                [there] = await until(ada, PeerJoined)
+                assert there.metadata == {"name": "echo"}
+                assert await echoes(ada, there.peer_id, range(5)) == list(range(5))
+                for _ in range(3):
+                    proxy.cut()
+                    assert await echoes(ada, there.peer_id, range(5)) == list(range(5))
+                await asyncio.to_thread(echo.wait_for, f"back as {there.peer_id}")
+                echo.process.terminate()
+                assert await until(ada, PeerLeft) == [PeerLeft(there.peer_id)]
+                assert await asyncio.to_thread(echo.process.wait, SECONDS) == 0
+                assert "Traceback" not in echo.log
+
+    with running(RESUMING) as server:
+        asyncio.run(asyncio.wait_for(scenario(server), SECONDS))
+
+
+def test_it_comes_back_to_a_restarted_server() -> None:
+    async def scenario(port: int) -> None:
+        async with joined(f"ws://127.0.0.1:{port}/ws/room") as ada:
+            if not ada.peers:
+                await until(ada, PeerJoined)
+            assert await echoes(ada, next(iter(ada.peers)), range(2)) == [0, 1]
+
+    with running() as first, program("echo_service.py", first.url + "room") as echo:
+        port = first.port
+        echo.wait_for("here as")
+        asyncio.run(asyncio.wait_for(scenario(port), SECONDS))
+        first.process.kill()
+        first.process.wait(SECONDS)
+        with running([f"--listen=tcp:{port}:interface=127.0.0.1"]):
+            asyncio.run(asyncio.wait_for(scenario(port), SECONDS))
+        assert echo.process.poll() is None
+        assert echo.log.count("here as") == 2
+        assert "Traceback" not in echo.log
+
+
+def test_it_ends_where_it_is_refused_for_good() -> None:
+    with running() as server, program("echo_service.py", server.url + "a/b") as echo:
+        echo.wait_for("HTTP 404")
+        assert echo.process.wait(SECONDS) == 0
+
+
+def test_the_mesh_of_the_examples_greets_everyone() -> None:
+    with running() as server, program("mesh_chat.py", server.url + "room", "Ada") as ada:
+        server.wait_for("joined 'room'")
+        with program("mesh_chat.py", server.url + "room", "Ben") as ben:
+            ada.wait_for("hello from Ben")
+            ben.wait_for("hello from Ada")

@@ -1,0 +1,71 @@
+"""When a client connects again, with a clock and a chance that are told what to say."""
+
+from __future__ import annotations
+
+import pytest
+from twisted.internet.task import Clock
+
+from signaling.client import Backoff, Refused
+from signaling.client.backoff import STABLE_SECONDS, Loss, refusal
+
+CUT = Loss("cut")
+
+
+def backoff(clock: Clock, chance: float) -> Backoff:
+    return Backoff(1.0, 10.0, clock=clock.seconds, chance=lambda: chance)
+
+
+def test_times_double_up_to_the_longest() -> None:
+    waits = backoff(Clock(), 0.0)
+    assert [waits.delay(CUT) for _ in range(6)] == [1, 2, 4, 8, 10, 10]
+
+
+def test_chance_takes_up_to_a_half() -> None:
+    waits = backoff(Clock(), 1.0)
+    assert [waits.delay(CUT) for _ in range(3)] == [0.5, 1, 2]
+
+
+@pytest.mark.parametrize(("lasted", "delay"), [(STABLE_SECONDS, 1), (STABLE_SECONDS - 1, 4)])
+def test_only_a_connection_that_lasted_starts_anew(lasted: float, delay: float) -> None:
+    clock = Clock()
+    waits = backoff(clock, 0.0)
+    waits.delay(CUT)
+    waits.delay(CUT)
+    waits.opened()
+    clock.advance(lasted)
+    assert waits.delay(CUT) == delay
+
+
+@pytest.mark.parametrize(
+    ("code", "least", "most"), [(1001, 0, 4), (1012, 0, 4), (1013, 1.25, 2.5), (1008, 5, 10), (1006, 0.5, 1)]
+)
+def test_a_close_code_tells_how_soon(code: int, least: float, most: float) -> None:
+    # Of a server that stops everyone comes back, so chance decides on the whole time; else on half of it.
+    delays = sorted(backoff(Clock(), chance).delay(Loss("closed", code)) for chance in (0.0, 1.0))
+    assert delays == [least, most]
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_retry_after_is_honoured_and_spread(status: int) -> None:
+    loss = refusal(status, "later", {"retry-after": "7"})
+    assert [backoff(Clock(), chance).delay(loss) for chance in (0.0, 1.0)] == [7, 8]
+
+
+@pytest.mark.parametrize("value", ["", "soon", "-1", "Tue, 01 Jan 2030 00:00:00 GMT"])
+def test_a_retry_after_that_is_no_number_of_seconds_counts_as_none(value: str) -> None:
+    assert refusal(503, "later", {"retry-after": value}).retry_after_seconds == 0
+
+
+def test_a_retry_after_of_days_is_cut() -> None:
+    assert refusal(503, "later", {"retry-after": "999999"}).retry_after_seconds == 3_600
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 405, 426])
+def test_what_would_be_refused_again_is_an_end(status: int) -> None:
+    with pytest.raises(Refused, match=str(status)):
+        refusal(status, "no", {})
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
+def test_what_passes_is_a_loss(status: int) -> None:
+    assert str(status) in refusal(status, "later", {}).reason

@@ -1,0 +1,266 @@
+"""One peer's session without I/O: a server is played by hand, message by message."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from signaling.client.messages import Error, IceServers, Offer, Peer, PeerJoined, PeerLeft, PeerList, Resume, Welcome
+from signaling.client.session import MOST_KEPT, Session
+
+URL = "ws://example.com/ws/room"
+
+
+class Played:
+    """A session, and the server that its connection leads to."""
+
+    def __init__(self, url: str = URL) -> None:
+        self.session = Session(url)
+
+    def hear(self, **message: Any) -> list[Any]:
+        """Let the session receive one message; returns what the application hears."""
+        self.session.receive(json.dumps(message))
+        return self.session.events()
+
+    def enter(self, own: str, *others: str, token: str | None = None, resumed: bool = False) -> list[Any]:
+        resume = {"resume": {"token": token, "window": 20}} if token else {}
+        heard = self.hear(type="welcome", selfId=own, **resume, **({"resumed": True} if resumed else {}))
+        return heard + self.hear(type="peer-list", peers=[{"id": other} for other in others])
+
+    def written(self) -> list[dict[str, Any]]:
+        return [json.loads(text) for text in self.session.writes()]
+
+    def pass_fence(self, fence: dict[str, Any]) -> list[Any]:
+        """Let a message to the session itself come back."""
+        assert fence["to"] == self.session.self_id
+        return self.hear(type=fence["type"], **{"from": fence["to"], "msgId": fence["msgId"]})
+
+    def claim(self) -> dict[str, list[str]]:
+        return parse_qs(urlsplit(self.session.url).query)
+
+
+@pytest.fixture
+def played() -> Played:
+    return Played()
+
+
+@pytest.mark.parametrize(
+    ("url", "metadata", "made"),
+    [
+        ("http://example.com/ws/room", None, "ws://example.com/ws/room"),
+        ("https://example.com/ws/a%2Fb", None, "wss://example.com/ws/a%2Fb"),
+        ("wss://example.com/ws/a room?x=1#top", None, "wss://example.com/ws/a%20room?x=1"),
+        (URL, {"name": "A&b"}, URL + "?metadata=%7B%22name%22%3A%22A%26b%22%7D"),
+        (URL + "?x=1", {}, URL + "?x=1&metadata=%7B%7D"),
+    ],
+)
+def test_the_url_names_the_topic_and_the_metadata(url: str, metadata: dict | None, made: str) -> None:
+    assert Session(url, metadata).url == made
+
+
+@pytest.mark.parametrize("url", ["example.com/ws/room", "ftp://example.com/ws/room", "ws:///ws/room"])
+def test_what_is_no_url_of_a_topic_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="for example"):
+        Session(url)
+
+
+def test_metadata_may_not_be_given_twice() -> None:
+    with pytest.raises(ValueError, match="twice"):
+        Session(URL + "?metadata=%7B%7D", {})
+
+
+def test_the_application_hears_typed_messages(played: Played) -> None:
+    assert played.enter("b", "a") == [Welcome("b"), PeerList([Peer("a")])]
+    assert played.hear(type="peer-joined", peerId="c", metadata={"n": 1}) == [PeerJoined("c", {"n": 1})]
+    assert played.session.peers == {"a": None, "c": {"n": 1}}
+    assert played.hear(type="peer-left", peerId="a") == [PeerLeft("a")]
+    assert played.hear(type="offer", **{"from": "c"}, payload=[1]) == [Offer("c", [1])]
+    servers = [{"urls": "stun:example.com"}]
+    assert played.hear(type="ice-servers", iceServers=servers) == [IceServers(servers)]
+    assert played.session.ice_servers == servers
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"type":"new"}', '{"type":"offer"}', "[" * 100_000, '{"type":"offer","from":1}']
+)
+def test_what_cannot_be_read_is_counted_and_left_out(played: Played, text: str) -> None:
+    played.enter("b", token="t")
+    played.session.receive(text)
+    assert played.session.events() == []
+    assert played.claim()["seen"] == ["3"]
+
+
+def test_a_lone_surrogate_of_a_browser_is_read(played: Played) -> None:
+    played.enter("b")
+    played.session.receive('{"type":"offer","from":"a","payload":"\\ud800"}')
+    assert played.session.events() == [Offer("a", "\ud800")]
+
+
+def test_a_token_reaches_no_log() -> None:
+    assert "secret" not in repr(Welcome("b", resume=Resume("secret", 20.0)))
+
+
+def test_every_message_since_the_first_welcome_is_counted(played: Played) -> None:
+    assert played.claim() == {}
+    played.enter("b", token="t1")
+    played.hear(type="peer-joined", peerId="c")
+    assert played.claim() == {"resume": ["t1"], "seen": ["3"]}
+    played.session.lost()
+    played.enter("b", "c", token="t2", resumed=True)
+    assert played.claim() == {"resume": ["t2"], "seen": ["5"]}
+    played.session.lost()
+    played.enter("d", "c", token="t3")
+    assert played.claim() == {"resume": ["t3"], "seen": ["2"]}
+
+
+@pytest.mark.parametrize("resumed", [True, False])
+def test_after_a_loss_only_what_changed_is_told_and_only_once(played: Played, resumed: bool) -> None:
+    played.enter("c", "a", "b", token="t")
+    played.session.lost()
+    own = "c" if resumed else "e"
+    welcome, *changes = played.enter(own, "b", "d", token="u", resumed=resumed)
+    assert isinstance(welcome, Welcome)
+    assert changes == [PeerLeft("a"), PeerJoined("d")]
+    # What was missed comes once more, and is no news.
+    assert played.hear(type="peer-left", peerId="a") == []
+    assert played.hear(type="peer-joined", peerId="d") == []
+
+
+def test_this_peers_former_self_is_nobody(played: Played) -> None:
+    played.enter("b", "a")
+    played.session.lost()
+    assert len(played.enter("c", "a", "b")) == 1
+    assert played.session.peers == {"a": None}
+    assert played.hear(type="peer-left", peerId="b") == []
+
+
+def test_a_message_is_kept_until_a_fence_tells_that_the_server_has_it(played: Played) -> None:
+    played.enter("b", "a", token="t")
+    ends: list[Error | None] = []
+    played.session.send("offer", "a", 1, ends.append)
+    offer, fence = played.written()
+    assert (offer["type"], offer["to"], offer["payload"]) == ("offer", "a", 1)
+    assert ends == []
+    assert played.pass_fence(fence) == []
+    assert ends == [None]
+    assert played.written() == []
+
+
+def test_one_fence_at_a_time_tells_of_all_before_it(played: Played) -> None:
+    played.enter("b", "a")
+    ends: list[Error | None] = []
+    played.session.send("offer", "a", 1, ends.append)
+    _, first = played.written()
+    played.session.send("offer", "a", 2, ends.append)
+    assert len(played.written()) == 1
+    played.pass_fence(first)
+    assert ends == [None]
+    [second] = played.written()
+    played.pass_fence(second)
+    assert ends == [None, None]
+
+
+def test_an_error_ends_its_message_and_no_other(played: Played) -> None:
+    played.enter("b", "a")
+    ends: list[Error | None] = []
+    refused = played.session.send("offer", "x", 1, ends.append)
+    played.session.send("offer", "a", 2)
+    *_, fence = played.written()
+    assert played.hear(type="error", code="target_not_found", message="peer not found", msgId=refused) == []
+    assert [error.code for error in ends if error] == ["target_not_found"]
+    played.pass_fence(fence)
+    assert len(ends) == 1
+
+
+def test_a_fence_that_is_refused_tells_as_much(played: Played) -> None:
+    played.enter("b", "a")
+    ends: list[Error | None] = []
+    played.session.send("offer", "a", 1, ends.append)
+    _, fence = played.written()
+    assert played.hear(type="error", code="rate_limited", message="slow down", msgId=fence["msgId"]) == []
+    assert ends == [None]
+
+
+def test_a_resumed_session_hears_what_it_missed_before_it_sends_again(played: Played) -> None:
+    played.enter("b", "a", token="t")
+    ends: list[Error | None] = []
+    dropped = played.session.send("offer", "a", 1, ends.append)
+    lost = played.session.send("offer", "a", 2, ends.append)
+    played.written()
+    played.session.lost()
+    played.enter("b", "a", token="u", resumed=True)
+    [fence] = played.written()
+    assert played.written() == []
+    played.hear(type="error", code="dropped", message="", msgId=dropped)
+    played.pass_fence(fence)
+    again, _ = played.written()
+    assert again["msgId"] == lost
+    assert [error and error.code for error in ends] == ["dropped"]
+
+
+def test_a_fence_of_the_former_connection_may_still_come_back(played: Played) -> None:
+    played.enter("b", "a", token="t")
+    ends: list[Error | None] = []
+    played.session.send("offer", "a", 1, ends.append)
+    _, former = played.written()
+    played.session.lost()
+    played.enter("b", "a", token="u", resumed=True)
+    [fence] = played.written()
+    played.pass_fence(former)
+    assert ends == [None]
+    assert played.written() == []
+    played.pass_fence(fence)
+    assert played.written() == []
+
+
+def test_what_was_sent_as_a_peer_that_is_gone_is_dropped(played: Played) -> None:
+    played.enter("b", "a", token="t")
+    msg_id = played.session.send("offer", "a", 1)
+    played.written()
+    played.session.lost()
+    errors = [event for event in played.enter("c", "a") if isinstance(event, Error)]
+    assert [(error.code, error.msg_id) for error in errors] == [("dropped", msg_id)]
+    assert played.written() == []
+
+
+def test_messages_wait_for_a_connection_up_to_a_bound(played: Played) -> None:
+    kept = [played.session.send("offer", "a", number) for number in range(MOST_KEPT)]
+    assert played.session.events() == []
+    too_many = played.session.send("offer", "a", "one more")
+    assert [error.msg_id for error in played.session.events()] == [too_many]
+    played.enter("b", "a")
+    assert [message["msgId"] for message in played.written()[:-1]] == kept
+
+
+def test_what_comes_twice_is_heard_once(played: Played) -> None:
+    played.enter("b", "a")
+    heard = [played.hear(type="offer", **{"from": sender}, msgId=f"~{number}") for sender, number in ARRIVING]
+    assert [bool(events) for events in heard] == [True, True, False, True, True, False]
+
+
+ARRIVING = [("a", 1), ("a", 2), ("a", 1), ("x", 1), ("a", 4), ("a", 4)]
+
+
+def test_a_msg_id_of_another_kind_is_nothing_to_go_by(played: Played) -> None:
+    played.enter("b", "a")
+    for msg_id in ("1", "1", "~", "~x", "fence 1 1"):
+        assert played.hear(type="offer", **{"from": "a"}, msgId=msg_id)
+
+
+def test_who_leaves_hears_what_became_of_the_rest(played: Played) -> None:
+    played.enter("b", "a", token="t")
+    played.session.send("offer", "a", 1)
+    played.session.leave()
+    assert [error.code for error in played.session.events()] == ["dropped"]
+    assert played.claim() == {}
+
+
+@pytest.mark.parametrize(("kind", "payload"), [("bye", 1), ("offer", float("nan")), ("offer", {1, 2})])
+def test_what_is_no_message_is_refused_at_once(played: Played, kind: str, payload: Any) -> None:
+    played.enter("b", "a")
+    with pytest.raises((ValueError, TypeError)):
+        played.session.send(kind, "a", payload)
+    assert played.written() == []
