@@ -69,6 +69,19 @@ class Outbox {
     this.#written = 0;
   }
 
+  /** Whether something went to a former connection, and nobody knows whether it arrived. */
+  get doubtful() {
+    return this.#entries.some(({ told }, index) => told && index >= this.#written);
+  }
+
+  /** The server answered a message: it will not be sent again. */
+  answered(msgId) {
+    const index = this.#entries.findIndex(({ message, told }) => told && message.msgId === msgId);
+    if (index < 0) return;
+    this.#entries.splice(index, 1);
+    if (index < this.#written) this.#written--;
+  }
+
   /** Takes out those messages for which `test` holds. */
   remove(test) {
     const removed = this.#entries.filter(({ message }) => test(message));
@@ -108,7 +121,9 @@ export class Signaling extends EventTarget {
   #seen = 0;
   #outbox = new Outbox();
   #messages = 0;
-  #fenced = false; // whether a message to this peer itself is under way
+  #fences = 0;
+  #fenced = 0; // the number of the message to this peer itself that is under way; 0 without one
+  #catchingUp = false; // whether what was missed, and tells what arrived, may still come
   #expecting = false; // whether the server has to be heard soon
   #heard = new Map(); // peer id -> the number of its last message
 
@@ -199,7 +214,8 @@ export class Signaling extends EventTarget {
     this.#socket = undefined;
     clearTimeout(this.#timer);
     this.#outbox.rewind();
-    this.#fenced = this.#expecting = false;
+    this.#expecting = this.#catchingUp = false;
+    this.#fenced = 0;
     if (this.#state === "open" && performance.now() - this.#openedAt >= MS.stable) this.#attempts = 0;
     const why = reason || (this.#state === "open" ? `the connection was lost (${code})` : `no connection (${code})`);
     if (!this.#reconnect) {
@@ -252,6 +268,7 @@ export class Signaling extends EventTarget {
   // -- What is sent --
 
   #flush() {
+    if (this.#catchingUp) return;
     this.#outbox.write((entry) => {
       this.#socket.send(entry.text);
       if (entry.told) return;
@@ -265,17 +282,19 @@ export class Signaling extends EventTarget {
 
   /** Sends a message to this peer itself: once it comes back, the server has all that was sent before it. */
   #fence() {
-    this.#fenced = true;
-    const msgId = `fence ${this.#outbox.unconfirmed}`;
+    this.#fenced = ++this.#fences;
+    const msgId = `fence ${this.#fenced} ${this.#outbox.unconfirmed}`;
     this.#socket.send(JSON.stringify({ type: "ice-candidate", to: this.#selfId, msgId }));
     if (!this.#expecting) this.#watch(MS.echo, () => this.#abandon("the server is silent"));
     this.#expecting = true;
   }
 
-  #passed(number) {
-    this.#fenced = false;
+  #passed(fence, number) {
     this.#outbox.confirm(number);
-    if (this.#outbox.unconfirmed) this.#fence();
+    if (fence !== this.#fenced) return;
+    this.#fenced = 0;
+    this.#catchingUp = false;
+    if (this.#state === "open") this.#flush();
   }
 
   #watch(ms, late) {
@@ -296,8 +315,8 @@ export class Signaling extends EventTarget {
       this.#expecting = false;
       this.#watch(MS.idle, () => this.#fence());
     }
-    const fence = /^fence (\d+)$/.exec(message.msgId);
-    if (fence && (message.from === this.#selfId || message.type === "error")) this.#passed(Number(fence[1]));
+    const fence = /^fence (\d+) (\d+)$/.exec(message.msgId)?.slice(1).map(Number);
+    if (fence && (message.from === this.#selfId || message.type === "error")) this.#passed(...fence);
     else if (!this.#repeated(message)) this.#take(message);
   }
 
@@ -312,6 +331,7 @@ export class Signaling extends EventTarget {
 
   #take(message) {
     if (message.type === "welcome") this.#enter(message);
+    else if (message.type === "error") this.#outbox.answered(message.msgId);
     else if (message.type === "ice-servers") this.#iceServers = message.iceServers;
     emit(this, "received", message);
     if (this.#state === "closed") return; // A listener left.
@@ -350,10 +370,12 @@ export class Signaling extends EventTarget {
     this.#watch(MS.idle, () => this.#fence());
     const isThere = (id) => this.#peers.has(id) || id === this.#selfId;
     this.#refuse("target_not_found", before ? this.#outbox.remove(({ to }) => !isThere(to)) : []);
+    this.#catchingUp = this.#outbox.doubtful;
     this.#change("open");
     this.#settle.resolve();
     emit(this, "peer-list", message);
     if (this.#state !== "open") return; // A listener left.
+    if (this.#catchingUp) this.#fence();
     this.#flush();
     if (before) this.#compare(before);
   }

@@ -35,6 +35,12 @@ class FakeSocket extends EventTarget {
     }
   }
 
+  /** Returns the latest fence, as the server does once it has all before it. */
+  echo() {
+    const { type, to, msgId } = this.sent.findLast(({ msgId }) => msgId.startsWith("fence"));
+    this.receive({ type, from: to, msgId });
+  }
+
   lose(code = 1006, reason = "") {
     this.dispatchEvent(Object.assign(new Event("close"), { code, reason }));
   }
@@ -114,11 +120,13 @@ test("a resumed session goes on where it was, with what was not confirmed", () =
   assert.equal(sockets[1].url.search.split("&").slice(1).join("&"), "resume=a%20token&seen=3");
   sockets[1].receive(welcome("me", RESUMED), list("a", "c"), { type: "peer-left", peerId: "b" });
   sockets[1].receive({ type: "peer-joined", peerId: "c" }, { type: "offer", from: "c", payload: "y" });
+  assert.deepEqual(sockets[1].texts, []);
+  sockets[1].echo();
   assert.deepEqual(sockets[1].texts, [1, 2]);
   assert.deepEqual(told, ["offer x", "peer-left b", "peer-joined c", "offer y"]);
   sockets[1].lose();
   pass(60_000);
-  assert.match(sockets[2].url.search, /&resume=another%20token&seen=8$/);
+  assert.match(sockets[2].url.search, /&resume=another%20token&seen=9$/);
 });
 
 test("a session that is not resumed is another peer's", () => {
@@ -167,12 +175,27 @@ test("a message to itself tells what arrived, and nobody hears of it", () => {
   sockets[0].receive({ type: fence.type, from: "me", msgId: fence.msgId });
   sockets[0].lose();
   reconnect(welcome("me", RESUMED), list("a"));
+  sockets[1].echo();
   assert.deepEqual(sockets[1].texts, [2]);
   assert.equal(received, 2);
   assert.deepEqual(told, []);
   sockets[1].lose();
   pass(60_000);
-  assert.match(sockets[2].url.search, /&seen=5$/);
+  assert.match(sockets[2].url.search, /&seen=6$/);
+});
+
+test("what the server answered, or turns out to have, is not sent again", () => {
+  const { signaling } = open(RESUME, "a");
+  const [refused] = [1, 2, 3].map((number) => signaling.send("offer", "a", number));
+  const [, { msgId }] = sockets[0].sent;
+  sockets[0].lose();
+  signaling.send("offer", "a", 4);
+  reconnect(welcome("me", RESUMED), list("a"));
+  sockets[1].receive({ type: "ice-candidate", from: "me", msgId });
+  sockets[1].receive({ type: "error", code: "dropped", msgId: refused });
+  assert.deepEqual(sockets[1].texts, []);
+  sockets[1].echo();
+  assert.deepEqual(sockets[1].texts, [2, 3, 4]);
 });
 
 test("without resuming a sent message is a sent message", () => {
