@@ -21,7 +21,7 @@ try:
     from aiortc.contrib.signaling import BYE
     from aiortc.sdp import candidate_from_sdp, candidate_to_sdp
 except ImportError as missing:
-    raise ImportError("this needs aiortc: pip install 'twisted-signaling[aiortc]'") from missing
+    raise ImportError("this needs aiortc: pip install 'twisted-signaling[client]'") from missing
 
 __all__ = ["BYE", "TopicSignaling", "add_signaling_arguments", "create_signaling"]
 

@@ -20,7 +20,7 @@ from signaling.client.topic import Signaling
 try:
     from aiortc import InvalidStateError, RTCConfiguration, RTCIceServer, RTCPeerConnection
 except ImportError as missing:
-    raise ImportError("this needs aiortc: pip install 'twisted-signaling[aiortc]'") from missing
+    raise ImportError("this needs aiortc: pip install 'twisted-signaling[client]'") from missing
 
 _log = logging.getLogger("signaling.client")
 _IDENTITY = re.compile(r"^a=(?:ice-ufrag|fingerprint):.*$", re.MULTILINE)

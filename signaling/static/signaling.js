@@ -4,7 +4,8 @@
  * The types, and what everything means, stand in signaling.d.ts; docs/clients.md tells what happens at each kind of loss.
  */
 
-const RELAYED = ["offer", "answer", "ice-candidate"];
+// The messages that change nothing here but the ICE servers.
+const OTHERS = ["offer", "answer", "ice-candidate", "error", "ice-servers"];
 
 // The metadata key under which a peer is known again when it comes back with another id.
 const INSTANCE = "instance";
@@ -98,7 +99,7 @@ export class Signaling extends EventTarget {
   #listening = new AbortController();
 
   #socket; // whose messages count
-  #abandoned; // one that seems dead
+  #abandoned = new Set(); // those that seem dead
   #timer; // of the present state
   #openedAt;
   #attempts = 0;
@@ -184,9 +185,14 @@ export class Signaling extends EventTarget {
   /** Leaves a connection that seems dead to itself. */
   #abandon(reason) {
     // A close frame would end the session that the next connection resumes, should it arrive after all.
-    this.#abandoned?.close();
-    this.#abandoned = this.#socket;
+    if (this.#socket.readyState === WebSocket.CONNECTING) this.#socket.close();
+    else this.#abandoned.add(this.#socket);
     this.#lose(1006, reason);
+  }
+
+  #forget() {
+    for (const socket of this.#abandoned) socket.close();
+    this.#abandoned.clear();
   }
 
   #lose(code, reason) {
@@ -229,7 +235,7 @@ export class Signaling extends EventTarget {
 
   #end(why, rejection) {
     this.#socket = undefined;
-    this.#abandoned?.close();
+    this.#forget();
     clearTimeout(this.#timer);
     this.#listening.abort();
     this.#settle.reject(rejection);
@@ -306,16 +312,14 @@ export class Signaling extends EventTarget {
 
   #take(message) {
     if (message.type === "welcome") this.#enter(message);
+    else if (message.type === "ice-servers") this.#iceServers = message.iceServers;
     emit(this, "received", message);
     if (this.#state === "closed") return; // A listener left.
-    if (message.type === "peer-list") this.#list(message);
-    else if (message.type === "ice-servers") this.#iceServers = message.iceServers;
     if (message.type === "welcome") this.#welcome(message);
+    else if (message.type === "peer-list") this.#list(message);
     else if (message.type === "peer-joined") this.#joined(message);
     else if (message.type === "peer-left") this.#left(message);
-    else if (RELAYED.includes(message.type) || ["error", "ice-servers"].includes(message.type)) {
-      emit(this, message.type, message);
-    }
+    else if (OTHERS.includes(message.type)) emit(this, message.type, message);
   }
 
   #enter({ selfId, iceServers, resume, resumed }) {
@@ -327,8 +331,7 @@ export class Signaling extends EventTarget {
     this.#selfId = selfId;
     this.#token = resume?.token;
     this.#iceServers = iceServers ?? [];
-    this.#abandoned?.close();
-    this.#abandoned = undefined;
+    this.#forget();
   }
 
   #welcome(message) {
@@ -569,7 +572,7 @@ class Peer {
   undelivered(msgId, code) {
     const entry = this.#sent.get(msgId);
     this.#sent.delete(msgId);
-    if (!entry || !["dropped", "rate_limited"].includes(code)) return;
+    if (!entry || !["dropped", "rate_limited"].includes(code) || this.#signaling.state === "closed") return;
     if (entry.type === "offer" && entry.number < this.#lastOffer) return;
     this.#waiting.push(entry);
     this.#waiting.sort((one, other) => one.number - other.number);

@@ -213,14 +213,14 @@ SEND_A_THOUSAND = """
   await Promise.all(pair.map(({ signaling }) => signaling.ready));
   // Whether the last message was refused is known once a message to oneself came back.
   globalThis.sending = (async () => {
-    const { signaling, relayed } = sender;
+    const { signaling } = sender;
     const refused = new Set();
     signaling.addEventListener("error", ({ detail }) => refused.add(detail.msgId));
     for (let number = 0; number < 1000; ) {
       const msgId = signaling.send("ice-candidate", receiver.signaling.selfId, { number });
-      const fences = relayed.length + 1;
+      const passed = new Promise((done) => signaling.addEventListener("ice-candidate", done, { once: true }));
       signaling.send("ice-candidate", signaling.selfId, "a fence");
-      await p.until(() => relayed.length === fences, "the fence");
+      await passed;
       if (!refused.has(msgId)) number++;
     }
   })();
@@ -231,7 +231,8 @@ def test_resumed_sessions_lose_nothing_in_twenty_cuts(page: webdriver.Chrome) ->
     with running(["--port=0", "--resume-window=60"]) as server, proxied(server.port) as proxy:
         run(page, SEND_A_THOUSAND, f"ws://127.0.0.1:{proxy.port}/ws/room")
         for cut in range(20):
-            wait_until(page, f"pair[1].relayed.length > {cut * 48 + 5}")
+            open_again = "pair.every(({ signaling }) => signaling.state === 'open')"
+            wait_until(page, f"pair[1].relayed.length > {cut * 48 + 5} && {open_again}")
             proxy.cut()
             wait_until(page, "pair.every(({ signaling }) => signaling.state === 'waiting')")
             proxy.allow()
@@ -239,7 +240,8 @@ def test_resumed_sessions_lose_nothing_in_twenty_cuts(page: webdriver.Chrome) ->
             page,
             """
               await sending;
-              await p.until(() => pair[1].relayed.length >= 1000, "all have come");
+              const open = () => pair.every(({ signaling }) => signaling.state === "open");
+              await p.until(() => pair[1].relayed.length >= 1000 && open(), "all have come");
               return {
                 numbers: pair[1].relayed.map(({ payload }) => payload.number),
                 left: pair.flatMap(({ left }) => left),
@@ -395,10 +397,10 @@ def test_what_is_dropped_is_sent_again_in_order(page: webdriver.Chrome) -> None:
         away.signaling.addEventListener(type, ({ detail }) => received.push(JSON.stringify(detail.payload)));
       }
       dispatchEvent(new Event("online"));
-      await p.allLinked([caller, away]);
+      await p.until(() => [caller, away].every((one) => p.linked(one, 1)), "what was dropped is sent again", 5_000);
       const made = new Set(sent.map((payload) => JSON.stringify(payload)));
       const order = [...made].filter((text) => received.includes(text));
-      return [caller.errors.every((code) => code === "dropped"), received, order];
+      return [caller.errors.every((code) => code === "dropped"), received, order, away.sent.includes("offer")];
     """
     options = ["--port=0", "--resume-window=60", "--high-water-mark=1"]
     with running(options) as server, proxied(server.port) as proxy:
@@ -406,9 +408,10 @@ def test_what_is_dropped_is_sent_again_in_order(page: webdriver.Chrome) -> None:
         proxy.cut()
         run(page, call, server.url + "room")
         proxy.allow()
-        dropped, received, order = run(page, end)
+        dropped, received, order, offered_itself = run(page, end)
     assert dropped
     assert received == order != []
+    assert not offered_itself
 
 
 def test_an_aborted_signal_leaves(page: webdriver.Chrome) -> None:
@@ -487,7 +490,7 @@ def test_refused_turn_credentials_are_replaced_by_newer_ones(page: webdriver.Chr
           credentials.add(connection.getConfiguration().iceServers[0].username);
         }
         return credentials.size >= 4 && ufrags.size >= 5; // One stands for messages without.
-      }, "each side has newer credentials and gathers anew");
+      }, "each side has newer credentials and gathers anew", 6_000);
       return pair.map(({ received }) => received.includes("ice-servers"));
     """
     with unauthorized_turn() as port:
@@ -510,6 +513,50 @@ def test_the_documented_page_does_what_it_says(browser: webdriver.Chrome, pages:
         browser.close()
         browser.switch_to.window(first)
         wait_until(browser, f"/: over the wire\\nAda \\d+ is gone/.test({written})")
+
+
+def test_closing_is_a_goodbye(page: webdriver.Chrome) -> None:
+    script = """
+      const heard = [];
+      const goodbyes = {
+        mesh: ({ mesh }) => mesh.close(),
+        signaling: ({ signaling }) => signaling.leave(),
+        channel: ({ mesh }) => [...mesh.peers.values()][0].channel.close(),
+      };
+      for (const [what, channel] of [["mesh", false], ["signaling", true], ["channel", true]]) {
+        const [stays, leaves] = [1, 2].map(() => p.peer(given[0] + what, {}, { channel }));
+        leaves.mesh.addTrack(document.createElement("canvas").captureStream().getVideoTracks()[0]);
+        const connected = (one) => p.connections(one)[0]?.connectionState === "connected";
+        await p.until(() => connected(stays) && connected(leaves), "they are connected");
+        goodbyes[what](leaves);
+        await p.until(() => stays.removed.length, `a goodbye by the ${what}`, 2_000);
+      }
+    """
+    with running() as server:
+        run(page, script, server.url)
+
+
+def test_a_peer_that_began_anew_without_a_goodbye_gets_a_new_connection(page: webdriver.Chrome) -> None:
+    script = """
+      const { Mesh } = await import("/signaling.js");
+      const unheard = (prototype, goodbye) => {
+        prototype.addEventListener = function (type, ...rest) {
+          if (type !== goodbye) EventTarget.prototype.addEventListener.call(this, type, ...rest);
+        };
+      };
+      unheard(RTCDataChannel.prototype, "close");
+      unheard(RTCDtlsTransport.prototype, "statechange");
+      const [stays, leaves] = [1, 2].map(() => p.peer(given[0]));
+      await p.allLinked([stays, leaves]);
+      const [connection] = p.connections(stays);
+      leaves.mesh.close();
+      leaves.mesh = new Mesh(leaves.signaling);
+      const begun = () => stays.added.length === 2 && p.linked(stays, 1) && p.linked(leaves, 1);
+      await p.until(begun, "there is a new connection", 5_000);
+      return [stays.removed.length, connection.connectionState];
+    """
+    with running() as server:
+        assert run(page, script, server.url + "room") == [1, "closed"]
 
 
 FAIL = """

@@ -9,6 +9,8 @@ let sockets;
 let now;
 
 class FakeSocket extends EventTarget {
+  static CONNECTING = 0;
+  readyState = FakeSocket.CONNECTING;
   sent = [];
   closed;
 
@@ -27,6 +29,7 @@ class FakeSocket extends EventTarget {
   }
 
   receive(...messages) {
+    this.readyState = 1;
     for (const message of messages) {
       this.dispatchEvent(Object.assign(new Event("message"), { data: JSON.stringify(message) }));
     }
@@ -203,11 +206,14 @@ test("a server that falls silent is left for a new connection, which takes the s
   assert.equal(sockets.length, 2);
   // A close frame that arrives after all would end the session.
   assert.equal(sockets[0].closed, undefined);
-  sockets[1].receive(welcome("me", RESUMED));
+  pass(15_000);
+  pass(1_000);
+  assert.deepEqual(sockets.map(({ closed }) => closed), [undefined, "without a code", undefined]);
+  sockets[2].receive(welcome("me", RESUMED));
   assert.equal(sockets[0].closed, "without a code");
 });
 
-test("a server that answers is not left", () => {
+test("a server that answers is not left until it falls silent", () => {
   const { signaling } = open({});
   for (let minute = 0; minute < 10; minute++) {
     pass(30_000);
@@ -216,6 +222,9 @@ test("a server that answers is not left", () => {
     pass(10_000);
   }
   assert.equal(signaling.state, "open");
+  pass(20_000);
+  pass(10_000);
+  assert.equal(signaling.state, "waiting");
 });
 
 test("a connection that does not open is given up", () => {
