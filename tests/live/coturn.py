@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.live.twistd import Server
@@ -35,14 +36,32 @@ def coturn(folder: Path, secret: str, *options: str) -> Iterator[Server]:
         f"--userdb={folder}/turndb",
         *options,
     ]
-    process = subprocess.Popen(command, text=True, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    server = Server(process)
-    server.port = port
-    try:
-        server.wait_for(r"UDP listener opened")
-        yield server
-    finally:
-        server.end()
+    for _ in range(3):
+        process = subprocess.Popen(command, text=True, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        server = Server(process)
+        server.port = port
+        try:
+            server.wait_for(r"UDP listener opened")
+            # Now and then, on a busy machine, coturn starts and stays deaf.
+            if answers(port):
+                yield server
+                return
+        finally:
+            server.end()
+    raise AssertionError("coturn answers no STUN request")
+
+
+def answers(port: int) -> bool:
+    """Tell whether a STUN binding request is answered."""
+    request = bytes.fromhex("000100002112a442") + os.urandom(12)
+    with socket.socket(type=socket.SOCK_DGRAM) as client:
+        client.settimeout(0.5)
+        client.connect(("127.0.0.1", port))
+        for _ in range(6):
+            with suppress(OSError):
+                client.send(request)
+                return client.recv(2048)[8:20] == request[8:]
+    return False
 
 
 def free_port() -> int:
