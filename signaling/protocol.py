@@ -6,6 +6,7 @@ everything else is handed, with the bytes read so far, to a ``twisted.web`` site
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 _PREFIX = b"/ws/"
 _POLICY_VIOLATION = 1008
+_SERVICE_RESTART = 1012
 # Joining a topic takes some 5 us for each peer in it, and peers often come in crowds.
 _CROWD = 32
 _TRY_AGAIN_LATER = 1013
@@ -328,6 +330,7 @@ class SignalingFactory(LeanWebSocketFactory):
     Attributes:
         topics: who is there, by topic.
         counters: what happened so far.
+        retiring: whether the server is about to stop.
         draining: whether nobody is let in any more.
         admission: who may come in.
         sessions: who lost a connection and may come back.
@@ -350,12 +353,7 @@ class SignalingFactory(LeanWebSocketFactory):
         reactor: IReactorTime | None = None,
         log_level: NamedConstant = LogLevel.info,
     ) -> None:
-        if reactor is None:
-            # Importing the global reactor installs it, which is the application's to decide.
-            from twisted.internet import reactor as global_reactor  # noqa: PLC0415
-
-            reactor = global_reactor
-        assert reactor is not None
+        reactor = reactor or _global_reactor()
         super().__init__(limits or Limits(), reactor)
         self.topics: TopicMap[Peer] = TopicMap(self.limits.max_peers_per_topic, self.limits.max_peer_list_bytes)
         self.counters = Counters()
@@ -375,7 +373,9 @@ class SignalingFactory(LeanWebSocketFactory):
         # Asked before an event is made, which takes more than most of what the server does for a connection.
         self.logs_debug = log_level <= LogLevel.debug
         self.logs_info = log_level <= LogLevel.info
+        self.retiring = False
         self.draining = False
+        self._farewells: list[Any] = []
         self._drains: list[Deferred[None]] = []
 
     @property
@@ -459,10 +459,21 @@ class SignalingFactory(LeanWebSocketFactory):
             reason=refused.reason,
         )
 
-    def drain(self) -> Deferred[None]:
-        """Send every connection a close frame 1001 and wait until all are gone.
+    def retire(self) -> None:
+        """Say on ``/readyz`` that the server is about to stop; newcomers are still let in."""
+        self.retiring = True
 
-        Listening has to be stopped before. What is not gone after the shutdown timeout is aborted.
+    @property
+    def unready(self) -> list[str]:
+        """Why a balancer should send newcomers elsewhere; empty where it should not."""
+        return ["the server is stopping"] if self.retiring or self.draining else []
+
+    def drain(self) -> Deferred[None]:
+        """Send every connection a close frame and wait until all are gone.
+
+        It is 1001 at once, or 1012 at random moments within ``Limits.drain_spread_seconds``: who is closed comes back,
+        and not all in one second. Listening has to be stopped before. What is not gone a shutdown timeout after the
+        last close frame is aborted.
 
         Returns:
             Fires when no connection is left.
@@ -471,13 +482,24 @@ class SignalingFactory(LeanWebSocketFactory):
         self._drains.append(drained)
         if not self.draining:
             self.draining = True
-            for connection in tuple(self.connections):
-                connection.goAway()
+            self._say_farewell(self.limits.drain_spread_seconds)
             self.sessions.close()
-        timeout = self.reactor.callLater(self.limits.shutdown_timeout_seconds, self.abort)
-        drained.addBoth(lambda result: timeout.cancel() if timeout.active() else None)
+        patience = self.limits.drain_spread_seconds + self.limits.shutdown_timeout_seconds
+        timeout = self.reactor.callLater(patience, self.abort)
+        drained.addBoth(lambda _: _cancel([timeout, *self._farewells]))
         self.connection_gone()
         return drained
+
+    def _say_farewell(self, spread_seconds: float) -> None:
+        connections = tuple(self.connections)
+        if spread_seconds:
+            self._farewells = [
+                self.reactor.callLater(random.uniform(0, spread_seconds), connection.goAway, _SERVICE_RESTART)
+                for connection in connections
+            ]
+            return
+        for connection in connections:
+            connection.goAway()
 
     def connection_gone(self) -> None:
         """Notice the end of the last connection."""
@@ -499,6 +521,19 @@ class SignalingFactory(LeanWebSocketFactory):
         """End every connection at once, without a word."""
         for connection in tuple(self.connections):
             connection.closeLate()
+
+
+def _global_reactor() -> Any:
+    # Importing it installs it, which is the application's to decide.
+    from twisted.internet import reactor  # noqa: PLC0415
+
+    return reactor
+
+
+def _cancel(calls: Iterable[Any]) -> None:
+    for call in calls:
+        if call.active():
+            call.cancel()
 
 
 def address_text(address: Any) -> str:

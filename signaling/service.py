@@ -7,11 +7,13 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from twisted.application.service import MultiService, Service
-from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, gatherResults, inlineCallbacks, maybeDeferred
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.task import deferLater
 from twisted.logger import FilteringLogObserver, LogLevelFilterPredicate, globalLogPublisher
 from twisted.python.failure import Failure
 
@@ -37,6 +39,7 @@ class SignalingService(Service):
         self._listeners = listeners
         self._ports: list[IListeningPort] = []
         self._asked = False
+        self._delay: Deferred[None] | None = None
 
     @property
     def addresses(self) -> list[Any]:
@@ -50,7 +53,7 @@ class SignalingService(Service):
             StartError: where it cannot; then it listens nowhere.
         """
         self._asked = True
-        self.factory.draining = False
+        self.factory.retiring = self.factory.draining = False
         for where, endpoint in self._listeners:
             failures: list[Failure] = []
             listening = endpoint.listen(self.factory).addCallback(self._listening)
@@ -90,10 +93,25 @@ class SignalingService(Service):
         ports, self._ports = self._ports, []
         return gatherResults([maybeDeferred(port.stopListening) for port in ports])
 
+    def hurry(self) -> None:
+        """Stop without any further wait."""
+        if self._delay is not None:
+            self._delay.cancel()
+        self.factory.abort()
+
     @inlineCallbacks
     def stopService(self) -> Any:
-        """Stop to listen, then drain; fires when no connection is left, at the latest after the shutdown timeout."""
+        """Wait for the drain delay, stop to listen, then drain.
+
+        Returns:
+            Fires when no connection is left, at the latest after the delay, the spread and the shutdown timeout.
+        """
         super().stopService()
+        self.factory.retire()
+        if self._ports and self.factory.limits.drain_delay_seconds:
+            self._delay = deferLater(self.factory.reactor, self.factory.limits.drain_delay_seconds)
+            with suppress(CancelledError):
+                yield self._delay
         yield self._stop_listening()
         peers = sum(map(len, self.factory.topics))
         if peers:
@@ -107,6 +125,7 @@ class TwistdService(MultiService):
     def __init__(self, service: SignalingService, options: Options) -> None:
         super().__init__()
         self._options = options
+        self._service = service
         self._factory = service.factory
         self._do_without_pid_file()
         self._stopping = False
@@ -147,7 +166,7 @@ class TwistdService(MultiService):
         name = signal.Signals(received).name
         if self._stopping:
             self._factory.log.info("{signal} again: not waiting any longer", signal=name)
-            self._factory.abort()
+            self._service.hurry()
         else:
             self._stopping = True
             self._factory.log.info("{signal}: stopping", signal=name)

@@ -481,10 +481,10 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         self._abandon_queue()
         self.transport.abortConnection()
 
-    def goAway(self) -> None:
+    def goAway(self, code: int = GOING_AWAY) -> None:
         """End the connection because the server stops."""
         if self.state == self.STATE_OPEN:
-            self.close(GOING_AWAY, "the server is stopping")
+            self.close(code, "the server is stopping")
         elif self.state == self.STATE_CONNECTING:
             self._full_close()
 

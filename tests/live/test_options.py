@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -254,6 +255,36 @@ def test_no_secret_is_logged_at_any_level(level: str, tmp_path: Path) -> None:
 
 
 # Signals
+
+
+def test_during_the_drain_delay_newcomers_are_let_in_and_readyz_says_503() -> None:
+    with running(["--port", "0", "--drain-delay", "1.5", "--drain-spread", "0.5"]) as server:
+        address = f"http://127.0.0.1:{server.port}"
+        with urllib.request.urlopen(f"{address}/readyz", timeout=5) as answer:
+            assert json.load(answer) == {"ready": True}
+        with connect(server.url + "room") as early:
+            early.recv(5)
+            server.process.send_signal(signal.SIGTERM)
+            server.wait_for("SIGTERM: stopping")
+            with pytest.raises(urllib.error.HTTPError) as unready:
+                urllib.request.urlopen(f"{address}/readyz", timeout=5)
+            assert unready.value.code == 503
+            assert json.load(unready.value) == {"ready": False, "reasons": ["the server is stopping"]}
+            with urllib.request.urlopen(f"{address}/healthz", timeout=5) as answer:
+                assert answer.status == 200
+            with connect(server.url + "room") as late:
+                assert json.loads(late.recv(5))["type"] == "welcome"
+            list(early)
+            assert early.close_code == 1012
+        assert server.process.wait(20) == 0
+
+
+def test_a_second_signal_ends_the_drain_delay() -> None:
+    with running(["--port", "0", "--drain-delay", "3600"]) as server:
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for("SIGTERM: stopping")
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
