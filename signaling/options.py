@@ -111,6 +111,7 @@ class Options(usage.Options):
     optParameters: list[list[Any]] = [  # noqa: RUF012
         ["port", "p", None, f"Port on all interfaces, IPv6 and IPv4. [default: $PORT or {DEFAULT_PORT}]"],
         ["log-level", None, None, "debug, info, warn or error. [default: $LOG_LEVEL or info]"],
+        ["metrics-listen", None, None, "Twisted endpoint that serves /metrics in place of the port."],
         ["ice-servers", None, None, "File with a JSON array of RTCIceServer dictionaries for every peer."],
         ["turn-secret-file", None, None, "File with the TURN servers' shared secret. [default: $TURN_SECRET]"],
         ["turn-ttl", None, str(DEFAULT_TTL_SECONDS), "Seconds that a TURN credential is good; renewed at half of it."],
@@ -118,6 +119,7 @@ class Options(usage.Options):
     ]
 
     optFlags: list[list[Any]] = [  # noqa: RUF012
+        ["metrics", None, "Serve /metrics for Prometheus (needs the extra metrics)."],
         ["serve-client", None, "Serve /signaling.js, the client for browsers."],
         ["demo", None, "Serve a demo at /, and /signaling.js."],
     ]

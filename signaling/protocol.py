@@ -24,7 +24,7 @@ from signaling.addresses import Client, TrustedProxies
 from signaling.admission import Admission, Place
 from signaling.counters import Counters
 from signaling.deadlines import Deadlines
-from signaling.errors import ErrorCode, Refused, Rejected
+from signaling.errors import Ending, ErrorCode, Refused, Rejected
 from signaling.frames import PING, frame
 from signaling.ice import IceServers
 from signaling.ids import PeerIds
@@ -118,6 +118,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
     def handshakeLate(self) -> None:
         """End a connection whose request did not come in time, and say so in the log."""
         super().handshakeLate()
+        self.factory.counters.requests_late += 1
         self._log_refusal(self.end_reason)
 
     def _log_refusal(self, reason: str) -> None:
@@ -163,6 +164,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
             self._log_entry("{address} was refused {topic!r}: {reason}", join, reason=rejected.text)
             return
         self._peer = peer
+        factory.counters.joins += 1
         self._log_entry("{peer} joined {topic!r} from {address}", join, peer=peer.id)
 
     def _come_back(self, join: Join, claim: Claim) -> bool:
@@ -246,6 +248,14 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
             peer.renew(text)
             self.factory.renewals.set(self)
 
+    def onQueueFull(self, depth: int) -> None:
+        """Count how full a queue was that refused something."""
+        self.factory.counters.depths.add(depth)
+
+    def onRoundTrip(self, seconds: float) -> None:
+        """Count how long a ping and its pong took."""
+        self.factory.counters.round_trips.add(seconds)
+
     # What a resumable peer asks
 
     def pingMark(self) -> bytes:
@@ -307,6 +317,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
             self.factory.log_departure("{peer} may come back to {topic!r}: {reason}", peer, self.end_reason)
             return
         self.factory.log_departure("{peer} left {topic!r}: {reason}", peer, self.end_reason)
+        self.factory.counters.leaves[self.ending] += 1
         peer.detach()
         peer.leave()
 
@@ -423,6 +434,7 @@ class SignalingFactory(LeanWebSocketFactory):
             self.log.info(text, peer=peer.id, topic=peer.topic.name, reason=reason)
 
     def _not_back(self, peer: Peer, reason: str) -> None:
+        self.counters.leaves[Ending.STOPPING if self.draining else Ending.NOT_BACK] += 1
         self.log_departure("{peer} left {topic!r}: {reason}", peer, reason)
 
     def rest(self) -> None:

@@ -8,20 +8,32 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.application.service import MultiService, Service
 from twisted.internet.defer import CancelledError, Deferred, gatherResults, inlineCallbacks, maybeDeferred
-from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import deferLater
 from twisted.logger import FilteringLogObserver, LogLevelFilterPredicate, globalLogPublisher
 from twisted.python.failure import Failure
+from twisted.web.resource import Resource
+from twisted.web.server import Site
 
 from signaling.descriptors import raise_file_limit
 from signaling.errors import StartError
-from signaling.listening import accept_few, endpoints, start_error
+from signaling.listening import Listener, accept_few, endpoint, listeners, start_error
 from signaling.options import Options
 from signaling.protocol import SignalingFactory, address_text
+
+
+class Companion(Protocol):
+    """What runs as long as a service does."""
+
+    def start(self) -> None:
+        """Start."""
+
+    def stop(self) -> None:
+        """Stop."""
 
 
 class SignalingService(Service):
@@ -29,14 +41,18 @@ class SignalingService(Service):
 
     Args:
         factory: the server.
-        listeners: where it listens, each with the words that name it in an error.
+        listeners: where it listens.
+        companions: what runs as long as it does.
     """
 
     name = "signaling"
 
-    def __init__(self, factory: SignalingFactory, listeners: Sequence[tuple[str, IStreamServerEndpoint]]) -> None:
+    def __init__(
+        self, factory: SignalingFactory, listeners: Sequence[Listener], companions: Sequence[Companion] = ()
+    ) -> None:
         self.factory = factory
         self._listeners = listeners
+        self._companions = companions
         self._ports: list[IListeningPort] = []
         self._asked = False
         self._delay: Deferred[None] | None = None
@@ -54,9 +70,9 @@ class SignalingService(Service):
         """
         self._asked = True
         self.factory.retiring = self.factory.draining = False
-        for where, endpoint in self._listeners:
+        for where, place, protocols in self._listeners:
             failures: list[Failure] = []
-            listening = endpoint.listen(self.factory).addCallback(self._listening)
+            listening = place.listen(protocols or self.factory).addCallback(self._listening)
             # Twisted's own endpoints fail at once; others may take their time, and then only the log is left to tell.
             if listening.called:
                 listening.addErrback(failures.append)
@@ -75,6 +91,8 @@ class SignalingService(Service):
         if not self._asked:
             self.privilegedStartService()
         super().startService()
+        for companion in self._companions:
+            companion.start()
 
     def _listening(self, port: IListeningPort) -> None:
         if not self._asked:
@@ -107,6 +125,8 @@ class SignalingService(Service):
             Fires when no connection is left, at the latest after the delay, the spread and the shutdown timeout.
         """
         super().stopService()
+        for companion in self._companions:
+            companion.stop()
         self.factory.retire()
         if self._ports and self.factory.limits.drain_delay_seconds:
             self._delay = deferLater(self.factory.reactor, self.factory.limits.drain_delay_seconds)
@@ -212,11 +232,15 @@ def makeService(options: Options) -> SignalingService | TwistdService:
     from twisted.internet import reactor  # noqa: PLC0415
 
     try:
-        listeners = endpoints(reactor, options.listen, options.port)
+        return _make_service(options, reactor)
     except StartError as error:
         if options.run_by_twistd:
             raise SystemExit(f"signaling: {error}") from None
         raise
+
+
+def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdService:
+    where = listeners(reactor, options.listen, options.port)
     if options.run_by_twistd:
         raise_file_limit()
     factory = SignalingFactory(
@@ -228,8 +252,30 @@ def makeService(options: Options) -> SignalingService | TwistdService:
         demo=bool(options["demo"]),
         log_level=options.log_level,
     )
-    service = SignalingService(factory, listeners)
+    companions = _serve_metrics(options, factory, where, reactor)
+    service = SignalingService(factory, where, companions)
     return TwistdService(service, options) if options.run_by_twistd else service
+
+
+def _serve_metrics(options: Options, factory: SignalingFactory, where: list[Listener], reactor: Any) -> list[Companion]:
+    description = options["metrics-listen"]
+    if not (options["metrics"] or description):
+        return []
+    try:
+        # An extra: the plain server does without.
+        from signaling.metrics import MetricsResource, ReactorLag  # noqa: PLC0415
+    except ImportError as error:
+        raise StartError(f"--metrics: needs the extra metrics, as in pip install '.[metrics]': {error}") from None
+    lag = ReactorLag(reactor)
+    metrics = MetricsResource(factory, lag)
+    if description:
+        root = Resource()
+        root.putChild(b"metrics", metrics)
+        own = endpoint(reactor, "metrics-listen", description)
+        where.append(Listener(f"--metrics-listen {description}", own, Site(root)))
+    else:
+        factory.site.resource.putChild(b"metrics", metrics)
+    return [lag]
 
 
 def notify(state: str) -> None:

@@ -131,7 +131,7 @@ class Readiness(Endpoint):
         request.setHeader(b"Content-Type", b"application/json")
         request.setHeader(b"Cache-Control", b"no-store")
         body = {"ready": False, "reasons": reasons} if reasons else {"ready": True}
-        return _answer_body(request, json.dumps(body).encode())
+        return answer_body(request, json.dumps(body).encode())
 
 
 class PageResource(Endpoint):
@@ -147,7 +147,7 @@ class PageResource(Endpoint):
             request.setHeader(name, value)
         if request.setETag(b'"%b"' % self._page.etag) is CACHED:
             return b""
-        return _answer_body(request, self._page.body)
+        return answer_body(request, self._page.body)
 
 
 class SignalingResource(Endpoint):
@@ -320,10 +320,11 @@ def _answer_text(request: Request, status: int, text: str, headers: dict[bytes, 
     request.setHeader(b"Content-Type", b"text/plain; charset=utf-8")
     for name, value in (headers or {}).items():
         request.setHeader(name, value)
-    return _answer_body(request, text.encode())
+    return answer_body(request, text.encode())
 
 
-def _answer_body(request: Request, body: bytes) -> bytes:
+def answer_body(request: Request, body: bytes) -> bytes:
+    """Answer ``body``, or with its length alone where only the head was asked for."""
     if request.method == b"HEAD":
         request.setHeader(b"Content-Length", b"%d" % len(body))
         return b""
