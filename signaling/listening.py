@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred, execute
@@ -63,6 +63,28 @@ def _has_ipv6() -> bool:
     return True
 
 
+class Certificates:
+    """The certificate of an ``ssl:`` endpoint, which connections from now on are given.
+
+    Args:
+        load: reads it from its files, and returns an ``IOpenSSLContextFactory`` provider.
+    """
+
+    def __init__(self, load: Callable[[], Any]) -> None:
+        self._load = load
+        self._current = load()
+
+    def getContext(self) -> Any:
+        """Return the context of the next connection; Twisted asks for each."""
+        return self._current.getContext()
+
+    def reload(self) -> None:
+        """Read the files anew; raises what that raises, and keeps the certificate that it has."""
+        fresh = self._load()
+        fresh.getContext()
+        self._current = fresh
+
+
 class Listener(NamedTuple):
     """Somewhere to listen.
 
@@ -74,6 +96,12 @@ class Listener(NamedTuple):
     where: str
     endpoint: IStreamServerEndpoint
     protocols: Any = None
+
+    @property
+    def certificates(self) -> Certificates | None:
+        """What its connections are given; None where they are not encrypted here."""
+        found = getattr(self.endpoint, _CONTEXT, None)
+        return found if isinstance(found, Certificates) else None
 
 
 def listeners(reactor: Any, descriptions: Sequence[str], port: int) -> list[Listener]:
@@ -101,7 +129,14 @@ def endpoint(reactor: Any, option: str, text: str) -> IStreamServerEndpoint:
     except Exception as error:
         # Each endpoint's parser fails in its own way: KeyError, TypeError, OSError, OpenSSL's errors.
         raise StartError(f"--{option} {text}: {_why(error)}; right are for example {_EXAMPLES}") from None
+    if hasattr(parsed, _CONTEXT):
+        again: Callable[..., Any] = serverFromString
+        setattr(parsed, _CONTEXT, Certificates(lambda: getattr(again(reactor, text), _CONTEXT)))
     return parsed
+
+
+# Where Twisted's endpoint keeps its certificate, from making to listening.
+_CONTEXT = "_sslContextFactory"
 
 
 def accept_few(port: Any, most: int) -> None:

@@ -15,6 +15,7 @@ from twisted.logger import LogLevel
 from twisted.python import usage
 
 from signaling.addresses import TrustedProxies
+from signaling.events import log_as_json
 from signaling.ice import DEFAULT_TTL_SECONDS, IceServer, IceServers, Turn, parse_ice_servers
 from signaling.limits import MAY_BE_ZERO, RATES, Limits, check
 from signaling.origins import Origins
@@ -110,6 +111,7 @@ class Options(usage.Options):
     )
     optParameters: list[list[Any]] = [  # noqa: RUF012
         ["port", "p", None, f"Port on all interfaces, IPv6 and IPv4. [default: $PORT or {DEFAULT_PORT}]"],
+        ["log-format", None, "text", "text, or json: one object a line."],
         ["log-level", None, None, "debug, info, warn or error. [default: $LOG_LEVEL or info]"],
         ["metrics-listen", None, None, "Twisted endpoint that serves /metrics in place of the port."],
         ["ice-servers", None, None, "File with a JSON array of RTCIceServer dictionaries for every peer."],
@@ -204,6 +206,13 @@ class Options(usage.Options):
             raise usage.UsageError("--listen is in place of --port: give one or the other")
         if not self.listen:
             self.port = _port(*self._value("port", "PORT", str(DEFAULT_PORT)))
+        if self["log-format"] not in ("text", "json"):
+            raise usage.UsageError(f"--log-format: {self['log-format']!r} is not a format (text or json)")
+        if self["log-format"] == "json" and self.run_by_twistd:
+            try:
+                log_as_json(self.parent)
+            except ValueError as error:
+                raise usage.UsageError(f"--log-format json: {error}") from None
         self.log_level = _log_level(*self._value("log-level", "LOG_LEVEL", "info"))
         self.ice_servers = IceServers(self._fixed_ice_servers(), self._turn())
         self.limits = _limits({name: self[name] for name in _BOUNDS if self[name] is not None})

@@ -15,7 +15,7 @@ from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IProtocolNegotiationFactory
 from twisted.internet.protocol import connectionDone
-from twisted.logger import FilteringLogObserver, Logger, LogLevel, LogLevelFilterPredicate, globalLogPublisher
+from twisted.logger import LogLevel
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -25,6 +25,7 @@ from signaling.admission import Admission, Place
 from signaling.counters import Counters
 from signaling.deadlines import Deadlines
 from signaling.errors import Ending, ErrorCode, Refused, Rejected
+from signaling.events import Events
 from signaling.frames import PING, frame
 from signaling.ice import IceServers
 from signaling.ids import PeerIds
@@ -113,17 +114,16 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         refused.headers = {**self.factory.origins.cors(()), **refused.headers}
         super().refuse(refused)
         self.factory.counters.requests_refused[refused.status] += 1
-        self._log_refusal(f"{refused.status} {refused.reason}")
+        self._log_refusal(refused.status, refused.reason)
 
     def handshakeLate(self) -> None:
         """End a connection whose request did not come in time, and say so in the log."""
         super().handshakeLate()
         self.factory.counters.requests_late += 1
-        self._log_refusal(self.end_reason)
+        self._log_refusal(None, self.end_reason)
 
-    def _log_refusal(self, reason: str) -> None:
-        address = self._address or address_text(self.transport.getPeer())
-        self.factory.log.info("refused a request from {address}: {reason}", address=address, reason=reason)
+    def _log_refusal(self, status: int | None, reason: str) -> None:
+        self.factory.events.refused(self._address or address_text(self.transport.getPeer()), status, reason)
 
     def join(self, join: Join, key: bytes, values: HeaderValues) -> None:
         """Accept the handshake and join the topic, or refuse it where the server or the client's address is full."""
@@ -161,11 +161,11 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         except Rejected as rejected:
             peer.reject(rejected)
             self.close(_TRY_AGAIN_LATER, rejected.text)
-            self._log_entry("{address} was refused {topic!r}: {reason}", join, reason=rejected.text)
+            factory.events.turned_away(join.topic, self._take_address(), rejected.text)
             return
         self._peer = peer
         factory.counters.joins += 1
-        self._log_entry("{peer} joined {topic!r} from {address}", join, peer=peer.id)
+        factory.events.joined(peer.id, join.topic, self._take_address())
 
     def _come_back(self, join: Join, claim: Claim) -> bool:
         sessions = self.factory.sessions
@@ -179,14 +179,13 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         sessions.back(peer)
         self._peer = peer
         self.factory.counters.resumed += 1
-        self._log_entry("{peer} came back to {topic!r} from {address}", join, peer=peer.id)
+        self.factory.events.came_back(peer.id, join.topic, self._take_address())
         return True
 
-    def _log_entry(self, text: str, join: Join, **fields: str) -> None:
-        # Needed for this line alone; a connection has to be light.
+    def _take_address(self) -> str | None:
+        # Needed for one line alone; a connection has to be light.
         address, self._address = self._address, None
-        if self.factory.logs_info:
-            self.factory.log.info(text, topic=join.topic, address=address, **fields)
+        return address
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         """Relay one message, or answer it."""
@@ -201,7 +200,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         else:
             outcome = peer.receive(payload)
         if self.factory.logs_debug:
-            self._log_outcome(peer.id, outcome)
+            self.factory.events.message(peer.id, outcome)
 
     def _within_rate(self, peer: Peer, payload: bytes, is_binary: bool) -> bool:
         limits = self.factory.limits
@@ -214,23 +213,10 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         rejected = Rejected(ErrorCode.RATE_LIMITED, text, None if is_binary else wire.msg_id_of(payload))
         peer.reject(rejected)
         if self.factory.logs_debug:
-            self._log_outcome(peer.id, rejected)
+            self.factory.events.message(peer.id, rejected)
         if left < -limits.message_burst:
             self.close(_POLICY_VIOLATION, f"at most {limits.max_messages_per_second:g} messages a second")
         return False
-
-    def _log_outcome(self, peer_id: str, outcome: Any) -> None:
-        log = self.factory.log
-        if isinstance(outcome, Rejected):
-            log.debug("{peer} was answered {code}: {text}", peer=peer_id, code=outcome.code, text=outcome.text)
-        else:
-            log.debug(
-                "{peer} relayed {type} of {size} bytes to {to}",
-                peer=peer_id,
-                type=outcome.type,
-                size=len(outcome.payload or b""),
-                to=outcome.to,
-            )
 
     def onUndelivered(self, receipts: list[Receipt]) -> None:
         """Tell the senders of what will not be written, unless the peer may come back for it."""
@@ -310,13 +296,15 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         return not (self.said_goodbye or self.factory.draining)
 
     def _lose_peer(self, peer: Peer) -> None:
-        self._peer = None
+        topic, self._peer = peer.topic, None
+        if topic is None:
+            return
         if isinstance(peer, ResumablePeer) and self._may_come_back:
             place, self.place = self.place, None
             self.factory.sessions.keep(peer, place)
-            self.factory.log_departure("{peer} may come back to {topic!r}: {reason}", peer, self.end_reason)
+            self.factory.events.lost(peer.id, topic.name, self.end_reason)
             return
-        self.factory.log_departure("{peer} left {topic!r}: {reason}", peer, self.end_reason)
+        self.factory.events.left(peer.id, topic.name, self.end_reason)
         self.factory.counters.leaves[self.ending] += 1
         peer.detach()
         peer.leave()
@@ -344,6 +332,7 @@ class SignalingFactory(LeanWebSocketFactory):
         retiring: whether the server is about to stop.
         draining: whether nobody is let in any more.
         admission: who may come in.
+        events: the log.
         sessions: who lost a connection and may come back.
 
     Raises:
@@ -380,10 +369,8 @@ class SignalingFactory(LeanWebSocketFactory):
         self.newcomers: dict[SignalingProtocol, None] = {}
         self.ids = PeerIds()
         self.site = SignalingSite(self, reactor, pages(client=serve_client, demo=demo))
-        self.log = _logger(log_level)
-        # Asked before an event is made, which takes more than most of what the server does for a connection.
-        self.logs_debug = log_level <= LogLevel.debug
-        self.logs_info = log_level <= LogLevel.info
+        self.events = Events(log_level, reactor.seconds)
+        self.logs_debug = self.events.debug
         self.retiring = False
         self.draining = False
         self._farewells: list[Any] = []
@@ -428,14 +415,10 @@ class SignalingFactory(LeanWebSocketFactory):
         peer.way.place = None
         return place
 
-    def log_departure(self, text: str, peer: Peer, reason: str) -> None:
-        """Say in the log that a peer left, or lost its connection."""
-        if self.logs_info and peer.topic is not None:
-            self.log.info(text, peer=peer.id, topic=peer.topic.name, reason=reason)
-
     def _not_back(self, peer: Peer, reason: str) -> None:
         self.counters.leaves[Ending.STOPPING if self.draining else Ending.NOT_BACK] += 1
-        self.log_departure("{peer} left {topic!r}: {reason}", peer, reason)
+        if peer.topic is not None:
+            self.events.left(peer.id, peer.topic.name, reason)
 
     def rest(self) -> None:
         """Leave no timer behind when nobody is there."""
@@ -464,12 +447,7 @@ class SignalingFactory(LeanWebSocketFactory):
     def handshakeRefused(self, address: Any, refused: Refused) -> None:
         """Say in the log who was refused, and why."""
         self.counters.requests_refused[refused.status] += 1
-        self.log.info(
-            "refused a handshake from {address}: {status} {reason}",
-            address=address_text(address),
-            status=refused.status,
-            reason=refused.reason,
-        )
+        self.events.refused(address_text(address), refused.status, refused.reason)
 
     def retire(self) -> None:
         """Say on ``/readyz`` that the server is about to stop; newcomers are still let in."""
@@ -557,8 +535,3 @@ def address_text(address: Any) -> str:
         return f"{mapped}:{address.port}" if "." in mapped else f"[{address.host}]:{address.port}"
     name = getattr(address, "name", None)
     return f"unix:{name.decode() if isinstance(name, bytes) else name}" if name else "a UNIX socket"
-
-
-def _logger(level: NamedConstant) -> Logger:
-    predicate = LogLevelFilterPredicate(defaultLogLevel=level)
-    return Logger(namespace="signaling", observer=FilteringLogObserver(globalLogPublisher, [predicate]))

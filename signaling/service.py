@@ -101,15 +101,28 @@ class SignalingService(Service):
             return
         self._ports.append(port)
         accept_few(port, self.factory.admission.newcomers_per_pass)
-        self.factory.log.info("listening on {address}", address=address_text(port.getHost()))
+        self.factory.events.listening(address_text(port.getHost()))
 
     def _log_failure(self, failure: Failure, where: str) -> None:
-        self.factory.log.critical("{error}", error=start_error(where, failure.value))
+        self.factory.events.not_listening(str(start_error(where, failure.value)))
 
     def _stop_listening(self) -> Deferred[Any]:
         self._asked = False
         ports, self._ports = self._ports, []
         return gatherResults([maybeDeferred(port.stopListening) for port in ports])
+
+    def reload(self) -> None:
+        """Give new connections the certificates that are in their files now."""
+        reloaded = [listener for listener in self._listeners if listener.certificates is not None]
+        for listener in reloaded:
+            assert listener.certificates is not None
+            try:
+                listener.certificates.reload()
+            except Exception as error:
+                # OpenSSL's errors, or the file's.
+                self.factory.events.not_reloaded(listener.where, f"{type(error).__name__}: {error}")
+            else:
+                self.factory.events.reloaded(listener.where)
 
     def hurry(self) -> None:
         """Stop without any further wait."""
@@ -135,7 +148,7 @@ class SignalingService(Service):
         yield self._stop_listening()
         peers = sum(map(len, self.factory.topics))
         if peers:
-            self.factory.log.info("stopping: {peers} peers are told", peers=peers)
+            self.factory.events.stopping(peers)
         yield self.factory.drain()
 
 
@@ -170,26 +183,23 @@ class TwistdService(MultiService):
     def _warn_of_shortfall(self) -> None:
         admission = self._factory.admission
         if admission.shortfall:
-            self._factory.log.warn(
-                "--max-connections: the limit on open files leaves room for {most}, which is {missing} less; raise it"
-                " (ulimit -n, or LimitNOFILE= in systemd)",
-                most=admission.most,
-                missing=admission.shortfall,
-            )
+            self._factory.events.few_connections(admission.most, admission.shortfall)
 
     def _handle_signals(self) -> None:
         # The reactor's own handlers make twistd end by the signal; a drained server ends with status 0.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda received, _: self._factory.reactor.callFromThread(self._stop, received))
 
+        signal.signal(signal.SIGHUP, lambda received, _: self._factory.reactor.callFromThread(self._service.reload))
+
     def _stop(self, received: int) -> None:
         name = signal.Signals(received).name
         if self._stopping:
-            self._factory.log.info("{signal} again: not waiting any longer", signal=name)
+            self._factory.events.signal(name, again=True)
             self._service.hurry()
         else:
             self._stopping = True
-            self._factory.log.info("{signal}: stopping", signal=name)
+            self._factory.events.signal(name, again=False)
             self._factory.reactor.stop()
 
     def stopService(self) -> Any:

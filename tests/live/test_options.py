@@ -202,7 +202,7 @@ def test_refused_handshakes_are_logged_with_their_reason() -> None:
     with running() as server:
         with pytest.raises(Exception, match="HTTP 400"), connect(server.url + "room?metadata=" + SECRET_METADATA):
             pass
-        server.wait_for(r"refused a handshake from 127\.0\.0\.1:\d+: 400 metadata: not a JSON object")
+        server.wait_for(r"refused a request from 127\.0\.0\.1:\d+: 400 metadata: not a JSON object")
         assert SECRET_METADATA not in server.log
 
 

@@ -34,9 +34,9 @@ LAYERS = [
     },
     {"admission", "counters", "ports", "upgrade"},
     {"peer"},
-    {"reactor", "sessions", "web", "websocket"},
+    {"events", "reactor", "sessions", "web", "websocket"},
     {"protocol"},
-    {"listening", "metrics", "options"},
+    {"listening", "metrics", "options", "probe"},
     {"service"},
     {"__init__"},
 ]
