@@ -10,6 +10,7 @@ need chromium chromium
 need chromium-driver chromedriver
 need systemd systemd-socket-activate
 need util-linux setpriv
+need prometheus promtool
 
 [ -z "$packages" ] && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
