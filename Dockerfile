@@ -2,12 +2,14 @@
 ARG BASE=python:3.13-slim
 
 FROM ${BASE} AS build
+# What the plain server does without: docker build --build-arg EXTRAS=metrics,tls .
+ARG EXTRAS=
 WORKDIR /source
 COPY setup.cfg pyproject.toml README.md LICENSE ./
 COPY signaling signaling
 COPY twisted twisted
 RUN python3 -m venv /app \
-    && /app/bin/pip install --no-cache-dir .
+    && /app/bin/pip install --no-cache-dir ".${EXTRAS:+[$EXTRAS]}"
 
 FROM ${BASE}
 COPY --from=build /app /app

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PORT ?= 8081
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help run test lint types test-all conformance fuzz soak bench clean
+.PHONY: help run test lint types test-all conformance fuzz soak observe bench clean
 
 # What runs once more with every frame left to Autobahn.
 FOR_BOTH_PATHS := tests/memory tests/fuzz tests/live/test_clients.py tests/live/test_conformance.py \
@@ -47,6 +47,9 @@ fuzz: $(VENV)/fuzz.stamp ## Fuzz the decoder, the handshake and the frame parser
 
 soak: $(VENV)/bench.stamp ## Run a server under churn, calls, stalls and garbage (SOAK_OPTIONS="--minutes 10")
 	$(BIN)/python -m benchmarks.soak $(SOAK_OPTIONS)
+
+observe: $(VENV)/bench.stamp ## Load a server, and compare its metrics with what the load counted
+	$(BIN)/python -m benchmarks.observe $(OBSERVE_OPTIONS)
 
 bench: $(VENV)/bench.stamp ## Measure the server beside its peers (BENCH_OPTIONS="--scenario relay"), some 6 minutes
 	$(BIN)/python -m benchmarks.compare $(BENCH_OPTIONS)

@@ -47,12 +47,15 @@ class Deadlines(Generic[T]):
         if item not in self._due:
             self.set(item)
 
-    def clear(self, item: T) -> None:
+    def clear(self, item: T) -> float | None:
         """Forget ``item``; nothing happens where it was not set.
 
         The timer is left alone: to let it find nothing costs less than to cancel and start one for each connection.
+
+        Returns:
+            When it was due, in the clock's seconds; None where it was not set.
         """
-        self._due.pop(item, None)
+        return self._due.pop(item, None)
 
     def rest(self) -> None:
         """Take no timer where no item is set."""

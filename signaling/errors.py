@@ -17,6 +17,24 @@ class ErrorCode(StrEnum):
     TOPIC_FULL = "topic_full"
 
 
+class Ending(StrEnum):
+    """Why a peer left."""
+
+    CLOSED = "closed"
+    """It sent a close frame."""
+    LOST = "lost"
+    """Its connection ended without one."""
+    NO_PONG = "no_pong"
+    STALLED = "stalled"
+    """Its connection took nothing for the write timeout."""
+    FAILED = "failed"
+    """It was closed for what it sent, or may not do any longer."""
+    NOT_BACK = "not_back"
+    """Its connection was lost, and it did not come back in time."""
+    STOPPING = "stopping"
+    """The server stops."""
+
+
 class Rejected(Exception):
     """A client's message that cannot be relayed.
 

@@ -39,6 +39,8 @@ class Limits:
         close_timeout_seconds: from our close frame to the end of the connection; then it is aborted.
         resume_window_seconds: how long a peer whose connection was lost may take to come back; 0 means that it is gone
             at once.
+        drain_delay_seconds: how long a stopping server still lets newcomers in, so that balancers can look away.
+        drain_spread_seconds: within what time it then closes its peers, one by one; 0 means all at once.
         shutdown_timeout_seconds: how long a stopping server waits for its peers; 0 does not wait.
 
     Raises:
@@ -67,6 +69,8 @@ class Limits:
     write_timeout_seconds: float = 10.0
     close_timeout_seconds: float = 5.0
     resume_window_seconds: float = 0.0
+    drain_delay_seconds: float = 0.0
+    drain_spread_seconds: float = 0.0
     shutdown_timeout_seconds: float = 10.0
 
     def __post_init__(self) -> None:
@@ -82,6 +86,8 @@ class Limits:
 
 MAY_BE_ZERO = frozenset(
     {
+        "drain_delay_seconds",
+        "drain_spread_seconds",
         "max_connections_per_address",
         "max_connections_per_address_per_second",
         "max_messages_per_second",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred, execute
 from twisted.internet.endpoints import serverFromString
@@ -63,8 +63,49 @@ def _has_ipv6() -> bool:
     return True
 
 
-def endpoints(reactor: Any, descriptions: Sequence[str], port: int) -> list[tuple[str, IStreamServerEndpoint]]:
-    """Return the endpoints to listen on, each with the words that asked for it.
+class Certificates:
+    """The certificate of an ``ssl:`` endpoint, which connections from now on are given.
+
+    Args:
+        load: reads it from its files, and returns an ``IOpenSSLContextFactory`` provider.
+    """
+
+    def __init__(self, load: Callable[[], Any]) -> None:
+        self._load = load
+        self._current = load()
+
+    def getContext(self) -> Any:
+        """Return the context of the next connection; Twisted asks for each."""
+        return self._current.getContext()
+
+    def reload(self) -> None:
+        """Read the files anew; raises what that raises, and keeps the certificate that it has."""
+        fresh = self._load()
+        fresh.getContext()
+        self._current = fresh
+
+
+class Listener(NamedTuple):
+    """Somewhere to listen.
+
+    Args:
+        where: the words that asked for it, for an error.
+        protocols: who answers there, an ``IProtocolFactory``; None means the signaling server.
+    """
+
+    where: str
+    endpoint: IStreamServerEndpoint
+    protocols: Any = None
+
+    @property
+    def certificates(self) -> Certificates | None:
+        """What its connections are given; None where they are not encrypted here."""
+        found = getattr(self.endpoint, _CONTEXT, None)
+        return found if isinstance(found, Certificates) else None
+
+
+def listeners(reactor: Any, descriptions: Sequence[str], port: int) -> list[Listener]:
+    """Return where to listen.
 
     Args:
         descriptions: Twisted endpoint descriptions; where there is none, ``port`` counts.
@@ -73,17 +114,29 @@ def endpoints(reactor: Any, descriptions: Sequence[str], port: int) -> list[tupl
         StartError: naming the description that is not one.
     """
     if not descriptions:
-        return [(f"port {port}", AllInterfaces(reactor, port))]
-    return [(f"--listen {text}", _parse(reactor, text)) for text in descriptions]
+        return [Listener(f"port {port}", AllInterfaces(reactor, port))]
+    return [Listener(f"--listen {text}", endpoint(reactor, "listen", text)) for text in descriptions]
 
 
-def _parse(reactor: Any, text: str) -> IStreamServerEndpoint:
+def endpoint(reactor: Any, option: str, text: str) -> IStreamServerEndpoint:
+    """Parse a Twisted endpoint description.
+
+    Raises:
+        StartError: naming the option and the description, where it is none.
+    """
     try:
-        endpoint: IStreamServerEndpoint = serverFromString(reactor, text)  # type: ignore[no-untyped-call]
+        parsed: IStreamServerEndpoint = serverFromString(reactor, text)  # type: ignore[no-untyped-call]
     except Exception as error:
         # Each endpoint's parser fails in its own way: KeyError, TypeError, OSError, OpenSSL's errors.
-        raise StartError(f"--listen {text}: {_why(error)}; right are for example {_EXAMPLES}") from None
-    return endpoint
+        raise StartError(f"--{option} {text}: {_why(error)}; right are for example {_EXAMPLES}") from None
+    if hasattr(parsed, _CONTEXT):
+        again: Callable[..., Any] = serverFromString
+        setattr(parsed, _CONTEXT, Certificates(lambda: getattr(again(reactor, text), _CONTEXT)))
+    return parsed
+
+
+# Where Twisted's endpoint keeps its certificate, from making to listening.
+_CONTEXT = "_sslContextFactory"
 
 
 def accept_few(port: Any, most: int) -> None:
@@ -121,7 +174,7 @@ def start_error(where: str, error: BaseException | None) -> StartError:
     """Say in one line why listening failed, and what would help.
 
     Args:
-        where: what ``endpoints`` returned with the endpoint.
+        where: the words that asked for it.
     """
     cause = error.socketError if isinstance(error, CannotListenError) else error
     number = getattr(cause, "errno", None)

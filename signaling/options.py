@@ -15,6 +15,7 @@ from twisted.logger import LogLevel
 from twisted.python import usage
 
 from signaling.addresses import TrustedProxies
+from signaling.events import log_as_json
 from signaling.ice import DEFAULT_TTL_SECONDS, IceServer, IceServers, Turn, parse_ice_servers
 from signaling.limits import MAY_BE_ZERO, RATES, Limits, check
 from signaling.origins import Origins
@@ -49,6 +50,8 @@ _BOUNDS = {
     "handshake-timeout": "handshake_timeout_seconds",
     "write-timeout": "write_timeout_seconds",
     "resume-window": "resume_window_seconds",
+    "drain-delay": "drain_delay_seconds",
+    "drain-spread": "drain_spread_seconds",
     "shutdown-timeout": "shutdown_timeout_seconds",
     "max-message-bytes": "max_message_bytes",
     "high-water-mark": "high_water_messages",
@@ -71,6 +74,8 @@ _HELP = {
     "handshake-timeout": "Seconds from a connection's first byte to its complete request.",
     "write-timeout": "Seconds that a connection may take nothing of what waits for it; then the peer is cut off.",
     "resume-window": "Seconds that a peer whose connection was lost may take to come back; 0: it is gone at once.",
+    "drain-delay": "Seconds that a stopping server still lets newcomers in, while /readyz says 503.",
+    "drain-spread": "Seconds within which it then closes its peers one by one, with 1012; 0: all at once, with 1001.",
     "shutdown-timeout": "Seconds that a stopping server waits for its peers; 0 does not wait.",
     "max-message-bytes": "Bytes of one message, all its fragments together; beyond it, close 1009.",
     "high-water-mark": "Messages that wait for a connection which takes nothing; the next relay is dropped.",
@@ -106,7 +111,9 @@ class Options(usage.Options):
     )
     optParameters: list[list[Any]] = [  # noqa: RUF012
         ["port", "p", None, f"Port on all interfaces, IPv6 and IPv4. [default: $PORT or {DEFAULT_PORT}]"],
+        ["log-format", None, "text", "text, or json: one object a line."],
         ["log-level", None, None, "debug, info, warn or error. [default: $LOG_LEVEL or info]"],
+        ["metrics-listen", None, None, "Twisted endpoint that serves /metrics in place of the port."],
         ["ice-servers", None, None, "File with a JSON array of RTCIceServer dictionaries for every peer."],
         ["turn-secret-file", None, None, "File with the TURN servers' shared secret. [default: $TURN_SECRET]"],
         ["turn-ttl", None, str(DEFAULT_TTL_SECONDS), "Seconds that a TURN credential is good; renewed at half of it."],
@@ -114,6 +121,7 @@ class Options(usage.Options):
     ]
 
     optFlags: list[list[Any]] = [  # noqa: RUF012
+        ["metrics", None, "Serve /metrics for Prometheus (needs the extra metrics)."],
         ["serve-client", None, "Serve /signaling.js, the client for browsers."],
         ["demo", None, "Serve a demo at /, and /signaling.js."],
     ]
@@ -198,6 +206,13 @@ class Options(usage.Options):
             raise usage.UsageError("--listen is in place of --port: give one or the other")
         if not self.listen:
             self.port = _port(*self._value("port", "PORT", str(DEFAULT_PORT)))
+        if self["log-format"] not in ("text", "json"):
+            raise usage.UsageError(f"--log-format: {self['log-format']!r} is not a format (text or json)")
+        if self["log-format"] == "json" and self.run_by_twistd:
+            try:
+                log_as_json(self.parent)
+            except ValueError as error:
+                raise usage.UsageError(f"--log-format json: {error}") from None
         self.log_level = _log_level(*self._value("log-level", "LOG_LEVEL", "info"))
         self.ice_servers = IceServers(self._fixed_ice_servers(), self._turn())
         self.limits = _limits({name: self[name] for name in _BOUNDS if self[name] is not None})

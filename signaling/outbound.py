@@ -31,6 +31,9 @@ class OutboundQueue(Generic[R]):
         self._bytes = 0
         self._blocked = False
 
+    def __len__(self) -> int:
+        return len(self._frames or ())
+
     @property
     def blocked(self) -> bool:
         """Whether frames have to wait."""

@@ -104,11 +104,17 @@ class Peer:
     def _relay(self, message: wire.ClientMessage) -> None:
         target = self.topic.get(message.to) if self.topic is not None else None
         if target is None:
-            raise Rejected(ErrorCode.TARGET_NOT_FOUND, _NOT_FOUND, message.msg_id)
+            raise self._refused(message, ErrorCode.TARGET_NOT_FOUND, _NOT_FOUND)
         frame = text_frame(wire.relayed(message, self.id))
         if not target.offer(frame, (self, message.msg_id)):
-            raise Rejected(ErrorCode.DROPPED, _DROPPED, message.msg_id)
-        self._counters.relays_accepted += 1
+            raise self._refused(message, ErrorCode.DROPPED, _DROPPED)
+        counters = self._counters
+        counters.relays[message.type] += 1
+        counters.relayed_bytes += len(frame)
+
+    def _refused(self, message: wire.ClientMessage, code: ErrorCode, text: str) -> Rejected:
+        self._counters.relays_refused[message.type, code] += 1
+        return Rejected(code, text, message.msg_id)
 
     def offer(self, frame: bytes, receipt: Receipt | None = None) -> bool:
         """Hand ``frame`` to this peer's way out, if it has one that takes it."""

@@ -6,6 +6,7 @@ everything else is handed, with the bytes read so far, to a ``twisted.web`` site
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IProtocolNegotiationFactory
 from twisted.internet.protocol import connectionDone
-from twisted.logger import FilteringLogObserver, Logger, LogLevel, LogLevelFilterPredicate, globalLogPublisher
+from twisted.logger import LogLevel
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -23,7 +24,8 @@ from signaling.addresses import Client, TrustedProxies
 from signaling.admission import Admission, Place
 from signaling.counters import Counters
 from signaling.deadlines import Deadlines
-from signaling.errors import ErrorCode, Refused, Rejected
+from signaling.errors import Ending, ErrorCode, Refused, Rejected
+from signaling.events import Events
 from signaling.frames import PING, frame
 from signaling.ice import IceServers
 from signaling.ids import PeerIds
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
 _PREFIX = b"/ws/"
 _POLICY_VIOLATION = 1008
+_SERVICE_RESTART = 1012
 # Joining a topic takes some 5 us for each peer in it, and peers often come in crowds.
 _CROWD = 32
 _TRY_AGAIN_LATER = 1013
@@ -111,16 +114,16 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         refused.headers = {**self.factory.origins.cors(()), **refused.headers}
         super().refuse(refused)
         self.factory.counters.requests_refused[refused.status] += 1
-        self._log_refusal(f"{refused.status} {refused.reason}")
+        self._log_refusal(refused.status, refused.reason)
 
     def handshakeLate(self) -> None:
         """End a connection whose request did not come in time, and say so in the log."""
         super().handshakeLate()
-        self._log_refusal(self.end_reason)
+        self.factory.counters.requests_late += 1
+        self._log_refusal(None, self.end_reason)
 
-    def _log_refusal(self, reason: str) -> None:
-        address = self._address or address_text(self.transport.getPeer())
-        self.factory.log.info("refused a request from {address}: {reason}", address=address, reason=reason)
+    def _log_refusal(self, status: int | None, reason: str) -> None:
+        self.factory.events.refused(self._address or address_text(self.transport.getPeer()), status, reason)
 
     def join(self, join: Join, key: bytes, values: HeaderValues) -> None:
         """Accept the handshake and join the topic, or refuse it where the server or the client's address is full."""
@@ -158,10 +161,11 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         except Rejected as rejected:
             peer.reject(rejected)
             self.close(_TRY_AGAIN_LATER, rejected.text)
-            self._log_entry("{address} was refused {topic!r}: {reason}", join, reason=rejected.text)
+            factory.events.turned_away(join.topic, self._take_address(), rejected.text)
             return
         self._peer = peer
-        self._log_entry("{peer} joined {topic!r} from {address}", join, peer=peer.id)
+        factory.counters.joins += 1
+        factory.events.joined(peer.id, join.topic, self._take_address())
 
     def _come_back(self, join: Join, claim: Claim) -> bool:
         sessions = self.factory.sessions
@@ -175,14 +179,13 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         sessions.back(peer)
         self._peer = peer
         self.factory.counters.resumed += 1
-        self._log_entry("{peer} came back to {topic!r} from {address}", join, peer=peer.id)
+        self.factory.events.came_back(peer.id, join.topic, self._take_address())
         return True
 
-    def _log_entry(self, text: str, join: Join, **fields: str) -> None:
-        # Needed for this line alone; a connection has to be light.
+    def _take_address(self) -> str | None:
+        # Needed for one line alone; a connection has to be light.
         address, self._address = self._address, None
-        if self.factory.logs_info:
-            self.factory.log.info(text, topic=join.topic, address=address, **fields)
+        return address
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         """Relay one message, or answer it."""
@@ -197,7 +200,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         else:
             outcome = peer.receive(payload)
         if self.factory.logs_debug:
-            self._log_outcome(peer.id, outcome)
+            self.factory.events.message(peer.id, outcome)
 
     def _within_rate(self, peer: Peer, payload: bytes, is_binary: bool) -> bool:
         limits = self.factory.limits
@@ -210,23 +213,10 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         rejected = Rejected(ErrorCode.RATE_LIMITED, text, None if is_binary else wire.msg_id_of(payload))
         peer.reject(rejected)
         if self.factory.logs_debug:
-            self._log_outcome(peer.id, rejected)
+            self.factory.events.message(peer.id, rejected)
         if left < -limits.message_burst:
             self.close(_POLICY_VIOLATION, f"at most {limits.max_messages_per_second:g} messages a second")
         return False
-
-    def _log_outcome(self, peer_id: str, outcome: Any) -> None:
-        log = self.factory.log
-        if isinstance(outcome, Rejected):
-            log.debug("{peer} was answered {code}: {text}", peer=peer_id, code=outcome.code, text=outcome.text)
-        else:
-            log.debug(
-                "{peer} relayed {type} of {size} bytes to {to}",
-                peer=peer_id,
-                type=outcome.type,
-                size=len(outcome.payload or b""),
-                to=outcome.to,
-            )
 
     def onUndelivered(self, receipts: list[Receipt]) -> None:
         """Tell the senders of what will not be written, unless the peer may come back for it."""
@@ -243,6 +233,14 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         if peer is not None and text is not None:
             peer.renew(text)
             self.factory.renewals.set(self)
+
+    def onQueueFull(self, depth: int) -> None:
+        """Count how full a queue was that refused something."""
+        self.factory.counters.depths.add(depth)
+
+    def onRoundTrip(self, seconds: float) -> None:
+        """Count how long a ping and its pong took."""
+        self.factory.counters.round_trips.add(seconds)
 
     # What a resumable peer asks
 
@@ -298,13 +296,16 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         return not (self.said_goodbye or self.factory.draining)
 
     def _lose_peer(self, peer: Peer) -> None:
-        self._peer = None
+        topic, self._peer = peer.topic, None
+        if topic is None:
+            return
         if isinstance(peer, ResumablePeer) and self._may_come_back:
             place, self.place = self.place, None
             self.factory.sessions.keep(peer, place)
-            self.factory.log_departure("{peer} may come back to {topic!r}: {reason}", peer, self.end_reason)
+            self.factory.events.lost(peer.id, topic.name, self.end_reason)
             return
-        self.factory.log_departure("{peer} left {topic!r}: {reason}", peer, self.end_reason)
+        self.factory.events.left(peer.id, topic.name, self.end_reason)
+        self.factory.counters.leaves[self.ending] += 1
         peer.detach()
         peer.leave()
 
@@ -328,8 +329,10 @@ class SignalingFactory(LeanWebSocketFactory):
     Attributes:
         topics: who is there, by topic.
         counters: what happened so far.
+        retiring: whether the server is about to stop.
         draining: whether nobody is let in any more.
         admission: who may come in.
+        events: the log.
         sessions: who lost a connection and may come back.
 
     Raises:
@@ -350,12 +353,7 @@ class SignalingFactory(LeanWebSocketFactory):
         reactor: IReactorTime | None = None,
         log_level: NamedConstant = LogLevel.info,
     ) -> None:
-        if reactor is None:
-            # Importing the global reactor installs it, which is the application's to decide.
-            from twisted.internet import reactor as global_reactor  # noqa: PLC0415
-
-            reactor = global_reactor
-        assert reactor is not None
+        reactor = reactor or _global_reactor()
         super().__init__(limits or Limits(), reactor)
         self.topics: TopicMap[Peer] = TopicMap(self.limits.max_peers_per_topic, self.limits.max_peer_list_bytes)
         self.counters = Counters()
@@ -371,11 +369,11 @@ class SignalingFactory(LeanWebSocketFactory):
         self.newcomers: dict[SignalingProtocol, None] = {}
         self.ids = PeerIds()
         self.site = SignalingSite(self, reactor, pages(client=serve_client, demo=demo))
-        self.log = _logger(log_level)
-        # Asked before an event is made, which takes more than most of what the server does for a connection.
-        self.logs_debug = log_level <= LogLevel.debug
-        self.logs_info = log_level <= LogLevel.info
+        self.events = Events(log_level, reactor.seconds)
+        self.logs_debug = self.events.debug
+        self.retiring = False
         self.draining = False
+        self._farewells: list[Any] = []
         self._drains: list[Deferred[None]] = []
 
     @property
@@ -417,13 +415,10 @@ class SignalingFactory(LeanWebSocketFactory):
         peer.way.place = None
         return place
 
-    def log_departure(self, text: str, peer: Peer, reason: str) -> None:
-        """Say in the log that a peer left, or lost its connection."""
-        if self.logs_info and peer.topic is not None:
-            self.log.info(text, peer=peer.id, topic=peer.topic.name, reason=reason)
-
     def _not_back(self, peer: Peer, reason: str) -> None:
-        self.log_departure("{peer} left {topic!r}: {reason}", peer, reason)
+        self.counters.leaves[Ending.STOPPING if self.draining else Ending.NOT_BACK] += 1
+        if peer.topic is not None:
+            self.events.left(peer.id, peer.topic.name, reason)
 
     def rest(self) -> None:
         """Leave no timer behind when nobody is there."""
@@ -452,17 +447,23 @@ class SignalingFactory(LeanWebSocketFactory):
     def handshakeRefused(self, address: Any, refused: Refused) -> None:
         """Say in the log who was refused, and why."""
         self.counters.requests_refused[refused.status] += 1
-        self.log.info(
-            "refused a handshake from {address}: {status} {reason}",
-            address=address_text(address),
-            status=refused.status,
-            reason=refused.reason,
-        )
+        self.events.refused(address_text(address), refused.status, refused.reason)
+
+    def retire(self) -> None:
+        """Say on ``/readyz`` that the server is about to stop; newcomers are still let in."""
+        self.retiring = True
+
+    @property
+    def unready(self) -> list[str]:
+        """Why a balancer should send newcomers elsewhere; empty where it should not."""
+        return ["the server is stopping"] if self.retiring or self.draining else []
 
     def drain(self) -> Deferred[None]:
-        """Send every connection a close frame 1001 and wait until all are gone.
+        """Send every connection a close frame and wait until all are gone.
 
-        Listening has to be stopped before. What is not gone after the shutdown timeout is aborted.
+        It is 1001 at once, or 1012 at random moments within ``Limits.drain_spread_seconds``: who is closed comes back,
+        and not all in one second. Listening has to be stopped before. What is not gone a shutdown timeout after the
+        last close frame is aborted.
 
         Returns:
             Fires when no connection is left.
@@ -471,13 +472,24 @@ class SignalingFactory(LeanWebSocketFactory):
         self._drains.append(drained)
         if not self.draining:
             self.draining = True
-            for connection in tuple(self.connections):
-                connection.goAway()
+            self._say_farewell(self.limits.drain_spread_seconds)
             self.sessions.close()
-        timeout = self.reactor.callLater(self.limits.shutdown_timeout_seconds, self.abort)
-        drained.addBoth(lambda result: timeout.cancel() if timeout.active() else None)
+        patience = self.limits.drain_spread_seconds + self.limits.shutdown_timeout_seconds
+        timeout = self.reactor.callLater(patience, self.abort)
+        drained.addBoth(lambda _: _cancel([timeout, *self._farewells]))
         self.connection_gone()
         return drained
+
+    def _say_farewell(self, spread_seconds: float) -> None:
+        connections = tuple(self.connections)
+        if spread_seconds:
+            self._farewells = [
+                self.reactor.callLater(random.uniform(0, spread_seconds), connection.goAway, _SERVICE_RESTART)
+                for connection in connections
+            ]
+            return
+        for connection in connections:
+            connection.goAway()
 
     def connection_gone(self) -> None:
         """Notice the end of the last connection."""
@@ -501,6 +513,19 @@ class SignalingFactory(LeanWebSocketFactory):
             connection.closeLate()
 
 
+def _global_reactor() -> Any:
+    # Importing it installs it, which is the application's to decide.
+    from twisted.internet import reactor  # noqa: PLC0415
+
+    return reactor
+
+
+def _cancel(calls: Iterable[Any]) -> None:
+    for call in calls:
+        if call.active():
+            call.cancel()
+
+
 def address_text(address: Any) -> str:
     """Write an address as an operator would; an IPv4 client of an IPv6 socket is an IPv4 client."""
     if isinstance(address, IPv4Address):
@@ -510,8 +535,3 @@ def address_text(address: Any) -> str:
         return f"{mapped}:{address.port}" if "." in mapped else f"[{address.host}]:{address.port}"
     name = getattr(address, "name", None)
     return f"unix:{name.decode() if isinstance(name, bytes) else name}" if name else "a UNIX socket"
-
-
-def _logger(level: NamedConstant) -> Logger:
-    predicate = LogLevelFilterPredicate(defaultLogLevel=level)
-    return Logger(namespace="signaling", observer=FilteringLogObserver(globalLogPublisher, [predicate]))

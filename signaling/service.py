@@ -7,19 +7,33 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, Protocol
 
 from twisted.application.service import MultiService, Service
-from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, maybeDeferred
-from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.defer import CancelledError, Deferred, gatherResults, inlineCallbacks, maybeDeferred
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.task import deferLater
 from twisted.logger import FilteringLogObserver, LogLevelFilterPredicate, globalLogPublisher
 from twisted.python.failure import Failure
+from twisted.web.resource import Resource
+from twisted.web.server import Site
 
 from signaling.descriptors import raise_file_limit
 from signaling.errors import StartError
-from signaling.listening import accept_few, endpoints, start_error
+from signaling.listening import Listener, accept_few, endpoint, listeners, start_error
 from signaling.options import Options
 from signaling.protocol import SignalingFactory, address_text
+
+
+class Companion(Protocol):
+    """What runs as long as a service does."""
+
+    def start(self) -> None:
+        """Start."""
+
+    def stop(self) -> None:
+        """Stop."""
 
 
 class SignalingService(Service):
@@ -27,16 +41,21 @@ class SignalingService(Service):
 
     Args:
         factory: the server.
-        listeners: where it listens, each with the words that name it in an error.
+        listeners: where it listens.
+        companions: what runs as long as it does.
     """
 
     name = "signaling"
 
-    def __init__(self, factory: SignalingFactory, listeners: Sequence[tuple[str, IStreamServerEndpoint]]) -> None:
+    def __init__(
+        self, factory: SignalingFactory, listeners: Sequence[Listener], companions: Sequence[Companion] = ()
+    ) -> None:
         self.factory = factory
         self._listeners = listeners
+        self._companions = companions
         self._ports: list[IListeningPort] = []
         self._asked = False
+        self._delay: Deferred[None] | None = None
 
     @property
     def addresses(self) -> list[Any]:
@@ -50,10 +69,10 @@ class SignalingService(Service):
             StartError: where it cannot; then it listens nowhere.
         """
         self._asked = True
-        self.factory.draining = False
-        for where, endpoint in self._listeners:
+        self.factory.retiring = self.factory.draining = False
+        for where, place, protocols in self._listeners:
             failures: list[Failure] = []
-            listening = endpoint.listen(self.factory).addCallback(self._listening)
+            listening = place.listen(protocols or self.factory).addCallback(self._listening)
             # Twisted's own endpoints fail at once; others may take their time, and then only the log is left to tell.
             if listening.called:
                 listening.addErrback(failures.append)
@@ -72,6 +91,8 @@ class SignalingService(Service):
         if not self._asked:
             self.privilegedStartService()
         super().startService()
+        for companion in self._companions:
+            companion.start()
 
     def _listening(self, port: IListeningPort) -> None:
         if not self._asked:
@@ -80,24 +101,54 @@ class SignalingService(Service):
             return
         self._ports.append(port)
         accept_few(port, self.factory.admission.newcomers_per_pass)
-        self.factory.log.info("listening on {address}", address=address_text(port.getHost()))
+        self.factory.events.listening(address_text(port.getHost()))
 
     def _log_failure(self, failure: Failure, where: str) -> None:
-        self.factory.log.critical("{error}", error=start_error(where, failure.value))
+        self.factory.events.not_listening(str(start_error(where, failure.value)))
 
     def _stop_listening(self) -> Deferred[Any]:
         self._asked = False
         ports, self._ports = self._ports, []
         return gatherResults([maybeDeferred(port.stopListening) for port in ports])
 
+    def reload(self) -> None:
+        """Give new connections the certificates that are in their files now."""
+        reloaded = [listener for listener in self._listeners if listener.certificates is not None]
+        for listener in reloaded:
+            assert listener.certificates is not None
+            try:
+                listener.certificates.reload()
+            except Exception as error:
+                # OpenSSL's errors, or the file's.
+                self.factory.events.not_reloaded(listener.where, f"{type(error).__name__}: {error}")
+            else:
+                self.factory.events.reloaded(listener.where)
+
+    def hurry(self) -> None:
+        """Stop without any further wait."""
+        if self._delay is not None:
+            self._delay.cancel()
+        self.factory.abort()
+
     @inlineCallbacks
     def stopService(self) -> Any:
-        """Stop to listen, then drain; fires when no connection is left, at the latest after the shutdown timeout."""
+        """Wait for the drain delay, stop to listen, then drain.
+
+        Returns:
+            Fires when no connection is left, at the latest after the delay, the spread and the shutdown timeout.
+        """
         super().stopService()
+        for companion in self._companions:
+            companion.stop()
+        self.factory.retire()
+        if self._ports and self.factory.limits.drain_delay_seconds:
+            self._delay = deferLater(self.factory.reactor, self.factory.limits.drain_delay_seconds)
+            with suppress(CancelledError):
+                yield self._delay
         yield self._stop_listening()
         peers = sum(map(len, self.factory.topics))
         if peers:
-            self.factory.log.info("stopping: {peers} peers are told", peers=peers)
+            self.factory.events.stopping(peers)
         yield self.factory.drain()
 
 
@@ -107,6 +158,7 @@ class TwistdService(MultiService):
     def __init__(self, service: SignalingService, options: Options) -> None:
         super().__init__()
         self._options = options
+        self._service = service
         self._factory = service.factory
         self._do_without_pid_file()
         self._stopping = False
@@ -131,26 +183,23 @@ class TwistdService(MultiService):
     def _warn_of_shortfall(self) -> None:
         admission = self._factory.admission
         if admission.shortfall:
-            self._factory.log.warn(
-                "--max-connections: the limit on open files leaves room for {most}, which is {missing} less; raise it"
-                " (ulimit -n, or LimitNOFILE= in systemd)",
-                most=admission.most,
-                missing=admission.shortfall,
-            )
+            self._factory.events.few_connections(admission.most, admission.shortfall)
 
     def _handle_signals(self) -> None:
         # The reactor's own handlers make twistd end by the signal; a drained server ends with status 0.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda received, _: self._factory.reactor.callFromThread(self._stop, received))
 
+        signal.signal(signal.SIGHUP, lambda received, _: self._factory.reactor.callFromThread(self._service.reload))
+
     def _stop(self, received: int) -> None:
         name = signal.Signals(received).name
         if self._stopping:
-            self._factory.log.info("{signal} again: not waiting any longer", signal=name)
-            self._factory.abort()
+            self._factory.events.signal(name, again=True)
+            self._service.hurry()
         else:
             self._stopping = True
-            self._factory.log.info("{signal}: stopping", signal=name)
+            self._factory.events.signal(name, again=False)
             self._factory.reactor.stop()
 
     def stopService(self) -> Any:
@@ -193,11 +242,15 @@ def makeService(options: Options) -> SignalingService | TwistdService:
     from twisted.internet import reactor  # noqa: PLC0415
 
     try:
-        listeners = endpoints(reactor, options.listen, options.port)
+        return _make_service(options, reactor)
     except StartError as error:
         if options.run_by_twistd:
             raise SystemExit(f"signaling: {error}") from None
         raise
+
+
+def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdService:
+    where = listeners(reactor, options.listen, options.port)
     if options.run_by_twistd:
         raise_file_limit()
     factory = SignalingFactory(
@@ -209,8 +262,30 @@ def makeService(options: Options) -> SignalingService | TwistdService:
         demo=bool(options["demo"]),
         log_level=options.log_level,
     )
-    service = SignalingService(factory, listeners)
+    companions = _serve_metrics(options, factory, where, reactor)
+    service = SignalingService(factory, where, companions)
     return TwistdService(service, options) if options.run_by_twistd else service
+
+
+def _serve_metrics(options: Options, factory: SignalingFactory, where: list[Listener], reactor: Any) -> list[Companion]:
+    description = options["metrics-listen"]
+    if not (options["metrics"] or description):
+        return []
+    try:
+        # An extra: the plain server does without.
+        from signaling.metrics import MetricsResource, ReactorLag  # noqa: PLC0415
+    except ImportError as error:
+        raise StartError(f"--metrics: needs the extra metrics, as in pip install '.[metrics]': {error}") from None
+    lag = ReactorLag(reactor)
+    metrics = MetricsResource(factory, lag)
+    if description:
+        root = Resource()
+        root.putChild(b"metrics", metrics)
+        own = endpoint(reactor, "metrics-listen", description)
+        where.append(Listener(f"--metrics-listen {description}", own, Site(root)))
+    else:
+        factory.site.resource.putChild(b"metrics", metrics)
+    return [lag]
 
 
 def notify(state: str) -> None:

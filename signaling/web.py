@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Protocol
@@ -55,6 +56,10 @@ class UpgradableFactory(Protocol):
 
     limits: Limits
     origins: Origins
+
+    @property
+    def unready(self) -> list[str]:
+        """Why a balancer should send newcomers elsewhere."""
 
     def buildProtocol(self, addr: Any) -> Upgradable:
         """Make a connection."""
@@ -116,6 +121,19 @@ class Health(Endpoint):
         return _answer_text(request, 200, "ok")
 
 
+class Readiness(Endpoint):
+    """Says whether a balancer should send newcomers here, and why not."""
+
+    def answer(self, request: Request) -> Any:
+        """Answer JSON: 200, or 503 with the reasons."""
+        reasons = self._factory.unready
+        request.setResponseCode(503 if reasons else 200)
+        request.setHeader(b"Content-Type", b"application/json")
+        request.setHeader(b"Cache-Control", b"no-store")
+        body = {"ready": False, "reasons": reasons} if reasons else {"ready": True}
+        return answer_body(request, json.dumps(body).encode())
+
+
 class PageResource(Endpoint):
     """One of the files that browsers are served."""
 
@@ -129,7 +147,7 @@ class PageResource(Endpoint):
             request.setHeader(name, value)
         if request.setETag(b'"%b"' % self._page.etag) is CACHED:
             return b""
-        return _answer_body(request, self._page.body)
+        return answer_body(request, self._page.body)
 
 
 class SignalingResource(Endpoint):
@@ -271,6 +289,7 @@ class SignalingSite(Site):
         root.isLeaf = False
         root.getChild = lambda path, request: NotFound(factory)  # type: ignore[method-assign]
         root.putChild(b"healthz", Health(factory))
+        root.putChild(b"readyz", Readiness(factory))
         root.putChild(b"ws", SignalingResource(factory))
         for path, page in served.items():
             root.putChild(path.encode(), PageResource(factory, page))
@@ -293,7 +312,7 @@ def request_headers(request: Request) -> HeaderValues:
 
 def not_found() -> Refused:
     """Return what answers an unknown path."""
-    return Refused(404, "not found: there are /healthz and /ws/{topic}")
+    return Refused(404, "not found: there are /healthz, /readyz and /ws/{topic}")
 
 
 def _answer_text(request: Request, status: int, text: str, headers: dict[bytes, bytes] | None = None) -> bytes:
@@ -301,10 +320,11 @@ def _answer_text(request: Request, status: int, text: str, headers: dict[bytes, 
     request.setHeader(b"Content-Type", b"text/plain; charset=utf-8")
     for name, value in (headers or {}).items():
         request.setHeader(name, value)
-    return _answer_body(request, text.encode())
+    return answer_body(request, text.encode())
 
 
-def _answer_body(request: Request, body: bytes) -> bytes:
+def answer_body(request: Request, body: bytes) -> bytes:
+    """Answer ``body``, or with its length alone where only the head was asked for."""
     if request.method == b"HEAD":
         request.setHeader(b"Content-Length", b"%d" % len(body))
         return b""

@@ -31,7 +31,7 @@ from twisted.python.failure import Failure
 
 from signaling.clock import Clock
 from signaling.deadlines import Deadlines
-from signaling.errors import Refused
+from signaling.errors import Ending, Refused
 from signaling.frames import CLOSE, INCOMPLETE, PING, PONG, TEXT, Frame, close_frame, frame, masked_frame_at
 from signaling.limits import Limits
 from signaling.outbound import OutboundQueue
@@ -68,6 +68,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
     Attributes:
         fast: whether the fast path is taken.
         end_reason: why the connection ended, for a log.
+        ending: the same, for a counter.
         said_goodbye: whether either end sent a close frame.
     """
 
@@ -76,6 +77,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
     data: bytes
     message_data: bytearray | None
     end_reason = "the connection was lost"
+    ending = Ending.LOST
     said_goodbye = False
     inside_message = False
     current_frame: FrameHeader | None = None
@@ -333,7 +335,10 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
 
     def onPong(self, payload: bytes) -> None:
         """Take any pong as a sign of life."""
-        self.factory.pongs.clear(self)
+        due = self.factory.pongs.clear(self)
+        if due is not None:
+            factory = self.factory
+            self.onRoundTrip(factory.reactor.seconds() - due + factory.limits.ping_timeout_seconds)
 
     # Writing
 
@@ -342,7 +347,10 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         if self.state != self.STATE_OPEN:
             return False
         if self._queue is not None:
-            return self._queue.offer(frame, receipt)
+            taken = self._queue.offer(frame, receipt)
+            if not taken:
+                self.onQueueFull(len(self._queue))
+            return taken
         self._put(frame)
         return True
 
@@ -435,6 +443,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         if self._buffered_bytes - pending > self._taken_bytes:
             self._watch_progress()
         else:
+            self.ending = Ending.STALLED
             self.cut(f"it took nothing for {self.factory.limits.write_timeout_seconds:g} s")
 
     def ping(self) -> None:
@@ -450,6 +459,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
 
     def pongLate(self) -> None:
         """Cut the connection off, because it gave no sign of life."""
+        self.ending = Ending.NO_PONG
         self.cut(f"no pong within {self.factory.limits.ping_timeout_seconds:g} s")
 
     # The end
@@ -470,6 +480,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         self.uncork()
         self._write(close_frame(code, reason))
         self.said_goodbye = True
+        self.ending = Ending.FAILED
         self.end_reason = f"closed with {code}: {reason}"
         self.endGently()
 
@@ -481,16 +492,27 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         self._abandon_queue()
         self.transport.abortConnection()
 
-    def goAway(self) -> None:
+    def goAway(self, code: int = GOING_AWAY) -> None:
         """End the connection because the server stops."""
         if self.state == self.STATE_OPEN:
-            self.close(GOING_AWAY, "the server is stopping")
+            self.close(code, "the server is stopping")
+            self.ending = Ending.STOPPING
         elif self.state == self.STATE_CONNECTING:
             self._full_close()
 
     def closeLate(self) -> None:
         """Abort a connection that did not end in time."""
         self.transport.abortConnection()
+
+    def onQueueFull(self, depth: int) -> None:
+        """Hear that the queue refused a frame; for an application to override.
+
+        Args:
+            depth: how many wait.
+        """
+
+    def onRoundTrip(self, seconds: float) -> None:
+        """Hear how long a ping and its pong took; for an application to override."""
 
     def onUndelivered(self, receipts: list[R]) -> None:
         """Hear of what was queued and will not be written, oldest first; for an application to override."""
@@ -545,6 +567,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
 
     def dropConnection(self, abort: bool = False) -> None:
         """End the connection after the other end's close frame was answered."""
+        self.ending = Ending.CLOSED
         self.end_reason = f"closed by the peer with {self.remoteCloseCode or 'no code'}"
         self._full_close()
 

@@ -13,6 +13,7 @@ need npm npx
 need coturn turnserver
 need systemd systemd-socket-activate
 need util-linux setpriv
+need prometheus promtool
 
 [ -z "$packages" ] && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from signaling import wire
@@ -247,7 +248,7 @@ def raises(connection: Any, data: bytes) -> None:
 
 
 def logs_a_failure(connection: Any, data: bytes) -> None:
-    connection.factory.log.failure("caught", Failure(RuntimeError()))
+    Logger(namespace="signaling").failure("caught", Failure(RuntimeError()))
 
 
 def answers_each_segment(connection: Any, data: bytes) -> None:

@@ -39,3 +39,10 @@ def test_a_short_flood_accounts_for_every_message() -> None:
     assert "ok   lost without a word: 0" in output
     assert "cut off: it took nothing for 1 s" in output
     assert "flood: passed" in output
+
+
+def test_the_metrics_agree_with_a_load_to_the_last_message() -> None:
+    command = [sys.executable, "-m", "benchmarks.observe", "--seconds=1.5"]
+    done = subprocess.run(command, cwd=TREE, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ok   every counter agrees" in done.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
 import ssl
 import subprocess
@@ -16,7 +17,8 @@ from websockets.asyncio.client import connect as async_connect
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect, unix_connect
 
-from tests.live.twistd import running
+from tests.live.certificates import self_signed
+from tests.live.twistd import Server, running
 
 UPGRADE = (
     b"GET /ws/room HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -122,6 +124,55 @@ def test_tls_serves_and_closes_with_1001(tmp_path: Path) -> None:
         assert server.process.wait(20) == 0
 
 
+def presented(server: Server) -> bytes:
+    """Return the certificate that a new connection is given."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with socket.create_connection(("127.0.0.1", server.port), 5) as plain:
+        with context.wrap_socket(plain) as client:
+            return client.getpeercert(binary_form=True) or b""
+
+
+def test_sighup_reads_the_certificate_anew_and_drops_nobody(tmp_path: Path) -> None:
+    pem = tmp_path / "server.pem"
+    pem.write_bytes(self_signed())
+    context = ssl.create_default_context(cafile=str(pem))
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with running(["--listen", f"ssl:0:interface=127.0.0.1:privateKey={pem}:certKey={pem}"]) as server:
+        first = presented(server)
+        with connect(f"wss://localhost:{server.port}/ws/room", ssl=context) as peer:
+            own = enter(peer)
+            pem.write_bytes(self_signed())
+            server.process.send_signal(signal.SIGHUP)
+            server.wait_for("the certificate was read anew")
+            second = presented(server)
+            assert second != first
+            pem.write_text("no certificate")
+            server.process.send_signal(signal.SIGHUP)
+            server.wait_for("the one before is kept")
+            assert presented(server) == second
+            peer.send(json.dumps({"type": "offer", "to": own}))
+            assert hear(peer)["type"] == "offer"
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
+def test_nothing_older_than_tls_1_2_is_spoken(tmp_path: Path) -> None:
+    pem = tmp_path / "server.pem"
+    pem.write_bytes(self_signed())
+    with running(["--listen", f"ssl:0:interface=127.0.0.1:privateKey={pem}:certKey={pem}"]) as server:
+        context = ssl.create_default_context(cafile=str(pem))
+        context.set_ciphers("ALL:@SECLEVEL=0")
+        context.minimum_version = ssl.TLSVersion.TLSv1
+        context.maximum_version = ssl.TLSVersion.TLSv1_1
+        with socket.create_connection(("127.0.0.1", server.port), 5) as plain:
+            with pytest.raises(ssl.SSLError, match=r"(?i)version"):
+                context.wrap_socket(plain, server_hostname="localhost")
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        with socket.create_connection(("127.0.0.1", server.port), 5) as plain:
+            with context.wrap_socket(plain, server_hostname="localhost") as client:
+                assert client.version() == "TLSv1.2"
+
+
 @pytest.mark.parametrize("offered", [["http/1.1"], ["h2", "http/1.1"]])
 def test_tls_serves_clients_that_name_protocols_as_browsers_do(tmp_path: Path, offered: list[str]) -> None:
     pem = tmp_path / "server.pem"
@@ -191,26 +242,3 @@ def test_readers_that_never_read_do_not_hold_up_the_end() -> None:
                     continue
             assert answer["code"] == "dropped"
         assert server.stop() == 0
-
-
-def self_signed() -> bytes:
-    """Make a key and a certificate for localhost, in one PEM file."""
-    from datetime import UTC, datetime, timedelta
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    encoding, plain = serialization.Encoding.PEM, serialization.NoEncryption()
-    private = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, plain)
-    return private + certificate.public_bytes(encoding)

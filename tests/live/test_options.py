@@ -9,10 +9,12 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
+from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
 from tests.live.twistd import Server, running, start
@@ -200,7 +202,7 @@ def test_refused_handshakes_are_logged_with_their_reason() -> None:
     with running() as server:
         with pytest.raises(Exception, match="HTTP 400"), connect(server.url + "room?metadata=" + SECRET_METADATA):
             pass
-        server.wait_for(r"refused a handshake from 127\.0\.0\.1:\d+: 400 metadata: not a JSON object")
+        server.wait_for(r"refused a request from 127\.0\.0\.1:\d+: 400 metadata: not a JSON object")
         assert SECRET_METADATA not in server.log
 
 
@@ -232,6 +234,68 @@ def test_no_payload_is_logged_at_any_level(level: str) -> None:
         server.end()
 
 
+def test_the_log_as_json_is_one_object_a_line_from_the_first_to_the_last() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = start(["--port", str(port), "--log-format", "json", "--log-level", "debug"])
+    try:
+        server.port = port
+        server.wait_until_healthy()
+        call(server)
+        assert server.stop() == 0
+    finally:
+        server.end()
+    lines = [json.loads(line) for line in server.lines]
+    events = {line["event"]: line for line in lines}
+    assert events.keys() >= {"log", "listening", "joined", "relayed", "answered", "left", "signal"}
+    assert events["left"]["topic"] == "room"
+    assert 0 <= events["left"]["duration"] < 60
+    for secret in (SECRET_SDP, SECRET_CANDIDATE, SECRET_METADATA):
+        assert secret not in server.log
+
+
+def test_the_log_as_json_goes_where_twistd_was_told(tmp_path: Path) -> None:
+    path = tmp_path / "signaling.log"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = start(["--port", str(port), "--log-format", "json"], twistd_options=[f"--logfile={path}"])
+    try:
+        server.port = port
+        server.wait_until_healthy()
+        assert server.stop() == 0
+    finally:
+        server.end()
+    assert "listening" in [json.loads(line)["event"] for line in path.read_text().splitlines()]
+
+
+def test_a_log_format_that_does_not_fit_is_named() -> None:
+    assert run_to_end("--log-format", "xml") == (1, "signaling: --log-format: 'xml' is not a format (text or json)")
+    server = start(["--log-format", "json"], twistd_options=["--logger=twisted.logger.globalLogPublisher"])
+    assert server.process.wait(20) == 1
+    server.join()
+    assert server.log.startswith("signaling: --log-format json: it is written to a file or to standard output")
+
+
+def test_metrics_are_served_on_the_port_or_on_an_endpoint_of_their_own() -> None:
+    with running(["--port", "0", "--metrics"]) as server:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=5) as answer:
+            assert b"signaling_peers 0.0" in answer.read()
+    own = ["--listen", "tcp:0:interface=127.0.0.1", "--metrics-listen", "tcp:0:interface=127.0.0.1"]
+    with running(own) as server:
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=5)
+        ports = re.findall(r"listening on 127\.0\.0\.1:(\d+)", server.log)
+        with urllib.request.urlopen(f"http://127.0.0.1:{ports[1]}/metrics", timeout=5) as answer:
+            assert b"process_open_fds" in answer.read()
+
+
+def test_metrics_without_their_extra_are_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "prometheus_client.py").write_text("raise ImportError('not here')")
+    status, text = run_to_end("--metrics", PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    assert status == 1
+    assert text == "signaling: --metrics: needs the extra metrics, as in pip install '.[metrics]': not here"
+
+
 @pytest.mark.parametrize("level", ["debug", "info"])
 def test_no_secret_is_logged_at_any_level(level: str, tmp_path: Path) -> None:
     secret = tmp_path / "turn-secret"
@@ -254,6 +318,36 @@ def test_no_secret_is_logged_at_any_level(level: str, tmp_path: Path) -> None:
 
 
 # Signals
+
+
+def test_during_the_drain_delay_newcomers_are_let_in_and_readyz_says_503() -> None:
+    with running(["--port", "0", "--drain-delay", "1.5", "--drain-spread", "0.5"]) as server:
+        address = f"http://127.0.0.1:{server.port}"
+        with urllib.request.urlopen(f"{address}/readyz", timeout=5) as answer:
+            assert json.load(answer) == {"ready": True}
+        with connect(server.url + "room") as early:
+            early.recv(5)
+            server.process.send_signal(signal.SIGTERM)
+            server.wait_for("SIGTERM: stopping")
+            with pytest.raises(urllib.error.HTTPError) as unready:
+                urllib.request.urlopen(f"{address}/readyz", timeout=5)
+            assert unready.value.code == 503
+            assert json.load(unready.value) == {"ready": False, "reasons": ["the server is stopping"]}
+            with urllib.request.urlopen(f"{address}/healthz", timeout=5) as answer:
+                assert answer.status == 200
+            with connect(server.url + "room") as late:
+                assert json.loads(late.recv(5))["type"] == "welcome"
+            with pytest.raises(ConnectionClosedError, match="1012"):
+                list(early)
+        assert server.process.wait(20) == 0
+
+
+def test_a_second_signal_ends_the_drain_delay() -> None:
+    with running(["--port", "0", "--drain-delay", "3600"]) as server:
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for("SIGTERM: stopping")
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

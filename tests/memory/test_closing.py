@@ -303,3 +303,29 @@ def test_nobody_joins_while_the_server_stops_or_after(world: World) -> None:
     assert drained.called
     assert world.request(upgrade("/ws/room"))[0] == 503
     assert len(world.factory.topics) == 0
+
+
+def test_with_a_spread_peers_are_closed_one_by_one_with_1012(make_world: MakeWorld) -> None:
+    world = make_world(drain_spread_seconds=10.0)
+    peers = [world.join(f"room {number}") for number in range(40)]
+    drained: list[None] = []
+    world.factory.drain().addCallback(drained.append)
+    gone = []
+    for _ in range(10):
+        world.advance(1)
+        gone.append(sum(peer.closed == 1012 for peer in peers))
+    assert gone == sorted(gone)
+    assert 0 < gone[4] < 40
+    assert gone[-1] == 40
+    assert drained == [None]
+
+
+def test_a_spread_ends_with_its_last_peer(make_world: MakeWorld) -> None:
+    world = make_world(drain_spread_seconds=600.0)
+    peer = world.join("room")
+    drained: list[None] = []
+    world.factory.drain().addCallback(drained.append)
+    peer.leave()
+    assert drained == [None]
+    world.advance(6)
+    assert [call for call in world.clock.getDelayedCalls() if call.active()] == []

@@ -18,7 +18,6 @@ LAYERS = [
     {"_version", "clock", "errors", "limits"},
     {
         "addresses",
-        "counters",
         "deadlines",
         "descriptors",
         "frames",
@@ -33,11 +32,11 @@ LAYERS = [
         "turns",
         "wire",
     },
-    {"admission", "ports", "upgrade"},
+    {"admission", "counters", "ports", "upgrade"},
     {"peer"},
-    {"reactor", "sessions", "web", "websocket"},
+    {"events", "reactor", "sessions", "web", "websocket"},
     {"protocol"},
-    {"listening", "options"},
+    {"listening", "metrics", "options", "probe"},
     {"service"},
     {"__init__"},
 ]

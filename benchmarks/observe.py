@@ -1,0 +1,272 @@
+"""Watch a server through its own ``/metrics`` while it has work: are they exact, and what do they show?
+
+Calls, readers that stop to read, connections that break and strangers come and go for a while. At the end every counter
+has to be what the load counted itself; what was scraped on the way becomes a plot of what the dashboard shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import subprocess
+import sys
+import urllib.request
+from collections import Counter, defaultdict
+from contextlib import suppress
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.client import HOST, Client, Message, NotJoinedError, text_frame
+from benchmarks.compare.payloads import candidate, sdp
+
+_SCRAPE_SECONDS = 0.5
+_CANDIDATES = 10
+_START_SECONDS = 20.0
+
+Samples = dict[tuple[str, ...], float]
+
+
+class Server:
+    """``twistd signaling`` with metrics on an endpoint of their own."""
+
+    def __init__(self) -> None:
+        twistd = str(Path(sys.executable).parent / "twistd")
+        listen = ["--listen", f"tcp:0:interface={HOST}", "--metrics-listen", f"tcp:0:interface={HOST}"]
+        self._process = subprocess.Popen(
+            [sys.executable, twistd, "-n", "--pidfile=", "signaling", *listen, "--ping-interval", "2"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.port, self.metrics_port = self._ports()
+        # Its log is a line for each join: somebody has to read it.
+        self._drain = subprocess.Popen(["cat"], stdin=self._process.stdout, stdout=subprocess.DEVNULL)
+
+    def _ports(self) -> list[int]:
+        assert self._process.stdout is not None
+        ports: list[int] = []
+        for line in self._process.stdout:
+            if "listening on" in line:
+                ports.append(int(line.rpartition(":")[2]))
+            if len(ports) == 2:
+                return ports
+        raise RuntimeError("the server did not start")
+
+    def scrape(self) -> Samples:
+        """Return all samples, by name and values of labels."""
+        with urllib.request.urlopen(f"http://{HOST}:{self.metrics_port}/metrics", timeout=5) as answer:
+            text = answer.read().decode()
+        return {
+            (sample.name, *(sample.labels[name] for name in sorted(sample.labels))): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    def stop(self) -> None:
+        """End it."""
+        self._process.terminate()
+        self._process.wait(30)
+        self._drain.wait(30)
+
+
+class Caller(Client):
+    """Counts what it hears."""
+
+    def __init__(self, counts: Counter[str]) -> None:
+        super().__init__()
+        self._counts = counts
+
+    def heard(self, message: Message) -> None:
+        """Count it."""
+        if message.type in ("offer", "answer", "ice-candidate"):
+            self._counts["received"] += 1
+        elif message.type == "error":
+            self._counts[message.code] += 1
+
+
+class Load:
+    """Work for a server, counted."""
+
+    def __init__(self, port: int, seed: int) -> None:
+        self._port = port
+        self._random = random.Random(seed)
+        self._number = 0
+        self.counts: Counter[str] = Counter()
+
+    async def run(self, seconds: float) -> None:
+        """Keep it busy, more and more and then less."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        running: set[asyncio.Task[None]] = set()
+        while (left := until - loop.time()) > 0:
+            share = 1 - abs(2 * left / seconds - 1)
+            act = self._random.choices((self._call, self._break_off, self._stranger), (8, 1, 1))[0]
+            task = asyncio.create_task(act())
+            running.add(task)
+            task.add_done_callback(running.discard)
+            await asyncio.sleep(0.2 / (1 + 20 * share))  # The rate is the load.
+        await asyncio.gather(*running)
+
+    async def _pair(self) -> tuple[Caller, Caller]:
+        self._number += 1
+        topic = f"call-{self._number}"
+        first = await Caller.join(self._port, topic, self.counts)
+        second = await Caller.join(self._port, topic, self.counts)
+        self.counts["joined"] += 2
+        return first, second
+
+    def _send(self, sender: Caller, target: str, kind: str, payload: bytes) -> None:
+        self.counts[f"sent {kind}"] += 1
+        sender.send(text_frame(b'{"type":"%b","to":"%b","payload":%b}' % (kind.encode(), target.encode(), payload)))
+
+    async def _exchange(self, first: Caller, second: Caller) -> None:
+        for sender, target, kind in ((first, second, "offer"), (second, first, "answer")):
+            heard = target.hear(lambda message: message.type == "ice-candidate")
+            self._send(sender, target.id, kind, sdp(kind, 1))
+            for number in range(_CANDIDATES):
+                self._send(sender, target.id, "ice-candidate", candidate(number))
+            await heard
+
+    async def _call(self) -> None:
+        first, second = await self._pair()
+        await self._exchange(first, second)
+        await asyncio.sleep(self._random.uniform(1, 5))  # A call lasts.
+        fence = first.hear(lambda message: message.type == "error")
+        self._send(first, "nobody", "offer", b"0")
+        await fence
+        await first.close()
+        await second.close()
+        self.counts["closed"] += 2
+
+    async def _break_off(self) -> None:
+        first, second = await self._pair()
+        await self._exchange(first, second)
+        first.reset()
+        second.reset()
+        self.counts["lost"] += 2
+
+    async def _stranger(self) -> None:
+        with suppress(NotJoinedError):
+            await Caller.join(self._port, "a/b", self.counts)
+        self.counts["404"] += 1
+
+
+def differences(counts: Counter[str], samples: Samples) -> list[str]:
+    """Compare the load's own counts with the server's; returns a line for each that differs."""
+    expected = {
+        ("signaling_joins_total",): counts["joined"],
+        ("signaling_leaves_total", "closed"): counts["closed"],
+        ("signaling_leaves_total", "lost"): counts["lost"],
+        ("signaling_relays_total", "accepted", "offer"): counts["sent offer"] - counts["target_not_found"],
+        ("signaling_relays_total", "accepted", "answer"): counts["sent answer"],
+        ("signaling_relays_total", "accepted", "ice-candidate"): counts["sent ice-candidate"],
+        ("signaling_relays_total", "target_not_found", "offer"): counts["target_not_found"],
+        ("signaling_handshakes_total", "accepted"): counts["joined"],
+        ("signaling_handshakes_total", "404"): counts["404"],
+        ("signaling_peers",): 0,
+        ("signaling_topics",): 0,
+        ("signaling_relays_waiting",): 0,
+    }
+    return [
+        f"{' '.join(name)}: {samples.get(name, 0):g}, and {count} were counted"
+        for name, count in expected.items()
+        if samples.get(name, 0) != count
+    ]
+
+
+async def watch(server: Server, seconds: float, seed: int) -> tuple[Counter[str], list[tuple[float, Samples]]]:
+    """Load a server and scrape it.
+
+    Returns:
+        What the load counted, and what was scraped with its second.
+    """
+    loop = asyncio.get_running_loop()
+    load = Load(server.port, seed)
+    busy = asyncio.create_task(load.run(seconds))
+    start, scraped = loop.time(), []
+    while not busy.done():
+        scraped.append((loop.time() - start, await asyncio.to_thread(server.scrape)))
+        await asyncio.wait([busy], timeout=_SCRAPE_SECONDS)
+    await busy
+    until = loop.time() + _START_SECONDS
+    while True:
+        last = await asyncio.to_thread(server.scrape)
+        if not last["signaling_peers",] or loop.time() > until:
+            return load.counts, [*scraped, (loop.time() - start, last)]
+        await asyncio.sleep(0.1)
+
+
+def plot(scraped: list[tuple[float, Samples]], path: Path) -> None:
+    """Draw what the dashboard shows."""
+    import matplotlib as mpl  # noqa: PLC0415
+
+    mpl.use("Agg")
+    from matplotlib import pyplot  # noqa: PLC0415
+
+    seconds = [second for second, _ in scraped]
+
+    def values(*name: str) -> list[float]:
+        return [samples.get(name, 0.0) for _, samples in scraped]
+
+    def rate(*name: str) -> list[float]:
+        counted = values(*name)
+        steps = zip(seconds, seconds[1:], counted, counted[1:], strict=False)
+        return [0.0, *((b - a) / max(t - s, 1e-9) for s, t, a, b in steps)]
+
+    figure, axes = pyplot.subplots(3, 2, sharex=True, figsize=(11, 8))
+    panels: dict[str, list[tuple[str, list[float]]]] = defaultdict(list)
+    panels["peers and topics"] = [(name, values(f"signaling_{name}")) for name in ("peers", "topics", "connections")]
+    panels["relays by type, 1/s"] = [
+        (kind, rate("signaling_relays_total", "accepted", kind)) for kind in ("offer", "answer", "ice-candidate")
+    ]
+    panels["joins, and leaves by reason, 1/s"] = [
+        ("joins", rate("signaling_joins_total")),
+        *((reason, rate("signaling_leaves_total", reason)) for reason in ("closed", "lost")),
+    ]
+    panels["refused, 1/s"] = [
+        ("404", rate("signaling_handshakes_total", "404")),
+        ("target_not_found", rate("signaling_relays_total", "target_not_found", "offer")),
+    ]
+    panels["relayed, KB/s"] = [("bytes", [value / 1000 for value in rate("signaling_relayed_bytes_total")])]
+    panels["CPU, cores"] = [("process", rate("process_cpu_seconds_total"))]
+    for axis, (title, lines) in zip(axes.flat, panels.items(), strict=True):
+        for name, line in lines:
+            axis.plot(seconds, line, label=name)
+        axis.set_title(title, loc="left", fontsize=9)
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+        axis.legend(loc="upper right", fontsize=7)
+    for axis in axes[-1]:
+        axis.set_xlabel("seconds")
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=80)
+
+
+def main() -> int:
+    """Run it; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.observe", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60.0, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=1, help="of the load; default: %(default)s")
+    parser.add_argument("--plot", default="", help="a PNG file; default: none")
+    options = parser.parse_args()
+    server = Server()
+    try:
+        counts, scraped = asyncio.run(watch(server, options.seconds, options.seed))
+    finally:
+        server.stop()
+    print(f"counted by the load: {', '.join(f'{name} {count}' for name, count in sorted(counts.items()))}")
+    wrong = differences(counts, scraped[-1][1])
+    for line in wrong:
+        print(f"FAIL {line}")
+    if options.plot:
+        plot(scraped, Path(options.plot))
+    if not wrong:
+        print(f"ok   every counter agrees, after {len(scraped)} scrapes")
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,211 @@
+"""What the log tells: every event with its name and its fields, in one place.
+
+Names and fields are stable, and listed in docs/operations.md. No payload, metadata, token or secret is a field.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from constantly import NamedConstant
+from twisted.logger import (
+    FilteringLogObserver,
+    Logger,
+    LogLevel,
+    LogLevelFilterPredicate,
+    formatEvent,
+    globalLogPublisher,
+)
+from twisted.scripts._twistd_unix import UnixAppLogger
+
+from signaling.errors import Rejected
+from signaling.ids import age_seconds
+from signaling.rates import TokenBucket
+from signaling.wire import ClientMessage
+
+# Each line is some 150 bytes: however many are refused, a day fills no more than 130 MB.
+_REFUSALS_PER_SECOND = 10.0
+_REFUSALS_AT_ONCE = 100
+
+
+class Events:
+    """The log of one server.
+
+    Args:
+        level: events below it are not logged.
+        seconds: tells the time.
+
+    Attributes:
+        debug: whether each message is logged.
+        info: whether each join is. Asked before an event is made, which takes more than most of what the server does.
+    """
+
+    def __init__(self, level: NamedConstant, seconds: Callable[[], float]) -> None:
+        predicate = LogLevelFilterPredicate(defaultLogLevel=level)
+        self._log = Logger(namespace="signaling", observer=FilteringLogObserver(globalLogPublisher, [predicate]))
+        self.debug = level <= LogLevel.debug
+        self.info = level <= LogLevel.info
+        self._seconds = seconds
+        self._refusals = TokenBucket(_REFUSALS_PER_SECOND, _REFUSALS_AT_ONCE)
+        self._unlogged = 0
+
+    # Peers
+
+    def joined(self, peer: str, topic: str, address: str | None) -> None:
+        """A peer joined."""
+        self._peer("joined", "{peer} joined {topic!r} from {address}", peer, topic, address=address)
+
+    def came_back(self, peer: str, topic: str, address: str | None) -> None:
+        """A peer came back on another connection."""
+        self._peer("came_back", "{peer} came back to {topic!r} from {address}", peer, topic, address=address)
+
+    def turned_away(self, topic: str, address: str | None, reason: str) -> None:
+        """A peer could not join, because its topic was full."""
+        if self.info:
+            text = "{address} was refused {topic!r}: {reason}"
+            self._log.info(text, event="turned_away", topic=topic, address=address, reason=reason)
+
+    def lost(self, peer: str, topic: str, reason: str) -> None:
+        """A peer lost its connection, and may come back."""
+        self._peer("lost", "{peer} may come back to {topic!r}: {reason}", peer, topic, reason=reason)
+
+    def left(self, peer: str, topic: str, reason: str) -> None:
+        """A peer is gone."""
+        if self.info:
+            text = "{peer} left {topic!r}: {reason}"
+            self._peer("left", text, peer, topic, reason=reason, duration=round(age_seconds(peer), 3))
+
+    def _peer(self, event: str, text: str, peer: str, topic: str, **fields: Any) -> None:
+        if self.info:
+            self._log.info(text, event=event, peer=peer, topic=topic, **fields)
+
+    # Messages
+
+    def message(self, peer: str, outcome: ClientMessage | Rejected) -> None:
+        """A peer's message was relayed, or answered with an error."""
+        if not self.debug:
+            return
+        if isinstance(outcome, Rejected):
+            text = "{peer} was answered {code}: {reason}"
+            self._log.debug(text, event="answered", peer=peer, code=str(outcome.code), reason=outcome.text)
+        else:
+            text = "{peer} relayed {type} of {size} bytes to {to}"
+            size = len(outcome.payload or b"")
+            self._log.debug(text, event="relayed", peer=peer, type=outcome.type, size=size, to=outcome.to)
+
+    # Requests
+
+    def refused(self, address: str, status: int | None, reason: str) -> None:
+        """A request did not become a peer.
+
+        Args:
+            status: of the answer; None where there was none.
+        """
+        if self._refusals.left(self._seconds()) < 1:
+            self._unlogged += 1
+            return
+        self._refusals.take(self._seconds())
+        if self._unlogged:
+            unlogged, self._unlogged = self._unlogged, 0
+            self._log.info("{count} more requests were refused, too many to list", event="refusals", count=unlogged)
+        shown = reason if status is None else f"{status} {reason}"
+        self._log.info(
+            "refused a request from {address}: {shown}",
+            event="refused",
+            address=address,
+            status=status,
+            reason=reason,
+            shown=shown,
+        )
+
+    # The server
+
+    def listening(self, address: str) -> None:
+        """The server listens."""
+        self._log.info("listening on {address}", event="listening", address=address)
+
+    def not_listening(self, reason: str) -> None:
+        """The server cannot listen, after it has started."""
+        self._log.critical("{reason}", event="not_listening", reason=reason)
+
+    def few_connections(self, most: int, missing: int) -> None:
+        """The server takes fewer connections than were asked for."""
+        text = (
+            "--max-connections: the limit on open files leaves room for {most}, which is {missing} less; raise it"
+            " (ulimit -n, or LimitNOFILE= in systemd)"
+        )
+        self._log.warn(text, event="few_connections", most=most, missing=missing)
+
+    def reloaded(self, where: str) -> None:
+        """New connections are given the certificate that is in its files now."""
+        self._log.info("{where}: the certificate was read anew", event="reloaded", where=where)
+
+    def not_reloaded(self, where: str, reason: str) -> None:
+        """A certificate could not be read anew, and the one before is kept."""
+        text = "{where}: the certificate was not read anew, the one before is kept: {reason}"
+        self._log.error(text, event="not_reloaded", where=where, reason=reason)
+
+    def signal(self, name: str, *, again: bool) -> None:
+        """The process was told to stop."""
+        text = "{signal} again: not waiting any longer" if again else "{signal}: stopping"
+        self._log.info(text, event="signal", signal=name)
+
+    def stopping(self, peers: int) -> None:
+        """The server closes its peers."""
+        self._log.info("stopping: {peers} peers are told", event="stopping", peers=peers)
+
+
+FIELDS = (
+    *("peer", "topic", "address", "duration", "reason", "status", "code", "type", "to", "size"),
+    *("where", "signal", "peers", "count", "most", "missing"),
+)
+"""What an event may carry besides its time, its level and its name."""
+
+
+def format_json(event: Mapping[str, Any]) -> str:
+    """Write one event as a JSON object on one line; what is not ours as the event ``log`` with its text."""
+    level = event.get("log_level", LogLevel.info)
+    line: dict[str, Any] = {"time": _time(event.get("log_time", 0.0)), "level": level.name}
+    if event.get("log_namespace") == "signaling" and "event" in event:
+        line["event"] = event["event"]
+        line |= {name: event[name] for name in FIELDS if event.get(name) is not None}
+    else:
+        line |= {"event": "log", "source": event.get("log_namespace", "-"), "message": formatEvent(dict(event))}
+        failure = event.get("log_failure")
+        if failure is not None:
+            line["traceback"] = failure.getTraceback()
+    return json.dumps(line) + "\n"
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def log_as_json(twistd_options: Any) -> None:
+    """Have ``twistd`` write its log as JSON, where it would have written text.
+
+    Args:
+        twistd_options: parsed; the log has not begun.
+
+    Raises:
+        ValueError: where the log goes to syslog, or to a logger of the user's.
+    """
+    if twistd_options["syslog"] or twistd_options.get("logger"):
+        raise ValueError("it is written to a file or to standard output, not by --syslog or --logger of twistd")
+
+    twistd_options["logger"] = f"{__name__}.{json_observer.__name__}"
+    _twistd_options.update(twistd_options)
+
+
+_twistd_options: dict[str, Any] = {}
+
+
+def json_observer() -> Any:
+    """Make the observer that writes JSON; ``twistd`` calls this by its name, without arguments."""
+    # The place is twistd's to choose: a file that it rotates, or standard output.
+    observer = UnixAppLogger({**_twistd_options, "logger": None})._getLogObserver()
+    observer.formatEvent = format_json
+    return observer

@@ -1,0 +1,189 @@
+"""Metrics for Prometheus (the extra ``metrics``): what the server counts anyway, written down when somebody asks.
+
+Nothing that a client chooses becomes a label: there are no topics, ids, addresses or texts.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from typing import Any
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
+from twisted.internet.task import LoopingCall
+from twisted.web.server import Request
+
+from signaling.counters import Histogram
+from signaling.protocol import SignalingFactory
+from signaling.web import Endpoint, answer_body
+from signaling.websocket import LeanWebSocketProtocol
+
+_TOPIC_SIZES = (1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+_LAG_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+_LOOK_SECONDS = 1.0
+
+
+class ReactorLag:
+    """Measures by how much timers come too late: for that long the reactor was busy with something else.
+
+    Args:
+        reactor: runs the timer.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self.histogram = Histogram(_LAG_SECONDS)
+        self._reactor = reactor
+        self._due = 0.0
+        self._loop = LoopingCall(self._look)
+        self._loop.clock = reactor
+
+    def start(self) -> None:
+        """Look once a second from now on."""
+        self._due = self._reactor.seconds() + _LOOK_SECONDS
+        self._loop.start(_LOOK_SECONDS, now=False)
+
+    def stop(self) -> None:
+        """Look no more."""
+        if self._loop.running:
+            self._loop.stop()
+
+    def _look(self) -> None:
+        now = self._reactor.seconds()
+        self.histogram.add(max(0.0, now - self._due))
+        # What was missed is one delay, not one for each second of it.
+        self._due += _LOOK_SECONDS * max(1, int((now - self._due) // _LOOK_SECONDS) + 1)
+
+
+class SignalingCollector:
+    """Reads a server's counters when Prometheus asks.
+
+    Args:
+        factory: the server.
+        lag: of its reactor.
+    """
+
+    def __init__(self, factory: SignalingFactory, lag: ReactorLag) -> None:
+        self._factory = factory
+        self._lag = lag
+
+    def collect(self) -> Iterator[Metric]:
+        """List all metrics."""
+        yield from self._state()
+        yield from self._peers()
+        yield from self._relays()
+        yield from self._times()
+        yield InfoMetricFamily(
+            "signaling_build",
+            "What runs.",
+            {
+                "version": version("twisted-signaling"),
+                "python": platform.python_version(),
+                "twisted": version("Twisted"),
+                "autobahn": version("autobahn"),
+                "fast_path": "on" if LeanWebSocketProtocol.fast else "off",
+            },
+        )
+
+    def _state(self) -> Iterator[Metric]:
+        factory = self._factory
+        sizes = Histogram(_TOPIC_SIZES)
+        for topic in factory.topics:
+            sizes.add(len(topic))
+        yield _gauge("connections", "Open connections, those of no peer included.", len(factory.connections))
+        yield _gauge("connections_max", "Peers' connections that the server takes.", factory.admission.most)
+        yield _gauge("peers", "Peers in topics.", sizes.total)
+        yield _gauge(
+            "peers_away", "Of those, peers that lost their connection and may come back.", len(factory.sessions.away)
+        )
+        yield _gauge("topics", "Topics.", len(factory.topics))
+        yield _histogram("topic_peers", "Peers in each topic now.", sizes)
+        yield _gauge("ready", "Whether /readyz says 200.", not factory.unready)
+
+    def _peers(self) -> Iterator[Metric]:
+        counters = self._factory.counters
+        yield _counter("joins", "Peers that joined.", counters.joins)
+        yield _counter("resumes", "Peers that came back on another connection.", counters.resumed)
+        yield _counters("leaves", "Peers that left.", ["reason"], (((key,), n) for key, n in counters.leaves.items()))
+        outcomes = {"accepted": counters.joins + counters.resumed, "late": counters.requests_late}
+        outcomes |= {str(status): count for status, count in counters.requests_refused.items()}
+        yield _counters(
+            "handshakes",
+            "Requests by what became of them: accepted, late, or the status that refused them.",
+            ["outcome"],
+            (((outcome,), count) for outcome, count in outcomes.items()),
+        )
+        yield _counter(
+            "connections_evicted",
+            "Connections of no peer, cut to make room for newer ones.",
+            counters.connections_evicted,
+        )
+
+    def _relays(self) -> Iterator[Metric]:
+        counters = self._factory.counters
+        accepted = [((kind, "accepted"), count) for kind, count in counters.relays.items()]
+        refused = [((kind, str(code)), count) for (kind, code), count in counters.relays_refused.items()]
+        yield _counters("relays", "Readable relays by what became of them.", ["type", "outcome"], [*accepted, *refused])
+        yield _counter(
+            "relays_undelivered",
+            "Accepted relays that were answered dropped later, because their target went.",
+            counters.relays_undelivered,
+        )
+        yield _gauge("relays_waiting", "Accepted relays that wait for their target now.", self._factory.relays_waiting)
+        yield _counter("relayed_bytes", "Accepted relays, as they were framed.", counters.relayed_bytes)
+        codes = (((str(code),), count) for code, count in counters.refused.items())
+        yield _counters("messages_refused", "Messages that were answered with an error.", ["code"], codes)
+        yield _counter("events_dropped", "peer-joined and peer-left that met a full queue.", counters.events_dropped)
+
+    def _times(self) -> Iterator[Metric]:
+        counters = self._factory.counters
+        yield _histogram("queue_depth_at_refusal", "Messages in a queue that refused one.", counters.depths)
+        yield _histogram("ping_round_trip_seconds", "From a ping to its pong.", counters.round_trips)
+        yield _histogram("reactor_lag_seconds", "How late the reactor's timers came.", self._lag.histogram)
+
+
+class MetricsResource(Endpoint):
+    """``/metrics``: everything, in the format that is asked for.
+
+    Args:
+        factory: the server.
+        lag: of its reactor.
+    """
+
+    def __init__(self, factory: SignalingFactory, lag: ReactorLag) -> None:
+        super().__init__(factory)
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(SignalingCollector(factory, lag))
+        ProcessCollector(registry=self._registry)
+
+    def answer(self, request: Request) -> bytes:
+        """Write all metrics down; in the reactor's thread, so that nothing changes meanwhile."""
+        encode, content_type = choose_encoder((request.getHeader(b"accept") or b"").decode("latin-1"))
+        request.setHeader(b"Content-Type", content_type.encode())
+        return answer_body(request, encode(self._registry))
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"signaling_{name}", text, float(value))
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(f"signaling_{name}", text, float(value))
+
+
+def _counters(name: str, text: str, labels: list[str], values: Iterable[tuple[tuple[str, ...], int]]) -> Metric:
+    family = CounterMetricFamily(f"signaling_{name}", text, labels=labels)
+    for labelled, value in values:
+        family.add_metric(labelled, value)
+    return family
+
+
+def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
+    reached, buckets = 0, []
+    for bound, count in zip((*map(str, map(float, histogram.bounds)), "+Inf"), histogram.counts, strict=True):
+        reached += count
+        buckets.append((bound, reached))
+    return HistogramMetricFamily(f"signaling_{name}", text, buckets=buckets, sum_value=histogram.total)

@@ -1,0 +1,161 @@
+"""``signaling-probe URL``: two peers meet and relay once each way, for cron jobs and monitors.
+
+It prints the times and exits with 0, or names what failed and exits with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import ssl
+import sys
+import time
+import uuid
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidHandshake, InvalidStatus, WebSocketException
+
+R = TypeVar("R")
+
+_SCHEMES = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
+
+
+class ProbeError(Exception):
+    """What failed, for a person."""
+
+
+class Probe:
+    """One look at a server.
+
+    Args:
+        url: of the server, or of its ``/ws/``.
+        timeout_seconds: for each step.
+        token: as a bearer; None where none is needed.
+        authorities: a PEM file that is trusted in place of the system's certificates.
+
+    Raises:
+        ProbeError: where the URL is none.
+    """
+
+    def __init__(self, url: str, timeout_seconds: float, token: str | None, authorities: Path | None) -> None:
+        self._url = topic_url(url)
+        self._timeout = timeout_seconds
+        self._headers = {"Authorization": f"Bearer {token}"} if token else None
+        self._ssl = None
+        if self._url.startswith("wss:"):
+            self._ssl = ssl.create_default_context(cafile=authorities)
+
+    async def look(self) -> str:
+        """Let two peers meet, and relay once each way.
+
+        Returns:
+            How long each step took.
+
+        Raises:
+            ProbeError: naming the step that failed, and how.
+        """
+        connected, first = await _timed("connecting", self._connect())
+        async with first:
+            joined, (second, ids) = await _timed("joining", self._meet(first))
+            async with second:
+                there, _ = await _timed("relaying", self._relay(first, second, *ids))
+                back, _ = await _timed("relaying back", self._relay(second, first, *reversed(ids)))
+        return f"connect {connected:.1f} ms, join {joined:.1f} ms, relay {there:.1f} ms there, {back:.1f} ms back"
+
+    async def _connect(self) -> ClientConnection:
+        return await connect(
+            self._url,
+            additional_headers=self._headers,
+            ssl=self._ssl,
+            open_timeout=self._timeout,
+            close_timeout=self._timeout,
+            proxy=None,
+        )
+
+    async def _meet(self, first: ClientConnection) -> tuple[ClientConnection, tuple[str, str]]:
+        first_id = (await self._expect(first, "welcome"))["selfId"]
+        await self._expect(first, "peer-list")
+        second = await self._connect()
+        second_id = (await self._expect(second, "welcome"))["selfId"]
+        peers = (await self._expect(second, "peer-list"))["peers"]
+        if [peer["id"] for peer in peers] != [first_id]:
+            raise ProbeError("the two peers do not see each other; is a topic kept on one node?")
+        await self._expect(first, "peer-joined")
+        return second, (first_id, second_id)
+
+    async def _relay(self, sender: ClientConnection, target: ClientConnection, sender_id: str, target_id: str) -> None:
+        payload = uuid.uuid4().hex
+        await sender.send(json.dumps({"type": "offer", "to": target_id, "payload": payload}))
+        offer = await self._expect(target, "offer")
+        if (offer["from"], offer["payload"]) != (sender_id, payload):
+            raise ProbeError("a message arrived altered")
+
+    async def _expect(self, connection: ClientConnection, kind: str) -> dict[str, Any]:
+        message: dict[str, Any] = json.loads(await asyncio.wait_for(connection.recv(), self._timeout))
+        if message["type"] != kind:
+            told = f": {message['code']}" if message["type"] == "error" else ""
+            raise ProbeError(f"expected {kind}, not {message['type']}{told}")
+        return message
+
+
+def topic_url(url: str) -> str:
+    """Return where a fresh topic of the server is.
+
+    Raises:
+        ProbeError: where ``url`` is none of ours.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in _SCHEMES or not parts.hostname:
+        raise ProbeError(f"{url!r} is not the address of a server (for example wss://signaling.example.com)")
+    base = parts.path.rstrip("/")
+    path = base if base.endswith("/ws") else f"{base}/ws"
+    return urlunsplit((_SCHEMES[parts.scheme], parts.netloc, f"{path}/probe-{uuid.uuid4().hex}", "", ""))
+
+
+async def _timed(step: str, act: Awaitable[R]) -> tuple[float, R]:
+    start = time.perf_counter()
+    try:
+        result = await act
+    except InvalidStatus as error:
+        raise ProbeError(f"{step}: the server answered {error.response.status_code}: {_body(error)}") from None
+    except TimeoutError:
+        raise ProbeError(f"{step}: no answer in time") from None
+    except (OSError, InvalidHandshake, WebSocketException, ValueError, KeyError) as error:
+        raise ProbeError(f"{step}: {type(error).__name__}: {error}") from None
+    return 1000 * (time.perf_counter() - start), result
+
+
+def _body(error: InvalidStatus) -> str:
+    return bytes(error.response.body or b"").decode("utf-8", "replace").strip()[:200]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the probe.
+
+    Returns:
+        The exit status.
+    """
+    parser = argparse.ArgumentParser(prog="signaling-probe", description=__doc__)
+    parser.add_argument("url", help="for example wss://signaling.example.com")
+    parser.add_argument("--timeout", type=float, default=5.0, help="seconds for each step; default: %(default)s")
+    parser.add_argument("--token-file", type=Path, help="a file with an access token; default: $SIGNALING_TOKEN")
+    parser.add_argument("--ca", type=Path, help="a PEM file of certificate authorities; default: the system's")
+    options = parser.parse_args(arguments)
+    try:
+        token = options.token_file.read_text().strip() if options.token_file else os.environ.get("SIGNALING_TOKEN")
+        told = asyncio.run(Probe(options.url, options.timeout, token, options.ca).look())
+    except (ProbeError, OSError) as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    print(f"ok: {told}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

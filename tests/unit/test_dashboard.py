@@ -1,0 +1,84 @@
+"""The dashboard, the alert rules and the table of metrics name what is there, and the table all of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, InfoMetricFamily
+from prometheus_client.metrics_core import Metric
+from twisted.internet.task import Clock
+
+from signaling import SignalingFactory
+from signaling.metrics import ReactorLag, SignalingCollector
+from tests.programs import need
+
+TREE = Path(__file__).parents[2]
+DASHBOARD = TREE / "deploy" / "grafana.json"
+ALERTS = TREE / "deploy" / "alerts.yml"
+# What the client library says of a process, and what Prometheus says of a scrape.
+OTHERS = {
+    *("process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds", "process_max_fds"),
+    "up",
+}
+
+
+def series(metric: Metric) -> set[str]:
+    """Return the names under which Prometheus stores a metric."""
+    if isinstance(metric, HistogramMetricFamily):
+        return {f"{metric.name}{suffix}" for suffix in ("_bucket", "_sum", "_count")}
+    if isinstance(metric, CounterMetricFamily):
+        return {f"{metric.name}_total"}
+    return {f"{metric.name}_info" if isinstance(metric, InfoMetricFamily) else metric.name}
+
+
+@pytest.fixture
+def metrics() -> list[Metric]:
+    clock = Clock()
+    return list(SignalingCollector(SignalingFactory(reactor=clock), ReactorLag(clock)).collect())  # type: ignore[arg-type]
+
+
+def names(text: str) -> set[str]:
+    return set(re.findall(r"\b(?:signaling|process)_[a-z_]+|\bup(?={)", text))
+
+
+def test_the_dashboard_asks_for_nothing_that_is_not_there(metrics: list[Metric]) -> None:
+    there = set().union(*map(series, metrics)) | OTHERS
+    dashboard = json.loads(DASHBOARD.read_text())
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    asked.append(dashboard["templating"]["list"][1]["query"]["query"])
+    assert set().union(*map(names, asked)) <= there
+
+
+def test_the_dashboard_shows_every_metric(metrics: list[Metric]) -> None:
+    shown = names(DASHBOARD.read_text())
+    for metric in metrics:
+        assert series(metric) & shown, metric.name
+
+
+def test_the_alerts_ask_for_nothing_that_is_not_there_and_each_is_explained(metrics: list[Metric]) -> None:
+    there = set().union(*map(series, metrics)) | OTHERS
+    text = ALERTS.read_text()
+    assert names(re.sub(r"#.*", "", text)) <= there
+    page = (TREE / "docs" / "operations.md").read_text()
+    assert set(re.findall(r"alert: (\w+)", text)) == set(re.findall(r"^\| `(Signaling\w+)`", page, re.MULTILINE))
+
+
+def test_the_table_lists_every_metric(metrics: list[Metric]) -> None:
+    page = (TREE / "docs" / "operations.md").read_text()
+    rows = "".join(re.findall(r"^\| `signaling_.*?\|", page, re.MULTILINE))
+    listed = set(re.findall(r"`(signaling_\w+)`", rows))
+    assert listed == {
+        min(series(metric), key=len) if not isinstance(metric, HistogramMetricFamily) else metric.name
+        for metric in metrics
+    }
+
+
+def test_promtool_accepts_the_alerts() -> None:
+    checked = subprocess.run(
+        [need("promtool"), "check", "rules", str(ALERTS)], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr

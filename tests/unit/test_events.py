@@ -1,0 +1,114 @@
+"""The log: what an event looks like as JSON, and how many refusals it lists."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.task import Clock
+from twisted.logger import Logger, LogLevel, formatEvent, globalLogPublisher
+from twisted.python.failure import Failure
+
+from signaling import events
+from signaling.errors import ErrorCode, Rejected
+from signaling.events import FIELDS, Events, format_json
+from signaling.wire import decode
+
+DOCS = Path(__file__).parents[2] / "docs"
+PEER = "01JD0000000000000000000000"
+
+
+@pytest.fixture
+def logged() -> Iterator[list[Any]]:
+    """All events from here on."""
+    caught: list[Any] = []
+    globalLogPublisher.addObserver(caught.append)
+    yield caught
+    globalLogPublisher.removeObserver(caught.append)
+
+
+def as_json(event: Any) -> dict[str, Any]:
+    line = format_json(event)
+    assert line.endswith("\n")
+    assert line.count("\n") == 1
+    parsed: dict[str, Any] = json.loads(line)
+    return parsed
+
+
+def test_a_join_is_one_object_on_one_line(logged: list[Any]) -> None:
+    Events(LogLevel.info, Clock().seconds).joined(PEER, 'a "topic"\nof two lines', "192.0.2.1:5")
+    (event,) = logged
+    line = as_json(event)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line.pop("time"))
+    assert line == {
+        "level": "info",
+        "event": "joined",
+        "peer": PEER,
+        "topic": 'a "topic"\nof two lines',
+        "address": "192.0.2.1:5",
+    }
+
+
+def test_a_leave_tells_for_how_long_and_why(logged: list[Any]) -> None:
+    Events(LogLevel.info, Clock().seconds).left(PEER, "room", "closed by the peer with 1000")
+    line = as_json(logged[0])
+    assert line["event"] == "left"
+    assert line["reason"] == "closed by the peer with 1000"
+    assert line["duration"] > 1_000_000
+
+
+def test_what_is_not_ours_keeps_its_text_and_its_traceback(logged: list[Any]) -> None:
+    Logger(namespace="other").info("some {thing}", thing="text")
+    Logger(namespace="other").failure("broken", Failure(RuntimeError("why")))
+    text, failure = map(as_json, logged)
+    assert (text["event"], text["source"], text["message"]) == ("log", "other", "some text")
+    assert "RuntimeError: why" in failure["traceback"]
+
+
+def test_below_its_level_nothing_is_logged(logged: list[Any]) -> None:
+    log = Events(LogLevel.warn, Clock().seconds)
+    log.joined(PEER, "room", None)
+    log.left(PEER, "room", "lost")
+    log.message(PEER, Rejected(ErrorCode.DROPPED, "full"))
+    log.refused("192.0.2.1", 400, "why")
+    assert logged == []
+
+
+def test_messages_are_logged_without_what_they_say(logged: list[Any]) -> None:
+    log = Events(LogLevel.debug, Clock().seconds)
+    log.message(PEER, decode(b'{"type":"offer","to":"b","payload":"secret","msgId":"m"}'))
+    log.message(PEER, Rejected(ErrorCode.DROPPED, "full"))
+    relayed, answered = map(as_json, logged)
+    assert (relayed["event"], relayed["to"], relayed["size"]) == ("relayed", "b", 8)
+    assert (answered["event"], answered["code"]) == ("answered", "dropped")
+    assert "secret" not in "".join(map(format_json, logged)) + "".join(filter(None, map(formatEvent, logged)))
+
+
+def test_a_flood_of_refusals_fills_no_disk(logged: list[Any]) -> None:
+    clock = Clock()
+    log = Events(LogLevel.info, clock.seconds)
+    for _ in range(100_000):
+        log.refused("192.0.2.1", 404, "not found")
+        clock.advance(0.0001)
+    assert 100 < len(logged) < 400
+    clock.advance(60)
+    del logged[:]
+    log.refused("192.0.2.1", 404, "not found")
+    summary, refusal = map(as_json, logged)
+    assert summary["event"] == "refusals"
+    assert summary["count"] > 90
+    assert (refusal["status"], refusal["reason"]) == (404, "not found")
+
+
+def test_the_documents_list_every_event_and_every_field() -> None:
+    page = (DOCS / "operations.md").read_text()
+    names = set(re.findall(r'event="(\w+)"', inspect.getsource(events)))
+    names |= set(re.findall(r'self\._peer\(\s*"(\w+)"', inspect.getsource(events)))
+    rows = re.findall(r"^\| `(\w+)` \| (?:debug|info|warn|error|critical) \|(.*)$", page, re.MULTILINE)
+    assert {name for name, _ in rows} == names
+    assert {field for _, row in rows for field in re.findall(r"`(\w+)`", row)} == set(FIELDS)
