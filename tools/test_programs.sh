@@ -8,6 +8,9 @@ need() { # need PACKAGE PROGRAM: the package is missing where the program is
 }
 need chromium chromium
 need chromium-driver chromedriver
+need caddy caddy
+need haproxy haproxy
+need nginx-light nginx
 need systemd systemd-socket-activate
 need util-linux setpriv
 need prometheus promtool

@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -28,8 +29,13 @@ SECRET = "secret-of-a-session"
 QUERY = f"?resume={SECRET}&seen=0"
 
 _COME_BACK_SECONDS = 0.05
-# SD_LISTEN_FDS_START
-_FIRST_FD = 3
+# As sd_listen_fds(3) finds sockets: from descriptor 3 up, and meant for this very process.
+_HAND_OVER = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 _NODES = ("10.0.0.11:8081", "10.0.0.12:8081")
 _NGINX = """
 daemon off;
@@ -60,6 +66,14 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
         return port
+
+
+def wait_until(wanted: Callable[[], bool], state: Callable[[], object]) -> None:
+    """Wait for what the logs of several processes tell together."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not wanted():
+        assert time.monotonic() < deadline, state()
+        time.sleep(0.01)  # Each log would tell, but not which of them is next.
 
 
 class Node:
@@ -99,6 +113,9 @@ class Node:
         self.stop()
         self.start()
 
+    def end(self) -> None:
+        self.server.end()
+
     def topics(self) -> set[str]:
         """Return the topics that peers joined here since the last start."""
         return {line.split(" joined ")[1].split("'")[1] for line in self.server.log.splitlines() if " joined " in line}
@@ -109,19 +126,27 @@ class ActivatedNode(Node):
 
     def __init__(self, *options: str) -> None:
         self.socket = socket.create_server(("127.0.0.1", 0), backlog=1024)
-        super().__init__(*options)
+        try:
+            super().__init__(*options)
+        except BaseException:
+            self.socket.close()
+            raise
+
+    def end(self) -> None:
+        super().end()
+        self.socket.close()
 
     def _launch(self) -> Server:
         return start_activated(self.socket, "--listen=systemd:domain=INET:index=0", *self._options)
 
 
 def start_activated(listening: socket.socket, *options: str) -> Server:
-    """Start a server on a socket of ours, at once, as systemd does for a service that it restarts."""
-    # systemd-socket-activate takes a socket over from its own parent, and waits for a first connection.
-    command = f'exec {_FIRST_FD}<&{listening.fileno()}; LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" --fdname=signaling "$@"'
-    activate = ["sh", "-c", command, need("systemd-socket-activate"), str(Path(sys.executable).parent / "twistd")]
+    """Start a server on a socket of ours, at once, as systemd does with a service that it restarts."""
+    # systemd-socket-activate takes a socket over from its parent too. It waits for a first connection.
+    activate = [need("systemd-socket-activate"), "--fdname=signaling", str(Path(sys.executable).parent / "twistd")]
+    command = [sys.executable, "-c", _HAND_OVER, str(listening.fileno()), *activate]
     with socket.create_connection(listening.getsockname()):
-        server = start(options, command=activate, pass_fds=(listening.fileno(),))
+        server = start(options, command=command, pass_fds=(listening.fileno(),))
         server.wait_for("Execing")
     return server
 
@@ -132,7 +157,7 @@ def two_nodes(*options: str, kind: type[Node] = Node, **how: Any) -> Iterator[tu
         nodes = []
         for _ in range(2):
             node = kind("--trusted-proxy=127.0.0.1", *options, **how)
-            stack.callback(lambda node=node: node.server.end())
+            stack.callback(node.end)
             nodes.append(node)
         yield nodes[0], nodes[1]
 
@@ -156,7 +181,6 @@ class Proxy:
         self.file = folder / "signaling.conf"
         self.file.write_text(text)
         self.server: Server | None = None
-        self._former: list[Server] = []
 
     # The configurations, with the places of this machine
 
@@ -223,34 +247,26 @@ class Proxy:
         return process.returncode, output
 
     def __enter__(self) -> Self:
-        self._start()
-        return self
-
-    def _start(self, *more: str) -> None:
-        self.server = Server(self._run(*self._arguments(), *more))
+        self.server = Server(self._run(*self._arguments()))
         self.server.port = self.port
         try:
             self.server.wait_until_healthy()
         except BaseException:
             self.server.end()
             raise
+        return self
 
     def __exit__(self, *exception: object) -> None:
         assert self.server is not None
-        for server in (self.server, *self._former):
-            # nginx's workers outlive a master that is killed.
-            server.process.terminate()
-            server.process.wait(PATIENCE_SECONDS)
-            server.end()
+        # nginx's workers outlive a master that is killed.
+        self.server.process.terminate()
+        self.server.process.wait(PATIENCE_SECONDS)
+        self.server.end()
 
     def reload(self) -> None:
-        """Let the program read its configuration anew: nginx by a signal, HAProxy in a new process."""
+        """Let nginx read its configuration anew."""
         assert self.server is not None
-        if self.name == "nginx":
-            self.server.process.send_signal(signal.SIGHUP)
-        else:
-            self._former.append(self.server)
-            self._start("-sf", str(self.server.process.pid))
+        self.server.process.send_signal(signal.SIGHUP)
 
     def wait_for(self, pattern: str) -> None:
         """Wait until the program prints it."""
@@ -260,9 +276,7 @@ class Proxy:
     def log(self) -> str:
         """Return all that it printed or wrote."""
         assert self.server is not None
-        return "\n".join(server.log for server in (*self._former, self.server)) + "".join(
-            path.read_text() for path in sorted(self._folder.glob("*.log"))
-        )
+        return self.server.log + "".join(path.read_text() for path in sorted(self._folder.glob("*.log")))
 
     # Its clients
 
