@@ -53,12 +53,7 @@ http {{
 }}
 """
 # Caddy would ask for a certificate, install its own authority and listen on port 80.
-_CADDY = """{
-	admin off
-	auto_https disable_redirects
-	skip_install_trust
-}
-"""
+_CADDY = "\n{\n\tadmin off\n\tauto_https disable_redirects\n\tskip_install_trust\n"
 
 
 def free_port() -> int:
@@ -209,9 +204,10 @@ class Proxy:
     def _fill_caddy(self, changes: dict[str, str]) -> str:
         pem = f"{self._folder}/signaling.pem"
         here = {
-            "\nsignaling.example.com {": f"\n{_CADDY}\nhttps://localhost:{self.port} {{\n\ttls {pem} {pem}",
+            "\n{\n": _CADDY,
+            "\nsignaling.example.com {": f"\nhttps://localhost:{self.port} {{\n\ttls {pem} {pem}",
             "health_interval 1s": "health_interval 100ms",
-            "\tlog {\n": f"\tlog {{\n\t\toutput file {self._folder}/access.log\n",
+            "lb_try_duration 5s": "lb_try_duration 500ms",
         }
         return filled("Caddyfile", here | changes)
 

@@ -15,7 +15,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from signaling import Limits
-from tests.live.proxies import DEPLOY, SECRET, ActivatedNode, Node, Proxy, residents, two_nodes, wait_until
+from tests.live.proxies import DEPLOY, QUERY, SECRET, ActivatedNode, Node, Proxy, residents, two_nodes, wait_until
 
 PROXIES = ("haproxy", "nginx", "caddy")
 NOWHERE = ("127.0.0.1:1", "127.0.0.1:2")
@@ -105,6 +105,13 @@ def test_the_nodes_learn_the_clients_address_and_not_what_it_claims(proxy: Proxy
         wait_for_line(nodes, f"joined {topic!r} from 127.0.0.2")
 
 
+def test_no_log_tells_the_query(proxy: Proxy) -> None:
+    with connect(proxy.url(f"/ws/{proxy.name}-log{QUERY}"), ssl=proxy.context()) as peer:
+        enter(peer)
+    wait_until(lambda: f"/ws/{proxy.name}-log" in proxy.log(), proxy.log)
+    assert SECRET not in proxy.log()
+
+
 def test_what_nodes_tell_of_themselves_stays_inside(proxy: Proxy) -> None:
     for path in ("/readyz", "/metrics", "/", "/ws"):
         with pytest.raises(InvalidStatus) as refused, connect(proxy.url(path), ssl=proxy.context()):
@@ -117,6 +124,16 @@ def test_an_answer_of_the_node_comes_through(proxy: Proxy) -> None:
     with pytest.raises(InvalidStatus) as refused, connect(proxy.url("/ws/" + 257 * "x"), ssl=proxy.context()):
         pass
     assert refused.value.response.status_code == 400
+
+
+@pytest.mark.parametrize("name", PROXIES)
+def test_no_log_tells_the_query_even_where_all_nodes_are_gone(name: str, tmp_path: Path) -> None:
+    with Proxy(name, tmp_path, NOWHERE) as proxy:
+        with pytest.raises(InvalidStatus) as refused, connect(proxy.url(f"/ws/room{QUERY}"), ssl=proxy.context()):
+            pass
+        assert refused.value.response.status_code in (502, 503)
+        wait_until(lambda: "/ws/room" in proxy.log(), proxy.log)
+    assert SECRET not in proxy.log()
 
 
 def test_the_proxy_protocol_tells_the_clients_address_as_well(tmp_path: Path) -> None:
