@@ -11,6 +11,9 @@ need chromium-driver chromedriver
 need nodejs node
 need npm npx
 need coturn turnserver
+need caddy caddy
+need haproxy haproxy
+need nginx-light nginx
 need systemd systemd-socket-activate
 need util-linux setpriv
 need prometheus promtool

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.programs import need
+
 TREE = Path(__file__).parents[2]
 SHORT_LIMITS = ["--limit=write_timeout_seconds=1", "--limit=handshake_timeout_seconds=1"]
 
 
 def run(module: str, *options: str) -> str:
-    command = [sys.executable, "-m", f"benchmarks.{module}", *options, *SHORT_LIMITS]
+    command = [sys.executable, "-m", f"benchmarks.{module}", *options]
     done = subprocess.run(command, cwd=TREE, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "FAIL" not in done.stdout
@@ -22,7 +24,7 @@ def run(module: str, *options: str) -> str:
 
 def test_a_short_soak_accounts_for_every_message(tmp_path: Path) -> None:
     figures = tmp_path / "soak.json"
-    output = run("soak", "--minutes=0.04", "--load=0.5", "--plot=", f"--json={figures}")
+    output = run("soak", "--minutes=0.04", "--load=0.5", "--plot=", f"--json={figures}", *SHORT_LIMITS)
     assert "ok   server: accepted " in output
     assert "ok   lost without a word: 0" in output
     assert "ok   left at the end: 0 connections, 0 topics, 0 descriptors" in output
@@ -34,7 +36,7 @@ def test_a_short_soak_accounts_for_every_message(tmp_path: Path) -> None:
 
 
 def test_a_short_flood_accounts_for_every_message() -> None:
-    output = run("flood", "--seconds=2.5", "--readers=5", "--payload-bytes=30000", "--report-only")
+    output = run("flood", "--seconds=2.5", "--readers=5", "--payload-bytes=30000", "--report-only", *SHORT_LIMITS)
     assert "ok   clients: sent " in output
     assert "ok   lost without a word: 0" in output
     assert "cut off: it took nothing for 1 s" in output
@@ -46,3 +48,14 @@ def test_the_metrics_agree_with_a_load_to_the_last_message() -> None:
     done = subprocess.run(command, cwd=TREE, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ok   every counter agrees" in done.stdout
+
+
+def test_a_rolling_restart_behind_haproxy_costs_no_call() -> None:
+    need("haproxy")
+    output = run(
+        "rolling", "--seconds=0.5", "--rate=10", "--rooms=10", "--check-ms=200", "--drain-delay=0.6", "--plot="
+    )
+    assert "HAProxy uses b again" in output
+    assert "ok   calls given up: 0" in output
+    assert "ok   rooms whose newcomers meet everybody at the end: 10" in output
+    assert "rolling: passed" in output

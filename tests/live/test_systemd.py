@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from websockets.sync.client import connect
 
+from tests.live.proxies import ActivatedNode
 from tests.live.twistd import running
 from tests.programs import need
 
@@ -67,3 +69,32 @@ def test_readiness_and_stopping_are_told(tmp_path: Path) -> None:
             server.process.send_signal(signal.SIGTERM)
             assert notified.recv(100) == b"STOPPING=1"
             assert server.process.wait(20) == 0
+
+
+def test_a_restart_behind_an_activated_socket_refuses_no_connection() -> None:
+    node = ActivatedNode()
+
+    async def answer() -> bytes:
+        # A port that is closed would refuse this, and a connection that is given up answers b"".
+        reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        try:
+            return (await asyncio.wait_for(reader.read(), 20))[:15]
+        finally:
+            writer.close()
+
+    async def connect_steadily() -> list[bytes]:
+        restarts = asyncio.gather(asyncio.to_thread(lambda: [node.restart() for _ in range(2)]))
+        asked = []
+        while not restarts.done():
+            asked.append(asyncio.create_task(answer()))
+            await asyncio.sleep(0.01)  # The rate: whatever becomes of those before, 100 a second.
+        await restarts
+        return await asyncio.gather(*asked)
+
+    try:
+        answers = asyncio.run(connect_steadily())
+    finally:
+        node.end()
+    assert len(answers) > 20
+    assert set(answers) == {b"HTTP/1.1 200 OK"}

@@ -110,6 +110,7 @@ def start(
     command: Sequence[str] | None = None,
     twistd_options: Sequence[str] = (),
     pidfile: str | None = "",
+    pass_fds: Sequence[int] = (),
 ) -> Server:
     """Start a server without waiting for it."""
     twistd = command or [str(Path(sys.executable).parent / "twistd")]
@@ -121,6 +122,7 @@ def start(
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        pass_fds=pass_fds,
     )
     return Server(process)
 
