@@ -3,8 +3,12 @@
 ``SignalingFactory`` listens on a port, ``SignalingResource`` mounts one in a ``twisted.web`` site, ``Limits`` holds the
 bounds of either,
 ``IceServers`` what peers are told of STUN and TURN servers; ``makeService`` is what ``twistd signaling`` runs.
+A portal of ``twisted.cred`` says who may do what: ``Grant``, ``GrantRealm``, ``IGrant``, ``IBearerToken`` and
+``TokenRefused`` are for those who make one.
 """
 
+from signaling.access import Grant
+from signaling.auth import GrantRealm, IBearerToken, IGrant, TokenRefused
 from signaling.errors import StartError
 from signaling.ice import IceServers, Turn
 from signaling.limits import Limits
@@ -14,6 +18,10 @@ from signaling.service import SignalingService, makeService
 from signaling.web import SignalingResource
 
 __all__ = [
+    "Grant",
+    "GrantRealm",
+    "IBearerToken",
+    "IGrant",
     "IceServers",
     "Limits",
     "Options",
@@ -21,6 +29,7 @@ __all__ = [
     "SignalingResource",
     "SignalingService",
     "StartError",
+    "TokenRefused",
     "Turn",
     "makeService",
 ]

@@ -207,6 +207,7 @@ def makeService(options: Options) -> SignalingService | TwistdService:
         ice_servers=options.ice_servers,
         serve_client=bool(options["serve-client"]),
         demo=bool(options["demo"]),
+        portal=options.portal,
         log_level=options.log_level,
     )
     service = SignalingService(factory, listeners)

@@ -18,10 +18,11 @@ TREE = Path(__file__).parents[2]
 MODULES = {f"signaling/{path.name}" for path in (TREE / "signaling").glob("*.py")}
 SHIPPED = MODULES | {
     "signaling/py.typed",
+    "twisted/plugins/signaling_auth.py",
     "twisted/plugins/signaling_plugin.py",
     "twisted/plugins/signaling_reactor.py",
 }
-METADATA = {"METADATA", "RECORD", "WHEEL", "licenses/LICENSE", "top_level.txt"}
+METADATA = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE", "top_level.txt"}
 
 
 @pytest.fixture(scope="module")
