@@ -73,6 +73,7 @@ def _object(text: str) -> Any:
 
 def _claims(given: argparse.Namespace) -> dict[str, Any]:
     own = {"topics": given.topic, "prefixes": given.prefix, "metadata": given.metadata}
+    own |= {"send": False} if given.receive_only else {}
     now = int(time.time())
     claims = {
         "iat": now,
@@ -80,7 +81,6 @@ def _claims(given: argparse.Namespace) -> dict[str, Any]:
         "sub": given.subject,
         "aud": given.audience,
         "iss": given.issuer,
-        CLAIM: {key: value for key, value in own.items() if value not in (None, [])}
-        | ({"send": False} if given.receive_only else {}),
+        CLAIM: {key: value for key, value in own.items() if value not in (None, [])},
     }
     return {name: value for name, value in claims.items() if value is not None}

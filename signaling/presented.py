@@ -1,4 +1,4 @@
-"""Where a request carries a token or a password: its Authorization header, its query, or a subprotocol (docs/access.md)."""
+"""Where a request carries a token or a password: an Authorization header, the query, or a subprotocol."""
 
 from __future__ import annotations
 

@@ -613,7 +613,7 @@ def _global_reactor() -> IReactorTime:
     # Importing the global reactor installs it, which is the application's to decide.
     from twisted.internet import reactor  # noqa: PLC0415
 
-    return reactor  # type: ignore[return-value]
+    return reactor
 
 
 def address_text(address: Any) -> str:

@@ -361,6 +361,7 @@ class World:
 
     Attributes:
         host: the address that new connections come from.
+        start: what the wall clock showed when ``clock`` began.
 
     Args:
         site: whether the server is mounted in a foreign site instead of having its own port.
@@ -408,7 +409,8 @@ class World:
         if site:
             root = Resource()
             root.putChild(b"ws", SignalingResource(self.factory))  # type: ignore[arg-type]
-            self._build = Site(root, reactor=self.clock).buildProtocol
+            self.site = Site(root, reactor=self.clock)
+            self._build = self.site.buildProtocol
 
     def connect(self) -> Connection:
         """Open a connection and say nothing."""
