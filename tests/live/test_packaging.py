@@ -79,6 +79,8 @@ def test_a_wheel_serves_from_any_folder(built: Path, tmp_path: Path) -> None:
     for folder in ("/", tmp_path):
         with running(command=[str(twistd)], cwd=folder) as server:
             assert server.stop() == 0
+    minted = subprocess.run([tmp_path / "bin" / "signaling-token", "--key", "x"], capture_output=True, check=False)
+    assert b"pip install 'twisted-signaling[jwt]'" in minted.stderr
 
 
 def test_this_installation_serves_from_the_tree_and_from_the_root() -> None:
