@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from tests import issuer
+from tests.live.test_webrtc import chromium
 from tests.live.twistd import Server, running, start
 
 
@@ -61,14 +62,30 @@ def test_a_token_opens_its_topic_to_a_real_client(server: Server, transport: str
         assert not [part for part in token.split(".") if part in server.log]
 
 
-def test_a_connection_ends_when_its_token_expires(server: Server) -> None:
-    with join(server, "header", issuer.token(aud="us", exp=int(time.time()) + 3)) as peer:
-        peer.recv(5)
-        peer.recv(5)
-        with pytest.raises(ConnectionClosed) as closed:
-            peer.recv(10)
-    assert closed.value.rcvd is not None
-    assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (4401, "the token has expired")
+IN_A_PAGE = """
+const [url, protocols, done] = arguments;
+const socket = new WebSocket(url, protocols), seen = [];
+socket.onopen = () => seen.push("open as " + socket.protocol);
+socket.onmessage = (event) => seen.push(JSON.parse(event.data).type);
+socket.onclose = (event) => done([...seen, event.code, event.reason]);
+"""
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+def test_a_page_presents_its_token_as_a_subprotocol_and_learns_that_it_expired(server: Server, tmp_path: Path) -> None:
+    with chromium(tmp_path) as driver, running() as open_server:
+        driver.set_script_timeout(15)
+        # A browser asks before a page from nowhere connects to this machine.
+        driver.get(f"http://127.0.0.1:{server.port}/healthz")
+
+        def run(to: Server, token: str) -> Any:
+            return driver.execute_async_script(IN_A_PAGE, to.url + "room", ["signaling", f"signaling.bearer.{token}"])
+
+        soon = issuer.token(aud="us", exp=int(time.time()) + 3)
+        assert run(server, soon) == ["open as signaling", "welcome", "peer-list", 4401, "the token has expired"]
+        assert run(server, soon) == [1006, ""]
+        # Where access is not controlled, no subprotocol is answered, and a browser gives up.
+        assert run(open_server, soon) == [1006, ""]
 
 
 def test_rotated_keys_count_without_a_restart(server: Server, keys: Path) -> None:

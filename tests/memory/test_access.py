@@ -81,7 +81,7 @@ BAD: list[tuple[str, Callable[[], str], str]] = [
         for algorithm in ("RS256", "ES256", "EdDSA")
     ),
     ("HS512", lambda: forged({"alg": "HS512", "kid": "HS256"}, issuer.material("HS256")), "the token's algorithm"),
-    ("critical extension", lambda: token(headers={"crit": ["x"], "x": 1}), "the token"),
+    ("critical extension", lambda: token(headers={"crit": ["x"], "x": 1}), "the token is no JSON Web Token that"),
     ("audience", lambda: token(aud="elsewhere"), "the token is for another audience"),
     ("own claim that is no object", lambda: token(["room"]), "the token: its claim signaling has to be an object"),
     ("misspelt claim", lambda: token({"topics": ["room"], "sends": False}), "the token: its claim signaling has a key"),
@@ -399,15 +399,16 @@ class Realm:
 
 
 class SlowChecker:
-    """Answers when the test says so."""
+    """Answers when the test says so; ``canceller`` hears that nobody waits for it."""
 
     credentialInterfaces = (IBearerToken,)
 
-    def __init__(self) -> None:
+    def __init__(self, canceller: Callable[[Deferred[Any]], object] | None) -> None:
         self.asked: list[tuple[bytes, Deferred[Any]]] = []
+        self._canceller = canceller
 
     def requestAvatarId(self, credentials: Any) -> Deferred[Any]:
-        answer: Deferred[Any] = Deferred()
+        answer: Deferred[Any] = Deferred(self._canceller)
         self.asked.append((credentials.token, answer))
         return answer
 
@@ -415,8 +416,8 @@ class SlowChecker:
 class Slow:
     """A server whose portal takes its time."""
 
-    def __init__(self, make_world: MakeWorld, **limits: Any) -> None:
-        self.checker, self.realm = SlowChecker(), Realm()
+    def __init__(self, make_world: MakeWorld, canceller: Any = None, **limits: Any) -> None:
+        self.checker, self.realm = SlowChecker(canceller), Realm()
         self.world = make_world(portal=Portal(self.realm, [self.checker]), **limits)  # type: ignore[list-item]
         self.peer = self.world.peer("/ws/room", {"Authorization": "Bearer opaque"})
 
@@ -487,17 +488,32 @@ def test_who_asks_by_way_of_the_web_has_a_deadline_too() -> None:
     assert b"503 Service Unavailable" in late.received
 
 
+def test_another_request_meanwhile_is_not_read(slow: Slow) -> None:
+    slow.peer.send(upgrade("/ws/other", Authorization="Bearer opaque").encode())
+    assert not slow.peer.transport.reading
+    assert len(slow.checker.asked) == 1
+    slow.answer()
+    assert slow.peer.closed == 1002
+
+
 @pytest.mark.parametrize("end", ["reset", "drain"])
-def test_who_is_gone_before_the_answer_never_joins(slow: Slow, end: str) -> None:
+@pytest.mark.parametrize("too_late", [False, True], ids=["cancelled", "too late to cancel"])
+def test_who_is_gone_before_the_answer_never_joins(make_world: MakeWorld, end: str, too_late: bool) -> None:
+    cancelled: list[Deferred[Any]] = []
+
+    def cancel(answer: Deferred[Any]) -> None:
+        cancelled.append(answer)
+        if too_late:
+            answer.callback(Grant(prefixes=("",)))
+
+    slow = Slow(make_world, cancel)
     if end == "reset":
         slow.peer.reset()
     else:
         slow.world.factory.drain()
         slow.world.run()
     assert slow.peer.lost
-    [(_, answer)] = slow.checker.asked
-    answer.callback(Grant(prefixes=("",)))
-    slow.world.run()
+    assert cancelled == [answer for _, answer in slow.checker.asked]
     assert len(slow.world.factory.topics) == 0
     assert slow.realm.inside == 0
 
