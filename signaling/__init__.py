@@ -1,14 +1,18 @@
 """A WebRTC signaling server on Twisted: peers meet in topics and exchange offers, answers and ICE candidates.
 
 ``SignalingFactory`` listens on a port, ``SignalingResource`` mounts one in a ``twisted.web`` site, ``Limits`` holds the
-bounds of either, ``IceServers`` what peers are told of STUN and TURN servers; ``makeService`` is what ``twistd
-signaling`` runs. Each is imported when it is asked for, so that ``signaling.client`` brings no server with it.
+bounds of either, ``IceServers`` what peers are told of STUN and TURN servers; ``makeService`` is what
+``twistd signaling`` runs. A portal of ``twisted.cred`` says who may do what: ``Grant``, ``GrantRealm``, ``IGrant``,
+``IBearerToken`` and ``TokenRefused`` are for those who make one. Each is imported when it is asked for, so that
+``signaling.client`` brings no server with it.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from signaling.access import Grant
+    from signaling.auth import GrantRealm, IBearerToken, IGrant, TokenRefused
     from signaling.errors import StartError
     from signaling.ice import IceServers, Turn
     from signaling.limits import Limits
@@ -18,6 +22,10 @@ if TYPE_CHECKING:
     from signaling.web import SignalingResource
 
 __all__ = [
+    "Grant",
+    "GrantRealm",
+    "IBearerToken",
+    "IGrant",
     "IceServers",
     "Limits",
     "Options",
@@ -25,11 +33,16 @@ __all__ = [
     "SignalingResource",
     "SignalingService",
     "StartError",
+    "TokenRefused",
     "Turn",
     "makeService",
 ]
 
 _HOMES = {
+    "Grant": "access",
+    "GrantRealm": "auth",
+    "IBearerToken": "auth",
+    "IGrant": "auth",
     "IceServers": "ice",
     "Limits": "limits",
     "Options": "options",
@@ -37,6 +50,7 @@ _HOMES = {
     "SignalingResource": "web",
     "SignalingService": "service",
     "StartError": "errors",
+    "TokenRefused": "auth",
     "Turn": "ice",
     "makeService": "service",
 }

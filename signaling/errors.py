@@ -15,6 +15,7 @@ class ErrorCode(StrEnum):
     DROPPED = "dropped"
     RATE_LIMITED = "rate_limited"
     TOPIC_FULL = "topic_full"
+    FORBIDDEN = "forbidden"
 
 
 class Ending(StrEnum):

@@ -45,7 +45,7 @@ class Events:
 
     def __init__(self, level: NamedConstant, seconds: Callable[[], float]) -> None:
         predicate = LogLevelFilterPredicate(defaultLogLevel=level)
-        self._log = Logger(namespace="signaling", observer=FilteringLogObserver(globalLogPublisher, [predicate]))
+        self.log = Logger(namespace="signaling", observer=FilteringLogObserver(globalLogPublisher, [predicate]))
         self.debug = level <= LogLevel.debug
         self.info = level <= LogLevel.info
         self._seconds = seconds
@@ -66,7 +66,7 @@ class Events:
         """A peer could not join, because its topic was full."""
         if self.info:
             text = "{address} was refused {topic!r}: {reason}"
-            self._log.info(text, event="turned_away", topic=topic, address=address, reason=reason)
+            self.log.info(text, event="turned_away", topic=topic, address=address, reason=reason)
 
     def lost(self, peer: str, topic: str, reason: str) -> None:
         """A peer lost its connection, and may come back."""
@@ -80,7 +80,7 @@ class Events:
 
     def _peer(self, event: str, text: str, peer: str, topic: str, **fields: Any) -> None:
         if self.info:
-            self._log.info(text, event=event, peer=peer, topic=topic, **fields)
+            self.log.info(text, event=event, peer=peer, topic=topic, **fields)
 
     # Messages
 
@@ -90,11 +90,11 @@ class Events:
             return
         if isinstance(outcome, Rejected):
             text = "{peer} was answered {code}: {reason}"
-            self._log.debug(text, event="answered", peer=peer, code=str(outcome.code), reason=outcome.text)
+            self.log.debug(text, event="answered", peer=peer, code=str(outcome.code), reason=outcome.text)
         else:
             text = "{peer} relayed {type} of {size} bytes to {to}"
             size = len(outcome.payload or b"")
-            self._log.debug(text, event="relayed", peer=peer, type=outcome.type, size=size, to=outcome.to)
+            self.log.debug(text, event="relayed", peer=peer, type=outcome.type, size=size, to=outcome.to)
 
     # Requests
 
@@ -110,9 +110,9 @@ class Events:
         self._refusals.take(self._seconds())
         if self._unlogged:
             unlogged, self._unlogged = self._unlogged, 0
-            self._log.info("{count} more requests were refused, too many to list", event="refusals", count=unlogged)
+            self.log.info("{count} more requests were refused, too many to list", event="refusals", count=unlogged)
         shown = reason if status is None else f"{status} {reason}"
-        self._log.info(
+        self.log.info(
             "refused a request from {address}: {shown}",
             event="refused",
             address=address,
@@ -125,11 +125,11 @@ class Events:
 
     def listening(self, address: str) -> None:
         """The server listens."""
-        self._log.info("listening on {address}", event="listening", address=address)
+        self.log.info("listening on {address}", event="listening", address=address)
 
     def not_listening(self, reason: str) -> None:
         """The server cannot listen, after it has started."""
-        self._log.critical("{reason}", event="not_listening", reason=reason)
+        self.log.critical("{reason}", event="not_listening", reason=reason)
 
     def few_connections(self, most: int, missing: int) -> None:
         """The server takes fewer connections than were asked for."""
@@ -137,25 +137,25 @@ class Events:
             "--max-connections: the limit on open files leaves room for {most}, which is {missing} less; raise it"
             " (ulimit -n, or LimitNOFILE= in systemd)"
         )
-        self._log.warn(text, event="few_connections", most=most, missing=missing)
+        self.log.warn(text, event="few_connections", most=most, missing=missing)
 
     def reloaded(self, where: str) -> None:
         """New connections are given the certificate that is in its files now."""
-        self._log.info("{where}: the certificate was read anew", event="reloaded", where=where)
+        self.log.info("{where}: the certificate was read anew", event="reloaded", where=where)
 
     def not_reloaded(self, where: str, reason: str) -> None:
         """A certificate could not be read anew, and the one before is kept."""
         text = "{where}: the certificate was not read anew, the one before is kept: {reason}"
-        self._log.error(text, event="not_reloaded", where=where, reason=reason)
+        self.log.error(text, event="not_reloaded", where=where, reason=reason)
 
     def signal(self, name: str, *, again: bool) -> None:
         """The process was told to stop."""
         text = "{signal} again: not waiting any longer" if again else "{signal}: stopping"
-        self._log.info(text, event="signal", signal=name)
+        self.log.info(text, event="signal", signal=name)
 
     def stopping(self, peers: int) -> None:
         """The server closes its peers."""
-        self._log.info("stopping: {peers} peers are told", event="stopping", peers=peers)
+        self.log.info("stopping: {peers} peers are told", event="stopping", peers=peers)
 
 
 FIELDS = (

@@ -11,10 +11,21 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from constantly import NamedConstant
+from twisted.cred.credentials import IUsernamePassword
+from twisted.cred.portal import Portal
+from twisted.cred.strcred import (
+    AuthOptionMixin,
+    InvalidAuthArgumentString,
+    InvalidAuthType,
+    UnsupportedInterfaces,
+    findCheckerFactories,
+    makeChecker,
+)
 from twisted.logger import LogLevel
 from twisted.python import usage
 
 from signaling.addresses import TrustedProxies
+from signaling.auth import GrantRealm, IBearerToken
 from signaling.events import log_as_json
 from signaling.ice import DEFAULT_TTL_SECONDS, IceServer, IceServers, Turn, parse_ice_servers
 from signaling.limits import MAY_BE_ZERO, RATES, Limits, check
@@ -89,7 +100,7 @@ def _default_text(option: str) -> str:
     return str(int(value) if value == int(value) else value)
 
 
-class Options(usage.Options):
+class Options(usage.Options, AuthOptionMixin):
     """Options of ``twistd signaling``. An option beats the environment, the environment beats the default.
 
     Args:
@@ -103,7 +114,10 @@ class Options(usage.Options):
         ice_servers: what peers are told of STUN and TURN servers.
         listen: endpoint descriptions; empty where the port counts.
         port: the port on all interfaces.
+        portal: who may do what; None means that everybody may do everything.
     """
+
+    supportedInterfaces = (IBearerToken, IUsernamePassword)
 
     synopsis = "[options]"
     longdesc = (
@@ -135,6 +149,7 @@ class Options(usage.Options):
         self.turn_uris: list[str] = []
         self.ice_servers = IceServers()
         self.port = DEFAULT_PORT
+        self.portal: Portal | None = None
         self.limits = _DEFAULTS
         self.log_level = LogLevel.info
 
@@ -160,6 +175,31 @@ class Options(usage.Options):
     def opt_turn_uri(self, uri: str) -> None:
         """TURN server that knows the secret, for example turn:turn.example.com:3478?transport=udp; repeatable."""
         self.turn_uris.append(uri)
+
+    def opt_auth(self, description: str) -> None:
+        """Who may join: jwt:FILE, or another of --help-auth; repeatable. By default everybody may."""
+        # What follows the first colon may be a password.
+        name = description.partition(":")[0]
+        try:
+            self._add_checker(makeChecker(description))
+        except InvalidAuthType:
+            known = ", ".join(sorted(factory.authType for factory in findCheckerFactories()))
+            raise usage.UsageError(f"--auth: {name!r} is no kind of check; there are {known}") from None
+        except UnsupportedInterfaces:
+            raise usage.UsageError(f"--auth {name}: it checks neither tokens nor passwords") from None
+        except InvalidAuthArgumentString as error:
+            raise usage.UsageError(f"--auth {name}: {error}") from None
+        except Exception as error:
+            raise usage.UsageError(f"--auth {name}: it cannot be used ({type(error).__name__})") from None
+
+    def _add_checker(self, checker: Any) -> None:
+        interfaces = [interface for interface in checker.credentialInterfaces if self.supportsInterface(interface)]
+        if not interfaces:
+            raise UnsupportedInterfaces(checker.credentialInterfaces)
+        self.portal = self.portal or Portal(GrantRealm())
+        if set(interfaces) & set(self.portal.listCredentialsInterfaces()):
+            raise InvalidAuthArgumentString("there is another --auth that checks the same")
+        self.portal.registerChecker(checker, *interfaces)
 
     def opt_version(self) -> NoReturn:
         """Print the version and exit."""

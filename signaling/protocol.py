@@ -7,7 +7,9 @@ everything else is handed, with the bytes read so far, to a ``twisted.web`` site
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from constantly import NamedConstant
@@ -20,12 +22,15 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from signaling import descriptors, wire
+from signaling.access import Grant
 from signaling.addresses import Client, TrustedProxies
 from signaling.admission import Admission, Place
+from signaling.auth import Access, Logout, forbidden
 from signaling.counters import Counters
 from signaling.deadlines import Deadlines
 from signaling.errors import Ending, ErrorCode, Refused, Rejected
 from signaling.events import Events
+from signaling.expiries import Expiries
 from signaling.frames import PING, frame
 from signaling.ice import IceServers
 from signaling.ids import PeerIds
@@ -34,6 +39,7 @@ from signaling.origins import Origins
 from signaling.pages import pages
 from signaling.peer import Peer, return_undelivered
 from signaling.ports import Receipt
+from signaling.presented import subprotocol
 from signaling.rates import TokenBucket
 from signaling.sessions import ResumablePeer, Sessions
 from signaling.topics import TopicMap
@@ -42,6 +48,7 @@ from signaling.web import BoundedChannel, SignalingSite
 from signaling.websocket import LeanWebSocketFactory, LeanWebSocketProtocol
 
 if TYPE_CHECKING:
+    from twisted.cred.portal import Portal
     from twisted.internet.interfaces import IReactorTime
 
 _PREFIX = b"/ws/"
@@ -50,6 +57,8 @@ _SERVICE_RESTART = 1012
 # Joining a topic takes some 5 us for each peer in it, and peers often come in crowds.
 _CROWD = 32
 _TRY_AGAIN_LATER = 1013
+# Of the range for applications, after HTTP's 401.
+_TOKEN_EXPIRED = 4401
 
 
 class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
@@ -62,6 +71,9 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
     _address: str | None = None
     place: Place | None = None
     _bucket: TokenBucket | None = None
+    _login: Deferred[Any] | None = None
+    _logout: Logout | None = None
+    _may_send = True
 
     # The way in
 
@@ -81,8 +93,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         if segment == path or not segment or b"/" in segment:
             return self._leave_to_web(request)
         try:
-            join, key = check_join(segment, query, self.factory.limits), check_upgrade(values)
-            self.factory.origins.check(values(b"origin"))
+            join, key = self.factory.check(segment, query, values)
         except Refused:
             # The site refuses it for the same reason, and knows how to say so over HTTP.
             return self._leave_to_web(request)
@@ -117,7 +128,10 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         self._log_refusal(refused.status, refused.reason)
 
     def handshakeLate(self) -> None:
-        """End a connection whose request did not come in time, and say so in the log."""
+        """End a connection whose request, or whose login, did not come in time, and say so in the log."""
+        if self._login is not None:
+            self._login.cancel()
+            return
         super().handshakeLate()
         self.factory.counters.requests_late += 1
         self._log_refusal(None, self.end_reason)
@@ -126,23 +140,73 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         self.factory.events.refused(self._address or address_text(self.transport.getPeer()), status, reason)
 
     def join(self, join: Join, key: bytes, values: HeaderValues) -> None:
-        """Accept the handshake and join the topic, or refuse it where the server or the client's address is full."""
-        factory = self.factory
-        client = factory.client(self.transport.getPeer(), values)
+        """Ask who it is, where that matters; then accept the handshake and join the topic, or refuse it."""
+        client = self.factory.client(self.transport.getPeer(), values)
         self._address = client.text
+        if self.factory.access is None:
+            self._enter(join, key, values, client)
+            return
+        self._login = login = self.factory.access.login(join.credential)
+        login.addCallbacks(self._logged_in, self._login_refused, (join, key, values, client), {}, (values,))
+        login.addErrback(self._login_broken)
+        if self._login is not None:
+            self._wait_for_login()
+
+    def _wait_for_login(self) -> None:
+        self._stop_reading()
+        # The deadline of a request that twisted.web read is over.
+        self.factory.handshakes.set_once(self)
+
+    def _logged_in(
+        self, login: tuple[Any, Grant, Logout], join: Join, key: bytes, values: HeaderValues, client: Client
+    ) -> None:
+        self._login = None
+        _, grant, self._logout = login
+        if self.state != self.STATE_CONNECTING:
+            self._log_out()
+        elif not grant.covers(join.topic):
+            self._refuse_join(forbidden(), values)
+        else:
+            metadata = join.metadata if grant.metadata is None else grant.metadata_text
+            self._enter(replace(join, metadata=metadata, credential=None, grant=grant), key, values, client)
+
+    def _login_refused(self, failure: Failure, values: HeaderValues) -> None:
+        self._login = None
+        if not isinstance(failure.value, Refused):
+            failure.raiseException()
+        else:
+            self._refuse_join(failure.value, values)
+
+    def _login_broken(self, failure: Failure) -> None:
+        # A transport would do the same with what its protocol raises.
+        self.factory.events.log.failure("an error after a login", failure)
+        self.cut("an error after its login")
+
+    def _log_out(self) -> None:
+        logout, self._logout = self._logout, None
+        if logout is not None:
+            logout()
+
+    def _enter(self, join: Join, key: bytes, values: HeaderValues, client: Client) -> None:
+        """Accept the handshake, or refuse it where the server or the client's address is full."""
+        factory = self.factory
         try:
             factory.check_open()
             self.place = factory.place_for(join, client)
         except Refused as refused:
-            refused.headers |= factory.origins.cors(values(b"origin"))
-            self.refuse(refused)
+            self._refuse_join(refused, values)
             return
         factory.newcomers.pop(self, None)
         self._join = join
+        self.subprotocol = join.subprotocol
         if factory.topics.size(join.topic) < _CROWD:
             self.accept(key)
         else:
             self.acceptInTurn(key)
+
+    def _refuse_join(self, refused: Refused, values: HeaderValues) -> None:
+        refused.headers |= self.factory.origins.cors(values(b"origin"))
+        self.refuse(refused)
 
     # The peer
 
@@ -153,9 +217,11 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
             raise RuntimeError("a connection opens by join()")
         factory = self.factory
         factory.renewals.set(self)
+        if join.grant is not None:
+            self._be_bound_by(join.grant)
         if join.claim is not None and self._come_back(join, join.claim):
             return
-        peer = factory.new_peer(join.metadata, self)
+        peer = factory.new_peer(join, self)
         try:
             peer.join(join.topic, factory.ice_servers.text(peer.id))
         except Rejected as rejected:
@@ -167,9 +233,18 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         factory.counters.joins += 1
         factory.events.joined(peer.id, join.topic, self._take_address())
 
+    def _be_bound_by(self, grant: Grant) -> None:
+        self._may_send = grant.may_send
+        if grant.expires is not None:
+            self.factory.expiries.set(self, grant.expires)
+
+    def expire(self) -> None:
+        """End the connection because its token did."""
+        self.close(_TOKEN_EXPIRED, "the token has expired")
+
     def _come_back(self, join: Join, claim: Claim) -> bool:
         sessions = self.factory.sessions
-        peer = sessions.find(join.topic, claim)
+        peer = sessions.find(join)
         if peer is None:
             return False
         if not peer.reaches(claim.seen):
@@ -194,8 +269,12 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
             return
         if self.factory.limits.max_messages_per_second and not self._within_rate(peer, payload, isBinary):
             return
-        if isBinary:
-            outcome: Any = Rejected(ErrorCode.INVALID_MESSAGE, "send text messages, not binary ones")
+        if not self._may_send:
+            msg_id = None if isBinary else wire.msg_id_of(payload)
+            outcome: Any = Rejected(ErrorCode.FORBIDDEN, "the token allows to receive only", msg_id)
+            peer.reject(outcome)
+        elif isBinary:
+            outcome = Rejected(ErrorCode.INVALID_MESSAGE, "send text messages, not binary ones")
             peer.reject(outcome)
         else:
             outcome = peer.receive(payload)
@@ -274,11 +353,15 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         if web is not None:
             web.connectionLost(reason)
         self.factory.renewals.clear(self)
+        self.factory.expiries.clear(self)
         super().connectionLost(reason)
         self.factory.newcomers.pop(self, None)
         place, self.place = self.place, None
         if place is not None:
             self.factory.admission.release(place)
+        if self._login is not None:
+            self._login.cancel()
+        self._log_out()
 
     def cut(self, reason: str) -> None:
         """End the connection at once; a resumable peer waits for another from now on."""
@@ -323,6 +406,8 @@ class SignalingFactory(LeanWebSocketFactory):
         ice_servers: what peers are told of STUN and TURN servers; None means nothing.
         serve_client: whether ``/signaling.js`` is served, the client for browsers.
         demo: whether ``/`` is, a page that shows it.
+        portal: who may do what (docs/access.md); None means that everybody may do everything.
+        wall_clock: tells when tokens expire, in seconds since 1970.
         reactor: tells the time; None means the global reactor.
         log_level: events below it are not logged.
 
@@ -350,6 +435,8 @@ class SignalingFactory(LeanWebSocketFactory):
         ice_servers: IceServers | None = None,
         serve_client: bool = False,
         demo: bool = False,
+        portal: Portal | None = None,
+        wall_clock: Callable[[], float] = time.time,
         reactor: IReactorTime | None = None,
         log_level: NamedConstant = LogLevel.info,
     ) -> None:
@@ -364,6 +451,9 @@ class SignalingFactory(LeanWebSocketFactory):
         self.renewals: Deadlines[SignalingProtocol] = Deadlines(
             reactor, self.ice_servers.renewal_seconds, lambda connection: connection.renewIceServers()
         )
+        self.expiries: Expiries[SignalingProtocol] = Expiries(
+            reactor, wall_clock, lambda connection: connection.expire()
+        )
         self._proxies = TrustedProxies(trusted_proxies)
         # The connections of no peer, oldest first.
         self.newcomers: dict[SignalingProtocol, None] = {}
@@ -371,6 +461,7 @@ class SignalingFactory(LeanWebSocketFactory):
         self.site = SignalingSite(self, reactor, pages(client=serve_client, demo=demo))
         self.events = Events(log_level, reactor.seconds)
         self.logs_debug = self.events.debug
+        self.access = Access(portal, self.events.log) if portal is not None else None
         self.retiring = False
         self.draining = False
         self._farewells: list[Any] = []
@@ -391,14 +482,35 @@ class SignalingFactory(LeanWebSocketFactory):
         """Offer HTTP/1.1 over TLS; Twisted would refuse every client that names protocols, as all browsers do."""
         return [b"http/1.1"]
 
-    def new_peer(self, metadata: bytes | None, connection: SignalingProtocol) -> Peer:
+    def check(self, segment: bytes, query: bytes, values: HeaderValues) -> tuple[Join, bytes]:
+        """Check all of a request that can be checked without asking anybody.
+
+        Args:
+            segment: the topic, still percent-encoded.
+            query: what follows the question mark, still encoded.
+            values: the request's headers.
+
+        Returns:
+            What is asked for, and the checked ``Sec-WebSocket-Key``.
+
+        Raises:
+            Refused: for the first reason of 400, 426 and 403.
+        """
+        join, key = check_join(segment, query, self.limits), check_upgrade(values)
+        if self.access is not None:
+            credential = self.access.presented(values, query)
+            join = replace(join, credential=credential, subprotocol=subprotocol(values))
+        self.origins.check(values(b"origin"))
+        return join, key
+
+    def new_peer(self, join: Join, connection: SignalingProtocol) -> Peer:
         """Make a peer on a connection that is open."""
         peer_id = self.ids.next()
         if not self.limits.resume_window_seconds:
-            peer = Peer(peer_id, metadata, self.topics, self.counters)
+            peer = Peer(peer_id, join.metadata, self.topics, self.counters)
             peer.attach(connection)
             return peer
-        resumable = ResumablePeer(peer_id, metadata, self.topics, self.counters, self.limits)
+        resumable = ResumablePeer(peer_id, join, self.topics, self.counters, self.limits)
         resumable.go(connection)
         return resumable
 
@@ -408,7 +520,7 @@ class SignalingFactory(LeanWebSocketFactory):
         Raises:
             Refused: 503 where the server is full, 429 where the client's address has enough.
         """
-        peer = self.sessions.find(join.topic, join.claim) if join.claim is not None else None
+        peer = self.sessions.find(join)
         if peer is None or peer.way.place is None:
             return self.admission.admit(client)
         place = self.admission.replace(peer.way.place, client)
@@ -424,6 +536,7 @@ class SignalingFactory(LeanWebSocketFactory):
         """Leave no timer behind when nobody is there."""
         super().rest()
         self.renewals.rest()
+        self.expiries.rest()
 
     def client(self, address: Any, values: HeaderValues) -> Client:
         """Tell where a request comes from.

@@ -260,6 +260,7 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
         ice_servers=options.ice_servers,
         serve_client=bool(options["serve-client"]),
         demo=bool(options["demo"]),
+        portal=options.portal,
         log_level=options.log_level,
     )
     companions = _serve_metrics(options, factory, where, reactor)

@@ -25,7 +25,7 @@ from signaling.outbound import OutboundQueue
 from signaling.peer import Peer, return_undelivered
 from signaling.ports import Outbound, Receipt
 from signaling.topics import TopicMap
-from signaling.upgrade import Claim
+from signaling.upgrade import Join
 
 # How much is on its way at the most before the other end is asked what has arrived, besides the usual pings.
 _ASK_AFTER_FRAMES = 8
@@ -72,14 +72,23 @@ class Away(OutboundQueue[Receipt]):
 class ResumablePeer(Peer):
     """A peer that remembers what it was sent, and can prove to be the same on another connection."""
 
-    __slots__ = ("_asked_at", "_history", "_proven_at", "_secrets", "_since_asked", "_window", "unwritten", "way")
+    __slots__ = (
+        "_asked_at",
+        "_history",
+        "_proven_at",
+        "_secrets",
+        "_since_asked",
+        "_window",
+        "owner",
+        "unwritten",
+        "way",
+    )
 
     way: Way
 
-    def __init__(
-        self, peer_id: str, metadata: bytes | None, topics: TopicMap[Peer], counters: Counters, limits: Limits
-    ) -> None:
-        super().__init__(peer_id, metadata, topics, counters)
+    def __init__(self, peer_id: str, join: Join, topics: TopicMap[Peer], counters: Counters, limits: Limits) -> None:
+        super().__init__(peer_id, join.metadata, topics, counters)
+        self.owner = join.owner
         self._window = limits.resume_window_seconds
         self._history = History(16 * limits.high_water_messages, 2 * limits.high_water_bytes)
         self._secrets: list[bytes] = []
@@ -209,13 +218,16 @@ class Sessions:
         """How many relays wait for those without a connection."""
         return sum(len(peer.unwritten) + peer.way.receipts for peer in self.away if isinstance(peer.way, Away))
 
-    def find(self, topic_name: str, claim: Claim) -> ResumablePeer | None:
-        """Return the peer of that topic whose token was given, or None."""
-        topic = self._topics.find(topic_name)
+    def find(self, join: Join) -> ResumablePeer | None:
+        """Return the peer that the request may be again: of that topic, with that token, and of the same owner."""
+        claim = join.claim
+        if claim is None:
+            return None
+        topic = self._topics.find(join.topic)
         peer = topic.get(claim.token[:ID_CHARACTERS].decode("ascii", "replace")) if topic is not None else None
-        if isinstance(peer, ResumablePeer) and peer.knows(claim.token[ID_CHARACTERS:]):
-            return peer
-        return None
+        if not isinstance(peer, ResumablePeer) or peer.owner != join.owner:
+            return None
+        return peer if peer.knows(claim.token[ID_CHARACTERS:]) else None
 
     def keep(self, peer: ResumablePeer, place: Place | None) -> None:
         """Let a peer stay whose connection was lost.

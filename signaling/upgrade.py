@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
+from signaling.access import Credential, Grant
 from signaling.errors import Refused
 from signaling.limits import Limits
 from signaling.wire import is_object
@@ -47,11 +48,22 @@ class Join:
     Args:
         metadata: the JSON text of an object, or None.
         claim: None where the client is a new peer.
+        credential: what was presented, until it is checked.
+        grant: what the client may do; None where everybody may do everything.
+        subprotocol: that is answered; empty for none.
     """
 
     topic: str
     metadata: bytes | None
     claim: Claim | None = None
+    credential: Credential | None = None
+    grant: Grant | None = None
+    subprotocol: bytes = b""
+
+    @property
+    def owner(self) -> tuple[str | None, bytes | None] | None:
+        """Whose session it is, or would be; None where everybody may do everything."""
+        return self.grant.owner if self.grant is not None else None
 
 
 def parse_head(head: bytes) -> tuple[bytes, HeaderValues] | None:

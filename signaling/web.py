@@ -17,7 +17,8 @@ from signaling.errors import Refused
 from signaling.limits import Limits
 from signaling.origins import Origins
 from signaling.pages import Page
-from signaling.upgrade import HeaderValues, Join, asks_for_websocket, check_join, check_upgrade
+from signaling.presented import without_secrets
+from signaling.upgrade import HeaderValues, Join, asks_for_websocket
 
 _METHODS = b"GET, OPTIONS"
 _MOST_REQUESTS = 32
@@ -63,6 +64,9 @@ class UpgradableFactory(Protocol):
 
     def buildProtocol(self, addr: Any) -> Upgradable:
         """Make a connection."""
+
+    def check(self, segment: bytes, query: bytes, values: HeaderValues) -> tuple[Join, bytes]:
+        """Check a request; raises ``Refused``."""
 
     def handshakeRefused(self, address: Any, refused: Refused) -> None:
         """Hear of a refused handshake."""
@@ -163,13 +167,18 @@ class SignalingResource(Endpoint):
         if len(segments) != 1 or not segments[0]:
             raise Refused(404, "a topic is exactly one path segment: connect to /ws/{topic}")
 
+    def render(self, request: Request) -> Any:
+        """Answer ``request``, and leave nothing secret of it to the site's own log."""
+        try:
+            return super().render(request)
+        finally:
+            request.uri = without_secrets(request.uri)
+
     def answer(self, request: Request) -> Any:
         """Let the request become a peer of its topic."""
         values = request_headers(request)
         path, _, query = request.uri.partition(b"?")
-        join = check_join(path.rpartition(b"/")[2], query, self._factory.limits)
-        key = check_upgrade(values)
-        self._factory.origins.check(values(b"origin"))
+        join, key = self._factory.check(path.rpartition(b"/")[2], query, values)
         if request.method != b"GET" or request.clientproto != b"HTTP/1.1":
             raise Refused(400, "a WebSocket connection is opened by GET over HTTP/1.1")
         connection = _take_over(request, self._factory)

@@ -46,7 +46,8 @@ _PROTOCOL_ERROR = 1002
 _INVALID_PAYLOAD = 1007
 _END_OF_HEAD = b"\r\n\r\n"
 _ACCEPTED = (
-    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %b\r\n\r\n"
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Accept: %b\r\n%b\r\n"
 )
 _MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _log = Logger()
@@ -70,6 +71,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         end_reason: why the connection ended, for a log.
         ending: the same, for a counter.
         said_goodbye: whether either end sent a close frame.
+        subprotocol: that the handshake answers; empty for none.
     """
 
     fast: ClassVar[bool] = False
@@ -79,6 +81,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
     end_reason = "the connection was lost"
     ending = Ending.LOST
     said_goodbye = False
+    subprotocol = b""
     inside_message = False
     current_frame: FrameHeader | None = None
     websocket_version = 13
@@ -170,7 +173,8 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         self.state = self.STATE_OPEN
         self.factory.cork()
         try:
-            self._put(_ACCEPTED % b64encode(sha1(key + _MAGIC).digest()))
+            chosen = b"Sec-WebSocket-Protocol: %b\r\n" % self.subprotocol if self.subprotocol else b""
+            self._put(_ACCEPTED % (b64encode(sha1(key + _MAGIC).digest()), chosen))
             self.onOpen()
         finally:
             self.factory.uncork()

@@ -22,11 +22,12 @@ SHIPPED = (
     | STATIC
     | {
         "signaling/py.typed",
+        "twisted/plugins/signaling_auth.py",
         "twisted/plugins/signaling_plugin.py",
         "twisted/plugins/signaling_reactor.py",
     }
 )
-METADATA = {"METADATA", "RECORD", "WHEEL", "licenses/LICENSE", "top_level.txt"}
+METADATA = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE", "top_level.txt"}
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +84,8 @@ def test_a_wheel_serves_from_any_folder(built: Path, tmp_path: Path) -> None:
     for folder in ("/", tmp_path):
         with running(command=[str(twistd)], cwd=folder) as server:
             assert server.stop() == 0
+    minted = subprocess.run([tmp_path / "bin" / "signaling-token", "--key", "x"], capture_output=True, check=False)
+    assert b"pip install 'twisted-signaling[jwt]'" in minted.stderr
 
 
 def test_this_installation_serves_from_the_tree_and_from_the_root() -> None:

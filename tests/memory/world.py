@@ -7,7 +7,8 @@ empty. Nothing moves until ``World.run`` moves it, so an action never calls back
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -20,6 +21,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Site
 from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
+from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 from zope.interface import implementer
 
@@ -258,9 +260,15 @@ class Peer(Connection):
         closed: the code of the server's close frame, or None.
     """
 
-    def __init__(self, world: World, transport: MemoryTransport, path: str) -> None:
+    def __init__(
+        self, world: World, transport: MemoryTransport, path: str, headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(world, transport)
-        self.client = ClientProtocol(parse_uri(f"ws://server:8081{path}"), max_size=None)
+        headers = dict(headers or {})
+        protocols = headers.pop("Sec-WebSocket-Protocol", "").split(", ")
+        offered = [Subprotocol(name) for name in protocols if name]
+        self.client = ClientProtocol(parse_uri(f"ws://server:8081{path}"), max_size=None, subprotocols=offered or None)
+        self._headers = headers
         self.texts: list[str] = []
         self.pings = 0
         self.pongs: list[bytes] = []
@@ -270,7 +278,9 @@ class Peer(Connection):
         self.peers: list[Any] = []
 
     def open(self) -> None:
-        self.client.send_request(self.client.connect())
+        request = self.client.connect()
+        request.headers.update(self._headers)
+        self.client.send_request(request)
         self.flush()
 
     def flush(self) -> None:
@@ -351,6 +361,7 @@ class World:
 
     Attributes:
         host: the address that new connections come from.
+        start: what the wall clock showed when ``clock`` began.
 
     Args:
         site: whether the server is mounted in a foreign site instead of having its own port.
@@ -359,6 +370,7 @@ class World:
         ice_servers: makes them, given the clock.
         serve_client: as for ``SignalingFactory``.
         demo: as for ``SignalingFactory``.
+        portal: as for ``SignalingFactory``; its tokens expire by ``clock``, which starts now.
         buffer_bytes: what a transport holds before it pauses its producer.
         limits: the server's bounds.
     """
@@ -372,10 +384,12 @@ class World:
         ice_servers: Callable[[Clock], IceServers] = lambda clock: IceServers(),
         serve_client: bool = False,
         demo: bool = False,
+        portal: Any = None,
         buffer_bytes: int = 65_536,
         **limits: Any,
     ) -> None:
         self.clock = PassingClock()
+        self.start = time.time()
         self.limits = Limits(**limits)
         self.factory = SignalingFactory(
             self.limits,
@@ -384,6 +398,8 @@ class World:
             ice_servers=ice_servers(self.clock),
             serve_client=serve_client,
             demo=demo,
+            portal=portal,
+            wall_clock=lambda: self.start + self.clock.seconds(),
             reactor=self.clock,  # type: ignore[arg-type]
         )
         self.host = "192.0.2.1"
@@ -393,15 +409,20 @@ class World:
         if site:
             root = Resource()
             root.putChild(b"ws", SignalingResource(self.factory))  # type: ignore[arg-type]
-            self._build = Site(root, reactor=self.clock).buildProtocol
+            self.site = Site(root, reactor=self.clock)
+            self._build = self.site.buildProtocol
 
     def connect(self) -> Connection:
         """Open a connection and say nothing."""
         return self._connected(Connection(self, self._transport()))
 
-    def peer(self, path: str) -> Peer:
-        """Ask for ``path`` as a WebSocket client."""
-        peer = Peer(self, self._transport(), path)
+    def peer(self, path: str, headers: Mapping[str, str] | None = None) -> Peer:
+        """Ask for ``path`` as a WebSocket client.
+
+        Args:
+            headers: which it sends besides.
+        """
+        peer = Peer(self, self._transport(), path, headers)
         self._connected(peer)
         peer.open()
         self.run()

@@ -17,9 +17,11 @@ TREE = PACKAGE.parent
 LAYERS = [
     {"_version", "clock", "errors", "limits"},
     {
+        "access",
         "addresses",
         "deadlines",
         "descriptors",
+        "expiries",
         "frames",
         "history",
         "ice",
@@ -32,11 +34,11 @@ LAYERS = [
         "turns",
         "wire",
     },
-    {"admission", "counters", "ports", "upgrade"},
-    {"peer"},
-    {"events", "reactor", "sessions", "web", "websocket"},
-    {"protocol"},
-    {"listening", "metrics", "options", "probe"},
+    {"admission", "counters", "keys", "ports", "upgrade"},
+    {"peer", "presented", "signing"},
+    {"auth", "events", "reactor", "sessions", "web", "websocket"},
+    {"protocol", "tokens"},
+    {"listening", "metrics", "minting", "options", "probe"},
     {"service"},
     {"__init__"},
 ]

@@ -1,0 +1,132 @@
+"""What claims allow, and where requests carry tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from signaling import Grant
+from signaling.access import Bearer, Password, grant_from_claims
+from signaling.errors import Refused
+from signaling.presented import presented, subprotocol, without_secrets
+
+
+def headers(**values: str):
+    named = {name.lower().replace("_", "-").encode(): value.encode() for name, value in values.items()}
+
+    def look_up(name: bytes) -> Sequence[bytes]:
+        return [named[name]] if name in named else []
+
+    return look_up
+
+
+def test_claims_become_a_grant() -> None:
+    own = {"topics": ["a"], "prefixes": ["b-"], "send": False, "metadata": {"name": "é", "n": [1, None]}}
+    grant = grant_from_claims({"exp": 100, "sub": "Ada", "signaling": own, "other": 1}, 5.0)
+    assert grant == Grant(
+        topics=frozenset({"a"}),
+        prefixes=("b-",),
+        may_send=False,
+        metadata={"name": "é", "n": [1, None]},
+        expires=105.0,
+        subject="Ada",
+    )
+    assert grant.metadata_text == '{"name":"é","n":[1,null]}'.encode()
+
+
+def test_claims_of_somebody_else_allow_nothing() -> None:
+    grant = grant_from_claims({"exp": 1.5, "topics": ["room"], "scope": "*"})
+    assert not grant.covers("room")
+    assert not grant.covers("")
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"signaling": None},
+        {"signaling": "room"},
+        {"signaling": {"topics": "room"}},
+        {"signaling": {"topics": [1]}},
+        {"signaling": {"prefixes": {"": 1}}},
+        {"signaling": {"send": 0}},
+        {"signaling": {"send": "false"}},
+        {"signaling": {"metadata": ["x"]}},
+        {"signaling": {"metadata": {"x": float("inf")}}},
+        {"signaling": {"metadata": {"x": "\ud800"}}},
+        {"signaling": {"topic": ["room"]}},
+        {"sub": 7},
+        {"exp": True},
+        {"exp": "100"},
+        {"exp": float("nan")},
+    ],
+)
+def test_claims_of_a_wrong_form_are_refused(claims: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"signaling|sub|exp|JSON|surrogates"):
+        grant_from_claims(claims)
+
+
+KEYS = ("topics", "prefixes", "send", "metadata")
+VALUES = st.none() | st.booleans() | st.floats() | st.text(max_size=5)
+
+
+@given(VALUES | st.lists(VALUES, max_size=2) | st.dictionaries(st.text(max_size=5), VALUES, max_size=2))
+def test_no_claim_is_anything_but_a_grant_or_a_value_error(value: Any) -> None:
+    for claims in ({"signaling": value}, {"exp": value, "sub": value}, *({"signaling": {key: value}} for key in KEYS)):
+        try:
+            grant_from_claims(claims)
+        except ValueError:
+            continue
+
+
+def test_each_place_is_looked_at() -> None:
+    assert presented(headers(), b"", passwords=True) is None
+    assert presented(headers(authorization="bEaReR  a.b-c"), b"", passwords=False) == Bearer(b"a.b-c")
+    assert presented(headers(), b"x=1&token=a%2Bb%3D&y", passwords=False) == Bearer(b"a+b=")
+    offered = headers(sec_websocket_protocol="signaling,signaling.bearer.abc , x")
+    assert presented(offered, b"", passwords=False) == Bearer(b"abc")
+    basic = headers(authorization="Basic YWRhOm46bw==")
+    assert presented(basic, b"", passwords=True) == Password(b"ada", b"n:o")
+    assert presented(basic, b"", passwords=False) is None
+
+
+def test_the_token_is_never_the_subprotocol() -> None:
+    assert subprotocol(headers(sec_websocket_protocol="signaling.bearer.abc, signaling")) == b"signaling"
+    assert subprotocol(headers(sec_websocket_protocol="signaling.bearer.abc")) == b""
+    assert subprotocol(headers()) == b""
+
+
+def test_credentials_are_not_shown() -> None:
+    assert "secret" not in repr([Bearer(b"secret"), Password(b"ada", b"secret")])
+
+
+def status(values: Any, query: bytes) -> int:
+    try:
+        presented(values, query, passwords=True)
+    except Refused as refused:
+        return refused.status
+    return 101
+
+
+@given(st.binary(max_size=40), st.binary(max_size=40))
+def test_whatever_is_presented_is_a_credential_or_a_400(header: bytes, query: bytes) -> None:
+    for prefix in (b"", b"Basic ", b"Bearer ", b"signaling.bearer."):
+        assert status(lambda name, value=prefix + header: [value], b"token=" + query) in (101, 400)
+
+
+@pytest.mark.parametrize(
+    ("target", "shown"),
+    [
+        (b"/ws/a", b"/ws/a"),
+        (b"/ws/a?token=SECRET", b"/ws/a?token=..."),
+        (b"/ws/a?x=1&token=SECRET&metadata=%7B%7D", b"/ws/a?x=1&token=...&metadata=%7B%7D"),
+        (b"/ws/a?resume=SECRET&seen=2", b"/ws/a?resume=...&seen=2"),
+        (b"/ws/a?t%6fken=SECRET&x", b"/ws/a?...&x"),
+        (b"/ws/token=a?mytoken=b", b"/ws/token=a?mytoken=b"),
+    ],
+)
+def test_a_target_without_its_secrets(target: bytes, shown: bytes) -> None:
+    assert without_secrets(target) == shown

@@ -1,0 +1,279 @@
+"""The keys that verify tokens: which files are taken, and what happens when they change."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.cred.strcred import InvalidAuthArgumentString
+
+from signaling import TokenRefused
+from signaling.auth import BearerToken
+from signaling.keys import KeyFile, KeyProblem, read_keys
+from signaling.tokens import JwtChecker, checker
+from tests import issuer
+
+
+def pem(key: Any) -> bytes:
+    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def altered(entry: dict[str, Any], **values: Any) -> dict[str, Any]:
+    return {name: value for name, value in {**entry, **values}.items() if value is not None}
+
+
+@pytest.mark.parametrize("algorithm", issuer.ALGORITHMS[1:])
+def test_a_pem_public_key_has_the_algorithm_of_its_kind(algorithm: str) -> None:
+    key = read_keys(issuer.public_pem(algorithm)).find("any id")
+    assert key is not None
+    assert key.algorithm == algorithm
+    assert read_keys(issuer.public_pem(algorithm), algorithm).find(None) is not None
+
+
+def test_a_secret_needs_to_be_asked_for() -> None:
+    with pytest.raises(KeyProblem, match="a secret needs alg=HS256"):
+        read_keys(issuer.SECRET)
+    key = read_keys(b" " + issuer.SECRET + b"\r\n", "HS256").find(None)
+    assert key is not None
+    assert key.material == issuer.SECRET
+    assert issuer.SECRET.decode() not in repr(key)
+
+
+def test_a_set_holds_keys_of_every_kind() -> None:
+    keys = read_keys(issuer.key_set())
+    assert [found.algorithm for kid in issuer.ALGORITHMS if (found := keys.find(kid))] == list(issuer.ALGORITHMS)
+    assert keys.find(None) is keys.find("2019") is None
+
+
+def test_what_a_provider_uses_for_other_things_is_left_alone() -> None:
+    others = [
+        altered(issuer.jwk("RS256", "enc"), use="enc"),
+        altered(issuer.jwk("RS256", "ps"), alg="PS512"),
+        {"kty": "AKP", "kid": "pq", "alg": "ML-DSA-44"},
+    ]
+    assert len(read_keys(issuer.key_set(*others, issuer.jwk("EdDSA", "ours")))) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "algorithm", "problem"),
+    [
+        (b"", None, "neither a PEM public key nor a JWKS"),
+        (b"short", "HS256", "at least 32 bytes, and this one has 5"),
+        (b"x" * 31 + b"\n", "HS256", "at least 32 bytes, and this one has 31"),
+        (lambda: issuer.public_pem("RS256"), "HS256", "a key in it is for RS256, not for HS256"),
+        (
+            lambda: issuer.material("RS256").public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
+            "HS256",
+            "looks like a key of another kind",
+        ),
+        (lambda: issuer.private_pem("EdDSA"), None, "private key"),
+        (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----", None, "not a PEM public key"),
+        (lambda: pem(rsa.generate_private_key(65537, 1024)), None, "at least 2048 bits"),
+        (lambda: pem(ec.generate_private_key(ec.SECP384R1())), None, "neither RSA"),
+        (lambda: pem(ed448.Ed448PrivateKey.generate()), None, "neither RSA"),
+        (b"{}", None, "not a JWKS"),
+        (b"{", None, "not a JWKS"),
+        (b'{"keys": {}}', None, "array of objects"),
+        (b'{"keys": [1]}', None, "array of objects"),
+        (b'{"keys": []}', None, "there is no key for"),
+        (lambda: issuer.key_set({"kty": "oct"}), None, "a key in it is broken"),
+        (lambda: issuer.key_set({"kty": "oct", "k": "c2hvcnQ"}), None, "at least 32 bytes"),
+        (lambda: issuer.key_set({"kty": "EC", "crv": "P-256", "x": "AA", "y": "AA"}), None, "broken"),
+        (lambda: issuer.key_set(altered(issuer.jwk("RS256"), alg="HS256")), None, "alg says something else"),
+        (lambda: issuer.key_set(altered(issuer.jwk("HS256"), alg="EdDSA")), None, "alg says something else"),
+        (lambda: issuer.key_set(issuer.jwk("RS256", "a")), "EdDSA", "a key in it is for RS256, not for EdDSA"),
+        (
+            lambda: issuer.key_set(issuer.jwk("EdDSA", "a"), issuer.jwk("EdDSA", "a", 1)),
+            None,
+            "two keys have the same id",
+        ),
+        (lambda: issuer.key_set(issuer.jwk("EdDSA", "a"), issuer.jwk("HS256", "a")), None, "two keys have the same id"),
+        (lambda: issuer.key_set(issuer.jwk("EdDSA", "a"), issuer.jwk("HS256")), None, "each needs an id"),
+        (lambda: issuer.key_set(altered(issuer.jwk("EdDSA"), kid=7)), None, "is not a string"),
+    ],
+)
+def test_what_cannot_be_used_is_said(content: Any, algorithm: str | None, problem: str) -> None:
+    with pytest.raises(KeyProblem, match=problem):
+        read_keys(content if isinstance(content, bytes) else content(), algorithm)
+
+
+def test_a_private_key_in_a_set_is_refused() -> None:
+    entry = json.loads(jwt.algorithms.OKPAlgorithm.to_jwk(issuer.material("EdDSA")))
+    with pytest.raises(KeyProblem, match="private key"):
+        read_keys(issuer.key_set(entry))
+
+
+@given(st.binary(max_size=80), st.sampled_from([None, *issuer.ALGORITHMS]))
+def test_no_file_is_anything_but_keys_or_a_problem(data: bytes, algorithm: str | None) -> None:
+    for content in (data, b"{" + data, b'{"keys":[{"kty":"RSA","n":"%b"}]}' % data, b"-----BEGIN " + data):
+        try:
+            assert len(read_keys(content, algorithm))
+        except KeyProblem:
+            continue
+
+
+class Watched:
+    """A file with keys, and a clock."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "keys.json"
+        self.now = 0.0
+        self.told: list[str] = []
+        self.write("a")
+        self.file = KeyFile(str(self.path), None, self.told.append, self.told.append, lambda: self.now)
+
+    def write(self, *kids: str) -> None:
+        """Replace the file, as it ought to be done."""
+        self.replace(issuer.key_set(*(issuer.jwk("EdDSA", kid) for kid in kids)))
+
+    def replace(self, content: bytes) -> None:
+        new = self.path.with_suffix(".new")
+        new.write_bytes(content)
+        os.replace(new, self.path)
+
+    def knows(self, kid: str) -> bool:
+        return self.file.keys.find(kid) is not None
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Watched:
+    return Watched(tmp_path)
+
+
+def test_a_changed_file_is_noticed_after_a_second_and_not_before(watched: Watched) -> None:
+    watched.write("b", "c")
+    watched.now = 0.9
+    assert watched.knows("a")
+    watched.now = 1.0
+    assert not watched.knows("a")
+    assert watched.knows("c")
+    assert watched.told == ["keys.json: read again; keys: 2"]
+
+
+def test_a_broken_file_keeps_the_old_keys_and_is_told_once(watched: Watched) -> None:
+    watched.replace(b'{"keys": [')
+    for watched.now in (1.0, 2.0, 3.0):
+        assert watched.knows("a")
+    assert watched.told == ['keys.json: it is not a JWKS: {"keys": [...]}; the keys from before stay']
+    watched.path.unlink()
+    for watched.now in (4.0, 5.0):
+        assert watched.knows("a")
+    assert watched.told[1:] == ["keys.json: No such file or directory; the keys from before stay"]
+    watched.write("b")
+    watched.now = 6.0
+    assert watched.knows("b")
+    assert watched.told[2:] == ["keys.json: read again; keys: 1"]
+
+
+def test_a_file_that_was_half_written_is_tried_again_although_its_times_say_nothing(watched: Watched) -> None:
+    good = watched.path.read_bytes()
+    watched.replace(b" " * len(good))
+    times = watched.path.stat()
+    watched.now = 1.0
+    assert watched.knows("a")
+    watched.path.write_bytes(good)
+    os.utime(watched.path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    watched.now = 2.0
+    assert watched.knows("a")
+    assert watched.told[-1] == "keys.json: read again; keys: 1"
+
+
+def test_a_relative_path_stays_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    watched = Watched(Path())
+    monkeypatch.chdir("/")
+    watched.now = 1.0
+    assert watched.knows("a")
+    assert watched.told == []
+
+
+# The argument of --auth jwt:
+
+
+@pytest.mark.parametrize(
+    ("argument", "problem"),
+    [
+        ("", "a file with keys is needed"),
+        (":alg=HS256", "a file with keys is needed"),
+        ("{path}:alg=none", "alg=none: right are HS256, RS256, ES256, EdDSA"),
+        ("{path}:algorithm=HS256", "algorithm= is none of alg, audience, issuer, leeway"),
+        ("{path}:audience=", "audience= is none of"),
+        ("{path}:alg=EdDSA:alg=EdDSA", "given twice"),
+        ("{path}:leeway=soon", "leeway: not a whole number of seconds from 0 to 300"),
+        ("{path}:leeway=301", "leeway: not a whole number"),
+        ("{path}.gone", "keys.json.gone: No such file or directory"),
+        ("{path}:alg=HS256", "a key in it is for ES256 and EdDSA and RS256, not for HS256"),
+    ],
+)
+def test_a_wrong_argument_is_said(tmp_path: Path, argument: str, problem: str) -> None:
+    path = tmp_path / "keys.json"
+    path.write_bytes(issuer.key_set())
+    with pytest.raises(InvalidAuthArgumentString) as error:
+        checker(argument.replace("{path}", str(path)))
+    assert problem in str(error.value)
+
+
+def ask(folder: Path, options: str, text: str) -> Any:
+    # A colon begins an option only in front of a name and an equals sign.
+    path = folder / "keys:1.json"
+    path.write_bytes(issuer.key_set(issuer.jwk("EdDSA")))
+    return checker(f"{path}{options}").requestAvatarId(BearerToken(text.encode()))
+
+
+def test_audience_and_issuer_have_to_fit(tmp_path: Path) -> None:
+    options = ":audience=urn:x:y:issuer=https://id.example:8443/a"
+    good = {"aud": ["z", "urn:x:y"], "iss": "https://id.example:8443/a"}
+    assert ask(tmp_path, options, issuer.token(**good)).covers("room")
+    for name, wrong, reason in (
+        ("aud", "urn:x", "another audience"),
+        ("aud", None, "the token has no aud"),
+        ("iss", "https://id.example:8443/", "another issuer"),
+        ("iss", None, "the token has no iss"),
+    ):
+        with pytest.raises(TokenRefused, match=reason):
+            ask(tmp_path, options, issuer.token(**{**good, name: wrong}))
+
+
+def test_leeway_is_for_both_ends_and_for_the_connection(tmp_path: Path) -> None:
+    now = int(time.time())
+    text = issuer.token(exp=now - 30, nbf=now + 30)
+    with pytest.raises(TokenRefused):
+        ask(tmp_path, "", text)
+    assert ask(tmp_path, ":leeway=100", text).expires == now + 70
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory: pytest.TempPathFactory) -> JwtChecker:
+    path = tmp_path_factory.mktemp("keys") / "keys.json"
+    path.write_bytes(issuer.key_set())
+    return checker(str(path))
+
+
+@given(one=st.binary(max_size=60), two=st.binary(max_size=60))
+def test_no_garbage_is_anything_but_refused(subject: JwtChecker, one: bytes, two: bytes) -> None:
+    head, claims, signature = (part.encode() for part in issuer.token().split("."))
+    coded = issuer.segment(one).encode()
+    for parts in ([one], [one, two], [one, two, one], [coded, claims, signature], [head, coded, signature]):
+        with pytest.raises(TokenRefused):
+            subject.requestAvatarId(BearerToken(b".".join(parts)))
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["alg", "kid", "typ", "crit", "b64", "jwk", "jku", "x5c"]),
+        st.none() | st.booleans() | st.text() | st.sampled_from(issuer.ALGORITHMS) | st.lists(st.text()),
+    )
+)
+def test_no_header_talks_the_checker_into_anything(subject: JwtChecker, header: dict[str, Any]) -> None:
+    _, claims, signature = issuer.token().split(".")
+    with pytest.raises(TokenRefused):
+        subject.requestAvatarId(BearerToken(f"{issuer.segment(header)}.{claims}.{signature}".encode()))

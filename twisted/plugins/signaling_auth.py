@@ -1,0 +1,51 @@
+"""Lets ``twistd``'s ``--auth`` find the checker of JSON Web Tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.cred.strcred import ICheckerFactory, InvalidAuthArgumentString
+from twisted.plugin import IPlugin
+from zope.interface import implementer
+
+
+@implementer(ICheckerFactory, IPlugin)
+class JwtCheckerFactory:
+    """Makes checkers of JSON Web Tokens; every application that asks for checkers loads it, so it imports late."""
+
+    authType = "jwt"
+    argStringFormat = "FILE[:alg=HS256|RS256|ES256|EdDSA][:audience=TEXT][:issuer=TEXT][:leeway=SECONDS]"
+    authHelp = """
+Checks JSON Web Tokens, signed with HS256, RS256, ES256 or EdDSA.
+
+FILE is a PEM public key, a JWKS, or a secret of at least 32 bytes, which
+needs alg=HS256. It is read again when it changes. A token needs exp, and
+its claim "signaling" says what it allows: docs/access.md.
+
+Needs PyJWT: pip install 'twisted-signaling[jwt]'
+"""
+
+    @property
+    def credentialInterfaces(self) -> tuple[Any, ...]:
+        """What the checkers take."""
+        from signaling.auth import IBearerToken  # noqa: PLC0415
+
+        return (IBearerToken,)
+
+    def generateChecker(self, argstring: str) -> Any:
+        """Make a checker.
+
+        Raises:
+            InvalidAuthArgumentString: one line that says what is wrong.
+        """
+        try:
+            from signaling.tokens import checker  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] not in ("jwt", "cryptography"):
+                raise
+            needed = "PyJWT and cryptography are needed: pip install 'twisted-signaling[jwt]'"
+            raise InvalidAuthArgumentString(needed) from None
+        return checker(argstring)
+
+
+jwt = JwtCheckerFactory()
