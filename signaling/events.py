@@ -143,6 +143,10 @@ class Events:
         """New connections are given the certificate that is in its files now."""
         self.log.info("{where}: the certificate was read anew", event="reloaded", where=where)
 
+    def nothing_to_reload(self) -> None:
+        """There is no certificate."""
+        self.log.info("SIGHUP: there is no certificate to read", event="nothing_to_reload")
+
     def not_reloaded(self, where: str, reason: str) -> None:
         """A certificate could not be read anew, and the one before is kept."""
         text = "{where}: the certificate was not read anew, the one before is kept: {reason}"

@@ -132,9 +132,8 @@ def _check_server(where: str, server: Any) -> None:
         raise ValueError(f"{where}.urls: neither a URI nor an array of them")
     for uri in uris:
         if not isinstance(uri, str) or not (_STUN_URI.fullmatch(uri) or _TURN_URI.fullmatch(uri)):
-            raise ValueError(
-                f"{where}.urls: {uri!r} is not a STUN or TURN URI (for example stun:stun.example.com:3478)"
-            )
+            # Not quoted: people put passwords into URIs.
+            raise ValueError(f"{where}.urls: not a STUN or TURN URI (for example stun:stun.example.com:3478)")
     if any(_TURN_URI.fullmatch(uri) for uri in uris):
         for key in ("username", "credential"):
             # A browser throws InvalidAccessError where one is missing.

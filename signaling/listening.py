@@ -100,7 +100,7 @@ class Listener(NamedTuple):
     @property
     def certificates(self) -> Certificates | None:
         """What its connections are given; None where they are not encrypted here."""
-        found = getattr(self.endpoint, _CONTEXT, None)
+        found = getattr(_innermost(self.endpoint), _CONTEXT, None)
         return found if isinstance(found, Certificates) else None
 
 
@@ -129,10 +129,18 @@ def endpoint(reactor: Any, option: str, text: str) -> IStreamServerEndpoint:
     except Exception as error:
         # Each endpoint's parser fails in its own way: KeyError, TypeError, OSError, OpenSSL's errors.
         raise StartError(f"--{option} {text}: {_why(error)}; right are for example {_EXAMPLES}") from None
-    if hasattr(parsed, _CONTEXT):
+    inner = _innermost(parsed)
+    if hasattr(inner, _CONTEXT):
         again: Callable[..., Any] = serverFromString
-        setattr(parsed, _CONTEXT, Certificates(lambda: getattr(again(reactor, text), _CONTEXT)))
+        setattr(inner, _CONTEXT, Certificates(lambda: getattr(_innermost(again(reactor, text)), _CONTEXT)))
     return parsed
+
+
+def _innermost(endpoint: Any) -> Any:
+    # haproxy:ssl:8443 wraps one endpoint in another.
+    while hasattr(endpoint, "_wrappedEndpoint"):
+        endpoint = endpoint._wrappedEndpoint
+    return endpoint
 
 
 # Where Twisted's endpoint keeps its certificate, from making to listening.

@@ -15,9 +15,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from twisted.internet.task import LoopingCall
-from twisted.web.server import Request
+from twisted.web.resource import Resource
+from twisted.web.server import Request, Site
 
 from signaling.counters import Histogram
+from signaling.errors import ErrorCode
 from signaling.protocol import SignalingFactory
 from signaling.web import Endpoint, answer_body
 from signaling.websocket import LeanWebSocketProtocol
@@ -109,6 +111,7 @@ class SignalingCollector:
         yield _counter("resumes", "Peers that came back on another connection.", counters.resumed)
         yield _counters("leaves", "Peers that left.", ["reason"], (((key,), n) for key, n in counters.leaves.items()))
         outcomes = {"accepted": counters.joins + counters.resumed, "late": counters.requests_late}
+        outcomes["topic_full"] = counters.refused[ErrorCode.TOPIC_FULL]
         outcomes |= {str(status): count for status, count in counters.requests_refused.items()}
         yield _counters(
             "handshakes",
@@ -145,6 +148,20 @@ class SignalingCollector:
         yield _histogram("reactor_lag_seconds", "How late the reactor's timers came.", self._lag.histogram)
 
 
+class MetricsSite(Site):
+    """``/metrics`` on an endpoint of its own, without a line in the log for each scrape."""
+
+    noisy = False
+
+    def __init__(self, metrics: MetricsResource) -> None:
+        root = Resource()
+        root.putChild(b"metrics", metrics)
+        super().__init__(root)
+
+    def log(self, request: Any) -> None:
+        """Log nothing."""
+
+
 class MetricsResource(Endpoint):
     """``/metrics``: everything, in the format that is asked for.
 
@@ -152,6 +169,9 @@ class MetricsResource(Endpoint):
         factory: the server.
         lag: of its reactor.
     """
+
+    # A page that an operator opens must not read what is bound to the operator's own machine.
+    readable_by_pages = False
 
     def __init__(self, factory: SignalingFactory, lag: ReactorLag) -> None:
         super().__init__(factory)
@@ -161,7 +181,11 @@ class MetricsResource(Endpoint):
 
     def answer(self, request: Request) -> bytes:
         """Write all metrics down; in the reactor's thread, so that nothing changes meanwhile."""
-        encode, content_type = choose_encoder((request.getHeader(b"accept") or b"").decode("latin-1"))
+        try:
+            encode, content_type = choose_encoder((request.getHeader(b"accept") or b"").decode("latin-1"))
+        except (TypeError, ValueError):
+            # Where the client asks for a version that is none.
+            encode, content_type = choose_encoder("")
         request.setHeader(b"Content-Type", content_type.encode())
         return answer_body(request, encode(self._registry))
 

@@ -268,6 +268,7 @@ class Options(usage.Options, AuthOptionMixin):
 
     def _turn(self) -> Turn | None:
         path, secret = self["turn-secret-file"], self._environ.get("TURN_SECRET", "").encode()
+        ttl = _seconds_of_life(self["turn-ttl"])
         if not self.turn_uris:
             if path is not None:
                 raise usage.UsageError("--turn-secret-file: name the servers that know it, with --turn-uri")
@@ -277,7 +278,7 @@ class Options(usage.Options, AuthOptionMixin):
         if not secret:
             raise usage.UsageError("--turn-uri: a secret is needed, in a file (--turn-secret-file) or in TURN_SECRET")
         try:
-            return Turn(tuple(self.turn_uris), secret, _seconds_of_life(self["turn-ttl"]))
+            return Turn(tuple(self.turn_uris), secret, ttl)
         except ValueError as error:
             raise usage.UsageError(f"--turn-uri: {error}") from None
 

@@ -110,7 +110,10 @@ def topic_url(url: str) -> str:
     Raises:
         ProbeError: where ``url`` is none of ours.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
     if parts.scheme not in _SCHEMES or not parts.hostname:
         raise ProbeError(f"{url!r} is not the address of a server (for example wss://signaling.example.com)")
     base = parts.path.rstrip("/")
@@ -126,7 +129,7 @@ async def _timed(step: str, act: Awaitable[R]) -> tuple[float, R]:
         raise ProbeError(f"{step}: the server answered {error.response.status_code}: {_body(error)}") from None
     except TimeoutError:
         raise ProbeError(f"{step}: no answer in time") from None
-    except (OSError, InvalidHandshake, WebSocketException, ValueError, KeyError) as error:
+    except (OSError, InvalidHandshake, WebSocketException, ValueError, KeyError, TypeError) as error:
         raise ProbeError(f"{step}: {type(error).__name__}: {error}") from None
     return 1000 * (time.perf_counter() - start), result
 

@@ -70,6 +70,8 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
     _join: Join | None = None
     _address: str | None = None
     place: Place | None = None
+    # Whose place it is, until this connection has taken that peer over.
+    _lender: ResumablePeer | None = None
     _bucket: TokenBucket | None = None
     _login: Deferred[Any] | None = None
     _logout: Logout | None = None
@@ -192,7 +194,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         factory = self.factory
         try:
             factory.check_open()
-            self.place = factory.place_for(join, client)
+            self.place, self._lender = factory.place_for(join, client)
         except Refused as refused:
             self._refuse_join(refused, values)
             return
@@ -215,7 +217,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         join, self._join = self._join, None
         if join is None:
             raise RuntimeError("a connection opens by join()")
-        factory = self.factory
+        factory, self._lender = self.factory, None
         factory.renewals.set(self)
         if join.grant is not None:
             self._be_bound_by(join.grant)
@@ -250,7 +252,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         if not peer.reaches(claim.seen):
             sessions.dismiss(peer, "it came back for more than is kept")
             return False
-        peer.come_back(self, claim.seen, self.factory.ice_servers.text(peer.id))
+        peer.come_back(self, claim, self.factory.ice_servers.text(peer.id))
         sessions.back(peer)
         self._peer = peer
         self.factory.counters.resumed += 1
@@ -328,8 +330,9 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         return self._peer.mark if isinstance(self._peer, ResumablePeer) else b""
 
     def ask(self, mark: bytes) -> None:
-        """Ask the other end to return ``mark``."""
-        self.answer(frame(PING, mark))
+        """Ask the other end to return ``mark``, unless messages wait, which a ping would take room from."""
+        if self._queue is None:
+            self.answer(frame(PING, mark))
 
     def onPong(self, payload: bytes) -> None:
         """Take a sign of life, and what it says of what has arrived."""
@@ -358,10 +361,17 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         self.factory.newcomers.pop(self, None)
         place, self.place = self.place, None
         if place is not None:
-            self.factory.admission.release(place)
+            self._return_place(place)
         if self._login is not None:
             self._login.cancel()
         self._log_out()
+
+    def _return_place(self, place: Place) -> None:
+        lender = self._lender
+        if lender is not None and lender.topic is not None and lender.way.place is None:
+            lender.way.place = place
+        else:
+            self.factory.admission.release(place)
 
     def cut(self, reason: str) -> None:
         """End the connection at once; a resumable peer waits for another from now on."""
@@ -514,18 +524,21 @@ class SignalingFactory(LeanWebSocketFactory):
         resumable.go(connection)
         return resumable
 
-    def place_for(self, join: Join, client: Client) -> Place:
+    def place_for(self, join: Join, client: Client) -> tuple[Place, ResumablePeer | None]:
         """Let a client in; who comes back gives up the place that it held.
+
+        Returns:
+            The place, and the peer that gave up its own for it.
 
         Raises:
             Refused: 503 where the server is full, 429 where the client's address has enough.
         """
         peer = self.sessions.find(join)
         if peer is None or peer.way.place is None:
-            return self.admission.admit(client)
+            return self.admission.admit(client), None
         place = self.admission.replace(peer.way.place, client)
         peer.way.place = None
-        return place
+        return place, peer
 
     def _not_back(self, peer: Peer, reason: str) -> None:
         self.counters.leaves[Ending.STOPPING if self.draining else Ending.NOT_BACK] += 1
@@ -537,6 +550,7 @@ class SignalingFactory(LeanWebSocketFactory):
         super().rest()
         self.renewals.rest()
         self.expiries.rest()
+        self.sessions.rest()
 
     def client(self, address: Any, values: HeaderValues) -> Client:
         """Tell where a request comes from.

@@ -16,8 +16,6 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import deferLater
 from twisted.logger import FilteringLogObserver, LogLevelFilterPredicate, globalLogPublisher
 from twisted.python.failure import Failure
-from twisted.web.resource import Resource
-from twisted.web.server import Site
 
 from signaling.descriptors import raise_file_limit
 from signaling.errors import StartError
@@ -54,13 +52,15 @@ class SignalingService(Service):
         self._listeners = listeners
         self._companions = companions
         self._ports: list[IListeningPort] = []
+        # Those of no peers, which are needed to the end: to see how the drain goes.
+        self._others: list[IListeningPort] = []
         self._asked = False
         self._delay: Deferred[None] | None = None
 
     @property
     def addresses(self) -> list[Any]:
         """The addresses that it listens on now, as ``IAddress`` providers."""
-        return [port.getHost() for port in self._ports]
+        return [port.getHost() for port in (*self._ports, *self._others)]
 
     def privilegedStartService(self) -> None:
         """Start to listen, before ``twistd`` sheds privileges.
@@ -72,14 +72,16 @@ class SignalingService(Service):
         self.factory.retiring = self.factory.draining = False
         for where, place, protocols in self._listeners:
             failures: list[Failure] = []
-            listening = place.listen(protocols or self.factory).addCallback(self._listening)
+            ports = self._ports if protocols is None else self._others
+            listening = place.listen(protocols or self.factory).addCallback(self._listening, ports)
             # Twisted's own endpoints fail at once; others may take their time, and then only the log is left to tell.
             if listening.called:
                 listening.addErrback(failures.append)
             else:
                 listening.addErrback(self._log_failure, where)
             for failure in failures:
-                self._stop_listening()
+                self._stop_listening(self._ports)
+                self._stop_listening(self._others)
                 raise start_error(where, failure.value) from None
 
     def startService(self) -> None:
@@ -94,26 +96,29 @@ class SignalingService(Service):
         for companion in self._companions:
             companion.start()
 
-    def _listening(self, port: IListeningPort) -> None:
+    def _listening(self, port: IListeningPort, ports: list[IListeningPort]) -> None:
         if not self._asked:
             # The service was stopped before its endpoint was ready.
             maybeDeferred(port.stopListening)
             return
-        self._ports.append(port)
+        ports.append(port)
         accept_few(port, self.factory.admission.newcomers_per_pass)
         self.factory.events.listening(address_text(port.getHost()))
 
     def _log_failure(self, failure: Failure, where: str) -> None:
         self.factory.events.not_listening(str(start_error(where, failure.value)))
 
-    def _stop_listening(self) -> Deferred[Any]:
+    def _stop_listening(self, ports: list[IListeningPort]) -> Deferred[Any]:
         self._asked = False
-        ports, self._ports = self._ports, []
-        return gatherResults([maybeDeferred(port.stopListening) for port in ports])
+        stopped = [maybeDeferred(port.stopListening) for port in ports]
+        ports.clear()
+        return gatherResults(stopped)
 
     def reload(self) -> None:
         """Give new connections the certificates that are in their files now."""
         reloaded = [listener for listener in self._listeners if listener.certificates is not None]
+        if not reloaded:
+            self.factory.events.nothing_to_reload()
         for listener in reloaded:
             assert listener.certificates is not None
             try:
@@ -145,11 +150,12 @@ class SignalingService(Service):
             self._delay = deferLater(self.factory.reactor, self.factory.limits.drain_delay_seconds)
             with suppress(CancelledError):
                 yield self._delay
-        yield self._stop_listening()
+        yield self._stop_listening(self._ports)
         peers = sum(map(len, self.factory.topics))
         if peers:
             self.factory.events.stopping(peers)
         yield self.factory.drain()
+        yield self._stop_listening(self._others)
 
 
 class TwistdService(MultiService):
@@ -274,16 +280,14 @@ def _serve_metrics(options: Options, factory: SignalingFactory, where: list[List
         return []
     try:
         # An extra: the plain server does without.
-        from signaling.metrics import MetricsResource, ReactorLag  # noqa: PLC0415
+        from signaling.metrics import MetricsResource, MetricsSite, ReactorLag  # noqa: PLC0415
     except ImportError as error:
         raise StartError(f"--metrics: needs the extra metrics, as in pip install '.[metrics]': {error}") from None
     lag = ReactorLag(reactor)
     metrics = MetricsResource(factory, lag)
     if description:
-        root = Resource()
-        root.putChild(b"metrics", metrics)
         own = endpoint(reactor, "metrics-listen", description)
-        where.append(Listener(f"--metrics-listen {description}", own, Site(root)))
+        where.append(Listener(f"--metrics-listen {description}", own, MetricsSite(metrics)))
     else:
         factory.site.resource.putChild(b"metrics", metrics)
     return [lag]

@@ -25,7 +25,7 @@ from signaling.outbound import OutboundQueue
 from signaling.peer import Peer, return_undelivered
 from signaling.ports import Outbound, Receipt
 from signaling.topics import TopicMap
-from signaling.upgrade import Join
+from signaling.upgrade import Claim, Join
 
 # How much is on its way at the most before the other end is asked what has arrived, besides the usual pings.
 _ASK_AFTER_FRAMES = 8
@@ -39,10 +39,14 @@ class Way(Outbound, Protocol):
     """A way to a resumable peer.
 
     Attributes:
-        place: which it holds among the server's connections; None where it holds none.
+        place: which it holds among the server's connections; None where it gave it up.
     """
 
     place: Place | None
+
+    @property
+    def said_goodbye(self) -> bool:
+        """Whether it ends by a close frame, and its peer with it."""
 
     def ask(self, mark: bytes) -> None:
         """Ask the other end to return ``mark`` once everything before it has arrived."""
@@ -55,6 +59,8 @@ class Away(OutboundQueue[Receipt]):
     """Takes the place of a connection that was lost: what is offered waits, up to the marks."""
 
     __slots__ = ("place",)
+
+    said_goodbye = False
 
     def __init__(self, limits: Limits, place: Place | None) -> None:
         super().__init__(lambda frame: None, limits.high_water_messages, limits.high_water_bytes)
@@ -109,17 +115,20 @@ class ResumablePeer(Peer):
         """Tell whether everything after the ``seen``-th message can be sent again."""
         return self._history.reaches(seen)
 
-    def come_back(self, way: Way, seen: int, ice_servers: bytes | None) -> None:
+    def come_back(self, way: Way, claim: Claim, ice_servers: bytes | None) -> None:
         """Go on where the other end lost its connection.
 
         Args:
             way: to the other end's new connection.
-            seen: how many messages it has received; ``reaches`` holds.
+            claim: what it said; ``knows`` and ``reaches`` hold.
             ice_servers: as for ``join``.
         """
         self.way.give_up()
         self.unwritten = []
-        missed = self._history.rewind(seen)
+        missed = self._history.rewind(claim.seen)
+        # A connection that breaks at once may take the new token with it: the one that was used holds until a pong
+        # proves that the new one arrived.
+        self._secrets = [claim.token[ID_CHARACTERS:]]
         self.go(way)
         self._greet([peer for peer in self.topic or () if peer is not self], ice_servers)
         for frame in missed:
@@ -173,8 +182,7 @@ class ResumablePeer(Peer):
     def _greet(self, others: Iterable[Peer], ice_servers: bytes | None) -> None:
         resumed = bool(self._secrets)
         secret = secrets.token_urlsafe(_SECRET_BYTES)
-        # A connection that breaks at once may take the new token with it: the one before holds until a pong proves it.
-        self._secrets = [secret.encode(), *self._secrets[:1]]
+        self._secrets = [secret.encode(), *self._secrets]
         for message in (
             wire.welcome(self.id, ice_servers, (self.id + secret, self._window), resumed=resumed),
             wire.peer_list((peer.id, peer.metadata) for peer in others),
@@ -225,7 +233,7 @@ class Sessions:
             return None
         topic = self._topics.find(join.topic)
         peer = topic.get(claim.token[:ID_CHARACTERS].decode("ascii", "replace")) if topic is not None else None
-        if not isinstance(peer, ResumablePeer) or peer.owner != join.owner:
+        if not isinstance(peer, ResumablePeer) or peer.owner != join.owner or peer.way.said_goodbye:
             return None
         return peer if peer.knows(claim.token[ID_CHARACTERS:]) else None
 
@@ -260,6 +268,10 @@ class Sessions:
         """Let everyone leave who has no connection."""
         for peer in tuple(self.away):
             self.dismiss(peer, "the server is stopping")
+        self.rest()
+
+    def rest(self) -> None:
+        """Take no timer where nobody is away."""
         self._windows.rest()
 
     def _gone(self, peer: ResumablePeer) -> None:

@@ -76,6 +76,7 @@ class Endpoint(Resource):
     """A resource that answers GET, HEAD and OPTIONS on the paths it knows, and says what is wrong with the rest."""
 
     isLeaf = True
+    readable_by_pages = True
 
     def __init__(self, factory: UpgradableFactory) -> None:
         super().__init__()
@@ -85,8 +86,9 @@ class Endpoint(Resource):
         """Answer ``request``; nothing that it can contain raises."""
         request.responseHeaders.removeHeader(b"server")
         values = request_headers(request)
-        for name, value in self._factory.origins.cors(values(b"origin")).items():
-            request.setHeader(name, value)
+        if self.readable_by_pages:
+            for name, value in self._factory.origins.cors(values(b"origin")).items():
+                request.setHeader(name, value)
         try:
             self.check_path(request.postpath or [])
             if request.method == b"OPTIONS":
@@ -150,7 +152,9 @@ class PageResource(Endpoint):
         for name, value in self._page.headers.items():
             request.setHeader(name, value)
         if request.setETag(b'"%b"' % self._page.etag) is CACHED:
-            return b""
+            # The length would be that of an empty answer, and RFC 9110, section 8.6, wants the file's or none.
+            request.finish()
+            return NOT_DONE_YET
         return answer_body(request, self._page.body)
 
 

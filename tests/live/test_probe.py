@@ -75,7 +75,7 @@ def test_where_the_topics_are(url: str, start: str) -> None:
     assert topic_url(url).startswith(start)
 
 
-@pytest.mark.parametrize("url", ["", "a", "ftp://a", "ws://", "localhost:8081"])
+@pytest.mark.parametrize("url", ["", "a", "ws://[::1", "ftp://a", "ws://", "localhost:8081"])
 def test_what_is_no_server_is_named(url: str) -> None:
     with pytest.raises(ProbeError, match="is not the address of a server"):
         topic_url(url)

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.error import ConnectionLost
+from twisted.python.failure import Failure
 from websockets.frames import Frame, Opcode
 
 from tests.memory.world import Peer, World
@@ -413,3 +415,59 @@ def test_nothing_is_missing_or_doubled_whatever_happens(steps: list[str], site: 
     assert received == sorted(received, key=int)
     assert [event["type"] for event in witness.heard()] == []
     assert world.factory.relays_waiting == 0
+
+
+def test_who_breaks_off_before_its_turn_gives_the_place_back(make_world: MakeWorld) -> None:
+    world = make_world(resume_window_seconds=WINDOW, max_connections=40)
+    crowd = [Guest(world) for _ in range(34)]
+    for guest in crowd:
+        newcomer = world.connect()
+        newcomer.transport.protocol.dataReceived(request(f"resume={guest.token}&seen={guest.seen}"))
+        newcomer.transport.protocol.connectionLost(Failure(ConnectionLost()))
+    world.run()
+    welcomed = [world.peer("/ws/other") for _ in range(10)]
+    assert sum(bool(peer.texts) for peer in welcomed) == 6
+
+
+def test_who_was_closed_by_the_server_is_nobody_to_come_back_to(world: World) -> None:
+    sender, guest = world.join("room"), Guest(world)
+    guest.peer.stall()
+    guest.peer.say_frame(Frame(Opcode.CONT, b"out of place"))
+    sender.offer(guest.id, "too late")
+    assert errors(sender.heard()) == [("dropped", "too late")]
+    welcome, *_ = guest.come_back()
+    assert "resumed" not in welcome
+
+
+def test_a_token_survives_any_number_of_welcomes_that_are_lost(world: World) -> None:
+    guest = Guest(world)
+    guest.lose()
+    for _ in range(3):
+        connection = world.connect()
+        connection.vanish()
+        connection.transport.protocol.dataReceived(request(f"resume={guest.token}&seen={guest.seen}"))
+        world.run()
+    assert guest.come_back()[0]["resumed"]
+
+
+def test_questions_of_what_arrived_take_no_room_from_relays(make_world: MakeWorld) -> None:
+    waiting = []
+    for window in (0.0, WINDOW):
+        world = make_world(resume_window_seconds=window, buffer_bytes=2000)
+        sender, reader = world.join("room"), world.peer("/ws/room")
+        reader_id = json.loads(reader.texts[0])["selfId"]
+        reader.stall()
+        sender.heard()
+        for number in range(40):
+            sender.offer(reader_id, str(number), "x" * 500)
+        waiting.append(world.factory.relays_waiting)
+    assert waiting == [16, 16]
+
+
+def test_who_came_back_and_left_leaves_no_timer(world: World) -> None:
+    guest = Guest(world)
+    guest.lose()
+    guest.come_back()
+    guest.peer.leave()
+    world.advance(6)
+    assert [call for call in world.clock.getDelayedCalls() if call.active()] == []

@@ -75,7 +75,7 @@ def test_what_is_no_turn_uri_is_named(uri: str) -> None:
         ('[{"urls": "stun:a"}, {"url": "stun:a"}]', r"\[1\]: 'url' is not one of urls, username and credential"),
         ("[{}]", r"\[0\]\.urls: neither a URI nor an array of them"),
         ('[{"urls": []}]', r"\[0\]\.urls: neither"),
-        ('[{"urls": "http://a"}]', "is not a STUN or TURN URI"),
+        ('[{"urls": "http://a"}]', "not a STUN or TURN URI"),
         ('[{"urls": "turn:a", "credential": "hidden"}]', r"\[0\]\.username: a TURN server needs one"),
         ('[{"urls": "turn:a", "username": "u", "credential": 5}]', r"\[0\]\.credential: a TURN server needs one"),
     ],
