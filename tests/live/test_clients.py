@@ -155,6 +155,22 @@ def test_sighup_reads_the_certificate_anew_and_drops_nobody(tmp_path: Path) -> N
             assert hear(peer)["type"] == "offer"
 
 
+def test_sighup_without_a_certificate_says_so() -> None:
+    with running() as server:
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for("there is no certificate to read")
+        assert server.stop() == 0
+
+
+def test_sighup_reaches_a_certificate_behind_the_proxy_protocol(tmp_path: Path) -> None:
+    pem = tmp_path / "server.pem"
+    pem.write_bytes(self_signed())
+    listen = f"haproxy:ssl:0:interface=127.0.0.1:privateKey={pem}:certKey={pem}"
+    with running(["--listen", listen]) as server:
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for("the certificate was read anew")
+
+
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
 def test_nothing_older_than_tls_1_2_is_spoken(tmp_path: Path) -> None:
     pem = tmp_path / "server.pem"

@@ -124,3 +124,19 @@ def test_nothing_of_a_client_becomes_a_label(metered: Metered) -> None:
     assert "of-mine" not in body
     assert "my-name" not in body
     assert peer.id not in body
+
+
+@pytest.mark.parametrize(
+    "accept", ["text/plain;version=abc", "application/openmetrics-text; version=1.0.0", "a,,;=", "\xff"]
+)
+def test_whatever_is_accepted_there_is_an_answer(metered: Metered, accept: str) -> None:
+    request = f"GET /metrics HTTP/1.1\r\nHost: a\r\nAccept: {accept}\r\n\r\n".encode("latin-1")
+    status, _, body = metered.world.request(request)
+    assert status == 200
+    assert "signaling_peers 0.0" in body
+
+
+def test_no_page_may_read_them(metered: Metered) -> None:
+    origin = "Origin: https://other.example\r\n"
+    _, headers, _ = metered.world.request(f"GET /metrics HTTP/1.1\r\nHost: a\r\n{origin}\r\n")
+    assert "access-control-allow-origin" not in headers
