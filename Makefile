@@ -8,10 +8,6 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help run test lint types test-all conformance fuzz soak observe bench clean
 
-# What runs once more with every frame left to Autobahn.
-FOR_BOTH_PATHS := tests/memory tests/fuzz tests/live/test_clients.py tests/live/test_conformance.py \
-	tests/live/test_failures.py
-
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
 
@@ -21,8 +17,7 @@ run: $(VENV)/run.stamp ## Install into .venv and serve on port 8081 (PORT=9000 m
 test: $(VENV)/test.stamp ## Install what the tests need and run them all, with coverage
 	sh tools/test_programs.sh
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest $(PYTEST_OPTIONS)
-	SIGNALING_FAST_PATH=off $(BIN)/coverage run -m pytest $(PYTEST_OPTIONS) $(FOR_BOTH_PATHS)
+	PYTEST_OPTIONS="$(PYTEST_OPTIONS)" sh tools/run_tests.sh $(BIN)/coverage
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import random
 import re
 import shutil
@@ -322,7 +323,7 @@ def free_port() -> int:
 
 async def roll(options: argparse.Namespace) -> int:
     """Run it; returns the exit status."""
-    haproxy = shutil.which("haproxy")
+    haproxy = shutil.which("haproxy", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
     if haproxy is None:
         sys.exit("haproxy is not installed")
     nodes = [Node(name, [f"--drain-delay={options.drain_delay}", "--trusted-proxy", HOST]) for name in "ab"]

@@ -2,6 +2,8 @@
 # Install the programs that the tests run beside Python, or name those that are missing.
 set -eu
 
+# Where Debian keeps servers, which an ordinary user's PATH leaves out.
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 packages=""
 need() { # need PACKAGE PROGRAM: the package is missing where the program is
     command -v "$2" >/dev/null || packages="$packages $1"

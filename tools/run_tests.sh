@@ -1,0 +1,27 @@
+#!/bin/sh
+# Run the live tests beside all others: they mostly wait, and the whole suite has to end within five minutes on two cores.
+# What reads frames runs once more with every frame left to Autobahn.
+set -eu
+coverage=$1
+options=${PYTEST_OPTIONS:-}
+for_both_paths="tests/memory tests/fuzz tests/live/test_clients.py tests/live/test_conformance.py tests/live/test_failures.py"
+log=$(mktemp)
+
+run() {
+    # shellcheck disable=SC2086 # one word for each option
+    "$coverage" run -m pytest $options "$@"
+}
+
+(
+    run --ignore=tests/live
+    # shellcheck disable=SC2086 # one word for each path
+    SIGNALING_FAST_PATH=off run $for_both_paths
+) >"$log" 2>&1 &
+others=$!
+trap 'kill $others 2>/dev/null || true; rm -f "$log"' EXIT INT TERM
+
+status=0
+run tests/live || status=$?
+wait $others || status=$?
+cat "$log"
+exit $status
