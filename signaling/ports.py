@@ -1,10 +1,12 @@
-"""What the domain asks of the world at its rim."""
+"""What the domain asks of the world at its rim, and what a cluster asks of its engine and of its node."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from signaling.errors import Rejected
+from signaling.errors import ErrorCode, Rejected
 
 
 class Sender(Protocol):
@@ -13,9 +15,12 @@ class Sender(Protocol):
     def reject(self, rejected: Rejected) -> None:
         """Answer one of its messages with an error."""
 
+    def written(self) -> None:
+        """Hear that a relay which had to wait was written to its target's connection."""
+
 
 Receipt = tuple[Sender, bytes | None]
-"""Who is told when a queued relay is never written, and the JSON text of the relay's ``msgId``, or None."""
+"""Who hears of the end of a relay that has to wait, and the JSON text of the relay's ``msgId``, or None."""
 
 
 class Outbound(Protocol):
@@ -26,3 +31,140 @@ class Outbound(Protocol):
 
     def answer(self, frame: bytes) -> None:
         """Take ``frame``, however full the queue is."""
+
+
+# The backplane: how the nodes of a cluster share topics
+
+
+@dataclass(frozen=True, slots=True)
+class Entrant:
+    """A peer on its way into a topic.
+
+    Args:
+        id: under which the topic knows it from now on.
+        full: why the topic does not take it, for a person; None where it does.
+    """
+
+    id: str
+    full: str | None = None
+
+
+class Forwarding(Protocol):
+    """A relay for a peer of another node, and whoever hears what became of it. Exactly one method is called, once."""
+
+    def delivered(self) -> None:
+        """It was written to its target's connection."""
+
+    def failed(self, code: ErrorCode) -> None:
+        """It was not, and never will be: ``dropped`` or ``target_not_found``."""
+
+
+class Node(Protocol):
+    """The peers of one node, as its backplane sees them."""
+
+    def joined(self, topic: str, peer: str, metadata: bytes | None) -> None:
+        """A peer of another node joined; tell those who are here."""
+
+    def left(self, topic: str, peer: str) -> None:
+        """A peer of another node left; tell those who are here."""
+
+    def moved(self, topic: str, peer: str) -> None:
+        """A peer that was here came back to another node; forget it without a word."""
+
+    def members(self, topic: str) -> Iterable[tuple[str, bytes | None]]:
+        """List the peers that are here: ids and metadata."""
+
+    def topics(self) -> Iterable[str]:
+        """List the topics that have a peer here."""
+
+    def deliver(self, topic: str, to: str, frame: bytes, receipt: Receipt) -> bool | None:
+        """Hand a relay to a peer that is here.
+
+        Returns:
+            True where it was written, None where it waits and the receipt will tell.
+
+        Raises:
+            Rejected: ``target_not_found`` or ``dropped``.
+        """
+
+
+class Backplane(Protocol):
+    """What the nodes of a cluster have in common: who is in a topic, and a way to those who are elsewhere.
+
+    Peers of this node stay this node's business: it tells them of each other, and relays between them, at once.
+    """
+
+    @property
+    def troubles(self) -> list[str]:
+        """Why a balancer should send newcomers elsewhere; empty where it should not."""
+
+    def start(self, node: Node) -> None:
+        """Take up the connection to the other nodes."""
+
+    def stop(self, done: Callable[[], None]) -> None:
+        """Give it up, once what was told has gone out; the peers have left before."""
+
+    def enter(self, topic: str, metadata: bytes | None, entered: Callable[[Entrant], None]) -> None:
+        """Announce a peer that is about to join; ``entered`` is called, perhaps at once, and within some seconds."""
+
+    def settle(self, topic: str, peer: str) -> None:
+        """Hear that an entrant joined here, or did not after all; ``Node.members`` tells which."""
+
+    def leave(self, topic: str, peer: str) -> None:
+        """Tell the others that a peer of this node left."""
+
+    def elsewhere(self, topic: str) -> Iterable[tuple[str, bytes | None]]:
+        """List the peers of other nodes in a topic: ids and metadata."""
+
+    def forward(self, topic: str, to: str, sender: str, frame: bytes, forwarding: Forwarding) -> bool:
+        """Send a relay to a peer of another node.
+
+        Returns:
+            False where no other node has that peer; nothing else happens then.
+
+        Raises:
+            Rejected: ``dropped``; nothing else happens then.
+        """
+
+
+# The engine: what a cluster's nodes run on
+
+
+class EngineListener(Protocol):
+    """Whoever uses an engine."""
+
+    def connected(self) -> None:
+        """The engine takes calls, and what is published on this node's channel arrives from now on."""
+
+    def disconnected(self, reason: str) -> None:
+        """The engine takes nothing for now. Calls without a reply were answered with None before."""
+
+    def received(self, data: bytes) -> None:
+        """Something was published on this node's channel; in the order of publication, none twice."""
+
+
+class Engine(Protocol):
+    """A store that runs scripts atomically (``signaling/backplane/lua``), and channels.
+
+    Calls and publications of one node are carried out in their order. Whatever is lost is lost with the connection.
+    """
+
+    def connect(self, channel: bytes, listener: EngineListener) -> None:
+        """Drop the connection where there is one, connect, and try again until it works.
+
+        Args:
+            channel: that the listener hears from now on.
+        """
+
+    def disconnect(self) -> None:
+        """End the connection, and connect no more; ``disconnected`` is not called."""
+
+    def call(self, script: str, keys: Sequence[bytes], arguments: Sequence[bytes], done: Reply) -> None:
+        """Run a script; ``done`` gets its reply, or None where that is not known (the script may have run)."""
+
+    def publish(self, channel: bytes, data: bytes, done: Callable[[int | None], None]) -> None:
+        """Publish; ``done`` gets how many listeners it was handed to, or None where that is not known."""
+
+
+Reply = Callable[[list[Any] | None], None]
+"""Takes a script's reply: integers, byte strings, and lists of them; None where it is not known."""

@@ -1,0 +1,1 @@
+"""How several nodes serve one topic together (docs/cluster.md)."""

@@ -1,0 +1,34 @@
+-- Somebody saw no beat of a node for too long: its members leave, a bounded number in each call.
+-- KEYS nodes, tomb of the node, index of the node
+-- ARGV prefix, seconds, node, beats that were seen last (empty for none), most members in this call
+-- Replies with alive where it has beaten since, or buried and how many topics are left.
+local nodes, tomb, index = KEYS[1], KEYS[2], KEYS[3]
+local prefix, seconds, node, most = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[5])
+
+if redis.call('EXISTS', tomb) == 0 then
+    if (redis.call('HGET', nodes, node) or '') ~= ARGV[4] then
+        return {'alive'}
+    end
+    redis.call('SET', tomb, 1, 'EX', seconds)
+    redis.call('HDEL', nodes, node)
+end
+while most > 0 do
+    local topic = redis.call('SRANDMEMBER', index)
+    if not topic then
+        break
+    end
+    local members, state = prefix .. 'members:' .. topic, prefix .. 'state:' .. topic
+    local stored = redis.call('HGETALL', members)
+    for at = 1, #stored, 2 do
+        if most > 0 and owner(stored[at + 1]) == node then
+            most = most - 1
+            if remove(members, state, index, topic, stored[at], stored[at + 1]) then
+                tell(prefix, state, topic, 'left', stored[at], '')
+            end
+        end
+    end
+    if most > 0 then
+        redis.call('SREM', index, topic)
+    end
+end
+return {'buried', redis.call('SCARD', index)}

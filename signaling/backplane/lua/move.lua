@@ -1,0 +1,24 @@
+-- A peer goes from one node to another; nobody leaves, and nobody joins.
+-- KEYS members, state, index of the new node, index of the old one; ARGV prefix, topic, seconds, new node, old node, peer
+-- Replies with gone where the old node does not have it (any more), or moved and a snapshot.
+local members, state, index, old_index = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local prefix, topic, seconds, node, old, peer = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+
+local value = redis.call('HGET', members, peer)
+if not value or owner(value) ~= old then
+    return {'gone'}
+end
+value = node .. string.sub(value, NODE + 1)
+redis.call('HSET', members, peer, value)
+local has_more = count(state, old, -1)
+if not has_more then
+    redis.call('SREM', old_index, topic)
+end
+count(state, node, 1)
+redis.call('SADD', index, topic)
+local text = tell(prefix, state, topic, 'moved', peer, value, node)
+if not has_more then
+    redis.call('PUBLISH', prefix .. 'node:' .. old, text)
+end
+keep(seconds, members, state, index)
+return snapshot('moved', members, state)

@@ -1,0 +1,36 @@
+-- A node says which members of a topic are its own, and learns of the others.
+-- KEYS members, state, index of the node
+-- ARGV prefix, topic, seconds, node, the id that the node had before, and its peers: id, metadata, id, metadata...
+-- Members that were the former id's are this node's. A peer that another node has stays that node's.
+local members, state, index = KEYS[1], KEYS[2], KEYS[3]
+local prefix, topic, seconds, node, former = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+
+local own = {}
+for at = 6, #ARGV, 2 do
+    own[ARGV[at]] = node .. ARGV[at + 1]
+end
+
+local stored = redis.call('HGETALL', members)
+for at = 1, #stored, 2 do
+    local peer, value = stored[at], stored[at + 1]
+    local of = owner(value)
+    if own[peer] and of == former and of ~= node then
+        redis.call('HSET', members, peer, own[peer])
+        count(state, former, -1)
+        count(state, node, 1)
+        redis.call('SADD', index, topic)
+        tell(prefix, state, topic, 'moved', peer, own[peer], node)
+    elseif of == node and not own[peer] and remove(members, state, index, topic, peer, value) then
+        tell(prefix, state, topic, 'left', peer, '', node)
+    end
+    own[peer] = nil
+end
+for at = 6, #ARGV, 2 do
+    local peer = ARGV[at]
+    if own[peer] then
+        add(members, state, index, topic, peer, own[peer])
+        tell(prefix, state, topic, 'joined', peer, own[peer], node)
+    end
+end
+keep(seconds, members, state, index)
+return snapshot('synced', members, state)
