@@ -23,7 +23,7 @@ from signaling.ids import ID_CHARACTERS
 from signaling.limits import Limits
 from signaling.outbound import OutboundQueue
 from signaling.peer import Peer, return_undelivered
-from signaling.ports import Outbound, Receipt
+from signaling.ports import Backplane, Outbound, Receipt
 from signaling.topics import TopicMap
 from signaling.upgrade import Claim, Join
 
@@ -63,7 +63,7 @@ class Away(OutboundQueue[Receipt]):
     said_goodbye = False
 
     def __init__(self, limits: Limits, place: Place | None) -> None:
-        super().__init__(lambda frame: None, limits.high_water_messages, limits.high_water_bytes)
+        super().__init__(lambda frame: None, lambda receipt: None, limits.high_water_messages, limits.high_water_bytes)
         self.place = place
         self.block()
 
@@ -92,8 +92,16 @@ class ResumablePeer(Peer):
 
     way: Way
 
-    def __init__(self, peer_id: str, join: Join, topics: TopicMap[Peer], counters: Counters, limits: Limits) -> None:
-        super().__init__(peer_id, join.metadata, topics, counters)
+    def __init__(  # noqa: PLR0913 - what a peer needs, and its bounds
+        self,
+        peer_id: str,
+        join: Join,
+        topics: TopicMap[Peer],
+        backplane: Backplane,
+        counters: Counters,
+        limits: Limits,
+    ) -> None:
+        super().__init__(peer_id, join.metadata, topics, backplane, counters)
         self.owner = join.owner
         self._window = limits.resume_window_seconds
         self._history = History(16 * limits.high_water_messages, 2 * limits.high_water_bytes)
@@ -123,8 +131,8 @@ class ResumablePeer(Peer):
             claim: what it said; ``knows`` and ``reaches`` hold.
             ice_servers: as for ``join``.
         """
-        self.way.give_up()
-        self.unwritten = []
+        # What they are for is sent again below.
+        again, self.unwritten = self.unwritten + self.way.give_up(), []
         missed = self._history.rewind(claim.seen)
         # A connection that breaks at once may take the new token with it: the one that was used holds until a pong
         # proves that the new one arrived.
@@ -134,6 +142,8 @@ class ResumablePeer(Peer):
         for frame in missed:
             way.answer(frame)
             self._history.add(frame)
+        for sender, _ in again:
+            sender.written()
         self._ask()
 
     def acknowledge(self, mark: bytes) -> None:
@@ -185,7 +195,7 @@ class ResumablePeer(Peer):
         self._secrets = [secret.encode(), *self._secrets]
         for message in (
             wire.welcome(self.id, ice_servers, (self.id + secret, self._window), resumed=resumed),
-            wire.peer_list((peer.id, peer.metadata) for peer in others),
+            wire.peer_list(self._listed(others)),
         ):
             self.way.answer(text_frame(message))
             self._history.add(None)
