@@ -7,6 +7,7 @@ command, so that a reader can lay one beside the other.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from random import Random
 from typing import Any, NamedTuple
 
@@ -67,10 +68,13 @@ class ModelStore:
         self._expire()
         return {key: (_plain(value), self._left(key)) for key, value in self._data.items()}
 
-    def flush(self) -> None:
-        """Lose everything."""
-        self._data.clear()
-        self._ends.clear()
+    def save(self) -> Any:
+        """Return a copy of all that is stored, for ``load``."""
+        return {key: copy(value) for key, value in self._data.items()}, dict(self._ends)
+
+    def load(self, saved: Any) -> None:
+        """Store what was saved, and nothing else; None is nothing at all."""
+        self._data, self._ends = saved if saved is not None else ({}, {})
 
     def _left(self, key: bytes) -> int | None:
         return round(self._ends[key] - self._seconds()) if key in self._ends else None
@@ -194,8 +198,9 @@ class ModelStore:
     def _sync(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
         prefix, name, seconds, node, former = arguments[:5]
         topic = _Topic(prefix, name, *keys)
-        peers = arguments[5::2]
-        own = {peer: node + metadata for peer, metadata in zip(peers, arguments[6::2], strict=True)}
+        peers = dict(zip(arguments[5::2], arguments[6::2], strict=True))
+        own = {peer: node + metadata[1:] for peer, metadata in peers.items() if metadata[:1] == b"+"}
+        unsure = {peer for peer, metadata in peers.items() if metadata[:1] != b"+"}
         for peer, value in list(self._data.get(topic.members, {}).items()):
             of = value[:NODE]
             if peer in own and of == former and of != node:
@@ -204,7 +209,7 @@ class ModelStore:
                 self._count(topic, node, 1)
                 self._sadd(topic.index, name)
                 self._tell(topic, b"moved", peer, own[peer], node)
-            elif of == node and peer not in own and self._remove(topic, peer, value):
+            elif of == node and peer not in own and peer not in unsure and self._remove(topic, peer, value):
                 self._tell(topic, b"left", peer, b"", node)
             own.pop(peer, None)
         for peer in peers:

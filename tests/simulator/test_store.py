@@ -172,7 +172,7 @@ class Both:
         topic, node = self._topic(), self._node()
         former = self._random.choice([node, self._node(), b""])
         peers = sorted({self._peer() for _ in range(self._random.randint(0, 4))})
-        own = [text for peer in peers for text in (peer, self._random.choice(METADATA[:1]))]
+        own = [text for peer in peers for text in (peer, self._random.choice([b"+", b"+", b"?"]))]
         keys = [*KEYS.topic(topic), KEYS.index(node)]
         self.run("sync", keys, KEYS.prefix, topic, self._seconds(), node, former, *own)
 
