@@ -55,8 +55,8 @@ class Counters:
         relayed_bytes: of those, as they were framed.
         relays_delivered_elsewhere: of those, relays that another node wrote.
         relays_received: relays of other nodes' peers that were written or queued here; not among those above.
-        relays_undelivered: of all that were written or queued here, answered ``dropped`` because their target went before
-            they were written.
+        relays_undelivered: of all that were written or queued here, those answered ``dropped`` because their target
+            went before they were written.
         relays_refused: readable relays that were not accepted, by type and code.
         refused: messages answered with an ``error``, by code.
         events_dropped: ``peer-joined`` and ``peer-left`` that met a full queue.

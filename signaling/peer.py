@@ -138,7 +138,9 @@ class Peer:
         if target is None:
             self._forward(message, frame)
         elif target.offer(frame, (self, message.msg_id)):
-            self.accepted(message.type, len(frame))
+            counters = self._counters
+            counters.relays[message.type] += 1
+            counters.relayed_bytes += len(frame)
         else:
             raise self.refused(message.type, ErrorCode.DROPPED, message.msg_id)
 
@@ -151,10 +153,11 @@ class Peer:
             code = ErrorCode.TARGET_NOT_FOUND if taken is None else ErrorCode.DROPPED
             raise self.refused(message.type, code, message.msg_id)
 
-    def accepted(self, kind: str, size: int) -> None:
-        """Count a relay that its target's queue took."""
+    def delivered_elsewhere(self, kind: str, size: int) -> None:
+        """Count a relay that another node wrote."""
         self._counters.relays[kind] += 1
         self._counters.relayed_bytes += size
+        self._counters.relays_delivered_elsewhere += 1
 
     def refused(self, kind: str, code: ErrorCode, msg_id: bytes | None) -> Rejected:
         """Count a relay that is not delivered, and say so."""
@@ -190,7 +193,7 @@ class Forwarded:
 
     def delivered(self) -> None:
         """Count it."""
-        self._sender.accepted(self._kind, self._size)
+        self._sender.delivered_elsewhere(self._kind, self._size)
 
     def failed(self, code: ErrorCode) -> None:
         """Tell its sender."""

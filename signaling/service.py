@@ -93,6 +93,7 @@ class SignalingService(Service):
         if not self._asked:
             self.privilegedStartService()
         super().startService()
+        self.factory.backplane.start(self.factory.local)
         for companion in self._companions:
             companion.start()
 
@@ -155,6 +156,9 @@ class SignalingService(Service):
         if peers:
             self.factory.events.stopping(peers)
         yield self.factory.drain()
+        gone: Deferred[None] = Deferred()
+        self.factory.backplane.stop(lambda: gone.callback(None))
+        yield gone
         yield self._stop_listening(self._others)
 
 

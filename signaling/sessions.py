@@ -92,7 +92,7 @@ class ResumablePeer(Peer):
 
     way: Way
 
-    def __init__(  # noqa: PLR0913 - what a peer needs, and its bounds
+    def __init__(  # noqa: PLR0913, PLR0917 - what a peer needs, and its bounds
         self,
         peer_id: str,
         join: Join,
@@ -273,6 +273,17 @@ class Sessions:
         peer.unwritten += peer.way.give_up()
         peer.detach()
         peer.leave()
+
+    def hand_over(self, peer: ResumablePeer) -> None:
+        """Forget a peer that goes on elsewhere, without a word."""
+        self.back(peer)
+        place, peer.way.place = peer.way.place, None
+        if place is not None:
+            self._admission.release(place)
+        for sender, _ in peer.unwritten + peer.way.give_up():
+            sender.written()
+        peer.detach()
+        peer.vanish()
 
     def close(self) -> None:
         """Let everyone leave who has no connection."""

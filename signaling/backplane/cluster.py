@@ -1,7 +1,7 @@
 """One node of a cluster: its peers and those of other nodes share topics, over any engine (docs/cluster.md).
 
-What concerns peers of this node alone happens at once and asks nobody. The store knows who is where; what this node says of
-its own peers is right, and the store is made to agree.
+What concerns peers of this node alone happens at once and asks nobody. The store knows who is where; what this node
+says of its own peers is right, and the store is made to agree.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Cluster:
         choose: makes this node's own ids; a seeded one for tests.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a node runs on, and what tests replace
         self,
         engine: Engine,
         clock: Clock,

@@ -1,8 +1,9 @@
 """Relays between two nodes, and what became of each.
 
-The origin numbers them; the node that has the targets tells the outcome of each number, once it is written to a connection
-or never will be. Where an outcome may be lost, the origin asks, and from then on nothing that it asked about is delivered.
-So a relay ends in one way, and its sender hears the right one, unless a node dies between the writing and the telling.
+The origin numbers them; the node that has the targets tells the outcome of each number, once it is written to a
+connection or never will be. Where an outcome may be lost, the origin asks, and from then on nothing that it asked about
+is delivered. So a relay ends in one way, and its sender hears the right one, unless a node dies between writing and
+telling.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Publish = Callable[[bytes, Callable[[int | None], None]], None]
 class _Open:
     """A relay whose outcome is not known."""
 
-    __slots__ = ("forwarding", "size", "since")
+    __slots__ = ("forwarding", "since", "size")
 
     def __init__(self, forwarding: Forwarding, size: int, since: float) -> None:
         self.forwarding = forwarding
@@ -190,7 +191,7 @@ class Incoming:
         self._forget_while(lambda number, known: number < relays.low)
         fresh = []
         for relay in relays.relays:
-            # A number that is not greater came late, over a connection that was lost: the origin was told of it already.
+            # A number that is not greater came late, over a connection that was lost: the origin was told of it.
             if relay.number > self._highest:
                 self._highest = relay.number
                 self._held.add(relay.number)

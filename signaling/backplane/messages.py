@@ -1,7 +1,7 @@
 """What nodes tell each other on their channels: events of topics, from the store, and messages of their own.
 
-An event is a line of text with what may be anything behind it, as ``lua/prelude.lua`` writes it; a message is MessagePack,
-which never starts with a letter.
+An event is a line of text with what may be anything behind it, as ``lua/prelude.lua`` writes it; a message is
+MessagePack, which never starts with a letter.
 """
 
 from __future__ import annotations
@@ -121,7 +121,8 @@ def decode(data: bytes) -> Event | Message:
     try:
         if _LETTER <= data[0] < _LETTER + 26:
             return _event(data)
-        return _decode(data)
+        message: Message = _decode(data)
+        return message
     except (IndexError, msgspec.MsgspecError) as error:
         raise ValueError(str(error)) from None
 

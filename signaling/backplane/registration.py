@@ -1,7 +1,7 @@
 """Whether this node counts as one of the cluster, and which others do.
 
-A node beats, and each beat that the store confirms lets it deliver relays for a while: less than the others take to bury it.
-One that finds itself buried begins anew under another id.
+A node beats, and each beat that the store confirms lets it deliver relays for a while: less than the others take to
+bury it. One that finds itself buried begins anew under another id.
 """
 
 from __future__ import annotations
@@ -67,9 +67,7 @@ class Registration:
         away: whether it is known to serve nobody.
     """
 
-    def __init__(
-        self, engine: Engine, clock: Clock, keys: Keys, new_id: Callable[[], str], owner: Registered
-    ) -> None:
+    def __init__(self, engine: Engine, clock: Clock, keys: Keys, new_id: Callable[[], str], owner: Registered) -> None:
         self._engine = engine
         self._clock = clock
         self._keys = keys

@@ -1,7 +1,7 @@
 """Who is dead: nodes whose beats nobody saw for too long.
 
-Time counts for a verdict only while the watcher itself is served: when the store or the watcher stood still, nobody else is
-suspected for it.
+Time counts for a verdict only while the watcher itself is served: when the store or the watcher stood still, nobody
+else is suspected for it.
 """
 
 from __future__ import annotations
@@ -49,10 +49,9 @@ class Watch:
         for node, (last, since) in self._seen.items():
             self._seen[node] = last, since + missed
         for node in {*beats, *mentioned}:
-            last, _ = self._seen.get(node, (None, now))
             count = beats.get(node, b"")
             # One that is gone from the store has not beaten either; it keeps its time.
-            if last is None or (count and count != last):
+            if node not in self._seen or (count and count != self._seen[node][0]):
                 self._seen[node] = count, now
         self._seen = {node: seen for node, seen in self._seen.items() if node in beats or node in {*mentioned}}
         return [
