@@ -483,6 +483,8 @@ class Cluster:
         """Believe nothing of what is known: events may be missing."""
         for view in self._views.values():
             view.doubt()
+        # The reply to a join is a snapshot, but the store may miss others of this node's peers.
+        self._dirty |= dict.fromkeys(self._views)
 
     def renamed(self) -> None:
         """Take up another id: this node was taken for dead."""
