@@ -150,6 +150,8 @@ class Cluster:
             return
         self._timer.cancel()
         self._timer = None
+        for entering in [each for peers in self._entering.values() for each in peers.values()]:
+            self._admit(entering)
         self._tell_all()
 
         def gone(reply: object = None) -> None:
@@ -159,8 +161,8 @@ class Cluster:
             done()
 
         late = self._clock.callLater(_STOP_SECONDS, gone)
-        self._registration.resign(lambda reply: gone() if late.active() else None)
         self._deadlines.rest()
+        self._registration.resign(lambda reply: gone() if late.active() else None)
 
     # Joining and leaving
 

@@ -27,6 +27,8 @@ class StoreServer(Process):
         self.connections: dict[Connection, None] = {}
         self.subscribers: dict[bytes, list[Connection]] = {}
         self.model = ModelStore(self.seconds, self.publish, timeline.random)
+        # How many commands were carried out after their connection had ended at the node.
+        self.stale = 0
         self.on_run: Callable[[str, Sequence[bytes], list[Any]], None] = lambda script, arguments, reply: None
 
     def publish(self, channel: bytes, data: bytes) -> int:
@@ -104,6 +106,8 @@ class Connection:
             self._noticed(None)
         if not self.store_open:
             return
+        if not self.node_open:
+            self._store.stale += 1
         name, first, second = command
         reply = self._store.publish(first, second) if name == "publish" else self._store.run(name, first, second)
         if self.node_open:

@@ -94,6 +94,11 @@ class SimulatedNode:
         self.process.take(client, self._connected, client)
 
     def _connected(self, client: Client) -> None:
+        if self.stopping:
+            client.gone = True
+            self.clients.pop(client, None)
+            return
+
         def entered(entrant: Entrant) -> None:
             self._entered(client, entrant)
 

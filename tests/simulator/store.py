@@ -205,7 +205,8 @@ class ModelStore:
             of = value[:NODE]
             if peer in own and of == former and of != node:
                 self._hset(topic.members, peer, own[peer])
-                self._count(topic, former, -1)
+                if not self._count(topic, former, -1):
+                    self._srem(prefix + b"topics:" + former, name)
                 self._count(topic, node, 1)
                 self._sadd(topic.index, name)
                 self._tell(topic, b"moved", peer, own[peer], node)

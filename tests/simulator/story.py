@@ -118,13 +118,13 @@ class Story:
             return
         # The others took its node for dead, or the store forgot it.
         self.counts["left for a while"] += 1
-        if not (self.lost_data_at or self.buried):
+        if not (self.lost_data_at or self.buried or self.store.stale):
             self.breach(f"{client.name} is told that {left.name} left, which did not")
 
     def not_found(self, sent: Sent) -> None:
         target, sender = sent.target, sent.sender
         known = sender.known is not None and target.id in sender.known and not sender.missed_events
-        if target.live and known and not (self.lost_data_at or self.buried):
+        if target.live and known and not (self.lost_data_at or self.buried or self.store.stale):
             self.breach(f"relay {sent.number}: {target.name} is there, and was not found")
 
     # Actions
