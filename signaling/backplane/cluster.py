@@ -335,13 +335,14 @@ class Cluster:
         self._changed(topic, view, view.take_snapshot(version(gen.decode(), seq), members, self.node, self._own(topic)))
 
     def _event(self, event: Event) -> None:
+        own = self._own(event.topic)
+        here = event.other is not None and event.other.node == self.node
+        if (here or event.kind is Kind.LEFT) and here != (event.peer in own):
+            # Only this node says who is here: the others took it for dead, or an old call of its own came late.
+            self._doubt(event.topic)
         view = self._views.get(event.topic)
         if view is None:
             return
-        own = self._own(event.topic)
-        if event.kind is Kind.LEFT and event.peer in own:
-            # Only this node says that of its peers; the others took it for dead.
-            self._doubt(event.topic)
         self._changed(event.topic, view, view.take_event(event, self.node, own))
         self._check(event.topic, view)
 
@@ -436,7 +437,7 @@ class Cluster:
         if not incoming.untold:
             return
         now = self._clock.seconds()
-        if now - incoming.told_at >= _TELL_SECONDS:
+        if now - incoming.told_at >= _TELL_SECONDS or self._timer is None:
             incoming.told_at = now
             self._publish_outcomes(incoming, incoming.tell())
         elif self._telling is None:
