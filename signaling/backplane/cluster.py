@@ -262,7 +262,11 @@ class Cluster:
 
     def _forget_empty(self, topic: str) -> None:
         if topic in self._views and topic not in self._entering and not any(True for _ in self._node.members(topic)):
-            del self._views[topic]
+            view = self._views.pop(topic)
+            for hand_over in view.parked:
+                # To nobody: their targets are gone.
+                hand_over()
+            self._tell_some()
 
     # What the store says
 
