@@ -108,7 +108,6 @@ class Cluster:
         self._keys = Keys(prefix)
         self._ids = ids or PeerIds()
         self._choose = choose or random.SystemRandom()
-        self._origin = self._new_id()
         self._registration = Registration(engine, clock, self._keys, self._new_id, self)
         self._views: dict[str, TopicView] = {}
         self._entering: dict[str, dict[str, _Entering]] = {}
@@ -377,7 +376,7 @@ class Cluster:
             return False
         link = self._outgoing.get(other.node)
         if link is None:
-            link = self._outgoing[other.node] = Outgoing(self._origin, self._publisher(other.node))
+            link = self._outgoing[other.node] = Outgoing(self._new_id(), self._publisher(other.node))
         if not link.send((topic, to, sender, frame), forwarding, self._clock.seconds()):
             return False
         link.flush(self.node, self._registration.store_ms(_RELAY_SECONDS))
@@ -434,7 +433,7 @@ class Cluster:
 
     def _heard(self, outcomes: Outcomes) -> None:
         link = self._outgoing.get(outcomes.node)
-        if link is not None and outcomes.origin == self._origin:
+        if link is not None and outcomes.origin == link.origin:
             link.hear(outcomes, self._clock.seconds())
 
     def _tell(self, incoming: Incoming) -> None:
