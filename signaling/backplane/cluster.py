@@ -14,11 +14,13 @@ from signaling.backplane.links import Incoming, Outgoing
 from signaling.backplane.messages import (
     NODE_CHARACTERS,
     Ask,
+    Claim,
     Event,
     Kind,
     Outcomes,
     Relay,
     Relays,
+    Session,
     decode,
     encode,
     member,
@@ -32,7 +34,7 @@ from signaling.deadlines import Deadlines
 from signaling.errors import ErrorCode, Rejected
 from signaling.ids import PeerIds
 from signaling.limits import Limits
-from signaling.ports import Engine, Entrant, Forwarding, Node
+from signaling.ports import Engine, Entrant, Forwarding, Node, Proof
 
 # Without an answer of the engine a peer joins with those who are here, and meets the others later.
 _ENTER_SECONDS = 2.0
@@ -65,6 +67,9 @@ class _Entering:
         self.asked = False
         self.stored = False
         self.held: list[Callable[[], None]] = []
+        # Of being a peer that another node may have, and the session that the node gave.
+        self.proof: Proof | None = None
+        self.session: bytes | None = None
 
 
 class _Waiting:
@@ -115,6 +120,8 @@ class Cluster:
         self._deadlines: Deadlines[_Entering] = Deadlines(clock, _ENTER_SECONDS, self._admit)
         self._outgoing: dict[str, Outgoing] = {}
         self._incoming: dict[tuple[str, str], Incoming] = {}
+        self._claims = 0
+        self._claiming: dict[int, tuple[_Entering, str]] = {}
         # Topics of which the store may have to be told, in order.
         self._dirty: dict[str, None] = {}
         self._syncing = 0
@@ -164,9 +171,12 @@ class Cluster:
 
     # Joining and leaving
 
-    def enter(self, topic: str, metadata: bytes | None, entered: Callable[[Entrant], None]) -> None:
+    def enter(
+        self, topic: str, metadata: bytes | None, entered: Callable[[Entrant], None], proof: Proof | None = None
+    ) -> None:
         """Announce a peer; with the engine out of reach, to nobody."""
         entering = _Entering(topic, self._ids.next(), metadata, entered)
+        entering.proof = proof
         self._entering.setdefault(topic, {})[entering.id] = entering
         self._views.setdefault(topic, TopicView())
         if self._registration.away:
@@ -174,6 +184,12 @@ class Cluster:
             return
         self._deadlines.set(entering)
         if self._registration.good:
+            self._ask_for(entering)
+
+    def _ask_for(self, entering: _Entering) -> None:
+        if entering.proof is not None:
+            self._seek(entering, entering.proof)
+        else:
             self._join(entering)
 
     def _join(self, entering: _Entering) -> None:
@@ -209,19 +225,95 @@ class Cluster:
     def _join_later(self, entering: _Entering, last: str) -> None:
         """Take an id that is greater than all in the topic: another node's clock is ahead, or as fast."""
         self._ids.follow(last)
-        peers = self._entering[entering.topic]
-        del peers[entering.id]
-        entering.id = self._ids.next()
-        peers[entering.id] = entering
-        entering.asked = False
+        self._rename(entering, self._ids.next())
         if self._registration.good:
             self._join(entering)
 
+    def _rename(self, entering: _Entering, peer: str) -> None:
+        peers = self._entering[entering.topic]
+        del peers[entering.id]
+        entering.id = peer
+        peers[peer] = entering
+        entering.asked = False
+
     def _admit(self, entering: _Entering, full: str | None = None) -> None:
         self._deadlines.clear(entering)
+        if entering.proof is not None and entering.id == entering.proof.peer and not entering.stored:
+            # Whether it is this node's now nobody knows; a new peer is.
+            self._rename(entering, self._ids.next())
         entered, entering.entered = entering.entered, None
         if entered is not None:
-            entered(Entrant(entering.id, full))
+            entered(Entrant(entering.id, full, entering.session if entering.stored else None))
+
+    # Peers that come back from another node
+
+    def _seek(self, entering: _Entering, proof: Proof) -> None:
+        """Find the node that has the peer which this one says to be."""
+        view = self._views[entering.topic]
+        if view.current:
+            self._claim(entering, view, proof)
+            return
+        view.calls += 1
+
+        def found(reply: list[Any] | None) -> None:
+            view.calls -= 1
+            self._take_snapshot(entering.topic, view, reply)
+            if entering.entered is not None:
+                self._claim(entering, view, proof)
+            self._check(entering.topic, view)
+
+        self._call_sync(entering.topic, found)
+
+    def _claim(self, entering: _Entering, view: TopicView, proof: Proof) -> None:
+        other = view.others.get(proof.peer)
+        if other is None:
+            self._join(entering)
+            return
+        self._claims += 1
+        self._claiming[self._claims] = entering, other.node
+        data = encode(Claim(self.node, self._claims, entering.topic, proof.peer, proof.text))
+        self._publisher(other.node)(data, lambda listeners: None)
+
+    def _claimed(self, claim: Claim) -> None:
+        session = self._node.lend(claim.topic, Proof(claim.peer, claim.proof))
+        self._publisher(claim.reply_to)(encode(Session(claim.number, session)), lambda listeners: None)
+
+    def _lent(self, answer: Session) -> None:
+        entering, node = self._claiming.pop(answer.number, (None, ""))
+        if entering is None or entering.entered is None or entering.proof is None:
+            return
+        if answer.session is None:
+            self._join(entering)
+        else:
+            entering.session = answer.session
+            self._move(entering, entering.proof.peer, node)
+
+    def _move(self, entering: _Entering, peer: str, node: str) -> None:
+        topic = entering.topic
+        view = self._views[topic]
+        view.calls += 1
+        self._rename(entering, peer)
+        entering.asked = True
+        name = topic.encode()
+        keys = [*self._keys.topic(name), self._keys.index(self.node.encode()), self._keys.index(node.encode())]
+        seconds = b"%d" % KEEP_SECONDS
+        arguments = [self._keys.prefix, name, seconds, self.node.encode(), node.encode(), peer.encode()]
+        self._engine.call("move", keys, arguments, lambda reply: self._moved(entering, view, peer, reply))
+
+    def _moved(self, entering: _Entering, view: TopicView, peer: str, reply: list[Any] | None) -> None:
+        view.calls -= 1
+        if reply is not None and reply[0] == b"moved":
+            if entering.entered is None:
+                # It was let in as a new peer without waiting for this, or is gone.
+                self.leave(entering.topic, peer)
+            else:
+                entering.stored = True
+            self._take_snapshot(entering.topic, view, reply)
+            self._admit(entering)
+        elif entering.entered is not None:
+            self._rename(entering, self._ids.next())
+            self._join(entering)
+        self._check(entering.topic, view)
 
     def settle(self, topic: str, peer: str, *, joined: bool) -> None:
         """Hand over what came for a peer that was on its way, or take it back."""
@@ -297,18 +389,20 @@ class Cluster:
         if view is not None:
             view.calls += 1
         self._syncing += 1
+        self._call_sync(topic, lambda reply: self._synced(topic, view, reply))
+
+    def _call_sync(self, topic: str, done: Callable[[list[Any] | None], None]) -> None:
         own = [(peer, b"+" + (metadata or b"")) for peer, metadata in self._node.members(topic)]
         for entering in self._entering.get(topic, {}).values():
             if entering.asked and not entering.stored:
                 own.append((entering.id, b"?"))
             elif entering.stored:
                 own.append((entering.id, b"+" + (entering.metadata or b"")))
-        registration = self._registration
         self._call_topic(
             "sync",
             topic,
-            [b"%d" % KEEP_SECONDS, self.node.encode(), registration.former.encode()],
-            lambda reply: self._synced(topic, view, reply),
+            [b"%d" % KEEP_SECONDS, self.node.encode(), self._registration.former.encode()],
+            done,
             [part for peer, metadata in own for part in (peer.encode(), metadata)],
         )
 
@@ -354,6 +448,7 @@ class Cluster:
                 self._node.left(topic, change.peer)
             else:
                 self._node.moved(topic, change.peer)
+                self._forget_empty(topic)
         for hand_over in view.take_parked():
             hand_over()
         self._tell_some()
@@ -466,7 +561,7 @@ class Cluster:
         """Go on, or begin: the engine serves this node."""
         for entering in [each for peers in self._entering.values() for each in peers.values()]:
             if entering.entered is not None and not entering.asked:
-                self._join(entering)
+                self._ask_for(entering)
         self._dirty |= {topic: None for topic, view in self._views.items() if not (view.current or view.calls)}
         for link in self._outgoing.values():
             link.ask(self.node, self._clock.seconds())
@@ -513,8 +608,12 @@ class Cluster:
             self._relays(message)
         elif isinstance(message, Outcomes):
             self._heard(message)
-        else:
+        elif isinstance(message, Ask):
             self._asked(message)
+        elif isinstance(message, Claim):
+            self._claimed(message)
+        else:
+            self._lent(message)
 
     # What has to be done again and again
 
