@@ -100,8 +100,9 @@ class Cluster:
             return
         self._timer.cancel()
         self._timer = None
-        self._relaying.tell_all()
+        self._arrivals.admit_all()
         self._arrivals.rest()
+        self._relaying.tell_all()
 
         def gone() -> None:
             self._engine.disconnect()
@@ -148,7 +149,7 @@ class Cluster:
         """Go on, or begin: the engine serves this node."""
         self._arrivals.ask_again()
         self._relaying.ask_all()
-        self._presence.renew()
+        self._presence.sync_some()
 
     def lost(self) -> None:
         """Do without the engine: it does not answer."""

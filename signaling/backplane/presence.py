@@ -1,6 +1,7 @@
 """Who is where: the views of all topics that have a peer of this node.
 
-Events keep them up, and snapshots where they are in doubt. What this node says of its own peers is right, and the store is made to agree.
+Events keep them up, and snapshots where they are in doubt. What this node says of its own peers is right, and the store
+is made to agree.
 """
 
 from __future__ import annotations
@@ -134,11 +135,8 @@ class Presence:
         """Believe nothing of what is known: events may be missing."""
         for view in self._views.values():
             view.doubt()
-
-    def renew(self) -> None:
-        """Compare what is in doubt, now that the store is there."""
-        self._doubted |= {topic: None for topic, view in self._views.items() if not (view.current or view.calls)}
-        self.sync_some()
+        # The reply to a join is a snapshot as well, but the store may miss others of this node's peers.
+        self._doubted |= dict.fromkeys(self._views)
 
     def look(self) -> None:
         """See to some of the topics; to be called once a second."""

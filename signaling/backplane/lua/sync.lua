@@ -21,7 +21,9 @@ for at = 1, #stored, 2 do
     local of = owner(value)
     if own[peer] and of == former and of ~= node then
         redis.call('HSET', members, peer, own[peer])
-        count(state, former, -1)
+        if not count(state, former, -1) then
+            redis.call('SREM', prefix .. 'topics:' .. former, topic)
+        end
         count(state, node, 1)
         redis.call('SADD', index, topic)
         tell(prefix, state, topic, 'moved', peer, own[peer], node)
