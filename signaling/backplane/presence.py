@@ -88,13 +88,14 @@ class Presence:
 
     def take_event(self, event: Event) -> None:
         """Take what happened."""
+        own = _Own(self._node, event.topic, self._entrants)
+        here = event.other is not None and event.other.node == self._store.node
+        if (here or event.kind is Kind.LEFT) and here != (event.peer in own):
+            # Only this node says who is here: the others took it for dead, or an old call of its own came late.
+            self.doubt(event.topic)
         view = self._views.get(event.topic)
         if view is None:
             return
-        own = _Own(self._node, event.topic, self._entrants)
-        if event.kind is Kind.LEFT and event.peer in own:
-            # Only this node says that of its peers: the others took it for dead.
-            self.doubt(event.topic)
         self._changed(event.topic, view, view.take_event(event, self._store.node, own))
         self.check(event.topic, view)
 

@@ -127,13 +127,13 @@ class ModelStore:
 
     # The prelude
 
-    def _tell(self, topic: _Topic, kind: bytes, peer: bytes, value: bytes, but: bytes | None = None) -> bytes:
+    def _tell(self, topic: _Topic, kind: bytes, peer: bytes, value: bytes) -> bytes:
         gen, seq = self._hget(topic.state, b"gen"), self._hincrby(topic.state, b"seq", 1)
         assert gen is not None
         head = b" ".join([kind, gen, b"%d" % seq, peer, b"%d" % len(topic.name)])
         text = head + b"\n" + topic.name + value
         for field in list(self._data[topic.state]):
-            if field[:1] == b"@" and field[1:] != but:
+            if field[:1] == b"@":
                 self.publish(topic.prefix + b"node:" + field[1:], text)
         return text
 
@@ -183,7 +183,7 @@ class ModelStore:
         if int(self._hget(topic.state, b"bytes") or 0) + listed(value) > int(most_bytes):
             return [b"full", b"bytes"]
         self._add(topic, peer, value)
-        self._tell(topic, b"joined", peer, value, node)
+        self._tell(topic, b"joined", peer, value)
         self._keep(seconds, *keys)
         return self._snapshot(b"joined", topic)
 
@@ -209,14 +209,14 @@ class ModelStore:
                     self._srem(prefix + b"topics:" + former, name)
                 self._count(topic, node, 1)
                 self._sadd(topic.index, name)
-                self._tell(topic, b"moved", peer, own[peer], node)
+                self._tell(topic, b"moved", peer, own[peer])
             elif of == node and peer not in own and peer not in unsure and self._remove(topic, peer, value):
-                self._tell(topic, b"left", peer, b"", node)
+                self._tell(topic, b"left", peer, b"")
             own.pop(peer, None)
         for peer in peers:
             if peer in own:
                 self._add(topic, peer, own[peer])
-                self._tell(topic, b"joined", peer, own[peer], node)
+                self._tell(topic, b"joined", peer, own[peer])
         self._keep(seconds, *keys)
         return self._snapshot(b"synced", topic)
 
@@ -234,7 +234,7 @@ class ModelStore:
             self._srem(old_index, name)
         self._count(topic, node, 1)
         self._sadd(topic.index, name)
-        text = self._tell(topic, b"moved", peer, value, node)
+        text = self._tell(topic, b"moved", peer, value)
         if not has_more:
             self.publish(prefix + b"node:" + old, text)
         self._keep(seconds, *own_keys)

@@ -26,10 +26,10 @@ for at = 1, #stored, 2 do
         end
         count(state, node, 1)
         redis.call('SADD', index, topic)
-        tell(prefix, state, topic, 'moved', peer, own[peer], node)
+        tell(prefix, state, topic, 'moved', peer, own[peer])
     elseif of == node and not own[peer] and not unsure[peer]
         and remove(members, state, index, topic, peer, value) then
-        tell(prefix, state, topic, 'left', peer, '', node)
+        tell(prefix, state, topic, 'left', peer, '')
     end
     own[peer] = nil
 end
@@ -37,7 +37,7 @@ for at = 6, #ARGV, 2 do
     local peer = ARGV[at]
     if own[peer] then
         add(members, state, index, topic, peer, own[peer])
-        tell(prefix, state, topic, 'joined', peer, own[peer], node)
+        tell(prefix, state, topic, 'joined', peer, own[peer])
     end
 end
 keep(seconds, members, state, index)
