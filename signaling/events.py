@@ -29,6 +29,7 @@ from signaling.wire import ClientMessage
 # Each line is some 150 bytes: however many are refused, a day fills no more than 130 MB.
 _REFUSALS_PER_SECOND = 10.0
 _REFUSALS_AT_ONCE = 100
+_STORE_ERRORS_PER_SECOND = 1.0
 
 
 class Events:
@@ -51,6 +52,8 @@ class Events:
         self._seconds = seconds
         self._refusals = TokenBucket(_REFUSALS_PER_SECOND, _REFUSALS_AT_ONCE)
         self._unlogged = 0
+        self._store_errors = TokenBucket(_STORE_ERRORS_PER_SECOND, 1)
+        self._unlogged_store_errors = 0
 
     # Peers
 
@@ -61,6 +64,10 @@ class Events:
     def came_back(self, peer: str, topic: str, address: str | None) -> None:
         """A peer came back on another connection."""
         self._peer("came_back", "{peer} came back to {topic!r} from {address}", peer, topic, address=address)
+
+    def moved(self, peer: str, topic: str) -> None:
+        """A peer came back to another node, and is that node's now."""
+        self._peer("moved", "{peer} of {topic!r} goes on at another node", peer, topic)
 
     def turned_away(self, topic: str, address: str | None, reason: str) -> None:
         """A peer could not join, because its topic was full."""
@@ -120,6 +127,27 @@ class Events:
             reason=reason,
             shown=shown,
         )
+
+    # The backplane
+
+    def backplane_connected(self, where: str) -> None:
+        """The store takes calls, at first or again."""
+        self.log.info("the backplane {where} is connected", event="backplane_connected", where=where)
+
+    def backplane_lost(self, where: str, reason: str) -> None:
+        """The store cannot be reached, and is tried again and again."""
+        text = "the backplane {where} is not connected: {reason}"
+        self.log.warn(text, event="backplane_lost", where=where, reason=reason)
+
+    def backplane_error(self, where: str, code: str, reason: str) -> None:
+        """The store answered with an error; at most one a second is logged."""
+        if self._store_errors.left(self._seconds()) < 1:
+            self._unlogged_store_errors += 1
+            return
+        self._store_errors.take(self._seconds())
+        count, self._unlogged_store_errors = self._unlogged_store_errors + 1, 0
+        text = "the backplane {where} answered with an error ({count} times): {reason}"
+        self.log.error(text, event="backplane_error", where=where, code=code, reason=reason, count=count)
 
     # The server
 

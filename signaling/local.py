@@ -9,7 +9,7 @@ from signaling.counters import Counters
 from signaling.errors import ErrorCode, Rejected
 from signaling.frames import text_frame
 from signaling.peer import TEXTS, Peer
-from signaling.ports import Receipt
+from signaling.ports import Proof, Receipt
 from signaling.topics import TopicMap
 
 
@@ -19,12 +19,20 @@ class LocalPeers:
     Args:
         topics: where the peers are.
         counters: the server's.
+        on_lend: gets a peer ready to go on at another node, as ``Node.lend``.
         on_moved: hears of a peer that came back to another node.
     """
 
-    def __init__(self, topics: TopicMap[Peer], counters: Counters, on_moved: Callable[[Peer], None]) -> None:
+    def __init__(
+        self,
+        topics: TopicMap[Peer],
+        counters: Counters,
+        on_lend: Callable[[Peer, bytes], bytes | None],
+        on_moved: Callable[[Peer], None],
+    ) -> None:
         self._topics = topics
         self._counters = counters
+        self._on_lend = on_lend
         self._on_moved = on_moved
 
     def joined(self, topic: str, peer: str, metadata: bytes | None) -> None:
@@ -34,6 +42,11 @@ class LocalPeers:
     def left(self, topic: str, peer: str) -> None:
         """Tell those who are here."""
         self._tell(topic, wire.peer_left(peer))
+
+    def lend(self, topic: str, proof: Proof) -> bytes | None:
+        """Get a peer ready to go on at another node."""
+        found = self._find(topic, proof.peer)
+        return self._on_lend(found, proof.text) if found is not None else None
 
     def moved(self, topic: str, peer: str) -> None:
         """Forget a peer without a word."""

@@ -26,6 +26,8 @@ from twisted.python import usage
 
 from signaling.addresses import TrustedProxies
 from signaling.auth import GrantRealm, IBearerToken
+from signaling.backplane.urls import StoreUrl
+from signaling.backplane.urls import parse as parse_store_url
 from signaling.events import log_as_json
 from signaling.ice import DEFAULT_TTL_SECONDS, IceServer, IceServers, Turn, parse_ice_servers
 from signaling.limits import MAY_BE_ZERO, RATES, Limits, check
@@ -104,7 +106,8 @@ class Options(usage.Options, AuthOptionMixin):
     """Options of ``twistd signaling``. An option beats the environment, the environment beats the default.
 
     Args:
-        environ: where ``PORT``, ``LOG_LEVEL`` and ``TURN_SECRET`` are looked up; None means the process's environment.
+        environ: where ``PORT``, ``LOG_LEVEL``, ``BACKPLANE`` and ``TURN_SECRET`` are looked up; None means the
+            process's environment.
 
     Attributes:
         limits: the bounds that were asked for.
@@ -115,6 +118,7 @@ class Options(usage.Options, AuthOptionMixin):
         listen: endpoint descriptions; empty where the port counts.
         port: the port on all interfaces.
         portal: who may do what; None means that everybody may do everything.
+        backplane: the store that nodes share topics through; None means that this node is alone.
     """
 
     supportedInterfaces = (IBearerToken, IUsernamePassword)
@@ -128,6 +132,7 @@ class Options(usage.Options, AuthOptionMixin):
         ["log-format", None, "text", "text, or json: one object a line."],
         ["log-level", None, None, "debug, info, warn or error. [default: $LOG_LEVEL or info]"],
         ["metrics-listen", None, None, "Twisted endpoint that serves /metrics in place of the port."],
+        ["backplane", None, None, "Redis that nodes share topics through, redis://host:6379. [default: $BACKPLANE]"],
         ["ice-servers", None, None, "File with a JSON array of RTCIceServer dictionaries for every peer."],
         ["turn-secret-file", None, None, "File with the TURN servers' shared secret. [default: $TURN_SECRET]"],
         ["turn-ttl", None, str(DEFAULT_TTL_SECONDS), "Seconds that a TURN credential is good; renewed at half of it."],
@@ -150,6 +155,7 @@ class Options(usage.Options, AuthOptionMixin):
         self.ice_servers = IceServers()
         self.port = DEFAULT_PORT
         self.portal: Portal | None = None
+        self.backplane: StoreUrl | None = None
         self.limits = _DEFAULTS
         self.log_level = LogLevel.info
 
@@ -254,6 +260,7 @@ class Options(usage.Options, AuthOptionMixin):
             except ValueError as error:
                 raise usage.UsageError(f"--log-format json: {error}") from None
         self.log_level = _log_level(*self._value("log-level", "LOG_LEVEL", "info"))
+        self.backplane = _store_url(*self._value("backplane", "BACKPLANE", ""))
         self.ice_servers = IceServers(self._fixed_ice_servers(), self._turn())
         self.limits = _limits({name: self[name] for name in _BOUNDS if self[name] is not None})
 
@@ -321,6 +328,13 @@ def _log_level(source: str, text: str) -> NamedConstant:
     if level is None:
         raise usage.UsageError(f"{source}: {text!r} is not a log level (one of {', '.join(LOG_LEVELS)})")
     return level
+
+
+def _store_url(source: str, text: str) -> StoreUrl | None:
+    try:
+        return parse_store_url(text) if text else None
+    except ValueError as error:
+        raise usage.UsageError(f"{source}: {error}") from None
 
 
 def _limits(given: dict[str, str]) -> Limits:

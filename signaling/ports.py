@@ -47,10 +47,25 @@ class Entrant:
     Args:
         id: under which the other nodes know it; None where there are none, and any new one will do.
         full: why the topic does not take it, for a person; None where it does.
+        session: of the peer with that id, which another node gave up; None where it is a new one.
     """
 
     id: str | None = None
     full: str | None = None
+    session: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What a client says that wants to be a peer again.
+
+    Args:
+        peer: the id.
+        text: what that peer's node has to see; only the node reads it.
+    """
+
+    peer: str
+    text: bytes
 
 
 class Forwarding(Protocol):
@@ -71,6 +86,13 @@ class Node(Protocol):
 
     def left(self, topic: str, peer: str) -> None:
         """A peer of another node left; tell those who are here."""
+
+    def lend(self, topic: str, proof: Proof) -> bytes | None:
+        """Get a peer ready to go on at another node.
+
+        Returns:
+            Its session; None where it is not here, or the proof is not good.
+        """
 
     def moved(self, topic: str, peer: str) -> None:
         """A peer that was here came back to another node; forget it without a word."""
@@ -108,8 +130,14 @@ class Backplane(Protocol):
     def stop(self, done: Callable[[], None]) -> None:
         """Give it up, once what was told has gone out; the peers have left before."""
 
-    def enter(self, topic: str, metadata: bytes | None, entered: Callable[[Entrant], None]) -> None:
-        """Announce a peer that is about to join; ``entered`` is called, perhaps at once, and within some seconds."""
+    def enter(
+        self, topic: str, metadata: bytes | None, entered: Callable[[Entrant], None], proof: Proof | None = None
+    ) -> None:
+        """Announce a peer that is about to join; ``entered`` is called, perhaps at once, and within some seconds.
+
+        Args:
+            proof: of being a peer that another node may have; None where the client does not say so.
+        """
 
     def settle(self, topic: str, peer: str, *, joined: bool) -> None:
         """Hear that an entrant is in its topic now, or will never be."""

@@ -43,7 +43,7 @@ from signaling.peer import Peer, return_undelivered
 from signaling.ports import Backplane, Entrant, Receipt
 from signaling.presented import subprotocol
 from signaling.rates import TokenBucket
-from signaling.sessions import ResumablePeer, Sessions
+from signaling.sessions import ResumablePeer, Sessions, proof
 from signaling.topics import TopicMap
 from signaling.upgrade import Claim, HeaderValues, Join, check_join, check_upgrade, parse_head
 from signaling.web import BoundedChannel, SignalingSite
@@ -210,7 +210,8 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
             self._open(key)
             return
         self._entering = True
-        factory.backplane.enter(join.topic, join.metadata, lambda entrant: self._entered(entrant, join, key))
+        proven = proof(join)
+        factory.backplane.enter(join.topic, join.metadata, lambda entrant: self._entered(entrant, join, key), proven)
         if self._entering:
             self._wait()
 
@@ -263,6 +264,11 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
     def _begin(self, join: Join, entrant: Entrant) -> None:
         factory = self.factory
         peer = factory.new_peer(join, self, entrant)
+        if entrant.session is not None and join.claim is not None and isinstance(peer, ResumablePeer):
+            peer.revive(entrant.session, join.topic)
+            self._go_on(peer, join, join.claim)
+            self._settle(join.topic, joined=True)
+            return
         try:
             if entrant.full is not None:
                 raise Rejected(ErrorCode.TOPIC_FULL, entrant.full)
@@ -300,12 +306,15 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         if not peer.reaches(claim.seen):
             sessions.dismiss(peer, "it came back for more than is kept")
             return False
-        peer.come_back(self, claim, self.factory.ice_servers.text(peer.id))
         sessions.back(peer)
+        self._go_on(peer, join, claim)
+        return True
+
+    def _go_on(self, peer: ResumablePeer, join: Join, claim: Claim) -> None:
+        peer.come_back(self, claim, self.factory.ice_servers.text(peer.id))
         self._peer = peer
         self.factory.counters.resumed += 1
         self.factory.events.came_back(peer.id, join.topic, self._take_address())
-        return True
 
     def _take_address(self) -> str | None:
         # Needed for one line alone; a connection has to be light.
@@ -513,10 +522,10 @@ class SignalingFactory(LeanWebSocketFactory):
         self.topics: TopicMap[Peer] = TopicMap(self.limits.max_peers_per_topic, self.limits.max_peer_list_bytes)
         self.counters = Counters()
         self.backplane: Backplane = backplane or MemoryBackplane()
-        self.local = LocalPeers(self.topics, self.counters, self._moved)
         self.origins = Origins(allow_origins)
         self.admission = Admission(self.limits, descriptors.file_limit(reactor), reactor.seconds)
         self.sessions = Sessions(self.limits, reactor, self.topics, self.admission, self._not_back)
+        self.local = LocalPeers(self.topics, self.counters, self.sessions.lend, self._moved)
         self.ice_servers = ice_servers or IceServers()
         self.renewals: Deadlines[SignalingProtocol] = Deadlines(
             reactor, self.ice_servers.renewal_seconds, SignalingProtocol.renewIceServers
@@ -603,7 +612,8 @@ class SignalingFactory(LeanWebSocketFactory):
             self.events.left(peer.id, peer.topic.name, reason)
 
     def _moved(self, peer: Peer) -> None:
-        if isinstance(peer, ResumablePeer):
+        if isinstance(peer, ResumablePeer) and peer.topic is not None:
+            self.events.moved(peer.id, peer.topic.name)
             self.sessions.hand_over(peer)
 
     def rest(self) -> None:

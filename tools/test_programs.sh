@@ -19,6 +19,7 @@ need nginx-light nginx
 need systemd systemd-socket-activate
 need util-linux setpriv
 need prometheus promtool
+need redis-server redis-server
 
 [ -z "$packages" ] && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then

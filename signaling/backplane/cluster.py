@@ -1,83 +1,29 @@
 """One node of a cluster: its peers and those of other nodes share topics, over any engine (docs/cluster.md).
 
-What concerns peers of this node alone happens at once and asks nobody. The store knows who is where; what this node
-says of its own peers is right, and the store is made to agree.
+What concerns peers of this node alone happens at once and asks nobody.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from signaling.backplane.links import Incoming, Outgoing
-from signaling.backplane.messages import (
-    NODE_CHARACTERS,
-    Ask,
-    Event,
-    Kind,
-    Outcomes,
-    Relay,
-    Relays,
-    decode,
-    encode,
-    member,
-    version,
-)
-from signaling.backplane.registration import KEEP_SECONDS, Registration
+from signaling.backplane.arrivals import Arrival, Arrivals
+from signaling.backplane.messages import NODE_CHARACTERS, Ask, Claim, Event, Outcomes, Relays, decode
+from signaling.backplane.presence import Entrants, Presence
+from signaling.backplane.registration import Registration
+from signaling.backplane.relaying import Relaying
 from signaling.backplane.scripts import Keys
-from signaling.backplane.view import Change, TopicView
+from signaling.backplane.store import Store
 from signaling.clock import Clock
-from signaling.deadlines import Deadlines
-from signaling.errors import ErrorCode, Rejected
 from signaling.ids import PeerIds
 from signaling.limits import Limits
-from signaling.ports import Engine, Entrant, Forwarding, Node
+from signaling.ports import Engine, Entrant, Forwarding, Node, Proof
 
-# Without an answer of the engine a peer joins with those who are here, and meets the others later.
-_ENTER_SECONDS = 2.0
 _LOOK_SECONDS = 1.0
-# Of what the store keeps, each topic is seen to in time.
-_REFRESH_LOOKS = 600
-_SYNCS_AT_ONCE = 32
-# Under load the outcomes of many relays are told together.
-_TELL_SECONDS = 0.005
-_ASK_SECONDS = 2.0
-_GIVE_UP_SECONDS = 40.0
-_RELAY_SECONDS = 30.0
-_OUTCOME_SECONDS = 60.0
 _STOP_SECONDS = 2.0
-_FULL = {
-    b"peers": "the topic has as many peers as are allowed",
-    b"bytes": "the list of the topic's peers is as long as is allowed",
-}
-
-
-class _Entering:
-    """A peer between its request and its peer-list."""
-
-    def __init__(self, topic: str, peer: str, metadata: bytes | None, entered: Callable[[Entrant], None]) -> None:
-        self.topic = topic
-        self.id = peer
-        self.metadata = metadata
-        self.entered: Callable[[Entrant], None] | None = entered
-        # Whether the store was asked, and whether it surely has the peer.
-        self.asked = False
-        self.stored = False
-        self.held: list[Callable[[], None]] = []
-
-
-class _Waiting:
-    """Hears of the end of a relay from another node that has to wait for its target."""
-
-    def __init__(self, settle: Callable[[ErrorCode | None], None]) -> None:
-        self._settle = settle
-
-    def written(self) -> None:
-        self._settle(None)
-
-    def reject(self, rejected: Rejected) -> None:
-        self._settle(rejected.code)
+_ID_CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 class Cluster:
@@ -104,22 +50,19 @@ class Cluster:
     ) -> None:
         self._engine = engine
         self._clock = clock
-        self._limits = limits
-        self._keys = Keys(prefix)
-        self._ids = ids or PeerIds()
         self._choose = choose or random.SystemRandom()
-        self._registration = Registration(engine, clock, self._keys, self._new_id, self)
-        self._views: dict[str, TopicView] = {}
-        self._entering: dict[str, dict[str, _Entering]] = {}
-        self._deadlines: Deadlines[_Entering] = Deadlines(clock, _ENTER_SECONDS, self._admit)
-        self._outgoing: dict[str, Outgoing] = {}
-        self._incoming: dict[tuple[str, str], Incoming] = {}
-        # Topics of which the store may have to be told, in order.
-        self._dirty: dict[str, None] = {}
-        self._syncing = 0
-        self._looks = 0
+        self._ids = ids or PeerIds()
+        keys, entrants = Keys(prefix), Entrants()
+        most = limits.max_peers_per_topic, limits.max_peer_list_bytes
+        self._registration = Registration(engine, clock, keys, self._new_id, self)
+        store = Store(engine, keys, self._registration)
+        self._presence = Presence(store, entrants)
+        self._arrivals = Arrivals(store, self._presence, entrants, clock, self._ids, most)
+        self._relaying = Relaying(self._new_id, clock, store, self._presence, entrants, self._registration)
         self._timer: Any = None
-        self._telling: Any = None
+
+    def _new_id(self) -> str:
+        return "".join(self._choose.choices(_ID_CHARACTERS, k=NODE_CHARACTERS))
 
     @property
     def node(self) -> str:
@@ -132,15 +75,23 @@ class Cluster:
         return [] if self._registration.good else ["the backplane is out of reach"]
 
     @property
-    def forwarding(self) -> int:
+    def waiting(self) -> int:
         """How many relays to other nodes have no outcome yet."""
-        return sum(map(len, self._outgoing.values()))
+        return self._relaying.waiting
 
     def start(self, node: Node) -> None:
         """Connect."""
-        self._node = node
+        for room in (self._presence, self._arrivals, self._relaying):
+            room.start(node)
         self._registration.connect()
         self._look()
+
+    def _look(self) -> None:
+        self._timer = self._clock.callLater(_LOOK_SECONDS, self._look)
+        self._registration.look()
+        self._relaying.look()
+        self._arrivals.forget_claims()
+        self._presence.look()
 
     def stop(self, done: Callable[[], None]) -> None:
         """Tell what is left to tell, and go."""
@@ -149,364 +100,80 @@ class Cluster:
             return
         self._timer.cancel()
         self._timer = None
-        for entering in [each for peers in self._entering.values() for each in peers.values()]:
-            self._admit(entering)
-        self._tell_all()
+        self._arrivals.admit_all()
+        self._arrivals.rest()
+        self._relaying.tell_all()
 
-        def gone(reply: object = None) -> None:
-            if late.active():
-                late.cancel()
+        def gone() -> None:
+            # What came meanwhile has an outcome too.
+            self._relaying.tell_all()
             self._engine.disconnect()
             done()
 
         late = self._clock.callLater(_STOP_SECONDS, gone)
-        self._deadlines.rest()
-        self._registration.resign(lambda reply: gone() if late.active() else None)
 
-    # Joining and leaving
+        def resigned(reply: list[Any] | None) -> None:
+            if late.active():
+                late.cancel()
+                gone()
 
-    def enter(self, topic: str, metadata: bytes | None, entered: Callable[[Entrant], None]) -> None:
-        """Announce a peer; with the engine out of reach, to nobody."""
-        entering = _Entering(topic, self._ids.next(), metadata, entered)
-        self._entering.setdefault(topic, {})[entering.id] = entering
-        self._views.setdefault(topic, TopicView())
-        if self._registration.away:
-            self._admit(entering)
-            return
-        self._deadlines.set(entering)
-        if self._registration.good:
-            self._join(entering)
+        self._registration.resign(resigned)
 
-    def _join(self, entering: _Entering) -> None:
-        entering.asked = True
-        view = self._views[entering.topic]
-        view.calls += 1
-        limits = self._limits
-        self._call_topic(
-            "join",
-            entering.topic,
-            [b"%d" % KEEP_SECONDS, self.node.encode(), entering.id.encode(), entering.metadata or b""],
-            lambda reply: self._joined(entering, view, reply),
-            [b"%d" % limits.max_peers_per_topic, b"%d" % limits.max_peer_list_bytes],
-        )
+    # What the server asks
 
-    def _joined(self, entering: _Entering, view: TopicView, reply: list[Any] | None) -> None:
-        view.calls -= 1
-        if reply is None:
-            self._admit(entering)
-        elif reply[0] == b"joined":
-            entering.stored = True
-            self._take_snapshot(entering.topic, view, reply)
-            self._admit(entering)
-        elif entering.entered is None:
-            # It was let in without waiting for this, or is gone.
-            self._doubt(entering.topic)
-        elif reply[0] == b"behind":
-            self._join_later(entering, reply[1].decode())
-        else:
-            self._admit(entering, full=_FULL[reply[1]])
-        self._check(entering.topic, view)
-
-    def _join_later(self, entering: _Entering, last: str) -> None:
-        """Take an id that is greater than all in the topic: another node's clock is ahead, or as fast."""
-        self._ids.follow(last)
-        peers = self._entering[entering.topic]
-        del peers[entering.id]
-        entering.id = self._ids.next()
-        peers[entering.id] = entering
-        entering.asked = False
-        if self._registration.good:
-            self._join(entering)
-
-    def _admit(self, entering: _Entering, full: str | None = None) -> None:
-        self._deadlines.clear(entering)
-        entered, entering.entered = entering.entered, None
-        if entered is not None:
-            entered(Entrant(entering.id, full))
+    def enter(
+        self, topic: str, metadata: bytes | None, entered: Callable[[Entrant], None], proof: Proof | None = None
+    ) -> None:
+        """Announce a peer that is about to join."""
+        arrival = Arrival(topic, self._ids.next(), metadata, entered, proof)
+        self._arrivals.enter(arrival, away=self._registration.away)
 
     def settle(self, topic: str, peer: str, *, joined: bool) -> None:
-        """Hand over what came for a peer that was on its way, or take it back."""
-        entering = self._entering[topic].pop(peer)
-        if not self._entering[topic]:
-            del self._entering[topic]
-        self._deadlines.clear(entering)
-        entering.entered = None
-        for hand_over in entering.held:
-            hand_over()
-        if joined and not entering.stored:
-            self._doubt(topic)
-        elif not joined and entering.asked:
-            self.leave(topic, peer)
-        self._forget_empty(topic)
-        self._tell_some()
+        """Hear that an entrant is in its topic now, or will never be."""
+        self._arrivals.settle(topic, peer, joined=joined)
 
     def leave(self, topic: str, peer: str) -> None:
         """Tell the others that a peer of this node left."""
-        if self._registration.reachable:
-            self._call_topic(
-                "leave", topic, [self.node.encode(), peer.encode()], lambda reply: self._left(topic, reply)
-            )
-        else:
-            self._dirty[topic] = None
-        self._forget_empty(topic)
-
-    def _left(self, topic: str, reply: list[Any] | None) -> None:
-        if reply is None:
-            self._dirty[topic] = None
+        self._presence.leave(topic, peer)
 
     def elsewhere(self, topic: str) -> Iterable[tuple[str, bytes | None]]:
         """List the peers of other nodes."""
-        view = self._views.get(topic)
+        view = self._presence.find(topic)
         return [(peer, other.metadata) for peer, other in view.others.items()] if view is not None else ()
 
-    def _forget_empty(self, topic: str) -> None:
-        if topic in self._views and topic not in self._entering and not any(True for _ in self._node.members(topic)):
-            view = self._views.pop(topic)
-            for hand_over in view.parked:
-                # To nobody: their targets are gone.
-                hand_over()
-            self._tell_some()
-
-    # What the store says
-
-    def _call_topic(
-        self,
-        script: str,
-        topic: str,
-        arguments: Sequence[bytes],
-        done: Callable[[list[Any] | None], None],
-        more: Sequence[bytes] = (),
-    ) -> None:
-        name = topic.encode()
-        keys = [*self._keys.topic(name), self._keys.index(self.node.encode())]
-        self._engine.call(script, keys, [self._keys.prefix, name, *arguments, *more], done)
-
-    def _doubt(self, topic: str) -> None:
-        """Compare with the store as soon as it is there."""
-        self._dirty[topic] = None
-        self._sync_some()
-
-    def _check(self, topic: str, view: TopicView) -> None:
-        """Ask for a snapshot where one is needed and none is on its way."""
-        if not view.current and not view.calls and self._views.get(topic) is view:
-            self._doubt(topic)
-
-    def _sync_some(self) -> None:
-        while self._dirty and self._syncing < _SYNCS_AT_ONCE and self._registration.good:
-            topic = next(iter(self._dirty))
-            del self._dirty[topic]
-            self._sync(topic)
-
-    def _sync(self, topic: str) -> None:
-        view = self._views.get(topic)
-        if view is not None:
-            view.calls += 1
-        self._syncing += 1
-        own = [(peer, b"+" + (metadata or b"")) for peer, metadata in self._node.members(topic)]
-        for entering in self._entering.get(topic, {}).values():
-            if entering.asked and not entering.stored:
-                own.append((entering.id, b"?"))
-            elif entering.stored:
-                own.append((entering.id, b"+" + (entering.metadata or b"")))
-        registration = self._registration
-        self._call_topic(
-            "sync",
-            topic,
-            [b"%d" % KEEP_SECONDS, self.node.encode(), registration.former.encode()],
-            lambda reply: self._synced(topic, view, reply),
-            [part for peer, metadata in own for part in (peer.encode(), metadata)],
-        )
-
-    def _synced(self, topic: str, view: TopicView | None, reply: list[Any] | None) -> None:
-        self._syncing -= 1
-        if view is not None:
-            view.calls -= 1
-        if reply is None:
-            # The next registration, or look, tries again.
-            self._dirty[topic] = None
-            return
-        if view is not None:
-            self._take_snapshot(topic, view, reply)
-            self._check(topic, view)
-        self._sync_some()
-
-    def _take_snapshot(self, topic: str, view: TopicView, reply: list[Any] | None) -> None:
-        if self._views.get(topic) is not view or reply is None:
-            return
-        _, gen, seq, stored = reply
-        members = {peer.decode(): member(value) for peer, value in zip(stored[::2], stored[1::2], strict=True)}
-        self._changed(topic, view, view.take_snapshot(version(gen.decode(), seq), members, self.node, self._own(topic)))
-
-    def _event(self, event: Event) -> None:
-        own = self._own(event.topic)
-        here = event.other is not None and event.other.node == self.node
-        if (here or event.kind is Kind.LEFT) and here != (event.peer in own):
-            # Only this node says who is here: the others took it for dead, or an old call of its own came late.
-            self._doubt(event.topic)
-        view = self._views.get(event.topic)
-        if view is None:
-            return
-        self._changed(event.topic, view, view.take_event(event, self.node, own))
-        self._check(event.topic, view)
-
-    def _own(self, topic: str) -> _Own:
-        return _Own(self._node, topic, self._entering.get(topic, {}))
-
-    def _changed(self, topic: str, view: TopicView, changes: list[Change]) -> None:
-        for change in changes:
-            if change.kind is Kind.JOINED:
-                self._node.joined(topic, change.peer, change.metadata)
-            elif change.kind is Kind.LEFT:
-                self._node.left(topic, change.peer)
-            else:
-                self._node.moved(topic, change.peer)
-        for hand_over in view.take_parked():
-            hand_over()
-        self._tell_some()
-
-    # Relays
-
     def forward(self, topic: str, to: str, sender: str, frame: bytes, forwarding: Forwarding) -> bool | None:
-        """Send a relay straight to the node that has its target."""
-        view = self._views.get(topic)
-        other = view.others.get(to) if view is not None else None
-        if other is None:
-            return None
-        if not self._registration.good:
-            return False
-        link = self._outgoing.get(other.node)
-        if link is None:
-            link = self._outgoing[other.node] = Outgoing(self._new_id(), self._publisher(other.node))
-        if not link.send((topic, to, sender, frame), forwarding, self._clock.seconds()):
-            return False
-        link.flush(self.node, self._registration.store_ms(_RELAY_SECONDS))
-        return True
-
-    def _publisher(self, node: str) -> Callable[[bytes, Callable[[int | None], None]], None]:
-        channel = self._keys.channel(node.encode())
-        return lambda data, done: self._engine.publish(channel, data, done)
-
-    def _relays(self, relays: Relays) -> None:
-        key = relays.origin, self.node
-        incoming = self._incoming.get(key)
-        if incoming is None:
-            incoming = self._incoming[key] = Incoming(*key)
-        good = self._registration.may_deliver and self._registration.store_ms() <= relays.expires
-        for relay in incoming.receive(relays):
-            if good:
-                self._deliver(incoming, relay)
-            else:
-                incoming.settle(relay.number, ErrorCode.DROPPED, self._clock.seconds())
-        self._tell(incoming)
-
-    def _deliver(self, incoming: Incoming, relay: Relay) -> None:
-        entering = self._entering.get(relay.topic, {}).get(relay.to)
-        view = self._views.get(relay.topic)
-        if entering is not None:
-            # Its own peer-list comes first.
-            entering.held.append(lambda: self._deliver(incoming, relay))
-        elif view is None or relay.sender in view.others:
-            self._hand_over(incoming, relay)
-        elif not view.current:
-            # The target has not heard of the sender yet.
-            view.parked.append(lambda: self._deliver(incoming, relay))
-        else:
-            incoming.settle(relay.number, ErrorCode.DROPPED, self._clock.seconds())
-
-    def _hand_over(self, incoming: Incoming, relay: Relay) -> None:
-        def settle(code: ErrorCode | None) -> None:
-            incoming.settle(relay.number, code, self._clock.seconds())
-            self._tell(incoming)
-
-        try:
-            written = self._node.deliver(relay.topic, relay.to, relay.frame, (_Waiting(settle), None))
-        except Rejected as rejected:
-            incoming.settle(relay.number, rejected.code, self._clock.seconds())
-        else:
-            if written:
-                incoming.settle(relay.number, None, self._clock.seconds())
-
-    def _asked(self, ask: Ask) -> None:
-        key = ask.origin, self.node
-        incoming = self._incoming.setdefault(key, Incoming(*key))
-        self._publish_outcomes(incoming, incoming.asked(ask, self._clock.seconds()))
-
-    def _heard(self, outcomes: Outcomes) -> None:
-        link = self._outgoing.get(outcomes.node)
-        if link is not None and outcomes.origin == link.origin:
-            link.hear(outcomes, self._clock.seconds())
-
-    def _tell(self, incoming: Incoming) -> None:
-        if not incoming.untold:
-            return
-        now = self._clock.seconds()
-        if now - incoming.told_at >= _TELL_SECONDS or self._timer is None:
-            incoming.told_at = now
-            self._publish_outcomes(incoming, incoming.tell())
-        elif self._telling is None:
-            self._telling = self._clock.callLater(_TELL_SECONDS, self._tell_later)
-
-    def _tell_later(self) -> None:
-        self._telling = None
-        self._tell_all()
-
-    def _tell_all(self) -> None:
-        if self._telling is not None:
-            self._telling.cancel()
-            self._telling = None
-        for incoming in self._incoming.values():
-            if incoming.untold:
-                self._publish_outcomes(incoming, incoming.tell())
-
-    def _tell_some(self) -> None:
-        for incoming in self._incoming.values():
-            self._tell(incoming)
-
-    def _publish_outcomes(self, incoming: Incoming, outcomes: Outcomes) -> None:
-        # Where it is lost, the origin asks.
-        self._publisher(incoming.reply_to)(encode(outcomes), lambda listeners: None)
+        """Send a relay to a peer of another node."""
+        return self._relaying.forward(topic, to, sender, frame, forwarding)
 
     # What the registration says
 
     def registered(self) -> None:
         """Go on, or begin: the engine serves this node."""
-        for entering in [each for peers in self._entering.values() for each in peers.values()]:
-            if entering.entered is not None and not entering.asked:
-                self._join(entering)
-        self._dirty |= {topic: None for topic, view in self._views.items() if not (view.current or view.calls)}
-        for link in self._outgoing.values():
-            link.ask(self.node, self._clock.seconds())
-        self._sync_some()
+        self._arrivals.ask_again()
+        self._relaying.ask_all()
+        self._presence.sync_some()
 
     def lost(self) -> None:
         """Do without the engine: it does not answer."""
-        for link in self._outgoing.values():
-            link.drop_unpublished()
-        for entering in [each for peers in self._entering.values() for each in peers.values()]:
-            self._admit(entering)
+        self._relaying.drop_unpublished()
+        self._arrivals.admit_all()
 
     def doubted(self) -> None:
         """Believe nothing of what is known: events may be missing."""
-        for view in self._views.values():
-            view.doubt()
-        # The reply to a join is a snapshot, but the store may miss others of this node's peers.
-        self._dirty |= dict.fromkeys(self._views)
+        self._presence.doubt_all()
 
     def renamed(self) -> None:
         """Take up another id: this node was taken for dead."""
-        self._incoming.clear()
+        self._relaying.forget_incoming()
 
     def died(self, node: str) -> None:
-        """Give up on what was sent to a node that is dead."""
-        link = self._outgoing.pop(node, None)
-        if link is not None:
-            link.give_up(float("inf"))
+        """Give up on a node that is dead."""
+        self._relaying.died(node)
 
     @property
     def mentioned(self) -> Iterable[str]:
         """The nodes that have peers, or owe an answer."""
-        nodes = {other.node for view in self._views.values() for other in view.others.values()}
-        return nodes | {node for node, link in self._outgoing.items() if len(link)}
+        return self._presence.nodes | self._relaying.nodes
 
     def received(self, data: bytes) -> None:
         """Take what came on this node's channel."""
@@ -516,53 +183,14 @@ class Cluster:
             # Another version's, or a stranger's.
             return
         if isinstance(message, Event):
-            self._event(message)
+            self._presence.take_event(message)
         elif isinstance(message, Relays):
-            self._relays(message)
+            self._relaying.take(message)
         elif isinstance(message, Outcomes):
-            self._heard(message)
+            self._relaying.hear(message)
+        elif isinstance(message, Ask):
+            self._relaying.answer(message)
+        elif isinstance(message, Claim):
+            self._arrivals.take_claim(message)
         else:
-            self._asked(message)
-
-    # What has to be done again and again
-
-    def _look(self) -> None:
-        self._timer = self._clock.callLater(_LOOK_SECONDS, self._look)
-        now = self._clock.seconds()
-        self._registration.look()
-        for link in self._outgoing.values():
-            if self._registration.good:
-                link.ask(self.node, now - _ASK_SECONDS)
-            link.give_up(now - _GIVE_UP_SECONDS)
-        for incoming in self._incoming.values():
-            incoming.forget(now - _OUTCOME_SECONDS)
-        self._incoming = {
-            key: incoming for key, incoming in self._incoming.items() if not (incoming.idle and self._is_over(incoming))
-        }
-        self._refresh()
-
-    def _is_over(self, incoming: Incoming) -> bool:
-        return not self._registration.knows(incoming.reply_to)
-
-    def _refresh(self) -> None:
-        """See to some of the topics: what the store has of them must not expire, nor stay wrong."""
-        self._looks += 1
-        part = self._looks % _REFRESH_LOOKS
-        topics = list(self._views)[part::_REFRESH_LOOKS]
-        self._dirty |= dict.fromkeys(topics)
-        self._sync_some()
-
-    def _new_id(self) -> str:
-        return "".join(self._choose.choices("0123456789abcdefghijklmnopqrstuvwxyz", k=NODE_CHARACTERS))
-
-
-class _Own:
-    """The peers that this node has in a topic, or is about to have."""
-
-    def __init__(self, node: Node, topic: str, entering: dict[str, _Entering]) -> None:
-        self._node = node
-        self._topic = topic
-        self._entering = entering
-
-    def __contains__(self, peer: object) -> bool:
-        return peer in self._entering or self._node.has(self._topic, str(peer))
+            self._arrivals.take_session(message)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from signaling.backplane.messages import Ask, Outcomes, Relay, Relays, encode, runs
+from signaling.backplane.messages import Ask, Outcomes, Relay, Relays, runs
 from signaling.errors import ErrorCode
 from signaling.ports import Forwarding
 
@@ -20,8 +20,8 @@ _MOST_OPEN = 1024
 _MOST_OPEN_BYTES = 8 << 20
 _MOST_BATCH_BYTES = 1 << 20
 
-Publish = Callable[[bytes, Callable[[int | None], None]], None]
-"""Publishes on the other node's channel; says how many listened, or None where that is not known."""
+Publish = Callable[[Relays | Ask, Callable[[int | None], None]], None]
+"""Tells the other node; says how many listened, or None where that is not known."""
 
 
 class _Open:
@@ -41,7 +41,7 @@ class Outgoing:
     While one publication is under way the next relays wait for its end, and go together: the busier, the cheaper.
 
     Args:
-        origin: whose numbers these are; a new one for each, as they begin at 1 where another ended.
+        origin: whose numbers these are; a new one for each, for they begin at 1.
         publish: reaches the other node.
     """
 
@@ -90,8 +90,8 @@ class Outgoing:
         self._publishing = True
         self._published = batch[-1].number
         low = next(iter(self._open), self._latest)
-        data = encode(Relays(self.origin, reply_to, low, expires, batch))
-        self._publish(data, lambda listeners: self._sent(batch, listeners, reply_to, expires))
+        relays = Relays(self.origin, reply_to, low, expires, batch)
+        self._publish(relays, lambda listeners: self._sent(batch, listeners, reply_to, expires))
 
     def _take_batch(self) -> list[Relay]:
         size = count = 0
@@ -115,7 +115,7 @@ class Outgoing:
         """Ask what became of all that was published, where one of those was last heard of before ``older_than``."""
         numbers = [number for number in self._open if number <= self._published]
         if numbers and any(self._open[number].since <= older_than for number in numbers):
-            self._publish(encode(Ask(self.origin, reply_to, self._published, numbers)), lambda listeners: None)
+            self._publish(Ask(self.origin, reply_to, self._published, numbers), lambda listeners: None)
 
     def hear(self, outcomes: Outcomes, now: float) -> None:
         """Take outcomes; of what is settled already nothing is changed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from signaling.ports import Entrant, Forwarding, Node
+from signaling.ports import Entrant, Forwarding, Node, Proof
 
 _ENTRANT = Entrant()
 
@@ -21,7 +21,9 @@ class MemoryBackplane:
         """Need nothing."""
         done()
 
-    def enter(self, topic: str, metadata: bytes | None, entered: Callable[[Entrant], None]) -> None:
+    def enter(
+        self, topic: str, metadata: bytes | None, entered: Callable[[Entrant], None], proof: Proof | None = None
+    ) -> None:
         """Let the peer join at once."""
         entered(_ENTRANT)
 

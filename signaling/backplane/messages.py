@@ -105,7 +105,33 @@ class Outcomes(msgspec.Struct, frozen=True, array_like=True, tag="o"):
     held: list[int]
 
 
-Message = Relays | Ask | Outcomes
+class Claim(msgspec.Struct, frozen=True, array_like=True, tag="c"):
+    """Asks the node that has a peer to let it go on at another node.
+
+    Args:
+        number: comes back in the answer.
+        proof: for that node to check.
+    """
+
+    reply_to: str
+    number: int
+    topic: str
+    peer: str
+    proof: bytes
+
+
+class Session(msgspec.Struct, frozen=True, array_like=True, tag="s"):
+    """Answers a claim.
+
+    Args:
+        session: of the peer; None where it stays.
+    """
+
+    number: int
+    session: bytes | None
+
+
+Message = Relays | Ask | Outcomes | Claim | Session
 
 encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Message).decode

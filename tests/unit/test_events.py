@@ -105,6 +105,17 @@ def test_a_flood_of_refusals_fills_no_disk(logged: list[Any]) -> None:
     assert (refusal["status"], refusal["reason"]) == (404, "not found")
 
 
+def test_a_store_that_refuses_everything_is_one_line_a_second(logged: list[Any]) -> None:
+    clock = Clock()
+    log = Events(LogLevel.info, clock.seconds)
+    for _ in range(1000):
+        log.backplane_error("redis://host:6379/0", "OOM", "join: OOM, its memory is full (maxmemory)")
+        clock.advance(0.004)
+    lines = [as_json(event) for event in logged]
+    assert [line["count"] for line in lines] == [1, 250, 250, 250]
+    assert {(line["where"], line["code"]) for line in lines} == {("redis://host:6379/0", "OOM")}
+
+
 def test_the_documents_list_every_event_and_every_field() -> None:
     page = (DOCS / "operations.md").read_text()
     names = set(re.findall(r'event="(\w+)"', inspect.getsource(events)))

@@ -24,6 +24,7 @@ LAYERS = [
         "expiries",
         "frames",
         "backplane.scripts",
+        "backplane.urls",
         "backplane.watch",
         "history",
         "ice",
@@ -36,17 +37,21 @@ LAYERS = [
         "turns",
         "wire",
     },
-    {"admission", "backplane.messages", "counters", "keys", "ports", "upgrade"},
+    {"admission", "backplane.messages", "backplane.resp", "counters", "keys", "ports", "upgrade"},
     {"backplane.links", "backplane.memory", "backplane.registration", "backplane.view", "peer", "presented", "signing"},
-    {"backplane.cluster", "local"},
-    {"auth", "events", "reactor", "sessions", "web", "websocket"},
-    {"protocol", "tokens"},
-    {"listening", "metrics", "minting", "options", "probe"},
+    {"backplane.store", "local"},
+    {"backplane.presence"},
+    {"backplane.arrivals", "backplane.relaying"},
+    {"backplane.cluster"},
+    {"auth", "backplane.connections", "backplane.trust", "events", "reactor", "sessions", "web", "websocket"},
+    {"backplane.dialing", "protocol", "tokens"},
+    {"backplane.redis", "listening", "metrics", "minting", "options", "probe"},
+    {"backplane.engines"},
     {"service"},
     {"__init__"},
 ]
 LAYER = {module: number for number, modules in enumerate(LAYERS) for module in modules}
-HIGHEST_WITHOUT_TWISTED = 4
+HIGHEST_WITHOUT_TWISTED = 7
 SERVER = sorted([*PACKAGE.glob("*.py"), *(path for path in PACKAGE.glob("backplane/*.py") if path.stem != "__init__")])
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in SERVER}
 CLIENT = sorted((PACKAGE / "client").glob("*.py"))

@@ -43,6 +43,14 @@ def test_an_empty_variable_counts_as_unset() -> None:
     assert (options.port, options.log_level) == (8081, LogLevel.info)
 
 
+def test_the_backplane_is_a_url_of_the_command_line_or_the_environment() -> None:
+    assert parse(BACKPLANE="").backplane is None
+    assert str(parse(BACKPLANE="redis://:north@a").backplane) == "redis://a:6379/0"
+    assert str(parse("--backplane=redis://b/1", BACKPLANE="nonsense").backplane) == "redis://b:6379/1"
+    assert refusal(BACKPLANE="redis://:north@").startswith("BACKPLANE: there is no host in it")
+    assert "north" not in refusal("--backplane=redis://:north@")
+
+
 def test_listen_repeats_and_is_in_place_of_the_port() -> None:
     options = parse("--listen", "tcp:1", "--listen", "unix:/x", PORT="nonsense")
     assert options.listen == ["tcp:1", "unix:/x"]
