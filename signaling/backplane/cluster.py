@@ -147,8 +147,9 @@ class Cluster:
 
     # What the registration says
 
-    def registered(self) -> None:
+    def registered(self, topics: Iterable[str]) -> None:
         """Go on, or begin: the engine serves this node."""
+        self._presence.doubt_some(topics)
         self._arrivals.ask_again()
         self._relaying.ask_all()
         self._presence.sync_some()
