@@ -8,7 +8,8 @@ in one way: written, or answered by one error. Two things are nobody's to promis
 - A sender that is gone, by itself or with its node, hears nothing.
 - A relay that was written *and* answered ``dropped``: where its target's node crashed or was taken for dead after it
   wrote the relay and before the sender heard of it, nobody can tell; likewise where the sender's own node could not
-  reach the engine for so long that it gave up.
+  reach the engine for so long that it gave up. The same goes for what waited in its target's queue while that node
+  stood still for so long that the others took it for dead, and was written afterwards.
 """
 
 from __future__ import annotations
@@ -397,9 +398,12 @@ class Story:
         (written_at, node_id), (told_at, code) = sent.written[0], sent.errors[0]
         if code != "dropped":
             return f"written, and answered {code}"
-        if told_at < written_at:
-            return f"answered at {told_at:.4f}, and written at {written_at:.4f}"
         died_at = self._died_at(sent.target.node, node_id)
+        if told_at < written_at:
+            if sent.held and died_at is not None and died_at < written_at:
+                self.counts["both: had waited at a node that died"] += 1
+                return None
+            return f"answered at {told_at:.4f}, and written at {written_at:.4f}"
         if died_at is not None and died_at <= told_at:
             self.counts["both: its node died"] += 1
             return None
