@@ -75,9 +75,9 @@ class Cluster:
         return [] if self._registration.good else ["the backplane is out of reach"]
 
     @property
-    def waiting(self) -> int:
+    def forwarding(self) -> int:
         """How many relays to other nodes have no outcome yet."""
-        return self._relaying.waiting
+        return self._relaying.forwarding
 
     def start(self, node: Node) -> None:
         """Connect."""

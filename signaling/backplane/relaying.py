@@ -72,7 +72,7 @@ class Relaying:
         self._node = node
 
     @property
-    def waiting(self) -> int:
+    def forwarding(self) -> int:
         """How many relays to other nodes have no outcome yet."""
         return sum(map(len, self._outgoing.values()))
 
