@@ -58,7 +58,7 @@ class Cluster:
         store = Store(engine, keys, self._registration)
         self._presence = Presence(store, entrants)
         self._arrivals = Arrivals(store, self._presence, entrants, clock, self._ids, most)
-        self._relaying = Relaying(self._new_id(), clock, store, self._presence, entrants, self._registration)
+        self._relaying = Relaying(self._new_id, clock, store, self._presence, entrants, self._registration)
         self._timer: Any = None
 
     def _new_id(self) -> str:
@@ -105,6 +105,8 @@ class Cluster:
         self._relaying.tell_all()
 
         def gone() -> None:
+            # What came meanwhile has an outcome too.
+            self._relaying.tell_all()
             self._engine.disconnect()
             done()
 
@@ -145,8 +147,9 @@ class Cluster:
 
     # What the registration says
 
-    def registered(self) -> None:
+    def registered(self, topics: Iterable[str]) -> None:
         """Go on, or begin: the engine serves this node."""
+        self._presence.doubt_some(topics)
         self._arrivals.ask_again()
         self._relaying.ask_all()
         self._presence.sync_some()

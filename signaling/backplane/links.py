@@ -41,12 +41,12 @@ class Outgoing:
     While one publication is under way the next relays wait for its end, and go together: the busier, the cheaper.
 
     Args:
-        origin: whose numbers these are.
+        origin: whose numbers these are; a new one for each, for they begin at 1.
         publish: reaches the other node.
     """
 
     def __init__(self, origin: str, publish: Publish) -> None:
-        self._origin = origin
+        self.origin = origin
         self._publish = publish
         self._latest = 0
         self._published = 0
@@ -90,7 +90,7 @@ class Outgoing:
         self._publishing = True
         self._published = batch[-1].number
         low = next(iter(self._open), self._latest)
-        relays = Relays(self._origin, reply_to, low, expires, batch)
+        relays = Relays(self.origin, reply_to, low, expires, batch)
         self._publish(relays, lambda listeners: self._sent(batch, listeners, reply_to, expires))
 
     def _take_batch(self) -> list[Relay]:
@@ -115,7 +115,7 @@ class Outgoing:
         """Ask what became of all that was published, where one of those was last heard of before ``older_than``."""
         numbers = [number for number in self._open if number <= self._published]
         if numbers and any(self._open[number].since <= older_than for number in numbers):
-            self._publish(Ask(self._origin, reply_to, self._published, numbers), lambda listeners: None)
+            self._publish(Ask(self.origin, reply_to, self._published, numbers), lambda listeners: None)
 
     def hear(self, outcomes: Outcomes, now: float) -> None:
         """Take outcomes; of what is settled already nothing is changed."""

@@ -6,7 +6,7 @@ is made to agree.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -82,7 +82,10 @@ class Presence:
         """Forget a topic where nobody is here, or about to be."""
         expected = topic in self._entrants.by_topic
         if topic in self._views and not expected and not any(True for _ in self._node.members(topic)):
-            del self._views[topic]
+            view = self._views.pop(topic)
+            for hand_over in view.parked:
+                # To nobody: their targets are gone, and who sent them has to hear of it.
+                hand_over()
 
     # Events and snapshots
 
@@ -138,6 +141,10 @@ class Presence:
             view.doubt()
         # The reply to a join is a snapshot as well, but the store may miss others of this node's peers.
         self._doubted |= dict.fromkeys(self._views)
+
+    def doubt_some(self, topics: Iterable[str]) -> None:
+        """Compare these soon, whether anybody is here or not."""
+        self._doubted |= dict.fromkeys(topics)
 
     def look(self) -> None:
         """See to some of the topics; to be called once a second."""

@@ -26,8 +26,8 @@ _BURIED_AT_ONCE = 200
 class Registered(Protocol):
     """Who is registered."""
 
-    def registered(self) -> None:
-        """Hear that the engine serves this node (again)."""
+    def registered(self, topics: Iterable[str]) -> None:
+        """Hear that the engine serves this node (again); ``topics`` are those in which it has this node's peers."""
 
     def lost(self) -> None:
         """Hear that the engine serves nobody for now."""
@@ -155,7 +155,8 @@ class Registration:
         sent = self._beating_since = self._clock.seconds()
         node = self.node.encode()
         keys = [self._keys.nodes, self._keys.tomb(node), self._keys.index(node)]
-        self._engine.call("beat", keys, [b"%d" % KEEP_SECONDS, node], lambda reply: self._beaten(sent, reply))
+        arguments = [b"%d" % KEEP_SECONDS, node, b"0" if self.good else b"1"]
+        self._engine.call("beat", keys, arguments, lambda reply: self._beaten(sent, reply))
 
     def _beaten(self, sent: float, reply: list[Any] | None) -> None:
         if reply is None:
@@ -164,7 +165,7 @@ class Registration:
         if reply[0] == b"buried":
             self._begin_anew()
             return
-        _, count, milliseconds, nodes = reply
+        _, count, milliseconds, nodes, topics = reply
         beats = int(count)
         forgotten, self._beats = beats <= self._beats, beats
         self._confirmed = sent
@@ -174,7 +175,7 @@ class Registration:
             self._owner.doubted()
         if forgotten or not self.good:
             self.good, self.away = True, False
-            self._owner.registered()
+            self._owner.registered(topic.decode() for topic in topics)
         self._look_at(dict(zip((node.decode() for node in nodes[::2]), nodes[1::2], strict=True)))
 
     def _begin_anew(self) -> None:

@@ -39,7 +39,7 @@ class Relaying:
     """Sends and takes relays.
 
     Args:
-        origin: whose numbers the relays of this process have, under whatever id its node goes.
+        new_origin: makes up whose numbers the relays to a node have.
         clock: tells the time.
         store: reaches the other nodes.
         presence: knows who is where.
@@ -49,14 +49,14 @@ class Relaying:
 
     def __init__(  # noqa: PLR0913, PLR0917 - what a relay depends on
         self,
-        origin: str,
+        new_origin: Callable[[], str],
         clock: Clock,
         store: Store,
         presence: Presence,
         entrants: Entrants,
         registration: Registration,
     ) -> None:
-        self._origin = origin
+        self._new_origin = new_origin
         self._clock = clock
         self._store = store
         self._presence = presence
@@ -92,7 +92,7 @@ class Relaying:
             return False
         link = self._outgoing.get(other.node)
         if link is None:
-            link = self._outgoing[other.node] = Outgoing(self._origin, self._teller(other.node))
+            link = self._outgoing[other.node] = Outgoing(self._new_origin(), self._teller(other.node))
         if not link.send((topic, to, sender, frame), forwarding, self._clock.seconds()):
             return False
         link.flush(self._store.node, self._registration.store_ms(_EXPIRE_SECONDS))
@@ -104,7 +104,7 @@ class Relaying:
     def hear(self, outcomes: Outcomes) -> None:
         """Take what another node says of relays."""
         link = self._outgoing.get(outcomes.node)
-        if link is not None and outcomes.origin == self._origin:
+        if link is not None and outcomes.origin == link.origin:
             link.hear(outcomes, self._clock.seconds())
 
     def ask_all(self) -> None:

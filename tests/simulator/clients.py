@@ -18,17 +18,19 @@ class Sent:
     """A relay, and all that came of it.
 
     Attributes:
+        held: whether it waited in its target's queue.
         written: when it was written to its target, and the id that the target's node had then.
         errors: when its sender was told so, and the code.
     """
 
-    __slots__ = ("at", "errors", "number", "sender", "target", "written")
+    __slots__ = ("at", "errors", "held", "number", "sender", "target", "written")
 
     def __init__(self, number: int, sender: Client, target: Client, at: float) -> None:
         self.number = number
         self.sender = sender
         self.target = target
         self.at = at
+        self.held = False
         self.written: list[tuple[float, str]] = []
         self.errors: list[tuple[float, str]] = []
 
@@ -44,6 +46,8 @@ class Way(OutboundQueue[Receipt]):
 
     def offer(self, frame: bytes, receipt: Receipt | None = None) -> bool:
         taken = super().offer(frame, receipt)
+        if taken and self.blocked and receipt is not None:
+            self.client.hold(frame)
         if not taken and receipt is None:
             self.client.missed_events = True
         return taken
@@ -94,9 +98,13 @@ class Client:
     def metadata_text(self) -> bytes | None:
         return None if self.metadata is None else json.dumps(self.metadata).encode()
 
+    def hold(self, frame: bytes) -> None:
+        """Notice a relay that has to wait."""
+        self._story.sent[int(json.loads(payload(frame))["payload"])].held = True
+
     def receive(self, frame: bytes) -> None:
         """Take what its node writes to it."""
-        text = frame[2:] if frame[1] < 126 else frame[4:] if frame[1] == 126 else frame[10:]
+        text = payload(frame)
         if self._story.tracing:
             self._story.trace(self.name, "<-", text.decode())
         message = json.loads(text)
@@ -165,3 +173,8 @@ class Client:
         sent.errors.append((self._story.now, message["code"]))
         if message["code"] == "target_not_found":
             self._story.not_found(sent)
+
+
+def payload(frame: bytes) -> bytes:
+    """Return the text in a server's frame."""
+    return frame[2:] if frame[1] < 126 else frame[4:] if frame[1] == 126 else frame[10:]

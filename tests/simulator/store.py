@@ -242,13 +242,14 @@ class ModelStore:
 
     def _beat(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
         nodes, tomb, index = keys
-        seconds, node = arguments
+        seconds, node, wants_topics = arguments
         if tomb in self._data:
             return [b"buried"]
         beats = self._hincrby(nodes, node, 1)
         self._keep(seconds, nodes, index)
         whole, micros = self._time()
-        return [b"alive", b"%d" % beats, whole * 1000 + micros // 1000, self._hgetall(nodes)]
+        topics = list(self._data.get(index, ())) if wants_topics == b"1" else []
+        return [b"alive", b"%d" % beats, whole * 1000 + micros // 1000, self._hgetall(nodes), topics]
 
     def _bury(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
         nodes, tomb, index = keys

@@ -98,7 +98,7 @@ class Gens:
         if reply[0] in (b"joined", b"synced", b"moved"):
             return [reply[0], self.name(reply[1]), *reply[2:]]
         # A beat's time is another one.
-        return [*reply[:2], None, *reply[3:]] if reply[0] == b"alive" and len(reply) > 1 else reply
+        return [*reply[:2], None, reply[3], sorted(reply[4])] if reply[0] == b"alive" and len(reply) > 1 else reply
 
     def dump(self, dump: dict[bytes, Any]) -> dict[bytes, Any]:
         return {
@@ -182,8 +182,8 @@ class Both:
         self.run("move", keys, KEYS.prefix, topic, self._seconds(), node, old, self._peer())
 
     def beat(self) -> None:
-        node = self._node()
-        reply = self.run("beat", [KEYS.nodes, KEYS.tomb(node), KEYS.index(node)], self._seconds(), node)
+        node, wants = self._node(), self._random.choice([b"0", b"1"])
+        reply = self.run("beat", [KEYS.nodes, KEYS.tomb(node), KEYS.index(node)], self._seconds(), node, wants)
         if reply[0] == b"alive":
             self._last_beats[node] = reply[1]
 
