@@ -1,6 +1,7 @@
 """Connections to Redis: commands on their way, and whose the next reply is.
 
-txredisapi parses what arrives, in C where hiredis is installed. It imports the global reactor: import this late.
+txredisapi parses what arrives, in C by hiredis; its own parser takes a pass of the reactor for each string, and falls
+behind. It imports the global reactor: import this late.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+import hiredis  # noqa: F401 - missed here, and not only when a connection is made
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
-from txredisapi import InvalidData, RedisProtocol
+from txredisapi import HiredisProtocol, InvalidData
 
 from signaling.backplane.resp import Refusal, command
 from signaling.backplane.urls import Credentials
@@ -42,7 +44,7 @@ Failed = Callable[[Callable[[Any], None], Exception | None], None]
 """Takes whoever waits for a reply, and the server's error; None where the connection ended first."""
 
 
-class Connection(RedisProtocol):
+class Connection(HiredisProtocol):
     """One connection; replies come in the order of what was sent.
 
     Args:

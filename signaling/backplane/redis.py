@@ -89,6 +89,7 @@ class RedisEngine:
         def failed(_: object, error: Exception | None) -> None:
             if error is None:
                 done(None)
+            # Only where nothing was sent behind it: that would have overtaken it.
             elif str(error).startswith("NOSCRIPT") and connection.is_idle:
                 connection.send(known.bring_and_run(keys, arguments), done, failed)
             else:
