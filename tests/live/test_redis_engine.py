@@ -401,6 +401,22 @@ class OutageTests(EngineCase):
         assert listener.heard == [("connected", None)]
         assert fresh.heard == [("connected", None)]
 
+    async def test_whoever_fails_to_hear_of_an_outage_does_not_make_it_longer(self) -> None:
+        server = self.server()
+        engine, listener = await self.connected(server.url)
+
+        def fail(_: object) -> None:
+            raise RuntimeError("on purpose")
+
+        listener.disconnected = fail  # type: ignore[method-assign]
+        server.pause()
+        engine.publish(CHANNEL, b"lost", fail)
+        engine.publish(CHANNEL, b"lost", listener.answered)
+        server.restart()
+        await listener.until("connected", 2)
+        assert listener.all("answered") == [None]
+        assert len(self.flushLoggedErrors(RuntimeError)) == 2
+
     async def test_nothing_is_called_after_disconnect(self) -> None:
         server = self.server()
         engine, listener = await self.connected(server.url)
@@ -475,6 +491,12 @@ class RefusalTests(EngineCase):
 
     async def test_a_database_that_is_missing_is_told(self) -> None:
         assert await self.refusal(self.server().url + "/16") == "SELECT: ERR, it has no such database"
+
+    async def test_a_server_that_has_too_many_clients_is_told(self) -> None:
+        server = self.server(lines=["maxclients 1"])
+        with socket.create_connection(("127.0.0.1", server.port)):
+            reason = await self.refusal(server.url)
+        assert reason == "SCRIPT: ERR, it has as many clients as it takes (maxclients)"
 
     async def test_full_memory_costs_the_call_and_says_so_without_its_topic(self) -> None:
         server = self.server()
