@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 
 from signaling.backplane.cluster import Cluster
 from signaling.backplane.engines import make_engine
+from signaling.clock import SteadyClock
 from signaling.descriptors import raise_file_limit
 from signaling.errors import StartError
 from signaling.events import Events
@@ -288,7 +289,9 @@ def _make_backplane(options: Options, reactor: Any, events: Events) -> Backplane
     url = options.backplane
     if url is None:
         return None
-    return Cluster(make_engine(url, reactor, events), reactor, options.limits, prefix=url.prefix)
+    # A lease must not end sooner or later because somebody set the clock.
+    clock = SteadyClock(reactor)
+    return Cluster(make_engine(url, reactor, events), clock, options.limits, prefix=url.prefix)
 
 
 def _serve_metrics(options: Options, factory: SignalingFactory, where: list[Listener], reactor: Any) -> list[Companion]:
