@@ -2,7 +2,7 @@
 
 ``SignalingFactory`` listens on a port, ``SignalingResource`` mounts one in a ``twisted.web`` site, ``Limits`` holds the
 bounds of either, ``IceServers`` what peers are told of STUN and TURN servers; ``makeService`` is what
-``twistd signaling`` runs. A portal of ``twisted.cred`` says who may do what: ``Grant``, ``GrantRealm``, ``IGrant``,
+``twistd signaling`` runs, and ``make_backplane`` lets several servers share topics. A portal of ``twisted.cred`` says who may do what: ``Grant``, ``GrantRealm``, ``IGrant``,
 ``IBearerToken`` and ``TokenRefused`` are for those who make one. Each is imported when it is asked for, so that
 ``signaling.client`` brings no server with it.
 """
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from signaling.access import Grant
     from signaling.auth import GrantRealm, IBearerToken, IGrant, TokenRefused
+    from signaling.backplane.engines import make_backplane
     from signaling.errors import StartError
     from signaling.ice import IceServers, Turn
     from signaling.limits import Limits
@@ -36,6 +37,7 @@ __all__ = [
     "TokenRefused",
     "Turn",
     "makeService",
+    "make_backplane",
 ]
 
 _HOMES = {
@@ -53,6 +55,7 @@ _HOMES = {
     "TokenRefused": "auth",
     "Turn": "ice",
     "makeService": "service",
+    "make_backplane": "backplane.engines",
 }
 
 

@@ -124,6 +124,10 @@ class Backplane(Protocol):
     def troubles(self) -> list[str]:
         """Why a balancer should send newcomers elsewhere; empty where it should not."""
 
+    @property
+    def forwarding(self) -> int:
+        """How many relays to other nodes have no outcome yet."""
+
     def start(self, node: Node) -> None:
         """Take up the connection to the other nodes."""
 

@@ -17,8 +17,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import FilteringLogObserver, LogLevelFilterPredicate, globalLogPublisher
 from twisted.python.failure import Failure
 
-from signaling.backplane.cluster import Cluster
-from signaling.backplane.engines import make_engine
+from signaling.backplane.engines import make_backplane
 from signaling.descriptors import raise_file_limit
 from signaling.errors import StartError
 from signaling.events import Events
@@ -267,7 +266,6 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
     where = listeners(reactor, options.listen, options.port)
     if options.run_by_twistd:
         raise_file_limit()
-    events = Events(options.log_level, reactor.seconds)
     factory = SignalingFactory(
         options.limits,
         allow_origins=options.allow_origins,
@@ -276,7 +274,7 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
         serve_client=bool(options["serve-client"]),
         demo=bool(options["demo"]),
         portal=options.portal,
-        backplane=_make_backplane(options, reactor, events),
+        backplane=_make_backplane(options, reactor),
         log_level=options.log_level,
     )
     companions = _serve_metrics(options, factory, where, reactor)
@@ -284,11 +282,10 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
     return TwistdService(service, options) if options.run_by_twistd else service
 
 
-def _make_backplane(options: Options, reactor: Any, events: Events) -> Backplane | None:
-    url = options.backplane
-    if url is None:
+def _make_backplane(options: Options, reactor: Any) -> Backplane | None:
+    if options.backplane is None:
         return None
-    return Cluster(make_engine(url, reactor, events), reactor, options.limits, prefix=url.prefix)
+    return make_backplane(options.backplane, options.limits, reactor, Events(options.log_level, reactor.seconds))
 
 
 def _serve_metrics(options: Options, factory: SignalingFactory, where: list[Listener], reactor: Any) -> list[Companion]:

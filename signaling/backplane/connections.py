@@ -1,6 +1,7 @@
 """Connections to Redis: commands on their way, and whose the next reply is.
 
-txredisapi parses what arrives, in C where hiredis is installed. It imports the global reactor: import this late.
+txredisapi parses what arrives, in C by hiredis; its own parser takes a pass of the reactor for each string, and falls
+behind. It imports the global reactor: import this late.
 """
 
 from __future__ import annotations
@@ -10,13 +11,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from twisted.internet.defer import Deferred, gatherResults
+import hiredis  # noqa: F401 - missed here, and not only when a connection is made
+from twisted.internet.defer import Deferred, FirstError, gatherResults
 from twisted.internet.error import ConnectionDone
+from twisted.logger import Logger
 from twisted.python.failure import Failure
-from txredisapi import InvalidData, RedisProtocol
+from txredisapi import HiredisProtocol, InvalidData
 
 from signaling.backplane.resp import Refusal, command
 from signaling.backplane.urls import Credentials
+
+_log = Logger()
 
 # A server that pauses, and our own process when it does, may leave two looks without an answer.
 _MOST_QUIET_LOOKS = 2
@@ -42,7 +47,7 @@ Failed = Callable[[Callable[[Any], None], Exception | None], None]
 """Takes whoever waits for a reply, and the server's error; None where the connection ended first."""
 
 
-class Connection(RedisProtocol):
+class Connection(HiredisProtocol):
     """One connection; replies come in the order of what was sent.
 
     Args:
@@ -81,12 +86,11 @@ class Connection(RedisProtocol):
 
     async def ask_all(self, *questions: tuple[bytes, ...]) -> list[Any]:
         """Send commands, all at once; returns their replies, or raises the first that failed."""
-        answers = [self.ask(*words) for words in questions]
-        # Each failure is looked at, though one of them is enough.
-        replies = await gatherResults([answer.addErrback(lambda failure: failure.value) for answer in answers])
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise reply
+        try:
+            replies = await gatherResults([self.ask(*words) for words in questions], consumeErrors=True)
+        except FirstError as error:
+            # A server that refuses a connection says so once, and ends it.
+            raise error.subFailure.value or Lost() from None
         return list(replies)
 
     def look(self) -> None:
@@ -108,7 +112,10 @@ class Connection(RedisProtocol):
             # What is written may never be read: there is no other way to be sure of an end.
             self.transport.abortConnection()
         for done, failed in waiting:
-            failed(done, None)
+            try:
+                failed(done, None)
+            except Exception:
+                _log.failure("whoever waited for a reply failed")
 
     # For Twisted and txredisapi
 

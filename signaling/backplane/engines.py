@@ -1,13 +1,39 @@
-"""The engine that a URL asks for, and what to install where it is missing."""
+"""The backplane that a URL asks for, and what to install where its engine is missing."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from signaling.backplane.urls import StoreUrl
+from twisted.logger import LogLevel
+
+from signaling.backplane.cluster import Cluster
+from signaling.backplane.urls import StoreUrl, parse
+from signaling.clock import SteadyClock
 from signaling.errors import StartError
 from signaling.events import Events
-from signaling.ports import Engine
+from signaling.limits import Limits
+from signaling.ports import Backplane, Engine
+
+
+def make_backplane(url: StoreUrl | str, limits: Limits, reactor: Any, events: Events | None = None) -> Backplane:
+    """Make what lets a ``SignalingFactory`` share its topics with those of other processes.
+
+    It connects when it is started: ``factory.backplane.start(factory.local)``.
+
+    Args:
+        url: of the store that all of them share (docs/options.md).
+        limits: the factory's.
+        reactor: the global one.
+        events: where outages are logged; None means a log of its own.
+
+    Raises:
+        ValueError: where the URL is none.
+        StartError: as ``make_engine`` does.
+    """
+    parsed = parse(url) if isinstance(url, str) else url
+    engine = make_engine(parsed, reactor, events or Events(LogLevel.info, reactor.seconds))
+    # A lease must not end sooner or later because somebody set the clock.
+    return Cluster(engine, SteadyClock(reactor), limits, prefix=parsed.prefix)
 
 
 def make_engine(url: StoreUrl, reactor: Any, events: Events) -> Engine:

@@ -13,6 +13,7 @@ class MemoryBackplane:
     """Everybody is here."""
 
     troubles: list[str] = []  # noqa: RUF012 - there never are any
+    forwarding = 0
 
     def start(self, node: Node) -> None:
         """Need nothing."""

@@ -23,7 +23,6 @@ from signaling.ports import EngineListener, Reply
 _FIRST_RETRY_SECONDS = 0.1
 _LAST_RETRY_SECONDS = 5.0
 
-
 _log = Logger()
 
 
@@ -89,6 +88,7 @@ class RedisEngine:
         def failed(_: object, error: Exception | None) -> None:
             if error is None:
                 done(None)
+            # Only where nothing was sent behind it: that would have overtaken it.
             elif str(error).startswith("NOSCRIPT") and connection.is_idle:
                 connection.send(known.bring_and_run(keys, arguments), done, failed)
             else:
@@ -150,10 +150,12 @@ class RedisEngine:
         was_connected, self._commands = self._commands is not None, None
         session.end()
         self._tell(reason)
-        if was_connected and session is self._session:
+        if session is not self._session:
+            return
+        # First of all: whatever the listener does, there will be another attempt, or it asks for none.
+        self._retry = self._reactor.callLater(self._delay(was_connected), self._try_again, session)
+        if was_connected:
             session.listener.disconnected(reason)
-        if session is self._session:
-            self._retry = self._reactor.callLater(self._delay(was_connected), self._try_again, session)
 
     def _tell(self, reason: str) -> None:
         # One line for one outage, and one more where it turns out to be another.

@@ -15,12 +15,13 @@ _HINTS = {
     "BUSY": "another script runs for too long",
     "CLUSTERDOWN": "a Redis Cluster is no store for this; take one server, or Sentinel",
     "CROSSSLOT": "a Redis Cluster is no store for this; take one server, or Sentinel",
+    "DENIED": "it is in protected mode: it has to ask for a password before it takes connections of other machines",
     "LOADING": "it still reads its data",
     "MASTERDOWN": "it is a replica without a master",
     "MISCONF": "it cannot save to its disk, and takes no writes",
     "MOVED": "a Redis Cluster is no store for this; take one server, or Sentinel",
     "NOAUTH": "it asks for a password",
-    "NOPERM": "the user may not; docs/cluster.md has the rights that are needed",
+    "NOPERM": "the user may not; docs/options.md has the rights that it needs",
     "NOREPLICAS": "it has too few replicas to take writes",
     "NOSCRIPT": "its scripts were flushed while calls were on their way",
     "OOM": "its memory is full (maxmemory)",
@@ -34,6 +35,8 @@ _PLAIN_HINTS = {
     "SELECT": "it has no such database",
     "SENTINEL": "it is no sentinel",
 }
+# The server says so in place of its first reply.
+_TOO_MANY = "max number of clients"
 _OUTDATED = frozenset({"LOADING", "MASTERDOWN", "NOAUTH", "NOSCRIPT", "READONLY"})
 
 
@@ -92,8 +95,7 @@ class Refusal:
         found = re.match(r"[A-Z]+(?= |$)", message)
         self.verb = verb
         self.code = found[0] if found else "ERR"
-        line = re.search(r"user_script:\s?(\d+)", message)
-        self._detail = _HINTS.get(self.code) or _PLAIN_HINTS.get(verb) or (f"in line {line[1]}" if line else "")
+        self._detail = _HINTS.get(self.code) or _detail(verb, message)
 
     def __str__(self) -> str:
         return f"{self.verb}: {self.code}" + (f", {self._detail}" if self._detail else "")
@@ -102,3 +104,10 @@ class Refusal:
     def is_outdated(self) -> bool:
         """Whether another connection may be answered better: this server is not, or not yet, the one to ask."""
         return self.code in _OUTDATED
+
+
+def _detail(verb: str, message: str) -> str:
+    if _TOO_MANY in message:
+        return "it has as many clients as it takes (maxclients)"
+    line = re.search(r"user_script:\s?(\d+)", message)
+    return _PLAIN_HINTS.get(verb) or (f"in line {line[1]}" if line else "")

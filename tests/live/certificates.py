@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -14,7 +15,7 @@ def self_signed(names: Sequence[str] = ("localhost",)) -> bytes:
     """Make a key and a certificate for localhost, in one PEM file.
 
     Args:
-        names: its subjectAltName; without any it has none, and is for no host.
+        names: its subjectAltName, of hosts and addresses; without any it has none, and is for no host.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
@@ -25,9 +26,15 @@ def self_signed(names: Sequence[str] = ("localhost",)) -> bytes:
         .not_valid_after(now + timedelta(hours=1))
     )
     if names:
-        alternatives = x509.SubjectAlternativeName([x509.DNSName(each) for each in names])
-        builder = builder.add_extension(alternatives, critical=False)
+        builder = builder.add_extension(x509.SubjectAlternativeName(list(map(_general_name, names))), critical=False)
     certificate = builder.sign(key, hashes.SHA256())
     encoding, plain = serialization.Encoding.PEM, serialization.NoEncryption()
     private = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, plain)
     return private + certificate.public_bytes(encoding)
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)

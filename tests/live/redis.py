@@ -58,16 +58,16 @@ class RedisServer:
         self.ca = folder / "redis.pem"
         self.socket = str(folder / "redis.sock") if unix else ""
         self.port = self.tls_port = 0
-        self._settings = ["bind 127.0.0.1", 'save ""', "appendonly no", f"dir {folder}"]
-        self._settings += ["repl-diskless-sync-delay 0", *lines, *(f"user {user}" for user in users)]
+        self._settings = ["bind 127.0.0.1", 'save ""', "appendonly no", f"dir {folder}", "repl-diskless-sync-delay 0"]
+        self._settings += [f"user {user}" for user in users]
         if password:
             self._settings += [f"requirepass {password}", f"masterauth {password}"]
         if unix:
             self._settings.append(f"unixsocket {self.socket}")
         if tls or pem:
             self.ca.write_bytes(pem or self_signed())
-            self._settings += [f"tls-{what}-file {self.ca}" for what in ("cert", "key", "ca-cert")]
-            self._settings.append("tls-auth-clients no")
+            self._settings += _tls_settings(self.ca)
+        self._settings += lines
         self._start_somewhere(tls=bool(tls or pem))
 
     def _start_somewhere(self, *, tls: bool) -> None:
@@ -162,23 +162,36 @@ class RedisSentinel:
         folder: an empty one.
         service: what it calls the master.
         down_after_milliseconds: without an answer of the master.
+        pem: speak TLS, with this certificate and its key, and with the master as well.
+        lines: more of its configuration.
 
     Attributes:
         port: where it listens.
     """
 
     def __init__(
-        self, folder: Path, master_port: int, *, service: str = "mymaster", down_after_milliseconds: int = 500
+        self,
+        folder: Path,
+        master_port: int,
+        *,
+        service: str = "mymaster",
+        down_after_milliseconds: int = 500,
+        pem: Path | None = None,
+        lines: Sequence[str] = (),
     ) -> None:
         self.port = free_port()
         self._service = service
         path = folder / "sentinel.conf"
-        path.write_text(
-            f"port {self.port}\nbind 127.0.0.1\ndir {folder}\n"
-            f"sentinel monitor {service} 127.0.0.1 {master_port} 1\n"
-            f"sentinel down-after-milliseconds {service} {down_after_milliseconds}\n"
-            f"sentinel failover-timeout {service} 3000\n"
-        )
+        settings = [
+            *([f"port {self.port}"] if pem is None else ["port 0", f"tls-port {self.port}", "tls-replication yes"]),
+            *(_tls_settings(pem) if pem else ()),
+            "bind 127.0.0.1",
+            f"dir {folder}",
+            f"sentinel monitor {service} 127.0.0.1 {master_port} 1",
+            f"sentinel down-after-milliseconds {service} {down_after_milliseconds}",
+            f"sentinel failover-timeout {service} 3000",
+        ]
+        path.write_text("\n".join((*settings, *lines, "")))
         self.process = _run([need("redis-server"), str(path), "--sentinel"], r"\+monitor master")
 
     @property
@@ -193,6 +206,10 @@ class RedisSentinel:
     def end(self) -> None:
         """End it, whatever it does."""
         self.process.end()
+
+
+def _tls_settings(pem: Path) -> list[str]:
+    return [*(f"tls-{what}-file {pem}" for what in ("cert", "key", "ca-cert")), "tls-auth-clients no"]
 
 
 def _run(command: Sequence[str], ready: str) -> Server:

@@ -354,8 +354,8 @@ class Story:
         self._check_relays()
         self._check_store()
         for node in self.serving():
-            if node.cluster.waiting:
-                self.breach(f"{node.name}: {node.cluster.waiting} relays have no end")
+            if node.cluster.forwarding:
+                self.breach(f"{node.name}: {node.cluster.forwarding} relays have no end")
             if node.cluster.troubles:
                 self.breach(f"{node.name}: {node.cluster.troubles}")
             self.counts["most timers"] = max(self.counts["most timers"], node.process.timers)

@@ -35,6 +35,8 @@ def test_every_script_can_be_loaded_and_run() -> None:
         ),
         ("ERR Error running script: @user_script: 12: attempt to index 'topic'", "join: ERR, in line 12"),
         ("ERR unknown command 'SECRET', with args beginning with: 'topic' ", "join: ERR"),
+        ("ERR max number of clients reached", "join: ERR, it has as many clients as it takes (maxclients)"),
+        ("DENIED Redis is running in protected mode because topic", "join: DENIED, it is in protected mode"),
         ("topic is not a code", "join: ERR"),
         ("NEWCODE topic", "join: NEWCODE"),
     ],

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from signaling.backplane.urls import Address, Credentials, StoreUrl, parse
 
@@ -111,6 +114,22 @@ def test_what_is_wrong_is_said_without_the_password(text: str, reason: str) -> N
         parse(text)
     assert reason in str(caught.value)
     assert "north" not in str(caught.value)
+
+
+@given(before=st.text(max_size=8), after=st.text(max_size=8), scheme=st.sampled_from(["redis", "redis+sentinel", "x"]))
+def test_however_a_password_is_written_no_error_shows_it(before: str, after: str, scheme: str) -> None:
+    said = ""
+    try:
+        parse(f"{scheme}://ada:{before}north{after}@host:1/2")
+    except ValueError as error:
+        said = str(error)
+    assert "north" not in said
+
+
+@given(text=st.text(), scheme=st.sampled_from(["redis", "rediss", "redis+unix", "redis+sentinel"]))
+def test_any_text_is_a_url_or_told_why_not(text: str, scheme: str) -> None:
+    with suppress(ValueError):
+        assert parse(f"{scheme}://{text}").scheme == scheme
 
 
 def test_a_password_may_be_in_a_file(tmp_path: Path) -> None:
