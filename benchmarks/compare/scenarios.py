@@ -266,6 +266,7 @@ def idle(stage: Stage) -> None:
     _concurrently(stage, 2 * stage.scale.concurrent, partial(_visit, stage))
     stage.settle()
     before = stage.meter.resident_bytes()
+    stored = stage.store.resident_bytes() if stage.store else 0
 
     def stay(number: int) -> Task:
         yield from stage.join(f"idle{number // 2}")
@@ -273,6 +274,8 @@ def idle(stage: Stage) -> None:
     _concurrently(stage, stage.scale.idle, stay)
     stage.settle()
     stage.figures["bytes"] = (stage.meter.resident_bytes() - before) / stage.scale.idle
+    if stage.store:
+        stage.figures["store_bytes"] = (stage.store.resident_bytes() - stored) / stage.scale.idle
 
 
 class OpenLoop:
