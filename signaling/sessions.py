@@ -318,7 +318,10 @@ class Sessions:
         """
         told = _decode_proof(text)
         proven = self._proven(peer, told.token, told.owner)
-        if proven is None or not proven.reaches(told.seen):
+        if proven is None:
+            return None
+        if not proven.reaches(told.seen):
+            self.dismiss(proven, "it came back for more than is kept")
             return None
         way = proven.way
         if not isinstance(way, Away):

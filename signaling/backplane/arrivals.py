@@ -19,10 +19,6 @@ from signaling.ids import PeerIds
 from signaling.ports import Entrant, Node, Proof
 
 _ENTER_SECONDS = 2.0
-_FULL = {
-    b"peers": "the topic has as many peers as are allowed",
-    b"bytes": "the list of the topic's peers is as long as is allowed",
-}
 
 
 class Arrival:
@@ -148,8 +144,13 @@ class Arrivals:
         elif reply[0] == b"behind":
             self._join_later(arrival, reply[1].decode())
         else:
-            self._admit(arrival, full=_FULL[reply[1]])
+            self._admit(arrival, full=self._full(reply[1]))
         self._presence.check(arrival.topic, view)
+
+    def _full(self, why: bytes) -> str:
+        if why == b"bytes":
+            return "the list of the topic's peers is as long as is allowed"
+        return f"the topic has {self._most[0]} peers, which is the most"
 
     def _join_later(self, arrival: Arrival, last: str) -> None:
         """Take an id that is greater than all in the topic: another node's clock is ahead, or as fast."""

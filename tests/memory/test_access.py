@@ -106,6 +106,12 @@ TOPICS = [
 
 
 @pytest.fixture
+def server(make_server: MakeWorld, tmp_path: Path) -> World:
+    """One server that lets those in who have a token."""
+    return make_server(portal=issuer.portal(tmp_path))
+
+
+@pytest.fixture
 def world(make_world: MakeWorld, tmp_path: Path) -> World:
     """A server that takes tokens of the issuer."""
     return make_world(portal=issuer.portal(tmp_path))
@@ -154,7 +160,7 @@ def test_a_bad_token_is_refused_with_401(
     log = "\n".join(logged)
     assert body.strip() in log
     assert text not in log
-    assert len(world.factory.topics) == 0
+    assert len(world.topics) == 0
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -205,8 +211,8 @@ def test_what_presents_no_token_or_more_than_one_is_400(world: World, request_te
     assert text not in body
 
 
-def test_the_order_of_checks(make_world: MakeWorld, tmp_path: Path) -> None:
-    world = make_world(
+def test_the_order_of_checks(make_server: MakeWorld, tmp_path: Path) -> None:
+    world = make_server(
         portal=issuer.portal(tmp_path), allow_origins=["https://a.example"], max_connections_per_address=1
     )
     foreign = "https://b.example"
@@ -271,7 +277,7 @@ def test_who_may_only_receive_is_answered_forbidden_and_hears_everything(world: 
     }
     assert unread["code"] == "forbidden"
     assert [message["type"] for message in speaker.heard()] == ["welcome", "peer-list"]
-    assert world.factory.counters.refused["forbidden"] == 2
+    assert world.counters.refused["forbidden"] == 2
 
 
 def test_the_rate_stands_in_front_of_forbidden(make_world: MakeWorld, tmp_path: Path) -> None:
@@ -302,11 +308,11 @@ def test_a_connection_ends_with_4401_when_its_token_does(world: World) -> None:
     assert long.closed == 4401
 
 
-def test_no_timer_is_left_when_everybody_is_gone(world: World) -> None:
+def test_no_timer_is_left_when_everybody_is_gone(server: World) -> None:
     for _ in range(3):
-        enter(world, token()).leave()
-    world.advance(6)
-    assert [call for call in world.clock.getDelayedCalls() if call.active()] == []
+        enter(server, token()).leave()
+    server.advance(6)
+    assert [call for call in server.clock.getDelayedCalls() if call.active()] == []
 
 
 def test_a_wall_clock_that_is_set_back_ends_nothing_too_early(world: World) -> None:
@@ -465,8 +471,8 @@ def test_a_refusal_may_come_late_too(slow: Slow) -> None:
 
 
 @pytest.mark.parametrize("waited", [0, 6])
-def test_a_portal_that_never_answers_ends_with_the_deadline(make_world: MakeWorld, waited: float) -> None:
-    slow = Slow(make_world, handshake_timeout_seconds=5)
+def test_a_portal_that_never_answers_ends_with_the_deadline(make_server: MakeWorld, waited: float) -> None:
+    slow = Slow(make_server, handshake_timeout_seconds=5)
     slow.world.advance(5.5)
     status, headers, body = response(slow.peer.received)
     assert (status, body, headers["retry-after"]) == (503, "the login took too long\n", "1")
@@ -510,16 +516,17 @@ def test_who_is_gone_before_the_answer_never_joins(make_world: MakeWorld, end: s
     if end == "reset":
         slow.peer.reset()
     else:
-        slow.world.factory.drain()
+        slow.world.drain()
         slow.world.run()
     assert slow.peer.lost
     assert cancelled == [answer for _, answer in slow.checker.asked]
-    assert len(slow.world.factory.topics) == 0
+    assert len(slow.world.topics) == 0
     assert slow.realm.inside == 0
 
 
 def test_a_server_that_began_to_stop_meanwhile_refuses(slow: Slow) -> None:
-    slow.world.factory.draining = True
+    for factory in slow.world.factories:
+        factory.draining = True
     slow.answer()
     assert response(slow.peer.received)[0] == 503
     slow.world.advance(6)

@@ -175,7 +175,7 @@ class Accounting(RuleBasedStateMachine):
 
     @invariant()
     def everyone_knows_who_is_there(self) -> None:
-        dropped = self.world.factory.counters.events_dropped
+        dropped = self.world.counters.events_dropped
         if dropped != self.dropped:
             # Whose events they were is not told; only those that take nothing can have lost any.
             self.missed_events |= {peer for peer in self.peers if not peer.transport.taking}
@@ -201,11 +201,11 @@ class Accounting(RuleBasedStateMachine):
                 assert sent.written + len(sent.errors) == 1
         self.everyone_knows_who_is_there()
         self.the_counters_tell_the_same()
-        self.world.factory.drain()
+        self.world.drain()
         self.world.advance(11)
-        assert not self.world.factory.connections
-        assert len(self.world.factory.topics) == 0
-        counters = self.world.factory.counters
+        assert not self.world.open_connections
+        assert len(self.world.topics) == 0
+        counters = self.world.counters
         self.every_frame_that_was_written_is_accounted_for()
         assert counters.relays_accepted == sum(sent.written for sent in self.sent) + counters.relays_undelivered
 

@@ -21,8 +21,8 @@ def status(world: World, **headers: str | None) -> int:
 # Connections in all
 
 
-def test_a_full_server_answers_503_and_says_when_to_come_back(make_world: MakeWorld) -> None:
-    world = make_world(max_connections=2)
+def test_a_full_server_answers_503_and_says_when_to_come_back(make_server: MakeWorld) -> None:
+    world = make_server(max_connections=2)
     first = world.join("room")
     world.join("elsewhere")
     code, headers, body = world.request(upgrade("/ws/room", Origin="https://example.com"))
@@ -33,13 +33,13 @@ def test_a_full_server_answers_503_and_says_when_to_come_back(make_world: MakeWo
     assert status(world) == 101
 
 
-def test_a_refused_client_is_no_peer_and_is_counted(make_world: MakeWorld) -> None:
-    world = make_world(max_connections=1)
+def test_a_refused_client_is_no_peer_and_is_counted(make_server: MakeWorld) -> None:
+    world = make_server(max_connections=1)
     witness = world.join("room")
     for _ in range(3):
         world.request(upgrade("/ws/room"))
     assert witness.heard() == []
-    assert world.factory.counters.requests_refused == {503: 3}
+    assert world.counters.requests_refused == {503: 3}
 
 
 def test_every_end_of_a_connection_makes_room(make_world: MakeWorld) -> None:
@@ -67,7 +67,7 @@ def test_connections_that_are_no_peers_make_room_oldest_first() -> None:
     assert world.request("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")[0] == 200
     assert [connection.lost for connection in silent] == [True, True, False]
     assert not any(peer.lost for peer in peers)
-    assert world.factory.counters.connections_evicted == 2
+    assert world.counters.connections_evicted == 2
 
 
 def test_while_there_is_room_nobody_is_cut_for_it() -> None:
@@ -82,8 +82,8 @@ def test_while_there_is_room_nobody_is_cut_for_it() -> None:
 # Connections of one address
 
 
-def test_an_address_has_a_bound_of_its_own(make_world: MakeWorld) -> None:
-    world = make_world(max_connections_per_address=2)
+def test_an_address_has_a_bound_of_its_own(make_server: MakeWorld) -> None:
+    world = make_server(max_connections_per_address=2)
     first = world.join("room")
     world.join("room")
     code, headers, body = world.request(upgrade("/ws/room"))
@@ -96,8 +96,8 @@ def test_an_address_has_a_bound_of_its_own(make_world: MakeWorld) -> None:
     assert status(world) == 101
 
 
-def test_an_ipv6_network_of_64_bits_counts_as_one_address(make_world: MakeWorld) -> None:
-    world = make_world(max_connections_per_address=1)
+def test_an_ipv6_network_of_64_bits_counts_as_one_address(make_server: MakeWorld) -> None:
+    world = make_server(max_connections_per_address=1)
     world.host = "2001:db8:0:1::1"
     world.join("room")
     world.host = "2001:db8:0:1:ffff::2"
@@ -107,8 +107,8 @@ def test_an_ipv6_network_of_64_bits_counts_as_one_address(make_world: MakeWorld)
     assert status(world) == 101
 
 
-def test_an_ipv4_client_of_an_ipv6_socket_is_an_ipv4_client(make_world: MakeWorld) -> None:
-    world = make_world(max_connections_per_address=1)
+def test_an_ipv4_client_of_an_ipv6_socket_is_an_ipv4_client(make_server: MakeWorld) -> None:
+    world = make_server(max_connections_per_address=1)
     world.host = "::ffff:192.0.2.1"
     world.join("room")
     world.host = "::ffff:192.0.2.2"
@@ -117,8 +117,8 @@ def test_an_ipv4_client_of_an_ipv6_socket_is_an_ipv4_client(make_world: MakeWorl
     assert status(world) == 429
 
 
-def test_new_connections_of_one_address_have_a_rate(make_world: MakeWorld) -> None:
-    world = make_world(max_connections_per_address_per_second=0.5, connection_burst=3)
+def test_new_connections_of_one_address_have_a_rate(make_server: MakeWorld) -> None:
+    world = make_server(max_connections_per_address_per_second=0.5, connection_burst=3)
     assert [status(world) for _ in range(4)] == [101, 101, 101, 429]
     code, headers, body = world.request(upgrade("/ws/room"))
     assert (code, headers["retry-after"]) == (429, "2")
@@ -133,21 +133,21 @@ def test_new_connections_of_one_address_have_a_rate(make_world: MakeWorld) -> No
 # Behind a proxy
 
 
-def test_a_trusted_proxy_says_who_its_client_is(make_world: MakeWorld) -> None:
-    world = make_world(max_connections_per_address=1, trusted_proxies=["192.0.2.0/24"])
+def test_a_trusted_proxy_says_who_its_client_is(make_server: MakeWorld) -> None:
+    world = make_server(max_connections_per_address=1, trusted_proxies=["192.0.2.0/24"])
     assert status(world, X_Forwarded_For="203.0.113.1") == 101
     assert status(world, X_Forwarded_For="203.0.113.2") == 101
     assert status(world, X_Forwarded_For="203.0.113.1") == 429
 
 
-def test_what_a_client_claims_in_front_of_the_proxy_does_not_count(make_world: MakeWorld) -> None:
-    world = make_world(max_connections_per_address=1, trusted_proxies=["192.0.2.1"])
+def test_what_a_client_claims_in_front_of_the_proxy_does_not_count(make_server: MakeWorld) -> None:
+    world = make_server(max_connections_per_address=1, trusted_proxies=["192.0.2.1"])
     assert status(world, X_Forwarded_For="198.51.100.1, 203.0.113.1") == 101
     assert status(world, X_Forwarded_For="198.51.100.2, 203.0.113.1") == 429
 
 
-def test_a_stranger_is_not_believed(make_world: MakeWorld) -> None:
-    world = make_world(max_connections_per_address=1, trusted_proxies=["10.0.0.0/8"])
+def test_a_stranger_is_not_believed(make_server: MakeWorld) -> None:
+    world = make_server(max_connections_per_address=1, trusted_proxies=["10.0.0.0/8"])
     assert status(world, X_Forwarded_For="203.0.113.1") == 101
     assert status(world, X_Forwarded_For="203.0.113.2") == 429
 
@@ -161,8 +161,8 @@ def test_a_foreign_origin_is_refused_before_the_upgrade(make_world: MakeWorld) -
     assert code == 403
     assert "access-control-allow-origin" not in headers
     assert body == "the origin https://evil.example is not on the server's list (--allow-origin)\n"
-    assert len(world.factory.topics) == 0
-    assert world.factory.counters.requests_refused == {403: 1}
+    assert len(world.topics) == 0
+    assert world.counters.requests_refused == {403: 1}
     assert status(world, Origin="https://example.com") == 101
     assert status(world, Origin="https://a.example.org") == 101
     assert status(world) == 101
@@ -240,7 +240,7 @@ def test_what_is_rate_limited_names_its_message(make_world: MakeWorld) -> None:
     world.advance(1)
     peer.say_frame(Frame(Opcode.BINARY, b"x"))
     assert [answer["code"] for answer in peer.heard()] == ["rate_limited"]
-    assert world.factory.counters.refused == {"rate_limited": 2}
+    assert world.counters.refused == {"rate_limited": 2}
 
 
 def test_who_keeps_on_regardless_is_closed(make_world: MakeWorld) -> None:

@@ -85,7 +85,7 @@ def test_events_to_a_full_queue_are_dropped_silently_and_counted(world: World) -
     for n in range(HIGH_WATER_MARK):
         sender.offer(target, str(n))
     world.join("room").leave()
-    assert world.factory.counters.events_dropped == 2
+    assert world.counters.events_dropped == 2
     target.resume()
     assert {message["type"] for message in target.heard()} == {"offer"}
     assert [event["type"] for event in sender.heard()] == ["peer-joined", "peer-left"]
@@ -109,11 +109,11 @@ def test_a_relay_that_waited_for_a_peer_that_goes_is_answered_dropped(world: Wor
     sender.offer(target, "a")
     sender.offer(target, "b")
     target.reset()
-    answers = sender.heard()
+    # Of another node's peer one may hear first that it left.
+    answers = sorted(sender.heard(), key=lambda answer: answer["type"])
     assert [answer.get("code", answer["type"]) for answer in answers] == ["dropped", "dropped", "peer-left"]
     assert [answer.get("msgId") for answer in answers] == ["a", "b", None]
-    counters = world.factory.counters
-    assert counters.relays_accepted - counters.relays_undelivered == 2
+    assert world.relays_written == 2
 
 
 def test_who_takes_nothing_is_cut_off_and_its_topic_told(world: World) -> None:

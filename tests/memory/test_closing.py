@@ -239,11 +239,11 @@ def test_a_close_frame_to_a_client_that_takes_nothing_does_not_wait_for_ever(wor
 def test_a_stopping_server_sends_1001_to_everyone(world: World) -> None:
     peers = [world.join(topic) for topic in ("room", "room", "elsewhere")]
     drained: list[None] = []
-    world.factory.drain().addCallback(drained.append)
+    world.drain().addCallback(drained.append)
     world.run()
     assert [peer.closed for peer in peers] == [1001, 1001, 1001]
     assert drained == [None]
-    assert len(world.factory.topics) == 0
+    assert len(world.topics) == 0
 
 
 def test_a_drain_waits_for_those_who_take_nothing_but_not_for_ever(make_world: MakeWorld) -> None:
@@ -254,7 +254,7 @@ def test_a_drain_waits_for_those_who_take_nothing_but_not_for_ever(make_world: M
     peer.offer(reader, payload="x" * 60_000)
     peer.offer(reader, "waits")
     drained: list[None] = []
-    world.factory.drain().addCallback(drained.append)
+    world.drain().addCallback(drained.append)
     world.run()
     assert peer.closed == 1001
     assert drained == []
@@ -263,53 +263,53 @@ def test_a_drain_waits_for_those_who_take_nothing_but_not_for_ever(make_world: M
     assert reader.lost
 
 
-def test_a_drain_with_no_one_there_is_over_at_once(world: World) -> None:
+def test_a_drain_with_no_one_there_is_over_at_once(server: World) -> None:
     drained: list[None] = []
-    world.factory.drain().addCallback(drained.append)
+    server.drain().addCallback(drained.append)
     assert drained == [None]
-    assert not [call for call in world.clock.getDelayedCalls() if call.active()]
+    assert not [call for call in server.clock.getDelayedCalls() if call.active()]
 
 
-def test_no_timer_is_left_when_everyone_left(world: World) -> None:
-    for peer in [world.join("room") for _ in range(3)]:
+def test_no_timer_is_left_when_everyone_left(server: World) -> None:
+    for peer in [server.join("room") for _ in range(3)]:
         peer.leave()
-    assert not world.clock.getDelayedCalls()
+    assert not server.clock.getDelayedCalls()
 
 
 def test_two_servers_in_one_process_do_not_meet() -> None:
     one, other = World(), World()
     one.join("room")
     assert other.join("room").peers == []
-    one.factory.drain()
-    assert len(other.factory.topics) == 1
+    one.drain()
+    assert len(other.topics) == 1
 
 
 def test_every_drain_fires(world: World) -> None:
     world.join("room")
-    drains = [world.factory.drain(), world.factory.drain()]
+    drains = [world.drain(), world.drain()]
     world.run()
     assert [drained.called for drained in drains] == [True, True]
-    assert world.factory.drain().called
+    assert world.drain().called
 
 
 def test_nobody_joins_while_the_server_stops_or_after(world: World) -> None:
     reader = world.join("room")
     reader.stall()
     reader.offer(reader, payload="x" * 60_000)
-    drained = world.factory.drain()
+    drained = world.drain()
     status, headers, _ = world.request(upgrade("/ws/room"))
     assert (status, headers["retry-after"]) == (503, "1")
     world.advance(10)
     assert drained.called
     assert world.request(upgrade("/ws/room"))[0] == 503
-    assert len(world.factory.topics) == 0
+    assert len(world.topics) == 0
 
 
 def test_with_a_spread_peers_are_closed_one_by_one_with_1012(make_world: MakeWorld) -> None:
     world = make_world(drain_spread_seconds=10.0)
     peers = [world.join(f"room {number}") for number in range(40)]
     drained: list[None] = []
-    world.factory.drain().addCallback(drained.append)
+    world.drain().addCallback(drained.append)
     gone = []
     for _ in range(10):
         world.advance(1)
@@ -320,11 +320,11 @@ def test_with_a_spread_peers_are_closed_one_by_one_with_1012(make_world: MakeWor
     assert drained == [None]
 
 
-def test_a_spread_ends_with_its_last_peer(make_world: MakeWorld) -> None:
-    world = make_world(drain_spread_seconds=600.0)
+def test_a_spread_ends_with_its_last_peer(make_server: MakeWorld) -> None:
+    world = make_server(drain_spread_seconds=600.0)
     peer = world.join("room")
     drained: list[None] = []
-    world.factory.drain().addCallback(drained.append)
+    world.drain().addCallback(drained.append)
     peer.leave()
     assert drained == [None]
     world.advance(6)

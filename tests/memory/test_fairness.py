@@ -20,24 +20,24 @@ def arrivals(target: Peer) -> list[str]:
     return [message["msgId"] for message in target.heard() if message["type"] == "offer"]
 
 
-def test_a_flood_in_one_segment_does_not_hold_up_another_peer(world: World) -> None:
-    flood, quick, target = (world.join("room") for _ in range(3))
+def test_a_flood_in_one_segment_does_not_hold_up_another_peer(server: World) -> None:
+    flood, quick, target = (server.join("room") for _ in range(3))
     flood.send_together(b"".join(text(flood, target, n) for n in range(FLOOD)))
     quick.send_together(text(quick, target, "quick"))
-    world.run()
+    server.run()
     arrived = arrivals(target)
     assert arrived.index("quick") < FEW
     assert [msg_id for msg_id in arrived if msg_id != "quick"] == [str(n) for n in range(FLOOD)]
 
 
-def test_floods_take_turns_and_together_hold_up_nobody(world: World) -> None:
-    target, quick = world.join("room"), world.join("room")
-    floods = [world.join("room") for _ in range(10)]
+def test_floods_take_turns_and_together_hold_up_nobody(server: World) -> None:
+    target, quick = server.join("room"), server.join("room")
+    floods = [server.join("room") for _ in range(10)]
     for flood in floods:
         flood.send_together(b"".join(text(flood, target, f"{flood.id}-{n}") for n in range(FLOOD)))
-    world.run_once()
+    server.run_once()
     quick.send_together(text(quick, target, "quick"))
-    world.run()
+    server.run()
     arrived = arrivals(target)
     assert arrived.index("quick") < 2 * FEW
     halfway = {msg_id.partition("-")[0] for msg_id in arrived[: len(arrived) // 10]}
@@ -65,8 +65,8 @@ def test_a_flood_that_leaves_in_the_middle_is_forgotten(world: World) -> None:
     assert len([call for call in world.clock.getDelayedCalls() if call.getTime() <= world.clock.seconds()]) == 0
 
 
-def test_what_was_sent_before_the_end_is_relayed(world: World) -> None:
-    flood, target = world.join("room"), world.join("room")
+def test_what_was_sent_before_the_end_is_relayed(server: World) -> None:
+    flood, target = server.join("room"), server.join("room")
     flood.send_together(b"".join(text(flood, target, n) for n in range(FLOOD)))
     flood.hang_up()
     assert arrivals(target) == [str(n) for n in range(FLOOD)]
@@ -88,23 +88,23 @@ def test_a_crowd_that_joins_does_not_hold_up_those_who_are_there(world: World) -
     assert [message["type"] for message in members[0].heard()].count("offer") == 30
 
 
-def test_who_leaves_before_its_turn_to_join_never_joined(world: World) -> None:
-    members = [world.join("room") for _ in range(40)]
-    crowd = [world.connect() for _ in range(30)]
+def test_who_leaves_before_its_turn_to_join_never_joined(server: World) -> None:
+    members = [server.join("room") for _ in range(40)]
+    crowd = [server.connect() for _ in range(30)]
     for newcomer in crowd:
         newcomer.send_together(upgrade("/ws/room").encode())
-    world.run_once()
+    server.run_once()
     crowd[-1].transport.abortConnection()
-    world.run()
+    server.run()
     assert [message["type"] for message in members[-1].heard()] == ["peer-joined"] * 29
-    world.factory.drain()
-    world.advance(10)
-    assert not world.factory.connections
+    server.drain()
+    server.advance(10)
+    assert not server.open_connections
 
 
-def test_an_error_in_a_turn_ends_its_connection_alone(world: World) -> None:
-    broken, target = world.join("room"), world.join("room")
-    protocol = next(c for c in world.factory.connections if c.transport is broken.transport)
+def test_an_error_in_a_turn_ends_its_connection_alone(server: World) -> None:
+    broken, target = server.join("room"), server.join("room")
+    protocol = next(c for c in server.factory.connections if c.transport is broken.transport)
     handle, handled = protocol.onMessage, []
 
     def break_at_30(payload: bytes, is_binary: bool) -> None:
@@ -115,6 +115,6 @@ def test_an_error_in_a_turn_ends_its_connection_alone(world: World) -> None:
 
     protocol.onMessage = break_at_30  # type: ignore[method-assign]
     broken.send_together(b"".join(text(broken, target, n) for n in range(100)))
-    world.run()
+    server.run()
     assert broken.lost
     assert [message["type"] for message in target.heard()] == ["offer"] * 29 + ["peer-left"]

@@ -88,7 +88,7 @@ def test_headers_beyond_16_kib_are_refused(port: World, request_text: str) -> No
     status, headers, body = port.request(request_text)
     assert (status, body) == (431, TOO_LONG)
     assert headers["access-control-allow-origin"] == "*"
-    assert not port.factory.topics
+    assert not port.topics
 
 
 def test_headers_of_a_later_request_are_bounded_too(port: World) -> None:
@@ -182,7 +182,7 @@ def test_a_body_that_trickles_is_cut_too(port: World) -> None:
 def test_a_drain_closes_web_connections(port: World) -> None:
     idle, silent = port.connect(), port.connect()
     idle.send(get("/healthz").encode())
-    port.factory.drain()
+    port.drain()
     port.run()
     assert idle.lost
     assert silent.lost
@@ -215,13 +215,13 @@ def test_an_answer_that_nobody_reads_ends_with_the_close_timeout(port: World) ->
     assert not connection.lost
     port.advance(0.25)
     assert connection.lost
-    assert not port.factory.connections
+    assert not port.open_connections
 
 
 def test_one_request_is_refused_once(port: World) -> None:
     head = b"POST /healthz HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
     port.connect().send(head + b"ffff\r\n" + b"x" * 65_535 + b"\r\nzz\r\n")
-    assert port.factory.counters.requests_refused == {413: 1}
+    assert port.counters.requests_refused == {413: 1}
 
 
 def test_the_demo_may_load_nothing_but_its_own() -> None:

@@ -20,8 +20,13 @@ def test_welcome_with_a_ulid_comes_first(world: World) -> None:
     assert second == {"type": "peer-list", "peers": []}
 
 
-def test_ids_strictly_increase_in_joining_order(world: World) -> None:
-    ids = [world.join("room" if n % 2 else "other").id for n in range(200)]
+def test_ids_strictly_increase_in_joining_order(server: World) -> None:
+    ids = [server.join("room" if n % 2 else "other").id for n in range(200)]
+    assert ids == sorted(set(ids))
+
+
+def test_ids_strictly_increase_within_a_topic_on_whatever_nodes(world: World) -> None:
+    ids = [world.join("room").id for _ in range(50)]
     assert ids == sorted(set(ids))
 
 
@@ -69,10 +74,10 @@ def test_everyone_else_in_the_topic_hears_who_left(world: World, end: str) -> No
 
 def test_an_empty_topic_is_deleted_at_once(world: World) -> None:
     peer = world.join("room")
-    assert "room" in world.factory.topics
+    assert "room" in world.topics
     peer.leave()
-    assert "room" not in world.factory.topics
-    assert len(world.factory.topics) == 0
+    assert "room" not in world.topics
+    assert len(world.topics) == 0
 
 
 def test_a_slash_in_a_topic_is_percent_encoded(world: World) -> None:
@@ -159,7 +164,7 @@ def test_a_wrong_handshake_is_told_what_would_be_right(
 
 def test_a_refused_handshake_leaves_no_peer_behind(world: World) -> None:
     world.request(upgrade("/ws/room", Sec_WebSocket_Key=None))
-    assert len(world.factory.topics) == 0
+    assert len(world.topics) == 0
 
 
 @pytest.mark.parametrize("origin", ["https://example.org", "null", "what ever"])
@@ -209,8 +214,8 @@ def test_an_upgrade_after_another_request_on_one_connection(world: World) -> Non
     assert b'{"type":"peer-list","peers":[]}' in connection.received
     assert not connection.lost
     connection.hang_up()
-    assert len(world.factory.topics) == 0
-    assert not world.factory.connections
+    assert len(world.topics) == 0
+    assert not world.open_connections
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,12 @@ WINDOW = 30.0
 
 
 @pytest.fixture
+def server(make_server: MakeWorld) -> World:
+    """One server where sessions can be resumed."""
+    return make_server(resume_window_seconds=WINDOW)
+
+
+@pytest.fixture
 def world(make_world: MakeWorld) -> World:
     """A server where sessions can be resumed."""
     return make_world(resume_window_seconds=WINDOW)
@@ -169,8 +175,8 @@ def test_who_does_not_come_back_is_gone_after_the_window_and_its_senders_are_tol
     left, error = sorted(sender.heard(), key=lambda message: str(message["type"]), reverse=True)
     assert left == {"type": "peer-left", "peerId": guest.id}
     assert (error["code"], error["msgId"]) == ("dropped", "in vain")
-    assert world.factory.relays_waiting == 0
-    assert world.factory.counters.relays_undelivered == 1
+    assert world.relays_waiting == 0
+    assert world.counters.relays_undelivered == 1
     welcome, *_ = guest.come_back()
     assert welcome["selfId"] != left["peerId"]
     assert "resumed" not in welcome
@@ -191,7 +197,7 @@ def test_senders_are_told_of_exactly_what_was_never_written(make_world: MakeWorl
     told = [msg_id for _, msg_id in errors(sender.heard())]
     assert 0 < len(untold) < 4
     assert sorted([*untold, *told]) == [*(f"first {number}" for number in range(4)), "meanwhile"]
-    assert world.factory.relays_written == len(untold)
+    assert world.relays_written == len(untold)
 
 
 def test_a_vanished_peer_may_come_back_before_and_after_it_is_noticed(world: World) -> None:
@@ -252,7 +258,7 @@ def test_a_welcome_that_never_arrived_leaves_the_token_good(world: World) -> Non
     connection.vanish()
     connection.transport.protocol.dataReceived(request(f"resume={guest.token}&seen={guest.seen}"))
     world.run()
-    assert world.factory.counters.resumed == 1
+    assert world.counters.resumed == 1
     welcome, peer_list, offer = guest.come_back()
     assert welcome["resumed"]
     assert peer_list["type"] == "peer-list"
@@ -329,20 +335,20 @@ def test_metadata_stays_as_it_was(world: World) -> None:
     assert world.join("room").peers == [{"id": guest.id, "metadata": {"name": "Ada"}}]
 
 
-def test_answers_to_its_own_messages_reach_it_too(world: World) -> None:
-    guest, target = Guest(world), Guest(world)
+def test_answers_to_its_own_messages_reach_it_too(server: World) -> None:
+    guest, target = Guest(server), Guest(server)
     guest.heard()
     target.lose()
     guest.offer(target, "late")
     guest.lose()
-    world.advance(WINDOW - 1)
+    server.advance(WINDOW - 1)
     guest.come_back()
-    world.advance(1)
+    server.advance(1)
     assert ("dropped", "late") in errors(guest.heard())
 
 
-def test_a_peer_that_is_away_keeps_its_place(make_world: MakeWorld) -> None:
-    world = make_world(resume_window_seconds=WINDOW, max_connections_per_address=2, max_connections=2)
+def test_a_peer_that_is_away_keeps_its_place(make_server: MakeWorld) -> None:
+    world = make_server(resume_window_seconds=WINDOW, max_connections_per_address=2, max_connections=2)
     guest, other = Guest(world), Guest(world)
     guest.lose()
     assert world.peer("/ws/room").texts == []
@@ -357,8 +363,8 @@ def test_a_peer_that_is_away_keeps_its_place(make_world: MakeWorld) -> None:
     assert world.peer("/ws/room").texts == []
 
 
-def test_a_connection_that_hangs_gives_its_place_up_once(make_world: MakeWorld) -> None:
-    world = make_world(resume_window_seconds=WINDOW, max_connections=1)
+def test_a_connection_that_hangs_gives_its_place_up_once(make_server: MakeWorld) -> None:
+    world = make_server(resume_window_seconds=WINDOW, max_connections=1)
     guest = Guest(world)
     for _ in range(3):
         guest.peer.vanish()
@@ -373,15 +379,15 @@ def test_the_place_is_free_after_the_window(make_world: MakeWorld) -> None:
     assert world.join("room").peers == []
 
 
-def test_a_server_that_stops_waits_for_nobody_who_is_away(world: World) -> None:
-    guest = Guest(world)
+def test_a_server_that_stops_waits_for_nobody_who_is_away(server: World) -> None:
+    guest = Guest(server)
     guest.lose()
     drained: list[None] = []
-    world.factory.drain().addCallback(drained.append)
-    world.run()
+    server.drain().addCallback(drained.append)
+    server.run()
     assert drained == [None]
-    assert len(world.factory.topics) == 0
-    assert [call for call in world.clock.getDelayedCalls() if call.active()] == []
+    assert len(server.topics) == 0
+    assert [call for call in server.clock.getDelayedCalls() if call.active()] == []
 
 
 @given(
@@ -414,11 +420,11 @@ def test_nothing_is_missing_or_doubled_whatever_happens(steps: list[str], site: 
     assert sorted([*received, *dropped], key=int) == [str(number) for number in range(sent)]
     assert received == sorted(received, key=int)
     assert [event["type"] for event in witness.heard()] == []
-    assert world.factory.relays_waiting == 0
+    assert world.relays_waiting == 0
 
 
-def test_who_breaks_off_before_its_turn_gives_the_place_back(make_world: MakeWorld) -> None:
-    world = make_world(resume_window_seconds=WINDOW, max_connections=40)
+def test_who_breaks_off_before_its_turn_gives_the_place_back(make_server: MakeWorld) -> None:
+    world = make_server(resume_window_seconds=WINDOW, max_connections=40)
     crowd = [Guest(world) for _ in range(34)]
     for guest in crowd:
         newcomer = world.connect()
@@ -460,14 +466,14 @@ def test_questions_of_what_arrived_take_no_room_from_relays(make_world: MakeWorl
         sender.heard()
         for number in range(40):
             sender.offer(reader_id, str(number), "x" * 500)
-        waiting.append(world.factory.relays_waiting)
+        waiting.append(world.relays_waiting)
     assert waiting == [16, 16]
 
 
-def test_who_came_back_and_left_leaves_no_timer(world: World) -> None:
-    guest = Guest(world)
+def test_who_came_back_and_left_leaves_no_timer(server: World) -> None:
+    guest = Guest(server)
     guest.lose()
     guest.come_back()
     guest.peer.leave()
-    world.advance(6)
-    assert [call for call in world.clock.getDelayedCalls() if call.active()] == []
+    server.advance(6)
+    assert [call for call in server.clock.getDelayedCalls() if call.active()] == []

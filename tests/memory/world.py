@@ -35,6 +35,9 @@ from signaling.backplane.cluster import Cluster
 from signaling.counters import Counters
 from tests.memory.engines import MemoryEngine, Model, Store
 
+# How long nodes may wait to say several things at once.
+SOON = 0.006
+
 
 class PassingClock(Clock):
     """A fake clock that leaves to the next pass what is called for during one, as a reactor does."""
@@ -426,6 +429,8 @@ class World:
             )
             for number in range(nodes)
         ]
+        for factory in self.factories:
+            factory.backplane.start(factory.local)
         self._build = cycle([self._mounted(factory) if site else factory.buildProtocol for factory in self.factories])
         self.run()
 
@@ -434,7 +439,7 @@ class World:
             return None
         engine = MemoryEngine(self._store)
         self._engines.append(engine)
-        return Cluster(engine, self.clock, self.limits, prefix=self._store.prefix, random=Random(number))
+        return Cluster(engine, self.clock, self.limits, prefix=self._store.prefix, choose=Random(number))
 
     def _mounted(self, factory: SignalingFactory) -> Callable[[Any], Any]:
         root = Resource()
@@ -518,9 +523,19 @@ class World:
         return response(connection.received)
 
     def run(self) -> None:
-        """Let everything happen that happens without time."""
-        while self.run_once():
+        """Let everything happen that happens without time; and, between nodes, what takes some milliseconds."""
+        while self.run_once() or self._run_soon():
             pass
+
+    def _run_soon(self) -> bool:
+        if self._store is None:
+            return False
+        now = self.clock.seconds()
+        due = min((call.getTime() for call in self.clock.getDelayedCalls()), default=now + 1)
+        if due > now + SOON:
+            return False
+        self.clock.advance(due - now)
+        return True
 
     def run_once(self) -> bool:
         """Let everyone move once; returns whether anyone did."""

@@ -74,7 +74,7 @@ class SimulatedNode:
         self.clients: dict[Client, None] = {}
         self.crashed_at: float | None = None
         self.stopping = False
-        self.cluster.start(LocalPeers(self.topics, self.counters, lambda peer, proof: None, self._moved))
+        self.cluster.start(LocalPeers(self.topics, self.counters, lambda peer, text: None, self._moved))
 
     @property
     def name(self) -> str:
