@@ -53,7 +53,10 @@ class Counters:
         resumed: peers that came back on another connection.
         relays: relays that were written or queued for their target, by type.
         relayed_bytes: of those, as they were framed.
-        relays_undelivered: of those, answered ``dropped`` because their target went before they were written.
+        relays_delivered_elsewhere: of those, relays that another node wrote.
+        relays_received: relays of other nodes' peers that were written or queued here; not among those above.
+        relays_undelivered: of all that were written or queued here, those answered ``dropped`` because their target
+            went before they were written.
         relays_refused: readable relays that were not accepted, by type and code.
         refused: messages answered with an ``error``, by code.
         events_dropped: ``peer-joined`` and ``peer-left`` that met a full queue.
@@ -69,6 +72,8 @@ class Counters:
     resumed: int = 0
     relays: dict[str, int] = field(default_factory=lambda: dict.fromkeys(sorted(RELAYED_TYPES), 0))
     relayed_bytes: int = 0
+    relays_delivered_elsewhere: int = 0
+    relays_received: int = 0
     relays_undelivered: int = 0
     relays_refused: Counter[tuple[str, ErrorCode]] = field(default_factory=Counter)
     refused: Counter[ErrorCode] = field(default_factory=Counter)

@@ -65,6 +65,10 @@ class Events:
         """A peer came back on another connection."""
         self._peer("came_back", "{peer} came back to {topic!r} from {address}", peer, topic, address=address)
 
+    def moved(self, peer: str, topic: str) -> None:
+        """A peer came back to another node, and is that node's now."""
+        self._peer("moved", "{peer} of {topic!r} goes on at another node", peer, topic)
+
     def turned_away(self, topic: str, address: str | None, reason: str) -> None:
         """A peer could not join, because its topic was full."""
         if self.info:

@@ -40,6 +40,17 @@ class History:
         """Tell whether everything after ``number`` is there."""
         return self.sent - len(self._kept) <= number <= self.sent
 
+    @property
+    def kept(self) -> list[bytes | None]:
+        """What is remembered, oldest first."""
+        return list(self._kept)
+
+    def restore(self, sent: int, kept: list[bytes | None]) -> None:
+        """Go on with what another history remembered, whose latest number was ``sent``."""
+        self.sent = sent - len(kept)
+        for frame in kept:
+            self.add(frame)
+
     def rewind(self, number: int) -> list[bytes]:
         """Count on from ``number``, which has arrived.
 

@@ -43,6 +43,10 @@ class PeerIds:
             self._latest_ms += 1
             return str(self._ulids.generate())
 
+    def follow(self, peer_id: str) -> None:
+        """Make every id from now on greater than one that was made elsewhere."""
+        self._latest_ms = max(self._latest_ms, ULID.from_str(peer_id).milliseconds + 1)
+
     def _never_back(self) -> int:
         self._latest_ms = max(self._latest_ms, self._clock_ms())
         return self._latest_ms

@@ -136,10 +136,20 @@ class SignalingCollector:
             counters.relays_undelivered,
         )
         yield _gauge("relays_waiting", "Accepted relays that wait for their target now.", self._factory.relays_waiting)
+        yield from self._between_nodes()
         yield _counter("relayed_bytes", "Accepted relays, as they were framed.", counters.relayed_bytes)
         codes = (((str(code),), count) for code, count in counters.refused.items())
         yield _counters("messages_refused", "Messages that were answered with an error.", ["code"], codes)
         yield _counter("events_dropped", "peer-joined and peer-left that met a full queue.", counters.events_dropped)
+
+    def _between_nodes(self) -> Iterator[Metric]:
+        counters, backplane = self._factory.counters, self._factory.backplane
+        yield _gauge("backplane_up", "Whether peers of other nodes can be reached.", not backplane.troubles)
+        yield _gauge("relays_forwarding", "Relays to other nodes that have no outcome yet.", backplane.forwarding)
+        elsewhere = "Accepted relays that another node wrote."
+        yield _counter("relays_delivered_elsewhere", elsewhere, counters.relays_delivered_elsewhere)
+        received = "Relays of other nodes' peers that were written or queued here; not among the accepted ones."
+        yield _counter("relays_received", received, counters.relays_received)
 
     def _times(self) -> Iterator[Metric]:
         counters = self._factory.counters

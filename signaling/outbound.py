@@ -17,14 +17,18 @@ class OutboundQueue(Generic[R]):
 
     Args:
         write: takes a frame; may call ``block`` before it returns.
+        written: takes the receipt of a frame that had waited and was written.
         max_messages: the high-water mark, in messages.
         max_bytes: the high-water mark, in bytes of frames.
     """
 
-    __slots__ = ("_blocked", "_bytes", "_frames", "_max_bytes", "_max_messages", "_write")
+    __slots__ = ("_blocked", "_bytes", "_frames", "_max_bytes", "_max_messages", "_write", "_written")
 
-    def __init__(self, write: Callable[[bytes], None], max_messages: int, max_bytes: int) -> None:
+    def __init__(
+        self, write: Callable[[bytes], None], written: Callable[[R], None], max_messages: int, max_bytes: int
+    ) -> None:
         self._write = write
+        self._written = written
         self._max_messages = max_messages
         self._max_bytes = max_bytes
         self._frames: deque[tuple[bytes, R | None]] | None = None
@@ -55,7 +59,7 @@ class OutboundQueue(Generic[R]):
         """Write or queue ``frame``, or refuse it.
 
         Args:
-            receipt: handed back by ``abandon`` where the frame was queued and never written.
+            receipt: where the frame is queued, handed over once it is written, or by ``abandon`` if it never is.
 
         Returns:
             False where a mark would be passed: nothing was queued.
@@ -85,9 +89,11 @@ class OutboundQueue(Generic[R]):
         """Write what waits, oldest first, until there is no more or a write blocks again."""
         self._blocked = False
         while self._frames and not self._blocked:
-            frame, _ = self._frames.popleft()
+            frame, receipt = self._frames.popleft()
             self._bytes -= len(frame)
             self._write(frame)
+            if receipt is not None:
+                self._written(receipt)
         if not self._frames:
             # An empty deque holds 600 bytes; most connections never need one.
             self._frames = None

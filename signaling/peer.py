@@ -7,16 +7,20 @@ still there, and what is relayed to it is ``dropped``.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import itemgetter
 
 from signaling import wire
 from signaling.counters import Counters
 from signaling.errors import ErrorCode, Rejected
 from signaling.frames import text_frame
-from signaling.ports import Outbound, Receipt
+from signaling.ports import Backplane, Outbound, Receipt
 from signaling.topics import Topic, TopicMap
 
-_NOT_FOUND = "peer not found"
-_DROPPED = "the peer takes no messages now; this one was not delivered"
+TEXTS = {
+    ErrorCode.TARGET_NOT_FOUND: "peer not found",
+    ErrorCode.DROPPED: "the peer takes no messages now; this one was not delivered",
+}
+"""What an error says of a relay, on whatever node its target was looked for."""
 
 
 class Peer:
@@ -26,16 +30,25 @@ class Peer:
         peer_id: a ULID.
         metadata: the JSON text of an object, or None.
         topics: the map that it joins and leaves.
+        backplane: knows the topic's peers on other nodes.
         counters: the server's.
     """
 
-    __slots__ = ("_counters", "_outbound", "_topics", "id", "metadata", "topic")
+    __slots__ = ("_backplane", "_counters", "_outbound", "_topics", "id", "metadata", "topic")
 
-    def __init__(self, peer_id: str, metadata: bytes | None, topics: TopicMap[Peer], counters: Counters) -> None:
+    def __init__(
+        self,
+        peer_id: str,
+        metadata: bytes | None,
+        topics: TopicMap[Peer],
+        backplane: Backplane,
+        counters: Counters,
+    ) -> None:
         self.id = peer_id
         self.metadata = metadata
         self.topic: Topic[Peer] | None = None
         self._topics = topics
+        self._backplane = backplane
         self._counters = counters
         self._outbound: Outbound | None = None
 
@@ -43,6 +56,11 @@ class Peer:
     def listed_bytes(self) -> int:
         """How long this peer's entry in a ``peer-list`` is."""
         return wire.listed_bytes(self.id, self.metadata)
+
+    @property
+    def blocked(self) -> bool:
+        """Whether what is offered has to wait."""
+        return self._outbound is not None and self._outbound.blocked
 
     def attach(self, outbound: Outbound) -> None:
         """Send to ``outbound`` from now on."""
@@ -68,7 +86,13 @@ class Peer:
 
     def _greet(self, others: Iterable[Peer], ice_servers: bytes | None) -> None:
         self._answer(wire.welcome(self.id, ice_servers))
-        self._answer(wire.peer_list((peer.id, peer.metadata) for peer in others))
+        self._answer(wire.peer_list(self._listed(others)))
+
+    def _listed(self, others: Iterable[Peer]) -> Iterable[tuple[str, bytes | None]]:
+        here = [(peer.id, peer.metadata) for peer in others]
+        elsewhere = self._backplane.elsewhere(self.topic.name) if self.topic is not None else ()
+        # Ids increase in joining order, on whatever node they were made.
+        return sorted([*here, *elsewhere], key=itemgetter(0)) if elsewhere else here
 
     def renew(self, ice_servers: bytes) -> None:
         """Tell the peer of new ICE servers."""
@@ -81,6 +105,13 @@ class Peer:
         topic, self.topic = self.topic, None
         self._topics.leave(topic, self)
         self._tell(topic, wire.peer_left(self.id))
+        self._backplane.leave(topic.name, self.id)
+
+    def vanish(self) -> None:
+        """Leave without a word: it goes on elsewhere."""
+        if self.topic is not None:
+            topic, self.topic = self.topic, None
+            self._topics.leave(topic, self)
 
     def receive(self, data: bytes) -> wire.ClientMessage | Rejected:
         """Relay one message of this peer, or answer it with an error.
@@ -103,18 +134,38 @@ class Peer:
 
     def _relay(self, message: wire.ClientMessage) -> None:
         target = self.topic.get(message.to) if self.topic is not None else None
-        if target is None:
-            raise self._refused(message, ErrorCode.TARGET_NOT_FOUND, _NOT_FOUND)
         frame = text_frame(wire.relayed(message, self.id))
-        if not target.offer(frame, (self, message.msg_id)):
-            raise self._refused(message, ErrorCode.DROPPED, _DROPPED)
-        counters = self._counters
-        counters.relays[message.type] += 1
-        counters.relayed_bytes += len(frame)
+        if target is None:
+            self._forward(message, frame)
+        elif target.offer(frame, (self, message.msg_id)):
+            counters = self._counters
+            counters.relays[message.type] += 1
+            counters.relayed_bytes += len(frame)
+        else:
+            raise self.refused(message.type, ErrorCode.DROPPED, message.msg_id)
 
-    def _refused(self, message: wire.ClientMessage, code: ErrorCode, text: str) -> Rejected:
-        self._counters.relays_refused[message.type, code] += 1
-        return Rejected(code, text, message.msg_id)
+    def _forward(self, message: wire.ClientMessage, frame: bytes) -> None:
+        taken = None
+        if self.topic is not None:
+            forwarded = Forwarded(self, message.type, len(frame), message.msg_id)
+            taken = self._backplane.forward(self.topic.name, message.to, self.id, frame, forwarded)
+        if not taken:
+            code = ErrorCode.TARGET_NOT_FOUND if taken is None else ErrorCode.DROPPED
+            raise self.refused(message.type, code, message.msg_id)
+
+    def delivered_elsewhere(self, kind: str, size: int) -> None:
+        """Count a relay that another node wrote."""
+        self._counters.relays[kind] += 1
+        self._counters.relayed_bytes += size
+        self._counters.relays_delivered_elsewhere += 1
+
+    def refused(self, kind: str, code: ErrorCode, msg_id: bytes | None) -> Rejected:
+        """Count a relay that is not delivered, and say so."""
+        self._counters.relays_refused[kind, code] += 1
+        return Rejected(code, TEXTS[code], msg_id)
+
+    def written(self) -> None:
+        """Need nothing: no news is good news."""
 
     def offer(self, frame: bytes, receipt: Receipt | None = None) -> bool:
         """Hand ``frame`` to this peer's way out, if it has one that takes it."""
@@ -129,8 +180,28 @@ class Peer:
         self._counters.events_dropped += sum(not peer.offer(frame) for peer in peers)
 
 
+class Forwarded:
+    """A relay that is on its way to another node."""
+
+    __slots__ = ("_kind", "_msg_id", "_sender", "_size")
+
+    def __init__(self, sender: Peer, kind: str, size: int, msg_id: bytes | None) -> None:
+        self._sender = sender
+        self._kind = kind
+        self._size = size
+        self._msg_id = msg_id
+
+    def delivered(self) -> None:
+        """Count it."""
+        self._sender.delivered_elsewhere(self._kind, self._size)
+
+    def failed(self, code: ErrorCode) -> None:
+        """Tell its sender."""
+        self._sender.reject(self._sender.refused(self._kind, code, self._msg_id))
+
+
 def return_undelivered(receipts: Iterable[Receipt], counters: Counters) -> None:
     """Tell the senders of relays that were queued for a peer and never written."""
     for sender, msg_id in receipts:
         counters.relays_undelivered += 1
-        sender.reject(Rejected(ErrorCode.DROPPED, _DROPPED, msg_id))
+        sender.reject(Rejected(ErrorCode.DROPPED, TEXTS[ErrorCode.DROPPED], msg_id))

@@ -26,6 +26,10 @@ Receipt = tuple[Sender, bytes | None]
 class Outbound(Protocol):
     """The way to one peer: a bounded queue in front of its connection. Neither method closes or calls back."""
 
+    @property
+    def blocked(self) -> bool:
+        """Whether what is offered has to wait."""
+
     def offer(self, frame: bytes, receipt: Receipt | None = None) -> bool:
         """Take ``frame``, or return False where its queue is full or it is closing."""
 
@@ -41,12 +45,27 @@ class Entrant:
     """A peer on its way into a topic.
 
     Args:
-        id: under which the topic knows it from now on.
+        id: under which the other nodes know it; None where there are none, and any new one will do.
         full: why the topic does not take it, for a person; None where it does.
+        session: of the peer with that id, which another node gave up; None where it is a new one.
     """
 
-    id: str
+    id: str | None = None
     full: str | None = None
+    session: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What a client says that wants to be a peer again.
+
+    Args:
+        peer: the id.
+        text: what that peer's node has to see; only the node reads it.
+    """
+
+    peer: str
+    text: bytes
 
 
 class Forwarding(Protocol):
@@ -68,14 +87,21 @@ class Node(Protocol):
     def left(self, topic: str, peer: str) -> None:
         """A peer of another node left; tell those who are here."""
 
+    def lend(self, topic: str, proof: Proof) -> bytes | None:
+        """Get a peer ready to go on at another node.
+
+        Returns:
+            Its session; None where it is not here, or the proof is not good.
+        """
+
     def moved(self, topic: str, peer: str) -> None:
         """A peer that was here came back to another node; forget it without a word."""
 
     def members(self, topic: str) -> Iterable[tuple[str, bytes | None]]:
         """List the peers that are here: ids and metadata."""
 
-    def topics(self) -> Iterable[str]:
-        """List the topics that have a peer here."""
+    def has(self, topic: str, peer: str) -> bool:
+        """Tell whether the peer is here."""
 
     def deliver(self, topic: str, to: str, frame: bytes, receipt: Receipt) -> bool | None:
         """Hand a relay to a peer that is here.
@@ -98,17 +124,27 @@ class Backplane(Protocol):
     def troubles(self) -> list[str]:
         """Why a balancer should send newcomers elsewhere; empty where it should not."""
 
+    @property
+    def forwarding(self) -> int:
+        """How many relays to other nodes have no outcome yet."""
+
     def start(self, node: Node) -> None:
         """Take up the connection to the other nodes."""
 
     def stop(self, done: Callable[[], None]) -> None:
         """Give it up, once what was told has gone out; the peers have left before."""
 
-    def enter(self, topic: str, metadata: bytes | None, entered: Callable[[Entrant], None]) -> None:
-        """Announce a peer that is about to join; ``entered`` is called, perhaps at once, and within some seconds."""
+    def enter(
+        self, topic: str, metadata: bytes | None, entered: Callable[[Entrant], None], proof: Proof | None = None
+    ) -> None:
+        """Announce a peer that is about to join; ``entered`` is called, perhaps at once, and within some seconds.
 
-    def settle(self, topic: str, peer: str) -> None:
-        """Hear that an entrant joined here, or did not after all; ``Node.members`` tells which."""
+        Args:
+            proof: of being a peer that another node may have; None where the client does not say so.
+        """
+
+    def settle(self, topic: str, peer: str, *, joined: bool) -> None:
+        """Hear that an entrant is in its topic now, or will never be."""
 
     def leave(self, topic: str, peer: str) -> None:
         """Tell the others that a peer of this node left."""
@@ -116,14 +152,12 @@ class Backplane(Protocol):
     def elsewhere(self, topic: str) -> Iterable[tuple[str, bytes | None]]:
         """List the peers of other nodes in a topic: ids and metadata."""
 
-    def forward(self, topic: str, to: str, sender: str, frame: bytes, forwarding: Forwarding) -> bool:
+    def forward(self, topic: str, to: str, sender: str, frame: bytes, forwarding: Forwarding) -> bool | None:
         """Send a relay to a peer of another node.
 
         Returns:
-            False where no other node has that peer; nothing else happens then.
-
-        Raises:
-            Rejected: ``dropped``; nothing else happens then.
+            True where ``forwarding`` will hear of its end; False where it has to be dropped, and None where no other
+            node has that peer.
         """
 
 

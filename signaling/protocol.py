@@ -26,6 +26,7 @@ from signaling.access import Grant
 from signaling.addresses import Client, TrustedProxies
 from signaling.admission import Admission, Place
 from signaling.auth import Access, Logout, forbidden
+from signaling.backplane.memory import MemoryBackplane
 from signaling.counters import Counters
 from signaling.deadlines import Deadlines
 from signaling.errors import Ending, ErrorCode, Refused, Rejected
@@ -35,13 +36,14 @@ from signaling.frames import PING, frame
 from signaling.ice import IceServers
 from signaling.ids import PeerIds
 from signaling.limits import Limits
+from signaling.local import LocalPeers
 from signaling.origins import Origins
 from signaling.pages import pages
 from signaling.peer import Peer, return_undelivered
-from signaling.ports import Receipt
+from signaling.ports import Backplane, Entrant, Receipt
 from signaling.presented import subprotocol
 from signaling.rates import TokenBucket
-from signaling.sessions import ResumablePeer, Sessions
+from signaling.sessions import ResumablePeer, Sessions, proof
 from signaling.topics import TopicMap
 from signaling.upgrade import Claim, HeaderValues, Join, check_join, check_upgrade, parse_head
 from signaling.web import BoundedChannel, SignalingSite
@@ -75,6 +77,9 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
     _bucket: TokenBucket | None = None
     _login: Deferred[Any] | None = None
     _logout: Logout | None = None
+    # Under which the other nodes know it, until it is in its topic.
+    _entrant: Entrant | None = None
+    _entering = False
     _may_send = True
 
     # The way in
@@ -152,9 +157,9 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         login.addCallbacks(self._logged_in, self._login_refused, (join, key, values, client), {}, (values,))
         login.addErrback(self._login_broken)
         if self._login is not None:
-            self._wait_for_login()
+            self._wait()
 
-    def _wait_for_login(self) -> None:
+    def _wait(self) -> None:
         self._stop_reading()
         # The deadline of a request that twisted.web read is over.
         self.factory.handshakes.set_once(self)
@@ -201,7 +206,27 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         factory.newcomers.pop(self, None)
         self._join = join
         self.subprotocol = join.subprotocol
-        if factory.topics.size(join.topic) < _CROWD:
+        if factory.sessions.find(join) is not None:
+            self._open(key)
+            return
+        self._entering = True
+        proven = proof(join)
+        factory.backplane.enter(join.topic, join.metadata, lambda entrant: self._entered(entrant, join, key), proven)
+        if self._entering:
+            self._wait()
+
+    def _entered(self, entrant: Entrant, join: Join, key: bytes) -> None:
+        self._entering = False
+        if self.state != self.STATE_CONNECTING:
+            self.factory.backplane.settle(join.topic, entrant.id or "", joined=False)
+            return
+        self._entrant = entrant
+        self._open(key)
+
+    def _open(self, key: bytes) -> None:
+        """Accept the handshake; in a crowd when it is this connection's turn."""
+        join = self._join
+        if join is None or self.factory.topics.size(join.topic) < _CROWD:
             self.accept(key)
         else:
             self.acceptInTurn(key)
@@ -222,11 +247,34 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         if join.grant is not None:
             self._be_bound_by(join.grant)
         if join.claim is not None and self._come_back(join, join.claim):
+            self._settle(join.topic, joined=False)
+        elif self._entrant is not None:
+            self._begin(join, self._entrant)
+        else:
+            # The session that it came back for ended meanwhile.
+            factory.backplane.enter(join.topic, join.metadata, lambda entrant: self._begin_late(join, entrant))
+
+    def _begin_late(self, join: Join, entrant: Entrant) -> None:
+        self._entrant = entrant
+        if self.state == self.STATE_OPEN:
+            self._begin(join, entrant)
+        else:
+            self._settle(join.topic, joined=False)
+
+    def _begin(self, join: Join, entrant: Entrant) -> None:
+        factory = self.factory
+        peer = factory.new_peer(join, self, entrant)
+        if entrant.session is not None and join.claim is not None and isinstance(peer, ResumablePeer):
+            peer.revive(entrant.session, join.topic)
+            self._go_on(peer, join, join.claim)
+            self._settle(join.topic, joined=True)
             return
-        peer = factory.new_peer(join, self)
         try:
+            if entrant.full is not None:
+                raise Rejected(ErrorCode.TOPIC_FULL, entrant.full)
             peer.join(join.topic, factory.ice_servers.text(peer.id))
         except Rejected as rejected:
+            self._settle(join.topic, joined=False)
             peer.reject(rejected)
             self.close(_TRY_AGAIN_LATER, rejected.text)
             factory.events.turned_away(join.topic, self._take_address(), rejected.text)
@@ -234,6 +282,12 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         self._peer = peer
         factory.counters.joins += 1
         factory.events.joined(peer.id, join.topic, self._take_address())
+        self._settle(join.topic, joined=True)
+
+    def _settle(self, topic: str, *, joined: bool) -> None:
+        entrant, self._entrant = self._entrant, None
+        if entrant is not None and entrant.id is not None:
+            self.factory.backplane.settle(topic, entrant.id, joined=joined)
 
     def _be_bound_by(self, grant: Grant) -> None:
         self._may_send = grant.may_send
@@ -252,12 +306,15 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         if not peer.reaches(claim.seen):
             sessions.dismiss(peer, "it came back for more than is kept")
             return False
-        peer.come_back(self, claim, self.factory.ice_servers.text(peer.id))
         sessions.back(peer)
+        self._go_on(peer, join, claim)
+        return True
+
+    def _go_on(self, peer: ResumablePeer, join: Join, claim: Claim) -> None:
+        peer.come_back(self, claim, self.factory.ice_servers.text(peer.id))
         self._peer = peer
         self.factory.counters.resumed += 1
         self.factory.events.came_back(peer.id, join.topic, self._take_address())
-        return True
 
     def _take_address(self) -> str | None:
         # Needed for one line alone; a connection has to be light.
@@ -323,6 +380,10 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         """Count how long a ping and its pong took."""
         self.factory.counters.round_trips.add(seconds)
 
+    def onWritten(self, receipt: Receipt) -> None:
+        """Tell who waits for that."""
+        receipt[0].written()
+
     # What a resumable peer asks
 
     def pingMark(self) -> bytes:
@@ -365,6 +426,8 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         if self._login is not None:
             self._login.cancel()
         self._log_out()
+        if self._join is not None:
+            self._settle(self._join.topic, joined=False)
 
     def _return_place(self, place: Place) -> None:
         lender = self._lender
@@ -417,6 +480,7 @@ class SignalingFactory(LeanWebSocketFactory):
         serve_client: whether ``/signaling.js`` is served, the client for browsers.
         demo: whether ``/`` is, a page that shows it.
         portal: who may do what (docs/access.md); None means that everybody may do everything.
+        backplane: shares the topics with other servers (docs/cluster.md); None means that there are none.
         wall_clock: tells when tokens expire, in seconds since 1970.
         reactor: tells the time; None means the global reactor.
         log_level: events below it are not logged.
@@ -435,6 +499,8 @@ class SignalingFactory(LeanWebSocketFactory):
     """
 
     protocol = SignalingProtocol
+    retiring = False
+    draining = False
 
     def __init__(  # noqa: PLR0913 - each is one thing that an operator may want
         self,
@@ -446,6 +512,7 @@ class SignalingFactory(LeanWebSocketFactory):
         serve_client: bool = False,
         demo: bool = False,
         portal: Portal | None = None,
+        backplane: Backplane | None = None,
         wall_clock: Callable[[], float] = time.time,
         reactor: IReactorTime | None = None,
         log_level: NamedConstant = LogLevel.info,
@@ -454,16 +521,16 @@ class SignalingFactory(LeanWebSocketFactory):
         super().__init__(limits or Limits(), reactor)
         self.topics: TopicMap[Peer] = TopicMap(self.limits.max_peers_per_topic, self.limits.max_peer_list_bytes)
         self.counters = Counters()
+        self.backplane: Backplane = backplane or MemoryBackplane()
         self.origins = Origins(allow_origins)
         self.admission = Admission(self.limits, descriptors.file_limit(reactor), reactor.seconds)
         self.sessions = Sessions(self.limits, reactor, self.topics, self.admission, self._not_back)
+        self.local = LocalPeers(self.topics, self.counters, self.sessions.lend, self._moved)
         self.ice_servers = ice_servers or IceServers()
         self.renewals: Deadlines[SignalingProtocol] = Deadlines(
-            reactor, self.ice_servers.renewal_seconds, lambda connection: connection.renewIceServers()
+            reactor, self.ice_servers.renewal_seconds, SignalingProtocol.renewIceServers
         )
-        self.expiries: Expiries[SignalingProtocol] = Expiries(
-            reactor, wall_clock, lambda connection: connection.expire()
-        )
+        self.expiries: Expiries[SignalingProtocol] = Expiries(reactor, wall_clock, SignalingProtocol.expire)
         self._proxies = TrustedProxies(trusted_proxies)
         # The connections of no peer, oldest first.
         self.newcomers: dict[SignalingProtocol, None] = {}
@@ -472,8 +539,6 @@ class SignalingFactory(LeanWebSocketFactory):
         self.events = Events(log_level, reactor.seconds)
         self.logs_debug = self.events.debug
         self.access = Access(portal, self.events.log) if portal is not None else None
-        self.retiring = False
-        self.draining = False
         self._farewells: list[Any] = []
         self._drains: list[Deferred[None]] = []
 
@@ -484,9 +549,10 @@ class SignalingFactory(LeanWebSocketFactory):
 
     @property
     def relays_written(self) -> int:
-        """How many relays were written to their target's transport so far."""
+        """How many relays were written to their target's transport here so far."""
         counters = self.counters
-        return counters.relays_accepted - counters.relays_undelivered - self.relays_waiting
+        taken = counters.relays_accepted - counters.relays_delivered_elsewhere + counters.relays_received
+        return taken - counters.relays_undelivered - self.relays_waiting
 
     def acceptableProtocols(self) -> list[bytes]:
         """Offer HTTP/1.1 over TLS; Twisted would refuse every client that names protocols, as all browsers do."""
@@ -513,14 +579,14 @@ class SignalingFactory(LeanWebSocketFactory):
         self.origins.check(values(b"origin"))
         return join, key
 
-    def new_peer(self, join: Join, connection: SignalingProtocol) -> Peer:
-        """Make a peer on a connection that is open."""
-        peer_id = self.ids.next()
+    def new_peer(self, join: Join, connection: SignalingProtocol, entrant: Entrant) -> Peer:
+        """Make a peer on a connection that is open, by the id that other nodes know, where there are any."""
+        peer_id = entrant.id or self.ids.next()
         if not self.limits.resume_window_seconds:
-            peer = Peer(peer_id, join.metadata, self.topics, self.counters)
+            peer = Peer(peer_id, join.metadata, self.topics, self.backplane, self.counters)
             peer.attach(connection)
             return peer
-        resumable = ResumablePeer(peer_id, join, self.topics, self.counters, self.limits)
+        resumable = ResumablePeer(peer_id, join, self.topics, self.backplane, self.counters, self.limits)
         resumable.go(connection)
         return resumable
 
@@ -544,6 +610,11 @@ class SignalingFactory(LeanWebSocketFactory):
         self.counters.leaves[Ending.STOPPING if self.draining else Ending.NOT_BACK] += 1
         if peer.topic is not None:
             self.events.left(peer.id, peer.topic.name, reason)
+
+    def _moved(self, peer: Peer) -> None:
+        if isinstance(peer, ResumablePeer) and peer.topic is not None:
+            self.events.moved(peer.id, peer.topic.name)
+            self.sessions.hand_over(peer)
 
     def rest(self) -> None:
         """Leave no timer behind when nobody is there."""
@@ -583,7 +654,8 @@ class SignalingFactory(LeanWebSocketFactory):
     @property
     def unready(self) -> list[str]:
         """Why a balancer should send newcomers elsewhere; empty where it should not."""
-        return ["the server is stopping"] if self.retiring or self.draining else []
+        stopping = ["the server is stopping"] if self.retiring or self.draining else []
+        return stopping + self.backplane.troubles
 
     def drain(self) -> Deferred[None]:
         """Send every connection a close frame and wait until all are gone.

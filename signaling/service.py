@@ -17,10 +17,14 @@ from twisted.internet.task import deferLater
 from twisted.logger import FilteringLogObserver, LogLevelFilterPredicate, globalLogPublisher
 from twisted.python.failure import Failure
 
+from signaling.backplane.cluster import Cluster
+from signaling.backplane.engines import make_engine
 from signaling.descriptors import raise_file_limit
 from signaling.errors import StartError
+from signaling.events import Events
 from signaling.listening import Listener, accept_few, endpoint, listeners, start_error
 from signaling.options import Options
+from signaling.ports import Backplane
 from signaling.protocol import SignalingFactory, address_text
 
 
@@ -93,6 +97,7 @@ class SignalingService(Service):
         if not self._asked:
             self.privilegedStartService()
         super().startService()
+        self.factory.backplane.start(self.factory.local)
         for companion in self._companions:
             companion.start()
 
@@ -155,6 +160,9 @@ class SignalingService(Service):
         if peers:
             self.factory.events.stopping(peers)
         yield self.factory.drain()
+        gone: Deferred[None] = Deferred()
+        self.factory.backplane.stop(lambda: gone.callback(None))
+        yield gone
         yield self._stop_listening(self._others)
 
 
@@ -259,6 +267,7 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
     where = listeners(reactor, options.listen, options.port)
     if options.run_by_twistd:
         raise_file_limit()
+    events = Events(options.log_level, reactor.seconds)
     factory = SignalingFactory(
         options.limits,
         allow_origins=options.allow_origins,
@@ -267,11 +276,19 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
         serve_client=bool(options["serve-client"]),
         demo=bool(options["demo"]),
         portal=options.portal,
+        backplane=_make_backplane(options, reactor, events),
         log_level=options.log_level,
     )
     companions = _serve_metrics(options, factory, where, reactor)
     service = SignalingService(factory, where, companions)
     return TwistdService(service, options) if options.run_by_twistd else service
+
+
+def _make_backplane(options: Options, reactor: Any, events: Events) -> Backplane | None:
+    url = options.backplane
+    if url is None:
+        return None
+    return Cluster(make_engine(url, reactor, events), reactor, options.limits, prefix=url.prefix)
 
 
 def _serve_metrics(options: Options, factory: SignalingFactory, where: list[Listener], reactor: Any) -> list[Companion]:

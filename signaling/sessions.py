@@ -10,7 +10,9 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterable
 from hmac import compare_digest
-from typing import Protocol
+from typing import Any, Protocol
+
+import msgspec
 
 from signaling import wire
 from signaling.admission import Admission, Place
@@ -23,7 +25,7 @@ from signaling.ids import ID_CHARACTERS
 from signaling.limits import Limits
 from signaling.outbound import OutboundQueue
 from signaling.peer import Peer, return_undelivered
-from signaling.ports import Outbound, Receipt
+from signaling.ports import Backplane, Outbound, Proof, Receipt
 from signaling.topics import TopicMap
 from signaling.upgrade import Claim, Join
 
@@ -31,6 +33,8 @@ from signaling.upgrade import Claim, Join
 _ASK_AFTER_FRAMES = 8
 _ASK_AFTER_BYTES = 16_384
 _SECRET_BYTES = 18
+# For the node that asked for a peer to say that it has it.
+_LOAN_SECONDS = 5.0
 # A pong may carry anything.
 _LONGEST_MARK = 15
 
@@ -56,16 +60,25 @@ class Way(Outbound, Protocol):
 
 
 class Away(OutboundQueue[Receipt]):
-    """Takes the place of a connection that was lost: what is offered waits, up to the marks."""
+    """Takes the place of a connection that was lost: what is offered waits, up to the marks.
 
-    __slots__ = ("place",)
+    Attributes:
+        lent: whether its peer is about to go on at another node; then nothing is taken.
+    """
+
+    __slots__ = ("lent", "place")
 
     said_goodbye = False
 
     def __init__(self, limits: Limits, place: Place | None) -> None:
-        super().__init__(lambda frame: None, limits.high_water_messages, limits.high_water_bytes)
+        super().__init__(lambda frame: None, lambda receipt: None, limits.high_water_messages, limits.high_water_bytes)
         self.place = place
+        self.lent = False
         self.block()
+
+    def offer(self, frame: bytes, receipt: Receipt | None = None) -> bool:
+        """Queue ``frame``, or refuse it."""
+        return not self.lent and super().offer(frame, receipt)
 
     def ask(self, mark: bytes) -> None:
         """Ask nobody."""
@@ -92,8 +105,16 @@ class ResumablePeer(Peer):
 
     way: Way
 
-    def __init__(self, peer_id: str, join: Join, topics: TopicMap[Peer], counters: Counters, limits: Limits) -> None:
-        super().__init__(peer_id, join.metadata, topics, counters)
+    def __init__(  # noqa: PLR0913, PLR0917 - what a peer needs, and its bounds
+        self,
+        peer_id: str,
+        join: Join,
+        topics: TopicMap[Peer],
+        backplane: Backplane,
+        counters: Counters,
+        limits: Limits,
+    ) -> None:
+        super().__init__(peer_id, join.metadata, topics, backplane, counters)
         self.owner = join.owner
         self._window = limits.resume_window_seconds
         self._history = History(16 * limits.high_water_messages, 2 * limits.high_water_bytes)
@@ -115,6 +136,17 @@ class ResumablePeer(Peer):
         """Tell whether everything after the ``seen``-th message can be sent again."""
         return self._history.reaches(seen)
 
+    def session(self) -> bytes:
+        """Write down what another node needs to go on with this peer."""
+        return _encode(_Session(self.metadata, self.owner, self._history.sent, self._history.kept))
+
+    def revive(self, session: bytes, topic: str) -> None:
+        """Be the peer whose session another node wrote down, in its topic, without a word to anybody."""
+        text = _decode_session(session)
+        self.metadata = text.metadata
+        self._history.restore(text.sent, text.kept)
+        self.topic = self._topics.join(topic, self)
+
     def come_back(self, way: Way, claim: Claim, ice_servers: bytes | None) -> None:
         """Go on where the other end lost its connection.
 
@@ -123,8 +155,9 @@ class ResumablePeer(Peer):
             claim: what it said; ``knows`` and ``reaches`` hold.
             ice_servers: as for ``join``.
         """
-        self.way.give_up()
-        self.unwritten = []
+        # What they are for is sent again below.
+        given_up = self.way.give_up() if self.way is not way else []
+        again, self.unwritten = self.unwritten + given_up, []
         missed = self._history.rewind(claim.seen)
         # A connection that breaks at once may take the new token with it: the one that was used holds until a pong
         # proves that the new one arrived.
@@ -134,6 +167,8 @@ class ResumablePeer(Peer):
         for frame in missed:
             way.answer(frame)
             self._history.add(frame)
+        for sender, _ in again:
+            sender.written()
         self._ask()
 
     def acknowledge(self, mark: bytes) -> None:
@@ -185,11 +220,38 @@ class ResumablePeer(Peer):
         self._secrets = [secret.encode(), *self._secrets]
         for message in (
             wire.welcome(self.id, ice_servers, (self.id + secret, self._window), resumed=resumed),
-            wire.peer_list((peer.id, peer.metadata) for peer in others),
+            wire.peer_list(self._listed(others)),
         ):
             self.way.answer(text_frame(message))
             self._history.add(None)
         self._proven_at = self._history.sent
+
+
+class _Session(msgspec.Struct, array_like=True):
+    metadata: bytes | None
+    owner: tuple[str | None, bytes | None] | None
+    sent: int
+    kept: list[bytes | None]
+
+
+class _ProofText(msgspec.Struct, array_like=True):
+    token: bytes
+    seen: int
+    owner: tuple[str | None, bytes | None] | None
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_session = msgspec.msgpack.Decoder(_Session).decode
+_decode_proof = msgspec.msgpack.Decoder(_ProofText).decode
+
+
+def proof(join: Join) -> Proof | None:
+    """Write down what a request says of being a peer again; None where it says nothing."""
+    claim = join.claim
+    if claim is None:
+        return None
+    peer = claim.token[:ID_CHARACTERS].decode("ascii", "replace")
+    return Proof(peer, _encode(_ProofText(claim.token, claim.seen, join.owner)))
 
 
 class Sessions:
@@ -220,6 +282,9 @@ class Sessions:
         self._on_gone = on_gone
         self.away: set[ResumablePeer] = set()
         self._windows: Deadlines[ResumablePeer] = Deadlines(clock, limits.resume_window_seconds, self._gone)
+        self._loans: Deadlines[ResumablePeer] = Deadlines(
+            clock, _LOAN_SECONDS, lambda peer: self._set_lent(peer, False)
+        )
 
     @property
     def waiting(self) -> int:
@@ -233,9 +298,40 @@ class Sessions:
             return None
         topic = self._topics.find(join.topic)
         peer = topic.get(claim.token[:ID_CHARACTERS].decode("ascii", "replace")) if topic is not None else None
-        if not isinstance(peer, ResumablePeer) or peer.owner != join.owner or peer.way.said_goodbye:
+        return self._proven(peer, claim.token, join.owner)
+
+    def _proven(self, peer: Peer | None, token: bytes, owner: Any) -> ResumablePeer | None:
+        if not isinstance(peer, ResumablePeer) or peer.owner != owner or peer.way.said_goodbye:
             return None
-        return peer if peer.knows(claim.token[ID_CHARACTERS:]) else None
+        return peer if peer.knows(token[ID_CHARACTERS:]) else None
+
+    def lend(self, peer: Peer, text: bytes) -> bytes | None:
+        """Get a peer ready to go on at another node.
+
+        Until that node has it, or for some seconds, it takes nothing: what it were given would be missing there.
+
+        Args:
+            text: of the proof.
+
+        Returns:
+            Its session; None where the proof is not good, or reaches too far back.
+        """
+        told = _decode_proof(text)
+        proven = self._proven(peer, told.token, told.owner)
+        if proven is None or not proven.reaches(told.seen):
+            return None
+        way = proven.way
+        if not isinstance(way, Away):
+            place, way.place = way.place, None
+            proven.unwritten += way.give_up()
+            self.keep(proven, place)
+        self._set_lent(proven, True)
+        self._loans.set(proven)
+        return proven.session()
+
+    def _set_lent(self, peer: ResumablePeer, lent: bool) -> None:
+        if isinstance(peer.way, Away):
+            peer.way.lent = lent
 
     def keep(self, peer: ResumablePeer, place: Place | None) -> None:
         """Let a peer stay whose connection was lost.
@@ -252,6 +348,7 @@ class Sessions:
         """Notice that a peer has a connection again."""
         self.away.discard(peer)
         self._windows.clear(peer)
+        self._loans.clear(peer)
 
     def dismiss(self, peer: ResumablePeer, reason: str) -> None:
         """Let a peer leave, whether it has a connection or not."""
@@ -264,6 +361,17 @@ class Sessions:
         peer.detach()
         peer.leave()
 
+    def hand_over(self, peer: ResumablePeer) -> None:
+        """Forget a peer that goes on elsewhere, without a word."""
+        self.back(peer)
+        place, peer.way.place = peer.way.place, None
+        if place is not None:
+            self._admission.release(place)
+        for sender, _ in peer.unwritten + peer.way.give_up():
+            sender.written()
+        peer.detach()
+        peer.vanish()
+
     def close(self) -> None:
         """Let everyone leave who has no connection."""
         for peer in tuple(self.away):
@@ -273,6 +381,7 @@ class Sessions:
     def rest(self) -> None:
         """Take no timer where nobody is away."""
         self._windows.rest()
+        self._loans.rest()
 
     def _gone(self, peer: ResumablePeer) -> None:
         self.dismiss(peer, "it did not come back")

@@ -412,6 +412,11 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         return _pending_bytes(self.transport)
 
     @property
+    def blocked(self) -> bool:
+        """Whether what is offered has to wait."""
+        return self._queue is not None and self._queue.blocked
+
+    @property
     def waiting(self) -> int:
         """How many offers with a receipt wait for the transport."""
         return self._queue.receipts if self._queue is not None else 0
@@ -420,7 +425,9 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         """Hear from the transport that it takes nothing for the moment."""
         if self._queue is None:
             limits = self.factory.limits
-            self._queue = OutboundQueue(self._write, limits.high_water_messages, limits.high_water_bytes)
+            self._queue = OutboundQueue(
+                self._write, self.onWritten, limits.high_water_messages, limits.high_water_bytes
+            )
         self._queue.block()
         self._watch_progress()
         # The ping may be stuck behind what waits: until the transport takes data again, only the write timeout counts.
@@ -517,6 +524,9 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
 
     def onRoundTrip(self, seconds: float) -> None:
         """Hear how long a ping and its pong took; for an application to override."""
+
+    def onWritten(self, receipt: R) -> None:
+        """Hear that what had to wait was written; for an application to override."""
 
     def onUndelivered(self, receipts: list[R]) -> None:
         """Hear of what was queued and will not be written, oldest first; for an application to override."""

@@ -72,6 +72,14 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         metavar="NAME=COMMAND",
         help="any server that speaks our wire; {port} stands for its port; repeatable",
     )
+    compared.add_argument(
+        "--cluster",
+        action="append",
+        type=int,
+        default=[],
+        metavar="NODES",
+        help="ours as so many nodes that share topics through Redis, peers on different ones; repeatable",
+    )
     alone = parser.add_argument_group("a server that runs already")
     alone.add_argument("--url", help="where its topics are: ws://host:port/ws/")
     alone.add_argument("--pid", type=int, help="its process on this machine, to measure that as well")
@@ -98,7 +106,8 @@ def _chosen(options: argparse.Namespace) -> list[Server]:
         for name in servers.NEED_NODE.intersection(names):
             print(f"{name} is left out: it needs node and npm", file=sys.stderr)
             names.remove(name)
-    return [servers.ours(options.reactor), *options.variant, *options.server, *servers.others(names)]
+    clusters = map(servers.cluster, options.cluster)
+    return [servers.ours(options.reactor), *options.variant, *clusters, *options.server, *servers.others(names)]
 
 
 def compare(options: argparse.Namespace, scale: Scale, scenarios: list[str]) -> tuple[Results, str]:
@@ -119,7 +128,7 @@ def alone(options: argparse.Namespace, scale: Scale, scenarios: list[str]) -> tu
     results = Results()
     for name in scenarios:
         for _ in _progress(iter([name] * options.rounds), options.rounds):
-            figures = measure(SCENARIOS[name], Wire(url.path), address, meter, scale)
+            figures = measure(SCENARIOS[name], Wire(url.path), [address], meter, scale)
             results.add(name, _ALONE, figures)
     return results, options.url
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
-from benchmarks.client import HOST
 from benchmarks.compare.dialects import Dialect
 from benchmarks.compare.generator import Crowd, WrongAnswerError
 from benchmarks.compare.meter import Meter
@@ -14,8 +13,13 @@ from benchmarks.compare.scenarios import SCENARIOS, Figures, Scale, Scenario, St
 from benchmarks.compare.servers import Running, Stable
 
 
-def measure(
-    scenario: Scenario, dialect: Dialect, address: tuple[str, int], meter: Meter | None, scale: Scale
+def measure(  # noqa: PLR0913, PLR0917 - a server is all of these
+    scenario: Scenario,
+    dialect: Dialect,
+    addresses: Sequence[tuple[str, int]],
+    meter: Meter | None,
+    scale: Scale,
+    store: Meter | None = None,
 ) -> Figures:
     """Run one burst against one server.
 
@@ -23,8 +27,8 @@ def measure(
         WrongAnswerError: where the server does not do what it was asked for.
     """
     try:
-        with Crowd(address) as crowd:
-            stage = Stage(dialect, crowd, meter, scale)
+        with Crowd(addresses) as crowd:
+            stage = Stage(dialect, crowd, meter, scale, store)
             scenario.run(stage)
     except OSError as error:
         raise WrongAnswerError(str(error)) from error
@@ -85,4 +89,5 @@ class Contest:
             raise WrongAnswerError(f"{running.server.name}: {error}") from error
 
     def _burst(self, scenario: Scenario, running: Running) -> Figures:
-        return measure(scenario, running.server.dialect, (HOST, running.port), Meter(running.pid), self._scale)
+        dialect, meter, store = running.server.dialect, running.meter, running.store_meter
+        return measure(scenario, dialect, running.addresses, meter, self._scale, store)

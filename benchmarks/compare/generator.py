@@ -6,11 +6,12 @@ was checked once is known by its bytes when it comes again.
 
 from __future__ import annotations
 
+import itertools
 import select
 import socket
 import struct
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -180,12 +181,12 @@ class Crowd:
     """Connections to one server, and the tasks that use them.
 
     Args:
-        address: where the server listens.
+        addresses: where the server's nodes listen; connections go to them in turns.
         patience_seconds: for how long a server may let all tasks wait.
     """
 
-    def __init__(self, address: tuple[str, int], patience_seconds: float = 20.0) -> None:
-        self._address = address
+    def __init__(self, addresses: Sequence[tuple[str, int]], patience_seconds: float = 20.0) -> None:
+        self._addresses = itertools.cycle(addresses)
         self._patience_seconds = patience_seconds
         self._epoll = select.epoll()
         self._links: dict[int, Link] = {}
@@ -201,7 +202,7 @@ class Crowd:
 
     def connect(self) -> Link:
         """Open a connection."""
-        sock = socket.create_connection(self._address, self._patience_seconds)
+        sock = socket.create_connection(next(self._addresses), self._patience_seconds)
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         link = Link(sock)

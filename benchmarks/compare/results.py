@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from textwrap import fill
@@ -22,6 +22,7 @@ class Measure:
     Args:
         figure: its name among a burst's figures.
         goals: the most that ours may be of another server's.
+        floors: the least that it may be: the other is ours as well, and does more.
         bound: the most that ours may be by itself.
     """
 
@@ -30,12 +31,19 @@ class Measure:
     unit: str
     goals: dict[str, float]
     bound: float | None = None
+    floors: dict[str, float] = field(default_factory=dict)
 
 
 _BEST = dict.fromkeys(("peerjs-server", "y-webrtc", "websockets", "autobahn"), 1.0)
 
 MEASURES = (
-    Measure("relay", "cpu_us", "µs CPU", {"peerjs-server": 0.6, "y-webrtc": 0.45, "websockets": 0.3, "autobahn": 0.22}),
+    Measure(
+        "relay",
+        "cpu_us",
+        "µs CPU",
+        {"peerjs-server": 0.6, "y-webrtc": 0.45, "websockets": 0.3, "autobahn": 0.22},
+        floors={"cluster-2": 1 / 6, "cluster-3": 1 / 6},
+    ),
     Measure("burst", "cpu_us", "µs CPU", {"peerjs-server": 0.4}),
     Measure("call", "cpu_us", "µs CPU", {"peerjs-server": 0.6, "websockets": 0.4, "autobahn": 0.3}),
     Measure("connect", "cpu_us", "µs CPU", {"peerjs-server": 0.6}),
@@ -68,7 +76,9 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """The goal, and whether it is met."""
-        goal = self.measure.goals.get(self.other)
+        goal, floor = self.measure.goals.get(self.other), self.measure.floors.get(self.other)
+        if floor is not None:
+            return f"≥ {floor:.2g} | {'met' if self.ratio >= floor else 'missed'}"
         return "" if goal is None else _verdict(self.ratio, goal)
 
 

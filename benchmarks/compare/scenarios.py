@@ -61,12 +61,14 @@ class Stage:
 
     Args:
         meter: None where its process is not known; then there are no figures about it.
+        store: of what its nodes share; None where they share nothing.
     """
 
     dialect: Dialect
     crowd: Crowd
     meter: Meter | None
     scale: Scale
+    store: Meter | None = None
     figures: Figures = field(default_factory=dict)
 
     def join(self, topic: str) -> Joining:
@@ -95,6 +97,7 @@ class Stage:
         gc.collect()
         gc.disable()
         cpu, starved = self._used()
+        store = self.store.cpu_seconds() if self.store else 0.0
         start = time.perf_counter()
         try:
             yield
@@ -107,6 +110,8 @@ class Stage:
             cpu_after, starved_after = self._used()
             self.figures["cpu_us"] = 1e6 * (cpu_after - cpu) / operations
             self.figures["starved"] = (starved_after - starved) / elapsed
+        if self.store:
+            self.figures["store_us"] = 1e6 * (self.store.cpu_seconds() - store) / operations
 
     def _used(self) -> tuple[float, float]:
         return (self.meter.cpu_seconds(), self.meter.starved_seconds()) if self.meter else (0.0, 0.0)

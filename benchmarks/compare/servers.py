@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,7 @@ from typing import Self
 
 from benchmarks.client import HOST
 from benchmarks.compare.dialects import Dialect, PeerJs, Wire, YWebrtc
+from benchmarks.compare.meter import Meter
 from benchmarks.processes import pin
 
 SERVER_CORE, GENERATOR_CORE = 0, 1
@@ -38,8 +39,9 @@ class Server:
     """A named command.
 
     Args:
-        command: ``{port}`` stands for the port.
+        command: ``{port}`` stands for the port, ``{store}`` for that of a Redis server, which is started then.
         environment: variables beside this process's own.
+        nodes: how many processes serve together; connections go to them in turns.
     """
 
     name: str
@@ -47,45 +49,46 @@ class Server:
     dialect: Dialect
     environment: Mapping[str, str] = field(default_factory=dict)
     version: str = ""
+    nodes: int = 1
+
+    @property
+    def needs_store(self) -> bool:
+        """Whether its nodes share a Redis server."""
+        return any("{store}" in word for word in self.command)
 
 
 class CannotStartError(Exception):
     """A server did not start; the text says why, for the person at the terminal."""
 
 
-class Running:
-    """A server that accepts connections, on the servers' core."""
+class Process:
+    """One process on the servers' core.
 
-    def __init__(self, server: Server, folder: Path) -> None:
-        self.server = server
+    Args:
+        name: for its log, and where it does not start.
+        command: ``{port}`` stands for the port.
+        environment: variables beside this process's own.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
+        self._name = name
         self.port = _free_port()
-        self._log = (folder / f"{server.name}-{self.port}.log").open("w+")
+        self._log = (folder / f"{name}-{self.port}.log").open("w+")
         # Threads that a server starts at once inherit the core, which a later change would not reach.
         pin(0, SERVER_CORE)
         try:
             self._process = subprocess.Popen(
-                [word.replace("{port}", str(self.port)) for word in server.command],
-                env={**os.environ, "PORT": str(self.port), **server.environment},
+                [word.replace("{port}", str(self.port)) for word in command],
+                env={**os.environ, "PORT": str(self.port), **environment},
                 cwd=folder,
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=subprocess.STDOUT,
             )
         except OSError as error:
-            raise CannotStartError(f"{server.name}: {error}") from error
+            raise CannotStartError(f"{name}: {error}") from error
         finally:
             pin(0, GENERATOR_CORE)
-
-    def __enter__(self) -> Self:
-        try:
-            self._wait()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.stop()
 
     @property
     def pid(self) -> int:
@@ -98,14 +101,15 @@ class Running:
         self._process.wait(_STOP_SECONDS)
         self._log.close()
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Wait until it accepts connections."""
         deadline = time.monotonic() + _START_SECONDS
         while True:
             try:
                 socket.create_connection((HOST, self.port), 1).close()
             except OSError:
                 if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise CannotStartError(f"{self.server.name} does not start:\n{self._said()}") from None
+                    raise CannotStartError(f"{self._name} does not start:\n{self._said()}") from None
                 time.sleep(0.05)  # A port that opens tells nobody.
             else:
                 return
@@ -113,6 +117,58 @@ class Running:
     def _said(self) -> str:
         self._log.seek(0)
         return self._log.read()[-2000:]
+
+
+class Running:
+    """A server that accepts connections, and the store of its nodes, where there is one."""
+
+    def __init__(self, server: Server, folder: Path) -> None:
+        self.server = server
+        self._folder = folder
+        self._store: Process | None = None
+        self._nodes: list[Process] = []
+
+    def __enter__(self) -> Self:
+        try:
+            if self.server.needs_store:
+                command = ["redis-server", "--port", "{port}", "--save", "", "--appendonly", "no"]
+                self._store = Process("redis-server", command, {}, self._folder)
+                self._store.wait()
+            self._nodes = [self._node() for _ in range(self.server.nodes)]
+            for node in self._nodes:
+                node.wait()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def _node(self) -> Process:
+        store = str(self._store.port) if self._store is not None else ""
+        command = [word.replace("{store}", store) for word in self.server.command]
+        return Process(self.server.name, command, self.server.environment, self._folder)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Where its nodes listen."""
+        return [(HOST, node.port) for node in self._nodes]
+
+    @property
+    def meter(self) -> Meter:
+        """Measures its nodes, all together."""
+        return Meter(*(node.pid for node in self._nodes))
+
+    @property
+    def store_meter(self) -> Meter | None:
+        """Measures its store."""
+        return Meter(self._store.pid) if self._store is not None else None
+
+    def stop(self) -> None:
+        """End it."""
+        for process in (*self._nodes, *([self._store] if self._store is not None else [])):
+            process.stop()
 
 
 def _free_port() -> int:
@@ -168,6 +224,13 @@ def variant(name: str, words: Sequence[str]) -> Server:
     listening = ["signaling", "--port", "{port}", "--log-level", "warn"]
     command = [sys.executable, twistd, "-n", "--pidfile=", *options, *listening]
     return Server(name, command, Wire(), environment, version("twisted-signaling"))
+
+
+def cluster(nodes: int) -> Server:
+    """Our server as so many nodes that share topics through Redis."""
+    alone = variant(f"cluster-{nodes}", [])
+    command = [*alone.command, "--backplane", "redis://127.0.0.1:{store}"]
+    return replace(alone, command=command, nodes=nodes)
 
 
 def parse_variant(text: str) -> Server:

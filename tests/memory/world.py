@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import fields
+from itertools import cycle
+from random import Random
 from typing import Any
 from urllib.parse import quote
 
 from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IPushProducer, ITCPTransport
 from twisted.internet.task import Clock
@@ -26,6 +31,9 @@ from websockets.uri import parse_uri
 from zope.interface import implementer
 
 from signaling import IceServers, Limits, SignalingFactory, SignalingResource
+from signaling.backplane.cluster import Cluster
+from signaling.counters import Counters
+from tests.memory.engines import MemoryEngine, Model, Store
 
 
 class PassingClock(Clock):
@@ -357,14 +365,19 @@ class Peer(Connection):
 
 
 class World:
-    """One server, its clock, and everyone connected to it.
+    """One server, or a cluster of them, and everyone who connects.
 
     Attributes:
+        clock: moves by ``advance`` only.
         host: the address that new connections come from.
         start: what the wall clock showed when ``clock`` began.
+        factories: of the nodes. Connections go to each in turn, so that peers that come one after the other never meet
+            on one node.
 
     Args:
         site: whether the server is mounted in a foreign site instead of having its own port.
+        nodes: how many there are; one has no backplane.
+        store: what the nodes share, given its clock.
         allow_origins: as for ``SignalingFactory``.
         trusted_proxies: as for ``SignalingFactory``.
         ice_servers: makes them, given the clock.
@@ -379,38 +392,99 @@ class World:
         self,
         site: bool = False,
         *,
+        nodes: int = 1,
+        store: Callable[[Callable[[], float]], Store] = Model,
+        buffer_bytes: int = 65_536,
+        ice_servers: Callable[[Clock], IceServers] = lambda clock: IceServers(),
         allow_origins: Any = (),
         trusted_proxies: Any = (),
-        ice_servers: Callable[[Clock], IceServers] = lambda clock: IceServers(),
         serve_client: bool = False,
         demo: bool = False,
         portal: Any = None,
-        buffer_bytes: int = 65_536,
         **limits: Any,
     ) -> None:
         self.clock = PassingClock()
         self.start = time.time()
         self.limits = Limits(**limits)
-        self.factory = SignalingFactory(
-            self.limits,
-            allow_origins=allow_origins,
-            trusted_proxies=trusted_proxies,
-            ice_servers=ice_servers(self.clock),
-            serve_client=serve_client,
-            demo=demo,
-            portal=portal,
-            wall_clock=lambda: self.start + self.clock.seconds(),
-            reactor=self.clock,  # type: ignore[arg-type]
-        )
         self.host = "192.0.2.1"
         self._buffer_bytes = buffer_bytes
         self.connections: list[Connection] = []
-        self._build: Callable[[IPv4Address], Any] = self.factory.buildProtocol
-        if site:
-            root = Resource()
-            root.putChild(b"ws", SignalingResource(self.factory))  # type: ignore[arg-type]
-            self.site = Site(root, reactor=self.clock)
-            self._build = self.site.buildProtocol
+        self._engines: list[MemoryEngine] = []
+        self._store = store(self.clock.seconds) if nodes > 1 else None
+        self.factories = [
+            SignalingFactory(
+                self.limits,
+                allow_origins=allow_origins,
+                trusted_proxies=trusted_proxies,
+                ice_servers=ice_servers(self.clock),
+                serve_client=serve_client,
+                demo=demo,
+                portal=portal,
+                backplane=self._backplane(number),
+                wall_clock=lambda: self.start + self.clock.seconds(),
+                reactor=self.clock,  # type: ignore[arg-type]
+            )
+            for number in range(nodes)
+        ]
+        self._build = cycle([self._mounted(factory) if site else factory.buildProtocol for factory in self.factories])
+        self.run()
+
+    def _backplane(self, number: int) -> Cluster | None:
+        if self._store is None:
+            return None
+        engine = MemoryEngine(self._store)
+        self._engines.append(engine)
+        return Cluster(engine, self.clock, self.limits, prefix=self._store.prefix, random=Random(number))
+
+    def _mounted(self, factory: SignalingFactory) -> Callable[[Any], Any]:
+        root = Resource()
+        root.putChild(b"ws", SignalingResource(factory))  # type: ignore[arg-type]
+        self.site = Site(root, reactor=self.clock)
+        build: Callable[[Any], Any] = self.site.buildProtocol
+        return build
+
+    @property
+    def factory(self) -> SignalingFactory:
+        """The only node."""
+        (factory,) = self.factories
+        return factory
+
+    @property
+    def topics(self) -> dict[str, int]:
+        """How many peers each topic has, on whatever nodes."""
+        sizes: Counter[str] = Counter()
+        for factory in self.factories:
+            sizes.update({topic.name: len(topic) for topic in factory.topics})
+        return dict(sizes)
+
+    @property
+    def open_connections(self) -> int:
+        """How many connections the nodes have."""
+        return sum(len(factory.connections) for factory in self.factories)
+
+    @property
+    def relays_written(self) -> int:
+        """How many relays were written to their target's transport, by whatever node."""
+        return sum(factory.relays_written for factory in self.factories)
+
+    @property
+    def relays_waiting(self) -> int:
+        """How many relays wait for their target's transport, on whatever node."""
+        return sum(factory.relays_waiting for factory in self.factories)
+
+    @property
+    def counters(self) -> Counters:
+        """What all nodes counted, added up."""
+        return added([factory.counters for factory in self.factories])
+
+    def drain(self) -> Deferred[None]:
+        """Drain every node."""
+        return DeferredList([factory.drain() for factory in self.factories]).addCallback(lambda _: None)
+
+    def close(self) -> None:
+        """Need the store no more."""
+        if self._store is not None:
+            self._store.close()
 
     def connect(self) -> Connection:
         """Open a connection and say nothing."""
@@ -450,7 +524,7 @@ class World:
 
     def run_once(self) -> bool:
         """Let everyone move once; returns whether anyone did."""
-        moved = [connection.step() for connection in self.connections]
+        moved = [mover.step() for mover in (*self.connections, *self._engines)]
         due = any(call.getTime() <= self.clock.seconds() for call in self.clock.getDelayedCalls())
         self.clock.advance(0)
         return due or any(moved)
@@ -465,13 +539,27 @@ class World:
     def _transport(self) -> MemoryTransport:
         transport = MemoryTransport(self.host, 40_000 + len(self.connections))
         transport.bufferSize = self._buffer_bytes
-        transport.protocol = self._build(transport.getPeer())
+        transport.protocol = next(self._build)(transport.getPeer())
         return transport
 
     def _connected(self, connection: Connection) -> Connection:
         self.connections.append(connection)
         connection.transport.protocol.makeConnection(connection.transport)
         return connection
+
+
+def added(all_counters: list[Counters]) -> Counters:
+    """Add up what several servers counted, but for the histograms."""
+    total = Counters()
+    for counters in all_counters:
+        for name in (field.name for field in fields(Counters)):
+            value, so_far = getattr(counters, name), getattr(total, name)
+            if isinstance(value, int):
+                setattr(total, name, so_far + value)
+            elif isinstance(value, dict):
+                for key, count in value.items():
+                    so_far[key] = so_far.get(key, 0) + count
+    return total
 
 
 def response(data: bytes) -> tuple[int, dict[str, str], str]:

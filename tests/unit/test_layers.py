@@ -39,7 +39,10 @@ LAYERS = [
     },
     {"admission", "backplane.messages", "backplane.resp", "counters", "keys", "ports", "upgrade"},
     {"backplane.links", "backplane.memory", "backplane.registration", "backplane.view", "peer", "presented", "signing"},
-    {"backplane.cluster", "local"},
+    {"backplane.store", "local"},
+    {"backplane.presence"},
+    {"backplane.arrivals", "backplane.relaying"},
+    {"backplane.cluster"},
     {"auth", "backplane.connections", "backplane.trust", "events", "reactor", "sessions", "web", "websocket"},
     {"backplane.dialing", "protocol", "tokens"},
     {"backplane.redis", "listening", "metrics", "minting", "options", "probe"},
@@ -48,7 +51,7 @@ LAYERS = [
     {"__init__"},
 ]
 LAYER = {module: number for number, modules in enumerate(LAYERS) for module in modules}
-HIGHEST_WITHOUT_TWISTED = 4
+HIGHEST_WITHOUT_TWISTED = 7
 SERVER = sorted([*PACKAGE.glob("*.py"), *(path for path in PACKAGE.glob("backplane/*.py") if path.stem != "__init__")])
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in SERVER}
 CLIENT = sorted((PACKAGE / "client").glob("*.py"))

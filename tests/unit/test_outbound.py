@@ -13,7 +13,8 @@ class Transport:
     def __init__(self, max_messages: int = 3, max_bytes: int = 100) -> None:
         self.written: list[bytes] = []
         self.room = 1_000
-        self.queue: OutboundQueue[str] = OutboundQueue(self.write, max_messages, max_bytes)
+        self.receipts: list[str] = []
+        self.queue: OutboundQueue[str] = OutboundQueue(self.write, self.receipts.append, max_messages, max_bytes)
 
     def write(self, frame: bytes) -> None:
         self.written.append(frame)
@@ -58,6 +59,17 @@ def test_unblocking_writes_oldest_first(transport: Transport) -> None:
     transport.queue.unblock()
     transport.queue.offer(b"c")
     assert transport.written == [b"a", b"b", b"c"]
+
+
+def test_what_waited_hands_its_receipt_over_once_it_is_written(transport: Transport) -> None:
+    transport.queue.offer(b"a", "at once")
+    transport.queue.block()
+    transport.queue.offer(b"b", "later")
+    transport.queue.answer(b"c")
+    assert transport.receipts == []
+    transport.queue.unblock()
+    assert transport.receipts == ["later"]
+    assert transport.queue.abandon() == []
 
 
 def test_unblocking_stops_where_a_write_blocks_again(transport: Transport) -> None:

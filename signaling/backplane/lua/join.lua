@@ -16,6 +16,6 @@ if tonumber(known[2] or 0) + listed(value) > tonumber(ARGV[8]) then
     return {'full', 'bytes'}
 end
 add(members, state, index, topic, peer, value)
-tell(prefix, state, topic, 'joined', peer, value, node)
+tell(prefix, state, topic, 'joined', peer, value)
 keep(seconds, members, state, index)
 return snapshot('joined', members, state)

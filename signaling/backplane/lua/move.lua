@@ -16,7 +16,7 @@ if not has_more then
 end
 count(state, node, 1)
 redis.call('SADD', index, topic)
-local text = tell(prefix, state, topic, 'moved', peer, value, node)
+local text = tell(prefix, state, topic, 'moved', peer, value)
 if not has_more then
     redis.call('PUBLISH', prefix .. 'node:' .. old, text)
 end

@@ -31,13 +31,12 @@ local function event(state, topic, kind, peer, value)
     return table.concat({kind, gen, seq, peer, #topic}, ' ') .. '\n' .. topic .. value
 end
 
--- Tell all nodes with members, but the one that reads the reply instead.
-local function tell(prefix, state, topic, kind, peer, value, except)
+-- Tell all nodes with members, the one that caused it as well: a call of a connection that broke can run late, and only
+-- its own node sees that it is not so (any more).
+local function tell(prefix, state, topic, kind, peer, value)
     local text = event(state, topic, kind, peer, value)
     for _, node in ipairs(nodes_of(state)) do
-        if node ~= except then
-            redis.call('PUBLISH', prefix .. 'node:' .. node, text)
-        end
+        redis.call('PUBLISH', prefix .. 'node:' .. node, text)
     end
     return text
 end

@@ -1,13 +1,18 @@
 -- A node says which members of a topic are its own, and learns of the others.
 -- KEYS members, state, index of the node
 -- ARGV prefix, topic, seconds, node, the id that the node had before, and its peers: id, metadata, id, metadata...
+-- In front of the metadata stands +, or ? for a peer whose joining has no answer yet: it may stay, and is not added.
 -- Members that were the former id's are this node's. A peer that another node has stays that node's.
 local members, state, index = KEYS[1], KEYS[2], KEYS[3]
 local prefix, topic, seconds, node, former = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 
-local own = {}
+local own, unsure = {}, {}
 for at = 6, #ARGV, 2 do
-    own[ARGV[at]] = node .. ARGV[at + 1]
+    if string.sub(ARGV[at + 1], 1, 1) == '+' then
+        own[ARGV[at]] = node .. string.sub(ARGV[at + 1], 2)
+    else
+        unsure[ARGV[at]] = true
+    end
 end
 
 local stored = redis.call('HGETALL', members)
@@ -16,12 +21,15 @@ for at = 1, #stored, 2 do
     local of = owner(value)
     if own[peer] and of == former and of ~= node then
         redis.call('HSET', members, peer, own[peer])
-        count(state, former, -1)
+        if not count(state, former, -1) then
+            redis.call('SREM', prefix .. 'topics:' .. former, topic)
+        end
         count(state, node, 1)
         redis.call('SADD', index, topic)
-        tell(prefix, state, topic, 'moved', peer, own[peer], node)
-    elseif of == node and not own[peer] and remove(members, state, index, topic, peer, value) then
-        tell(prefix, state, topic, 'left', peer, '', node)
+        tell(prefix, state, topic, 'moved', peer, own[peer])
+    elseif of == node and not own[peer] and not unsure[peer]
+        and remove(members, state, index, topic, peer, value) then
+        tell(prefix, state, topic, 'left', peer, '')
     end
     own[peer] = nil
 end
@@ -29,7 +37,7 @@ for at = 6, #ARGV, 2 do
     local peer = ARGV[at]
     if own[peer] then
         add(members, state, index, topic, peer, own[peer])
-        tell(prefix, state, topic, 'joined', peer, own[peer], node)
+        tell(prefix, state, topic, 'joined', peer, own[peer])
     end
 end
 keep(seconds, members, state, index)

@@ -1,0 +1,252 @@
+"""How a peer gets into its topic: the store is asked first, and without an answer it joins with those who are here.
+
+A peer that comes back from another node is asked of that node, which writes its session down; then the store is told
+where it is now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from signaling.backplane.messages import Claim, Session
+from signaling.backplane.presence import Entrants, Presence
+from signaling.backplane.store import Store
+from signaling.backplane.view import TopicView
+from signaling.clock import Clock
+from signaling.deadlines import Deadlines
+from signaling.ids import PeerIds
+from signaling.ports import Entrant, Node, Proof
+
+_ENTER_SECONDS = 2.0
+_FULL = {
+    b"peers": "the topic has as many peers as are allowed",
+    b"bytes": "the list of the topic's peers is as long as is allowed",
+}
+
+
+class Arrival:
+    """A peer between its request and its peer-list.
+
+    Args:
+        entered: is called once.
+        proof: of being a peer that another node may have.
+
+    Attributes:
+        asked: whether the store was told of it.
+        stored: whether the store surely has it.
+        held: what came for it and has to wait for its peer-list.
+        session: that the other node wrote down.
+    """
+
+    def __init__(
+        self, topic: str, peer: str, metadata: bytes | None, entered: Callable[[Entrant], None], proof: Proof | None
+    ) -> None:
+        self.topic = topic
+        self.id = peer
+        self.metadata = metadata
+        self.entered: Callable[[Entrant], None] | None = entered
+        self.proof = proof
+        self.asked = self.stored = False
+        self.held: list[Callable[[], None]] = []
+        self.session: bytes | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether it was not let in yet."""
+        return self.entered is not None
+
+
+class Arrivals:
+    """Lets peers in.
+
+    Args:
+        store: is asked for each.
+        presence: has the views.
+        entrants: where those are who are on their way.
+        clock: tells the time.
+        ids: make the ids of this node's peers.
+        most: peers and bytes of a topic.
+    """
+
+    def __init__(  # noqa: PLR0913, PLR0917 - what an arrival depends on
+        self,
+        store: Store,
+        presence: Presence,
+        entrants: Entrants,
+        clock: Clock,
+        ids: PeerIds,
+        most: tuple[int, int],
+    ) -> None:
+        self._store = store
+        self._presence = presence
+        self._entrants = entrants.by_topic
+        self._ids = ids
+        self._most = most
+        self._node: Node
+        self._deadlines: Deadlines[Arrival] = Deadlines(clock, _ENTER_SECONDS, self._admit)
+        self._claims = 0
+        self._claiming: dict[int, tuple[Arrival, str]] = {}
+
+    def start(self, node: Node) -> None:
+        """Answer the claims of other nodes by asking ``node``."""
+        self._node = node
+
+    def rest(self) -> None:
+        """Leave no timer behind when nobody is on the way."""
+        self._deadlines.rest()
+
+    def enter(self, arrival: Arrival, *, away: bool) -> None:
+        """Announce a peer; to nobody where the engine is away."""
+        self._entrants.setdefault(arrival.topic, {})[arrival.id] = arrival
+        self._presence.view(arrival.topic)
+        if away:
+            self._admit(arrival)
+            return
+        self._deadlines.set(arrival)
+        if self._store.good:
+            self._ask(arrival)
+
+    def ask_again(self) -> None:
+        """Announce those who wait, now that the engine is there."""
+        for arrival in self._all():
+            if arrival.waits and not arrival.asked:
+                self._ask(arrival)
+
+    def admit_all(self) -> None:
+        """Let all in who wait: there will be no answer."""
+        for arrival in self._all():
+            self._admit(arrival)
+
+    def _all(self) -> list[Arrival]:
+        return [arrival for arrivals in self._entrants.values() for arrival in arrivals.values()]
+
+    def _ask(self, arrival: Arrival) -> None:
+        if arrival.proof is not None:
+            self._seek(arrival, arrival.proof)
+        else:
+            self._join(arrival)
+
+    def _join(self, arrival: Arrival) -> None:
+        arrival.asked = True
+        view = self._presence.view(arrival.topic)
+        view.calls += 1
+        done: Callable[[list[Any] | None], None] = lambda reply: self._joined(arrival, view, reply)  # noqa: E731
+        self._store.join(arrival.topic, arrival.id, arrival.metadata, self._most, done)
+
+    def _joined(self, arrival: Arrival, view: TopicView, reply: list[Any] | None) -> None:
+        view.calls -= 1
+        if reply is None:
+            self._admit(arrival)
+        elif reply[0] == b"joined":
+            arrival.stored = True
+            self._presence.take_snapshot(arrival.topic, view, reply)
+            self._admit(arrival)
+        elif not arrival.waits:
+            # It was let in without waiting for this, or is gone.
+            self._presence.doubt(arrival.topic)
+        elif reply[0] == b"behind":
+            self._join_later(arrival, reply[1].decode())
+        else:
+            self._admit(arrival, full=_FULL[reply[1]])
+        self._presence.check(arrival.topic, view)
+
+    def _join_later(self, arrival: Arrival, last: str) -> None:
+        """Take an id that is greater than all in the topic: another node's clock is ahead, or as fast."""
+        self._ids.follow(last)
+        self._rename(arrival, self._ids.next())
+        if self._store.good:
+            self._join(arrival)
+
+    def _rename(self, arrival: Arrival, peer: str) -> None:
+        arrivals = self._entrants[arrival.topic]
+        del arrivals[arrival.id]
+        arrival.id = peer
+        arrivals[peer] = arrival
+        arrival.asked = False
+
+    def _admit(self, arrival: Arrival, full: str | None = None) -> None:
+        self._deadlines.clear(arrival)
+        if arrival.proof is not None and arrival.id == arrival.proof.peer and not arrival.stored:
+            # Whether that peer is this node's now nobody knows; a new one surely is.
+            self._rename(arrival, self._ids.next())
+        entered, arrival.entered = arrival.entered, None
+        if entered is not None:
+            entered(Entrant(arrival.id, full, arrival.session if arrival.stored else None))
+
+    def settle(self, topic: str, peer: str, *, joined: bool) -> None:
+        """Hand over what came for a peer that was on its way, or take it back."""
+        arrival = self._entrants[topic].pop(peer)
+        if not self._entrants[topic]:
+            del self._entrants[topic]
+        for hand_over in arrival.held:
+            hand_over()
+        if joined and not arrival.stored:
+            self._presence.doubt(topic)
+        elif not joined and arrival.asked:
+            self._presence.leave(topic, peer)
+        self._presence.forget_empty(topic)
+
+    # From another node
+
+    def _seek(self, arrival: Arrival, proof: Proof) -> None:
+        """Find the node that has the peer which this one says to be."""
+        view = self._presence.view(arrival.topic)
+        if view.current:
+            self._claim(arrival, view, proof)
+        else:
+            self._presence.sync(arrival.topic, view, lambda reply: self._claim(arrival, view, proof))
+
+    def _claim(self, arrival: Arrival, view: TopicView, proof: Proof) -> None:
+        other = view.others.get(proof.peer)
+        if not arrival.waits:
+            return
+        if other is None:
+            self._join(arrival)
+            return
+        self._claims += 1
+        self._claiming[self._claims] = arrival, other.node
+        claim = Claim(self._store.node, self._claims, arrival.topic, proof.peer, proof.text)
+        self._store.tell(other.node, claim)
+
+    def take_claim(self, claim: Claim) -> None:
+        """Answer another node that wants to have a peer of this one."""
+        session = self._node.lend(claim.topic, Proof(claim.peer, claim.proof))
+        self._store.tell(claim.reply_to, Session(claim.number, session))
+
+    def take_session(self, answer: Session) -> None:
+        """Take what another node gave up, or did not."""
+        arrival, node = self._claiming.pop(answer.number, (None, ""))
+        if arrival is None or not arrival.waits or arrival.proof is None:
+            return
+        if answer.session is None:
+            self._join(arrival)
+        else:
+            arrival.session = answer.session
+            self._move(arrival, arrival.proof.peer, node)
+
+    def forget_claims(self) -> None:
+        """Wait no longer for answers that nobody needs."""
+        self._claiming = {number: claim for number, claim in self._claiming.items() if claim[0].waits}
+
+    def _move(self, arrival: Arrival, peer: str, node: str) -> None:
+        view = self._presence.view(arrival.topic)
+        view.calls += 1
+        self._rename(arrival, peer)
+        arrival.asked = True
+        self._store.move(arrival.topic, peer, node, lambda reply: self._moved(arrival, view, peer, reply))
+
+    def _moved(self, arrival: Arrival, view: TopicView, peer: str, reply: list[Any] | None) -> None:
+        view.calls -= 1
+        moved = reply is not None and reply[0] == b"moved"
+        if moved and arrival.waits:
+            arrival.stored = True
+            self._presence.take_snapshot(arrival.topic, view, reply)
+            self._admit(arrival)
+        elif moved:
+            # It was let in as a new peer without waiting for this, or is gone.
+            self._presence.leave(arrival.topic, peer)
+        elif arrival.waits:
+            self._rename(arrival, self._ids.next())
+            self._join(arrival)
+        self._presence.check(arrival.topic, view)

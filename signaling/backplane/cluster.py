@@ -1,0 +1,197 @@
+"""One node of a cluster: its peers and those of other nodes share topics, over any engine (docs/cluster.md).
+
+What concerns peers of this node alone happens at once and asks nobody.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from signaling.backplane.arrivals import Arrival, Arrivals
+from signaling.backplane.messages import NODE_CHARACTERS, Ask, Claim, Event, Outcomes, Relays, decode
+from signaling.backplane.presence import Entrants, Presence
+from signaling.backplane.registration import Registration
+from signaling.backplane.relaying import Relaying
+from signaling.backplane.scripts import Keys
+from signaling.backplane.store import Store
+from signaling.clock import Clock
+from signaling.ids import PeerIds
+from signaling.limits import Limits
+from signaling.ports import Engine, Entrant, Forwarding, Node, Proof
+
+_LOOK_SECONDS = 1.0
+_STOP_SECONDS = 2.0
+_ID_CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+class Cluster:
+    """A ``Backplane`` over an engine.
+
+    Args:
+        engine: that all nodes share.
+        clock: tells the time.
+        limits: of a topic, over all nodes.
+        prefix: of all names in the store; clusters with different ones never meet.
+        ids: make the ids of this node's peers.
+        choose: makes this node's own ids; a seeded one for tests.
+    """
+
+    def __init__(  # noqa: PLR0913 - what a node runs on, and what tests replace
+        self,
+        engine: Engine,
+        clock: Clock,
+        limits: Limits,
+        *,
+        prefix: str = "signaling:",
+        ids: PeerIds | None = None,
+        choose: random.Random | None = None,
+    ) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._choose = choose or random.SystemRandom()
+        self._ids = ids or PeerIds()
+        keys, entrants = Keys(prefix), Entrants()
+        most = limits.max_peers_per_topic, limits.max_peer_list_bytes
+        self._registration = Registration(engine, clock, keys, self._new_id, self)
+        store = Store(engine, keys, self._registration)
+        self._presence = Presence(store, entrants)
+        self._arrivals = Arrivals(store, self._presence, entrants, clock, self._ids, most)
+        self._relaying = Relaying(self._new_id, clock, store, self._presence, entrants, self._registration)
+        self._timer: Any = None
+
+    def _new_id(self) -> str:
+        return "".join(self._choose.choices(_ID_CHARACTERS, k=NODE_CHARACTERS))
+
+    @property
+    def node(self) -> str:
+        """The id of this node, as the others know it."""
+        return self._registration.node
+
+    @property
+    def troubles(self) -> list[str]:
+        """Why a balancer should send newcomers elsewhere."""
+        return [] if self._registration.good else ["the backplane is out of reach"]
+
+    @property
+    def forwarding(self) -> int:
+        """How many relays to other nodes have no outcome yet."""
+        return self._relaying.forwarding
+
+    def start(self, node: Node) -> None:
+        """Connect."""
+        for room in (self._presence, self._arrivals, self._relaying):
+            room.start(node)
+        self._registration.connect()
+        self._look()
+
+    def _look(self) -> None:
+        self._timer = self._clock.callLater(_LOOK_SECONDS, self._look)
+        self._registration.look()
+        self._relaying.look()
+        self._arrivals.forget_claims()
+        self._presence.look()
+
+    def stop(self, done: Callable[[], None]) -> None:
+        """Tell what is left to tell, and go."""
+        if self._timer is None:
+            done()
+            return
+        self._timer.cancel()
+        self._timer = None
+        self._arrivals.admit_all()
+        self._arrivals.rest()
+        self._relaying.tell_all()
+
+        def gone() -> None:
+            # What came meanwhile has an outcome too.
+            self._relaying.tell_all()
+            self._engine.disconnect()
+            done()
+
+        late = self._clock.callLater(_STOP_SECONDS, gone)
+
+        def resigned(reply: list[Any] | None) -> None:
+            if late.active():
+                late.cancel()
+                gone()
+
+        self._registration.resign(resigned)
+
+    # What the server asks
+
+    def enter(
+        self, topic: str, metadata: bytes | None, entered: Callable[[Entrant], None], proof: Proof | None = None
+    ) -> None:
+        """Announce a peer that is about to join."""
+        arrival = Arrival(topic, self._ids.next(), metadata, entered, proof)
+        self._arrivals.enter(arrival, away=self._registration.away)
+
+    def settle(self, topic: str, peer: str, *, joined: bool) -> None:
+        """Hear that an entrant is in its topic now, or will never be."""
+        self._arrivals.settle(topic, peer, joined=joined)
+
+    def leave(self, topic: str, peer: str) -> None:
+        """Tell the others that a peer of this node left."""
+        self._presence.leave(topic, peer)
+
+    def elsewhere(self, topic: str) -> Iterable[tuple[str, bytes | None]]:
+        """List the peers of other nodes."""
+        view = self._presence.find(topic)
+        return [(peer, other.metadata) for peer, other in view.others.items()] if view is not None else ()
+
+    def forward(self, topic: str, to: str, sender: str, frame: bytes, forwarding: Forwarding) -> bool | None:
+        """Send a relay to a peer of another node."""
+        return self._relaying.forward(topic, to, sender, frame, forwarding)
+
+    # What the registration says
+
+    def registered(self, topics: Iterable[str]) -> None:
+        """Go on, or begin: the engine serves this node."""
+        self._presence.doubt_some(topics)
+        self._arrivals.ask_again()
+        self._relaying.ask_all()
+        self._presence.sync_some()
+
+    def lost(self) -> None:
+        """Do without the engine: it does not answer."""
+        self._relaying.drop_unpublished()
+        self._arrivals.admit_all()
+
+    def doubted(self) -> None:
+        """Believe nothing of what is known: events may be missing."""
+        self._presence.doubt_all()
+
+    def renamed(self) -> None:
+        """Take up another id: this node was taken for dead."""
+        self._relaying.forget_incoming()
+
+    def died(self, node: str) -> None:
+        """Give up on a node that is dead."""
+        self._relaying.died(node)
+
+    @property
+    def mentioned(self) -> Iterable[str]:
+        """The nodes that have peers, or owe an answer."""
+        return self._presence.nodes | self._relaying.nodes
+
+    def received(self, data: bytes) -> None:
+        """Take what came on this node's channel."""
+        try:
+            message = decode(data)
+        except ValueError:
+            # Another version's, or a stranger's.
+            return
+        if isinstance(message, Event):
+            self._presence.take_event(message)
+        elif isinstance(message, Relays):
+            self._relaying.take(message)
+        elif isinstance(message, Outcomes):
+            self._relaying.hear(message)
+        elif isinstance(message, Ask):
+            self._relaying.answer(message)
+        elif isinstance(message, Claim):
+            self._arrivals.take_claim(message)
+        else:
+            self._arrivals.take_session(message)

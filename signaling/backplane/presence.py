@@ -1,0 +1,209 @@
+"""Who is where: the views of all topics that have a peer of this node.
+
+Events keep them up, and snapshots where they are in doubt. What this node says of its own peers is right, and the store
+is made to agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+from signaling.backplane.messages import Event, Kind, Other, member, version
+from signaling.backplane.store import Store
+from signaling.backplane.view import Change, TopicView
+from signaling.ports import Node
+
+# Topics that may be wrong are compared a few at a time: others go on meanwhile.
+_SYNCS_AT_ONCE = 32
+# What is in the store expires where nobody sees to it, and what is wrong there is put right in time.
+_REFRESH_LOOKS = 600
+
+
+class Entrants:
+    """The peers of this node that are on their way into their topics: what the store may have of them."""
+
+    def __init__(self) -> None:
+        self.by_topic: dict[str, dict[str, Any]] = {}
+
+    def find(self, topic: str, peer: str) -> Any:
+        """Return the entrant with that id, or None."""
+        return self.by_topic.get(topic, {}).get(peer)
+
+    def stored(self, topic: str) -> list[tuple[str, bytes]]:
+        """Say what ``sync`` has to be told of them."""
+        entrants = self.by_topic.get(topic, {}).values()
+        surely = [(each.id, b"+" + (each.metadata or b"")) for each in entrants if each.stored]
+        return surely + [(each.id, b"?") for each in entrants if each.asked and not each.stored]
+
+
+class Presence:
+    """Keeps the views.
+
+    Args:
+        store: knows who is where.
+        entrants: of this node.
+    """
+
+    def __init__(self, store: Store, entrants: Entrants) -> None:
+        self._store = store
+        self._entrants = entrants
+        self._node: Node
+        self._views: dict[str, TopicView] = {}
+        # Topics that may be wrong here or in the store, in order.
+        self._doubted: dict[str, None] = {}
+        self._syncing = 0
+        self._looks = 0
+
+    def start(self, node: Node) -> None:
+        """Tell ``node`` of what happens."""
+        self._node = node
+
+    def view(self, topic: str) -> TopicView:
+        """Return the view of a topic, and make it where there is none."""
+        return self._views.setdefault(topic, TopicView())
+
+    def find(self, topic: str) -> TopicView | None:
+        """Return the view of a topic; None where nobody is here."""
+        return self._views.get(topic)
+
+    def other(self, topic: str, peer: str) -> Other | None:
+        """Return a member of another node."""
+        view = self._views.get(topic)
+        return view.others.get(peer) if view is not None else None
+
+    @property
+    def nodes(self) -> set[str]:
+        """The other nodes that have peers, as far as is known here."""
+        return {other.node for view in self._views.values() for other in view.others.values()}
+
+    def forget_empty(self, topic: str) -> None:
+        """Forget a topic where nobody is here, or about to be."""
+        expected = topic in self._entrants.by_topic
+        if topic in self._views and not expected and not any(True for _ in self._node.members(topic)):
+            view = self._views.pop(topic)
+            for hand_over in view.parked:
+                # To nobody: their targets are gone, and who sent them has to hear of it.
+                hand_over()
+
+    # Events and snapshots
+
+    def take_event(self, event: Event) -> None:
+        """Take what happened."""
+        own = _Own(self._node, event.topic, self._entrants)
+        here = event.other is not None and event.other.node == self._store.node
+        if (here or event.kind is Kind.LEFT) and here != (event.peer in own):
+            # Only this node says who is here: the others took it for dead, or an old call of its own came late.
+            self.doubt(event.topic)
+        view = self._views.get(event.topic)
+        if view is None:
+            return
+        self._changed(event.topic, view, view.take_event(event, self._store.node, own))
+        self.check(event.topic, view)
+
+    def take_snapshot(self, topic: str, view: TopicView, reply: list[Any] | None) -> None:
+        """Take a script's reply that lists the members; nothing where it came too late for the view."""
+        if self._views.get(topic) is not view or reply is None:
+            return
+        _, gen, seq, stored = reply
+        members = {peer.decode(): member(value) for peer, value in zip(stored[::2], stored[1::2], strict=True)}
+        own = _Own(self._node, topic, self._entrants)
+        self._changed(topic, view, view.take_snapshot(version(gen.decode(), seq), members, self._store.node, own))
+
+    def _changed(self, topic: str, view: TopicView, changes: list[Change]) -> None:
+        for change in changes:
+            if change.kind is Kind.JOINED:
+                self._node.joined(topic, change.peer, change.metadata)
+            elif change.kind is Kind.LEFT:
+                self._node.left(topic, change.peer)
+            else:
+                self._node.moved(topic, change.peer)
+                self.forget_empty(topic)
+        for hand_over in view.take_parked():
+            hand_over()
+
+    # Doubt
+
+    def check(self, topic: str, view: TopicView) -> None:
+        """Ask for a snapshot where one is needed and none is on its way."""
+        if not view.current and not view.calls and self._views.get(topic) is view:
+            self.doubt(topic)
+
+    def doubt(self, topic: str) -> None:
+        """Compare with the store as soon as it is there."""
+        self._doubted[topic] = None
+        self.sync_some()
+
+    def doubt_all(self) -> None:
+        """Believe nothing of what is known: events may be missing."""
+        for view in self._views.values():
+            view.doubt()
+        # The reply to a join is a snapshot as well, but the store may miss others of this node's peers.
+        self._doubted |= dict.fromkeys(self._views)
+
+    def doubt_some(self, topics: Iterable[str]) -> None:
+        """Compare these soon, whether anybody is here or not."""
+        self._doubted |= dict.fromkeys(topics)
+
+    def look(self) -> None:
+        """See to some of the topics; to be called once a second."""
+        self._looks += 1
+        self._doubted |= dict.fromkeys(list(self._views)[self._looks % _REFRESH_LOOKS :: _REFRESH_LOOKS])
+        self.sync_some()
+
+    def sync_some(self) -> None:
+        """Compare a few topics that are in doubt."""
+        while self._doubted and self._syncing < _SYNCS_AT_ONCE and self._store.good:
+            topic = next(iter(self._doubted))
+            del self._doubted[topic]
+            self._syncing += 1
+            self.sync(topic, self._views.get(topic), partial(self._synced, topic))
+
+    def _synced(self, topic: str, reply: list[Any] | None) -> None:
+        self._syncing -= 1
+        if reply is None:
+            # The next registration, or look, tries again.
+            self._doubted[topic] = None
+        else:
+            self.sync_some()
+
+    def sync(self, topic: str, view: TopicView | None, done: Callable[[list[Any] | None], None]) -> None:
+        """Tell the store who is here, and learn who else is in the topic."""
+        if view is not None:
+            view.calls += 1
+
+        def replied(reply: list[Any] | None) -> None:
+            if view is not None:
+                view.calls -= 1
+                self.take_snapshot(topic, view, reply)
+            done(reply)
+            if view is not None and reply is not None:
+                self.check(topic, view)
+
+        here = [(peer, b"+" + (metadata or b"")) for peer, metadata in self._node.members(topic)]
+        self._store.sync(topic, here + self._entrants.stored(topic), replied)
+
+    def leave(self, topic: str, peer: str) -> None:
+        """Tell the others that a peer of this node left."""
+
+        def left(reply: list[Any] | None) -> None:
+            if reply is None:
+                self._doubted[topic] = None
+
+        if not self._store.leave(topic, peer, left):
+            self._doubted[topic] = None
+        self.forget_empty(topic)
+
+
+class _Own:
+    """The peers that this node has in a topic, or is about to have."""
+
+    def __init__(self, node: Node, topic: str, entrants: Entrants) -> None:
+        self._node = node
+        self._topic = topic
+        self._entrants = entrants
+
+    def __contains__(self, peer: object) -> bool:
+        name = str(peer)
+        return self._entrants.find(self._topic, name) is not None or self._node.has(self._topic, name)

@@ -1,0 +1,213 @@
+"""Whether this node counts as one of the cluster, and which others do.
+
+A node beats, and each beat that the store confirms lets it deliver relays for a while: less than the others take to
+bury it. One that finds itself buried begins anew under another id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from signaling.backplane.scripts import Keys
+from signaling.backplane.watch import Suspect, Watch
+from signaling.clock import Clock
+from signaling.ports import Engine
+
+# An engine that is silent for so long counts as away; after twice that its connection is made anew.
+_SILENT_SECONDS = 3.0
+_LEASE_SECONDS = 8.0
+_PATIENCE_SECONDS = 10.0
+# What is in the store outlives the last sign of its nodes by this.
+KEEP_SECONDS = 3600
+_BURIED_AT_ONCE = 200
+
+
+class Registered(Protocol):
+    """Who is registered."""
+
+    def registered(self, topics: Iterable[str]) -> None:
+        """Hear that the engine serves this node (again); ``topics`` are those in which it has this node's peers."""
+
+    def lost(self) -> None:
+        """Hear that the engine serves nobody for now."""
+
+    def doubted(self) -> None:
+        """Hear that events may have been lost."""
+
+    def renamed(self) -> None:
+        """Hear that this node has another id."""
+
+    def died(self, node: str) -> None:
+        """Hear that another node is dead."""
+
+    @property
+    def mentioned(self) -> Iterable[str]:
+        """The nodes that matter besides those that beat."""
+
+    def received(self, data: bytes) -> None:
+        """Take what came on this node's channel."""
+
+
+class Registration:
+    """Keeps a node registered.
+
+    Args:
+        engine: serves all nodes.
+        clock: tells the time.
+        keys: name what is in the store.
+        new_id: makes an id.
+        owner: hears what happens.
+
+    Attributes:
+        node: the id of this node.
+        former: the id that it had before, or the same.
+        reachable: whether there is a connection to the engine.
+        good: whether the engine serves this node.
+        away: whether it is known to serve nobody.
+    """
+
+    def __init__(self, engine: Engine, clock: Clock, keys: Keys, new_id: Callable[[], str], owner: Registered) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._keys = keys
+        self._new_id = new_id
+        self._owner = owner
+        self.node = self.former = new_id()
+        self.reachable = self.good = self.away = False
+        self._connecting_since = 0.0
+        self._beating_since: float | None = None
+        self._beats = 0
+        self._confirmed = float("-inf")
+        self._store_ahead = 0.0
+        self._watch = Watch(_PATIENCE_SECONDS, _SILENT_SECONDS)
+        self._nodes: set[str] = set()
+        self._burying: set[str] = set()
+
+    @property
+    def may_deliver(self) -> bool:
+        """Whether nobody can take this node for dead."""
+        return self._clock.seconds() - self._confirmed < _LEASE_SECONDS
+
+    def store_ms(self, seconds: float = 0.0) -> int:
+        """Tell what the store's clock shows, or will show in so many seconds."""
+        return int((self._clock.seconds() + self._store_ahead + seconds) * 1000)
+
+    def knows(self, node: str) -> bool:
+        """Tell whether the node beat when this one looked last."""
+        return node in self._nodes
+
+    def connect(self) -> None:
+        """Connect, or connect anew."""
+        self.reachable = False
+        self._connecting_since = self._clock.seconds()
+        self._beating_since = None
+        self._engine.connect(self._keys.channel(self.node.encode()), self)
+
+    def resign(self, done: Callable[[list[Any] | None], None]) -> None:
+        """Take this node out."""
+        if not self.reachable:
+            done(None)
+            return
+        node = self.node.encode()
+        self._engine.call("resign", [self._keys.nodes, self._keys.index(node)], [node], done)
+
+    def look(self) -> None:
+        """Beat, and see whether the engine still answers; to be called once a second."""
+        now = self._clock.seconds()
+        silent = now - self._beating_since if self._beating_since is not None else 0.0
+        if silent >= 2 * _SILENT_SECONDS:
+            self.disconnected("it does not answer")
+            self.connect()
+        elif silent >= _SILENT_SECONDS:
+            self._go_away()
+        elif self.reachable and self._beating_since is None:
+            self._beat()
+        elif not self.reachable and now - self._connecting_since >= _SILENT_SECONDS:
+            self._go_away()
+
+    # What the engine says
+
+    def connected(self) -> None:
+        """Register."""
+        self.reachable = True
+        self._beat()
+
+    def received(self, data: bytes) -> None:
+        """Pass on what came on this node's channel."""
+        self._owner.received(data)
+
+    def disconnected(self, reason: str) -> None:
+        """Do without, until the engine is connected again."""
+        self.reachable = False
+        self._connecting_since = self._clock.seconds()
+        self._beating_since = None
+        self._go_away()
+        self._owner.doubted()
+
+    def _go_away(self) -> None:
+        if self.away:
+            return
+        self.good, self.away = False, True
+        self._owner.lost()
+
+    def _beat(self) -> None:
+        sent = self._beating_since = self._clock.seconds()
+        node = self.node.encode()
+        keys = [self._keys.nodes, self._keys.tomb(node), self._keys.index(node)]
+        arguments = [b"%d" % KEEP_SECONDS, node, b"0" if self.good else b"1"]
+        self._engine.call("beat", keys, arguments, lambda reply: self._beaten(sent, reply))
+
+    def _beaten(self, sent: float, reply: list[Any] | None) -> None:
+        if reply is None:
+            return
+        self._beating_since = None
+        if reply[0] == b"buried":
+            self._begin_anew()
+            return
+        _, count, milliseconds, nodes, topics = reply
+        beats = int(count)
+        forgotten, self._beats = beats <= self._beats, beats
+        self._confirmed = sent
+        self._store_ahead = milliseconds / 1000 - (sent + self._clock.seconds()) / 2
+        if forgotten:
+            # The store lost its data, and perhaps nobody a connection.
+            self._owner.doubted()
+        if forgotten or not self.good:
+            self.good, self.away = True, False
+            self._owner.registered(topic.decode() for topic in topics)
+        self._look_at(dict(zip((node.decode() for node in nodes[::2]), nodes[1::2], strict=True)))
+
+    def _begin_anew(self) -> None:
+        self.former, self.node = self.node, self._new_id()
+        self._beats = 0
+        self._confirmed = float("-inf")
+        self.good = False
+        self._owner.doubted()
+        self._owner.renamed()
+        self.connect()
+
+    # The others
+
+    def _look_at(self, beats: dict[str, bytes]) -> None:
+        self._nodes = set(beats)
+        for suspect in self._watch.look(beats, self._owner.mentioned, self._clock.seconds()):
+            if suspect.node not in self._burying and suspect.node != self.node:
+                self._burying.add(suspect.node)
+                self._bury(suspect)
+
+    def _bury(self, suspect: Suspect) -> None:
+        node = suspect.node.encode()
+        keys = [self._keys.nodes, self._keys.tomb(node), self._keys.index(node)]
+        arguments = [self._keys.prefix, b"%d" % KEEP_SECONDS, node, suspect.beats, b"%d" % _BURIED_AT_ONCE]
+        self._engine.call("bury", keys, arguments, lambda reply: self._buried(suspect, reply))
+
+    def _buried(self, suspect: Suspect, reply: list[Any] | None) -> None:
+        if reply is None or reply[0] == b"alive":
+            self._burying.discard(suspect.node)
+            return
+        self._owner.died(suspect.node)
+        if reply[1]:
+            self._bury(suspect)
+        else:
+            self._burying.discard(suspect.node)

@@ -1,0 +1,211 @@
+"""Relays to and from the peers of other nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from signaling.backplane.links import Incoming, Outgoing
+from signaling.backplane.messages import Ask, Outcomes, Relay, Relays
+from signaling.backplane.presence import Entrants, Presence
+from signaling.backplane.registration import Registration
+from signaling.backplane.store import Store
+from signaling.clock import Clock
+from signaling.errors import ErrorCode, Rejected
+from signaling.ports import Forwarding, Node
+
+# Under load the outcomes of many relays are told together.
+_TELL_SECONDS = 0.005
+_ASK_SECONDS = 2.0
+_GIVE_UP_SECONDS = 40.0
+_EXPIRE_SECONDS = 30.0
+_REMEMBER_SECONDS = 60.0
+
+
+class _Waiting:
+    """Hears of the end of a relay from another node that has to wait for its target."""
+
+    def __init__(self, settle: Callable[[ErrorCode | None], None]) -> None:
+        self._settle = settle
+
+    def written(self) -> None:
+        self._settle(None)
+
+    def reject(self, rejected: Rejected) -> None:
+        self._settle(rejected.code)
+
+
+class Relaying:
+    """Sends and takes relays.
+
+    Args:
+        new_origin: makes up whose numbers the relays to a node have.
+        clock: tells the time.
+        store: reaches the other nodes.
+        presence: knows who is where.
+        entrants: peers of this node that have no peer-list yet.
+        registration: knows whether this node may deliver.
+    """
+
+    def __init__(  # noqa: PLR0913, PLR0917 - what a relay depends on
+        self,
+        new_origin: Callable[[], str],
+        clock: Clock,
+        store: Store,
+        presence: Presence,
+        entrants: Entrants,
+        registration: Registration,
+    ) -> None:
+        self._new_origin = new_origin
+        self._clock = clock
+        self._store = store
+        self._presence = presence
+        self._entrants = entrants
+        self._registration = registration
+        self._node: Node
+        self._outgoing: dict[str, Outgoing] = {}
+        self._incoming: dict[tuple[str, str], Incoming] = {}
+        self._timer: Any = None
+
+    def start(self, node: Node) -> None:
+        """Deliver to ``node``."""
+        self._node = node
+
+    @property
+    def forwarding(self) -> int:
+        """How many relays to other nodes have no outcome yet."""
+        return sum(map(len, self._outgoing.values()))
+
+    @property
+    def nodes(self) -> set[str]:
+        """The nodes that owe an answer."""
+        return {node for node, link in self._outgoing.items() if len(link)}
+
+    # To other nodes
+
+    def forward(self, topic: str, to: str, sender: str, frame: bytes, forwarding: Forwarding) -> bool | None:
+        """Send a relay straight to the node that has its target; as ``Backplane.forward``."""
+        other = self._presence.other(topic, to)
+        if other is None:
+            return None
+        if not self._registration.good:
+            return False
+        link = self._outgoing.get(other.node)
+        if link is None:
+            link = self._outgoing[other.node] = Outgoing(self._new_origin(), self._teller(other.node))
+        if not link.send((topic, to, sender, frame), forwarding, self._clock.seconds()):
+            return False
+        link.flush(self._store.node, self._registration.store_ms(_EXPIRE_SECONDS))
+        return True
+
+    def _teller(self, node: str) -> Callable[[Relays | Ask, Callable[[int | None], None]], None]:
+        return lambda message, done: self._store.tell(node, message, done)
+
+    def hear(self, outcomes: Outcomes) -> None:
+        """Take what another node says of relays."""
+        link = self._outgoing.get(outcomes.node)
+        if link is not None and outcomes.origin == link.origin:
+            link.hear(outcomes, self._clock.seconds())
+
+    def ask_all(self) -> None:
+        """Ask what became of everything: answers may have been lost."""
+        for link in self._outgoing.values():
+            link.ask(self._store.node, self._clock.seconds())
+
+    def drop_unpublished(self) -> None:
+        """Give up on what cannot be sent for now."""
+        for link in self._outgoing.values():
+            link.drop_unpublished()
+
+    def died(self, node: str) -> None:
+        """Give up on what was sent to a node that is dead."""
+        link = self._outgoing.pop(node, None)
+        if link is not None:
+            link.give_up(float("inf"))
+
+    def look(self) -> None:
+        """Ask where an answer is long in coming, and forget what is over; to be called once a second."""
+        now = self._clock.seconds()
+        for link in self._outgoing.values():
+            if self._registration.good:
+                link.ask(self._store.node, now - _ASK_SECONDS)
+            link.give_up(now - _GIVE_UP_SECONDS)
+        for incoming in self._incoming.values():
+            incoming.forget(now - _REMEMBER_SECONDS)
+        self._incoming = {key: each for key, each in self._incoming.items() if not self._is_over(each)}
+
+    def _is_over(self, incoming: Incoming) -> bool:
+        return incoming.idle and not self._registration.knows(incoming.reply_to)
+
+    # From other nodes
+
+    def forget_incoming(self) -> None:
+        """Begin anew: nobody sends to this node's former id any more."""
+        self._incoming.clear()
+
+    def take(self, relays: Relays) -> None:
+        """Deliver what came, and say what became of it."""
+        incoming = self._from(relays.origin)
+        good = self._registration.may_deliver and self._registration.store_ms() <= relays.expires
+        for relay in incoming.receive(relays):
+            if good:
+                self._deliver(incoming, relay)
+            else:
+                self._settle(incoming, relay, ErrorCode.DROPPED)
+
+    def _from(self, origin: str) -> Incoming:
+        key = origin, self._store.node
+        incoming = self._incoming.get(key)
+        if incoming is None:
+            incoming = self._incoming[key] = Incoming(*key)
+        return incoming
+
+    def _deliver(self, incoming: Incoming, relay: Relay) -> None:
+        entrant = self._entrants.find(relay.topic, relay.to)
+        view = self._presence.find(relay.topic)
+        if entrant is not None:
+            # Its own peer-list comes first.
+            entrant.held.append(lambda: self._deliver(incoming, relay))
+        elif view is None or relay.sender in view.others:
+            self._hand_over(incoming, relay)
+        elif not view.current:
+            # The target has not heard of the sender yet.
+            view.parked.append(lambda: self._deliver(incoming, relay))
+        else:
+            self._settle(incoming, relay, ErrorCode.DROPPED)
+
+    def _hand_over(self, incoming: Incoming, relay: Relay) -> None:
+        waiting = _Waiting(lambda code: self._settle(incoming, relay, code))
+        try:
+            written = self._node.deliver(relay.topic, relay.to, relay.frame, (waiting, None))
+        except Rejected as rejected:
+            self._settle(incoming, relay, rejected.code)
+        else:
+            if written:
+                self._settle(incoming, relay, None)
+
+    def _settle(self, incoming: Incoming, relay: Relay, code: ErrorCode | None) -> None:
+        incoming.settle(relay.number, code, self._clock.seconds())
+        if self._timer is None:
+            delay = incoming.told_at + _TELL_SECONDS - self._clock.seconds()
+            self._timer = self._clock.callLater(max(0.0, delay), self._tell_later)
+
+    def answer(self, ask: Ask) -> None:
+        """Say what became of relays that another node asks about."""
+        incoming = self._from(ask.origin)
+        self._store.tell(ask.reply_to, incoming.asked(ask, self._clock.seconds()))
+
+    def _tell_later(self) -> None:
+        self._timer = None
+        self.tell_all()
+
+    def tell_all(self) -> None:
+        """Say what has not been said yet, without any further wait."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for incoming in self._incoming.values():
+            if incoming.untold:
+                incoming.told_at = self._clock.seconds()
+                # Where it is lost, the origin asks.
+                self._store.tell(incoming.reply_to, incoming.tell())

@@ -1,0 +1,106 @@
+"""What one node knows of one topic: the members that other nodes have there.
+
+The store numbers a topic's events. They count in their order; where one is missing, a snapshot takes the place of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping
+from typing import NamedTuple
+
+from signaling.backplane.messages import Event, Kind, Other, Version
+
+_MOST_EARLY = 1000
+
+
+class Change(NamedTuple):
+    """What a node's own peers have to hear, or, for a move of one of them, the node itself."""
+
+    kind: Kind
+    peer: str
+    metadata: bytes | None = None
+
+
+class TopicView:
+    """A topic as one node sees it.
+
+    Attributes:
+        others: the members of other nodes.
+        current: False where events may be missing: a snapshot is needed, and events wait for it.
+        calls: how many replies with a snapshot are on their way.
+        parked: what waits for the view to be current.
+    """
+
+    def __init__(self) -> None:
+        self.others: dict[str, Other] = {}
+        self.current = False
+        self.calls = 0
+        self.parked: list[Callable[[], None]] = []
+        self._version: Version = (0, 0, 0)
+        self._early: list[Event] = []
+
+    def doubt(self) -> None:
+        """Notice that events may be missing, and that even their numbers may have begun anew."""
+        self.current = False
+        self._version = (0, 0, 0)
+        self._early = []
+
+    def take_event(self, event: Event, node: str, own: Container[str]) -> list[Change]:
+        """Take the next event.
+
+        Args:
+            node: the id of the node whose view this is.
+            own: the peers that this node has in the topic.
+        """
+        if event.version <= self._version:
+            return []
+        if self.current and event.version == (*self._version[:2], self._version[2] + 1):
+            self._version = event.version
+            return self._apply(event, node, own)
+        self.current = False
+        self._early = [*self._early[1 - _MOST_EARLY :], event]
+        return []
+
+    def take_snapshot(
+        self, version: Version, members: Mapping[str, Other], node: str, own: Container[str]
+    ) -> list[Change]:
+        """Take who is there, and then the events that came early; arguments as for ``take_event``."""
+        changes: list[Change] = []
+        if version >= self._version:
+            others = {peer: other for peer, other in members.items() if other.node != node}
+            left = [Change(Kind.LEFT, peer) for peer in self.others if peer not in others and peer not in own]
+            moved = [Change(Kind.MOVED, peer) for peer in others if peer in own]
+            joined = [
+                Change(Kind.JOINED, peer, others[peer].metadata)
+                for peer in sorted(others)
+                if peer not in self.others and peer not in own
+            ]
+            changes = left + moved + joined
+            self.others, self._version, self.current = others, version, True
+        elif not self.current:
+            # Events that came early are newer than this: another snapshot is needed.
+            return []
+        early, self._early = self._early, []
+        for event in early:
+            changes += self.take_event(event, node, own)
+        return changes
+
+    def _apply(self, event: Event, node: str, own: Container[str]) -> list[Change]:
+        peer, other = event.peer, event.other
+        if other is None:
+            return [Change(Kind.LEFT, peer)] if self.others.pop(peer, None) is not None else []
+        if other.node == node:
+            self.others.pop(peer, None)
+            return []
+        known = peer in self.others
+        self.others[peer] = other
+        if peer in own:
+            return [Change(Kind.MOVED, peer)]
+        return [] if known else [Change(Kind.JOINED, peer, other.metadata)]
+
+    def take_parked(self) -> list[Callable[[], None]]:
+        """Return what waited, once, where the view is current."""
+        if not self.current:
+            return []
+        parked, self.parked = self.parked, []
+        return parked

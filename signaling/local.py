@@ -1,0 +1,83 @@
+"""The peers of this server, as its backplane sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from signaling import wire
+from signaling.counters import Counters
+from signaling.errors import ErrorCode, Rejected
+from signaling.frames import text_frame
+from signaling.peer import TEXTS, Peer
+from signaling.ports import Proof, Receipt
+from signaling.topics import TopicMap
+
+
+class LocalPeers:
+    """A ``Node`` of a cluster.
+
+    Args:
+        topics: where the peers are.
+        counters: the server's.
+        on_lend: gets a peer ready to go on at another node, as ``Node.lend``.
+        on_moved: hears of a peer that came back to another node.
+    """
+
+    def __init__(
+        self,
+        topics: TopicMap[Peer],
+        counters: Counters,
+        on_lend: Callable[[Peer, bytes], bytes | None],
+        on_moved: Callable[[Peer], None],
+    ) -> None:
+        self._topics = topics
+        self._counters = counters
+        self._on_lend = on_lend
+        self._on_moved = on_moved
+
+    def joined(self, topic: str, peer: str, metadata: bytes | None) -> None:
+        """Tell those who are here."""
+        self._tell(topic, wire.peer_joined(peer, metadata))
+
+    def left(self, topic: str, peer: str) -> None:
+        """Tell those who are here."""
+        self._tell(topic, wire.peer_left(peer))
+
+    def lend(self, topic: str, proof: Proof) -> bytes | None:
+        """Get a peer ready to go on at another node."""
+        found = self._find(topic, proof.peer)
+        return self._on_lend(found, proof.text) if found is not None else None
+
+    def moved(self, topic: str, peer: str) -> None:
+        """Forget a peer without a word."""
+        found = self._find(topic, peer)
+        if found is not None:
+            self._on_moved(found)
+
+    def members(self, topic: str) -> Iterable[tuple[str, bytes | None]]:
+        """List the peers that are here."""
+        return ((peer.id, peer.metadata) for peer in self._topics.find(topic) or ())
+
+    def has(self, topic: str, peer: str) -> bool:
+        """Tell whether the peer is here."""
+        return self._find(topic, peer) is not None
+
+    def deliver(self, topic: str, to: str, frame: bytes, receipt: Receipt) -> bool | None:
+        """Hand a relay to a peer that is here."""
+        target = self._find(topic, to)
+        if target is None:
+            raise Rejected(ErrorCode.TARGET_NOT_FOUND, TEXTS[ErrorCode.TARGET_NOT_FOUND])
+        waits = target.blocked
+        if not target.offer(frame, receipt):
+            raise Rejected(ErrorCode.DROPPED, TEXTS[ErrorCode.DROPPED])
+        self._counters.relays_received += 1
+        return None if waits else True
+
+    def _find(self, topic: str, peer: str) -> Peer | None:
+        found = self._topics.find(topic)
+        return found.get(peer) if found is not None else None
+
+    def _tell(self, topic: str, event: bytes) -> None:
+        frame = text_frame(event)
+        peers = self._topics.find(topic) or ()
+        self._counters.events_dropped += sum(not peer.offer(frame) for peer in peers)

@@ -1,0 +1,1 @@
+"""A cluster on one clock: a model of its store, a network that loses, nodes that crash, and what has to hold."""

@@ -1,0 +1,290 @@
+"""A model of the store: what ``signaling/backplane/lua`` does, in Python and without a server.
+
+``tests/simulator/test_store.py`` runs both beside each other. The scripts are written down as in Lua, command by
+command, so that a reader can lay one beside the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from random import Random
+from typing import Any, NamedTuple
+
+NODE = 16
+
+
+class _Set(dict[bytes, None]):
+    """A set whose order is the same in every run."""
+
+
+class _Topic(NamedTuple):
+    """A topic, and the keys that a script was given for it."""
+
+    prefix: bytes
+    name: bytes
+    members: bytes
+    state: bytes
+    index: bytes
+
+
+class ModelStore:
+    """A store that runs a cluster's scripts.
+
+    Args:
+        seconds: the store's clock, in seconds.
+        publish: hands data to the subscribers of a channel; returns how many there are.
+        random: chooses where the store would.
+    """
+
+    def __init__(
+        self,
+        seconds: Callable[[], float],
+        publish: Callable[[bytes, bytes], int],
+        random: Random | None = None,
+    ) -> None:
+        self._seconds = seconds
+        self.publish = publish
+        self._random = random or Random(0)
+        self._data: dict[bytes, Any] = {}
+        self._ends: dict[bytes, float] = {}
+        self._scripts: dict[str, Callable[[Any, Any], list[Any]]] = {
+            "join": self._join,
+            "leave": self._leave,
+            "sync": self._sync,
+            "move": self._move,
+            "beat": self._beat,
+            "bury": self._bury,
+            "resign": self._resign,
+        }
+
+    def run(self, script: str, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
+        """Run a script; returns its reply."""
+        self._expire()
+        return self._scripts[script](keys, arguments)
+
+    def dump(self) -> dict[bytes, tuple[Any, int | None]]:
+        """Return all that is stored, and how many seconds each key has left, None where it stays."""
+        self._expire()
+        return {key: (_plain(value), self._left(key)) for key, value in self._data.items()}
+
+    def save(self) -> Any:
+        """Return a copy of all that is stored, for ``load``."""
+        return {key: copy(value) for key, value in self._data.items()}, dict(self._ends)
+
+    def load(self, saved: Any) -> None:
+        """Store what was saved, and nothing else; None is nothing at all."""
+        self._data, self._ends = saved if saved is not None else ({}, {})
+
+    def _left(self, key: bytes) -> int | None:
+        return round(self._ends[key] - self._seconds()) if key in self._ends else None
+
+    def _expire(self) -> None:
+        now = self._seconds()
+        for key in [key for key, end in self._ends.items() if end <= now]:
+            self._delete(key)
+
+    # Commands
+
+    def _delete(self, key: bytes) -> None:
+        self._data.pop(key, None)
+        self._ends.pop(key, None)
+
+    def _hset(self, key: bytes, field: bytes, value: bytes) -> None:
+        self._data.setdefault(key, {})[field] = value
+
+    def _sadd(self, key: bytes, member: bytes) -> None:
+        self._data.setdefault(key, _Set())[member] = None
+
+    def _hget(self, key: bytes, field: bytes) -> bytes | None:
+        return self._data.get(key, {}).get(field)
+
+    def _hgetall(self, key: bytes) -> list[bytes]:
+        return [text for pair in self._data.get(key, {}).items() for text in pair]
+
+    def _hdel(self, key: bytes, field: bytes) -> None:
+        fields = self._data.get(key)
+        if fields is not None:
+            fields.pop(field, None)
+            if not fields:
+                self._delete(key)
+
+    _srem = _hdel
+
+    def _hincrby(self, key: bytes, field: bytes, by: int) -> int:
+        value = int(self._hget(key, field) or 0) + by
+        self._hset(key, field, b"%d" % value)
+        return value
+
+    def _keep(self, seconds: bytes, *keys: bytes) -> None:
+        for key in keys:
+            if key in self._data:
+                self._ends[key] = self._seconds() + int(seconds)
+
+    def _time(self) -> tuple[int, int]:
+        micros = round(self._seconds() * 1_000_000)
+        return micros // 1_000_000, micros % 1_000_000
+
+    # The prelude
+
+    def _tell(self, topic: _Topic, kind: bytes, peer: bytes, value: bytes) -> bytes:
+        gen, seq = self._hget(topic.state, b"gen"), self._hincrby(topic.state, b"seq", 1)
+        assert gen is not None
+        head = b" ".join([kind, gen, b"%d" % seq, peer, b"%d" % len(topic.name)])
+        text = head + b"\n" + topic.name + value
+        for field in list(self._data[topic.state]):
+            if field[:1] == b"@":
+                self.publish(topic.prefix + b"node:" + field[1:], text)
+        return text
+
+    def _count(self, topic: _Topic, node: bytes, by: int) -> bool:
+        if self._hincrby(topic.state, b"@" + node, by) <= 0:
+            self._hdel(topic.state, b"@" + node)
+            return False
+        return True
+
+    def _add(self, topic: _Topic, peer: bytes, value: bytes) -> None:
+        if self._hget(topic.state, b"seq") is None:
+            self._hset(topic.state, b"seq", b"0")
+            self._hset(topic.state, b"gen", b"%d.%d" % self._time())
+        self._hset(topic.members, peer, value)
+        self._hincrby(topic.state, b"bytes", listed(value))
+        self._count(topic, value[:NODE], 1)
+        self._sadd(topic.index, topic.name)
+        last = self._hget(topic.state, b"last")
+        if last is None or peer > last:
+            self._hset(topic.state, b"last", peer)
+
+    def _remove(self, topic: _Topic, peer: bytes, value: bytes) -> bool:
+        self._hdel(topic.members, peer)
+        self._hincrby(topic.state, b"bytes", -listed(value))
+        if not self._count(topic, value[:NODE], -1):
+            self._srem(topic.index, topic.name)
+        if topic.members not in self._data:
+            self._delete(topic.state)
+            return False
+        return True
+
+    def _snapshot(self, status: bytes, topic: _Topic) -> list[Any]:
+        gen, seq = self._hget(topic.state, b"gen") or b"", self._hget(topic.state, b"seq") or b"0"
+        return [status, gen, seq, self._hgetall(topic.members)]
+
+    # The scripts
+
+    def _join(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
+        prefix, name, seconds, node, peer, metadata, most_peers, most_bytes = arguments
+        topic = _Topic(prefix, name, *keys)
+        value = node + metadata
+        last = self._hget(topic.state, b"last")
+        if last is not None and peer <= last:
+            return [b"behind", last]
+        if len(self._data.get(topic.members, ())) >= int(most_peers):
+            return [b"full", b"peers"]
+        if int(self._hget(topic.state, b"bytes") or 0) + listed(value) > int(most_bytes):
+            return [b"full", b"bytes"]
+        self._add(topic, peer, value)
+        self._tell(topic, b"joined", peer, value)
+        self._keep(seconds, *keys)
+        return self._snapshot(b"joined", topic)
+
+    def _leave(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
+        prefix, name, node, peer = arguments
+        topic = _Topic(prefix, name, *keys)
+        value = self._hget(topic.members, peer)
+        if value is not None and value[:NODE] == node and self._remove(topic, peer, value):
+            self._tell(topic, b"left", peer, b"")
+        return [b"left"]
+
+    def _sync(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
+        prefix, name, seconds, node, former = arguments[:5]
+        topic = _Topic(prefix, name, *keys)
+        peers = dict(zip(arguments[5::2], arguments[6::2], strict=True))
+        own = {peer: node + metadata[1:] for peer, metadata in peers.items() if metadata[:1] == b"+"}
+        unsure = {peer for peer, metadata in peers.items() if metadata[:1] != b"+"}
+        for peer, value in list(self._data.get(topic.members, {}).items()):
+            of = value[:NODE]
+            if peer in own and of == former and of != node:
+                self._hset(topic.members, peer, own[peer])
+                if not self._count(topic, former, -1):
+                    self._srem(prefix + b"topics:" + former, name)
+                self._count(topic, node, 1)
+                self._sadd(topic.index, name)
+                self._tell(topic, b"moved", peer, own[peer])
+            elif of == node and peer not in own and peer not in unsure and self._remove(topic, peer, value):
+                self._tell(topic, b"left", peer, b"")
+            own.pop(peer, None)
+        for peer in peers:
+            if peer in own:
+                self._add(topic, peer, own[peer])
+                self._tell(topic, b"joined", peer, own[peer])
+        self._keep(seconds, *keys)
+        return self._snapshot(b"synced", topic)
+
+    def _move(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
+        *own_keys, old_index = keys
+        prefix, name, seconds, node, old, peer = arguments
+        topic = _Topic(prefix, name, *own_keys)
+        value = self._hget(topic.members, peer)
+        if value is None or value[:NODE] != old:
+            return [b"gone"]
+        value = node + value[NODE:]
+        self._hset(topic.members, peer, value)
+        has_more = self._count(topic, old, -1)
+        if not has_more:
+            self._srem(old_index, name)
+        self._count(topic, node, 1)
+        self._sadd(topic.index, name)
+        text = self._tell(topic, b"moved", peer, value)
+        if not has_more:
+            self.publish(prefix + b"node:" + old, text)
+        self._keep(seconds, *own_keys)
+        return self._snapshot(b"moved", topic)
+
+    def _beat(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
+        nodes, tomb, index = keys
+        seconds, node, wants_topics = arguments
+        if tomb in self._data:
+            return [b"buried"]
+        beats = self._hincrby(nodes, node, 1)
+        self._keep(seconds, nodes, index)
+        whole, micros = self._time()
+        topics = list(self._data.get(index, ())) if wants_topics == b"1" else []
+        return [b"alive", b"%d" % beats, whole * 1000 + micros // 1000, self._hgetall(nodes), topics]
+
+    def _bury(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
+        nodes, tomb, index = keys
+        prefix, seconds, node, seen, _ = arguments
+        most = int(arguments[4])
+        if tomb not in self._data:
+            if (self._hget(nodes, node) or b"") != seen:
+                return [b"alive"]
+            self._data[tomb] = b"1"
+            self._keep(seconds, tomb)
+            self._hdel(nodes, node)
+        while most > 0 and index in self._data:
+            name = self._random.choice(list(self._data[index]))
+            topic = _Topic(prefix, name, prefix + b"members:" + name, prefix + b"state:" + name, index)
+            for peer, value in list(self._data.get(topic.members, {}).items()):
+                if most > 0 and value[:NODE] == node:
+                    most -= 1
+                    if self._remove(topic, peer, value):
+                        self._tell(topic, b"left", peer, b"")
+            if most > 0:
+                self._srem(index, name)
+        return [b"buried", len(self._data.get(index, ()))]
+
+    def _resign(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
+        nodes, index = keys
+        if index not in self._data:
+            self._hdel(nodes, arguments[0])
+        return [b"resigned"]
+
+
+def listed(value: bytes) -> int:
+    """Tell how long a member's entry in a ``peer-list`` is, as ``prelude.lua`` does."""
+    metadata = len(value) - NODE
+    return 36 + (metadata + 12 if metadata > 0 else 0)
+
+
+def _plain(value: Any) -> Any:
+    return set(value) if isinstance(value, _Set) else dict(value) if isinstance(value, dict) else value

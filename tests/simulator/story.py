@@ -1,0 +1,504 @@
+"""One story: a seed tells who joins, who says what to whom and what breaks, and in the end everything has to be true.
+
+**What has to hold.** Each client's view is checked with every message that it gets, and against the truth once all
+faults are over and ``CALM_SECONDS`` have passed. Every relay is written to its target at most once, in order, and ends
+in one way: written, or answered by one error. Two things are nobody's to promise, and only those are let pass
+(``Story.verdict``):
+
+- A sender that is gone, by itself or with its node, hears nothing.
+- A relay that was written *and* answered ``dropped``: where its target's node crashed or was taken for dead after it
+  wrote the relay and before the sender heard of it, nobody can tell; likewise where the sender's own node could not
+  reach the engine for so long that it gave up. The same goes for what waited in its target's queue while that node
+  stood still for so long that the others took it for dead, and was written afterwards.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from signaling.backplane.scripts import Keys
+from signaling.limits import Limits
+from tests.simulator.clients import Client, Sent
+from tests.simulator.engine import StoreServer
+from tests.simulator.network import Timeline
+from tests.simulator.nodes import PREFIX, SimulatedNode
+from tests.simulator.store import listed
+
+CALM_SECONDS = 60.0
+# A dead node's peers are announced within this time.
+BURIED_SECONDS = 15.0
+# After which a sender's node gives up on an answer.
+GIVE_UP_SECONDS = 30.0
+KEYS = Keys(PREFIX)
+
+
+class Breach(Exception):
+    """Something that must not be was seen; the text says all."""
+
+
+class Story:
+    """One seed's story.
+
+    Args:
+        seed: of all chance.
+        log: takes each line of the story; None keeps none.
+
+    Attributes:
+        sent: all relays, by number.
+        buried: when each node's id was taken for dead.
+        counts: of what happened, to see that anything did.
+    """
+
+    def __init__(self, seed: int, log: Callable[[str], None] | None = None) -> None:
+        self.timeline = Timeline(seed, log)
+        self.random = self.timeline.random
+        self.trace = self.timeline.trace
+        self.tracing = self.timeline.tracing
+        self.limits = Limits(high_water_messages=4)
+        self.sent: list[Sent] = []
+        self.buried: dict[str, float] = {}
+        self.counts: Counter[str] = Counter()
+        self.breaches: list[str] = []
+        self.early = 0
+        self.clients: list[Client] = []
+        self.by_id: dict[str, Client] = {}
+        self.lost_data_at: list[float] = []
+        self.cut_off: list[tuple[str, float, float]] = []
+        self._names = 0
+        self.store = StoreServer(self.timeline)
+        self.store.on_run = self._ran
+        random = self.random
+        self.topics = [f"t{number}" for number in range(random.choice([1, 1, 2, 3]))]
+        self._slow = random.choice([0.0, 0.02, 0.2])
+        self._base = random.choice([0.0005, 0.003, 0.03])
+        self.nodes: list[SimulatedNode] = [self._new_node() for _ in range(random.choice([2, 2, 3, 3, 4]))]
+        faults = list(FAULTS)
+        random.shuffle(faults)
+        self._faults = faults[: random.choice([0, 1, 2, 3, len(faults)])]
+        self._healing: list[Callable[[], None]] = []
+
+    @property
+    def now(self) -> float:
+        return self.timeline.now
+
+    def latency(self) -> float:
+        random = self.random
+        if random.random() < self._slow:
+            return random.uniform(0.05, 1.0)
+        return random.expovariate(1 / self._base)
+
+    def breach(self, what: str) -> None:
+        self.trace("BREACH", what)
+        self.breaches.append(f"at {self.now:.4f}: {what}")
+
+    def check(self) -> None:
+        if self.breaches:
+            raise Breach("\n".join(self.breaches))
+
+    def run_for(self, seconds: float) -> None:
+        self.timeline.run_until(self.now + seconds)
+        self.check()
+
+    # What the nodes and clients report
+
+    def named(self, client: Client) -> None:
+        if client.id in self.by_id:
+            self.breach(f"two peers have the id {client.id}")
+        self.by_id[client.id] = client
+        self.counts["joined"] += 1
+
+    def _ran(self, script: str, arguments: Sequence[bytes], reply: list[Any]) -> None:
+        if script == "bury" and reply[0] == b"buried":
+            self.buried.setdefault(arguments[2].decode(), self.now)
+            self.counts["buried"] += 1
+
+    def heard_left(self, client: Client, peer: str) -> None:
+        left = self.by_id.get(peer)
+        if left is None or not left.live:
+            return
+        # The others took its node for dead, or the store forgot it.
+        self.counts["left for a while"] += 1
+        if not (self.lost_data_at or self.buried or self.store.stale):
+            self.breach(f"{client.name} is told that {left.name} left, which did not")
+
+    def not_found(self, sent: Sent) -> None:
+        target, sender = sent.target, sent.sender
+        known = sender.known is not None and target.id in sender.known and not sender.missed_events
+        if target.live and known and not (self.lost_data_at or self.buried or self.store.stale):
+            self.breach(f"relay {sent.number}: {target.name} is there, and was not found")
+
+    # Actions
+
+    def _new_node(self) -> SimulatedNode:
+        self._names += 1
+        skew = self.random.choice([0, 0, -1500, 700, 4000])
+        node = SimulatedNode(self, f"node{self._names}", self.store, self.latency, skew)
+        self.trace(node.name, "starts as", node.cluster.node)
+        return node
+
+    def serving(self) -> list[SimulatedNode]:
+        return [node for node in self.nodes if node.serves]
+
+    def live(self) -> list[Client]:
+        return [client for client in self.clients if client.live]
+
+    def join(self) -> None:
+        nodes = self.serving()
+        if not nodes or len(self.live()) > 12:
+            return
+        metadata = self.random.choice([None, {"name": "Ada"}, {"n": self.random.randint(0, 9)}])
+        client = Client(self.random.choice(nodes), f"c{len(self.clients)}", self.random.choice(self.topics), metadata)
+        self.trace(client.name, "connects to", client.node.name, client.topic)
+        self.clients.append(client)
+        client.node.connect(client)
+
+    def leave(self) -> None:
+        there = [client for client in self.clients if not client.gone]
+        if there:
+            client = self.random.choice(there)
+            self.trace(client.name, "disconnects")
+            client.node.disconnect(client)
+
+    def relay(self) -> None:
+        live = self.live()
+        if not live:
+            return
+        sender = self.random.choice(live)
+        known = [client for client in self.clients if client.id and client.topic == sender.topic]
+        if self.random.random() < 0.8:
+            known = [client for client in known if client.live]
+        target = self.random.choice(known)
+        for _ in range(self.random.choice([1, 1, 1, 2, 7])):
+            self.send(sender, target)
+
+    def send(self, sender: Client, target: Client) -> Sent:
+        sent = Sent(len(self.sent), sender, target, self.now)
+        self.sent.append(sent)
+        if self.tracing:
+            self.trace(sender.name, "relays", sent.number, "to", target.name)
+        sender.node.relay(sent)
+        return sent
+
+    def stall(self) -> None:
+        live = self.live()
+        if live:
+            client = self.random.choice(live)
+            self.trace(client.name, "stalls")
+            client.node.stall(client)
+            self._later(self.random.uniform(0.1, 12), lambda: client.node.unstall(client))
+
+    def _later(self, seconds: float, heal: Callable[[], None]) -> None:
+        """Heal a fault after some time, or at the end of the storm."""
+        self._healing.append(heal)
+
+        def now() -> None:
+            if heal in self._healing:
+                self._healing.remove(heal)
+                heal()
+
+        self.timeline.after(seconds, now)
+
+    # Faults
+
+    def crash_node(self) -> None:
+        nodes = self.serving()
+        if nodes:
+            node = self.random.choice(nodes)
+            self._crash(node)
+            if self.random.random() < 0.8:
+                self._later(self.random.uniform(0.1, 20), lambda: self.nodes.append(self._new_node()))
+
+    def _crash(self, node: SimulatedNode) -> None:
+        self.trace(node.name, "crashes")
+        node.crash(noticed=self.random.random() < 0.6)
+
+    def stop_node(self) -> None:
+        nodes = self.serving()
+        if nodes:
+            node = self.random.choice(nodes)
+            self.trace(node.name, "stops")
+            node.stop()
+            self._later(self.random.uniform(0.1, 5), lambda: self.nodes.append(self._new_node()))
+
+    def pause_node(self) -> None:
+        nodes = [node for node in self.nodes if node.process.alive and not node.process.paused]
+        if nodes:
+            node = self.random.choice(nodes)
+            seconds = self.random.choice([0.2, 2, 7, 9, 11, 15, 30]) * self.random.uniform(0.8, 1.2)
+            self.trace(node.name, f"stands still for {seconds:.1f} s")
+            node.process.pause()
+            self._later(seconds, lambda: self._resume(node))
+
+    def _resume(self, node: SimulatedNode) -> None:
+        self.trace(node.name, "goes on")
+        node.process.resume()
+
+    def break_connection(self) -> None:
+        connections = [node.engine.connection for node in self.nodes if node.process.alive and node.engine.connection]
+        if connections:
+            connection = self.random.choice(connections)
+            self.trace("store", "a connection breaks")
+            connection.server_ended()
+            self.store.forget(connection)
+
+    def swallow(self) -> None:
+        nodes = [node for node in self.serving() if node.engine.connection]
+        if nodes:
+            node = self.random.choice(nodes)
+            connection = node.engine.connection
+            assert connection is not None
+            partition = self.random.random() < 0.5
+            seconds = self.random.choice([0.5, 4, 9, 12, 25]) * self.random.uniform(0.8, 1.2)
+            self.trace(node.name, f"its connection takes nothing for {seconds:.1f} s", "for good" * partition)
+            connection.swallow(connection.links)
+            node.engine.partitioned = partition
+            self._later(seconds, lambda: self._unswallow(node, connection))
+
+    def _unswallow(self, node: SimulatedNode, connection: Any) -> None:
+        self.trace(node.name, "its connection takes everything")
+        node.engine.partitioned = False
+        connection.heal()
+        if node.engine.connection is not None:
+            node.engine.connection.heal()
+
+    def crash_store(self) -> None:
+        if not self.store.alive:
+            return
+        kind = self.random.choice(["kept", "kept", "lost", "rolled back"])
+        saved = self.store.model.save()
+        delay = self.random.uniform(0.01, 1.5) if kind == "rolled back" else 0.0
+
+        def crash() -> None:
+            if not self.store.alive:
+                return
+            seconds = self.random.choice([0.1, 1, 4, 12]) * self.random.uniform(0.8, 1.2)
+            self.trace("store", f"crashes for {seconds:.1f} s; its data are", kind)
+            if kind != "kept":
+                self.lost_data_at.append(self.now)
+            self.store.crash(None if kind == "lost" else saved)
+            self._later(seconds, self._restart_store)
+
+        self.timeline.after(delay, crash)
+
+    def _restart_store(self) -> None:
+        self.trace("store", "restarts")
+        self.store.restart()
+
+    def flush_store(self) -> None:
+        """Lose all data and no connection."""
+        if self.store.alive:
+            self.trace("store", "loses its data")
+            self.lost_data_at.append(self.now)
+            self.store.model.load(None)
+
+    def pause_store(self) -> None:
+        if self.store.alive and not self.store.paused:
+            seconds = self.random.choice([0.2, 2, 7, 12, 20]) * self.random.uniform(0.8, 1.2)
+            self.trace("store", f"stands still for {seconds:.1f} s")
+            self.store.pause()
+            self._later(seconds, self._resume_store)
+
+    def _resume_store(self) -> None:
+        self.trace("store", "goes on")
+        self.store.resume()
+
+    # The story
+
+    def tell(self) -> None:
+        """Let it happen.
+
+        Raises:
+            Breach: where something happened that must not.
+        """
+        self.run_for(self.random.choice([0, 0.001, 0.5, 3]))
+        for _ in range(self.random.choice([1, 1, 2])):
+            self._storm()
+            self._calm()
+        self._mesh()
+        if self.random.random() < 0.5:
+            self._die()
+        self._end()
+
+    def _storm(self) -> None:
+        random = self.random
+        end = self.now + random.choice([3, 15, 40])
+        pace = random.choice([0.02, 0.2, 1.0])
+        fault_share = random.choice([0.02, 0.1, 0.3])
+        actions = (
+            [self.join] * 3 + [self.leave] * random.choice([1, 2]) + [self.relay] * random.choice([2, 8]) + [self.stall]
+        )
+        for _ in range(random.choice([0, 3, 8])):
+            self.join()
+        for _ in range(200):
+            if self.now >= end:
+                break
+            self.run_for(0 if random.random() < 0.2 else random.expovariate(1 / pace))
+            if self._faults and random.random() < fault_share:
+                fault = random.choice(self._faults)
+                self.counts[fault] += 1
+                getattr(self, fault)()
+            else:
+                random.choice(actions)()
+
+    def _calm(self) -> None:
+        self.trace("story", "all faults are over")
+        while self._healing:
+            self._healing.pop()()
+        if not self.serving():
+            self.nodes.append(self._new_node())
+        self.run_for(CALM_SECONDS)
+        self.trace("story", "everything has to be true")
+        self._check_clients()
+        self._check_relays()
+        self._check_store()
+        for node in self.serving():
+            if node.cluster.forwarding:
+                self.breach(f"{node.name}: {node.cluster.forwarding} relays have no end")
+            if node.cluster.troubles:
+                self.breach(f"{node.name}: {node.cluster.troubles}")
+            self.counts["most timers"] = max(self.counts["most timers"], node.process.timers)
+        self.check()
+
+    def _expected(self, client: Client) -> dict[str, Any]:
+        return {
+            other.id: other.metadata for other in self.live() if other.topic == client.topic and other is not client
+        }
+
+    def _check_clients(self) -> None:
+        for client in self.clients:
+            if not client.gone and client.peer is None:
+                self.breach(f"{client.name} waits for its welcome")
+            elif client.live and not client.missed_events and client.known != self._expected(client):
+                self.breach(f"{client.name} in {client.topic}: {self._difference(client)}")
+
+    def _difference(self, client: Client) -> str:
+        known, expected = client.known or {}, self._expected(client)
+        surplus = [self.by_id[peer].name for peer in known if peer not in expected]
+        missing = [self.by_id[peer].name for peer in expected if peer not in known]
+        wrong = [self.by_id[peer].name for peer in expected if peer in known and known[peer] != expected[peer]]
+        return f"knows {surplus}, who are not there; does not know {missing}; is wrong about {wrong}"
+
+    def _check_relays(self) -> None:
+        for sent in self.sent:
+            fault = self.verdict(sent)
+            if fault is not None:
+                self.breach(f"relay {sent.number} of {sent.at:.4f}, {sent.sender.name} to {sent.target.name}: {fault}")
+
+    def verdict(self, sent: Sent) -> str | None:
+        """Tell what is wrong with the end of a relay, None where nothing is."""
+        if sent.written and sent.errors:
+            return self._excuse(sent)
+        if not sent.written and not sent.errors and sent.sender.live and not sent.target.way.blocked:
+            return "no end"
+        return None
+
+    def _excuse(self, sent: Sent) -> str | None:
+        (written_at, node_id), (told_at, code) = sent.written[0], sent.errors[0]
+        if code != "dropped":
+            return f"written, and answered {code}"
+        died_at = self._died_at(sent.target.node, node_id)
+        if told_at < written_at:
+            if sent.held and died_at is not None and died_at < written_at:
+                self.counts["both: had waited at a node that died"] += 1
+                return None
+            return f"answered at {told_at:.4f}, and written at {written_at:.4f}"
+        if died_at is not None and died_at <= told_at:
+            self.counts["both: its node died"] += 1
+            return None
+        if told_at - sent.at >= GIVE_UP_SECONDS:
+            self.counts["both: given up"] += 1
+            return None
+        return f"written at {written_at:.4f}, and answered at {told_at:.4f}"
+
+    def _died_at(self, node: SimulatedNode, node_id: str) -> float | None:
+        times = [time for time in (node.crashed_at, self.buried.get(node_id)) if time is not None]
+        return min(times, default=None)
+
+    def _check_store(self) -> None:
+        dump = self.store.model.dump()
+        live_nodes = {node.cluster.node for node in self.serving()}
+        if set(dump.get(KEYS.nodes, ({}, 0))[0]) != {node.encode() for node in live_nodes}:
+            self.breach(f"the store has the nodes {dump.get(KEYS.nodes)}, not {live_nodes}")
+        unseen = set()
+        for topic in self.topics:
+            here = [client for client in self.live() if client.topic == topic]
+            if here:
+                self._check_topic(topic, here, dump)
+            else:
+                unseen.add(topic.encode())
+        for key in dump:
+            owner = key.removeprefix(KEYS.index(b"")).decode()
+            if key.startswith(KEYS.index(b"")) and owner not in live_nodes and not dump[key][0] <= unseen:
+                self.breach(f"the store lists topics of {owner}, which is dead: {dump[key]}")
+        for topic in unseen:
+            # Peers of dead nodes, of whom the store knew nothing any more when they could have been buried: whoever
+            # comes next buries them, and they expire by themselves.
+            members = dump.get(KEYS.topic(topic)[0], ({}, 0))[0]
+            self.counts["forgotten and seen by nobody"] += len(members)
+            if any(value[:16].decode() in live_nodes for value in members.values()):
+                self.breach(f"the store has {members} in {topic!r}, where nobody is")
+
+    def _check_topic(self, topic: str, here: list[Client], dump: dict[bytes, Any]) -> None:
+        members_key, state_key = KEYS.topic(topic.encode())
+        members = dump.get(members_key, ({}, 0))[0]
+        expected = {
+            client.id.encode(): client.node.cluster.node.encode() + (client.metadata_text or b"") for client in here
+        }
+        if members != expected:
+            self.breach(f"the store has {members} in {topic}, not {expected}")
+        counted = Counter(b"@" + client.node.cluster.node.encode() for client in here)
+        state = dump.get(state_key, ({}, 0))[0]
+        stored = {field: int(count) for field, count in state.items() if field[:1] == b"@"}
+        if stored != counted:
+            self.breach(f"the store counts {stored} in {topic}, not {dict(counted)}")
+        lengths = sum(listed(value) for value in expected.values())
+        if int(state.get(b"bytes", 0)) != lengths:
+            self.breach(f"the store counts {state.get(b'bytes')} bytes in {topic}, not {lengths}")
+
+    def _mesh(self) -> None:
+        """See that everybody reaches everybody once all is calm."""
+        for sender in self.live():
+            for target in self.live():
+                if sender.topic == target.topic and not (sender.missed_events or target.missed_events):
+                    self.send(sender, target)
+        first = len(self.sent)
+        for _ in range(3):
+            self.run_for(1)
+        for sent in self.sent[first:]:
+            if not sent.written:
+                self.breach(f"relay {sent.number} does not arrive though all is calm: {sent.errors}")
+        self.check()
+
+    def _die(self) -> None:
+        """See that a node's death is noticed in time."""
+        nodes = self.serving()
+        if len(nodes) < 2:
+            return
+        self._crash(self.random.choice(nodes))
+        self.run_for(BURIED_SECONDS)
+        self._check_clients()
+        self.check()
+        self.counts["deaths in calm"] += 1
+
+    def _end(self) -> None:
+        for node in self.serving():
+            node.stop()
+        self.run_for(30)
+        for node in self.nodes:
+            if node.process.alive:
+                self.breach(f"{node.name} does not stop")
+        self.check()
+
+
+FAULTS = (
+    "crash_node",
+    "stop_node",
+    "pause_node",
+    "break_connection",
+    "swallow",
+    "crash_store",
+    "flush_store",
+    "pause_store",
+)
