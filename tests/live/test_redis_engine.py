@@ -329,6 +329,7 @@ class OutageTests(EngineCase):
         await listener.until("connected", 2)
         assert len(self.events("backplane_lost")) == 2
         assert len(self.events("backplane_connected")) == 2
+        assert "factory" not in self.text
 
     async def pause(self, seconds: float) -> None:
         """Wait for what must not happen."""
