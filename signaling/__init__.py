@@ -3,8 +3,8 @@
 ``SignalingFactory`` listens on a port, ``SignalingResource`` mounts one in a ``twisted.web`` site, ``Limits`` holds the
 bounds of either, ``IceServers`` what peers are told of STUN and TURN servers; ``makeService`` is what
 ``twistd signaling`` runs, and ``make_backplane`` lets several servers share topics. A portal of ``twisted.cred`` says
-who may do what: ``Grant``, ``GrantRealm``, ``IGrant``, ``IBearerToken`` and ``TokenRefused`` are for those who make one.
-Each is imported when it is asked for, so that ``signaling.client`` brings no server with it.
+who may do what: ``Grant``, ``GrantRealm``, ``IGrant``, ``IBearerToken`` and ``TokenRefused`` are for those who make
+one. Each is imported when it is asked for, so that ``signaling.client`` brings no server with it.
 """
 
 from importlib import import_module

@@ -6,14 +6,21 @@ from collections import deque
 from typing import Any
 
 from twisted.internet.defer import CancelledError, ensureDeferred
-from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, connectProtocol, wrapClientTLS
+from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.protocol import Factory
 
 from signaling.backplane.connections import Connection, describe, greeting
 from signaling.backplane.trust import client_options
 from signaling.backplane.urls import Address, StoreUrl
 
 _SENTINEL_SECONDS = 1.0
+
+
+class _Quiet(Factory):
+    """Says nothing of each attempt, which may be many."""
+
+    noisy = False
 
 
 class NoMaster(Exception):
@@ -46,7 +53,7 @@ class Dialer:
 
     async def dial(self, address: Address | None, connection: Connection) -> None:
         """Connect; raises what the endpoint does."""
-        await connectProtocol(self._endpoint(address), connection)
+        await self._endpoint(address).connect(_Quiet.forProtocol(lambda: connection))
 
     def _endpoint(self, address: Address | None) -> IStreamClientEndpoint:
         if address is None:

@@ -19,6 +19,7 @@ from signaling.ports import Node
 _SYNCS_AT_ONCE = 32
 # What is in the store expires where nobody sees to it, and what is wrong there is put right in time.
 _REFRESH_LOOKS = 600
+_MEET_LOOKS = 5
 
 
 class Entrants:
@@ -55,6 +56,8 @@ class Presence:
         self._doubted: dict[str, None] = {}
         self._syncing = 0
         self._looks = 0
+        self._met: set[str] = set()
+        self._met_before: set[str] = set()
 
     def start(self, node: Node) -> None:
         """Tell ``node`` of what happens."""
@@ -75,8 +78,8 @@ class Presence:
 
     @property
     def nodes(self) -> set[str]:
-        """The other nodes that have peers, as far as is known here."""
-        return {other.node for view in self._views.values() for other in view.others.values()}
+        """The other nodes that have peers, as some seconds ago was known here."""
+        return self._met_before | self._met
 
     def forget_empty(self, topic: str) -> None:
         """Forget a topic where nobody is here, or about to be."""
@@ -152,8 +155,16 @@ class Presence:
     def look(self) -> None:
         """See to some of the topics; to be called once a second."""
         self._looks += 1
-        self._doubted |= dict.fromkeys(list(self._views)[self._looks % _REFRESH_LOOKS :: _REFRESH_LOOKS])
+        views = list(self._views.items())
+        self._doubted |= {topic: None for topic, _ in views[self._looks % _REFRESH_LOOKS :: _REFRESH_LOOKS]}
+        self._meet([view for _, view in views[self._looks % _MEET_LOOKS :: _MEET_LOOKS]])
         self.sync_some()
+
+    def _meet(self, views: Iterable[TopicView]) -> None:
+        """See which nodes there are in some of the views; to look at all of them at once would hold everybody up."""
+        if self._looks % _MEET_LOOKS == 0:
+            self._met_before, self._met = self._met, set()
+        self._met |= {other.node for view in views for other in view.others.values()}
 
     def sync_some(self) -> None:
         """Compare a few topics that are in doubt."""

@@ -22,6 +22,7 @@ from signaling.ports import EngineListener, Reply
 
 _FIRST_RETRY_SECONDS = 0.1
 _LAST_RETRY_SECONDS = 5.0
+_STEADY_SECONDS = 1.0
 
 _log = Logger()
 
@@ -165,7 +166,7 @@ class RedisEngine:
 
     def _delay(self, was_connected: bool) -> float:
         # A connection that is lost as soon as it is made is no success.
-        if was_connected and self._reactor.seconds() - self._connected_at > _LAST_RETRY_SECONDS:
+        if was_connected and self._reactor.seconds() - self._connected_at > _STEADY_SECONDS:
             self._failures = 0
         longest: float = min(_LAST_RETRY_SECONDS, _FIRST_RETRY_SECONDS * 2**self._failures)
         self._failures = min(self._failures + 1, 16)

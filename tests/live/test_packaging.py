@@ -17,8 +17,10 @@ from tests.live.twistd import running
 TREE = Path(__file__).parents[2]
 MODULES = {str(path.relative_to(TREE)) for path in (TREE / "signaling").rglob("*.py")}
 STATIC = {f"signaling/static/{path.name}" for path in (TREE / "signaling" / "static").iterdir()}
+SCRIPTS = {str(path.relative_to(TREE)) for path in (TREE / "signaling" / "backplane" / "lua").glob("*.lua")}
 SHIPPED = (
     MODULES
+    | SCRIPTS
     | STATIC
     | {
         "signaling/py.typed",

@@ -119,7 +119,7 @@ class EngineCase(TestCase):
 
     async def beat(self, engine: RedisEngine) -> Any:
         node = NODE.encode()
-        return await self.call(engine, "beat", [KEYS.nodes, KEYS.tomb(node), KEYS.index(node)], "60", NODE)
+        return await self.call(engine, "beat", [KEYS.nodes, KEYS.tomb(node), KEYS.index(node)], "60", NODE, "1")
 
     async def publish(self, engine: RedisEngine, data: bytes, channel: bytes = CHANNEL) -> int | None:
         answered: Deferred[int | None] = Deferred()
@@ -159,9 +159,12 @@ class EngineCase(TestCase):
         assert (await self.join(engine, "room", "2"))[0] == b"behind"
         assert await self.publish(engine, b"\x00\r\n\xff") == 1
         assert await self.publish(engine, b"", KEYS.channel(OTHER.encode())) == 0
-        _, last = await listener.until("received", 2)
-        assert last == b"\x00\r\n\xff"
-        assert listener.all("received")[0] == b"joined %b 2 2 4\nroom%b" % (gen, OTHER.encode())
+        heard = await listener.until("received", 3)
+        assert heard == [
+            b"joined %b 1 1 4\nroom%b" % (gen, NODE.encode()),
+            b"joined %b 2 2 4\nroom%b" % (gen, OTHER.encode()),
+            b"\x00\r\n\xff",
+        ]
         return engine
 
 
@@ -204,7 +207,7 @@ class WaysInTests(EngineCase):
         node = NODE.encode()
         members = [*KEYS.topic(b"room"), KEYS.index(node)]
         assert (await self.call(engine, "leave", members, "signaling:", "room", NODE, "1"))[0] == b"left"
-        synced = await self.call(engine, "sync", members, "signaling:", "room", "60", NODE, NODE, "3", "x")
+        synced = await self.call(engine, "sync", members, "signaling:", "room", "60", NODE, NODE, "3", "+x")
         assert synced[0] == b"synced"
         old = KEYS.index(OTHER.encode())
         moved = await self.call(engine, "move", [*members, old], "signaling:", "room", "60", NODE, OTHER, "2")
@@ -326,6 +329,7 @@ class OutageTests(EngineCase):
         await listener.until("connected", 2)
         assert len(self.events("backplane_lost")) == 2
         assert len(self.events("backplane_connected")) == 2
+        assert "factory" not in self.text
 
     async def pause(self, seconds: float) -> None:
         """Wait for what must not happen."""

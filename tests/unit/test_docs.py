@@ -37,3 +37,11 @@ def test_every_link_between_documents_leads_somewhere() -> None:
     for page in (*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")):
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
             assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_rights_of_a_store_s_user_are_those_that_the_scripts_and_the_engine_need() -> None:
+    scripts = "".join(path.read_text() for path in DOCS.parent.glob("signaling/backplane/lua/*.lua"))
+    needed = {name.lower() for name in re.findall(r"redis\.call\('(\w+)'", scripts)}
+    needed |= {"ping", "subscribe", "publish", "evalsha", "eval", "script|load"}
+    [line] = re.findall(r"^user signaling .*$", (DOCS / "options.md").read_text(), re.MULTILINE)
+    assert set(re.findall(r" \+(\S+)", line)) == needed
