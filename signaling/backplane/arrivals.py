@@ -31,6 +31,7 @@ class Arrival:
     Attributes:
         asked: whether the store was told of it.
         stored: whether the store surely has it.
+        taken_out: whether it was taken out of there again: until its own call is answered it cannot be put back.
         held: what came for it and has to wait for its peer-list.
         session: that the other node wrote down.
     """
@@ -43,7 +44,7 @@ class Arrival:
         self.metadata = metadata
         self.entered: Callable[[Entrant], None] | None = entered
         self.proof = proof
-        self.asked = self.stored = False
+        self.asked = self.stored = self.taken_out = False
         self.held: list[Callable[[], None]] = []
         self.session: bytes | None = None
 
@@ -182,7 +183,7 @@ class Arrivals:
             del self._entrants[topic]
         for hand_over in arrival.held:
             hand_over()
-        if joined and not arrival.stored:
+        if joined and (arrival.taken_out or not arrival.stored):
             self._presence.doubt(topic)
         elif not joined and arrival.asked:
             self._presence.leave(topic, peer)

@@ -98,6 +98,9 @@ class Presence:
         here = event.other is not None and event.other.node == self._store.node
         if (here or event.kind is Kind.LEFT) and here != (event.peer in own):
             # Only this node says who is here: the others took it for dead, or an old call of its own came late.
+            entrant = self._entrants.find(event.topic, event.peer)
+            if entrant is not None:
+                entrant.taken_out = True
             self.doubt(event.topic)
         view = self._views.get(event.topic)
         if view is None:
