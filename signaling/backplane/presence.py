@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from signaling.backplane.messages import Event, Kind, Other, member, version
@@ -168,9 +169,11 @@ class Presence:
 
     def sync_some(self) -> None:
         """Compare a few topics that are in doubt."""
-        while self._doubted and self._syncing < _SYNCS_AT_ONCE and self._store.good:
-            topic = next(iter(self._doubted))
-            del self._doubted[topic]
+        # Each once: an engine whose connection is just being lost answers at once that it has no reply.
+        for topic in list(islice(self._doubted, max(0, _SYNCS_AT_ONCE - self._syncing))):
+            if not self._store.good:
+                break
+            self._doubted.pop(topic, None)
             self._syncing += 1
             self.sync(topic, self._views.get(topic), partial(self._synced, topic))
 

@@ -1,6 +1,6 @@
 """Engines that move only when a world moves them: one over a model of the store, one over a real redis-server.
 
-Neither calls back before its call has returned, as an engine over a network never does.
+Neither calls back before its call has returned where there is a connection, as an engine over a network never does.
 """
 
 from __future__ import annotations
@@ -141,11 +141,15 @@ class MemoryEngine:
         self._channel: bytes | None = None
         self._requests: deque[Callable[[], None]] = deque()
         self._arrived: deque[Callable[[], Any]] = deque()
+        # Who waits for a reply, in the order of the requests.
+        self._waiting: deque[Callable[[Any], None]] = deque()
         self._listener: EngineListener | None = None
+        self._last_channel = b""
 
     def connect(self, channel: bytes, listener: EngineListener) -> None:
         self.disconnect()
         self._channel, self._listener = channel, listener
+        self._last_channel = channel
         self._store.listen(channel, lambda data: self._arrived.append(lambda: listener.received(data)))
         self._arrived.append(listener.connected)
 
@@ -155,20 +159,43 @@ class MemoryEngine:
             self._channel = None
         self._requests.clear()
         self._arrived.clear()
+        waiting, self._waiting = self._waiting, deque()
+        for done in waiting:
+            done(None)
+
+    @property
+    def waiting(self) -> int:
+        """How many replies it waits for."""
+        return len(self._waiting)
+
+    def lose(self) -> None:
+        """Lose the connection: nobody who waits for a reply gets one, and there is none until ``connect``."""
+        self.disconnect()
+        assert self._listener is not None
+        self._listener.disconnected("it was lost")
+
+    def come_back(self) -> None:
+        """Connect again after ``lose``."""
+        assert self._listener is not None
+        self.connect(self._last_channel, self._listener)
 
     def call(self, script: str, keys: Sequence[bytes], arguments: Sequence[bytes], done: Reply) -> None:
-        def run() -> None:
-            reply = self._store.run(script, keys, arguments)
-            self._arrived.append(lambda: done(reply))
-
-        self._requests.append(run)
+        self._request(lambda: self._store.run(script, keys, arguments), done)
 
     def publish(self, channel: bytes, data: bytes, done: Callable[[int | None], None]) -> None:
-        def run() -> None:
-            listeners = self._store.publish(channel, data)
-            self._arrived.append(lambda: done(listeners))
+        self._request(lambda: self._store.publish(channel, data), done)
 
-        self._requests.append(run)
+    def _request(self, run: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        if self._channel is None:
+            done(None)
+            return
+        self._waiting.append(done)
+
+        def carry_out() -> None:
+            reply = run()
+            self._arrived.append(lambda: self._waiting.popleft()(reply))
+
+        self._requests.append(carry_out)
 
     def step(self) -> bool:
         """Move what can move now; returns whether anything did."""

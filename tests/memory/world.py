@@ -374,6 +374,7 @@ class World:
         clock: moves by ``advance`` only.
         host: the address that new connections come from.
         start: what the wall clock showed when ``clock`` began.
+        engines: of the nodes, where there are several.
         factories: of the nodes. Connections go to each in turn, so that peers that come one after the other never meet
             on one node.
 
@@ -412,7 +413,7 @@ class World:
         self.host = "192.0.2.1"
         self._buffer_bytes = buffer_bytes
         self.connections: list[Connection] = []
-        self._engines: list[MemoryEngine] = []
+        self.engines: list[MemoryEngine] = []
         self._store = store(self.clock.seconds) if nodes > 1 else None
         self.factories = [
             SignalingFactory(
@@ -431,14 +432,15 @@ class World:
         ]
         for factory in self.factories:
             factory.backplane.start(factory.local)
-        self._build = cycle([self._mounted(factory) if site else factory.buildProtocol for factory in self.factories])
+        self._builds = [self._mounted(factory) if site else factory.buildProtocol for factory in self.factories]
+        self._turns = cycle(range(nodes))
         self.run()
 
     def _backplane(self, number: int) -> Cluster | None:
         if self._store is None:
             return None
         engine = MemoryEngine(self._store)
-        self._engines.append(engine)
+        self.engines.append(engine)
         return Cluster(engine, self.clock, self.limits, prefix=self._store.prefix, choose=Random(number))
 
     def _mounted(self, factory: SignalingFactory) -> Callable[[Any], Any]:
@@ -501,10 +503,19 @@ class World:
         Args:
             headers: which it sends besides.
         """
-        peer = Peer(self, self._transport(), path, headers)
+        peer = self.knock(path, headers)
+        self.run()
+        return peer
+
+    def knock(self, path: str, headers: Mapping[str, str] | None = None, node: int | None = None) -> Peer:
+        """Ask for ``path``, and let nothing happen yet.
+
+        Args:
+            node: the number of the node; None for the next.
+        """
+        peer = Peer(self, self._transport(node), path, headers)
         self._connected(peer)
         peer.open()
-        self.run()
         return peer
 
     def join(self, topic: str, metadata: Any = None) -> Peer:
@@ -539,7 +550,7 @@ class World:
 
     def run_once(self) -> bool:
         """Let everyone move once; returns whether anyone did."""
-        moved = [mover.step() for mover in (*self.connections, *self._engines)]
+        moved = [mover.step() for mover in (*self.connections, *self.engines)]
         due = any(call.getTime() <= self.clock.seconds() for call in self.clock.getDelayedCalls())
         self.clock.advance(0)
         return due or any(moved)
@@ -551,10 +562,10 @@ class World:
             self.clock.advance(min(step, end - self.clock.seconds()))
             self.run()
 
-    def _transport(self) -> MemoryTransport:
+    def _transport(self, node: int | None = None) -> MemoryTransport:
         transport = MemoryTransport(self.host, 40_000 + len(self.connections))
         transport.bufferSize = self._buffer_bytes
-        transport.protocol = next(self._build)(transport.getPeer())
+        transport.protocol = self._builds[next(self._turns) if node is None else node](transport.getPeer())
         return transport
 
     def _connected(self, connection: Connection) -> Connection:
