@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 import traceback
@@ -13,16 +14,23 @@ from itertools import islice
 
 from tests.simulator.story import Breach, Story
 
+LONGEST_SECONDS = 60
+
 
 def outcome(seed: int) -> tuple[int, str | None, Counter[str]]:
     """Tell one seed's story; returns what was wrong, None where nothing was, and counts of what happened."""
     story = Story(seed)
+    # Whatever turns in circles is interrupted.
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.alarm(LONGEST_SECONDS)
     try:
         story.tell()
     except Breach as breach:
         return seed, str(breach), story.counts
-    except Exception:
+    except (Exception, KeyboardInterrupt):
         return seed, traceback.format_exc(), story.counts
+    finally:
+        signal.alarm(0)
     return seed, None, story.counts + Counter({"relays": len(story.sent), "early": story.early})
 
 
