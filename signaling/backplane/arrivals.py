@@ -220,11 +220,13 @@ class Arrivals:
         arrival, node = self._claiming.pop(answer.number, (None, ""))
         if arrival is None or not arrival.waits or arrival.proof is None:
             return
-        if answer.session is None:
+        peer = arrival.proof.peer
+        if answer.session is None or self._entrants[arrival.topic].get(peer) or self._node.has(arrival.topic, peer):
+            # Who shows one token twice at once has one peer by it, which the later connection takes over.
             self._join(arrival)
         else:
             arrival.session = answer.session
-            self._move(arrival, arrival.proof.peer, node)
+            self._move(arrival, peer, node)
 
     def forget_claims(self) -> None:
         """Wait no longer for answers that nobody needs."""

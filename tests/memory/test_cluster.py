@@ -23,6 +23,12 @@ def arrive(world: World, node: int, query: str = "", topic: str = "room") -> Pee
     return peer
 
 
+def greeting(peer: Peer) -> tuple[str, str]:
+    """Return the id and the token of a peer that was just welcomed."""
+    welcome = peer.heard()[0]
+    return welcome["selfId"], welcome["resume"]["token"]
+
+
 def ask(*peers: Peer) -> None:
     """Let requests reach their node, and nothing else happen."""
     for peer in peers:
@@ -43,3 +49,21 @@ def test_a_node_goes_on_where_its_connection_is_lost_under_a_join(world: World) 
     world.engines[0].come_back()
     world.run()
     assert len(arrive(world, 1).heard()[1]["peers"]) == 1
+
+
+# Claims that cross
+
+
+def test_a_token_that_is_shown_twice_at_once_makes_one_of_both_that_peer(world: World) -> None:
+    watcher = arrive(world, 0)
+    watcher.id, _ = greeting(watcher)
+    own, token = greeting(peer := arrive(world, 1))
+    peer.reset()
+    both = [world.knock(f"/ws/room?resume={token}&seen=2", node=2) for _ in range(2)]
+    world.run()
+    world.advance(15)
+    welcome = both[1].heard()[0]
+    assert (welcome["selfId"], welcome["resumed"], [peer.lost for peer in both]) == (own, True, [True, False])
+    watcher.offer(own, payload="later")
+    assert both[1].heard()[-1]["payload"] == "later"
+    assert {entry["id"] for entry in arrive(world, 0).heard()[1]["peers"]} == {own, watcher.id}
