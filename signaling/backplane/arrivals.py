@@ -48,6 +48,11 @@ class Arrival:
         self.session: bytes | None = None
 
     @property
+    def returns(self) -> bool:
+        """Whether it comes as the peer that another node has, or had a moment ago."""
+        return self.proof is not None and self.id == self.proof.peer
+
+    @property
     def waits(self) -> bool:
         """Whether it was not let in yet."""
         return self.entered is not None
@@ -168,7 +173,7 @@ class Arrivals:
 
     def _admit(self, arrival: Arrival, full: str | None = None) -> None:
         self._deadlines.clear(arrival)
-        if arrival.proof is not None and arrival.id == arrival.proof.peer and not arrival.stored:
+        if arrival.returns and not arrival.stored:
             # Whether that peer is this node's now nobody knows; a new one surely is.
             self._rename(arrival, self._ids.next())
         entered, arrival.entered = arrival.entered, None
@@ -180,6 +185,8 @@ class Arrivals:
         arrival = self._entrants[topic].pop(peer)
         if not self._entrants[topic]:
             del self._entrants[topic]
+        if joined:
+            self._presence.arrived(topic, peer)
         for hand_over in arrival.held:
             hand_over()
         if joined and not arrival.stored:
@@ -202,7 +209,7 @@ class Arrivals:
         other = view.others.get(proof.peer)
         if not arrival.waits:
             return
-        if other is None:
+        if other is None or other.node == self._store.node:
             self._join(arrival)
             return
         self._claims += 1
