@@ -88,7 +88,7 @@ class Relaying:
         other = self._presence.other(topic, to)
         if other is None:
             return None
-        if not self._registration.good:
+        if not self._registration.good or other.node == self._store.node:
             return False
         link = self._outgoing.get(other.node)
         if link is None:
@@ -179,7 +179,9 @@ class Relaying:
         try:
             written = self._node.deliver(relay.topic, relay.to, relay.frame, (waiting, None))
         except Rejected as rejected:
-            self._settle(incoming, relay, rejected.code)
+            # Who went on at another node is in the topic, and its sender has been told of nothing else.
+            is_elsewhere = self._presence.other(relay.topic, relay.to) is not None
+            self._settle(incoming, relay, ErrorCode.DROPPED if is_elsewhere else rejected.code)
         else:
             if written:
                 self._settle(incoming, relay, None)
