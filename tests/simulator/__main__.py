@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 import traceback
@@ -13,16 +14,23 @@ from itertools import islice
 
 from tests.simulator.story import Breach, Story
 
+LONGEST_SECONDS = 60
+
 
 def outcome(seed: int) -> tuple[int, str | None, Counter[str]]:
     """Tell one seed's story; returns what was wrong, None where nothing was, and counts of what happened."""
     story = Story(seed)
+    # Whatever turns in circles is interrupted.
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.alarm(LONGEST_SECONDS)
     try:
         story.tell()
     except Breach as breach:
         return seed, str(breach), story.counts
-    except Exception:
+    except (Exception, KeyboardInterrupt):
         return seed, traceback.format_exc(), story.counts
+    finally:
+        signal.alarm(0)
     return seed, None, story.counts + Counter({"relays": len(story.sent), "early": story.early})
 
 
@@ -31,14 +39,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulator", description=__doc__)
     parser.add_argument("--seed", type=int, help="tell one story")
     parser.add_argument("--trace", action="store_true", help="with --seed: print everything that happens")
-    parser.add_argument("--seeds", default="0-999", help="tell many (default: %(default)s)")
+    parser.add_argument("--seeds", default="0-999", help="tell many, like 0-99,120 (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="at the same time (default: %(default)s)")
     parser.add_argument("--most", type=int, default=10, help="stop after so many failures (default: %(default)s)")
     options = parser.parse_args()
     if options.seed is not None:
         return _one(options.seed, options.trace)
-    first, last = map(int, options.seeds.split("-"))
-    return _many(range(first, last + 1), options.jobs, options.most)
+    return _many(_seeds(options.seeds), options.jobs, options.most)
+
+
+def _seeds(text: str) -> list[int]:
+    ranges = [part.split("-") for part in text.split(",")]
+    return [seed for part in ranges for seed in range(int(part[0]), int(part[-1]) + 1)]
 
 
 def _one(seed: int, trace: bool) -> int:
@@ -52,7 +64,7 @@ def _one(seed: int, trace: bool) -> int:
     return 0
 
 
-def _many(seeds: range, jobs: int, most: int) -> int:
+def _many(seeds: list[int], jobs: int, most: int) -> int:
     started = time.monotonic()
     failed = done = 0
     totals: Counter[str] = Counter()

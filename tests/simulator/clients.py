@@ -18,19 +18,19 @@ class Sent:
     """A relay, and all that came of it.
 
     Attributes:
-        held: whether it waited in its target's queue.
+        held_by: the id that the target's node had when it began to wait in a queue; empty where it did not.
         written: when it was written to its target, and the id that the target's node had then.
         errors: when its sender was told so, and the code.
     """
 
-    __slots__ = ("at", "errors", "held", "number", "sender", "target", "written")
+    __slots__ = ("at", "errors", "held_by", "number", "sender", "target", "written")
 
     def __init__(self, number: int, sender: Client, target: Client, at: float) -> None:
         self.number = number
         self.sender = sender
         self.target = target
         self.at = at
-        self.held = False
+        self.held_by = ""
         self.written: list[tuple[float, str]] = []
         self.errors: list[tuple[float, str]] = []
 
@@ -100,7 +100,7 @@ class Client:
 
     def hold(self, frame: bytes) -> None:
         """Notice a relay that has to wait."""
-        self._story.sent[int(json.loads(payload(frame))["payload"])].held = True
+        self._story.sent[int(json.loads(payload(frame))["payload"])].held_by = self.node.cluster.node
 
     def receive(self, frame: bytes) -> None:
         """Take what its node writes to it."""

@@ -10,8 +10,11 @@ from signaling.ports import EngineListener
 from tests.simulator.network import Link, Process, Timeline
 from tests.simulator.store import ModelStore
 
-CONNECT_SECONDS = 3.0
-RETRY_SECONDS = 0.5
+CONNECT_SECONDS = 5.0
+FIRST_RETRY_SECONDS = 0.1
+LAST_RETRY_SECONDS = 5.0
+LOOK_SECONDS = 5.0
+MOST_UNANSWERED = 2
 
 
 class StoreServer(Process):
@@ -91,20 +94,29 @@ class Connection:
         self.messages = Link(engine.process, self._heard, latency)
         self.links = (self.commands, self.replies, self.subscriptions, self.messages)
         self.waiting: deque[Callable[[Any], None]] = deque()
+        self._unanswered = [0, 0]
+        self._look_call: Any = None
         store.connections[self] = None
         self.subscriptions.send(channel)
 
     # At the store
 
     def _subscribe(self, channel: bytes) -> None:
-        if self.store_open:
-            self._store.subscribers.setdefault(channel, []).append(self)
-            self.messages.send(None)
+        if not self.store_open:
+            return
+        if channel is _PING:
+            self.messages.send(_PING)
+            return
+        self._store.subscribers.setdefault(channel, []).append(self)
+        self.messages.send(None)
 
     def _execute(self, command: Any) -> None:
         if command is _END:
             self._noticed(None)
         if not self.store_open:
+            return
+        if command is _PING:
+            self.replies.send(_PING)
             return
         if not self.node_open:
             self._store.stale += 1
@@ -129,6 +141,8 @@ class Connection:
             return
         if reply is _END:
             self._engine.lost(self, "the connection ended")
+        elif reply is _PING:
+            self._unanswered[0] = 0
         else:
             self.waiting.popleft()(reply)
 
@@ -137,15 +151,30 @@ class Connection:
             return
         if data is None:
             self.established = True
+            self._look_call = self._engine.process.callLater(LOOK_SECONDS, self._look)
             self._engine.established(self)
+        elif data is _PING:
+            self._unanswered[1] = 0
         else:
             self._engine.heard(data)
+
+    def _look(self) -> None:
+        """Ask on both connections whether the other end is there, as ``RedisEngine`` does."""
+        if max(self._unanswered) >= MOST_UNANSWERED:
+            self._engine.lost(self, "no answer")
+            return
+        self._look_call = self._engine.process.callLater(LOOK_SECONDS, self._look)
+        self._unanswered = [count + 1 for count in self._unanswered]
+        self.commands.send(_PING)
+        self.subscriptions.send(_PING)
 
     def close(self) -> None:
         """End at the node; the store may still read what was sent before, or a part of it."""
         if not self.node_open:
             return
         self.node_open = False
+        if self._look_call is not None and self._look_call.active():
+            self._look_call.cancel()
         for link in (self.commands, self.subscriptions):
             link.cut()
         self.commands.send(_END)
@@ -159,6 +188,10 @@ class Connection:
         self.store_open = False
         self._store.forget(self)
 
+    def kind_of(self, links: Sequence[Link]) -> int:
+        """Tell what some of its links are: 0 for both connections, 1 for that of commands, 2 for the channel's."""
+        return 0 if len(links) == len(self.links) else 1 if links[0] is self.commands else 2
+
     def swallow(self, links: Sequence[Link]) -> None:
         """Let nothing through any more, without a sign of it."""
         for link in links:
@@ -169,7 +202,8 @@ class Connection:
             link.heal()
 
 
-_END = object()
+_END: Any = object()
+_PING: Any = object()
 
 
 class SimulatedEngine:
@@ -189,12 +223,16 @@ class SimulatedEngine:
         self._channel = b""
         self.connection: Connection | None = None
         self._retry: Any = None
+        self._failures = 0
         # Whether new connections get nowhere either.
         self.partitioned = False
 
     def connect(self, channel: bytes, listener: EngineListener) -> None:
         self._drop()
-        self._channel, self._listener = channel, listener
+        if self.connection is not None:
+            # Who heard that there is no reply connected anew.
+            return
+        self._channel, self._listener, self._failures = channel, listener, 0
         self._try()
 
     def disconnect(self) -> None:
@@ -210,7 +248,7 @@ class SimulatedEngine:
     def _send(self, command: tuple[str, Any, Any], done: Callable[[Any], None]) -> None:
         connection = self.connection
         if connection is None or not connection.established:
-            self._store.timeline.after(0, self.process.take, self, done, None)
+            done(None)
             return
         connection.waiting.append(done)
         connection.commands.send(command)
@@ -223,11 +261,16 @@ class SimulatedEngine:
                 self.connection.swallow(self.connection.links)
         else:
             self._retry.cancel()
-            self._retry = self.process.callLater(RETRY_SECONDS, self._try)
+            self._try_later()
+
+    def _try_later(self) -> None:
+        seconds = min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2**self._failures)
+        self._failures += 1
+        self._retry = self.process.callLater(seconds * self._store.timeline.random.uniform(0.5, 1), self._try)
 
     def _late(self) -> None:
         self._drop()
-        self._try()
+        self._try_later()
 
     def _drop(self) -> None:
         if self._retry is not None and self._retry.active():
@@ -239,6 +282,7 @@ class SimulatedEngine:
     def established(self, connection: Connection) -> None:
         if connection is self.connection and self._listener is not None:
             self._retry.cancel()
+            self._failures = 0
             self._listener.connected()
 
     def heard(self, data: bytes) -> None:
@@ -254,6 +298,7 @@ class SimulatedEngine:
         if self._listener is not listener or self.connection is not None:
             # A call that was answered with None disconnected, or connected anew.
             return
-        self._retry = self.process.callLater(RETRY_SECONDS * (0.5 + self._store.timeline.random.random()), self._try)
         if was_established:
             listener.disconnected(reason)
+        if self._listener is listener and self.connection is None:
+            self._try_later()

@@ -31,6 +31,8 @@ CALM_SECONDS = 60.0
 BURIED_SECONDS = 15.0
 # After which a sender's node gives up on an answer.
 GIVE_UP_SECONDS = 30.0
+# The least time between two losses of data.
+DATA_SECONDS = 20.0
 KEYS = Keys(PREFIX)
 
 
@@ -251,8 +253,11 @@ class Story:
             assert connection is not None
             partition = self.random.random() < 0.5
             seconds = self.random.choice([0.5, 4, 9, 12, 25]) * self.random.uniform(0.8, 1.2)
-            self.trace(node.name, f"its connection takes nothing for {seconds:.1f} s", "for good" * partition)
-            connection.swallow(connection.links)
+            links = self.random.choice([connection.links, connection.links, connection.links[:2], connection.links[2:]])
+            partition = partition and links is connection.links
+            which = "partitioned" if partition else ("both", "commands", "channel")[connection.kind_of(links)]
+            self.trace(node.name, f"its connection takes nothing for {seconds:.1f} s: {which}")
+            connection.swallow(links)
             node.engine.partitioned = partition
             self._later(seconds, lambda: self._unswallow(node, connection))
 
@@ -266,7 +271,7 @@ class Story:
     def crash_store(self) -> None:
         if not self.store.alive:
             return
-        kind = self.random.choice(["kept", "kept", "lost", "rolled back"])
+        kind = self.random.choice(["kept", "kept", "lost", "rolled back"] if self._may_lose_data() else ["kept"])
         saved = self.store.model.save()
         delay = self.random.uniform(0.01, 1.5) if kind == "rolled back" else 0.0
 
@@ -286,9 +291,13 @@ class Story:
         self.trace("store", "restarts")
         self.store.restart()
 
+    def _may_lose_data(self) -> bool:
+        # One that loses them again and again within a node's patience makes all beats look alike.
+        return not self.lost_data_at or self.now - self.lost_data_at[-1] > DATA_SECONDS
+
     def flush_store(self) -> None:
         """Lose all data and no connection."""
-        if self.store.alive:
+        if self.store.alive and self._may_lose_data():
             self.trace("store", "loses its data")
             self.lost_data_at.append(self.now)
             self.store.model.load(None)
@@ -399,10 +408,12 @@ class Story:
         if code != "dropped":
             return f"written, and answered {code}"
         died_at = self._died_at(sent.target.node, node_id)
-        if told_at < written_at:
-            if sent.held and died_at is not None and died_at < written_at:
+        if sent.held_by:
+            held_died_at = self._died_at(sent.target.node, sent.held_by)
+            if held_died_at is not None and held_died_at < max(written_at, told_at):
                 self.counts["both: had waited at a node that died"] += 1
                 return None
+        if told_at < written_at:
             return f"answered at {told_at:.4f}, and written at {written_at:.4f}"
         if died_at is not None and died_at <= told_at:
             self.counts["both: its node died"] += 1
