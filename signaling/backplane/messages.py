@@ -95,7 +95,7 @@ class Outcomes(msgspec.Struct, frozen=True, array_like=True, tag="o"):
         node: that was to deliver them.
         delivered: the first and the last number of each run.
         failed: numbers, and the code of each.
-        held: numbers of those that wait for their target.
+        held: numbers of those that wait in their target's queue, and have no end yet.
     """
 
     origin: str
