@@ -157,6 +157,8 @@ def _event(data: bytes) -> Event:
     head, _, rest = data.partition(b"\n")
     kind, gen, seq, peer, size = head.decode().split(" ")
     topic, value = rest[: int(size)], rest[int(size) :]
+    if len(topic) != int(size) or (kind == Kind.LEFT) == bool(value):
+        raise ValueError(f"no event: {kind}")
     other = member(value) if value else None
     return Event(Kind(kind), version(gen, seq), topic.decode(), peer, other)
 
