@@ -92,7 +92,9 @@ class Peer:
         here = [(peer.id, peer.metadata) for peer in others]
         elsewhere = self._backplane.elsewhere(self.topic.name) if self.topic is not None else ()
         # Ids increase in joining order, on whatever node they were made.
-        return sorted([*here, *elsewhere], key=itemgetter(0)) if elsewhere else here
+        # Who comes back is elsewhere until it is here.
+        listed = [*here, *(entry for entry in elsewhere if entry[0] != self.id)]
+        return sorted(listed, key=itemgetter(0)) if elsewhere else here
 
     def renew(self, ice_servers: bytes) -> None:
         """Tell the peer of new ICE servers."""

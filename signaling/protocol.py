@@ -216,12 +216,31 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
             self._wait()
 
     def _entered(self, entrant: Entrant, join: Join, key: bytes) -> None:
-        self._entering = False
-        if self.state != self.STATE_CONNECTING:
-            self.factory.backplane.settle(join.topic, entrant.id or "", joined=False)
-            return
-        self._entrant = entrant
-        self._open(key)
+        self._entering, self._entrant = False, entrant
+        if self.state == self.STATE_CONNECTING:
+            self._open(key)
+        else:
+            self._turn_back(join)
+
+    def _turn_back(self, join: Join) -> None:
+        """Take back what was announced; a peer that another node gave up stays, and waits for one more connection."""
+        entrant = self._entrant
+        peer = self._revive(join, entrant) if entrant is not None and not self.factory.draining else None
+        place, self.place = self.place, None
+        if peer is not None:
+            self.factory.sessions.keep(peer, place)
+            self.factory.events.lost(peer.id, join.topic, self.end_reason)
+        elif place is not None:
+            self._return_place(place)
+        self._settle(join.topic, joined=peer is not None)
+
+    def _revive(self, join: Join, entrant: Entrant) -> ResumablePeer | None:
+        if entrant.session is None or join.claim is None:
+            return None
+        peer = self.factory.new_peer(join, self, entrant)
+        if isinstance(peer, ResumablePeer) and peer.revive(entrant.session, join.topic, join.claim):
+            return peer
+        return None
 
     def _open(self, key: bytes) -> None:
         """Accept the handshake; in a crowd when it is this connection's turn."""
@@ -252,23 +271,32 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
             self._begin(join, self._entrant)
         else:
             # The session that it came back for ended meanwhile.
-            factory.backplane.enter(join.topic, join.metadata, lambda entrant: self._begin_late(join, entrant))
+            self._enter_late(join)
+
+    def _enter_late(self, join: Join) -> None:
+        """Announce a new peer on a connection that is open."""
+        self._entering = True
+        entered: Callable[[Entrant], None] = lambda entrant: self._begin_late(join, entrant)  # noqa: E731
+        self.factory.backplane.enter(join.topic, join.metadata, entered)
 
     def _begin_late(self, join: Join, entrant: Entrant) -> None:
-        self._entrant = entrant
+        self._entering, self._entrant = False, entrant
         if self.state == self.STATE_OPEN:
             self._begin(join, entrant)
         else:
-            self._settle(join.topic, joined=False)
+            self._turn_back(join)
 
     def _begin(self, join: Join, entrant: Entrant) -> None:
         factory = self.factory
-        peer = factory.new_peer(join, self, entrant)
-        if entrant.session is not None and join.claim is not None and isinstance(peer, ResumablePeer):
-            peer.revive(entrant.session, join.topic)
-            self._go_on(peer, join, join.claim)
-            self._settle(join.topic, joined=True)
+        if entrant.session is not None and join.claim is not None:
+            revived = self._revive(join, entrant)
+            if revived is not None:
+                self._go_on(revived, join, join.claim)
+            self._settle(join.topic, joined=revived is not None)
+            if revived is None:
+                self._enter_late(join)
             return
+        peer = factory.new_peer(join, self, entrant)
         try:
             if entrant.full is not None:
                 raise Rejected(ErrorCode.TOPIC_FULL, entrant.full)
@@ -420,14 +448,16 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         self.factory.expiries.clear(self)
         super().connectionLost(reason)
         self.factory.newcomers.pop(self, None)
-        place, self.place = self.place, None
-        if place is not None:
-            self._return_place(place)
         if self._login is not None:
             self._login.cancel()
         self._log_out()
-        if self._join is not None:
-            self._settle(self._join.topic, joined=False)
+        # Where an answer is still to come, that settles both.
+        if self._join is not None and not self._entering:
+            self._turn_back(self._join)
+        place = self.place
+        if place is not None and not self._entering:
+            self.place = None
+            self._return_place(place)
 
     def _return_place(self, place: Place) -> None:
         lender = self._lender

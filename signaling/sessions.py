@@ -19,6 +19,7 @@ from signaling.admission import Admission, Place
 from signaling.clock import Clock
 from signaling.counters import Counters
 from signaling.deadlines import Deadlines
+from signaling.errors import Rejected
 from signaling.frames import text_frame
 from signaling.history import History
 from signaling.ids import ID_CHARACTERS
@@ -140,12 +141,26 @@ class ResumablePeer(Peer):
         """Write down what another node needs to go on with this peer."""
         return _encode(_Session(self.metadata, self.owner, self._history.sent, self._history.kept))
 
-    def revive(self, session: bytes, topic: str) -> None:
-        """Be the peer whose session another node wrote down, in its topic, without a word to anybody."""
-        text = _decode_session(session)
-        self.metadata = text.metadata
-        self._history.restore(text.sent, text.kept)
-        self.topic = self._topics.join(topic, self)
+    def revive(self, session: bytes, topic: str, claim: Claim) -> bool:
+        """Be the peer whose session another node wrote down, in its topic, without a word to anybody.
+
+        Args:
+            claim: that the other node found good.
+
+        Returns:
+            False where it cannot: another version's session, one longer than is kept here, or a topic that is full.
+        """
+        try:
+            text = _decode_session(session)
+            self.metadata = text.metadata
+            self._history.restore(text.sent, text.kept)
+            if not self.reaches(claim.seen):
+                return False
+            self.topic = self._topics.join(topic, self)
+        except (msgspec.MsgspecError, Rejected):
+            return False
+        self._secrets = [claim.token[ID_CHARACTERS:]]
+        return True
 
     def come_back(self, way: Way, claim: Claim, ice_servers: bytes | None) -> None:
         """Go on where the other end lost its connection.

@@ -49,6 +49,11 @@ class Arrival:
         self.session: bytes | None = None
 
     @property
+    def returns(self) -> bool:
+        """Whether it comes as the peer that another node has, or had a moment ago."""
+        return self.proof is not None and self.id == self.proof.peer
+
+    @property
     def waits(self) -> bool:
         """Whether it was not let in yet."""
         return self.entered is not None
@@ -169,7 +174,7 @@ class Arrivals:
 
     def _admit(self, arrival: Arrival, full: str | None = None) -> None:
         self._deadlines.clear(arrival)
-        if arrival.proof is not None and arrival.id == arrival.proof.peer and not arrival.stored:
+        if arrival.returns and not arrival.stored:
             # Whether that peer is this node's now nobody knows; a new one surely is.
             self._rename(arrival, self._ids.next())
         entered, arrival.entered = arrival.entered, None
@@ -181,6 +186,8 @@ class Arrivals:
         arrival = self._entrants[topic].pop(peer)
         if not self._entrants[topic]:
             del self._entrants[topic]
+        if joined:
+            self._presence.arrived(topic, peer)
         for hand_over in arrival.held:
             hand_over()
         if joined and (arrival.taken_out or not arrival.stored):
@@ -203,7 +210,7 @@ class Arrivals:
         other = view.others.get(proof.peer)
         if not arrival.waits:
             return
-        if other is None:
+        if other is None or other.node == self._store.node:
             self._join(arrival)
             return
         self._claims += 1
@@ -221,11 +228,13 @@ class Arrivals:
         arrival, node = self._claiming.pop(answer.number, (None, ""))
         if arrival is None or not arrival.waits or arrival.proof is None:
             return
-        if answer.session is None:
+        peer = arrival.proof.peer
+        if answer.session is None or self._entrants[arrival.topic].get(peer) or self._node.has(arrival.topic, peer):
+            # Who shows one token twice at once has one peer by it, which the later connection takes over.
             self._join(arrival)
         else:
             arrival.session = answer.session
-            self._move(arrival, arrival.proof.peer, node)
+            self._move(arrival, peer, node)
 
     def forget_claims(self) -> None:
         """Wait no longer for answers that nobody needs."""

@@ -15,9 +15,9 @@ from signaling.backplane.messages import Ask, Outcomes, Relay, Relays, runs
 from signaling.errors import ErrorCode
 from signaling.ports import Forwarding
 
-# Of one node for one other; beyond them relays are dropped, as they are for a peer that takes nothing.
-_MOST_OPEN = 1024
-_MOST_OPEN_BYTES = 8 << 20
+# Of one node for one other, on their way; beyond them relays are dropped, as they are for a peer that takes nothing.
+_MOST_FLYING = 1024
+_MOST_FLYING_BYTES = 8 << 20
 _MOST_BATCH_BYTES = 1 << 20
 
 Publish = Callable[[Relays | Ask, Callable[[int | None], None]], None]
@@ -25,7 +25,11 @@ Publish = Callable[[Relays | Ask, Callable[[int | None], None]], None]
 
 
 class _Open:
-    """A relay whose outcome is not known."""
+    """A relay whose outcome is not known.
+
+    Attributes:
+        size: of its frame; 0 once it waits for its target, in a queue that has its own bounds.
+    """
 
     __slots__ = ("forwarding", "since", "size")
 
@@ -51,7 +55,7 @@ class Outgoing:
         self._latest = 0
         self._published = 0
         self._open: dict[int, _Open] = {}
-        self._open_bytes = 0
+        self._flying = self._flying_bytes = 0
         self._waiting: list[Relay] = []
         self._publishing = False
 
@@ -66,14 +70,15 @@ class Outgoing:
             forwarding: hears the outcome.
 
         Returns:
-            False where too many have no outcome yet.
+            False where too many are on their way.
         """
         size = len(relay[3])
-        if len(self._open) >= _MOST_OPEN or self._open_bytes + size > _MOST_OPEN_BYTES:
+        if self._flying >= _MOST_FLYING or self._flying_bytes + size > _MOST_FLYING_BYTES:
             return False
         self._latest += 1
         self._open[self._latest] = _Open(forwarding, size, now)
-        self._open_bytes += size
+        self._flying += 1
+        self._flying_bytes += size
         self._waiting.append(Relay(self._latest, *relay))
         return True
 
@@ -120,15 +125,17 @@ class Outgoing:
     def hear(self, outcomes: Outcomes, now: float) -> None:
         """Take outcomes; of what is settled already nothing is changed."""
         for first, last in outcomes.delivered:
-            for number in range(first, last + 1):
+            for number in range(max(first, next(iter(self._open), last + 1)), min(last, self._latest) + 1):
                 relay = self._settle(number)
                 if relay is not None:
                     relay.forwarding.delivered()
         for number, code in outcomes.failed:
             self._fail([number], ErrorCode(code))
         for number in outcomes.held:
-            if number in self._open:
-                self._open[number].since = now
+            relay = self._open.get(number)
+            if relay is not None:
+                relay.since = now
+                self._land(relay)
 
     def drop_unpublished(self) -> None:
         """Give up on what waits: it was not sent, and cannot be for now."""
@@ -149,8 +156,14 @@ class Outgoing:
     def _settle(self, number: int) -> _Open | None:
         relay = self._open.pop(number, None)
         if relay is not None:
-            self._open_bytes -= relay.size
+            self._land(relay)
         return relay
+
+    def _land(self, relay: _Open) -> None:
+        if relay.size:
+            self._flying -= 1
+            self._flying_bytes -= relay.size
+            relay.size = 0
 
 
 class _Known(NamedTuple):
@@ -179,11 +192,12 @@ class Incoming:
         self._known: dict[int, _Known] = {}
         self._held: set[int] = set()
         self._untold: list[int] = []
+        self._untold_held: list[int] = []
 
     @property
     def untold(self) -> bool:
-        """Whether there are outcomes to tell."""
-        return bool(self._untold)
+        """Whether there is something to tell."""
+        return bool(self._untold or self._untold_held)
 
     def receive(self, relays: Relays) -> list[Relay]:
         """Take what came; returns what is to be delivered, each of which has to be settled."""
@@ -208,6 +222,10 @@ class Incoming:
         self._known[number] = _Known(code, now)
         self._untold.append(number)
 
+    def hold(self, number: int) -> None:
+        """Take note that a relay waits for its target."""
+        self._untold_held.append(number)
+
     def asked(self, ask: Ask, now: float) -> Outcomes:
         """Say what became of what is asked about; what has not come by now is refused when it does."""
         self.reply_to = ask.reply_to
@@ -215,15 +233,18 @@ class Incoming:
         for number in ask.numbers:
             if number not in self._known and number not in self._held:
                 self._known[number] = _Known(ErrorCode.DROPPED, now)
-        self._untold = []
+        self._untold, self._untold_held = [], []
         return self._outcomes(
             [number for number in ask.numbers if number in self._known], sorted(self._held.intersection(ask.numbers))
         )
 
     def tell(self) -> Outcomes:
         """Say what has not been told yet."""
-        untold, self._untold = self._untold, []
-        return self._outcomes([number for number in untold if number in self._known], [])
+        untold, held = self._untold, self._untold_held
+        self._untold, self._untold_held = [], []
+        return self._outcomes(
+            [number for number in untold if number in self._known], [number for number in held if number in self._held]
+        )
 
     def forget(self, older_than: float) -> None:
         """Forget the outcomes from before ``older_than``: nobody waits for those any more."""

@@ -95,7 +95,7 @@ class Outcomes(msgspec.Struct, frozen=True, array_like=True, tag="o"):
         node: that was to deliver them.
         delivered: the first and the last number of each run.
         failed: numbers, and the code of each.
-        held: numbers of those that wait for their target.
+        held: numbers of those that wait in their target's queue, and have no end yet.
     """
 
     origin: str
@@ -157,6 +157,8 @@ def _event(data: bytes) -> Event:
     head, _, rest = data.partition(b"\n")
     kind, gen, seq, peer, size = head.decode().split(" ")
     topic, value = rest[: int(size)], rest[int(size) :]
+    if len(topic) != int(size) or (kind == Kind.LEFT) == bool(value):
+        raise ValueError(f"no event: {kind}")
     other = member(value) if value else None
     return Event(Kind(kind), version(gen, seq), topic.decode(), peer, other)
 

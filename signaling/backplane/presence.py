@@ -91,13 +91,18 @@ class Presence:
                 # To nobody: their targets are gone, and who sent them has to hear of it.
                 hand_over()
 
+    def arrived(self, topic: str, peer: str) -> None:
+        """Notice that a peer is here; where it came back from another node, it is not elsewhere any more."""
+        self.view(topic).others.pop(peer, None)
+
     # Events and snapshots
 
     def take_event(self, event: Event) -> None:
         """Take what happened."""
         own = _Own(self._node, event.topic, self._entrants)
         here = event.other is not None and event.other.node == self._store.node
-        if (here or event.kind is Kind.LEFT) and here != (event.peer in own):
+        known = event.peer in own or self._entrants.find(event.topic, event.peer) is not None
+        if (here or event.kind is Kind.LEFT) and here != known:
             # Only this node says who is here: the others took it for dead, or an old call of its own came late.
             entrant = self._entrants.find(event.topic, event.peer)
             if entrant is not None:
@@ -214,7 +219,11 @@ class Presence:
 
 
 class _Own:
-    """The peers that this node has in a topic, or is about to have."""
+    """The peers that this node has in a topic, or is about to have.
+
+    One that comes back from another node is not among them before it is here: those who are here know it already, and
+    hear that it left if it never gets here.
+    """
 
     def __init__(self, node: Node, topic: str, entrants: Entrants) -> None:
         self._node = node
@@ -223,4 +232,5 @@ class _Own:
 
     def __contains__(self, peer: object) -> bool:
         name = str(peer)
-        return self._entrants.find(self._topic, name) is not None or self._node.has(self._topic, name)
+        entrant = self._entrants.find(self._topic, name)
+        return (entrant is not None and not entrant.returns) or self._node.has(self._topic, name)

@@ -155,19 +155,19 @@ class Registration:
         sent = self._beating_since = self._clock.seconds()
         node = self.node.encode()
         keys = [self._keys.nodes, self._keys.tomb(node), self._keys.index(node)]
-        arguments = [b"%d" % KEEP_SECONDS, node, b"0" if self.good else b"1"]
-        self._engine.call("beat", keys, arguments, lambda reply: self._beaten(sent, reply))
+        number = self._beats = self._beats + 1
+        arguments = [b"%d" % KEEP_SECONDS, node, b"%d" % number, b"0" if self.good else b"1"]
+        self._engine.call("beat", keys, arguments, lambda reply: self._beaten(sent, number, reply))
 
-    def _beaten(self, sent: float, reply: list[Any] | None) -> None:
+    def _beaten(self, sent: float, number: int, reply: list[Any] | None) -> None:
         if reply is None:
             return
         self._beating_since = None
         if reply[0] == b"buried":
             self._begin_anew()
             return
-        _, count, milliseconds, nodes, topics = reply
-        beats = int(count)
-        forgotten, self._beats = beats <= self._beats, beats
+        _, before, milliseconds, nodes, topics = reply
+        forgotten = number > 1 and before != b"%d" % (number - 1)
         self._confirmed = sent
         self._store_ahead = milliseconds / 1000 - (sent + self._clock.seconds()) / 2
         if forgotten:

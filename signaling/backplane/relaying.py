@@ -88,7 +88,7 @@ class Relaying:
         other = self._presence.other(topic, to)
         if other is None:
             return None
-        if not self._registration.good:
+        if not self._registration.good or other.node == self._store.node:
             return False
         link = self._outgoing.get(other.node)
         if link is None:
@@ -179,13 +179,22 @@ class Relaying:
         try:
             written = self._node.deliver(relay.topic, relay.to, relay.frame, (waiting, None))
         except Rejected as rejected:
-            self._settle(incoming, relay, rejected.code)
+            # Who went on at another node is in the topic, and its sender has been told of nothing else.
+            is_elsewhere = self._presence.other(relay.topic, relay.to) is not None
+            self._settle(incoming, relay, ErrorCode.DROPPED if is_elsewhere else rejected.code)
         else:
             if written:
                 self._settle(incoming, relay, None)
+            else:
+                # Its sender's node has others on the way, and must not count this one among them.
+                incoming.hold(relay.number)
+                self._tell_soon(incoming)
 
     def _settle(self, incoming: Incoming, relay: Relay, code: ErrorCode | None) -> None:
         incoming.settle(relay.number, code, self._clock.seconds())
+        self._tell_soon(incoming)
+
+    def _tell_soon(self, incoming: Incoming) -> None:
         if self._timer is None:
             delay = incoming.told_at + _TELL_SECONDS - self._clock.seconds()
             self._timer = self._clock.callLater(max(0.0, delay), self._tell_later)

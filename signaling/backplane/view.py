@@ -25,7 +25,7 @@ class TopicView:
     """A topic as one node sees it.
 
     Attributes:
-        others: the members of other nodes.
+        others: the members of other nodes, and those that are on their way from one to this node.
         current: False where events may be missing: a snapshot is needed, and events wait for it.
         calls: how many replies with a snapshot are on their way.
         parked: what waits for the view to be current.
@@ -67,7 +67,11 @@ class TopicView:
         """Take who is there, and then the events that came early; arguments as for ``take_event``."""
         changes: list[Change] = []
         if version >= self._version:
-            others = {peer: other for peer, other in members.items() if other.node != node}
+            others = {
+                peer: other
+                for peer, other in members.items()
+                if other.node != node or (peer in self.others and peer not in own)
+            }
             left = [Change(Kind.LEFT, peer) for peer in self.others if peer not in others and peer not in own]
             moved = [Change(Kind.MOVED, peer) for peer in others if peer in own]
             joined = [
@@ -89,10 +93,10 @@ class TopicView:
         peer, other = event.peer, event.other
         if other is None:
             return [Change(Kind.LEFT, peer)] if self.others.pop(peer, None) is not None else []
-        if other.node == node:
+        known = peer in self.others
+        if other.node == node and (peer in own or not known):
             self.others.pop(peer, None)
             return []
-        known = peer in self.others
         self.others[peer] = other
         if peer in own:
             return [Change(Kind.MOVED, peer)]

@@ -162,6 +162,22 @@ def test_what_waits_for_a_reader_that_goes_is_answered(make: Callable[..., World
     assert written + len(before + after) == 10
 
 
+def test_readers_that_take_nothing_hold_up_nobody_else(make: Callable[..., World]) -> None:
+    world = make(buffer_bytes=2000, high_water_messages=64)
+    sender = world.join("room")
+    readers = [world.join("room") for _ in range(66)]
+    sender.heard()
+    for reader in readers[:-3]:
+        reader.stall()
+        for count in (10, 70):
+            sender.say_many([{"type": "offer", "to": reader.id, "payload": "x" * 300} for _ in range(count)])
+    assert set(codes(sender)) == {"dropped"}
+    for reader in readers[-3:]:
+        sender.offer(reader, "m")
+        assert reader.heard()[-1]["msgId"] == "m"
+    assert codes(sender) == []
+
+
 def test_the_counters_of_all_nodes_add_up(world: World) -> None:
     peers = [world.join("room") for _ in range(3)]
     for sender in peers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -21,6 +22,12 @@ def arrive(world: World, node: int, query: str = "", topic: str = "room") -> Pee
     peer = world.knock(f"/ws/{topic}{query}", node=node)
     world.run()
     return peer
+
+
+def greeting(peer: Peer) -> tuple[str, str]:
+    """Return the id and the token of a peer that was just welcomed."""
+    welcome = peer.heard()[0]
+    return welcome["selfId"], welcome["resume"]["token"]
 
 
 def ask(*peers: Peer) -> None:
@@ -43,3 +50,97 @@ def test_a_node_goes_on_where_its_connection_is_lost_under_a_join(world: World) 
     world.engines[0].come_back()
     world.run()
     assert len(arrive(world, 1).heard()[1]["peers"]) == 1
+
+
+# Claims that cross
+
+
+def test_a_token_that_is_shown_twice_at_once_makes_one_of_both_that_peer(world: World) -> None:
+    watcher = arrive(world, 0)
+    watcher.id, _ = greeting(watcher)
+    own, token = greeting(peer := arrive(world, 1))
+    peer.reset()
+    both = [world.knock(f"/ws/room?resume={token}&seen=2", node=2) for _ in range(2)]
+    world.run()
+    world.advance(15)
+    welcome = both[1].heard()[0]
+    assert (welcome["selfId"], welcome["resumed"], [peer.lost for peer in both]) == (own, True, [True, False])
+    watcher.offer(own, payload="later")
+    assert both[1].heard()[-1]["payload"] == "later"
+    assert {entry["id"] for entry in arrive(world, 0).heard()[1]["peers"]} == {own, watcher.id}
+
+
+def test_who_breaks_off_while_it_comes_back_is_nobody_s_ghost(world: World) -> None:
+    watchers = [arrive(world, node) for node in range(3)]
+    own, token = greeting(peer := arrive(world, 1))
+    peer.reset()
+    for watcher in watchers:
+        watcher.heard()
+    back = world.knock(f"/ws/room?resume={token}&seen=2", node=2)
+    ask(back)
+    back.reset()
+    world.advance(60)
+    for watcher in watchers:
+        assert watcher.heard() == [{"type": "peer-left", "peerId": own}]
+
+
+def test_a_relay_that_meets_a_peer_on_its_way_to_another_node_is_dropped(world: World) -> None:
+    sender, _ = arrive(world, 0), arrive(world, 1)
+    own, token = greeting(peer := arrive(world, 1))
+    peer.reset()
+    sender.heard()
+    back = world.knock(f"/ws/room?resume={token}&seen=2", node=2)
+    ask(back)
+    while not world.factories[2].topics.size("room"):
+        for engine in world.engines[1:]:
+            engine.step()
+    world.engines[1].step()
+    sender.client.send_text(json.dumps({"type": "offer", "to": own, "msgId": "m"}).encode())
+    sender.flush()
+    world.run()
+    assert [(message["code"], message["msgId"]) for message in sender.heard()] == [("dropped", "m")]
+
+
+@pytest.mark.parametrize("steps", range(4))
+def test_who_breaks_off_while_it_comes_back_may_come_back_again(world: World, steps: int) -> None:
+    watchers = [arrive(world, node) for node in range(3)]
+    sender = watchers[0]
+    own, token = greeting(peer := arrive(world, 1))
+    peer.reset()
+    sender.offer(own, payload="missed")
+    for watcher in watchers:
+        watcher.heard()
+    back = world.knock(f"/ws/room?resume={token}&seen=2", node=2)
+    ask(back)
+    for _ in range(steps):
+        for engine in world.engines:
+            engine.step()
+    back.reset()
+    world.run()
+    sender.offer(own, payload="later")
+    welcome, _, *missed = arrive(world, 1, f"?resume={token}&seen=2").heard()
+    assert (welcome["selfId"], welcome["resumed"]) == (own, True)
+    assert [message["payload"] for message in missed] == ["missed", "later"]
+    assert [message for watcher in watchers for message in watcher.heard()] == []
+
+
+def test_who_comes_back_to_a_full_node_is_turned_away_and_nothing_breaks() -> None:
+    world = World(nodes=3, resume_window_seconds=30, max_peers_per_topic=3)
+    own, token = greeting(peer := arrive(world, 0))
+    peer.reset()
+    world.engines[2].lose()
+    others = [arrive(world, 2) for _ in range(3)]
+    world.engines[2].come_back()
+    world.run()
+    back = arrive(world, 2, f"?resume={token}&seen=2")
+    assert (back.heard()[0]["code"], back.closed) == ("topic_full", 1013)
+    assert {"type": "peer-left", "peerId": own} in others[0].heard()
+    world.close()
+
+
+def test_a_session_that_cannot_be_read_makes_a_new_peer(world: World) -> None:
+    own, token = greeting(peer := arrive(world, 0))
+    peer.reset()
+    world.factories[0].local.lend = lambda topic, proof: b"\x93\x01\x02\x03"  # type: ignore[method-assign]
+    welcome, peer_list = arrive(world, 2, f"?resume={token}&seen=2").heard()
+    assert (welcome["selfId"] != own, "resumed" in welcome, peer_list["peers"]) == (True, False, [])

@@ -43,6 +43,7 @@ class ModelStore:
         publish: Callable[[bytes, bytes], int],
         random: Random | None = None,
     ) -> None:
+        self._latest = 0
         self._seconds = seconds
         self.publish = publish
         self._random = random or Random(0)
@@ -122,7 +123,8 @@ class ModelStore:
                 self._ends[key] = self._seconds() + int(seconds)
 
     def _time(self) -> tuple[int, int]:
-        micros = round(self._seconds() * 1_000_000)
+        # No two scripts of a real store run in the same microsecond.
+        micros = self._latest = max(self._latest + 1, round(self._seconds() * 1_000_000))
         return micros // 1_000_000, micros % 1_000_000
 
     # The prelude
@@ -242,14 +244,15 @@ class ModelStore:
 
     def _beat(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
         nodes, tomb, index = keys
-        seconds, node, wants_topics = arguments
+        seconds, node, number, wants_topics = arguments
         if tomb in self._data:
             return [b"buried"]
-        beats = self._hincrby(nodes, node, 1)
+        before = self._hget(nodes, node) or b""
+        self._hset(nodes, node, number)
         self._keep(seconds, nodes, index)
         whole, micros = self._time()
         topics = list(self._data.get(index, ())) if wants_topics == b"1" else []
-        return [b"alive", b"%d" % beats, whole * 1000 + micros // 1000, self._hgetall(nodes), topics]
+        return [b"alive", before, whole * 1000 + micros // 1000, self._hgetall(nodes), topics]
 
     def _bury(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
         nodes, tomb, index = keys

@@ -17,6 +17,7 @@ KEPT = {
     1000: "a relay waited for the snapshot of a topic whose last peer left",
     1615: "a relay waited in a queue while its node was taken for dead",
     2671: "a link to a node that was buried by mistake counted from 1 again",
+    22385: "a store that lost its data counted a node's beats from 1 again, and the others took them for old ones",
 }
 
 

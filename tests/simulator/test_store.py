@@ -183,9 +183,10 @@ class Both:
 
     def beat(self) -> None:
         node, wants = self._node(), self._random.choice([b"0", b"1"])
-        reply = self.run("beat", [KEYS.nodes, KEYS.tomb(node), KEYS.index(node)], self._seconds(), node, wants)
+        number = b"%d" % self._random.randint(1, 9)
+        reply = self.run("beat", [KEYS.nodes, KEYS.tomb(node), KEYS.index(node)], self._seconds(), node, number, wants)
         if reply[0] == b"alive":
-            self._last_beats[node] = reply[1]
+            self._last_beats[node] = number
 
     def bury(self) -> None:
         node = self._node()

@@ -1,0 +1,147 @@
+"""Relays between two nodes, and their outcomes, without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from signaling.backplane.links import Incoming, Outgoing
+from signaling.backplane.messages import Ask, Outcomes, Relays, decode, encode, runs
+from signaling.errors import ErrorCode
+
+
+class Sent:
+    """A relay's sender, and what it heard."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def delivered(self) -> None:
+        self.heard.append("delivered")
+
+    def failed(self, code: ErrorCode) -> None:
+        self.heard.append(str(code))
+
+
+class Link:
+    """An origin, its link to a target, and what is on the way between the two."""
+
+    def __init__(self) -> None:
+        self.messages: list[Relays | Ask] = []
+        self.replies: list[Callable[[int | None], None]] = []
+        self.outgoing = Outgoing("origin", self._publish)
+        self.incoming = Incoming("origin", "target")
+
+    def _publish(self, message: Relays | Ask, done: Callable[[int | None], None]) -> None:
+        self.messages.append(decode(encode(message)))
+        self.replies.append(done)
+
+    def send(self, count: int = 1, size: int = 10) -> list[Sent]:
+        sent = [Sent() for _ in range(count)]
+        for each in sent:
+            assert self.outgoing.send(("room", "to", "from", b"x" * size), each, 0.0)
+            self.outgoing.flush("origin's node", 99)
+        return sent
+
+    def arrive(self) -> list[int]:
+        """Let the oldest message arrive, and its publisher hear that; returns the numbers to deliver."""
+        message = self.messages.pop(0)
+        self.replies.pop(0)(1)
+        return [relay.number for relay in self.incoming.receive(message)]
+
+    def settle(self, *numbers: int, code: ErrorCode | None = None) -> None:
+        for number in numbers:
+            self.incoming.settle(number, code, 0.0)
+        self.outgoing.hear(self.incoming.tell(), 0.0)
+
+
+@pytest.fixture
+def link() -> Link:
+    return Link()
+
+
+def test_what_is_sent_while_a_publication_is_under_way_goes_together_with_the_next(link: Link) -> None:
+    link.send(5)
+    assert link.arrive() == [1]
+    assert link.arrive() == [2, 3, 4, 5]
+
+
+def test_each_sender_hears_its_own_outcome_once(link: Link) -> None:
+    sent = link.send(3)
+    link.arrive(), link.arrive()
+    link.settle(1, 3)
+    link.settle(2, code=ErrorCode.TARGET_NOT_FOUND)
+    link.settle(1, 2, 3)
+    assert [each.heard for each in sent] == [["delivered"], ["target_not_found"], ["delivered"]]
+
+
+def test_what_nobody_listened_to_is_dropped(link: Link) -> None:
+    sent = link.send(2)
+    link.replies.pop(0)(0)
+    assert (sent[0].heard, sent[1].heard) == (["dropped"], [])
+
+
+def test_what_was_lost_is_asked_about_and_then_refused_should_it_still_come(link: Link) -> None:
+    sent = link.send()
+    late = link.messages.pop()
+    link.replies.pop()(None)
+    link.outgoing.ask("origin's node", 0.0)
+    question = link.messages.pop()
+    assert isinstance(question, Ask)
+    link.outgoing.hear(link.incoming.asked(question, 0.0), 0.0)
+    assert sent[0].heard == ["dropped"]
+    assert link.incoming.receive(late) == []
+
+
+def test_an_outcome_that_was_lost_is_told_again_when_asked(link: Link) -> None:
+    sent = link.send(2)
+    link.arrive(), link.arrive()
+    link.incoming.settle(1, None, 0.0)
+    link.incoming.tell()
+    link.outgoing.ask("origin's node", 0.0)
+    link.outgoing.hear(link.incoming.asked(link.messages.pop(), 0.0), 0.0)
+    assert [each.heard for each in sent] == [["delivered"], []]
+
+
+def test_what_was_heard_of_lately_is_not_asked_about(link: Link) -> None:
+    link.send()
+    link.outgoing.ask("origin's node", -1.0)
+    assert [type(message) for message in link.messages] == [Relays]
+
+
+def test_too_many_on_the_way_are_refused_and_those_that_wait_at_the_target_are_not_counted(link: Link) -> None:
+    link.send(1024)
+    assert not link.outgoing.send(("room", "to", "from", b""), Sent(), 0.0)
+    link.arrive()
+    link.incoming.hold(1)
+    link.outgoing.hear(link.incoming.tell(), 0.0)
+    assert link.outgoing.send(("room", "to", "from", b""), Sent(), 0.0)
+
+
+def test_too_many_bytes_on_the_way_are_refused(link: Link) -> None:
+    link.send(8, size=1 << 20)
+    assert not link.outgoing.send(("room", "to", "from", b"x"), Sent(), 0.0)
+
+
+def test_large_relays_are_published_apart(link: Link) -> None:
+    link.send(3, size=600_000)
+    assert [link.arrive(), link.arrive(), link.arrive()] == [[1], [2], [3]]
+
+
+def test_outcomes_of_what_was_never_sent_change_nothing(link: Link) -> None:
+    [sent] = link.send()
+    link.outgoing.hear(Outcomes("origin", "target", [(-5, 10**15)], [(10**15, "dropped")], [10**15]), 0.0)
+    assert sent.heard == ["delivered"]
+
+
+def test_numbers_are_told_in_runs() -> None:
+    assert runs([1, 2, 3, 5, 8, 9]) == [(1, 3), (5, 5), (8, 9)]
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"joined", b"left 1.1 x y 3\nabc", b"\xc1", b"\x90", b"[]", b"moved 1.1 1 p 99999\n"]
+)
+def test_what_is_no_message_is_told_apart(data: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - the reason is nobody's business
+        decode(data)
