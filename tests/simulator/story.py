@@ -392,11 +392,15 @@ class Story:
             elif client.live and not client.missed_events and client.known != self._expected(client):
                 self.breach(f"{client.name} in {client.topic}: {self._difference(client)}")
 
+    def _name(self, peer: str) -> str:
+        client = self.by_id.get(peer)
+        return f"{client.name} ({peer})" if client is not None else peer
+
     def _difference(self, client: Client) -> str:
         known, expected = client.known or {}, self._expected(client)
-        surplus = [self.by_id[peer].name for peer in known if peer not in expected]
-        missing = [self.by_id[peer].name for peer in expected if peer not in known]
-        wrong = [self.by_id[peer].name for peer in expected if peer in known and known[peer] != expected[peer]]
+        surplus = [self._name(peer) for peer in known if peer not in expected]
+        missing = [self._name(peer) for peer in expected if peer not in known]
+        wrong = [self._name(peer) for peer in expected if peer in known and known[peer] != expected[peer]]
         return f"knows {surplus}, who are not there; does not know {missing}; is wrong about {wrong}"
 
     def _check_relays(self) -> None:

@@ -182,14 +182,34 @@ class TravelNode(SimulatedNode):
         else:
             self._enter(line, join)
 
-    def _enter(self, line: Line, join: Join) -> None:
+    def _enter(self, line: Line, join: Join, *, late: bool = False) -> None:
         def entered(entrant: Entrant) -> None:
             if line.ended:
-                self.cluster.settle(join.topic, entrant.id or "", joined=False)
+                self._turn_back(line, join, entrant)
+            elif late:
+                self._begin(line, join, entrant)
             else:
                 self._open(line, join, entrant)
 
-        self.cluster.enter(join.topic, join.metadata, entered, proof(join))
+        self.cluster.enter(join.topic, join.metadata, entered, None if late else proof(join))
+
+    def _turn_back(self, line: Line, join: Join, entrant: Entrant) -> None:
+        peer = self._revive(line, join, entrant) if not self.stopping else None
+        if peer is not None:
+            self.sessions.keep(peer, None)
+        self.cluster.settle(join.topic, entrant.id or "", joined=peer is not None)
+
+    def _revive(self, line: Line, join: Join, entrant: Entrant) -> ResumablePeer | None:
+        if entrant.session is None or join.claim is None:
+            return None
+        peer = self._new_peer(line, join, entrant)
+        return peer if peer.revive(entrant.session, join.topic, join.claim) else None
+
+    def _new_peer(self, line: Line, join: Join, entrant: Entrant) -> ResumablePeer:
+        assert entrant.id is not None
+        peer = ResumablePeer(entrant.id, join, self.topics, self.cluster, self.counters, self.limits)
+        peer.go(line)
+        return peer
 
     def _open(self, line: Line, join: Join, entrant: Entrant | None) -> None:
         found = self.sessions.find(join)
@@ -202,23 +222,25 @@ class TravelNode(SimulatedNode):
             if entrant is not None:
                 self.cluster.settle(join.topic, entrant.id or "", joined=False)
         elif entrant is None:
-            self._enter(line, join)
+            self._enter(line, join, late=True)
         else:
             self._begin(line, join, entrant)
 
     def _begin(self, line: Line, join: Join, entrant: Entrant) -> None:
         assert entrant.id is not None
-        peer = ResumablePeer(entrant.id, join, self.topics, self.cluster, self.counters, self.limits)
-        peer.go(line)
         if entrant.session is not None and join.claim is not None:
-            peer.revive(entrant.session, join.topic)
-            self._go_on(line, peer, join.claim)
-        else:
-            line.peer = peer
-            try:
-                peer.join(join.topic)
-            except Rejected:
-                line.end()
+            revived = self._revive(line, join, entrant)
+            if revived is not None:
+                self._go_on(line, revived, join.claim)
+            self.cluster.settle(join.topic, entrant.id, joined=revived is not None)
+            if revived is None:
+                self._enter(line, join, late=True)
+            return
+        peer = line.peer = self._new_peer(line, join, entrant)
+        try:
+            peer.join(join.topic)
+        except Rejected:
+            line.end()
         self.cluster.settle(join.topic, entrant.id, joined=line.peer is not None)
 
     @staticmethod
@@ -308,7 +330,8 @@ class TravelStory(Story):
         self.everybody = Process(self.timeline, "everybody")
 
     def _make_limits(self) -> Limits:
-        return Limits(high_water_messages=4, resume_window_seconds=WINDOW_SECONDS)
+        # Where a queue is full, what is sent again lacks events: whom the peer then knows says nothing.
+        return Limits(high_water_messages=500, resume_window_seconds=WINDOW_SECONDS)
 
     def _make_node(self, name: str, skew: int) -> SimulatedNode:
         return TravelNode(self, name, self.store, self.latency, skew)
