@@ -330,8 +330,7 @@ class TravelStory(Story):
         self.everybody = Process(self.timeline, "everybody")
 
     def _make_limits(self) -> Limits:
-        # Where a queue is full, what is sent again lacks events: whom the peer then knows says nothing.
-        return Limits(high_water_messages=500, resume_window_seconds=WINDOW_SECONDS)
+        return Limits(high_water_messages=4, resume_window_seconds=WINDOW_SECONDS)
 
     def _make_node(self, name: str, skew: int) -> SimulatedNode:
         return TravelNode(self, name, self.store, self.latency, skew)
