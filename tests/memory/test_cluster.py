@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 
 import pytest
+from websockets.frames import Frame, Opcode
 
 from tests.memory.world import Peer, World
 
@@ -144,3 +145,17 @@ def test_a_session_that_cannot_be_read_makes_a_new_peer(world: World) -> None:
     world.factories[0].local.lend = lambda topic, proof: b"\x93\x01\x02\x03"  # type: ignore[method-assign]
     welcome, peer_list = arrive(world, 2, f"?resume={token}&seen=2").heard()
     assert (welcome["selfId"] != own, "resumed" in welcome, peer_list["peers"]) == (True, False, [])
+
+
+def test_what_is_sent_before_the_welcome_of_a_late_newcomer_is_relayed(world: World) -> None:
+    other = arrive(world, 0)
+    other.id, _ = greeting(other)
+    _, token = greeting(peer := arrive(world, 1))
+    peer.reset()
+    back = world.knock(f"/ws/room?resume={token}&seen=999", node=1)
+    offer = json.dumps({"type": "offer", "to": other.id, "payload": "early"}).encode()
+    back.send_together(*[Frame(Opcode.TEXT, offer).serialize(mask=True)] * 2)
+    ask(back)
+    world.run()
+    assert [message["type"] for message in back.heard()] == ["welcome", "peer-list"]
+    assert [message["payload"] for message in other.heard() if message["type"] == "offer"] == ["early"] * 2
