@@ -159,7 +159,12 @@ class Arrivals:
 
     def _join_later(self, arrival: Arrival, last: str) -> None:
         """Take an id that is greater than all in the topic: another node's clock is ahead, or as fast."""
-        self._ids.follow(last)
+        try:
+            self._ids.follow(last)
+        except ValueError:
+            # Not an id of ours, whoever wrote it.
+            self._admit(arrival)
+            return
         self._rename(arrival, self._ids.next())
         if self._store.good:
             self._join(arrival)

@@ -120,12 +120,14 @@ class Outgoing:
     def hear(self, outcomes: Outcomes, now: float) -> None:
         """Take outcomes; of what is settled already nothing is changed."""
         for first, last in outcomes.delivered:
-            for number in range(first, last + 1):
+            for number in range(max(first, 1), min(last, self._latest) + 1):
                 relay = self._settle(number)
                 if relay is not None:
                     relay.forwarding.delivered()
         for number, code in outcomes.failed:
-            self._fail([number], ErrorCode(code))
+            self._fail(
+                [number], ErrorCode.TARGET_NOT_FOUND if code == ErrorCode.TARGET_NOT_FOUND else ErrorCode.DROPPED
+            )
         for number in outcomes.held:
             if number in self._open:
                 self._open[number].since = now

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 from websockets.frames import Frame, Opcode
 
+from signaling.backplane.cluster import Cluster
+from signaling.backplane.scripts import Keys
 from tests.memory.world import Peer, World
 
 
@@ -159,3 +162,57 @@ def test_what_is_sent_before_the_welcome_of_a_late_newcomer_is_relayed(world: Wo
     world.run()
     assert [message["type"] for message in back.heard()] == ["welcome", "peer-list"]
     assert [message["payload"] for message in other.heard() if message["type"] == "offer"] == ["early"] * 2
+
+
+# What is not ours
+
+
+ODD = {
+    "nothing": b"",
+    "a letter": b"x",
+    "another version's event": b"renamed 1.2 3 id 4\nroom",
+    "no numbers": b"joined one two id four\nroom",
+    "not UTF-8": b"joined 1.2 3 \xff 4\nroom" + b"n" * 16,
+    "a number of 10,000 digits": b"joined 1.2 " + b"9" * 10_000 + b" id 4\nroom" + b"n" * 16,
+    "an unknown kind": msgspec.msgpack.encode(["z", 1, 2, 3]),
+    "too few fields": msgspec.msgpack.encode(["r", "origin"]),
+    "fields of other types": msgspec.msgpack.encode(["o", 1, 2, 3, 4, 5]),
+    "an array without an end": b"\xdd\xff\xff\xff\xff",
+    "a deep nest": b"\x98\xa1a\xa1o\xa1n\x01\x90" + b"\x91" * 100_000,
+    "outcomes of no relay": msgspec.msgpack.encode(["o", "o" * 16, "n" * 16, [(1, 2**62)], [(1, "new")], [7]]),
+    "a session that nobody asked for": msgspec.msgpack.encode(["s", 1, b"x"]),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_what_is_not_ours_on_a_node_s_channel_is_passed_over(world: World, what: str) -> None:
+    here, there = arrive(world, 0), arrive(world, 1)
+    here.heard()
+    say(world, 0, ODD[what])
+    there.offer(greeting(arrive(world, 0))[0])
+    assert [message["type"] for message in here.heard()] == ["peer-joined"]
+
+
+def test_a_claim_that_proves_nothing_is_answered(world: World) -> None:
+    own, _ = greeting(arrive(world, 0))
+    say(world, 0, msgspec.msgpack.encode(["c", "n" * 16, 1, "room", own, b"what is this"]))
+    assert [entry["id"] for entry in arrive(world, 1).heard()[1]["peers"]] == [own]
+
+
+@pytest.mark.parametrize("last", ["~no ulid~", "7ZZZZZZZZZZZZZZZZZZZZZZZZZ"])
+def test_an_id_that_nobody_can_follow_keeps_nobody_out(world: World, last: str) -> None:
+    keys = Keys("signaling:")
+    values = [b"signaling:", b"room", b"60", b"n" * 16, last.encode(), b"", b"9", b"9999"]
+    world.engines[0].call("join", [*keys.topic(b"room"), keys.index(b"n" * 16)], values, lambda reply: None)
+    world.run()
+    first, second = arrive(world, 0), arrive(world, 1)
+    assert greeting(first)[0] in [message.get("peerId") for message in second.heard()]
+    assert len(greeting(arrive(world, 0, topic="another"))[0]) == 26
+
+
+def say(world: World, node: int, data: bytes) -> None:
+    """Publish on the channel of a node."""
+    backplane = world.factories[node].backplane
+    assert isinstance(backplane, Cluster)
+    world.engines[0].publish(Keys("signaling:").channel(backplane.node.encode()), data, lambda listeners: None)
+    world.run()
