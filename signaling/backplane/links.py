@@ -15,7 +15,8 @@ from signaling.backplane.messages import Ask, Outcomes, Relay, Relays, runs
 from signaling.errors import ErrorCode
 from signaling.ports import Forwarding
 
-# Of one node for one other; beyond them relays are dropped, as they are for a peer that takes nothing.
+# Of one node for one other; beyond them relays are dropped, as they are for a peer that takes nothing. What waits for
+# its target there does not count: each peer's own queue bounds that, and others must not pay for it.
 _MOST_OPEN = 1024
 _MOST_OPEN_BYTES = 8 << 20
 _MOST_BATCH_BYTES = 1 << 20
@@ -25,12 +26,17 @@ Publish = Callable[[Relays | Ask, Callable[[int | None], None]], None]
 
 
 class _Open:
-    """A relay whose outcome is not known."""
+    """A relay whose outcome is not known.
 
-    __slots__ = ("forwarding", "since", "size")
+    Attributes:
+        size: in bytes, as far as it counts; 0 where it waits for its target.
+    """
+
+    __slots__ = ("forwarding", "held", "since", "size")
 
     def __init__(self, forwarding: Forwarding, size: int, since: float) -> None:
         self.forwarding = forwarding
+        self.held = False
         self.size = size
         self.since = since
 
@@ -52,6 +58,7 @@ class Outgoing:
         self._published = 0
         self._open: dict[int, _Open] = {}
         self._open_bytes = 0
+        self._held = 0
         self._waiting: list[Relay] = []
         self._publishing = False
 
@@ -69,7 +76,7 @@ class Outgoing:
             False where too many have no outcome yet.
         """
         size = len(relay[3])
-        if len(self._open) >= _MOST_OPEN or self._open_bytes + size > _MOST_OPEN_BYTES:
+        if len(self._open) - self._held >= _MOST_OPEN or self._open_bytes + size > _MOST_OPEN_BYTES:
             return False
         self._latest += 1
         self._open[self._latest] = _Open(forwarding, size, now)
@@ -130,7 +137,15 @@ class Outgoing:
             )
         for number in outcomes.held:
             if number in self._open:
-                self._open[number].since = now
+                self._hold(self._open[number], now)
+
+    def _hold(self, relay: _Open, now: float) -> None:
+        relay.since = now
+        if not relay.held:
+            relay.held = True
+            self._held += 1
+            self._open_bytes -= relay.size
+            relay.size = 0
 
     def drop_unpublished(self) -> None:
         """Give up on what waits: it was not sent, and cannot be for now."""
@@ -151,6 +166,7 @@ class Outgoing:
     def _settle(self, number: int) -> _Open | None:
         relay = self._open.pop(number, None)
         if relay is not None:
+            self._held -= relay.held
             self._open_bytes -= relay.size
         return relay
 
@@ -181,11 +197,12 @@ class Incoming:
         self._known: dict[int, _Known] = {}
         self._held: set[int] = set()
         self._untold: list[int] = []
+        self._untold_held: list[int] = []
 
     @property
     def untold(self) -> bool:
         """Whether there are outcomes to tell."""
-        return bool(self._untold)
+        return bool(self._untold or self._untold_held)
 
     def receive(self, relays: Relays) -> list[Relay]:
         """Take what came; returns what is to be delivered, each of which has to be settled."""
@@ -210,6 +227,10 @@ class Incoming:
         self._known[number] = _Known(code, now)
         self._untold.append(number)
 
+    def hold(self, number: int) -> None:
+        """Take note that a relay waits for its target."""
+        self._untold_held.append(number)
+
     def asked(self, ask: Ask, now: float) -> Outcomes:
         """Say what became of what is asked about; what has not come by now is refused when it does."""
         self.reply_to = ask.reply_to
@@ -217,7 +238,10 @@ class Incoming:
         for number in ask.numbers:
             if number not in self._known and number not in self._held:
                 self._known[number] = _Known(ErrorCode.DROPPED, now)
-        self._untold = []
+        self._untold, self._untold_held = [], []
+        # What is not asked about is settled there; one relay that waits for long must not keep the outcomes of all.
+        asked = set(ask.numbers)
+        self._known = {number: known for number, known in self._known.items() if number > ask.high or number in asked}
         return self._outcomes(
             [number for number in ask.numbers if number in self._known], sorted(self._held.intersection(ask.numbers))
         )
@@ -225,7 +249,9 @@ class Incoming:
     def tell(self) -> Outcomes:
         """Say what has not been told yet."""
         untold, self._untold = self._untold, []
-        return self._outcomes([number for number in untold if number in self._known], [])
+        held, self._untold_held = self._untold_held, []
+        known = [number for number in untold if number in self._known]
+        return self._outcomes(known, [number for number in held if number in self._held])
 
     def forget(self, older_than: float) -> None:
         """Forget the outcomes from before ``older_than``: nobody waits for those any more."""

@@ -185,9 +185,15 @@ class Relaying:
         else:
             if written:
                 self._settle(incoming, relay, None)
+            else:
+                incoming.hold(relay.number)
+                self._tell_soon(incoming)
 
     def _settle(self, incoming: Incoming, relay: Relay, code: ErrorCode | None) -> None:
         incoming.settle(relay.number, code, self._clock.seconds())
+        self._tell_soon(incoming)
+
+    def _tell_soon(self, incoming: Incoming) -> None:
         if self._timer is None:
             delay = incoming.told_at + _TELL_SECONDS - self._clock.seconds()
             self._timer = self._clock.callLater(max(0.0, delay), self._tell_later)

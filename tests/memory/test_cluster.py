@@ -216,3 +216,25 @@ def say(world: World, node: int, data: bytes) -> None:
     assert isinstance(backplane, Cluster)
     world.engines[0].publish(Keys("signaling:").channel(backplane.node.encode()), data, lambda listeners: None)
     world.run()
+
+
+# Slow readers
+
+
+def test_peers_that_take_nothing_cost_nobody_else_the_way_to_their_node(world: World) -> None:
+    sender, reader = arrive(world, 0), arrive(world, 1)
+    reader_id, _ = greeting(reader)
+    absent = [arrive(world, 1) for _ in range(70)]
+    ids = [greeting(peer)[0] for peer in absent]
+    for peer in absent:
+        peer.reset()
+    sender.heard()
+    for number in range(16):
+        sender.say_many([{"type": "offer", "to": to, "msgId": f"{to} {number}"} for to in ids])
+    sender.offer(reader_id, "m", "hello")
+    assert sender.heard() == []
+    assert reader.heard()[-1]["payload"] == "hello"
+    assert world.relays_waiting == sum(factory.backplane.forwarding for factory in world.factories) == 70 * 16
+    world.advance(40)
+    assert len([message for message in sender.heard() if message.get("code") == "dropped"]) == 70 * 16
+    assert world.relays_waiting == 0
