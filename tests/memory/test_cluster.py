@@ -238,3 +238,16 @@ def test_peers_that_take_nothing_cost_nobody_else_the_way_to_their_node(world: W
     world.advance(40)
     assert len([message for message in sender.heard() if message.get("code") == "dropped"]) == 70 * 16
     assert world.relays_waiting == 0
+
+
+# A node that dies, or a store that is away
+
+
+def test_who_comes_back_from_a_node_that_is_gone_waits_for_nobody(world: World) -> None:
+    arrive(world, 1)
+    _, token = greeting(arrive(world, 0))
+    world.engines[0].disconnect()
+    before = world.clock.seconds()
+    back = arrive(world, 1, f"?resume={token}&seen=2")
+    assert "resumed" not in back.heard()[0]
+    assert world.clock.seconds() - before < 1
