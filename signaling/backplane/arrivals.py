@@ -179,12 +179,15 @@ class Arrivals:
 
     def _admit(self, arrival: Arrival, full: str | None = None) -> None:
         self._deadlines.clear(arrival)
+        if not (arrival.returns and arrival.stored):
+            # Another node's session is no new peer's.
+            arrival.session = None
         if arrival.returns and not arrival.stored:
             # Whether that peer is this node's now nobody knows; a new one surely is.
             self._rename(arrival, self._ids.next())
         entered, arrival.entered = arrival.entered, None
         if entered is not None:
-            entered(Entrant(arrival.id, full, arrival.session if arrival.stored else None))
+            entered(Entrant(arrival.id, full, arrival.session))
 
     def settle(self, topic: str, peer: str, *, joined: bool) -> None:
         """Hand over what came for a peer that was on its way, or take it back."""
