@@ -275,13 +275,16 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
 
     def _enter_late(self, join: Join) -> None:
         """Announce a new peer on a connection that is open."""
-        self._entering = True
+        self._entering = self.holds_messages = True
         entered: Callable[[Entrant], None] = lambda entrant: self._begin_late(join, entrant)  # noqa: E731
         self.factory.backplane.enter(join.topic, join.metadata, entered)
 
     def _begin_late(self, join: Join, entrant: Entrant) -> None:
         self._entering, self._entrant = False, entrant
+        self.holds_messages = False
         if self.state == self.STATE_OPEN:
+            # Behind the welcome comes what was sent before it.
+            self.factory.turns.add(self)
             self._begin(join, entrant)
         else:
             self._turn_back(join)

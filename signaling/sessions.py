@@ -333,7 +333,11 @@ class Sessions:
         Returns:
             Its session; None where the proof is not good, or reaches too far back.
         """
-        told = _decode_proof(text)
+        try:
+            told = _decode_proof(text)
+        except msgspec.MsgspecError:
+            # Another version's.
+            return None
         proven = self._proven(peer, told.token, told.owner)
         if proven is None:
             return None

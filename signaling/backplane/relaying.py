@@ -186,7 +186,6 @@ class Relaying:
             if written:
                 self._settle(incoming, relay, None)
             else:
-                # Its sender's node has others on the way, and must not count this one among them.
                 incoming.hold(relay.number)
                 self._tell_soon(incoming)
 
