@@ -65,6 +65,17 @@ def main() -> int:
     return _many(seeds_in(options.seeds), options.jobs, options.most)
 
 
+def _one(seed: str, trace: bool) -> int:
+    story = story_of(seed, print if trace else None)
+    try:
+        story.tell()
+    except Breach as breach:
+        print(f"seed {seed} FAILED:\n{breach}")
+        return 1
+    print(f"seed {seed} passed: {dict(story.counts)}")
+    return 0
+
+
 def _many(seeds: list[str], jobs: int, most: int) -> int:
     started = time.monotonic()
     failed = done = 0
