@@ -212,8 +212,8 @@ class ResumablePeer(Peer):
         """Hand ``frame`` to the way, and remember it where that took it."""
         taken = super().offer(frame, receipt)
         if taken:
-            # An event makes no sense a second time: the list that comes first has what came of it, and of those that were
-            # dropped, or missed on the way from one node to another.
+            # An event makes no sense a second time: the list that comes first has what came of it, and of those that
+            # were dropped, or missed on the way from one node to another.
             self._remember(frame, again=receipt is not None)
         return taken
 
