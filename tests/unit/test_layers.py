@@ -35,7 +35,7 @@ LAYERS = [
         "wire",
     },
     {"admission", "counters", "keys", "ports", "upgrade"},
-    {"peer", "presented", "signing"},
+    {"peer", "presented", "routing", "signing"},
     {"auth", "events", "reactor", "sessions", "web", "websocket"},
     {"protocol", "tokens"},
     {"listening", "metrics", "minting", "options", "probe"},
