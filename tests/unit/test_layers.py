@@ -36,10 +36,13 @@ LAYERS = [
     },
     {"admission", "counters", "keys", "ports", "upgrade"},
     {"peer", "presented", "routing", "signing"},
-    {"auth", "events", "reactor", "sessions", "web", "websocket"},
-    {"protocol", "tokens"},
-    {"listening", "metrics", "minting", "options", "probe"},
+    {"auth", "channel", "events", "reactor", "sessions", "web", "websocket"},
+    {"protocol", "relayed_log", "tokens"},
+    {"listening", "metrics", "minting", "options", "probe", "workers"},
+    {"dispatch"},
+    {"totals"},
     {"service"},
+    {"worker"},
     {"__init__"},
 ]
 LAYER = {module: number for number, modules in enumerate(LAYERS) for module in modules}
