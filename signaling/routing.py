@@ -17,8 +17,8 @@ from signaling.upgrade import check_join
 ELSEWHERE = -1
 """Where requests go that name no topic: they are answered by whoever has them."""
 
-# Methods other than GET open no connection. twisted.web takes any white space, and passes over one empty line.
-_PATH = re.compile(rb"(?:\r\n)?GET\s+/([^\s?/]+)/([^\s?/]+)[\s?]")
+# Methods other than GET open no connection. twisted.web passes over one empty line, and decodes the mount's name.
+_PATH = re.compile(rb"(?:\r\n)?GET /([^\s?/]+)/([^\s?/]+)[ ?]")
 _MOUNT = b"ws"
 # Of the longest line that still may name a topic: all but the topic, whose bytes are three each when encoded.
 _ROOM = 64
