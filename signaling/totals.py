@@ -145,7 +145,11 @@ class TotalsResource(MetricsResource):
             totals.add(counted.with_those_before(pid, answer))
         totals.add([metric for metric in numbers(self._registry, "listener") if metric[0] != _OF_WORKERS])
         totals.add(_own(self._workers, answers))
-        request.write(self.encode(request, totals))
+        body = self.encode(request, totals)
+        if body:
+            # twisted.web would not know it of an answer that comes later.
+            request.setHeader(b"Content-Length", b"%d" % len(body))
+            request.write(body)
         request.finish()
 
 
