@@ -17,6 +17,8 @@ from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.internet.protocol import Factory, Protocol
 from zope.interface import implementer
 
+from signaling import descriptors
+from signaling.admission import Admission
 from signaling.errors import StartError
 from signaling.listening import Listener
 from signaling.protocol import SignalingFactory, address_text
@@ -24,6 +26,8 @@ from signaling.routing import ELSEWHERE, Router
 from signaling.workers import Plan, Workers
 
 _READ_BYTES = 4_096
+# Its channel and what it writes past its log, and one more while another takes its place.
+_FILES_OF_A_WORKER = 4
 
 
 class Dispatcher(SignalingFactory):
@@ -40,6 +44,9 @@ class Dispatcher(SignalingFactory):
 
     def __init__(self, plan: Plan, **how: Any) -> None:
         super().__init__(**how)
+        # Fewer connections than a worker has: some of the files are the workers'.
+        files = descriptors.file_limit(self.reactor) - _FILES_OF_A_WORKER * plan.count
+        self.admission = Admission(self.limits, max(1, files), self.reactor.seconds)
         self.router = Router(plan.count, self.limits)
         self.workers = Workers(self.reactor, plan, self.events)
         self.site.most_requests = 1

@@ -12,9 +12,8 @@ from typing import Any
 from twisted.logger import ILogObserver, LogLevel, eventAsJSON, eventFromJSON, formatEvent, globalLogPublisher
 from zope.interface import implementer
 
-from signaling.events import FIELDS
-
-_PLAIN = ("log_time", "log_namespace", "log_format", "event", *FIELDS)
+# Of what the logger adds to an event's own fields.
+_KEPT = frozenset({"log_time", "log_namespace", "log_format"})
 _END = b"\n"
 _TRACEBACK = "worker_traceback"
 # A traceback may be long, and a message between processes is not.
@@ -73,7 +72,7 @@ def encode(event: Mapping[str, Any]) -> bytes:
     """Write an event down as one line."""
     if event.get("log_namespace") == "signaling" and "event" in event:
         # eventAsJSON would take five times as long for each join.
-        plain = {name: event[name] for name in _PLAIN if name in event}
+        plain = {name: value for name, value in event.items() if name in _KEPT or not name.startswith("log_")}
         line = json.dumps({**plain, "log_level": event["log_level"].name})
     else:
         line = _encode_any(event)

@@ -12,7 +12,7 @@ import socket
 import struct
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -134,23 +134,37 @@ class Worker(ProcessProtocol):
     # Its life
 
     def start(self) -> None:
-        """Start the process."""
+        """Start the process, now or, where that fails, later."""
         self._restart = None
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        descriptors = {0: nothing, 1: "r", 2: "r", CHANNEL_DESCRIPTOR: theirs.fileno()}
-        command, plan = self._plan.command(self._reactor, self.number), self._plan
         self._born = self._reactor.seconds()
         try:
-            with _deaf_children():
-                process = self._reactor.spawnProcess(
-                    self, command[0], command, plan.environment(), plan.folder, childFDs=descriptors
-                )
-        finally:
-            theirs.close()
-            os.close(nothing)
-        self.pid = process.pid
+            with ExitStack() as closing:
+                self._spawn(closing)
+        except OSError as error:
+            if self._channel is not None:
+                self._channel.close()
+            self._start_again(f"it cannot be started: {error}")
+
+    def _spawn(self, closing: ExitStack) -> None:
+        """Start the process.
+
+        Args:
+            closing: closes what only the process needs.
+        """
+        nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        closing.callback(os.close, nothing)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        closing.callback(theirs.close)
         self._channel = Channel(self._reactor, ours, self)
+        descriptors = {0: nothing, 1: "r", 2: "r", CHANNEL_DESCRIPTOR: theirs.fileno()}
+        command, plan = self._plan.command(self._reactor, self.number), self._plan
+        with _deaf_children():
+            self._reactor.spawnProcess(self, command[0], command, plan.environment(), plan.folder, childFDs=descriptors)
+
+    def connectionMade(self) -> None:
+        """Hear that the process runs; it may have ended when ``spawnProcess`` returns."""
+        assert self.transport is not None
+        self.pid = self.transport.pid
 
     def processExited(self, reason: Failure) -> None:
         """Start another in its place, unless it was told to end."""
@@ -162,9 +176,12 @@ class Worker(ProcessProtocol):
         if self.stopping:
             self._end()
             return
+        self._start_again(_how(reason.value))
+
+    def _start_again(self, reason: str) -> None:
         self.deaths += 1
         pause = self._pause()
-        self._events.worker_died(self.number, _how(reason.value), pause)
+        self._events.worker_died(self.number, reason, pause)
         self._restart = self._reactor.callLater(pause, self.start)
 
     def _pause(self) -> float:

@@ -11,25 +11,34 @@ _LOOK_SECONDS = 0.03
 _QUIET_CPU_SECONDS = 0.0002
 
 
+def children(pid: int) -> list[int]:
+    """Return the processes that one has started, and that have not ended."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 class Meter:
-    """Measures one process of this machine."""
+    """Measures one process of this machine, with the workers that it has started by now.
+
+    Workers share its core, so the one that waits for it while another has it is not starved by strangers.
+    """
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
+        self._pids = [pid, *children(pid)]
         # clock_getcpuclockid(3): the clock of a whole process, all its threads together, in nanoseconds.
-        self._clock = ~pid << 3 | 2
+        self._clocks = [~each << 3 | 2 for each in self._pids]
 
     def cpu_seconds(self) -> float:
-        """Tell the CPU time so far, the kernel's part on its behalf included."""
-        return time.clock_gettime(self._clock)
+        """Tell the CPU time so far of all together, the kernel's part on their behalf included."""
+        return sum(map(time.clock_gettime, self._clocks))
 
     def starved_seconds(self) -> float:
         """Tell for how long its first thread was ready to run so far, and others had its core."""
         return int(Path(f"/proc/{self._pid}/schedstat").read_text().split()[1]) / 1e9
 
     def resident_bytes(self) -> int:
-        """Tell the resident memory; the kernel's socket buffers are no part of it."""
-        return int(Path(f"/proc/{self._pid}/statm").read_text().split()[1]) * _PAGE_BYTES
+        """Tell the resident memory of all together; the kernel's socket buffers are no part of it."""
+        return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self._pids) * _PAGE_BYTES
 
     def settle(self, seconds: float = 3.0) -> None:
         """Wait until it has nothing to do, for at most ``seconds``."""

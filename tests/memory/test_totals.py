@@ -53,7 +53,8 @@ class Metering:
     def start_anew(self, worker: int) -> None:
         """Let a worker die, and another take its place."""
         next(p for p in reversed(self.shop.processes) if p.protocol.number == worker).end_with(number=killed())
-        self.shop.advance(0.25)
+        # One that dies young again is not started at once.
+        self.shop.advance(0.5)
         self.shop.processes[-1].say(b"R")
         self.shop.reactor.run()
         self.servers[worker] = Metered()

@@ -77,6 +77,19 @@ def test_one_that_dies_young_again_and_again_is_started_more_and_more_rarely(log
     shop.end()
 
 
+def test_one_that_cannot_be_started_is_tried_again(shop: Workshop, logged: list[dict[str, Any]]) -> None:
+    shop.reactor.broken = True
+    shop.processes[0].end_with(status=1)
+    shop.advance(2)
+    shop.reactor.broken = False
+    shop.advance(2)
+    shop.processes[-1].say(b"R")
+    shop.reactor.run()
+    assert shop.dispatcher.unready == []
+    reason = "it cannot be started: [Errno 11] Resource temporarily unavailable"
+    assert of(logged, "worker_died")[-1]["reason"] == reason
+
+
 def test_the_drain_tells_all_and_waits_for_them(shop: Workshop) -> None:
     done: list[None] = []
     shop.dispatcher.drain().addCallback(done.append)

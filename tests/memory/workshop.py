@@ -65,6 +65,7 @@ class WatchingClock(Clock):
     """A fake clock that also is a reactor, of descriptors and processes."""
 
     running = True
+    broken = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,9 +86,11 @@ class WatchingClock(Clock):
         self.writers.pop(writer, None)
 
     def spawnProcess(self, protocol: Any, *command: Any, childFDs: dict[int, Any]) -> FakeProcess:
+        if self.broken:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
         process = FakeProcess(len(self.processes), protocol, command[2], childFDs[3])
-        protocol.transport = process
         self.processes.append(process)
+        protocol.makeConnection(process)
         return process
 
     def run(self) -> None:

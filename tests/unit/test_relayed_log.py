@@ -117,5 +117,11 @@ def test_the_listener_publishes_with_the_worker() -> None:
 def test_every_event_of_a_server_travels(monkeypatch: pytest.MonkeyPatch) -> None:
     caught: list[Any] = []
     monkeypatch.setattr("signaling.events.globalLogPublisher", caught.append)
-    Events(LogLevel.info, Clock().seconds).refused("192.0.2.1:5", 404, "not found")
-    assert format_json(relayed(caught[0])) == format_json(caught[0])
+    events = Events(LogLevel.debug, Clock().seconds)
+    events.refused("192.0.2.1:5", 404, "not found")
+    events.left("01JD0000000000000000000000", "room", "it went")
+    events.few_connections(5, 6)
+    events.worker_died(1, "signal SIGKILL", 0.5)
+    for event in caught:
+        assert formatEvent(relayed(event)) == formatEvent(event)
+        assert format_json(relayed(event)) == format_json(event)
