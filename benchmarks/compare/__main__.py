@@ -62,7 +62,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         type=servers.parse_variant,
         default=[],
         metavar="NAME=WORDS",
-        help="ours with other variables (A=B) or options: poll=--reactor=poll, or two='signaling --workers=2'; repeatable",
+        help="ours with other variables (A=B) or options: poll=--reactor=poll, two='signaling --workers=2'; repeatable",
     )
     compared.add_argument(
         "--server",
