@@ -41,6 +41,7 @@ class Server:
     Args:
         command: ``{port}`` stands for the port.
         environment: variables beside this process's own.
+        processes: that share the work.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Server:
     dialect: Dialect
     environment: Mapping[str, str] = field(default_factory=dict)
     version: str = ""
+    processes: int = 1
 
 
 class CannotStartError(Exception):
@@ -174,7 +176,8 @@ def variant(name: str, words: Sequence[str]) -> Server:
     twistd = str(Path(sys.executable).parent / "twistd")
     listening = ["signaling", "--port", "{port}", "--log-level", "warn", *words[len(of_twistd) + 1 :]]
     command = [sys.executable, twistd, "-n", "--pidfile=", *options, *listening]
-    return Server(name, command, Wire(), environment, version("twisted-signaling"))
+    workers = [int(word.partition("=")[2]) for word in words if word.startswith("--workers=")]
+    return Server(name, command, Wire(), environment, version("twisted-signaling"), *workers)
 
 
 def parse_variant(text: str) -> Server:
