@@ -23,7 +23,7 @@ from signaling.errors import StartError
 from signaling.listening import Listener
 from signaling.protocol import SignalingFactory, address_text
 from signaling.routing import ELSEWHERE, Router
-from signaling.workers import Plan, Workers
+from signaling.workers import ABOUT, Plan, Workers
 
 _READ_BYTES = 4_096
 # Its channel and what it writes past its log, and one more while another takes its place.
@@ -79,7 +79,7 @@ class Dispatcher(SignalingFactory):
             answering.makeConnection(transport)
             return answering
 
-        return Arrival(self, connection, address_text(port._buildAddr(address)), serve)
+        return Arrival(self, connection, lambda: address_text(port._buildAddr(address)), serve)
 
 
 @implementer(IReadDescriptor)
@@ -89,14 +89,14 @@ class Arrival:
     Args:
         dispatcher: bounds it, and knows the workers.
         connection: accepted.
-        address: of the client, for the log.
+        address: writes the client's down, for the log.
         serve: makes the dispatcher's own protocol on the connection.
     """
 
     waiting = 0
 
     def __init__(
-        self, dispatcher: Dispatcher, connection: socket.socket, address: str, serve: Callable[[], Any]
+        self, dispatcher: Dispatcher, connection: socket.socket, address: Callable[[], str], serve: Callable[[], Any]
     ) -> None:
         self._dispatcher = dispatcher
         self._socket = connection
@@ -105,13 +105,16 @@ class Arrival:
         self._serve = serve
         self._data = b""
         self._since = 0.0
-        self._worker = ELSEWHERE
+        self._worker: int | None = None
         self._ours = True
-        connection.setblocking(False)
         dispatcher.connections.add(self)  # type: ignore[arg-type]
         dispatcher.handshakes.set(self)
-        dispatcher.reactor.addReader(self)
         dispatcher.make_room(self)  # type: ignore[arg-type]
+        # Most requests are there already, and then the reactor need not hear of this connection.
+        if self.doRead() is not None:
+            self._close()
+        elif self._ours and self._worker is None:
+            dispatcher.reactor.addReader(self)
 
     def fileno(self) -> int:
         """Tell the descriptor, for the reactor; also after it was given away, which the reactor asks again."""
@@ -126,7 +129,7 @@ class Arrival:
         if not self._ours:
             return None
         try:
-            data = self._socket.recv(_READ_BYTES)
+            data = self._socket.recv(_READ_BYTES, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return None
         except OSError:
@@ -153,9 +156,9 @@ class Arrival:
 
     # For a worker
 
-    def parcel(self) -> tuple[float, bytes]:
-        """Tell how many seconds of its handshake are over, and the bytes that were read."""
-        return self._dispatcher.reactor.seconds() - self._since, self._data
+    def parcel(self) -> bytes:
+        """Write ``ABOUT`` it, and the bytes that were read."""
+        return ABOUT.pack(self._dispatcher.reactor.seconds() - self._since, self._socket.family) + self._data
 
     def handed_over(self) -> None:
         """Close this process's descriptor, and leave the connection alone."""
@@ -177,7 +180,7 @@ class Arrival:
         if not self._ours:
             return
         self._leave()
-        if self._worker == ELSEWHERE:
+        if self._worker is None:
             self._dispatcher.reactor.removeReader(self)
         else:
             self._dispatcher.workers[self._worker].forget(self)
@@ -205,9 +208,9 @@ class Arrival:
         dispatcher = self._dispatcher
         dispatcher.counters.requests_late += 1
         reason = f"no complete request within {dispatcher.limits.handshake_timeout_seconds:g} s"
-        if self._worker != ELSEWHERE:
+        if self._worker is not None:
             reason = f"{dispatcher.workers[self._worker].state or 'its worker took no connections'}"
-        dispatcher.events.refused(self._address, None, reason)
+        dispatcher.events.refused(self._address(), None, reason)
         self._close()
 
 

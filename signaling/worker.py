@@ -24,7 +24,7 @@ from signaling.protocol import SignalingFactory, SignalingProtocol
 from signaling.relayed_log import RelayedLog
 from signaling.routing import Router
 from signaling.service import factory_arguments
-from signaling.workers import CHANNEL_DESCRIPTOR, DRAIN, HURRY, LOG, NUMBERS, QUESTION, READY, USED
+from signaling.workers import ABOUT, CHANNEL_DESCRIPTOR, DRAIN, HURRY, LOG, NUMBERS, QUESTION, READY
 
 # Batches of the log that may wait for a listener that is busy: some 4 MB.
 _MOST_BATCHES = 64
@@ -108,8 +108,9 @@ class WorkerProcess:
         """Do what the listener says."""
         kind, rest = message[:1], message[1:]
         if descriptor is not None:
+            used, family = ABOUT.unpack_from(rest)
             try:
-                self._adopt(descriptor, USED.unpack_from(rest)[0], rest[USED.size :])
+                self._adopt(descriptor, used, family, rest[ABOUT.size :])
             finally:
                 os.close(descriptor)
         elif kind == QUESTION:
@@ -120,10 +121,10 @@ class WorkerProcess:
             self._factory.abort()
             self._end()
 
-    def _adopt(self, descriptor: int, used: float, data: bytes) -> None:
+    def _adopt(self, descriptor: int, used: float, family: int, data: bytes) -> None:
         adopting = _Adopting(self._factory)
         try:
-            self._reactor.adoptStreamConnection(descriptor, _family(descriptor), adopting)
+            self._reactor.adoptStreamConnection(descriptor, socket.AddressFamily(family), adopting)
         except OSError:
             # It was reset on the way, and has no other end any more.
             return
@@ -175,14 +176,6 @@ class WorkerProcess:
     def _stop(self) -> None:
         if self._reactor.running:
             self._reactor.stop()
-
-
-def _family(descriptor: int) -> socket.AddressFamily:
-    looked_at = socket.socket(fileno=descriptor)
-    try:
-        return socket.AddressFamily(looked_at.family)
-    finally:
-        looked_at.detach()
 
 
 def _reactor_of(module: str) -> Any:

@@ -30,8 +30,8 @@ CONNECTION, QUESTION, DRAIN, HURRY = b"C", b"?", b"D", b"H"
 # What a worker says
 READY, NUMBERS, LOG = b"R", b"N", b"L"
 
-USED = struct.Struct("!d")
-"""How many seconds of a connection's handshake are over, before its first bytes."""
+ABOUT = struct.Struct("!dB")
+"""In front of a connection's first bytes: how many seconds of its handshake are over, and its family of addresses."""
 
 CHANNEL_DESCRIPTOR = 3
 
@@ -53,8 +53,8 @@ Answer = list[Any]
 class Handed(Protocol):
     """A connection that a worker is to have."""
 
-    def parcel(self) -> tuple[float, bytes]:
-        """Tell how many seconds of its handshake are over, and the bytes that were read."""
+    def parcel(self) -> bytes:
+        """Write ``ABOUT`` it, and the bytes that were read."""
 
     def fileno(self) -> int:
         """Tell its descriptor."""
@@ -275,8 +275,7 @@ class Worker(ProcessProtocol):
 
     def _hand_over(self, connection: Handed) -> bool:
         assert self._channel is not None
-        used, data = connection.parcel()
-        sent = self._channel.send(CONNECTION + USED.pack(used) + data, connection.fileno())
+        sent = self._channel.send(CONNECTION + connection.parcel(), connection.fileno())
         if sent:
             connection.handed_over()
         return sent

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from signaling.workers import USED
+from signaling.workers import ABOUT
 from tests.memory.workshop import Workshop, is_open
 
 
@@ -27,7 +27,7 @@ def test_a_connection_goes_to_the_worker_of_its_topic_with_all_that_was_read(sho
         client = shop.connect(line(shop.topic_of(number)) + b"Host: a\r\n")
         (message,) = process.heard()
         assert message[:1] == b"C"
-        assert message[1 + USED.size :] == line(shop.topic_of(number)) + b"Host: a\r\n"
+        assert message[1 + ABOUT.size :] == line(shop.topic_of(number)) + b"Host: a\r\n"
         assert is_open(client)
     assert not shop.dispatcher.connections
 
@@ -51,7 +51,7 @@ def test_the_worker_hears_how_much_of_the_deadline_is_over(shop: Workshop) -> No
     shop.send(client, shop.topic_of(0) + b" ")
     (message,) = shop.processes[0].heard()
     # It counts from the first byte.
-    assert USED.unpack_from(message, 1)[0] == pytest.approx(4.0)
+    assert ABOUT.unpack_from(message, 1)[0] == pytest.approx(4.0)
 
 
 def test_a_line_that_trickles_too_slowly_is_cut(shop: Workshop) -> None:
@@ -108,7 +108,7 @@ def test_a_worker_that_is_not_there_is_waited_for() -> None:
     assert shop.processes[0].heard() == []
     shop.all_ready()
     (message,) = shop.processes[0].heard()
-    assert USED.unpack_from(message, 1)[0] == pytest.approx(5.0)
+    assert ABOUT.unpack_from(message, 1)[0] == pytest.approx(5.0)
     assert is_open(client)
     shop.end()
 

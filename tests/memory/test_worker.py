@@ -17,7 +17,7 @@ from signaling import Limits
 from signaling.relayed_log import decode
 from signaling.routing import Router
 from signaling.worker import WorkerFactory, WorkerProcess
-from signaling.workers import USED
+from signaling.workers import ABOUT
 from tests.live.failing import upgrade
 from tests.memory.workshop import WatchingClock, is_open
 
@@ -70,7 +70,7 @@ class Listener:
         client, passed = socket.socketpair()
         client.setblocking(False)
         with passed:
-            self.say(b"C" + USED.pack(used) + data, passed.fileno())
+            self.say(b"C" + ABOUT.pack(used, socket.AF_UNIX) + data, passed.fileno())
         return client
 
     def advance(self, seconds: float) -> None:
