@@ -101,6 +101,7 @@ class Arrival:
         self._dispatcher = dispatcher
         self._socket = connection
         self._fileno = connection.fileno()
+        self._family = int(connection.family)
         self._address = address
         self._serve = serve
         self._data = b""
@@ -158,7 +159,7 @@ class Arrival:
 
     def parcel(self) -> bytes:
         """Write ``ABOUT`` it, and the bytes that were read."""
-        return ABOUT.pack(self._dispatcher.reactor.seconds() - self._since, self._socket.family) + self._data
+        return ABOUT.pack(self._dispatcher.reactor.seconds() - self._since, self._family) + self._data
 
     def handed_over(self) -> None:
         """Close this process's descriptor, and leave the connection alone."""

@@ -12,7 +12,7 @@ from urllib.parse import unquote_to_bytes
 
 from signaling.errors import Refused
 from signaling.limits import Limits
-from signaling.upgrade import check_join
+from signaling.upgrade import read_topic
 
 ELSEWHERE = -1
 """Where requests go that name no topic: they are answered by whoever has them."""
@@ -62,7 +62,7 @@ class Router:
         if unquote_to_bytes(mount) != _MOUNT:
             return ELSEWHERE
         try:
-            return self.owner(check_join(segment, b"", self._limits).topic)
+            return self.owner(read_topic(segment, self._limits.max_topic_bytes))
         except Refused:
             return ELSEWHERE
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from twisted.internet.defer import succeed
 
+from signaling.dispatch import PeekedEndpoint
 from signaling.workers import ABOUT
 from tests.memory.workshop import Workshop, is_open
 
@@ -134,6 +137,26 @@ def test_those_who_wait_are_handed_over_in_order(shop: Workshop) -> None:
         shop.reactor.run()
     assert [message.partition(b"?")[2] for message in heard] == [b"%d " % number for number in range(600)]
     assert not shop.dispatcher.connections
+
+
+class Wrapping:
+    """An endpoint whose port is another's, as one of TLS by somebody else."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+
+    def listen(self, factory: Any) -> Any:
+        return succeed(self)
+
+    def stopListening(self) -> None:
+        self.stopped = True
+
+
+def test_an_endpoint_that_shows_no_sockets_is_refused(shop: Workshop) -> None:
+    endpoint, failures = Wrapping(), []
+    PeekedEndpoint(endpoint).listen(shop.dispatcher).addErrback(failures.append)
+    assert "run without --workers" in str(failures[0].value)
+    assert endpoint.stopped
 
 
 def test_the_drain_ends_those_that_nobody_has(shop: Workshop) -> None:
