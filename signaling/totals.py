@@ -23,7 +23,7 @@ from signaling.workers import Answer, Workers
 _OWN = ("process_", "signaling_reactor_lag_seconds")
 # Of workers alone: the listener takes no peers.
 _OF_WORKERS = "signaling_connections_max"
-_LOWEST = "signaling_ready"
+_LOWEST = ("signaling_ready", "signaling_backplane_up")
 _ONCE = "signaling_build"
 # The only histogram of what is now, and not of what was so far.
 _OF_NOW = "signaling_topic_peers"
@@ -83,7 +83,7 @@ class Totals:
 def _together(name: str, one: float, other: float) -> float:
     if name == _ONCE:
         return one
-    return min(one, other) if name == _LOWEST else one + other
+    return min(one, other) if name in _LOWEST else one + other
 
 
 class Counted:

@@ -23,14 +23,15 @@ from signaling.options import Options
 from signaling.protocol import SignalingFactory, SignalingProtocol
 from signaling.relayed_log import RelayedLog
 from signaling.routing import Router
-from signaling.service import factory_arguments
-from signaling.workers import ABOUT, CHANNEL_DESCRIPTOR, DRAIN, HURRY, LOG, NUMBERS, QUESTION, READY
+from signaling.service import backplane_of, factory_arguments
+from signaling.workers import ABOUT, CHANNEL_DESCRIPTOR, DRAIN, HURRY, LOG, NUMBERS, QUESTION, READY, TROUBLES
 
 # Batches of the log that may wait for a listener that is busy: some 4 MB.
 _MOST_BATCHES = 64
 # A deadline of its own for each connection would cost more than to be a little late.
 _EARLY_SECONDS = 0.01
 _FLUSH_SECONDS = 1.0
+_LOOK_SECONDS = 1.0
 
 
 class WorkerFactory(SignalingFactory):
@@ -87,6 +88,7 @@ class WorkerProcess:
         self._factory = factory
         self._numbers = numbers
         self._ending = self._stopped = False
+        self._troubles: list[str] = []
         self._channel = Channel(reactor, end, self, factory.admission.newcomers_per_pass)
         self.log = RelayedLog(
             partial(reactor.callLater, 0), self._send_log, factory.events.log_lost, MOST_BYTES - len(LOG)
@@ -100,7 +102,17 @@ class WorkerProcess:
 
     def begin(self) -> None:
         """Tell the listener that connections can come."""
+        self._factory.backplane.start(self._factory.local)
         self._channel.post(READY)
+        self._tell_troubles()
+
+    def _tell_troubles(self) -> None:
+        """Tell the listener what a balancer should know of this worker, whenever that changes."""
+        self._reactor.callLater(_LOOK_SECONDS, self._tell_troubles)
+        troubles = self._factory.backplane.troubles
+        if troubles != self._troubles:
+            self._troubles = troubles
+            self._channel.post(TROUBLES + json.dumps(troubles).encode())
 
     # What the listener says
 
@@ -157,7 +169,7 @@ class WorkerProcess:
         peers = sum(map(len, self._factory.topics))
         if peers:
             self._factory.events.stopping(peers)
-        self._factory.drain().addCallback(lambda _: self._flush())
+        self._factory.drain().addCallback(lambda _: self._factory.backplane.stop(self._flush))
 
     def _flush(self) -> None:
         """Let the last lines of the log leave, for a bounded time."""
@@ -214,7 +226,8 @@ def main(arguments: Sequence[str]) -> None:
         raise SystemExit(f"signaling: {error}") from None
     # --workers 0 may come to another number by now.
     options.workers = int(arguments[2])
-    factory = WorkerFactory(number, options.workers, **factory_arguments(options, number))
+    backplane = backplane_of(options, reactor)
+    factory = WorkerFactory(number, options.workers, **factory_arguments(options, number), backplane=backplane)
     end = socket.socket(fileno=CHANNEL_DESCRIPTOR)
     process = WorkerProcess(reactor, factory, end, _metrics(options, factory, reactor, number))
     predicate = LogLevelFilterPredicate(defaultLogLevel=options.log_level)

@@ -28,7 +28,7 @@ from signaling.relayed_log import publish
 # What the listener says
 CONNECTION, QUESTION, DRAIN, HURRY = b"C", b"?", b"D", b"H"
 # What a worker says
-READY, NUMBERS, LOG = b"R", b"N", b"L"
+READY, NUMBERS, LOG, TROUBLES = b"R", b"N", b"L", b"T"
 
 ABOUT = struct.Struct("!dB")
 """In front of a connection's first bytes: how many seconds of its handshake are over, and its family of addresses."""
@@ -102,6 +102,7 @@ class Worker(ProcessProtocol):
         ready: whether it takes connections.
         deaths: how often it died so far.
         stopping: whether it was told to end.
+        troubles: what a balancer should know of it, while it takes connections.
         gone: fires when it has ended, after it was told to.
     """
 
@@ -111,6 +112,7 @@ class Worker(ProcessProtocol):
         self.ready = False
         self.deaths = 0
         self.stopping = False
+        self.troubles: list[str] = []
         self.gone: Deferred[None] = Deferred()
         self._reactor = reactor
         self._plan = plan
@@ -123,6 +125,11 @@ class Worker(ProcessProtocol):
         self._young_deaths = 0
         self._restart: Any = None
         self._timers: list[Any] = []
+
+    @property
+    def unready(self) -> list[str]:
+        """Why a balancer should send newcomers elsewhere."""
+        return [self.state] if self.state is not None else self.troubles
 
     @property
     def state(self) -> str | None:
@@ -168,7 +175,7 @@ class Worker(ProcessProtocol):
 
     def processExited(self, reason: Failure) -> None:
         """Start another in its place, unless it was told to end."""
-        self.pid, self.ready = None, False
+        self.pid, self.ready, self.troubles = None, False, []
         self._cancel_timers()
         if self._channel is not None:
             self._channel.close()
@@ -289,6 +296,8 @@ class Worker(ProcessProtocol):
             publish(rest, self.number)
         elif kind == NUMBERS:
             self._answer(json.loads(rest))
+        elif kind == TROUBLES:
+            self.troubles = json.loads(rest)
         elif kind == READY and not self.stopping:
             self.ready = True
             self._events.worker_started(self.number, self.pid or 0)
@@ -354,8 +363,8 @@ class Workers:
 
     @property
     def unready(self) -> list[str]:
-        """What a balancer should know, one line for each that takes no connections."""
-        return [worker.state for worker in self._all if worker.state is not None]
+        """What a balancer should know: one line for each that takes no connections, and their common troubles once."""
+        return list(dict.fromkeys(reason for worker in self._all for reason in worker.unready))
 
     def drain(self) -> Deferred[Any]:
         """Let all of them close their peers and end; fires when the last has."""
