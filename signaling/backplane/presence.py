@@ -210,9 +210,14 @@ class Presence:
             if reply is None:
                 self._doubted[topic] = None
 
-        if not self._store.leave(topic, peer, left):
-            self._doubted[topic] = None
+        told = self._store.leave(topic, peer, left)
         self.forget_empty(topic)
+        if not told and topic in self._views:
+            self._doubted[topic] = None
+        elif not told:
+            # The next registration names the topics in which the store still has peers of this node; of all others that
+            # come and go meanwhile nothing must be kept.
+            self._doubted.pop(topic, None)
 
 
 class _Own:
