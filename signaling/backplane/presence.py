@@ -21,6 +21,9 @@ _SYNCS_AT_ONCE = 32
 # What is in the store expires where nobody sees to it, and what is wrong there is put right in time.
 _REFRESH_LOOKS = 600
 _MEET_LOOKS = 5
+# A store that lost its data knows nobody until the nodes are back, one after the other. Those that are not by then
+# count as dead.
+_KEEP_LOOKS = 10
 
 
 class Entrants:
@@ -57,6 +60,7 @@ class Presence:
         self._doubted: dict[str, None] = {}
         self._syncing = 0
         self._refreshing, self._meeting = _Rounds(_REFRESH_LOOKS), _Rounds(_MEET_LOOKS)
+        self._keeping = 0
         self._met: set[str] = set()
         self._met_before: set[str] = set()
 
@@ -121,7 +125,9 @@ class Presence:
         _, gen, seq, stored = reply
         members = {peer.decode(): member(value) for peer, value in zip(stored[::2], stored[1::2], strict=True)}
         own = _Own(self._node, topic, self._entrants)
-        self._changed(topic, view, view.take_snapshot(version(gen.decode(), seq), members, self._store.node, own))
+        keep = self._keeping > 0
+        changes = view.take_snapshot(version(gen.decode(), seq), members, self._store.node, own, keep=keep)
+        self._changed(topic, view, changes)
 
     def _changed(self, topic: str, view: TopicView, changes: list[Change]) -> None:
         for change in changes:
@@ -154,12 +160,25 @@ class Presence:
         # The reply to a join is a snapshot as well, but the store may miss others of this node's peers.
         self._doubted |= dict.fromkeys(self._views)
 
+    def keep_for_now(self) -> None:
+        """Let nobody leave only because the store does not list them."""
+        self._keeping = _KEEP_LOOKS
+
+    def _give_up_kept(self) -> None:
+        for topic, view in list(self._views.items()):
+            if view.kept:
+                self._changed(topic, view, view.give_up_kept())
+
     def doubt_some(self, topics: Iterable[str]) -> None:
         """Compare these soon, whether anybody is here or not."""
         self._doubted |= dict.fromkeys(topics)
 
     def look(self) -> None:
         """See to some of the topics; to be called once a second."""
+        if self._keeping and self._store.good:
+            self._keeping -= 1
+            if not self._keeping:
+                self._give_up_kept()
         self._doubted |= dict.fromkeys(topic for topic in self._refreshing.look(self._views) if topic in self._views)
         self._meet()
         self.sync_some()
