@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PORT ?= 8081
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help run test lint types test-all conformance fuzz soak observe bench clean
+.PHONY: help run test lint types test-all conformance fuzz soak observe failures bench clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -45,6 +45,9 @@ soak: $(VENV)/bench.stamp ## Run a server under churn, calls, stalls and garbage
 
 observe: $(VENV)/bench.stamp ## Load a server, and compare its metrics with what the load counted
 	$(BIN)/python -m benchmarks.observe $(OBSERVE_OPTIONS)
+
+failures: $(VENV)/bench.stamp ## Hurt a cluster in every way, some 7 minutes (FAILURES_OPTIONS="--fault kill-node")
+	$(BIN)/python -m benchmarks.failures $(FAILURES_OPTIONS)
 
 bench: $(VENV)/bench.stamp ## Measure the server beside its peers (BENCH_OPTIONS="--scenario relay"), some 6 minutes
 	$(BIN)/python -m benchmarks.compare $(BENCH_OPTIONS)

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import random
-import re
-import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -17,9 +13,10 @@ from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from benchmarks.client import HOST, Client, Message, NotJoinedError, text_frame
+from benchmarks.nodes import Node, Program, free_port, program
 from benchmarks.report import Progress, latency
 
 _CONFIGURATION = Path(__file__).parents[1] / "deploy" / "haproxy.cfg"
@@ -40,77 +37,6 @@ def backoff(attempt: int) -> float:
     """Return the seconds to wait after so many attempts in vain, from 1 up."""
     longest = min(_MOST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2 ** (attempt - 1))
     return longest * random.uniform(0.5, 1)
-
-
-class Program:
-    """A process whose output can be waited for."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-        self._lines: list[str] = []
-        self._changed = asyncio.Condition()
-        self._reading = asyncio.create_task(self._read())
-
-    @classmethod
-    async def start(cls, *command: str) -> Self:
-        """Run ``command``."""
-        pipe = asyncio.subprocess.PIPE
-        out = asyncio.subprocess.STDOUT
-        return cls(await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=out))
-
-    async def _read(self) -> None:
-        assert self.process.stdout is not None
-        async for line in self.process.stdout:
-            async with self._changed:
-                self._lines.append(line.decode(errors="replace"))
-                self._changed.notify_all()
-
-    async def line(self, pattern: str) -> re.Match[str]:
-        """Wait for a line from now on, or since the last one waited for."""
-        found: list[re.Match[str]] = []
-
-        def read() -> bool:
-            while self._lines and not found:
-                match = re.search(pattern, self._lines.pop(0))
-                found.extend([match] if match else [])
-            return bool(found)
-
-        async with asyncio.timeout(_NOTICE_SECONDS), self._changed:
-            await self._changed.wait_for(read)
-        return found[0]
-
-    async def stop(self) -> None:
-        """Let it end."""
-        with suppress(ProcessLookupError):
-            self.process.terminate()
-        await self.process.wait()
-        await self._reading
-
-
-class Node:
-    """A server that can be restarted on its port."""
-
-    def __init__(self, name: str, options: list[str]) -> None:
-        self.name = name
-        self._options = options
-        self.port = 0
-
-    async def start(self) -> None:
-        """Start it, and wait until it listens."""
-        listen = f"--listen=tcp:{self.port}:interface={HOST}"
-        twistd = str(Path(sys.executable).parent / "twistd")
-        self._program = await Program.start(twistd, "-n", "--pidfile=", "signaling", listen, *self._options)
-        self.port = int((await self._program.line(r"listening on \S+:(\d+)"))[1])
-
-    async def stop(self) -> None:
-        """Send it SIGTERM and wait for its end."""
-        await self._program.stop()
-
-    async def end(self) -> None:
-        """End it, whatever it does."""
-        with suppress(ProcessLookupError):
-            self._program.process.kill()
-        await self._program.stop()
 
 
 @dataclass
@@ -314,24 +240,15 @@ def configuration(options: argparse.Namespace, port: int, nodes: list[Node]) -> 
     return text
 
 
-def free_port() -> int:
-    """Return a port that nobody uses now."""
-    with socket.create_server((HOST, 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
-
-
 async def roll(options: argparse.Namespace) -> int:
     """Run it; returns the exit status."""
-    haproxy = shutil.which("haproxy", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
-    if haproxy is None:
-        sys.exit("haproxy is not installed")
+    haproxy = program("haproxy")
     nodes = [Node(name, [f"--drain-delay={options.drain_delay}", "--trusted-proxy", HOST]) for name in "ab"]
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         for node in nodes:
             await node.start()
-            stack.push_async_callback(node.end)
+            stack.push_async_callback(node.kill)
         run = Rolling(options, free_port())
         file = Path(folder, "haproxy.cfg")
         file.write_text(configuration(options, run.port, nodes))

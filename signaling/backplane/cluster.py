@@ -163,6 +163,11 @@ class Cluster:
         """Believe nothing of what is known: events may be missing."""
         self._presence.doubt_all()
 
+    def forgotten(self) -> None:
+        """Wait for the others to tell the store again who is there: it lost data."""
+        self._presence.doubt_all()
+        self._presence.keep_for_now()
+
     def renamed(self) -> None:
         """Take up another id: this node was taken for dead."""
         self._relaying.forget_incoming()

@@ -35,6 +35,9 @@ class Registered(Protocol):
     def doubted(self) -> None:
         """Hear that events may have been lost."""
 
+    def forgotten(self) -> None:
+        """Hear that the store lost data: what it does not know may be so all the same."""
+
     def renamed(self) -> None:
         """Hear that this node has another id."""
 
@@ -79,7 +82,7 @@ class Registration:
         self.reachable = self.good = self.away = False
         self._connecting_since = 0.0
         self._beating_since: float | None = None
-        self._beats = 0
+        self._beats = self._seen_beats = 0
         self._confirmed = float("-inf")
         self._store_ahead = 0.0
         self._watch = Watch(_PATIENCE_SECONDS, _SILENT_SECONDS)
@@ -169,13 +172,17 @@ class Registration:
             self._begin_anew()
             return
         _, before, milliseconds, nodes, topics = reply
-        forgotten = number > 1 and before != b"%d" % (number - 1)
+        missed = number > 1 and before != b"%d" % (number - 1)
+        # A beat that got lost on its way is missing too, and then the store may know everything else.
+        forgotten, self._seen_beats = int(before or 0) < self._seen_beats, number
         self._confirmed = sent
         self._store_ahead = milliseconds / 1000 - (sent + self._clock.seconds()) / 2
         if forgotten:
-            # The store lost its data, and perhaps nobody a connection.
+            # Perhaps nobody lost a connection.
+            self._owner.forgotten()
+        elif missed:
             self._owner.doubted()
-        if forgotten or not self.good:
+        if missed or not self.good:
             self.good, self.away = True, False
             self._owner.registered(topic.decode() for topic in topics)
         self._look_at(dict(zip((node.decode() for node in nodes[::2]), nodes[1::2], strict=True)))
@@ -183,7 +190,7 @@ class Registration:
     def _begin_anew(self) -> None:
         self.formers.add(self.node)
         self.former, self.node = self.node, self._new_id()
-        self._beats = 0
+        self._beats = self._seen_beats = 0
         self._confirmed = float("-inf")
         self.good = False
         self._owner.doubted()

@@ -29,6 +29,7 @@ class TopicView:
         current: False where events may be missing: a snapshot is needed, and events wait for it.
         calls: how many replies with a snapshot are on their way.
         parked: what waits for the view to be current.
+        kept: those of the others that a store which lost its data does not list (any more); their nodes may.
     """
 
     def __init__(self) -> None:
@@ -36,6 +37,7 @@ class TopicView:
         self.current = False
         self.calls = 0
         self.parked: list[Callable[[], None]] = []
+        self.kept: set[str] = set()
         self._version: Version = (0, 0, 0)
         self._early: list[Event] = []
 
@@ -62,9 +64,13 @@ class TopicView:
         return []
 
     def take_snapshot(
-        self, version: Version, members: Mapping[str, Other], node: str, own: Container[str]
+        self, version: Version, members: Mapping[str, Other], node: str, own: Container[str], *, keep: bool = False
     ) -> list[Change]:
-        """Take who is there, and then the events that came early; arguments as for ``take_event``."""
+        """Take who is there, and then the events that came early; arguments as for ``take_event``.
+
+        Args:
+            keep: whether others may be there who are not listed; they stay.
+        """
         changes: list[Change] = []
         if version >= self._version:
             others = {
@@ -72,6 +78,8 @@ class TopicView:
                 for peer, other in members.items()
                 if other.node != node or (peer in self.others and peer not in own)
             }
+            self.kept = {peer for peer in self.others if keep and peer not in members and peer not in own}
+            others |= {peer: self.others[peer] for peer in self.kept}
             left = [Change(Kind.LEFT, peer) for peer in self.others if peer not in others and peer not in own]
             moved = [Change(Kind.MOVED, peer) for peer in others if peer in own]
             joined = [
@@ -89,8 +97,16 @@ class TopicView:
             changes += self.take_event(event, node, own)
         return changes
 
+    def give_up_kept(self) -> list[Change]:
+        """Believe that those who were kept are gone: nobody said otherwise."""
+        kept, self.kept = self.kept, set()
+        for peer in kept:
+            del self.others[peer]
+        return [Change(Kind.LEFT, peer) for peer in sorted(kept)]
+
     def _apply(self, event: Event, node: str, own: Container[str]) -> list[Change]:
         peer, other = event.peer, event.other
+        self.kept.discard(peer)
         if other is None:
             return [Change(Kind.LEFT, peer)] if self.others.pop(peer, None) is not None else []
         known = peer in self.others

@@ -20,6 +20,7 @@ class Proxy:
         self.port = 0
         self._target_port = target_port
         self._server: asyncio.Server | None = None
+        self._swallowing = False
         self._transports: set[asyncio.Transport] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -37,6 +38,10 @@ class Proxy:
     def freeze(self) -> None:
         """Carry nothing more on the connections that there are; they stay open."""
         self._do(self._freeze())
+
+    def swallow(self) -> None:
+        """Lose all that is sent, on new connections too, which are accepted as before; until ``cut``."""
+        self._swallowing = True
 
     def end(self) -> None:
         """Cut what there is, and stop."""
@@ -56,6 +61,7 @@ class Proxy:
         if self._server is not None:
             self._server.close()
             self._server = None
+        self._swallowing = False
         for transport in self._transports:
             transport.abort()
         while self._transports:
@@ -98,6 +104,8 @@ class _End(asyncio.Protocol):
             other.transport.write(data)
 
     def data_received(self, data: bytes) -> None:
+        if self._proxy._swallowing:
+            return
         if self._other is None:
             self._early.append(data)
         else:

@@ -68,3 +68,11 @@ def test_a_rolling_restart_behind_haproxy_costs_no_call() -> None:
     assert "ok   calls given up: 0" in output
     assert "ok   rooms whose newcomers meet everybody at the end: 10" in output
     assert "rolling: passed" in output
+
+
+def test_a_cluster_accounts_for_every_message_while_a_node_stands_still() -> None:
+    need("redis-server")
+    output = run("failures", "--fault=pause-node", "--seconds=1", "--calm=1", "--topics=4")
+    assert "ok   nobody is told twice, nothing is lost, doubled or out of order: 0" in output
+    assert "ok   all nodes: without an end: 0" in output
+    assert "failures: passed" in output

@@ -251,3 +251,52 @@ def test_who_comes_back_from_a_node_that_is_gone_waits_for_nobody(world: World) 
     back = arrive(world, 1, f"?resume={token}&seen=2")
     assert "resumed" not in back.heard()[0]
     assert world.clock.seconds() - before < 1
+
+
+def test_topics_that_came_and_went_while_the_store_was_away_are_not_asked_about(world: World) -> None:
+    stayed = arrive(world, 0, topic="stays")
+    left = arrive(world, 0, topic="left")
+    world.engines[0].lose()
+    left.leave()
+    for number in range(50):
+        arrive(world, 0, topic=f"t{number}").leave()
+    scripts: list[str] = []
+    call = world.engines[0].call
+    world.engines[0].call = lambda script, *rest: (scripts.append(script), call(script, *rest))  # type: ignore
+    world.engines[0].come_back()
+    world.run()
+    assert scripts.count("sync") == 2
+    assert arrive(world, 1, topic="left").heard()[1]["peers"] == []
+    assert len(arrive(world, 1, topic="stays").heard()[1]["peers"]) == 1
+    assert [message["type"] for message in stayed.heard()] == ["welcome", "peer-list", "peer-joined"]
+
+
+def test_a_node_that_stopped_starts_again(world: World) -> None:
+    other = arrive(world, 1)
+    stopped: list[bool] = []
+    world.factories[0].backplane.stop(lambda: stopped.append(True))
+    world.run()
+    assert stopped == [True]
+    world.factories[0].backplane.start(world.factories[0].local)
+    world.run()
+    peer = arrive(world, 0)
+    own = greeting(peer)[0]
+    other.offer(own, payload="again")
+    assert peer.heard()[-1]["payload"] == "again"
+    assert world.factories[0].unready == []
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_a_node_stops_in_time_whatever_the_store_does(world: World, reachable: bool) -> None:
+    arrive(world, 0)
+    peer = world.knock("/ws/room", node=0)
+    ask(peer)
+    if reachable:
+        world.engines[0].step = lambda: False  # type: ignore[method-assign]
+    else:
+        world.engines[0].lose()
+    stopped: list[float] = []
+    world.factories[0].backplane.stop(lambda: stopped.append(world.clock.seconds()))
+    world.advance(10)
+    assert stopped
+    assert stopped[0] <= 3

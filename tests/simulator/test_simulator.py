@@ -6,6 +6,10 @@ import os
 import subprocess
 import sys
 
+import pytest
+
+from tests.simulator.story import Story
+
 # A seed tells another story whenever the simulator changes; these are kept as long as they tell theirs.
 KEPT = {
     "48": "a call of a broken connection came late and took a peer away that is there",
@@ -38,6 +42,27 @@ def tell(seeds: str) -> None:
     command = [sys.executable, "-m", "tests.simulator", "--seeds", seeds]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_store_that_loses_its_data_makes_nobody_leave_who_is_there(seed: int) -> None:
+    story = Story(seed)
+    story.run_for(3)
+    for _ in range(8):
+        story.join()
+    story.run_for(3)
+    gone = story.live()[0]
+    story.store.crash(None)
+    story.run_for(1)
+    gone.node.disconnect(gone)
+    story.run_for(4)
+    story.store.restart()
+    story.run_for(20)
+    assert len(story.live()) == 7
+    for client in story.live():
+        assert client.known is not None
+        assert client.known.keys() == {other.id for other in story.live() if other.topic == client.topic} - {client.id}
+    assert not story.counts["left for a while"]
 
 
 def test_a_seed_tells_the_same_story_in_every_process() -> None:

@@ -1,0 +1,457 @@
+"""A cluster of three nodes under steady calls, and what may befall it: ``python -m benchmarks.failures``.
+
+Each fault is tried on a cluster of its own, in the middle of a load, and healed. Then it is told how long it took until
+everybody knew the truth about everybody again, whom it disturbed, and what became of each relay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import time
+from collections import Counter
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+from benchmarks.books import Ends, Relay, describe
+from benchmarks.cluster import FAULTS, Cluster, Doing, Fault, Readiness, counters
+from benchmarks.processes import Helper
+from benchmarks.report import Latency, latency
+from benchmarks.residents import Load, Member, World, enter, until
+
+_AGREE_SECONDS = 20.0
+_ANNOUNCE_SECONDS = 15.0
+_GAP_SECONDS = 0.5
+_JOIN_SECONDS = 3.0
+_P99_MS = 250.0
+_QUIET_SECONDS = 3.0
+_REST_SECONDS = 45.0
+_WITNESS_RATE = 20.0
+# Within so much of a fault a node may have written a relay, and not have said so.
+_INSTANT_SECONDS = 1.0
+_FEW = 5
+_CROWD = "lose-crowd"
+_DEADLY = ("kill-node", _CROWD)
+
+
+@dataclass
+class Trial:
+    """One fault, and what it did. Times are the monotonic clock's."""
+
+    name: str
+    seconds: float
+    hits: str
+    cluster: Cluster
+    world: World
+    load: Load
+    readiness: Readiness
+    began: float = field(default_factory=time.monotonic)
+    fault_at: float = 0.0
+    healed_at: float = 0.0
+    agreed_after: float = 0.0
+    agreed: bool = False
+    suffering: list[Member] = field(default_factory=list)
+    ends: Ends = field(default_factory=Ends)
+    notes: list[str] = field(default_factory=list)
+    goals: dict[str, bool] = field(default_factory=dict)
+    counted: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def victim(self) -> str:
+        """The name of the node that suffers alone, or nothing."""
+        return "" if self.hits == "store" else self.cluster.victim.name
+
+    @property
+    def disturbed(self) -> str:
+        """The name of the node whose own peers have to notice, or nothing."""
+        return self.cluster.victim.name if self.hits == "node" else ""
+
+    async def run(self, fault: Fault, calm: float) -> None:
+        """Let the fault happen in the middle of the load."""
+        self.world.suffering = self.victim
+        await asyncio.sleep(calm)
+        self.hit()
+        await _do(fault.begin, self.cluster)
+        await asyncio.sleep(self.fault_at + self.seconds - time.monotonic())
+        self.healed_at = time.monotonic()
+        await _do(fault.heal, self.cluster)
+        await self.agree(self.fault_at if self.name in _DEADLY else self.healed_at)
+        await asyncio.sleep(calm)
+
+    def hit(self) -> None:
+        """Take note that the fault begins now, and of who is at the node that suffers."""
+        there = [member for present in self.world.present.values() for member in present.values()]
+        self.suffering = [member for member in there if member.node == self.victim]
+        self.fault_at = time.monotonic()
+
+    async def agree(self, since: float) -> None:
+        """Wait until the views have agreed for a while."""
+        deadline = max(since + _AGREE_SECONDS, time.monotonic()) + 2 * _QUIET_SECONDS
+        world = self.world
+        self.agreed = await until(
+            lambda: time.monotonic() - max(since, world.disagreed_at) > _QUIET_SECONDS, deadline - time.monotonic()
+        )
+        self.agreed_after = max(0.0, world.disagreed_at - since)
+        if not self.agreed:
+            self.notes += [f"views differ: {text}" for text in world.disagreements()[:_FEW]]
+
+    async def close(self) -> None:
+        """Wait for the ends of all relays, and close the books."""
+        await self.load.rest(_REST_SECONDS)
+        # An answer to what was delivered would come now.
+        await asyncio.sleep(_QUIET_SECONDS)
+        for task in self.readiness.tasks:
+            task.cancel()
+        self.ends = self.world.books.close()
+        self.counted = await counters(self.cluster.nodes)
+        await self.load.end()
+        for node in self.cluster.nodes:
+            self.notes += [f"the log of {node.name}: {line}" for line in node.program.troubles[:_FEW]]
+
+    # What it found
+
+    @property
+    def announced_after(self) -> float | None:
+        """How long it took until the last peer of the dead node was announced; None where none had to be."""
+        # Visitors leave by themselves.
+        dead = {member.id for member in self.suffering if member.ended_at is None or self.name in _DEADLY}
+        told = [left.at - self.fault_at for left in self.world.left if left.peer in dead and left.at >= self.fault_at]
+        return max(told, default=None) if self.victim else None
+
+    def gap(self, node: str) -> float:
+        """Return the longest time in which no relay arrived between the two witnesses of a node, in seconds."""
+        books = self.world.books
+        times = sorted(
+            relay.arrived
+            for relay in books.relays
+            if relay.arrived and relay.sender.node == node and _topic(relay) == f"witness-{node}"
+        )
+        return max((b - a for a, b in pairwise(times)), default=0.0)
+
+    @property
+    def longest_gap(self) -> float:
+        """The longest gap of all nodes whose own peers must not notice."""
+        return max(self.gap(node.name) for node in self.cluster.nodes if node.name != self.disturbed)
+
+    @property
+    def longest_join(self) -> float:
+        """The longest time that a peer took to join where its node was well itself."""
+        joins = self.world.joining
+        return max((each.seconds for each in joins if each.node != self.disturbed), default=0.0)
+
+    def latency(self, since: float, until: float, *, crosses: bool) -> Latency:
+        """Sum up how long relays took that were sent within a time."""
+        return latency(
+            1000 * (relay.arrived - relay.sent)
+            for relay in self.world.books.relays
+            if since <= relay.sent < until and relay.arrived and relay.crosses == crosses
+        )
+
+    @property
+    def unexcused(self) -> list[Relay]:
+        """The relays that were delivered and answered, though no node died in that instant."""
+        return [
+            relay
+            for relay in self.ends.both
+            if not self.victim
+            or relay.target.node != self.victim
+            or abs(relay.arrived - self.fault_at) > _INSTANT_SECONDS
+        ]
+
+    @property
+    def untrue(self) -> int:
+        """How often a peer was told to have left that was there, and whose node was not taken for dead."""
+        members = self.world.members
+        there = [(left.at, members[left.peer]) for left in self.world.left if left.peer in members]
+        return sum(peer.node != self.victim and (peer.ended_at is None or at < peer.ended_at) for at, peer in there)
+
+    def judge(self) -> None:
+        """Compare with the goals."""
+        breaches = self.world.books.breaches
+        gap, late = self.longest_gap, self.world.late_seconds
+        well = [node.program.troubles for node in self.cluster.nodes]
+        self.goals |= {
+            f"views agree within {_AGREE_SECONDS:g} s: {self.agreed_after:.1f} s": self.agreed
+            and self.agreed_after <= _AGREE_SECONDS,
+            f"nobody is told twice, nothing is lost, doubled or out of order: {dict(breaches) or 0}": not breaches,
+            f"told to have left though they are there: {self.untrue}": not self.untrue,
+            f"delivered and answered: {len(self.ends.both)}, of those without a dying node: {len(self.unexcused)}": (
+                not self.unexcused
+            ),
+            f"longest gap between peers of one node at most {_GAP_SECONDS:g} s:"
+            f" {gap:.2f} s (the load itself was late by {late:.2f} s)": gap <= _GAP_SECONDS + late,
+            f"longest join at most {_JOIN_SECONDS:g} s: {self.longest_join:.2f} s": self.longest_join
+            <= _JOIN_SECONDS + late,
+            f"exceptions in the logs: {sum(map(len, well))}": not any(well),
+            f"failures of the load: {dict(self.load.failures) or 0}": not self.load.failures,
+        }
+        if self.name in _DEADLY:
+            announced = self.announced_after or 0.0
+            self.goals[f"its peers are announced within {_ANNOUNCE_SECONDS:g} s: {announced:.1f} s"] = (
+                0 < announced <= _ANNOUNCE_SECONDS
+            )
+        else:
+            self._judge_counters()
+        if self.healed_at:
+            self._judge_readiness()
+
+    def _judge_counters(self) -> None:
+        """Compare the nodes' counters with the books; only relays whose senders or targets went leave a play."""
+        ends, counted, both = self.ends, self.counted, len(self.ends.both)
+        play = ends.count["cut"] + ends.count["unheard"]
+        written = counted["relays accepted"] - counted["relays_undelivered"]
+        arrived = ends.count["delivered"]
+        self.goals[f"all nodes: written {written}, and {arrived} arrived (within {play}); {both} count as refused"] = (
+            abs(written - arrived) <= play
+        )
+        answered = sum(ends.answered.values()) + both
+        refused = sum(counted[f"messages_refused {code}"] for code in ("dropped", "target_not_found"))
+        self.goals[f"all nodes: refused {refused}, and {answered} were answered (within {play})"] = (
+            abs(refused - answered) <= play
+        )
+        waiting = counted["relays_waiting"] + counted["relays_forwarding"]
+        self.goals[f"all nodes: without an end: {waiting}"] = not waiting
+
+    def _judge_readiness(self) -> None:
+        hit = {"node": [], "link": [self.victim]}.get(self.hits, [node.name for node in self.cluster.nodes])
+        for node in self.cluster.nodes:
+            unready = self.readiness.first(node.name, 503, self.fault_at)
+            again = self.readiness.first(node.name, 200, self.healed_at)
+            if node.name in hit:
+                self.goals[f"/readyz of {node.name}: 503 after {_text(unready)}, 200 {_text(again)} after the end"] = (
+                    unready is not None and unready < self.seconds + 1 and again is not None and again <= _AGREE_SECONDS
+                )
+            elif node.name != self.disturbed:
+                self.goals[f"/readyz of {node.name} stays 200"] = unready is None
+
+    def row(self) -> list[str]:
+        """Return the line of the table."""
+        ends, breaches = self.ends, self.world.books.breaches
+        answered = " ".join(f"{code} {count}" for code, count in ends.answered.items())
+        return [
+            f"{self.name} {self.seconds:g} s",
+            f"{self.agreed_after:.1f} s" if self.agreed else "never",
+            _text(self.announced_after),
+            str(self.untrue),
+            f"{1000 * self.longest_gap:.0f} ms",
+            str(len(self.world.books.relays)),
+            str(ends.count["delivered"]),
+            answered or "0",
+            f"{len(ends.both)} ({len(self.unexcused)})",
+            str(ends.count["cut"]),
+            str(ends.count["unheard"]),
+            str(breaches["delivered twice"]),
+            str(ends.count["lost"]),
+            str(breaches["out of order"]),
+        ]
+
+
+HEADS = [
+    "fault",
+    "views agree",
+    "announced",
+    "untrue",
+    "local gap",
+    "relays",
+    "delivered",
+    "answered",
+    "both (unexcused)",
+    "cut",
+    "unheard",
+    "twice",
+    "lost",
+    "misordered",
+]
+
+
+def _topic(relay: Relay) -> str:
+    sender = relay.sender
+    assert isinstance(sender, Member)
+    return sender.topic
+
+
+def _text(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:.1f} s"
+
+
+async def _do(doing: Doing, cluster: Cluster) -> None:
+    done = doing(cluster)
+    if done is not None:
+        await done
+
+
+async def _begin(stack: AsyncExitStack, name: str, seconds: float, options: argparse.Namespace) -> Trial:
+    """Start a cluster and its load, and wait until everybody is there."""
+    hits = FAULTS[name].hits if name in FAULTS else "node"
+    cluster = Cluster(linked=hits == "link")
+    stack.push_async_callback(cluster.end)
+    await cluster.start()
+    world = World()
+    load = Load(world, cluster.nodes)
+    stack.push_async_callback(load.end)
+    topics = [f"call-{n}" for n in range(options.topics)]
+    for n, topic in enumerate(topics):
+        load.stay(topic, n, options.peers, options.rate)
+    for n, node in enumerate(cluster.nodes):
+        load.stay(f"witness-{node.name}", n, 2, _WITNESS_RATE, step=0)
+    async with asyncio.timeout(_AGREE_SECONDS):
+        await load.settled()
+    load.visit(topics, options.visitors)
+    watching = asyncio.create_task(world.watch())
+    stack.callback(watching.cancel)
+    return Trial(name, seconds, hits, cluster, world, load, Readiness(cluster.nodes))
+
+
+async def try_fault(name: str, seconds: float, options: argparse.Namespace) -> Trial:
+    """Try one fault on a cluster of its own."""
+    async with AsyncExitStack() as stack:
+        trial = await _begin(stack, name, seconds, options)
+        await trial.run(FAULTS[name], options.calm)
+        await trial.close()
+        trial.judge()
+    return trial
+
+
+async def lose_crowd(options: argparse.Namespace) -> Trial:
+    """Kill a node with very many peers, and watch from the other nodes how they are announced."""
+    async with AsyncExitStack() as stack:
+        trial = await _begin(stack, _CROWD, 0.0, options)
+        cluster = trial.cluster
+        topics = min(options.crowd_topics, options.crowd)
+        crowd = await Helper.start("benchmarks.crowd", str(cluster.victim.port), str(topics), str(options.crowd))
+        stack.callback(crowd.kill)
+        # Their views are of the crowd, which keeps no books.
+        apart = World()
+        onlookers = [await enter(apart, f"crowd-{n}", node) for n in range(topics) for node in cluster.nodes[:-1]]
+        await asyncio.sleep(options.calm)
+        trial.notes.append(
+            f"before: relays to other nodes {trial.latency(trial.began, time.monotonic(), crosses=True)}"
+        )
+        trial.world.suffering = trial.victim
+        trial.hit()
+        await cluster.kill_node()
+        await until(lambda: all(len(each.view) == 1 for each in onlookers), 2 * _AGREE_SECONDS)
+        _judge_crowd(trial, apart, sum(len(each.view) - 1 for each in onlookers))
+        await trial.agree(trial.fault_at)
+        await trial.close()
+        trial.judge()
+    return trial
+
+
+def _judge_crowd(trial: Trial, apart: World, left_over: int) -> None:
+    """Compare with the goals of a crowd."""
+    told = [left.at - trial.fault_at for left in apart.left]
+    first, last = min(told, default=0.0), max(told, default=0.0)
+    trial.goals[
+        f"{len(told)} times a peer of the crowd was announced, {first:.1f} to {last:.1f} s after its node's death,"
+        f" at most {_AGREE_SECONDS:g} s; {left_over} never"
+    ] = bool(told) and last <= _AGREE_SECONDS and not left_over
+    since = trial.fault_at + first
+    within = trial.latency(since, trial.fault_at + last, crosses=False)
+    across = trial.latency(since, trial.fault_at + last, crosses=True)
+    trial.goals[f"meanwhile relays within a node {within}, to other nodes {across}, p99 at most {_P99_MS:g} ms"] = (
+        max(within.p99, across.p99) <= _P99_MS
+    )
+    trial.goals[f"nobody is told twice of the crowd: {dict(apart.books.breaches) or 0}"] = not apart.books.breaches
+
+
+async def run(options: argparse.Namespace) -> int:
+    """Try all that was asked for; returns the exit status."""
+    trials = []
+    for name in options.fault or [*FAULTS, _CROWD]:
+        if name == _CROWD:
+            trials.append(await lose_crowd(options))
+            report(trials[-1])
+            continue
+        for seconds in options.seconds or FAULTS[name].seconds:
+            trials.append(await try_fault(name, seconds, options))
+            report(trials[-1])
+    print(table([HEADS, *(trial.row() for trial in trials)]))
+    if options.plot:
+        plot([trial for trial in trials if trial.healed_at], Path(options.plot))
+    held = all(held for trial in trials for held in trial.goals.values())
+    print("failures: passed" if held else "failures: FAILED")
+    return 0 if held else 1
+
+
+def report(trial: Trial) -> None:
+    """Print what one fault did."""
+    what = FAULTS[trial.name].what if trial.name in FAULTS else "a node with a crowd is killed"
+    print(f"{trial.name}: {what}" + (f", for {trial.seconds:g} s" if trial.healed_at else ""))
+    for text, held in trial.goals.items():
+        print(f"  {'ok  ' if held else 'FAIL'} {text}")
+    shown = [describe(relay) for relay in trial.unexcused[:_FEW]]
+    for note in trial.notes + trial.world.books.examples[:_FEW] + shown:
+        print(f"       {note}")
+    sys.stdout.flush()
+
+
+def table(rows: list[list[str]]) -> str:
+    """Align the columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def plot(trials: list[Trial], path: Path) -> None:
+    """Draw relays delivered and answered over time, and each fault's span, into a PNG file."""
+    # Only a plot needs it, and importing it takes a second.
+    import matplotlib as mpl  # noqa: PLC0415
+
+    mpl.use("Agg")
+    from matplotlib import pyplot  # noqa: PLC0415
+
+    rows = (len(trials) + 1) // 2
+    figure, grid = pyplot.subplots(rows, 2, figsize=(11, 2.3 * rows), squeeze=False)
+    for axes, trial in zip(grid.flat, trials, strict=False):
+        end = max(relay.sent for relay in trial.world.books.relays) - trial.fault_at
+        bins = [trial.began - trial.fault_at + n / 2 for n in range(int(2 * (end + trial.fault_at - trial.began)) + 1)]
+        for label, colour, times in _series(trial):
+            seconds = [at - trial.fault_at for at in times]
+            axes.hist(seconds, bins=bins, weights=[2.0] * len(seconds), histtype="step", color=colour, label=label)
+        axes.axvspan(0, trial.healed_at - trial.fault_at, color="tab:red", alpha=0.12)
+        axes.axvline(trial.agreed_after + (0 if trial.name == "kill-node" else trial.seconds), color="grey", ls=":")
+        axes.set_title(f"{FAULTS[trial.name].what}, {trial.seconds:g} s", fontsize=9, loc="left")
+        axes.grid(alpha=0.3)
+        axes.set_ylabel("relays/s", fontsize=8)
+    for axes in list(grid.flat)[len(trials) :]:
+        axes.axis("off")
+    grid.flat[0].legend(fontsize=7)
+    figure.supxlabel("seconds; the fault lasts where it is red, the dotted line is where all views agree", fontsize=9)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=80)
+
+
+def _series(trial: Trial) -> list[tuple[str, str, list[float]]]:
+    relays = trial.world.books.relays
+    return [
+        ("delivered on their node", "tab:green", [r.arrived for r in relays if r.arrived and not r.crosses]),
+        ("delivered to other nodes", "tab:blue", [r.arrived for r in relays if r.arrived and r.crosses]),
+        ("answered", "tab:red", [r.answered for r in relays if r.answered]),
+    ]
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.failures", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    names = [*FAULTS, _CROWD]
+    parser.add_argument("--fault", action="append", choices=names, help="may be given again; default: all, one by one")
+    parser.add_argument("--seconds", action="append", type=float, help="that a fault lasts; default: 5, and then 30")
+    parser.add_argument("--calm", type=float, default=3.0, help="seconds before and after; default: %(default)g")
+    parser.add_argument("--topics", type=int, default=18, help="with steady calls; default: %(default)d")
+    parser.add_argument("--peers", type=int, default=4, help="that stay in each; default: %(default)d")
+    parser.add_argument("--rate", type=float, default=5.0, help="relays of each a second; default: %(default)g")
+    parser.add_argument("--visitors", type=float, default=2.0, help="that come a second; default: %(default)g")
+    parser.add_argument("--crowd", type=int, default=10_000, help="peers of the lost crowd; default: %(default)d")
+    parser.add_argument("--crowd-topics", type=int, default=100, help="that they are in; default: %(default)d")
+    parser.add_argument("--plot", default="", help="a PNG file; default: none")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(run(parse(sys.argv[1:]))))
