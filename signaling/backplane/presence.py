@@ -104,6 +104,9 @@ class Presence:
     def take_event(self, event: Event) -> None:
         """Take what happened."""
         own = _Own(self._node, event.topic, self._entrants)
+        if event.other is not None and event.other.node in self._store.formers:
+            event = event._replace(other=self._named(event.other))
+            self.doubt(event.topic)
         here = event.other is not None and event.other.node == self._store.node
         known = event.peer in own or self._entrants.find(event.topic, event.peer) is not None
         if (here or event.kind is Kind.LEFT) and here != known:
@@ -123,11 +126,17 @@ class Presence:
         if self._views.get(topic) is not view or reply is None:
             return
         _, gen, seq, stored = reply
-        members = {peer.decode(): member(value) for peer, value in zip(stored[::2], stored[1::2], strict=True)}
+        members = {
+            peer.decode(): self._named(member(value)) for peer, value in zip(stored[::2], stored[1::2], strict=True)
+        }
         own = _Own(self._node, topic, self._entrants)
         keep = self._keeping > 0
         changes = view.take_snapshot(version(gen.decode(), seq), members, self._store.node, own, keep=keep)
         self._changed(topic, view, changes)
+
+    def _named(self, other: Other) -> Other:
+        """Take what is a former id's of this node for this node's: it is nobody else's, and nobody moved there."""
+        return other._replace(node=self._store.node) if other.node in self._store.formers else other
 
     def _changed(self, topic: str, view: TopicView, changes: list[Change]) -> None:
         for change in changes:

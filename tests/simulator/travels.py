@@ -283,9 +283,13 @@ class TravelNode(SimulatedNode):
         if peer is not None:
             self._leave(peer, receipts)
 
-    def _relay(self, sent: Sent) -> None:
+    def relay(self, sent: Sent) -> None:
         line = sent.sender.line  # type: ignore[attr-defined]
-        if line is None or line.node is not self or line.peer is None or sent.sender.id != sent.sender_id:
+        self.process.take(sent.sender, self._relay_from, (sent, line))
+
+    def _relay_from(self, relay: tuple[Sent, Line]) -> None:
+        sent, line = relay
+        if line.peer is None or line.lost:
             sent.lost = True
             return
         message = {"type": "offer", "to": sent.target_id, "payload": sent.number, "msgId": str(sent.number)}
