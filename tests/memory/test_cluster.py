@@ -300,3 +300,17 @@ def test_a_node_stops_in_time_whatever_the_store_does(world: World, reachable: b
     world.advance(10)
     assert stopped
     assert stopped[0] <= 3
+
+
+def test_a_token_that_is_shown_to_two_nodes_at_once_resumes_at_one_of_them(world: World) -> None:
+    watcher = arrive(world, 1)
+    own, token = greeting(peer := arrive(world, 1))
+    peer.reset()
+    both = [world.knock(f"/ws/room?resume={token}&seen=2", node=node) for node in (0, 2)]
+    ask(*both)
+    world.run()
+    welcomes = [peer.heard()[0] for peer in both]
+    assert sorted(welcome.get("resumed", False) for welcome in welcomes) == [False, True]
+    (resumed,) = [welcome["selfId"] for welcome in welcomes if "resumed" in welcome]
+    assert resumed == own
+    assert "peer-left" not in [message["type"] for message in watcher.heard()]
