@@ -314,3 +314,27 @@ def test_a_token_that_is_shown_to_two_nodes_at_once_resumes_at_one_of_them(world
     (resumed,) = [welcome["selfId"] for welcome in welcomes if "resumed" in welcome]
     assert resumed == own
     assert "peer-left" not in [message["type"] for message in watcher.heard()]
+
+
+@pytest.mark.parametrize("steps", range(6))
+def test_a_peer_that_two_connections_came_for_holds_one_place(steps: int) -> None:
+    world = World(nodes=3, resume_window_seconds=30, max_connections_per_address=2)
+    _, token = greeting(peer := arrive(world, 1))
+    peer.reset()
+    first, second = (world.knock(f"/ws/room?resume={token}&seen=2", node=2) for _ in range(2))
+    first.stall()
+    ask(first)
+    for _ in range(steps):
+        world.engines[steps % 3].step()
+        for engine in world.engines:
+            engine.step()
+    ask(second)
+    while not world.factories[2].topics.size("room"):
+        for engine in world.engines[::-1]:
+            engine.step()
+    first.reset()
+    second.leave()
+    world.advance(31)
+    assert world.topics == {}
+    assert [arrive(world, 2).heard()[0]["type"] for _ in range(2)] == ["welcome"] * 2
+    world.close()
