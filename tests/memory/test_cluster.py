@@ -338,3 +338,14 @@ def test_a_peer_that_two_connections_came_for_holds_one_place(steps: int) -> Non
     assert world.topics == {}
     assert [arrive(world, 2).heard()[0]["type"] for _ in range(2)] == ["welcome"] * 2
     world.close()
+
+
+def test_a_store_that_refuses_is_not_asked_again_at_every_event(world: World) -> None:
+    engine = world.engines[0]
+    engine.refused = {"join", "sync"}
+    peers = [arrive(world, 0, topic=f"t{number}") for number in range(50)]
+    assert [len(peer.heard()) for peer in peers] == [2] * 50
+    assert engine.refusals <= 50 + 2 * 50
+    engine.refused = set()
+    world.advance(5)
+    assert len(arrive(world, 1, topic="t7").heard()[1]["peers"]) == 1
