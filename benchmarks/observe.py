@@ -23,34 +23,46 @@ from benchmarks.compare.payloads import candidate, sdp
 
 _SCRAPE_SECONDS = 0.5
 _CANDIDATES = 10
+_CPU = "process_cpu_seconds_total"
 _START_SECONDS = 20.0
 
 Samples = dict[tuple[str, ...], float]
 
 
 class Server:
-    """``twistd signaling`` with metrics on an endpoint of their own."""
+    """``twistd signaling`` with metrics on an endpoint of their own.
 
-    def __init__(self) -> None:
+    Args:
+        workers: how many processes share the topics.
+
+    Attributes:
+        pid: of ``twistd``.
+    """
+
+    def __init__(self, workers: int = 1) -> None:
         twistd = str(Path(sys.executable).parent / "twistd")
-        listen = ["--listen", f"tcp:0:interface={HOST}", "--metrics-listen", f"tcp:0:interface={HOST}"]
+        own = ["--listen", f"tcp:0:interface={HOST}", "--metrics-listen", f"tcp:0:interface={HOST}"]
+        own += ["--ping-interval", "2", f"--workers={workers}"]
         self._process = subprocess.Popen(
-            [sys.executable, twistd, "-n", "--pidfile=", "signaling", *listen, "--ping-interval", "2"],
+            [sys.executable, twistd, "-n", "--pidfile=", "signaling", *own],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        self.port, self.metrics_port = self._ports()
+        self.pid = self._process.pid
+        self.port, self.metrics_port = self._ports(workers if workers > 1 else 0)
         # Its log is a line for each join: somebody has to read it.
         self._drain = subprocess.Popen(["cat"], stdin=self._process.stdout, stdout=subprocess.DEVNULL)
 
-    def _ports(self) -> list[int]:
+    def _ports(self, starting: int) -> list[int]:
+        """Return the two ports when so many workers are ready as well."""
         assert self._process.stdout is not None
         ports: list[int] = []
         for line in self._process.stdout:
             if "listening on" in line:
                 ports.append(int(line.rpartition(":")[2]))
-            if len(ports) == 2:
+            starting -= " is ready, as process " in line
+            if len(ports) == 2 and not starting:
                 return ports
         raise RuntimeError("the server did not start")
 
@@ -211,7 +223,13 @@ def plot(scraped: list[tuple[float, Samples]], path: Path) -> None:
         return [samples.get(name, 0.0) for _, samples in scraped]
 
     def rate(*name: str) -> list[float]:
-        counted = values(*name)
+        return rate_of(values(*name))
+
+    def cores() -> list[float]:
+        # Of several processes each has its own.
+        return rate_of([sum(value for name, value in samples.items() if name[0] == _CPU) for _, samples in scraped])
+
+    def rate_of(counted: list[float]) -> list[float]:
         steps = zip(seconds, seconds[1:], counted, counted[1:], strict=False)
         return [0.0, *((b - a) / max(t - s, 1e-9) for s, t, a, b in steps)]
 
@@ -230,7 +248,7 @@ def plot(scraped: list[tuple[float, Samples]], path: Path) -> None:
         ("target_not_found", rate("signaling_relays_total", "target_not_found", "offer")),
     ]
     panels["relayed, KB/s"] = [("bytes", [value / 1000 for value in rate("signaling_relayed_bytes_total")])]
-    panels["CPU, cores"] = [("process", rate("process_cpu_seconds_total"))]
+    panels["CPU, cores"] = [("all processes", cores())]
     for axis, (title, lines) in zip(axes.flat, panels.items(), strict=True):
         for name, line in lines:
             axis.plot(seconds, line, label=name)
@@ -250,9 +268,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.observe", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=1, help="of the load; default: %(default)s")
+    parser.add_argument("--workers", type=int, default=1, help="that share the topics; default: %(default)s")
     parser.add_argument("--plot", default="", help="a PNG file; default: none")
     options = parser.parse_args()
-    server = Server()
+    server = Server(options.workers)
     try:
         counts, scraped = asyncio.run(watch(server, options.seconds, options.seed))
     finally:

@@ -180,6 +180,36 @@ class Events:
         text = "{where}: the certificate was not read anew, the one before is kept: {reason}"
         self.log.error(text, event="not_reloaded", where=where, reason=reason)
 
+    # Workers
+
+    def worker_started(self, worker: int, pid: int) -> None:
+        """A worker is ready for connections."""
+        self.log.info("worker {worker} is ready, as process {pid}", event="worker_started", worker=worker, pid=pid)
+
+    def worker_died(self, worker: int, reason: str, seconds: float) -> None:
+        """A worker ended, and nobody had told it to.
+
+        Args:
+            seconds: until it is started again.
+        """
+        text = "worker {worker} died: {reason}; it starts again {when}"
+        when = f"in {seconds:g} s" if seconds else "now"
+        self.log.error(text, event="worker_died", worker=worker, reason=reason, seconds=seconds, when=when)
+
+    def worker_killed(self, worker: int, reason: str) -> None:
+        """A worker did not end when it was told to."""
+        self.log.error("worker {worker} was killed: {reason}", event="worker_killed", worker=worker, reason=reason)
+
+    def worker_said(self, worker: int, line: str) -> None:
+        """A worker wrote past its log: an error before there was one, or one of the interpreter itself."""
+        self.log.warn("worker {worker}: {line}", event="worker_said", worker=worker, line=line)
+
+    def log_lost(self, count: int) -> None:
+        """Lines of a worker's log did not reach the listener."""
+        self.log.warn("{count} lines of the log were lost", event="log_lost", count=count)
+
+    # The process
+
     def signal(self, name: str, *, again: bool) -> None:
         """The process was told to stop."""
         text = "{signal} again: not waiting any longer" if again else "{signal}: stopping"
@@ -193,6 +223,7 @@ class Events:
 FIELDS = (
     *("peer", "topic", "address", "duration", "reason", "status", "code", "type", "to", "size"),
     *("where", "signal", "peers", "count", "most", "missing"),
+    *("worker", "pid", "seconds", "line"),
 )
 """What an event may carry besides its time, its level and its name."""
 

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from ulid import ULID, ULIDGenerator
 
 ID_CHARACTERS = 26
+# A ULID has 48 bits for its milliseconds; clocks are wrong by less than this half of them.
+_LAST_MS = 1 << 47
 
 
 def _wall_clock_ms() -> int:
@@ -44,8 +46,15 @@ class PeerIds:
             return str(self._ulids.generate())
 
     def follow(self, peer_id: str) -> None:
-        """Make every id from now on greater than one that was made elsewhere."""
-        self._latest_ms = max(self._latest_ms, ULID.from_str(peer_id).milliseconds + 1)
+        """Make every id from now on greater than one that was made elsewhere.
+
+        Raises:
+            ValueError: where it is no ULID, or no greater one could be made for long.
+        """
+        milliseconds = ULID.from_str(peer_id).milliseconds
+        if milliseconds >= _LAST_MS:
+            raise ValueError(f"{peer_id} is of the end of all time")
+        self._latest_ms = max(self._latest_ms, milliseconds + 1)
 
     def _never_back(self) -> int:
         self._latest_ms = max(self._latest_ms, self._clock_ms())

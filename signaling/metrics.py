@@ -158,6 +158,14 @@ class SignalingCollector:
         yield _histogram("reactor_lag_seconds", "How late the reactor's timers came.", self._lag.histogram)
 
 
+def registry_of(factory: SignalingFactory, lag: ReactorLag) -> CollectorRegistry:
+    """Return what collects the metrics of one process."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(SignalingCollector(factory, lag))
+    ProcessCollector(registry=registry)
+    return registry
+
+
 class MetricsSite(Site):
     """``/metrics`` on an endpoint of its own, without a line in the log for each scrape."""
 
@@ -185,19 +193,25 @@ class MetricsResource(Endpoint):
 
     def __init__(self, factory: SignalingFactory, lag: ReactorLag) -> None:
         super().__init__(factory)
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(SignalingCollector(factory, lag))
-        ProcessCollector(registry=self._registry)
+        self._registry = registry_of(factory, lag)
 
-    def answer(self, request: Request) -> bytes:
+    def answer(self, request: Request) -> Any:
         """Write all metrics down; in the reactor's thread, so that nothing changes meanwhile."""
+        return self.encode(request, self._registry)
+
+    def encode(self, request: Request, metrics: Any) -> bytes:
+        """Write metrics in the format that is asked for.
+
+        Args:
+            metrics: what ``collect`` of it lists.
+        """
         try:
             encode, content_type = choose_encoder((request.getHeader(b"accept") or b"").decode("latin-1"))
         except (TypeError, ValueError):
             # Where the client asks for a version that is none.
             encode, content_type = choose_encoder("")
         request.setHeader(b"Content-Type", content_type.encode())
-        return answer_body(request, encode(self._registry))
+        return answer_body(request, encode(metrics))
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib.metadata import version
@@ -44,6 +45,7 @@ LOG_LEVELS: dict[str, NamedConstant] = {
 
 _DEFAULTS = Limits()
 _LONGEST_TTL_SECONDS = 31 * 86_400
+_MOST_WORKERS = 256
 
 # Each option of a number, and the bound that it sets.
 _BOUNDS = {
@@ -119,6 +121,8 @@ class Options(usage.Options, AuthOptionMixin):
         port: the port on all interfaces.
         portal: who may do what; None means that everybody may do everything.
         backplane: the store that nodes share topics through; None means that this node is alone.
+        workers: how many processes share the topics; 1 means this one alone.
+        words: what was parsed, for workers to parse again.
     """
 
     supportedInterfaces = (IBearerToken, IUsernamePassword)
@@ -129,6 +133,7 @@ class Options(usage.Options, AuthOptionMixin):
     )
     optParameters: list[list[Any]] = [  # noqa: RUF012
         ["port", "p", None, f"Port on all interfaces, IPv6 and IPv4. [default: $PORT or {DEFAULT_PORT}]"],
+        ["workers", None, None, "Processes that share the topics; 0 means one for each core. [default: 1]"],
         ["log-format", None, "text", "text, or json: one object a line."],
         ["log-level", None, None, "debug, info, warn or error. [default: $LOG_LEVEL or info]"],
         ["metrics-listen", None, None, "Twisted endpoint that serves /metrics in place of the port."],
@@ -154,6 +159,8 @@ class Options(usage.Options, AuthOptionMixin):
         self.turn_uris: list[str] = []
         self.ice_servers = IceServers()
         self.port = DEFAULT_PORT
+        self.workers = 1
+        self.words: list[str] = []
         self.portal: Portal | None = None
         self.backplane: StoreUrl | None = None
         self.limits = _DEFAULTS
@@ -219,14 +226,15 @@ class Options(usage.Options, AuthOptionMixin):
             usage.UsageError: one line that says what was wrong and what would be right.
             SystemExit: the same, where ``twistd`` asks; it would print the whole help in front of the line.
         """
+        self.words = list(sys.argv[1:] if options is None else options)
         try:
-            self._parse(options)
+            self._parse(self.words)
         except usage.UsageError as error:
             if self.run_by_twistd:
                 raise SystemExit(f"signaling: {error}") from None
             raise
 
-    def _parse(self, options: list[str] | None) -> None:
+    def _parse(self, options: list[str]) -> None:
         try:
             super().parseOptions(options)
         except usage.UsageError as error:
@@ -252,6 +260,7 @@ class Options(usage.Options, AuthOptionMixin):
             raise usage.UsageError("--listen is in place of --port: give one or the other")
         if not self.listen:
             self.port = _port(*self._value("port", "PORT", str(DEFAULT_PORT)))
+        self.workers = _workers(self["workers"])
         if self["log-format"] not in ("text", "json"):
             raise usage.UsageError(f"--log-format: {self['log-format']!r} is not a format (text or json)")
         if self["log-format"] == "json" and self.run_by_twistd:
@@ -321,6 +330,16 @@ def _port(source: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text[:6]) <= 65_535):
         raise usage.UsageError(f"{source}: {text!r} is not a port (a whole number from 0 to 65535, for example 8081)")
     return int(text)
+
+
+def _workers(text: str | None) -> int:
+    if text is None:
+        return 1
+    if not (text.isascii() and text.isdigit() and int(text[:6]) <= _MOST_WORKERS):
+        raise usage.UsageError(
+            f"--workers: {text!r} is not a whole number from 0 up, at most {_MOST_WORKERS} (for example 2)"
+        )
+    return int(text) or len(os.sched_getaffinity(0))
 
 
 def _log_level(source: str, text: str) -> NamedConstant:

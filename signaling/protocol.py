@@ -275,13 +275,16 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
 
     def _enter_late(self, join: Join) -> None:
         """Announce a new peer on a connection that is open."""
-        self._entering = True
+        self._entering = self.holds_messages = True
         entered: Callable[[Entrant], None] = lambda entrant: self._begin_late(join, entrant)  # noqa: E731
         self.factory.backplane.enter(join.topic, join.metadata, entered)
 
     def _begin_late(self, join: Join, entrant: Entrant) -> None:
         self._entering, self._entrant = False, entrant
+        self.holds_messages = False
         if self.state == self.STATE_OPEN:
+            # Behind the welcome comes what was sent before it.
+            self.factory.turns.add(self)
             self._begin(join, entrant)
         else:
             self._turn_back(join)
@@ -600,14 +603,20 @@ class SignalingFactory(LeanWebSocketFactory):
             What is asked for, and the checked ``Sec-WebSocket-Key``.
 
         Raises:
-            Refused: for the first reason of 400, 426 and 403.
+            Refused: for the first reason of 400, 426, 403 and 421.
         """
         join, key = check_join(segment, query, self.limits), check_upgrade(values)
         if self.access is not None:
             credential = self.access.presented(values, query)
             join = replace(join, credential=credential, subprotocol=subprotocol(values))
         self.origins.check(values(b"origin"))
+        if not self.owns(join.topic):
+            raise Refused(421, "this topic lives in another process: open a new connection, with a plain request")
         return join, key
+
+    def owns(self, topic: str) -> bool:
+        """Tell whether a topic is this server's; where several processes share them, only one of them may have it."""
+        return True
 
     def new_peer(self, join: Join, connection: SignalingProtocol, entrant: Entrant) -> Peer:
         """Make a peer on a connection that is open, by the id that other nodes know, where there are any."""

@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Protocol
 
 from twisted.application.service import MultiService, Service
@@ -19,12 +20,15 @@ from twisted.python.failure import Failure
 
 from signaling.backplane.engines import make_backplane
 from signaling.descriptors import raise_file_limit
+from signaling.dispatch import Dispatcher, peeked
 from signaling.errors import StartError
 from signaling.events import Events
 from signaling.listening import Listener, accept_few, endpoint, listeners, start_error
 from signaling.options import Options
 from signaling.ports import Backplane
 from signaling.protocol import SignalingFactory, address_text
+from signaling.routing import share
+from signaling.workers import Plan
 
 
 class Companion(Protocol):
@@ -266,26 +270,57 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
     where = listeners(reactor, options.listen, options.port)
     if options.run_by_twistd:
         raise_file_limit()
-    factory = SignalingFactory(
-        options.limits,
-        allow_origins=options.allow_origins,
-        trusted_proxies=options.trusted_proxies,
-        ice_servers=options.ice_servers,
-        serve_client=bool(options["serve-client"]),
-        demo=bool(options["demo"]),
-        portal=options.portal,
-        backplane=_make_backplane(options, reactor),
-        log_level=options.log_level,
-    )
-    companions = _serve_metrics(options, factory, where, reactor)
+    companions: list[Companion] = []
+    factory: SignalingFactory
+    if options.workers == 1:
+        factory = SignalingFactory(**factory_arguments(options), backplane=backplane_of(options, reactor))
+    else:
+        where = [peeked(listener) for listener in where]
+        factory = dispatcher = Dispatcher(_plan(options), **factory_arguments(options, 0))
+        companions.append(dispatcher.workers)
+    companions += _serve_metrics(options, factory, where, reactor)
     service = SignalingService(factory, where, companions)
     return TwistdService(service, options) if options.run_by_twistd else service
 
 
-def _make_backplane(options: Options, reactor: Any) -> Backplane | None:
+def backplane_of(options: Options, reactor: Any) -> Backplane | None:
+    """Make the backplane that was asked for; None where none was.
+
+    Raises:
+        StartError: where what it needs is missing.
+    """
     if options.backplane is None:
         return None
     return make_backplane(options.backplane, options.limits, reactor, Events(options.log_level, reactor.seconds))
+
+
+def factory_arguments(options: Options, worker: int | None = None) -> dict[str, Any]:
+    """Return what a ``SignalingFactory`` is made with, beside its backplane.
+
+    Args:
+        worker: whose share of the bounds on all of them together is meant; None means all.
+    """
+    limits = options.limits
+    if worker is not None and limits.max_connections is not None:
+        limits = replace(limits, max_connections=share(limits.max_connections, options.workers, worker))
+    return {
+        "limits": limits,
+        "allow_origins": options.allow_origins,
+        "trusted_proxies": options.trusted_proxies,
+        "ice_servers": options.ice_servers,
+        "serve_client": bool(options["serve-client"]),
+        "demo": bool(options["demo"]),
+        "portal": options.portal,
+        "log_level": options.log_level,
+    }
+
+
+def _plan(options: Options) -> Plan:
+    if not options.run_by_twistd:
+        # What an application changes in its options would not reach the workers.
+        raise StartError("--workers: only twistd starts workers; a server in an application is one process")
+    limits = options.limits
+    return Plan(options.workers, options.words, limits.drain_spread_seconds + limits.shutdown_timeout_seconds)
 
 
 def _serve_metrics(options: Options, factory: SignalingFactory, where: list[Listener], reactor: Any) -> list[Companion]:
@@ -295,10 +330,11 @@ def _serve_metrics(options: Options, factory: SignalingFactory, where: list[List
     try:
         # An extra: the plain server does without.
         from signaling.metrics import MetricsResource, MetricsSite, ReactorLag  # noqa: PLC0415
+        from signaling.totals import TotalsResource  # noqa: PLC0415
     except ImportError as error:
         raise StartError(f"--metrics: needs the extra metrics, as in pip install '.[metrics]': {error}") from None
     lag = ReactorLag(reactor)
-    metrics = MetricsResource(factory, lag)
+    metrics = TotalsResource(factory, lag) if isinstance(factory, Dispatcher) else MetricsResource(factory, lag)
     if description:
         own = endpoint(reactor, "metrics-listen", description)
         where.append(Listener(f"--metrics-listen {description}", own, MetricsSite(metrics)))

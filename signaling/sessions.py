@@ -212,7 +212,9 @@ class ResumablePeer(Peer):
         """Hand ``frame`` to the way, and remember it where that took it."""
         taken = super().offer(frame, receipt)
         if taken:
-            self._remember(frame)
+            # An event makes no sense a second time: the list that comes first has what came of it, and of those that
+            # were dropped, or missed on the way from one node to another.
+            self._remember(frame, again=receipt is not None)
         return taken
 
     def _answer(self, message: bytes) -> None:
@@ -220,8 +222,8 @@ class ResumablePeer(Peer):
         self.way.answer(frame)
         self._remember(frame)
 
-    def _remember(self, frame: bytes) -> None:
-        self._history.add(frame)
+    def _remember(self, frame: bytes, *, again: bool = True) -> None:
+        self._history.add(frame if again else None)
         self._since_asked += len(frame)
         if self._history.sent - self._asked_at >= _ASK_AFTER_FRAMES or self._since_asked >= _ASK_AFTER_BYTES:
             self._ask()
@@ -331,7 +333,11 @@ class Sessions:
         Returns:
             Its session; None where the proof is not good, or reaches too far back.
         """
-        told = _decode_proof(text)
+        try:
+            told = _decode_proof(text)
+        except msgspec.MsgspecError:
+            # Another version's.
+            return None
         proven = self._proven(peer, told.token, told.owner)
         if proven is None:
             return None

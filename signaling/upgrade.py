@@ -133,10 +133,19 @@ def check_join(segment: bytes, query: bytes, limits: Limits) -> Join:
         Refused: 400, naming what is wrong with which of them.
     """
     claim = _claim(query) if limits.resume_window_seconds else None
-    return Join(_topic(segment, limits.max_topic_bytes), _metadata(query, limits.max_metadata_bytes), claim)
+    return Join(read_topic(segment, limits.max_topic_bytes), _metadata(query, limits.max_metadata_bytes), claim)
 
 
-def _topic(segment: bytes, max_bytes: int) -> str:
+def read_topic(segment: bytes, max_bytes: int) -> str:
+    """Read a topic.
+
+    Args:
+        segment: the path's last segment, still percent-encoded.
+        max_bytes: of the topic, decoded.
+
+    Raises:
+        Refused: 400.
+    """
     name = _unquote(segment, "topic")
     if len(name) > max_bytes:
         raise Refused(400, f"topic: at most {max_bytes} bytes, not {len(name)}")

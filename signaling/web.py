@@ -230,6 +230,7 @@ class BoundedChannel(HTTPChannel):
     owner: Upgradable
     owner_limits: Limits
     origins: Origins
+    most_requests = _MOST_REQUESTS
     _requests = 0
 
     def resetTimeout(self) -> None:
@@ -243,7 +244,7 @@ class BoundedChannel(HTTPChannel):
         """
         self._requests += 1
         persistent: bool = super().checkPersistence(request, version)
-        if persistent and self._requests == _MOST_REQUESTS:
+        if persistent and self._requests == self.most_requests:
             request.responseHeaders.setRawHeaders(b"connection", [b"close"])
             return False
         return persistent
@@ -292,9 +293,13 @@ class SignalingSite(Site):
         factory: a ``SignalingFactory``.
         reactor: tells the time.
         served: files for browsers, by path.
+
+    Attributes:
+        most_requests: of one connection, before an answer ends it.
     """
 
     protocol = BoundedChannel  # type: ignore[assignment]
+    most_requests = _MOST_REQUESTS
 
     def __init__(self, factory: UpgradableFactory, reactor: Any, served: Mapping[str, Page]) -> None:
         limits = factory.limits
@@ -314,6 +319,7 @@ class SignalingSite(Site):
         """Make a channel that takes the bytes of ``owner``'s connection."""
         channel: BoundedChannel = self.buildProtocol(None)
         channel.owner, channel.owner_limits, channel.origins = owner, self._limits, self._origins
+        channel.most_requests = self.most_requests
         channel.totalHeadersSize = channel.MAX_LENGTH = self._limits.max_header_bytes
         return channel
 

@@ -72,6 +72,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         ending: the same, for a counter.
         said_goodbye: whether either end sent a close frame.
         subprotocol: that the handshake answers; empty for none.
+        holds_messages: whether the application is not ready for messages; set in ``onOpen``.
     """
 
     fast: ClassVar[bool] = False
@@ -82,6 +83,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
     ending = Ending.LOST
     said_goodbye = False
     subprotocol = b""
+    holds_messages = False
     inside_message = False
     current_frame: FrameHeader | None = None
     websocket_version = 13
@@ -178,7 +180,9 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
             self.onOpen()
         finally:
             self.factory.uncork()
-        if self.data or self._reading_stopped:
+        if self._must_wait:
+            self._stop_reading()
+        elif self.data or self._reading_stopped:
             self.consumeData()
 
     def acceptInTurn(self, key: bytes) -> None:
@@ -242,7 +246,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
                 self._resume_reading()
         else:
             self._stop_reading()
-            if not self._overfull:
+            if not self._must_wait:
                 self.factory.turns.add(self)
 
     def _read_whole_frames(self) -> bool | None:
@@ -259,7 +263,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         opcode, payload, end = found
         if end == len(data):
             self._take_frame(opcode, payload)
-            return self._overfull
+            return self._must_wait
         self.factory.cork()
         try:
             return self._read_burst(data, found)
@@ -269,7 +273,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
     def _read_burst(self, data: bytes, found: Frame) -> bool | None:
         upcoming: Frame | None = found
         for _ in range(_FRAMES_PER_TURN):
-            if upcoming is None or upcoming is INCOMPLETE or self._overfull:
+            if upcoming is None or upcoming is INCOMPLETE or self._must_wait:
                 break
             opcode, payload, end = upcoming
             self._take_frame(opcode, payload)
@@ -279,7 +283,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         self.data = data[end:]
         if self.data and (upcoming is None or upcoming is INCOMPLETE):
             return None
-        return bool(self.data) or self._overfull
+        return bool(self.data) or self._must_wait
 
     def _take_frame(self, opcode: int, payload: bytes) -> None:
         if opcode == TEXT:
@@ -293,15 +297,15 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
     def _read_frames(self) -> bool:
         """Let Autobahn handle what was read; returns whether there is more to do in another turn."""
         for _ in range(_STEPS_PER_TURN):
-            if self.state != self.STATE_OPEN or self._overfull:
+            if self.state != self.STATE_OPEN or self._must_wait:
                 return True
             if not self.processData():
                 return False
         return True
 
     @property
-    def _overfull(self) -> bool:
-        return self._queue is not None and self._queue.overfull
+    def _must_wait(self) -> bool:
+        return self.holds_messages or (self._queue is not None and self._queue.overfull)
 
     def _stop_reading(self) -> None:
         if not self._reading_stopped:
@@ -440,7 +444,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
             self._queue.unblock()
             if not self._queue.blocked:
                 self._queue = None
-        if self._reading_stopped and not self._overfull:
+        if self._reading_stopped and not self._must_wait:
             self.consumeData()
 
     def stopProducing(self) -> None:

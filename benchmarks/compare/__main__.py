@@ -51,6 +51,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         metavar="NAME=VALUE",
         help=f"how much of something: {', '.join(_SIZES)}; repeatable",
     )
+    parser.add_argument(
+        "--per-process", action="store_true", help="give N times as much to do to a server of N --workers"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of the order in each round")
     compared = parser.add_argument_group("what is compared")
     compared.add_argument("--peer", action="append", choices=servers.OTHERS, help="default: the first four; repeatable")
@@ -62,7 +65,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         type=servers.parse_variant,
         default=[],
         metavar="NAME=WORDS",
-        help="ours with other variables (A=B) or options of twistd: poll=--reactor=poll; repeatable",
+        help="ours with other variables (A=B) or options: poll=--reactor=poll, two='signaling --workers=2'; repeatable",
     )
     compared.add_argument(
         "--server",
@@ -113,7 +116,7 @@ def _chosen(options: argparse.Namespace) -> list[Server]:
 def compare(options: argparse.Namespace, scale: Scale, scenarios: list[str]) -> tuple[Results, str]:
     """Measure ours beside the others; returns the results, and what was compared."""
     with Stable(_chosen(options)) as stable:
-        contest = Contest(stable, scale, options.rounds, options.seed)
+        contest = Contest(stable, scale, options.rounds, options.seed, per_process=options.per_process)
         for _ in _progress(contest.run(scenarios), contest.bursts(scenarios)):
             pass
         names = [f"{each.server.name} {each.server.version}".strip() for each in stable.running.values()]

@@ -43,11 +43,13 @@ class Contest:
     Args:
         rounds: how often each server is measured; a first time, which warms it up, is not counted.
         seed: of the order of the servers, which is another in each round.
+        per_process: whether a server of several processes has as much to do for each of them as one of one process.
     """
 
-    def __init__(self, stable: Stable, scale: Scale, rounds: int, seed: int) -> None:
+    def __init__(self, stable: Stable, scale: Scale, rounds: int, seed: int, *, per_process: bool = False) -> None:
         self._stable = stable
         self._scale = scale
+        self._per_process = per_process
         self._rounds = rounds
         self._random = random.Random(seed)
         self.results = Results()
@@ -90,4 +92,5 @@ class Contest:
 
     def _burst(self, scenario: Scenario, running: Running) -> Figures:
         dialect, meter, store = running.server.dialect, running.meter, running.store_meter
-        return measure(scenario, dialect, running.addresses, meter, self._scale, store)
+        scale = self._scale.times(running.server.processes) if self._per_process else self._scale
+        return measure(scenario, dialect, running.addresses, meter, scale, store)

@@ -49,6 +49,7 @@ MEASURES = (
     Measure("connect", "cpu_us", "µs CPU", {"peerjs-server": 0.6}),
     Measure("room", "cpu_us", "µs CPU", {"y-webrtc": 0.75}),
     Measure("idle", "bytes", "bytes", {}, bound=2_500.0),
+    Measure("latency", "cpu_us", "µs CPU", {}),
     Measure("latency", "p50_ms", "ms p50", {}),
     Measure("latency", "p99_ms", "ms p99", _BEST),
 )

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -50,6 +50,11 @@ class Scale:
     idle: int = 5_000
     rate: int = 5_000
     seconds: float = 1.0
+
+    def times(self, factor: int) -> Scale:
+        """Return as many times as much to do at once, in as much time."""
+        names = ("pairs", "messages", "calls", "connects", "concurrent", "rate")
+        return replace(self, **{name: factor * getattr(self, name) for name in names})
 
 
 QUICK = Scale(pairs=10, messages=400, calls=10, connects=40, room=20, idle=100, rate=500, seconds=0.3)

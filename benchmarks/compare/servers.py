@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
@@ -41,7 +42,8 @@ class Server:
     Args:
         command: ``{port}`` stands for the port, ``{store}`` for that of a Redis server, which is started then.
         environment: variables beside this process's own.
-        nodes: how many processes serve together; connections go to them in turns.
+        processes: that share the work.
+        nodes: how many servers serve together; connections go to them in turns.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Server:
     dialect: Dialect
     environment: Mapping[str, str] = field(default_factory=dict)
     version: str = ""
+    processes: int = 1
     nodes: int = 1
 
     @property
@@ -217,13 +220,20 @@ def ours(reactor: str = "") -> Server:
 
 
 def variant(name: str, words: Sequence[str]) -> Server:
-    """Our server with other variables (``NAME=VALUE``) and other options of ``twistd`` itself (``--reactor=poll``)."""
-    options = [word for word in words if word.startswith("-")]
-    environment = dict(word.split("=", 1) for word in words if word not in options)
+    """Our server with other variables and options.
+
+    Args:
+        words: variables (``NAME=VALUE``), options of ``twistd`` itself (``--reactor=poll``), and behind the word
+            ``signaling`` the server's own (``signaling --workers=2``).
+    """
+    of_twistd = list(itertools.takewhile(lambda word: word != "signaling", words))
+    options = [word for word in of_twistd if word.startswith("-")]
+    environment = dict(word.split("=", 1) for word in of_twistd if word not in options)
     twistd = str(Path(sys.executable).parent / "twistd")
-    listening = ["signaling", "--port", "{port}", "--log-level", "warn"]
+    listening = ["signaling", "--port", "{port}", "--log-level", "warn", *words[len(of_twistd) + 1 :]]
     command = [sys.executable, twistd, "-n", "--pidfile=", *options, *listening]
-    return Server(name, command, Wire(), environment, version("twisted-signaling"))
+    workers = [int(word.partition("=")[2]) for word in words if word.startswith("--workers=")]
+    return Server(name, command, Wire(), environment, version("twisted-signaling"), *workers)
 
 
 def cluster(nodes: int) -> Server:
@@ -234,7 +244,7 @@ def cluster(nodes: int) -> Server:
 
 
 def parse_variant(text: str) -> Server:
-    """Parse ``NAME=WORDS``, for example ``poll=--reactor=poll`` or ``old=PYTHONPATH=/some/tree``."""
+    """Parse ``NAME=WORDS``: ``poll=--reactor=poll``, ``old=PYTHONPATH=/some/tree``, ``two=signaling --workers=2``."""
     name, _, words = text.partition("=")
     return variant(name, shlex.split(words))
 

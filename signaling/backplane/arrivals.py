@@ -160,7 +160,12 @@ class Arrivals:
 
     def _join_later(self, arrival: Arrival, last: str) -> None:
         """Take an id that is greater than all in the topic: another node's clock is ahead, or as fast."""
-        self._ids.follow(last)
+        try:
+            self._ids.follow(last)
+        except ValueError:
+            # Not an id of ours, whoever wrote it.
+            self._admit(arrival)
+            return
         self._rename(arrival, self._ids.next())
         if self._store.good:
             self._join(arrival)
@@ -174,12 +179,15 @@ class Arrivals:
 
     def _admit(self, arrival: Arrival, full: str | None = None) -> None:
         self._deadlines.clear(arrival)
+        if not (arrival.returns and arrival.stored):
+            # Another node's session is no new peer's.
+            arrival.session = None
         if arrival.returns and not arrival.stored:
             # Whether that peer is this node's now nobody knows; a new one surely is.
             self._rename(arrival, self._ids.next())
         entered, arrival.entered = arrival.entered, None
         if entered is not None:
-            entered(Entrant(arrival.id, full, arrival.session if arrival.stored else None))
+            entered(Entrant(arrival.id, full, arrival.session))
 
     def settle(self, topic: str, peer: str, *, joined: bool) -> None:
         """Hand over what came for a peer that was on its way, or take it back."""
@@ -213,10 +221,16 @@ class Arrivals:
         if other is None or other.node == self._store.node:
             self._join(arrival)
             return
-        self._claims += 1
-        self._claiming[self._claims] = arrival, other.node
-        claim = Claim(self._store.node, self._claims, arrival.topic, proof.peer, proof.text)
-        self._store.tell(other.node, claim)
+        number = self._claims = self._claims + 1
+        self._claiming[number] = arrival, other.node
+        claim = Claim(self._store.node, number, arrival.topic, proof.peer, proof.text)
+
+        def told(listeners: int | None) -> None:
+            if listeners == 0:
+                # That node is dead: there will be no answer, and many come from it at once.
+                self.take_session(Session(number, None))
+
+        self._store.tell(other.node, claim, told)
 
     def take_claim(self, claim: Claim) -> None:
         """Answer another node that wants to have a peer of this one."""

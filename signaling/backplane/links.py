@@ -15,9 +15,10 @@ from signaling.backplane.messages import Ask, Outcomes, Relay, Relays, runs
 from signaling.errors import ErrorCode
 from signaling.ports import Forwarding
 
-# Of one node for one other, on their way; beyond them relays are dropped, as they are for a peer that takes nothing.
-_MOST_FLYING = 1024
-_MOST_FLYING_BYTES = 8 << 20
+# Of one node for one other; beyond them relays are dropped, as they are for a peer that takes nothing. What waits for
+# its target there does not count: each peer's own queue bounds that, and others must not pay for it.
+_MOST_OPEN = 1024
+_MOST_OPEN_BYTES = 8 << 20
 _MOST_BATCH_BYTES = 1 << 20
 
 Publish = Callable[[Relays | Ask, Callable[[int | None], None]], None]
@@ -28,13 +29,14 @@ class _Open:
     """A relay whose outcome is not known.
 
     Attributes:
-        size: of its frame; 0 once it waits for its target, in a queue that has its own bounds.
+        size: in bytes, as far as it counts; 0 where it waits for its target.
     """
 
-    __slots__ = ("forwarding", "since", "size")
+    __slots__ = ("forwarding", "held", "since", "size")
 
     def __init__(self, forwarding: Forwarding, size: int, since: float) -> None:
         self.forwarding = forwarding
+        self.held = False
         self.size = size
         self.since = since
 
@@ -55,7 +57,8 @@ class Outgoing:
         self._latest = 0
         self._published = 0
         self._open: dict[int, _Open] = {}
-        self._flying = self._flying_bytes = 0
+        self._open_bytes = 0
+        self._held = 0
         self._waiting: list[Relay] = []
         self._publishing = False
 
@@ -70,15 +73,14 @@ class Outgoing:
             forwarding: hears the outcome.
 
         Returns:
-            False where too many are on their way.
+            False where too many have no outcome yet.
         """
         size = len(relay[3])
-        if self._flying >= _MOST_FLYING or self._flying_bytes + size > _MOST_FLYING_BYTES:
+        if len(self._open) - self._held >= _MOST_OPEN or self._open_bytes + size > _MOST_OPEN_BYTES:
             return False
         self._latest += 1
         self._open[self._latest] = _Open(forwarding, size, now)
-        self._flying += 1
-        self._flying_bytes += size
+        self._open_bytes += size
         self._waiting.append(Relay(self._latest, *relay))
         return True
 
@@ -130,12 +132,20 @@ class Outgoing:
                 if relay is not None:
                     relay.forwarding.delivered()
         for number, code in outcomes.failed:
-            self._fail([number], ErrorCode(code))
+            self._fail(
+                [number], ErrorCode.TARGET_NOT_FOUND if code == ErrorCode.TARGET_NOT_FOUND else ErrorCode.DROPPED
+            )
         for number in outcomes.held:
-            relay = self._open.get(number)
-            if relay is not None:
-                relay.since = now
-                self._land(relay)
+            if number in self._open:
+                self._hold(self._open[number], now)
+
+    def _hold(self, relay: _Open, now: float) -> None:
+        relay.since = now
+        if not relay.held:
+            relay.held = True
+            self._held += 1
+            self._open_bytes -= relay.size
+            relay.size = 0
 
     def drop_unpublished(self) -> None:
         """Give up on what waits: it was not sent, and cannot be for now."""
@@ -156,14 +166,9 @@ class Outgoing:
     def _settle(self, number: int) -> _Open | None:
         relay = self._open.pop(number, None)
         if relay is not None:
-            self._land(relay)
+            self._held -= relay.held
+            self._open_bytes -= relay.size
         return relay
-
-    def _land(self, relay: _Open) -> None:
-        if relay.size:
-            self._flying -= 1
-            self._flying_bytes -= relay.size
-            relay.size = 0
 
 
 class _Known(NamedTuple):
@@ -196,7 +201,7 @@ class Incoming:
 
     @property
     def untold(self) -> bool:
-        """Whether there is something to tell."""
+        """Whether there are outcomes to tell."""
         return bool(self._untold or self._untold_held)
 
     def receive(self, relays: Relays) -> list[Relay]:
@@ -234,17 +239,19 @@ class Incoming:
             if number not in self._known and number not in self._held:
                 self._known[number] = _Known(ErrorCode.DROPPED, now)
         self._untold, self._untold_held = [], []
+        # What is not asked about is settled there; one relay that waits for long must not keep the outcomes of all.
+        asked = set(ask.numbers)
+        self._known = {number: known for number, known in self._known.items() if number > ask.high or number in asked}
         return self._outcomes(
             [number for number in ask.numbers if number in self._known], sorted(self._held.intersection(ask.numbers))
         )
 
     def tell(self) -> Outcomes:
         """Say what has not been told yet."""
-        untold, held = self._untold, self._untold_held
-        self._untold, self._untold_held = [], []
-        return self._outcomes(
-            [number for number in untold if number in self._known], [number for number in held if number in self._held]
-        )
+        untold, self._untold = self._untold, []
+        held, self._untold_held = self._untold_held, []
+        known = [number for number in untold if number in self._known]
+        return self._outcomes(known, [number for number in held if number in self._held])
 
     def forget(self, older_than: float) -> None:
         """Forget the outcomes from before ``older_than``: nobody waits for those any more."""

@@ -149,7 +149,7 @@ def decode(data: bytes) -> Event | Message:
             return _event(data)
         message: Message = _decode(data)
         return message
-    except (IndexError, msgspec.MsgspecError) as error:
+    except (IndexError, RecursionError, msgspec.MsgspecError) as error:
         raise ValueError(str(error)) from None
 
 

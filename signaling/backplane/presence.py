@@ -59,7 +59,7 @@ class Presence:
         # Topics that may be wrong here or in the store, in order.
         self._doubted: dict[str, None] = {}
         self._syncing = 0
-        self._looks = 0
+        self._refreshing, self._meeting = _Rounds(_REFRESH_LOOKS), _Rounds(_MEET_LOOKS)
         self._keeping = 0
         self._met: set[str] = set()
         self._met_before: set[str] = set()
@@ -175,20 +175,19 @@ class Presence:
 
     def look(self) -> None:
         """See to some of the topics; to be called once a second."""
-        self._looks += 1
         if self._keeping and self._store.good:
             self._keeping -= 1
             if not self._keeping:
                 self._give_up_kept()
-        views = list(self._views.items())
-        self._doubted |= {topic: None for topic, _ in views[self._looks % _REFRESH_LOOKS :: _REFRESH_LOOKS]}
-        self._meet([view for _, view in views[self._looks % _MEET_LOOKS :: _MEET_LOOKS]])
+        self._doubted |= dict.fromkeys(topic for topic in self._refreshing.look(self._views) if topic in self._views)
+        self._meet()
         self.sync_some()
 
-    def _meet(self, views: Iterable[TopicView]) -> None:
+    def _meet(self) -> None:
         """See which nodes there are in some of the views; to look at all of them at once would hold everybody up."""
-        if self._looks % _MEET_LOOKS == 0:
+        if self._meeting.begins:
             self._met_before, self._met = self._met, set()
+        views = [self._views[topic] for topic in self._meeting.look(self._views) if topic in self._views]
         self._met |= {other.node for view in views for other in view.others.values()}
 
     def sync_some(self) -> None:
@@ -232,9 +231,40 @@ class Presence:
             if reply is None:
                 self._doubted[topic] = None
 
-        if not self._store.leave(topic, peer, left):
-            self._doubted[topic] = None
+        told = self._store.leave(topic, peer, left)
         self.forget_empty(topic)
+        if not told and topic in self._views:
+            self._doubted[topic] = None
+        elif not told:
+            # The next registration names the topics in which the store still has peers of this node; of all others that
+            # come and go meanwhile nothing must be kept.
+            self._doubted.pop(topic, None)
+
+
+class _Rounds:
+    """Goes through all topics again and again, through a part at each look, whichever come and go meanwhile.
+
+    Args:
+        looks: in one round; each topic that is there at its beginning has one of them.
+    """
+
+    def __init__(self, looks: int) -> None:
+        self._looks = looks
+        self._topics: list[str] = []
+        self._at = 0
+
+    @property
+    def begins(self) -> bool:
+        """Whether the next look is the first of a round."""
+        return self._at == 0
+
+    def look(self, topics: Iterable[str]) -> list[str]:
+        """Return whose turn it is; some may have gone since the round began."""
+        if self.begins:
+            self._topics = list(topics)
+        part = self._topics[self._at :: self._looks]
+        self._at = (self._at + 1) % self._looks
+        return part
 
 
 class _Own:

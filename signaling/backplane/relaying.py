@@ -130,12 +130,11 @@ class Relaying:
             if self._registration.good:
                 link.ask(self._store.node, now - _ASK_SECONDS)
             link.give_up(now - _GIVE_UP_SECONDS)
+        knows = self._registration.knows
+        self._outgoing = {node: link for node, link in self._outgoing.items() if len(link) or knows(node)}
         for incoming in self._incoming.values():
             incoming.forget(now - _REMEMBER_SECONDS)
-        self._incoming = {key: each for key, each in self._incoming.items() if not self._is_over(each)}
-
-    def _is_over(self, incoming: Incoming) -> bool:
-        return incoming.idle and not self._registration.knows(incoming.reply_to)
+        self._incoming = {key: each for key, each in self._incoming.items() if knows(each.reply_to) or not each.idle}
 
     # From other nodes
 
@@ -186,7 +185,6 @@ class Relaying:
             if written:
                 self._settle(incoming, relay, None)
             else:
-                # Its sender's node has others on the way, and must not count this one among them.
                 incoming.hold(relay.number)
                 self._tell_soon(incoming)
 

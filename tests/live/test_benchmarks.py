@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.programs import need
 
 TREE = Path(__file__).parents[2]
@@ -43,11 +45,18 @@ def test_a_short_flood_accounts_for_every_message() -> None:
     assert "flood: passed" in output
 
 
-def test_the_metrics_agree_with_a_load_to_the_last_message() -> None:
-    command = [sys.executable, "-m", "benchmarks.observe", "--seconds=1.5"]
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_metrics_agree_with_a_load_to_the_last_message(workers: int) -> None:
+    command = [sys.executable, "-m", "benchmarks.observe", "--seconds=1.5", f"--workers={workers}"]
     done = subprocess.run(command, cwd=TREE, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ok   every counter agrees" in done.stdout
+
+
+def test_a_worker_that_is_killed_costs_no_message_of_the_others() -> None:
+    output = run("killing", "--seconds=2", "--pairs=10")
+    assert "ok   worker 1: its peers noticed nothing (0 disturbances)" in output
+    assert "ok   server: 1 restart" in output
 
 
 def test_a_rolling_restart_behind_haproxy_costs_no_call() -> None:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+import msgspec
 import pytest
+from websockets.frames import Frame, Opcode
 
+from signaling.backplane.cluster import Cluster
+from signaling.backplane.scripts import Keys
 from tests.memory.world import Peer, World
 
 
@@ -144,3 +148,155 @@ def test_a_session_that_cannot_be_read_makes_a_new_peer(world: World) -> None:
     world.factories[0].local.lend = lambda topic, proof: b"\x93\x01\x02\x03"  # type: ignore[method-assign]
     welcome, peer_list = arrive(world, 2, f"?resume={token}&seen=2").heard()
     assert (welcome["selfId"] != own, "resumed" in welcome, peer_list["peers"]) == (True, False, [])
+
+
+def test_what_is_sent_before_the_welcome_of_a_late_newcomer_is_relayed(world: World) -> None:
+    other = arrive(world, 0)
+    other.id, _ = greeting(other)
+    _, token = greeting(peer := arrive(world, 1))
+    peer.reset()
+    back = world.knock(f"/ws/room?resume={token}&seen=999", node=1)
+    offer = json.dumps({"type": "offer", "to": other.id, "payload": "early"}).encode()
+    back.send_together(*[Frame(Opcode.TEXT, offer).serialize(mask=True)] * 2)
+    ask(back)
+    world.run()
+    assert [message["type"] for message in back.heard()] == ["welcome", "peer-list"]
+    assert [message["payload"] for message in other.heard() if message["type"] == "offer"] == ["early"] * 2
+
+
+# What is not ours
+
+
+ODD = {
+    "nothing": b"",
+    "a letter": b"x",
+    "another version's event": b"renamed 1.2 3 id 4\nroom",
+    "no numbers": b"joined one two id four\nroom",
+    "not UTF-8": b"joined 1.2 3 \xff 4\nroom" + b"n" * 16,
+    "a number of 10,000 digits": b"joined 1.2 " + b"9" * 10_000 + b" id 4\nroom" + b"n" * 16,
+    "an unknown kind": msgspec.msgpack.encode(["z", 1, 2, 3]),
+    "too few fields": msgspec.msgpack.encode(["r", "origin"]),
+    "fields of other types": msgspec.msgpack.encode(["o", 1, 2, 3, 4, 5]),
+    "an array without an end": b"\xdd\xff\xff\xff\xff",
+    "a deep nest": b"\x98\xa1a\xa1o\xa1n\x01\x90" + b"\x91" * 100_000,
+    "outcomes of no relay": msgspec.msgpack.encode(["o", "o" * 16, "n" * 16, [(1, 2**62)], [(1, "new")], [7]]),
+    "a session that nobody asked for": msgspec.msgpack.encode(["s", 1, b"x"]),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_what_is_not_ours_on_a_node_s_channel_is_passed_over(world: World, what: str) -> None:
+    here, there = arrive(world, 0), arrive(world, 1)
+    here.heard()
+    say(world, 0, ODD[what])
+    there.offer(greeting(arrive(world, 0))[0])
+    assert [message["type"] for message in here.heard()] == ["peer-joined"]
+
+
+def test_a_claim_that_proves_nothing_is_answered(world: World) -> None:
+    own, _ = greeting(arrive(world, 0))
+    say(world, 0, msgspec.msgpack.encode(["c", "n" * 16, 1, "room", own, b"what is this"]))
+    assert [entry["id"] for entry in arrive(world, 1).heard()[1]["peers"]] == [own]
+
+
+@pytest.mark.parametrize("last", ["~no ulid~", "7ZZZZZZZZZZZZZZZZZZZZZZZZZ"])
+def test_an_id_that_nobody_can_follow_keeps_nobody_out(world: World, last: str) -> None:
+    keys = Keys("signaling:")
+    values = [b"signaling:", b"room", b"60", b"n" * 16, last.encode(), b"", b"9", b"9999"]
+    world.engines[0].call("join", [*keys.topic(b"room"), keys.index(b"n" * 16)], values, lambda reply: None)
+    world.run()
+    first, second = arrive(world, 0), arrive(world, 1)
+    assert greeting(first)[0] in [message.get("peerId") for message in second.heard()]
+    assert len(greeting(arrive(world, 0, topic="another"))[0]) == 26
+
+
+def say(world: World, node: int, data: bytes) -> None:
+    """Publish on the channel of a node."""
+    backplane = world.factories[node].backplane
+    assert isinstance(backplane, Cluster)
+    world.engines[0].publish(Keys("signaling:").channel(backplane.node.encode()), data, lambda listeners: None)
+    world.run()
+
+
+# Slow readers
+
+
+def test_peers_that_take_nothing_cost_nobody_else_the_way_to_their_node(world: World) -> None:
+    sender, reader = arrive(world, 0), arrive(world, 1)
+    reader_id, _ = greeting(reader)
+    absent = [arrive(world, 1) for _ in range(70)]
+    ids = [greeting(peer)[0] for peer in absent]
+    for peer in absent:
+        peer.reset()
+    sender.heard()
+    for number in range(16):
+        sender.say_many([{"type": "offer", "to": to, "msgId": f"{to} {number}"} for to in ids])
+    sender.offer(reader_id, "m", "hello")
+    assert sender.heard() == []
+    assert reader.heard()[-1]["payload"] == "hello"
+    assert world.relays_waiting == sum(factory.backplane.forwarding for factory in world.factories) == 70 * 16
+    world.advance(40)
+    assert len([message for message in sender.heard() if message.get("code") == "dropped"]) == 70 * 16
+    assert world.relays_waiting == 0
+
+
+# A node that dies, or a store that is away
+
+
+def test_who_comes_back_from_a_node_that_is_gone_waits_for_nobody(world: World) -> None:
+    arrive(world, 1)
+    _, token = greeting(arrive(world, 0))
+    world.engines[0].disconnect()
+    before = world.clock.seconds()
+    back = arrive(world, 1, f"?resume={token}&seen=2")
+    assert "resumed" not in back.heard()[0]
+    assert world.clock.seconds() - before < 1
+
+
+def test_topics_that_came_and_went_while_the_store_was_away_are_not_asked_about(world: World) -> None:
+    stayed = arrive(world, 0, topic="stays")
+    left = arrive(world, 0, topic="left")
+    world.engines[0].lose()
+    left.leave()
+    for number in range(50):
+        arrive(world, 0, topic=f"t{number}").leave()
+    scripts: list[str] = []
+    call = world.engines[0].call
+    world.engines[0].call = lambda script, *rest: (scripts.append(script), call(script, *rest))  # type: ignore
+    world.engines[0].come_back()
+    world.run()
+    assert scripts.count("sync") == 2
+    assert arrive(world, 1, topic="left").heard()[1]["peers"] == []
+    assert len(arrive(world, 1, topic="stays").heard()[1]["peers"]) == 1
+    assert [message["type"] for message in stayed.heard()] == ["welcome", "peer-list", "peer-joined"]
+
+
+def test_a_node_that_stopped_starts_again(world: World) -> None:
+    other = arrive(world, 1)
+    stopped: list[bool] = []
+    world.factories[0].backplane.stop(lambda: stopped.append(True))
+    world.run()
+    assert stopped == [True]
+    world.factories[0].backplane.start(world.factories[0].local)
+    world.run()
+    peer = arrive(world, 0)
+    own = greeting(peer)[0]
+    other.offer(own, payload="again")
+    assert peer.heard()[-1]["payload"] == "again"
+    assert world.factories[0].unready == []
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_a_node_stops_in_time_whatever_the_store_does(world: World, reachable: bool) -> None:
+    arrive(world, 0)
+    peer = world.knock("/ws/room", node=0)
+    ask(peer)
+    if reachable:
+        world.engines[0].step = lambda: False  # type: ignore[method-assign]
+    else:
+        world.engines[0].lose()
+    stopped: list[float] = []
+    world.factories[0].backplane.stop(lambda: stopped.append(world.clock.seconds()))
+    world.advance(10)
+    assert stopped
+    assert stopped[0] <= 3

@@ -9,17 +9,34 @@ import sys
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 
 from tests.simulator.story import Breach, Story
+from tests.simulator.travels import TravelStory
 
 LONGEST_SECONDS = 60
 
 
-def outcome(seed: int) -> tuple[int, str | None, Counter[str]]:
+def story_of(seed: str, log: Callable[[str], None] | None = None) -> Story:
+    """Make a seed's story: a number's own, or with a t in front, one of peers that come back."""
+    return TravelStory(int(seed[1:]), log) if seed.startswith("t") else Story(int(seed), log)
+
+
+def seeds_in(text: str) -> list[str]:
+    """Write out a list like ``0-2,t7`` as ``0``, ``1``, ``2`` and ``t7``."""
+    found = []
+    for part in text.split(","):
+        kind = "t" if part.startswith("t") else ""
+        first, _, last = part.removeprefix(kind).partition("-")
+        found += [f"{kind}{number}" for number in range(int(first), int(last or first) + 1)]
+    return found
+
+
+def outcome(seed: str) -> tuple[str, str | None, Counter[str]]:
     """Tell one seed's story; returns what was wrong, None where nothing was, and counts of what happened."""
-    story = Story(seed)
+    story = story_of(seed)
     # Whatever turns in circles is interrupted.
     signal.signal(signal.SIGALRM, signal.default_int_handler)
     signal.alarm(LONGEST_SECONDS)
@@ -37,24 +54,19 @@ def outcome(seed: int) -> tuple[int, str | None, Counter[str]]:
 def main() -> int:
     """Tell what the command line asks for; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulator", description=__doc__)
-    parser.add_argument("--seed", type=int, help="tell one story")
+    parser.add_argument("--seed", help="tell one story, like 120 or t28")
     parser.add_argument("--trace", action="store_true", help="with --seed: print everything that happens")
-    parser.add_argument("--seeds", default="0-999", help="tell many, like 0-99,120 (default: %(default)s)")
+    parser.add_argument("--seeds", default="0-999,t0-299", help="tell many (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="at the same time (default: %(default)s)")
     parser.add_argument("--most", type=int, default=10, help="stop after so many failures (default: %(default)s)")
     options = parser.parse_args()
     if options.seed is not None:
         return _one(options.seed, options.trace)
-    return _many(_seeds(options.seeds), options.jobs, options.most)
+    return _many(seeds_in(options.seeds), options.jobs, options.most)
 
 
-def _seeds(text: str) -> list[int]:
-    ranges = [part.split("-") for part in text.split(",")]
-    return [seed for part in ranges for seed in range(int(part[0]), int(part[-1]) + 1)]
-
-
-def _one(seed: int, trace: bool) -> int:
-    story = Story(seed, print if trace else None)
+def _one(seed: str, trace: bool) -> int:
+    story = story_of(seed, print if trace else None)
     try:
         story.tell()
     except Breach as breach:
@@ -64,7 +76,7 @@ def _one(seed: int, trace: bool) -> int:
     return 0
 
 
-def _many(seeds: list[int], jobs: int, most: int) -> int:
+def _many(seeds: list[str], jobs: int, most: int) -> int:
     started = time.monotonic()
     failed = done = 0
     totals: Counter[str] = Counter()

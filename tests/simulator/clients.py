@@ -19,18 +19,22 @@ class Sent:
 
     Attributes:
         held_by: the id that the target's node had when it began to wait in a queue; empty where it did not.
+        lost: whether it never reached its sender's node.
         written: when it was written to its target, and the id that the target's node had then.
         errors: when its sender was told so, and the code.
     """
 
-    __slots__ = ("at", "errors", "held_by", "number", "sender", "target", "written")
+    __slots__ = ("at", "errors", "held_by", "lost", "number", "sender", "sender_id", "target", "target_id", "written")
 
     def __init__(self, number: int, sender: Client, target: Client, at: float) -> None:
         self.number = number
         self.sender = sender
+        self.sender_id = sender.id
         self.target = target
+        self.target_id = target.id
         self.at = at
         self.held_by = ""
+        self.lost = False
         self.written: list[tuple[float, str]] = []
         self.errors: list[tuple[float, str]] = []
 
@@ -95,6 +99,16 @@ class Client:
         return self.peer is not None and not self.gone
 
     @property
+    def lenient(self) -> bool:
+        """Whether it may be told what it knows, or what it cannot know."""
+        return self.missed_events
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has not joined yet."""
+        return not self.gone and self.peer is None
+
+    @property
     def metadata_text(self) -> bytes | None:
         return None if self.metadata is None else json.dumps(self.metadata).encode()
 
@@ -132,7 +146,7 @@ class Client:
         if self.known is None:
             self.breach("hears of a newcomer before its list")
             return
-        if peer == self.id or (peer in self.known and not self.missed_events):
+        if peer == self.id or (peer in self.known and not self.lenient):
             self.breach(f"is told again that {peer} joined")
         self.known[peer] = message.get("metadata")
 
@@ -141,7 +155,7 @@ class Client:
         if self.known is None:
             self.breach("hears of somebody who left before its list")
             return
-        if peer not in self.known and not self.missed_events:
+        if peer not in self.known and not self.lenient:
             self.breach(f"is told that {peer} left, whom it does not know")
         self.known.pop(peer, None)
         self._story.heard_left(self, peer)
@@ -151,22 +165,22 @@ class Client:
         now = self._story.now
         if self.known is None:
             self.breach("is sent a relay before its list")
-        elif message["from"] not in self.known and message["from"] != self.id and not self.missed_events:
+        elif message["from"] not in self.known and message["from"] != self.id and not self.lenient:
             self._story.early += 1
-        if sent.target is not self or message["from"] != sent.sender.id or sent.sender.topic != self.topic:
+        if sent.target_id != self.id or message["from"] != sent.sender_id or sent.sender.topic != self.topic:
             self.breach(f"is sent what is for another: {message}")
         if sent.written:
             self.breach(f"is sent relay {sent.number} again")
-        if sent.number <= self._latest.get(sent.sender.id, -1):
+        if sent.number <= self._latest.get(sent.sender_id, -1):
             self.breach(f"is sent relay {sent.number} out of order")
-        self._latest[sent.sender.id] = sent.number
+        self._latest[sent.sender_id] = sent.number
         sent.written.append((now, self.node.cluster.node))
 
     def _error(self, message: Any) -> None:
         if "msgId" not in message:
             return
         sent = self._story.sent[int(message["msgId"])]
-        if sent.sender is not self:
+        if sent.sender_id != self.id:
             self.breach(f"is told of another's relay: {message}")
         if sent.errors:
             self.breach(f"is told twice that relay {sent.number} failed")

@@ -74,7 +74,7 @@ class SimulatedNode:
         self.clients: dict[Client, None] = {}
         self.crashed_at: float | None = None
         self.stopping = False
-        self.cluster.start(LocalPeers(self.topics, self.counters, lambda peer, text: None, self._moved))
+        self.cluster.start(self._local_peers())
 
     @property
     def name(self) -> str:
@@ -83,6 +83,9 @@ class SimulatedNode:
     @property
     def serves(self) -> bool:
         return self.process.alive and not self.stopping
+
+    def _local_peers(self) -> LocalPeers:
+        return LocalPeers(self.topics, self.counters, lambda peer, text: None, self._moved)
 
     def _moved(self, peer: Peer) -> None:
         self.story.breach(f"{self.name}: {peer.id} moved, which nobody did")

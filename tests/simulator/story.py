@@ -58,7 +58,7 @@ class Story:
         self.random = self.timeline.random
         self.trace = self.timeline.trace
         self.tracing = self.timeline.tracing
-        self.limits = Limits(high_water_messages=4)
+        self.limits = self._make_limits()
         self.sent: list[Sent] = []
         self.buried: dict[str, float] = {}
         self.counts: Counter[str] = Counter()
@@ -80,6 +80,9 @@ class Story:
         random.shuffle(faults)
         self._faults = faults[: random.choice([0, 1, 2, 3, len(faults)])]
         self._healing: list[Callable[[], None]] = []
+
+    def _make_limits(self) -> Limits:
+        return Limits(high_water_messages=4)
 
     @property
     def now(self) -> float:
@@ -118,7 +121,7 @@ class Story:
 
     def heard_left(self, client: Client, peer: str) -> None:
         left = self.by_id.get(peer)
-        if left is None or not left.live:
+        if left is None or not left.live or left.id != peer:
             return
         # The others took its node for dead, or the store forgot it.
         self.counts["left for a while"] += 1
@@ -136,9 +139,15 @@ class Story:
     def _new_node(self) -> SimulatedNode:
         self._names += 1
         skew = self.random.choice([0, 0, -1500, 700, 4000])
-        node = SimulatedNode(self, f"node{self._names}", self.store, self.latency, skew)
+        node = self._make_node(f"node{self._names}", skew)
         self.trace(node.name, "starts as", node.cluster.node)
         return node
+
+    def _make_node(self, name: str, skew: int) -> SimulatedNode:
+        return SimulatedNode(self, name, self.store, self.latency, skew)
+
+    def _make_client(self, node: SimulatedNode, name: str, topic: str, metadata: Any) -> Client:
+        return Client(node, name, topic, metadata)
 
     def serving(self) -> list[SimulatedNode]:
         return [node for node in self.nodes if node.serves]
@@ -151,7 +160,8 @@ class Story:
         if not nodes or len(self.live()) > 12:
             return
         metadata = self.random.choice([None, {"name": "Ada"}, {"n": self.random.randint(0, 9)}])
-        client = Client(self.random.choice(nodes), f"c{len(self.clients)}", self.random.choice(self.topics), metadata)
+        node, topic = self.random.choice(nodes), self.random.choice(self.topics)
+        client = self._make_client(node, f"c{len(self.clients)}", topic, metadata)
         self.trace(client.name, "connects to", client.node.name, client.topic)
         self.clients.append(client)
         client.node.connect(client)
@@ -377,16 +387,20 @@ class Story:
 
     def _check_clients(self) -> None:
         for client in self.clients:
-            if not client.gone and client.peer is None:
+            if client.waits:
                 self.breach(f"{client.name} waits for its welcome")
             elif client.live and not client.missed_events and client.known != self._expected(client):
                 self.breach(f"{client.name} in {client.topic}: {self._difference(client)}")
 
+    def _name(self, peer: str) -> str:
+        client = self.by_id.get(peer)
+        return f"{client.name} ({peer})" if client is not None else peer
+
     def _difference(self, client: Client) -> str:
         known, expected = client.known or {}, self._expected(client)
-        surplus = [self.by_id[peer].name for peer in known if peer not in expected]
-        missing = [self.by_id[peer].name for peer in expected if peer not in known]
-        wrong = [self.by_id[peer].name for peer in expected if peer in known and known[peer] != expected[peer]]
+        surplus = [self._name(peer) for peer in known if peer not in expected]
+        missing = [self._name(peer) for peer in expected if peer not in known]
+        wrong = [self._name(peer) for peer in expected if peer in known and known[peer] != expected[peer]]
         return f"knows {surplus}, who are not there; does not know {missing}; is wrong about {wrong}"
 
     def _check_relays(self) -> None:

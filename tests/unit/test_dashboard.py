@@ -19,8 +19,9 @@ from tests.programs import need
 TREE = Path(__file__).parents[2]
 DASHBOARD = TREE / "deploy" / "grafana.json"
 ALERTS = TREE / "deploy" / "alerts.yml"
-# What the client library says of a process, and what Prometheus says of a scrape.
+# What the client library says of a process, what a listener says of its workers, and Prometheus of a scrape.
 OTHERS = {
+    *("signaling_worker_up", "signaling_worker_restarts_total"),
     *("process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds", "process_max_fds"),
     "up",
 }

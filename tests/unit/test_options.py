@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from twisted.logger import LogLevel
 from twisted.python.usage import UsageError
 
 from signaling import Limits, Options
+from signaling.errors import StartError
+from signaling.service import makeService
 
 
 def parse(*arguments: str, **environ: str) -> Options:
@@ -55,6 +58,27 @@ def test_listen_repeats_and_is_in_place_of_the_port() -> None:
     options = parse("--listen", "tcp:1", "--listen", "unix:/x", PORT="nonsense")
     assert options.listen == ["tcp:1", "unix:/x"]
     assert refusal("--listen", "tcp:1", "--port", "2") == "--listen is in place of --port: give one or the other"
+
+
+def test_one_process_by_default_and_one_for_each_core_on_request() -> None:
+    assert parse().workers == 1
+    assert parse("--workers=3").workers == 3
+    assert parse("--workers=0").workers == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize("text", ["x", "-1", "1.5", "", "257", "²"])
+def test_a_number_of_workers_that_is_none_is_named(text: str) -> None:
+    right = "a whole number from 0 up, at most 256 (for example 2)"
+    assert refusal("--workers", text) == f"--workers: {text!r} is not {right}"
+
+
+def test_workers_are_told_what_was_given() -> None:
+    assert parse("--workers=2", "--max-connections", "5").words == ["--workers=2", "--max-connections", "5"]
+
+
+def test_an_application_is_one_process() -> None:
+    with pytest.raises(StartError, match="--workers: only twistd starts workers"):
+        makeService(parse("--workers=2", "--port=0"))
 
 
 def test_every_bound_is_set_by_its_option() -> None:
