@@ -51,6 +51,7 @@ class Trial:
     began: float = field(default_factory=time.monotonic)
     fault_at: float = 0.0
     healed_at: float = 0.0
+    closed_at: float = 0.0
     agreed_after: float = 0.0
     agreed: bool = False
     suffering: list[Member] = field(default_factory=list)
@@ -100,6 +101,7 @@ class Trial:
 
     async def close(self) -> None:
         """Wait for the ends of all relays, and close the books."""
+        self.closed_at = time.monotonic()
         await self.load.rest(_REST_SECONDS)
         # An answer to what was delivered would come now.
         await asyncio.sleep(_QUIET_SECONDS)
@@ -117,7 +119,7 @@ class Trial:
     def announced_after(self) -> float | None:
         """How long it took until the last peer of the dead node was announced; None where none had to be."""
         # Visitors leave by themselves.
-        dead = {member.id for member in self.suffering if member.ended_at is None or self.name in _DEADLY}
+        dead = {each.id for each in self.suffering if self.name in _DEADLY or (each.ended_at or 0) > self.closed_at}
         told = [left.at - self.fault_at for left in self.world.left if left.peer in dead and left.at >= self.fault_at]
         return max(told, default=None) if self.victim else None
 

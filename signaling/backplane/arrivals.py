@@ -272,6 +272,8 @@ class Arrivals:
             # It was let in as a new peer without waiting for this, or is gone.
             self._presence.leave(arrival.topic, peer)
         elif arrival.waits:
+            # Another node was quicker: the session is that node's, and this is a new peer.
+            arrival.session = None
             self._rename(arrival, self._ids.next())
             self._join(arrival)
         self._presence.check(arrival.topic, view)

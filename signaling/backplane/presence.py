@@ -58,6 +58,8 @@ class Presence:
         self._views: dict[str, TopicView] = {}
         # Topics that may be wrong here or in the store, in order.
         self._doubted: dict[str, None] = {}
+        # Of those, what the store did not answer; they wait for the next look, and not for whatever happens next.
+        self._unanswered: dict[str, None] = {}
         self._syncing = 0
         self._refreshing, self._meeting = _Rounds(_REFRESH_LOOKS), _Rounds(_MEET_LOOKS)
         self._keeping = 0
@@ -180,7 +182,8 @@ class Presence:
 
     def doubt_some(self, topics: Iterable[str]) -> None:
         """Compare these soon, whether anybody is here or not."""
-        self._doubted |= dict.fromkeys(topics)
+        self._doubted |= self._unanswered | dict.fromkeys(topics)
+        self._unanswered = {}
 
     def look(self) -> None:
         """See to some of the topics; to be called once a second."""
@@ -188,7 +191,7 @@ class Presence:
             self._keeping -= 1
             if not self._keeping:
                 self._give_up_kept()
-        self._doubted |= dict.fromkeys(topic for topic in self._refreshing.look(self._views) if topic in self._views)
+        self.doubt_some(topic for topic in self._refreshing.look(self._views) if topic in self._views)
         self._meet()
         self.sync_some()
 
@@ -212,8 +215,7 @@ class Presence:
     def _synced(self, topic: str, reply: list[Any] | None) -> None:
         self._syncing -= 1
         if reply is None:
-            # The next registration, or look, tries again.
-            self._doubted[topic] = None
+            self._unanswered[topic] = None
         else:
             self.sync_some()
 
@@ -248,6 +250,7 @@ class Presence:
             # The next registration names the topics in which the store still has peers of this node; of all others that
             # come and go meanwhile nothing must be kept.
             self._doubted.pop(topic, None)
+            self._unanswered.pop(topic, None)
 
 
 class _Rounds:
