@@ -24,6 +24,7 @@ KEPT = {
     "31735": "a join's reply showed a node its own peers under its former id",
     "t26": "the session of one peer was given to another",
     "t28": "an event that was sent again brought back who had left meanwhile",
+    "t50968": "an arrival was claimed twice, and left a peer behind that nobody was",
     "t70": "one token was shown twice at once",
     "2671": "a link to a node that was buried by mistake counted from 1 again",
     "22385": "a store that lost its data counted a node's beats from 1 again, and the others took them for old ones",
