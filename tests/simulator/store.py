@@ -212,8 +212,9 @@ class ModelStore:
                 self._count(topic, node, 1)
                 self._sadd(topic.index, name)
                 self._tell(topic, b"moved", peer, own[peer])
-            elif of == node and peer not in own and peer not in unsure and self._remove(topic, peer, value):
-                self._tell(topic, b"left", peer, b"")
+            elif of in (node, former) and peer not in own and peer not in unsure:
+                if self._remove(topic._replace(index=prefix + b"topics:" + of), peer, value):
+                    self._tell(topic, b"left", peer, b"")
             own.pop(peer, None)
         for peer in peers:
             if peer in own:

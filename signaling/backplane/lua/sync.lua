@@ -2,7 +2,7 @@
 -- KEYS members, state, index of the node
 -- ARGV prefix, topic, seconds, node, the id that the node had before, and its peers: id, metadata, id, metadata...
 -- In front of the metadata stands +, or ? for a peer whose joining has no answer yet: it may stay, and is not added.
--- Members that were the former id's are this node's. A peer that another node has stays that node's.
+-- Members that were the former id's are this node's, or nobody's. A peer that another node has stays that node's.
 local members, state, index = KEYS[1], KEYS[2], KEYS[3]
 local prefix, topic, seconds, node, former = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 
@@ -27,8 +27,8 @@ for at = 1, #stored, 2 do
         count(state, node, 1)
         redis.call('SADD', index, topic)
         tell(prefix, state, topic, 'moved', peer, own[peer])
-    elseif of == node and not own[peer] and not unsure[peer]
-        and remove(members, state, index, topic, peer, value) then
+    elseif (of == node or of == former) and not own[peer] and not unsure[peer]
+        and remove(members, state, prefix .. 'topics:' .. of, topic, peer, value) then
         tell(prefix, state, topic, 'left', peer, '')
     end
     own[peer] = nil
