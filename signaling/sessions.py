@@ -351,6 +351,8 @@ class Sessions:
             self.keep(proven, place)
         self._set_lent(proven, True)
         self._loans.set(proven)
+        # It must not leave while another node takes it over.
+        self._windows.set(proven)
         return proven.session()
 
     def _set_lent(self, peer: ResumablePeer, lent: bool) -> None:
