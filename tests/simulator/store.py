@@ -212,9 +212,12 @@ class ModelStore:
                 self._count(topic, node, 1)
                 self._sadd(topic.index, name)
                 self._tell(topic, b"moved", peer, own[peer])
-            elif of in (node, former) and peer not in own and peer not in unsure:
-                if self._remove(topic._replace(index=prefix + b"topics:" + of), peer, value):
-                    self._tell(topic, b"left", peer, b"")
+            elif (
+                of in (node, former)
+                and not (peer in own or peer in unsure)
+                and self._remove(topic._replace(index=prefix + b"topics:" + of), peer, value)
+            ):
+                self._tell(topic, b"left", peer, b"")
             own.pop(peer, None)
         for peer in peers:
             if peer in own:
