@@ -369,17 +369,17 @@ class Sessions:
         self._windows.set(peer)
 
     def back(self, peer: ResumablePeer) -> None:
-        """Notice that a peer has a connection again."""
+        """Notice that a peer needs none of what it had while it waited, or has on its former connection."""
         self.away.discard(peer)
         self._windows.clear(peer)
         self._loans.clear(peer)
+        place, peer.way.place = peer.way.place, None
+        if place is not None:
+            self._admission.release(place)
 
     def dismiss(self, peer: ResumablePeer, reason: str) -> None:
         """Let a peer leave, whether it has a connection or not."""
         self.back(peer)
-        place, peer.way.place = peer.way.place, None
-        if place is not None:
-            self._admission.release(place)
         self._on_gone(peer, reason)
         peer.unwritten += peer.way.give_up()
         peer.detach()
@@ -388,9 +388,6 @@ class Sessions:
     def hand_over(self, peer: ResumablePeer) -> None:
         """Forget a peer that goes on elsewhere, without a word."""
         self.back(peer)
-        place, peer.way.place = peer.way.place, None
-        if place is not None:
-            self._admission.release(place)
         for sender, _ in peer.unwritten + peer.way.give_up():
             sender.written()
         peer.detach()

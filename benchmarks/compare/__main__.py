@@ -81,7 +81,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         type=int,
         default=[],
         metavar="NODES",
-        help="ours as so many nodes that share topics through Redis, peers on different ones; repeatable",
+        help="ours as so many nodes that share topics through Redis, peers on different ones; repeatable. Default: 2,"
+        " and 2 workers, unless --peer or --no-peers says who is compared",
     )
     alone = parser.add_argument_group("a server that runs already")
     alone.add_argument("--url", help="where its topics are: ws://host:port/ws/")
@@ -109,7 +110,9 @@ def _chosen(options: argparse.Namespace) -> list[Server]:
         for name in servers.NEED_NODE.intersection(names):
             print(f"{name} is left out: it needs node and npm", file=sys.stderr)
             names.remove(name)
-    clusters = map(servers.cluster, options.cluster)
+    clusters = [servers.cluster(nodes) for nodes in options.cluster]
+    if not (options.no_peers or options.peer):
+        clusters += [servers.workers(2), *([servers.cluster(2)] if servers.has_redis() and not clusters else [])]
     return [servers.ours(options.reactor), *options.variant, *clusters, *options.server, *servers.others(names)]
 
 

@@ -73,7 +73,7 @@ class Contest:
                         self.results.add(name, running.server.name, figures)
 
     def _runners(self, name: str) -> list[Running]:
-        return [each for each in self._stable.running.values() if SCENARIOS[name].suits(each.server.dialect)]
+        return [each for each in self._stable.running.values() if SCENARIOS[name].suits(each.server)]
 
     def _numbers(self, name: str) -> range:
         """Number the rounds; 0 warms up. Memory hardly varies, and many connections take their time."""

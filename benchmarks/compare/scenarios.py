@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from benchmarks.compare.dialects import Dialect, Joining, Member
 from benchmarks.compare.generator import Crowd, Expected, Link, Task, WrongAnswerError
@@ -21,6 +21,7 @@ from benchmarks.report import latency
 Figures = dict[str, float]
 
 _LAST_SECONDS = 20.0
+_STEADY_RATE = 2_000
 
 _serial = itertools.count()
 
@@ -333,6 +334,24 @@ def open_loop(stage: Stage) -> None:
     stage.figures["late_p99_ms"] = latency(1000 * late for late in loop.late).p99
 
 
+def steady(stage: Stage) -> None:
+    """The same at a rate at which a server has time to handle each message by itself, which costs it most."""
+    stage.scale = replace(stage.scale, rate=min(_STEADY_RATE, stage.scale.rate))
+    open_loop(stage)
+
+
+class Contestant(Protocol):
+    """A server that a scenario may suit."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """How it is spoken to."""
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is our server, in whatever way it is run."""
+
+
 @dataclass(frozen=True)
 class Scenario:
     """One thing to measure.
@@ -340,15 +359,17 @@ class Scenario:
     Args:
         fresh: whether it wants a server that did nothing before.
         announced: whether it is about hearing of new peers.
+        own: whether it compares ways to run our server.
     """
 
     run: Callable[[Stage], None]
     fresh: bool = False
     announced: bool = False
+    own: bool = False
 
-    def suits(self, dialect: Dialect) -> bool:
-        """Tell whether there is such a thing with a kind of server."""
-        return not self.announced or dialect.joined("") is not None
+    def suits(self, server: Contestant) -> bool:
+        """Tell whether there is such a thing with a server."""
+        return (not self.announced or server.dialect.joined("") is not None) and (server.is_ours or not self.own)
 
 
 SCENARIOS = {
@@ -359,4 +380,5 @@ SCENARIOS = {
     "room": Scenario(room, announced=True),
     "idle": Scenario(idle, fresh=True),
     "latency": Scenario(open_loop),
+    "steady": Scenario(steady, own=True),
 }

@@ -44,6 +44,7 @@ class Server:
         environment: variables beside this process's own.
         processes: that share the work.
         nodes: how many servers serve together; connections go to them in turns.
+        is_ours: whether it is our server, in whatever way it is run.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Server:
     version: str = ""
     processes: int = 1
     nodes: int = 1
+    is_ours: bool = False
 
     @property
     def needs_store(self) -> bool:
@@ -232,8 +234,18 @@ def variant(name: str, words: Sequence[str]) -> Server:
     twistd = str(Path(sys.executable).parent / "twistd")
     listening = ["signaling", "--port", "{port}", "--log-level", "warn", *words[len(of_twistd) + 1 :]]
     command = [sys.executable, twistd, "-n", "--pidfile=", *options, *listening]
-    workers = [int(word.partition("=")[2]) for word in words if word.startswith("--workers=")]
-    return Server(name, command, Wire(), environment, version("twisted-signaling"), *workers)
+    processes = [int(word.partition("=")[2]) for word in words if word.startswith("--workers=")]
+    return Server(name, command, Wire(), environment, version("twisted-signaling"), *processes, is_ours=True)
+
+
+def workers(count: int) -> Server:
+    """Our server as so many processes that share the topics."""
+    return variant(f"workers-{count}", ["signaling", f"--workers={count}"])
+
+
+def has_redis() -> bool:
+    """Tell whether a Redis server is installed, for clusters."""
+    return shutil.which("redis-server") is not None
 
 
 def cluster(nodes: int) -> Server:

@@ -131,14 +131,19 @@ class Arrivals:
 
     def _join(self, arrival: Arrival) -> None:
         arrival.asked = True
+        peer = arrival.id
         view = self._presence.view(arrival.topic)
         view.calls += 1
-        done: Callable[[list[Any] | None], None] = lambda reply: self._joined(arrival, view, reply)  # noqa: E731
+        done: Callable[[list[Any] | None], None] = lambda reply: self._joined(arrival, peer, view, reply)  # noqa: E731
         self._store.join(arrival.topic, arrival.id, arrival.metadata, self._most, done)
 
-    def _joined(self, arrival: Arrival, view: TopicView, reply: list[Any] | None) -> None:
+    def _joined(self, arrival: Arrival, peer: str, view: TopicView, reply: list[Any] | None) -> None:
         view.calls -= 1
-        if reply is None:
+        if peer != arrival.id:
+            # It took another id since.
+            if reply is None or reply[0] == b"joined":
+                self._presence.leave(arrival.topic, peer)
+        elif reply is None:
             self._admit(arrival)
         elif reply[0] == b"joined":
             arrival.stored = True
@@ -240,7 +245,7 @@ class Arrivals:
     def take_session(self, answer: Session) -> None:
         """Take what another node gave up, or did not."""
         arrival, node = self._claiming.pop(answer.number, (None, ""))
-        if arrival is None or not arrival.waits or arrival.proof is None:
+        if arrival is None or not arrival.waits or arrival.asked or arrival.proof is None:
             return
         peer = arrival.proof.peer
         if answer.session is None or self._entrants[arrival.topic].get(peer) or self._node.has(arrival.topic, peer):
@@ -272,6 +277,8 @@ class Arrivals:
             # It was let in as a new peer without waiting for this, or is gone.
             self._presence.leave(arrival.topic, peer)
         elif arrival.waits:
+            # Another node was quicker: the session is that node's, and this is a new peer.
+            arrival.session = None
             self._rename(arrival, self._ids.next())
             self._join(arrival)
         self._presence.check(arrival.topic, view)

@@ -58,6 +58,8 @@ class Presence:
         self._views: dict[str, TopicView] = {}
         # Topics that may be wrong here or in the store, in order.
         self._doubted: dict[str, None] = {}
+        # Of those, what the store did not answer; they wait for the next look, and not for whatever happens next.
+        self._unanswered: dict[str, None] = {}
         self._syncing = 0
         self._refreshing, self._meeting = _Rounds(_REFRESH_LOOKS), _Rounds(_MEET_LOOKS)
         self._keeping = 0
@@ -104,6 +106,9 @@ class Presence:
     def take_event(self, event: Event) -> None:
         """Take what happened."""
         own = _Own(self._node, event.topic, self._entrants)
+        if event.other is not None and event.other.node in self._store.formers:
+            event = event._replace(other=self._named(event.other))
+            self.doubt(event.topic)
         here = event.other is not None and event.other.node == self._store.node
         known = event.peer in own or self._entrants.find(event.topic, event.peer) is not None
         if (here or event.kind is Kind.LEFT) and here != known:
@@ -123,11 +128,17 @@ class Presence:
         if self._views.get(topic) is not view or reply is None:
             return
         _, gen, seq, stored = reply
-        members = {peer.decode(): member(value) for peer, value in zip(stored[::2], stored[1::2], strict=True)}
+        members = {
+            peer.decode(): self._named(member(value)) for peer, value in zip(stored[::2], stored[1::2], strict=True)
+        }
         own = _Own(self._node, topic, self._entrants)
         keep = self._keeping > 0
         changes = view.take_snapshot(version(gen.decode(), seq), members, self._store.node, own, keep=keep)
         self._changed(topic, view, changes)
+
+    def _named(self, other: Other) -> Other:
+        """Take what is a former id's of this node for this node's: it is nobody else's, and nobody moved there."""
+        return other._replace(node=self._store.node) if other.node in self._store.formers else other
 
     def _changed(self, topic: str, view: TopicView, changes: list[Change]) -> None:
         for change in changes:
@@ -171,7 +182,8 @@ class Presence:
 
     def doubt_some(self, topics: Iterable[str]) -> None:
         """Compare these soon, whether anybody is here or not."""
-        self._doubted |= dict.fromkeys(topics)
+        self._doubted |= self._unanswered | dict.fromkeys(topics)
+        self._unanswered = {}
 
     def look(self) -> None:
         """See to some of the topics; to be called once a second."""
@@ -179,7 +191,7 @@ class Presence:
             self._keeping -= 1
             if not self._keeping:
                 self._give_up_kept()
-        self._doubted |= dict.fromkeys(topic for topic in self._refreshing.look(self._views) if topic in self._views)
+        self.doubt_some(topic for topic in self._refreshing.look(self._views) if topic in self._views)
         self._meet()
         self.sync_some()
 
@@ -203,8 +215,7 @@ class Presence:
     def _synced(self, topic: str, reply: list[Any] | None) -> None:
         self._syncing -= 1
         if reply is None:
-            # The next registration, or look, tries again.
-            self._doubted[topic] = None
+            self._unanswered[topic] = None
         else:
             self.sync_some()
 
@@ -239,6 +250,7 @@ class Presence:
             # The next registration names the topics in which the store still has peers of this node; of all others that
             # come and go meanwhile nothing must be kept.
             self._doubted.pop(topic, None)
+            self._unanswered.pop(topic, None)
 
 
 class _Rounds:

@@ -65,6 +65,7 @@ class Registration:
     Attributes:
         node: the id of this node.
         former: the id that it had before, or the same.
+        formers: all that it had before.
         reachable: whether there is a connection to the engine.
         good: whether the engine serves this node.
         away: whether it is known to serve nobody.
@@ -77,6 +78,7 @@ class Registration:
         self._new_id = new_id
         self._owner = owner
         self.node = self.former = new_id()
+        self.formers: set[str] = set()
         self.reachable = self.good = self.away = False
         self._connecting_since = 0.0
         self._beating_since: float | None = None
@@ -186,6 +188,7 @@ class Registration:
         self._look_at(dict(zip((node.decode() for node in nodes[::2]), nodes[1::2], strict=True)))
 
     def _begin_anew(self) -> None:
+        self.formers.add(self.node)
         self.former, self.node = self.node, self._new_id()
         self._beats = self._seen_beats = 0
         self._confirmed = float("-inf")

@@ -30,6 +30,11 @@ class Store:
         return self._registration.node
 
     @property
+    def formers(self) -> set[str]:
+        """The ids that this node had before."""
+        return self._registration.formers
+
+    @property
     def good(self) -> bool:
         """Whether the engine serves this node."""
         return self._registration.good

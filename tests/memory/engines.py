@@ -134,9 +134,15 @@ class MemoryEngine:
 
     Args:
         store: which the nodes of a world share.
+
+    Attributes:
+        refused: the scripts that get no reply, as where a store's memory is full.
+        refusals: how many calls that were.
     """
 
     def __init__(self, store: Store) -> None:
+        self.refused: set[str] = set()
+        self.refusals = 0
         self._store = store
         self._channel: bytes | None = None
         self._requests: deque[Callable[[], None]] = deque()
@@ -180,7 +186,13 @@ class MemoryEngine:
         self.connect(self._last_channel, self._listener)
 
     def call(self, script: str, keys: Sequence[bytes], arguments: Sequence[bytes], done: Reply) -> None:
-        self._request(lambda: self._store.run(script, keys, arguments), done)
+        def run() -> list[Any] | None:
+            if script in self.refused:
+                self.refusals += 1
+                return None
+            return self._store.run(script, keys, arguments)
+
+        self._request(run, done)
 
     def publish(self, channel: bytes, data: bytes, done: Callable[[int | None], None]) -> None:
         self._request(lambda: self._store.publish(channel, data), done)

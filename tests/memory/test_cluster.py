@@ -300,3 +300,52 @@ def test_a_node_stops_in_time_whatever_the_store_does(world: World, reachable: b
     world.advance(10)
     assert stopped
     assert stopped[0] <= 3
+
+
+def test_a_token_that_is_shown_to_two_nodes_at_once_resumes_at_one_of_them(world: World) -> None:
+    watcher = arrive(world, 1)
+    own, token = greeting(peer := arrive(world, 1))
+    peer.reset()
+    both = [world.knock(f"/ws/room?resume={token}&seen=2", node=node) for node in (0, 2)]
+    ask(*both)
+    world.run()
+    welcomes = [peer.heard()[0] for peer in both]
+    assert sorted(welcome.get("resumed", False) for welcome in welcomes) == [False, True]
+    (resumed,) = [welcome["selfId"] for welcome in welcomes if "resumed" in welcome]
+    assert resumed == own
+    assert "peer-left" not in [message["type"] for message in watcher.heard()]
+
+
+@pytest.mark.parametrize("steps", range(6))
+def test_a_peer_that_two_connections_came_for_holds_one_place(steps: int) -> None:
+    world = World(nodes=3, resume_window_seconds=30, max_connections_per_address=2)
+    _, token = greeting(peer := arrive(world, 1))
+    peer.reset()
+    first, second = (world.knock(f"/ws/room?resume={token}&seen=2", node=2) for _ in range(2))
+    first.stall()
+    ask(first)
+    for _ in range(steps):
+        world.engines[steps % 3].step()
+        for engine in world.engines:
+            engine.step()
+    ask(second)
+    while not world.factories[2].topics.size("room"):
+        for engine in world.engines[::-1]:
+            engine.step()
+    first.reset()
+    second.leave()
+    world.advance(31)
+    assert world.topics == {}
+    assert [arrive(world, 2).heard()[0]["type"] for _ in range(2)] == ["welcome"] * 2
+    world.close()
+
+
+def test_a_store_that_refuses_is_not_asked_again_at_every_event(world: World) -> None:
+    engine = world.engines[0]
+    engine.refused = {"join", "sync"}
+    peers = [arrive(world, 0, topic=f"t{number}") for number in range(50)]
+    assert [len(peer.heard()) for peer in peers] == [2] * 50
+    assert engine.refusals <= 50 + 2 * 50
+    engine.refused = set()
+    world.advance(5)
+    assert len(arrive(world, 1, topic="t7").heard()[1]["peers"]) == 1

@@ -21,6 +21,7 @@ KEPT = {
     "1000": "a relay waited for the snapshot of a topic whose last peer left",
     "1615": "a relay waited in a queue while its node was taken for dead",
     "9547": "a peer was taken out of the store while its own call was on its way",
+    "31735": "a join's reply showed a node its own peers under its former id",
     "t26": "the session of one peer was given to another",
     "t28": "an event that was sent again brought back who had left meanwhile",
     "t70": "one token was shown twice at once",

@@ -85,7 +85,6 @@ class Traveller(Client):
 
     Attributes:
         line: its connection, None where it has none.
-        moved_at: when it went on at another node.
     """
 
     node: TravelNode
@@ -95,7 +94,6 @@ class Traveller(Client):
         self.line: Line | None = None
         self.token = b""
         self.seen = 0
-        self.moved_at: list[float] = []
         self._last_node: SimulatedNode | None = None
         self._resumed = False
 
@@ -139,7 +137,6 @@ class Traveller(Client):
             if message["selfId"] != self.id:
                 self.breach(f"goes on as {message['selfId']}")
             if self._last_node is not self.node:
-                self.moved_at.append(self._story.now)
                 self._story.counts["moved"] += 1
             self._story.counts["resumed"] += 1
             self._resumed = True
@@ -167,6 +164,8 @@ class TravelNode(SimulatedNode):
 
     def _moved(self, peer: Peer) -> None:
         if isinstance(peer, ResumablePeer) and peer.topic is not None:
+            # Its client may hear of it, or go on to yet another node before.
+            self.story.went_on(peer.id)
             self.sessions.hand_over(peer)
 
     def arrive(self, line: Line, join: Join) -> None:
@@ -283,9 +282,13 @@ class TravelNode(SimulatedNode):
         if peer is not None:
             self._leave(peer, receipts)
 
-    def _relay(self, sent: Sent) -> None:
+    def relay(self, sent: Sent) -> None:
         line = sent.sender.line  # type: ignore[attr-defined]
-        if line is None or line.node is not self or line.peer is None or sent.sender.id != sent.sender_id:
+        self.process.take(sent.sender, self._relay_from, (sent, line))
+
+    def _relay_from(self, relay: tuple[Sent, Line]) -> None:
+        sent, line = relay
+        if line.peer is None or line.lost:
             sent.lost = True
             return
         message = {"type": "offer", "to": sent.target_id, "payload": sent.number, "msgId": str(sent.number)}
@@ -327,6 +330,8 @@ class TravelStory(Story):
 
     def __init__(self, seed: int, log: Any = None) -> None:
         super().__init__(seed, log)
+        # When a peer went on at another node.
+        self.moved_at: dict[str, list[float]] = {}
         self.everybody = Process(self.timeline, "everybody")
 
     def _make_limits(self) -> Limits:
@@ -346,6 +351,10 @@ class TravelStory(Story):
             client: Any = self._make_client(node, f"c{len(self.clients)}", topic, metadata)
             self.clients.append(client)
             client.travel(node)
+
+    def went_on(self, peer: str) -> None:
+        """Notice that a peer is at another node now."""
+        self.moved_at.setdefault(peer, []).append(self.now)
 
     def come_back(self, client: Traveller) -> None:
         self.timeline.after(self.random.choice([0.01, 1, 8, 25]) * self.random.random(), self._come_back, client)
@@ -388,7 +397,7 @@ class TravelStory(Story):
             # Written to a connection that was lost, and never asked for again.
             self.counters_lost(sent)
             return None
-        if any(moved_at >= sent.at for moved_at in sender.moved_at):
+        if any(moved_at >= sent.at for moved_at in self.moved_at.get(sent.sender_id, ())):
             self.counts["unanswered: its sender went on elsewhere"] += 1
             return None
         return "no end"
