@@ -33,6 +33,7 @@ _WITNESS_RATE = 20.0
 # Within so much of a fault a node may have written a relay, and not have said so.
 _INSTANT_SECONDS = 1.0
 _FEW = 5
+_MOST_SHOWN = 700
 _CROWD = "lose-crowd"
 _DEADLY = ("kill-node", _CROWD)
 
@@ -418,10 +419,12 @@ def plot(trials: list[Trial], path: Path) -> None:
         axes.set_title(f"{FAULTS[trial.name].what}, {trial.seconds:g} s", fontsize=9, loc="left")
         axes.grid(alpha=0.3)
         axes.set_ylabel("relays/s", fontsize=8)
+        # What waited comes all at once, and would leave nothing to see of the rest.
+        axes.set_ylim(0, _MOST_SHOWN)
     for axes in list(grid.flat)[len(trials) :]:
         axes.axis("off")
-    grid.flat[0].legend(fontsize=7)
-    figure.supxlabel("seconds; the fault lasts where it is red, the dotted line is where all views agree", fontsize=9)
+    figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="lower right", fontsize=9)
+    figure.supxlabel("seconds; the fault lasts where it is red, all views agree from the dotted line on", fontsize=9)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)

@@ -119,7 +119,7 @@ class EngineCase(TestCase):
 
     async def beat(self, engine: RedisEngine) -> Any:
         node = NODE.encode()
-        return await self.call(engine, "beat", [KEYS.nodes, KEYS.tomb(node), KEYS.index(node)], "60", NODE, "1")
+        return await self.call(engine, "beat", [KEYS.nodes, KEYS.tomb(node), KEYS.index(node)], "60", NODE, "1", "0")
 
     async def publish(self, engine: RedisEngine, data: bytes, channel: bytes = CHANNEL) -> int | None:
         answered: Deferred[int | None] = Deferred()
@@ -151,7 +151,7 @@ class EngineCase(TestCase):
     async def talk(self, url: str) -> RedisEngine:
         """Use everything that an engine can do."""
         engine, listener = await self.connected(url)
-        assert (await self.beat(engine))[:2] == [b"alive", b"1"]
+        assert (await self.beat(engine))[:2] == [b"alive", b""]
         status, gen, seq, members = await self.join(engine, "room", "1")
         assert (status, seq, members) == (b"joined", b"1", [b"1", NODE.encode()])
         other = await self.join(engine, "room", "2", OTHER)
@@ -255,10 +255,12 @@ class OrderTests(EngineCase):
         node = [NODE.encode()]
         beat = [KEYS.nodes, KEYS.tomb(node[0]), KEYS.index(node[0])]
         for number in range(500):
-            engine.call("beat", beat, [b"60", *node], lambda reply: listener.answered(int(reply[1])))
+            arguments = [b"60", *node, b"%d" % number, b"0"]
+            engine.call("beat", beat, arguments, lambda reply: listener.answered(int(reply[1] or -1)))
             engine.publish(CHANNEL, b"%d" % number, lambda count: listener.answered(-(count or 0)))
         replies = await listener.until("answered", 1000)
-        assert replies[::2] == list(range(1, 501))
+        # Each is told the number of the one before.
+        assert replies[::2] == list(range(-1, 499))
         assert set(replies[1::2]) == {-1}
         assert await listener.until("received", 500) == [b"%d" % number for number in range(500)]
 
@@ -284,11 +286,11 @@ class OrderTests(EngineCase):
         server.command("SCRIPT", "FLUSH")
         beat = [KEYS.nodes, KEYS.tomb(NODE.encode()), KEYS.index(NODE.encode())]
         for _ in range(10):
-            engine.call("beat", beat, [b"60", NODE.encode()], listener.answered)
+            engine.call("beat", beat, [b"60", NODE.encode(), b"1", b"0"], listener.answered)
         await listener.until("connected", 2)
         assert listener.all("answered") == [None] * 10
         assert [what for what, _ in listener.heard][-2:] == ["disconnected", "connected"]
-        assert (await self.beat(engine))[:2] == [b"alive", b"1"]
+        assert (await self.beat(engine))[:2] == [b"alive", b""]
 
 
 class OutageTests(EngineCase):
