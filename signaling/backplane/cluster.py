@@ -151,7 +151,7 @@ class Cluster:
         """Go on, or begin: the engine serves this node."""
         self._presence.doubt_some(topics)
         self._arrivals.ask_again()
-        self._relaying.ask_all()
+        self._relaying.go_on()
         self._presence.sync_some()
 
     def lost(self) -> None:

@@ -91,6 +91,8 @@ class Outgoing:
             reply_to: the node that hears the outcomes.
             expires: as in ``Relays``.
         """
+        # Of what waited for long its sender was told already.
+        self._waiting = [relay for relay in self._waiting if relay.number in self._open]
         if self._publishing or not self._waiting:
             return
         batch = self._take_batch()

@@ -95,8 +95,11 @@ class Relaying:
             link = self._outgoing[other.node] = Outgoing(self._new_origin(), self._teller(other.node))
         if not link.send((topic, to, sender, frame), forwarding, self._clock.seconds()):
             return False
-        link.flush(self._store.node, self._registration.store_ms(_EXPIRE_SECONDS))
+        self._flush(link)
         return True
+
+    def _flush(self, link: Outgoing) -> None:
+        link.flush(self._store.node, self._registration.store_ms(_EXPIRE_SECONDS))
 
     def _teller(self, node: str) -> Callable[[Relays | Ask, Callable[[int | None], None]], None]:
         return lambda message, done: self._store.tell(node, message, done)
@@ -107,10 +110,11 @@ class Relaying:
         if link is not None and outcomes.origin == link.origin:
             link.hear(outcomes, self._clock.seconds())
 
-    def ask_all(self) -> None:
-        """Ask what became of everything: answers may have been lost."""
+    def go_on(self) -> None:
+        """Ask what became of everything, for answers may have been lost, and send what waits."""
         for link in self._outgoing.values():
             link.ask(self._store.node, self._clock.seconds())
+            self._flush(link)
 
     def drop_unpublished(self) -> None:
         """Give up on what cannot be sent for now."""

@@ -124,6 +124,16 @@ def test_too_many_bytes_on_the_way_are_refused(link: Link) -> None:
     assert not link.outgoing.send(("room", "to", "from", b"x"), Sent(), 0.0)
 
 
+def test_what_its_sender_gave_up_on_is_not_published_later(link: Link) -> None:
+    _, waiting = link.send(2)
+    link.replies.pop(0)(None)
+    link.messages.clear()
+    link.outgoing.give_up(0.0)
+    link.outgoing.flush("origin's node", 99)
+    assert waiting.heard == ["dropped"]
+    assert link.messages == []
+
+
 def test_large_relays_are_published_apart(link: Link) -> None:
     link.send(3, size=600_000)
     assert [link.arrive(), link.arrive(), link.arrive()] == [[1], [2], [3]]
