@@ -16,8 +16,8 @@ from signaling.ports import Engine
 
 # An engine that is silent for so long counts as away; after twice that its connection is made anew.
 _SILENT_SECONDS = 3.0
-_LEASE_SECONDS = 8.0
-_PATIENCE_SECONDS = 10.0
+_LEASE_SECONDS = 7.5
+_PATIENCE_SECONDS = 9.0
 # What is in the store outlives the last sign of its nodes by this.
 KEEP_SECONDS = 3600
 _BURIED_AT_ONCE = 200
