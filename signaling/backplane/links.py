@@ -156,6 +156,8 @@ class Outgoing:
     def give_up(self, older_than: float) -> None:
         """Give up on what was last heard of before ``older_than``."""
         self._fail([number for number, relay in self._open.items() if relay.since <= older_than])
+        # What was given up must not be sent after all.
+        self._waiting = [relay for relay in self._waiting if relay.number in self._open]
 
     def _fail(self, numbers: Iterable[int], code: ErrorCode = ErrorCode.DROPPED) -> None:
         for number in numbers:

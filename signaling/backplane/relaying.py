@@ -111,6 +111,8 @@ class Relaying:
         """Ask what became of everything: answers may have been lost."""
         for link in self._outgoing.values():
             link.ask(self._store.node, self._clock.seconds())
+            # What waited for a connection that was made anew.
+            link.flush(self._store.node, self._registration.store_ms(_EXPIRE_SECONDS))
 
     def drop_unpublished(self) -> None:
         """Give up on what cannot be sent for now."""
