@@ -91,8 +91,6 @@ class Outgoing:
             reply_to: the node that hears the outcomes.
             expires: as in ``Relays``.
         """
-        # Of what waited for long its sender was told already.
-        self._waiting = [relay for relay in self._waiting if relay.number in self._open]
         if self._publishing or not self._waiting:
             return
         batch = self._take_batch()
@@ -158,6 +156,8 @@ class Outgoing:
     def give_up(self, older_than: float) -> None:
         """Give up on what was last heard of before ``older_than``."""
         self._fail([number for number, relay in self._open.items() if relay.since <= older_than])
+        # What was given up must not be sent after all.
+        self._waiting = [relay for relay in self._waiting if relay.number in self._open]
 
     def _fail(self, numbers: Iterable[int], code: ErrorCode = ErrorCode.DROPPED) -> None:
         for number in numbers:

@@ -29,6 +29,7 @@ KEPT = {
     "t28": "an event that was sent again brought back who had left meanwhile",
     "t50968": "an arrival was claimed twice, and left a peer behind that nobody was",
     "t50964": "a peer's window ended while another node took it over",
+    "t60884": "relays that were given up waited on, and were sent with the next one",
     "t70": "one token was shown twice at once",
     "2671": "a link to a node that was buried by mistake counted from 1 again",
     "22385": "a store that lost its data counted a node's beats from 1 again, and the others took them for old ones",
