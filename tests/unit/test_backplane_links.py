@@ -145,6 +145,23 @@ def test_outcomes_of_what_was_never_sent_change_nothing(link: Link) -> None:
     assert sent.heard == ["delivered"]
 
 
+def test_a_code_that_only_another_version_knows_is_dropped(link: Link) -> None:
+    [sent] = link.send()
+    link.outgoing.hear(Outcomes("origin", "target", [], [(1, "too_early")], []), 0.0)
+    assert sent.heard == ["dropped"]
+
+
+def test_outcomes_that_the_origin_asks_no_more_about_are_forgotten(link: Link) -> None:
+    link.send(5)
+    link.arrive(), link.arrive()
+    for number in (1, 3, 4, 5):
+        link.incoming.settle(number, None, 0.0)
+    told = link.incoming.asked(Ask("origin", "here", 4, [2, 4]), 0.0)
+    assert (told.delivered, told.held) == ([(4, 4)], [2])
+    told = link.incoming.asked(Ask("origin", "here", 5, [1, 2, 3, 4, 5]), 0.0)
+    assert (told.delivered, told.failed, told.held) == ([(4, 5)], [(1, "dropped"), (3, "dropped")], [2])
+
+
 def test_numbers_are_told_in_runs() -> None:
     assert runs([1, 2, 3, 5, 8, 9]) == [(1, 3), (5, 5), (8, 9)]
 
