@@ -32,7 +32,7 @@ BURIED_SECONDS = 15.0
 # After which a sender's node gives up on an answer.
 GIVE_UP_SECONDS = 30.0
 # The least time between two losses of data.
-DATA_SECONDS = 20.0
+DATA_SECONDS = 0.5
 KEYS = Keys(PREFIX)
 
 
@@ -302,7 +302,6 @@ class Story:
         self.store.restart()
 
     def _may_lose_data(self) -> bool:
-        # One that loses them again and again within a node's patience makes all beats look alike.
         return not self.lost_data_at or self.now - self.lost_data_at[-1] > DATA_SECONDS
 
     def flush_store(self) -> None:

@@ -402,6 +402,15 @@ class TravelStory(Story):
             return None
         return "no end"
 
+    def _excuse(self, sent: Sent) -> str | None:
+        (_, node_id), (told_at, _) = sent.written[0], sent.errors[0]
+        died = {buried for buried, at in self.buried.items() if sent.at <= at <= told_at}
+        if died - {node_id}:
+            # Its target went on elsewhere with it, and the node that it had come to died before it could say so.
+            self.counts["both: the node that its target left died"] += 1
+            return None
+        return super()._excuse(sent)
+
     def counters_lost(self, sent: Sent) -> None:
         self.counts["lost with its target"] += 1
 
