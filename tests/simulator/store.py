@@ -177,6 +177,8 @@ class ModelStore:
         prefix, name, seconds, node, peer, metadata, most_peers, most_bytes = arguments
         topic = _Topic(prefix, name, *keys)
         value = node + metadata
+        if prefix + b"buried:" + node in self._data:
+            return [b"buried"]
         last = self._hget(topic.state, b"last")
         if last is not None and peer <= last:
             return [b"behind", last]
@@ -200,6 +202,8 @@ class ModelStore:
     def _sync(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
         prefix, name, seconds, node, former = arguments[:5]
         topic = _Topic(prefix, name, *keys)
+        if prefix + b"buried:" + node in self._data:
+            return [b"buried"]
         peers = dict(zip(arguments[5::2], arguments[6::2], strict=True))
         own = {peer: node + metadata[1:] for peer, metadata in peers.items() if metadata[:1] == b"+"}
         unsure = {peer for peer, metadata in peers.items() if metadata[:1] != b"+"}
@@ -230,6 +234,8 @@ class ModelStore:
         *own_keys, old_index = keys
         prefix, name, seconds, node, old, peer = arguments
         topic = _Topic(prefix, name, *own_keys)
+        if prefix + b"buried:" + node in self._data:
+            return [b"buried"]
         value = self._hget(topic.members, peer)
         if value is None or value[:NODE] != old:
             return [b"gone"]

@@ -21,6 +21,7 @@ KEPT = {
     "1000": "a relay waited for the snapshot of a topic whose last peer left",
     "1615": "a relay waited in a queue while its node was taken for dead",
     "4556": "relays that waited while their node took another id were sent when their senders had given up on them",
+    "6102": "a node that was taken for dead was late with a join, and nobody buried what it brought back",
     "6430": "a slow network made a dead node's end known too late",
     "9547": "a peer was taken out of the store while its own call was on its way",
     "31735": "a join's reply showed a node its own peers under its former id",

@@ -1,10 +1,14 @@
 -- A peer joins: who is there, add me, tell the others. The caller's node listens to its channel already.
 -- KEYS members, state, index of the node; ARGV prefix, topic, seconds, node, peer, metadata, most peers, most bytes
--- Replies with behind and the greatest id where the peer's is not greater, full and why, or joined and a snapshot.
+-- Replies with buried where others took the node for dead, behind and the greatest id where the peer's is not greater,
+-- full and why, or joined and a snapshot.
 local members, state, index = KEYS[1], KEYS[2], KEYS[3]
 local prefix, topic, seconds, node, peer = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local value = node .. ARGV[6]
 
+if is_buried(prefix, node) then
+    return {'buried'}
+end
 local known = redis.call('HMGET', state, 'last', 'bytes')
 if known[1] and peer <= known[1] then
     return {'behind', known[1]}

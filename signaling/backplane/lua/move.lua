@@ -1,9 +1,13 @@
 -- A peer goes from one node to another; nobody leaves, and nobody joins.
 -- KEYS members, state, index of the new node, index of the old one; ARGV prefix, topic, seconds, new node, old node, peer
--- Replies with gone where the old node does not have it (any more), or moved and a snapshot.
+-- Replies with buried where others took the new node for dead, gone where the old node does not have it (any more), or
+-- moved and a snapshot.
 local members, state, index, old_index = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local prefix, topic, seconds, node, old, peer = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 
+if is_buried(prefix, node) then
+    return {'buried'}
+end
 local value = redis.call('HGET', members, peer)
 if not value or owner(value) ~= old then
     return {'gone'}

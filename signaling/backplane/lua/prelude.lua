@@ -78,6 +78,11 @@ local function remove(members, state, index, topic, peer, value)
     return true
 end
 
+-- A call of a node that was taken for dead can come late. What it brings back nobody would bury a second time.
+local function is_buried(prefix, node)
+    return redis.call('EXISTS', prefix .. 'buried:' .. node) == 1
+end
+
 local function keep(seconds, ...)
     for _, key in ipairs({...}) do
         redis.call('EXPIRE', key, seconds)

@@ -3,9 +3,13 @@
 -- ARGV prefix, topic, seconds, node, the id that the node had before, and its peers: id, metadata, id, metadata...
 -- In front of the metadata stands +, or ? for a peer whose joining has no answer yet: it may stay, and is not added.
 -- Members that were the former id's are this node's, or nobody's. A peer that another node has stays that node's.
+-- Replies with buried where others took the node for dead, or synced and a snapshot.
 local members, state, index = KEYS[1], KEYS[2], KEYS[3]
 local prefix, topic, seconds, node, former = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 
+if is_buried(prefix, node) then
+    return {'buried'}
+end
 local own, unsure = {}, {}
 for at = 6, #ARGV, 2 do
     if string.sub(ARGV[at + 1], 1, 1) == '+' then
