@@ -295,3 +295,8 @@ class _Own:
         name = str(peer)
         entrant = self._entrants.find(self._topic, name)
         return (entrant is not None and not entrant.returns) or self._node.has(self._topic, name)
+
+    def expects(self, peer: str) -> bool:
+        """Tell whether the peer is on its way here from another node."""
+        entrant = self._entrants.find(self._topic, peer)
+        return entrant is not None and entrant.returns and not self._node.has(self._topic, peer)

@@ -5,8 +5,8 @@ The store numbers a topic's events. They count in their order; where one is miss
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
 
 from signaling.backplane.messages import Event, Kind, Other, Version
 
@@ -19,6 +19,16 @@ class Change(NamedTuple):
     kind: Kind
     peer: str
     metadata: bytes | None = None
+
+
+class Own(Protocol):
+    """The peers that a node has in a topic."""
+
+    def __contains__(self, peer: object) -> bool:
+        """Tell whether the peer is here, or about to join."""
+
+    def expects(self, peer: str) -> bool:
+        """Tell whether the peer is on its way here from another node: those who are here know it, or have to."""
 
 
 class TopicView:
@@ -47,7 +57,7 @@ class TopicView:
         self._version = (0, 0, 0)
         self._early = []
 
-    def take_event(self, event: Event, node: str, own: Container[str]) -> list[Change]:
+    def take_event(self, event: Event, node: str, own: Own) -> list[Change]:
         """Take the next event.
 
         Args:
@@ -64,7 +74,7 @@ class TopicView:
         return []
 
     def take_snapshot(
-        self, version: Version, members: Mapping[str, Other], node: str, own: Container[str], *, keep: bool = False
+        self, version: Version, members: Mapping[str, Other], node: str, own: Own, *, keep: bool = False
     ) -> list[Change]:
         """Take who is there, and then the events that came early; arguments as for ``take_event``.
 
@@ -76,7 +86,7 @@ class TopicView:
             others = {
                 peer: other
                 for peer, other in members.items()
-                if other.node != node or (peer in self.others and peer not in own)
+                if other.node != node or (peer not in own and (peer in self.others or own.expects(peer)))
             }
             self.kept = {peer for peer in self.others if keep and peer not in members and peer not in own}
             others |= {peer: self.others[peer] for peer in self.kept}
@@ -104,13 +114,13 @@ class TopicView:
             del self.others[peer]
         return [Change(Kind.LEFT, peer) for peer in sorted(kept)]
 
-    def _apply(self, event: Event, node: str, own: Container[str]) -> list[Change]:
+    def _apply(self, event: Event, node: str, own: Own) -> list[Change]:
         peer, other = event.peer, event.other
         self.kept.discard(peer)
         if other is None:
             return [Change(Kind.LEFT, peer)] if self.others.pop(peer, None) is not None else []
         known = peer in self.others
-        if other.node == node and (peer in own or not known):
+        if other.node == node and (peer in own or not (known or own.expects(peer))):
             self.others.pop(peer, None)
             return []
         self.others[peer] = other

@@ -32,6 +32,7 @@ KEPT = {
     "t50964": "a peer's window ended while another node took it over",
     "t60884": "relays that were given up waited on, and were sent with the next one",
     "t70": "one token was shown twice at once",
+    "t1389": "a peer came back to a node whose peers had heard that it left, and they did not hear of it again",
     "2671": "a link to a node that was buried by mistake counted from 1 again",
     "22385": "a store that lost its data counted a node's beats from 1 again, and the others took them for old ones",
 }
