@@ -62,6 +62,11 @@ class LocalPeers:
         """Tell whether the peer is here."""
         return self._find(topic, peer) is not None
 
+    def is_lent(self, topic: str, peer: str) -> bool:
+        """Tell whether a peer that is here may be another node's by now."""
+        found = self._find(topic, peer)
+        return found is not None and found.lent
+
     def deliver(self, topic: str, to: str, frame: bytes, receipt: Receipt) -> bool | None:
         """Hand a relay to a peer that is here."""
         target = self._find(topic, to)

@@ -58,6 +58,11 @@ class Peer:
         return wire.listed_bytes(self.id, self.metadata)
 
     @property
+    def lent(self) -> bool:
+        """Whether it may go on at another node by now."""
+        return False
+
+    @property
     def blocked(self) -> bool:
         """Whether what is offered has to wait."""
         return self._outbound is not None and self._outbound.blocked

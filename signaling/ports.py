@@ -103,6 +103,9 @@ class Node(Protocol):
     def has(self, topic: str, peer: str) -> bool:
         """Tell whether the peer is here."""
 
+    def is_lent(self, topic: str, peer: str) -> bool:
+        """Tell whether a peer that is here may be another node's by now."""
+
     def deliver(self, topic: str, to: str, frame: bytes, receipt: Receipt) -> bool | None:
         """Hand a relay to a peer that is here.
 
@@ -148,6 +151,9 @@ class Backplane(Protocol):
 
     def leave(self, topic: str, peer: str) -> None:
         """Tell the others that a peer of this node left."""
+
+    def doubt(self, topic: str) -> None:
+        """Compare a topic with what the others know: they may have heard something else of a peer of this node."""
 
     def elsewhere(self, topic: str) -> Iterable[tuple[str, bytes | None]]:
         """List the peers of other nodes in a topic: ids and metadata."""

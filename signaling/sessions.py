@@ -124,6 +124,18 @@ class ResumablePeer(Peer):
         # Relays that a former way never wrote.
         self.unwritten: list[Receipt] = []
 
+    @property
+    def lent(self) -> bool:
+        """Whether it may go on at another node by now."""
+        return isinstance(self.way, Away) and self.way.lent
+
+    def stay(self) -> None:
+        """Be this node's for sure: no other one took it."""
+        if isinstance(self.way, Away):
+            self.way.lent = False
+        if self.topic is not None:
+            self._backplane.doubt(self.topic.name)
+
     def go(self, way: Way) -> None:
         """Send to ``way`` from now on."""
         self.way = way
@@ -299,9 +311,7 @@ class Sessions:
         self._on_gone = on_gone
         self.away: set[ResumablePeer] = set()
         self._windows: Deadlines[ResumablePeer] = Deadlines(clock, limits.resume_window_seconds, self._gone)
-        self._loans: Deadlines[ResumablePeer] = Deadlines(
-            clock, _LOAN_SECONDS, lambda peer: self._set_lent(peer, False)
-        )
+        self._loans: Deadlines[ResumablePeer] = Deadlines(clock, _LOAN_SECONDS, ResumablePeer.stay)
 
     @property
     def waiting(self) -> int:
@@ -349,15 +359,12 @@ class Sessions:
             place, way.place = way.place, None
             proven.unwritten += way.give_up()
             self.keep(proven, place)
-        self._set_lent(proven, True)
+        if isinstance(proven.way, Away):
+            proven.way.lent = True
         self._loans.set(proven)
         # It must not leave while another node takes it over.
         self._windows.set(proven)
         return proven.session()
-
-    def _set_lent(self, peer: ResumablePeer, lent: bool) -> None:
-        if isinstance(peer.way, Away):
-            peer.way.lent = lent
 
     def keep(self, peer: ResumablePeer, place: Place | None) -> None:
         """Let a peer stay whose connection was lost.
@@ -371,7 +378,14 @@ class Sessions:
         self._windows.set(peer)
 
     def back(self, peer: ResumablePeer) -> None:
-        """Notice that a peer needs none of what it had while it waited, or has on its former connection."""
+        """Notice that a peer is back on another connection."""
+        was_lent = peer.lent
+        self._release(peer)
+        if was_lent:
+            peer.stay()
+
+    def _release(self, peer: ResumablePeer) -> None:
+        """Free what a peer needed while it waited, or on its former connection."""
         self.away.discard(peer)
         self._windows.clear(peer)
         self._loans.clear(peer)
@@ -381,7 +395,7 @@ class Sessions:
 
     def dismiss(self, peer: ResumablePeer, reason: str) -> None:
         """Let a peer leave, whether it has a connection or not."""
-        self.back(peer)
+        self._release(peer)
         self._on_gone(peer, reason)
         peer.unwritten += peer.way.give_up()
         peer.detach()
@@ -389,7 +403,7 @@ class Sessions:
 
     def hand_over(self, peer: ResumablePeer) -> None:
         """Forget a peer that goes on elsewhere, without a word."""
-        self.back(peer)
+        self._release(peer)
         for sender, _ in peer.unwritten + peer.way.give_up():
             sender.written()
         peer.detach()

@@ -136,6 +136,10 @@ class Cluster:
         """Tell the others that a peer of this node left."""
         self._presence.leave(topic, peer)
 
+    def doubt(self, topic: str) -> None:
+        """Compare a topic with the store."""
+        self._presence.doubt(topic)
+
     def elsewhere(self, topic: str) -> Iterable[tuple[str, bytes | None]]:
         """List the peers of other nodes."""
         view = self._presence.find(topic)

@@ -34,6 +34,9 @@ class MemoryBackplane:
     def leave(self, topic: str, peer: str) -> None:
         """Need nothing."""
 
+    def doubt(self, topic: str) -> None:
+        """Need nothing."""
+
     def elsewhere(self, topic: str) -> Iterable[tuple[str, bytes | None]]:
         """Return nobody."""
         return ()

@@ -232,7 +232,11 @@ class Presence:
             if view is not None and reply is not None:
                 self.check(topic, view)
 
-        here = [(peer, b"+" + (metadata or b"")) for peer, metadata in self._node.members(topic)]
+        here = [
+            # A store that lost its data must not hear of a peer where it is no longer.
+            (peer, b"?" if self._node.is_lent(topic, peer) else b"+" + (metadata or b""))
+            for peer, metadata in self._node.members(topic)
+        ]
         self._store.sync(topic, here + self._entrants.stored(topic), replied)
 
     def leave(self, topic: str, peer: str) -> None:

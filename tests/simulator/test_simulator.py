@@ -33,6 +33,7 @@ KEPT = {
     "t60884": "relays that were given up waited on, and were sent with the next one",
     "t70": "one token was shown twice at once",
     "t1389": "a peer came back to a node whose peers had heard that it left, and they did not hear of it again",
+    "t1828": "a store that lost its data was told of a peer by the node that it had left",
     "2671": "a link to a node that was buried by mistake counted from 1 again",
     "22385": "a store that lost its data counted a node's beats from 1 again, and the others took them for old ones",
 }

@@ -37,6 +37,9 @@ class FakeNode:
     def has(self, topic: str, peer: str) -> bool:
         return topic in self.topics
 
+    def is_lent(self, topic: str, peer: str) -> bool:
+        return False
+
 
 def test_every_topic_is_seen_to_however_many_others_end() -> None:
     store, node = FakeStore(), FakeNode()
