@@ -56,9 +56,10 @@ class Dispatcher(SignalingFactory):
         return False
 
     @property
-    def unready(self) -> list[str]:
+    def troubles(self) -> dict[str, list[str]]:
         """Why a balancer should send newcomers elsewhere: one of the workers is missing, or all stop."""
-        return super().unready or self.workers.unready
+        own, workers = super().troubles, self.workers
+        return own if own["drain"] else {**own, "workers": workers.missing, "backplane": workers.troubles}
 
     def drain(self) -> Deferred[None]:
         """End this process's connections, and let the workers close their peers and end."""

@@ -130,6 +130,24 @@ class Events:
 
     # The backplane
 
+    def node_registered(self, node: str) -> None:
+        """The store serves this node, at first or again."""
+        self.log.info("node {node} serves its cluster", event="node_registered", node=node)
+
+    def node_unregistered(self, reason: str) -> None:
+        """The store does not serve this node."""
+        text = "the cluster is out of reach, peers here go on among themselves: {reason}"
+        self.log.warn(text, event="node_unregistered", reason=reason)
+
+    def node_buried(self, node: str) -> None:
+        """Another node did not beat for too long, and its peers leave."""
+        self.log.warn("node {node} is taken for dead, and its peers leave", event="node_buried", node=node)
+
+    def node_taken_for_dead(self, node: str) -> None:
+        """The others took this node for dead."""
+        text = "the others took node {node}, this one, for dead; it goes on under a new id"
+        self.log.warn(text, event="node_taken_for_dead", node=node)
+
     def backplane_connected(self, where: str) -> None:
         """The store takes calls, at first or again."""
         self.log.info("the backplane {where} is connected", event="backplane_connected", where=where)
@@ -222,7 +240,7 @@ class Events:
 
 FIELDS = (
     *("peer", "topic", "address", "duration", "reason", "status", "code", "type", "to", "size"),
-    *("where", "signal", "peers", "count", "most", "missing"),
+    *("node", "where", "signal", "peers", "count", "most", "missing"),
     *("worker", "pid", "seconds", "line"),
 )
 """What an event may carry besides its time, its level and its name."""

@@ -103,7 +103,7 @@ class SignalingCollector:
         )
         yield _gauge("topics", "Topics.", len(factory.topics))
         yield _histogram("topic_peers", "Peers in each topic now.", sizes)
-        yield _gauge("ready", "Whether /readyz says 200.", not factory.unready)
+        yield _gauge("ready", "Whether /readyz says 200.", not any(factory.troubles.values()))
 
     def _peers(self) -> Iterator[Metric]:
         counters = self._factory.counters

@@ -167,6 +167,22 @@ class Backplane(Protocol):
         """
 
 
+class ClusterLog(Protocol):
+    """Where a node of a cluster tells an operator what happens to it."""
+
+    def node_registered(self, node: str) -> None:
+        """The store serves this node, at first or again."""
+
+    def node_unregistered(self, reason: str) -> None:
+        """The store does not serve this node."""
+
+    def node_buried(self, node: str) -> None:
+        """Another node did not beat for too long, and its peers leave."""
+
+    def node_taken_for_dead(self, node: str) -> None:
+        """The others took this node for dead."""
+
+
 # The engine: what a cluster's nodes run on
 
 

@@ -691,10 +691,10 @@ class SignalingFactory(LeanWebSocketFactory):
         self.retiring = True
 
     @property
-    def unready(self) -> list[str]:
-        """Why a balancer should send newcomers elsewhere; empty where it should not."""
+    def troubles(self) -> dict[str, list[str]]:
+        """Why a balancer should send newcomers elsewhere, by what is checked."""
         stopping = ["the server is stopping"] if self.retiring or self.draining else []
-        return stopping + self.backplane.troubles
+        return {"drain": stopping, "backplane": self.backplane.troubles}
 
     def drain(self) -> Deferred[None]:
         """Send every connection a close frame and wait until all are gone.

@@ -22,6 +22,8 @@ from signaling.upgrade import HeaderValues, Join, asks_for_websocket
 
 _METHODS = b"GET, OPTIONS"
 _MOST_REQUESTS = 32
+CHECKS = frozenset({"drain", "workers", "backplane"})
+"""What ``/readyz`` looks at."""
 
 
 class Upgradable(Protocol):
@@ -59,8 +61,8 @@ class UpgradableFactory(Protocol):
     origins: Origins
 
     @property
-    def unready(self) -> list[str]:
-        """Why a balancer should send newcomers elsewhere."""
+    def troubles(self) -> dict[str, list[str]]:
+        """Why a balancer should send newcomers elsewhere, by what is checked."""
 
     def buildProtocol(self, addr: Any) -> Upgradable:
         """Make a connection."""
@@ -128,11 +130,18 @@ class Health(Endpoint):
 
 
 class Readiness(Endpoint):
-    """Says whether a balancer should send newcomers here, and why not."""
+    """Says whether a balancer should send newcomers here, and why not.
+
+    As in Kubernetes' own servers, ``?exclude=`` leaves a check out, and may be repeated.
+    """
 
     def answer(self, request: Request) -> Any:
-        """Answer JSON: 200, or 503 with the reasons."""
-        reasons = self._factory.unready
+        """Answer JSON: 200, or 503 with the reasons; raises ``Refused``."""
+        excluded = {name.decode("ascii", "replace") for name in (request.args or {}).get(b"exclude", [])}
+        if not excluded <= CHECKS:
+            raise Refused(400, f"exclude: there are the checks {', '.join(sorted(CHECKS))}")
+        troubles = self._factory.troubles
+        reasons = [reason for check, found in troubles.items() if check not in excluded for reason in found]
         request.setResponseCode(503 if reasons else 200)
         request.setHeader(b"Content-Type", b"application/json")
         request.setHeader(b"Cache-Control", b"no-store")

@@ -88,7 +88,6 @@ class WorkerProcess:
         self._factory = factory
         self._numbers = numbers
         self._ending = self._stopped = False
-        self._troubles: list[str] = []
         self._channel = Channel(reactor, end, self, factory.admission.newcomers_per_pass)
         self.log = RelayedLog(
             partial(reactor.callLater, 0), self._send_log, factory.events.log_lost, MOST_BYTES - len(LOG)
@@ -104,15 +103,13 @@ class WorkerProcess:
         """Tell the listener that connections can come."""
         self._factory.backplane.start(self._factory.local)
         self._channel.post(READY)
-        self._tell_troubles()
+        self._reactor.callLater(_LOOK_SECONDS, self._tell_troubles)
 
     def _tell_troubles(self) -> None:
-        """Tell the listener what a balancer should know of this worker, whenever that changes."""
+        """Tell the listener, again and again, that this worker runs, and what a balancer should know of it."""
         self._reactor.callLater(_LOOK_SECONDS, self._tell_troubles)
-        troubles = self._factory.backplane.troubles
-        if troubles != self._troubles:
-            self._troubles = troubles
-            self._channel.post(TROUBLES + json.dumps(troubles).encode())
+        if not self._channel.waiting:
+            self._channel.post(TROUBLES + json.dumps(self._factory.backplane.troubles).encode())
 
     # What the listener says
 

@@ -43,6 +43,10 @@ _ANSWER_SECONDS = 2.0
 # After the drain's own bounds.
 _MARGIN_SECONDS = 5.0
 _HURRY_SECONDS = 2.0
+# A worker says something once a second. One that does not for some looks is not ready, and in the end it hangs.
+_LOOK_SECONDS = 1.0
+_QUIET_LOOKS = 5
+_MOST_QUIET_LOOKS = 30
 _LONGEST_LINE = 4_096
 # What systemd gives to one process, and not to its children.
 _NOT_INHERITED = ("LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")
@@ -125,17 +129,15 @@ class Worker(ProcessProtocol):
         self._young_deaths = 0
         self._restart: Any = None
         self._timers: list[Any] = []
-
-    @property
-    def unready(self) -> list[str]:
-        """Why a balancer should send newcomers elsewhere."""
-        return [self.state] if self.state is not None else self.troubles
+        self._quiet_looks = 0
 
     @property
     def state(self) -> str | None:
         """What keeps it from taking connections; None where nothing does."""
-        if self.ready:
+        if self.ready and self._quiet_looks < _QUIET_LOOKS:
             return None
+        if self.ready:
+            return f"worker {self.number} does not answer"
         return f"worker {self.number} is " + ("stopping" if self.stopping else "starting")
 
     # Its life
@@ -176,6 +178,7 @@ class Worker(ProcessProtocol):
     def processExited(self, reason: Failure) -> None:
         """Start another in its place, unless it was told to end."""
         self.pid, self.ready, self.troubles = None, False, []
+        self._quiet_looks = 0
         self._cancel_timers()
         if self._channel is not None:
             self._channel.close()
@@ -223,6 +226,22 @@ class Worker(ProcessProtocol):
 
     def _kill_in(self, seconds: float) -> None:
         self._timers.append(self._reactor.callLater(seconds, self._kill_late))
+
+    def _look_in(self, seconds: float) -> None:
+        self._timers = [timer for timer in self._timers if timer.active()]
+        self._timers.append(self._reactor.callLater(seconds, self._look))
+
+    def _look(self) -> None:
+        """See whether it still says something, as it does once a second, and end it where it hangs.
+
+        Looks are counted, not seconds: a listener that stood still itself must not blame its workers.
+        """
+        self._quiet_looks += 1
+        if self._quiet_looks >= _MOST_QUIET_LOOKS and not self.stopping:
+            self._events.worker_killed(self.number, f"it did not answer for {_MOST_QUIET_LOOKS} s")
+            self._kill()
+        else:
+            self._look_in(_LOOK_SECONDS)
 
     def _kill_late(self) -> None:
         if self.pid is not None:
@@ -292,6 +311,7 @@ class Worker(ProcessProtocol):
     def message_received(self, message: bytes, descriptor: int | None) -> None:
         """Take what it says."""
         kind, rest = message[:1], message[1:]
+        self._quiet_looks = 0
         if kind == LOG:
             publish(rest, self.number)
         elif kind == NUMBERS:
@@ -301,6 +321,7 @@ class Worker(ProcessProtocol):
         elif kind == READY and not self.stopping:
             self.ready = True
             self._events.worker_started(self.number, self.pid or 0)
+            self._look_in(_LOOK_SECONDS)
             self.channel_writable()
 
     def channel_lost(self) -> None:
@@ -362,9 +383,14 @@ class Workers:
         """Do nothing: until they are drained, they are needed, and started again where they die."""
 
     @property
-    def unready(self) -> list[str]:
-        """What a balancer should know: one line for each that takes no connections, and their common troubles once."""
-        return list(dict.fromkeys(reason for worker in self._all for reason in worker.unready))
+    def missing(self) -> list[str]:
+        """What a balancer should know: one line for each that takes no connections."""
+        return [worker.state for worker in self._all if worker.state is not None]
+
+    @property
+    def troubles(self) -> list[str]:
+        """What they themselves say that it should know, each once."""
+        return list(dict.fromkeys(trouble for worker in self._all for trouble in worker.troubles))
 
     def drain(self) -> Deferred[Any]:
         """Let all of them close their peers and end; fires when the last has."""

@@ -19,7 +19,7 @@ from signaling.backplane.store import Store
 from signaling.clock import Clock
 from signaling.ids import PeerIds
 from signaling.limits import Limits
-from signaling.ports import Engine, Entrant, Forwarding, Node, Proof
+from signaling.ports import ClusterLog, Engine, Entrant, Forwarding, Node, Proof
 
 _LOOK_SECONDS = 1.0
 _STOP_SECONDS = 2.0
@@ -35,6 +35,7 @@ class Cluster:
         limits: of a topic, over all nodes.
         prefix: of all names in the store; clusters with different ones never meet.
         ids: make the ids of this node's peers.
+        log: where an operator is told what happens to the node; None means nowhere.
         choose: makes this node's own ids; a seeded one for tests.
     """
 
@@ -46,6 +47,7 @@ class Cluster:
         *,
         prefix: str = "signaling:",
         ids: PeerIds | None = None,
+        log: ClusterLog | None = None,
         choose: random.Random | None = None,
     ) -> None:
         self._engine = engine
@@ -54,7 +56,7 @@ class Cluster:
         self._ids = ids or PeerIds()
         keys, entrants = Keys(prefix), Entrants()
         most = limits.max_peers_per_topic, limits.max_peer_list_bytes
-        self._registration = Registration(engine, clock, keys, self._new_id, self)
+        self._registration = Registration(engine, clock, keys, self._new_id, self, log)
         store = Store(engine, keys, self._registration)
         self._presence = Presence(store, entrants)
         self._arrivals = Arrivals(store, self._presence, entrants, clock, self._ids, most)

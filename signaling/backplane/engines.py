@@ -31,9 +31,10 @@ def make_backplane(url: StoreUrl | str, limits: Limits, reactor: Any, events: Ev
         StartError: as ``make_engine`` does.
     """
     parsed = parse(url) if isinstance(url, str) else url
-    engine = make_engine(parsed, reactor, events or Events(LogLevel.info, reactor.seconds))
+    log = events or Events(LogLevel.info, reactor.seconds)
+    engine = make_engine(parsed, reactor, log)
     # A lease must not end sooner or later because somebody set the clock.
-    return Cluster(engine, SteadyClock(reactor), limits, prefix=parsed.prefix)
+    return Cluster(engine, SteadyClock(reactor), limits, prefix=parsed.prefix, log=log)
 
 
 def make_engine(url: StoreUrl, reactor: Any, events: Events) -> Engine:

@@ -132,6 +132,8 @@ class Presence:
             peer.decode(): self._named(member(value)) for peer, value in zip(stored[::2], stored[1::2], strict=True)
         }
         own = _Own(self._node, topic, self._entrants)
+        if view.began_anew(version(gen.decode(), seq)):
+            self.keep_for_now()
         keep = self._keeping > 0
         changes = view.take_snapshot(version(gen.decode(), seq), members, self._store.node, own, keep=keep)
         self._changed(topic, view, changes)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from signaling.backplane.scripts import Keys
 from signaling.backplane.watch import Suspect, Watch
 from signaling.clock import Clock
-from signaling.ports import Engine
+from signaling.ports import ClusterLog, Engine
 
 # An engine that is silent for so long counts as away; after twice that its connection is made anew.
 _SILENT_SECONDS = 3.0
@@ -52,6 +52,22 @@ class Registered(Protocol):
         """Take what came on this node's channel."""
 
 
+class NoLog:
+    """Tells nobody."""
+
+    def node_registered(self, node: str) -> None:
+        """Say nothing."""
+
+    def node_unregistered(self, reason: str) -> None:
+        """Say nothing."""
+
+    def node_buried(self, node: str) -> None:
+        """Say nothing."""
+
+    def node_taken_for_dead(self, node: str) -> None:
+        """Say nothing."""
+
+
 class Registration:
     """Keeps a node registered.
 
@@ -61,6 +77,7 @@ class Registration:
         keys: name what is in the store.
         new_id: makes an id.
         owner: hears what happens.
+        log: where an operator is told; None means nowhere.
 
     Attributes:
         node: the id of this node.
@@ -71,12 +88,21 @@ class Registration:
         away: whether it is known to serve nobody.
     """
 
-    def __init__(self, engine: Engine, clock: Clock, keys: Keys, new_id: Callable[[], str], owner: Registered) -> None:
+    def __init__(  # noqa: PLR0913, PLR0917 - what a registration depends on
+        self,
+        engine: Engine,
+        clock: Clock,
+        keys: Keys,
+        new_id: Callable[[], str],
+        owner: Registered,
+        log: ClusterLog | None,
+    ) -> None:
         self._engine = engine
         self._clock = clock
         self._keys = keys
         self._new_id = new_id
         self._owner = owner
+        self._log = log or NoLog()
         self.node = self.former = new_id()
         self.formers: set[str] = set()
         self.reachable = self.good = self.away = False
@@ -125,11 +151,11 @@ class Registration:
             self.disconnected("it does not answer")
             self.connect()
         elif silent >= _SILENT_SECONDS:
-            self._go_away()
+            self._go_away(f"it has not answered for {_SILENT_SECONDS:g} s")
         elif self.reachable and self._beating_since is None:
             self._beat()
         elif not self.reachable and now - self._connecting_since >= _SILENT_SECONDS:
-            self._go_away()
+            self._go_away("it cannot be reached")
 
     # What the engine says
 
@@ -147,13 +173,14 @@ class Registration:
         self.reachable = False
         self._connecting_since = self._clock.seconds()
         self._beating_since = None
-        self._go_away()
+        self._go_away(reason)
         self._owner.doubted()
 
-    def _go_away(self) -> None:
+    def _go_away(self, reason: str) -> None:
         if self.away:
             return
         self.good, self.away = False, True
+        self._log.node_unregistered(reason)
         self._owner.lost()
 
     def _beat(self) -> None:
@@ -182,12 +209,15 @@ class Registration:
             self._owner.forgotten()
         elif missed:
             self._owner.doubted()
+        if not self.good:
+            self._log.node_registered(self.node)
         if missed or not self.good:
             self.good, self.away = True, False
             self._owner.registered(topic.decode() for topic in topics)
         self._look_at(dict(zip((node.decode() for node in nodes[::2]), nodes[1::2], strict=True)))
 
     def _begin_anew(self) -> None:
+        self._log.node_taken_for_dead(self.node)
         self.formers.add(self.node)
         self.former, self.node = self.node, self._new_id()
         self._beats = self._seen_beats = 0
@@ -216,8 +246,10 @@ class Registration:
         if reply is None or reply[0] == b"alive":
             self._burying.discard(suspect.node)
             return
+        if suspect.beats:
+            self._log.node_buried(suspect.node)
         self._owner.died(suspect.node)
         if reply[1]:
-            self._bury(suspect)
+            self._bury(suspect._replace(beats=b""))
         else:
             self._burying.discard(suspect.node)

@@ -57,6 +57,10 @@ class TopicView:
         self._version = (0, 0, 0)
         self._early = []
 
+    def began_anew(self, version: Version) -> bool:
+        """Tell whether the topic was made again though somebody is here: then the store has lost its data."""
+        return self._version != (0, 0, 0) and version[:2] > self._version[:2]
+
     def take_event(self, event: Event, node: str, own: Own) -> list[Change]:
         """Take the next event.
 

@@ -49,7 +49,7 @@ def test_the_grace_period_is_longer_than_a_drain_may_take() -> None:
 
 def test_the_drain_delay_outlasts_the_readiness_probe() -> None:
     probe = container()["readinessProbe"]
-    assert probe["httpGet"]["path"] == "/readyz"
+    assert probe["httpGet"]["path"] == "/readyz?exclude=backplane&exclude=workers"
     assert limits().drain_delay_seconds > probe["periodSeconds"] * probe["failureThreshold"]
 
 

@@ -283,7 +283,7 @@ def test_a_node_that_stopped_starts_again(world: World) -> None:
     own = greeting(peer)[0]
     other.offer(own, payload="again")
     assert peer.heard()[-1]["payload"] == "again"
-    assert world.factories[0].unready == []
+    assert world.factories[0].troubles["backplane"] == []
 
 
 @pytest.mark.parametrize("reachable", [True, False])

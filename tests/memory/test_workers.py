@@ -32,31 +32,35 @@ def of(logged: list[dict[str, Any]], event: str) -> list[dict[str, Any]]:
     return [each for each in logged if each.get("event") == event]
 
 
+def unready(shop: Workshop) -> list[str]:
+    return [reason for reasons in shop.dispatcher.troubles.values() for reason in reasons]
+
+
 def test_a_server_is_ready_when_all_workers_are() -> None:
     shop = Workshop()
-    assert shop.dispatcher.unready == ["worker 0 is starting", "worker 1 is starting"]
+    assert unready(shop) == ["worker 0 is starting", "worker 1 is starting"]
     shop.processes[1].say(b"R")
     shop.reactor.run()
-    assert shop.dispatcher.unready == ["worker 0 is starting"]
+    assert unready(shop) == ["worker 0 is starting"]
     shop.processes[0].say(b"R")
     shop.reactor.run()
-    assert shop.dispatcher.unready == []
+    assert unready(shop) == []
     shop.end()
 
 
 def test_a_server_that_stops_says_that_alone(shop: Workshop) -> None:
     shop.dispatcher.retire()
-    assert shop.dispatcher.unready == ["the server is stopping"]
+    assert unready(shop) == ["the server is stopping"]
 
 
 def test_a_worker_that_dies_is_started_again_at_once(shop: Workshop, logged: list[dict[str, Any]]) -> None:
     shop.processes[1].end_with(number=killed())
-    assert shop.dispatcher.unready == ["worker 1 is starting"]
+    assert unready(shop) == ["worker 1 is starting"]
     shop.advance(0.25)
     assert len(shop.processes) == 3
     shop.processes[2].say(b"R")
     shop.reactor.run()
-    assert shop.dispatcher.unready == []
+    assert unready(shop) == []
     (died,) = of(logged, "worker_died")
     assert (died["worker"], died["reason"], died["seconds"]) == (1, "signal SIGKILL", 0)
 
@@ -85,9 +89,39 @@ def test_one_that_cannot_be_started_is_tried_again(shop: Workshop, logged: list[
     shop.advance(2)
     shop.processes[-1].say(b"R")
     shop.reactor.run()
-    assert shop.dispatcher.unready == []
+    assert unready(shop) == []
     reason = "it cannot be started: [Errno 11] Resource temporarily unavailable"
     assert of(logged, "worker_died")[-1]["reason"] == reason
+
+
+def test_one_that_hangs_is_not_ready_and_in_the_end_it_is_killed(shop: Workshop, logged: list[dict[str, Any]]) -> None:
+    for _ in range(40):
+        shop.processes[0].say(b"T[]")
+        shop.reactor.run()
+        shop.advance(1)
+        if not shop.processes[1].killed:
+            seen = unready(shop)
+    assert seen == ["worker 1 does not answer"]
+    assert not shop.processes[0].killed
+    assert shop.processes[1].killed
+    assert of(logged, "worker_killed")[-1]["reason"] == "it did not answer for 30 s"
+
+
+def test_one_that_answers_again_is_ready_again(shop: Workshop) -> None:
+    for _ in range(6):
+        shop.advance(1)
+    assert len(unready(shop)) == 2
+    for process in shop.processes:
+        process.say(b"T[]")
+    shop.reactor.run()
+    assert unready(shop) == []
+
+
+def test_what_workers_are_troubled_by_is_told_once(shop: Workshop) -> None:
+    for process in shop.processes:
+        process.say(b'T["the backplane is out of reach"]')
+    shop.reactor.run()
+    assert shop.dispatcher.troubles["backplane"] == ["the backplane is out of reach"]
 
 
 def test_the_drain_tells_all_and_waits_for_them(shop: Workshop) -> None:
