@@ -130,14 +130,20 @@ class ModelStore:
     # The prelude
 
     def _tell(self, topic: _Topic, kind: bytes, peer: bytes, value: bytes) -> bytes:
+        text = self._event(topic, kind, peer, value)
+        self._spread(topic, text)
+        return text
+
+    def _spread(self, topic: _Topic, text: bytes, also: bytes | None = None) -> None:
+        nodes = [field[1:] for field in self._data.get(topic.state, {}) if field[:1] == b"@"]
+        for node in nodes if also is None or also in nodes else [*nodes, also]:
+            self.publish(topic.prefix + b"node:" + node, text)
+
+    def _event(self, topic: _Topic, kind: bytes, peer: bytes, value: bytes) -> bytes:
         gen, seq = self._hget(topic.state, b"gen"), self._hincrby(topic.state, b"seq", 1)
         assert gen is not None
         head = b" ".join([kind, gen, b"%d" % seq, peer, b"%d" % len(topic.name)])
-        text = head + b"\n" + topic.name + value
-        for field in list(self._data[topic.state]):
-            if field[:1] == b"@":
-                self.publish(topic.prefix + b"node:" + field[1:], text)
-        return text
+        return head + b"\n" + topic.name + value
 
     def _count(self, topic: _Topic, node: bytes, by: int) -> bool:
         if self._hincrby(topic.state, b"@" + node, by) <= 0:
@@ -216,12 +222,10 @@ class ModelStore:
                 self._count(topic, node, 1)
                 self._sadd(topic.index, name)
                 self._tell(topic, b"moved", peer, own[peer])
-            elif (
-                of in (node, former)
-                and not (peer in own or peer in unsure)
-                and self._remove(topic._replace(index=prefix + b"topics:" + of), peer, value)
-            ):
-                self._tell(topic, b"left", peer, b"")
+            elif of in (node, former) and not (peer in own or peer in unsure):
+                text = self._event(topic, b"left", peer, b"")
+                self._remove(topic._replace(index=prefix + b"topics:" + of), peer, value)
+                self._spread(topic, text, node)
             own.pop(peer, None)
         for peer in peers:
             if peer in own:

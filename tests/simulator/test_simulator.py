@@ -32,6 +32,7 @@ KEPT = {
     "t50964": "a peer's window ended while another node took it over",
     "t60884": "relays that were given up waited on, and were sent with the next one",
     "t70": "one token was shown twice at once",
+    "t48": "a late call took a node's last peer out of a topic, and that node was not told",
     "t1389": "a peer came back to a node whose peers had heard that it left, and they did not hear of it again",
     "t1828": "a store that lost its data was told of a peer by the node that it had left",
     "2671": "a link to a node that was buried by mistake counted from 1 again",

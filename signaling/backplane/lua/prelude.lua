@@ -32,12 +32,22 @@ local function event(state, topic, kind, peer, value)
 end
 
 -- Tell all nodes with members, the one that caused it as well: a call of a connection that broke can run late, and only
--- its own node sees that it is not so (any more).
-local function tell(prefix, state, topic, kind, peer, value)
-    local text = event(state, topic, kind, peer, value)
+-- its own node sees that it is not so (any more). One more can be named, which may have none left.
+local function spread(prefix, state, text, also)
     for _, node in ipairs(nodes_of(state)) do
         redis.call('PUBLISH', prefix .. 'node:' .. node, text)
+        if node == also then
+            also = nil
+        end
     end
+    if also then
+        redis.call('PUBLISH', prefix .. 'node:' .. also, text)
+    end
+end
+
+local function tell(prefix, state, topic, kind, peer, value)
+    local text = event(state, topic, kind, peer, value)
+    spread(prefix, state, text)
     return text
 end
 

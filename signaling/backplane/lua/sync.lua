@@ -31,9 +31,10 @@ for at = 1, #stored, 2 do
         count(state, node, 1)
         redis.call('SADD', index, topic)
         tell(prefix, state, topic, 'moved', peer, own[peer])
-    elseif (of == node or of == former) and not own[peer] and not unsure[peer]
-        and remove(members, state, prefix .. 'topics:' .. of, topic, peer, value) then
-        tell(prefix, state, topic, 'left', peer, '')
+    elseif (of == node or of == former) and not own[peer] and not unsure[peer] then
+        local text = event(state, topic, 'left', peer, '')
+        remove(members, state, prefix .. 'topics:' .. of, topic, peer, value)
+        spread(prefix, state, text, node)
     end
     own[peer] = nil
 end
