@@ -186,13 +186,14 @@ class Incoming:
         node: that they were sent to.
 
     Attributes:
+        node: that they were sent to; this one may have another id by now.
         reply_to: the node that waits for their outcomes.
         told_at: when it was told some the last time, in seconds.
     """
 
     def __init__(self, origin: str, node: str) -> None:
         self.origin = origin
-        self._node = node
+        self.node = node
         self.told_at = float("-inf")
         self.reply_to = ""
         self._highest = 0
@@ -275,4 +276,4 @@ class Incoming:
     def _outcomes(self, numbers: list[int], held: list[int]) -> Outcomes:
         delivered = sorted(number for number in numbers if self._known[number].code is None)
         failed = [(number, str(self._known[number].code)) for number in numbers if self._known[number].code]
-        return Outcomes(self.origin, self._node, runs(delivered), failed, held)
+        return Outcomes(self.origin, self.node, runs(delivered), failed, held)

@@ -149,12 +149,13 @@ class Relaying:
     def take(self, relays: Relays) -> None:
         """Deliver what came, and say what became of it."""
         incoming = self._from(relays.origin)
-        good = self._registration.may_deliver and self._registration.store_ms() <= relays.expires
         for relay in incoming.receive(relays):
-            if good:
-                self._deliver(incoming, relay)
-            else:
-                self._settle(incoming, relay, ErrorCode.DROPPED)
+            self._deliver(incoming, relay, relays.expires)
+
+    def _expects(self, incoming: Incoming, expires: int) -> bool:
+        """Tell whether the origin has not been told yet that nothing comes of it."""
+        alive = incoming.node == self._store.node and self._registration.may_deliver
+        return alive and self._registration.store_ms() <= expires
 
     def _from(self, origin: str) -> Incoming:
         key = origin, self._store.node
@@ -163,17 +164,20 @@ class Relaying:
             incoming = self._incoming[key] = Incoming(*key)
         return incoming
 
-    def _deliver(self, incoming: Incoming, relay: Relay) -> None:
+    def _deliver(self, incoming: Incoming, relay: Relay, expires: int) -> None:
+        if not self._expects(incoming, expires):
+            self._settle(incoming, relay, ErrorCode.DROPPED)
+            return
         entrant = self._entrants.find(relay.topic, relay.to)
         view = self._presence.find(relay.topic)
         if entrant is not None:
             # Its own peer-list comes first.
-            entrant.held.append(lambda: self._deliver(incoming, relay))
+            entrant.held.append(lambda: self._deliver(incoming, relay, expires))
         elif view is None or relay.sender in view.others:
             self._hand_over(incoming, relay)
         elif not view.current:
             # The target has not heard of the sender yet.
-            view.parked.append(lambda: self._deliver(incoming, relay))
+            view.parked.append(lambda: self._deliver(incoming, relay, expires))
         else:
             self._settle(incoming, relay, ErrorCode.DROPPED)
 

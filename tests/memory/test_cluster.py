@@ -349,3 +349,66 @@ def test_a_store_that_refuses_is_not_asked_again_at_every_event(world: World) ->
     engine.refused = set()
     world.advance(5)
     assert len(arrive(world, 1, topic="t7").heard()[1]["peers"]) == 1
+
+
+# What a balancer and an operator are told
+
+
+def readyz(world: World, query: str = "") -> tuple[int, dict]:
+    """Ask the next node."""
+    status, _, body = world.request(f"GET /readyz{query} HTTP/1.1\r\nHost: x\r\n\r\n")
+    return status, json.loads(body) if status != 400 else {"said": body}
+
+
+def test_readyz_tells_that_the_store_is_away_and_can_be_asked_past_it(world: World) -> None:
+    assert [readyz(world) for _ in world.factories] == [(200, {"ready": True})] * 3
+    for engine in world.engines:
+        engine.lose()
+    world.advance(5)
+    away = 503, {"ready": False, "reasons": ["the backplane is out of reach"]}
+    assert [readyz(world) for _ in world.factories] == [away] * 3
+    assert readyz(world, "?exclude=backplane&exclude=workers") == (200, {"ready": True})
+    world.factories[0].retire()
+    world.factories[1].retire()
+    assert readyz(world, "?exclude=backplane") == (503, {"ready": False, "reasons": ["the server is stopping"]})
+
+
+def test_readyz_says_which_checks_there_are(world: World) -> None:
+    status, answer = readyz(world, "?exclude=backplan")
+    assert (status, answer["said"]) == (400, "exclude: there are the checks backplane, drain, workers\n")
+
+
+class Told:
+    """Keeps what an operator is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, ...]] = []
+
+    def node_registered(self, node: str) -> None:
+        self.lines.append(("registered", node))
+
+    def node_unregistered(self, reason: str) -> None:
+        self.lines.append(("unregistered", reason))
+
+    def node_buried(self, node: str) -> None:
+        self.lines.append(("buried", node))
+
+    def node_taken_for_dead(self, node: str) -> None:
+        self.lines.append(("taken for dead", node))
+
+
+def test_the_log_tells_of_nodes_that_come_and_go() -> None:
+    told = Told()
+    world = World(nodes=2, log=told)
+    first, second = (factory.backplane.node for factory in world.factories)  # type: ignore[attr-defined]
+    assert told.lines == [("registered", first), ("registered", second)]
+    told.lines.clear()
+    arrive(world, 1)
+    world.engines[1].lose()
+    world.advance(15, step=0.5)
+    assert told.lines == [("unregistered", "it was lost"), ("buried", second)]
+    told.lines.clear()
+    world.engines[1].come_back()
+    world.run()
+    assert told.lines == [("taken for dead", second), ("registered", world.factories[1].backplane.node)]  # type: ignore[attr-defined]
+    world.close()

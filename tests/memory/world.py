@@ -387,6 +387,7 @@ class World:
         ice_servers: makes them, given the clock.
         serve_client: as for ``SignalingFactory``.
         demo: as for ``SignalingFactory``.
+        log: of the nodes, is told who comes and goes.
         portal: as for ``SignalingFactory``; its tokens expire by ``clock``, which starts now.
         buffer_bytes: what a transport holds before it pauses its producer.
         limits: the server's bounds.
@@ -405,9 +406,11 @@ class World:
         serve_client: bool = False,
         demo: bool = False,
         portal: Any = None,
+        log: Any = None,
         **limits: Any,
     ) -> None:
         self.clock = PassingClock()
+        self._log = log
         self.start = time.time()
         self.limits = Limits(**limits)
         self.host = "192.0.2.1"
@@ -441,7 +444,7 @@ class World:
             return None
         engine = MemoryEngine(self._store)
         self.engines.append(engine)
-        return Cluster(engine, self.clock, self.limits, prefix=self._store.prefix, choose=Random(number))
+        return Cluster(engine, self.clock, self.limits, prefix=self._store.prefix, choose=Random(number), log=self._log)
 
     def _mounted(self, factory: SignalingFactory) -> Callable[[Any], Any]:
         root = Resource()

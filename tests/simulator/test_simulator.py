@@ -36,6 +36,7 @@ KEPT = {
     "t1389": "a peer came back to a node whose peers had heard that it left, and they did not hear of it again",
     "t1828": "a store that lost its data was told of a peer by the node that it had left",
     "2671": "a link to a node that was buried by mistake counted from 1 again",
+    "2710": "a relay waited for a topic's snapshot while its node was taken for dead",
     "22385": "a store that lost its data counted a node's beats from 1 again, and the others took them for old ones",
 }
 
@@ -70,6 +71,23 @@ def test_a_store_that_loses_its_data_makes_nobody_leave_who_is_there(seed: int) 
     story.store.restart()
     story.run_for(20)
     assert len(story.live()) == 7
+    for client in story.live():
+        assert client.known is not None
+        assert client.known.keys() == {other.id for other in story.live() if other.topic == client.topic} - {client.id}
+    assert not story.counts["left for a while"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_store_that_is_emptied_while_it_runs_makes_nobody_leave(seed: int) -> None:
+    story = Story(seed)
+    story.run_for(3)
+    for _ in range(6):
+        story.join()
+    story.run_for(3.3)
+    story.store.model.load(None)
+    for _ in range(2):
+        story.join()
+    story.run_for(20)
     for client in story.live():
         assert client.known is not None
         assert client.known.keys() == {other.id for other in story.live() if other.topic == client.topic} - {client.id}
