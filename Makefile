@@ -49,7 +49,7 @@ observe: $(VENV)/bench.stamp ## Load a server, and compare its metrics with what
 failures: $(VENV)/bench.stamp ## Hurt a cluster in every way, some 7 minutes (FAILURES_OPTIONS="--fault kill-node")
 	$(BIN)/python -m benchmarks.failures $(FAILURES_OPTIONS)
 
-bench: $(VENV)/bench.stamp ## Measure the server beside its peers (BENCH_OPTIONS="--scenario relay"), some 6 minutes
+bench: $(VENV)/bench.stamp ## Measure the server beside its peers (BENCH_OPTIONS="--scenario relay"), some 8 minutes
 	$(BIN)/python -m benchmarks.compare $(BENCH_OPTIONS)
 
 clean: ## Remove what the other targets made

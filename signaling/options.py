@@ -137,7 +137,7 @@ class Options(usage.Options, AuthOptionMixin):
         ["log-format", None, "text", "text, or json: one object a line."],
         ["log-level", None, None, "debug, info, warn or error. [default: $LOG_LEVEL or info]"],
         ["metrics-listen", None, None, "Twisted endpoint that serves /metrics in place of the port."],
-        ["backplane", None, None, "Redis that nodes share topics through, redis://host:6379. [default: $BACKPLANE]"],
+        ["backplane", None, None, "Redis for several nodes; needs the extra [cluster]. [default: $BACKPLANE]"],
         ["ice-servers", None, None, "File with a JSON array of RTCIceServer dictionaries for every peer."],
         ["turn-secret-file", None, None, "File with the TURN servers' shared secret. [default: $TURN_SECRET]"],
         ["turn-ttl", None, str(DEFAULT_TTL_SECONDS), "Seconds that a TURN credential is good; renewed at half of it."],

@@ -110,10 +110,25 @@ def _chosen(options: argparse.Namespace) -> list[Server]:
         for name in servers.NEED_NODE.intersection(names):
             print(f"{name} is left out: it needs node and npm", file=sys.stderr)
             names.remove(name)
+    return [
+        servers.ours(options.reactor),
+        *options.variant,
+        *_several(options),
+        *options.server,
+        *servers.others(names),
+    ]
+
+
+def _several(options: argparse.Namespace) -> list[Server]:
+    """List those of several processes; a cluster nobody asked for is left out where there is no Redis."""
     clusters = [servers.cluster(nodes) for nodes in options.cluster]
-    if not (options.no_peers or options.peer):
-        clusters += [servers.workers(2), *([servers.cluster(2)] if servers.has_redis() and not clusters else [])]
-    return [servers.ours(options.reactor), *options.variant, *clusters, *options.server, *servers.others(names)]
+    if options.no_peers or options.peer:
+        return clusters
+    if not clusters and servers.has_redis():
+        clusters = [servers.cluster(2)]
+    if not clusters:
+        print("cluster-2 is left out: it needs redis-server", file=sys.stderr)
+    return [servers.workers(2), *clusters]
 
 
 def compare(options: argparse.Namespace, scale: Scale, scenarios: list[str]) -> tuple[Results, str]:
