@@ -21,6 +21,8 @@ _SYNCS_AT_ONCE = 32
 # What is in the store expires where nobody sees to it, and what is wrong there is put right in time.
 _REFRESH_LOOKS = 600
 _MEET_LOOKS = 5
+# How long relays may be on their way to a node that their target has left for another.
+_GONE_ON_LOOKS = 30
 # A store that lost its data knows nobody until the nodes are back, one after the other. Those that are not by then
 # count as dead.
 _KEEP_LOOKS = 10
@@ -63,6 +65,8 @@ class Presence:
         self._syncing = 0
         self._refreshing, self._meeting = _Rounds(_REFRESH_LOOKS), _Rounds(_MEET_LOOKS)
         self._keeping = 0
+        # Who left this node for another, and how many looks that is remembered for.
+        self._gone_on: dict[tuple[str, str], int] = {}
         self._met: set[str] = set()
         self._met_before: set[str] = set()
 
@@ -83,6 +87,10 @@ class Presence:
         view = self._views.get(topic)
         return view.others.get(peer) if view is not None else None
 
+    def is_elsewhere(self, topic: str, peer: str) -> bool:
+        """Tell whether a peer is at another node, or went on there a while ago, when others were not told yet."""
+        return self.other(topic, peer) is not None or (topic, peer) in self._gone_on
+
     @property
     def nodes(self) -> set[str]:
         """The other nodes that have peers, as some seconds ago was known here."""
@@ -100,6 +108,7 @@ class Presence:
     def arrived(self, topic: str, peer: str) -> None:
         """Notice that a peer is here; where it came back from another node, it is not elsewhere any more."""
         self.view(topic).others.pop(peer, None)
+        self._gone_on.pop((topic, peer), None)
 
     # Events and snapshots
 
@@ -148,8 +157,10 @@ class Presence:
                 self._node.joined(topic, change.peer, change.metadata)
             elif change.kind is Kind.LEFT:
                 self._node.left(topic, change.peer)
+                self._gone_on.pop((topic, change.peer), None)
             else:
                 self._node.moved(topic, change.peer)
+                self._gone_on[topic, change.peer] = _GONE_ON_LOOKS
                 self.forget_empty(topic)
         for hand_over in view.take_parked():
             hand_over()
@@ -195,6 +206,7 @@ class Presence:
                 self._give_up_kept()
         self.doubt_some(topic for topic in self._refreshing.look(self._views) if topic in self._views)
         self._meet()
+        self._gone_on = {gone: looks - 1 for gone, looks in self._gone_on.items() if looks > 1}
         self.sync_some()
 
     def _meet(self) -> None:

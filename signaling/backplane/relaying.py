@@ -187,7 +187,7 @@ class Relaying:
             written = self._node.deliver(relay.topic, relay.to, relay.frame, (waiting, None))
         except Rejected as rejected:
             # Who went on at another node is in the topic, and its sender has been told of nothing else.
-            is_elsewhere = self._presence.other(relay.topic, relay.to) is not None
+            is_elsewhere = self._presence.is_elsewhere(relay.topic, relay.to)
             self._settle(incoming, relay, ErrorCode.DROPPED if is_elsewhere else rejected.code)
         else:
             if written:

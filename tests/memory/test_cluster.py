@@ -88,8 +88,11 @@ def test_who_breaks_off_while_it_comes_back_is_nobody_s_ghost(world: World) -> N
         assert watcher.heard() == [{"type": "peer-left", "peerId": own}]
 
 
-def test_a_relay_that_meets_a_peer_on_its_way_to_another_node_is_dropped(world: World) -> None:
-    sender, _ = arrive(world, 0), arrive(world, 1)
+@pytest.mark.parametrize("is_alone", [False, True])
+def test_a_relay_that_meets_a_peer_on_its_way_to_another_node_is_dropped(world: World, is_alone: bool) -> None:
+    sender = arrive(world, 0)
+    if not is_alone:
+        arrive(world, 1)
     own, token = greeting(peer := arrive(world, 1))
     peer.reset()
     sender.heard()
