@@ -7,13 +7,13 @@ import os
 import re
 import shutil
 import signal
-import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 from benchmarks.client import HOST
+from benchmarks.processes import free_port
 
 _NOTICE_SECONDS = 30.0
 _TROUBLE = re.compile("Traceback|Unhandled|#error|#critical")
@@ -23,13 +23,6 @@ def program(name: str) -> str:
     """Find a program that is installed; where Debian keeps servers, too, or end this one."""
     path = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
     return path or sys.exit(f"{name} is not installed")
-
-
-def free_port() -> int:
-    """Return a port that nobody uses now."""
-    with socket.create_server((HOST, 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 class Program:

@@ -7,17 +7,26 @@ import asyncio
 import dataclasses
 import json
 import os
+import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+from benchmarks.client import HOST
 from signaling import Limits
 
 _TREE = Path(__file__).parents[1]
 _ANSWER_BYTES = 1 << 24
 _STOP_SECONDS = 30.0
 _CORES = sorted(os.sched_getaffinity(0))
+
+
+def free_port() -> int:
+    """Return a port that nobody uses now."""
+    with socket.create_server((HOST, 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
 
 
 class Helper:

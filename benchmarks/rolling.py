@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.client import HOST, Client, Message, NotJoinedError, text_frame
-from benchmarks.nodes import Node, Program, free_port, program
+from benchmarks.nodes import Node, Program, program
+from benchmarks.processes import free_port
 from benchmarks.report import Progress, latency
 
 _CONFIGURATION = Path(__file__).parents[1] / "deploy" / "haproxy.cfg"

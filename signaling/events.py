@@ -215,7 +215,7 @@ class Events:
         self.log.error(text, event="worker_died", worker=worker, reason=reason, seconds=seconds, when=when)
 
     def worker_killed(self, worker: int, reason: str) -> None:
-        """A worker did not end when it was told to."""
+        """A worker did not answer, or did not end when it was told to."""
         self.log.error("worker {worker} was killed: {reason}", event="worker_killed", worker=worker, reason=reason)
 
     def worker_said(self, worker: int, line: str) -> None:

@@ -24,7 +24,7 @@ from typing import Self
 from benchmarks.client import HOST
 from benchmarks.compare.dialects import Dialect, PeerJs, Wire, YWebrtc
 from benchmarks.compare.meter import Meter
-from benchmarks.processes import pin
+from benchmarks.processes import free_port, pin
 
 SERVER_CORE, GENERATOR_CORE = 0, 1
 OURS = "ours"
@@ -77,7 +77,7 @@ class Process:
 
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
         self._name = name
-        self.port = _free_port()
+        self.port = free_port()
         self._log = (folder / f"{name}-{self.port}.log").open("w+")
         # Threads that a server starts at once inherit the core, which a later change would not reach.
         pin(0, SERVER_CORE)
@@ -174,13 +174,6 @@ class Running:
         """End it."""
         for process in (*self._nodes, *([self._store] if self._store is not None else [])):
             process.stop()
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind((HOST, 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 class Stable:

@@ -7,6 +7,7 @@ where it is now.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from signaling.backplane.messages import Claim, Session
@@ -134,8 +135,8 @@ class Arrivals:
         peer = arrival.id
         view = self._presence.view(arrival.topic)
         view.calls += 1
-        done: Callable[[list[Any] | None], None] = lambda reply: self._joined(arrival, peer, view, reply)  # noqa: E731
-        self._store.join(arrival.topic, arrival.id, arrival.metadata, self._most, done)
+        done = partial(self._joined, arrival, peer, view)
+        self._store.join(arrival.topic, peer, arrival.metadata, self._most, done)
 
     def _joined(self, arrival: Arrival, peer: str, view: TopicView, reply: list[Any] | None) -> None:
         view.calls -= 1
@@ -264,7 +265,7 @@ class Arrivals:
         view.calls += 1
         self._rename(arrival, peer)
         arrival.asked = True
-        self._store.move(arrival.topic, peer, node, lambda reply: self._moved(arrival, view, peer, reply))
+        self._store.move(arrival.topic, peer, node, partial(self._moved, arrival, view, peer))
 
     def _moved(self, arrival: Arrival, view: TopicView, peer: str, reply: list[Any] | None) -> None:
         view.calls -= 1

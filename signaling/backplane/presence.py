@@ -119,10 +119,10 @@ class Presence:
             event = event._replace(other=self._named(event.other))
             self.doubt(event.topic)
         here = event.other is not None and event.other.node == self._store.node
-        known = event.peer in own or self._entrants.find(event.topic, event.peer) is not None
+        entrant = self._entrants.find(event.topic, event.peer)
+        known = entrant is not None or self._node.has(event.topic, event.peer)
         if (here or event.kind is Kind.LEFT) and here != known:
             # Only this node says who is here: the others took it for dead, or an old call of its own came late.
-            entrant = self._entrants.find(event.topic, event.peer)
             if entrant is not None:
                 entrant.taken_out = True
             self.doubt(event.topic)
@@ -137,14 +137,15 @@ class Presence:
         if self._views.get(topic) is not view or reply is None:
             return
         _, gen, seq, stored = reply
+        latest = version(gen.decode(), seq)
         members = {
             peer.decode(): self._named(member(value)) for peer, value in zip(stored[::2], stored[1::2], strict=True)
         }
         own = _Own(self._node, topic, self._entrants)
-        if view.began_anew(version(gen.decode(), seq)):
+        if view.began_anew(latest):
             self.keep_for_now()
         keep = self._keeping > 0
-        changes = view.take_snapshot(version(gen.decode(), seq), members, self._store.node, own, keep=keep)
+        changes = view.take_snapshot(latest, members, self._store.node, own, keep=keep)
         self._changed(topic, view, changes)
 
     def _named(self, other: Other) -> Other:

@@ -87,10 +87,8 @@ class RedisEngine:
         known = self._scripts[script]
 
         def failed(_: object, error: Exception | None) -> None:
-            if error is None:
-                done(None)
             # Only where nothing was sent behind it: that would have overtaken it.
-            elif str(error).startswith("NOSCRIPT") and connection.is_idle:
+            if error is not None and str(error).startswith("NOSCRIPT") and connection.is_idle:
                 connection.send(known.bring_and_run(keys, arguments), done, failed)
             else:
                 self._refused(script, done, error)
@@ -105,12 +103,12 @@ class RedisEngine:
             self._commands.send(publication(channel, data), done, self._unpublished)
 
     def _unpublished(self, done: Callable[[Any], None], error: Exception | None) -> None:
+        self._refused("PUBLISH", done, error)
+
+    def _refused(self, verb: str, done: Callable[[Any], None], error: Exception | None) -> None:
         if error is None:
             done(None)
-        else:
-            self._refused("PUBLISH", done, error)
-
-    def _refused(self, verb: str, done: Callable[[Any], None], error: Exception) -> None:
+            return
         refusal, session = Refusal(verb, str(error)), self._session
         self._events.backplane_error(str(self._url), refusal.code, str(refusal))
         done(None)

@@ -48,12 +48,13 @@ class Watch:
         self._looked = now
         for node, (last, since) in self._seen.items():
             self._seen[node] = last, since + missed
-        for node in {*beats, *mentioned}:
+        known = {*beats, *mentioned}
+        for node in known:
             count = beats.get(node, b"")
             # One that is gone from the store has not beaten either; it keeps its time.
             if node not in self._seen or (count and count != self._seen[node][0]):
                 self._seen[node] = count, now
-        self._seen = {node: seen for node, seen in self._seen.items() if node in beats or node in {*mentioned}}
+        self._seen = {node: seen for node, seen in self._seen.items() if node in known}
         return [
             Suspect(node, beats.get(node, b""))
             for node, (_, since) in self._seen.items()

@@ -21,7 +21,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from tests.live.certificates import self_signed
 from tests.live.twistd import Server, start
-from tests.programs import need
+from tests.programs import free_port, need
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 PATIENCE_SECONDS = 15.0
@@ -54,13 +54,6 @@ http {{
 """
 # Caddy would ask for a certificate, install its own authority and listen on port 80.
 _CADDY = "\n{\n\tadmin off\n\tauto_https disable_redirects\n\tskip_install_trust\n"
-
-
-def free_port() -> int:
-    """Return a port that nobody uses now, for a program that cannot be told to choose one."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 def wait_until(wanted: Callable[[], bool], state: Callable[[], object]) -> None:

@@ -16,7 +16,7 @@ import hiredis
 
 from tests.live.certificates import self_signed
 from tests.live.twistd import Server
-from tests.programs import need
+from tests.programs import free_port, need
 
 SECONDS = 10.0
 _STARTS = 3
@@ -221,13 +221,6 @@ def _run(command: Sequence[str], ready: str) -> Server:
         server.end()
         raise
     return server
-
-
-def free_port() -> int:
-    """Return a port that nobody uses now."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 @contextmanager
