@@ -20,7 +20,6 @@ LOOPBACK = ("--allow-loopback-peers", "--allowed-peer-ip=127.0.0.1")
 @contextmanager
 def coturn(folder: Path, secret: str, *options: str) -> Iterator[Server]:
     """Run coturn; its port is that of the server that is returned."""
-    port = free_port()
     command = [
         need("turnserver"),
         "-c",
@@ -28,7 +27,6 @@ def coturn(folder: Path, secret: str, *options: str) -> Iterator[Server]:
         f"--static-auth-secret={secret}",
         "--listening-ip=127.0.0.1",
         "--relay-ip=127.0.0.1",
-        f"--listening-port={port}",
         "--no-tls",
         "--no-dtls",
         "--verbose",
@@ -37,7 +35,15 @@ def coturn(folder: Path, secret: str, *options: str) -> Iterator[Server]:
         *options,
     ]
     for _ in range(3):
-        process = subprocess.Popen(command, text=True, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        # Another each time: three starts on one port were deaf, so it may be that port.
+        port = free_port()
+        process = subprocess.Popen(
+            [*command, f"--listening-port={port}"],
+            text=True,
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         server = Server(process)
         server.port = port
         try:
