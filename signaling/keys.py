@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,18 +56,19 @@ class Keys:
     """The keys of one file.
 
     Args:
-        keys: as they were read.
+        keys: those that verify tokens.
+        left_out: why each of the others does not.
 
     Raises:
-        KeyProblem: where there is none, or a token could mean two of them.
+        KeyProblem: if no key is left.
     """
 
-    def __init__(self, keys: Iterable[Key]) -> None:
+    def __init__(self, keys: Iterable[Key], left_out: Sequence[str] = ()) -> None:
         self._keys = tuple(keys)
+        self.left_out = tuple(left_out)
         if not self._keys:
-            raise KeyProblem(f"there is no key for {', '.join(ALGORITHMS)} in it")
-        if len(self._keys) > 1 and any(key.kid is None for key in self._keys):
-            raise KeyProblem("of several keys each needs an id (kid)")
+            reasons = "".join(f"; {reason}" for reason in self.left_out)
+            raise KeyProblem(f"there is no key for {', '.join(ALGORITHMS)} in it{reasons}")
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -90,22 +92,18 @@ def read_keys(data: bytes, algorithm: str | None = None) -> Keys:
         KeyProblem: saying why they cannot be used.
     """
     if data.lstrip().startswith(_PEM):
-        keys = [_public_key(data)]
-    elif data.lstrip().startswith(b"{"):
-        keys = _read_jwks(data)
-    elif algorithm == "HS256":
-        keys = [secret_key(data.strip())]
-    else:
-        raise KeyProblem("it is neither a PEM public key nor a JWKS; a secret needs alg=HS256")
-    if algorithm is not None:
-        _refuse_all_others(keys, algorithm)
-    return Keys(keys)
+        return Keys([_wanted(_public_key(data), algorithm)])
+    if data.lstrip().startswith(b"{"):
+        return _read_jwks(data, algorithm)
+    if algorithm == "HS256":
+        return Keys([secret_key(data.strip())])
+    raise KeyProblem("it is neither a PEM public key nor a JWKS; a secret needs alg=HS256")
 
 
-def _refuse_all_others(keys: list[Key], algorithm: str) -> None:
-    others = sorted({key.algorithm for key in keys} - {algorithm})
-    if others:
-        raise KeyProblem(f"a key in it is for {' and '.join(others)}, not for {algorithm}")
+def _wanted(key: Key, algorithm: str | None) -> Key:
+    if algorithm not in (None, key.algorithm):
+        raise KeyProblem(f"a key for {key.algorithm}, not for {algorithm}")
+    return key
 
 
 def secret_key(secret: bytes, kid: str | None = None) -> Key:
@@ -151,42 +149,64 @@ def public_key(material: Any, kid: str | None = None) -> Key:
     raise KeyProblem("a key is neither RSA (RS256), nor P-256 (ES256), nor Ed25519 (EdDSA)")
 
 
-def _read_jwks(data: bytes) -> list[Key]:
+def _read_jwks(data: bytes, algorithm: str | None) -> Keys:
     try:
         entries = json.loads(data)["keys"]
     except (ValueError, KeyError, RecursionError):
         raise KeyProblem('it is not a JWKS: {"keys": [...]}') from None
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+    if not isinstance(entries, list):
         raise KeyProblem('it is not a JWKS: "keys" has to be an array of objects')
-    entries = [entry for entry in entries if entry.get("use", "sig") == "sig"]
-    _refuse_reused_ids(entries)
-    return [_from_jwk(entry) for entry in entries if _is_known(entry)]
+    keys: dict[int, Key] = {}
+    left_out: dict[int, str] = {}
+    # RFC 7517, section 5: leave alone what is not understood. A provider may use other keys for other things.
+    for number, entry in enumerate(entries, 1):
+        try:
+            keys[number] = _wanted(_from_jwk(entry), algorithm)
+        except KeyProblem as problem:
+            left_out[number] = str(problem)
+    ambiguous = _ambiguous(keys)
+    usable = [key for number, key in keys.items() if number not in ambiguous]
+    reasons = sorted((left_out | ambiguous).items())
+    return Keys(usable, [f"key {number}: {reason}" for number, reason in reasons])
 
 
-def _refuse_reused_ids(entries: list[dict[str, Any]]) -> None:
-    kids = [entry["kid"] for entry in entries if "kid" in entry]
-    for kid in kids:
-        if not isinstance(kid, str):
-            raise KeyProblem("a key's id (kid) is not a string")
-        if kids.count(kid) > 1:
-            raise KeyProblem(f"two keys have the same id (kid) {kid[:40]!r}")
+def _ambiguous(keys: Mapping[int, Key]) -> dict[int, str]:
+    """Say which keys a token cannot name without naming another one too."""
+    uses = Counter(key.kid for key in keys.values())
+    reasons = {}
+    for number, key in keys.items():
+        if key.kid is None and len(keys) > 1:
+            reasons[number] = "of several keys each needs an id (kid)"
+        elif uses[key.kid] > 1:
+            reasons[number] = f"two keys have the same id (kid) {(key.kid or '')[:40]!r}"
+    return reasons
 
 
-def _is_known(entry: Mapping[str, Any]) -> bool:
-    # RFC 7517, section 5: what is not understood is left alone; a provider may sign other things with it.
-    return entry.get("kty") in _FROM_JWK and entry.get("alg", "HS256") in ALGORITHMS
-
-
-def _from_jwk(entry: dict[str, Any]) -> Key:
-    kid = entry.get("kid")
-    try:
-        material = _FROM_JWK[entry["kty"]](entry)
-    except (PyJWTError, ValueError, TypeError, KeyError, AttributeError, UnsupportedAlgorithm):
-        raise KeyProblem("a key in it is broken") from None
-    key = secret_key(material, kid) if isinstance(material, bytes) else public_key(material, kid)
+def _from_jwk(entry: Any) -> Key:
+    if not isinstance(entry, dict):
+        raise KeyProblem("not an object")
+    kid, kind, use, operations = entry.get("kid"), entry.get("kty"), entry.get("use", "sig"), entry.get("key_ops")
+    if kid is not None and not isinstance(kid, str):
+        raise KeyProblem("its id (kid) is not a string")
+    if not isinstance(kind, str) or kind not in _FROM_JWK:
+        raise KeyProblem(f"its kind (kty) is none of {', '.join(_FROM_JWK)}")
+    if use != "sig":
+        raise KeyProblem("its use is not sig")
+    if operations is not None and not (isinstance(operations, list) and "verify" in operations):
+        raise KeyProblem("its key_ops do not have verify")
+    key = _key_of(kind, entry, kid)
     if entry.get("alg", key.algorithm) != key.algorithm:
-        raise KeyProblem(f"a key of kind {entry['kty']} is for {key.algorithm}, and its alg says something else")
+        raise KeyProblem(f"a key of kind {kind} is for {key.algorithm}, and its alg says something else")
     return key
+
+
+def _key_of(kind: str, entry: dict[str, Any], kid: str | None) -> Key:
+    try:
+        material = _FROM_JWK[kind](entry)
+    except Exception:
+        # Each kind's parser fails in its own way: PyJWT's errors, cryptography's, TypeError, OverflowError.
+        raise KeyProblem("it is broken") from None
+    return secret_key(material, kid) if isinstance(material, bytes) else public_key(material, kid)
 
 
 class KeyFile:
@@ -196,7 +216,8 @@ class KeyFile:
         path: of the file.
         algorithm: as for ``read_keys``.
         on_read: hears of keys that were read again.
-        on_problem: hears of a file that cannot be used any more, once for each reason.
+        on_problem: called with what cannot be used: keys that are left out each time that the file is read, and a file
+            that cannot be used any more, once for each reason.
         seconds: tells the time; the file is looked at once a second at the most.
 
     Raises:
@@ -221,6 +242,7 @@ class KeyFile:
         self._looked_at = seconds()
         self._state = self._stat()
         self._keys = self._read()
+        self._report_left_out()
 
     @property
     def keys(self) -> Keys:
@@ -239,10 +261,15 @@ class KeyFile:
                 self._keys, self._state = self._read(), state
                 self._problem = ""
                 self._on_read(f"{self._path.name}: read again; keys: {len(self._keys)}")
+                self._report_left_out()
         except KeyProblem as problem:
             if str(problem) != self._problem:
                 self._problem = str(problem)
                 self._on_problem(f"{self._path.name}: {problem}; the keys from before stay")
+
+    def _report_left_out(self) -> None:
+        if self._keys.left_out:
+            self._on_problem(f"{self._path.name}: left out: {'; '.join(self._keys.left_out)}")
 
     def _stat(self) -> tuple[int, ...]:
         try:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, rsa, x25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,13 +55,88 @@ def test_a_set_holds_keys_of_every_kind() -> None:
     assert keys.find(None) is keys.find("2019") is None
 
 
-def test_what_a_provider_uses_for_other_things_is_left_alone() -> None:
-    others = [
-        altered(issuer.jwk("RS256", "enc"), use="enc"),
-        altered(issuer.jwk("RS256", "ps"), alg="PS512"),
-        {"kty": "AKP", "kid": "pq", "alg": "ML-DSA-44"},
-    ]
-    assert len(read_keys(issuer.key_set(*others, issuer.jwk("EdDSA", "ours")))) == 1
+def coded(number: int, size: int) -> str:
+    return issuer.segment(number.to_bytes(size, "big"))
+
+
+def curve_jwk(name: str, curve: ec.EllipticCurve) -> dict[str, Any]:
+    numbers = ec.generate_private_key(curve).public_key().public_numbers()
+    size = (curve.key_size + 7) // 8
+    return {"kty": "EC", "crv": name, "kid": name, "x": coded(numbers.x, size), "y": coded(numbers.y, size)}
+
+
+def weak_jwk() -> dict[str, Any]:
+    numbers = rsa.generate_private_key(65537, 1024).public_key().public_numbers()
+    return {"kty": "RSA", "kid": "weak", "n": coded(numbers.n, 128), "e": "AQAB"}
+
+
+def octets_jwk(name: str, public: bytes) -> dict[str, Any]:
+    return {"kty": "OKP", "crv": name, "kid": name, "x": issuer.segment(public)}
+
+
+UNUSABLE: list[tuple[str, Any, str]] = [
+    ("P-384", curve_jwk("P-384", ec.SECP384R1()), "neither RSA"),
+    ("P-521", curve_jwk("P-521", ec.SECP521R1()), "neither RSA"),
+    ("secp256k1", curve_jwk("secp256k1", ec.SECP256K1()), "neither RSA"),
+    (
+        "Ed448",
+        octets_jwk("Ed448", ed448.Ed448PrivateKey.generate().public_key().public_bytes_raw()),
+        "neither RSA|brok",
+    ),
+    ("X25519", octets_jwk("X25519", x25519.X25519PrivateKey.generate().public_key().public_bytes_raw()), "broken"),
+    ("RSA of 1024 bits", weak_jwk(), "at least 2048 bits"),
+    ("for encryption", altered(issuer.jwk("RS256", "enc"), use="enc"), "its use is not sig"),
+    ("for wrapping", altered(issuer.jwk("RS256", "wrap"), use=None, key_ops=["wrapKey"]), "key_ops do not have verify"),
+    (
+        "operations that are no list",
+        altered(issuer.jwk("RS256", "ops"), key_ops="verify"),
+        "key_ops do not have verify",
+    ),
+    ("another algorithm", altered(issuer.jwk("RS256", "ps"), alg="PS512"), "its alg says something else"),
+    ("the algorithm of another kind", altered(issuer.jwk("RS256", "hs"), alg="HS256"), "its alg says something else"),
+    ("an unknown kind", {"kty": "AKP", "kid": "pq", "alg": "ML-DSA-44"}, "its kind"),
+    ("no kind", {"kid": "none"}, "its kind"),
+    ("a kind that is no text", {"kty": ["RSA"], "kid": "list"}, "its kind"),
+    ("a broken point", {"kty": "EC", "crv": "P-256", "x": "AA", "y": "AA", "kid": "broken"}, "it is broken"),
+    ("a part missing", altered(issuer.jwk("RS256", "half"), n=None), "it is broken"),
+    ("a part of another type", altered(issuer.jwk("EdDSA", "half"), x=7), "it is broken"),
+    ("a short secret", {"kty": "oct", "k": "c2hvcnQ", "kid": "short"}, "at least 32 bytes"),
+    (
+        "a private key",
+        {**json.loads(jwt.algorithms.OKPAlgorithm.to_jwk(issuer.material("EdDSA"))), "kid": "p"},
+        "private",
+    ),
+    ("an id that is a number", altered(issuer.jwk("EdDSA"), kid=7), "is not a string"),
+    ("no id beside others", issuer.jwk("ES256"), "each needs an id"),
+    ("no object", "RSA", "not an object"),
+]
+
+
+@pytest.mark.parametrize(("entry", "reason"), [row[1:] for row in UNUSABLE], ids=[row[0] for row in UNUSABLE])
+def test_one_key_that_cannot_be_used_leaves_the_others_of_a_set(entry: Any, reason: str) -> None:
+    keys = read_keys(issuer.key_set(issuer.jwk("EdDSA", "ours"), entry, issuer.jwk("HS256", "also ours")))
+    assert (len(keys), keys.find("ours") is not None, keys.find("also ours") is not None) == (2, True, True)
+    [left_out] = keys.left_out
+    assert re.match(f"key 2: .*({reason})", left_out)
+
+
+def test_an_id_that_two_keys_have_means_neither() -> None:
+    keys = read_keys(issuer.key_set(issuer.jwk("EdDSA", "a"), issuer.jwk("RS256", "b"), issuer.jwk("EdDSA", "a", 1)))
+    assert (keys.find("a"), len(keys)) == (None, 1)
+    assert keys.left_out == tuple(f"key {number}: two keys have the same id (kid) 'a'" for number in (1, 3))
+
+
+def test_an_id_is_free_for_the_key_that_can_be_used() -> None:
+    keys = read_keys(issuer.key_set(altered(issuer.jwk("RS256", "a"), use="enc"), issuer.jwk("EdDSA", "a")))
+    found = keys.find("a")
+    assert found is not None
+    assert found.algorithm == "EdDSA"
+
+
+def test_of_a_set_only_the_keys_of_the_wanted_algorithm_count() -> None:
+    keys = read_keys(issuer.key_set(), "ES256")
+    assert len(keys) == 1
+    assert "key 1: a key for HS256, not for ES256" in keys.left_out
 
 
 @pytest.mark.parametrize(
@@ -69,7 +145,7 @@ def test_what_a_provider_uses_for_other_things_is_left_alone() -> None:
         (b"", None, "neither a PEM public key nor a JWKS"),
         (b"short", "HS256", "at least 32 bytes, and this one has 5"),
         (b"x" * 31 + b"\n", "HS256", "at least 32 bytes, and this one has 31"),
-        (lambda: issuer.public_pem("RS256"), "HS256", "a key in it is for RS256, not for HS256"),
+        (lambda: issuer.public_pem("RS256"), "HS256", "a key for RS256, not for HS256"),
         (
             lambda: issuer.material("RS256").public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
             "HS256",
@@ -83,33 +159,32 @@ def test_what_a_provider_uses_for_other_things_is_left_alone() -> None:
         (b"{}", None, "not a JWKS"),
         (b"{", None, "not a JWKS"),
         (b'{"keys": {}}', None, "array of objects"),
-        (b'{"keys": [1]}', None, "array of objects"),
+        (b'{"keys": [1]}', None, "key 1: not an object"),
         (b'{"keys": []}', None, "there is no key for"),
-        (lambda: issuer.key_set({"kty": "oct"}), None, "a key in it is broken"),
+        (lambda: issuer.key_set({"kty": "oct"}), None, "key 1: it is broken"),
         (lambda: issuer.key_set({"kty": "oct", "k": "c2hvcnQ"}), None, "at least 32 bytes"),
         (lambda: issuer.key_set({"kty": "EC", "crv": "P-256", "x": "AA", "y": "AA"}), None, "broken"),
         (lambda: issuer.key_set(altered(issuer.jwk("RS256"), alg="HS256")), None, "alg says something else"),
         (lambda: issuer.key_set(altered(issuer.jwk("HS256"), alg="EdDSA")), None, "alg says something else"),
-        (lambda: issuer.key_set(issuer.jwk("RS256", "a")), "EdDSA", "a key in it is for RS256, not for EdDSA"),
+        (lambda: issuer.key_set(issuer.jwk("RS256", "a")), "EdDSA", "key 1: a key for RS256, not for EdDSA"),
         (
             lambda: issuer.key_set(issuer.jwk("EdDSA", "a"), issuer.jwk("EdDSA", "a", 1)),
             None,
             "two keys have the same id",
         ),
         (lambda: issuer.key_set(issuer.jwk("EdDSA", "a"), issuer.jwk("HS256", "a")), None, "two keys have the same id"),
-        (lambda: issuer.key_set(issuer.jwk("EdDSA", "a"), issuer.jwk("HS256")), None, "each needs an id"),
+        (lambda: issuer.key_set(issuer.jwk("EdDSA"), issuer.jwk("HS256")), None, "each needs an id"),
+        (
+            lambda: issuer.key_set(*(bad for name, bad, _ in UNUSABLE if name != "no id beside others")),
+            None,
+            r"key 1: .*; key 2: .*; key 3: ",
+        ),
         (lambda: issuer.key_set(altered(issuer.jwk("EdDSA"), kid=7)), None, "is not a string"),
     ],
 )
 def test_what_cannot_be_used_is_said(content: Any, algorithm: str | None, problem: str) -> None:
     with pytest.raises(KeyProblem, match=problem):
         read_keys(content if isinstance(content, bytes) else content(), algorithm)
-
-
-def test_a_private_key_in_a_set_is_refused() -> None:
-    entry = json.loads(jwt.algorithms.OKPAlgorithm.to_jwk(issuer.material("EdDSA")))
-    with pytest.raises(KeyProblem, match="private key"):
-        read_keys(issuer.key_set(entry))
 
 
 @given(st.binary(max_size=80), st.sampled_from([None, *issuer.ALGORITHMS]))
@@ -174,6 +249,17 @@ def test_a_broken_file_keeps_the_old_keys_and_is_told_once(watched: Watched) -> 
     assert watched.told[2:] == ["keys.json: read again; keys: 1"]
 
 
+def test_keys_that_are_left_out_are_reported_at_the_start_and_at_each_rotation(watched: Watched) -> None:
+    watched.replace(issuer.key_set(issuer.jwk("EdDSA", "b"), {"kty": "AKP"}))
+    for watched.now in (1.0, 2.0, 3.0):
+        assert watched.knows("b")
+    report = "keys.json: left out: key 2: its kind (kty) is none of RSA, EC, OKP, oct"
+    assert watched.told == ["keys.json: read again; keys: 1", report]
+    watched.told.clear()
+    KeyFile(str(watched.path), None, watched.told.append, watched.told.append, lambda: watched.now)
+    assert watched.told == [report]
+
+
 def test_a_file_that_was_half_written_is_tried_again_although_its_times_say_nothing(watched: Watched) -> None:
     good = watched.path.read_bytes()
     watched.replace(b" " * len(good))
@@ -211,12 +297,13 @@ def test_a_relative_path_stays_what_it_was(tmp_path: Path, monkeypatch: pytest.M
         ("{path}:leeway=soon", "leeway: not a whole number of seconds from 0 to 300"),
         ("{path}:leeway=301", "leeway: not a whole number"),
         ("{path}.gone", "keys.json.gone: No such file or directory"),
-        ("{path}:alg=HS256", "a key in it is for ES256 and EdDSA and RS256, not for HS256"),
+        ("{path}.pem:alg=HS256", "a key for EdDSA, not for HS256"),
     ],
 )
 def test_a_wrong_argument_is_said(tmp_path: Path, argument: str, problem: str) -> None:
     path = tmp_path / "keys.json"
     path.write_bytes(issuer.key_set())
+    path.with_suffix(".json.pem").write_bytes(issuer.public_pem("EdDSA"))
     with pytest.raises(InvalidAuthArgumentString) as error:
         checker(argument.replace("{path}", str(path)))
     assert problem in str(error.value)
