@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -40,10 +41,12 @@ class Grant:
         may_send: False for who only receives.
         metadata: shown to the others in place of what the client says; None leaves that to the client.
         expires: when the connection ends, in seconds since 1970; None means never.
-        subject: whose grant it is; a session is resumed with a grant of the same subject and metadata only.
+        subject: whose grant it is; a session is resumed with a grant of the same subject and metadata only. Without one
+            a session belongs to the token, or to the name beside the password, that it was opened with.
+        token_id: tells the token from all others, where there is no subject; None means that its text does.
 
     Raises:
-        ValueError: where the metadata is no JSON object.
+        ValueError: where the metadata is no JSON object, or the subject or token_id is no Unicode text.
     """
 
     topics: frozenset[str] = frozenset()
@@ -52,9 +55,10 @@ class Grant:
     metadata: Mapping[str, Any] | None = None
     expires: float | None = None
     subject: str | None = None
+    token_id: str | None = None
 
     def __post_init__(self) -> None:
-        _ = self.metadata_text
+        _ = self.metadata_text, (self.subject or "").encode(), (self.token_id or "").encode()
 
     def covers(self, topic: str) -> bool:
         """Tell whether the topic may be joined."""
@@ -63,14 +67,25 @@ class Grant:
     @property
     def metadata_text(self) -> bytes | None:
         """The JSON text of the metadata."""
-        if self.metadata is None:
-            return None
-        return json.dumps(self.metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        return None if self.metadata is None else _json_text(self.metadata)
 
-    @property
-    def owner(self) -> tuple[str | None, bytes | None]:
-        """Whose session it is."""
-        return self.subject, self.metadata_text
+
+def session_owner(credential: Credential, grant: Grant) -> bytes:
+    """Return what tells the owner of a session from all others: a digest, for it is kept and travels between nodes.
+
+    Args:
+        credential: that was presented.
+        grant: that it was given.
+    """
+    if isinstance(credential, Password):
+        identity = ("name", grant.subject) if grant.subject else ("user", credential.username.hex())
+    elif grant.subject:
+        identity = ("sub", grant.subject)
+    elif grant.token_id:
+        identity = ("jti", grant.token_id)
+    else:
+        identity = ("token", hashlib.sha256(credential.token).hexdigest())
+    return hashlib.sha256(json.dumps([*identity, (grant.metadata_text or b"").decode()]).encode()).digest()
 
 
 def grant_from_claims(claims: Mapping[str, Any], leeway_seconds: float = 0.0) -> Grant:
@@ -89,22 +104,66 @@ def grant_from_claims(claims: Mapping[str, Any], leeway_seconds: float = 0.0) ->
     if not own.keys() <= _KEYS:
         # A misspelt "send" would let everybody send.
         raise ValueError(f"its claim {CLAIM} has a key beside {', '.join(sorted(_KEYS))}")
-    send, metadata, subject = own.get("send", True), own.get("metadata"), claims.get("sub")
+    send, metadata = own.get("send", True), own.get("metadata")
     if not isinstance(send, bool):
         raise ValueError(f"{CLAIM}.send has to be true or false")
-    if metadata is not None and not isinstance(metadata, Mapping):
-        raise ValueError(f"{CLAIM}.metadata has to be an object")
-    if subject is not None and not isinstance(subject, str):
-        raise ValueError("sub has to be a string")
-    expires = claims.get("exp")
+    if metadata is not None and not _is_json_object(metadata):
+        raise ValueError(f"{CLAIM}.metadata has to be an object of JSON, in Unicode")
+    expires = seconds_of(claims, "exp")
     return Grant(
         topics=frozenset(_strings(own, "topics")),
         prefixes=tuple(_strings(own, "prefixes")),
         may_send=send,
         metadata=metadata,
-        expires=None if expires is None else _seconds(expires) + leeway_seconds,
-        subject=subject,
+        expires=None if expires is None else expires + leeway_seconds,
+        subject=_text(claims, "sub"),
+        token_id=_text(claims, "jti"),
     )
+
+
+def seconds_of(claims: Mapping[str, Any], name: str) -> float | None:
+    """Return a claim that is a moment, in seconds since 1970; None where it is absent or null.
+
+    Raises:
+        ValueError: naming the claim, where it is anything else.
+    """
+    value = claims.get(name)
+    if value is None:
+        return None
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    except OverflowError:
+        # An integer that no float is as large as.
+        pass
+    raise ValueError(f"{name} has to be a number of seconds")
+
+
+def _text(claims: Mapping[str, Any], name: str) -> str | None:
+    value = claims.get(name)
+    if value is not None and not (isinstance(value, str) and _is_unicode(value)):
+        raise ValueError(f"{name} has to be a string, in Unicode")
+    return value
+
+
+def _is_unicode(text: str) -> bool:
+    # JSON can write half of a surrogate pair.
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_json_object(value: Any) -> bool:
+    try:
+        return isinstance(value, Mapping) and bool(_json_text(value))
+    except (ValueError, RecursionError):
+        return False
+
+
+def _json_text(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def _strings(own: Mapping[str, Any], key: str) -> list[str]:
@@ -112,9 +171,3 @@ def _strings(own: Mapping[str, Any], key: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise ValueError(f"{CLAIM}.{key} has to be an array of strings")
     return value
-
-
-def _seconds(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError("exp has to be a number of seconds")
-    return float(value)

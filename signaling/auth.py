@@ -62,8 +62,15 @@ class GrantRealm:
             raise NotImplementedError("this realm knows grants only")
         if isinstance(avatarId, Grant):
             return IGrant, avatarId, _nothing
-        name = avatarId.decode("utf-8", "replace") if isinstance(avatarId, bytes) else str(avatarId)
-        return IGrant, Grant(prefixes=("",), subject=name), _nothing
+        return IGrant, Grant(prefixes=("",), subject=_name(avatarId)), _nothing
+
+
+def _name(avatar_id: Any) -> str | None:
+    try:
+        return avatar_id.decode() if isinstance(avatar_id, bytes) else str(avatar_id)
+    except UnicodeDecodeError:
+        # Two names must not become one; what was presented tells them apart.
+        return None
 
 
 def _nothing() -> None:

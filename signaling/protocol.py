@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from signaling import descriptors, wire
-from signaling.access import Grant
+from signaling.access import Grant, session_owner
 from signaling.addresses import Client, TrustedProxies
 from signaling.admission import Admission, Place
 from signaling.auth import Access, Logout, forbidden
@@ -175,7 +175,9 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
             self._refuse_join(forbidden(), values)
         else:
             metadata = join.metadata if grant.metadata is None else grant.metadata_text
-            self._enter(replace(join, metadata=metadata, credential=None, grant=grant), key, values, client)
+            owner = session_owner(join.credential, grant) if join.credential is not None else None
+            granted = replace(join, metadata=metadata, credential=None, grant=grant, owner=owner)
+            self._enter(granted, key, values, client)
 
     def _login_refused(self, failure: Failure, values: HeaderValues) -> None:
         self._login = None

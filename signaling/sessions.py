@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterable
 from hmac import compare_digest
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -258,7 +258,7 @@ class ResumablePeer(Peer):
 
 class _Session(msgspec.Struct, array_like=True):
     metadata: bytes | None
-    owner: tuple[str | None, bytes | None] | None
+    owner: bytes | None
     sent: int
     kept: list[bytes | None]
 
@@ -266,7 +266,7 @@ class _Session(msgspec.Struct, array_like=True):
 class _ProofText(msgspec.Struct, array_like=True):
     token: bytes
     seen: int
-    owner: tuple[str | None, bytes | None] | None
+    owner: bytes | None
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -327,7 +327,7 @@ class Sessions:
         peer = topic.get(claim.token[:ID_CHARACTERS].decode("ascii", "replace")) if topic is not None else None
         return self._proven(peer, claim.token, join.owner)
 
-    def _proven(self, peer: Peer | None, token: bytes, owner: Any) -> ResumablePeer | None:
+    def _proven(self, peer: Peer | None, token: bytes, owner: bytes | None) -> ResumablePeer | None:
         if not isinstance(peer, ResumablePeer) or peer.owner != owner or peer.way.said_goodbye:
             return None
         return peer if peer.knows(token[ID_CHARACTERS:]) else None

@@ -50,6 +50,7 @@ class Join:
         claim: None where the client is a new peer.
         credential: what was presented, until it is checked.
         grant: what the client may do; None where everybody may do everything.
+        owner: whose session it is, or would be; None where everybody may do everything.
         subprotocol: that is answered; empty for none.
     """
 
@@ -58,12 +59,8 @@ class Join:
     claim: Claim | None = None
     credential: Credential | None = None
     grant: Grant | None = None
+    owner: bytes | None = None
     subprotocol: bytes = b""
-
-    @property
-    def owner(self) -> tuple[str | None, bytes | None] | None:
-        """Whose session it is, or would be; None where everybody may do everything."""
-        return self.grant.owner if self.grant is not None else None
 
 
 def parse_head(head: bytes) -> tuple[bytes, HeaderValues] | None:

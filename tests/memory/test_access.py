@@ -60,8 +60,9 @@ BAD: list[tuple[str, Callable[[], str], str]] = [
     ("not yet valid", lambda: token(nbf=NOW + 600), "the token is not valid yet"),
     ("minted in the future", lambda: token(iat=NOW + 600), "the token is not valid yet"),
     ("without an end", lambda: token(exp=None), "the token has no exp"),
-    ("end that is no number", lambda: token(exp="soon"), "the token is no JSON Web Token that is taken here"),
-    ("endless", lambda: token(exp=float("inf")), "the token is no JSON Web Token that is taken here"),
+    ("end that is no number", lambda: token(exp="soon"), "the token: exp has to be a number of seconds"),
+    ("endless", lambda: token(exp=float("inf")), "the token: exp has to be a number of seconds"),
+    ("subject that is no text", lambda: token(sub="Ada\ud800"), "the token: sub has to be a string, in Unicode"),
     ("tampered header", lambda: tampered(0), "the token"),
     ("tampered claims", lambda: tampered(1), "the token's signature is wrong"),
     ("tampered signature", lambda: tampered(2), "the token's signature is wrong"),
@@ -376,6 +377,7 @@ def test_resuming_needs_a_good_token(resuming: World, make: Callable[[], str | N
         lambda: token(sub="Eve"),
         token,
         lambda: token({"topics": ["room"], "metadata": {"name": "Eve"}}, sub="Ada"),
+        lambda: token(jti="Ada"),
     ],
 )
 def test_who_has_another_name_is_another_peer(resuming: World, other: Callable[[], str]) -> None:
@@ -383,6 +385,71 @@ def test_who_has_another_name_is_another_peer(resuming: World, other: Callable[[
     welcome, *_ = session.come_back(other()).heard()
     assert "resumed" not in welcome
     assert session.come_back(token(sub="Ada")).heard()[0]["resumed"]
+
+
+@pytest.mark.parametrize(
+    ("own", "others"),
+    [
+        ({}, {"exp": NOW + 7200}),
+        ({"sub": ""}, {"sub": "", "exp": NOW + 7200}),
+        ({"jti": "1"}, {"jti": "2"}),
+        ({"jti": "1"}, {}),
+    ],
+)
+def test_a_token_without_a_subject_resumes_its_own_sessions_only(
+    resuming: World, own: dict[str, Any], others: dict[str, Any]
+) -> None:
+    session = Session(resuming, token(**own))
+    assert "resumed" not in session.come_back(token(**others)).heard()[0]
+    assert session.come_back(token(**own)).heard()[0]["resumed"]
+
+
+def test_a_token_that_was_minted_anew_with_its_id_resumes_the_session(resuming: World) -> None:
+    session = Session(resuming, token(jti="1"))
+    assert session.come_back(token(jti="1", exp=NOW + 7200)).heard()[0]["resumed"]
+
+
+@pytest.mark.parametrize("subject", ["\ud800", "\0", "a\nb\x1b[0m", "x" * 10_000, 7, ["Ada"]])
+def test_no_subject_beside_a_claim_to_a_session_raises(resuming: World, logged: list[str], subject: Any) -> None:
+    session = Session(resuming, token(sub="Ada"))
+    status, _, body = response(session.come_back(token(sub=subject)).received)
+    expected = 101 if isinstance(subject, str) and subject != "\ud800" else 401
+    assert (status, '"resumed"' in body) == (expected, False)
+    assert "Traceback" not in "\n".join(logged)
+    assert session.come_back(token(sub="Ada")).heard()[0]["resumed"]
+
+
+class OpaqueChecker:
+    """Takes every token, and grants all of them the same."""
+
+    credentialInterfaces = (IBearerToken,)
+
+    def requestAvatarId(self, credentials: Any) -> Grant:
+        return Grant(prefixes=("",))
+
+
+def test_a_portal_that_names_nobody_keeps_sessions_apart_by_token(make_world: MakeWorld) -> None:
+    world = make_world(portal=Portal(GrantRealm(), [OpaqueChecker()]), resume_window_seconds=300)  # type: ignore[list-item]
+    session = Session(world, "one")
+    assert "resumed" not in session.come_back("another").heard()[0]
+    assert session.come_back("one").heard()[0]["resumed"]
+
+
+def test_names_that_are_no_text_keep_sessions_apart(make_world: MakeWorld) -> None:
+    names = {b"\xfe": b"1", b"\xff": b"2"}
+    checker = InMemoryUsernamePasswordDatabaseDontUse()
+    checker.users = dict(names)
+    world = make_world(portal=Portal(GrantRealm(), [checker]), resume_window_seconds=300)
+
+    def join(name: bytes, query: str = "") -> Peer:
+        basic = b64encode(name + b":" + names[name]).decode()
+        return world.peer(f"/ws/room{query}", {"Authorization": f"Basic {basic}"})
+
+    peer = join(b"\xfe")
+    query = f"?resume={peer.heard()[0]['resume']['token']}&seen=2"
+    peer.reset()
+    assert "resumed" not in join(b"\xff", query).heard()[0]
+    assert join(b"\xfe", query).heard()[0]["resumed"]
 
 
 # A portal that takes its time

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signaling import Grant
-from signaling.access import Bearer, Password, grant_from_claims
+from signaling.access import Bearer, Password, grant_from_claims, session_owner
 from signaling.errors import Refused
 from signaling.presented import presented, subprotocol, without_secrets
 
@@ -44,6 +44,13 @@ def test_claims_of_somebody_else_allow_nothing() -> None:
     assert not grant.covers("")
 
 
+def nested(depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(depth):
+        value = {"x": value}
+    return value
+
+
 @pytest.mark.parametrize(
     "claims",
     [
@@ -58,15 +65,55 @@ def test_claims_of_somebody_else_allow_nothing() -> None:
         {"signaling": {"metadata": {"x": float("inf")}}},
         {"signaling": {"metadata": {"x": "\ud800"}}},
         {"signaling": {"topic": ["room"]}},
+        {"signaling": {"metadata": nested(100_000)}},
         {"sub": 7},
+        {"sub": ["Ada"]},
+        {"sub": "Ada\ud800"},
+        {"jti": 7},
+        {"jti": "\udfff"},
         {"exp": True},
         {"exp": "100"},
         {"exp": float("nan")},
+        {"exp": float("inf")},
+        {"exp": 10**400},
     ],
 )
 def test_claims_of_a_wrong_form_are_refused(claims: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"signaling|sub|exp|JSON|surrogates"):
+    with pytest.raises(ValueError, match=r"^(its claim signaling|signaling\.\w+|sub|jti|exp) ha"):
         grant_from_claims(claims)
+
+
+ADA, EVE = Bearer(b"a.b.c"), Bearer(b"d.e.f")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ((ADA, Grant(subject="x")), (EVE, Grant(subject="x", may_send=False, expires=1.0)), True),
+        ((ADA, Grant(subject="x")), (ADA, Grant(subject="y")), False),
+        ((ADA, Grant(subject="x")), (ADA, Grant(subject="x", metadata={"n": 1})), False),
+        ((ADA, Grant()), (ADA, Grant()), True),
+        ((ADA, Grant()), (EVE, Grant()), False),
+        ((ADA, Grant(subject="")), (EVE, Grant(subject="")), False),
+        ((ADA, Grant(token_id="")), (EVE, Grant(token_id="")), False),
+        ((ADA, Grant(token_id="1")), (EVE, Grant(token_id="1")), True),
+        ((ADA, Grant(token_id="1")), (ADA, Grant(token_id="2")), False),
+        ((ADA, Grant(token_id="x")), (ADA, Grant(subject="x")), False),
+        ((Password(b"x", b"1"), Grant(subject="x")), (Password(b"x", b"2"), Grant(subject="x")), True),
+        ((Password(b"x", b"1"), Grant()), (Password(b"x", b"2"), Grant()), True),
+        ((Password(b"x", b"1"), Grant()), (Password(b"y", b"1"), Grant()), False),
+        ((Password(b"\xfe", b"1"), Grant()), (Password(b"\xff", b"1"), Grant()), False),
+        ((Password(b"x", b"1"), Grant(subject="x")), (ADA, Grant(subject="x")), False),
+    ],
+)
+def test_whose_session_it_is(one: Any, other: Any, same: bool) -> None:
+    assert (session_owner(*one) == session_owner(*other)) is same
+
+
+def test_a_subject_that_is_no_unicode_is_no_grant() -> None:
+    for wrong in ({"subject": "\ud800"}, {"token_id": "\ud800"}):
+        with pytest.raises(ValueError, match="surrogates"):
+            Grant(**wrong)
 
 
 KEYS = ("topics", "prefixes", "send", "metadata")
@@ -75,7 +122,12 @@ VALUES = st.none() | st.booleans() | st.floats() | st.text(max_size=5)
 
 @given(VALUES | st.lists(VALUES, max_size=2) | st.dictionaries(st.text(max_size=5), VALUES, max_size=2))
 def test_no_claim_is_anything_but_a_grant_or_a_value_error(value: Any) -> None:
-    for claims in ({"signaling": value}, {"exp": value, "sub": value}, *({"signaling": {key: value}} for key in KEYS)):
+    for claims in (
+        {"signaling": value},
+        {"exp": value},
+        {"sub": value, "jti": value},
+        *({"signaling": {key: value}} for key in KEYS),
+    ):
         try:
             grant_from_claims(claims)
         except ValueError:

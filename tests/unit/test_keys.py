@@ -7,6 +7,7 @@ import os
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jwt
@@ -332,10 +333,63 @@ def test_audience_and_issuer_have_to_fit(tmp_path: Path) -> None:
 
 def test_leeway_is_for_both_ends_and_for_the_connection(tmp_path: Path) -> None:
     now = int(time.time())
-    text = issuer.token(exp=now - 30, nbf=now + 30)
+    text = issuer.token(exp=now - 30, nbf=now + 90)
     with pytest.raises(TokenRefused):
         ask(tmp_path, "", text)
     assert ask(tmp_path, ":leeway=100", text).expires == now + 70
+
+
+NOW = 1_800_000_000
+
+
+def judge(**claims: Any) -> Any:
+    """Check a token at ``NOW``; returns its grant."""
+    keys: Any = SimpleNamespace(keys=read_keys(issuer.key_set()))
+    minted = {"exp": NOW + 60, **claims}
+    return JwtChecker(keys, wall_clock=lambda: NOW).requestAvatarId(BearerToken(issuer.token(**minted).encode()))
+
+
+@pytest.mark.parametrize("claim", ["nbf", "iat"])
+def test_a_clock_that_is_a_minute_ahead_mints_good_tokens(claim: str) -> None:
+    assert judge(**{claim: NOW + 60}).covers("room")
+    with pytest.raises(TokenRefused, match=r"^the token is not valid yet$"):
+        judge(**{claim: NOW + 61})
+
+
+def test_no_token_is_good_after_its_end_by_any_skew() -> None:
+    assert judge(exp=NOW + 0.5).expires == NOW + 0.5
+    with pytest.raises(TokenRefused, match=r"^the token has expired$"):
+        judge(exp=NOW)
+
+
+@pytest.mark.parametrize(
+    "value", [True, "1800000060", "soon", [], {}, float("inf"), float("-inf"), float("nan"), 10**400, -(10**400)]
+)
+@pytest.mark.parametrize("claim", ["exp", "nbf", "iat"])
+def test_a_moment_that_is_no_number_is_named(claim: str, value: Any) -> None:
+    with pytest.raises(TokenRefused, match=f"^the token: {claim} has to be a number of seconds$"):
+        judge(**{claim: value})
+
+
+@pytest.mark.parametrize("value", [7, True, ["Ada"], {}, "\ud800", "Ada\udfff"])
+@pytest.mark.parametrize("claim", ["sub", "jti"])
+def test_a_name_that_is_no_text_is_named(claim: str, value: Any) -> None:
+    with pytest.raises(TokenRefused, match=f"^the token: {claim} has to be a string, in Unicode$"):
+        judge(**{claim: value})
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"exp": 1e300, "nbf": -1e300, "iat": -5},
+        {"sub": "\0", "jti": "\n\x1b[0m"},
+        {"sub": "x" * 10_000},
+        {"sub": ""},
+        {"iss": "", "typ": 7},
+    ],
+)
+def test_what_is_odd_but_well_formed_is_taken(claims: dict[str, Any]) -> None:
+    assert judge(**claims).covers("room")
 
 
 @pytest.fixture(scope="module")
