@@ -345,6 +345,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
 
     def _go_on(self, peer: ResumablePeer, join: Join, claim: Claim) -> None:
         peer.come_back(self, claim, self.factory.ice_servers.text(peer.id))
+        peer.expires = join.expires
         self._peer = peer
         self.factory.counters.resumed += 1
         self.factory.events.came_back(peer.id, join.topic, self._take_address())
@@ -559,7 +560,7 @@ class SignalingFactory(LeanWebSocketFactory):
         self.backplane: Backplane = backplane or MemoryBackplane()
         self.origins = Origins(allow_origins)
         self.admission = Admission(self.limits, descriptors.file_limit(reactor), reactor.seconds)
-        self.sessions = Sessions(self.limits, reactor, self.topics, self.admission, self._not_back)
+        self.sessions = Sessions(self.limits, reactor, self.topics, self.admission, self._not_back, wall_clock)
         self.local = LocalPeers(self.topics, self.counters, self.sessions.lend, self._moved)
         self.ice_servers = ice_servers or IceServers()
         self.renewals: Deadlines[SignalingProtocol] = Deadlines(

@@ -8,6 +8,7 @@ together with what was written to it.
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Iterable
 from hmac import compare_digest
 from typing import Protocol
@@ -20,6 +21,7 @@ from signaling.clock import Clock
 from signaling.counters import Counters
 from signaling.deadlines import Deadlines
 from signaling.errors import Rejected
+from signaling.expiries import Expiries
 from signaling.frames import text_frame
 from signaling.history import History
 from signaling.ids import ID_CHARACTERS
@@ -99,6 +101,7 @@ class ResumablePeer(Peer):
         "_secrets",
         "_since_asked",
         "_window",
+        "expires",
         "owner",
         "unwritten",
         "way",
@@ -117,6 +120,8 @@ class ResumablePeer(Peer):
     ) -> None:
         super().__init__(peer_id, join.metadata, topics, backplane, counters)
         self.owner = join.owner
+        # Of the token of its latest connection, in seconds since 1970; None means never.
+        self.expires = join.expires
         self._window = limits.resume_window_seconds
         self._history = History(16 * limits.high_water_messages, 2 * limits.high_water_bytes)
         self._secrets: list[bytes] = []
@@ -292,18 +297,20 @@ class Sessions:
         topics: where the peers are.
         admission: where the places of those that do not come back go.
         on_gone: hears of a peer that is about to leave without having come back.
+        wall_clock: tells when tokens expire, in seconds since 1970.
 
     Attributes:
         away: those without a connection.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - what sessions depend on
         self,
         limits: Limits,
         clock: Clock,
         topics: TopicMap[Peer],
         admission: Admission,
         on_gone: Callable[[ResumablePeer, str], None],
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._limits = limits
         self._topics = topics
@@ -312,6 +319,8 @@ class Sessions:
         self.away: set[ResumablePeer] = set()
         self._windows: Deadlines[ResumablePeer] = Deadlines(clock, limits.resume_window_seconds, self._gone)
         self._loans: Deadlines[ResumablePeer] = Deadlines(clock, _LOAN_SECONDS, ResumablePeer.stay)
+        self._wall_clock = wall_clock
+        self._expiries: Expiries[ResumablePeer] = Expiries(clock, wall_clock, self._expired)
 
     @property
     def waiting(self) -> int:
@@ -376,6 +385,8 @@ class Sessions:
         peer.go(Away(self._limits, place))
         self.away.add(peer)
         self._windows.set(peer)
+        if peer.expires is not None:
+            self._expiries.set(peer, peer.expires)
 
     def back(self, peer: ResumablePeer) -> None:
         """Notice that a peer is back on another connection."""
@@ -389,6 +400,7 @@ class Sessions:
         self.away.discard(peer)
         self._windows.clear(peer)
         self._loans.clear(peer)
+        self._expiries.clear(peer)
         place, peer.way.place = peer.way.place, None
         if place is not None:
             self._admission.release(place)
@@ -419,6 +431,15 @@ class Sessions:
         """Take no timer where nobody is away."""
         self._windows.rest()
         self._loans.rest()
+        self._expiries.rest()
+
+    def _expired(self, peer: ResumablePeer) -> None:
+        if peer.lent:
+            # Another node, which was shown a good token, may have it by now: look again when that is settled.
+            self._expiries.set(peer, self._wall_clock() + _LOAN_SECONDS)
+        else:
+            self.dismiss(peer, "its token has expired")
+            self.rest()
 
     def _gone(self, peer: ResumablePeer) -> None:
         self.dismiss(peer, "it did not come back")

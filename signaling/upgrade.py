@@ -62,6 +62,11 @@ class Join:
     owner: bytes | None = None
     subprotocol: bytes = b""
 
+    @property
+    def expires(self) -> float | None:
+        """When the token ends, in seconds since 1970; None means never."""
+        return self.grant.expires if self.grant is not None else None
+
 
 def parse_head(head: bytes) -> tuple[bytes, HeaderValues] | None:
     """Parse the head of an ordinary upgrade request.

@@ -361,6 +361,50 @@ def test_resuming_with_another_token_of_the_same_owner(resuming: World) -> None:
     assert peer.closed == 4401
 
 
+def test_a_peer_that_is_away_leaves_when_its_token_ends(resuming: World) -> None:
+    witness = enter(resuming, token())
+    session = Session(resuming, token(exp=int(resuming.start) + 100))
+    witness.heard()
+    resuming.advance(99)
+    assert witness.heard() == []
+    resuming.advance(2)
+    assert witness.heard() == [{"type": "peer-left", "peerId": session.peer.id}]
+    assert resuming.relays_waiting == 0
+    assert "resumed" not in session.come_back(token(exp=int(resuming.start) + 300)).heard()[0]
+
+
+def test_a_peer_that_came_back_is_away_until_its_new_token_ends(resuming: World) -> None:
+    witness = enter(resuming, token())
+    session = Session(resuming, token(sub="Ada", exp=int(resuming.start) + 100))
+    session.come_back(token(sub="Ada", exp=int(resuming.start) + 200)).reset()
+    witness.heard()
+    resuming.advance(199)
+    assert witness.heard() == []
+    resuming.advance(2)
+    assert witness.heard() == [{"type": "peer-left", "peerId": session.peer.id}]
+
+
+def test_a_peer_that_another_node_did_not_take_leaves_when_its_token_ends(tmp_path: Path) -> None:
+    world = World(nodes=3, portal=issuer.portal(tmp_path), resume_window_seconds=300)
+    witness = enter(world, token())
+    session = Session(world, token(sub="Ada", exp=int(world.start) + 100))
+    world.advance(98)
+    world.engines[2].refused = {"move"}
+    witness.heard()
+    assert "resumed" not in session.come_back(token(sub="Ada")).heard()[0]
+    world.advance(1)
+    assert [message["type"] for message in witness.heard()] == ["peer-joined"]
+    world.advance(9)
+    assert witness.heard() == [{"type": "peer-left", "peerId": session.peer.id}]
+
+
+def test_no_timer_is_left_when_who_was_away_is_gone(make_server: MakeWorld, tmp_path: Path) -> None:
+    world = make_server(portal=issuer.portal(tmp_path), resume_window_seconds=300)
+    Session(world, token(exp=int(world.start) + 100))
+    world.advance(101)
+    assert [call for call in world.clock.getDelayedCalls() if call.active()] == []
+
+
 @pytest.mark.parametrize(
     ("make", "status"),
     [(lambda: None, 401), (lambda: token(exp=NOW - 60), 401), (lambda: token({"topics": ["other"]}), 403)],
