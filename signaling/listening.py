@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import errno
+import re
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred, execute
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
+from twisted.internet.interfaces import (
+    IListeningPort,
+    IOpenSSLServerConnectionCreator,
+    IProtocolFactory,
+    IStreamServerEndpoint,
+)
 from zope.interface import implementer
 
 from signaling.errors import StartError
@@ -63,26 +69,31 @@ def _has_ipv6() -> bool:
     return True
 
 
+@implementer(IOpenSSLServerConnectionCreator)
 class Certificates:
     """The certificate of an ``ssl:`` endpoint, which connections from now on are given.
 
     Args:
         load: reads it from its files, and returns an ``IOpenSSLContextFactory`` provider.
+
+    Raises:
+        Exception: whatever ``load`` and OpenSSL raise for files that cannot be used.
     """
 
     def __init__(self, load: Callable[[], Any]) -> None:
         self._load = load
-        self._current = load()
+        self.reload()
 
-    def getContext(self) -> Any:
-        """Return the context of the next connection; Twisted asks for each."""
-        return self._current.getContext()
+    def serverConnectionForTLS(self, protocol: Any) -> Any:
+        """Return the next connection, which is to have the certificate of now."""
+        # Of the extra tls.
+        from OpenSSL.SSL import Connection  # noqa: PLC0415
+
+        return Connection(self._context, None)
 
     def reload(self) -> None:
         """Read the files anew; raises what that raises, and keeps the certificate that it has."""
-        fresh = self._load()
-        fresh.getContext()
-        self._current = fresh
+        self._context = self._load().getContext()
 
 
 class Listener(NamedTuple):
@@ -124,16 +135,56 @@ def endpoint(reactor: Any, option: str, text: str) -> IStreamServerEndpoint:
     Raises:
         StartError: naming the option and the description, where it is none.
     """
+    kind, arguments = _words(text)
+    problem = _problem(kind, arguments)
+    if problem is not None:
+        raise StartError(f"--{option} {text}: {problem}")
     try:
         parsed: IStreamServerEndpoint = serverFromString(reactor, text)  # type: ignore[no-untyped-call]
+        inner = _innermost(parsed)
+        if hasattr(inner, _CONTEXT):
+            again: Callable[..., Any] = serverFromString
+            setattr(inner, _CONTEXT, Certificates(lambda: getattr(_innermost(again(reactor, text)), _CONTEXT)))
     except Exception as error:
         # Each endpoint's parser fails in its own way: KeyError, TypeError, OSError, OpenSSL's errors.
-        raise StartError(f"--{option} {text}: {_why(error)}; right are for example {_EXAMPLES}") from None
-    inner = _innermost(parsed)
-    if hasattr(inner, _CONTEXT):
-        again: Callable[..., Any] = serverFromString
-        setattr(inner, _CONTEXT, Certificates(lambda: getattr(_innermost(again(reactor, text)), _CONTEXT)))
+        raise StartError(f"--{option} {text}: {why(kind, error)}") from None
     return parsed
+
+
+def _words(text: str) -> tuple[str, list[str]]:
+    """Split a description into its kind and arguments; ``haproxy:tcp:8081`` is of the kind ``tcp``."""
+    kind, *arguments = [re.sub(r"\\(.)", r"\1", word) for word in re.split(r"(?<!\\):", text)]
+    while kind == "haproxy":
+        kind, *arguments = arguments or [""]
+    return kind, arguments
+
+
+def _problem(kind: str, arguments: list[str]) -> str | None:
+    """Say what Twisted's parsers say in no words, or say too late."""
+    named = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    first = arguments[0] if arguments and "=" not in arguments[0] else ""
+    if kind == "stdio":
+        return f"standard input is no place to listen; {_example(kind)}"
+    if kind == "unix" and not named.get("address", first):
+        return f"the path is missing; {_example(kind)}"
+    if kind in ("tcp", "tcp6", "ssl"):
+        port = named.get("port", first)
+        if not port:
+            return f"the port is missing; {_example(kind)}"
+        if not (port.isascii() and port.isdigit() and int(port[:6]) <= 65_535):
+            return f"{port!r} is not a port (a whole number from 0 to 65535); {_example(kind)}"
+    return _unreadable_file(named) if kind == "ssl" else None
+
+
+def _unreadable_file(named: Mapping[str, str]) -> str | None:
+    # Twisted's own default of privateKey=.
+    for name, path in {"privateKey": "server.pem", **named}.items():
+        if name in _FILES:
+            try:
+                open(path, "rb").close()
+            except OSError as error:
+                return f"{name}={path}: {error.strerror}; name a PEM file that this user can read"
+    return None
 
 
 def _innermost(endpoint: Any) -> Any:
@@ -169,13 +220,49 @@ def accept_few(port: Any, most: int) -> None:
     port.doRead = accept_in_one_pass
 
 
-_EXAMPLES = "tcp:8081:interface=127.0.0.1, unix:/run/signaling.sock or ssl:8443:privateKey=key.pem:certKey=cert.pem"
+_FILES = ("privateKey", "certKey", "extraCertChain", "dhParameters")
+_RIGHT = {
+    "tcp": "tcp:8081:interface=127.0.0.1",
+    "tcp6": r"tcp6:8081:interface=\:\:1",
+    "ssl": "ssl:8443:privateKey=key.pem:certKey=cert.pem",
+    "unix": "unix:/run/signaling.sock:mode=660",
+    "systemd": "systemd:domain=INET6:index=0",
+}
+_PEM = "privateKey= has to hold a private key without a password, and certKey= its certificate, in PEM"
+# What the parsers raise, and what is wrong with the words then; the first that fits counts.
+_MEANINGS = (
+    (r"Unknown endpoint type: (.*)", r"there is no kind of endpoint \1"),
+    (r"unexpected keyword argument '(\w+)'", r"there is no \1="),
+    (r"multiple values for argument '(\w+)'", r"\1= is given twice; a colon inside of a value is written \\:"),
+    (r"missing .* argument: '(\w+)'", r"\1= is missing"),
+    (r"positional argument", "there are too many parts; a colon inside of a value is written \\\\:"),
+    (r"invalid literal for int\(\) with base 8: (.*)", r"\1 is not an octal number"),
+    (r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not a whole number"),
+    (r"no attribute '(\w+)'$", r"there is no \1 in the installed packages"),
+    (r"IndexError|KeyError", "systemd handed no such socket over"),
+)
 
 
-def _why(error: Exception) -> str:
-    if isinstance(error, ImportError | AttributeError | NotImplementedError):
+def _example(kind: str) -> str:
+    return f"for example {_RIGHT.get(kind) or ', '.join((_RIGHT['tcp'], _RIGHT['unix'], _RIGHT['ssl']))}"
+
+
+def why(kind: str, error: Exception) -> str:
+    """Say in words for a person why a description, or its files, cannot be used.
+
+    Args:
+        kind: of the endpoint.
+    """
+    if isinstance(error, ImportError | NotImplementedError):
         return f"needs a package that is not installed (for TLS: the extra tls, as in pip install '.[tls]'): {error}"
-    return f"{type(error).__name__}: {error}".replace("\n", " ")
+    text = f"{type(error).__name__}: {error}".replace("\n", " ")
+    for pattern, meaning in _MEANINGS:
+        match = re.search(pattern, text)
+        if match is not None:
+            return f"{match.expand(meaning)}; {_example(kind)}"
+    if "keys do not match" in text:
+        return "the key of privateKey= and the certificate of certKey= do not belong together"
+    return f"{_PEM} ({text})" if kind == "ssl" else f"{text}; {_example(kind)}"
 
 
 def start_error(where: str, error: BaseException | None) -> StartError:
@@ -185,11 +272,23 @@ def start_error(where: str, error: BaseException | None) -> StartError:
         where: the words that asked for it.
     """
     cause = error.socketError if isinstance(error, CannotListenError) else error
-    number = getattr(cause, "errno", None)
+    # Twisted's lock beside a socket says by words alone that another server has it.
+    number = errno.EADDRINUSE if "acquire lock" in str(cause) else getattr(cause, "errno", None)
+    if re.match(r"--\S+ (haproxy:)*unix:", where) and number in _UNIX_REASONS:
+        return StartError(f"{where}: {_UNIX_REASONS[number]}")
     if number == errno.EADDRINUSE:
         return StartError(f"{where}: the address is in use; stop the other server or choose another port")
+    if number == errno.EADDRNOTAVAIL or isinstance(cause, socket.gaierror):
+        return StartError(f"{where}: interface= is not an address of this machine")
     if number == errno.EACCES:
         return StartError(
             f"{where}: this user may not listen there; choose a port from 1024 up, or let systemd hand the socket over"
         )
     return StartError(f"{where}: cannot listen: {cause}".replace("\n", " "))
+
+
+_NO_SOCKET = "no socket can be made there: its folder has to exist, and this user to be allowed to write to it"
+_UNIX_REASONS = {
+    errno.EADDRINUSE: "the path is in use; stop the other server, remove the file, or choose another path",
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS), _NO_SOCKET),
+}

@@ -192,7 +192,10 @@ class Options(usage.Options, AuthOptionMixin):
     def opt_auth(self, description: str) -> None:
         """Who may join: jwt:FILE, or another of --help-auth; repeatable. By default everybody may."""
         # What follows the first colon may be a password.
-        name = description.partition(":")[0]
+        name, _, argument = description.partition(":")
+        if name == "file":
+            # Its checker would find out at the first login.
+            _read("auth file", argument)
         try:
             self._add_checker(makeChecker(description))
         except InvalidAuthType:
@@ -313,6 +316,8 @@ def _check(option: str, kind: Callable[[list[str]], object], text: str) -> None:
 
 
 def _read(option: str, path: str) -> bytes:
+    if not path:
+        raise usage.UsageError(f"--{option}: name a file")
     try:
         return Path(path).read_bytes()
     except OSError as error:

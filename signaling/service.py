@@ -23,7 +23,7 @@ from signaling.descriptors import raise_file_limit
 from signaling.dispatch import Dispatcher, peeked
 from signaling.errors import StartError
 from signaling.events import Events
-from signaling.listening import Listener, accept_few, endpoint, listeners, start_error
+from signaling.listening import Listener, accept_few, endpoint, listeners, start_error, why
 from signaling.options import Options
 from signaling.ports import Backplane
 from signaling.protocol import SignalingFactory, address_text
@@ -133,7 +133,7 @@ class SignalingService(Service):
                 listener.certificates.reload()
             except Exception as error:
                 # OpenSSL's errors, or the file's.
-                self.factory.events.not_reloaded(listener.where, f"{type(error).__name__}: {error}")
+                self.factory.events.not_reloaded(listener.where, why("ssl", error))
             else:
                 self.factory.events.reloaded(listener.where)
 
@@ -325,7 +325,7 @@ def _plan(options: Options) -> Plan:
 
 def _serve_metrics(options: Options, factory: SignalingFactory, where: list[Listener], reactor: Any) -> list[Companion]:
     description = options["metrics-listen"]
-    if not (options["metrics"] or description):
+    if not options["metrics"] and description is None:
         return []
     try:
         # An extra: the plain server does without.
@@ -335,7 +335,7 @@ def _serve_metrics(options: Options, factory: SignalingFactory, where: list[List
         raise StartError(f"--metrics: needs the extra metrics, as in pip install '.[metrics]': {error}") from None
     lag = ReactorLag(reactor)
     metrics = TotalsResource(factory, lag) if isinstance(factory, Dispatcher) else MetricsResource(factory, lag)
-    if description:
+    if description is not None:
         own = endpoint(reactor, "metrics-listen", description)
         where.append(Listener(f"--metrics-listen {description}", own, MetricsSite(metrics)))
     else:
