@@ -12,7 +12,7 @@ help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 run: $(VENV)/run.stamp ## Install into .venv and serve on port 8081 (PORT=9000 make run: on another)
-	PORT=$(PORT) exec $(BIN)/twistd -n --pidfile= signaling
+	PORT=$(PORT) exec $(BIN)/twistd -n signaling
 
 test: $(VENV)/test.stamp ## Install what the tests need and run them all, with coverage
 	sh tools/test_programs.sh

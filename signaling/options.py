@@ -259,6 +259,8 @@ class Options(usage.Options, AuthOptionMixin):
 
     def postOptions(self) -> None:
         """Check all values together."""
+        if self.run_by_twistd:
+            self._do_without_pid_file()
         if self.listen and self["port"] is not None:
             raise usage.UsageError("--listen is in place of --port: give one or the other")
         if not self.listen:
@@ -275,6 +277,12 @@ class Options(usage.Options, AuthOptionMixin):
         self.backplane = _store_url(*self._value("backplane", "BACKPLANE", ""))
         self.ice_servers = IceServers(self._fixed_ice_servers(), self._turn())
         self.limits = _limits({name: self[name] for name in _BOUNDS if self[name] is not None})
+
+    def _do_without_pid_file(self) -> None:
+        # In the foreground nobody needs the file, and one that a killed server left behind would stop the next one.
+        config: Any = self.parent
+        if config["nodaemon"] and config["pidfile"] == "twistd.pid":
+            config["pidfile"] = ""
 
     def _fixed_ice_servers(self) -> list[IceServer]:
         path = self["ice-servers"]

@@ -177,7 +177,6 @@ class TwistdService(MultiService):
         self._options = options
         self._service = service
         self._factory = service.factory
-        self._do_without_pid_file()
         self._stopping = False
         service.setServiceParent(self)
 
@@ -225,12 +224,6 @@ class TwistdService(MultiService):
         # A signal that came before _handle_signals: twistd would end by it, and a drained server ends with status 0.
         self._factory.reactor._exitSignal = None
         return super().stopService()
-
-    def _do_without_pid_file(self) -> None:
-        # In the foreground nobody needs the file, and twistd would die where it may not write it, in / for example.
-        config: Any = self._options.parent
-        if config["nodaemon"] and config["pidfile"] == os.path.abspath("twistd.pid") and not os.access(".", os.W_OK):
-            config["pidfile"] = ""
 
     def _exit(self, text: str) -> None:
         # twistd wrote its pid file, and removes it only after an Exception, which it would print with a traceback.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import ssl
 import urllib.request
@@ -181,3 +182,13 @@ def test_tls_is_served_without_a_warning(folder: Path) -> None:
             assert answer.read() == b"ok"
         assert server.stop() == 0
         assert "arning" not in server.log
+
+
+def test_a_pid_file_that_was_left_behind_is_no_obstacle(tmp_path: Path) -> None:
+    # Of a process that lives, as after a restart of the machine.
+    left = tmp_path / "twistd.pid"
+    left.write_text(str(os.getpid()))
+    with running(cwd=tmp_path, pidfile=None) as first, running(cwd=tmp_path, pidfile=None) as second:
+        assert first.port != second.port
+        assert (first.stop(), second.stop()) == (0, 0)
+    assert left.read_text() == str(os.getpid())
