@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hmac
+import ipaddress
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -19,10 +20,15 @@ import msgspec
 IceServer = dict[str, Any]
 """One ``RTCIceServer`` dictionary of the WebRTC specification, section 4.2.4."""
 
-_HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)"
-# RFC 7064 and RFC 7065.
-_STUN_URI = re.compile(rf"stuns?:{_HOST}(?::\d{{1,5}})?")
-_TURN_URI = re.compile(rf"turns?:{_HOST}(?::\d{{1,5}})?(?:\?transport=(?:udp|tcp))?")
+# RFC 7064 and RFC 7065, less stuns: no browser speaks it, and some throw.
+_URI = re.compile(
+    r"(?P<scheme>stun|turns?):(?:\[(?P<ipv6>[^\]]*)\]|(?P<host>[^:/?#@\[\]]*))"
+    r"(?P<port>:[0-9]{0,5})?(?P<transport>\?transport=(?:udp|tcp))?"
+)
+_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
+_LONGEST_HOST = 253
+# A browser throws where a user name is longer (RFC 8489, section 14.3).
+_LONGEST_USERNAME_BYTES = 509
 DEFAULT_TTL_SECONDS = 3_600
 _KEYS = {"urls", "username", "credential"}
 
@@ -71,12 +77,16 @@ class IceServers:
         fixed: the same for every peer.
         turn: servers with a credential for each peer.
         wall_clock: tells the seconds since the Unix epoch.
+
+    Raises:
+        ValueError: where a browser would not take ``fixed``.
     """
 
     def __init__(
         self, fixed: Sequence[IceServer] = (), turn: Turn | None = None, wall_clock: Callable[[], float] = time.time
     ) -> None:
         self._fixed = list(fixed)
+        check_ice_servers(self._fixed)
         self._turn = turn
         self._wall_clock = wall_clock
         self._text = msgspec.json.encode(self._fixed) if self._fixed else None
@@ -94,13 +104,59 @@ class IceServers:
 
 
 def check_turn_uri(uri: str) -> None:
-    """Refuse what is no TURN URI.
+    """Refuse what is no TURN URI, or one that clients throw on.
 
     Raises:
         ValueError: with an example of one.
     """
-    if not _TURN_URI.fullmatch(uri):
-        raise ValueError(f"{uri!r} is not a TURN URI (for example turn:turn.example.com:3478?transport=udp)")
+    try:
+        if _scheme(uri) != "stun":
+            return
+        reason = "it is a STUN URI"
+    except ValueError as error:
+        reason = str(error)
+    raise ValueError(f"{uri!r} is not a TURN URI (for example turn:turn.example.com:3478?transport=udp): {reason}")
+
+
+def _scheme(uri: str) -> str:
+    """Return the scheme of a STUN or TURN URI that browsers and aiortc take.
+
+    Raises:
+        ValueError: saying what is wrong, without quoting anything: people put passwords into URIs.
+    """
+    match = _URI.fullmatch(uri)
+    if match is None:
+        raise ValueError("it has to be stun:HOST[:PORT] or turn:HOST[:PORT][?transport=udp|tcp], with turns: for TLS")
+    if match["ipv6"] is not None:
+        _check_ipv6(match["ipv6"])
+    else:
+        _check_host(match["host"])
+    port = match["port"]
+    if port is not None and not 1 <= int(port[1:] or 0) <= 65_535:
+        raise ValueError("its port has to be a number from 1 to 65535")
+    if match["scheme"] == "stun" and match["transport"]:
+        raise ValueError("a STUN URI has no transport")
+    return match["scheme"]
+
+
+def _check_ipv6(text: str) -> None:
+    try:
+        if ipaddress.IPv6Address(text).scope_id is None:
+            return
+    except ValueError:
+        pass
+    raise ValueError("its host is no IPv6 address")
+
+
+def _check_host(text: str) -> None:
+    labels = text.removesuffix(".").split(".")
+    if not text or len(text) > _LONGEST_HOST or not all(map(_LABEL.fullmatch, labels)):
+        raise ValueError("its host is neither a name nor an address")
+    if labels[-1].isdigit():
+        try:
+            ipaddress.IPv4Address(text)
+        except ValueError:
+            raise ValueError("its host is no IPv4 address") from None
 
 
 def parse_ice_servers(text: bytes) -> list[IceServer]:
@@ -115,9 +171,18 @@ def parse_ice_servers(text: bytes) -> list[IceServer]:
         raise ValueError(f"not JSON: {error}") from None
     if not isinstance(servers, list):
         raise ValueError('not an array, for example [{"urls": "stun:stun.example.com"}]')
+    check_ice_servers(servers)
+    return servers
+
+
+def check_ice_servers(servers: Sequence[Any]) -> None:
+    """Refuse a list that a client would throw on.
+
+    Raises:
+        ValueError: says where what is wrong. Never quotes a credential.
+    """
     for number, server in enumerate(servers):
         _check_server(f"[{number}]", server)
-    return servers
 
 
 def _check_server(where: str, server: Any) -> None:
@@ -130,12 +195,20 @@ def _check_server(where: str, server: Any) -> None:
     uris = [urls] if isinstance(urls, str) else urls
     if not isinstance(uris, list) or not uris:
         raise ValueError(f"{where}.urls: neither a URI nor an array of them")
-    for uri in uris:
-        if not isinstance(uri, str) or not (_STUN_URI.fullmatch(uri) or _TURN_URI.fullmatch(uri)):
-            # Not quoted: people put passwords into URIs.
-            raise ValueError(f"{where}.urls: not a STUN or TURN URI (for example stun:stun.example.com:3478)")
-    if any(_TURN_URI.fullmatch(uri) for uri in uris):
-        for key in ("username", "credential"):
-            # A browser throws InvalidAccessError where one is missing.
-            if not isinstance(server.get(key), str):
-                raise ValueError(f"{where}.{key}: a TURN server needs one, a string")
+    schemes = {_scheme_at(f"{where}.urls", uri) for uri in uris}
+    for key in ("username", "credential"):
+        if key in server and not isinstance(server[key], str):
+            raise ValueError(f"{where}.{key}: not a string")
+        if schemes != {"stun"} and not server.get(key):
+            # A browser throws InvalidAccessError where one is missing or empty.
+            raise ValueError(f"{where}.{key}: a TURN server needs one, a string")
+    if len(server.get("username", "").encode()) > _LONGEST_USERNAME_BYTES:
+        raise ValueError(f"{where}.username: at most {_LONGEST_USERNAME_BYTES} bytes")
+
+
+def _scheme_at(where: str, uri: Any) -> str:
+    try:
+        return _scheme(uri) if isinstance(uri, str) else _scheme("")
+    except ValueError as error:
+        example = "for example stun:stun.example.com:3478"
+        raise ValueError(f"{where}: not a STUN or TURN URI ({example}): {error}") from None

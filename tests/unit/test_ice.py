@@ -51,15 +51,66 @@ def test_a_secret_is_not_shown() -> None:
         "turn:turn.example.com",
         "turns:turn.example.com:443?transport=tcp",
         "turn:127.0.0.1:3478",
+        "turn:turn.example.com.:65535",
+        "turn:turn_1-a.example:1",
         "turn:[2001:db8::1]:3478?transport=udp",
+        "turn:[::ffff:192.0.2.1]",
     ],
 )
 def test_turn_uris(uri: str) -> None:
     assert Turn((uri,), b"s").uris == (uri,)
 
 
+WRONG_HOSTS = ["", ".a", "a..b", "-a", "a-", "a b", "é", "%41", "u@h", "h/", "a" * 64, ".".join(["a" * 60] * 5)]
+WRONG_ADDRESSES = ["300.1.1.1", "1.2.3", "1.2.3.4.", "a.1", "[::g]", "[1.2.3.4]", "[]", "[::1", "[fe80::1%eth0]", "::1"]
+WRONG_PORTS = [":", ":0", ":65536", ":99999", ":100000", ":-1", ":+1", ":x", ":\u0661"]
+
+
 @pytest.mark.parametrize(
-    "uri", ["", "turn.example.com", "stun:a", "turn://a", "turn:a?transport=sctp", "turn:a b", "http://a", "turn:"]
+    "wrong",
+    [
+        *WRONG_HOSTS,
+        *WRONG_ADDRESSES,
+        *(f"h{port}" for port in WRONG_PORTS),
+        *(f"h{query}" for query in ("?", "?transport=", "?transport=sctp", "?transport=UDP", "?transport=udp&x", "?x")),
+    ],
+)
+@pytest.mark.parametrize("scheme", ["stun", "turn", "turns"])
+def test_what_a_client_throws_on_is_refused(scheme: str, wrong: str) -> None:
+    server = {"urls": f"{scheme}:{wrong}", "username": "u", "credential": "hidden"}
+    for refused in (
+        lambda: parse_ice_servers(json.dumps([server]).encode()),
+        lambda: IceServers([server]),
+    ):
+        with pytest.raises(ValueError, match=r"^\[0\]\.urls: not a STUN or TURN URI ") as caught:
+            refused()
+        assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["", "stuns:", "STUN:", "http:", "turn://"])
+def test_no_other_scheme_is_taken(scheme: str) -> None:
+    with pytest.raises(ValueError, match=r"not a STUN or TURN URI .*it has to be stun:HOST"):
+        IceServers([{"urls": [f"{scheme}stun.example.com"]}])
+
+
+def test_a_stun_uri_has_no_transport() -> None:
+    with pytest.raises(ValueError, match="a STUN URI has no transport"):
+        IceServers([{"urls": "stun:a?transport=udp"}])
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "",
+        "turn.example.com",
+        "stun:a",
+        "turn://a",
+        "turn:a?transport=sctp",
+        "turn:a b",
+        "http://a",
+        "turn:",
+        "turn:a:0",
+    ],
 )
 def test_what_is_no_turn_uri_is_named(uri: str) -> None:
     with pytest.raises(ValueError, match=r"is not a TURN URI \(for example turn:turn.example.com"):
@@ -77,7 +128,13 @@ def test_what_is_no_turn_uri_is_named(uri: str) -> None:
         ('[{"urls": []}]', r"\[0\]\.urls: neither"),
         ('[{"urls": "http://a"}]', "not a STUN or TURN URI"),
         ('[{"urls": "turn:a", "credential": "hidden"}]', r"\[0\]\.username: a TURN server needs one"),
-        ('[{"urls": "turn:a", "username": "u", "credential": 5}]', r"\[0\]\.credential: a TURN server needs one"),
+        ('[{"urls": "turn:a", "username": "u", "credential": 5}]', r"\[0\]\.credential: not a string"),
+        ('[{"urls": "turn:a", "username": "", "credential": "c"}]', r"\[0\]\.username: a TURN server needs one"),
+        ('[{"urls": "turn:a", "username": "u", "credential": ""}]', r"\[0\]\.credential: a TURN server needs one"),
+        ('[{"urls": ["stun:a", "turns:a"], "credential": "c"}]', r"\[0\]\.username: a TURN server needs one"),
+        ('[{"urls": "stun:a", "username": null}]', r"\[0\]\.username: not a string"),
+        (f'[{{"urls": "turn:a", "username": "{"é" * 255}", "credential": "c"}}]', r"\.username: at most 509 bytes"),
+        ('[{"urls": [null]}]', r"\[0\]\.urls: not a STUN or TURN URI"),
     ],
 )
 def test_what_is_wrong_with_a_list_is_said(text: str, reason: str) -> None:
