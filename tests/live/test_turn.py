@@ -195,6 +195,22 @@ def test_the_shipped_configuration_relays_to_no_private_address(
         assert ("403: Forbidden IP" not in turn.log) == arrives
 
 
+def test_the_shipped_configuration_knows_an_ipv4_address_by_its_other_names(tmp_path: Path) -> None:
+    with coturn(tmp_path, SECRET, "--relay-ip=::1") as turn, running(turn_options(tmp_path, turn)) as server:
+        [ice_server] = asyncio.run(told(server.url + "room"))
+        command = [need("turnutils_uclient"), "-x", "-n", "1", "-m", "1", "-p", str(turn.port)]
+        command += ["-u", ice_server["username"], "-w", ice_server["credential"]]
+        for peer, outcome in (
+            ("2002:a00:1::1", "CHANNEL_BIND processed, error 403: Forbidden IP"),
+            ("2606:4700::1", "CHANNEL_BIND processed, success"),
+        ):
+            with subprocess.Popen([*command, "-e", peer, "127.0.0.1"], stdout=subprocess.DEVNULL) as client:
+                try:
+                    turn.wait_for(outcome)
+                finally:
+                    client.kill()
+
+
 def turn_options(folder: Path, turn: Server) -> list[str]:
     secret = folder / "turn-secret"
     secret.write_text(SECRET)
