@@ -59,7 +59,16 @@ _HOMES = {
 }
 
 
+_POSIX = ("fcntl", "grp", "pwd", "resource", "termios")
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    try:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name not in _POSIX:
+            raise
+        needed = f"the server needs a POSIX system, for example Linux: Python has no module {error.name!r} here"
+        raise ImportError(f"{needed}; the clients (signaling.client) run anywhere") from None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.twistd import running
+from tests.live.twistd import running, start
 
 TREE = Path(__file__).parents[2]
 MODULES = {str(path.relative_to(TREE)) for path in (TREE / "signaling").rglob("*.py")}
@@ -88,6 +88,40 @@ def test_a_wheel_serves_from_any_folder(built: Path, tmp_path: Path) -> None:
             assert server.stop() == 0
     minted = subprocess.run([tmp_path / "bin" / "signaling-token", "--key", "x"], capture_output=True, check=False)
     assert b"pip install 'twisted-signaling[jwt]'" in minted.stderr
+
+
+# Finds none of the modules that only POSIX systems have, as on Windows.
+WITHOUT_POSIX = """
+import importlib, sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name in {"fcntl", "grp", "pwd", "resource", "termios"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+for name in sys.argv[1:]:
+    sys.modules.pop(name, None)
+    importlib.import_module(name)
+"""
+
+
+def test_the_clients_are_imported_where_there_is_no_posix() -> None:
+    clients = sorted(
+        ".".join(path.relative_to(TREE).with_suffix("").parts) for path in (TREE / "signaling" / "client").glob("*.py")
+    )
+    others = ["signaling", "signaling.client", "signaling.probe", "signaling.minting", "twisted.plugins.signaling_auth"]
+    command = [sys.executable, "-c", WITHOUT_POSIX, *others, *clients]
+    subprocess.run(command, cwd=TREE, check=True, timeout=60)
+
+
+def test_a_server_where_there_is_no_posix_says_so_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "resource.py").write_text("raise ModuleNotFoundError(\"No module named 'resource'\", name='resource')")
+    server = start(env={"PYTHONPATH": str(tmp_path)})
+    assert server.process.wait(20) == 1
+    server.join()
+    needed = "the server needs a POSIX system, for example Linux: Python has no module 'resource' here"
+    assert server.log == f"signaling: {needed}; the clients (signaling.client) run anywhere"
 
 
 def test_this_installation_serves_from_the_tree_and_from_the_root() -> None:
