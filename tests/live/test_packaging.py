@@ -6,12 +6,12 @@ import re
 import subprocess
 import sys
 import tarfile
-import venv
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from tests.live.test_options import unprivileged
 from tests.live.twistd import running, start
 
 TREE = Path(__file__).parents[2]
@@ -75,18 +75,32 @@ def test_a_plain_install_brings_only_what_the_plain_server_needs(built: Path) ->
     assert "Name: twisted-signaling" in metadata
 
 
-def test_a_wheel_serves_from_any_folder(built: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the wheel as the systemd unit says, for users who may not write there; returns its programs' folder."""
+    folder = tmp_path_factory.mktemp("installed")
     [wheel] = built.glob("*.whl")
-    venv.create(tmp_path, with_pip=True)
-    pip = [str(tmp_path / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", str(wheel)]
-    subprocess.run(pip, check=True, timeout=110)
-    twistd = tmp_path / "bin" / "twistd"
-    listed = subprocess.run([twistd, "--help"], cwd="/", capture_output=True, text=True, check=True, timeout=60)
+    [command] = re.findall(
+        r"^# (python3 -m venv .*)$", (TREE / "deploy" / "signaling.service").read_text(), re.MULTILINE
+    )
+    assert " install . " in command
+    command = command.replace("/opt/signaling", str(folder)).replace("python3", sys.executable, 1)
+    command = command.replace(" install . ", f" install --quiet --disable-pip-version-check {wheel} ")
+    subprocess.run(["sh", "-c", command], check=True, timeout=110)
+    [plugins] = folder.glob("lib/python*/site-packages/twisted/plugins")
+    plugins.chmod(0o555)
+    return folder / "bin"
+
+
+def test_a_wheel_serves_from_any_folder_and_any_user(installed: Path, tmp_path: Path) -> None:
+    twistd = [*unprivileged(), str(installed / "twistd")]
+    listed = subprocess.run([*twistd, "--help"], cwd="/", capture_output=True, text=True, check=True, timeout=60)
     assert "WebRTC signaling server" in listed.stdout
     for folder in ("/", tmp_path):
-        with running(command=[str(twistd)], cwd=folder) as server:
+        with running(command=twistd, cwd=folder) as server:
             assert server.stop() == 0
-    minted = subprocess.run([tmp_path / "bin" / "signaling-token", "--key", "x"], capture_output=True, check=False)
+            assert "plugin cache" not in server.log
+    minted = subprocess.run([installed / "signaling-token", "--key", "x"], capture_output=True, check=False)
     assert b"pip install 'twisted-signaling[jwt]'" in minted.stderr
 
 
