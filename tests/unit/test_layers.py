@@ -64,7 +64,7 @@ LAYERS = [
         "websocket",
     },
     {"backplane.dialing", "protocol", "relayed_log", "tokens"},
-    {"backplane.redis", "listening", "metrics", "minting", "options", "probe", "workers"},
+    {"backplane.redis", "listening", "metrics", "minting", "options", "health", "probe", "workers"},
     {"backplane.engines", "dispatch"},
     {"totals"},
     {"service"},

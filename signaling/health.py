@@ -1,0 +1,116 @@
+"""``signaling-health``: whether the server in this container answers, wherever it was told to listen.
+
+It asks the sockets that this user's processes listen on, as Linux lists them, so that it needs no options of its own:
+``--port``, ``--listen`` and ``PORT`` all count. It exits with 0 if one of them answers ``/healthz``, else with 1.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+
+_TIMEOUT_SECONDS = 2.0
+_REQUEST = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+_HEALTHY = re.compile(rb"HTTP/1\.1 200 .*\r\n\r\nok$", re.DOTALL)
+# What a haproxy: endpoint waits for.
+_PROXY_PROTOCOL = b"PROXY TCP4 127.0.0.1 127.0.0.1 1 1\r\n"
+_TCP_LISTENING = "0A"
+_UNIX_LISTENING = 0x10000
+
+Address = tuple[str, int] | str
+"""Of a TCP port, or the path of a UNIX socket."""
+
+
+def main(proc: Path = Path("/proc")) -> int:
+    """Look.
+
+    Args:
+        proc: where Linux shows its processes, proc(5).
+
+    Returns:
+        The exit status.
+    """
+    addresses = list(_listening(proc))
+    if any(_answers(address) for address in addresses):
+        return 0
+    print(f"unhealthy: none of {addresses} answers /healthz" if addresses else "unhealthy: nothing listens")
+    return 1
+
+
+def _listening(proc: Path) -> Iterator[Address]:
+    """List where the processes listen whose files this user may see."""
+    own = set(_sockets(proc))
+    for name, family in (("tcp", IPv4Address), ("tcp6", IPv6Address)):
+        for fields in _table(proc / "net" / name):
+            if fields[3] == _TCP_LISTENING and fields[9] in own:
+                host, port = fields[1].split(":")
+                yield _reachable(family, host), int(port, 16)
+    for fields in _table(proc / "net" / "unix"):
+        if int(fields[3], 16) & _UNIX_LISTENING and fields[6] in own and fields[7:]:
+            yield fields[7]
+
+
+def _sockets(proc: Path) -> Iterator[str]:
+    for descriptor in proc.glob("[0-9]*/fd/*"):
+        # Not every process is ours, and some end meanwhile.
+        with suppress(OSError):
+            match = re.fullmatch(r"socket:\[(\d+)\]", str(descriptor.readlink()))
+            if match is not None:
+                yield match[1]
+
+
+def _table(path: Path) -> list[list[str]]:
+    with suppress(OSError):
+        return [line.split() for line in path.read_text().splitlines()[1:]]
+    return []
+
+
+def _reachable(family: type[IPv4Address] | type[IPv6Address], text: str) -> str:
+    # The kernel shows words of four bytes, in the machine's order.
+    words = [bytes.fromhex(text[at : at + 8]) for at in range(0, len(text), 8)]
+    address = family(b"".join(word[::-1] if sys.byteorder == "little" else word for word in words))
+    return "localhost" if address.is_unspecified else str(address)
+
+
+def _answers(address: Address) -> bool:
+    """Tell whether a server of ours answers there, in the clear or by TLS, with the PROXY protocol or without."""
+    return any(
+        _ask(address, preamble + _REQUEST, encrypted=encrypted)
+        for encrypted in (False, True)
+        for preamble in (b"", _PROXY_PROTOCOL)
+    )
+
+
+def _ask(address: Address, request: bytes, *, encrypted: bool) -> bool:
+    with suppress(OSError), _connected(address) as plain:
+        connection = _context().wrap_socket(plain) if encrypted else plain
+        with connection:
+            connection.sendall(request)
+            return _HEALTHY.match(connection.makefile("rb").read(65_536)) is not None
+    return False
+
+
+def _connected(address: Address) -> socket.socket:
+    if isinstance(address, tuple):
+        return socket.create_connection(address, _TIMEOUT_SECONDS)
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(_TIMEOUT_SECONDS)
+    connection.connect(address)
+    return connection
+
+
+def _context() -> ssl.SSLContext:
+    # It is asked for its health, and told nothing: whom its certificate is for does not matter.
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+if __name__ == "__main__":
+    sys.exit(main())
