@@ -84,6 +84,18 @@ class TrustedProxies:
                 break
         return Client(text, str(address) if address is not None else None)
 
+    def network(self, text: str) -> str | None:
+        """Return what counts as the address of a connection whose request was not read yet.
+
+        Args:
+            text: how the log names its other end.
+
+        Returns:
+            None where it has no address, or is a trusted proxy's, which will name its client.
+        """
+        address = parse_address(text)
+        return None if address is None or self._trusts(address) else Client(text, str(address)).network
+
     def _trusts(self, address: IPv4Address | IPv6Address | None) -> bool:
         if address is None:
             return self._unix

@@ -111,7 +111,7 @@ class Arrival:
         self._ours = True
         dispatcher.connections.add(self)  # type: ignore[arg-type]
         dispatcher.handshakes.set(self)
-        dispatcher.make_room(self)  # type: ignore[arg-type]
+        dispatcher.make_room(self, address)  # type: ignore[arg-type]
         # Most requests are there already, and then the reactor need not hear of this connection.
         if self.doRead() is not None:
             self._close()
@@ -175,7 +175,7 @@ class Arrival:
         dispatcher = self._dispatcher
         self._ours = False
         dispatcher.handshakes.clear(self)
-        dispatcher.newcomers.pop(self, None)  # type: ignore[call-overload]
+        dispatcher.newcomers.discard(self)  # type: ignore[arg-type]
         dispatcher.connections.discard(self)
 
     def _close(self) -> None:

@@ -24,7 +24,7 @@ from zope.interface import implementer
 from signaling import descriptors, wire
 from signaling.access import Grant, session_owner
 from signaling.addresses import Client, TrustedProxies
-from signaling.admission import Admission, Place
+from signaling.admission import Admission, Place, Unjoined
 from signaling.auth import Access, Logout, forbidden
 from signaling.backplane.memory import MemoryBackplane
 from signaling.counters import Counters
@@ -87,7 +87,11 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
     def connectionMade(self) -> None:
         """Take the place of the oldest connection of no peer, where there is no other."""
         super().connectionMade()
-        self.factory.make_room(self)
+        self.factory.make_room(self, self._address_of_connection)
+
+    def _address_of_connection(self) -> str:
+        # A haproxy: endpoint hears of its client by the first bytes, and has the proxy's address until then.
+        return "" if hasattr(self.transport, "_proxyInfo") else address_text(self.transport.getPeer())
 
     def requestReceived(self, request: bytes) -> None:
         """Answer a well-formed upgrade of ``/ws/{topic}`` here, leave everything else to the site."""
@@ -205,7 +209,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         except Refused as refused:
             self._refuse_join(refused, values)
             return
-        factory.newcomers.pop(self, None)
+        factory.newcomers.discard(self)
         self._join = join
         self.subprotocol = join.subprotocol
         if factory.sessions.find(join) is not None:
@@ -453,7 +457,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         self.factory.renewals.clear(self)
         self.factory.expiries.clear(self)
         super().connectionLost(reason)
-        self.factory.newcomers.pop(self, None)
+        self.factory.newcomers.discard(self)
         if self._login is not None:
             self._login.cancel()
         self._log_out()
@@ -527,6 +531,7 @@ class SignalingFactory(LeanWebSocketFactory):
         retiring: whether the server is about to stop.
         draining: whether nobody is let in any more.
         admission: who may come in.
+        newcomers: the connections of no peer.
         events: the log.
         sessions: who lost a connection and may come back.
 
@@ -568,8 +573,7 @@ class SignalingFactory(LeanWebSocketFactory):
         )
         self.expiries: Expiries[SignalingProtocol] = Expiries(reactor, wall_clock, SignalingProtocol.expire)
         self._proxies = TrustedProxies(trusted_proxies)
-        # The connections of no peer, oldest first.
-        self.newcomers: dict[SignalingProtocol, None] = {}
+        self.newcomers: Unjoined[SignalingProtocol] = Unjoined(self.limits.max_connections_per_address)
         self.ids = PeerIds()
         self.site = SignalingSite(self, reactor, pages(client=serve_client, demo=demo))
         self.events = Events(log_level, reactor.seconds)
@@ -675,14 +679,21 @@ class SignalingFactory(LeanWebSocketFactory):
         host = getattr(address, "host", None)
         return self._proxies.client(host, address_text(address), values(b"x-forwarded-for"))
 
-    def make_room(self, newcomer: SignalingProtocol) -> None:
-        """Let ``newcomer`` have the place of the oldest connection of no peer, where there is no other."""
-        self.newcomers[newcomer] = None
-        if len(self.connections) > self.admission.most + self.admission.spare:
-            oldest = next(iter(self.newcomers))
-            del self.newcomers[oldest]
-            self.counters.connections_evicted += 1
-            oldest.cut("the server is full, and this was its oldest connection of no peer")
+    def make_room(self, newcomer: SignalingProtocol, address: Callable[[], str]) -> None:
+        """Evict the oldest unjoined connection of the newcomer's address, or of all, if there are too many.
+
+        Args:
+            address: writes the newcomer's down.
+        """
+        evicted = self.newcomers.add(newcomer, lambda: self._proxies.network(address()))
+        if evicted is not None:
+            self._evict(evicted, "its address has newer connections of no peer, and as many as it may have")
+        elif len(self.connections) > self.admission.most + self.admission.spare:
+            self._evict(self.newcomers.oldest(), "the server is full, and this was its oldest connection of no peer")
+
+    def _evict(self, connection: SignalingProtocol, reason: str) -> None:
+        self.counters.connections_evicted += 1
+        connection.cut(reason)
 
     def handshakeRefused(self, address: Any, refused: Refused) -> None:
         """Say in the log who was refused, and why."""

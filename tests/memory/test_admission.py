@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import quote
 
 import pytest
+from twisted.protocols.haproxy._wrapper import HAProxyWrappingFactory
 from websockets.frames import Frame, Opcode
 
-from tests.memory.world import Peer, World, upgrade
+from tests.memory.world import Connection, MemoryTransport, Peer, World, upgrade
 
 MakeWorld = Callable[..., World]
 
@@ -79,7 +81,59 @@ def test_while_there_is_room_nobody_is_cut_for_it() -> None:
     assert [connection.lost for connection in silent].count(True) == 1
 
 
+def test_http_connections_that_were_answered_make_room_too() -> None:
+    world = World(max_connections=2, spare_connections=3)
+    answered = [world.connect() for _ in range(5)]
+    for connection in answered:
+        connection.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.received.endswith(b"ok")
+    assert [world.join("room").closed for _ in range(2)] == [None, None]
+    assert [connection.lost for connection in answered] == [True, True, False, False, False]
+
+
 # Connections of one address
+
+
+def test_an_address_makes_room_for_itself_alone() -> None:
+    world = World(max_connections_per_address=2)
+    peer = world.join("room")
+    world.host = "192.0.2.9"
+    slow = world.connect()
+    slow.send(upgrade("/ws/room").encode()[:50])
+    world.host = "192.0.2.1"
+    requests = [b"", b"GET / HTTP/1.1\r\n", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"]
+    connections = [world.connect() for _ in range(20)]
+    for number, connection in enumerate(connections):
+        connection.send(requests[number % 3])
+    assert [connection.lost for connection in connections] == [True] * 18 + [False] * 2
+    assert world.counters.connections_evicted == 18
+    slow.send(upgrade("/ws/room").encode()[50:])
+    assert slow.received.startswith(b"HTTP/1.1 101 ")
+    assert (peer.lost, slow.lost) == (False, False)
+    assert status(world) == 101
+
+
+def test_a_proxys_connections_are_not_one_clients() -> None:
+    world = World(max_connections_per_address=2, trusted_proxies=["192.0.2.1"])
+    connections = [world.connect() for _ in range(20)]
+    assert not any(connection.lost for connection in connections)
+
+
+def test_connections_behind_the_proxy_protocol_are_not_one_clients() -> None:
+    world = World(max_connections_per_address=2)
+    wrapping: Any = HAProxyWrappingFactory(world.factories[0])
+    connections = []
+    for number in range(20):
+        transport = MemoryTransport("192.0.2.1", 40_000 + number)
+        transport.protocol = wrapping.buildProtocol(transport.getPeer())
+        connections.append(Connection(world, transport))
+        transport.protocol.makeConnection(transport)
+    assert not any(connection.transport.aborted for connection in connections)
+
+
+def test_without_a_bound_on_addresses_none_makes_room_for_itself() -> None:
+    world = World()
+    assert not any(connection.lost for connection in [world.connect() for _ in range(20)])
 
 
 def test_an_address_has_a_bound_of_its_own(make_server: MakeWorld) -> None:
