@@ -605,6 +605,18 @@ def test_who_asks_by_way_of_the_web_has_a_deadline_too() -> None:
     assert b"503 Service Unavailable" in late.received
 
 
+def test_logins_that_wait_make_room_for_newer_connections(make_server: MakeWorld) -> None:
+    slow = Slow(make_server, max_connections=1, spare_connections=1)
+    others = [slow.world.peer("/ws/room", {"Authorization": "Bearer opaque"}) for _ in range(3)]
+    assert [peer.lost for peer in (slow.peer, *others)] == [True, True, False, False]
+    slow.checker.asked[-1][1].callback(Grant(prefixes=("",)))
+    slow.world.run()
+    assert [message["type"] for message in others[-1].heard()] == ["welcome", "peer-list"]
+    slow.checker.asked[0][1].callback(Grant(prefixes=("",)))
+    slow.world.run()
+    assert len(slow.world.topics) == 1
+
+
 def test_another_request_meanwhile_is_not_read(slow: Slow) -> None:
     slow.peer.send(upgrade("/ws/other", Authorization="Bearer opaque").encode())
     assert not slow.peer.transport.reading
@@ -686,6 +698,25 @@ def test_passwords_are_taken_where_the_portal_takes_them(make_world: MakeWorld) 
     assert ask("ada")[0] == 400
     assert world.request(upgrade("/ws/room", Authorization="Basic ?"))[0] == 400
     assert world.request(upgrade("/ws/room?token=x"))[0] == 401
+
+
+@pytest.mark.parametrize(("equal", "status"), [(True, 101), (False, 401)])
+def test_what_compares_passwords_takes_the_same_time_for_all(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, equal: bool, status: int
+) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+
+    def compare(presented: bytes, right: bytes) -> bool:
+        compared.append((presented, right))
+        return equal
+
+    # What hmac.compare_digest says decides, and nothing else does.
+    monkeypatch.setattr("signaling.auth.compare_digest", compare)
+    world = make_world(portal=Portal(GrantRealm(), [InMemoryUsernamePasswordDatabaseDontUse(ada=b"north")]))
+    for password in (b"north", b"south", b""):
+        basic = b64encode(b"ada:" + password).decode()
+        assert world.request(upgrade("/ws/room", Authorization=f"Basic {basic}"))[0] == status
+    assert compared == [(b"north", b"north"), (b"south", b"north"), (b"", b"north")]
 
 
 # Logs

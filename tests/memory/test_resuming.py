@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from typing import Any
@@ -271,6 +272,32 @@ def test_a_wrong_token_makes_a_new_peer(world: World, token: str) -> None:
     stranger = Guest(world, query=f"?resume={token}&seen=2")
     assert "resumed" not in stranger.welcome
     assert stranger.peer_list["peers"] == [{"id": guest.id}]
+
+
+@pytest.mark.parametrize(("equal", "wrong"), [(True, "x"), (True, ""), (False, "")])
+def test_what_compares_tokens_takes_the_same_time_for_all(
+    world: World, monkeypatch: pytest.MonkeyPatch, equal: bool, wrong: str
+) -> None:
+    compared: list[bytes] = []
+
+    def compare(presented: bytes, own: bytes) -> bool:
+        compared.append(presented)
+        return equal
+
+    guest = Guest(world)
+    guest.lose()
+    # What hmac.compare_digest says decides, and nothing else does.
+    monkeypatch.setattr("signaling.sessions.compare_digest", compare)
+    secret = guest.token[26:] + wrong
+    welcome, *_ = guest.come_back(token=guest.id + secret)
+    assert bool(welcome.get("resumed")) is equal
+    assert set(compared) == {secret.encode()}
+
+
+def test_a_token_has_144_random_bits(world: World) -> None:
+    secrets = {Guest(world, topic=str(number)).token[26:] for number in range(20)}
+    assert len(secrets) == 20
+    assert {len(base64.urlsafe_b64decode(secret)) for secret in secrets} == {18}
 
 
 def test_a_token_of_another_topic_makes_a_new_peer(world: World) -> None:
