@@ -25,6 +25,7 @@ from signaling import descriptors, wire
 from signaling.access import Grant
 from signaling.addresses import Client, TrustedProxies
 from signaling.admission import Admission, Place
+from signaling.announcer import Announcer
 from signaling.auth import Access, Logout, forbidden
 from signaling.backplane.memory import MemoryBackplane
 from signaling.counters import Counters
@@ -520,6 +521,7 @@ class SignalingFactory(LeanWebSocketFactory):
 
     Attributes:
         topics: who is there, by topic.
+        announcer: tells them of each other.
         counters: what happened so far.
         retiring: whether the server is about to stop.
         draining: whether nobody is let in any more.
@@ -554,11 +556,12 @@ class SignalingFactory(LeanWebSocketFactory):
         super().__init__(limits or Limits(), reactor)
         self.topics: TopicMap[Peer] = TopicMap(self.limits.max_peers_per_topic, self.limits.max_peer_list_bytes)
         self.counters = Counters()
+        self.announcer = Announcer(reactor, self.counters.drop_events)
         self.backplane: Backplane = backplane or MemoryBackplane()
         self.origins = Origins(allow_origins)
         self.admission = Admission(self.limits, descriptors.file_limit(reactor), reactor.seconds)
         self.sessions = Sessions(self.limits, reactor, self.topics, self.admission, self._not_back)
-        self.local = LocalPeers(self.topics, self.counters, self.sessions.lend, self._moved)
+        self.local = LocalPeers(self.topics, self.announcer, self.counters, self.sessions.lend, self._moved)
         self.ice_servers = ice_servers or IceServers()
         self.renewals: Deadlines[SignalingProtocol] = Deadlines(
             reactor, self.ice_servers.renewal_seconds, SignalingProtocol.renewIceServers
@@ -622,10 +625,12 @@ class SignalingFactory(LeanWebSocketFactory):
         """Make a peer on a connection that is open, by the id that other nodes know, where there are any."""
         peer_id = entrant.id or self.ids.next()
         if not self.limits.resume_window_seconds:
-            peer = Peer(peer_id, join.metadata, self.topics, self.backplane, self.counters)
+            peer = Peer(peer_id, join.metadata, self.topics, self.announcer, self.backplane, self.counters)
             peer.attach(connection)
             return peer
-        resumable = ResumablePeer(peer_id, join, self.topics, self.backplane, self.counters, self.limits)
+        resumable = ResumablePeer(
+            peer_id, join, self.topics, self.announcer, self.backplane, self.counters, self.limits
+        )
         resumable.go(connection)
         return resumable
 
