@@ -126,6 +126,17 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         self.leaveWeb()
         self.endGently()
 
+    def webWaits(self) -> None:
+        """Let the site's channel read its next request when it is this connection's turn."""
+        self.factory.turns.add(self)
+
+    def goOn(self) -> None:
+        """Go on with what waited, in the site's channel or here."""
+        if self._web is not None:
+            self._web.answer_next()
+        else:
+            super().goOn()
+
     def refuse(self, refused: Refused) -> None:
         """Answer the request with an HTTP error that a page of any origin can read, and end the connection."""
         if self.state != self.STATE_CONNECTING:

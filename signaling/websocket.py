@@ -198,14 +198,18 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
     def takeTurn(self) -> None:
         """Do what waited for this connection's turn."""
         try:
-            if self.state == self.STATE_CONNECTING:
-                self.accept(self._key)
-            else:
-                self.consumeData()
+            self.goOn()
         except Exception:
             # A transport would do the same with what its protocol raises.
             _log.failure("an error in the turn of a connection")
             self.cut("an error in its turn")
+
+    def goOn(self) -> None:
+        """Go on with what waited."""
+        if self.state == self.STATE_CONNECTING:
+            self.accept(self._key)
+        else:
+            self.consumeData()
 
     def refuse(self, refused: Refused) -> None:
         """Answer the request with an HTTP error and end the connection; nothing where that was done already."""
