@@ -33,10 +33,9 @@ from signaling.deadlines import Deadlines
 from signaling.errors import Ending, ErrorCode, Refused, Rejected
 from signaling.events import Events
 from signaling.expiries import Expiries
-from signaling.frames import PING, frame
 from signaling.ice import IceServers
 from signaling.ids import PeerIds
-from signaling.limits import Limits
+from signaling.limits import FRAMES_PER_TOKEN, Limits
 from signaling.local import LocalPeers
 from signaling.origins import Origins
 from signaling.pages import pages
@@ -384,20 +383,32 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
             self.factory.events.message(peer.id, outcome)
 
     def _within_rate(self, peer: Peer, payload: bytes, is_binary: bool) -> bool:
-        limits = self.factory.limits
-        if self._bucket is None:
-            self._bucket = TokenBucket(limits.max_messages_per_second, limits.message_burst)
-        left = self._bucket.take(self.factory.reactor.seconds())
+        left = self._take_tokens(1)
         if left >= 0:
             return True
-        text = f"at most {limits.max_messages_per_second:g} messages a second; this one was not delivered"
+        text = f"at most {self.factory.limits.max_messages_per_second:g} messages a second; this one was not delivered"
         rejected = Rejected(ErrorCode.RATE_LIMITED, text, None if is_binary else wire.msg_id_of(payload))
         peer.reject(rejected)
         if self.factory.logs_debug:
             self.factory.events.message(peer.id, rejected)
+        self._close_beyond_rate(left)
+        return False
+
+    def onOverhead(self) -> None:
+        """Count a ping, an unasked pong or a fragment against the rate of messages."""
+        if self.factory.limits.max_messages_per_second:
+            self._close_beyond_rate(self._take_tokens(1 / FRAMES_PER_TOKEN))
+
+    def _take_tokens(self, tokens: float) -> float:
+        limits = self.factory.limits
+        if self._bucket is None:
+            self._bucket = TokenBucket(limits.max_messages_per_second, limits.message_burst)
+        return self._bucket.take(self.factory.reactor.seconds(), tokens)
+
+    def _close_beyond_rate(self, left: float) -> None:
+        limits = self.factory.limits
         if left < -limits.message_burst:
             self.close(_POLICY_VIOLATION, f"at most {limits.max_messages_per_second:g} messages a second")
-        return False
 
     def onUndelivered(self, receipts: list[Receipt]) -> None:
         """Tell the senders of what will not be written, unless the peer may come back for it."""
@@ -436,7 +447,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
     def ask(self, mark: bytes) -> None:
         """Ask the other end to return ``mark``, unless messages wait, which a ping would take room from."""
         if self._queue is None:
-            self.answer(frame(PING, mark))
+            self.sendPing(mark)
 
     def onPong(self, payload: bytes) -> None:
         """Take a sign of life, and what it says of what has arrived."""
