@@ -88,3 +88,7 @@ class Counters:
     def relays_accepted(self) -> int:
         """How many relays were written or queued for their target."""
         return sum(self.relays.values())
+
+    def drop_events(self, number: int) -> None:
+        """Count events that were not delivered."""
+        self.events_dropped += number

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 DAY_SECONDS = 86_400.0
+FRAMES_PER_TOKEN = 16
+"""How many frames besides whole messages count as much as one message against ``max_messages_per_second``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +23,8 @@ class Limits:
         connection_burst: how many new connections of one address may come at once before that rate counts.
         max_peers_per_topic: beyond it ``topic_full`` and close 1013.
         max_peer_list_bytes: of a topic's ``peer-list``, ids and metadata; beyond it ``topic_full`` and close 1013.
-        max_messages_per_second: from one connection, beyond it ``rate_limited``; 0 means no bound.
+        max_messages_per_second: from one connection, beyond it ``rate_limited``; 0 means no bound. 16 pings, pongs that
+            nobody asked for, or fragments besides the last of a message count as one message.
         message_burst: how many messages may come at once before that rate counts; a client that is refused as many in
             a row is closed with 1008.
         max_message_bytes: a client's message, all its fragments together; beyond it, close 1009.

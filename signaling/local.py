@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from signaling import wire
+from signaling.announcer import Announcer
 from signaling.counters import Counters
 from signaling.errors import ErrorCode, Rejected
 from signaling.frames import text_frame
@@ -18,6 +19,7 @@ class LocalPeers:
 
     Args:
         topics: where the peers are.
+        announcer: tells them of peers of other nodes.
         counters: the server's.
         on_lend: gets a peer ready to go on at another node, as ``Node.lend``.
         on_moved: hears of a peer that came back to another node.
@@ -26,11 +28,13 @@ class LocalPeers:
     def __init__(
         self,
         topics: TopicMap[Peer],
+        announcer: Announcer,
         counters: Counters,
         on_lend: Callable[[Peer, bytes], bytes | None],
         on_moved: Callable[[Peer], None],
     ) -> None:
         self._topics = topics
+        self._announcer = announcer
         self._counters = counters
         self._on_lend = on_lend
         self._on_moved = on_moved
@@ -72,6 +76,7 @@ class LocalPeers:
         target = self._find(topic, to)
         if target is None:
             raise Rejected(ErrorCode.TARGET_NOT_FOUND, TEXTS[ErrorCode.TARGET_NOT_FOUND])
+        target.catch_up()
         waits = target.blocked
         if not target.offer(frame, receipt):
             raise Rejected(ErrorCode.DROPPED, TEXTS[ErrorCode.DROPPED])
@@ -83,6 +88,6 @@ class LocalPeers:
         return found.get(peer) if found is not None else None
 
     def _tell(self, topic: str, event: bytes) -> None:
-        frame = text_frame(event)
-        peers = self._topics.find(topic) or ()
-        self._counters.events_dropped += sum(not peer.offer(frame) for peer in peers)
+        found = self._topics.find(topic)
+        if found is not None:
+            self._announcer.announce(found, text_frame(event))

@@ -6,7 +6,7 @@ Nothing that a client chooses becomes a label: there are no topics, ids, address
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from typing import Any
 
@@ -15,13 +15,15 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from twisted.internet.task import LoopingCall
+from twisted.python.failure import Failure
 from twisted.web.resource import Resource
-from twisted.web.server import Request, Site
+from twisted.web.server import NOT_DONE_YET, Request, Site
 
+from signaling.clock import Clock
 from signaling.counters import Histogram
 from signaling.errors import ErrorCode
 from signaling.protocol import SignalingFactory
-from signaling.web import Endpoint, answer_body
+from signaling.web import Endpoint
 from signaling.websocket import LeanWebSocketProtocol
 
 _TOPIC_SIZES = (1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -194,24 +196,60 @@ class MetricsResource(Endpoint):
     def __init__(self, factory: SignalingFactory, lag: ReactorLag) -> None:
         super().__init__(factory)
         self._registry = registry_of(factory, lag)
+        self._clock: Clock = factory.reactor
+        self._waiting: dict[Request, None] = {}
+        self._answering = False
 
     def answer(self, request: Request) -> Any:
-        """Write all metrics down; in the reactor's thread, so that nothing changes meanwhile."""
-        return self.encode(request, self._registry)
+        """Answer all scrapes of one pass of the reactor together, in the next: to write everything down takes 10 ms."""
+        self._waiting[request] = None
+        request.notifyFinish().addErrback(lambda _: self._waiting.pop(request, None))
+        if not self._answering:
+            self._answering = True
+            self._clock.callLater(0, self.collect)
+        return NOT_DONE_YET
 
-    def encode(self, request: Request, metrics: Any) -> bytes:
-        """Write metrics in the format that is asked for.
+    def collect(self) -> None:
+        """Collect all metrics for ``answer_all``; in the reactor's thread, so that nothing changes meanwhile."""
+        try:
+            self.answer_all(self._registry)
+        except Exception:
+            self.failed(Failure())
+
+    def answer_all(self, metrics: Any) -> None:
+        """Write metrics to all who wait, in the format that each asks for.
 
         Args:
             metrics: what ``collect`` of it lists.
         """
-        try:
-            encode, content_type = choose_encoder((request.getHeader(b"accept") or b"").decode("latin-1"))
-        except (TypeError, ValueError):
-            # Where the client asks for a version that is none.
-            encode, content_type = choose_encoder("")
-        request.setHeader(b"Content-Type", content_type.encode())
-        return answer_body(request, encode(metrics))
+        formats = {request: _format(request) for request in self._waiting}
+        texts = {content_type: encode(metrics) for encode, content_type in dict.fromkeys(formats.values())}
+        for request in self._take_waiting():
+            content_type = formats[request][1]
+            request.setHeader(b"Content-Type", content_type.encode())
+            # twisted.web would not know it of an answer that comes later.
+            request.setHeader(b"Content-Length", b"%d" % len(texts[content_type]))
+            if request.method != b"HEAD":
+                request.write(texts[content_type])
+            request.finish()
+
+    def failed(self, failure: Failure) -> None:
+        """Answer all who wait that there are no metrics now."""
+        for request in self._take_waiting():
+            request.processingFailed(failure)
+
+    def _take_waiting(self) -> list[Request]:
+        waiting, self._waiting, self._answering = list(self._waiting), {}, False
+        return waiting
+
+
+def _format(request: Request) -> tuple[Callable[[Any], bytes], str]:
+    """Choose the format that a scrape asks for; returns what writes it, and its content type."""
+    try:
+        return choose_encoder((request.getHeader(b"accept") or b"").decode("latin-1"))
+    except (TypeError, ValueError):
+        # It asks for a version that is none.
+        return choose_encoder("")
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

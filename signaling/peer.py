@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from operator import itemgetter
 
 from signaling import wire
+from signaling.announcer import Announcer, Block
 from signaling.counters import Counters
 from signaling.errors import ErrorCode, Rejected
 from signaling.frames import text_frame
@@ -30,17 +31,19 @@ class Peer:
         peer_id: a ULID.
         metadata: the JSON text of an object, or None.
         topics: the map that it joins and leaves.
+        announcer: tells the topic's peers of this one, and this one of them.
         backplane: knows the topic's peers on other nodes.
         counters: the server's.
     """
 
-    __slots__ = ("_backplane", "_counters", "_outbound", "_topics", "id", "metadata", "topic")
+    __slots__ = ("_announcer", "_backplane", "_counters", "_outbound", "_topics", "id", "metadata", "topic")
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - what a peer depends on
         self,
         peer_id: str,
         metadata: bytes | None,
         topics: TopicMap[Peer],
+        announcer: Announcer,
         backplane: Backplane,
         counters: Counters,
     ) -> None:
@@ -48,6 +51,7 @@ class Peer:
         self.metadata = metadata
         self.topic: Topic[Peer] | None = None
         self._topics = topics
+        self._announcer = announcer
         self._backplane = backplane
         self._counters = counters
         self._outbound: Outbound | None = None
@@ -85,17 +89,17 @@ class Peer:
             Rejected: ``topic_full``; nothing happened.
         """
         topic = self.topic = self._topics.join(topic_name, self)
-        others = [peer for peer in topic if peer is not self]
-        self._greet(others, ice_servers)
-        self._tell(others, wire.peer_joined(self.id, self.metadata))
+        self._greet(topic, ice_servers)
+        self._announcer.announce(topic, text_frame(wire.peer_joined(self.id, self.metadata)), newcomer=self)
 
-    def _greet(self, others: Iterable[Peer], ice_servers: bytes | None) -> None:
+    def _greet(self, topic: Topic[Peer], ice_servers: bytes | None) -> None:
+        self._announcer.skip(topic, self)
         self._answer(wire.welcome(self.id, ice_servers))
-        self._answer(wire.peer_list(self._listed(others)))
+        self._answer(wire.peer_list(self._listed(topic)))
 
-    def _listed(self, others: Iterable[Peer]) -> Iterable[tuple[str, bytes | None]]:
-        here = [(peer.id, peer.metadata) for peer in others]
-        elsewhere = self._backplane.elsewhere(self.topic.name) if self.topic is not None else ()
+    def _listed(self, topic: Topic[Peer]) -> Iterable[tuple[str, bytes | None]]:
+        here = [(peer.id, peer.metadata) for peer in topic if peer is not self]
+        elsewhere = self._backplane.elsewhere(topic.name)
         # Ids increase in joining order, on whatever node they were made.
         # Who comes back is elsewhere until it is here.
         listed = [*here, *(entry for entry in elsewhere if entry[0] != self.id)]
@@ -107,18 +111,22 @@ class Peer:
 
     def leave(self) -> None:
         """Leave the topic, if it is in one; and everyone there is told."""
-        if self.topic is None:
-            return
-        topic, self.topic = self.topic, None
-        self._topics.leave(topic, self)
-        self._tell(topic, wire.peer_left(self.id))
-        self._backplane.leave(topic.name, self.id)
+        topic = self._leave_topic()
+        if topic is not None:
+            self._announcer.announce(topic, text_frame(wire.peer_left(self.id)))
+            self._backplane.leave(topic.name, self.id)
 
     def vanish(self) -> None:
         """Leave without a word: it goes on elsewhere."""
-        if self.topic is not None:
-            topic, self.topic = self.topic, None
+        self._leave_topic()
+
+    def _leave_topic(self) -> Topic[Peer] | None:
+        topic, self.topic = self.topic, None
+        if topic is not None:
             self._topics.leave(topic, self)
+            if not topic:
+                self._announcer.forget(topic)
+        return topic
 
     def receive(self, data: bytes) -> wire.ClientMessage | Rejected:
         """Relay one message of this peer, or answer it with an error.
@@ -140,11 +148,14 @@ class Peer:
         self._answer(wire.error(rejected.code, rejected.text, rejected.msg_id))
 
     def _relay(self, message: wire.ClientMessage) -> None:
-        target = self.topic.get(message.to) if self.topic is not None else None
+        topic = self.topic
+        target = topic.get(message.to) if topic is not None else None
         frame = text_frame(wire.relayed(message, self.id))
         if target is None:
             self._forward(message, frame)
-        elif target.offer(frame, (self, message.msg_id)):
+            return
+        target.catch_up()
+        if target.offer(frame, (self, message.msg_id)):
             counters = self._counters
             counters.relays[message.type] += 1
             counters.relayed_bytes += len(frame)
@@ -178,13 +189,27 @@ class Peer:
         """Hand ``frame`` to this peer's way out, if it has one that takes it."""
         return self._outbound is not None and self._outbound.offer(frame, receipt)
 
+    def catch_up(self) -> None:
+        """Take the events so far of the topic, ahead of a relay."""
+        if self.topic is not None:
+            self._announcer.catch_up(self.topic, self)
+
+    def take_block(self, block: Block) -> int:
+        """Take events of the topic; returns how many its way out refused."""
+        if not self.blocked:
+            return 0 if self._write_block(block) else len(block.events)
+        for number, event in enumerate(block.events):
+            if not self.offer(event):
+                # A full queue refuses what comes behind it as well.
+                return len(block.events) - number
+        return 0
+
+    def _write_block(self, block: Block) -> bool:
+        return self._outbound is not None and self._outbound.offer(block.data)
+
     def _answer(self, message: bytes) -> None:
         if self._outbound is not None:
             self._outbound.answer(text_frame(message))
-
-    def _tell(self, peers: Iterable[Peer], event: bytes) -> None:
-        frame = text_frame(event)
-        self._counters.events_dropped += sum(not peer.offer(frame) for peer in peers)
 
 
 class Forwarded:

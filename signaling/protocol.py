@@ -25,6 +25,7 @@ from signaling import descriptors, wire
 from signaling.access import Grant, session_owner
 from signaling.addresses import Client, TrustedProxies
 from signaling.admission import Admission, Place, Unjoined
+from signaling.announcer import Announcer
 from signaling.auth import Access, Logout, forbidden
 from signaling.backplane.memory import MemoryBackplane
 from signaling.counters import Counters
@@ -32,10 +33,9 @@ from signaling.deadlines import Deadlines
 from signaling.errors import Ending, ErrorCode, Refused, Rejected
 from signaling.events import Events
 from signaling.expiries import Expiries
-from signaling.frames import PING, frame
 from signaling.ice import IceServers
 from signaling.ids import PeerIds
-from signaling.limits import Limits
+from signaling.limits import FRAMES_PER_TOKEN, Limits
 from signaling.local import LocalPeers
 from signaling.origins import Origins
 from signaling.pages import pages
@@ -128,6 +128,17 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         """End the connection after its last HTTP answer."""
         self.leaveWeb()
         self.endGently()
+
+    def webWaits(self) -> None:
+        """Let the site's channel read its next request when it is this connection's turn."""
+        self.factory.turns.add(self)
+
+    def goOn(self) -> None:
+        """Go on with what waited, in the site's channel or here."""
+        if self._web is not None:
+            self._web.answer_next()
+        else:
+            super().goOn()
 
     def refuse(self, refused: Refused) -> None:
         """Answer the request with an HTTP error that a page of any origin can read, and end the connection."""
@@ -379,20 +390,32 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
             self.factory.events.message(peer.id, outcome)
 
     def _within_rate(self, peer: Peer, payload: bytes, is_binary: bool) -> bool:
-        limits = self.factory.limits
-        if self._bucket is None:
-            self._bucket = TokenBucket(limits.max_messages_per_second, limits.message_burst)
-        left = self._bucket.take(self.factory.reactor.seconds())
+        left = self._take_tokens(1)
         if left >= 0:
             return True
-        text = f"at most {limits.max_messages_per_second:g} messages a second; this one was not delivered"
+        text = f"at most {self.factory.limits.max_messages_per_second:g} messages a second; this one was not delivered"
         rejected = Rejected(ErrorCode.RATE_LIMITED, text, None if is_binary else wire.msg_id_of(payload))
         peer.reject(rejected)
         if self.factory.logs_debug:
             self.factory.events.message(peer.id, rejected)
+        self._close_beyond_rate(left)
+        return False
+
+    def onOverhead(self) -> None:
+        """Count a ping, an unasked pong or a fragment against the rate of messages."""
+        if self.factory.limits.max_messages_per_second:
+            self._close_beyond_rate(self._take_tokens(1 / FRAMES_PER_TOKEN))
+
+    def _take_tokens(self, tokens: float) -> float:
+        limits = self.factory.limits
+        if self._bucket is None:
+            self._bucket = TokenBucket(limits.max_messages_per_second, limits.message_burst)
+        return self._bucket.take(self.factory.reactor.seconds(), tokens)
+
+    def _close_beyond_rate(self, left: float) -> None:
+        limits = self.factory.limits
         if left < -limits.message_burst:
             self.close(_POLICY_VIOLATION, f"at most {limits.max_messages_per_second:g} messages a second")
-        return False
 
     def onUndelivered(self, receipts: list[Receipt]) -> None:
         """Tell the senders of what will not be written, unless the peer may come back for it."""
@@ -431,7 +454,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
     def ask(self, mark: bytes) -> None:
         """Ask the other end to return ``mark``, unless messages wait, which a ping would take room from."""
         if self._queue is None:
-            self.answer(frame(PING, mark))
+            self.sendPing(mark)
 
     def onPong(self, payload: bytes) -> None:
         """Take a sign of life, and what it says of what has arrived."""
@@ -527,6 +550,7 @@ class SignalingFactory(LeanWebSocketFactory):
 
     Attributes:
         topics: who is there, by topic.
+        announcer: tells them of each other.
         counters: what happened so far.
         retiring: whether the server is about to stop.
         draining: whether nobody is let in any more.
@@ -562,11 +586,12 @@ class SignalingFactory(LeanWebSocketFactory):
         super().__init__(limits or Limits(), reactor)
         self.topics: TopicMap[Peer] = TopicMap(self.limits.max_peers_per_topic, self.limits.max_peer_list_bytes)
         self.counters = Counters()
+        self.announcer = Announcer(reactor, self.counters.drop_events)
         self.backplane: Backplane = backplane or MemoryBackplane()
         self.origins = Origins(allow_origins)
         self.admission = Admission(self.limits, descriptors.file_limit(reactor), reactor.seconds)
         self.sessions = Sessions(self.limits, reactor, self.topics, self.admission, self._not_back, wall_clock)
-        self.local = LocalPeers(self.topics, self.counters, self.sessions.lend, self._moved)
+        self.local = LocalPeers(self.topics, self.announcer, self.counters, self.sessions.lend, self._moved)
         self.ice_servers = ice_servers or IceServers()
         self.renewals: Deadlines[SignalingProtocol] = Deadlines(
             reactor, self.ice_servers.renewal_seconds, SignalingProtocol.renewIceServers
@@ -629,10 +654,12 @@ class SignalingFactory(LeanWebSocketFactory):
         """Make a peer on a connection that is open, by the id that other nodes know, where there are any."""
         peer_id = entrant.id or self.ids.next()
         if not self.limits.resume_window_seconds:
-            peer = Peer(peer_id, join.metadata, self.topics, self.backplane, self.counters)
+            peer = Peer(peer_id, join.metadata, self.topics, self.announcer, self.backplane, self.counters)
             peer.attach(connection)
             return peer
-        resumable = ResumablePeer(peer_id, join, self.topics, self.backplane, self.counters, self.limits)
+        resumable = ResumablePeer(
+            peer_id, join, self.topics, self.announcer, self.backplane, self.counters, self.limits
+        )
         resumable.go(connection)
         return resumable
 

@@ -32,9 +32,9 @@ class TokenBucket:
         """
         return min(self._burst, self._tokens + (now - self._at) * self._rate)
 
-    def take(self, now: float) -> float:
-        """Take one token; returns how many are left, less than 0 where it is owed."""
-        self._tokens, self._at = self.left(now) - 1, now
+    def take(self, now: float, tokens: float = 1) -> float:
+        """Take tokens; returns how many are left, less than 0 if some are owed."""
+        self._tokens, self._at = self.left(now) - tokens, now
         # Time is a float: a token that is due now may seem to be a billionth short.
         return round(self._tokens, 6)
 

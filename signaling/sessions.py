@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from hmac import compare_digest
 from typing import Protocol
 
@@ -17,6 +17,7 @@ import msgspec
 
 from signaling import wire
 from signaling.admission import Admission, Place
+from signaling.announcer import Announcer, Block
 from signaling.clock import Clock
 from signaling.counters import Counters
 from signaling.deadlines import Deadlines
@@ -29,7 +30,7 @@ from signaling.limits import Limits
 from signaling.outbound import OutboundQueue
 from signaling.peer import Peer, return_undelivered
 from signaling.ports import Backplane, Outbound, Proof, Receipt
-from signaling.topics import TopicMap
+from signaling.topics import Topic, TopicMap
 from signaling.upgrade import Claim, Join
 
 # How much is on its way at the most before the other end is asked what has arrived, besides the usual pings.
@@ -114,11 +115,12 @@ class ResumablePeer(Peer):
         peer_id: str,
         join: Join,
         topics: TopicMap[Peer],
+        announcer: Announcer,
         backplane: Backplane,
         counters: Counters,
         limits: Limits,
     ) -> None:
-        super().__init__(peer_id, join.metadata, topics, backplane, counters)
+        super().__init__(peer_id, join.metadata, topics, announcer, backplane, counters)
         self.owner = join.owner
         # Of the token of its latest connection, in seconds since 1970; None means never.
         self.expires = join.expires
@@ -195,7 +197,8 @@ class ResumablePeer(Peer):
         # proves that the new one arrived.
         self._secrets = [claim.token[ID_CHARACTERS:]]
         self.go(way)
-        self._greet([peer for peer in self.topic or () if peer is not self], ice_servers)
+        if self.topic is not None:
+            self._greet(self.topic, ice_servers)
         for frame in missed:
             way.answer(frame)
             self._history.add(frame)
@@ -231,30 +234,39 @@ class ResumablePeer(Peer):
         if taken:
             # An event makes no sense a second time: the list that comes first has what came of it, and of those that
             # were dropped, or missed on the way from one node to another.
-            self._remember(frame, again=receipt is not None)
+            self._remember(len(frame), frame if receipt is not None else None)
+        return taken
+
+    def _write_block(self, block: Block) -> bool:
+        taken = super()._write_block(block)
+        if taken:
+            self._remember(len(block.data), *(None for _ in block.events))
         return taken
 
     def _answer(self, message: bytes) -> None:
         frame = text_frame(message)
         self.way.answer(frame)
-        self._remember(frame)
+        self._remember(len(frame), frame)
 
-    def _remember(self, frame: bytes, *, again: bool = True) -> None:
-        self._history.add(frame if again else None)
-        self._since_asked += len(frame)
+    def _remember(self, size: int, *frames: bytes | None) -> None:
+        """Remember what was sent: so many bytes, and None for each frame that makes no sense a second time."""
+        for frame in frames:
+            self._history.add(frame)
+        self._since_asked += size
         if self._history.sent - self._asked_at >= _ASK_AFTER_FRAMES or self._since_asked >= _ASK_AFTER_BYTES:
             self._ask()
 
     def _ask(self) -> None:
         self.way.ask(self.mark)
 
-    def _greet(self, others: Iterable[Peer], ice_servers: bytes | None) -> None:
+    def _greet(self, topic: Topic[Peer], ice_servers: bytes | None) -> None:
+        self._announcer.skip(topic, self)
         resumed = bool(self._secrets)
         secret = secrets.token_urlsafe(_SECRET_BYTES)
         self._secrets = [secret.encode(), *self._secrets]
         for message in (
             wire.welcome(self.id, ice_servers, (self.id + secret, self._window), resumed=resumed),
-            wire.peer_list(self._listed(others)),
+            wire.peer_list(self._listed(topic)),
         ):
             self.way.answer(text_frame(message))
             self._history.add(None)

@@ -12,8 +12,6 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
-from twisted.python.failure import Failure
-from twisted.web.server import NOT_DONE_YET, Request
 
 from signaling.dispatch import Dispatcher
 from signaling.metrics import MetricsResource, ReactorLag
@@ -129,28 +127,18 @@ class TotalsResource(MetricsResource):
         self._workers = dispatcher.workers
         self._counted = [Counted() for _ in self._workers]
 
-    def answer(self, request: Request) -> Any:
-        """Ask the workers, then write all metrics down."""
+    def collect(self) -> None:
+        """Ask the workers, then collect all metrics."""
         pids = [worker.pid for worker in self._workers]
-        asked = self._workers.ask()
-        left: list[Failure] = []
-        request.notifyFinish().addErrback(left.append)
-        asked.addCallback(lambda answers: None if left else self._write(request, pids, answers))
-        asked.addErrback(lambda failure: None if left else request.processingFailed(failure))
-        return NOT_DONE_YET
+        self._workers.ask().addCallback(self._answered, pids).addErrback(self.failed)
 
-    def _write(self, request: Request, pids: list[int | None], answers: list[Answer | None]) -> None:
+    def _answered(self, answers: list[Answer | None], pids: list[int | None]) -> None:
         totals = Totals()
         for counted, pid, answer in zip(self._counted, pids, answers, strict=True):
             totals.add(counted.with_those_before(pid, answer))
         totals.add([metric for metric in numbers(self._registry, "listener") if metric[0] != _OF_WORKERS])
         totals.add(_own(self._workers, answers))
-        body = self.encode(request, totals)
-        if body:
-            # twisted.web would not know it of an answer that comes later.
-            request.setHeader(b"Content-Length", b"%d" % len(body))
-            request.write(body)
-        request.finish()
+        self.answer_all(totals)
 
 
 def _own(workers: Workers, answers: list[Answer | None]) -> Answer:

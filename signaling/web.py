@@ -47,6 +47,9 @@ class Upgradable(Protocol):
     def webDone(self) -> None:
         """End the connection after its last HTTP answer."""
 
+    def webWaits(self) -> None:
+        """Call ``answer_next`` of its HTTP channel when it is this connection's turn."""
+
     def refuse(self, refused: Refused) -> None:
         """Answer the request and end the connection."""
 
@@ -234,13 +237,44 @@ class BoundedRequest(Request):
 
 
 class BoundedChannel(HTTPChannel):
-    """HTTP on a port of our own: bounded in time and size, and able to give its connection back."""
+    """HTTP on a port of our own: bounded in time and size, and able to give its connection back.
+
+    A request that was sent before the answer to the one before it (pipelining) is read in a turn of its own, and not
+    before the transport takes data.
+    """
 
     owner: Upgradable
     owner_limits: Limits
     origins: Origins
     most_requests = _MOST_REQUESTS
     _requests = 0
+    _answered: Any = None
+
+    def requestDone(self, request: Any) -> None:
+        """Go on after an answer: at once if nothing was sent behind the request, else in turn."""
+        if not self.persistent or not (self._waitingForTransport or self._buffer or self._dataBuffer):
+            super().requestDone(request)
+            return
+        self._answered = request
+        # The client has as long to take what was answered as it has for a request.
+        self.setTimeout(self._savedTimeOut)
+        if self._waitingForTransport:
+            # HTTPChannel does not, while it handles a request.
+            self._networkProducer.pauseProducing()
+        else:
+            self.owner.webWaits()
+
+    def resumeProducing(self) -> None:
+        """Hear from the transport that it takes data again."""
+        super().resumeProducing()
+        if self._answered is not None:
+            self.owner.webWaits()
+
+    def answer_next(self) -> None:
+        """Read the next request of those that were sent together."""
+        request, self._answered = self._answered, None
+        if request is not None:
+            super().requestDone(request)
 
     def resetTimeout(self) -> None:
         """Keep the deadline: twisted.web would restart it with every byte, and a header could trickle for ever."""
@@ -271,6 +305,7 @@ class BoundedChannel(HTTPChannel):
         self.owner.refuse(refused)
 
     def _let_go(self) -> None:
+        self._answered = None
         self.connectionLost(Failure(ConnectionDone()))
         self.setRawMode()
         self.rawDataReceived = lambda data: None  # type: ignore[method-assign]

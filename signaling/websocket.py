@@ -88,6 +88,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
     current_frame: FrameHeader | None = None
     websocket_version = 13
     _reading_stopped = False
+    _pongs_due = 0
     _buffered_bytes = 0
     _taken_bytes = 0
     _key = b""
@@ -198,14 +199,18 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
     def takeTurn(self) -> None:
         """Do what waited for this connection's turn."""
         try:
-            if self.state == self.STATE_CONNECTING:
-                self.accept(self._key)
-            else:
-                self.consumeData()
+            self.goOn()
         except Exception:
             # A transport would do the same with what its protocol raises.
             _log.failure("an error in the turn of a connection")
             self.cut("an error in its turn")
+
+    def goOn(self) -> None:
+        """Go on with what waited."""
+        if self.state == self.STATE_CONNECTING:
+            self.accept(self._key)
+        else:
+            self.consumeData()
 
     def refuse(self, refused: Refused) -> None:
         """Answer the request with an HTTP error and end the connection; nothing where that was done already."""
@@ -329,7 +334,9 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
             self.message_data += payload
 
     def onMessageFrameEnd(self) -> None:
-        """Need nothing: the frame's data is in the message."""
+        """Count a fragment; the last one is counted as the message."""
+        if self.current_frame is not None and not self.current_frame.fin:
+            self.onOverhead()
 
     def onMessageEnd(self) -> None:
         """Hand a whole message over, without the event that Autobahn fires besides."""
@@ -339,10 +346,15 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
 
     def onPing(self, payload: bytes) -> None:
         """Answer a ping in its turn; Autobahn would write past the queue."""
+        self.onOverhead()
         self.answer(frame(PONG, payload))
 
     def onPong(self, payload: bytes) -> None:
         """Take any pong as a sign of life."""
+        if self._pongs_due:
+            self._pongs_due -= 1
+        else:
+            self.onOverhead()
         due = self.factory.pongs.clear(self)
         if due is not None:
             factory = self.factory
@@ -465,8 +477,17 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         """Ask for a sign of life, and for the next time to ask."""
         self.factory.pings.set(self)
         if self._queue is None:
-            self._put(frame(PING, self.pingMark()))
+            self.sendPing(self.pingMark())
             self.factory.pongs.set_once(self)
+
+    def sendPing(self, mark: bytes) -> None:
+        """Send a ping; its pong is no overhead.
+
+        Args:
+            mark: what the pong returns.
+        """
+        self._pongs_due += 1
+        self.answer(frame(PING, mark))
 
     def pingMark(self) -> bytes:
         """Tell what a ping carries and its pong returns; for an application to override."""
@@ -525,6 +546,9 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         Args:
             depth: how many wait.
         """
+
+    def onOverhead(self) -> None:
+        """Hear of a frame besides whole messages and pongs that were asked for; for an application to override."""
 
     def onRoundTrip(self, seconds: float) -> None:
         """Hear how long a ping and its pong took; for an application to override."""

@@ -11,6 +11,7 @@ import pytest
 from twisted.protocols.haproxy._wrapper import HAProxyWrappingFactory
 from websockets.frames import Frame, Opcode
 
+from signaling.limits import FRAMES_PER_TOKEN
 from tests.memory.world import Connection, MemoryTransport, Peer, World, upgrade
 
 MakeWorld = Callable[..., World]
@@ -324,3 +325,56 @@ def test_who_keeps_to_the_rate_is_never_refused(make_world: MakeWorld, start: fl
     for _ in range(20):
         assert say(peer, 1) == ["offer"]
         world.clock.advance(1 / rate)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [Frame(Opcode.PING, b"x")],
+        [Frame(Opcode.PONG, b"x")],
+        [Frame(Opcode.TEXT, b"", fin=False), *[Frame(Opcode.CONT, b"", fin=False)] * 999],
+    ],
+    ids=["pings", "pongs", "fragments"],
+)
+def test_frames_that_are_no_messages_count_against_the_rate(make_world: MakeWorld, frames: list[Frame]) -> None:
+    world = make_world(max_messages_per_second=1.0, message_burst=5)
+    peer, witness = world.join("room"), world.join("room")
+    # As many as there are tokens for, and as many owed.
+    peer.say_frame(*(frames * 160)[: 2 * 5 * FRAMES_PER_TOKEN])
+    assert peer.closed is None
+    peer.say_frame(frames[-1])
+    assert (peer.closed, peer.close_reason) == (1008, "at most 1 messages a second")
+    assert [event["type"] for event in witness.heard()] == ["peer-left"]
+
+
+def test_pings_without_end_take_the_tokens_of_messages(make_world: MakeWorld) -> None:
+    world = make_world(max_messages_per_second=1.0, message_burst=5)
+    peer = world.join("room")
+    peer.say_frame(*[Frame(Opcode.PING, b"")] * (5 * FRAMES_PER_TOKEN))
+    assert len(peer.pongs) == 5 * FRAMES_PER_TOKEN
+    assert say(peer, 1) == ["rate_limited"]
+
+
+def test_a_message_in_fragments_is_little_more_than_one(make_world: MakeWorld) -> None:
+    world = make_world(max_messages_per_second=1.0, message_burst=20)
+    peer = world.join("room")
+    text = json.dumps({"type": "offer", "to": peer.id}).encode()
+    pieces = [text[at : at + 8] for at in range(0, len(text), 8)]
+    first, *rest = pieces
+    frames = [
+        Frame(Opcode.TEXT, first, fin=False),
+        *(Frame(Opcode.CONT, piece, fin=piece is rest[-1]) for piece in rest),
+    ]
+    for _ in range(10):
+        peer.say_frame(*frames)
+    assert [message["type"] for message in peer.heard()] == ["offer"] * 10
+    assert len(frames) <= FRAMES_PER_TOKEN
+
+
+def test_pongs_that_were_asked_for_cost_nothing(make_world: MakeWorld) -> None:
+    world = make_world(max_messages_per_second=0.001, message_burst=1, ping_interval_seconds=1, resume_window_seconds=5)
+    peer, sender = world.join("room"), world.join("room")
+    world.advance(100)
+    assert peer.pings >= 99
+    assert say(peer, 1) == ["peer-joined", "offer"]
+    assert sender.closed is None

@@ -265,3 +265,60 @@ def test_no_file_is_served_by_default() -> None:
     world = World()
     for path in ("/", "/signaling.js", "/demo.js", "/demo.css", "/index.html", "/favicon.svg"):
         assert world.request(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")[0] == 404
+
+
+def test_answers_that_nobody_takes_wait_unmade() -> None:
+    port = World(demo=True)
+    connection = port.connect()
+    connection.stall()
+    page = len(port.request(get("/demo.js"))[2])
+    connection.send(get("/demo.js").encode() * 32)
+    assert len(connection.transport.dataBuffer) < 65_536 + 2 * page
+    assert not connection.transport.reading
+    connection.resume()
+    assert connection.received.count(b"HTTP/1.1 200 ") == 32
+    assert connection.received.count(b"\r\nConnection: close\r\n") == 1
+    port.advance(5)
+    assert connection.lost
+
+
+def test_a_client_that_takes_no_answer_is_ended() -> None:
+    port = World(demo=True)
+    connection = port.connect()
+    connection.stall()
+    connection.send(get("/demo.js").encode() * 32)
+    port.advance(10 + 5)
+    assert connection.lost
+    assert not port.clock.getDelayedCalls()
+
+
+def test_requests_sent_together_take_turns(port: World) -> None:
+    greedy = [port.connect() for _ in range(20)]
+    other = port.connect()
+    for connection in greedy:
+        connection.send_together(get("/healthz").encode() * 32)
+    port.run_once()
+    other.send_together(get("/healthz").encode())
+    port.run_once()
+    port.run_once()
+    assert other.received.endswith(b"ok")
+    assert sum(connection.received.count(b"HTTP/1.1 ") for connection in greedy) < 60
+    port.run()
+    assert [connection.received.count(b"HTTP/1.1 200 ") for connection in greedy] == [32] * 20
+
+
+def test_a_request_that_comes_late_behind_others_is_answered(port: World) -> None:
+    connection = port.connect()
+    connection.send_together(
+        get("/healthz").encode() * 3 + get("/healthz")[:10].encode(), get("/healthz")[10:].encode()
+    )
+    port.run()
+    assert connection.received.count(b"HTTP/1.1 200 ") == 4
+
+
+def test_an_upgrade_behind_other_requests_opens_a_connection(port: World) -> None:
+    connection = port.connect()
+    connection.send((get("/healthz") * 3 + upgrade("/ws/room")).encode())
+    assert connection.received.count(b"HTTP/1.1 200 ") == 3
+    assert b"HTTP/1.1 101 " in connection.received
+    assert port.topics == {"room": 1}

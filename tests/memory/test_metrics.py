@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from signaling.metrics import MetricsResource, ReactorLag
+from signaling.metrics import MetricsResource, ReactorLag, SignalingCollector
 from tests.memory.world import World
 
 METRICS = "GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
@@ -140,3 +140,42 @@ def test_no_page_may_read_them(metered: Metered) -> None:
     origin = "Origin: https://other.example\r\n"
     _, headers, _ = metered.world.request(f"GET /metrics HTTP/1.1\r\nHost: a\r\n{origin}\r\n")
     assert "access-control-allow-origin" not in headers
+
+
+def test_scrapes_that_come_together_are_written_down_once(metered: Metered, monkeypatch: pytest.MonkeyPatch) -> None:
+    collected = []
+    collect = SignalingCollector.collect
+    monkeypatch.setattr(SignalingCollector, "collect", lambda self: [collected.append(1), *collect(self)][1:])
+    scrapes = [metered.world.connect() for _ in range(20)]
+    for scrape in scrapes:
+        scrape.send_together(METRICS.encode())
+    metered.world.run()
+    assert len(collected) == 1
+    assert all(b"signaling_joins_total 0.0" in scrape.received for scrape in scrapes)
+
+
+def test_a_scrape_that_is_given_up_harms_no_other(metered: Metered) -> None:
+    given_up, other = metered.world.connect(), metered.world.connect()
+    for scrape in (given_up, other):
+        scrape.send_together(METRICS.encode())
+        scrape.step()
+    given_up.reset()
+    assert other.received.startswith(b"HTTP/1.1 200 ")
+
+
+def test_pipelined_scrapes_leave_the_reactor_to_others(metered: Metered) -> None:
+    greedy, other = metered.world.connect(), metered.world.connect()
+    greedy.send_together(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n" * 32)
+    other.send_together(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+    metered.world.run_once()
+    metered.world.run_once()
+    assert other.received.endswith(b"ok")
+    assert greedy.received.count(b"HTTP/1.1 200 ") < 4
+    metered.world.run()
+    assert greedy.received.count(b"HTTP/1.1 200 ") == 32
+
+
+def test_a_head_has_the_length_and_no_body(metered: Metered) -> None:
+    status, headers, body = metered.world.request(METRICS.replace("GET", "HEAD"))
+    assert (status, body) == (200, "")
+    assert int(headers["content-length"]) > 1000

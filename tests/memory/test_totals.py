@@ -40,6 +40,7 @@ class Metering:
     def scrape(self, *answering: int) -> Samples:
         """Ask for all metrics; some workers answer."""
         client = self.shop.connect(SCRAPE)
+        self.shop.advance(0)
         for worker in answering:
             self.answer(worker)
         self.shop.advance(2)
@@ -140,6 +141,7 @@ def test_a_scrape_that_is_given_up_is_no_error(metering: Metering, caplog: Any) 
 
 def test_openmetrics_is_spoken_too(metering: Metering) -> None:
     client = metering.shop.connect(SCRAPE.replace(b"\r\n\r\n", b"\r\nAccept: application/openmetrics-text\r\n\r\n"))
+    metering.shop.advance(0)
     metering.answer(0)
     metering.answer(1)
     metering.shop.advance(0.25)

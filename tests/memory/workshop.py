@@ -146,9 +146,10 @@ class Workshop:
         self.reactor.run()
 
     def advance(self, seconds: float) -> None:
-        """Let time pass."""
-        for _ in range(round(seconds / 0.25)):
-            self.reactor.advance(0.25)
+        """Let time pass; with 0, one pass of the reactor."""
+        passes = max(1, round(seconds / 0.25))
+        for _ in range(passes):
+            self.reactor.advance(seconds / passes)
             self.reactor.run()
 
     def topic_of(self, worker: int) -> bytes:

@@ -87,6 +87,11 @@ class MemoryTransport:
     def writeSequence(self, data: Any) -> None:
         self.write(b"".join(data))
 
+    @property
+    def writes(self) -> int:
+        """How often the server wrote so far."""
+        return len(self._log)
+
     def texts_written(self) -> list[str]:
         """Return all text messages that the server wrote so far, taken or not."""
         _, _, data = b"".join(self._log).partition(b"\r\n\r\n")

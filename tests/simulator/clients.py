@@ -45,7 +45,7 @@ class Way(OutboundQueue[Receipt]):
     __slots__ = ("client",)
 
     def __init__(self, client: Client, limits: Any) -> None:
-        super().__init__(client.receive, _written, limits.high_water_messages, limits.high_water_bytes)
+        super().__init__(client.take, _written, limits.high_water_messages, limits.high_water_bytes)
         self.client = client
 
     def offer(self, frame: bytes, receipt: Receipt | None = None) -> bool:
@@ -116,8 +116,13 @@ class Client:
         """Notice a relay that has to wait."""
         self._story.sent[int(json.loads(payload(frame))["payload"])].held_by = self.node.cluster.node
 
+    def take(self, data: bytes) -> None:
+        """Take what its node writes to it: one frame, or several events together."""
+        for frame in frames(data):
+            self.receive(frame)
+
     def receive(self, frame: bytes) -> None:
-        """Take what its node writes to it."""
+        """Take one frame."""
         text = payload(frame)
         if self._story.tracing:
             self._story.trace(self.name, "<-", text.decode())
@@ -192,3 +197,16 @@ class Client:
 def payload(frame: bytes) -> bytes:
     """Return the text in a server's frame."""
     return frame[2:] if frame[1] < 126 else frame[4:] if frame[1] == 126 else frame[10:]
+
+
+def frames(data: bytes) -> list[bytes]:
+    """Split what a server wrote into its frames."""
+    found, at = [], 0
+    while at < len(data):
+        head, size = 2, data[at + 1]
+        if size >= 126:
+            head = 4 if size == 126 else 10
+            size = int.from_bytes(data[at + 2 : at + head])
+        found.append(data[at : at + head + size])
+        at += head + size
+    return found

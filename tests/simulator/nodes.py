@@ -7,6 +7,7 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from signaling.announcer import Announcer
 from signaling.backplane.cluster import Cluster
 from signaling.counters import Counters
 from signaling.errors import ErrorCode, Rejected
@@ -69,6 +70,9 @@ class SimulatedNode:
         self.counters = Counters()
         self.topics: TopicMap[Peer] = TopicMap(self.limits.max_peers_per_topic, self.limits.max_peer_list_bytes)
         random = Random(story.random.random())
+        # Events are announced at once, or take turns, or now this and now that.
+        at_once = random.choice((0, 4, 256))
+        self.announcer = Announcer(self.process, self.counters.drop_events, offers_at_once=at_once)
         ids = SimulatedIds(lambda: 1_000_000 + int(story.now * 1000) + skew_ms, random)
         self.cluster = Cluster(self.engine, self.process, self.limits, prefix=PREFIX, ids=ids, choose=random)
         self.clients: dict[Client, None] = {}
@@ -85,7 +89,7 @@ class SimulatedNode:
         return self.process.alive and not self.stopping
 
     def _local_peers(self) -> LocalPeers:
-        return LocalPeers(self.topics, self.counters, lambda peer, text: None, self._moved)
+        return LocalPeers(self.topics, self.announcer, self.counters, lambda peer, text: None, self._moved)
 
     def _moved(self, peer: Peer) -> None:
         self.story.breach(f"{self.name}: {peer.id} moved, which nobody did")
@@ -111,7 +115,7 @@ class SimulatedNode:
         joined = False
         assert entrant.id is not None
         if not client.gone and not self.stopping and entrant.full is None:
-            peer = Peer(entrant.id, client.metadata_text, self.topics, self.cluster, self.counters)
+            peer = Peer(entrant.id, client.metadata_text, self.topics, self.announcer, self.cluster, self.counters)
             peer.attach(client.way)
             try:
                 peer.join(client.topic)
@@ -145,9 +149,10 @@ class SimulatedNode:
         sender, target = sent.sender, sent.target
         if sender.gone or sender.peer is None:
             return
-        room = len(target.way) < self.limits.high_water_messages
         message = {"type": "offer", "to": target.id, "payload": sent.number, "msgId": str(sent.number)}
         outcome = sender.peer.receive(json.dumps(message).encode())
+        # A relay that is refused takes no room; events that happened before it do.
+        room = len(target.way) < self.limits.high_water_messages
         if target.node is self and target.live and room and isinstance(outcome, Rejected):
             self.story.breach(f"{self.name}: relay {sent.number} to a peer of the same node: {outcome.code}")
         if target.node is self and not target.live and not self._refused(outcome):

@@ -73,7 +73,7 @@ class Line(OutboundQueue[Receipt]):
         elif item[0] is not None:
             self.node.process.take(self, self._acknowledge, item[0])
         else:
-            self.traveller.receive(item[1])
+            self.traveller.take(item[1])
 
     def _acknowledge(self, mark: bytes) -> None:
         if self.peer is not None:
@@ -160,7 +160,7 @@ class TravelNode(SimulatedNode):
         self.lines: dict[Line, None] = {}
         admission = Admission(self.limits, 10_000, self.process.seconds)
         self.sessions = Sessions(self.limits, self.process, self.topics, admission, lambda peer, reason: None)
-        return LocalPeers(self.topics, self.counters, self.sessions.lend, self._moved)
+        return LocalPeers(self.topics, self.announcer, self.counters, self.sessions.lend, self._moved)
 
     def _moved(self, peer: Peer) -> None:
         if isinstance(peer, ResumablePeer) and peer.topic is not None:
@@ -206,7 +206,7 @@ class TravelNode(SimulatedNode):
 
     def _new_peer(self, line: Line, join: Join, entrant: Entrant) -> ResumablePeer:
         assert entrant.id is not None
-        peer = ResumablePeer(entrant.id, join, self.topics, self.cluster, self.counters, self.limits)
+        peer = ResumablePeer(entrant.id, join, self.topics, self.announcer, self.cluster, self.counters, self.limits)
         peer.go(line)
         return peer
 

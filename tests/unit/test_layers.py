@@ -37,7 +37,7 @@ LAYERS = [
         "turns",
         "wire",
     },
-    {"admission", "backplane.messages", "backplane.resp", "counters", "keys", "ports", "upgrade"},
+    {"admission", "announcer", "backplane.messages", "backplane.resp", "counters", "keys", "ports", "upgrade"},
     {
         "backplane.links",
         "backplane.memory",

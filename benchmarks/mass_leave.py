@@ -1,0 +1,76 @@
+"""Peers of one topic that are gone at once, and a pair elsewhere that relays on: ``python -m benchmarks.mass_leave``.
+
+The process that holds all of them is killed, as a proxy or a network fails. The pair's relays are timed meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+
+from benchmarks.processes import Helper, pin
+from benchmarks.report import latency
+
+_RELAYS_PER_SECOND = 500.0
+_CALM_SECONDS = 1.0
+_LAST_SECONDS = 120.0
+# The witnesses' own connections.
+_WITNESSES = 2
+
+
+async def measure(options: argparse.Namespace) -> int:
+    """Let the peers join, end them, and print how long the witnesses' relays took; returns the exit status."""
+    limits = {"max_peers_per_topic": max(5000, options.peers)}
+    server = await Helper.start("benchmarks.server", json.dumps(limits))
+    pin(server.pid, 0)
+    helpers = [server]
+    try:
+        port = server.ready["port"]
+        joining = time.monotonic()
+        crowd = await Helper.start("benchmarks.crowd", str(port), str(options.topics), str(options.peers))
+        helpers.append(crowd)
+        print(f"{options.peers} peers in {options.topics} topic(s) joined in {time.monotonic() - joining:.1f} s")
+        pair = await Helper.start("benchmarks.latency", str(port), "elsewhere", str(_RELAYS_PER_SECOND))
+        helpers.append(pair)
+        await asyncio.sleep(_CALM_SECONDS)
+        calm = await pair.ask("report")
+        crowd.kill()
+        left = time.monotonic()
+        async with asyncio.timeout(_LAST_SECONDS):
+            while (await server.ask("status"))["connections"] > _WITNESSES:
+                await asyncio.sleep(0.01)
+        gone = time.monotonic() - left
+        await asyncio.sleep(_CALM_SECONDS)
+        during = await pair.ask("report")
+        # What waits has an end before the pair goes.
+        last = await pair.stop()
+        await server.stop()
+    finally:
+        for helper in helpers:
+            helper.kill()
+    times = during["latencies_ms"] + last["latencies_ms"]
+    print(f"all were gone after {gone * 1000:.0f} ms")
+    print(f"relays elsewhere before: {latency(calm['latencies_ms'])}, longest {max(calm['latencies_ms']):.1f} ms")
+    print(f"relays elsewhere during: {latency(times)}, longest {max(times):.1f} ms")
+    return 0 if max(times) <= options.most_ms else 1
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.mass_leave", description=__doc__)
+    parser.add_argument("--peers", type=int, default=800, help="that are gone at once (default: %(default)d)")
+    parser.add_argument("--topics", type=int, default=1, help="in which they are (default: %(default)d)")
+    parser.add_argument(
+        "--most-ms",
+        type=float,
+        default=float("inf"),
+        help="the longest that a relay elsewhere may take; the exit status is 1 beyond it (default: any)",
+    )
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(measure(parse(sys.argv[1:]))))

@@ -1,0 +1,186 @@
+"""The events of a topic: each member gets those since it joined, in order, and no pass of the reactor takes long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from signaling.announcer import Announcer, Block
+from tests.memory.world import PassingClock
+
+FRAME_BYTES = 60
+
+
+class Room:
+    """A topic that members are in."""
+
+    def __init__(self) -> None:
+        self.members: dict[Member, None] = {}
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(tuple(self.members))
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def add(self) -> Member:
+        member = Member(self)
+        self.members[member] = None
+        return member
+
+    def remove(self, member: Member) -> None:
+        del self.members[member]
+        member.topic = None
+
+
+class Member:
+    """Keeps what it gets, up to a mark if it is blocked."""
+
+    def __init__(self, room: Room) -> None:
+        self.topic: Room | None = room
+        self.got: list[bytes] = []
+        self.writes = 0
+
+    def offer(self, frame: bytes) -> bool:
+        self.writes += 1
+        self.got.append(frame)
+        return True
+
+    def take_block(self, block: Block) -> int:
+        assert b"".join(block.events) == block.data
+        self.writes += 1
+        self.got += block.events
+        return 0
+
+
+def frame(number: int) -> bytes:
+    return f"{number:{FRAME_BYTES}d}".encode()
+
+
+@pytest.fixture
+def clock() -> PassingClock:
+    return PassingClock()
+
+
+def announcer(clock: PassingClock, offers_at_once: int = 0) -> Announcer:
+    return Announcer(clock, lambda dropped: None, offers_at_once=offers_at_once)
+
+
+def passes(clock: PassingClock) -> Iterator[None]:
+    """Let the reactor go through passes until there is nothing to do at once."""
+    while any(call.getTime() <= clock.seconds() for call in clock.getDelayedCalls()):
+        clock.advance(0)
+        yield
+
+
+def test_an_event_of_a_small_topic_is_announced_at_once(clock: PassingClock) -> None:
+    room, one = Room(), announcer(clock, 10)
+    members = [room.add() for _ in range(10)]
+    one.announce(room, frame(1))
+    assert [member.got for member in members] == [[frame(1)]] * 10
+    assert not clock.getDelayedCalls()
+
+
+def test_a_newcomer_does_not_get_its_own_event(clock: PassingClock) -> None:
+    for at_once in (0, 10):
+        room, one = Room(), announcer(clock, at_once)
+        member, newcomer = room.add(), room.add()
+        one.announce(room, frame(1), newcomer)
+        one.announce(room, frame(2))
+        for _ in passes(clock):
+            pass
+        assert member.got == [frame(1), frame(2)]
+        assert newcomer.got == [frame(2)]
+
+
+def test_what_is_too_much_for_one_moment_takes_turns(clock: PassingClock) -> None:
+    room, one = Room(), announcer(clock, 256)
+    members = [room.add() for _ in range(2000)]
+    for number in range(100):
+        one.announce(room, frame(number))
+    longest = so_far = 0
+    for _ in passes(clock):
+        writes = sum(member.writes for member in members)
+        longest, so_far = max(longest, writes - so_far), writes
+    assert all(member.got == [frame(number) for number in range(100)] for member in members)
+    assert longest <= 256
+    # Each got all of them in one piece.
+    assert so_far == len(members)
+
+
+def test_a_write_is_no_longer_than_a_queue_can_bear(clock: PassingClock) -> None:
+    room, one = Room(), announcer(clock)
+    member = room.add()
+    for number in range(1000):
+        one.announce(room, frame(number))
+    for _ in passes(clock):
+        pass
+    assert member.got == [frame(number) for number in range(1000)]
+    assert member.writes == -(-1000 // (16_384 // FRAME_BYTES))
+
+
+def test_who_leaves_meanwhile_gets_nothing_more(clock: PassingClock) -> None:
+    room, one = Room(), announcer(clock)
+    members = [room.add() for _ in range(1000)]
+    one.announce(room, frame(1))
+    clock.advance(0)
+    written = sum(member.writes for member in members)
+    for member in members:
+        room.remove(member)
+    one.forget(room)
+    assert not clock.getDelayedCalls()
+    assert sum(member.writes for member in members) == written <= 256
+
+
+def test_who_joins_between_events_gets_those_behind_it_alone(clock: PassingClock) -> None:
+    room, one = Room(), announcer(clock)
+    first = [room.add() for _ in range(300)]
+    one.announce(room, frame(1))
+    second = room.add()
+    one.skip(room, second)
+    one.announce(room, frame(2))
+    # Now a walk is under way.
+    clock.advance(0)
+    third = room.add()
+    one.skip(room, third)
+    one.announce(room, frame(3))
+    for _ in passes(clock):
+        pass
+    assert all(member.got == [frame(1), frame(2), frame(3)] for member in first)
+    assert second.got == [frame(2), frame(3)]
+    assert third.got == [frame(3)]
+
+
+def test_who_catches_up_gets_everything_at_once_and_nothing_twice(clock: PassingClock) -> None:
+    room, one = Room(), announcer(clock)
+    members = [room.add() for _ in range(600)]
+    one.announce(room, frame(1))
+    one.announce(room, frame(2))
+    one.catch_up(room, members[-1])
+    assert members[-1].got == [frame(1), frame(2)]
+    clock.advance(0)
+    one.announce(room, frame(3))
+    for member in members[::50]:
+        one.catch_up(room, member)
+        assert member.got == [frame(1), frame(2), frame(3)]
+    for _ in passes(clock):
+        pass
+    assert all(member.got == [frame(1), frame(2), frame(3)] for member in members)
+
+
+def test_topics_take_turns(clock: PassingClock) -> None:
+    one = announcer(clock)
+    rooms = [Room() for _ in range(8)]
+    for room in rooms:
+        for _ in range(500):
+            room.add()
+        one.announce(room, frame(1))
+    small = Room()
+    member = small.add()
+    one.announce(small, frame(1))
+    for number, _ in enumerate(passes(clock)):
+        if member.got:
+            assert number < 4
+            break
+    assert member.got
