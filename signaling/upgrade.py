@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 from signaling.access import Credential, Grant
 from signaling.errors import Refused
 from signaling.limits import Limits
-from signaling.wire import is_object
+from signaling.wire import check_metadata
 
 HeaderValues = Callable[[bytes], Sequence[bytes]]
 """Looks a header up by its lower-case name: its values in the order received, empty where it is absent."""
@@ -181,8 +181,10 @@ def _metadata(query: bytes, max_bytes: int) -> bytes | None:
         return None
     if len(text) > max_bytes:
         raise Refused(400, f"metadata: at most {max_bytes} bytes, not {len(text)}")
-    if not is_object(text):
-        raise Refused(400, 'metadata: not a JSON object; URL-encode one, for example {"name":"Ada"}')
+    try:
+        check_metadata(text)
+    except ValueError as error:
+        raise Refused(400, f"metadata: {error}") from None
     return text.strip(b" \t\r\n")
 
 
