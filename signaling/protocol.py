@@ -33,6 +33,7 @@ from signaling.errors import Ending, ErrorCode, Refused, Rejected
 from signaling.events import Events
 from signaling.expiries import Expiries
 from signaling.frames import PING, frame
+from signaling.heads import Head, HeaderValues
 from signaling.ice import IceServers
 from signaling.ids import PeerIds
 from signaling.limits import Limits
@@ -45,7 +46,7 @@ from signaling.presented import subprotocol
 from signaling.rates import TokenBucket
 from signaling.sessions import ResumablePeer, Sessions, proof
 from signaling.topics import TopicMap
-from signaling.upgrade import Claim, HeaderValues, Join, check_join, check_upgrade, parse_head
+from signaling.upgrade import Claim, Join, asks_for_websocket, check_join, check_upgrade
 from signaling.web import BoundedChannel, SignalingSite
 from signaling.websocket import LeanWebSocketFactory, LeanWebSocketProtocol
 
@@ -89,31 +90,27 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         super().connectionMade()
         self.factory.make_room(self)
 
-    def requestReceived(self, request: bytes) -> None:
-        """Answer a well-formed upgrade of ``/ws/{topic}`` here, leave everything else to the site."""
-        parsed = parse_head(request.removesuffix(b"\r\n\r\n"))
-        if parsed is None:
-            return self._leave_to_web(request)
-        target, values = parsed
-        path, _, query = target.partition(b"?")
+    def requestReceived(self, head: Head) -> None:
+        """Answer an upgrade of ``/ws/{topic}`` here, leave everything else to the site."""
+        path, _, query = head.target.partition(b"?")
         segment = path.removeprefix(_PREFIX)
-        if segment == path or not segment or b"/" in segment:
-            return self._leave_to_web(request)
+        if segment in (path, b"") or b"/" in segment or not head.may_upgrade or not asks_for_websocket(head.values):
+            self._leave_to_web(head)
+            return
         try:
-            join, key = self.factory.check(segment, query, values)
-        except Refused:
-            # The site refuses it for the same reason, and knows how to say so over HTTP.
-            return self._leave_to_web(request)
-        self.join(join, key, values)
-        return None
+            join, key = self.factory.check(segment, query, head.values)
+        except Refused as refused:
+            self._refuse_join(refused, head.values)
+        else:
+            self.join(join, key, head.values)
 
-    def _leave_to_web(self, request: bytes) -> None:
-        data, self.data = request + self.data, b""
+    def _leave_to_web(self, head: Head) -> None:
+        data, self.data = self.data, b""
         self.factory.handshakes.clear(self)
         self._web = web = self.factory.site.channel_for(self)
         web.makeConnection(self.transport)
         self.dataReceived = web.dataReceived  # type: ignore[method-assign]
-        web.dataReceived(data)
+        web.begin(head, data)
 
     def leaveWeb(self) -> None:
         """Take the bytes that the site's channel took until now."""
