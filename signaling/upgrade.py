@@ -24,7 +24,8 @@ ENCODED = 3
 _MOST_DIGITS = 15
 _WEBSOCKET = listing(b"websocket", re.IGNORECASE)
 _CONNECTION_UPGRADE = listing(b"upgrade", re.IGNORECASE)
-_UPGRADE = {b"Upgrade": b"websocket"}
+# Upgrade has to be named in Connection (RFC 9110, section 7.8), and a refused upgrade ends its connection.
+_UPGRADE = {b"Upgrade": b"websocket", b"Connection": b"upgrade, close"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,6 +90,9 @@ class Endpoint(Resource):
         """Answer ``request``; nothing that it can contain raises."""
         request.responseHeaders.removeHeader(b"server")
         values = request_headers(request)
+        upgrading = asks_for_websocket(values)
+        if upgrading:
+            _end_with_answer(request)
         if self.readable_by_pages:
             for name, value in self._factory.origins.cors(values(b"origin")).items():
                 request.setHeader(name, value)
@@ -101,8 +104,10 @@ class Endpoint(Resource):
                 raise Refused(405, "only GET, HEAD and OPTIONS are answered here", {b"Allow": b"GET, HEAD, OPTIONS"})
             return self.answer(request)
         except Refused as refused:
-            if asks_for_websocket(values):
+            if upgrading:
                 self._factory.handshakeRefused(request.getClientAddress(), refused)
+            if refused.status == 426:
+                _end_with_answer(request)
             return _answer_refusal(request, refused)
 
     def check_path(self, segments: list[bytes]) -> None:
@@ -386,6 +391,17 @@ class SignalingSite(Site):
 def request_headers(request: Request) -> HeaderValues:
     """Look a request's headers up."""
     return lambda name: request.requestHeaders.getRawHeaders(name, [])
+
+
+def _end_with_answer(request: Request) -> None:
+    """Let the answer be the last of its connection.
+
+    A proxy that takes the connection for a tunnel already would pass on what its client sends behind a refused upgrade.
+    """
+    # A request over HTTP/2 has no connection of its own.
+    if isinstance(request.channel, HTTPChannel):
+        request.channel.persistent = False
+        request.setHeader(b"Connection", b"close")
 
 
 def not_found() -> Refused:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from tests.memory.world import World, response, upgrade
+
+MakeWorld = Callable[..., World]
 
 
 def get(path: str, method: str = "GET", **headers: str) -> str:
@@ -34,10 +38,51 @@ def test_unknown_paths_are_404(port: World, path: str, method: str) -> None:
         assert port.request(upgrade(path))[0] == 404
 
 
-def test_a_plain_get_of_a_topic_is_426(port: World) -> None:
-    status, headers, body = port.request(get("/ws/room"))
-    assert (status, headers["upgrade"]) == (426, "websocket")
-    assert "WebSocket client" in body
+@pytest.mark.parametrize("request_text", [get("/ws/room"), upgrade("/ws/room", Sec_WebSocket_Version="12")])
+def test_426_names_upgrade_in_connection_and_ends_it(server: World, request_text: str) -> None:
+    status, headers, body = server.request(request_text)
+    assert (status, headers["upgrade"], headers["connection"]) == (426, "websocket", "upgrade, close")
+    assert body
+
+
+REFUSED_UPGRADES = [
+    (400, upgrade("/ws/room", Sec_WebSocket_Key="short")),
+    (400, upgrade("/ws/%zz")),
+    (400, upgrade("/ws/room?metadata=1")),
+    (400, upgrade("/ws/room").replace("HTTP/1.1", "HTTP/1.0")),
+    (400, upgrade("/ws/room", Content_Length="1") + "x"),
+    (404, upgrade("/ws/a/b")),
+    (405, upgrade("/ws/room").replace("GET", "POST")),
+    (426, upgrade("/ws/room", Sec_WebSocket_Version="12")),
+    (403, upgrade("/ws/room", Origin="https://foreign.example")),
+    (429, upgrade("/ws/room")),
+]
+
+
+@pytest.mark.parametrize(("status", "request_text"), REFUSED_UPGRADES)
+def test_a_refused_upgrade_is_the_last_request_of_its_connection(
+    make_server: MakeWorld, status: int, request_text: str
+) -> None:
+    server = make_server(max_connections_per_address=1, allow_origins=["https://own.example"])
+    if status == 429:
+        server.join("room")
+    connection = server.connect()
+    connection.send((request_text + get("/ws/room", "OPTIONS")).encode())
+    answered, headers, _ = response(connection.received)
+    assert answered == status
+    assert "close" in headers["connection"]
+    assert connection.ended
+    connection.send(get("/ws/room", "OPTIONS").encode())
+    assert connection.received.count(b"HTTP/1.1 ") + connection.received.count(b"HTTP/1.0 ") == 1
+
+
+def test_an_upgrade_of_what_is_no_topic_is_answered_and_the_last_request(port: World) -> None:
+    for path, status in (("/healthz", 200), ("/nope", 404)):
+        connection = port.connect()
+        connection.send((upgrade(path) + get("/healthz")).encode())
+        assert response(connection.received)[0] == status
+        assert connection.received.count(b"HTTP/1.1 ") == 1
+        assert connection.ended
 
 
 @pytest.mark.parametrize("origin", ["http://server", "HTTPS://server:8081", "http://[::1]:8081"])
