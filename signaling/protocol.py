@@ -604,12 +604,11 @@ class SignalingFactory(LeanWebSocketFactory):
         """
         join, key = check_join(segment, query, self.limits), check_upgrade(values)
         if self.access is not None:
-            credential = self.access.presented(values, query)
-            join = replace(join, credential=credential, subprotocol=subprotocol(values))
+            join = replace(join, credential=self.access.presented(values, query))
         self.origins.check(values(b"origin"))
         if not self.owns(join.topic):
             raise Refused(421, "this topic lives in another process: open a new connection, with a plain request")
-        return join, key
+        return replace(join, subprotocol=subprotocol(values)), key
 
     def owns(self, topic: str) -> bool:
         """Tell whether a topic is this server's; where several processes share them, only one of them may have it."""

@@ -139,6 +139,14 @@ def test_more_than_100_parameters_are_refused(server: World) -> None:
     assert (status, body) == (400, "the query: at most 100 parameters\n")
 
 
+@pytest.mark.parametrize("protocols", ["signaling", "other, signaling", "signaling,other"])
+def test_an_open_server_answers_its_subprotocol_where_it_is_offered(server: World, protocols: str) -> None:
+    peer = server.peer("/ws/room", {"Sec-WebSocket-Protocol": ", ".join(protocols.replace(" ", "").split(","))})
+    assert peer.client.subprotocol == "signaling"
+    assert "sec-websocket-protocol" not in server.request(upgrade("/ws/room"))[1]
+    assert "sec-websocket-protocol" not in server.request(upgrade("/ws/room", Sec_WebSocket_Protocol="other"))[1]
+
+
 @pytest.mark.parametrize("path", ["/healthz", "/ws/room", "/ws/room?x=1", "/nope", "/ws/%ff"])
 def test_every_answer_lets_the_requests_origin_read_it(port: World, path: str) -> None:
     assert port.request(get(path))[1]["access-control-allow-origin"] == "*"
