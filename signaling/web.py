@@ -120,6 +120,25 @@ class Endpoint(Resource):
         raise not_found()
 
 
+class Refusal(Resource):
+    """Answers any request with an error.
+
+    Args:
+        refused: says which.
+    """
+
+    isLeaf = True
+
+    def __init__(self, refused: Refused) -> None:
+        super().__init__()
+        self._refused = refused
+
+    def render(self, request: Request) -> Any:
+        """Answer ``request``."""
+        request.responseHeaders.removeHeader(b"server")
+        return _answer_refusal(request, self._refused)
+
+
 class NotFound(Endpoint):
     """Every unknown path."""
 
