@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 _UNIX = "unix"
+# Proxies in a row; what stands left of them in a longer list is no address.
+_MOST_HOPS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ class TrustedProxies:
         address = parse_address(host) if host is not None else None
         if not self._trusts(address):
             return Client(text, host)
-        hops = b",".join(forwarded).decode("latin-1").split(",")
+        hops = b",".join(forwarded).decode("latin-1").rsplit(",", _MOST_HOPS)
         for hop in reversed(hops):
             named = parse_address(hop)
             if named is None:

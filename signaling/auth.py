@@ -17,8 +17,8 @@ from zope.interface import Attribute, Interface, classImplements, implementer
 
 from signaling.access import Bearer, Credential, Grant, Password
 from signaling.errors import Refused
+from signaling.heads import HeaderValues
 from signaling.presented import presented
-from signaling.upgrade import HeaderValues
 
 Logout = Callable[[], None]
 _BEARER = 'Bearer realm="signaling"'

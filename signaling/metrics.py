@@ -21,9 +21,10 @@ from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from signaling.clock import Clock
 from signaling.counters import Histogram
-from signaling.errors import ErrorCode
+from signaling.errors import ErrorCode, Refused
+from signaling.origins import Hosts
 from signaling.protocol import SignalingFactory
-from signaling.web import Endpoint
+from signaling.web import BoundedRequest, Endpoint, Refusal, request_headers
 from signaling.websocket import LeanWebSocketProtocol
 
 _TOPIC_SIZES = (1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -169,14 +170,28 @@ def registry_of(factory: SignalingFactory, lag: ReactorLag) -> CollectorRegistry
 
 
 class MetricsSite(Site):
-    """``/metrics`` on an endpoint of its own, without a line in the log for each scrape."""
+    """``/metrics`` on an endpoint of its own, without a line in the log for each scrape.
+
+    Args:
+        metrics: answers there.
+        hosts: the names by which it may be asked.
+    """
 
     noisy = False
 
-    def __init__(self, metrics: MetricsResource) -> None:
+    def __init__(self, metrics: MetricsResource, hosts: Hosts) -> None:
         root = Resource()
         root.putChild(b"metrics", metrics)
-        super().__init__(root)
+        super().__init__(root, requestFactory=BoundedRequest)
+        self._hosts = hosts
+
+    def getResourceFor(self, request: Request) -> Any:
+        """Find what answers ``request``, if it was meant for this host."""
+        try:
+            self._hosts.check(request_headers(request)(b"host"))
+        except Refused as refused:
+            return Refusal(refused)
+        return super().getResourceFor(request)
 
     def log(self, request: Any) -> None:
         """Log nothing."""

@@ -32,7 +32,7 @@ from signaling.backplane.urls import parse as parse_store_url
 from signaling.events import log_as_json
 from signaling.ice import DEFAULT_TTL_SECONDS, IceServer, IceServers, Turn, parse_ice_servers
 from signaling.limits import MAY_BE_ZERO, RATES, Limits, check
-from signaling.origins import Origins
+from signaling.origins import Hosts, Origins
 
 DEFAULT_PORT = 8081
 
@@ -115,6 +115,7 @@ class Options(usage.Options, AuthOptionMixin):
         limits: the bounds that were asked for.
         log_level: a ``twisted.logger.LogLevel``.
         allow_origins: as for ``Origins``.
+        metrics_hosts: as for ``Hosts``.
         trusted_proxies: as for ``TrustedProxies``.
         ice_servers: what peers are told of STUN and TURN servers.
         listen: endpoint descriptions; empty where the port counts.
@@ -155,6 +156,7 @@ class Options(usage.Options, AuthOptionMixin):
         self._environ = os.environ if environ is None else environ
         self.listen: list[str] = []
         self.allow_origins: list[str] = []
+        self.metrics_hosts: list[str] = []
         self.trusted_proxies: list[str] = []
         self.turn_uris: list[str] = []
         self.ice_servers = IceServers()
@@ -179,6 +181,11 @@ class Options(usage.Options, AuthOptionMixin):
         """Origin that may connect, https://example.com or https://*.example.com; repeatable. By default any may."""
         _check("allow-origin", Origins, origin)
         self.allow_origins.append(origin)
+
+    def opt_metrics_host(self, name: str) -> None:
+        """Host name by which --metrics-listen may be asked, for example metrics.example.com; repeatable."""
+        _check("metrics-host", Hosts, name)
+        self.metrics_hosts.append(name)
 
     def opt_trusted_proxy(self, network: str) -> None:
         """Address or network whose X-Forwarded-For counts, for example 10.0.0.0/8, or unix; repeatable."""

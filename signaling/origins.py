@@ -1,9 +1,13 @@
-"""Which pages may use the server: the Origin header (RFC 6454) against a list, for handshakes and for CORS alike."""
+"""Which pages may use the server: the Origin header (RFC 6454) against a list, for handshakes and for CORS alike.
+
+And by which names an endpoint may be asked that is not meant for pages at all: its Host header.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from ipaddress import ip_address
 
 from signaling.errors import Refused
 
@@ -86,6 +90,58 @@ class Origins:
     def _has_parent(self, origin: str) -> bool:
         scheme, _, host = origin.partition("://")
         return any(scheme == allowed and host.endswith(parent) and host != parent for allowed, parent in self._parents)
+
+
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]*)?")
+
+
+class Hosts:
+    """The names by which an endpoint may be asked.
+
+    A page can let its own name resolve to an address of its visitor's network (DNS rebinding), and read what answers
+    there as if it came from its own server. Such a name has a dot: addresses, ``localhost`` and names of one label, as
+    containers have, are always let in, and so is a request without a Host, which no browser sends.
+
+    Args:
+        names: others that are let in.
+
+    Raises:
+        ValueError: if one is not a name.
+    """
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self._names = {name.lower() for name in names}
+        for name in self._names:
+            match = _HOST.fullmatch(name)
+            if match is None or match[2] != name:
+                raise ValueError(f"{name!r} is not a host name (for example metrics.example.com)")
+
+    def check(self, values: Sequence[bytes]) -> None:
+        """Refuse a request that was meant for another host.
+
+        Args:
+            values: the request's Host headers.
+
+        Raises:
+            Refused: 421.
+        """
+        if not all(self._allow(value.decode("latin-1").lower()) for value in values):
+            raise Refused(421, "this host name is not on the server's list (--metrics-host); ask by address")
+
+    def _allow(self, host: str) -> bool:
+        match = _HOST.fullmatch(host)
+        if match is None:
+            return False
+        name = match[1] or match[2]
+        return "." not in name or name in self._names or _is_address(name)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _normal(origin: str) -> str | None:

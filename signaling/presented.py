@@ -6,19 +6,21 @@ import base64
 import binascii
 import re
 from collections.abc import Sequence
-from urllib.parse import unquote_to_bytes
 
 from signaling.access import Bearer, Credential, Password
 from signaling.errors import Refused
-from signaling.upgrade import HeaderValues
+from signaling.heads import HeaderValues, listing
+from signaling.upgrade import unquote
 
 SUBPROTOCOL = b"signaling"
 _BEARER = SUBPROTOCOL + b".bearer."
+_OWN = listing(SUBPROTOCOL)
 _QUERY_KEY = b"token"
 _B64TOKEN = re.compile(rb"[A-Za-z0-9._~+/-]+=*")
-# What a log must not repeat; a resume token is as good as a session.
-_SECRET_VALUES = re.compile(rb"(?<=[?&])((?:token|resume)=)[^&]*")
-_ENCODED_NAME = re.compile(rb"(?<=[?&])[^&=]*%[^&]*")
+# What a log must not repeat, and names that could be written for it; a resume token is as good as a session.
+# Both start at a parameter only: one that could start anywhere would take time by the square of the query's length.
+_SECRET_VALUES = re.compile(rb"(?<![^&?])((?:token|resume)=)[^&]*")
+_ENCODED_NAME = re.compile(rb"(?<![^&?])[^&?=%]*%[^&]*")
 
 
 def presented(values: HeaderValues, query: bytes, *, passwords: bool) -> Credential | None:
@@ -66,7 +68,7 @@ def _from_query(query: bytes) -> Bearer | None:
     given = [value for name, _, value in pairs if name == _QUERY_KEY]
     if len(given) > 1:
         raise Refused(400, "token: given more than once")
-    return _bearer(unquote_to_bytes(given[0]), "?token=") if given else None
+    return _bearer(unquote(given[0], "token"), "?token=") if given else None
 
 
 def _from_protocols(values: HeaderValues) -> Bearer | None:
@@ -92,9 +94,10 @@ def _bearer(token: bytes, where: str) -> Bearer:
 
 def subprotocol(values: HeaderValues) -> bytes:
     """Choose a subprotocol of those that are offered; empty for none. One with a token is never chosen."""
-    return SUBPROTOCOL if SUBPROTOCOL in _offered(values) else b""
+    return SUBPROTOCOL if any(map(_OWN.search, values(b"sec-websocket-protocol"))) else b""
 
 
 def without_secrets(target: bytes) -> bytes:
     """Return a request's target as a log may show it."""
-    return _SECRET_VALUES.sub(rb"\1...", _ENCODED_NAME.sub(b"...", target))
+    path, mark, query = target.partition(b"?")
+    return path + mark + _SECRET_VALUES.sub(rb"\1...", _ENCODED_NAME.sub(b"...", query))

@@ -6,6 +6,7 @@ everything else is handed, with the bytes read so far, to a ``twisted.web`` site
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable, Iterable
@@ -33,6 +34,7 @@ from signaling.deadlines import Deadlines
 from signaling.errors import Ending, ErrorCode, Refused, Rejected
 from signaling.events import Events
 from signaling.expiries import Expiries
+from signaling.heads import Head, HeaderValues
 from signaling.ice import IceServers
 from signaling.ids import PeerIds
 from signaling.limits import FRAMES_PER_TOKEN, Limits
@@ -45,7 +47,7 @@ from signaling.presented import subprotocol
 from signaling.rates import TokenBucket
 from signaling.sessions import ResumablePeer, Sessions, proof
 from signaling.topics import TopicMap
-from signaling.upgrade import Claim, HeaderValues, Join, check_join, check_upgrade, parse_head
+from signaling.upgrade import Claim, Join, asks_for_websocket, check_join, check_upgrade
 from signaling.web import BoundedChannel, SignalingSite
 from signaling.websocket import LeanWebSocketFactory, LeanWebSocketProtocol
 
@@ -93,31 +95,27 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         # A haproxy: endpoint hears of its client by the first bytes, and has the proxy's address until then.
         return "" if hasattr(self.transport, "_proxyInfo") else address_text(self.transport.getPeer())
 
-    def requestReceived(self, request: bytes) -> None:
-        """Answer a well-formed upgrade of ``/ws/{topic}`` here, leave everything else to the site."""
-        parsed = parse_head(request.removesuffix(b"\r\n\r\n"))
-        if parsed is None:
-            return self._leave_to_web(request)
-        target, values = parsed
-        path, _, query = target.partition(b"?")
+    def requestReceived(self, head: Head) -> None:
+        """Answer an upgrade of ``/ws/{topic}`` here, leave everything else to the site."""
+        path, _, query = head.target.partition(b"?")
         segment = path.removeprefix(_PREFIX)
-        if segment == path or not segment or b"/" in segment:
-            return self._leave_to_web(request)
+        if segment in (path, b"") or b"/" in segment or not head.may_upgrade or not asks_for_websocket(head.values):
+            self._leave_to_web(head)
+            return
         try:
-            join, key = self.factory.check(segment, query, values)
-        except Refused:
-            # The site refuses it for the same reason, and knows how to say so over HTTP.
-            return self._leave_to_web(request)
-        self.join(join, key, values)
-        return None
+            join, key = self.factory.check(segment, query, head.values)
+        except Refused as refused:
+            self._refuse_join(refused, head.values)
+        else:
+            self.join(join, key, head.values)
 
-    def _leave_to_web(self, request: bytes) -> None:
-        data, self.data = request + self.data, b""
+    def _leave_to_web(self, head: Head) -> None:
+        data, self.data = self.data, b""
         self.factory.handshakes.clear(self)
         self._web = web = self.factory.site.channel_for(self)
         web.makeConnection(self.transport)
         self.dataReceived = web.dataReceived  # type: ignore[method-assign]
-        web.dataReceived(data)
+        web.begin(head, data)
 
     def leaveWeb(self) -> None:
         """Take the bytes that the site's channel took until now."""
@@ -639,12 +637,11 @@ class SignalingFactory(LeanWebSocketFactory):
         """
         join, key = check_join(segment, query, self.limits), check_upgrade(values)
         if self.access is not None:
-            credential = self.access.presented(values, query)
-            join = replace(join, credential=credential, subprotocol=subprotocol(values))
+            join = replace(join, credential=self.access.presented(values, query))
         self.origins.check(values(b"origin"))
         if not self.owns(join.topic):
             raise Refused(421, "this topic lives in another process: open a new connection, with a plain request")
-        return join, key
+        return replace(join, subprotocol=subprotocol(values)), key
 
     def owns(self, topic: str) -> bool:
         """Tell whether a topic is this server's; where several processes share them, only one of them may have it."""
@@ -806,11 +803,20 @@ def _cancel(calls: Iterable[Any]) -> None:
 
 
 def address_text(address: Any) -> str:
-    """Write an address as an operator would; an IPv4 client of an IPv6 socket is an IPv4 client."""
+    """Write an address as an operator would; an IPv4 client of an IPv6 socket is an IPv4 client.
+
+    A client binds its UNIX socket to any path, and the PROXY protocol carries any text: what a log must not show is
+    escaped.
+    """
+    text = _address_text(address)
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
+
+
+def _address_text(address: Any) -> str:
     if isinstance(address, IPv4Address):
         return f"{address.host}:{address.port}"
     if isinstance(address, IPv6Address):
         mapped = address.host.removeprefix("::ffff:")
         return f"{mapped}:{address.port}" if "." in mapped else f"[{address.host}]:{address.port}"
     name = getattr(address, "name", None)
-    return f"unix:{name.decode() if isinstance(name, bytes) else name}" if name else "a UNIX socket"
+    return f"unix:{os.fsdecode(name)}" if name else "a UNIX socket"

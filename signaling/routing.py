@@ -12,17 +12,17 @@ from urllib.parse import unquote_to_bytes
 
 from signaling.errors import Refused
 from signaling.limits import Limits
-from signaling.upgrade import read_topic
+from signaling.upgrade import ENCODED, read_topic
 
 ELSEWHERE = -1
 """Where requests go that name no topic: they are answered by whoever has them."""
 
-# Methods other than GET open no connection. twisted.web passes over one empty line, and decodes the mount's name.
-_PATH = re.compile(rb"(?:\r\n)?GET /([^\s?/]+)/([^\s?/]+)[ ?]")
+# Methods other than GET open no connection. ``heads`` passes over one empty line, and over scheme and authority;
+# twisted.web decodes the mount's name.
+_PATH = re.compile(rb"(?:\r\n)?GET (?:[hH][tT][tT][pP][sS]?://[^\s/?#]+)?/([^\s?/]+)/([^\s?/]+)[ ?]")
 _MOUNT = b"ws"
-# Of the longest line that still may name a topic: all but the topic, whose bytes are three each when encoded.
-_ROOM = 64
-_ENCODED = 3
+# Of the longest line that still may name a topic: all but the topic. A host's name has up to 253 bytes.
+_ROOM = 400
 
 
 class Router:
@@ -36,7 +36,7 @@ class Router:
     def __init__(self, workers: int, limits: Limits) -> None:
         self._workers = workers
         self._limits = limits
-        self._longest = min(limits.max_header_bytes, _ROOM + _ENCODED * limits.max_topic_bytes)
+        self._longest = min(limits.max_header_bytes, _ROOM + ENCODED * limits.max_topic_bytes)
 
     def owner(self, topic: str) -> int:
         """Return the worker that a topic lives in; the same one in every process, and after every restart."""
@@ -59,7 +59,7 @@ class Router:
         return ELSEWHERE if over else None
 
     def _route(self, mount: bytes, segment: bytes) -> int:
-        if unquote_to_bytes(mount) != _MOUNT:
+        if len(mount) > ENCODED * len(_MOUNT) or unquote_to_bytes(mount) != _MOUNT:
             return ELSEWHERE
         try:
             return self.owner(read_topic(segment, self._limits.max_topic_bytes))

@@ -25,6 +25,7 @@ from signaling.errors import StartError
 from signaling.events import Events
 from signaling.listening import Listener, accept_few, endpoint, listeners, start_error, why
 from signaling.options import Options
+from signaling.origins import Hosts
 from signaling.ports import Backplane
 from signaling.protocol import SignalingFactory, address_text
 from signaling.routing import share
@@ -330,7 +331,9 @@ def _serve_metrics(options: Options, factory: SignalingFactory, where: list[List
     metrics = TotalsResource(factory, lag) if isinstance(factory, Dispatcher) else MetricsResource(factory, lag)
     if description is not None:
         own = endpoint(reactor, "metrics-listen", description)
-        where.append(Listener(f"--metrics-listen {description}", own, MetricsSite(metrics)))
+        where.append(
+            Listener(f"--metrics-listen {description}", own, MetricsSite(metrics, Hosts(options.metrics_hosts)))
+        )
     else:
         factory.site.resource.putChild(b"metrics", metrics)
     return [lag]

@@ -14,14 +14,16 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from signaling.errors import Refused
+from signaling.heads import Head, HeaderValues, take_head
 from signaling.limits import Limits
 from signaling.origins import Origins
 from signaling.pages import Page
 from signaling.presented import without_secrets
-from signaling.upgrade import HeaderValues, Join, asks_for_websocket
+from signaling.upgrade import Join, asks_for_websocket, query_values
 
 _METHODS = b"GET, OPTIONS"
 _MOST_REQUESTS = 32
+_MOST_DIGITS = 15
 CHECKS = frozenset({"drain", "workers", "backplane"})
 """What ``/readyz`` looks at."""
 
@@ -91,6 +93,9 @@ class Endpoint(Resource):
         """Answer ``request``; nothing that it can contain raises."""
         request.responseHeaders.removeHeader(b"server")
         values = request_headers(request)
+        upgrading = asks_for_websocket(values)
+        if upgrading:
+            _end_with_answer(request)
         if self.readable_by_pages:
             for name, value in self._factory.origins.cors(values(b"origin")).items():
                 request.setHeader(name, value)
@@ -102,9 +107,11 @@ class Endpoint(Resource):
                 raise Refused(405, "only GET, HEAD and OPTIONS are answered here", {b"Allow": b"GET, HEAD, OPTIONS"})
             return self.answer(request)
         except Refused as refused:
-            if asks_for_websocket(values):
+            if upgrading:
                 self._factory.handshakeRefused(request.getClientAddress(), refused)
-            return _answer_text(request, refused.status, f"{refused.reason}\n", refused.headers)
+            if refused.status == 426:
+                _end_with_answer(request)
+            return _answer_refusal(request, refused)
 
     def check_path(self, segments: list[bytes]) -> None:
         """Check what follows this resource's own path; raises ``Refused``."""
@@ -114,6 +121,25 @@ class Endpoint(Resource):
     def answer(self, request: Request) -> Any:
         """Answer a GET; raises ``Refused``."""
         raise not_found()
+
+
+class Refusal(Resource):
+    """Answers any request with an error.
+
+    Args:
+        refused: says which.
+    """
+
+    isLeaf = True
+
+    def __init__(self, refused: Refused) -> None:
+        super().__init__()
+        self._refused = refused
+
+    def render(self, request: Request) -> Any:
+        """Answer ``request``."""
+        request.responseHeaders.removeHeader(b"server")
+        return _answer_refusal(request, self._refused)
 
 
 class NotFound(Endpoint):
@@ -129,7 +155,7 @@ class Health(Endpoint):
 
     def answer(self, request: Request) -> Any:
         """Answer ``ok``."""
-        return _answer_text(request, 200, "ok")
+        return _answer_text(request, "ok")
 
 
 class Readiness(Endpoint):
@@ -140,7 +166,8 @@ class Readiness(Endpoint):
 
     def answer(self, request: Request) -> Any:
         """Answer JSON: 200, or 503 with the reasons; raises ``Refused``."""
-        excluded = {name.decode("ascii", "replace") for name in (request.args or {}).get(b"exclude", [])}
+        query = request.uri.partition(b"?")[2]
+        excluded = {name.decode("ascii", "replace") for name in query_values(query, "exclude")}
         if not excluded <= CHECKS:
             raise Refused(400, f"exclude: there are the checks {', '.join(sorted(CHECKS))}")
         troubles = self._factory.troubles
@@ -203,37 +230,26 @@ class SignalingResource(Endpoint):
 
 
 class BoundedRequest(Request):
-    """A request whose body is bounded, also where its length is not announced."""
+    """A request of which only the path is parsed: query, cookies and forms take long, and nobody asks for them."""
 
-    channel: BoundedChannel
-    _refused = False
-
-    def gotLength(self, length: int | None) -> None:
-        """Refuse a body that is announced as too long."""
-        self._body_bytes = 0
-        super().gotLength(length)
-        self._count(length or 0)
-
-    def handleContentChunk(self, data: bytes) -> None:
-        """Refuse a body that becomes too long; the announced one was counted before."""
-        if not self._refused:
-            self._count(len(data) if self.channel.length is None else 0)
-        if not self._refused:
-            super().handleContentChunk(data)
+    def parseCookies(self) -> None:
+        """Leave the cookies as they are."""
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        """Answer the request, unless that was done already."""
-        if not self._refused:
-            # twisted.web would parse a form's body, which nobody reads, and raises for some types.
-            self.requestHeaders.removeHeader(b"content-type")
-            super().requestReceived(command, path, version)
+        """Answer the request."""
+        self._target = path
+        self.requestHeaders.removeHeader(b"content-type")
+        super().requestReceived(command, path.partition(b"?")[0], version)
 
-    def _count(self, size: int) -> None:
-        self._body_bytes += size
-        longest = self.channel.owner_limits.max_body_bytes
-        if self._body_bytes > longest:
-            self._refused = True
-            self.channel.refuse(Refused(413, f"the body: at most {longest} bytes"))
+    def process(self) -> None:
+        """Answer the request, which has its query again."""
+        self.uri = self._target
+        super().process()
+
+    def _handleStar(self) -> None:
+        # ``OPTIONS *``; the header would tell the version of the software.
+        self.responseHeaders.removeHeader(b"server")
+        super()._handleStar()
 
 
 class BoundedChannel(HTTPChannel):
@@ -248,11 +264,14 @@ class BoundedChannel(HTTPChannel):
     origins: Origins
     most_requests = _MOST_REQUESTS
     _requests = 0
+    _unread = b""
+    _searched = 0
+    _reading = False
     _answered: Any = None
 
     def requestDone(self, request: Any) -> None:
         """Go on after an answer: at once if nothing was sent behind the request, else in turn."""
-        if not self.persistent or not (self._waitingForTransport or self._buffer or self._dataBuffer):
+        if not self.persistent or not (self._waitingForTransport or self._unread or self._dataBuffer):
             super().requestDone(request)
             return
         self._answered = request
@@ -275,6 +294,71 @@ class BoundedChannel(HTTPChannel):
         request, self._answered = self._answered, None
         if request is not None:
             super().requestDone(request)
+
+    def begin(self, head: Head, data: bytes) -> None:
+        """Answer a request.
+
+        Args:
+            head: which has come already.
+            data: what has come behind it.
+        """
+        self._unread = data
+        self._read(head)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Take bytes off the wire; twisted.web itself would copy all that is left with each line that it reads."""
+        self._unread += data
+        # An answered request makes the channel call this with what came behind it.
+        if not self._reading:
+            self._read()
+
+    def _read(self, head: Head | None = None) -> None:
+        self._reading = True
+        try:
+            if head is not None:
+                self._head_received(head)
+            while self._unread and self._read_on():
+                pass
+        except Refused as refused:
+            self.refuse(refused)
+        finally:
+            self._reading = False
+
+    def _read_on(self) -> bool:
+        """Read a head, or what belongs to a request whose head was read; returns whether there was enough of it."""
+        if not self.line_mode:
+            data, self._unread = self._unread, b""
+            self.rawDataReceived(data)
+            return True
+        taken = take_head(self._unread, self._searched, self.totalHeadersSize)
+        if taken is None:
+            self._searched = len(self._unread)
+            return False
+        self._searched = 0
+        head, self._unread = taken
+        self._head_received(head)
+        return True
+
+    def _head_received(self, head: Head) -> None:
+        self._check_body(head)
+        self.lineReceived(b"%b %b %b" % (head.method, head.target, head.version))
+        for name, values in head.headers.items():
+            for value in values:
+                self.lineReceived(b"%b: %b" % (name, value))
+        self.lineReceived(b"")
+
+    def _check_body(self, head: Head) -> None:
+        """Refuse a body that is too long, or of unknown length; nobody reads any."""
+        if head.values(b"transfer-encoding"):
+            raise Refused(411, "a body needs a Content-Length, and no Transfer-Encoding")
+        lengths, longest = head.values(b"content-length"), self.owner_limits.max_body_bytes
+        if not lengths:
+            return
+        if len(lengths) > 1 or not lengths[0].isdigit():
+            raise Refused(400, "Content-Length: one number of bytes is needed")
+        # Python converts no more than 4,300 digits, and twisted.web does not expect that.
+        if len(lengths[0]) > _MOST_DIGITS or int(lengths[0]) > longest:
+            raise Refused(413, f"the body: at most {longest} bytes")
 
     def resetTimeout(self) -> None:
         """Keep the deadline: twisted.web would restart it with every byte, and a header could trickle for ever."""
@@ -307,24 +391,13 @@ class BoundedChannel(HTTPChannel):
     def _let_go(self) -> None:
         self._answered = None
         self.connectionLost(Failure(ConnectionDone()))
+        self._unread = b""
         self.setRawMode()
         self.rawDataReceived = lambda data: None  # type: ignore[method-assign]
 
     def timeoutConnection(self) -> None:
         """End a connection that was idle, or whose request did not come in time."""
         self.owner.goAway()
-
-    def headerReceived(self, line: bytes) -> bool:
-        """Take one header; Python reads no length of more than 4,300 digits, and twisted.web does not expect that."""
-        try:
-            return bool(super().headerReceived(line))
-        except ValueError:
-            self._respondToBadRequestAndDisconnect()
-            return False
-
-    def lineLengthExceeded(self, line: bytes) -> None:
-        """Refuse a header line that is longer than all headers may be."""
-        self.refuse(Refused(431, f"the request line and the headers: at most {self.totalHeadersSize} bytes"))
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         self.refuse(Refused(400, "the request is not well-formed HTTP/1.1"))
@@ -364,7 +437,7 @@ class SignalingSite(Site):
         channel: BoundedChannel = self.buildProtocol(None)
         channel.owner, channel.owner_limits, channel.origins = owner, self._limits, self._origins
         channel.most_requests = self.most_requests
-        channel.totalHeadersSize = channel.MAX_LENGTH = self._limits.max_header_bytes
+        channel.totalHeadersSize = self._limits.max_header_bytes
         return channel
 
 
@@ -373,16 +446,31 @@ def request_headers(request: Request) -> HeaderValues:
     return lambda name: request.requestHeaders.getRawHeaders(name, [])
 
 
+def _end_with_answer(request: Request) -> None:
+    """Let the answer be the last of its connection.
+
+    A proxy that takes the connection for a tunnel already would pass on what its client sends behind a refused upgrade.
+    """
+    # A request over HTTP/2 has no connection of its own.
+    if isinstance(request.channel, HTTPChannel):
+        request.channel.persistent = False
+        request.setHeader(b"Connection", b"close")
+
+
 def not_found() -> Refused:
     """Return what answers an unknown path."""
     return Refused(404, "not found: there are /healthz, /readyz and /ws/{topic}")
 
 
-def _answer_text(request: Request, status: int, text: str, headers: dict[bytes, bytes] | None = None) -> bytes:
-    request.setResponseCode(status, HTTPStatus(status).phrase.encode())
-    request.setHeader(b"Content-Type", b"text/plain; charset=utf-8")
-    for name, value in (headers or {}).items():
+def _answer_refusal(request: Request, refused: Refused) -> bytes:
+    request.setResponseCode(refused.status, HTTPStatus(refused.status).phrase.encode())
+    for name, value in refused.headers.items():
         request.setHeader(name, value)
+    return _answer_text(request, f"{refused.reason}\n")
+
+
+def _answer_text(request: Request, text: str) -> bytes:
+    request.setHeader(b"Content-Type", b"text/plain; charset=utf-8")
     return answer_body(request, text.encode())
 
 

@@ -33,10 +33,11 @@ from signaling.clock import Clock
 from signaling.deadlines import Deadlines
 from signaling.errors import Ending, Refused
 from signaling.frames import CLOSE, INCOMPLETE, PING, PONG, TEXT, Frame, close_frame, frame, masked_frame_at
+from signaling.heads import Head, take_head
 from signaling.limits import Limits
 from signaling.outbound import OutboundQueue
 from signaling.turns import Turns
-from signaling.upgrade import check_upgrade, parse_head
+from signaling.upgrade import check_upgrade
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
@@ -55,6 +56,7 @@ _log = Logger()
 _FRAMES_PER_TURN = 16
 # Autobahn takes two steps for a frame, its head and its payload.
 _STEPS_PER_TURN = 2 * _FRAMES_PER_TURN
+_PIECE = 4_096
 _TURNS_PER_PASS = 4
 
 R = TypeVar("R")
@@ -139,28 +141,28 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
                 self._collect_request(data)
 
     def _collect_request(self, data: bytes) -> None:
-        first, self.data = not self.data, self.data + data
-        end = self.data.find(_END_OF_HEAD)
-        longest = self.factory.limits.max_header_bytes
-        if end > longest or (end < 0 and len(self.data) > longest + len(_END_OF_HEAD)):
-            self.refuse(Refused(431, f"the request line and the headers: at most {longest} bytes"))
-        elif end >= 0:
-            request, self.data = self.data[: end + len(_END_OF_HEAD)], self.data[end + len(_END_OF_HEAD) :]
-            self.requestReceived(request)
-        elif first:
+        searched, self.data = len(self.data), self.data + data
+        try:
+            taken = take_head(self.data, searched, self.factory.limits.max_header_bytes)
+        except Refused as refused:
+            self.refuse(refused)
+            return
+        if taken is not None:
+            head, self.data = taken
+            self.requestReceived(head)
+        elif not searched:
             self.factory.handshakes.set(self)
 
-    def requestReceived(self, request: bytes) -> None:
+    def requestReceived(self, head: Head) -> None:
         """Decide on a complete request head; this class accepts every upgrade.
 
         Args:
-            request: with its empty line. What came after it is in ``self.data``.
+            head: what came after it is in ``self.data``.
         """
-        parsed = parse_head(request[: -len(_END_OF_HEAD)])
         try:
-            if parsed is None:
-                raise Refused(400, "the request is not one that opens a WebSocket connection")
-            self.accept(check_upgrade(parsed[1]))
+            if not head.may_upgrade:
+                raise Refused(400, "a WebSocket connection is opened by GET over HTTP/1.1")
+            self.accept(check_upgrade(head.values))
         except Refused as refused:
             self.refuse(refused)
 
@@ -301,11 +303,18 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
 
     def _read_frames(self) -> bool:
         """Let Autobahn handle what was read; returns whether there is more to do in another turn."""
+        # Autobahn copies all that it has with each step.
+        data, at = self.data, _PIECE
+        self.data = data[:at]
         for _ in range(_STEPS_PER_TURN):
             if self.state != self.STATE_OPEN or self._must_wait:
-                return True
+                break
             if not self.processData():
-                return False
+                if at >= len(data):
+                    return False
+                self.data += data[at : at + _PIECE]
+                at += _PIECE
+        self.data += data[at:]
         return True
 
     @property

@@ -7,8 +7,10 @@ objects, so what Python or msgspec would not keep (``1e400``, key order, escapes
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from typing import NoReturn
+import re
+from collections.abc import Callable, Iterable
+from itertools import accumulate
+from typing import TypeVar
 
 import msgspec
 
@@ -35,6 +37,12 @@ class ClientMessage(msgspec.Struct, frozen=True, gc=False):
     msg_id: bytes | None
 
 
+MAX_DEPTH = 64
+"""How many arrays and objects of a message, or of metadata, may stand in each other."""
+MAX_DIGITS = 100
+"""How many digits a number in metadata may have: Python, and so a client, converts no more than 4,300."""
+
+
 class _Fields(msgspec.Struct):
     type: str | None = None
     to: str | None = None
@@ -42,7 +50,25 @@ class _Fields(msgspec.Struct):
     msgId: msgspec.Raw = _ABSENT
 
 
+class _Texts(msgspec.Struct):
+    type: msgspec.Raw = _ABSENT
+    to: msgspec.Raw = _ABSENT
+    payload: msgspec.Raw = _ABSENT
+    msgId: msgspec.Raw = _ABSENT
+
+
+class _MsgId(msgspec.Struct):
+    msgId: msgspec.Raw = _ABSENT
+
+
+class _Object(msgspec.Struct):
+    """Any object: unknown keys are passed over, but their values have to be JSON."""
+
+
 _decode_fields = msgspec.json.Decoder(_Fields).decode
+_decode_texts = msgspec.json.Decoder(_Texts).decode
+_decode_msg_id = msgspec.json.Decoder(_MsgId).decode
+_decode_object = msgspec.json.Decoder(_Object).decode
 
 
 def decode(data: bytes) -> ClientMessage:
@@ -61,6 +87,8 @@ def decode(data: bytes) -> ClientMessage:
     else:
         kind, target = fields.type, fields.to
         payload, msg_id = bytes(fields.payload) or None, _msg_id(bytes(fields.msgId))
+    if _is_too_deep(data):
+        raise Rejected(ErrorCode.INVALID_MESSAGE, _TOO_DEEP, msg_id)
     if kind not in RELAYED_TYPES:
         raise Rejected(ErrorCode.INVALID_TYPE, "type must be offer, answer or ice-candidate", msg_id)
     if not target:
@@ -69,11 +97,14 @@ def decode(data: bytes) -> ClientMessage:
 
 
 def msg_id_of(data: bytes) -> bytes | None:
-    """Return the JSON text of a message's ``msgId``, whatever is wrong with the rest; None where there is none."""
+    """Return the JSON text of a message's ``msgId``; None if there is none, or if the message is not a JSON object.
+
+    For messages that are refused whatever they say: nothing else of them is looked at.
+    """
     try:
-        return decode(data).msg_id
-    except Rejected as rejected:
-        return rejected.msg_id
+        return _msg_id(_shown(_decode_object_of(data, _decode_msg_id).msgId))
+    except Rejected:
+        return None
 
 
 def _msg_id(text: bytes) -> bytes | None:
@@ -87,96 +118,92 @@ def _msg_id(text: bytes) -> bytes | None:
 
 def _read_carefully(data: bytes) -> tuple[str | None, str | None, bytes | None, bytes | None]:
     """Read what msgspec refuses: a wrong type, to name it, or valid JSON with a lone surrogate escape, to relay it."""
-    texts = _object_texts(data.decode())
-    msg_id = _msg_id(texts.get("msgId", "").encode())
-    kind, target = (_string(key, texts.get(key, "null"), msg_id) for key in ("type", "to"))
-    payload = texts.get("payload")
-    return kind, target, None if payload is None else payload.encode(), msg_id
+    texts = _decode_object_of(data, _decode_texts)
+    msg_id = _msg_id(_shown(texts.msgId))
+    kind, target = (_string(key, _shown(text), msg_id) for key, text in (("type", texts.type), ("to", texts.to)))
+    return kind, target, _shown(texts.payload) or None, msg_id
 
 
-def _string(key: str, text: str, msg_id: bytes | None) -> str | None:
-    if text == "null":
+def _string(key: str, text: bytes, msg_id: bytes | None) -> str | None:
+    if text in (b"", b"null"):
         return None
-    if not text.startswith('"'):
+    if not text.startswith(b'"'):
         raise Rejected(ErrorCode.INVALID_MESSAGE, f"{key} must be a string", msg_id)
     return str(json.loads(text))
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(name)
+D = TypeVar("D")
+_TOO_DEEP = f"nested too deeply: at most {MAX_DEPTH} arrays and objects in each other"
 
 
-# Numbers stay text: int() refuses more than 4,300 digits, and a value is only walked over.
-_value_at = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=_no_constant).raw_decode
-_SPACE = " \t\n\r"
-# Python takes a microsecond for each; a message that needs the careful reader must not take long.
-_MOST_KEYS = 1000
-
-
-def _object_texts(text: str) -> dict[str, str]:
-    """Split a JSON object into its keys and the texts of their values; of a repeated key the last counts.
+def _decode_object_of(data: bytes, decode: Callable[[bytes], D]) -> D:
+    """Decode an object in which lone surrogate escapes may stand: texts in it are hidden, see ``_shown``.
 
     Raises:
-        Rejected: ``invalid_message``, where it is no object.
+        Rejected: ``invalid_message``, if it is not an object.
     """
     try:
-        return _walk_object(text)
+        return decode(_hidden(data))
     except RecursionError:
-        raise Rejected(ErrorCode.INVALID_MESSAGE, "the message is nested too deeply") from None
-    except (ValueError, IndexError):
+        raise Rejected(ErrorCode.INVALID_MESSAGE, _TOO_DEEP) from None
+    except msgspec.MsgspecError:
         raise Rejected(ErrorCode.INVALID_MESSAGE, "the message must be one JSON object") from None
 
 
-def _walk_object(text: str) -> dict[str, str]:
-    texts: dict[str, str] = {}
-    at = _expect("{", text, 0)
-    if text[at] == "}":
-        at += 1
-    else:
-        while True:
-            key, end = _value_at(text, _expect_quote(text, at))
-            start = _expect(":", text, _skip_space(text, end))
-            _, end = _value_at(text, start)
-            texts[key] = text[start:end]
-            if len(texts) > _MOST_KEYS:
-                raise ValueError("too many keys")
-            at = _skip_space(text, end)
-            if text[at] == "}":
-                at += 1
-                break
-            at = _expect(",", text, at)
-    if _skip_space(text, at) != len(text):
-        raise ValueError("text after the object")
-    return texts
+# Bytes that no UTF-8 has stand in for what msgspec refuses in a string that nobody decodes.
+_BACKSLASH, _ESCAPE = b"\xfe", b"\xff"
+_SURROGATE = re.compile(rb"\\u(?=[dD][89a-fA-F][0-9a-fA-F]{2})")
 
 
-def _skip_space(text: str, at: int) -> int:
-    while at < len(text) and text[at] in _SPACE:
-        at += 1
-    return at
+def _hidden(data: bytes) -> bytes:
+    """Hide the escapes of surrogates, paired or not; an escaped backslash before a ``u`` is not the start of one."""
+    return _SURROGATE.sub(_ESCAPE, data.replace(b"\\\\", _BACKSLASH)) if b"\\" in data else data
 
 
-def _expect(mark: str, text: str, at: int) -> int:
-    """Step over ``mark`` and the space on both of its sides."""
-    at = _skip_space(text, at)
-    if text[at] != mark:
-        raise ValueError(f"expected {mark}")
-    return _skip_space(text, at + 1)
+def _shown(text: msgspec.Raw) -> bytes:
+    """Return a hidden text as its sender wrote it."""
+    return bytes(text).replace(_ESCAPE, b"\\u").replace(_BACKSLASH, b"\\\\")
 
 
-def _expect_quote(text: str, at: int) -> int:
-    if text[at] != '"':
-        raise ValueError("expected a key")
-    return at
+# Possessive: a quote without an end is not looked for again from every later one.
+_STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_ALL_BUT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
+_STEPS = {byte: 1 if byte in b"[{" else -1 for byte in b"[]{}"}
 
 
-def is_object(data: bytes) -> bool:
-    """Tell whether ``data`` is the text of one JSON object, in UTF-8."""
-    try:
-        _object_texts(data.decode())
-    except (Rejected, UnicodeDecodeError):
+def _is_too_deep(data: bytes) -> bool:
+    """Tell whether arrays and objects stand in each other more than ``MAX_DEPTH`` deep.
+
+    Args:
+        data: valid JSON.
+    """
+    # Nearly every message ends here.
+    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
         return False
-    return True
+    brackets = _STRINGS.sub(b"", data).translate(None, _ALL_BUT_BRACKETS)
+    return max(accumulate(map(_STEPS.__getitem__, brackets)), default=0) > MAX_DEPTH
+
+
+_LONG_NUMBER = re.compile(rb"[0-9]{%d}" % (MAX_DIGITS + 1))
+
+
+def check_metadata(data: bytes) -> None:
+    """Check that ``data`` is one JSON object that every client can read.
+
+    Raises:
+        ValueError: if it is not; the text says what would be right.
+    """
+    try:
+        data.decode()
+        _decode_object(_hidden(data))
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    except (UnicodeDecodeError, msgspec.MsgspecError):
+        raise ValueError('not a JSON object; URL-encode one, for example {"name":"Ada"}') from None
+    if _is_too_deep(data):
+        raise ValueError(_TOO_DEEP)
+    if _LONG_NUMBER.search(_STRINGS.sub(b"", data)):
+        raise ValueError(f"a number with more than {MAX_DIGITS} digits")
 
 
 # Ids and codes are ASCII without quotes; they need no escaping.

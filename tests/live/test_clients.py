@@ -107,6 +107,19 @@ def test_a_unix_socket_serves(tmp_path: Path) -> None:
         assert enter(peer)
 
 
+def test_a_unix_client_writes_no_lines_into_the_log(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with running(["--listen", f"unix:{path}"]) as server:
+        for name in (b"a\x1b[31m\nb", b"\xff"):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.bind(bytes(tmp_path) + b"/" + name)
+                client.connect(str(path))
+                client.sendall(b"GET /ws/room HTTP/1.1\r\nUpgrade: websocket\r\n\r\n")
+                assert client.recv(4096).startswith(b"HTTP/1.1 400 ")
+        server.wait_for(r"refused a request from unix:.*/a\\x1b\[31m\\nb: 400 ")
+        server.wait_for(r"refused a request from unix:.*/\\udcff: 400 ")
+
+
 def test_tls_serves_and_closes_with_1001(tmp_path: Path) -> None:
     pem = tmp_path / "server.pem"
     pem.write_bytes(self_signed())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -280,6 +282,23 @@ def test_metrics_are_served_on_the_port_or_on_an_endpoint_of_their_own() -> None
         ports = re.findall(r"listening on 127\.0\.0\.1:(\d+)", server.log)
         with urllib.request.urlopen(f"http://127.0.0.1:{ports[1]}/metrics", timeout=5) as answer:
             assert b"process_open_fds" in answer.read()
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("evil.example:9090", 421), ("metrics.example.com", 200), ("signaling:9090", 200), ("localhost", 200)],
+)
+def test_metrics_on_an_endpoint_of_their_own_are_asked_by_address_or_name(
+    host: str, status: int, tmp_path: Path
+) -> None:
+    own = ["--listen", f"unix:{tmp_path}/socket", "--metrics-listen", "tcp:0:interface=127.0.0.1"]
+    with running([*own, "--metrics-host", "metrics.example.com"]) as server:
+        port = int(server.wait_for(r"listening on 127\.0\.0\.1:(\d+)")[1])
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as asking:
+            asking.request("GET", "/metrics", headers={"Host": host, "Connection": "close"})
+            answer = asking.getresponse()
+            assert answer.status == status
+            assert (b"signaling_peers" in answer.read()) == (status == 200)
 
 
 def test_metrics_without_their_extra_are_one_clear_line(tmp_path: Path) -> None:

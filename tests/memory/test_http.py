@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from tests.memory.world import World, response, upgrade
+
+MakeWorld = Callable[..., World]
 
 
 def get(path: str, method: str = "GET", **headers: str) -> str:
@@ -34,10 +38,113 @@ def test_unknown_paths_are_404(port: World, path: str, method: str) -> None:
         assert port.request(upgrade(path))[0] == 404
 
 
-def test_a_plain_get_of_a_topic_is_426(port: World) -> None:
-    status, headers, body = port.request(get("/ws/room"))
-    assert (status, headers["upgrade"]) == (426, "websocket")
-    assert "WebSocket client" in body
+@pytest.mark.parametrize("request_text", [get("/ws/room"), upgrade("/ws/room", Sec_WebSocket_Version="12")])
+def test_426_names_upgrade_in_connection_and_ends_it(server: World, request_text: str) -> None:
+    status, headers, body = server.request(request_text)
+    assert (status, headers["upgrade"], headers["connection"]) == (426, "websocket", "upgrade, close")
+    assert body
+
+
+REFUSED_UPGRADES = [
+    (400, upgrade("/ws/room", Sec_WebSocket_Key="short")),
+    (400, upgrade("/ws/%zz")),
+    (400, upgrade("/ws/room?metadata=1")),
+    (400, upgrade("/ws/room").replace("HTTP/1.1", "HTTP/1.0")),
+    (400, upgrade("/ws/room", Content_Length="1") + "x"),
+    (404, upgrade("/ws/a/b")),
+    (405, upgrade("/ws/room").replace("GET", "POST")),
+    (426, upgrade("/ws/room", Sec_WebSocket_Version="12")),
+    (403, upgrade("/ws/room", Origin="https://foreign.example")),
+    (429, upgrade("/ws/room")),
+]
+
+
+@pytest.mark.parametrize(("status", "request_text"), REFUSED_UPGRADES)
+def test_a_refused_upgrade_is_the_last_request_of_its_connection(
+    make_server: MakeWorld, status: int, request_text: str
+) -> None:
+    server = make_server(max_connections_per_address=1, allow_origins=["https://own.example"])
+    if status == 429:
+        server.join("room")
+    connection = server.connect()
+    connection.send((request_text + get("/ws/room", "OPTIONS")).encode())
+    answered, headers, _ = response(connection.received)
+    assert answered == status
+    assert "close" in headers["connection"]
+    assert connection.ended
+    connection.send(get("/ws/room", "OPTIONS").encode())
+    assert connection.received.count(b"HTTP/1.1 ") + connection.received.count(b"HTTP/1.0 ") == 1
+
+
+def test_an_upgrade_of_what_is_no_topic_is_answered_and_the_last_request(port: World) -> None:
+    for path, status in (("/healthz", 200), ("/nope", 404)):
+        connection = port.connect()
+        connection.send((upgrade(path) + get("/healthz")).encode())
+        assert response(connection.received)[0] == status
+        assert connection.received.count(b"HTTP/1.1 ") == 1
+        assert connection.ended
+
+
+@pytest.mark.parametrize("origin", ["http://server", "HTTPS://server:8081", "http://[::1]:8081"])
+def test_a_target_in_absolute_form_is_taken(port: World, origin: str) -> None:
+    peer = port.join("room")
+    assert f'"peers":[{{"id":"{peer.id}"' in port.request(upgrade(f"{origin}/ws/room"))[2]
+    assert port.request(get(f"{origin}/healthz"))[::2] == (200, "ok")
+    assert port.request(get(origin))[0] == 404
+    assert port.request(get(f"{origin}/ws/room"))[0] == 426
+
+
+def test_options_of_the_whole_server_are_answered(port: World) -> None:
+    status, headers, body = port.request(get("*", "OPTIONS"))
+    assert (status, body) == (200, "")
+    assert "server" not in headers
+
+
+@pytest.mark.parametrize("request_text", [upgrade("/ws/été"), get("/ws/été"), upgrade('/ws/a?metadata={"n":"é"}')])
+def test_a_path_that_is_not_ascii_is_told_to_percent_encode(port: World, request_text: str) -> None:
+    for data in (request_text.encode(), request_text.encode("latin-1")):
+        status, _, body = port.request(data)
+        assert status == 400
+        assert "percent-encode the topic" in body
+
+
+@pytest.mark.parametrize("request_text", [get("/healthz"), upgrade("/ws/room")])
+def test_lines_that_end_with_lf_alone_are_answered_at_once(port: World, request_text: str) -> None:
+    for text in (request_text.replace("\r\n", "\n"), request_text.replace("\r\n\r\n", "\n\n")):
+        connection = port.connect()
+        for byte in text.encode():
+            connection.send(bytes([byte]))
+        status, _, body = response(connection.received)
+        assert (status, body) == (400, "a line ends with CR LF, not with LF alone\n")
+        assert connection.ended
+
+
+def test_a_header_that_goes_on_in_the_next_line_is_refused(port: World) -> None:
+    connection = port.connect()
+    connection.send((get("/healthz") + "GET /healthz HTTP/1.1\r\nX: a\r\n b\r\n\r\n").encode())
+    first, second = connection.received.split(b"HTTP/1.1 ")[1:]
+    assert (first[:3], second[:3]) == (b"200", b"400")
+    assert connection.ended
+
+
+def test_more_than_100_headers_are_refused(port: World) -> None:
+    assert port.request(upgrade("/ws/room", **{f"X-{n}": "y" for n in range(95)}))[0] == 101
+    status, _, body = port.request(upgrade("/ws/room", **{f"X-{n}": "y" for n in range(96)}))
+    assert (status, body) == (431, "at most 100 headers\n")
+
+
+def test_more_than_100_parameters_are_refused(server: World) -> None:
+    assert server.request(upgrade("/ws/room?" + "&".join(f"a{n}" for n in range(100))))[0] == 101
+    status, _, body = server.request(upgrade("/ws/room?" + "&".join(f"a{n}" for n in range(101))))
+    assert (status, body) == (400, "the query: at most 100 parameters\n")
+
+
+@pytest.mark.parametrize("protocols", ["signaling", "other, signaling", "signaling,other"])
+def test_an_open_server_answers_its_subprotocol_where_it_is_offered(server: World, protocols: str) -> None:
+    peer = server.peer("/ws/room", {"Sec-WebSocket-Protocol": ", ".join(protocols.replace(" ", "").split(","))})
+    assert peer.client.subprotocol == "signaling"
+    assert "sec-websocket-protocol" not in server.request(upgrade("/ws/room"))[1]
+    assert "sec-websocket-protocol" not in server.request(upgrade("/ws/room", Sec_WebSocket_Protocol="other"))[1]
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/ws/room", "/ws/room?x=1", "/nope", "/ws/%ff"])
@@ -102,21 +209,24 @@ def test_headers_of_a_later_request_are_bounded_too(port: World) -> None:
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/ws/room"])
-def test_an_announced_body_beyond_16_kib_is_refused(port: World, path: str) -> None:
+@pytest.mark.parametrize("length", ["16385", "9" * 5000])
+def test_an_announced_body_beyond_16_kib_is_refused(port: World, path: str, length: str) -> None:
     connection = port.connect()
-    connection.send(get(path, "POST", **{"Content-Length": "16385"}).encode())
+    connection.send(get(path, "POST", **{"Content-Length": length}).encode())
     status, headers, body = response(connection.received)
     assert (status, body) == (413, "the body: at most 16384 bytes\n")
     assert headers["access-control-allow-origin"] == "*"
 
 
-def test_a_body_of_unknown_length_beyond_16_kib_is_refused(port: World) -> None:
+@pytest.mark.parametrize("coding", ["chunked", "identity", "gzip, chunked"])
+def test_a_body_of_unknown_length_is_refused_unread(port: World, coding: str) -> None:
     connection = port.connect()
-    connection.send(get("/healthz", "POST", **{"Transfer-Encoding": "chunked"}).encode())
-    chunk = b"1000\r\n" + b"x" * 0x1000 + b"\r\n"
-    connection.send(chunk * 5 + b"0\r\n\r\n" + get("/healthz").encode())
+    connection.send(get("/healthz", "POST", **{"Transfer-Encoding": coding}).encode())
+    connection.send(b"0\r\n\r\n" + get("/healthz").encode())
     assert connection.received.count(b"HTTP/1.1 ") == 1
-    assert response(connection.received)[0] == 413
+    status, _, body = response(connection.received)
+    assert (status, body) == (411, "a body needs a Content-Length, and no Transfer-Encoding\n")
+    assert connection.ended
 
 
 def test_a_body_within_bounds_is_read_and_ignored(port: World) -> None:
@@ -131,7 +241,8 @@ def test_a_body_within_bounds_is_read_and_ignored(port: World) -> None:
         "GET /healthz HTTP/9.9.9 x\r\n\r\n",
         "GET /healthz HTTP/1.1\r\nno colon\r\n\r\n",
         "GET /healthz HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
-        f"GET /healthz HTTP/1.1\r\nContent-Length: {'1' * 5000}\r\n\r\n",
+        "GET /healthz HTTP/1.1\r\nContent-Length: 1, 1\r\n\r\nx",
+        "GET /healthz HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\nx",
         "\x00\x01\x02\r\n\r\n",
     ],
 )
@@ -221,7 +332,7 @@ def test_an_answer_that_nobody_reads_ends_with_the_close_timeout(port: World) ->
 def test_one_request_is_refused_once(port: World) -> None:
     head = b"POST /healthz HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
     port.connect().send(head + b"ffff\r\n" + b"x" * 65_535 + b"\r\nzz\r\n")
-    assert port.counters.requests_refused == {413: 1}
+    assert port.counters.requests_refused == {411: 1}
 
 
 def test_the_demo_may_load_nothing_but_its_own() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from urllib.parse import quote
 
 import pytest
 from websockets.frames import Frame, Opcode
 
-from tests.memory.world import World
+from tests.memory.world import World, upgrade
 
 
 @pytest.mark.parametrize("kind", ["offer", "answer", "ice-candidate"])
@@ -156,6 +157,7 @@ def test_the_first_check_that_fails_is_answered(world: World, text: str, code: s
         '{"type":"offer","msgId":"m"}',
         '{"type":"offer","to":"nobody","msgId":"m"}',
         r'{"type":"offer","to":"\ud800","msgId":"m"}',
+        '{"type":"offer","to":"x","msgId":"m","payload":' + "[" * 64 + "]" * 64 + "}",
     ],
 )
 def test_an_error_repeats_a_readable_msg_id(world: World, text: str) -> None:
@@ -189,3 +191,52 @@ def test_a_peer_that_left_is_not_found(world: World) -> None:
     peer.heard()
     peer.offer(gone)
     assert [answer["code"] for answer in peer.heard()] == ["target_not_found"]
+
+
+@pytest.mark.parametrize("filler", ["", '"[[{\\"[",', '"a[","b{","c]",'])
+def test_a_payload_may_be_nested_63_deep_in_its_message(world: World, filler: str) -> None:
+    sender, target = world.join("room"), world.join("room")
+    for depth, code in ((63, None), (64, "invalid_message")):
+        payload = '{"a":[' * (depth // 2) + "[" * (depth % 2) + filler + "0" + "]" * (depth % 2) + "]}" * (depth // 2)
+        sender.say(f'{{"type":"offer","to":"{target.id}","payload":{payload}}}')
+        heard = (target if code is None else sender).heard()[-1]
+        assert heard.get("code") == code
+
+
+def test_arrays_beside_each_other_are_no_depth(world: World) -> None:
+    sender, target = world.join("room"), world.join("room")
+    payload = json.loads("[" + "[[{}]]," * 8000 + "0]")
+    sender.offer(target, payload=payload)
+    assert target.heard()[-1]["payload"] == payload
+
+
+METADATA_FOR_NOBODY = [
+    ('{"a":' * 65 + "1" + "}" * 65, "nested too deeply: at most 64"),
+    ('{"a":' + "[" * 1900 + "]" * 1900 + "}", "nested too deeply: at most 64"),
+    ('{"a":' + "9" * 101 + "}", "a number with more than 100 digits"),
+    ('{"a":[-1,' + "1" * 4000 + "]}", "a number with more than 100 digits"),
+    ('{"a":1.' + "1" * 101 + "}", "a number with more than 100 digits"),
+]
+
+
+@pytest.mark.parametrize(("text", "reason"), METADATA_FOR_NOBODY)
+def test_metadata_that_a_client_could_not_read_is_refused(world: World, text: str, reason: str) -> None:
+    status, _, body = world.request(upgrade(f"/ws/room?metadata={quote(text)}"))
+    assert status == 400
+    assert reason in body
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a":' * 64 + "1" + "}" * 64,
+        '{"a":' + "9" * 100 + "}",
+        '{"a":"' + "9" * 2000 + "[" * 2000 + '"}',
+        '{"a":1e400,"b":"\\ud800","c":"\\\\ud800"}',
+    ],
+)
+def test_metadata_that_every_client_can_read_is_shown_as_it_was_written(world: World, text: str) -> None:
+    witness = world.join("room")
+    witness.texts.clear()
+    world.request(upgrade(f"/ws/room?metadata={quote(text)}"))
+    assert witness.texts[0].endswith(f',"metadata":{text}}}')

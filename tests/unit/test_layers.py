@@ -23,6 +23,7 @@ LAYERS = [
         "descriptors",
         "expiries",
         "frames",
+        "heads",
         "backplane.scripts",
         "backplane.urls",
         "backplane.watch",

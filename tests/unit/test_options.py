@@ -135,6 +135,10 @@ def test_origins_and_proxies_repeat() -> None:
     assert options.trusted_proxies == ["::1", "10.0.0.0/8"]
 
 
+def test_metrics_hosts_repeat() -> None:
+    assert parse("--metrics-host=a.example", "--metrics-host=b").metrics_hosts == ["a.example", "b"]
+
+
 def test_ice_servers_come_from_files_and_the_secret_from_the_environment_too(tmp_path: Path) -> None:
     servers, secret = tmp_path / "ice.json", tmp_path / "secret"
     servers.write_text('[{"urls": "stun:stun.example.com"}]')
@@ -213,6 +217,10 @@ def test_a_time_that_is_no_number_is_named(option: str, text: str) -> None:
             "--allow-origin=example.com",
             "--allow-origin: 'example.com' is not an origin"
             " (right are for example https://example.com and https://*.example.com)",
+        ),
+        (
+            "--metrics-host=https://a.example",
+            "--metrics-host: 'https://a.example' is not a host name (for example metrics.example.com)",
         ),
         (
             "--trusted-proxy=proxy",

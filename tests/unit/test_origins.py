@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from signaling.errors import Refused
-from signaling.origins import Origins
+from signaling.origins import Hosts, Origins
 
 
 def allows(patterns: list[str], *origins: str) -> bool:
@@ -77,3 +77,42 @@ def test_what_is_no_origin_is_named(pattern: str) -> None:
     with pytest.raises(ValueError, match="is not an origin") as caught:
         Origins([pattern])
     assert repr(pattern) in str(caught.value)
+
+
+def asks(names: list[str], *hosts: str) -> bool:
+    try:
+        Hosts(names).check([host.encode() for host in hosts])
+    except Refused:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.0.0.1:9090", "[::1]:9090", "[fd00::1]", "localhost:9090", "LOCALHOST", "signaling:9090"]
+)
+def test_addresses_and_names_without_a_dot_are_let_in(host: str) -> None:
+    assert asks([], host)
+
+
+def test_a_request_without_a_host_comes_from_no_browser() -> None:
+    assert asks([])
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:9090", "127.0.0.1.evil.example", "1.2.3", "", "a b", "a."]
+)
+def test_other_names_are_refused(host: str) -> None:
+    assert not asks(["metrics.example.com"], host)
+
+
+def test_a_named_host_is_let_in() -> None:
+    assert asks(["Metrics.example.com"], "metrics.Example.com:9090")
+    assert not asks(["metrics.example.com"], "metrics.example.com", "evil.example")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "https://metrics.example.com", "metrics.example.com:9090", "*.example.com", "[::1]"]
+)
+def test_a_name_that_is_none_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="is not a host name"):
+        Hosts([name])

@@ -48,6 +48,7 @@ def test_the_listener_reads_the_topic_that_the_worker_reads(segment: bytes) -> N
         expected = ELSEWHERE
     assert ROUTER.route(request(b"/ws/" + segment)) == expected
     assert ROUTER.route(request(b"/ws/" + segment + b"?metadata=%7B%7D")) == expected
+    assert ROUTER.route(request(b"http://server/ws/" + segment)) == expected
 
 
 @given(st.sampled_from([b"/ws/room", b"/ws/a%2Fb?x=1", b"/healthz", b"/ws/a/b", b"/%77s/a"]), st.data())
@@ -75,7 +76,9 @@ def test_any_line_that_ended_is_decided(garbage: bytes) -> None:
         b"/ws//a",
         b"//ws/a",
         b"/wss/a",
-        b"http://a/ws/a",
+        b"http:///ws/a",
+        b"http://a/b/ws/a",
+        b"http://a/",
         b"*",
     ],
 )
@@ -93,8 +96,17 @@ def test_the_longest_topic_goes_to_its_worker_however_it_is_encoded() -> None:
     assert ROUTER.route(request(b"/ws/" + b"%61" * LIMITS.max_topic_bytes)) == ROUTER.owner(topic)
 
 
-@pytest.mark.parametrize("line", [b"\r\nGET /ws/a HTTP/1.1\r\n", b"GET /%77s/a HTTP/1.1\r\n", b"GET /ws/a?\t\r\n"])
-def test_lines_that_twisted_web_takes_are_taken_too(line: bytes) -> None:
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\r\nGET /ws/a HTTP/1.1\r\n",
+        b"GET /%77s/a HTTP/1.1\r\n",
+        b"GET /ws/a?\t\r\n",
+        b"GET http://server/ws/a HTTP/1.1\r\n",
+        b"GET HTTPS://[::1]:8081/ws/%61?x HTTP/1.1\r\n",
+    ],
+)
+def test_lines_that_a_worker_takes_are_taken_too(line: bytes) -> None:
     assert ROUTER.route(line) == ROUTER.owner("a")
 
 
@@ -116,7 +128,7 @@ def test_an_unfinished_path_waits(data: bytes) -> None:
 
 
 def test_a_path_longer_than_any_topic_waits_no_longer() -> None:
-    assert ROUTER.route(b"GET /ws/" + b"a" * 1000) == ELSEWHERE
+    assert ROUTER.route(b"GET /ws/" + b"a" * 1500) == ELSEWHERE
     assert Router(2, Limits(max_header_bytes=100)).route(b"GET /ws/" + b"a" * 100) == ELSEWHERE
 
 

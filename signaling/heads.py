@@ -1,0 +1,124 @@
+"""The head of an HTTP request (RFC 9112): its request line and its headers, read in linear time.
+
+Whatever is in doubt is refused here, so nothing behind this module, twisted.web included, meets a malformed head: no
+bare line feeds, no continued header lines, no bytes in the target that have to be percent-encoded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from signaling.errors import Refused
+
+HeaderValues = Callable[[bytes], Sequence[bytes]]
+"""Looks a header up by its lower-case name: its values in the order received, empty where it is absent."""
+
+MAX_HEADERS = 100
+
+_END = b"\r\n\r\n"
+_METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_TARGET = re.compile(rb"[!-~]+")
+_VERSIONS = (b"HTTP/1.1", b"HTTP/1.0")
+# Nothing in it can match in two ways: a line that almost matches would take time by the square of its length.
+_HEADER_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t !-~\x80-\xff]*)")
+_ORIGIN = re.compile(rb"[hH][tT][tT][pP][sS]?://[^/?#]+")
+_BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A well-formed head.
+
+    Args:
+        method: as it came.
+        target: in origin form (``/ws/a?b``), or ``*``.
+        version: ``HTTP/1.1`` or ``HTTP/1.0``.
+        headers: values by lower-case name, in the order received.
+    """
+
+    method: bytes
+    target: bytes
+    version: bytes
+    headers: dict[bytes, list[bytes]]
+
+    def values(self, name: bytes) -> Sequence[bytes]:
+        """Look a header up by its lower-case name."""
+        return self.headers.get(name, ())
+
+    @property
+    def may_upgrade(self) -> bool:
+        """Whether a WebSocket connection can be opened by it (RFC 6455, section 4.1)."""
+        return self.method == b"GET" and self.version == b"HTTP/1.1"
+
+
+def take_head(data: bytes, searched: int, longest: int) -> tuple[Head, bytes] | None:
+    """Take the first request's head off what a client has sent.
+
+    Args:
+        data: all that came and was not taken yet.
+        searched: how many of these bytes an earlier call has seen.
+        longest: how many bytes the head may have, without its empty line.
+
+    Returns:
+        The head and what stands behind it; None if more bytes are needed.
+
+    Raises:
+        Refused: 400 or 431, as soon as that is certain.
+    """
+    end = data.find(_END, max(0, searched - len(_END) + 1))
+    if end > longest or (end < 0 and len(data) > longest + len(_END)):
+        raise Refused(431, f"the request line and the headers: at most {longest} bytes")
+    # A carriage return may have come before its line feed.
+    fresh = data[max(0, searched - 1) : end if end >= 0 else len(data)]
+    if fresh.count(b"\n") - fresh.startswith(b"\n") * (searched > 0) != fresh.count(b"\r\n"):
+        # A proxy in front may have seen other lines than we would (RFC 9112, section 2.2 leaves it to us).
+        raise Refused(400, "a line ends with CR LF, not with LF alone")
+    return (_parse(data[:end]), data[end + len(_END) :]) if end >= 0 else None
+
+
+def _parse(text: bytes) -> Head:
+    # One empty line in front of a request is passed over (RFC 9112, section 2.2).
+    text = text.removeprefix(b"\r\n")
+    if text.count(b"\r\n") > MAX_HEADERS:
+        raise Refused(431, f"at most {MAX_HEADERS} headers")
+    request_line, *lines = text.split(b"\r\n")
+    method, target, version = _parse_request_line(request_line)
+    headers: dict[bytes, list[bytes]] = {}
+    for line in lines:
+        if line.startswith((b" ", b"\t")):
+            raise Refused(400, "a header goes on in the next line (RFC 9112, section 5.2): write it on one")
+        header = _HEADER_LINE.fullmatch(line)
+        if header is None:
+            raise Refused(400, "a header line is not well-formed HTTP/1.1")
+        headers.setdefault(header[1].lower(), []).append(header[2].strip(b" \t"))
+    return Head(method, target, version, headers)
+
+
+def _parse_request_line(line: bytes) -> tuple[bytes, bytes, bytes]:
+    method, target, version = [*line.split(b" ", 2), b"", b""][:3]
+    if not _METHOD.fullmatch(method) or version not in _VERSIONS:
+        raise Refused(400, "the request line is not well-formed HTTP/1.1: METHOD /path HTTP/1.1")
+    if not _TARGET.fullmatch(target):
+        raise Refused(400, "the path is not ASCII: percent-encode the topic in UTF-8, as encodeURIComponent does")
+    target = origin_form(target)
+    if not target.startswith(b"/") and (method, target) != (b"OPTIONS", b"*"):
+        raise Refused(400, "the request's target is a path: /ws/{topic}")
+    if _BAD_ESCAPE.search(target.partition(b"?")[0]):
+        raise Refused(400, "the path: a % that is not followed by two hexadecimal digits")
+    return method, target, version
+
+
+def listing(token: bytes, flags: int = 0) -> re.Pattern[bytes]:
+    """Return what finds ``token`` in a comma-separated list (RFC 9110, section 5.6.1)."""
+    return re.compile(rb"(?:^|,)[ \t]*%b[ \t]*(?:,|\Z)" % token, flags)
+
+
+def origin_form(target: bytes) -> bytes:
+    """Return a target without scheme and authority, which every server has to take (RFC 9112, section 3.2.2)."""
+    origin = _ORIGIN.match(target)
+    if origin is None:
+        return target
+    path = target[origin.end() :]
+    return path if path.startswith(b"/") else b"/" + path
