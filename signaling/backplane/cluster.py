@@ -145,7 +145,9 @@ class Cluster:
     def elsewhere(self, topic: str) -> Iterable[tuple[str, bytes | None]]:
         """List the peers of other nodes."""
         view = self._presence.find(topic)
-        return [(peer, other.metadata) for peer, other in view.others.items()] if view is not None else ()
+        if view is None:
+            return ()
+        return [(peer, other.metadata) for peer, other in view.others.items() if peer not in view.unannounced]
 
     def forward(self, topic: str, to: str, sender: str, frame: bytes, forwarding: Forwarding) -> bool | None:
         """Send a relay to a peer of another node."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
 
 import msgspec
@@ -415,3 +416,58 @@ def test_the_log_tells_of_nodes_that_come_and_go() -> None:
     world.run()
     assert told.lines == [("taken for dead", second), ("registered", world.factories[1].backplane.node)]  # type: ignore[attr-defined]
     world.close()
+
+
+# Joining order
+
+
+def heard_in_order(peer: Peer) -> list[str]:
+    """Return the ids that a peer was told of, with its own where it is told its own; it was told nothing else."""
+    welcome, peer_list, *later = peer.heard()
+    assert {message["type"] for message in later} <= {"peer-joined"}
+    return [
+        *(entry["id"] for entry in peer_list["peers"]),
+        welcome["selfId"],
+        *(message["peerId"] for message in later),
+    ]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_everybody_hears_of_everybody_in_joining_order_however_joins_of_several_nodes_cross(seed: int) -> None:
+    world, choose = World(nodes=3), random.Random(seed)
+    peers: list[Peer] = []
+    while len(peers) < 150 or any(mover.step() for mover in (*world.engines, *peers)):
+        movers = [*world.engines, *peers]
+        choose.shuffle(movers)
+        for mover in movers[: len(movers) // 20 + 1]:
+            mover.step()
+        if len(peers) < 150:
+            peers.append(world.knock("/ws/room", node=choose.randrange(3)))
+        world.clock.advance(0)
+    world.run()
+    in_order = sorted(heard_in_order(peers[0]))
+    assert len(in_order) == len(peers)
+    assert [order for peer in peers[1:] if (order := heard_in_order(peer)) != in_order] == []
+
+
+def test_a_relay_of_a_newcomer_waits_until_its_target_has_heard_of_it() -> None:
+    world = World(nodes=3)
+    target = arrive(world, 0)
+    target.id = target.heard()[0]["selfId"]
+    # Ahead of the sender in joining order, and still without an answer when the sender has its own.
+    ask(first := world.knock("/ws/room", node=0))
+    sender = world.knock("/ws/room", node=1)
+    while not sender.texts:
+        for mover in (sender, world.engines[1]):
+            mover.step()
+        world.clock.advance(0)
+    message = {"type": "offer", "to": target.id, "payload": "hello"}
+    sender.client.send_text(json.dumps(message).encode())
+    sender.flush()
+    ask(sender)
+    world.engines[1].step()
+    world.run()
+    own = sender.heard()[0]["selfId"]
+    heard = [message for message in target.heard() if own in (message.get("peerId"), message.get("from"))]
+    assert [message["type"] for message in heard] == ["peer-joined", "offer"]
+    assert first.heard()[0]["type"] == "welcome"
