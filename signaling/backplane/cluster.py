@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from signaling.backplane.arrivals import Arrival, Arrivals
-from signaling.backplane.messages import NODE_CHARACTERS, Ask, Claim, Event, Outcomes, Relays, decode
+from signaling.backplane.messages import NODE_CHARACTERS, Ask, Beat, Claim, Event, Outcomes, Relays, decode
 from signaling.backplane.presence import Entrants, Presence
 from signaling.backplane.registration import Registration
 from signaling.backplane.relaying import Relaying
@@ -74,7 +74,10 @@ class Cluster:
     @property
     def troubles(self) -> list[str]:
         """Why a balancer should send newcomers elsewhere."""
-        return [] if self._registration.good else ["the backplane is out of reach"]
+        registration = self._registration
+        # Where its timers stand still, a node is not told that the store serves it no longer.
+        served = registration.good and registration.may_deliver
+        return [] if served else ["the backplane is out of reach"]
 
     @property
     def forwarding(self) -> int:
@@ -196,7 +199,10 @@ class Cluster:
         except ValueError:
             # Another version's, or a stranger's.
             return
-        if isinstance(message, Event):
+        if isinstance(message, Beat):
+            self._registration.take_beat(message)
+        elif isinstance(message, Event):
+            self._registration.events += 1
             self._presence.take_event(message)
         elif isinstance(message, Relays):
             self._relaying.take(message)

@@ -9,13 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+from signaling.backplane.messages import Beat
 from signaling.backplane.scripts import Keys
 from signaling.backplane.watch import Suspect, Watch
 from signaling.clock import Clock
 from signaling.ports import ClusterLog, Engine
 
-# An engine that is silent for so long counts as away; after twice that its connection is made anew.
-_SILENT_SECONDS = 3.0
+# An engine that is silent for so many looks, a second apart, counts as away; after twice that its connection is made
+# anew. Looks are counted, not seconds: a node that was busy itself must not blame the engine.
+_SILENT_LOOKS = 3
+# What a look may take at the most that counts against other nodes.
+_LONGEST_LOOK_SECONDS = 3.0
+_CONNECT_SECONDS = 3.0
 _LEASE_SECONDS = 7.5
 _PATIENCE_SECONDS = 9.0
 # What is in the store outlives the last sign of its nodes by this.
@@ -86,6 +91,7 @@ class Registration:
         reachable: whether there is a connection to the engine.
         good: whether the engine serves this node.
         away: whether it is known to serve nobody.
+        events: how many events came on the channel since it was connected.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - what a registration depends on
@@ -107,11 +113,14 @@ class Registration:
         self.formers: set[str] = set()
         self.reachable = self.good = self.away = False
         self._connecting_since = 0.0
-        self._beating_since: float | None = None
-        self._beats = self._seen_beats = 0
+        self._silent_looks = self._deaf_looks = 0
+        self._beats = self._seen_beats = self._heard_beats = 0
+        self.events = 0
+        # How many more events the store sent than came; None before the first beat on a connection was heard.
+        self._missing: int | None = None
         self._confirmed = float("-inf")
         self._store_ahead = 0.0
-        self._watch = Watch(_PATIENCE_SECONDS, _SILENT_SECONDS)
+        self._watch = Watch(_PATIENCE_SECONDS, _LONGEST_LOOK_SECONDS)
         self._nodes: set[str] = set()
         self._burying: set[str] = set()
 
@@ -132,7 +141,6 @@ class Registration:
         """Connect, or connect anew."""
         self.reachable = False
         self._connecting_since = self._clock.seconds()
-        self._beating_since = None
         self._engine.connect(self._keys.channel(self.node.encode()), self)
 
     def resign(self, done: Callable[[list[Any] | None], None]) -> None:
@@ -141,38 +149,62 @@ class Registration:
             done(None)
             return
         node = self.node.encode()
-        self._engine.call("resign", [self._keys.nodes, self._keys.index(node)], [node], done)
+        self._engine.call("resign", [self._keys.nodes, self._keys.index(node)], [node, self._keys.prefix], done)
 
     def look(self) -> None:
         """Beat, and see whether the engine still answers; to be called once a second."""
-        now = self._clock.seconds()
-        silent = now - self._beating_since if self._beating_since is not None else 0.0
-        if silent >= 2 * _SILENT_SECONDS:
-            self.disconnected("it does not answer")
-            self.connect()
-        elif silent >= _SILENT_SECONDS:
-            self._go_away(f"it has not answered for {_SILENT_SECONDS:g} s")
-        elif self.reachable and self._beating_since is None:
+        if not self.reachable:
+            if self._clock.seconds() - self._connecting_since >= _CONNECT_SECONDS:
+                self._go_away("it cannot be reached")
+            return
+        silent, self._silent_looks = self._silent_looks, self._silent_looks + 1
+        if self._heard_beats < self._seen_beats:
+            self._deaf_looks += 1
+        if self._deaf_looks > _SILENT_LOOKS:
+            self._give_up("nothing comes on this node's channel")
+        elif silent >= 2 * _SILENT_LOOKS:
+            self._give_up("it does not answer")
+        else:
+            if silent >= _SILENT_LOOKS:
+                self._go_away(f"it has not answered for {_SILENT_LOOKS} s")
             self._beat()
-        elif not self.reachable and now - self._connecting_since >= _SILENT_SECONDS:
-            self._go_away("it cannot be reached")
+
+    def _give_up(self, reason: str) -> None:
+        self.disconnected(reason)
+        self.connect()
+
+    def answered(self) -> None:
+        """Notice that the engine answered something."""
+        self._silent_looks = 0
 
     # What the engine says
 
     def connected(self) -> None:
         """Register."""
         self.reachable = True
+        self._silent_looks = self._deaf_looks = 0
+        self._heard_beats = self._beats
+        self.events, self._missing = 0, None
         self._beat()
 
     def received(self, data: bytes) -> None:
         """Pass on what came on this node's channel."""
+        self._deaf_looks = 0
         self._owner.received(data)
+
+    def take_beat(self, beat: Beat) -> None:
+        """Hear a beat of this node, behind all events that the store sent before."""
+        self._heard_beats = max(self._heard_beats, beat.number)
+        missing = beat.events - self.events
+        if self._missing is not None and missing > self._missing:
+            # Nobody lost a connection, and perhaps no other event tells of it.
+            self._owner.doubted()
+        self._missing = missing
 
     def disconnected(self, reason: str) -> None:
         """Do without, until the engine is connected again."""
         self.reachable = False
         self._connecting_since = self._clock.seconds()
-        self._beating_since = None
         self._go_away(reason)
         self._owner.doubted()
 
@@ -184,17 +216,17 @@ class Registration:
         self._owner.lost()
 
     def _beat(self) -> None:
-        sent = self._beating_since = self._clock.seconds()
+        sent = self._clock.seconds()
         node = self.node.encode()
         keys = [self._keys.nodes, self._keys.tomb(node), self._keys.index(node)]
         number = self._beats = self._beats + 1
-        arguments = [b"%d" % KEEP_SECONDS, node, b"%d" % number, b"0" if self.good else b"1"]
+        arguments = [b"%d" % KEEP_SECONDS, node, b"%d" % number, b"0" if self.good else b"1", self._keys.prefix]
         self._engine.call("beat", keys, arguments, lambda reply: self._beaten(sent, number, reply))
 
     def _beaten(self, sent: float, number: int, reply: list[Any] | None) -> None:
         if reply is None:
             return
-        self._beating_since = None
+        self.answered()
         if reply[0] == b"buried":
             self._begin_anew()
             return
@@ -220,7 +252,7 @@ class Registration:
         self._log.node_taken_for_dead(self.node)
         self.formers.add(self.node)
         self.former, self.node = self.node, self._new_id()
-        self._beats = self._seen_beats = 0
+        self._beats = self._seen_beats = self._heard_beats = 0
         self._confirmed = float("-inf")
         self.good = False
         self._owner.doubted()

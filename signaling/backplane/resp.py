@@ -35,6 +35,8 @@ _PLAIN_HINTS = {
     "SELECT": "it has no such database",
     "SENTINEL": "it is no sentinel",
 }
+# What is refused within a script comes as an error without a code.
+_REFUSED_IN_SCRIPT = "The user executing the script"
 # The server says so in place of its first reply.
 _TOO_MANY = "max number of clients"
 _OUTDATED = frozenset({"LOADING", "MASTERDOWN", "NOAUTH", "NOSCRIPT", "READONLY"})
@@ -109,5 +111,7 @@ class Refusal:
 def _detail(verb: str, message: str) -> str:
     if _TOO_MANY in message:
         return "it has as many clients as it takes (maxclients)"
+    if _REFUSED_IN_SCRIPT in message:
+        return _HINTS["NOPERM"]
     line = re.search(r"user_script:\s?(\d+)", message)
     return _PLAIN_HINTS.get(verb) or (f"in line {line[1]}" if line else "")

@@ -57,6 +57,73 @@ def test_a_node_goes_on_where_its_connection_is_lost_under_a_join(world: World) 
     assert len(arrive(world, 1).heard()[1]["peers"]) == 1
 
 
+# A channel that loses something, and an engine that is not the one to blame
+
+
+def troubles(world: World, node: int = 0) -> list[str]:
+    return world.factories[node].backplane.troubles
+
+
+@pytest.mark.parametrize("kind", ["left", "joined"])
+def test_an_event_that_got_lost_without_a_sign_is_made_up_for_within_seconds(world: World, kind: str) -> None:
+    watcher, other = arrive(world, 0), arrive(world, 1)
+    watcher.heard()
+    world.engines[0].deaf_for = 1
+    if kind == "left":
+        other.leave()
+    else:
+        arrive(world, 2)
+    assert watcher.heard() == []
+    world.advance(3)
+    assert [message["type"] for message in watcher.heard()] == [f"peer-{kind}"]
+    assert world.engines[0].connects == 1
+
+
+def test_no_event_is_missed_where_none_got_lost(world: World) -> None:
+    for node in (0, 1, 2, 0):
+        arrive(world, node).leave()
+    world.advance(5)
+    calls = [engine.calls for engine in world.engines]
+    world.advance(5)
+    # Each beat, and no comparison of a topic.
+    assert [engine.calls - before for engine, before in zip(world.engines, calls, strict=True)] == [5, 5, 5]
+
+
+def test_a_channel_that_alone_falls_silent_is_connected_anew_and_readyz_says_so(world: World) -> None:
+    world.engines[0].deaf_for = float("inf")
+    while world.engines[0].connects == 1:
+        world.clock.advance(0.25)
+        for engine in world.engines:
+            engine.step()
+        assert world.clock.seconds() < 6
+    world.engines[0].deaf_for = 0
+    assert troubles(world) == ["the backplane is out of reach"]
+    world.run()
+    assert troubles(world) == []
+
+
+def test_a_node_that_stood_still_does_not_blame_the_engine(world: World) -> None:
+    world.advance(1)
+    # A look, whose beat is not answered before the next one.
+    world.clock.advance(1)
+    for _ in range(2):
+        world.clock.advance(5)
+        assert troubles(world) == []
+        world.run()
+    assert [engine.connects for engine in world.engines] == [1, 1, 1]
+
+
+def test_an_engine_that_answers_joins_is_there_however_late_it_answers_a_beat(world: World) -> None:
+    world.engines[0].refused = {"beat"}
+    for _ in range(12):
+        world.advance(0.5)
+        arrive(world, 0)
+    assert troubles(world) == []
+    world.advance(3)
+    # The others take it for dead before long.
+    assert troubles(world) == ["the backplane is out of reach"]
+
+
 # Claims that cross
 
 
