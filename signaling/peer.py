@@ -32,9 +32,12 @@ class Peer:
         topics: the map that it joins and leaves.
         backplane: knows the topic's peers on other nodes.
         counters: the server's.
+
+    Attributes:
+        since: when it came to this server, in seconds of the reactor.
     """
 
-    __slots__ = ("_backplane", "_counters", "_outbound", "_topics", "id", "metadata", "topic")
+    __slots__ = ("_backplane", "_counters", "_outbound", "_topics", "id", "metadata", "since", "topic")
 
     def __init__(
         self,
@@ -47,6 +50,7 @@ class Peer:
         self.id = peer_id
         self.metadata = metadata
         self.topic: Topic[Peer] | None = None
+        self.since = 0.0
         self._topics = topics
         self._backplane = backplane
         self._counters = counters

@@ -6,6 +6,7 @@ What concerns peers of this node alone happens at once and asks nobody.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -36,6 +37,7 @@ class Cluster:
         prefix: of all names in the store; clusters with different ones never meet.
         ids: make the ids of this node's peers.
         log: where an operator is told what happens to the node; None means nowhere.
+        wall_clock: tells the seconds since 1970.
         choose: makes this node's own ids; a seeded one for tests.
     """
 
@@ -48,6 +50,7 @@ class Cluster:
         prefix: str = "signaling:",
         ids: PeerIds | None = None,
         log: ClusterLog | None = None,
+        wall_clock: Callable[[], float] = time.time,
         choose: random.Random | None = None,
     ) -> None:
         self._engine = engine
@@ -56,7 +59,7 @@ class Cluster:
         self._ids = ids or PeerIds()
         keys, entrants = Keys(prefix), Entrants()
         most = limits.max_peers_per_topic, limits.max_peer_list_bytes
-        self._registration = Registration(engine, clock, keys, self._new_id, self, log)
+        self._registration = Registration(engine, clock, keys, self._new_id, self, log, wall_clock)
         store = Store(engine, keys, self._registration)
         self._presence = Presence(store, entrants)
         self._arrivals = Arrivals(store, self._presence, entrants, clock, self._ids, most)

@@ -22,6 +22,8 @@ _SILENT_LOOKS = 3
 _LONGEST_LOOK_SECONDS = 3.0
 _CONNECT_SECONDS = 3.0
 _LEASE_SECONDS = 7.5
+# More than what a beat and its reply take.
+_CLOCKS_DIFFER_SECONDS = 10.0
 _PATIENCE_SECONDS = 9.0
 # What is in the store outlives the last sign of its nodes by this.
 KEEP_SECONDS = 3600
@@ -72,6 +74,9 @@ class NoLog:
     def node_taken_for_dead(self, node: str) -> None:
         """Say nothing."""
 
+    def clocks_differ(self, seconds: float) -> None:
+        """Say nothing."""
+
 
 class Registration:
     """Keeps a node registered.
@@ -83,6 +88,7 @@ class Registration:
         new_id: makes an id.
         owner: hears what happens.
         log: where an operator is told; None means nowhere.
+        wall_clock: tells the seconds since 1970, to be compared with the store's.
 
     Attributes:
         node: the id of this node.
@@ -102,6 +108,7 @@ class Registration:
         new_id: Callable[[], str],
         owner: Registered,
         log: ClusterLog | None,
+        wall_clock: Callable[[], float],
     ) -> None:
         self._engine = engine
         self._clock = clock
@@ -109,6 +116,9 @@ class Registration:
         self._new_id = new_id
         self._owner = owner
         self._log = log or NoLog()
+        self._wall_clock = wall_clock
+        # As the log told it last.
+        self._clocks_differ = 0.0
         self.node = self.former = new_id()
         self.formers: set[str] = set()
         self.reachable = self.good = self.away = False
@@ -236,6 +246,7 @@ class Registration:
         forgotten, self._seen_beats = int(before or 0) < self._seen_beats, number
         self._confirmed = sent
         self._store_ahead = milliseconds / 1000 - (sent + self._clock.seconds()) / 2
+        self._compare_clocks()
         if forgotten:
             # Perhaps nobody lost a connection.
             self._owner.forgotten()
@@ -247,6 +258,13 @@ class Registration:
             self.good, self.away = True, False
             self._owner.registered(topic.decode() for topic in topics)
         self._look_at(dict(zip((node.decode() for node in nodes[::2]), nodes[1::2], strict=True)))
+
+    def _compare_clocks(self) -> None:
+        """Tell an operator of a wall clock that is wrong: tokens and TURN credentials are good or not by it."""
+        difference = self._clock.seconds() + self._store_ahead - self._wall_clock()
+        if abs(difference - self._clocks_differ) > _CLOCKS_DIFFER_SECONDS:
+            self._clocks_differ = difference
+            self._log.clocks_differ(round(difference, 1))
 
     def _begin_anew(self) -> None:
         self._log.node_taken_for_dead(self.node)

@@ -467,6 +467,9 @@ class Told:
     def node_taken_for_dead(self, node: str) -> None:
         self.lines.append(("taken for dead", node))
 
+    def clocks_differ(self, seconds: float) -> None:
+        self.lines.append(("clocks differ", f"{seconds:g}"))
+
 
 def test_the_log_tells_of_nodes_that_come_and_go() -> None:
     told = Told()
@@ -482,6 +485,17 @@ def test_the_log_tells_of_nodes_that_come_and_go() -> None:
     world.engines[1].come_back()
     world.run()
     assert told.lines == [("taken for dead", second), ("registered", world.factories[1].backplane.node)]  # type: ignore[attr-defined]
+    world.close()
+
+
+def test_the_log_tells_of_a_wall_clock_that_is_not_the_store_s() -> None:
+    told, ahead = Told(), [0.0]
+    world = World(nodes=2, log=told, wall_ahead=lambda: ahead[0])
+    told.lines.clear()
+    for ahead[0] in (3600.0, 3601.0, 0.0):
+        world.advance(3)
+    # Once by each node.
+    assert told.lines == [("clocks differ", "-3600")] * 2 + [("clocks differ", "0")] * 2
     world.close()
 
 
