@@ -14,9 +14,11 @@ from unittest import SkipTest
 
 import pytest
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from twisted.logger import LogLevel, formatEvent, globalLogPublisher
+from twisted.protocols import portforward
 from twisted.trial.unittest import TestCase
 
 from signaling.backplane.engines import make_engine
@@ -301,8 +303,50 @@ class OrderTests(EngineCase):
         assert (await self.beat(engine))[:2] == [b"alive", b""]
 
 
+class _LossyClient(portforward.ProxyClient):
+    def dataReceived(self, data: bytes) -> None:
+        lossy = self.peer.factory
+        if lossy.losing:
+            lossy.losing -= 1
+        else:
+            super().dataReceived(data)
+
+
+class _LossyClientFactory(portforward.ProxyClientFactory):
+    protocol = _LossyClient
+    noisy = False
+
+
+class _LossyServer(portforward.ProxyServer):
+    clientProtocolFactory = _LossyClientFactory
+
+
+class Lossy(portforward.ProxyFactory):
+    """Carries bytes to a port and back, and loses some of what comes back without an end of the connection."""
+
+    protocol = _LossyServer
+    noisy = False
+    losing = 0
+
+
 class OutageTests(EngineCase):
-    """The server goes away, or stands still."""
+    """The server goes away, or stands still, or the way there loses something."""
+
+    async def test_a_reply_that_is_lost_without_a_sign_is_not_taken_for_that_of_the_next_call(self) -> None:
+        lossy = Lossy("127.0.0.1", self.server().port)
+        port = reactor.listenTCP(0, lossy, interface="127.0.0.1")
+        self.addCleanup(port.stopListening)
+        engine, listener = await self.connected(f"redis://127.0.0.1:{port.getHost().port}")
+        lossy.losing = 1
+        keys = [*KEYS.topic(b"room"), KEYS.index(NODE.encode())]
+        lost = ensureDeferred(self.call(engine, "leave", keys, "signaling:", "room", NODE, "1"))
+        while lossy.losing:
+            await deferLater(reactor, 0.01)
+        assert await self.beat(engine) is None
+        assert await lost is None
+        await listener.until("connected", 2)
+        assert listener.all("disconnected") == ["a reply was lost on its way"]
+        assert (await self.beat(engine))[0] == b"alive"
 
     async def test_it_comes_back_to_a_server_that_was_killed(self) -> None:
         server = self.server()
