@@ -2,9 +2,10 @@
 
 ``SignalingFactory`` listens on a port, ``SignalingResource`` mounts one in a ``twisted.web`` site, ``Limits`` holds the
 bounds of either, ``IceServers`` what peers are told of STUN and TURN servers; ``makeService`` is what
-``twistd signaling`` runs, and ``make_backplane`` lets several servers share topics. A portal of ``twisted.cred`` says
-who may do what: ``Grant``, ``GrantRealm``, ``IGrant``, ``IBearerToken`` and ``TokenRefused`` are for those who make
-one. Each is imported when it is asked for, so that ``signaling.client`` brings no server with it.
+``twistd signaling`` runs, and ``make_backplane`` lets several servers share topics. ``use_monotonic_timers`` keeps the
+timers of a reactor apart from the wall clock. A portal of ``twisted.cred`` says who may do what: ``Grant``,
+``GrantRealm``, ``IGrant``, ``IBearerToken`` and ``TokenRefused`` are for those who make one. Each is imported when it
+is asked for, so that ``signaling.client`` brings no server with it.
 """
 
 from importlib import import_module
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from signaling.access import Grant
     from signaling.auth import GrantRealm, IBearerToken, IGrant, TokenRefused
     from signaling.backplane.engines import make_backplane
+    from signaling.clock import use_monotonic_timers
     from signaling.errors import StartError
     from signaling.ice import IceServers, Turn
     from signaling.limits import Limits
@@ -38,6 +40,7 @@ __all__ = [
     "Turn",
     "makeService",
     "make_backplane",
+    "use_monotonic_timers",
 ]
 
 _HOMES = {
@@ -56,6 +59,7 @@ _HOMES = {
     "Turn": "ice",
     "makeService": "service",
     "make_backplane": "backplane.engines",
+    "use_monotonic_timers": "clock",
 }
 
 

@@ -57,6 +57,14 @@ class Deadlines(Generic[T]):
         """
         return self._due.pop(item, None)
 
+    def expire_all(self) -> None:
+        """Let the time of all items be over, a few in each pass from the next one on."""
+        if self._due:
+            self._due = dict.fromkeys(self._due, self._clock.seconds())
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._clock.callLater(0, self._expire)
+
     def rest(self) -> None:
         """Take no timer where no item is set."""
         if not self._due and self._timer is not None:

@@ -22,7 +22,6 @@ from twisted.logger import (
 from twisted.scripts._twistd_unix import UnixAppLogger
 
 from signaling.errors import Rejected
-from signaling.ids import age_seconds
 from signaling.rates import TokenBucket
 from signaling.wire import ClientMessage
 
@@ -79,11 +78,15 @@ class Events:
         """A peer lost its connection, and may come back."""
         self._peer("lost", "{peer} may come back to {topic!r}: {reason}", peer, topic, reason=reason)
 
-    def left(self, peer: str, topic: str, reason: str) -> None:
-        """A peer is gone."""
+    def left(self, peer: str, topic: str, reason: str, since: float) -> None:
+        """A peer is gone.
+
+        Args:
+            since: when it came to this server, by the clock of ``seconds``.
+        """
         if self.info:
             text = "{peer} left {topic!r}: {reason}"
-            self._peer("left", text, peer, topic, reason=reason, duration=round(age_seconds(peer), 3))
+            self._peer("left", text, peer, topic, reason=reason, duration=round(self._seconds() - since, 3))
 
     def _peer(self, event: str, text: str, peer: str, topic: str, **fields: Any) -> None:
         if self.info:
@@ -147,6 +150,11 @@ class Events:
         """The others took this node for dead."""
         text = "the others took node {node}, this one, for dead; it goes on under a new id"
         self.log.warn(text, event="node_taken_for_dead", node=node)
+
+    def clocks_differ(self, seconds: float) -> None:
+        """The store's wall clock is ahead of this node's by so many seconds, or behind where they are less than 0."""
+        text = "the wall clocks of this node and of its store differ by {seconds} s: set the one that is wrong"
+        self.log.warn(text, event="clocks_differ", seconds=seconds)
 
     def backplane_connected(self, where: str) -> None:
         """The store takes calls, at first or again."""

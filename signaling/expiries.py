@@ -1,4 +1,4 @@
-"""Moments of the wall clock, one for each of many items, on one timer."""
+"""Moments of the wall clock, one for each of many items, on one timer; and what to do when somebody sets that clock."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ _MOST_IN_ONE_PASS = 16
 _LONGEST_WAIT_SECONDS = 60.0
 # How many entries of items that are gone are kept before they are thrown away together.
 _MOST_GONE = 64
+_LOOK_SECONDS = 10.0
+# Clocks that are kept right run faster or slower by less than this between two looks.
+_STEP_SECONDS = 1.0
 
 
 class Expiries(Generic[T]):
@@ -83,3 +86,38 @@ class Expiries(Generic[T]):
                     self._on_expired(entry[2])
         finally:
             self._wait()
+
+
+class ClockSteps:
+    """Notices, within some seconds, that the wall clock was set.
+
+    Args:
+        clock: tells a time that nobody sets, and waits.
+        wall_clock: tells the time, in seconds since 1970.
+        on_step: called when it was set, forward or back.
+    """
+
+    def __init__(self, clock: Clock, wall_clock: Callable[[], float], on_step: Callable[[], None]) -> None:
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._on_step = on_step
+        self._ahead = 0.0
+        self._timer: Any = None
+
+    def watch(self) -> None:
+        """Look from now on, until ``rest``."""
+        if self._timer is None:
+            self._ahead = self._wall_clock() - self._clock.seconds()
+            self._timer = self._clock.callLater(_LOOK_SECONDS, self._look)
+
+    def rest(self) -> None:
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        self._timer = self._clock.callLater(_LOOK_SECONDS, self._look)
+        before, self._ahead = self._ahead, self._wall_clock() - self._clock.seconds()
+        if abs(self._ahead - before) > _STEP_SECONDS:
+            self._on_step()

@@ -19,11 +19,6 @@ def _wall_clock_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def age_seconds(peer_id: str) -> float:
-    """Tell how long ago an id was made, by the wall clock."""
-    return max(0.0, _wall_clock_ms() - ULID.from_str(peer_id).milliseconds) / 1000
-
-
 class PeerIds:
     """Makes the ids of one server's peers.
 

@@ -34,9 +34,12 @@ class Peer:
         announcer: tells the topic's peers of this one, and this one of them.
         backplane: knows the topic's peers on other nodes.
         counters: the server's.
+
+    Attributes:
+        since: when it came to this server, in seconds of the reactor.
     """
 
-    __slots__ = ("_announcer", "_backplane", "_counters", "_outbound", "_topics", "id", "metadata", "topic")
+    __slots__ = ("_announcer", "_backplane", "_counters", "_outbound", "_topics", "id", "metadata", "since", "topic")
 
     def __init__(  # noqa: PLR0913, PLR0917 - what a peer depends on
         self,
@@ -50,6 +53,7 @@ class Peer:
         self.id = peer_id
         self.metadata = metadata
         self.topic: Topic[Peer] | None = None
+        self.since = 0.0
         self._topics = topics
         self._announcer = announcer
         self._backplane = backplane

@@ -182,6 +182,9 @@ class ClusterLog(Protocol):
     def node_taken_for_dead(self, node: str) -> None:
         """The others took this node for dead."""
 
+    def clocks_differ(self, seconds: float) -> None:
+        """The store's wall clock is ahead of this node's by so many seconds, or behind where they are less than 0."""
+
 
 # The engine: what a cluster's nodes run on
 

@@ -33,7 +33,7 @@ from signaling.counters import Counters
 from signaling.deadlines import Deadlines
 from signaling.errors import Ending, ErrorCode, Refused, Rejected
 from signaling.events import Events
-from signaling.expiries import Expiries
+from signaling.expiries import ClockSteps, Expiries
 from signaling.heads import Head, HeaderValues
 from signaling.ice import IceServers
 from signaling.ids import PeerIds
@@ -277,7 +277,9 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         if join is None:
             raise RuntimeError("a connection opens by join()")
         factory, self._lender = self.factory, None
-        factory.renewals.set(self)
+        if factory.ice_servers.renewal_seconds:
+            factory.renewals.set(self)
+            factory.clock_steps.watch()
         if join.grant is not None:
             self._be_bound_by(join.grant)
         if join.claim is not None and self._come_back(join, join.claim):
@@ -521,7 +523,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
             self.factory.sessions.keep(peer, place)
             self.factory.events.lost(peer.id, topic.name, self.end_reason)
             return
-        self.factory.events.left(peer.id, topic.name, self.end_reason)
+        self.factory.events.left(peer.id, topic.name, self.end_reason, peer.since)
         self.factory.counters.leaves[self.ending] += 1
         peer.detach()
         peer.leave()
@@ -542,7 +544,7 @@ class SignalingFactory(LeanWebSocketFactory):
         demo: whether ``/`` is, a page that shows it.
         portal: who may do what (docs/access.md); None means that everybody may do everything.
         backplane: shares the topics with other servers (docs/cluster.md); None means that there are none.
-        wall_clock: tells when tokens expire, in seconds since 1970.
+        wall_clock: tells when tokens and TURN credentials expire, in seconds since 1970.
         reactor: tells the time; None means the global reactor.
         log_level: events below it are not logged.
 
@@ -594,6 +596,7 @@ class SignalingFactory(LeanWebSocketFactory):
         self.renewals: Deadlines[SignalingProtocol] = Deadlines(
             reactor, self.ice_servers.renewal_seconds, SignalingProtocol.renewIceServers
         )
+        self.clock_steps = ClockSteps(reactor, wall_clock, self.renewals.expire_all)
         self.expiries: Expiries[SignalingProtocol] = Expiries(reactor, wall_clock, SignalingProtocol.expire)
         self._proxies = TrustedProxies(trusted_proxies)
         self.newcomers: Unjoined[SignalingProtocol] = Unjoined(self.limits.max_connections_per_address)
@@ -650,15 +653,18 @@ class SignalingFactory(LeanWebSocketFactory):
     def new_peer(self, join: Join, connection: SignalingProtocol, entrant: Entrant) -> Peer:
         """Make a peer on a connection that is open, by the id that other nodes know, where there are any."""
         peer_id = entrant.id or self.ids.next()
-        if not self.limits.resume_window_seconds:
+        peer: Peer
+        if self.limits.resume_window_seconds:
+            peer = resumable = ResumablePeer(
+                peer_id, join, self.topics, self.announcer, self.backplane, self.counters, self.limits
+            )
+            resumable.go(connection)
+        else:
             peer = Peer(peer_id, join.metadata, self.topics, self.announcer, self.backplane, self.counters)
             peer.attach(connection)
-            return peer
-        resumable = ResumablePeer(
-            peer_id, join, self.topics, self.announcer, self.backplane, self.counters, self.limits
-        )
-        resumable.go(connection)
-        return resumable
+        # Not its id's time: the wall clock may be set, and a node that is behind takes later ids.
+        peer.since = self.reactor.seconds()
+        return peer
 
     def place_for(self, join: Join, client: Client) -> tuple[Place, ResumablePeer | None]:
         """Let a client in; who comes back gives up the place that it held.
@@ -679,7 +685,7 @@ class SignalingFactory(LeanWebSocketFactory):
     def _not_back(self, peer: Peer, reason: str) -> None:
         self.counters.leaves[Ending.STOPPING if self.draining else Ending.NOT_BACK] += 1
         if peer.topic is not None:
-            self.events.left(peer.id, peer.topic.name, reason)
+            self.events.left(peer.id, peer.topic.name, reason, peer.since)
 
     def _moved(self, peer: Peer) -> None:
         if isinstance(peer, ResumablePeer) and peer.topic is not None:
@@ -690,6 +696,7 @@ class SignalingFactory(LeanWebSocketFactory):
         """Leave no timer behind when nobody is there."""
         super().rest()
         self.renewals.rest()
+        self.clock_steps.rest()
         self.expiries.rest()
         self.sessions.rest()
 

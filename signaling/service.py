@@ -19,6 +19,7 @@ from twisted.logger import FilteringLogObserver, LogLevelFilterPredicate, global
 from twisted.python.failure import Failure
 
 from signaling.backplane.engines import make_backplane
+from signaling.clock import use_monotonic_timers
 from signaling.descriptors import raise_file_limit
 from signaling.dispatch import Dispatcher, peeked
 from signaling.errors import StartError
@@ -264,6 +265,7 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
     where = listeners(reactor, options.listen, options.port)
     if options.run_by_twistd:
         raise_file_limit()
+        use_monotonic_timers(reactor)
     companions: list[Companion] = []
     factory: SignalingFactory
     if options.workers == 1:

@@ -19,6 +19,7 @@ from twisted.logger import FilteringLogObserver, LogLevelFilterPredicate, global
 from twisted.python import usage
 
 from signaling.channel import MOST_BYTES, Channel
+from signaling.clock import use_monotonic_timers
 from signaling.options import Options
 from signaling.protocol import SignalingFactory, SignalingProtocol
 from signaling.relayed_log import RelayedLog
@@ -217,6 +218,7 @@ def main(arguments: Sequence[str]) -> None:
         SystemExit: where the options are wrong by now, because of a file that they name.
     """
     reactor, number, options = _reactor_of(arguments[0]), int(arguments[1]), Options()
+    use_monotonic_timers(reactor)
     try:
         options.parseOptions(list(arguments[3:]))
     except usage.UsageError as error:

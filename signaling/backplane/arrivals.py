@@ -26,7 +26,7 @@ class Arrival:
     """A peer between its request and its peer-list.
 
     Args:
-        entered: is called once.
+        entered: is called once, when it is this peer's turn.
         proof: of being a peer that another node may have.
 
     Attributes:
@@ -35,6 +35,7 @@ class Arrival:
         taken_out: whether it was taken out of there again: until its own call is answered it cannot be put back.
         held: what came for it and has to wait for its peer-list.
         session: that the other node wrote down.
+        verdict: how it is let in when it is its turn; None before the store answered, or is known not to.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Arrival:
         self.asked = self.stored = self.taken_out = False
         self.held: list[Callable[[], None]] = []
         self.session: bytes | None = None
+        self.verdict: Entrant | None = None
 
     @property
     def returns(self) -> bool:
@@ -55,9 +57,14 @@ class Arrival:
         return self.proof is not None and self.id == self.proof.peer
 
     @property
+    def may_go_in(self) -> bool:
+        """Whether it is decided how it is let in, and that was not done yet."""
+        return self.verdict is not None and self.entered is not None
+
+    @property
     def waits(self) -> bool:
-        """Whether it was not let in yet."""
-        return self.entered is not None
+        """Whether nothing is decided yet."""
+        return self.verdict is None
 
 
 class Arrivals:
@@ -84,12 +91,15 @@ class Arrivals:
         self._store = store
         self._presence = presence
         self._entrants = entrants.by_topic
+        self._first: Callable[[str], Arrival | None] = entrants.first
         self._ids = ids
         self._most = most
         self._node: Node
         self._deadlines: Deadlines[Arrival] = Deadlines(clock, _ENTER_SECONDS, self._admit)
         self._claims = 0
         self._claiming: dict[int, tuple[Arrival, str]] = {}
+        # The topics whose newcomers are being let in, further up on the stack.
+        self._letting_in: set[str] = set()
 
     def start(self, node: Node) -> None:
         """Answer the claims of other nodes by asking ``node``."""
@@ -182,8 +192,11 @@ class Arrivals:
         arrival.id = peer
         arrivals[peer] = arrival
         arrival.asked = False
+        self._go_on(arrival.topic)
 
     def _admit(self, arrival: Arrival, full: str | None = None) -> None:
+        if not arrival.waits:
+            return
         self._deadlines.clear(arrival)
         if not (arrival.returns and arrival.stored):
             # Another node's session is no new peer's.
@@ -191,9 +204,28 @@ class Arrivals:
         if arrival.returns and not arrival.stored:
             # Whether that peer is this node's now nobody knows; a new one surely is.
             self._rename(arrival, self._ids.next())
+        arrival.verdict = Entrant(arrival.id, full, arrival.session)
+        if arrival.returns:
+            self._let_in(arrival)
+        else:
+            self._go_on(arrival.topic)
+
+    def _let_in(self, arrival: Arrival) -> None:
         entered, arrival.entered = arrival.entered, None
-        if entered is not None:
-            entered(Entrant(arrival.id, full, arrival.session))
+        if entered is not None and arrival.verdict is not None:
+            entered(arrival.verdict)
+
+    def _go_on(self, topic: str) -> None:
+        """Let newcomers in, and tell of those elsewhere, in joining order: each once the one before has settled."""
+        self._presence.announce(topic)
+        if topic in self._letting_in:
+            return
+        self._letting_in.add(topic)
+        try:
+            while (first := self._first(topic)) is not None and first.may_go_in:
+                self._let_in(first)
+        finally:
+            self._letting_in.remove(topic)
 
     def settle(self, topic: str, peer: str, *, joined: bool) -> None:
         """Hand over what came for a peer that was on its way, or take it back."""
@@ -208,6 +240,7 @@ class Arrivals:
             self._presence.doubt(topic)
         elif not joined and arrival.asked:
             self._presence.leave(topic, peer)
+        self._go_on(topic)
         self._presence.forget_empty(topic)
 
     # From another node

@@ -6,11 +6,12 @@ What concerns peers of this node alone happens at once and asks nobody.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from signaling.backplane.arrivals import Arrival, Arrivals
-from signaling.backplane.messages import NODE_CHARACTERS, Ask, Claim, Event, Outcomes, Relays, decode
+from signaling.backplane.messages import NODE_CHARACTERS, Ask, Beat, Claim, Event, Outcomes, Relays, decode
 from signaling.backplane.presence import Entrants, Presence
 from signaling.backplane.registration import Registration
 from signaling.backplane.relaying import Relaying
@@ -36,6 +37,7 @@ class Cluster:
         prefix: of all names in the store; clusters with different ones never meet.
         ids: make the ids of this node's peers.
         log: where an operator is told what happens to the node; None means nowhere.
+        wall_clock: tells the seconds since 1970.
         choose: makes this node's own ids; a seeded one for tests.
     """
 
@@ -48,6 +50,7 @@ class Cluster:
         prefix: str = "signaling:",
         ids: PeerIds | None = None,
         log: ClusterLog | None = None,
+        wall_clock: Callable[[], float] = time.time,
         choose: random.Random | None = None,
     ) -> None:
         self._engine = engine
@@ -56,7 +59,7 @@ class Cluster:
         self._ids = ids or PeerIds()
         keys, entrants = Keys(prefix), Entrants()
         most = limits.max_peers_per_topic, limits.max_peer_list_bytes
-        self._registration = Registration(engine, clock, keys, self._new_id, self, log)
+        self._registration = Registration(engine, clock, keys, self._new_id, self, log, wall_clock)
         store = Store(engine, keys, self._registration)
         self._presence = Presence(store, entrants)
         self._arrivals = Arrivals(store, self._presence, entrants, clock, self._ids, most)
@@ -74,7 +77,10 @@ class Cluster:
     @property
     def troubles(self) -> list[str]:
         """Why a balancer should send newcomers elsewhere."""
-        return [] if self._registration.good else ["the backplane is out of reach"]
+        registration = self._registration
+        # Where its timers stand still, a node is not told that the store serves it no longer.
+        served = registration.good and registration.may_deliver
+        return [] if served else ["the backplane is out of reach"]
 
     @property
     def forwarding(self) -> int:
@@ -145,7 +151,9 @@ class Cluster:
     def elsewhere(self, topic: str) -> Iterable[tuple[str, bytes | None]]:
         """List the peers of other nodes."""
         view = self._presence.find(topic)
-        return [(peer, other.metadata) for peer, other in view.others.items()] if view is not None else ()
+        if view is None:
+            return ()
+        return [(peer, other.metadata) for peer, other in view.others.items() if peer not in view.unannounced]
 
     def forward(self, topic: str, to: str, sender: str, frame: bytes, forwarding: Forwarding) -> bool | None:
         """Send a relay to a peer of another node."""
@@ -194,7 +202,10 @@ class Cluster:
         except ValueError:
             # Another version's, or a stranger's.
             return
-        if isinstance(message, Event):
+        if isinstance(message, Beat):
+            self._registration.take_beat(message)
+        elif isinstance(message, Event):
+            self._registration.events += 1
             self._presence.take_event(message)
         elif isinstance(message, Relays):
             self._relaying.take(message)

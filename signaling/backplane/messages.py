@@ -47,6 +47,18 @@ class Event(NamedTuple):
     other: Other | None
 
 
+class Beat(NamedTuple):
+    """A beat of this node, as the store heard it.
+
+    Args:
+        number: of the beat.
+        events: how many the store had sent to this node before, and another version of this server not counted.
+    """
+
+    number: int
+    events: int
+
+
 class Relay(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One relay.
 
@@ -138,13 +150,16 @@ _decode = msgspec.msgpack.Decoder(Message).decode
 _LETTER = b"a"[0]
 
 
-def decode(data: bytes) -> Event | Message:
+def decode(data: bytes) -> Event | Beat | Message:
     """Decode what came on a channel.
 
     Raises:
         ValueError: where it is nothing of ours.
     """
     try:
+        if data.startswith(b"beat "):
+            _, number, events = data.split(b" ")
+            return Beat(int(number), int(events))
         if _LETTER <= data[0] < _LETTER + 26:
             return _event(data)
         message: Message = _decode(data)

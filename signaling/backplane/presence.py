@@ -38,6 +38,12 @@ class Entrants:
         """Return the entrant with that id, or None."""
         return self.by_topic.get(topic, {}).get(peer)
 
+    def first(self, topic: str) -> Any:
+        """Return the new peer that is first in joining order, or None; those that come back joined long ago."""
+        # In the order of their ids: each new id is greater than all before.
+        entrants = self.by_topic.get(topic, {}).values()
+        return next((entrant for entrant in entrants if not entrant.returns), None)
+
     def stored(self, topic: str) -> list[tuple[str, bytes]]:
         """Say what ``sync`` has to be told of them."""
         entrants = self.by_topic.get(topic, {}).values()
@@ -155,14 +161,35 @@ class Presence:
     def _changed(self, topic: str, view: TopicView, changes: list[Change]) -> None:
         for change in changes:
             if change.kind is Kind.JOINED:
-                self._node.joined(topic, change.peer, change.metadata)
+                view.unannounced.add(change.peer)
             elif change.kind is Kind.LEFT:
-                self._node.left(topic, change.peer)
+                if change.peer in view.unannounced:
+                    view.unannounced.remove(change.peer)
+                else:
+                    self._node.left(topic, change.peer)
                 self._gone_on.pop((topic, change.peer), None)
             else:
                 self._node.moved(topic, change.peer)
                 self._gone_on[topic, change.peer] = _GONE_ON_LOOKS
                 self.forget_empty(topic)
+        self.announce(topic)
+        for hand_over in view.take_parked():
+            hand_over()
+
+    def announce(self, topic: str) -> None:
+        """Tell those who are here of newcomers elsewhere, in joining order.
+
+        A peer of this node that may have joined before a newcomer comes first: its own list ends with itself.
+        """
+        view = self._views.get(topic)
+        if view is None or not view.unannounced:
+            return
+        first = self._entrants.first(topic)
+        for peer in sorted(view.unannounced):
+            # One that comes back to this node by now would never be told of.
+            if first is None or peer < first.id or self._entrants.find(topic, peer) is not None:
+                view.unannounced.remove(peer)
+                self._node.joined(topic, peer, view.others[peer].metadata)
         for hand_over in view.take_parked():
             hand_over()
 

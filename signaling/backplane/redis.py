@@ -65,7 +65,7 @@ class RedisEngine:
         self._session: _Session | None = None
         self._commands: Connection | None = None
         self._retry: Any = None
-        self._failures = 0
+        self._failures = self._calls = 0
         self._connected_at = 0.0
         self._told = ""
 
@@ -80,20 +80,29 @@ class RedisEngine:
 
     def call(self, script: str, keys: Sequence[bytes], arguments: Sequence[bytes], done: Reply) -> None:
         """Run a script; ``done`` gets its reply, or None, at once where there is no connection."""
-        connection = self._commands
-        if connection is None:
+        connection, session = self._commands, self._session
+        if connection is None or session is None:
             done(None)
             return
         known = self._scripts[script]
+        self._calls += 1
+        tag = b"%d" % self._calls
+
+        def replied(reply: Any) -> None:
+            if type(reply) is list and reply[0] == tag:
+                done(reply[1])
+            else:
+                done(None)
+                self._lost(session, "a reply was lost on its way")
 
         def failed(_: object, error: Exception | None) -> None:
             # Only where nothing was sent behind it: that would have overtaken it.
             if error is not None and str(error).startswith("NOSCRIPT") and connection.is_idle:
-                connection.send(known.bring_and_run(keys, arguments), done, failed)
+                connection.send(known.bring_and_run(keys, arguments, tag), replied, failed)
             else:
                 self._refused(script, done, error)
 
-        connection.send(known.run(keys, arguments), done, failed)
+        connection.send(known.run(keys, arguments, tag), replied, failed)
 
     def publish(self, channel: bytes, data: bytes, done: Callable[[int | None], None]) -> None:
         """Publish; ``done`` gets how many listeners it was handed to, or None, at once where there is no connection."""

@@ -173,9 +173,9 @@ class Relaying:
         if entrant is not None:
             # Its own peer-list comes first.
             entrant.held.append(lambda: self._deliver(incoming, relay, expires))
-        elif view is None or relay.sender in view.others:
+        elif view is None or (relay.sender in view.others and relay.sender not in view.unannounced):
             self._hand_over(incoming, relay)
-        elif not view.current:
+        elif not view.current or relay.sender in view.unannounced:
             # The target has not heard of the sender yet.
             view.parked.append(lambda: self._deliver(incoming, relay, expires))
         else:

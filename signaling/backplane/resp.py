@@ -35,13 +35,26 @@ _PLAIN_HINTS = {
     "SELECT": "it has no such database",
     "SENTINEL": "it is no sentinel",
 }
+# What is refused within a script comes as an error without a code.
+_REFUSED_IN_SCRIPT = "The user executing the script"
 # The server says so in place of its first reply.
 _TOO_MANY = "max number of clients"
 _OUTDATED = frozenset({"LOADING", "MASTERDOWN", "NOAUTH", "NOSCRIPT", "READONLY"})
 
 
+# Replies come in the order of the calls. Where one is lost on its way and the connection stays, the next would be taken
+# for it: so each call has a tag, which comes back.
+_TAGGED = """\
+local function run()
+%s
+end
+local tag = table.remove(ARGV)
+return {tag, run()}
+"""
+
+
 class Script:
-    """A script, as it is loaded and run.
+    """A script, as it is loaded and run. Its reply comes behind the tag of the call.
 
     Attributes:
         name: as the cluster calls it.
@@ -49,20 +62,20 @@ class Script:
     """
 
     def __init__(self, name: str) -> None:
-        body = text(name).encode()
+        body = (_TAGGED % text(name)).encode()
         self.name = name
         self.load = (b"SCRIPT", b"LOAD", body)
         # The server's name for it, not a secret.
         self._known = (b"EVALSHA", sha1(body, usedforsecurity=False).hexdigest().encode())
         self._whole = (b"EVAL", body)
 
-    def run(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> bytes:
+    def run(self, keys: Sequence[bytes], arguments: Sequence[bytes], tag: bytes) -> bytes:
         """Return the command that runs it where the server knows it."""
-        return command(*self._known, b"%d" % len(keys), *keys, *arguments)
+        return command(*self._known, b"%d" % len(keys), *keys, *arguments, tag)
 
-    def bring_and_run(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> bytes:
+    def bring_and_run(self, keys: Sequence[bytes], arguments: Sequence[bytes], tag: bytes) -> bytes:
         """Return the command that runs it, and makes the server know it."""
-        return command(*self._whole, b"%d" % len(keys), *keys, *arguments)
+        return command(*self._whole, b"%d" % len(keys), *keys, *arguments, tag)
 
 
 def scripts() -> dict[str, Script]:
@@ -109,5 +122,7 @@ class Refusal:
 def _detail(verb: str, message: str) -> str:
     if _TOO_MANY in message:
         return "it has as many clients as it takes (maxclients)"
+    if _REFUSED_IN_SCRIPT in message:
+        return _HINTS["NOPERM"]
     line = re.search(r"user_script:\s?(\d+)", message)
     return _PLAIN_HINTS.get(verb) or (f"in line {line[1]}" if line else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from signaling.backplane.messages import Message, encode
 from signaling.backplane.registration import KEEP_SECONDS, Registration
@@ -65,16 +66,18 @@ class Store:
     def _call(self, script: str, topic: str, arguments: Sequence[bytes], done: Reply, *keys: bytes) -> None:
         name = topic.encode()
         all_keys = [*self._keys.topic(name), self._keys.index(self.node.encode()), *keys]
-        self._engine.call(script, all_keys, [self._keys.prefix, name, *arguments], _unless_buried(done))
+
+        def replied(reply: list[Any] | None) -> None:
+            if reply is not None:
+                self._registration.answered()
+            # A node that was taken for dead is refused: its next beat tells it, and it begins anew.
+            done(None if reply == [b"buried"] else reply)
+
+        self._engine.call(script, all_keys, [self._keys.prefix, name, *arguments], replied)
 
     def tell(self, node: str, message: Message, done: Callable[[int | None], None] | None = None) -> None:
         """Send a message to another node; ``done`` gets how many listened, or None where that is not known."""
         self._engine.publish(self._keys.channel(node.encode()), encode(message), done or _ignore)
-
-
-def _unless_buried(done: Reply) -> Reply:
-    """Take the refusal of a node that was taken for dead for no reply: its next beat tells it, and it begins anew."""
-    return lambda reply: done(None if reply == [b"buried"] else reply)
 
 
 def _ignore(listeners: int | None) -> None:

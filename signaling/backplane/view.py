@@ -36,6 +36,7 @@ class TopicView:
 
     Attributes:
         others: the members of other nodes, and those that are on their way from one to this node.
+        unannounced: those of the others that nobody here was told of, for earlier ones are on their way into the topic.
         current: False where events may be missing: a snapshot is needed, and events wait for it.
         calls: how many replies with a snapshot are on their way.
         parked: what waits for the view to be current.
@@ -44,6 +45,7 @@ class TopicView:
 
     def __init__(self) -> None:
         self.others: dict[str, Other] = {}
+        self.unannounced: set[str] = set()
         self.current = False
         self.calls = 0
         self.parked: list[Callable[[], None]] = []

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.clustered import Call, Peer, new_topic, nodes, ready, wait_until, wait_until_ready
+from tests.live.clustered import Call, Peer, listening, new_topic, nodes, ready, wait_until, wait_until_ready
 from tests.live.failing import join_raw, masked, read_to_the_end
 from tests.live.proxy import Proxy, proxied
 from tests.live.redis import RedisServer, redis_running
@@ -179,6 +179,17 @@ def test_a_missing_extra_is_one_clear_line(tmp_path: Path) -> None:
     status, text = run_to_end("--backplane=redis://127.0.0.1", PYTHONPATH=path)
     assert status == 1
     assert text == "signaling: --backplane: needs the extra cluster, as in pip install '.[cluster]': not here"
+
+
+def test_a_store_that_refuses_one_command_of_the_scripts_is_out_of_reach() -> None:
+    everything_else = "ada on >north ~signaling:* &signaling:* +@all -srandmember"
+    with redis_running(users=[everything_else]) as redis:
+        node = start(["--port=0", f"--backplane=redis://ada:north@127.0.0.1:{redis.port}"])
+        try:
+            listening(node).wait_for("beat: ERR, the user may not; docs/options.md has the rights")
+            assert ready(node)[0] == 503
+        finally:
+            node.end()
 
 
 def run_to_end(*options: str, **environ: str) -> tuple[int, str]:

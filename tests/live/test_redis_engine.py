@@ -14,9 +14,11 @@ from unittest import SkipTest
 
 import pytest
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from twisted.logger import LogLevel, formatEvent, globalLogPublisher
+from twisted.protocols import portforward
 from twisted.trial.unittest import TestCase
 
 from signaling.backplane.engines import make_engine
@@ -119,7 +121,8 @@ class EngineCase(TestCase):
 
     async def beat(self, engine: RedisEngine) -> Any:
         node = NODE.encode()
-        return await self.call(engine, "beat", [KEYS.nodes, KEYS.tomb(node), KEYS.index(node)], "60", NODE, "1", "0")
+        keys = [KEYS.nodes, KEYS.tomb(node), KEYS.index(node)]
+        return await self.call(engine, "beat", keys, "60", NODE, "1", "1", "signaling:")
 
     async def publish(self, engine: RedisEngine, data: bytes, channel: bytes = CHANNEL) -> int | None:
         answered: Deferred[int | None] = Deferred()
@@ -159,8 +162,9 @@ class EngineCase(TestCase):
         assert (await self.join(engine, "room", "2"))[0] == b"behind"
         assert await self.publish(engine, b"\x00\r\n\xff") == 1
         assert await self.publish(engine, b"", KEYS.channel(OTHER.encode())) == 0
-        heard = await listener.until("received", 3)
+        heard = await listener.until("received", 4)
         assert heard == [
+            b"beat 1 0",
             b"joined %b 1 1 4\nroom%b" % (gen, NODE.encode()),
             b"joined %b 2 2 4\nroom%b" % (gen, OTHER.encode()),
             b"\x00\r\n\xff",
@@ -213,13 +217,19 @@ class WaysInTests(EngineCase):
         moved = await self.call(engine, "move", [*members, old], "signaling:", "room", "60", NODE, OTHER, "2")
         assert moved[0] == b"moved"
         own = [KEYS.nodes, KEYS.index(node)]
-        assert await self.call(engine, "resign", own, NODE) == [b"resigned"]
+        assert await self.call(engine, "resign", own, NODE, "signaling:") == [b"resigned"]
         buried = [KEYS.nodes, KEYS.tomb(node), KEYS.index(node)]
         assert (await self.call(engine, "bury", buried, "signaling:", "60", NODE, "1", "9")) == [b"buried", 0]
         server.command("SCRIPT", "FLUSH")
         assert (await self.beat(engine))[0] == b"buried"
-        assert await self.call(engine, "resign", [b"other", b"keys"], NODE) is None
+        assert await self.call(engine, "resign", [b"other", b"keys"], NODE, "signaling:") is None
         assert "resign: NOPERM, the user may not" in self.text
+
+    async def test_a_user_that_may_do_all_but_one_thing_is_refused_at_the_first_beat(self) -> None:
+        server = self.server(users=[f"ada on >north {ACL} -hincrby"])
+        engine, _ = await self.connected(f"redis://ada:north@127.0.0.1:{server.port}")
+        assert await self.beat(engine) is None
+        assert "beat: ERR, the user may not" in self.text
 
     async def test_a_unix_socket(self) -> None:
         await self.talk(self.server(unix=True).unix_url)
@@ -255,7 +265,7 @@ class OrderTests(EngineCase):
         node = [NODE.encode()]
         beat = [KEYS.nodes, KEYS.tomb(node[0]), KEYS.index(node[0])]
         for number in range(500):
-            arguments = [b"60", *node, b"%d" % number, b"0"]
+            arguments = [b"60", *node, b"%d" % number, b"0", b"other:"]
             engine.call("beat", beat, arguments, lambda reply: listener.answered(int(reply[1] or -1)))
             engine.publish(CHANNEL, b"%d" % number, lambda count: listener.answered(-(count or 0)))
         replies = await listener.until("answered", 1000)
@@ -286,15 +296,57 @@ class OrderTests(EngineCase):
         server.command("SCRIPT", "FLUSH")
         beat = [KEYS.nodes, KEYS.tomb(NODE.encode()), KEYS.index(NODE.encode())]
         for _ in range(10):
-            engine.call("beat", beat, [b"60", NODE.encode(), b"1", b"0"], listener.answered)
+            engine.call("beat", beat, [b"60", NODE.encode(), b"1", b"0", b"other:"], listener.answered)
         await listener.until("connected", 2)
         assert listener.all("answered") == [None] * 10
         assert [what for what, _ in listener.heard][-2:] == ["disconnected", "connected"]
         assert (await self.beat(engine))[:2] == [b"alive", b""]
 
 
+class _LossyClient(portforward.ProxyClient):
+    def dataReceived(self, data: bytes) -> None:
+        lossy = self.peer.factory
+        if lossy.losing:
+            lossy.losing -= 1
+        else:
+            super().dataReceived(data)
+
+
+class _LossyClientFactory(portforward.ProxyClientFactory):
+    protocol = _LossyClient
+    noisy = False
+
+
+class _LossyServer(portforward.ProxyServer):
+    clientProtocolFactory = _LossyClientFactory
+
+
+class Lossy(portforward.ProxyFactory):
+    """Carries bytes to a port and back, and loses some of what comes back without an end of the connection."""
+
+    protocol = _LossyServer
+    noisy = False
+    losing = 0
+
+
 class OutageTests(EngineCase):
-    """The server goes away, or stands still."""
+    """The server goes away, or stands still, or the way there loses something."""
+
+    async def test_a_reply_that_is_lost_without_a_sign_is_not_taken_for_that_of_the_next_call(self) -> None:
+        lossy = Lossy("127.0.0.1", self.server().port)
+        port = reactor.listenTCP(0, lossy, interface="127.0.0.1")
+        self.addCleanup(port.stopListening)
+        engine, listener = await self.connected(f"redis://127.0.0.1:{port.getHost().port}")
+        lossy.losing = 1
+        keys = [*KEYS.topic(b"room"), KEYS.index(NODE.encode())]
+        lost = ensureDeferred(self.call(engine, "leave", keys, "signaling:", "room", NODE, "1"))
+        while lossy.losing:
+            await deferLater(reactor, 0.01)
+        assert await self.beat(engine) is None
+        assert await lost is None
+        await listener.until("connected", 2)
+        assert listener.all("disconnected") == ["a reply was lost on its way"]
+        assert (await self.beat(engine))[0] == b"alive"
 
     async def test_it_comes_back_to_a_server_that_was_killed(self) -> None:
         server = self.server()
@@ -309,7 +361,7 @@ class OutageTests(EngineCase):
         assert listener.all("answered") == [None, None]
         assert (await self.beat(engine))[0] == b"alive"
         assert await self.publish(engine, b"again") == 1
-        assert await listener.until("received") == [b"again"]
+        assert await listener.until("received", 2) == [b"beat 1 0", b"again"]
 
     async def test_without_a_connection_there_is_no_reply(self) -> None:
         server = self.server()

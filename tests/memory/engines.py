@@ -138,11 +138,16 @@ class MemoryEngine:
     Attributes:
         refused: the scripts that get no reply, as where a store's memory is full.
         refusals: how many calls that were.
+        deaf_for: how many of the next messages on its channel are lost on their way.
+        connects: how often it was told to connect.
+        calls: how often a script was run.
     """
 
     def __init__(self, store: Store) -> None:
         self.refused: set[str] = set()
         self.refusals = 0
+        self.deaf_for = 0.0
+        self.connects = self.calls = 0
         self._store = store
         self._channel: bytes | None = None
         self._requests: deque[Callable[[], None]] = deque()
@@ -156,7 +161,15 @@ class MemoryEngine:
         self.disconnect()
         self._channel, self._listener = channel, listener
         self._last_channel = channel
-        self._store.listen(channel, lambda data: self._arrived.append(lambda: listener.received(data)))
+        self.connects += 1
+
+        def heard(data: bytes) -> None:
+            if self.deaf_for:
+                self.deaf_for -= 1
+            else:
+                self._arrived.append(lambda: listener.received(data))
+
+        self._store.listen(channel, heard)
         self._arrived.append(listener.connected)
 
     def disconnect(self) -> None:
@@ -187,6 +200,7 @@ class MemoryEngine:
 
     def call(self, script: str, keys: Sequence[bytes], arguments: Sequence[bytes], done: Reply) -> None:
         def run() -> list[Any] | None:
+            self.calls += 1
             if script in self.refused:
                 self.refusals += 1
                 return None

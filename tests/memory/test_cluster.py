@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
 
 import msgspec
@@ -54,6 +55,73 @@ def test_a_node_goes_on_where_its_connection_is_lost_under_a_join(world: World) 
     world.engines[0].come_back()
     world.run()
     assert len(arrive(world, 1).heard()[1]["peers"]) == 1
+
+
+# A channel that loses something, and an engine that is not the one to blame
+
+
+def troubles(world: World, node: int = 0) -> list[str]:
+    return world.factories[node].backplane.troubles
+
+
+@pytest.mark.parametrize("kind", ["left", "joined"])
+def test_an_event_that_got_lost_without_a_sign_is_made_up_for_within_seconds(world: World, kind: str) -> None:
+    watcher, other = arrive(world, 0), arrive(world, 1)
+    watcher.heard()
+    world.engines[0].deaf_for = 1
+    if kind == "left":
+        other.leave()
+    else:
+        arrive(world, 2)
+    assert watcher.heard() == []
+    world.advance(3)
+    assert [message["type"] for message in watcher.heard()] == [f"peer-{kind}"]
+    assert world.engines[0].connects == 1
+
+
+def test_no_event_is_missed_where_none_got_lost(world: World) -> None:
+    for node in (0, 1, 2, 0):
+        arrive(world, node).leave()
+    world.advance(5)
+    calls = [engine.calls for engine in world.engines]
+    world.advance(5)
+    # Each beat, and no comparison of a topic.
+    assert [engine.calls - before for engine, before in zip(world.engines, calls, strict=True)] == [5, 5, 5]
+
+
+def test_a_channel_that_alone_falls_silent_is_connected_anew_and_readyz_says_so(world: World) -> None:
+    world.engines[0].deaf_for = float("inf")
+    while world.engines[0].connects == 1:
+        world.clock.advance(0.25)
+        for engine in world.engines:
+            engine.step()
+        assert world.clock.seconds() < 6
+    world.engines[0].deaf_for = 0
+    assert troubles(world) == ["the backplane is out of reach"]
+    world.run()
+    assert troubles(world) == []
+
+
+def test_a_node_that_stood_still_does_not_blame_the_engine(world: World) -> None:
+    world.advance(1)
+    # A look, whose beat is not answered before the next one.
+    world.clock.advance(1)
+    for _ in range(2):
+        world.clock.advance(5)
+        assert troubles(world) == []
+        world.run()
+    assert [engine.connects for engine in world.engines] == [1, 1, 1]
+
+
+def test_an_engine_that_answers_joins_is_there_however_late_it_answers_a_beat(world: World) -> None:
+    world.engines[0].refused = {"beat"}
+    for _ in range(12):
+        world.advance(0.5)
+        arrive(world, 0)
+    assert troubles(world) == []
+    world.advance(3)
+    # The others take it for dead before long.
+    assert troubles(world) == ["the backplane is out of reach"]
 
 
 # Claims that cross
@@ -399,6 +467,9 @@ class Told:
     def node_taken_for_dead(self, node: str) -> None:
         self.lines.append(("taken for dead", node))
 
+    def clocks_differ(self, seconds: float) -> None:
+        self.lines.append(("clocks differ", f"{seconds:g}"))
+
 
 def test_the_log_tells_of_nodes_that_come_and_go() -> None:
     told = Told()
@@ -415,3 +486,69 @@ def test_the_log_tells_of_nodes_that_come_and_go() -> None:
     world.run()
     assert told.lines == [("taken for dead", second), ("registered", world.factories[1].backplane.node)]  # type: ignore[attr-defined]
     world.close()
+
+
+def test_the_log_tells_of_a_wall_clock_that_is_not_the_store_s() -> None:
+    told, ahead = Told(), [0.0]
+    world = World(nodes=2, log=told, wall_ahead=lambda: ahead[0])
+    told.lines.clear()
+    for ahead[0] in (3600.0, 3601.0, 0.0):
+        world.advance(3)
+    # Once by each node.
+    assert told.lines == [("clocks differ", "-3600")] * 2 + [("clocks differ", "0")] * 2
+    world.close()
+
+
+# Joining order
+
+
+def heard_in_order(peer: Peer) -> list[str]:
+    """Return the ids that a peer was told of, with its own where it is told its own; it was told nothing else."""
+    welcome, peer_list, *later = peer.heard()
+    assert {message["type"] for message in later} <= {"peer-joined"}
+    return [
+        *(entry["id"] for entry in peer_list["peers"]),
+        welcome["selfId"],
+        *(message["peerId"] for message in later),
+    ]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_everybody_hears_of_everybody_in_joining_order_however_joins_of_several_nodes_cross(seed: int) -> None:
+    world, choose = World(nodes=3), random.Random(seed)
+    peers: list[Peer] = []
+    while len(peers) < 150 or any(mover.step() for mover in (*world.engines, *peers)):
+        movers = [*world.engines, *peers]
+        choose.shuffle(movers)
+        for mover in movers[: len(movers) // 20 + 1]:
+            mover.step()
+        if len(peers) < 150:
+            peers.append(world.knock("/ws/room", node=choose.randrange(3)))
+        world.clock.advance(0)
+    world.run()
+    in_order = sorted(heard_in_order(peers[0]))
+    assert len(in_order) == len(peers)
+    assert [order for peer in peers[1:] if (order := heard_in_order(peer)) != in_order] == []
+
+
+def test_a_relay_of_a_newcomer_waits_until_its_target_has_heard_of_it() -> None:
+    world = World(nodes=3)
+    target = arrive(world, 0)
+    target.id = target.heard()[0]["selfId"]
+    # Ahead of the sender in joining order, and still without an answer when the sender has its own.
+    ask(first := world.knock("/ws/room", node=0))
+    sender = world.knock("/ws/room", node=1)
+    while not sender.texts:
+        for mover in (sender, world.engines[1]):
+            mover.step()
+        world.clock.advance(0)
+    message = {"type": "offer", "to": target.id, "payload": "hello"}
+    sender.client.send_text(json.dumps(message).encode())
+    sender.flush()
+    ask(sender)
+    world.engines[1].step()
+    world.run()
+    own = sender.heard()[0]["selfId"]
+    heard = [message for message in target.heard() if own in (message.get("peerId"), message.get("from"))]
+    assert [message["type"] for message in heard] == ["peer-joined", "offer"]
+    assert first.heard()[0]["type"] == "welcome"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 
+import pytest
+from twisted.internet.task import Clock
+
 from signaling import IceServers, Turn
 from tests.memory.world import World
 
@@ -37,6 +40,27 @@ def test_a_new_one_comes_at_half_of_its_life_and_again() -> None:
         assert renewal["type"] == "ice-servers"
         (server,) = renewal["iceServers"]
         assert server["username"] == f"{TTL_SECONDS // 2 * half + TTL_SECONDS}:{peer.id}"
+
+
+@pytest.mark.parametrize("seconds", [-3600.0, 3600.0], ids=["back", "forward"])
+def test_when_the_wall_clock_is_set_everybody_gets_a_new_one_within_seconds(seconds: float) -> None:
+    ahead = [0.0]
+
+    def servers(clock: Clock) -> IceServers:
+        return IceServers(turn=Turn((URI,), b"s", TTL_SECONDS), wall_clock=lambda: clock.seconds() + ahead[0])
+
+    world = World(ice_servers=servers, wall_ahead=lambda: ahead[0])
+    peers = [world.join("room") for _ in range(40)]
+    for peer in peers:
+        peer.heard()
+    ahead[0] = seconds
+    world.advance(11)
+    for peer in peers:
+        (renewal,) = peer.heard()
+        expires = int(renewal["iceServers"][0]["username"].partition(":")[0])
+        assert expires == int(seconds + world.clock.seconds() - 1) + TTL_SECONDS
+    world.advance(100)
+    assert [message for peer in peers for message in peer.heard()] == []
 
 
 def test_who_left_is_told_nothing_and_leaves_no_timer() -> None:

@@ -394,6 +394,7 @@ class World:
         demo: as for ``SignalingFactory``.
         log: of the nodes, is told who comes and goes.
         portal: as for ``SignalingFactory``; its tokens expire by ``clock``, which starts now.
+        wall_ahead: by how much somebody set the wall clock forward.
         buffer_bytes: what a transport holds before it pauses its producer.
         limits: the server's bounds.
     """
@@ -412,10 +413,11 @@ class World:
         demo: bool = False,
         portal: Any = None,
         log: Any = None,
+        wall_ahead: Callable[[], float] = lambda: 0.0,
         **limits: Any,
     ) -> None:
         self.clock = PassingClock()
-        self._log = log
+        self._log, self._wall_ahead = log, wall_ahead
         self.start = time.time()
         self.limits = Limits(**limits)
         self.host = "192.0.2.1"
@@ -433,7 +435,7 @@ class World:
                 demo=demo,
                 portal=portal,
                 backplane=self._backplane(number),
-                wall_clock=lambda: self.start + self.clock.seconds(),
+                wall_clock=lambda: self.start + self.clock.seconds() + wall_ahead(),
                 reactor=self.clock,  # type: ignore[arg-type]
             )
             for number in range(nodes)
@@ -449,7 +451,15 @@ class World:
             return None
         engine = MemoryEngine(self._store)
         self.engines.append(engine)
-        return Cluster(engine, self.clock, self.limits, prefix=self._store.prefix, choose=Random(number), log=self._log)
+        return Cluster(
+            engine,
+            self.clock,
+            self.limits,
+            prefix=self._store.prefix,
+            choose=Random(number),
+            log=self._log,
+            wall_clock=lambda: self.clock.seconds() + self._wall_ahead(),
+        )
 
     def _mounted(self, factory: SignalingFactory) -> Callable[[Any], Any]:
         root = Resource()

@@ -137,7 +137,11 @@ class ModelStore:
     def _spread(self, topic: _Topic, text: bytes, also: bytes | None = None) -> None:
         nodes = [field[1:] for field in self._data.get(topic.state, {}) if field[:1] == b"@"]
         for node in nodes if also is None or also in nodes else [*nodes, also]:
-            self.publish(topic.prefix + b"node:" + node, text)
+            self._inform(topic.prefix, node, text)
+
+    def _inform(self, prefix: bytes, node: bytes, text: bytes) -> None:
+        self._hincrby(prefix + b"told", node, 1)
+        self.publish(prefix + b"node:" + node, text)
 
     def _event(self, topic: _Topic, kind: bytes, peer: bytes, value: bytes) -> bytes:
         gen, seq = self._hget(topic.state, b"gen"), self._hincrby(topic.state, b"seq", 1)
@@ -252,20 +256,23 @@ class ModelStore:
         self._sadd(topic.index, name)
         text = self._tell(topic, b"moved", peer, value)
         if not has_more:
-            self.publish(prefix + b"node:" + old, text)
+            self._inform(prefix, old, text)
         self._keep(seconds, *own_keys)
         return self._snapshot(b"moved", topic)
 
     def _beat(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
         nodes, tomb, index = keys
-        seconds, node, number, wants_topics = arguments
+        seconds, node, number, registers, prefix = arguments
+        told = prefix + b"told"
         if tomb in self._data:
             return [b"buried"]
         before = self._hget(nodes, node) or b""
         self._hset(nodes, node, number)
-        self._keep(seconds, nodes, index)
+        self._keep(seconds, nodes, index, told)
+        events = self._hget(told, node) or b"0"
+        self.publish(prefix + b"node:" + node, b"beat %b %b" % (number, events))
         whole, micros = self._time()
-        topics = list(self._data.get(index, ())) if wants_topics == b"1" else []
+        topics = list(self._data.get(index, ())) if registers == b"1" else []
         return [b"alive", before, whole * 1000 + micros // 1000, self._hgetall(nodes), topics]
 
     def _bury(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
@@ -288,12 +295,17 @@ class ModelStore:
                         self._tell(topic, b"left", peer, b"")
             if most > 0:
                 self._srem(index, name)
-        return [b"buried", len(self._data.get(index, ()))]
+        left = len(self._data.get(index, ()))
+        if not left:
+            self._hdel(prefix + b"told", node)
+        return [b"buried", left]
 
     def _resign(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
         nodes, index = keys
+        node, prefix = arguments
         if index not in self._data:
-            self._hdel(nodes, arguments[0])
+            self._hdel(nodes, node)
+            self._hdel(prefix + b"told", node)
         return [b"resigned"]
 
 

@@ -184,7 +184,8 @@ class Both:
     def beat(self) -> None:
         node, wants = self._node(), self._random.choice([b"0", b"1"])
         number = b"%d" % self._random.randint(1, 9)
-        reply = self.run("beat", [KEYS.nodes, KEYS.tomb(node), KEYS.index(node)], self._seconds(), node, number, wants)
+        keys = [KEYS.nodes, KEYS.tomb(node), KEYS.index(node)]
+        reply = self.run("beat", keys, self._seconds(), node, number, wants, KEYS.prefix)
         if reply[0] == b"alive":
             self._last_beats[node] = number
 
@@ -211,7 +212,7 @@ class Both:
 
     def resign(self) -> None:
         node = self._node()
-        self.run("resign", [KEYS.nodes, KEYS.index(node)], node)
+        self.run("resign", [KEYS.nodes, KEYS.index(node)], node, KEYS.prefix)
 
     def wait(self) -> None:
         seconds = self._random.choice([20, 70])

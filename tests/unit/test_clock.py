@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
+from pathlib import Path
 from unittest.mock import patch
 
+import pytest
 from twisted.internet.task import Clock
 
-from signaling.clock import SteadyClock
+from benchmarks.wallclock import WallClock
+from signaling.clock import SteadyClock, use_monotonic_timers
+
+# Two timers, and a wall clock that is set once they wait.
+TIMERS = """
+import sys, time
+from importlib import import_module
+from signaling import use_monotonic_timers
+
+import_module("twisted.internet." + sys.argv[1]).install()
+from twisted.internet import reactor
+from benchmarks.wallclock import WallClock
+from pathlib import Path
+
+use_monotonic_timers(reactor)
+reactor.callLater(0.1, WallClock(Path(sys.argv[2])).step, float(sys.argv[3]))
+reactor.callLater(0.3, print, "soon")
+reactor.callLater(1800, print, "late")
+reactor.callLater(0.6, reactor.stop)
+reactor.run()
+"""
+REACTORS = ["epollreactor", "pollreactor", "selectreactor", "asyncioreactor"]
 
 
 def test_a_steady_clock_does_not_notice_that_somebody_sets_the_wall_clock() -> None:
@@ -22,3 +47,29 @@ def test_a_steady_clock_has_the_reactor_s_timers() -> None:
     SteadyClock(reactor).callLater(5, called.append, time.monotonic)
     reactor.advance(5)
     assert len(called) == 1
+
+
+@pytest.mark.parametrize("seconds", [-3600, 3600], ids=["back", "forward"])
+@pytest.mark.parametrize("reactor", REACTORS)
+def test_monotonic_timers_do_not_notice_that_somebody_sets_the_wall_clock(
+    reactor: str, seconds: int, tmp_path: Path
+) -> None:
+    wall = WallClock(tmp_path)
+    command = [sys.executable, "-c", TIMERS, reactor, str(tmp_path), str(seconds)]
+    ran = subprocess.run(
+        command,
+        env=wall.environment,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert (ran.stdout, ran.stderr) == ("soon\n", "")
+
+
+def test_a_reactor_with_a_time_of_its_own_keeps_it() -> None:
+    reactor = Clock()
+    reactor.advance(5)
+    use_monotonic_timers(reactor)
+    assert reactor.seconds() == 5

@@ -19,10 +19,10 @@ def test_every_script_can_be_loaded_and_run() -> None:
     known = scripts()
     assert tuple(known) == NAMES
     beat = known["beat"]
-    name = beat.run([b"k"], [b"a", b"b"]).split(b"\r\n")[4]
-    assert beat.run([b"k"], [b"a", b"b"]) == hiredis.pack_command((b"EVALSHA", name, b"1", b"k", b"a", b"b"))
+    name = beat.run([b"k"], [b"a"], b"7").split(b"\r\n")[4]
+    assert beat.run([b"k"], [b"a"], b"7") == hiredis.pack_command((b"EVALSHA", name, b"1", b"k", b"a", b"7"))
     body = beat.load[2]
-    assert beat.bring_and_run([b"k"], [b"a"]) == hiredis.pack_command((b"EVAL", body, b"1", b"k", b"a"))
+    assert beat.bring_and_run([b"k"], [b"a"], b"7") == hiredis.pack_command((b"EVAL", body, b"1", b"k", b"a", b"7"))
 
 
 @pytest.mark.parametrize(

@@ -31,4 +31,8 @@ while most > 0 do
         redis.call('SREM', index, topic)
     end
 end
-return {'buried', redis.call('SCARD', index)}
+local left = redis.call('SCARD', index)
+if left == 0 then
+    redis.call('HDEL', prefix .. 'told', node)
+end
+return {'buried', left}

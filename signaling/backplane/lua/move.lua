@@ -22,7 +22,7 @@ count(state, node, 1)
 redis.call('SADD', index, topic)
 local text = tell(prefix, state, topic, 'moved', peer, value)
 if not has_more then
-    redis.call('PUBLISH', prefix .. 'node:' .. old, text)
+    inform(prefix, old, text)
 end
 keep(seconds, members, state, index)
 return snapshot('moved', members, state)

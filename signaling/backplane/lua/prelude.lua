@@ -31,17 +31,23 @@ local function event(state, topic, kind, peer, value)
     return table.concat({kind, gen, seq, peer, #topic}, ' ') .. '\n' .. topic .. value
 end
 
+-- How many events each node was told of is counted: it compares with what it got (beat.lua).
+local function inform(prefix, node, text)
+    redis.call('HINCRBY', prefix .. 'told', node, 1)
+    redis.call('PUBLISH', prefix .. 'node:' .. node, text)
+end
+
 -- Tell all nodes with members, the one that caused it as well: a call of a connection that broke can run late, and only
 -- its own node sees that it is not so (any more). One more can be named, which may have none left.
 local function spread(prefix, state, text, also)
     for _, node in ipairs(nodes_of(state)) do
-        redis.call('PUBLISH', prefix .. 'node:' .. node, text)
+        inform(prefix, node, text)
         if node == also then
             also = nil
         end
     end
     if also then
-        redis.call('PUBLISH', prefix .. 'node:' .. also, text)
+        inform(prefix, also, text)
     end
 end
 
@@ -104,3 +110,25 @@ local function snapshot(status, members, state)
     return {status, known[1] or '', known[2] or '0', redis.call('HGETALL', members)}
 end
 
+-- Try every command that any of the scripts needs, and leave nothing behind: a store that refuses one would fail each join.
+local function try_all(scratch)
+    redis.call('DEL', scratch)
+    redis.call('HSETNX', scratch, 'a', 0)
+    redis.call('HSET', scratch, 'b', 0)
+    redis.call('HINCRBY', scratch, 'a', 1)
+    redis.call('HGET', scratch, 'a')
+    redis.call('HMGET', scratch, 'a', 'b')
+    redis.call('HLEN', scratch)
+    redis.call('HKEYS', scratch)
+    redis.call('HGETALL', scratch)
+    redis.call('HDEL', scratch, 'a', 'b')
+    redis.call('SADD', scratch, 'a')
+    redis.call('SCARD', scratch)
+    redis.call('SMEMBERS', scratch)
+    redis.call('SRANDMEMBER', scratch)
+    redis.call('SREM', scratch, 'a')
+    redis.call('SET', scratch, 1, 'EX', 1)
+    redis.call('EXPIRE', scratch, 1)
+    redis.call('EXISTS', scratch)
+    redis.call('DEL', scratch)
+end

@@ -1,0 +1,25 @@
+"""The scripts of the store, as text."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from pathlib import Path
+
+from signaling.backplane.scripts import NAMES
+
+CALL = re.compile(r"redis\.call\('([A-Z]+)'")
+LUA = files("signaling.backplane") / "lua"
+RIGHTS = (Path(__file__).parents[2] / "docs" / "options.md").read_text().split(">PASSWORD ", 1)[1].split("\n", 1)[0]
+
+
+def test_a_node_that_registers_tries_every_command_that_a_script_needs() -> None:
+    prelude, _, tried = (LUA / "prelude.lua").read_text().partition("local function try_all")
+    beat = (LUA / "beat.lua").read_text()
+    needed = set(CALL.findall(prelude + "".join((LUA / f"{name}.lua").read_text() for name in NAMES)))
+    assert needed == set(CALL.findall(tried + beat))
+
+
+def test_the_documented_rights_are_those_that_the_scripts_need() -> None:
+    needed = set(CALL.findall("".join((LUA / f"{name}.lua").read_text() for name in ("prelude", *NAMES))))
+    assert {f"+{command.lower()}" for command in needed} <= set(RIGHTS.split())
