@@ -229,6 +229,12 @@ class ResumablePeer(Peer):
             self._remember(frame, again=receipt is not None)
         return taken
 
+    def renew(self, ice_servers: bytes) -> None:
+        """Tell the peer of new ICE servers, once: those in the welcome of a resume are fresher."""
+        frame = text_frame(wire.ice_servers(ice_servers))
+        self.way.answer(frame)
+        self._remember(frame, again=False)
+
     def _answer(self, message: bytes) -> None:
         frame = text_frame(message)
         self.way.answer(frame)
