@@ -138,11 +138,14 @@ class MemoryEngine:
     Attributes:
         refused: the scripts that get no reply, as where a store's memory is full.
         refusals: how many calls that were.
+        holds_replies: whether replies wait until ``release``; what others publish arrives.
     """
 
     def __init__(self, store: Store) -> None:
         self.refused: set[str] = set()
         self.refusals = 0
+        self.holds_replies = False
+        self._held: list[Callable[[], Any]] = []
         self._store = store
         self._channel: bytes | None = None
         self._requests: deque[Callable[[], None]] = deque()
@@ -165,6 +168,7 @@ class MemoryEngine:
             self._channel = None
         self._requests.clear()
         self._arrived.clear()
+        self._held.clear()
         waiting, self._waiting = self._waiting, deque()
         for done in waiting:
             done(None)
@@ -205,9 +209,16 @@ class MemoryEngine:
 
         def carry_out() -> None:
             reply = run()
-            self._arrived.append(lambda: self._waiting.popleft()(reply))
+            arrived = self._held if self.holds_replies else self._arrived
+            arrived.append(lambda: self._waiting.popleft()(reply))
 
         self._requests.append(carry_out)
+
+    def release(self) -> None:
+        """Let the replies arrive that were held."""
+        self.holds_replies = False
+        self._arrived.extend(self._held)
+        self._held.clear()
 
     def step(self) -> bool:
         """Move what can move now; returns whether anything did."""

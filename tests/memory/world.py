@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from itertools import cycle
 from random import Random
@@ -390,6 +390,7 @@ class World:
         log: of the nodes, is told who comes and goes.
         portal: as for ``SignalingFactory``; its tokens expire by ``clock``, which starts now.
         buffer_bytes: what a transport holds before it pauses its producer.
+        of_nodes: bounds of single nodes, in place of ``limits``.
         limits: the server's bounds.
     """
 
@@ -407,12 +408,14 @@ class World:
         demo: bool = False,
         portal: Any = None,
         log: Any = None,
+        of_nodes: Sequence[Mapping[str, Any]] = (),
         **limits: Any,
     ) -> None:
         self.clock = PassingClock()
         self._log = log
         self.start = time.time()
         self.limits = Limits(**limits)
+        self._limits = [Limits(**limits, **bounds) for bounds in of_nodes] or [self.limits] * nodes
         self.host = "192.0.2.1"
         self._buffer_bytes = buffer_bytes
         self.connections: list[Connection] = []
@@ -420,7 +423,7 @@ class World:
         self._store = store(self.clock.seconds) if nodes > 1 else None
         self.factories = [
             SignalingFactory(
-                self.limits,
+                self._limits[number],
                 allow_origins=allow_origins,
                 trusted_proxies=trusted_proxies,
                 ice_servers=ice_servers(self.clock),
@@ -444,7 +447,8 @@ class World:
             return None
         engine = MemoryEngine(self._store)
         self.engines.append(engine)
-        return Cluster(engine, self.clock, self.limits, prefix=self._store.prefix, choose=Random(number), log=self._log)
+        limits = self._limits[number]
+        return Cluster(engine, self.clock, limits, prefix=self._store.prefix, choose=Random(number), log=self._log)
 
     def _mounted(self, factory: SignalingFactory) -> Callable[[Any], Any]:
         root = Resource()

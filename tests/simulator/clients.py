@@ -58,7 +58,8 @@ class Way(OutboundQueue[Receipt]):
 
 
 def _written(receipt: Receipt) -> None:
-    receipt[0].written()
+    sender, msg_id = receipt
+    sender.written(msg_id)
 
 
 class Client:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from signaling.ids import PeerIds
 from signaling.limits import Limits
 from signaling.local import LocalPeers
 from signaling.peer import Peer, return_undelivered
-from signaling.ports import Entrant
+from signaling.ports import Entrant, Forwarding
 from signaling.topics import TopicMap
 from tests.simulator.clients import Client, Sent
 from tests.simulator.engine import SimulatedEngine, StoreServer
@@ -87,8 +87,9 @@ class SimulatedNode:
     def _local_peers(self) -> LocalPeers:
         return LocalPeers(self.topics, self.counters, lambda peer, text: None, self._moved)
 
-    def _moved(self, peer: Peer) -> None:
+    def _moved(self, peer: Peer, taken: Collection[int]) -> Mapping[int, Forwarding]:
         self.story.breach(f"{self.name}: {peer.id} moved, which nobody did")
+        return {}
 
     # What clients do; what they send to a process that stands still waits
 

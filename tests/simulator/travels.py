@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from signaling.admission import Admission
@@ -11,7 +12,7 @@ from signaling.limits import Limits
 from signaling.local import LocalPeers
 from signaling.outbound import OutboundQueue
 from signaling.peer import Peer, return_undelivered
-from signaling.ports import Entrant, Receipt
+from signaling.ports import Entrant, Forwarding, Receipt
 from signaling.sessions import ResumablePeer, Sessions, proof
 from signaling.upgrade import Claim, Join
 from tests.simulator.clients import Client, Sent
@@ -30,7 +31,7 @@ class Line(OutboundQueue[Receipt]):
         limits = node.limits
         super().__init__(
             lambda frame: self.link.send((None, frame)),
-            lambda receipt: receipt[0].written(),
+            lambda receipt: receipt[0].written(receipt[1]),
             limits.high_water_messages,
             limits.high_water_bytes,
         )
@@ -54,10 +55,9 @@ class Line(OutboundQueue[Receipt]):
     def ask(self, mark: bytes) -> None:
         self.link.send((mark, b""))
 
-    def give_up(self) -> list[Receipt]:
-        receipts = self.abandon()
+    def give_up(self) -> None:
+        self.abandon()
         self.end()
-        return receipts
 
     def end(self) -> None:
         self.ended = True
@@ -162,11 +162,12 @@ class TravelNode(SimulatedNode):
         self.sessions = Sessions(self.limits, self.process, self.topics, admission, lambda peer, reason: None)
         return LocalPeers(self.topics, self.counters, self.sessions.lend, self._moved)
 
-    def _moved(self, peer: Peer) -> None:
-        if isinstance(peer, ResumablePeer) and peer.topic is not None:
-            # Its client may hear of it, or go on to yet another node before.
-            self.story.went_on(peer.id)
-            self.sessions.hand_over(peer)
+    def _moved(self, peer: Peer, taken: Collection[int]) -> Mapping[int, Forwarding]:
+        if not isinstance(peer, ResumablePeer) or peer.topic is None:
+            return {}
+        # Its client may hear of it, or go on to yet another node before.
+        self.story.went_on(peer.id)
+        return self.sessions.hand_over(peer, taken)
 
     def arrive(self, line: Line, join: Join) -> None:
         self.lines[line] = None
@@ -261,7 +262,6 @@ class TravelNode(SimulatedNode):
         receipts = line.abandon()
         line.end()
         if peer is not None and not self.stopping:
-            peer.unwritten += receipts
             self.sessions.keep(peer, None)
         elif peer is not None:
             self._leave(peer, receipts)
