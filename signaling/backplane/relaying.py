@@ -203,11 +203,11 @@ class Relaying:
         if entrant is not None:
             # Its own peer-list comes first.
             entrant.held.append(lambda: self._deliver(incoming, relay, expires))
+        elif view is not None and not view.current and (view.parked or relay.sender not in view.others):
+            # The target has not heard of the sender yet, or an earlier relay waits for the same.
+            view.parked.append(lambda: self._deliver(incoming, relay, expires))
         elif view is None or relay.sender in view.others:
             self._hand_over(incoming, relay)
-        elif not view.current:
-            # The target has not heard of the sender yet.
-            view.parked.append(lambda: self._deliver(incoming, relay, expires))
         else:
             self._settle(incoming, relay.number, ErrorCode.DROPPED)
 
