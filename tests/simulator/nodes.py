@@ -63,7 +63,7 @@ class SimulatedNode:
 
     def __init__(self, story: Story, name: str, store: StoreServer, latency: Callable[[], float], skew_ms: int) -> None:
         self.story = story
-        self.limits: Limits = story.limits
+        self.limits: Limits = story.make_limits()
         self.process = Process(story.timeline, name)
         self.engine = SimulatedEngine(self.process, store, latency)
         self.counters = Counters()
@@ -172,8 +172,7 @@ class SimulatedNode:
         Args:
             noticed: whether the store sees the end of the connections, as it does when the machine goes on.
         """
-        self.crashed_at = self.story.now
-        self.process.end()
+        self._ended()
         connection = self.engine.connection
         if connection is not None:
             if not noticed:
@@ -202,5 +201,9 @@ class SimulatedNode:
             left = [call.function.__qualname__ for call in self.process.calls]
             self.story.breach(f"{self.name}: timers are left of a node that stopped: {left}")
         if self.process.alive:
-            self.crashed_at = self.story.now
-            self.process.end()
+            self._ended()
+
+    def _ended(self) -> None:
+        self.crashed_at = self.story.now
+        self.story.ended[self.cluster.node] = self.story.now
+        self.process.end()
