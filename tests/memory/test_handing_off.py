@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
 from signaling import IceServers, Turn
@@ -24,6 +26,8 @@ class Client:
         self._topic = topic
         self.id = self.token = ""
         self.seen = 0
+        self.is_welcome = False
+        self._log: list[Any] = []
         self.connection = self._connect(node, "")
         self.read()
 
@@ -35,16 +39,19 @@ class Client:
     def read(self) -> list[Any]:
         """Return the messages received since the last time."""
         messages = self.connection.heard()
+        self._log += messages
         for message in messages:
             self.seen += 1
             if message["type"] == "welcome":
                 self.seen = self.seen if message.get("resumed") else 1
                 self.id, self.token = message["selfId"], message["resume"]["token"]
+                self.is_welcome = True
         return messages
 
     def lose(self) -> None:
         """Lose the connection."""
         self.read()
+        self.is_welcome = False
         self.connection.reset()
 
     def resume(self, node: int) -> list[Any]:
@@ -61,13 +68,17 @@ class Client:
         """Send numbered offers in one segment."""
         self.connection.say_many([{"type": "offer", "to": target.id, "msgId": str(number)} for number in numbers])
 
-    def offers(self) -> list[int]:
-        """Return the numbers of the offers received since the last time."""
-        return [int(message["msgId"]) for message in self.read() if message["type"] == "offer"]
+    def offers(self, *, whole: bool = False) -> list[int]:
+        """Return the numbers of the offers received since the last time, or ever."""
+        messages = self.read()
+        return [int(each["msgId"]) for each in (self._log if whole else messages) if each["type"] == "offer"]
 
-    def errors(self) -> list[tuple[str, int]]:
-        """Return the errors received since the last time."""
-        return [(each["code"], int(each["msgId"])) for each in self.read() if each["type"] == "error"]
+    def errors(self, *, whole: bool = False) -> list[tuple[str, int]]:
+        """Return the errors received since the last time, or ever."""
+        messages = self.read()
+        return [
+            (each["code"], int(each["msgId"])) for each in (self._log if whole else messages) if each["type"] == "error"
+        ]
 
 
 @pytest.fixture
@@ -265,6 +276,55 @@ def test_what_waits_for_a_peer_is_dropped_when_the_node_dies_that_has_it_by_now(
     world.engines[1].lose()
     world.advance(BURIED)
     assert sender.errors() == dropped(1, 2)
+
+
+# Whatever happens
+
+
+nodes = st.integers(0, 2)
+steps = st.one_of(
+    st.just(("relay", 1)),
+    st.just(("relay", 5)),
+    st.tuples(st.sampled_from(["sender", "target"]), nodes),
+    st.tuples(st.just("late"), nodes),
+    st.just(("away", 0)),
+    st.just(("wait", 1)),
+)
+
+
+@given(steps=st.lists(steps, min_size=5, max_size=40), at=st.tuples(nodes, nodes), returns=st.booleans())
+def test_each_relay_has_one_end_and_they_arrive_in_order(
+    steps: list[tuple[str, int]], at: tuple[int, int], returns: bool
+) -> None:
+    world = World(nodes=3, resume_window_seconds=WINDOW, high_water_messages=4)
+    sender, target = (Client(world, node) for node in at)
+    ids = sender.id, target.id
+    sent = 0
+    for what, number in [*steps, ("wait", 1), ("sender", 0), ("target" if returns else "away", 0), ("wait", 1)]:
+        client = sender if what == "sender" else target
+        if what == "relay" and sender.is_welcome:
+            sender.offer(target, *range(sent, sent + number))
+            sent += number
+        elif what == "late":
+            world.engines[number].holds_replies = True
+        elif what == "wait":
+            for engine in world.engines:
+                engine.release()
+            world.advance(number)
+        elif what != "relay":
+            client.lose()
+        if what in {"sender", "target"}:
+            client.resume(number)
+        sender.read()
+    world.advance(WINDOW if not returns else 0)
+    received, failed = target.offers(whole=True), [number for _, number in sender.errors(whole=True)]
+    assert (sender.id, target.id) == ids
+    assert received == sorted(received)
+    assert len({*received, *failed}) == len([*received, *failed])
+    assert world.relays_written + len(failed) == sent
+    assert not returns or len(received) == world.relays_written
+    assert world.relays_waiting == sum(factory.backplane.forwarding for factory in world.factories) == 0
+    world.close()
 
 
 # What comes of the client

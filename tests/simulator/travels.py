@@ -485,6 +485,5 @@ class TravelStory(Story):
     def _die(self) -> None:
         """Leave it to others: whoever was there comes back."""
 
-    def heard_left(self, client: Client, peer: str) -> None: ...
-
-    def not_found(self, sent: Sent) -> None: ...
+    def not_found(self, sent: Sent) -> None:
+        """Pass it over: a sender that resumed hears of it when its target may have come meanwhile."""
