@@ -471,7 +471,7 @@ class Sessions:
         on_gone: hears of a peer that is about to leave without having come back.
 
     Attributes:
-        away: those without a connection.
+        away: those without a connection, in the order in which they lost it.
     """
 
     def __init__(
@@ -486,7 +486,7 @@ class Sessions:
         self._topics = topics
         self._admission = admission
         self._on_gone = on_gone
-        self.away: set[ResumablePeer] = set()
+        self.away: dict[ResumablePeer, None] = {}
         self._windows: Deadlines[ResumablePeer] = Deadlines(clock, limits.resume_window_seconds, self._gone)
         self._loans: Deadlines[ResumablePeer] = Deadlines(clock, _LOAN_SECONDS, self._stay)
 
@@ -553,7 +553,7 @@ class Sessions:
                 hold more than connections could.
         """
         peer.go(Away(self._limits, place))
-        self.away.add(peer)
+        self.away[peer] = None
         self._windows.set(peer)
 
     def back(self, peer: ResumablePeer) -> None:
@@ -565,7 +565,7 @@ class Sessions:
 
     def _release(self, peer: ResumablePeer) -> None:
         """Free what a peer needed while it waited, or on its former connection."""
-        self.away.discard(peer)
+        self.away.pop(peer, None)
         self._windows.clear(peer)
         self._loans.clear(peer)
         place, peer.way.place = peer.way.place, None

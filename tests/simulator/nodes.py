@@ -192,6 +192,7 @@ class SimulatedNode:
         if self.stopping:
             return
         self.stopping = True
+        self.story.ended[self.cluster.node] = self.story.now
         for client in tuple(self.clients):
             self._disconnected(client)
         self.cluster.stop(self._stopped)
@@ -205,5 +206,5 @@ class SimulatedNode:
 
     def _ended(self) -> None:
         self.crashed_at = self.story.now
-        self.story.ended[self.cluster.node] = self.story.now
+        self.story.ended.setdefault(self.cluster.node, self.story.now)
         self.process.end()

@@ -51,7 +51,7 @@ class Story:
     Attributes:
         sent: all relays, by number.
         buried: when each node's id was taken for dead.
-        ended: when a node crashed or stopped, by the id that it had then.
+        ended: when a node crashed or began to stop, by the id that it had then.
         counts: of what happened, to see that anything did.
         excuses: how many relays have an end that nobody could promise, by kind.
     """

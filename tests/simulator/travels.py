@@ -13,7 +13,7 @@ from signaling.limits import Limits
 from signaling.local import LocalPeers
 from signaling.outbound import OutboundQueue
 from signaling.peer import Peer, return_undelivered
-from signaling.ports import Entrant, Forwarding, Receipt
+from signaling.ports import Entrant, Forwarding, OutgoingSession, Receipt
 from signaling.sessions import ResumablePeer, Sessions, proof
 from signaling.upgrade import Claim, Join
 from tests.simulator.clients import Client, Sent, payload
@@ -185,13 +185,16 @@ class TravelNode(SimulatedNode):
         self.lines: dict[Line, None] = {}
         admission = Admission(self.limits, 10_000, self.process.seconds)
         self.sessions = Sessions(self.limits, self.process, self.topics, admission, lambda peer, reason: None)
-        return LocalPeers(self.topics, self.counters, self.sessions.lend, self._moved)
+        return LocalPeers(self.topics, self.counters, self._lend, self._moved)
+
+    def _lend(self, peer: Peer, text: bytes) -> OutgoingSession | None:
+        # Should this node end before it hears whether another one has taken the peer, it cannot tell.
+        self.story.left_behind(peer.id, self.cluster.node)
+        return self.sessions.lend(peer, text)
 
     def _moved(self, peer: Peer, taken: Collection[int]) -> Mapping[int, Forwarding]:
         if not isinstance(peer, ResumablePeer) or peer.topic is None:
             return {}
-        # Its client may hear of it, or go on to yet another node before.
-        self.story.left_behind(peer.id, self.cluster.node)
         return self.sessions.hand_over(peer, taken)
 
     def arrive(self, line: Line, join: Join) -> None:
@@ -351,6 +354,7 @@ class TravelNode(SimulatedNode):
         if self.stopping:
             return
         self.stopping = True
+        self.story.ended[self.cluster.node] = self.story.now
         for line in tuple(self.lines):
             self._said_goodbye(line)
         self.sessions.close()
@@ -367,7 +371,7 @@ class TravelStory(Story):
 
     def __init__(self, seed: int, log: Any = None) -> None:
         super().__init__(seed, log)
-        # The nodes that a peer has left for others.
+        # The nodes that a peer has left, or wanted to leave, for others.
         self.left_nodes: dict[str, set[str]] = {}
         # The relays that were written to a connection.
         self.put: set[int] = set()
@@ -393,7 +397,7 @@ class TravelStory(Story):
             client.travel(node)
 
     def left_behind(self, peer: str, node: str) -> None:
-        """Notice that a peer has left a node for another one."""
+        """Notice that another node asks for a peer."""
         self.left_nodes.setdefault(peer, set()).add(node)
 
     def wrote(self, node: SimulatedNode, frame: bytes) -> None:
@@ -484,6 +488,11 @@ class TravelStory(Story):
 
     def _die(self) -> None:
         """Leave it to others: whoever was there comes back."""
+
+    def heard_left(self, client: Client, peer: str) -> None:
+        """Notice that somebody hears of a leave; a client that asks two nodes at once may lose its session by it."""
+        if peer not in self.left_nodes:
+            super().heard_left(client, peer)
 
     def not_found(self, sent: Sent) -> None:
         """Pass it over: a sender that resumed hears of it when its target may have come meanwhile."""
