@@ -46,20 +46,21 @@ class History:
         return list(self._kept)
 
     def restore(self, sent: int, kept: list[bytes | None]) -> None:
-        """Go on with what another history remembered, whose latest number was ``sent``."""
-        self.sent = sent - len(kept)
-        for frame in kept:
-            self.add(frame)
+        """Go on with what another history remembered, whose latest number was ``sent``; its bounds may be greater."""
+        self.sent = sent
+        self._kept = list(kept)
+        self._bytes = sum(len(frame or b"") for frame in kept)
 
-    def rewind(self, number: int) -> list[bytes]:
+    def rewind(self, number: int) -> list[tuple[int, bytes]]:
         """Count on from ``number``, which has arrived.
 
         Returns:
-            What was sent after it, oldest first; it is forgotten here, to be sent and added again.
+            What was sent after it and makes sense a second time, oldest first, each with the number that it had; it is
+            forgotten here, to be sent and added again.
         """
         self.forget(number)
         kept, self._kept, self._bytes, self.sent = self._kept, [], 0, number
-        return [frame for frame in kept if frame is not None]
+        return [(at, frame) for at, frame in enumerate(kept, number + 1) if frame is not None]
 
     def _forget_oldest(self, count: int) -> None:
         self._bytes -= sum(len(frame or b"") for frame in self._kept[:count])

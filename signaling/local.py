@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from signaling import wire
 from signaling.announcer import Announcer
@@ -10,7 +10,7 @@ from signaling.counters import Counters
 from signaling.errors import ErrorCode, Rejected
 from signaling.frames import text_frame
 from signaling.peer import TEXTS, Peer
-from signaling.ports import Proof, Receipt
+from signaling.ports import Forwarding, OutgoingSession, Proof, Receipt
 from signaling.topics import TopicMap
 
 
@@ -22,7 +22,7 @@ class LocalPeers:
         announcer: tells them of peers of other nodes.
         counters: the server's.
         on_lend: gets a peer ready to go on at another node, as ``Node.lend``.
-        on_moved: hears of a peer that came back to another node.
+        on_moved: hears of a peer that came back to another node, as ``Node.moved``.
     """
 
     def __init__(
@@ -30,8 +30,8 @@ class LocalPeers:
         topics: TopicMap[Peer],
         announcer: Announcer,
         counters: Counters,
-        on_lend: Callable[[Peer, bytes], bytes | None],
-        on_moved: Callable[[Peer], None],
+        on_lend: Callable[[Peer, bytes], OutgoingSession | None],
+        on_moved: Callable[[Peer, Collection[int]], Mapping[int, Forwarding]],
     ) -> None:
         self._topics = topics
         self._announcer = announcer
@@ -47,16 +47,15 @@ class LocalPeers:
         """Tell those who are here."""
         self._tell(topic, wire.peer_left(peer))
 
-    def lend(self, topic: str, proof: Proof) -> bytes | None:
+    def lend(self, topic: str, proof: Proof) -> OutgoingSession | None:
         """Get a peer ready to go on at another node."""
         found = self._find(topic, proof.peer)
         return self._on_lend(found, proof.text) if found is not None else None
 
-    def moved(self, topic: str, peer: str) -> None:
+    def moved(self, topic: str, peer: str, taken: Collection[int]) -> Mapping[int, Forwarding]:
         """Forget a peer without a word."""
         found = self._find(topic, peer)
-        if found is not None:
-            self._on_moved(found)
+        return self._on_moved(found, taken) if found is not None else {}
 
     def members(self, topic: str) -> Iterable[tuple[str, bytes | None]]:
         """List the peers that are here."""

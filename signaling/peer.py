@@ -171,7 +171,9 @@ class Peer:
         if self.topic is not None:
             forwarded = Forwarded(self, message.type, len(frame), message.msg_id)
             taken = self._backplane.forward(self.topic.name, message.to, self.id, frame, forwarded)
-        if not taken:
+        if taken:
+            self.waits(message.msg_id)
+        else:
             code = ErrorCode.TARGET_NOT_FOUND if taken is None else ErrorCode.DROPPED
             raise self.refused(message.type, code, message.msg_id)
 
@@ -186,8 +188,15 @@ class Peer:
         self._counters.relays_refused[kind, code] += 1
         return Rejected(code, TEXTS[code], msg_id)
 
-    def written(self) -> None:
-        """Need nothing: no news is good news."""
+    def waits(self, msg_id: bytes | None) -> None:
+        """No-op: a peer that cannot resume has nothing to hand off."""
+
+    def written(self, msg_id: bytes | None) -> None:
+        """No-op: a successful delivery needs no reply."""
+
+    def failed(self, msg_id: bytes | None, code: ErrorCode) -> None:
+        """Answer a relay that was accepted and is not delivered."""
+        self.reject(Rejected(code, TEXTS[code], msg_id))
 
     def offer(self, frame: bytes, receipt: Receipt | None = None) -> bool:
         """Hand ``frame`` to this peer's way out, if it has one that takes it."""
@@ -230,14 +239,16 @@ class Forwarded:
     def delivered(self) -> None:
         """Count it."""
         self._sender.delivered_elsewhere(self._kind, self._size)
+        self._sender.written(self._msg_id)
 
     def failed(self, code: ErrorCode) -> None:
         """Tell its sender."""
-        self._sender.reject(self._sender.refused(self._kind, code, self._msg_id))
+        self._sender.refused(self._kind, code, self._msg_id)
+        self._sender.failed(self._msg_id, code)
 
 
 def return_undelivered(receipts: Iterable[Receipt], counters: Counters) -> None:
     """Tell the senders of relays that were queued for a peer and never written."""
     for sender, msg_id in receipts:
         counters.relays_undelivered += 1
-        sender.reject(Rejected(ErrorCode.DROPPED, TEXTS[ErrorCode.DROPPED], msg_id))
+        sender.failed(msg_id, ErrorCode.DROPPED)

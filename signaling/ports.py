@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from signaling.errors import ErrorCode, Rejected
+from signaling.errors import ErrorCode
 
 
 class Sender(Protocol):
-    """Whoever sent a relay and has to hear of its end."""
+    """The sender of relays that have to wait. ``msg_id`` is the JSON text of the relay's ``msgId``, or None.
 
-    def reject(self, rejected: Rejected) -> None:
-        """Answer one of its messages with an error."""
+    After ``waits`` exactly one of the other methods is called, once.
+    """
 
-    def written(self) -> None:
-        """Hear that a relay which had to wait was written to its target's connection."""
+    def waits(self, msg_id: bytes | None) -> None:
+        """A relay was accepted, and waits for its target's connection."""
+
+    def written(self, msg_id: bytes | None) -> None:
+        """A relay that had to wait was written to its target's connection."""
+
+    def failed(self, msg_id: bytes | None, code: ErrorCode) -> None:
+        """A relay that had to wait was not written, and never will be."""
 
 
 Receipt = tuple[Sender, bytes | None]
-"""Who hears of the end of a relay that has to wait, and the JSON text of the relay's ``msgId``, or None."""
+"""The sender of a relay that may have to wait, and the JSON text of the relay's ``msgId``, or None."""
 
 
 class Outbound(Protocol):
@@ -40,6 +46,39 @@ class Outbound(Protocol):
 # The backplane: how the nodes of a cluster share topics
 
 
+@dataclass(eq=False, slots=True)
+class OutgoingSession:
+    """A session that this node hands off to another one, if that one takes it.
+
+    Args:
+        text: for the other node's ``IncomingSession``.
+        waiting: the numbers of the relays to the peer that are not written yet.
+        open: the numbers of the relays of the peer that have no outcome yet.
+
+    Attributes:
+        report: is called with each of ``open`` and its outcome, None for delivered.
+    """
+
+    text: bytes
+    waiting: Collection[int]
+    open: Collection[int]
+    report: Callable[[int, ErrorCode | None], None] = lambda number, code: None
+
+
+class IncomingSession(Protocol):
+    """A session that another node hands off to this one."""
+
+    @property
+    def text(self) -> bytes:
+        """The ``OutgoingSession.text`` of the other node."""
+
+    def receipt(self, number: int) -> Receipt:
+        """Return the receipt of a relay to the peer; ``number`` is one of ``OutgoingSession.waiting``."""
+
+    def follow(self, number: int, forwarding: Forwarding) -> None:
+        """Report the outcome of a relay of the peer; ``number`` is one of ``OutgoingSession.open``."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entrant:
     """A peer on its way into a topic.
@@ -52,7 +91,7 @@ class Entrant:
 
     id: str | None = None
     full: str | None = None
-    session: bytes | None = None
+    session: IncomingSession | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +126,24 @@ class Node(Protocol):
     def left(self, topic: str, peer: str) -> None:
         """A peer of another node left; tell those who are here."""
 
-    def lend(self, topic: str, proof: Proof) -> bytes | None:
+    def lend(self, topic: str, proof: Proof) -> OutgoingSession | None:
         """Get a peer ready to go on at another node.
 
         Returns:
-            Its session; None where it is not here, or the proof is not good.
+            Its session, the same one until the peer takes anything again; None where it is not here, or the proof is
+            not good.
         """
 
-    def moved(self, topic: str, peer: str) -> None:
-        """A peer that was here came back to another node; forget it without a word."""
+    def moved(self, topic: str, peer: str, taken: Collection[int]) -> Mapping[int, Forwarding]:
+        """A peer that was here came back to another node; forget it without a word.
+
+        Args:
+            taken: the relays to the peer that the other node has, by their numbers in ``OutgoingSession.waiting``.
+
+        Returns:
+            Those of ``taken`` that are not written yet; their outcome is up to the other node now. All other relays
+            that wait for the peer are dropped.
+        """
 
     def members(self, topic: str) -> Iterable[tuple[str, bytes | None]]:
         """List the peers that are here: ids and metadata."""

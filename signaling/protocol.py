@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,7 @@ from signaling.local import LocalPeers
 from signaling.origins import Origins
 from signaling.pages import pages
 from signaling.peer import Peer, return_undelivered
-from signaling.ports import Backplane, Entrant, Receipt
+from signaling.ports import Backplane, Entrant, Forwarding, Receipt
 from signaling.presented import subprotocol
 from signaling.rates import TokenBucket
 from signaling.sessions import ResumablePeer, Sessions, proof
@@ -419,10 +419,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
 
     def onUndelivered(self, receipts: list[Receipt]) -> None:
         """Tell the senders of what will not be written, unless the peer may come back for it."""
-        peer = self._peer
-        if isinstance(peer, ResumablePeer) and self._may_come_back:
-            peer.unwritten += receipts
-        else:
+        if not (isinstance(self._peer, ResumablePeer) and self._may_come_back):
             return_undelivered(receipts, self.factory.counters)
 
     def renewIceServers(self) -> None:
@@ -443,7 +440,8 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
 
     def onWritten(self, receipt: Receipt) -> None:
         """Tell who waits for that."""
-        receipt[0].written()
+        sender, msg_id = receipt
+        sender.written(msg_id)
 
     # What a resumable peer asks
 
@@ -462,12 +460,11 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         if isinstance(self._peer, ResumablePeer):
             self._peer.acknowledge(payload)
 
-    def give_up(self) -> list[Receipt]:
+    def give_up(self) -> None:
         """Make room for another connection of the same peer."""
-        receipts = self.takeUndelivered()
+        self.takeUndelivered()
         self._peer = None
         self.cut("its peer came back on another connection")
-        return receipts
 
     # The way out
 
@@ -687,10 +684,11 @@ class SignalingFactory(LeanWebSocketFactory):
         if peer.topic is not None:
             self.events.left(peer.id, peer.topic.name, reason, peer.since)
 
-    def _moved(self, peer: Peer) -> None:
-        if isinstance(peer, ResumablePeer) and peer.topic is not None:
-            self.events.moved(peer.id, peer.topic.name)
-            self.sessions.hand_over(peer)
+    def _moved(self, peer: Peer, taken: Collection[int]) -> Mapping[int, Forwarding]:
+        if not isinstance(peer, ResumablePeer) or peer.topic is None:
+            return {}
+        self.events.moved(peer.id, peer.topic.name)
+        return self.sessions.hand_over(peer, taken)
 
     def rest(self) -> None:
         """Leave no timer behind when nobody is there."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from hmac import compare_digest
 from typing import Protocol
 
@@ -21,7 +21,7 @@ from signaling.announcer import Announcer, Block
 from signaling.clock import Clock
 from signaling.counters import Counters
 from signaling.deadlines import Deadlines
-from signaling.errors import Rejected
+from signaling.errors import ErrorCode, Rejected
 from signaling.expiries import Expiries
 from signaling.frames import text_frame
 from signaling.history import History
@@ -29,7 +29,7 @@ from signaling.ids import ID_CHARACTERS
 from signaling.limits import Limits
 from signaling.outbound import OutboundQueue
 from signaling.peer import Peer, return_undelivered
-from signaling.ports import Backplane, Outbound, Proof, Receipt
+from signaling.ports import Backplane, Forwarding, IncomingSession, Outbound, OutgoingSession, Proof, Receipt
 from signaling.topics import Topic, TopicMap
 from signaling.upgrade import Claim, Join
 
@@ -59,8 +59,8 @@ class Way(Outbound, Protocol):
     def ask(self, mark: bytes) -> None:
         """Ask the other end to return ``mark`` once everything before it has arrived."""
 
-    def give_up(self) -> list[Receipt]:
-        """End; returns the receipts of what was never written, oldest first."""
+    def give_up(self) -> None:
+        """End; the peer knows what was never written."""
 
 
 class Away(OutboundQueue[Receipt]):
@@ -87,24 +87,93 @@ class Away(OutboundQueue[Receipt]):
     def ask(self, mark: bytes) -> None:
         """Ask nobody."""
 
-    def give_up(self) -> list[Receipt]:
-        """Return the receipts of all that waits."""
-        return self.abandon()
+    def give_up(self) -> None:
+        """Forget all that waits."""
+        self.abandon()
+
+
+class _Unwritten:
+    """A relay that waits for a resumable peer, as the sender that the peer's way knows."""
+
+    __slots__ = ("_number", "_target")
+
+    def __init__(self, target: ResumablePeer, number: int) -> None:
+        self._target = target
+        self._number = number
+
+    def waits(self, msg_id: bytes | None) -> None:
+        """No-op: its target knows."""
+
+    def written(self, msg_id: bytes | None) -> None:
+        """Report it to the true sender."""
+        sender, msg_id = self._target.settled(self._number)
+        sender.written(msg_id)
+
+    def failed(self, msg_id: bytes | None, code: ErrorCode) -> None:
+        """Report it to the true sender."""
+        sender, msg_id = self._target.settled(self._number)
+        sender.failed(msg_id, code)
+
+
+class _HandedOff:
+    """A relay whose target another node has taken over, with all that waited for it."""
+
+    __slots__ = ("_counters", "_receipt")
+
+    def __init__(self, receipt: Receipt, counters: Counters) -> None:
+        self._receipt = receipt
+        self._counters = counters
+
+    def delivered(self) -> None:
+        """Report that the other node wrote it."""
+        self._counters.relays_delivered_elsewhere += 1
+        sender, msg_id = self._receipt
+        sender.written(msg_id)
+
+    def failed(self, code: ErrorCode) -> None:
+        """Report that it is not delivered; whatever became of its target, it was there when the relay came."""
+        return_undelivered([self._receipt], self._counters)
+
+
+class _Followed:
+    """A relay that its sender sent at another node, before it was handed off to this one."""
+
+    __slots__ = ("_msg_id", "_sender")
+
+    def __init__(self, sender: ResumablePeer, msg_id: bytes | None) -> None:
+        self._sender = sender
+        self._msg_id = msg_id
+
+    def delivered(self) -> None:
+        """The other node has counted it."""
+        self._sender.written(self._msg_id)
+
+    def failed(self, code: ErrorCode) -> None:
+        """Answer it; the other node has counted it."""
+        self._sender.failed(self._msg_id, code)
 
 
 class ResumablePeer(Peer):
-    """A peer that remembers what it was sent, and can prove to be the same on another connection."""
+    """A peer that remembers what it was sent, and can prove to be the same on another connection.
+
+    It knows the relays to it that are not written yet, and its own that have no outcome yet: both go with it to another
+    node.
+    """
 
     __slots__ = (
         "_asked_at",
         "_history",
+        "_offers",
+        "_open",
+        "_opened",
         "_proven_at",
         "_secrets",
         "_since_asked",
+        "_unanswered",
+        "_unwritten",
         "_window",
         "expires",
         "owner",
-        "unwritten",
         "way",
     )
 
@@ -128,18 +197,32 @@ class ResumablePeer(Peer):
         self._history = History(16 * limits.high_water_messages, 2 * limits.high_water_bytes)
         self._secrets: list[bytes] = []
         self._asked_at = self._since_asked = self._proven_at = 0
-        # Relays that a former way never wrote.
-        self.unwritten: list[Receipt] = []
+        # Relays to it that no way has written yet, by their numbers in the history.
+        self._unwritten: dict[int, Receipt] = {}
+        # Its own relays without an outcome, by msgId, with numbers of their own; what other nodes were offered, and may
+        # still take; and what this peer has to be answered if none takes it.
+        self._open: dict[bytes | None, list[int]] = {}
+        self._opened = 0
+        self._offers: list[OutgoingSession] = []
+        self._unanswered: list[tuple[bytes | None, ErrorCode]] = []
 
     @property
     def lent(self) -> bool:
         """Whether it may go on at another node by now."""
         return isinstance(self.way, Away) and self.way.lent
 
+    @property
+    def waiting(self) -> int:
+        """How many relays wait for it."""
+        return len(self._unwritten)
+
     def stay(self) -> None:
         """Be this node's for sure: no other one took it."""
         if isinstance(self.way, Away):
             self.way.lent = False
+        unanswered, self._unanswered = self._unanswered, []
+        for msg_id, code in unanswered:
+            super().failed(msg_id, code)
         if self.topic is not None:
             self._backplane.doubt(self.topic.name)
 
@@ -156,21 +239,30 @@ class ResumablePeer(Peer):
         """Tell whether everything after the ``seen``-th message can be sent again."""
         return self._history.reaches(seen)
 
-    def session(self) -> bytes:
-        """Write down what another node needs to go on with this peer."""
-        return _encode(_Session(self.metadata, self.owner, self._history.sent, self._history.kept))
+    def hand_off(self) -> OutgoingSession:
+        """Write down what another node needs to go on with this peer, which takes nothing from now on.
 
-    def revive(self, session: bytes, topic: str, claim: Claim) -> bool:
+        Outcomes of its relays are reported to that node, whether it takes the peer or not.
+        """
+        if isinstance(self.way, Away) and not self.way.lent:
+            self.way.lent = True
+            history, waiting = self._history, list(self._unwritten)
+            opened = [(number, msg_id) for msg_id, numbers in self._open.items() for number in numbers]
+            text = _encode(_Session(self.metadata, self.owner, history.sent, history.kept, waiting, opened))
+            self._offers.append(OutgoingSession(text, waiting, {number for number, _ in opened}))
+        return self._offers[-1]
+
+    def revive(self, session: IncomingSession, topic: str, claim: Claim) -> bool:
         """Be the peer whose session another node wrote down, in its topic, without a word to anybody.
 
         Args:
             claim: that the other node found good.
 
         Returns:
-            False where it cannot: another version's session, one longer than is kept here, or a topic that is full.
+            False where it cannot: another version's session, or a topic that is full.
         """
         try:
-            text = _decode_session(session)
+            text = _decode_session(session.text)
             self.metadata = text.metadata
             self._history.restore(text.sent, text.kept)
             if not self.reaches(claim.seen):
@@ -179,7 +271,21 @@ class ResumablePeer(Peer):
         except (msgspec.MsgspecError, Rejected):
             return False
         self._secrets = [claim.token[ID_CHARACTERS:]]
+        self._unwritten = {number: session.receipt(number) for number in text.waiting}
+        self._counters.relays_received += len(text.waiting)
+        for number, msg_id in text.open:
+            self._opened = max(self._opened, number)
+            self._open.setdefault(msg_id, []).append(number)
+            session.follow(number, _Followed(self, msg_id))
         return True
+
+    def go_elsewhere(self, taken: Collection[int]) -> Mapping[int, Forwarding]:
+        """Leave without a word, as another node has this peer; as ``Node.moved``."""
+        self.detach()
+        self.vanish()
+        unwritten, self._unwritten = self._unwritten, {}
+        return_undelivered([receipt for number, receipt in unwritten.items() if number not in taken], self._counters)
+        return {number: _HandedOff(receipt, self._counters) for number, receipt in unwritten.items() if number in taken}
 
     def come_back(self, way: Way, claim: Claim, ice_servers: bytes | None) -> None:
         """Go on where the other end lost its connection.
@@ -189,9 +295,10 @@ class ResumablePeer(Peer):
             claim: what it said; ``knows`` and ``reaches`` hold.
             ice_servers: as for ``join``.
         """
-        # What they are for is sent again below.
-        given_up = self.way.give_up() if self.way is not way else []
-        again, self.unwritten = self.unwritten + given_up, []
+        if self.way is not way:
+            self.way.give_up()
+        self._outdate_offers()
+        unwritten, self._unwritten = self._unwritten, {}
         missed = self._history.rewind(claim.seen)
         # A connection that breaks at once may take the new token with it: the one that was used holds until a pong
         # proves that the new one arrived.
@@ -199,18 +306,40 @@ class ResumablePeer(Peer):
         self.go(way)
         if self.topic is not None:
             self._greet(self.topic, ice_servers)
-        for frame in missed:
+        for number, frame in missed:
             way.answer(frame)
             self._history.add(frame)
-        for sender, _ in again:
-            sender.written()
+            if number in unwritten:
+                sender, msg_id = unwritten.pop(number)
+                sender.written(msg_id)
+        # A client that counts what it was never sent gets none of it.
+        return_undelivered(unwritten.values(), self._counters)
         self._ask()
+
+    def _outdate_offers(self) -> None:
+        """Keep what was offered to other nodes to what they may still have to be told."""
+        for offer in self._offers:
+            # What waited has its end here, and numbers begin anew.
+            offer.waiting = ()
+        opened = {number for numbers in self._open.values() for number in numbers} if self._offers else set()
+        self._offers = [offer for offer in self._offers if not opened.isdisjoint(offer.open)]
+
+    def _wait(self, receipt: Receipt) -> Receipt:
+        """Remember that the next frame waits; returns the receipt for the way."""
+        number = self._history.sent + 1
+        self._unwritten[number] = receipt
+        return _Unwritten(self, number), receipt[1]
+
+    def settled(self, number: int) -> Receipt:
+        """Return the receipt of a relay that waits no more."""
+        return self._unwritten.pop(number)
 
     def acknowledge(self, mark: bytes) -> None:
         """Take a pong's payload: what it numbers has arrived."""
         if not (mark.isdigit() and len(mark) <= _LONGEST_MARK):
             return
-        number = min(int(mark), self._history.sent)
+        # What was not written did not arrive, whatever the other end says.
+        number = min(int(mark), next(iter(self._unwritten), self._history.sent + 1) - 1)
         self._history.forget(number)
         if number >= self._proven_at:
             # The other end has its new token, and the one that it used is good for nothing any more.
@@ -225,12 +354,44 @@ class ResumablePeer(Peer):
     def leave(self) -> None:
         """Leave, and tell the senders of what was never written."""
         super().leave()
-        unwritten, self.unwritten = self.unwritten, []
-        return_undelivered(unwritten, self._counters)
+        unwritten, self._unwritten = self._unwritten, {}
+        return_undelivered(unwritten.values(), self._counters)
+
+    def waits(self, msg_id: bytes | None) -> None:
+        """Remember a relay that has no outcome yet."""
+        self._opened += 1
+        self._open.setdefault(msg_id, []).append(self._opened)
+
+    def written(self, msg_id: bytes | None) -> None:
+        """Report it to the node that may have taken this peer."""
+        self._close(msg_id, None)
+
+    def failed(self, msg_id: bytes | None, code: ErrorCode) -> None:
+        """Answer a relay that was accepted and is not delivered, at this node or the one that has taken this peer."""
+        self._close(msg_id, code)
+        if self.topic is not None and self.lent:
+            self._unanswered.append((msg_id, code))
+        elif self.topic is not None:
+            super().failed(msg_id, code)
+
+    def _close(self, msg_id: bytes | None, code: ErrorCode | None) -> None:
+        numbers = self._open.get(msg_id)
+        if numbers is None:
+            return
+        # Of relays with the same msgId it does not matter which is which: their answers differ in nothing else.
+        number = numbers.pop()
+        if not numbers:
+            del self._open[msg_id]
+        for offer in self._offers:
+            if number in offer.open:
+                offer.report(number, code)
 
     def offer(self, frame: bytes, receipt: Receipt | None = None) -> bool:
         """Hand ``frame`` to the way, and remember it where that took it."""
-        taken = super().offer(frame, receipt)
+        if receipt is None or not self.blocked:
+            taken = super().offer(frame, receipt)
+        else:
+            taken = self._offer_waiting(frame, receipt)
         if taken:
             # An event makes no sense a second time: the list that comes first has what came of it, and of those that
             # were dropped, or missed on the way from one node to another.
@@ -242,6 +403,20 @@ class ResumablePeer(Peer):
         if taken:
             self._remember(len(block.data), *(None for _ in block.events))
         return taken
+
+    def _offer_waiting(self, frame: bytes, receipt: Receipt) -> bool:
+        if not super().offer(frame, self._wait(receipt)):
+            del self._unwritten[self._history.sent + 1]
+            return False
+        sender, msg_id = receipt
+        sender.waits(msg_id)
+        return True
+
+    def renew(self, ice_servers: bytes) -> None:
+        """Tell the peer of new ICE servers, once: those in the welcome of a resume are fresher."""
+        frame = text_frame(wire.ice_servers(ice_servers))
+        self.way.answer(frame)
+        self._remember(len(frame), None)
 
     def _answer(self, message: bytes) -> None:
         frame = text_frame(message)
@@ -278,6 +453,8 @@ class _Session(msgspec.Struct, array_like=True):
     owner: bytes | None
     sent: int
     kept: list[bytes | None]
+    waiting: list[int]
+    open: list[tuple[int, bytes | None]]
 
 
 class _ProofText(msgspec.Struct, array_like=True):
@@ -312,7 +489,7 @@ class Sessions:
         wall_clock: tells when tokens expire, in seconds since 1970.
 
     Attributes:
-        away: those without a connection.
+        away: those without a connection, in the order in which they lost it.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - what sessions depend on
@@ -328,16 +505,16 @@ class Sessions:
         self._topics = topics
         self._admission = admission
         self._on_gone = on_gone
-        self.away: set[ResumablePeer] = set()
+        self.away: dict[ResumablePeer, None] = {}
         self._windows: Deadlines[ResumablePeer] = Deadlines(clock, limits.resume_window_seconds, self._gone)
-        self._loans: Deadlines[ResumablePeer] = Deadlines(clock, _LOAN_SECONDS, ResumablePeer.stay)
+        self._loans: Deadlines[ResumablePeer] = Deadlines(clock, _LOAN_SECONDS, self._stay)
         self._wall_clock = wall_clock
         self._expiries: Expiries[ResumablePeer] = Expiries(clock, wall_clock, self._expired)
 
     @property
     def waiting(self) -> int:
         """How many relays wait for those without a connection."""
-        return sum(len(peer.unwritten) + peer.way.receipts for peer in self.away if isinstance(peer.way, Away))
+        return sum(peer.waiting for peer in self.away)
 
     def find(self, join: Join) -> ResumablePeer | None:
         """Return the peer that the request may be again: of that topic, with that token, and of the same owner."""
@@ -353,7 +530,7 @@ class Sessions:
             return None
         return peer if peer.knows(token[ID_CHARACTERS:]) else None
 
-    def lend(self, peer: Peer, text: bytes) -> bytes | None:
+    def lend(self, peer: Peer, text: bytes) -> OutgoingSession | None:
         """Get a peer ready to go on at another node.
 
         Until that node has it, or for some seconds, it takes nothing: what it were given would be missing there.
@@ -378,14 +555,16 @@ class Sessions:
         way = proven.way
         if not isinstance(way, Away):
             place, way.place = way.place, None
-            proven.unwritten += way.give_up()
+            way.give_up()
             self.keep(proven, place)
-        if isinstance(proven.way, Away):
-            proven.way.lent = True
         self._loans.set(proven)
         # It must not leave while another node takes it over.
-        self._windows.set(proven)
-        return proven.session()
+        self._windows.clear(proven)
+        return proven.hand_off()
+
+    def _stay(self, peer: ResumablePeer) -> None:
+        self._windows.set(peer)
+        peer.stay()
 
     def keep(self, peer: ResumablePeer, place: Place | None) -> None:
         """Let a peer stay whose connection was lost.
@@ -395,7 +574,7 @@ class Sessions:
                 hold more than connections could.
         """
         peer.go(Away(self._limits, place))
-        self.away.add(peer)
+        self.away[peer] = None
         self._windows.set(peer)
         if peer.expires is not None:
             self._expiries.set(peer, peer.expires)
@@ -409,7 +588,7 @@ class Sessions:
 
     def _release(self, peer: ResumablePeer) -> None:
         """Free what a peer needed while it waited, or on its former connection."""
-        self.away.discard(peer)
+        self.away.pop(peer, None)
         self._windows.clear(peer)
         self._loans.clear(peer)
         self._expiries.clear(peer)
@@ -421,17 +600,15 @@ class Sessions:
         """Let a peer leave, whether it has a connection or not."""
         self._release(peer)
         self._on_gone(peer, reason)
-        peer.unwritten += peer.way.give_up()
+        peer.way.give_up()
         peer.detach()
         peer.leave()
 
-    def hand_over(self, peer: ResumablePeer) -> None:
-        """Forget a peer that goes on elsewhere, without a word."""
+    def hand_over(self, peer: ResumablePeer, taken: Collection[int]) -> Mapping[int, Forwarding]:
+        """Forget a peer that goes on elsewhere, without a word; as ``Node.moved``."""
         self._release(peer)
-        for sender, _ in peer.unwritten + peer.way.give_up():
-            sender.written()
-        peer.detach()
-        peer.vanish()
+        peer.way.give_up()
+        return peer.go_elsewhere(taken)
 
     def close(self) -> None:
         """Let everyone leave who has no connection."""

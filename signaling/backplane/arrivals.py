@@ -1,7 +1,7 @@
 """How a peer gets into its topic: the store is asked first, and without an answer it joins with those who are here.
 
 A peer that comes back from another node is asked of that node, which writes its session down; then the store is told
-where it is now.
+where it is now (``handoffs``).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from signaling.backplane.handoffs import HandOffs, ReceivedSession
 from signaling.backplane.messages import Claim, Session
 from signaling.backplane.presence import Entrants, Presence
 from signaling.backplane.store import Store
@@ -34,7 +35,7 @@ class Arrival:
         stored: whether the store surely has it.
         taken_out: whether it was taken out of there again: until its own call is answered it cannot be put back.
         held: what came for it and has to wait for its peer-list.
-        session: that the other node wrote down.
+        session: that the other node handed off; None before the store confirmed it.
         verdict: how it is let in when it is its turn; None before the store answered, or is known not to.
     """
 
@@ -48,7 +49,7 @@ class Arrival:
         self.proof = proof
         self.asked = self.stored = self.taken_out = False
         self.held: list[Callable[[], None]] = []
-        self.session: bytes | None = None
+        self.session: ReceivedSession | None = None
         self.verdict: Entrant | None = None
 
     @property
@@ -73,6 +74,7 @@ class Arrivals:
     Args:
         store: is asked for each.
         presence: has the views.
+        hand_offs: get sessions from other nodes.
         entrants: where those are who are on their way.
         clock: tells the time.
         ids: make the ids of this node's peers.
@@ -83,6 +85,7 @@ class Arrivals:
         self,
         store: Store,
         presence: Presence,
+        hand_offs: HandOffs,
         entrants: Entrants,
         clock: Clock,
         ids: PeerIds,
@@ -90,6 +93,7 @@ class Arrivals:
     ) -> None:
         self._store = store
         self._presence = presence
+        self._hand_offs = hand_offs
         self._entrants = entrants.by_topic
         self._first: Callable[[str], Arrival | None] = entrants.first
         self._ids = ids
@@ -102,7 +106,7 @@ class Arrivals:
         self._letting_in: set[str] = set()
 
     def start(self, node: Node) -> None:
-        """Answer the claims of other nodes by asking ``node``."""
+        """Let peers into ``node``."""
         self._node = node
 
     def rest(self) -> None:
@@ -198,9 +202,6 @@ class Arrivals:
         if not arrival.waits:
             return
         self._deadlines.clear(arrival)
-        if not (arrival.returns and arrival.stored):
-            # Another node's session is no new peer's.
-            arrival.session = None
         if arrival.returns and not arrival.stored:
             # Whether that peer is this node's now nobody knows; a new one surely is.
             self._rename(arrival, self._ids.next())
@@ -234,6 +235,9 @@ class Arrivals:
             del self._entrants[topic]
         if joined:
             self._presence.arrived(topic, peer)
+        if arrival.session is not None:
+            end = self._hand_offs.take if joined else self._hand_offs.refuse
+            end(arrival.session)
         for hand_over in arrival.held:
             hand_over()
         if joined and (arrival.taken_out or not arrival.stored):
@@ -271,48 +275,54 @@ class Arrivals:
 
         self._store.tell(other.node, claim, told)
 
-    def take_claim(self, claim: Claim) -> None:
-        """Answer another node that wants to have a peer of this one."""
-        session = self._node.lend(claim.topic, Proof(claim.peer, claim.proof))
-        self._store.tell(claim.reply_to, Session(claim.number, session))
-
     def take_session(self, answer: Session) -> None:
         """Take what another node gave up, or did not."""
         arrival, node = self._claiming.pop(answer.number, (None, ""))
         if arrival is None or not arrival.waits or arrival.asked or arrival.proof is None:
             return
         peer = arrival.proof.peer
-        if answer.session is None or self._entrants[arrival.topic].get(peer) or self._node.has(arrival.topic, peer):
-            # Who shows one token twice at once has one peer by it, which the later connection takes over.
-            self._join(arrival)
+        # Who shows one token twice at once has one peer by it, which the later connection takes over.
+        is_here = self._entrants[arrival.topic].get(peer) is not None or self._node.has(arrival.topic, peer)
+        session = self._hand_offs.receive(answer, node) if not is_here else None
+        if session is not None:
+            self._move(arrival, session, peer)
         else:
-            arrival.session = answer.session
-            self._move(arrival, peer, node)
+            self._join(arrival)
 
     def forget_claims(self) -> None:
         """Wait no longer for answers that nobody needs."""
         self._claiming = {number: claim for number, claim in self._claiming.items() if claim[0].waits}
 
-    def _move(self, arrival: Arrival, peer: str, node: str) -> None:
+    def _move(self, arrival: Arrival, session: ReceivedSession, peer: str) -> None:
+        # The store says who has the peer. It is waited for as long as it may: without a sign of it ``admit_all`` ends
+        # this, and its answer comes before those to the next beats.
+        self._deadlines.clear(arrival)
         view = self._presence.view(arrival.topic)
         view.calls += 1
         self._rename(arrival, peer)
         arrival.asked = True
-        self._store.move(arrival.topic, peer, node, partial(self._moved, arrival, view, peer))
+        self._store.move(arrival.topic, peer, session.node, partial(self._moved, arrival, session, view, peer))
 
-    def _moved(self, arrival: Arrival, view: TopicView, peer: str, reply: list[Any] | None) -> None:
+    def _moved(
+        self, arrival: Arrival, session: ReceivedSession, view: TopicView, peer: str, reply: list[Any] | None
+    ) -> None:
         view.calls -= 1
         moved = reply is not None and reply[0] == b"moved"
-        if moved and arrival.waits:
-            arrival.stored = True
+        if moved and arrival.waits and self._store.may_deliver:
+            arrival.stored, arrival.session = True, session
             self._presence.take_snapshot(arrival.topic, view, reply)
             self._admit(arrival)
-        elif moved:
-            # It was let in as a new peer without waiting for this, or is gone.
-            self._presence.leave(arrival.topic, peer)
-        elif arrival.waits:
-            # Another node was quicker: the session is that node's, and this is a new peer.
-            arrival.session = None
-            self._rename(arrival, self._ids.next())
-            self._join(arrival)
+        else:
+            if moved:
+                # It was let in as a new peer without waiting for this, or is gone; or its senders may have been told
+                # that this node is dead.
+                self._hand_offs.refuse(session)
+                self._presence.leave(arrival.topic, peer)
+            else:
+                # Another node was quicker.
+                self._hand_offs.forget(session)
+            if arrival.waits:
+                self._rename(arrival, self._ids.next())
+                self._deadlines.set(arrival)
+                self._join(arrival)
         self._presence.check(arrival.topic, view)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from signaling.backplane.arrivals import Arrival, Arrivals
+from signaling.backplane.handoffs import HandOffs
 from signaling.backplane.messages import NODE_CHARACTERS, Ask, Beat, Claim, Event, Outcomes, Relays, decode
 from signaling.backplane.presence import Entrants, Presence
 from signaling.backplane.registration import Registration
@@ -61,9 +62,10 @@ class Cluster:
         most = limits.max_peers_per_topic, limits.max_peer_list_bytes
         self._registration = Registration(engine, clock, keys, self._new_id, self, log, wall_clock)
         store = Store(engine, keys, self._registration)
-        self._presence = Presence(store, entrants)
-        self._arrivals = Arrivals(store, self._presence, entrants, clock, self._ids, most)
+        self._presence = Presence(store, entrants, self._moved)
         self._relaying = Relaying(self._new_id, clock, store, self._presence, entrants, self._registration)
+        self._hand_offs = HandOffs(self._new_id, store, self._relaying)
+        self._arrivals = Arrivals(store, self._presence, self._hand_offs, entrants, clock, self._ids, most)
         self._timer: Any = None
 
     def _new_id(self) -> str:
@@ -89,7 +91,7 @@ class Cluster:
 
     def start(self, node: Node) -> None:
         """Connect."""
-        for room in (self._presence, self._arrivals, self._relaying):
+        for room in (self._presence, self._arrivals, self._relaying, self._hand_offs):
             room.start(node)
         self._registration.connect()
         self._look()
@@ -99,6 +101,7 @@ class Cluster:
         self._registration.look()
         self._relaying.look()
         self._arrivals.forget_claims()
+        self._hand_offs.forget_offers()
         self._presence.look()
 
     def stop(self, done: Callable[[], None]) -> None:
@@ -159,6 +162,9 @@ class Cluster:
         """Send a relay to a peer of another node."""
         return self._relaying.forward(topic, to, sender, frame, forwarding)
 
+    def _moved(self, topic: str, peer: str, node: str) -> None:
+        self._hand_offs.moved(topic, peer, node)
+
     # What the registration says
 
     def registered(self, topics: Iterable[str]) -> None:
@@ -214,6 +220,6 @@ class Cluster:
         elif isinstance(message, Ask):
             self._relaying.answer(message)
         elif isinstance(message, Claim):
-            self._arrivals.take_claim(message)
+            self._hand_offs.answer(message)
         else:
             self._arrivals.take_session(message)

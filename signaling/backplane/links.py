@@ -8,7 +8,7 @@ telling.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from signaling.backplane.messages import Ask, Outcomes, Relay, Relays, runs
@@ -84,15 +84,25 @@ class Outgoing:
         self._waiting.append(Relay(self._latest, *relay))
         return True
 
-    def flush(self, reply_to: str, expires: int) -> None:
+    def expect(self, forwardings: Mapping[int, Forwarding], now: float) -> None:
+        """Expect the outcomes of relays that the other node has in any case, by their numbers."""
+        self._open = {number: _Open(forwarding, 0, now) for number, forwarding in sorted(forwardings.items())}
+        self._latest = max(self._open, default=0)
+        for relay in self._open.values():
+            self._hold(relay, now)
+
+    def flush(self, reply_to: str, expires: int, *, at_once: bool = False) -> None:
         """Publish what waits, unless a publication is under way.
 
         Args:
             reply_to: the node that hears the outcomes.
             expires: as in ``Relays``.
+            at_once: whether even then; all of it.
         """
-        if self._publishing or not self._waiting:
-            return
+        while self._waiting and (at_once or not self._publishing):
+            self._publish_batch(reply_to, expires)
+
+    def _publish_batch(self, reply_to: str, expires: int) -> None:
         batch = self._take_batch()
         self._publishing = True
         self._published = batch[-1].number
@@ -119,8 +129,8 @@ class Outgoing:
             self.flush(reply_to, expires)
 
     def ask(self, reply_to: str, older_than: float) -> None:
-        """Ask what became of all that was published, where one of those was last heard of before ``older_than``."""
-        numbers = [number for number in self._open if number <= self._published]
+        """Ask what became of all that the other node may have, where one of those was last heard of too long ago."""
+        numbers = [number for number, relay in self._open.items() if number <= self._published or relay.held]
         if numbers and any(self._open[number].since <= older_than for number in numbers):
             self._publish(Ask(self.origin, reply_to, self._published, numbers), lambda listeners: None)
 
@@ -173,6 +183,28 @@ class Outgoing:
         return relay
 
 
+class RemoteSender:
+    """The sender of a relay that another node waits for.
+
+    Args:
+        settle: takes the outcome, None for written.
+    """
+
+    def __init__(self, settle: Callable[[ErrorCode | None], None]) -> None:
+        self._settle = settle
+
+    def waits(self, msg_id: bytes | None) -> None:
+        """No-op: its node is told that the relay is held."""
+
+    def written(self, msg_id: bytes | None) -> None:
+        """Pass it on."""
+        self._settle(None)
+
+    def failed(self, msg_id: bytes | None, code: ErrorCode) -> None:
+        """Pass it on."""
+        self._settle(code)
+
+
 class _Known(NamedTuple):
     code: ErrorCode | None
     since: float
@@ -219,6 +251,11 @@ class Incoming:
                 self._held.add(relay.number)
                 fresh.append(relay)
         return fresh
+
+    def owe(self, numbers: Iterable[int], reply_to: str) -> None:
+        """Owe another node the outcomes of relays that are here in any case; each of them has to be settled."""
+        self.reply_to = reply_to
+        self._held.update(numbers)
 
     def settle(self, number: int, code: ErrorCode | None, now: float) -> None:
         """Take note of an outcome.
@@ -272,6 +309,11 @@ class Incoming:
     def idle(self) -> bool:
         """Whether nothing is left to be known of."""
         return not (self._known or self._held)
+
+    @property
+    def is_link(self) -> bool:
+        """Whether relays come from this origin: as long as they may, their numbers must not begin anew."""
+        return bool(self._highest)
 
     def _outcomes(self, numbers: list[int], held: list[int]) -> Outcomes:
         delivered = sorted(number for number in numbers if self._known[number].code is None)

@@ -137,10 +137,14 @@ class Session(msgspec.Struct, frozen=True, array_like=True, tag="s"):
 
     Args:
         session: of the peer; None where it stays.
+        origin: under which the outcomes of both nodes' open relays are told.
+        waiting: the numbers of the relays that the session has and nobody has written yet.
     """
 
     number: int
     session: bytes | None
+    origin: str = ""
+    waiting: list[int] = []
 
 
 Message = Relays | Ask | Outcomes | Claim | Session

@@ -57,11 +57,13 @@ class Presence:
     Args:
         store: knows who is where.
         entrants: of this node.
+        on_moved: is called with the topic, the id and the new node of a peer of this node that another one has now.
     """
 
-    def __init__(self, store: Store, entrants: Entrants) -> None:
+    def __init__(self, store: Store, entrants: Entrants, on_moved: Callable[[str, str, str], None]) -> None:
         self._store = store
         self._entrants = entrants
+        self._on_moved = on_moved
         self._node: Node
         self._views: dict[str, TopicView] = {}
         # Topics that may be wrong here or in the store, in order.
@@ -169,7 +171,7 @@ class Presence:
                     self._node.left(topic, change.peer)
                 self._gone_on.pop((topic, change.peer), None)
             else:
-                self._node.moved(topic, change.peer)
+                self._on_moved(topic, change.peer, change.node)
                 self._gone_on[topic, change.peer] = _GONE_ON_LOOKS
                 self.forget_empty(topic)
         self.announce(topic)

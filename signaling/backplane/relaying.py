@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from signaling.backplane.links import Incoming, Outgoing
+from signaling.backplane.links import Incoming, Outgoing, RemoteSender
 from signaling.backplane.messages import Ask, Outcomes, Relay, Relays
 from signaling.backplane.presence import Entrants, Presence
 from signaling.backplane.registration import Registration
@@ -20,19 +20,6 @@ _ASK_SECONDS = 2.0
 _GIVE_UP_SECONDS = 40.0
 _EXPIRE_SECONDS = 30.0
 _REMEMBER_SECONDS = 60.0
-
-
-class _Waiting:
-    """Hears of the end of a relay from another node that has to wait for its target."""
-
-    def __init__(self, settle: Callable[[ErrorCode | None], None]) -> None:
-        self._settle = settle
-
-    def written(self) -> None:
-        self._settle(None)
-
-    def reject(self, rejected: Rejected) -> None:
-        self._settle(rejected.code)
 
 
 class Relaying:
@@ -64,6 +51,8 @@ class Relaying:
         self._registration = registration
         self._node: Node
         self._outgoing: dict[str, Outgoing] = {}
+        # Of relays that came to another node by a hand-off: that node and the link, by origin.
+        self._handed_off: dict[str, tuple[str, Outgoing]] = {}
         self._incoming: dict[tuple[str, str], Incoming] = {}
         self._timer: Any = None
 
@@ -74,12 +63,16 @@ class Relaying:
     @property
     def forwarding(self) -> int:
         """How many relays to other nodes have no outcome yet."""
-        return sum(map(len, self._outgoing.values()))
+        return sum(len(link) for _, link in self._links)
 
     @property
     def nodes(self) -> set[str]:
         """The nodes that owe an answer."""
-        return {node for node, link in self._outgoing.items() if len(link)}
+        return {node for node, link in self._links if len(link)}
+
+    @property
+    def _links(self) -> list[tuple[str, Outgoing]]:
+        return [*self._outgoing.items(), *self._handed_off.values()]
 
     # To other nodes
 
@@ -106,15 +99,21 @@ class Relaying:
 
     def hear(self, outcomes: Outcomes) -> None:
         """Take what another node says of relays."""
-        link = self._outgoing.get(outcomes.node)
+        handed_off = self._handed_off.get(outcomes.origin)
+        link = handed_off[1] if handed_off is not None else self._outgoing.get(outcomes.node)
         if link is not None and outcomes.origin == link.origin:
             link.hear(outcomes, self._clock.seconds())
 
     def go_on(self) -> None:
         """Ask what became of everything, for answers may have been lost, and send what waits."""
-        for link in self._outgoing.values():
+        for _, link in self._links:
             link.ask(self._store.node, self._clock.seconds())
             self._flush(link)
+
+    def publish_all(self) -> None:
+        """Send what waits behind other relays: what is said after this call must not overtake it."""
+        for link in self._outgoing.values():
+            link.flush(self._store.node, self._registration.store_ms(_EXPIRE_SECONDS), at_once=True)
 
     def drop_unpublished(self) -> None:
         """Give up on what cannot be sent for now."""
@@ -123,22 +122,53 @@ class Relaying:
 
     def died(self, node: str) -> None:
         """Give up on what was sent to a node that is dead."""
-        link = self._outgoing.pop(node, None)
-        if link is not None:
+        dead = [link for owner, link in self._links if owner == node]
+        self._outgoing.pop(node, None)
+        self._handed_off = {origin: pair for origin, pair in self._handed_off.items() if pair[0] != node}
+        for link in dead:
             link.give_up(float("inf"))
 
     def look(self) -> None:
         """Ask where an answer is long in coming, and forget what is over; to be called once a second."""
         now = self._clock.seconds()
-        for link in self._outgoing.values():
+        for _, link in self._links:
             if self._registration.good:
                 link.ask(self._store.node, now - _ASK_SECONDS)
             link.give_up(now - _GIVE_UP_SECONDS)
         knows = self._registration.knows
         self._outgoing = {node: link for node, link in self._outgoing.items() if len(link) or knows(node)}
+        self._handed_off = {origin: pair for origin, pair in self._handed_off.items() if len(pair[1])}
         for incoming in self._incoming.values():
             incoming.forget(now - _REMEMBER_SECONDS)
-        self._incoming = {key: each for key, each in self._incoming.items() if knows(each.reply_to) or not each.idle}
+        self._incoming = {
+            key: each
+            for key, each in self._incoming.items()
+            if not each.idle or (each.is_link and knows(each.reply_to))
+        }
+
+    # Relays that go from one node to another with the session of their target or of their sender
+
+    def expect(self, origin: str, node: str, forwardings: Mapping[int, Forwarding]) -> None:
+        """Have another node tell the outcomes of relays that it owes to this one by a hand-off."""
+        if forwardings:
+            link = Outgoing(origin, self._teller(node))
+            link.expect(forwardings, self._clock.seconds())
+            self._handed_off[origin] = node, link
+            # It may have told some of them before this node knew that it would.
+            link.ask(self._store.node, self._clock.seconds())
+
+    def owe(self, origin: str, reply_to: str, numbers: Collection[int]) -> Callable[[int, ErrorCode | None], None]:
+        """Owe another node the outcomes of relays; returns what takes each number with its outcome, None for written.
+
+        Until then that node is told that they are held.
+        """
+        incoming = self._from(origin) if numbers else Incoming(origin, self._store.node)
+        incoming.owe(numbers, reply_to)
+        return lambda number, code: self._settle(incoming, number, code)
+
+    def disown(self, origin: str) -> None:
+        """Know no more of what is owed: whoever asks is told that it is dropped."""
+        self._incoming.pop((origin, self._store.node), None)
 
     # From other nodes
 
@@ -166,38 +196,40 @@ class Relaying:
 
     def _deliver(self, incoming: Incoming, relay: Relay, expires: int) -> None:
         if not self._expects(incoming, expires):
-            self._settle(incoming, relay, ErrorCode.DROPPED)
+            self._settle(incoming, relay.number, ErrorCode.DROPPED)
             return
         entrant = self._entrants.find(relay.topic, relay.to)
         view = self._presence.find(relay.topic)
         if entrant is not None:
             # Its own peer-list comes first.
             entrant.held.append(lambda: self._deliver(incoming, relay, expires))
-        elif view is None or (relay.sender in view.others and relay.sender not in view.unannounced):
-            self._hand_over(incoming, relay)
-        elif not view.current or relay.sender in view.unannounced:
-            # The target has not heard of the sender yet.
+        elif view is not None and (
+            relay.sender in view.unannounced or (not view.current and (view.parked or relay.sender not in view.others))
+        ):
+            # The target has not heard of the sender yet, or an earlier relay waits for the same.
             view.parked.append(lambda: self._deliver(incoming, relay, expires))
+        elif view is None or relay.sender in view.others:
+            self._hand_over(incoming, relay)
         else:
-            self._settle(incoming, relay, ErrorCode.DROPPED)
+            self._settle(incoming, relay.number, ErrorCode.DROPPED)
 
     def _hand_over(self, incoming: Incoming, relay: Relay) -> None:
-        waiting = _Waiting(lambda code: self._settle(incoming, relay, code))
+        sender = RemoteSender(lambda code: self._settle(incoming, relay.number, code))
         try:
-            written = self._node.deliver(relay.topic, relay.to, relay.frame, (waiting, None))
+            written = self._node.deliver(relay.topic, relay.to, relay.frame, (sender, None))
         except Rejected as rejected:
             # Who went on at another node is in the topic, and its sender has been told of nothing else.
             is_elsewhere = self._presence.is_elsewhere(relay.topic, relay.to)
-            self._settle(incoming, relay, ErrorCode.DROPPED if is_elsewhere else rejected.code)
+            self._settle(incoming, relay.number, ErrorCode.DROPPED if is_elsewhere else rejected.code)
         else:
             if written:
-                self._settle(incoming, relay, None)
+                self._settle(incoming, relay.number, None)
             else:
                 incoming.hold(relay.number)
                 self._tell_soon(incoming)
 
-    def _settle(self, incoming: Incoming, relay: Relay, code: ErrorCode | None) -> None:
-        incoming.settle(relay.number, code, self._clock.seconds())
+    def _settle(self, incoming: Incoming, number: int, code: ErrorCode | None) -> None:
+        incoming.settle(number, code, self._clock.seconds())
         self._tell_soon(incoming)
 
     def _tell_soon(self, incoming: Incoming) -> None:

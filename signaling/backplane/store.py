@@ -40,6 +40,11 @@ class Store:
         """Whether the engine serves this node."""
         return self._registration.good
 
+    @property
+    def may_deliver(self) -> bool:
+        """Whether nobody can take this node for dead."""
+        return self._registration.may_deliver
+
     def join(self, topic: str, peer: str, metadata: bytes | None, most: tuple[int, int], done: Reply) -> None:
         """Run ``join.lua``; ``most`` are peers and bytes of a topic."""
         most_peers, most_bytes = most

@@ -19,6 +19,8 @@ class Change(NamedTuple):
     kind: Kind
     peer: str
     metadata: bytes | None = None
+    node: str = ""
+    """To which the peer moved."""
 
 
 class Own(Protocol):
@@ -97,7 +99,7 @@ class TopicView:
             self.kept = {peer for peer in self.others if keep and peer not in members and peer not in own}
             others |= {peer: self.others[peer] for peer in self.kept}
             left = [Change(Kind.LEFT, peer) for peer in self.others if peer not in others and peer not in own]
-            moved = [Change(Kind.MOVED, peer) for peer in others if peer in own]
+            moved = [Change(Kind.MOVED, peer, node=others[peer].node) for peer in others if peer in own]
             joined = [
                 Change(Kind.JOINED, peer, others[peer].metadata)
                 for peer in sorted(others)
@@ -131,7 +133,7 @@ class TopicView:
             return []
         self.others[peer] = other
         if peer in own:
-            return [Change(Kind.MOVED, peer)]
+            return [Change(Kind.MOVED, peer, node=other.node)]
         return [] if known else [Change(Kind.JOINED, peer, other.metadata)]
 
     def take_parked(self) -> list[Callable[[], None]]:

@@ -141,6 +141,7 @@ class MemoryEngine:
         deaf_for: how many of the next messages on its channel are lost on their way.
         connects: how often it was told to connect.
         calls: how often a script was run.
+        holds_replies: whether replies wait until ``release``; what others publish arrives.
     """
 
     def __init__(self, store: Store) -> None:
@@ -148,6 +149,8 @@ class MemoryEngine:
         self.refusals = 0
         self.deaf_for = 0.0
         self.connects = self.calls = 0
+        self.holds_replies = False
+        self._held: list[Callable[[], Any]] = []
         self._store = store
         self._channel: bytes | None = None
         self._requests: deque[Callable[[], None]] = deque()
@@ -178,6 +181,7 @@ class MemoryEngine:
             self._channel = None
         self._requests.clear()
         self._arrived.clear()
+        self._held.clear()
         waiting, self._waiting = self._waiting, deque()
         for done in waiting:
             done(None)
@@ -219,9 +223,16 @@ class MemoryEngine:
 
         def carry_out() -> None:
             reply = run()
-            self._arrived.append(lambda: self._waiting.popleft()(reply))
+            arrived = self._held if self.holds_replies else self._arrived
+            arrived.append(lambda: self._waiting.popleft()(reply))
 
         self._requests.append(carry_out)
+
+    def release(self) -> None:
+        """Let the replies arrive that were held."""
+        self.holds_replies = False
+        self._arrived.extend(self._held)
+        self._held.clear()
 
     def step(self) -> bool:
         """Move what can move now; returns whether anything did."""

@@ -12,6 +12,7 @@ from websockets.frames import Frame, Opcode
 
 from signaling.backplane.cluster import Cluster
 from signaling.backplane.scripts import Keys
+from signaling.ports import OutgoingSession
 from tests.memory.world import Peer, World
 
 
@@ -216,7 +217,8 @@ def test_who_comes_back_to_a_full_node_is_turned_away_and_nothing_breaks() -> No
 def test_a_session_that_cannot_be_read_makes_a_new_peer(world: World) -> None:
     own, token = greeting(peer := arrive(world, 0))
     peer.reset()
-    world.factories[0].local.lend = lambda topic, proof: b"\x93\x01\x02\x03"  # type: ignore[method-assign]
+    unreadable = OutgoingSession(b"\x93\x01\x02\x03", [], [])
+    world.factories[0].local.lend = lambda topic, proof: unreadable  # type: ignore[method-assign]
     welcome, peer_list = arrive(world, 2, f"?resume={token}&seen=2").heard()
     assert (welcome["selfId"] != own, "resumed" in welcome, peer_list["peers"]) == (True, False, [])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from itertools import cycle
 from random import Random
@@ -396,6 +396,7 @@ class World:
         portal: as for ``SignalingFactory``; its tokens expire by ``clock``, which starts now.
         wall_ahead: by how much somebody set the wall clock forward.
         buffer_bytes: what a transport holds before it pauses its producer.
+        of_nodes: bounds of single nodes, in place of ``limits``.
         limits: the server's bounds.
     """
 
@@ -414,12 +415,14 @@ class World:
         portal: Any = None,
         log: Any = None,
         wall_ahead: Callable[[], float] = lambda: 0.0,
+        of_nodes: Sequence[Mapping[str, Any]] = (),
         **limits: Any,
     ) -> None:
         self.clock = PassingClock()
         self._log, self._wall_ahead = log, wall_ahead
         self.start = time.time()
         self.limits = Limits(**limits)
+        self._limits = [Limits(**limits, **bounds) for bounds in of_nodes] or [self.limits] * nodes
         self.host = "192.0.2.1"
         self._buffer_bytes = buffer_bytes
         self.connections: list[Connection] = []
@@ -427,7 +430,7 @@ class World:
         self._store = store(self.clock.seconds) if nodes > 1 else None
         self.factories = [
             SignalingFactory(
-                self.limits,
+                self._limits[number],
                 allow_origins=allow_origins,
                 trusted_proxies=trusted_proxies,
                 ice_servers=ice_servers(self.clock),
@@ -454,7 +457,7 @@ class World:
         return Cluster(
             engine,
             self.clock,
-            self.limits,
+            self._limits[number],
             prefix=self._store.prefix,
             choose=Random(number),
             log=self._log,

@@ -20,11 +20,24 @@ class Sent:
     Attributes:
         held_by: the id that the target's node had when it began to wait in a queue; empty where it did not.
         lost: whether it never reached its sender's node.
+        nodes: the ids of the nodes that had to do with it.
         written: when it was written to its target, and the id that the target's node had then.
         errors: when its sender was told so, and the code.
     """
 
-    __slots__ = ("at", "errors", "held_by", "lost", "number", "sender", "sender_id", "target", "target_id", "written")
+    __slots__ = (
+        "at",
+        "errors",
+        "held_by",
+        "lost",
+        "nodes",
+        "number",
+        "sender",
+        "sender_id",
+        "target",
+        "target_id",
+        "written",
+    )
 
     def __init__(self, number: int, sender: Client, target: Client, at: float) -> None:
         self.number = number
@@ -35,6 +48,7 @@ class Sent:
         self.at = at
         self.held_by = ""
         self.lost = False
+        self.nodes: set[str] = set()
         self.written: list[tuple[float, str]] = []
         self.errors: list[tuple[float, str]] = []
 
@@ -58,7 +72,8 @@ class Way(OutboundQueue[Receipt]):
 
 
 def _written(receipt: Receipt) -> None:
-    receipt[0].written()
+    sender, msg_id = receipt
+    sender.written(msg_id)
 
 
 class Client:
@@ -114,7 +129,7 @@ class Client:
 
     def hold(self, frame: bytes) -> None:
         """Notice a relay that has to wait."""
-        self._story.sent[int(json.loads(payload(frame))["payload"])].held_by = self.node.cluster.node
+        self._story.relay_in(frame).held_by = self.node.cluster.node
 
     def take(self, data: bytes) -> None:
         """Take what its node writes to it: one frame, or several events together."""

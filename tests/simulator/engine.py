@@ -89,7 +89,7 @@ class Connection:
         self.established = False
         latency = engine.latency
         self.commands = Link(store, self._execute, latency)
-        self.replies = Link(engine.process, self._replied, latency)
+        self.replies = Link(engine.process, self._replied, lambda: latency() + engine.reply_delay)
         self.subscriptions = Link(store, self._subscribe, latency)
         self.messages = Link(engine.process, self._heard, latency)
         self.links = (self.commands, self.replies, self.subscriptions, self.messages)
@@ -188,9 +188,20 @@ class Connection:
         self.store_open = False
         self._store.forget(self)
 
-    def kind_of(self, links: Sequence[Link]) -> int:
-        """Tell what some of its links are: 0 for both connections, 1 for that of commands, 2 for the channel's."""
-        return 0 if len(links) == len(self.links) else 1 if links[0] is self.commands else 2
+    def some_links(self) -> tuple[str, tuple[Link, ...]]:
+        """Choose what a fault takes: everything, one of the two connections, or one direction of one; with its name."""
+        commands, replies, subscriptions, messages = self.links
+        return self._random.choice(
+            [
+                ("both connections", self.links),
+                ("both connections", self.links),
+                ("its commands", (commands, replies)),
+                ("its channel", (subscriptions, messages)),
+                ("what it sends", (commands,)),
+                ("what it is answered", (replies,)),
+                ("what it hears", (messages,)),
+            ]
+        )
 
     def swallow(self, links: Sequence[Link]) -> None:
         """Let nothing through any more, without a sign of it."""
@@ -226,6 +237,8 @@ class SimulatedEngine:
         self._failures = 0
         # Whether new connections get nowhere either.
         self.partitioned = False
+        # How much later than anything else replies come.
+        self.reply_delay = 0.0
 
     def connect(self, channel: bytes, listener: EngineListener) -> None:
         self._drop()

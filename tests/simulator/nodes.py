@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from signaling.ids import PeerIds
 from signaling.limits import Limits
 from signaling.local import LocalPeers
 from signaling.peer import Peer, return_undelivered
-from signaling.ports import Entrant
+from signaling.ports import Entrant, Forwarding
 from signaling.topics import TopicMap
 from tests.simulator.clients import Client, Sent
 from tests.simulator.engine import SimulatedEngine, StoreServer
@@ -64,7 +64,7 @@ class SimulatedNode:
 
     def __init__(self, story: Story, name: str, store: StoreServer, latency: Callable[[], float], skew_ms: int) -> None:
         self.story = story
-        self.limits: Limits = story.limits
+        self.limits: Limits = story.make_limits()
         self.process = Process(story.timeline, name)
         self.engine = SimulatedEngine(self.process, store, latency)
         self.counters = Counters()
@@ -91,8 +91,9 @@ class SimulatedNode:
     def _local_peers(self) -> LocalPeers:
         return LocalPeers(self.topics, self.announcer, self.counters, lambda peer, text: None, self._moved)
 
-    def _moved(self, peer: Peer) -> None:
+    def _moved(self, peer: Peer, taken: Collection[int]) -> Mapping[int, Forwarding]:
         self.story.breach(f"{self.name}: {peer.id} moved, which nobody did")
+        return {}
 
     # What clients do; what they send to a process that stands still waits
 
@@ -176,8 +177,7 @@ class SimulatedNode:
         Args:
             noticed: whether the store sees the end of the connections, as it does when the machine goes on.
         """
-        self.crashed_at = self.story.now
-        self.process.end()
+        self._ended()
         connection = self.engine.connection
         if connection is not None:
             if not noticed:
@@ -197,6 +197,7 @@ class SimulatedNode:
         if self.stopping:
             return
         self.stopping = True
+        self.story.ended[self.cluster.node] = self.story.now
         for client in tuple(self.clients):
             self._disconnected(client)
         self.cluster.stop(self._stopped)
@@ -206,5 +207,9 @@ class SimulatedNode:
             left = [call.function.__qualname__ for call in self.process.calls]
             self.story.breach(f"{self.name}: timers are left of a node that stopped: {left}")
         if self.process.alive:
-            self.crashed_at = self.story.now
-            self.process.end()
+            self._ended()
+
+    def _ended(self) -> None:
+        self.crashed_at = self.story.now
+        self.story.ended.setdefault(self.cluster.node, self.story.now)
+        self.process.end()

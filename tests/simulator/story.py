@@ -2,8 +2,8 @@
 
 **What has to hold.** Each client's view is checked with every message that it gets, and against the truth once all
 faults are over and ``CALM_SECONDS`` have passed. Every relay is written to its target at most once, in order, and ends
-in one way: written, or answered by one error. Two things are nobody's to promise, and only those are let pass
-(``Story.verdict``):
+in one way: written, or answered by one error. Two things are nobody's to promise, and only those are let pass and
+counted by kind (``Story.excuses``):
 
 - A sender that is gone, by itself or with its node, hears nothing.
 - A relay that was written *and* answered ``dropped``: where its target's node crashed or was taken for dead after it
@@ -14,13 +14,14 @@ in one way: written, or answered by one error. Two things are nobody's to promis
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from signaling.backplane.scripts import Keys
 from signaling.limits import Limits
-from tests.simulator.clients import Client, Sent
+from tests.simulator.clients import Client, Sent, payload
 from tests.simulator.engine import StoreServer
 from tests.simulator.network import Timeline
 from tests.simulator.nodes import PREFIX, SimulatedNode
@@ -50,7 +51,9 @@ class Story:
     Attributes:
         sent: all relays, by number.
         buried: when each node's id was taken for dead.
+        ended: when a node crashed or began to stop, by the id that it had then.
         counts: of what happened, to see that anything did.
+        excuses: how many relays have an end that nobody could promise, by kind.
     """
 
     def __init__(self, seed: int, log: Callable[[str], None] | None = None) -> None:
@@ -58,10 +61,11 @@ class Story:
         self.random = self.timeline.random
         self.trace = self.timeline.trace
         self.tracing = self.timeline.tracing
-        self.limits = self._make_limits()
         self.sent: list[Sent] = []
         self.buried: dict[str, float] = {}
+        self.ended: dict[str, float] = {}
         self.counts: Counter[str] = Counter()
+        self.excuses: Counter[str] = Counter()
         self.breaches: list[str] = []
         self.early = 0
         self.clients: list[Client] = []
@@ -81,8 +85,9 @@ class Story:
         self._faults = faults[: random.choice([0, 1, 2, 3, len(faults)])]
         self._healing: list[Callable[[], None]] = []
 
-    def _make_limits(self) -> Limits:
-        return Limits(high_water_messages=4)
+    def make_limits(self) -> Limits:
+        """Make the options of one node."""
+        return Limits(high_water_messages=self.random.choice([4, 4, 1, 8]))
 
     @property
     def now(self) -> float:
@@ -107,6 +112,10 @@ class Story:
         self.check()
 
     # What the nodes and clients report
+
+    def relay_in(self, frame: bytes) -> Sent:
+        """Return the relay whose frame this is."""
+        return self.sent[int(json.loads(payload(frame))["payload"])]
 
     def named(self, client: Client) -> None:
         if client.id in self.by_id:
@@ -263,10 +272,9 @@ class Story:
             assert connection is not None
             partition = self.random.random() < 0.5
             seconds = self.random.choice([0.5, 4, 9, 12, 25]) * self.random.uniform(0.8, 1.2)
-            links = self.random.choice([connection.links, connection.links, connection.links[:2], connection.links[2:]])
+            which, links = connection.some_links()
             partition = partition and links is connection.links
-            which = "partitioned" if partition else ("both", "commands", "channel")[connection.kind_of(links)]
-            self.trace(node.name, f"its connection takes nothing for {seconds:.1f} s: {which}")
+            self.trace(node.name, f"loses {which} for {seconds:.1f} s{', on new connections too' * partition}")
             connection.swallow(links)
             node.engine.partitioned = partition
             self._later(seconds, lambda: self._unswallow(node, connection))
@@ -277,6 +285,20 @@ class Story:
         connection.heal()
         if node.engine.connection is not None:
             node.engine.connection.heal()
+
+    def delay_replies(self) -> None:
+        """Have the store answer one node late; what others publish arrives as ever."""
+        nodes = self.serving()
+        if nodes:
+            node = self.random.choice(nodes)
+            delay = self.random.choice([0.3, 1, 2.5, 5]) * self.random.uniform(0.8, 1.2)
+            self.trace(node.name, f"is answered {delay:.1f} s late")
+            node.engine.reply_delay = delay
+            self._later(self.random.uniform(1, 20), lambda: self._answer_in_time(node))
+
+    def _answer_in_time(self, node: SimulatedNode) -> None:
+        self.trace(node.name, "is answered in time")
+        node.engine.reply_delay = 0.0
 
     def crash_store(self) -> None:
         if not self.store.alive:
@@ -403,6 +425,7 @@ class Story:
         return f"knows {surplus}, who are not there; does not know {missing}; is wrong about {wrong}"
 
     def _check_relays(self) -> None:
+        self.excuses.clear()
         for sent in self.sent:
             fault = self.verdict(sent)
             if fault is not None:
@@ -412,8 +435,11 @@ class Story:
         """Tell what is wrong with the end of a relay, None where nothing is."""
         if sent.written and sent.errors:
             return self._excuse(sent)
-        if not sent.written and not sent.errors and sent.sender.live and not sent.target.way.blocked:
+        if sent.written or sent.errors:
+            return None
+        if sent.sender.live:
             return "no end"
+        self.excuses["unheard: its sender is gone"] += 1
         return None
 
     def _excuse(self, sent: Sent) -> str | None:
@@ -424,15 +450,15 @@ class Story:
         if sent.held_by:
             held_died_at = self._died_at(sent.target.node, sent.held_by)
             if held_died_at is not None and held_died_at < max(written_at, told_at):
-                self.counts["both: had waited at a node that died"] += 1
+                self.excuses["both: had waited at a node that died"] += 1
                 return None
         if told_at < written_at:
             return f"answered at {told_at:.4f}, and written at {written_at:.4f}"
         if died_at is not None and died_at <= told_at:
-            self.counts["both: its node died"] += 1
+            self.excuses["both: its target's node died"] += 1
             return None
         if told_at - sent.at >= GIVE_UP_SECONDS:
-            self.counts["both: given up"] += 1
+            self.excuses["both: its node gave up on the engine"] += 1
             return None
         return f"written at {written_at:.4f}, and answered at {told_at:.4f}"
 
@@ -522,6 +548,7 @@ FAULTS = (
     "pause_node",
     "break_connection",
     "swallow",
+    "delay_replies",
     "crash_store",
     "flush_store",
     "pause_store",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Collection, Mapping
+from math import inf
 from typing import Any
 
 from signaling.admission import Admission
@@ -11,16 +13,17 @@ from signaling.limits import Limits
 from signaling.local import LocalPeers
 from signaling.outbound import OutboundQueue
 from signaling.peer import Peer, return_undelivered
-from signaling.ports import Entrant, Receipt
+from signaling.ports import Entrant, Forwarding, OutgoingSession, Receipt
 from signaling.sessions import ResumablePeer, Sessions, proof
 from signaling.upgrade import Claim, Join
-from tests.simulator.clients import Client, Sent
+from tests.simulator.clients import Client, Sent, payload
 from tests.simulator.network import Link, Process
 from tests.simulator.nodes import SimulatedNode
 from tests.simulator.story import Story
 
 WINDOW_SECONDS = 20.0
 _END: Any = object()
+_OFFER = b'{"type":"offer"'
 
 
 class Line(OutboundQueue[Receipt]):
@@ -29,8 +32,8 @@ class Line(OutboundQueue[Receipt]):
     def __init__(self, node: TravelNode, traveller: Traveller) -> None:
         limits = node.limits
         super().__init__(
-            lambda frame: self.link.send((None, frame)),
-            lambda receipt: receipt[0].written(),
+            self._write,
+            lambda receipt: receipt[0].written(receipt[1]),
             limits.high_water_messages,
             limits.high_water_bytes,
         )
@@ -43,6 +46,11 @@ class Line(OutboundQueue[Receipt]):
         # At the node's end, and at the other.
         self.ended = self.lost = False
 
+    def _write(self, frame: bytes) -> None:
+        if payload(frame).startswith(_OFFER):
+            self.node.story.wrote(self.node, frame)
+        self.link.send((None, frame))
+
     def offer(self, frame: bytes, receipt: Receipt | None = None) -> bool:
         taken = super().offer(frame, receipt)
         if taken and self.blocked and receipt is not None:
@@ -54,10 +62,9 @@ class Line(OutboundQueue[Receipt]):
     def ask(self, mark: bytes) -> None:
         self.link.send((mark, b""))
 
-    def give_up(self) -> list[Receipt]:
-        receipts = self.abandon()
+    def give_up(self) -> None:
+        self.abandon()
         self.end()
-        return receipts
 
     def end(self) -> None:
         self.ended = True
@@ -96,6 +103,11 @@ class Traveller(Client):
         self.seen = 0
         self._last_node: SimulatedNode | None = None
         self._resumed = False
+        # When the ICE servers were made that it knows.
+        self._made = 0.0
+        # What it does as soon as it can send.
+        self.welcomed: Callable[[], Any] | None = None
+        self._kinds["ice-servers"] = self._ice_servers
 
     @property
     def live(self) -> bool:
@@ -149,6 +161,19 @@ class Traveller(Client):
         # The list that follows has all.
         self.missed_events = False
         self._last_node = self.node
+        self._ice_servers(message)
+
+    def _list(self, message: Any) -> None:
+        super()._list(message)
+        welcomed, self.welcomed = self.welcomed, None
+        if welcomed is not None:
+            self._story.timeline.after(0, welcomed)
+
+    def _ice_servers(self, message: Any) -> None:
+        made = message["iceServers"]
+        if made < self._made:
+            self.breach(f"is told of ICE servers of {made} after those of {self._made}")
+        self._made = made
 
 
 class TravelNode(SimulatedNode):
@@ -160,13 +185,17 @@ class TravelNode(SimulatedNode):
         self.lines: dict[Line, None] = {}
         admission = Admission(self.limits, 10_000, self.process.seconds)
         self.sessions = Sessions(self.limits, self.process, self.topics, admission, lambda peer, reason: None)
-        return LocalPeers(self.topics, self.announcer, self.counters, self.sessions.lend, self._moved)
+        return LocalPeers(self.topics, self.announcer, self.counters, self._lend, self._moved)
 
-    def _moved(self, peer: Peer) -> None:
-        if isinstance(peer, ResumablePeer) and peer.topic is not None:
-            # Its client may hear of it, or go on to yet another node before.
-            self.story.went_on(peer.id)
-            self.sessions.hand_over(peer)
+    def _lend(self, peer: Peer, text: bytes) -> OutgoingSession | None:
+        # Should this node end before it hears whether another one has taken the peer, it cannot tell.
+        self.story.left_behind(peer.id, self.cluster.node)
+        return self.sessions.lend(peer, text)
+
+    def _moved(self, peer: Peer, taken: Collection[int]) -> Mapping[int, Forwarding]:
+        if not isinstance(peer, ResumablePeer) or peer.topic is None:
+            return {}
+        return self.sessions.hand_over(peer, taken)
 
     def arrive(self, line: Line, join: Join) -> None:
         self.lines[line] = None
@@ -237,18 +266,28 @@ class TravelNode(SimulatedNode):
             return
         peer = line.peer = self._new_peer(line, join, entrant)
         try:
-            peer.join(join.topic)
+            peer.join(join.topic, self._ice_servers)
         except Rejected:
             line.end()
         self.cluster.settle(join.topic, entrant.id, joined=line.peer is not None)
 
-    @staticmethod
-    def _go_on(line: Line, peer: ResumablePeer, claim: Claim) -> None:
+    @property
+    def _ice_servers(self) -> bytes:
+        return json.dumps(self.story.now).encode()
+
+    def _go_on(self, line: Line, peer: ResumablePeer, claim: Claim) -> None:
         way = peer.way
         if isinstance(way, Line) and way is not line:
             way.peer = None
-        peer.come_back(line, claim, None)
+        peer.come_back(line, claim, self._ice_servers)
         line.peer = peer
+
+    def renew(self, line: Line) -> None:
+        self.process.take(line, self._renew, line)
+
+    def _renew(self, line: Line) -> None:
+        if line.peer is not None:
+            line.peer.renew(self._ice_servers)
 
     def lose(self, line: Line) -> None:
         """Notice that a connection was lost."""
@@ -261,7 +300,6 @@ class TravelNode(SimulatedNode):
         receipts = line.abandon()
         line.end()
         if peer is not None and not self.stopping:
-            peer.unwritten += receipts
             self.sessions.keep(peer, None)
         elif peer is not None:
             self._leave(peer, receipts)
@@ -291,6 +329,7 @@ class TravelNode(SimulatedNode):
         if line.peer is None or line.lost:
             sent.lost = True
             return
+        sent.nodes.add(self.cluster.node)
         message = {"type": "offer", "to": sent.target_id, "payload": sent.number, "msgId": str(sent.number)}
         line.peer.receive(json.dumps(message).encode())
 
@@ -315,6 +354,7 @@ class TravelNode(SimulatedNode):
         if self.stopping:
             return
         self.stopping = True
+        self.story.ended[self.cluster.node] = self.story.now
         for line in tuple(self.lines):
             self._said_goodbye(line)
         self.sessions.close()
@@ -324,18 +364,22 @@ class TravelNode(SimulatedNode):
 class TravelStory(Story):
     """A story of peers that come back.
 
-    What else nobody can promise: who goes on at another node hears nothing more of what it had sent before, and what is
-    on its way to a peer is lost with that peer.
+    What else nobody can promise: what a client said just before its connection was lost may not have reached its node;
+    what was written to a connection may be lost with it, if its client never comes back; and a relay may be written and
+    answered ``dropped`` if a node dies that its sender or its target had left for another one.
     """
 
     def __init__(self, seed: int, log: Any = None) -> None:
         super().__init__(seed, log)
-        # When a peer went on at another node.
-        self.moved_at: dict[str, list[float]] = {}
+        # The nodes that a peer has left, or wanted to leave, for others.
+        self.left_nodes: dict[str, set[str]] = {}
+        # The relays that were written to a connection.
+        self.put: set[int] = set()
         self.everybody = Process(self.timeline, "everybody")
 
-    def _make_limits(self) -> Limits:
-        return Limits(high_water_messages=4, resume_window_seconds=WINDOW_SECONDS)
+    def make_limits(self) -> Limits:
+        window = self.random.choice([WINDOW_SECONDS, WINDOW_SECONDS, 3.0, 30.0])
+        return Limits(high_water_messages=self.random.choice([4, 4, 1, 16]), resume_window_seconds=window)
 
     def _make_node(self, name: str, skew: int) -> SimulatedNode:
         return TravelNode(self, name, self.store, self.latency, skew)
@@ -352,9 +396,39 @@ class TravelStory(Story):
             self.clients.append(client)
             client.travel(node)
 
-    def went_on(self, peer: str) -> None:
-        """Notice that a peer is at another node now."""
-        self.moved_at.setdefault(peer, []).append(self.now)
+    def left_behind(self, peer: str, node: str) -> None:
+        """Notice that another node asks for a peer."""
+        self.left_nodes.setdefault(peer, set()).add(node)
+
+    def wrote(self, node: SimulatedNode, frame: bytes) -> None:
+        """Notice that a relay was written to a connection, which may be lost with it."""
+        sent = self.relay_in(frame)
+        sent.nodes.add(node.cluster.node)
+        self.put.add(sent.number)
+
+    def relay(self) -> None:
+        """Relay, and sometimes do what makes that hard: renew somebody's ICE servers, or change nodes in between."""
+        live: list[Any] = self.live()
+        choice = self.random.random()
+        if live and choice < 0.1:
+            line = self.random.choice(live).line
+            line.node.renew(line)
+        elif live and choice < 0.25:
+            self._relay_on_the_move(self.random.choice(live))
+        else:
+            super().relay()
+
+    def _relay_on_the_move(self, sender: Traveller) -> None:
+        """Send, resume on any node at once, and send more."""
+        target = self.random.choice([client for client in self.live() if client.topic == sender.topic])
+        for _ in range(self.random.choice([1, 3, 7])):
+            self.send(sender, target)
+        line = sender.line
+        assert line is not None
+        sender.welcomed = lambda: [self.send(sender, target) for _ in range(3) if sender.live]
+        line.lost, sender.line = True, None
+        self.timeline.after(self.random.choice([0, 0.01, 2]), line.node.lose, line)
+        self._come_back(sender)
 
     def come_back(self, client: Traveller) -> None:
         self.timeline.after(self.random.choice([0.01, 1, 8, 25]) * self.random.random(), self._come_back, client)
@@ -386,37 +460,39 @@ class TravelStory(Story):
         line.node.say_goodbye(line)
 
     def verdict(self, sent: Sent) -> str | None:
-        sender: Any = sent.sender
-        if sent.written and sent.errors:
+        if sent.errors and (sent.written or sent.number in self.put):
             return self._excuse(sent)
-        if sent.written or sent.errors or sent.lost:
+        if sent.written or sent.errors:
             return None
-        if not sender.live or sender.id != sent.sender_id:
-            return None
-        if not sent.target.live or sent.target.id != sent.target_id:
-            # Written to a connection that was lost, and never asked for again.
-            self.counters_lost(sent)
-            return None
-        if any(moved_at >= sent.at for moved_at in self.moved_at.get(sent.sender_id, ())):
-            self.counts["unanswered: its sender went on elsewhere"] += 1
-            return None
-        return "no end"
+        if sent.lost:
+            excuse = "unheard: lost with its sender's connection"
+        elif not sent.sender.live or sent.sender.id != sent.sender_id:
+            excuse = "unheard: its sender's session has ended"
+        elif sent.number in self.put and not (sent.target.live and sent.target.id == sent.target_id):
+            excuse = "cut: written to a connection, and its target's session has ended"
+        else:
+            return "no end"
+        self.excuses[excuse] += 1
+        return None
 
     def _excuse(self, sent: Sent) -> str | None:
-        (_, node_id), (told_at, _) = sent.written[0], sent.errors[0]
-        died = {buried for buried, at in self.buried.items() if sent.at <= at <= told_at}
-        if died - {node_id}:
-            # Its target went on elsewhere with it, and the node that it had come to died before it could say so.
-            self.counts["both: the node that its target left died"] += 1
+        told_at, _ = sent.errors[0]
+        left = self.left_nodes.get(sent.target_id, set()) | self.left_nodes.get(sent.sender_id, set())
+        if any(sent.at <= self._death(node) <= told_at for node in left | sent.nodes):
+            self.excuses["both: a node died or stopped that had to do with it"] += 1
             return None
-        return super()._excuse(sent)
+        return super()._excuse(sent) if sent.written else f"written to a connection, and answered at {told_at:.4f}"
 
-    def counters_lost(self, sent: Sent) -> None:
-        self.counts["lost with its target"] += 1
+    def _death(self, node_id: str) -> float:
+        return min(self.buried.get(node_id, inf), self.ended.get(node_id, inf))
 
     def _die(self) -> None:
         """Leave it to others: whoever was there comes back."""
 
-    def heard_left(self, client: Client, peer: str) -> None: ...
+    def heard_left(self, client: Client, peer: str) -> None:
+        """Notice that somebody hears of a leave; a client that asks two nodes at once may lose its session by it."""
+        if peer not in self.left_nodes:
+            super().heard_left(client, peer)
 
-    def not_found(self, sent: Sent) -> None: ...
+    def not_found(self, sent: Sent) -> None:
+        """Pass it over: a sender that resumed hears of it when its target may have come meanwhile."""

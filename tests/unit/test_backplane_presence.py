@@ -43,7 +43,7 @@ class FakeNode:
 
 def test_every_topic_is_seen_to_however_many_others_end() -> None:
     store, node = FakeStore(), FakeNode()
-    presence = Presence(store, Entrants())  # type: ignore[arg-type]
+    presence = Presence(store, Entrants(), lambda topic, peer, node: None)  # type: ignore[arg-type]
     presence.start(node)  # type: ignore[arg-type]
     older = [f"older{number}" for number in range(1300)]
     lasting = ["first", "second"]

@@ -51,7 +51,9 @@ LAYERS = [
     },
     {"backplane.store", "local"},
     {"backplane.presence"},
-    {"backplane.arrivals", "backplane.relaying"},
+    {"backplane.relaying"},
+    {"backplane.handoffs"},
+    {"backplane.arrivals"},
     {"backplane.cluster"},
     {
         "auth",
@@ -73,7 +75,7 @@ LAYERS = [
     {"__init__"},
 ]
 LAYER = {module: number for number, modules in enumerate(LAYERS) for module in modules}
-HIGHEST_WITHOUT_TWISTED = 7
+HIGHEST_WITHOUT_TWISTED = 9
 SERVER = sorted([*PACKAGE.glob("*.py"), *(path for path in PACKAGE.glob("backplane/*.py") if path.stem != "__init__")])
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in SERVER}
 CLIENT = sorted((PACKAGE / "client").glob("*.py"))
