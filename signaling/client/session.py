@@ -157,7 +157,7 @@ class Session:
         self.peers: dict[str, Metadata | None] = {}
         self.ice_servers: list[IceServer] = []
         self.open = False
-        self._listed = False
+        self._listed = self._over = False
         self._token: str | None = None
         self._seen = 0
         self._former_ids: set[str] = set()
@@ -213,7 +213,9 @@ class Session:
                 f"the {kind} is a message of {len(entry.text):,} bytes; "
                 f"the server takes at most {self._max_message_bytes:,} (max_message_bytes)"
             )
-        if not self.open and len(self._outbox) >= MOST_KEPT:
+        if self._over:
+            self._refuse([entry], "this peer left")
+        elif not self.open and len(self._outbox) >= MOST_KEPT:
             self._refuse([entry], "too much waits for a connection")
         else:
             self._outbox.keep(entry)
@@ -256,8 +258,10 @@ class Session:
         self._outbox.rewind()
 
     def leave(self) -> None:
-        """End the session; what was not confirmed is ``dropped``."""
+        """End the session; what was not confirmed is ``dropped``, and so is what is sent from now on."""
         self.lost()
+        self._over = True
+        self.peers = {}
         self._token = None
         self._refuse(self._outbox.clear(), "this peer left")
 
@@ -269,6 +273,7 @@ class Session:
             if self.self_id:
                 self._former_ids.add(self.self_id)
                 unsent = self._outbox.clear()
+        self._over = False
         self._catching_up = welcome.resumed
         self.self_id = welcome.self_id
         self.ice_servers = welcome.ice_servers
