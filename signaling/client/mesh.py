@@ -20,7 +20,7 @@ from typing import Any
 
 from signaling.client.aiortc import MAX_CANDIDATES, deliver, from_payload, to_payload
 from signaling.client.messages import Answer, IceCandidate, IceServer, Offer, PeerJoined, PeerLeft, PeerList, Welcome
-from signaling.client.topic import Signaling
+from signaling.client.topic import Signaling, start
 
 try:
     from aiortc import RTCConfiguration, RTCIceGatherer, RTCIceServer, RTCPeerConnection
@@ -61,6 +61,7 @@ class Mesh:
         self._configuration = configuration
         self.connections: dict[str, Any] = {}
         self._links: dict[str, _Link] = {}
+        self._describing: dict[Any, asyncio.Task[None]] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -93,9 +94,16 @@ class Mesh:
             raise
         return made
 
-    async def send(self, peer_id: str, description: Any) -> None:
-        """Send the local description, which holds all candidates."""
-        kind, payload = to_payload(description)
+    async def describe(self, peer_id: str, connection: Any, description: Any) -> None:
+        """Make a description the local one, and send it with all candidates."""
+        # In a task of its own: cancelled while it gathers candidates, aiortc leaves sockets open.
+        self._describing[connection] = start(connection.setLocalDescription(description))
+        await asyncio.shield(self._describing[connection])
+        await self.send(peer_id, connection)
+
+    async def send(self, peer_id: str, connection: Any) -> None:
+        """Send the local description of a connection, perhaps again."""
+        kind, payload = to_payload(connection.localDescription)
         await deliver(self._signaling, kind, peer_id, payload)
 
     async def _take(self, message: object) -> None:
@@ -143,9 +151,15 @@ class Mesh:
         connection = self.connections.pop(peer_id, None)
         if connection is not None:
             # In a task: closing waits for what belongs to one peer, and the others are not to wait for that.
-            closing = asyncio.create_task(connection.close())
+            closing = asyncio.create_task(self._end(connection))
             self._closing.add(closing)
             closing.add_done_callback(self._closed)
+
+    async def _end(self, connection: Any) -> None:
+        describing = self._describing.pop(connection, None)
+        if describing is not None:
+            await asyncio.wait([describing])
+        await connection.close()
 
     def _closed(self, closing: asyncio.Task[None]) -> None:
         self._closing.discard(closing)
@@ -242,15 +256,15 @@ class _Link:
     async def _offer(self, connection: Any) -> None:
         if not self._awaits_answer():
             connection = await self._begin(offers=True)
-            await connection.setLocalDescription(await connection.createOffer())
-        await self._mesh.send(self._peer_id, connection.localDescription)
+            await self._mesh.describe(self._peer_id, connection, await connection.createOffer())
+        else:
+            await self._mesh.send(self._peer_id, connection)
 
     async def _answer(self, connection: Any, offer: Any) -> None:
         if connection is None or not _continues(connection, offer):
             connection = await self._begin(offers=False)
         await connection.setRemoteDescription(offer)
-        await connection.setLocalDescription(await connection.createAnswer())
-        await self._mesh.send(self._peer_id, connection.localDescription)
+        await self._mesh.describe(self._peer_id, connection, await connection.createAnswer())
 
     async def _begin(self, *, offers: bool) -> Any:
         loop = asyncio.get_running_loop()
