@@ -77,7 +77,8 @@ class TopicSignaling:
         self._closed = self._ended = self._said_bye = False
         self._other: str | None = None
         self._gone: set[str] = set()
-        self._offering = False
+        # Whom an offer went to that is not answered yet, "" while it waits for somebody.
+        self._offered_to: str | None = None
         self._candidates = 0
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
@@ -128,11 +129,13 @@ class TopicSignaling:
         await self.connect()
         kind, payload = to_payload(descr)
         while (signaling := self._signaling) is not None and not self._closed:
-            if kind != "ice-candidate":
-                self._offering = kind == "offer"
+            if kind == "offer":
+                self._offered_to = ""
             other = await self._find_other(signaling)
             if other is None:
                 break
+            if kind == "offer":
+                self._offered_to = other
             try:
                 await deliver(signaling, kind, other, payload)
                 break
@@ -150,10 +153,11 @@ class TopicSignaling:
             SignalingError: ``Lost`` when it is called again after that ``BYE``, or what ended the signaling.
         """
         await self.connect()
-        received = await self._received.get()
-        self._room.set()
-        if received is not _END:
-            return received
+        while (waiting := await self._received.get()) is not _END:
+            self._room.set()
+            received, sender = waiting
+            if self._is_in_turn(received, sender):
+                return received
         self._received.put_nowait(_END)
         if self._failure is not None and not self._closed:
             raise self._failure
@@ -181,8 +185,6 @@ class TopicSignaling:
         self._gone.add(peer_id)
         if self._other == peer_id:
             self._other = None
-            self._offering = False
-            self._candidates = 0
             self._room.set()
 
     async def _read(self, signaling: Signaling) -> None:
@@ -221,29 +223,35 @@ class TopicSignaling:
         if message.sender != self._other or self._ended:
             return
         received = from_payload(message)
+        if received is not None:
+            self._received.put_nowait((received, message.sender))
         if received is BYE:
             self._part_from(message.sender)
-        if received is BYE or (received is not None and self._is_in_turn(message)):
-            self._received.put_nowait(received)
 
-    def _is_in_turn(self, message: Offer | Answer | IceCandidate) -> bool:
-        """Tell whether aiortc can take a message now, and note it."""
-        if isinstance(message, IceCandidate):
+    def _is_in_turn(self, received: Any, sender: str) -> bool:
+        """Tell whether aiortc can take this now, and note it."""
+        if isinstance(received, RTCIceCandidate):
             # Before the answer they belong to an offer that was left out.
             self._candidates += 1
-            return not self._offering and self._candidates <= MAX_CANDIDATES
-        if isinstance(message, Offer) and self._offering:
-            in_turn = self._signaling is not None and message.sender < self._signaling.self_id
-        else:
-            in_turn = isinstance(message, Offer) or self._offering
+            return self._offered_to is None and self._candidates <= MAX_CANDIDATES
+        match received:
+            case RTCSessionDescription(type="answer"):
+                in_turn = ends_offer = self._offered_to is not None
+            case RTCSessionDescription():
+                # Of two peers that offer, the one that joined later gives way.
+                earlier = self._signaling is not None and sender < self._signaling.self_id
+                in_turn = ends_offer = self._offered_to is None or earlier
+            case _:
+                in_turn, ends_offer = True, self._offered_to == sender
+        if ends_offer:
+            self._offered_to = None
         if in_turn:
             self._candidates = 0
-            self._offering = False
         return in_turn
 
     def _hear_leave(self, peer_id: str) -> None:
         if peer_id == self._other:
-            self._received.put_nowait(BYE)
+            self._received.put_nowait((BYE, peer_id))
         self._part_from(peer_id)
 
 
