@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -76,7 +77,13 @@ def test_aiortcs_own_example_plays_ping_pong_whoever_starts_first(example: Path,
 
 
 def interrupt(program: Server) -> None:
-    """Press Ctrl-C, and expect a clean end."""
+    """Press Ctrl-C once the program only waits, and expect a clean end."""
+    stat = Path(f"/proc/{program.process.pid}/stat")
+    before, still = "", 0
+    while still < 5:
+        now = " ".join(stat.read_text().split()[13:15])
+        before, still = now, still + 1 if now == before else 0
+        time.sleep(0.05)  # A program that waits tells nobody.
     assert program.stop(signal.SIGINT) == 0, program.log
     # Ctrl-C may come while a task of aiortc's own runs, which then says so.
     assert not re.search("signaling/client|destroyed", program.log), program.log
