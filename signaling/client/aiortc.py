@@ -11,15 +11,15 @@ import asyncio
 import logging
 from typing import Any
 
-from signaling.client.errors import Lost, NotDelivered
+from signaling.client.errors import Lost, NotDelivered, SignalingError
 from signaling.client.messages import Answer, Error, IceCandidate, Offer, PeerJoined, PeerLeft, PeerList
-from signaling.client.topic import Signaling, join
+from signaling.client.topic import MAX_UNREAD, Signaling, join, start
 from signaling.errors import ErrorCode
 
 try:
     from aiortc import RTCIceCandidate, RTCSessionDescription
     from aiortc.contrib.signaling import BYE
-    from aiortc.sdp import candidate_from_sdp, candidate_to_sdp
+    from aiortc.sdp import SessionDescription, candidate_from_sdp, candidate_to_sdp
 except ImportError as missing:
     raise ImportError("this needs aiortc: pip install 'twisted-signaling[client]'") from missing
 
@@ -29,6 +29,17 @@ _log = logging.getLogger("signaling.client")
 
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 5.0
+
+MAX_SDP_LINES = 2_000
+MAX_SDP_SECTIONS = 32
+MAX_SECTION_LINES = 500
+"""Of one description. aiortc compares lines of a section with each other, which takes time in the square of them."""
+MAX_CANDIDATES = 100
+"""Of one description, and after it: each of them makes aiortc send packets to an address of the other's choice."""
+_MAX_CANDIDATE_LENGTH = 1_024
+
+# What receive finds at the end of the queue, once nothing else will come.
+_END = object()
 
 
 def add_signaling_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +60,9 @@ class TopicSignaling:
     The other peer is the one that is there, or else the first that joins, or speaks; anybody else is not heard. When it
     leaves, that is its ``BYE``, and the next one takes its place.
 
+    aiortc takes no offer back. If both peers offer at once, the offer of the one that joined first stands: this class
+    leaves out an offer that meets an earlier joined peer's own, and an answer to no offer.
+
     Args:
         url: of the topic.
         options: as for ``signaling.client.join``.
@@ -59,77 +73,119 @@ class TopicSignaling:
         self._options = options
         self._signaling: Signaling | None = None
         self._reading: asyncio.Task[None] | None = None
-        self._closed = self._ended = False
+        self._failure: Exception | None = None
+        self._closed = self._ended = self._said_bye = False
         self._other: str | None = None
         self._gone: set[str] = set()
+        # Whom an offer went to that is not answered yet, "" while it waits for somebody.
+        self._offered_to: str | None = None
+        self._candidates = 0
         self._changed = asyncio.Event()
+        self._room = asyncio.Event()
         self._received: asyncio.Queue[Any] = asyncio.Queue()
 
     async def connect(self) -> None:
-        """Join the topic; does nothing where that is done.
+        """Join the topic; does nothing where that is done, or after ``close``.
 
         Raises:
-            SignalingError: ``Refused``, or ``Lost`` after ``close``.
+            SignalingError: ``Refused``, or ``Lost`` where it must not connect again.
         """
-        if self._closed:
-            raise Lost("closed")
-        if self._signaling is None:
-            self._signaling = join(self._url, **self._options)
-            await self._signaling.__aenter__()
-            self._reading = asyncio.create_task(self._read(self._signaling))
+        if self._closed or self._signaling is not None:
+            return
+        self._signaling = signaling = join(self._url, **self._options)
+        try:
+            await signaling.__aenter__()
+        except BaseException as error:
+            self._signaling = None
+            if not (self._closed and isinstance(error, Lost)):
+                raise
+        else:
+            self._reading = start(self._read(signaling))
 
     async def close(self) -> None:
-        """Leave the topic, which the other one receives as ``BYE``."""
-        self._closed = True
-        if self._signaling is not None and self._reading is not None:
+        """Leave the topic, which the other one receives as ``BYE``, and so does this program.
+
+        As with aiortc's own classes, whoever still waits in another task gets to its end: ``connect`` and ``send``
+        return, and ``receive`` returns ``BYE``.
+        """
+        if not self._closed:
+            self._closed = True
+            self._end()
+        if self._signaling is not None:
             await self._signaling.leave()
+        if self._reading is not None:
             await asyncio.wait([self._reading])
 
     async def send(self, descr: Any) -> None:
-        """Send to the other peer, and wait for it where nobody is there yet.
+        """Send to the other peer, and wait for it where nobody is there yet; after ``close`` it sends nothing.
 
         Args:
             descr: an ``RTCSessionDescription``, an ``RTCIceCandidate`` or ``BYE``.
+
+        Raises:
+            NotDelivered: if the server does not deliver it, though the other peer is there.
+            ValueError: if it is longer than the server takes.
         """
         await self.connect()
         kind, payload = to_payload(descr)
-        while True:
-            signaling, other = await self._find_other()
+        while (signaling := self._signaling) is not None and not self._closed:
+            if kind == "offer":
+                self._offered_to = ""
+            other = await self._find_other(signaling)
+            if other is None:
+                break
+            if kind == "offer":
+                self._offered_to = other
             try:
                 await deliver(signaling, kind, other, payload)
+                break
             except NotDelivered as error:
-                if error.code != ErrorCode.TARGET_NOT_FOUND:
+                if error.code != ErrorCode.TARGET_NOT_FOUND and not self._closed:
                     raise
-                self._part_from(other)
-            else:
-                return
+            self._part_from(other)
 
     async def receive(self) -> Any:
-        """Return what the other peer sent next; None once this peer left."""
-        if not self._closed:
-            await self.connect()
-        received = await self._received.get()
-        if received is None:
-            self._received.put_nowait(None)
-            if self._reading is not None:
-                await self._reading
-        return received
+        """Return what the other peer sent next.
 
-    async def _find_other(self) -> tuple[Signaling, str]:
-        while True:
-            if self._signaling is None or self._ended:
-                raise Lost("the signaling ended")
+        After ``close`` it returns ``BYE`` once.
+
+        Raises:
+            SignalingError: ``Lost`` when it is called again after that ``BYE``, or what ended the signaling.
+        """
+        await self.connect()
+        while (waiting := await self._received.get()) is not _END:
+            self._room.set()
+            received, sender = waiting
+            if self._is_in_turn(received, sender):
+                return received
+        self._received.put_nowait(_END)
+        if self._failure is not None and not self._closed:
+            raise self._failure
+        if self._said_bye:
+            raise Lost("closed")
+        self._said_bye = True
+        return BYE
+
+    async def _find_other(self, signaling: Signaling) -> str | None:
+        """Return the other peer's id, once there is one; None after ``close``."""
+        while not self._closed:
+            if self._ended:
+                raise self._failure or Lost("the signaling ended")
             if self._other is None:
-                self._other = next((peer for peer in self._signaling.peers if peer not in self._gone), None)
+                self._other = next((peer for peer in signaling.peers if peer not in self._gone), None)
             if self._other is not None:
-                return self._signaling, self._other
+                return self._other
             self._changed.clear()
             await self._changed.wait()
+        return None
 
     def _part_from(self, peer_id: str) -> None:
+        if self._signaling is not None:
+            self._gone &= self._signaling.peers.keys()
         self._gone.add(peer_id)
         if self._other == peer_id:
             self._other = None
+            self._room.set()
 
     async def _read(self, signaling: Signaling) -> None:
         try:
@@ -140,27 +196,62 @@ class TopicSignaling:
                     case PeerLeft(peer_id):
                         self._hear_leave(peer_id)
                     case Offer() | Answer() | IceCandidate():
-                        self._hear(message)
+                        await self._hear(message)
                     case Error():
                         _log.warning("not delivered: %s", message.code)
+        except SignalingError as failure:
+            self._failure = failure
         finally:
-            self._ended = True
-            self._received.put_nowait(None)
-            self._changed.set()
+            self._end()
 
-    def _hear(self, message: Offer | Answer | IceCandidate) -> None:
+    def _end(self) -> None:
+        if not self._ended:
+            self._ended = True
+            while self._closed and not self._received.empty():
+                self._received.get_nowait()
+            self._received.put_nowait(_END)
+        self._changed.set()
+        self._room.set()
+
+    async def _hear(self, message: Offer | Answer | IceCandidate) -> None:
         if self._other is None and message.sender not in self._gone:
             self._other = message.sender
-        if message.sender == self._other:
-            received = from_payload(message)
-            if received is BYE:
-                self._part_from(message.sender)
-            if received is not None:
-                self._received.put_nowait(received)
+        # Once too much waits for the program, nothing is read, and the server tells the other one ``dropped``.
+        while self._received.qsize() >= MAX_UNREAD and message.sender == self._other and not self._ended:
+            self._room.clear()
+            await self._room.wait()
+        if message.sender != self._other or self._ended:
+            return
+        received = from_payload(message)
+        if received is not None:
+            self._received.put_nowait((received, message.sender))
+        if received is BYE:
+            self._part_from(message.sender)
+
+    def _is_in_turn(self, received: Any, sender: str) -> bool:
+        """Tell whether aiortc can take this now, and note it."""
+        if isinstance(received, RTCIceCandidate):
+            # Before the answer they belong to an offer that was left out.
+            self._candidates += 1
+            return self._offered_to is None and self._candidates <= MAX_CANDIDATES
+        match received:
+            case RTCSessionDescription(type="answer"):
+                in_turn = ends_offer = self._offered_to is not None
+            case RTCSessionDescription():
+                # Of two peers that offer, the one that joined later gives way.
+                earlier = self._signaling is not None and sender < self._signaling.self_id
+                in_turn = ends_offer = self._offered_to is None or earlier
+            case _:
+                in_turn, ends_offer = True, self._offered_to == sender
+        if ends_offer:
+            self._offered_to = None
+        if in_turn:
+            self._candidates = 0
+        return in_turn
 
     def _hear_leave(self, peer_id: str) -> None:
         if peer_id == self._other:
-            self._received.put_nowait(BYE)
+            self._received.put_nowait((BYE, peer_id))
         self._part_from(peer_id)
 
 
@@ -201,18 +292,44 @@ def from_payload(message: Offer | Answer | IceCandidate) -> Any:
     """Return the object of aiortc's that a message carries; None for the end of candidates, and for what is none."""
     payload = message.payload
     try:
-        if not isinstance(message, IceCandidate):
-            return RTCSessionDescription(sdp=payload["sdp"], type=payload["type"])
+        match message:
+            case Offer():
+                return _description("offer", payload)
+            case Answer():
+                return _description("answer", payload)
         if payload is None or payload.get("type") == "bye":
             return BYE if payload else None
         return _candidate(payload) if payload["candidate"] else None
-    except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError):
-        _log.warning("a peer sent a %s that aiortc cannot read", type(message).__name__)
+    except Exception as error:
+        # Another peer wrote it, and aiortc's parser raises whatever comes. Never the text: it holds addresses.
+        _log.info("a peer sent a %s that aiortc cannot read: %s", type(message).__name__, type(error).__name__)
         return None
 
 
+def _description(kind: str, payload: dict[str, Any]) -> Any:
+    sdp = payload["sdp"]
+    if payload.get("type", kind) != kind:
+        raise ValueError("an offer is no answer")
+    sections = [0]
+    for line in sdp.splitlines():
+        sections += [0] if line.startswith("m=") else []
+        sections[-1] += 1
+    if len(sections) > MAX_SDP_SECTIONS or sum(sections) > MAX_SDP_LINES or max(sections) > MAX_SECTION_LINES:
+        raise ValueError("too long")
+    if sum(len(media.ice_candidates) for media in SessionDescription.parse(sdp).media) > MAX_CANDIDATES:
+        raise ValueError("too many candidates")
+    return RTCSessionDescription(sdp=sdp, type=kind)
+
+
 def _candidate(payload: dict[str, Any]) -> Any:
-    candidate = candidate_from_sdp(payload["candidate"].split(":", 1)[1])
-    candidate.sdpMid = payload["sdpMid"]
-    candidate.sdpMLineIndex = payload["sdpMLineIndex"]
+    text, mid, index = payload["candidate"], payload.get("sdpMid"), payload.get("sdpMLineIndex")
+    if len(text) > _MAX_CANDIDATE_LENGTH or not isinstance(mid or "", str) or not isinstance(index or 0, int):
+        raise ValueError("no candidate")
+    if mid is None and index is None:
+        raise ValueError("of no section")
+    candidate = candidate_from_sdp(text.split(":", 1)[1])
+    if not 0 <= candidate.port <= 65_535:
+        raise ValueError("no port")
+    candidate.sdpMid = mid
+    candidate.sdpMLineIndex = index
     return candidate

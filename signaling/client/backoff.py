@@ -11,9 +11,11 @@ from signaling.client.errors import Refused
 
 STABLE_SECONDS = 5.0
 _LONGEST_RETRY_AFTER_SECONDS = 3_600.0
+_LONGEST_REASON = 500
 _GOING_AWAY = (1001, 1012)
 _POLICY_VIOLATION = 1008
 _TRY_AGAIN_LATER = 1013
+_TOKEN_EXPIRED = 4401
 # Of the statuses 4xx, these alone speak of the moment and not of the request.
 _OF_THE_MOMENT = (408, 425, 429)
 
@@ -33,20 +35,46 @@ class Loss:
     retry_after_seconds: float = 0.0
 
 
-def refusal(status: int, reason: str, headers: Mapping[str, str]) -> Loss:
+def refusal(status: int, phrase: str, body: bytes | bytearray | None, headers: Mapping[str, str]) -> Loss:
     """Judge an HTTP answer that was not 101.
 
     Args:
+        phrase: the reason phrase, which is told if there is no body.
+        body: in which the server says what would be right.
         headers: its headers; the names in lower case, or in a mapping that does not care.
 
     Raises:
         Refused: where the same request would be refused again.
     """
+    reason = _one_line((body or b"").decode("utf-8", "replace")) or _one_line(phrase)
     if 400 <= status < 500 and status not in _OF_THE_MOMENT:
         raise Refused(status, reason)
-    wanted = headers.get("retry-after", "")
+    wanted = headers.get("retry-after", "")[:10]
     seconds = float(wanted) if wanted.isascii() and wanted.isdigit() else 0.0
     return Loss(f"HTTP {status}: {reason}", retry_after_seconds=min(seconds, _LONGEST_RETRY_AFTER_SECONDS))
+
+
+def closing(code: int | None, reason: str) -> Loss:
+    """Judge the end of a connection.
+
+    Args:
+        code: the close code; None if there was no close frame.
+        reason: that of the close frame.
+
+    Raises:
+        Refused: if the access token has expired; the next connection would carry the same one.
+    """
+    reason = _one_line(reason)
+    if code == _TOKEN_EXPIRED:
+        raise Refused(code, reason or "the token has expired")
+    told = f"{code}: {reason}" if reason else f"{code or 'no close frame'}"
+    return Loss(f"the connection was lost ({told})", code)
+
+
+def _one_line(text: str) -> str:
+    """Make a server's words fit for a log: one line of printable characters, and not a long one."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in text[:_LONGEST_REASON])
+    return " ".join(printable.split())
 
 
 class Backoff:

@@ -8,15 +8,15 @@ class SignalingError(Exception):
 
 
 class Refused(SignalingError):
-    """The server refused the request; the same one would be refused again.
+    """The server refused this peer, and would refuse it again.
 
     Args:
-        status: the HTTP status.
-        reason: the server's words for it.
+        status: the HTTP status, or 4401, the close code for an access token that has expired.
+        reason: what the server wrote for a person, as one line.
     """
 
     def __init__(self, status: int, reason: str) -> None:
-        super().__init__(f"HTTP {status}: {reason}")
+        super().__init__(f"{'HTTP' if status < 1000 else 'close code'} {status}: {reason}")
         self.status = status
         self.reason = reason
 

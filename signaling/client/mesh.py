@@ -1,7 +1,12 @@
 """An aiortc connection to each of the others in a topic.
 
 aiortc takes no offer back, so who offers is settled beforehand: of two peers the one with the later id, which joined
-later. An offer that comes all the same, or that is for another connection than the present one, gets a new connection.
+later. It makes one offer at a time, and makes it again if it is not answered, so an answer is always to the present
+connection. An offer that comes all the same, or that is for another connection than the present one, gets a new
+connection.
+
+Whatever one of the others sends, it costs no more than the connection to that one: each has a task of its own, a bound
+on what waits for it, and on how often its connection begins anew.
 """
 
 from __future__ import annotations
@@ -9,21 +14,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from signaling.client.aiortc import deliver, from_payload, to_payload
-from signaling.client.errors import NotDelivered
-from signaling.client.messages import Answer, IceCandidate, Offer, PeerJoined, PeerLeft, PeerList, Welcome
-from signaling.client.topic import Signaling
+from signaling.client.aiortc import MAX_CANDIDATES, deliver, from_payload, to_payload
+from signaling.client.messages import Answer, IceCandidate, IceServer, Offer, PeerJoined, PeerLeft, PeerList, Welcome
+from signaling.client.topic import Signaling, start
 
 try:
-    from aiortc import InvalidStateError, RTCConfiguration, RTCIceServer, RTCPeerConnection
+    from aiortc import RTCConfiguration, RTCIceGatherer, RTCIceServer, RTCPeerConnection
 except ImportError as missing:
     raise ImportError("this needs aiortc: pip install 'twisted-signaling[client]'") from missing
 
 _log = logging.getLogger("signaling.client")
 _IDENTITY = re.compile(r"^a=(?:ice-ufrag|fingerprint):.*$", re.MULTILINE)
+
+ANSWER_SECONDS = 10.0
+"""For an answer, before the offer is sent again; doubled each time up to two minutes."""
+_LONGEST_ANSWER_SECONDS = 120.0
+MAX_BEGINNINGS = 5
+BEGINNINGS_SECONDS = 10.0
+"""A peer's connection begins anew at most so often in so many seconds; then the next beginning waits."""
+_CLOSING_SECONDS = 5.0
 
 Prepare = Callable[[Any, str, bool], None]
 """Takes a new ``RTCPeerConnection``, the other's id, and whether this side offers: it adds tracks and listeners to
@@ -48,6 +61,8 @@ class Mesh:
         self._configuration = configuration
         self.connections: dict[str, Any] = {}
         self._links: dict[str, _Link] = {}
+        self._describing: dict[Any, asyncio.Task[None]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Keep the connections until this peer left; then they are closed."""
@@ -56,11 +71,14 @@ class Mesh:
                 await self._take(message)
         finally:
             await self._forget_all()
+            if self._closing:
+                await asyncio.wait(self._closing, timeout=_CLOSING_SECONDS)
 
-    def start(self, peer_id: str) -> Any:
-        """Make a new connection in place of the present one; returns it."""
-        servers = [RTCIceServer(**server) for server in self._signaling.ice_servers]
+    def begin(self, peer_id: str, *, offers: bool) -> Any:
+        """Make a new connection in place of the present one, and let the application prepare it; returns it."""
+        servers = _usable(self._signaling.ice_servers)
         made = RTCPeerConnection(RTCConfiguration(iceServers=servers, **self._configuration))
+        self._close(peer_id)
         self.connections[peer_id] = made
 
         def changed() -> None:
@@ -69,34 +87,46 @@ class Mesh:
                 self._link(peer_id).put(None)
 
         made.on("connectionstatechange", changed)
+        try:
+            self._prepare(made, peer_id, offers)
+        except Exception:
+            _log.exception("prepare failed")
+            raise
         return made
 
-    def prepare(self, connection: Any, peer_id: str, *, offers: bool) -> None:
-        """Let the application prepare a connection."""
-        self._prepare(connection, peer_id, offers)
+    async def describe(self, peer_id: str, connection: Any, description: Any) -> None:
+        """Make a description the local one, and send it with all candidates."""
+        # In a task of its own: cancelled while it gathers candidates, aiortc leaves sockets open.
+        self._describing[connection] = start(connection.setLocalDescription(description))
+        await asyncio.shield(self._describing[connection])
+        await self.send(peer_id, connection)
 
-    async def send(self, peer_id: str, description: Any) -> None:
-        """Send the local description, which holds all candidates."""
-        await deliver(self._signaling, *_addressed(peer_id, description))
+    async def send(self, peer_id: str, connection: Any) -> None:
+        """Send the local description of a connection, perhaps again."""
+        kind, payload = to_payload(connection.localDescription)
+        await deliver(self._signaling, kind, peer_id, payload)
 
     async def _take(self, message: object) -> None:
         match message:
-            case Welcome(resumed=False) if self._links:
-                # Another id: the others have closed their connections to the former one.
+            case Welcome(self_id, resumed=False):
+                # To the others this is another peer, and they close their connections to the former one. Those that
+                # stay in the topic are not announced again.
                 await self._forget_all()
-                self._meet(*self._signaling.peers)
+                if self_id == self._signaling.self_id:
+                    self._meet(*self._signaling.peers)
             case PeerList(peers):
                 self._meet(*(peer.id for peer in peers))
             case PeerJoined(peer_id):
                 self._meet(peer_id)
             case PeerLeft(peer_id):
                 await self._forget(peer_id)
-            case Offer(sender) | Answer(sender) | IceCandidate(sender):
+            case Offer(sender) | Answer(sender) | IceCandidate(sender) if sender in self._signaling.peers:
                 self._link(sender).put(message)
 
     def _meet(self, *peer_ids: str) -> None:
         for peer_id in peer_ids:
-            if self._offers_to(peer_id):
+            # Where there is a link, it has been told to offer: after a Welcome some are met twice.
+            if peer_id not in self._links and self._offers_to(peer_id):
                 self._link(peer_id).put(None)
 
     def _offers_to(self, peer_id: str) -> bool:
@@ -111,13 +141,30 @@ class Mesh:
         link = self._links.pop(peer_id, None)
         if link is not None:
             await link.stop()
-        connection = self.connections.pop(peer_id, None)
-        if connection is not None:
-            await connection.close()
+        self._close(peer_id)
 
     async def _forget_all(self) -> None:
         for peer_id in tuple(self._links):
             await self._forget(peer_id)
+
+    def _close(self, peer_id: str) -> None:
+        connection = self.connections.pop(peer_id, None)
+        if connection is not None:
+            # In a task: closing waits for what belongs to one peer, and the others are not to wait for that.
+            closing = asyncio.create_task(self._end(connection))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closed)
+
+    async def _end(self, connection: Any) -> None:
+        describing = self._describing.pop(connection, None)
+        if describing is not None:
+            await asyncio.wait([describing])
+        await connection.close()
+
+    def _closed(self, closing: asyncio.Task[None]) -> None:
+        self._closing.discard(closing)
+        if not closing.cancelled() and (error := closing.exception()) is not None:
+            _log.warning("a connection did not close: %s", type(error).__name__)
 
 
 class _Link:
@@ -126,12 +173,33 @@ class _Link:
     def __init__(self, mesh: Mesh, peer_id: str) -> None:
         self._mesh = mesh
         self._peer_id = peer_id
-        self._todo: asyncio.Queue[Offer | Answer | IceCandidate | None] = asyncio.Queue()
+        self._todo: deque[Any] = deque()
+        self._wake = asyncio.Event()
+        self._unanswered = 0
+        self._beginnings: deque[float] = deque(maxlen=MAX_BEGINNINGS)
+        self._candidates = 0
+        self._level = logging.WARNING
         self._task = asyncio.create_task(self._work())
 
     def put(self, message: Offer | Answer | IceCandidate | None) -> None:
         """Take a message; None means to make an offer."""
-        self._todo.put_nowait(message)
+        match message:
+            case IceCandidate():
+                candidate = from_payload(message)
+                self._candidates += 1
+                if candidate is None or self._candidates > MAX_CANDIDATES:
+                    return
+                self._todo.append(candidate)
+            case None:
+                if any(waiting is None or isinstance(waiting, Offer) for waiting in self._todo):
+                    return
+                self._todo.append(None)
+            case Offer() | Answer():
+                # What came before belongs to a description that this one replaces.
+                self._todo.clear()
+                self._candidates = 0
+                self._todo.append(message)
+        self._wake.set()
 
     async def stop(self) -> None:
         self._task.cancel()
@@ -139,44 +207,71 @@ class _Link:
 
     async def _work(self) -> None:
         while True:
-            message = await self._todo.get()
+            message = await self._next()
             try:
                 await self._handle(message)
-            except (NotDelivered, InvalidStateError, ValueError, AssertionError) as error:
-                # Never its text: it may quote a description.
-                _log.warning("%s: %s", self._peer_id, type(error).__name__)
+            except Exception as error:
+                # The other one wrote the description, and aiortc raises whatever comes while it reads and applies it.
+                # Never the text: it may quote that description. One warning is enough for one peer.
+                level, self._level = self._level, logging.INFO
+                _log.log(level, "%s: %s", self._peer_id, type(error).__name__)
 
-    async def _handle(self, message: Offer | Answer | IceCandidate | None) -> None:
+    async def _next(self) -> Any:
+        patience = None
+        if self._awaits_answer():
+            patience = min(_LONGEST_ANSWER_SECONDS, ANSWER_SECONDS * 2.0**self._unanswered)
+        while not self._todo:
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(patience):
+                    await self._wake.wait()
+            except TimeoutError:
+                self._unanswered = min(self._unanswered + 1, 10)
+                return None
+        return self._todo.popleft()
+
+    def _awaits_answer(self) -> bool:
         connection = self._mesh.connections.get(self._peer_id)
-        described = from_payload(message) if message is not None else None
-        if message is None:
-            await self._offer(connection)
-        elif described is None:
-            return
-        elif isinstance(message, Offer):
-            await self._answer(connection, described)
-        elif connection is not None and isinstance(message, Answer):
-            await connection.setRemoteDescription(described)
-        elif connection is not None and connection.remoteDescription is not None:
-            await connection.addIceCandidate(described)
+        return connection is not None and connection.signalingState == "have-local-offer"
 
-    async def _offer(self, former: Any) -> None:
-        connection = self._mesh.start(self._peer_id)
-        if former is not None:
-            await former.close()
-        self._mesh.prepare(connection, self._peer_id, offers=True)
-        await connection.setLocalDescription(await connection.createOffer())
-        await self._mesh.send(self._peer_id, connection.localDescription)
+    async def _handle(self, message: Any) -> None:
+        connection = self._mesh.connections.get(self._peer_id)
+        match message:
+            case None:
+                await self._offer(connection)
+            case Offer():
+                offer = from_payload(message)
+                if offer is not None:
+                    await self._answer(connection, offer)
+            case Answer():
+                answer = from_payload(message)
+                # A second answer comes where the offer was made twice.
+                if answer is not None and connection is not None and self._awaits_answer():
+                    self._unanswered = 0
+                    await connection.setRemoteDescription(answer)
+            case candidate:
+                if connection is not None and connection.remoteDescription is not None:
+                    await connection.addIceCandidate(candidate)
+
+    async def _offer(self, connection: Any) -> None:
+        if not self._awaits_answer():
+            connection = await self._begin(offers=True)
+            await self._mesh.describe(self._peer_id, connection, await connection.createOffer())
+        else:
+            await self._mesh.send(self._peer_id, connection)
 
     async def _answer(self, connection: Any, offer: Any) -> None:
         if connection is None or not _continues(connection, offer):
-            former, connection = connection, self._mesh.start(self._peer_id)
-            if former is not None:
-                await former.close()
-            self._mesh.prepare(connection, self._peer_id, offers=False)
+            connection = await self._begin(offers=False)
         await connection.setRemoteDescription(offer)
-        await connection.setLocalDescription(await connection.createAnswer())
-        await self._mesh.send(self._peer_id, connection.localDescription)
+        await self._mesh.describe(self._peer_id, connection, await connection.createAnswer())
+
+    async def _begin(self, *, offers: bool) -> Any:
+        loop = asyncio.get_running_loop()
+        if len(self._beginnings) == MAX_BEGINNINGS:
+            await asyncio.sleep(self._beginnings[0] + BEGINNINGS_SECONDS - loop.time())
+        self._beginnings.append(loop.time())
+        return self._mesh.begin(self._peer_id, offers=offers)
 
 
 def _continues(connection: Any, offer: Any) -> bool:
@@ -187,6 +282,15 @@ def _continues(connection: Any, offer: Any) -> bool:
     return set(_IDENTITY.findall(remote.sdp)) == set(_IDENTITY.findall(offer.sdp))
 
 
-def _addressed(peer_id: str, description: Any) -> tuple[str, str, dict[str, Any]]:
-    kind, payload = to_payload(description)
-    return kind, peer_id, payload
+def _usable(servers: list[IceServer]) -> list[Any]:
+    """Return the ICE servers that aiortc can use: of a list with another one in it, it uses none."""
+    usable = []
+    for server in servers:
+        try:
+            made = RTCIceServer(**{key: server[key] for key in ("urls", "username", "credential") if key in server})
+            RTCIceGatherer(iceServers=[made])
+        except Exception as error:
+            _log.warning("aiortc cannot use one of the ICE servers: %s", type(error).__name__)
+        else:
+            usable.append(made)
+    return usable

@@ -1,8 +1,13 @@
-"""What the server says, as typed values (docs/protocol.md, "From the server")."""
+"""What the server says, as typed values (docs/protocol.md, "From the server").
+
+Other peers wrote the metadata and the payloads. What Python cannot hold in them, or what has the wrong type, costs no
+more than itself: the message that carries it is read all the same.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import msgspec
@@ -103,6 +108,18 @@ class Error(Message, frozen=True, tag="error"):
 
 AnyMessage = Welcome | PeerList | PeerJoined | PeerLeft | Offer | Answer | IceCandidate | IceServers | Error
 
+_RELAYED: dict[str, type[Offer | Answer | IceCandidate]] = {
+    "offer": Offer,
+    "answer": Answer,
+    "ice-candidate": IceCandidate,
+}
+
+MAX_DEPTH = 100
+"""Of a message that Python cannot read whole, levels of arrays and objects; deeper values are read as None."""
+
+# The next bracket outside strings, or the end. It is possessive and matches everywhere, so its time is linear.
+_NEXT_BRACKETS = re.compile(r'(?:[^\[\]{}"]++|"(?:[^"\\]++|\\.)*+"?)*+([\[{]+|[\]}]+|\Z)', re.DOTALL)
+
 _decoder: msgspec.json.Decoder[AnyMessage] = msgspec.json.Decoder(AnyMessage)
 
 
@@ -110,15 +127,90 @@ def decode(text: str | bytes) -> AnyMessage | None:
     """Read one message.
 
     Returns:
-        None for what this client cannot read: a type that it does not know, or a payload that is more than Python can
-        hold. Another peer wrote that, and it must not end the session.
+        None if it is not JSON, has a type that this client does not know, or lacks an id that it needs.
     """
     try:
         return _decoder.decode(text)
-    except (msgspec.MsgspecError, RecursionError):
-        # Browsers write lone surrogates as escapes, which msgspec refuses.
-        try:
-            message: AnyMessage = msgspec.convert(json.loads(text), AnyMessage)
-            return message
-        except (msgspec.MsgspecError, ValueError, RecursionError):
-            return None
+    except (msgspec.MsgspecError, RecursionError, ValueError):
+        pass
+    try:
+        return _typed(_load(text if isinstance(text, str) else text.decode()))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _load(text: str) -> Any:
+    """Read JSON that msgspec refuses: lone surrogates, which browsers write, huge numbers, and deep nesting."""
+    try:
+        return json.loads(text, parse_int=_number)
+    except RecursionError:
+        return json.loads(_prune(text), parse_int=_number)
+
+
+def _number(digits: str) -> float:
+    try:
+        return int(digits)
+    except ValueError:
+        # Python reads at most 4,300 digits. As a float this is infinity, like 1e400.
+        return float(digits)
+
+
+def _prune(text: str) -> str:
+    """Write ``null`` in place of each value that is nested deeper than ``MAX_DEPTH``."""
+    kept = []
+    depth = start = 0
+    for found in _NEXT_BRACKETS.finditer(text):
+        run, before = found[1], depth
+        depth += len(run) if run[:1] in ("[", "{") else -len(run)
+        if before <= MAX_DEPTH < depth:
+            kept += [text[start : found.start(1) + MAX_DEPTH - before], "null"]
+        elif depth <= MAX_DEPTH < before:
+            start = found.start(1) + before - MAX_DEPTH
+    # If the text ends deep inside, it is no JSON, and json.loads refuses what was kept.
+    return "".join(kept) + (text[start:] if depth <= MAX_DEPTH else "")
+
+
+def _typed(message: Any) -> AnyMessage | None:  # noqa: PLR0911 - one for each type
+    match message:
+        case {"type": "welcome", "selfId": str(self_id)}:
+            resumed = message.get("resumed") is True
+            return Welcome(self_id, _servers(message), _resume(message.get("resume")), resumed)
+        case {"type": "peer-list"}:
+            peers = _list(message.get("peers"))
+            return PeerList([Peer(peer["id"], _metadata(peer)) for peer in peers if isinstance(peer.get("id"), str)])
+        case {"type": "peer-joined", "peerId": str(peer_id)}:
+            return PeerJoined(peer_id, _metadata(message))
+        case {"type": "peer-left", "peerId": str(peer_id)}:
+            return PeerLeft(peer_id)
+        case {"type": "offer" | "answer" | "ice-candidate" as kind, "from": str(sender)}:
+            return _RELAYED[kind](sender, message.get("payload"), _text(message, "msgId"))
+        case {"type": "ice-servers"}:
+            return IceServers(_servers(message))
+        case {"type": "error", "code": str(code)}:
+            return Error(code, _text(message, "message") or "", _text(message, "msgId"))
+    return None
+
+
+def _text(message: dict[str, Any], key: str) -> str | None:
+    text = message.get(key)
+    return text if isinstance(text, str) else None
+
+
+def _list(items: Any) -> list[dict[str, Any]]:
+    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+
+
+def _metadata(peer: dict[str, Any]) -> Metadata | None:
+    metadata = peer.get("metadata")
+    return metadata if isinstance(metadata, dict) else None
+
+
+def _servers(message: dict[str, Any]) -> list[IceServer]:
+    return _list(message.get("iceServers"))
+
+
+def _resume(resume: Any) -> Resume | None:
+    match resume:
+        case {"token": str(token), "window": int(window) | float(window)}:
+            return Resume(token, window)
+    return None

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
@@ -39,6 +39,10 @@ from signaling.errors import ErrorCode
 RELAYED_TYPES = ("offer", "answer", "ice-candidate")
 MOST_KEPT = 256
 """Messages that wait for a connection; the next one is ``dropped``."""
+MAX_MESSAGE_BYTES = 65_536
+"""Of one message that this peer sends: what a server takes by default."""
+MESSAGE_TOO_BIG = 1009
+"""The close code of a server to which a message was too long."""
 
 _NUMBERED = re.compile(r"~([0-9]{1,15})")
 _FENCE = re.compile(r"fence ([0-9]{1,15}) ([0-9]{1,15})")
@@ -73,10 +77,11 @@ class _Outbox:
         return self._entries[self._written - 1].number if self._written else 0
 
     def make(self, kind: str, to: str, payload: Any, settled: Settled | None) -> _Entry:
-        self._latest += 1
-        msg_id = f"~{self._latest}"
+        number = self._latest + 1
+        msg_id = f"~{number}"
         text = _encode({"type": kind, "to": to, "payload": payload, "msgId": msg_id})
-        return _Entry(self._latest, msg_id, text, settled)
+        self._latest = number
+        return _Entry(number, msg_id, text, settled)
 
     def keep(self, entry: _Entry) -> None:
         self._entries.append(entry)
@@ -108,6 +113,16 @@ class _Outbox:
                 return entry
         return None
 
+    def take_longest_written(self) -> list[_Entry]:
+        """Take out the longest message that was written to this connection and not confirmed."""
+        written = list(self._entries)[: self._written]
+        longest = max(written, key=lambda entry: len(entry.text), default=None)
+        if longest is None:
+            return []
+        self._entries.remove(longest)
+        self._written -= 1
+        return [longest]
+
     def clear(self) -> list[_Entry]:
         entries = list(self._entries)
         self._entries.clear()
@@ -121,6 +136,7 @@ class Session:
     Args:
         url: of the topic, for example ``wss://example.com/ws/my-room``.
         metadata: shown to the others.
+        max_message_bytes: of one message that this peer sends; more than the server takes ends the connection.
 
     Attributes:
         self_id: this peer's id; another one after a loss that was not resumed, empty before the first ``Welcome``.
@@ -132,13 +148,16 @@ class Session:
         ValueError: where the URL is none of a WebSocket.
     """
 
-    def __init__(self, url: str, metadata: Metadata | None = None) -> None:
+    def __init__(
+        self, url: str, metadata: Metadata | None = None, *, max_message_bytes: int = MAX_MESSAGE_BYTES
+    ) -> None:
         self._url = _address(url, metadata)
+        self._max_message_bytes = max_message_bytes
         self.self_id = ""
         self.peers: dict[str, Metadata | None] = {}
         self.ice_servers: list[IceServer] = []
         self.open = False
-        self._listed = False
+        self._listed = self._over = False
         self._token: str | None = None
         self._seen = 0
         self._former_ids: set[str] = set()
@@ -155,7 +174,7 @@ class Session:
         if self._token is None:
             return self._url
         mark = "&" if "?" in self._url else "?"
-        return f"{self._url}{mark}resume={quote(self._token, safe='')}&seen={self._seen}"
+        return f"{self._url}{mark}resume={quote(self._token, safe='', errors='replace')}&seen={self._seen}"
 
     def events(self) -> list[AnyMessage]:
         """Take what the application has to hear."""
@@ -184,12 +203,19 @@ class Session:
             its ``msgId``.
 
         Raises:
-            ValueError: where it is no such message, or not JSON.
+            ValueError: where it is no such message, not JSON, or longer than ``max_message_bytes``.
         """
         if kind not in RELAYED_TYPES:
             raise ValueError(f"{kind!r} is not one of {', '.join(RELAYED_TYPES)}")
         entry = self._outbox.make(kind, to, payload, settled)
-        if not self.open and len(self._outbox) >= MOST_KEPT:
+        if len(entry.text) > self._max_message_bytes:
+            raise ValueError(
+                f"the {kind} is a message of {len(entry.text):,} bytes; "
+                f"the server takes at most {self._max_message_bytes:,} (max_message_bytes)"
+            )
+        if self._over:
+            self._refuse([entry], "this peer left")
+        elif not self.open and len(self._outbox) >= MOST_KEPT:
             self._refuse([entry], "too much waits for a connection")
         else:
             self._outbox.keep(entry)
@@ -217,15 +243,25 @@ class Session:
             case None:
                 pass
 
-    def lost(self) -> None:
-        """Notice that the connection is gone."""
+    def lost(self, code: int | None = None) -> None:
+        """Notice that the connection is gone.
+
+        Args:
+            code: the close code, if there was a close frame.
+        """
+        if code == MESSAGE_TOO_BIG:
+            # Not ``dropped``: sent again, it would end the next connection as well.
+            longest = self._outbox.take_longest_written()
+            self._refuse(longest, "it is longer than the server takes", ErrorCode.INVALID_MESSAGE)
         self.open = False
         self._fence = None
         self._outbox.rewind()
 
     def leave(self) -> None:
-        """End the session; what was not confirmed is ``dropped``."""
+        """End the session; what was not confirmed is ``dropped``, and so is what is sent from now on."""
         self.lost()
+        self._over = True
+        self.peers = {}
         self._token = None
         self._refuse(self._outbox.clear(), "this peer left")
 
@@ -237,6 +273,7 @@ class Session:
             if self.self_id:
                 self._former_ids.add(self.self_id)
                 unsent = self._outbox.clear()
+        self._over = False
         self._catching_up = welcome.resumed
         self.self_id = welcome.self_id
         self.ice_servers = welcome.ice_servers
@@ -246,7 +283,11 @@ class Session:
 
     def _list(self, peer_list: PeerList) -> None:
         # The server may not have noticed yet that this peer lost its former connection.
-        now = {peer.id: peer.metadata for peer in peer_list.peers if peer.id not in self._former_ids}
+        listed = {peer.id: peer.metadata for peer in peer_list.peers}
+        now = {peer_id: metadata for peer_id, metadata in listed.items() if peer_id not in self._former_ids}
+        # No id joins twice: of what is not listed any more, nothing will be heard.
+        self._former_ids &= listed.keys()
+        self._heard = {sender: number for sender, number in self._heard.items() if self._knows(sender, now)}
         before, self.peers = self.peers, now
         self.open = True
         if not self._listed:
@@ -263,6 +304,7 @@ class Session:
 
     def _left(self, left: PeerLeft) -> None:
         self._heard.pop(left.peer_id, None)
+        self._former_ids.discard(left.peer_id)
         if left.peer_id in self.peers:
             del self.peers[left.peer_id]
             self._events.append(left)
@@ -275,7 +317,8 @@ class Session:
             number = int(numbered[1])
             if number <= self._heard.get(relayed.sender, 0):
                 return
-            self._heard[relayed.sender] = number
+            if self._knows(relayed.sender, self.peers):
+                self._heard[relayed.sender] = number
         self._events.append(relayed)
 
     def _error(self, error: Error) -> None:
@@ -306,9 +349,12 @@ class Session:
             self._catching_up = False
         return True
 
-    def _refuse(self, entries: list[_Entry], why: str) -> None:
+    def _knows(self, sender: str, peers: Mapping[str, Metadata | None]) -> bool:
+        return sender in peers or sender == self.self_id
+
+    def _refuse(self, entries: list[_Entry], why: str, code: ErrorCode = ErrorCode.DROPPED) -> None:
         for entry in entries:
-            error = Error(ErrorCode.DROPPED, why, entry.msg_id)
+            error = Error(code, why, entry.msg_id)
             if entry.settled is not None:
                 entry.settled(error)
             else:
@@ -316,7 +362,10 @@ class Session:
 
 
 def _encode(message: dict[str, Any]) -> str:
-    return json.dumps(message, separators=(",", ":"), allow_nan=False)
+    try:
+        return json.dumps(message, separators=(",", ":"), allow_nan=False)
+    except RecursionError:
+        raise ValueError("the payload is nested too deeply") from None
 
 
 def _address(url: str, metadata: Metadata | None) -> str:

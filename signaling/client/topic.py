@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from contextlib import suppress
+from ipaddress import ip_address
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.exceptions import ConnectionClosed, InvalidProxy, InvalidStatus, WebSocketException
 
-from signaling.client.backoff import Backoff, Loss, refusal
+from signaling.client.backoff import Backoff, Loss, closing, refusal
 from signaling.client.errors import Lost, NotDelivered
-from signaling.client.messages import AnyMessage, Error, IceServer, Metadata
-from signaling.client.session import Session
+from signaling.client.messages import AnyMessage, Error, IceServer, Metadata, PeerList, Relayed
+from signaling.client.session import MAX_MESSAGE_BYTES, Session
 
 _log = logging.getLogger("signaling.client")
 
@@ -23,9 +26,12 @@ PING_SECONDS = 10.0
 PONG_SECONDS = 10.0
 FLUSH_SECONDS = 5.0
 # A peer list holds up to 1 MiB by default, and the operator may allow more.
-_MAX_MESSAGE_BYTES = 16 * 1_048_576
-# Messages that the application has not taken yet; then no more are read.
-_MOST_UNREAD = 256
+_MAX_RECEIVED_BYTES = 16 * 1_048_576
+
+MAX_UNREAD = 256
+MAX_UNREAD_BYTES = 1_048_576
+"""Messages that wait for the application, and their JSON; then the socket is not read, and the server pushes back."""
+_FLOOD_FACTOR = 8
 
 
 def join(
@@ -34,6 +40,7 @@ def join(
     metadata: Metadata | None = None,
     reconnect: bool = True,
     backoff: Backoff | None = None,
+    max_message_bytes: int = MAX_MESSAGE_BYTES,
     **options: Any,
 ) -> Signaling:
     """Return a peer for one topic; entering it joins.
@@ -43,12 +50,14 @@ def join(
         metadata: shown to the others; JSON of at most 4 KiB.
         reconnect: whether to connect again after a loss.
         backoff: when to; None means after about half a second, doubling up to 30.
+        max_message_bytes: what the server takes, ``--max-message-bytes``.
         options: go to ``websockets.asyncio.client.connect``, for example ``ssl`` or ``additional_headers``.
 
     Raises:
         ValueError: where the URL is none of a WebSocket.
     """
-    return Signaling(Session(url, metadata), backoff or Backoff(), reconnect=reconnect, options=options)
+    session = Session(url, metadata, max_message_bytes=max_message_bytes)
+    return Signaling(session, backoff or Backoff(), reconnect=reconnect, options=options)
 
 
 class Signaling:
@@ -66,7 +75,9 @@ class Signaling:
         self._socket: ClientConnection | None = None
         self._writing = asyncio.Lock()
         self._wake = asyncio.Event()
-        self._unread: asyncio.Queue[AnyMessage | None] = asyncio.Queue()
+        self._unread: asyncio.Queue[tuple[AnyMessage | None, int]] = asyncio.Queue()
+        self._unread_bytes = 0
+        self._discarding = False
         self._room = asyncio.Event()
         self._waiting = 0
         self._joined: asyncio.Future[None] | None = None
@@ -100,6 +111,9 @@ class Signaling:
 
         Returns:
             its ``msgId``, which an ``Error`` about it repeats.
+
+        Raises:
+            ValueError: if it is not JSON, or longer than the server takes.
         """
         msg_id = self._session.send(kind, to, payload)
         self._publish()
@@ -111,6 +125,7 @@ class Signaling:
 
         Raises:
             NotDelivered: with the code of the error that answered it.
+            ValueError: if it is not JSON, or longer than the server takes.
         """
         ended: asyncio.Future[Error | None] = asyncio.get_running_loop().create_future()
         self._session.send(kind, to, payload, lambda error: None if ended.done() else ended.set_result(error))
@@ -138,7 +153,7 @@ class Signaling:
 
     async def __aenter__(self) -> Self:
         self._joined = asyncio.get_running_loop().create_future()
-        self._running = asyncio.create_task(self._run())
+        self._running = start(self._run())
         try:
             await self._joined
         except BaseException:
@@ -155,11 +170,12 @@ class Signaling:
         return self
 
     async def __anext__(self) -> AnyMessage:
-        message = await self._unread.get()
+        message, size = await self._unread.get()
+        self._unread_bytes -= size
         self._make_room()
         if message is not None:
             return message
-        self._unread.put_nowait(None)
+        self._unread.put_nowait((None, 0))
         if self._failure is not None:
             raise self._failure
         raise StopAsyncIteration
@@ -171,17 +187,25 @@ class Signaling:
                 if not self._reconnect:
                     raise Lost(loss.reason)
                 delay = self._backoff.delay(loss)
-                _log.info("%s; connecting again in %.1f s", loss.reason, delay)
+                # Until this peer has joined, somebody waits for that and sees nothing else.
+                waiting = self._joined is not None and not self._joined.done()
+                level = logging.WARNING if waiting else logging.INFO
+                _log.log(level, "%s; connecting again in %.1f s", loss.reason, delay)
                 await asyncio.sleep(delay)
         except Exception as failure:
             self._failure = failure
+        except (KeyboardInterrupt, SystemExit):
+            # Ctrl-C came while this task ran. The program ends; whoever waits to join does so without an error.
+            if self._joined is not None:
+                self._joined.cancel()
+            raise
         finally:
             self._end()
 
     def _end(self) -> None:
         self._session.leave()
         self._publish()
-        self._unread.put_nowait(None)
+        self._unread.put_nowait((None, 0))
         if self._joined is not None and not self._joined.done():
             self._joined.set_exception(self._failure or Lost("left the topic"))
 
@@ -198,32 +222,47 @@ class Signaling:
         except InvalidStatus as refused:
             response = refused.response
             headers = {name.lower(): value for name, value in response.headers.raw_items()}
-            return refusal(response.status_code, response.reason_phrase, headers)
+            return refusal(response.status_code, response.reason_phrase, response.body, headers)
+        except InvalidProxy:
+            # Its text quotes the proxy's URL, which may hold a password.
+            return Loss("no connection: the proxy's URL is not valid (HTTP_PROXY, HTTPS_PROXY or proxy=)")
         except (OSError, WebSocketException) as error:
-            return Loss(f"no connection: {type(error).__name__}")
+            # The timeout around all this has no text of its own.
+            words = str(error) or f"no peer list within {OPENING_SECONDS:.0f} s"
+            return Loss(f"no connection: {type(error).__name__}: {words}")
 
     async def _open(self) -> ClientConnection:
         # Our own pings end a dead connection without a close frame, which would end the session if it came through.
-        options = {"compression": None, "ping_interval": None, "max_size": _MAX_MESSAGE_BYTES, **self._options}
+        options = {
+            "compression": None,
+            "ping_interval": None,
+            "max_size": _MAX_RECEIVED_BYTES,
+            # A proxy of the environment leads elsewhere than to this machine.
+            "proxy": None if _is_loopback(self._session.url) else True,
+            **self._options,
+        }
         return await connect(self._session.url, open_timeout=None, **options)
 
     async def _use(self, socket: ClientConnection, opening: asyncio.Timeout) -> Loss:
         self._socket = socket
         helpers = [asyncio.create_task(self._write()), asyncio.create_task(_keep_alive(socket))]
+        code = None
         try:
             while True:
-                self._session.receive(await socket.recv())
+                text = await socket.recv()
+                self._session.receive(text)
                 if self._session.open and opening.when() is not None:
                     self._opened(opening)
-                self._publish()
+                self._publish(len(text))
                 self._wake.set()
                 await self._room.wait()
         except ConnectionClosed as closed:
-            code = closed.rcvd.code if closed.rcvd else None
-            return Loss(f"the connection was lost ({code or 'no close frame'})", code)
+            code, reason = (closed.rcvd.code, closed.rcvd.reason) if closed.rcvd else (None, "")
+            return closing(code, reason)
         finally:
             self._socket = None
-            self._session.lost()
+            self._session.lost(code)
+            self._publish()
             for helper in helpers:
                 helper.cancel()
             await asyncio.gather(*helpers, return_exceptions=True)
@@ -234,17 +273,31 @@ class Signaling:
         if self._joined is not None and not self._joined.done():
             self._joined.set_result(None)
 
-    def _publish(self) -> None:
+    def _publish(self, size: int = 0) -> None:
         for event in self._session.events():
-            self._unread.put_nowait(event)
+            if isinstance(event, Relayed) and not self._fits(_FLOOD_FACTOR):
+                self._discard()
+                continue
+            # The list comes once, and its size is the topic's.
+            counted, size = 0 if isinstance(event, PeerList) else size, 0
+            self._unread.put_nowait((event, counted))
+            self._unread_bytes += counted
         self._make_room()
+
+    def _fits(self, factor: int = 1) -> bool:
+        return self._unread.qsize() < factor * MAX_UNREAD and self._unread_bytes < factor * MAX_UNREAD_BYTES
 
     def _make_room(self) -> None:
         # Who waits for an answer has to get it, even where nobody takes what comes before.
-        if self._waiting or self._unread.qsize() < _MOST_UNREAD:
+        if self._waiting or self._fits():
             self._room.set()
         else:
             self._room.clear()
+
+    def _discard(self) -> None:
+        if not self._discarding:
+            self._discarding = True
+            _log.warning("messages of other peers are discarded: nobody iterates, while deliver has to read on")
 
     async def _write(self) -> None:
         while True:
@@ -264,6 +317,13 @@ class Signaling:
                 pass  # What was not confirmed is kept.
 
 
+def start(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Start a task whose exception needs no further word: Ctrl-C, which the program hears as well."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+    return task
+
+
 async def _keep_alive(socket: ClientConnection) -> None:
     try:
         while True:
@@ -274,3 +334,11 @@ async def _keep_alive(socket: ClientConnection) -> None:
         socket.transport.abort()
     except ConnectionClosed:
         pass
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

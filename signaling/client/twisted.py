@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,17 +15,18 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from signaling.client.backoff import Backoff, Loss, refusal
+from signaling.client.backoff import Backoff, Loss, closing, refusal
 from signaling.client.errors import Lost, NotDelivered, Refused
 from signaling.client.messages import AnyMessage, Error, IceServer, Metadata
-from signaling.client.session import Session
+from signaling.client.session import MAX_MESSAGE_BYTES, Session
 
 _log = Logger()
 
 OPENING_SECONDS = 15.0
 PING_SECONDS = 10.0
 PONG_SECONDS = 10.0
-_MAX_MESSAGE_BYTES = 16 * 1_048_576
+_MAX_RECEIVED_BYTES = 16 * 1_048_576
+_STATUS_LINE = re.compile(r"HTTP/\S+ +([0-9]{3})(?: (.*))?")
 _SWITCHING_PROTOCOLS = 101
 
 
@@ -38,6 +40,7 @@ class SignalingClient(Service):
         backoff: when to connect again; None means after about half a second, doubling up to 30.
         endpoint: leads to the server; None means the URL's host, by TLS where the URL says so.
         clock: None means the global reactor.
+        max_message_bytes: what the server takes, ``--max-message-bytes``.
 
     Attributes:
         on_failure: called with ``Refused`` where the server will never have this peer.
@@ -55,10 +58,11 @@ class SignalingClient(Service):
         backoff: Backoff | None = None,
         endpoint: IStreamClientEndpoint | None = None,
         clock: Any = None,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         if clock is None:
             from twisted.internet import reactor as clock  # noqa: PLC0415 - importing it installs one
-        self._session = Session(url, metadata)
+        self._session = Session(url, metadata, max_message_bytes=max_message_bytes)
         self._on_message = on_message
         self._backoff = backoff or Backoff(clock=clock.seconds)
         self._clock = clock
@@ -112,13 +116,21 @@ class SignalingClient(Service):
         return joined
 
     def send(self, kind: str, to: str, payload: Any = None) -> str:
-        """Send one message, and return its ``msgId``; where it does not arrive, an ``Error`` with it comes."""
+        """Send one message, and return its ``msgId``; where it does not arrive, an ``Error`` with it comes.
+
+        Raises:
+            ValueError: if it is not JSON, or longer than the server takes.
+        """
         msg_id = self._session.send(kind, to, payload)
         self._flush()
         return msg_id
 
     def deliver(self, kind: str, to: str, payload: Any = None) -> Deferred[None]:
-        """Send one message; fires once the server took it, or fails with ``NotDelivered``."""
+        """Send one message; fires once the server took it, or fails with ``NotDelivered``.
+
+        Raises:
+            ValueError: if it is not JSON, or longer than the server takes.
+        """
         delivered: Deferred[None] = Deferred()
 
         def settled(error: Error | None) -> None:
@@ -156,7 +168,8 @@ class SignalingClient(Service):
     def disconnected(self, loss: Loss) -> None:
         """Notice the end of a connection, and come back after a while."""
         self._connection = None
-        self._session.lost()
+        self._session.lost(loss.code)
+        self._flush()
         if self._stopping is not None:
             stopping, self._stopping = self._stopping, None
             stopping.callback(None)
@@ -184,7 +197,7 @@ class SignalingClient(Service):
 
     def _connection_failed(self, failure: Failure) -> None:
         self._connecting = None
-        self.disconnected(Loss(f"no connection: {type(failure.value).__name__}"))
+        self.disconnected(Loss(f"no connection: {type(failure.value).__name__}: {failure.getErrorMessage()}"))
 
     def _end(self, reason: Exception) -> None:
         if self._retry is not None:
@@ -215,7 +228,7 @@ class _Connection(WebSocketClientProtocol):
     factory: _Factory
     _client: SignalingClient
     _opening: Any = None
-    _loss: Loss | None = None
+    _body = b""
 
     def connectionMade(self) -> None:
         super().connectionMade()
@@ -238,18 +251,22 @@ class _Connection(WebSocketClientProtocol):
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
         self.opened()
         try:
-            loss = self._judge(code)
+            loss = self._judge(code, reason or "")
         except Refused as refused:
             self._client.refused(refused)
         else:
             self._client.disconnected(loss)
 
-    def _judge(self, code: int | None) -> Loss:
-        words = str(getattr(self, "http_status_line", "")).split(" ", 2)
-        status = int(words[1]) if len(words) > 1 and words[1].isdigit() else _SWITCHING_PROTOCOLS
-        if status != _SWITCHING_PROTOCOLS:
-            return refusal(status, words[-1], self.http_headers)
-        return Loss(f"the connection was lost ({code})", code)
+    def failHandshake(self, reason: str) -> None:
+        # As much of the body as came with the headers; it says more than the reason phrase.
+        self._body = self.data.partition(b"\r\n\r\n")[2]
+        super().failHandshake(reason)
+
+    def _judge(self, code: int | None, reason: str) -> Loss:
+        answer = _STATUS_LINE.fullmatch(str(getattr(self, "http_status_line", "")))
+        if answer is not None and int(answer[1]) != _SWITCHING_PROTOCOLS:
+            return refusal(int(answer[1]), answer[2] or "", self._body, self.http_headers)
+        return closing(code, reason)
 
 
 class _Factory(WebSocketClientFactory):
@@ -266,8 +283,8 @@ class _Factory(WebSocketClientFactory):
         self.setProtocolOptions(
             autoPingInterval=PING_SECONDS,
             autoPingTimeout=PONG_SECONDS,
-            maxMessagePayloadSize=_MAX_MESSAGE_BYTES,
-            maxFramePayloadSize=_MAX_MESSAGE_BYTES,
+            maxMessagePayloadSize=_MAX_RECEIVED_BYTES,
+            maxFramePayloadSize=_MAX_RECEIVED_BYTES,
             openHandshakeTimeout=OPENING_SECONDS,
         )
 

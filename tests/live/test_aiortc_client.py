@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import signal
+import socket
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -14,8 +18,8 @@ from pathlib import Path
 import pytest
 from aiortc import RTCIceCandidate, RTCPeerConnection, RTCSessionDescription
 
-from signaling.client import Lost, PeerLeft, join
-from signaling.client.aiortc import BYE, TopicSignaling
+from signaling.client import Lost, NotDelivered, PeerJoined, PeerLeft, Signaling, join
+from signaling.client.aiortc import BYE, TopicSignaling, deliver
 from signaling.client.mesh import Mesh
 from tests.live.twistd import Server, running
 from tests.programs import missing
@@ -72,6 +76,49 @@ def test_aiortcs_own_example_plays_ping_pong_whoever_starts_first(example: Path,
             assert roles["answer"].process.wait(SECONDS) == 0
 
 
+def interrupt(program: Server) -> None:
+    """Press Ctrl-C once the program only waits, and expect a clean end."""
+    stat = Path(f"/proc/{program.process.pid}/stat")
+    before, still = "", 0
+    while still < 5:
+        now = " ".join(stat.read_text().split()[13:15])
+        before, still = now, still + 1 if now == before else 0
+        time.sleep(0.05)  # A program that waits tells nobody.
+    assert program.stop(signal.SIGINT) == 0, program.log
+    # Ctrl-C may come while a task of aiortc's own runs, which then says so.
+    assert not re.search("signaling/client|destroyed", program.log), program.log
+
+
+@pytest.mark.parametrize("name", ["offer", "answer"])
+def test_ctrl_c_ends_aiortcs_own_example_that_is_alone(example: Path, name: str) -> None:
+    with running() as server, role(example, name, server.url + "room") as program:
+        server.wait_for("joined 'room'")
+        interrupt(program)
+        server.wait_for("left 'room'")
+
+
+@pytest.mark.parametrize("name", ["offer", "answer"])
+def test_ctrl_c_ends_aiortcs_own_example_whose_server_is_not_there(example: Path, name: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with role(example, name, f"ws://127.0.0.1:{port}/ws/room") as program:
+        program.wait_for(r"no connection: ConnectionRefusedError: .*Connect call failed")
+        interrupt(program)
+
+
+@pytest.mark.parametrize("name", ["offer", "answer"])
+def test_ctrl_c_ends_aiortcs_own_example_on_both_sides(example: Path, name: str) -> None:
+    with running() as server, role(example, "answer", server.url + "room") as answerer:
+        with role(example, "offer", server.url + "room") as offerer:
+            offerer.wait_for(r"channel\(chat\) < pong")
+            roles = {"answer": answerer, "offer": offerer}
+            interrupt(roles.pop(name))
+            [other] = roles.values()
+            other.wait_for("Exiting")
+            if other is answerer:
+                assert other.process.wait(SECONDS) == 0
+
+
 def test_send_and_receive_take_and_return_what_aiortcs_own_classes_do() -> None:
     async def scenario(url: str) -> None:
         ada, ben = TopicSignaling(url), TopicSignaling(url)
@@ -84,9 +131,10 @@ def test_send_and_receive_take_and_return_what_aiortcs_own_classes_do() -> None:
             await sending
             await ada.close()
             await ben.close()
-            assert await ben.receive() is None
+            assert await ben.receive() is BYE
             with pytest.raises(Lost):
-                await ben.send(BYE)
+                await ben.receive()
+            await ben.send(BYE)
 
     async def send_all(signaling: TopicSignaling, objects: list) -> None:
         for obj in objects:
@@ -109,9 +157,124 @@ def test_leaving_is_a_bye_and_the_next_peer_takes_the_place() -> None:
                 await ben.close()
                 assert await ada.receive() is BYE
             await ada.close()
-            assert await ada.receive() is None
+            assert await ada.receive() is BYE
 
     with running() as server:
+        asyncio.run(scenario(server.url + "room"))
+
+
+NONSENSE = [
+    ("answer", {"type": "answer", "sdp": "v=0\r\n"}),
+    ("offer", None),
+    ("offer", {"sdp": 7}),
+    ("offer", {"type": "rollback", "sdp": ""}),
+    ("offer", {"type": "offer", "sdp": "a=fingerprint"}),
+    ("offer", {"type": "offer", "sdp": "m=audio 9 RTP 0\r\n" * 40}),
+    ("offer", {"type": "offer", "sdp": "\n" * 5_000}),
+    ("ice-candidate", {"candidate": "candidate:1 1 udp 1 192.0.2.1 99999 typ host", "sdpMid": "0"}),
+    ("ice-candidate", {"candidate": "candidate:1 1 udp 1 192.0.2.1 9 typ host"}),
+    ("ice-candidate", [7]),
+]
+
+
+def test_what_aiortc_cannot_take_is_left_out() -> None:
+    async def scenario(url: str) -> None:
+        ada = TopicSignaling(url)
+        offer = RTCSessionDescription(sdp="v=0\r\n", type="offer")
+        async with asyncio.timeout(SECONDS), join(url) as mallory:
+            await ada.connect()
+            [target] = [message.peer_id async for message in first(mallory, PeerJoined)]
+            candidate = {"candidate": "candidate:1 1 udp 1 192.0.2.1 9 typ host", "sdpMid": "0"}
+            for kind, payload in [*NONSENSE, *[("ice-candidate", candidate)] * 250]:
+                await deliver(mallory, kind, target, payload)
+            await mallory.deliver("offer", target, {"type": "offer", "sdp": offer.sdp})
+            heard = []
+            while not heard or heard[-1] != offer:
+                heard.append(await ada.receive())
+            assert 0 < len(heard) <= 101
+            assert {type(obj) for obj in heard[:-1]} == {RTCIceCandidate}
+            await ada.close()
+
+    with running() as server:
+        asyncio.run(scenario(server.url + "room"))
+
+
+async def deliver_all(signaling: Signaling, target: str, payloads: list) -> None:
+    for payload in payloads:
+        await signaling.deliver("offer", target, payload)
+
+
+async def first(signaling: Signaling, kind: type) -> AsyncIterator[object]:
+    """Pass on the first message of a kind."""
+    async for message in signaling:
+        if isinstance(message, kind):
+            yield message
+            return
+
+
+def test_a_peer_that_sends_more_than_the_program_receives_is_told_dropped() -> None:
+    async def scenario(url: str) -> None:
+        ada = TopicSignaling(url)
+        async with asyncio.timeout(SECONDS), join(url) as mallory:
+            await ada.connect()
+            [target] = [message.peer_id async for message in first(mallory, PeerJoined)]
+            offer = {"type": "offer", "sdp": "v=0\r\n" + "x" * 60_000}
+            with pytest.raises(NotDelivered, match="dropped"):
+                await deliver_all(mallory, target, [offer] * 2_000)
+            # It is read again once the program receives.
+            sending = asyncio.create_task(deliver(mallory, "offer", target, {"type": "offer", "sdp": "the last"}))
+            while (await ada.receive()).sdp != "the last":
+                pass
+            await sending
+            await ada.close()
+
+    with running() as server:
+        asyncio.run(scenario(server.url + "room"))
+
+
+@pytest.mark.parametrize("earlier", ["ada", "ben"])
+def test_of_two_offers_that_meet_that_of_the_earlier_peer_stands(earlier: str) -> None:
+    async def scenario(url: str) -> None:
+        ada, ben = TopicSignaling(url), TopicSignaling(url)
+        peers = {"ada": ada, "ben": ben}
+        async with asyncio.timeout(SECONDS):
+            first = peers.pop(earlier)
+            [second] = peers.values()
+            await first.connect()
+            await second.connect()
+            await first.send(RTCSessionDescription(sdp="s=first\r\n", type="offer"))
+            await second.send(RTCSessionDescription(sdp="s=second\r\n", type="offer"))
+            assert (await second.receive()).sdp == "s=first\r\n"
+            await second.send(RTCSessionDescription(sdp="s=answer\r\n", type="answer"))
+            assert (await first.receive()).sdp == "s=answer\r\n"
+            await first.close()
+            await second.close()
+
+    with running() as server:
+        asyncio.run(scenario(server.url + "room"))
+
+
+def test_a_description_that_is_longer_than_the_server_takes_is_an_error_at_once() -> None:
+    async def scenario(url: str) -> None:
+        ada = TopicSignaling(url)
+        async with asyncio.timeout(SECONDS), join(url):
+            with pytest.raises(ValueError, match="at most 65,536"):
+                await ada.send(RTCSessionDescription(sdp="x" * 70_000, type="offer"))
+            await ada.close()
+
+    with running() as server:
+        asyncio.run(scenario(server.url + "room"))
+
+
+def test_a_server_that_takes_less_than_it_was_told_to_ends_the_sending() -> None:
+    async def scenario(url: str) -> None:
+        ada = TopicSignaling(url)
+        async with asyncio.timeout(SECONDS), join(url):
+            with pytest.raises(NotDelivered, match="invalid_message"):
+                await ada.send(RTCSessionDescription(sdp="x" * 10_000, type="offer"))
+            await ada.close()
+
+    with running(["--port=0", "--max-message-bytes=4096"]) as server:
         asyncio.run(scenario(server.url + "room"))
 
 

@@ -6,7 +6,7 @@ import pytest
 from twisted.internet.task import Clock
 
 from signaling.client import Backoff, Refused
-from signaling.client.backoff import STABLE_SECONDS, Loss, refusal
+from signaling.client.backoff import STABLE_SECONDS, Loss, closing, refusal
 
 CUT = Loss("cut")
 
@@ -47,25 +47,55 @@ def test_a_close_code_tells_how_soon(code: int, least: float, most: float) -> No
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_retry_after_is_honoured_and_spread(status: int) -> None:
-    loss = refusal(status, "later", {"retry-after": "7"})
+    loss = refusal(status, "later", None, {"retry-after": "7"})
     assert [backoff(Clock(), chance).delay(loss) for chance in (0.0, 1.0)] == [7, 8]
 
 
 @pytest.mark.parametrize("value", ["", "soon", "-1", "Tue, 01 Jan 2030 00:00:00 GMT"])
 def test_a_retry_after_that_is_no_number_of_seconds_counts_as_none(value: str) -> None:
-    assert refusal(503, "later", {"retry-after": value}).retry_after_seconds == 0
+    assert refusal(503, "later", None, {"retry-after": value}).retry_after_seconds == 0
 
 
 def test_a_retry_after_of_days_is_cut() -> None:
-    assert refusal(503, "later", {"retry-after": "999999"}).retry_after_seconds == 3_600
+    assert refusal(503, "later", None, {"retry-after": "999999"}).retry_after_seconds == 3_600
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 405, 426])
 def test_what_would_be_refused_again_is_an_end(status: int) -> None:
     with pytest.raises(Refused, match=str(status)):
-        refusal(status, "no", {})
+        refusal(status, "no", None, {})
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
 def test_what_passes_is_a_loss(status: int) -> None:
-    assert str(status) in refusal(status, "later", {}).reason
+    assert str(status) in refusal(status, "later", None, {}).reason
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b"the topic is longer than 256 bytes\n", "the topic is longer than 256 bytes"),
+        (b"", "Bad Request"),
+        (None, "Bad Request"),
+        (b"two\r\nlines, \x1b[2J and \xff", "two lines, [2J and \ufffd"),
+        (b"x" * 1_000_000, "x" * 500),
+    ],
+)
+def test_a_refusal_tells_what_the_server_wrote_as_one_printable_line(body: bytes | None, told: str) -> None:
+    with pytest.raises(Refused) as refused:
+        refusal(400, "Bad Request", body, {})
+    assert (refused.value.status, refused.value.reason) == (400, told)
+    assert refusal(500, "Bad Request", body, {}).reason == f"HTTP 500: {told}"
+
+
+def test_a_token_that_has_expired_is_an_end() -> None:
+    with pytest.raises(Refused, match="close code 4401: the token has expired"):
+        closing(4401, "the token has expired")
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "told"),
+    [(1001, "", "1001"), (1008, "slow\ndown", "1008: slow down"), (None, "", "no close frame")],
+)
+def test_any_other_end_of_a_connection_is_a_loss(code: int | None, reason: str, told: str) -> None:
+    assert closing(code, reason) == Loss(f"the connection was lost ({told})", code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -81,6 +82,14 @@ def test_the_application_hears_typed_messages(played: Played) -> None:
     servers = [{"urls": "stun:example.com"}]
     assert played.hear(type="ice-servers", iceServers=servers) == [IceServers(servers)]
     assert played.session.ice_servers == servers
+
+
+def test_one_peers_metadata_keeps_nobody_out_of_a_topic(played: Played) -> None:
+    played.hear(type="welcome", selfId="b")
+    deep = "[" * 2_030 + "]" * 2_030
+    played.session.receive(f'{{"type":"peer-list","peers":[{{"id":"a","metadata":{{"a":{deep}}}}},{{"id":"c"}}]}}')
+    assert played.session.open
+    assert list(played.session.peers) == ["a", "c"]
 
 
 @pytest.mark.parametrize(
@@ -264,3 +273,58 @@ def test_what_is_no_message_is_refused_at_once(played: Played, kind: str, payloa
     with pytest.raises((ValueError, TypeError)):
         played.session.send(kind, "a", payload)
     assert played.written() == []
+
+
+def test_a_message_that_is_longer_than_the_server_takes_is_refused_at_once(played: Played) -> None:
+    played.enter("b", "a", token="t")
+    with pytest.raises(ValueError, match="at most 65,536"):
+        played.session.send("offer", "a", {"sdp": "x" * 65_536})
+    assert played.written() == []
+    assert played.session.send("offer", "a", {"sdp": "x" * 65_000})
+
+
+def test_a_server_may_take_more() -> None:
+    session = Session(URL, max_message_bytes=200_000)
+    assert session.send("offer", "a", "x" * 100_000)
+
+
+@pytest.mark.parametrize("resumed", [True, False])
+def test_what_a_server_closed_the_connection_for_is_not_sent_again(played: Played, resumed: bool) -> None:
+    played.enter("b", "a", token="t")
+    ends: list[Error | None] = []
+    played.session.send("offer", "a", "x" * 10)
+    played.session.send("offer", "a", "x" * 60_000, ends.append)
+    played.written()
+    played.session.lost(1009)
+    assert [error and error.code for error in ends] == ["invalid_message"]
+    played.enter("b" if resumed else "c", "a", token="u", resumed=resumed)
+    while texts := played.written():
+        assert all(len(str(text)) < 60_000 for text in texts)
+        played.pass_fence(texts[-1])
+    assert len(ends) == 1
+
+
+def test_nobody_is_remembered_after_they_are_gone(played: Played) -> None:
+    for number in range(1_000):
+        own, other = f"own-{number}", f"other-{number}"
+        played.enter(own, other, f"own-{number - 1}")
+        played.hear(type="offer", **{"from": other}, msgId="~1")
+        played.hear(type="offer", **{"from": f"stranger-{number}"}, msgId="~1")
+        played.session.lost()
+    assert len(pickle.dumps(played.session)) < 10_000
+
+
+def test_a_payload_that_is_nested_too_deeply_to_be_written_is_refused(played: Played) -> None:
+    payload: list[Any] = []
+    for _ in range(100_000):
+        payload = [payload]
+    with pytest.raises(ValueError, match="nested too deeply"):
+        played.session.send("offer", "a", payload)
+    while payload:
+        # Python 3.11 frees such a list recursively.
+        payload = payload.pop()
+
+
+def test_a_token_is_sent_back_whatever_the_server_put_into_it(played: Played) -> None:
+    played.enter("b", token="\ud800&\n")
+    assert "resume=%3F%26%0A&seen=2" in played.session.url
