@@ -44,9 +44,10 @@ class Grant:
         subject: whose grant it is; a session is resumed with a grant of the same subject and metadata only. Without one
             a session belongs to the token, or to the name beside the password, that it was opened with.
         token_id: tells the token from all others, where there is no subject; None means that its text does.
+        issuer: who gave the subject or the token its name; the same name by another issuer is another one.
 
     Raises:
-        ValueError: where the metadata is no JSON object, or the subject or token_id is no Unicode text.
+        ValueError: where the metadata is no JSON object, or one of the names is no Unicode text.
     """
 
     topics: frozenset[str] = frozenset()
@@ -56,9 +57,10 @@ class Grant:
     expires: float | None = None
     subject: str | None = None
     token_id: str | None = None
+    issuer: str | None = None
 
     def __post_init__(self) -> None:
-        _ = self.metadata_text, (self.subject or "").encode(), (self.token_id or "").encode()
+        _ = self.metadata_text, [(name or "").encode() for name in (self.subject, self.token_id, self.issuer)]
 
     def covers(self, topic: str) -> bool:
         """Tell whether the topic may be joined."""
@@ -85,7 +87,8 @@ def session_owner(credential: Credential, grant: Grant) -> bytes:
         identity = ("jti", grant.token_id)
     else:
         identity = ("token", hashlib.sha256(credential.token).hexdigest())
-    return hashlib.sha256(json.dumps([*identity, (grant.metadata_text or b"").decode()]).encode()).digest()
+    whole = [*identity, grant.issuer, (grant.metadata_text or b"").decode()]
+    return hashlib.sha256(json.dumps(whole).encode()).digest()
 
 
 def grant_from_claims(claims: Mapping[str, Any], leeway_seconds: float = 0.0) -> Grant:
@@ -118,6 +121,7 @@ def grant_from_claims(claims: Mapping[str, Any], leeway_seconds: float = 0.0) ->
         expires=None if expires is None else expires + leeway_seconds,
         subject=_text(claims, "sub"),
         token_id=_text(claims, "jti"),
+        issuer=_text(claims, "iss"),
     )
 
 

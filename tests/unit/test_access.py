@@ -71,6 +71,7 @@ def nested(depth: int) -> dict[str, Any]:
         {"sub": "Ada\ud800"},
         {"jti": 7},
         {"jti": "\udfff"},
+        {"iss": "\udfff"},
         {"exp": True},
         {"exp": "100"},
         {"exp": float("nan")},
@@ -79,7 +80,7 @@ def nested(depth: int) -> dict[str, Any]:
     ],
 )
 def test_claims_of_a_wrong_form_are_refused(claims: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"^(its claim signaling|signaling\.\w+|sub|jti|exp) ha"):
+    with pytest.raises(ValueError, match=r"^(its claim signaling|signaling\.\w+|sub|jti|iss|exp) ha"):
         grant_from_claims(claims)
 
 
@@ -99,6 +100,9 @@ ADA, EVE = Bearer(b"a.b.c"), Bearer(b"d.e.f")
         ((ADA, Grant(token_id="1")), (EVE, Grant(token_id="1")), True),
         ((ADA, Grant(token_id="1")), (ADA, Grant(token_id="2")), False),
         ((ADA, Grant(token_id="x")), (ADA, Grant(subject="x")), False),
+        ((ADA, Grant(subject="x", issuer="a")), (EVE, Grant(subject="x", issuer="a")), True),
+        ((ADA, Grant(subject="x", issuer="a")), (ADA, Grant(subject="x", issuer="b")), False),
+        ((ADA, Grant(token_id="x", issuer="a")), (ADA, Grant(token_id="x")), False),
         ((Password(b"x", b"1"), Grant(subject="x")), (Password(b"x", b"2"), Grant(subject="x")), True),
         ((Password(b"x", b"1"), Grant()), (Password(b"x", b"2"), Grant()), True),
         ((Password(b"x", b"1"), Grant()), (Password(b"y", b"1"), Grant()), False),
@@ -111,7 +115,7 @@ def test_whose_session_it_is(one: Any, other: Any, same: bool) -> None:
 
 
 def test_a_subject_that_is_no_unicode_is_no_grant() -> None:
-    for wrong in ({"subject": "\ud800"}, {"token_id": "\ud800"}):
+    for wrong in ({"subject": "\ud800"}, {"token_id": "\ud800"}, {"issuer": "\ud800"}):
         with pytest.raises(ValueError, match="surrogates"):
             Grant(**wrong)
 

@@ -33,6 +33,17 @@ def test_every_test_that_a_document_names_exists() -> None:
             assert f"def {name}(" in sources, f"{page.name}: {name}"
 
 
+def test_every_threat_names_a_proof_that_exists() -> None:
+    rows = re.findall(r"^\| (?!threat |---)(.*) \|$", (DOCS / "security.md").read_text(), re.MULTILINE)
+    assert len(rows) > 40
+    for row in rows:
+        threat, proofs = row.partition(" | ")[0], row.rpartition(" | ")[2]
+        files = [DOCS.parent / name for name in re.findall(r"`(tests/[\w/]+\.py)`", proofs)]
+        # That a test of a name exists is checked above.
+        assert files or "`test_" in proofs, threat
+        assert all(file.exists() for file in files), threat
+
+
 def test_every_link_between_documents_leads_somewhere() -> None:
     for page in (*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")):
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):

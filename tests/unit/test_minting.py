@@ -47,6 +47,7 @@ def test_the_printed_keys_verify_the_printed_token(mint: Any, tmp_path: Path, al
         metadata={"name": "Ada"},
         expires=expires,
         subject="Ada",
+        issuer="them",
     )
 
 
