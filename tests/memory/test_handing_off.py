@@ -189,6 +189,21 @@ def test_what_is_sent_after_a_move_does_not_overtake_what_was_sent_before(world:
 # The target moves
 
 
+def test_what_is_sent_while_a_target_moves_there_and_back_arrives_in_order(world: World) -> None:
+    sender, target = Client(world, 0), Client(world, 1)
+    world.engines[0].holds_replies = True
+    sender.offer(target, *range(10))
+    target.move(2)
+    sender.offer(target, 10)
+    target.move(1)
+    world.engines[0].release()
+    sender.offer(target, 11)
+    world.run()
+    received = target.offers(whole=True)
+    assert received == sorted(received)
+    assert sorted([*received, *(number for _, number in sender.errors(whole=True))]) == list(range(12))
+
+
 @pytest.mark.parametrize("sender_node", [0, 1, 2])
 @pytest.mark.parametrize("moves_too", [False, True])
 def test_what_waits_for_a_target_that_breaks_off_again_is_dropped(
