@@ -53,7 +53,7 @@ class Counters:
         resumed: peers that came back on another connection.
         relays: relays that were written or queued for their target, by type.
         relayed_bytes: of those, as they were framed.
-        relays_delivered_elsewhere: of those, relays that another node wrote.
+        relays_delivered_elsewhere: of those and of ``relays_received``, relays that another node wrote.
         relays_received: relays of other nodes' peers that were written or queued here; not among those above.
         relays_undelivered: of all that were written or queued here, those answered ``dropped`` because their target
             went before they were written.

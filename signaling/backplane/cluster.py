@@ -12,7 +12,7 @@ from typing import Any
 
 from signaling.backplane.arrivals import Arrival, Arrivals
 from signaling.backplane.handoffs import HandOffs
-from signaling.backplane.messages import NODE_CHARACTERS, Ask, Beat, Claim, Event, Outcomes, Relays, decode
+from signaling.backplane.messages import NODE_CHARACTERS, Ask, Beat, Claim, Event, Kind, Outcomes, Relays, decode
 from signaling.backplane.presence import Entrants, Presence
 from signaling.backplane.registration import Registration
 from signaling.backplane.relaying import Relaying
@@ -213,6 +213,9 @@ class Cluster:
         elif isinstance(message, Event):
             self._registration.events += 1
             self._presence.take_event(message)
+            if message.kind is Kind.MOVED:
+                # What is sent to the peer's new node must not overtake what waits for its old one.
+                self._relaying.publish_all()
         elif isinstance(message, Relays):
             self._relaying.take(message)
         elif isinstance(message, Outcomes):
