@@ -68,6 +68,12 @@ class Entry(msgspec.Struct):
     id: str
 
 
+class Resume(msgspec.Struct):
+    """How to go on after a connection was lost."""
+
+    token: str
+
+
 class Message(msgspec.Struct):
     """What the server sent, without its payload; a key that it did not send is empty."""
 
@@ -78,6 +84,8 @@ class Message(msgspec.Struct):
     msg_id: str = msgspec.field(default="", name="msgId")
     code: str = ""
     peers: tuple[Entry, ...] = ()
+    resume: Resume | None = None
+    resumed: bool = False
 
 
 _decode = msgspec.json.Decoder(Message).decode
@@ -111,6 +119,10 @@ class Client(asyncio.Protocol):
     def __init__(self) -> None:
         self.id = ""
         self.peers: tuple[str, ...] = ()
+        self._waiters: list[tuple[Callable[[Message], bool], asyncio.Future[Message]]] = []
+        self._begin()
+
+    def _begin(self) -> None:
         loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[End] = loop.create_future()
         self._joined: asyncio.Future[None] = loop.create_future()
@@ -120,7 +132,6 @@ class Client(asyncio.Protocol):
         self._at_end = False
         self._writable = asyncio.Event()
         self._writable.set()
-        self._waiters: list[tuple[Callable[[Message], bool], asyncio.Future[Message]]] = []
 
     @classmethod
     async def join(cls, port: int, topic: str, *args: object, receive_buffer: int = 0) -> Self:
@@ -133,12 +144,27 @@ class Client(asyncio.Protocol):
         Raises:
             NotJoinedError: where the server refuses or ends the connection.
         """
-        loop = asyncio.get_running_loop()
         client = cls(*args)
-        await loop.create_connection(lambda: client, sock=await _connected(port, receive_buffer))
-        client.send(upgrade(topic))
-        await client._joined
+        await client._connect(port, topic, receive_buffer)
         return client
+
+    async def _connect(self, port: int, target: str, receive_buffer: int = 0) -> None:
+        sock = await _connected(port, receive_buffer)
+        await asyncio.get_running_loop().create_connection(lambda: self, sock=sock)
+        self.send(upgrade(target))
+        await self._joined
+
+    async def come_back(self, port: int, target: str) -> None:
+        """Join again, on a new connection, once the one before has ended.
+
+        Args:
+            target: the topic, and what else the request says.
+
+        Raises:
+            NotJoinedError: as ``join`` does.
+        """
+        self._begin()
+        await self._connect(port, target)
 
     # What a scenario does
 

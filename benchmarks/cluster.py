@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import re
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.client import HOST
 from benchmarks.nodes import Link, Node, Store
+from benchmarks.wallclock import WallClock
 
 _READY_LOOK_SECONDS = 0.2
+# Less than the 3 s after which a silent store counts as away.
+_LATE_SECONDS = 2.4
+_HOUR = 3600.0
 _SAMPLE = re.compile(rb"^signaling_(\w+?)(?:_total)?(?:{(.*)})? (\S+)$", re.MULTILINE)
 
 
@@ -21,14 +27,19 @@ class Cluster:
     """A store and three nodes; the last one is the one that suffers.
 
     Args:
-        linked: whether that one reaches the store over a link.
+        linked: the names of the nodes that reach the store over a link.
+        options: of all nodes.
     """
 
-    def __init__(self, *, linked: bool) -> None:
+    def __init__(self, linked: str = "", options: Sequence[str] = ()) -> None:
         self.store = Store()
         self.link = Link(self.store.port)
         self.nodes: list[Node] = []
         self._linked = linked
+        self._options = options
+        self._folder = tempfile.TemporaryDirectory()
+        # The victim's.
+        self.wall_clock = WallClock(Path(self._folder.name))
 
     @property
     def victim(self) -> Node:
@@ -40,8 +51,9 @@ class Cluster:
         await self.store.start()
         await self.link.open()
         for name in "abc":
-            port = self.link.port if self._linked and name == "c" else self.store.port
-            self.nodes.append(Node(name, ["--metrics", f"--backplane=redis://{HOST}:{port}"]))
+            port = self.link.port if name in self._linked else self.store.port
+            options = ["--metrics", f"--backplane=redis://{HOST}:{port}", *self._options]
+            self.nodes.append(Node(name, options, self.wall_clock.environment if name == "c" else None))
         await asyncio.gather(*(node.start() for node in self.nodes))
 
     async def kill_node(self) -> None:
@@ -58,6 +70,7 @@ class Cluster:
         for node in self.nodes:
             await node.kill()
         await self.store.kill()
+        self._folder.cleanup()
 
 
 Doing = Callable[[Cluster], Awaitable[None] | None]
@@ -68,8 +81,9 @@ class Fault(NamedTuple):
 
     Args:
         what: for people.
-        hits: ``node``, ``store`` or ``link``.
+        hits: ``node``, ``store``, ``link``, or ``""`` where nobody may notice.
         seconds: how long it may last, by default.
+        linked: the names of the nodes that need a link to the store.
     """
 
     what: str
@@ -77,6 +91,7 @@ class Fault(NamedTuple):
     begin: Doing
     heal: Doing
     seconds: tuple[float, ...] = (5.0, 30.0)
+    linked: str = ""
 
 
 FAULTS: dict[str, Fault] = {
@@ -90,8 +105,41 @@ FAULTS: dict[str, Fault] = {
     "pause-redis": Fault(
         "Redis stands still", "store", lambda c: c.store.program.pause(), lambda c: c.store.program.resume()
     ),
-    "cut-link": Fault("the link of a node swallows all", "link", lambda c: c.link.swallow(), lambda c: c.link.heal()),
-    "hold-link": Fault("the link of a node holds all", "link", lambda c: c.link.hold(), lambda c: c.link.heal()),
+    "cut-link": Fault(
+        "the link of a node swallows all", "link", lambda c: c.link.swallow(), lambda c: c.link.heal(), linked="c"
+    ),
+    "hold-link": Fault(
+        "the link of a node holds all", "link", lambda c: c.link.hold(), lambda c: c.link.heal(), linked="c"
+    ),
+    "deafen-link": Fault(
+        "the link of a node loses what the store says",
+        "link",
+        lambda c: c.link.deafen(),
+        lambda c: c.link.heal(),
+        linked="c",
+    ),
+    "delay-redis": Fault(
+        f"Redis answers {_LATE_SECONDS:g} s late",
+        "",
+        lambda c: c.link.delay(_LATE_SECONDS),
+        lambda c: c.link.heal(),
+        (15.0,),
+        linked="abc",
+    ),
+    "set-clock-back": Fault(
+        "the wall clock of a node is set back by an hour, and forward again",
+        "",
+        lambda c: c.wall_clock.step(-_HOUR),
+        lambda c: c.wall_clock.step(_HOUR),
+        (15.0,),
+    ),
+    "set-clock-forward": Fault(
+        "the wall clock of a node is set forward by an hour, and back again",
+        "",
+        lambda c: c.wall_clock.step(_HOUR),
+        lambda c: c.wall_clock.step(-_HOUR),
+        (15.0,),
+    ),
 }
 
 

@@ -11,16 +11,18 @@ import asyncio
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from benchmarks.books import Ends, Relay, describe
 from benchmarks.cluster import FAULTS, Cluster, Doing, Fault, Readiness, counters
 from benchmarks.processes import Helper
 from benchmarks.report import Latency, latency
-from benchmarks.residents import Load, Member, World, enter, until
+from benchmarks.residents import Load, Member, Traveller, World, enter, until
 
 _AGREE_SECONDS = 20.0
 _ANNOUNCE_SECONDS = 15.0
@@ -33,9 +35,19 @@ _WITNESS_RATE = 20.0
 # Within so much of a fault a node may have written a relay, and not have said so.
 _INSTANT_SECONDS = 1.0
 _FEW = 5
+_ASK_SECONDS = 0.5
 _MOST_SHOWN = 700
 _CROWD = "lose-crowd"
-_DEADLY = ("kill-node", _CROWD)
+_LARGE = "lose-large-topic"
+_TRAVELS = "move-peers"
+_DEADLY = ("kill-node", _CROWD, _LARGE)
+_SPECIAL = {
+    _CROWD: "a node with a crowd is killed",
+    _LARGE: "a node with a third of a very large topic is killed",
+    _TRAVELS: "peers go on at other nodes, again and again",
+}
+_SESSIONS = ("--resume-window=30",)
+_JOIN_ELSEWHERE_SECONDS = 0.5
 
 
 @dataclass
@@ -64,7 +76,7 @@ class Trial:
     @property
     def victim(self) -> str:
         """The name of the node that suffers alone, or nothing."""
-        return "" if self.hits == "store" else self.cluster.victim.name
+        return self.cluster.victim.name if self.hits in ("node", "link") else ""
 
     @property
     def disturbed(self) -> str:
@@ -176,6 +188,7 @@ class Trial:
         breaches = self.world.books.breaches
         gap, late = self.longest_gap, self.world.late_seconds
         well = [node.program.troubles for node in self.cluster.nodes]
+        most = _JOIN_ELSEWHERE_SECONDS if self.name == _LARGE else _JOIN_SECONDS
         self.goals |= {
             f"views agree within {_AGREE_SECONDS:g} s: {self.agreed_after:.1f} s": self.agreed
             and self.agreed_after <= _AGREE_SECONDS,
@@ -186,8 +199,7 @@ class Trial:
             ),
             f"longest gap between peers of one node at most {_GAP_SECONDS:g} s:"
             f" {gap:.2f} s (the load itself was late by {late:.2f} s)": gap <= _GAP_SECONDS + late,
-            f"longest join at most {_JOIN_SECONDS:g} s: {self.longest_join:.2f} s": self.longest_join
-            <= _JOIN_SECONDS + late,
+            f"longest join at most {most:g} s: {self.longest_join:.2f} s": self.longest_join <= most + late,
             f"exceptions in the logs: {sum(map(len, well))}": not any(well),
             f"failures of the load: {dict(self.load.failures) or 0}": not self.load.failures,
         }
@@ -219,7 +231,8 @@ class Trial:
         self.goals[f"all nodes: without an end: {waiting}"] = not waiting
 
     def _judge_readiness(self) -> None:
-        hit = {"node": [], "link": [self.victim]}.get(self.hits, [node.name for node in self.cluster.nodes])
+        everybody = [node.name for node in self.cluster.nodes]
+        hit = {"store": everybody, "link": [self.victim]}.get(self.hits, [])
         for node in self.cluster.nodes:
             unready = self.readiness.first(node.name, 503, self.fault_at)
             again = self.readiness.first(node.name, 200, self.healed_at)
@@ -288,12 +301,13 @@ async def _do(doing: Doing, cluster: Cluster) -> None:
 
 async def _begin(stack: AsyncExitStack, name: str, seconds: float, options: argparse.Namespace) -> Trial:
     """Start a cluster and its load, and wait until everybody is there."""
-    hits = FAULTS[name].hits if name in FAULTS else "node"
-    cluster = Cluster(linked=hits == "link")
+    fault = FAULTS.get(name)
+    hits = fault.hits if fault is not None else "" if name == _TRAVELS else "node"
+    cluster = Cluster(fault.linked if fault is not None else "", _SESSIONS if name == _TRAVELS else ())
     stack.push_async_callback(cluster.end)
     await cluster.start()
     world = World()
-    load = Load(world, cluster.nodes)
+    load = Load(world, cluster.nodes, Traveller if name == _TRAVELS else Member)
     stack.push_async_callback(load.end)
     topics = [f"call-{n}" for n in range(options.topics)]
     for n, topic in enumerate(topics):
@@ -361,12 +375,92 @@ def _judge_crowd(trial: Trial, apart: World, left_over: int) -> None:
     trial.goals[f"nobody is told twice of the crowd: {dict(apart.books.breaches) or 0}"] = not apart.books.breaches
 
 
+async def lose_large_topic(options: argparse.Namespace) -> Trial:
+    """Kill a node with a third of the peers of one topic; the others watch how they are announced."""
+    async with AsyncExitStack() as stack:
+        trial = await _begin(stack, _LARGE, 0.0, options)
+        cluster = trial.cluster
+        crowds = []
+        for node in cluster.nodes:
+            crowds.append(await Helper.start("benchmarks.crowd", str(node.port), "1", str(options.large // 3)))
+            stack.callback(crowds[-1].kill)
+        ids = [set(crowd.ready["ids"]) for crowd in crowds]
+        await until_asked(crowds, lambda told: [*told["views"]] == [[sum(map(len, ids)) - 1, len(told["views"])]])
+        await asyncio.sleep(options.calm)
+        trial.world.joining.clear()
+        trial.world.suffering = trial.victim
+        trial.hit()
+        await cluster.kill_node()
+        crowds[-1].kill()
+        told = await until_asked(crowds[:-1], lambda told: _views(told) == {len(ids[0]) + len(ids[1]) - 1})
+        _judge_large_topic(trial, told, ids)
+        await trial.agree(trial.fault_at)
+        await trial.close()
+        trial.judge()
+    return trial
+
+
+def _views(told: dict[str, Any]) -> set[int]:
+    """Return how many others the peers of one crowd know."""
+    return {size for size, _ in told["views"]}
+
+
+async def until_asked(
+    crowds: list[Helper], condition: Callable[[dict[str, Any]], bool], seconds: float = 3 * _AGREE_SECONDS
+) -> list[dict[str, Any]]:
+    """Ask crowds again and again, until the condition is true of what each says, or so many seconds are over."""
+    deadline = time.monotonic() + seconds
+    while True:
+        told = [await crowd.ask("now") for crowd in crowds]
+        if all(map(condition, told)) or time.monotonic() > deadline:
+            return told
+        await asyncio.sleep(_ASK_SECONDS)
+
+
+def _judge_large_topic(trial: Trial, told: list[dict[str, Any]], ids: list[set[str]]) -> None:
+    """Compare with the goals of a large topic."""
+    dead, each = ids[-1], len(ids[0])
+    untrue = sum(count for crowd in told for peer, count in crowd["left"].items() if peer not in dead)
+    wrong = sum(crowd["left"].get(peer, 0) != each for crowd in told for peer in dead)
+    after = max(crowd["latest"] for crowd in told) - trial.fault_at
+    views = sorted(set().union(*map(_views, told)))
+    trial.goals |= {
+        f"{len(dead)} of {sum(map(len, ids))} peers died; told to have left though they are there: {untrue}": (
+            not untrue
+        ),
+        f"not announced to everybody exactly once: {wrong}": not wrong,
+        f"its views agree after {after:.1f} s, at most {_AGREE_SECONDS:g} s; peers know {views} others": (
+            after <= _AGREE_SECONDS and views == [2 * each - 1]
+        ),
+    }
+
+
+async def move_peers(options: argparse.Namespace) -> Trial:
+    """Let peers go on at other nodes under their sessions, in the middle of their relays."""
+    seconds = (options.seconds or [15.0])[0]
+    async with AsyncExitStack() as stack:
+        trial = await _begin(stack, _TRAVELS, seconds, options)
+        await asyncio.sleep(options.calm)
+        trial.hit()
+        travelling = asyncio.create_task(trial.load.travel(options.moves))
+        await asyncio.sleep(seconds)
+        travelling.cancel()
+        trial.healed_at = time.monotonic()
+        await trial.agree(trial.healed_at)
+        trial.goals[f"peers went on at other nodes: {trial.world.moves}"] = trial.world.moves > 0
+        await asyncio.sleep(options.calm)
+        await trial.close()
+        trial.judge()
+    return trial
+
+
 async def run(options: argparse.Namespace) -> int:
     """Try all that was asked for; returns the exit status."""
+    special = {_CROWD: lose_crowd, _LARGE: lose_large_topic, _TRAVELS: move_peers}
     trials = []
-    for name in options.fault or [*FAULTS, _CROWD]:
-        if name == _CROWD:
-            trials.append(await lose_crowd(options))
+    for name in options.fault or [*FAULTS, *special]:
+        if name in special:
+            trials.append(await special[name](options))
             report(trials[-1])
             continue
         for seconds in options.seconds or FAULTS[name].seconds:
@@ -382,14 +476,17 @@ async def run(options: argparse.Namespace) -> int:
 
 def report(trial: Trial) -> None:
     """Print what one fault did."""
-    what = FAULTS[trial.name].what if trial.name in FAULTS else "a node with a crowd is killed"
-    print(f"{trial.name}: {what}" + (f", for {trial.seconds:g} s" if trial.healed_at else ""))
+    print(f"{trial.name}: {_what(trial.name)}" + (f", for {trial.seconds:g} s" if trial.healed_at else ""))
     for text, held in trial.goals.items():
         print(f"  {'ok  ' if held else 'FAIL'} {text}")
     shown = [describe(relay) for relay in trial.unexcused[:_FEW]]
     for note in trial.notes + trial.world.books.examples[:_FEW] + shown:
         print(f"       {note}")
     sys.stdout.flush()
+
+
+def _what(name: str) -> str:
+    return FAULTS[name].what if name in FAULTS else _SPECIAL[name]
 
 
 def table(rows: list[list[str]]) -> str:
@@ -416,7 +513,7 @@ def plot(trials: list[Trial], path: Path) -> None:
             axes.hist(seconds, bins=bins, weights=[2.0] * len(seconds), histtype="step", color=colour, label=label)
         axes.axvspan(0, trial.healed_at - trial.fault_at, color="tab:red", alpha=0.12)
         axes.axvline(trial.agreed_after + (0 if trial.name == "kill-node" else trial.seconds), color="grey", ls=":")
-        axes.set_title(f"{FAULTS[trial.name].what}, {trial.seconds:g} s", fontsize=9, loc="left")
+        axes.set_title(f"{_what(trial.name)}, {trial.seconds:g} s", fontsize=9, loc="left")
         axes.grid(alpha=0.3)
         axes.set_ylabel("relays/s", fontsize=8)
         # What waited comes all at once, and would leave nothing to see of the rest.
@@ -444,7 +541,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.failures", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    names = [*FAULTS, _CROWD]
+    names = [*FAULTS, *_SPECIAL]
     parser.add_argument("--fault", action="append", choices=names, help="may be given again; default: all, one by one")
     parser.add_argument("--seconds", action="append", type=float, help="that a fault lasts; default: 5, and then 30")
     parser.add_argument("--calm", type=float, default=3.0, help="seconds before and after; default: %(default)g")
@@ -454,6 +551,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--visitors", type=float, default=2.0, help="that come a second; default: %(default)g")
     parser.add_argument("--crowd", type=int, default=10_000, help="peers of the lost crowd; default: %(default)d")
     parser.add_argument("--crowd-topics", type=int, default=100, help="that they are in; default: %(default)d")
+    parser.add_argument("--large", type=int, default=2_700, help="peers of the large topic; default: %(default)d")
+    parser.add_argument("--moves", type=float, default=10.0, help="that peers make a second; default: %(default)g")
     parser.add_argument("--plot", default="", help="a PNG file; default: none")
     return parser.parse_args(arguments)
 

@@ -8,6 +8,8 @@ import re
 import shutil
 import signal
 import sys
+import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -40,11 +42,16 @@ class Program:
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
-    async def start(cls, *command: str) -> Self:
-        """Run ``command``."""
+    async def start(cls, *command: str, environment: Mapping[str, str] | None = None) -> Self:
+        """Run ``command``.
+
+        Args:
+            environment: on top of this process's.
+        """
         pipe = asyncio.subprocess.PIPE
         out = asyncio.subprocess.STDOUT
-        return cls(await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=out))
+        env = {**os.environ, **(environment or {})}
+        return cls(await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=out, env=env))
 
     async def _read(self) -> None:
         assert self.process.stdout is not None
@@ -99,15 +106,17 @@ class Node:
     Args:
         name: for people.
         options: of ``twistd signaling``, but for where it listens.
+        environment: on top of this process's.
 
     Attributes:
         port: the same after each restart.
         up: whether it is there.
     """
 
-    def __init__(self, name: str, options: list[str]) -> None:
+    def __init__(self, name: str, options: list[str], environment: Mapping[str, str] | None = None) -> None:
         self.name = name
         self._options = options
+        self._environment = environment
         self.port = 0
         self.up = False
 
@@ -115,7 +124,9 @@ class Node:
         """Start it, and wait until it listens."""
         listen = f"--listen=tcp:{self.port}:interface={HOST}"
         twistd = str(Path(sys.executable).parent / "twistd")
-        self.program = await Program.start(twistd, "-n", "--pidfile=", "signaling", listen, *self._options)
+        self.program = await Program.start(
+            twistd, "-n", "--pidfile=", "signaling", listen, *self._options, environment=self._environment
+        )
         self.port = int((await self.program.line(r"listening on \S+:(\d+)"))[1])
         self.up = True
 
@@ -152,16 +163,17 @@ class Store:
 
 
 class Link:
-    """The way between one node and the store, which can fail without a word to either.
+    """The way between nodes and the store, which can fail without a word to either.
 
     Attributes:
-        port: where the node finds the store.
+        port: where the nodes find the store.
     """
 
     def __init__(self, target_port: int) -> None:
         self.port = 0
         self._target_port = target_port
-        self._swallowing = False
+        self._swallowing = self._deaf = False
+        self._late_seconds = 0.0
         self._moving = asyncio.Event()
         self._moving.set()
         self._carrying: set[asyncio.Task[None]] = set()
@@ -176,13 +188,22 @@ class Link:
         """Lose all bytes of both directions, and take new connections as if nothing were."""
         self._swallowing = True
 
+    def deafen(self) -> None:
+        """Lose all bytes from the store to the nodes; nothing is reset, not even in the end."""
+        self._deaf = True
+
     def hold(self) -> None:
         """Carry nothing for now: what is sent arrives late, and even if its connection was given up meanwhile."""
         self._moving.clear()
 
+    def delay(self, seconds: float) -> None:
+        """Let everything from the store arrive so much later."""
+        self._late_seconds = seconds
+
     def heal(self) -> None:
-        """Carry bytes again; a connection that lost some is reset."""
-        self._swallowing = False
+        """Carry bytes again; a connection that lost some of both directions is reset."""
+        self._swallowing = self._deaf = False
+        self._late_seconds = 0.0
         self._moving.set()
         for task in self._spoilt:
             task.cancel()
@@ -211,24 +232,47 @@ class Link:
             writers.append(back)
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._copy(reader, back, own))
-                both.create_task(self._copy(there, writer, own))
+                late: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+                both.create_task(self._read_store(there, late))
+                both.create_task(self._copy_late(late, writer, own))
         except* OSError:
             pass
         finally:
             for each in writers:
                 each.transport.abort()
 
+    async def _read_store(self, reader: asyncio.StreamReader, late: asyncio.Queue[tuple[float, bytes]]) -> None:
+        """Read what the store says as it comes, with the moment at which it may go on."""
+        data = b"x"
+        while data:
+            data = await reader.read(65_536)
+            late.put_nowait((time.monotonic() + self._late_seconds, data))
+
+    async def _copy_late(
+        self, late: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter, own: asyncio.Task[None]
+    ) -> None:
+        while True:
+            due, data = await late.get()
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            if not await self._pass_on(data, writer, own, deaf=self._deaf):
+                return
+
     async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, own: asyncio.Task[None]) -> None:
-        while data := await reader.read(65_536):
-            await self._moving.wait()
-            if self._swallowing:
-                self._spoilt.add(own)
-                continue
-            writer.write(data)
-            await writer.drain()
-        # An end is a byte like any other.
+        while await self._pass_on(await reader.read(65_536), writer, own):
+            pass
+
+    async def _pass_on(
+        self, data: bytes, writer: asyncio.StreamWriter, own: asyncio.Task[None], *, deaf: bool = False
+    ) -> bool:
+        """Carry bytes, or lose them; returns False at their end, which is a byte like any other."""
         await self._moving.wait()
         if self._swallowing:
             self._spoilt.add(own)
-            await asyncio.Event().wait()
-        writer.write_eof()
+            if not data:
+                await asyncio.Event().wait()
+        elif data and not deaf:
+            writer.write(data)
+            await writer.drain()
+        elif not data:
+            writer.write_eof()
+        return bool(data)

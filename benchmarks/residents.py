@@ -50,6 +50,7 @@ class World:
         present: the peers that are connected and joined, by topic; the truth that views are compared with.
         left: every ``peer-left`` that was heard.
         joining: every join.
+        moves: how often a peer went on at another node.
         late_seconds: by how much a relay left after its time: the load's own delay.
         suffering: the name of the node that fails, or is about to.
     """
@@ -62,6 +63,7 @@ class World:
         self.joining: list[Joining] = []
         self.late_seconds = 0.0
         self.talking = True
+        self.moves = 0
         self.suffering = ""
         self._disagreeing: dict[tuple[str, str], float] = {}
         # The last moment at which views that should agree did not.
@@ -181,6 +183,55 @@ class Member(Client):
         self._gone()
 
 
+class Traveller(Member):
+    """A member whose session goes on at other nodes; they have to run with ``--resume-window``."""
+
+    def __init__(self, world: World, topic: str, node: str, born: list[Member]) -> None:
+        super().__init__(world, topic, node, born)
+        self.moving = False
+        self._token = ""
+        self._seen = 0
+
+    async def move(self, node: Node) -> None:
+        """End the connection without a close frame, and go on at another node."""
+        self.moving = True
+        try:
+            # What was sent is read to its end, and so is what the node wrote: as with a phone that changes its network.
+            self.half_close()
+            await self.ended
+            self.node = node.name
+            before = self.id
+            await self.come_back(node.port, f"{self.topic}?resume={self._token}&seen={self._seen}")
+        except _LOST as error:
+            self.world.books.breach("did not come back", f"{self.id}: {error}")
+            self.moving = False
+            self._gone()
+            return
+        self.moving = False
+        self.world.moves += 1
+        if self.id != before:
+            self.world.books.breach("lost its session", before)
+
+    def talk_to(self, peer: str) -> None:
+        """Send one relay, unless there is no connection now."""
+        if not self.moving:
+            super().talk_to(peer)
+
+    def heard(self, message: Message) -> None:
+        """Keep in mind how to go on, and what came so far."""
+        if message.resume is not None:
+            self._token = message.resume.token
+            if not message.resumed:
+                self._seen = 0
+        self._seen += 1
+        super().heard(message)
+
+    def over(self, end: End) -> None:
+        """Notice the end of the connection, unless another one follows."""
+        if not self.moving:
+            super().over(end)
+
+
 async def enter(world: World, topic: str, node: Node, kind: type[Member] = Member) -> Member:
     """Let a peer join a topic at a node.
 
@@ -206,13 +257,15 @@ class Load:
 
     Args:
         nodes: that it is spread over.
+        kind: of the peers that stay.
 
     Attributes:
         failures: of the load itself, and how often.
     """
 
-    def __init__(self, world: World, nodes: Sequence[Node]) -> None:
+    def __init__(self, world: World, nodes: Sequence[Node], kind: type[Member] = Member) -> None:
         self.world = world
+        self._kind = kind
         self._nodes = nodes
         self._tasks: set[asyncio.Task[None]] = set()
         self._seats: list[Member | None] = []
@@ -236,6 +289,15 @@ class Load:
         """Let so many visitors a second come, and leave after a while."""
         self._run(self._visit(topics, rate))
 
+    async def travel(self, rate: float) -> None:
+        """Let so many peers a second go on at other nodes, until cancelled."""
+        while True:
+            await asyncio.sleep(self._random.expovariate(rate))
+            member = self._random.choice(self._seats)
+            # Those who watch one node stay there.
+            if isinstance(member, Traveller) and not member.moving and not member.topic.startswith("witness-"):
+                self._run(member.move(self._random.choice([node for node in self._nodes if node.name != member.node])))
+
     def _run(self, coroutine: Any) -> None:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
@@ -254,7 +316,7 @@ class Load:
     async def _stay(self, seat: int, topic: str, number: int, rate: float) -> None:
         while True:
             with suppress(*_LOST):
-                member = self._seats[seat] = await enter(self.world, topic, self._node(number))
+                member = self._seats[seat] = await enter(self.world, topic, self._node(number), self._kind)
                 await member.talk(rate)
             self._seats[seat] = None
             await asyncio.sleep(self._random.uniform(0.5, 1) * _BACKOFF_SECONDS)
@@ -271,8 +333,10 @@ class Load:
             talking = asyncio.create_task(member.talk(2.0))
             await asyncio.sleep(_VISIT_SECONDS)
             talking.cancel()
-            # A node that stands still notices no reset, and may write to a connection that was reset long ago.
-            await member.leave(rudely=self._random.random() < 0.2 and member.node != self.world.suffering)
+            # A node that stands still notices no reset, and may write to a connection that was reset long ago; one that
+            # keeps sessions waits for the peer to come back.
+            may_be_rude = member.node != self.world.suffering and self._kind is Member
+            await member.leave(rudely=may_be_rude and self._random.random() < 0.2)
 
     async def settled(self) -> None:
         """Wait until everybody who stays is there."""
