@@ -59,6 +59,11 @@ def test_a_worker_that_is_killed_costs_no_message_of_the_others() -> None:
     assert "ok   server: 1 restart" in output
 
 
+def test_the_worst_case_of_each_place_is_printed() -> None:
+    output = run("worst_case", "metadata", "--repeats=1")
+    assert " ms  port      a string of metadata: " in output
+
+
 def test_a_rolling_restart_behind_haproxy_costs_no_call() -> None:
     need("haproxy")
     output = run(

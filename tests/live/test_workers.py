@@ -81,8 +81,9 @@ def test_peers_of_a_topic_meet_whichever_way_they_write_it(server: Server, worke
     [
         lambda topic: b"\r\n" + upgrade(topic),
         lambda topic: upgrade(topic).replace(b"/ws/", b"/%77s/", 1),
+        lambda topic: upgrade(topic).replace(b"/ws/", b"http://server/ws/", 1),
     ],
-    ids=["an-empty-line", "an-encoded-mount"],
+    ids=["an-empty-line", "an-encoded-mount", "absolute-form"],
 )
 def test_peers_meet_over_every_request_that_is_understood_at_all(server: Server, request_of) -> None:
     for worker in (0, 1):
