@@ -257,7 +257,6 @@ class BoundedChannel(HTTPChannel):
     origins: Origins
     most_requests = _MOST_REQUESTS
     _requests = 0
-
     _unread = b""
     _searched = 0
     _reading = False
