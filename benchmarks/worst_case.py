@@ -279,9 +279,9 @@ _MANY = (b"Upgrade: ,\r\n", b"Connection: ,\r\n", b"Cookie: ;=\r\n", b"Sec-WebSo
 
 def requests() -> Iterator[Case]:
     """List requests; those that only one way reads are tried by that way alone."""
-    ways = {"port": PLACES, "listener": PLACES, "site": {n: m for n, m in PLACES.items() if n in SITE_PLACES}}
-    for way, places in ways.items():
-        for place, make in places.items():
+    for way, places in {"port": [*PLACES], "listener": LISTENER_PLACES, "site": SITE_PLACES}.items():
+        for place in places:
+            make = PLACES[place]
             for unit in (*(PRINTABLE if way == "port" else PUNCTUATION), *_OF_TWO, b"\x80", b"\xc3\xa9", b"\0"):
                 yield Case(place, repr(unit), way, REQUEST_BYTES, lambda n, m=make, u=unit: [m(filled(u, n))])
     for unit in (*_LINES, *_MANY):
@@ -298,11 +298,16 @@ def requests() -> Iterator[Case]:
     yield Case("a request", "single bytes", "port", REQUEST_BYTES, trickled)
 
 
-SITE_PLACES = {
+LISTENER_PLACES = [
+    *("the first line", "the method", "the target", "the authority", "an unknown path", "the mount", "the topic"),
+    *("the topic of a plain request", "the query", "the query of a plain request", "Upgrade of an upgrade"),
+]
+"""What the listener of workers reads; behind that it is a server as any other."""
+SITE_PLACES = [
     *("the topic", "metadata in the query", "resume", "seen", "token", "Authorization: Bearer"),
     *(f"{name} of an upgrade" for name in (*_HEADERS, *_MORE_HEADERS) if name != "Cookie"),
     *("another Upgrade", "Connection of a refused upgrade", "a subprotocol with a token"),
-}
+]
 """What is ours to read in a foreign site; the rest of a request is twisted.web's there."""
 
 

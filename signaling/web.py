@@ -264,14 +264,12 @@ class BoundedChannel(HTTPChannel):
     origins: Origins
     most_requests = _MOST_REQUESTS
     _requests = 0
-    _unread = b""
     _searched = 0
-    _reading = False
     _answered: Any = None
 
     def requestDone(self, request: Any) -> None:
         """Go on after an answer: at once if nothing was sent behind the request, else in turn."""
-        if not self.persistent or not (self._waitingForTransport or self._unread or self._dataBuffer):
+        if not self.persistent or not (self._waitingForTransport or self._buffer or self._dataBuffer):
             super().requestDone(request)
             return
         self._answered = request
@@ -302,40 +300,40 @@ class BoundedChannel(HTTPChannel):
             head: which has come already.
             data: what has come behind it.
         """
-        self._unread = data
+        self._buffer = data
         self._read(head)
 
     def dataReceived(self, data: bytes) -> None:
         """Take bytes off the wire; twisted.web itself would copy all that is left with each line that it reads."""
-        self._unread += data
+        self._buffer += data
         # An answered request makes the channel call this with what came behind it.
-        if not self._reading:
+        if not self._busyReceiving:
             self._read()
 
     def _read(self, head: Head | None = None) -> None:
-        self._reading = True
+        self._busyReceiving = True
         try:
             if head is not None:
                 self._head_received(head)
-            while self._unread and self._read_on():
+            while self._buffer and self._read_on():
                 pass
         except Refused as refused:
             self.refuse(refused)
         finally:
-            self._reading = False
+            self._busyReceiving = False
 
     def _read_on(self) -> bool:
         """Read a head, or what belongs to a request whose head was read; returns whether there was enough of it."""
         if not self.line_mode:
-            data, self._unread = self._unread, b""
+            data, self._buffer = self._buffer, b""
             self.rawDataReceived(data)
             return True
-        taken = take_head(self._unread, self._searched, self.totalHeadersSize)
+        taken = take_head(self._buffer, self._searched, self.totalHeadersSize)
         if taken is None:
-            self._searched = len(self._unread)
+            self._searched = len(self._buffer)
             return False
         self._searched = 0
-        head, self._unread = taken
+        head, self._buffer = taken
         self._head_received(head)
         return True
 
@@ -391,7 +389,7 @@ class BoundedChannel(HTTPChannel):
     def _let_go(self) -> None:
         self._answered = None
         self.connectionLost(Failure(ConnectionDone()))
-        self._unread = b""
+        self._buffer = b""
         self.setRawMode()
         self.rawDataReceived = lambda data: None  # type: ignore[method-assign]
 

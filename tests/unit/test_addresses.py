@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 
 from signaling.addresses import Client, TrustedProxies
+from signaling.protocol import address_text
 
 TRUSTED = ["10.0.0.0/8", "fd00::/8", "unix"]
 
@@ -73,3 +75,26 @@ def test_what_is_no_network_is_named(text: str) -> None:
     with pytest.raises(ValueError, match="is not an address or a network") as caught:
         TrustedProxies([text])
     assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        (IPv4Address("TCP", "192.0.2.1", 8081), "192.0.2.1:8081"),
+        (IPv6Address("TCP", "::ffff:192.0.2.1", 8081), "192.0.2.1:8081"),
+        (IPv6Address("TCP", "2001:db8::1", 8081), "[2001:db8::1]:8081"),
+        (UNIXAddress("/run/é"), "unix:/run/é"),
+        (UNIXAddress("/run/a\x1b[31m\nb"), r"unix:/run/a\x1b[31m\nb"),
+        (UNIXAddress(b"/run/\xff"), r"unix:/run/\udcff"),
+        (UNIXAddress(b""), "a UNIX socket"),
+        # Twisted takes any text for an address that the PROXY protocol brings.
+        (IPv4Address("TCP", "a\x1b[31m", 8081), r"a\x1b[31m:8081"),
+    ],
+)
+def test_an_address_harms_no_log(address: object, text: str) -> None:
+    assert address_text(address) == text
+
+
+def test_more_proxies_in_a_row_than_anybody_has_are_not_looked_through() -> None:
+    assert client("10.0.0.1", "203.0.113.9, " + ", ".join(["10.0.0.2"] * 21)).host == "10.0.0.2"
+    assert client("10.0.0.1", "203.0.113.9, " + ", ".join(["10.0.0.2"] * 20)).host == "203.0.113.9"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,6 +70,24 @@ def test_every_message_is_judged_as_the_table_says(message: dict[str, Any], asci
         assert json.loads(result.msg_id or b"null") == msg_id
     else:
         assert result.msg_id is None
+
+
+@given(messages, st.booleans())
+def test_what_is_refused_whatever_it_says_keeps_its_msg_id(message: dict[str, Any], ascii_only: bool) -> None:
+    data = json.dumps(message, ensure_ascii=ascii_only).encode(errors="replace")
+    judged = outcome(data)
+    assert wire.msg_id_of(data) == judged.msg_id
+
+
+@pytest.mark.parametrize(
+    "msg_id", [r'"\ud800"', r'"\\\ud800\\ud800"', r'"\ud83d\ude00\n\\"', '"é\\\\"', r'"\ud800\u00e9"']
+)
+def test_a_msg_id_with_lone_surrogates_is_what_its_sender_wrote(msg_id: str) -> None:
+    data = f'{{"type":"offer","to":"x","payload":[{msg_id}],"msgId":{msg_id}}}'.encode()
+    decoded = outcome(data)
+    assert isinstance(decoded, wire.ClientMessage)
+    assert (decoded.msg_id, decoded.payload) == (msg_id.encode(), f"[{msg_id}]".encode())
+    assert wire.msg_id_of(data) == msg_id.encode()
 
 
 @given(messages)
