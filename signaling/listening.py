@@ -278,7 +278,7 @@ def start_error(where: str, error: BaseException | None) -> StartError:
         return StartError(f"{where}: {_UNIX_REASONS[number]}")
     if number == errno.EADDRINUSE:
         return StartError(f"{where}: the address is in use; stop the other server or choose another port")
-    if number == errno.EADDRNOTAVAIL or isinstance(cause, socket.gaierror):
+    if "interface=" in where and (number in _NO_ADDRESS or isinstance(cause, socket.gaierror)):
         return StartError(f"{where}: interface= is not an address of this machine")
     if number == errno.EACCES:
         return StartError(
@@ -287,6 +287,8 @@ def start_error(where: str, error: BaseException | None) -> StartError:
     return StartError(f"{where}: cannot listen: {cause}".replace("\n", " "))
 
 
+# A link-local address without its zone is an invalid argument.
+_NO_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL)
 _NO_SOCKET = "no socket can be made there: its folder has to exist, and this user to be allowed to write to it"
 _UNIX_REASONS = {
     errno.EADDRINUSE: "the path is in use; stop the other server, remove the file, or choose another path",

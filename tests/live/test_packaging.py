@@ -100,6 +100,7 @@ def test_a_wheel_serves_from_any_folder_and_any_user(installed: Path, tmp_path: 
         with running(command=twistd, cwd=folder) as server:
             assert server.stop() == 0
             assert "plugin cache" not in server.log
+    assert (installed / "signaling-health").exists()
     minted = subprocess.run([installed / "signaling-token", "--key", "x"], capture_output=True, check=False)
     assert b"pip install 'twisted-signaling[jwt]'" in minted.stderr
 

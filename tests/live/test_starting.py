@@ -78,6 +78,7 @@ def problem_of(*options: str) -> str:
         ("tcp:0:interface=::1", rf"interface= is given twice; a colon inside of a value is written \:{_TCP}"),
         ("tcp:0:interface=192.0.2.77", "interface= is not an address of this machine"),
         ("tcp:0:interface=300.1.1.1", "interface= is not an address of this machine"),
+        (r"tcp6:0:interface=fe80\:\:1", "interface= is not an address of this machine"),
         ("haproxy:tcp:", f"the port is missing{_TCP}"),
         ("ssl:", f"the port is missing{_SSL}"),
         ("ssl:0", f"privateKey=server.pem: No such file or directory; {_READABLE}"),
