@@ -7,7 +7,7 @@ import gc
 import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
@@ -201,3 +201,57 @@ def test_deliver_after_leaving_is_an_error_at_once() -> None:
 
     with running() as server:
         asyncio.run(asyncio.wait_for(scenario(server.url + "room"), SECONDS))
+
+
+NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\n\r\nnot here\n"
+SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+ANSWERS = {
+    "nothing": b"",
+    "not HTTP": b"\x16\x03\x01\x02\x00",
+    "no status": b"HTTP/1.1\r\n\r\n",
+    "a status that is no number": b"HTTP/1.1 \xb2\xb2\xb2 Yes\r\n\r\n",
+    "a status of many digits": b"HTTP/1.1 " + b"4" * 5_000 + b" Yes\r\n\r\n",
+    "a header that is not UTF-8": b"HTTP/1.1 503 Later\r\nX: \xff\r\nContent-Length: 0\r\n\r\n",
+    "a retry that never comes": b"HTTP/1.1 503 Later\r\nRetry-After: \xb2\r\nContent-Length: 0\r\n\r\n",
+    "no accept key": SWITCHING + b"\r\n",
+    "a wrong accept key": SWITCHING + b"Sec-WebSocket-Accept: x\r\n\r\n\x81\x02{}",
+    "an endless header": b"HTTP/1.1 503 Later\r\nX: " + b"x" * 2_000_000,
+}
+
+
+@asynccontextmanager
+async def answering(first: bytes) -> AsyncIterator[str]:
+    """Run a server that answers its first connection as it is told, and any other by 404; yields its URL."""
+    answers = iter([first])
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(next(answers, NOT_FOUND))
+            await writer.drain()
+        writer.close()
+
+    async with asyncio.timeout(SECONDS), await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        yield f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/ws/room"
+
+
+@pytest.mark.parametrize("first", ANSWERS.values(), ids=ANSWERS)
+def test_whatever_a_server_answers_the_asyncio_client_asks_again(first: bytes) -> None:
+    async def scenario() -> None:
+        async with answering(first) as url:
+            with pytest.raises(Refused, match="HTTP 404: not here"):
+                async with join(url, backoff=soon()):
+                    pass
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("first", ANSWERS.values(), ids=ANSWERS)
+def test_whatever_a_server_answers_the_twisted_client_asks_again(first: bytes) -> None:
+    async def scenario() -> None:
+        async with answering(first) as url:
+            with program("echo_service.py", url) as echo:
+                await asyncio.to_thread(echo.wait_for, "HTTP 404: not here")
+                assert await asyncio.to_thread(echo.process.wait, SECONDS) == 0
+
+    asyncio.run(scenario())
