@@ -23,6 +23,7 @@ from websockets.exceptions import InvalidHandshake, InvalidStatus, WebSocketExce
 
 R = TypeVar("R")
 
+_LONGEST_FAILURE = 500
 _SCHEMES = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
 
 
@@ -129,7 +130,7 @@ async def _timed(step: str, act: Awaitable[R]) -> tuple[float, R]:
         raise ProbeError(f"{step}: the server answered {error.response.status_code}: {_body(error)}") from None
     except TimeoutError:
         raise ProbeError(f"{step}: no answer in time") from None
-    except (OSError, InvalidHandshake, WebSocketException, ValueError, KeyError, TypeError) as error:
+    except (OSError, InvalidHandshake, WebSocketException, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ProbeError(f"{step}: {type(error).__name__}: {error}") from None
     return 1000 * (time.perf_counter() - start), result
 
@@ -154,7 +155,9 @@ def main(arguments: list[str] | None = None) -> int:
         token = options.token_file.read_text().strip() if options.token_file else os.environ.get("SIGNALING_TOKEN")
         told = asyncio.run(Probe(options.url, options.timeout, token, options.ca).look())
     except (ProbeError, OSError) as error:
-        print(f"failed: {error}", file=sys.stderr)
+        # The server wrote a part of it: no line of its own, and nothing that steers a terminal.
+        text = "".join(letter if letter.isprintable() else " " for letter in str(error)[:_LONGEST_FAILURE])
+        print(f"failed: {' '.join(text.split())}", file=sys.stderr)
         return 1
     print(f"ok: {told}")
     return 0

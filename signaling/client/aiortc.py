@@ -34,6 +34,8 @@ MAX_SDP_LINES = 2_000
 MAX_SDP_SECTIONS = 32
 MAX_SECTION_LINES = 500
 """Of one description. aiortc compares lines of a section with each other, which takes time in the square of them."""
+# aiortc copies such a line to every codec of its section.
+_LINES_OF_A_WILDCARD = 20
 MAX_CANDIDATES = 100
 """Of one description, and after it: each of them makes aiortc send packets to an address of the other's choice."""
 _MAX_CANDIDATE_LENGTH = 1_024
@@ -312,8 +314,9 @@ def _description(kind: str, payload: dict[str, Any]) -> Any:
         raise ValueError("an offer is no answer")
     sections = [0]
     for line in sdp.splitlines():
-        sections += [0] if line.startswith("m=") else []
-        sections[-1] += 1
+        if line.startswith("m="):
+            sections.append(0)
+        sections[-1] += _LINES_OF_A_WILDCARD if line.startswith("a=rtcp-fb:*") else 1
     if len(sections) > MAX_SDP_SECTIONS or sum(sections) > MAX_SDP_LINES or max(sections) > MAX_SECTION_LINES:
         raise ValueError("too long")
     if sum(len(media.ice_candidates) for media in SessionDescription.parse(sdp).media) > MAX_CANDIDATES:

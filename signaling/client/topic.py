@@ -144,6 +144,9 @@ class Signaling:
         running = self._running
         if running is None or running.done():
             return
+        # Read on to the server's close frame, however much waits for the application.
+        self._waiting += 1
+        self._make_room()
         if self._socket is not None:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._flush(), FLUSH_SECONDS)

@@ -167,12 +167,7 @@ class SignalingClient(Service):
 
     def disconnected(self, loss: Loss) -> None:
         """Notice the end of a connection, and come back after a while."""
-        self._connection = None
-        self._session.lost(loss.code)
-        self._flush()
-        if self._stopping is not None:
-            stopping, self._stopping = self._stopping, None
-            stopping.callback(None)
+        self._forget_connection(loss.code)
         if self.running:
             delay = self._backoff.delay(loss)
             _log.info("{reason}; connecting again in {delay:.1f} s", reason=loss.reason, delay=delay)
@@ -180,9 +175,18 @@ class SignalingClient(Service):
 
     def refused(self, refused: Refused) -> None:
         """Give up."""
+        self._forget_connection(None)
         if self.running:
             self._end(refused)
             self.on_failure(refused)
+
+    def _forget_connection(self, code: int | None) -> None:
+        self._connection = None
+        self._session.lost(code)
+        self._flush()
+        if self._stopping is not None:
+            stopping, self._stopping = self._stopping, None
+            stopping.callback(None)
 
     def _connect(self) -> None:
         self._retry = None

@@ -6,11 +6,13 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+from websockets.sync.server import serve
 
-from signaling.probe import ProbeError, topic_url
+from signaling.probe import ProbeError, main, topic_url
 from tests.live.certificates import self_signed
 from tests.live.twistd import running
 
@@ -79,3 +81,35 @@ def test_where_the_topics_are(url: str, start: str) -> None:
 def test_what_is_no_server_is_named(url: str) -> None:
     with pytest.raises(ProbeError, match="is not the address of a server"):
         topic_url(url)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[" * 100_000,
+        '{"type":"welcome","selfId":' + "9" * 5_000 + "}",
+        "[]",
+        "7",
+        "{}",
+        '{"type":["welcome"]}',
+        '{"type":"welcome"}',
+        '{"type":"error"}',
+        '{"type":"error","code":{"a":1}}',
+        '{"type":"\\u001b[2J\\nok: connect 1 ms"}',
+        b"\xff",
+    ],
+)
+def test_whatever_a_server_says_the_probe_fails_in_one_printable_line(
+    said: str | bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serve(lambda connection: connection.send(said), "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        status = main(["--timeout", "3", f"ws://127.0.0.1:{server.socket.getsockname()[1]}"])
+        server.shutdown()
+        thread.join()
+    output, errors = capsys.readouterr()
+    assert (status, output) == (1, "")
+    [line] = errors.splitlines()
+    assert line.startswith("failed: ")
+    assert line.isprintable()
