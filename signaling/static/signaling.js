@@ -13,6 +13,24 @@ const INSTANCE = "instance";
 // Messages that wait for a connection; the next one is `dropped`, as the server does with its own queues.
 const MAX_KEPT = 256;
 
+// Bytes of one message, unless the options say otherwise: the server's own default.
+const MAX_MESSAGE_BYTES = 65_536;
+
+// Attempts that may fail in a row before the server is heard for the first time: more than a minute, after which a wrong
+// address is likelier than a server that is being restarted.
+const MAX_FIRST_ATTEMPTS = 10;
+
+// Ids that this peer had before: the server may take a minute to notice that one is gone.
+const MAX_FORMER_IDS = 16;
+
+// Connections that seem dead and are not closed yet: a session that the oldest of more could end has ended by itself.
+const MAX_ABANDONED = 3;
+
+const TOKEN_EXPIRED = 4401; // a close code
+
+// Of the statuses 4xx, these alone speak of the moment and not of the request.
+const MOMENTARY = [408, 425, 429];
+
 const MS = {
   opening: 15_000, // from a connection's start to its peer list
   idle: 30_000, // without a message before this side asks whether the server is still there
@@ -47,8 +65,8 @@ class Outbox {
     return this.#written ? this.#entries[this.#written - 1].number : 0;
   }
 
-  add(message) {
-    this.#entries.push({ number: ++this.#last, message, text: JSON.stringify(message), told: false });
+  add(message, text) {
+    this.#entries.push({ number: ++this.#last, message, text, told: false });
   }
 
   /** Writes what was not written to the present connection. */
@@ -84,8 +102,9 @@ class Outbox {
 
   /** Takes out those messages for which `test` holds. */
   remove(test) {
-    const removed = this.#entries.filter(({ message }) => test(message));
-    this.#entries = this.#entries.filter((entry) => !removed.includes(entry));
+    const [kept, removed] = [[], []];
+    for (const entry of this.#entries) (test(entry.message) ? removed : kept).push(entry);
+    this.#entries = kept;
     return removed.map(({ message }) => message);
   }
 }
@@ -94,12 +113,29 @@ function emit(target, type, detail) {
   target.dispatchEvent(new CustomEvent(type, { detail }));
 }
 
+/** The status of a refused handshake; undefined in browsers, which tell no page: the package `ws` names it in its error. */
+function statusOf(failure) {
+  const [, status] = /^Unexpected server response: (\d{3})$/.exec(failure) ?? [];
+  return status && Number(status);
+}
+
+/** When a JWT ends, in milliseconds since 1970; undefined if it is none. */
+function expiryOf(token) {
+  try {
+    const claims = token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/");
+    return JSON.parse(atob(claims)).exp * 1000;
+  } catch {
+    return undefined;
+  }
+}
+
 export function join(url, options) {
   return new Signaling(url, options);
 }
 
 export class Signaling extends EventTarget {
   #url;
+  #maxMessageBytes;
   #reconnect;
   #backoff;
   #state = "connecting";
@@ -127,9 +163,13 @@ export class Signaling extends EventTarget {
   #expecting = false; // whether the server has to be heard soon
   #heard = new Map(); // peer id -> the number of its last message
 
-  constructor(url, { metadata, signal, reconnect = true, backoff = {} } = {}) {
+  constructor(
+    url,
+    { metadata, signal, reconnect = true, backoff = {}, maxMessageBytes = MAX_MESSAGE_BYTES } = {},
+  ) {
     super();
     this.#url = address(url, metadata);
+    this.#maxMessageBytes = maxMessageBytes;
     this.#reconnect = reconnect;
     this.#backoff = { first: 500, most: 30_000, ...backoff };
     this.#ready = new Promise((resolve, reject) => (this.#settle = { resolve, reject }));
@@ -167,12 +207,14 @@ export class Signaling extends EventTarget {
 
   send(type, to, payload, msgId = `~${++this.#messages}`) {
     const message = { type, to, payload, msgId };
+    const text = JSON.stringify(message);
     const open = this.#state === "open";
-    if (this.#state === "closed" || (!open && this.#outbox.size >= MAX_KEPT)) {
-      queueMicrotask(() => this.#refuse("dropped", [message]));
+    const isTooLarge = new TextEncoder().encode(text).length > this.#maxMessageBytes;
+    if (isTooLarge || this.#state === "closed" || (!open && this.#outbox.size >= MAX_KEPT)) {
+      queueMicrotask(() => this.#refuse(isTooLarge ? "too_large" : "dropped", [message]));
       return msgId;
     }
-    this.#outbox.add(message);
+    this.#outbox.add(message, text);
     if (open) this.#flush();
     return msgId;
   }
@@ -193,7 +235,11 @@ export class Signaling extends EventTarget {
     this.#socket = socket;
     const ifCurrent = (react) => (event) => this.#socket === socket && react(event);
     socket.addEventListener("message", ifCurrent(({ data }) => this.#receive(data)));
-    socket.addEventListener("close", ifCurrent(({ code, reason }) => this.#lose(code, reason)));
+    let failure;
+    // Without a listener, an error ends a program that runs in Node with the package `ws`.
+    socket.addEventListener("error", ({ message }) => (failure = message));
+    socket.addEventListener("close", ifCurrent(({ code, reason }) => this.#lose(code, reason, failure)));
+    socket.addEventListener("close", () => this.#abandoned.delete(socket));
     this.#timer = setTimeout(() => this.#abandon("the server did not answer"), MS.opening);
   }
 
@@ -202,6 +248,11 @@ export class Signaling extends EventTarget {
     // A close frame would end the session that the next connection resumes, should it arrive after all.
     if (this.#socket.readyState === WebSocket.CONNECTING) this.#socket.close();
     else this.#abandoned.add(this.#socket);
+    const [oldest] = this.#abandoned;
+    if (this.#abandoned.size > MAX_ABANDONED) {
+      this.#abandoned.delete(oldest);
+      oldest.close();
+    }
     this.#lose(1006, reason);
   }
 
@@ -210,27 +261,40 @@ export class Signaling extends EventTarget {
     this.#abandoned.clear();
   }
 
-  #lose(code, reason) {
+  #lose(code, reason, failure) {
     this.#socket = undefined;
     clearTimeout(this.#timer);
     this.#outbox.rewind();
     this.#expecting = this.#catchingUp = false;
     this.#fenced = 0;
     if (this.#state === "open" && performance.now() - this.#openedAt >= MS.stable) this.#attempts = 0;
-    const why = reason || (this.#state === "open" ? `the connection was lost (${code})` : `no connection (${code})`);
-    if (!this.#reconnect) {
-      this.#end(why, new Error(why));
+    const lost = this.#state === "open" ? `the connection was lost (${code})` : `no connection (${code})`;
+    this.#attempts++;
+    const refused = this.#refusal(code, statusOf(failure));
+    const why = refused ?? (reason || failure || lost);
+    if (refused || !this.#reconnect) {
+      this.#end(why, new Error(why), code);
       return;
     }
     const retryInMs = this.#delay(code);
-    this.#attempts++;
     this.#timer = setTimeout(() => this.#connect(), retryInMs);
-    this.#change("waiting", { reason: why, retryInMs });
+    this.#change("waiting", { reason: why, code, retryInMs });
+  }
+
+  /** Why another attempt would be refused as well; undefined if it may succeed. */
+  #refusal(code, status) {
+    if (code === TOKEN_EXPIRED) return "the token has expired";
+    if (status >= 400 && status < 500 && !MOMENTARY.includes(status)) return `the server refuses (HTTP ${status})`;
+    if (this.#state !== "connecting" || code !== 1006) return undefined;
+    if (expiryOf(new URL(this.#url).searchParams.get("token")) < Date.now()) return "the token has expired";
+    // Who was heard once knows that address, origin and token are right.
+    if (this.#seen > 0 || this.#attempts < MAX_FIRST_ATTEMPTS) return undefined;
+    return `no connection in ${MAX_FIRST_ATTEMPTS} attempts: is the server there, and does it accept the address, origin and token?`;
   }
 
   #delay(code) {
     const { first, most } = this.#backoff;
-    const span = Math.min(most, first * 2 ** this.#attempts);
+    const span = Math.min(most, first * 2 ** (this.#attempts - 1));
     // A server that stops closes everybody at once; who comes back spreads over a while.
     if (code === 1001 || code === 1012) return Math.random() * Math.min(most, Math.max(span, first * 4));
     if (code === 1008) return less(most);
@@ -239,6 +303,7 @@ export class Signaling extends EventTarget {
 
   /** There may be a network again, or a connection may have died unnoticed. */
   #wake() {
+    this.#attempts = 0;
     if (this.#state === "waiting") this.#connect();
     else if (this.#state === "open") this.#fence();
   }
@@ -249,13 +314,13 @@ export class Signaling extends EventTarget {
     this.#end(undefined, reason);
   }
 
-  #end(why, rejection) {
+  #end(why, rejection, code) {
     this.#socket = undefined;
     this.#forget();
     clearTimeout(this.#timer);
     this.#listening.abort();
     this.#settle.reject(rejection);
-    this.#change("closed", { reason: why });
+    this.#change("closed", { reason: why, code });
     this.#refuse("dropped", this.#outbox.remove(() => true));
   }
 
@@ -303,7 +368,8 @@ export class Signaling extends EventTarget {
   }
 
   #refuse(code, messages) {
-    for (const { msgId } of messages) emit(this, "error", { type: "error", code, message: "not sent", msgId });
+    const message = code === "too_large" ? `a message may have at most ${this.#maxMessageBytes} bytes` : "not sent";
+    for (const { msgId } of messages) emit(this, "error", { type: "error", code, message, msgId });
   }
 
   // -- What is received --
@@ -322,7 +388,7 @@ export class Signaling extends EventTarget {
 
   /** Whether a message came already: what was under way when its sender's connection broke is sent again. */
   #repeated({ from, msgId }) {
-    const [, number] = (from && /^~(\d+)$/.exec(msgId)) || [];
+    const [, number] = (this.#isThere(from) && /^~(\d+)$/.exec(msgId)) || [];
     if (!number) return false;
     if (Number(number) <= (this.#heard.get(from) ?? 0)) return true;
     this.#heard.set(from, Number(number));
@@ -342,11 +408,17 @@ export class Signaling extends EventTarget {
     else if (OTHERS.includes(message.type)) emit(this, message.type, message);
   }
 
+  #isThere(id) {
+    return this.#peers.has(id) || id === this.#selfId;
+  }
+
   #enter({ selfId, iceServers, resume, resumed }) {
     if (!resumed) {
       this.#seen = 1;
       this.#heard.clear();
       if (this.#selfId) this.#formerIds.add(this.#selfId);
+      const [oldest] = this.#formerIds;
+      if (this.#formerIds.size > MAX_FORMER_IDS) this.#formerIds.delete(oldest);
     }
     this.#selfId = selfId;
     this.#token = resume?.token;
@@ -364,12 +436,12 @@ export class Signaling extends EventTarget {
   #list(message) {
     const before = this.#openedAt === undefined ? undefined : this.#peers;
     // The server may not have noticed yet that this peer lost its former connection.
-    const others = message.peers.filter(({ id }) => !this.#formerIds.has(id));
+    const others = message.peers.filter(({ id }) => !this.#formerIds.has(id) && id !== this.#selfId);
     this.#peers = new Map(others.map(({ id, metadata }) => [id, metadata]));
+    for (const id of this.#heard.keys()) if (!this.#isThere(id)) this.#heard.delete(id);
     this.#openedAt = performance.now();
     this.#watch(MS.idle, () => this.#fence());
-    const isThere = (id) => this.#peers.has(id) || id === this.#selfId;
-    this.#refuse("target_not_found", before ? this.#outbox.remove(({ to }) => !isThere(to)) : []);
+    this.#refuse("target_not_found", before ? this.#outbox.remove(({ to }) => !this.#isThere(to)) : []);
     this.#catchingUp = this.#outbox.doubtful;
     this.#change("open");
     this.#settle.resolve();
@@ -394,13 +466,14 @@ export class Signaling extends EventTarget {
 
   #joined(message) {
     const { peerId, metadata } = message;
-    if (this.#peers.has(peerId) || this.#formerIds.has(peerId)) return;
+    if (this.#isThere(peerId) || this.#formerIds.has(peerId)) return;
     this.#peers.set(peerId, metadata);
     emit(this, "peer-joined", message);
   }
 
   #left(message) {
     this.#heard.delete(message.peerId);
+    this.#formerIds.delete(message.peerId);
     if (this.#peers.delete(message.peerId)) emit(this, "peer-left", message);
   }
 }
