@@ -4,8 +4,7 @@
  * The types, and what everything means, stand in signaling.d.ts; docs/clients.md tells what happens at each kind of loss.
  */
 
-// The messages that change nothing here but the ICE servers.
-const OTHERS = ["offer", "answer", "ice-candidate", "error", "ice-servers"];
+const RELAYED = ["offer", "answer", "ice-candidate"];
 
 // The metadata key under which a peer is known again when it comes back with another id.
 const INSTANCE = "instance";
@@ -111,6 +110,56 @@ class Outbox {
 
 function emit(target, type, detail) {
   target.dispatchEvent(new CustomEvent(type, { detail }));
+}
+
+const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
+const isText = (value) => typeof value === "string";
+const objects = (value) => (Array.isArray(value) ? value.filter(isObject) : []);
+const metadataOf = ({ metadata }) => (isObject(metadata) ? metadata : {});
+
+/**
+ * Reads a message of the server: every key that this client or a page relies on is there and has its type.
+ *
+ * @returns undefined if it is no message that protocol.md knows.
+ */
+function read(data) {
+  let message;
+  try {
+    message = JSON.parse(data);
+  } catch {
+    return undefined;
+  }
+  if (!isObject(message)) return undefined;
+  const { type, msgId, ...rest } = message;
+  const made = { type, ...rest, ...(isText(msgId) && { msgId }) };
+  switch (type) {
+    case "welcome":
+      return isText(rest.selfId) ? readWelcome(made) : undefined;
+    case "peer-list": {
+      const peers = objects(rest.peers).filter(({ id }) => isText(id));
+      return { ...made, peers: peers.map((peer) => ({ ...peer, metadata: metadataOf(peer) })) };
+    }
+    case "peer-joined":
+      return isText(rest.peerId) ? { ...made, metadata: metadataOf(rest) } : undefined;
+    case "peer-left":
+      return isText(rest.peerId) ? made : undefined;
+    case "ice-servers":
+      return { ...made, iceServers: objects(rest.iceServers) };
+    case "error":
+      return isText(rest.code) ? { ...made, message: isText(rest.message) ? rest.message : "" } : undefined;
+    default:
+      return RELAYED.includes(type) && isText(rest.from) ? made : undefined;
+  }
+}
+
+function readWelcome({ iceServers, resume, resumed, ...rest }) {
+  return {
+    ...rest,
+    ...(iceServers !== undefined && { iceServers: objects(iceServers) }),
+    // It goes into an address.
+    ...(isText(resume?.token) && /^[ -~]{1,1000}$/.test(resume.token) && { resume }),
+    ...(resumed === true && { resumed }),
+  };
 }
 
 /** The status of a refused handshake; undefined in browsers, which tell no page: the package `ws` names it in its error. */
@@ -375,12 +424,13 @@ export class Signaling extends EventTarget {
   // -- What is received --
 
   #receive(data) {
-    const message = JSON.parse(data);
+    const message = read(data);
     this.#seen++;
     if (this.#state === "open") {
       this.#expecting = false;
       this.#watch(MS.idle, () => this.#fence());
     }
+    if (!message) return;
     const fence = /^fence (\d+) (\d+)$/.exec(message.msgId)?.slice(1).map(Number);
     if (fence && (message.from === this.#selfId || message.type === "error")) this.#passed(...fence);
     else if (!this.#repeated(message)) this.#take(message);
@@ -405,7 +455,7 @@ export class Signaling extends EventTarget {
     else if (message.type === "peer-list") this.#list(message);
     else if (message.type === "peer-joined") this.#joined(message);
     else if (message.type === "peer-left") this.#left(message);
-    else if (OTHERS.includes(message.type)) emit(this, message.type, message);
+    else emit(this, message.type, message);
   }
 
   #isThere(id) {
@@ -460,7 +510,7 @@ export class Signaling extends EventTarget {
     }
     for (const [peerId, metadata] of now) {
       if (before.has(peerId)) continue;
-      emit(this, "peer-joined", { type: "peer-joined", peerId, ...(metadata && { metadata }) });
+      emit(this, "peer-joined", { type: "peer-joined", peerId, metadata });
     }
   }
 
@@ -536,7 +586,7 @@ class Peer {
 
   constructor(id, signaling, { configuration, channel, tracks, on }) {
     this.id = id;
-    this.metadata = signaling.peers.get(id);
+    this.metadata = signaling.peers.get(id) ?? {};
     this.#signaling = signaling;
     this.#on = on;
     this.connection = new RTCPeerConnection(configuration);
@@ -573,7 +623,7 @@ class Peer {
   /** The other came back with a new id. */
   bind(id) {
     this.id = id;
-    this.metadata = this.#signaling.peers.get(id);
+    this.metadata = this.#signaling.peers.get(id) ?? {};
     this.#cancel("grace");
     this.recover();
   }
@@ -809,7 +859,14 @@ class Peer {
 
 /** Names the certificate of a connection, which it keeps for life. */
 function fingerprint(sdp) {
-  return /^a=fingerprint:(.*?)\s*$/m.exec(sdp)?.[1].toLowerCase();
+  return attribute(sdp, "fingerprint")?.toLowerCase();
+}
+
+/** The value of the first line `a=NAME:VALUE`. Line by line, as a pattern over the whole may take time without end. */
+function attribute(sdp, name) {
+  const beginning = `a=${name}:`;
+  const line = sdp.split(/\r\n?|\n/).find((candidate) => candidate.startsWith(beginning));
+  return line?.slice(beginning.length).trim();
 }
 
 export class Mesh extends EventTarget {

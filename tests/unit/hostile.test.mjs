@@ -5,6 +5,7 @@ import { afterEach, beforeEach, mock, test } from "node:test";
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 
+import { attribute, jsonBytes, oneLine, readable, said, summary } from "../../signaling/static/demo-text.js";
 import { join, Mesh } from "../../signaling/static/signaling.js";
 import { connections, FakeConnection, FakeSocket, list, sockets, welcome } from "./fakes.mjs";
 
@@ -56,6 +57,88 @@ const sdp = (certificate, rest = "") => `v=0\r\na=fingerprint:sha-256 ${certific
 const offer = (from, certificate, rest) => ({ type: "offer", from, payload: { type: "offer", sdp: sdp(certificate, rest) } });
 const candidate = (from, payload) => ({ type: "ice-candidate", from, payload });
 const alive = () => connections.filter(({ connectionState }) => connectionState !== "closed");
+
+// -- Time --
+
+const PRINTABLE = Array.from({ length: 95 }, (_, index) => String.fromCharCode(32 + index));
+const PATTERNS = [
+  ...PRINTABLE, "\t", "\r", "\n", "\r\n", " \n", "é", "\u2028", "m=a 0\n", "m= ", "a=fingerprint: ", "a=fingerprint:\n",
+  "a=ice-ufrag: ", "a=bundle-only\n", "candidate:", "1 ", "udp 1 ", " typ host", "~1", "fence 1 ",
+];
+const description = (text) => ({ type: "offer", payload: { type: "offer", sdp: text } });
+const names = { of: (id) => id };
+
+/** Where a peer's text is read: name -> (a text) -> what reads it. */
+const READERS = {
+  "a certificate": (text) => hears(offer("a", `${text}x`)),
+  "after a certificate": (text) => hears(offer("a", "1", `${text}x`)),
+  "before a certificate": (text) => hears({ type: "offer", from: "a", payload: { sdp: `${text}x\r\n${sdp("1")}` } }),
+  "without a certificate": (text) => hears({ type: "answer", from: "a", payload: { sdp: `a=fingerprint${text}` } }),
+  "a path": (text) => hears({ type: "offer", from: "a", payload: { sdp: `${sdp("1").replace("one", text)}x` } }),
+  "a candidate": (text) => hears(candidate("a", { candidate: text })),
+  "a number": (text) => hears({ ...candidate("a"), msgId: `~${text}` }),
+  "a fence": (text) => hears({ ...candidate("a"), msgId: `fence ${text}` }),
+  "a fence's number": (text) => hears({ ...candidate("a"), msgId: `fence 1 ${text}` }),
+  "a type": (text) => hears({ type: text, from: "a" }),
+  "metadata": (text) => hears({ ...joins(`b${Math.random()}`, text), text }),
+  "the demo: a description": (text) => [summary(description(text), names), readable(description(text))],
+  "the demo: a media line": (text) => summary(description(`m=${text}x`), names),
+  "the demo: a port": (text) => summary(description(`m=audio ${text}x`), names),
+  "the demo: a path": (text) => attribute(`a=ice-ufrag:${text}x`, "ice-ufrag"),
+  "the demo: a candidate": (text) => summary(candidate("a", { candidate: `candidate:${text}x` }), names),
+  "the demo: a candidate's port": (text) => summary(candidate("a", { candidate: `candidate:1 1 udp ${text}x` }), names),
+  "the demo: a candidate's address": (text) => summary(candidate("a", { candidate: `candidate:1 1 udp 1 ${text}x` }), names),
+  "the demo: a name": (text) => [oneLine(`${text}x`, 40), oneLine(text, 64_000)],
+  "the demo: a payload": (text) => [jsonBytes(candidate("a", text)), readable(candidate("a", { text }))],
+  "the demo: a line of the chat": (text) => [said(text), said(`{"text":"${text}`)],
+};
+
+let hears;
+
+/** The CPU time of a reading, in microseconds: the least of some, as a busy machine only adds. */
+async function cost(reads, text, times) {
+  let least = Infinity;
+  for (let time = 0; time < times; time++) {
+    connections.length = 0;
+    const before = process.cpuUsage();
+    reads(text);
+    await settle();
+    const { user, system } = process.cpuUsage(before);
+    least = Math.min(least, user + system);
+  }
+  return least;
+}
+
+test("whatever a peer writes is read in a time proportional to its length", async () => {
+  const { say } = meet([{ id: "a" }]);
+  hears = say;
+  const FLOOR = 4_000; // below which nothing is told from noise
+  const LENGTH = 20_000;
+  const slow = [];
+  for (const [place, reads] of Object.entries(READERS)) {
+    for (const pattern of PATTERNS) {
+      const [half, whole] = [1, 2].map((times) => pattern.repeat((times * LENGTH) / pattern.length));
+      const costs = async (times) => [await cost(reads, half, times), await cost(reads, whole, times)];
+      const isSlow = ([one, two]) => two > FLOOR && two > 3 * one;
+      if ((await cost(reads, whole, 1)) <= FLOOR) continue;
+      const measured = await costs(3);
+      if (isSlow(measured) && isSlow(await costs(9))) slow.push(`${place}: ${JSON.stringify(pattern)} ${measured}`);
+    }
+  }
+  assert.deepEqual(slow, []);
+});
+
+// -- Forms --
+
+test("metadata is an object, whatever the server shows of a peer", () => {
+  const { signaling, mesh, say } = meet([{ id: "a" }, { id: "b", metadata: null }, { id: "c", metadata: "x" }]);
+  const heard = [];
+  signaling.addEventListener("peer-joined", ({ detail }) => heard.push(detail.metadata));
+  say(joins("d"));
+  assert.deepEqual([...signaling.peers.values()], [{}, {}, {}, {}]);
+  assert.deepEqual([...mesh.peers.values()].map(({ metadata }) => metadata.name), Array(4).fill(undefined));
+  assert.deepEqual(heard, [{}]);
+});
 
 // -- Ends --
 
