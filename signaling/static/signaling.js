@@ -30,6 +30,18 @@ const TOKEN_EXPIRED = 4401; // a close code
 // Of the statuses 4xx, these alone speak of the moment and not of the request.
 const MOMENTARY = [408, 425, 429];
 
+// Candidates of one remote description: a browser finds a few dozen.
+const MAX_CANDIDATES = 256;
+
+// Descriptions of one peer that are worked on at once.
+const MAX_DESCRIPTIONS = 8;
+
+// Connections that a mesh keeps, unless the options say otherwise.
+const MAX_CONNECTIONS = 64;
+
+// Connections that a mesh begins at once for one peer; a browser counts those that were closed for a while.
+const MAX_BEGUN = 5;
+
 const MS = {
   opening: 15_000, // from a connection's start to its peer list
   idle: 30_000, // without a message before this side asks whether the server is still there
@@ -47,6 +59,8 @@ const MS = {
   resend: 100, // after the first `dropped`; doubled each time up to `mostResend`
   mostResend: 5_000,
   grace: 60_000, // for a peer to come back whose connection works while its signaling does not
+  beginAgain: 10_000, // from one connection to the next with the same peer, once `MAX_BEGUN` were made
+  begin: 1_000, // from one connection to the next, once twice as many were made as the mesh may have
 };
 
 /** What was sent, in order, until the server is known to have it. */
@@ -105,6 +119,29 @@ class Outbox {
     for (const entry of this.#entries) (test(entry.message) ? removed : kept).push(entry);
     this.#entries = kept;
     return removed.map(({ message }) => message);
+  }
+}
+
+/** As many actions as `most` at once, and one more after every `ms`. */
+class Allowance {
+  #most;
+  #ms;
+  #left;
+  #at = performance.now();
+
+  constructor(most, ms) {
+    this.#most = this.#left = most;
+    this.#ms = ms;
+  }
+
+  /** Whether one more is allowed; it counts then. */
+  take() {
+    const now = performance.now();
+    this.#left = Math.min(this.#most, this.#left + (now - this.#at) / this.#ms);
+    this.#at = now;
+    if (this.#left < 1) return false;
+    this.#left--;
+    return true;
   }
 }
 
@@ -557,7 +594,7 @@ function after(ms) {
 /** One of the others, and the connection to it: perfect negotiation as in section 10.7 of the WebRTC specification. */
 class Peer {
   #signaling;
-  #on; // what the mesh wants to hear: track, data, state, ended
+  #on; // what the mesh wants to hear: track, data, state, ended, error, rejected
   #closed = false;
   #timers = new Map();
 
@@ -567,9 +604,11 @@ class Peer {
   #ignoring = false;
   #settingAnswer = false;
   #describing = 0;
-  #fingerprint; // of the other's connection
+  #certificate; // the fingerprint of the other's connection
   #unanswered = 0; // offers, in a row
   #early = []; // candidates that came before their description
+  #candidates = 0; // of the other's present path
+  #fragment; // names that path
 
   #sent = new Map(); // msgId -> {number, type, payload}, for `dropped`
   #waiting = []; // what was dropped, and what came after it
@@ -584,12 +623,12 @@ class Peer {
   #gatheredWith;
   #unauthorized = false;
 
-  constructor(id, signaling, { configuration, channel, tracks, on }) {
+  constructor(id, signaling, { connection, channel, tracks, on }) {
     this.id = id;
     this.metadata = signaling.peers.get(id) ?? {};
     this.#signaling = signaling;
     this.#on = on;
-    this.connection = new RTCPeerConnection(configuration);
+    this.connection = connection;
     const listen = (type, react) => this.connection.addEventListener(type, (event) => this.#closed || react(event));
     listen("negotiationneeded", () => this.#negotiate());
     listen("icecandidate", ({ candidate }) => candidate && this.#send("ice-candidate", candidate.toJSON()));
@@ -603,6 +642,11 @@ class Peer {
 
   get polite() {
     return this.#signaling.selfId > this.id;
+  }
+
+  /** Of the other's connection; undefined before its first description. */
+  get certificate() {
+    return this.#certificate;
   }
 
   /**
@@ -653,18 +697,24 @@ class Peer {
 
   /** New ICE servers. */
   configure(configuration) {
-    this.connection.setConfiguration(configuration);
+    try {
+      this.connection.setConfiguration(configuration);
+    } catch (error) {
+      this.#on.error(this, error);
+      return;
+    }
     if (this.#unauthorized && this.connection.connectionState !== "connected") this.connection.restartIce();
     this.#unauthorized = false;
   }
 
   /** Whether a description is of another connection than the one before. */
-  isAnother(sdp) {
-    return this.#fingerprint !== undefined && fingerprint(sdp) !== this.#fingerprint;
+  isAnother(certificate) {
+    return this.#certificate !== undefined && certificate !== undefined && certificate !== this.#certificate;
   }
 
   async describe(description) {
     const { connection } = this;
+    if (this.#describing >= MAX_DESCRIPTIONS) return;
     const offered = description.type === "offer";
     const ready = !this.#making && (connection.signalingState === "stable" || this.#settingAnswer);
     this.#ignoring = offered && !ready && !this.polite;
@@ -679,7 +729,7 @@ class Peer {
     this.#cancel("answer");
     this.#wanted = false; // If there is more to say, the browser tells so anew.
     this.#unanswered = 0;
-    this.#fingerprint = fingerprint(description.sdp);
+    this.#certificate = certificateOf(description.sdp) ?? this.#certificate;
     this.#describing++;
     try {
       // Chromium 156 never gathers again where an offer is rolled back before the first candidate.
@@ -688,12 +738,17 @@ class Peer {
       this.#settingAnswer = !offered;
       await connection.setRemoteDescription(description);
       this.#settingAnswer = false;
+      const fragment = attribute(description.sdp, "ice-ufrag");
+      if (fragment !== this.#fragment) this.#candidates = 0;
+      this.#fragment = fragment;
       for (const candidate of this.#early.splice(0)) this.addCandidate(candidate);
       if (offered) await this.#describeSelf();
       this.#mayOffer = true;
       if (connection.connectionState !== "connected" && !this.#timers.has("repair")) this.#repairIn(MS.repair);
-    } catch {
-      if (!this.#closed) this.#repairIn(MS.otherSide);
+    } catch (error) {
+      // A late answer finds no offer any more; all else would be rejected again, as what this connection is cannot change.
+      const isLate = !offered && error.name === "InvalidStateError";
+      if (!this.#closed && (isLate || !this.#on.rejected(this, error))) this.#repairIn(MS.otherSide);
     } finally {
       this.#settingAnswer = false;
       this.#describing--;
@@ -703,9 +758,10 @@ class Peer {
   async addCandidate(candidate) {
     if (this.#ignoring) return;
     if (!this.connection.remoteDescription) {
-      if (this.#early.length < MAX_KEPT) this.#early.push(candidate);
+      if (this.#early.length < MAX_CANDIDATES) this.#early.push(candidate);
       return;
     }
+    if (++this.#candidates > MAX_CANDIDATES) return;
     try {
       await this.connection.addIceCandidate(candidate);
     } catch {
@@ -717,7 +773,11 @@ class Peer {
   undelivered(msgId, code) {
     const entry = this.#sent.get(msgId);
     this.#sent.delete(msgId);
-    if (!entry || !["dropped", "rate_limited"].includes(code) || this.#signaling.state === "closed") return;
+    if (!entry || code === "target_not_found" || this.#signaling.state === "closed") return;
+    if (!["dropped", "rate_limited"].includes(code)) {
+      this.#on.error(this, new Error(`${entry.type} not delivered: ${code}`));
+      return;
+    }
     if (entry.type === "offer" && entry.number < this.#lastOffer) return;
     this.#waiting.push(entry);
     this.#waiting.sort((one, other) => one.number - other.number);
@@ -757,8 +817,11 @@ class Peer {
     try {
       this.#making = true;
       await this.#describeSelf();
-    } catch {
-      if (!this.#closed) this.#repairIn(MS.otherSide);
+    } catch (error) {
+      if (!this.#closed) {
+        this.#on.error(this, error);
+        this.#repairIn(MS.otherSide);
+      }
     } finally {
       this.#making = false;
     }
@@ -857,8 +920,14 @@ class Peer {
   }
 }
 
+/** The random name of a client; undefined if it shows none. */
+function instanceOf(metadata) {
+  const instance = metadata?.[INSTANCE];
+  return isText(instance) && instance ? instance : undefined;
+}
+
 /** Names the certificate of a connection, which it keeps for life. */
-function fingerprint(sdp) {
+function certificateOf(sdp) {
   return attribute(sdp, "fingerprint")?.toLowerCase();
 }
 
@@ -873,13 +942,23 @@ export class Mesh extends EventTarget {
   #signaling;
   #configuration;
   #channel;
+  #maxConnections;
   #peers = new Map();
   #tracks = new Map(); // track -> streams
   #listening = new AbortController();
   #renewed = false; // whether this peer has a new id that its connections do not know
+  #allowance; // for new connections
+  #allowances = new Map(); // id -> the same for one peer
+  #postponed = new Map(); // id -> since when it has no connection for now
+  #crowded = false; // whether those come before anybody new
+  #ended = new Map(); // id -> the certificate of the last connection that ended
+  #timer; // until those are looked at again
 
-  constructor(signaling, { configuration = {}, channel = true } = {}) {
+  constructor(signaling, { configuration = {}, channel = true, maxConnections = MAX_CONNECTIONS } = {}) {
     super();
+    if (!globalThis.RTCPeerConnection) throw new Error("There is no WebRTC here: RTCPeerConnection is missing.");
+    this.#maxConnections = maxConnections;
+    this.#allowance = new Allowance(2 * maxConnections, MS.begin);
     this.#signaling = signaling;
     this.#configuration = configuration;
     this.#channel = channel;
@@ -889,7 +968,7 @@ export class Mesh extends EventTarget {
     on("statechange", (detail) => this.#statechange(detail));
     signaling.addEventListener("peer-list", () => this.#meetAll(), { ...listening, once: true }); // Changes follow.
     on("peer-joined", ({ peerId }) => this.#meet(peerId));
-    on("peer-left", ({ peerId }) => this.#peers.get(peerId)?.orphan());
+    on("peer-left", ({ peerId }) => this.#left(peerId));
     on("ice-servers", () => this.#configure());
     on("offer", (message) => this.#describe(message));
     on("answer", (message) => this.#describe(message));
@@ -919,7 +998,14 @@ export class Mesh extends EventTarget {
   }
 
   broadcast(data) {
-    for (const { channel } of this.#peers.values()) if (channel?.readyState === "open") channel.send(data);
+    for (const peer of this.#peers.values()) {
+      if (peer.channel?.readyState !== "open") continue;
+      try {
+        peer.channel.send(data);
+      } catch (error) {
+        this.#report(peer.id, error); // It does not read what was sent before; the others do.
+      }
+    }
   }
 
   close() {
@@ -953,20 +1039,88 @@ export class Mesh extends EventTarget {
 
   #meet(id, atOnce) {
     if (this.#peers.has(id)) return;
-    const instance = this.#signaling.peers.get(id)?.[INSTANCE];
-    const known = [...this.#peers.values()].find((peer) => instance && peer.metadata?.[INSTANCE] === instance);
-    if (!known) {
-      this.#add(id).start(atOnce);
-      return;
-    }
-    this.#peers.delete(known.id);
-    this.#peers.set(id, known);
-    known.bind(id);
+    const holders = this.#holders(this.#signaling.peers.get(id));
+    const mayBe = holders.find((peer) => this.#heir(peer) === id);
+    if (mayBe) this.#bind(mayBe, id);
+    else if (!holders.length || performance.now() - this.#postponed.get(id) > MS.grace) this.#add(id)?.start(atOnce);
+    else this.#postpone(id);
   }
 
+  /** The connections of those who show the same instance. */
+  #holders(metadata) {
+    const instance = instanceOf(metadata);
+    return instance ? [...this.#peers.values()].filter((peer) => instanceOf(peer.metadata) === instance) : [];
+  }
+
+  /**
+   * The id with which a peer that is gone came back, by what it says of itself. As anybody can say so, nobody is believed as
+   * long as that peer is there, or if several say the same: its certificate, in an offer of its own, is a better proof.
+   */
+  #heir(peer) {
+    if (this.#signaling.peers.has(peer.id) || this.#holders(peer.metadata).length !== 1) return undefined;
+    let heir;
+    for (const [id, metadata] of this.#signaling.peers) {
+      if (this.#peers.has(id) || instanceOf(metadata) !== instanceOf(peer.metadata)) continue;
+      if (heir) return undefined;
+      heir = id;
+    }
+    return heir;
+  }
+
+  #bind(peer, id) {
+    const former = peer.id;
+    this.#postponed.delete(id);
+    this.#peers.delete(former);
+    this.#peers.set(id, peer);
+    peer.bind(id);
+    if (this.#signaling.peers.has(former)) this.#postpone(former); // It leaves before long, or is somebody else.
+  }
+
+  #left(id) {
+    for (const known of [this.#allowances, this.#postponed, this.#ended]) known.delete(id);
+    const peer = this.#peers.get(id);
+    if (!peer) return;
+    const heir = this.#heir(peer);
+    if (heir) this.#bind(peer, heir);
+    else peer.orphan();
+  }
+
+  // -- How many connections there are --
+
+  /** Begins a connection to a peer; undefined if that has to wait. */
   #add(id) {
+    const isFull = this.#peers.size >= this.#maxConnections;
+    const waits = this.#crowded && !this.#postponed.has(id);
+    if (!isFull && !waits && this.#allows(id)) return this.#begin(id);
+    this.#crowded = true;
+    const why = isFull ? `there are ${this.#maxConnections} already` : "too many were begun just now";
+    return this.#postpone(id, `no connection: ${why}`);
+  }
+
+  /** Begins a connection anew; undefined if that has to wait. */
+  #replace(peer) {
+    if (!this.#allows(peer.id)) {
+      this.#report(peer.id, new Error("no new connection: too many were begun just now"));
+      return undefined;
+    }
+    this.#remove(peer);
+    return this.#begin(peer.id);
+  }
+
+  #allows(id) {
+    if (!this.#allowances.has(id)) this.#allowances.set(id, new Allowance(MAX_BEGUN, MS.beginAgain));
+    return this.#allowances.get(id).take() && this.#allowance.take();
+  }
+
+  #begin(id) {
+    let connection;
+    try {
+      connection = this.#connection(id);
+    } catch (error) {
+      return this.#postpone(id, error.message);
+    }
     const peer = new Peer(id, this.#signaling, {
-      configuration: this.#configured,
+      connection,
       channel: this.#channel,
       tracks: this.#tracks,
       on: {
@@ -974,36 +1128,106 @@ export class Mesh extends EventTarget {
         data: (detail) => emit(this, "data", detail),
         state: (detail) => emit(this, "connectionstatechange", detail),
         ended: (ended) => this.#remove(ended),
+        error: (failing, error) => this.#report(failing.id, error),
+        rejected: (failing, error) => this.#rejected(failing, error),
       },
     });
+    this.#postponed.delete(id);
     this.#peers.set(id, peer);
     emit(this, "peer-added", peer);
     return peer;
   }
 
+  #connection(id) {
+    try {
+      return new RTCPeerConnection(this.#configured);
+    } catch (error) {
+      // It may be the server's ICE servers, and many peers are reached without them.
+      const connection = new RTCPeerConnection(this.#configuration);
+      this.#report(id, error);
+      return connection;
+    }
+  }
+
+  /** Looks at a peer again later; an event says why, the first time. */
+  #postpone(id, why) {
+    if (!this.#postponed.has(id)) {
+      this.#postponed.set(id, performance.now());
+      if (why) this.#report(id, new Error(why));
+    }
+    this.#timer ??= setTimeout(() => {
+      this.#timer = undefined;
+      this.#crowded = false;
+      for (const postponed of [...this.#postponed.keys()]) this.#meet(postponed);
+    }, MS.begin);
+    return undefined;
+  }
+
   #remove(peer) {
     this.#peers.delete(peer.id);
+    if (peer.certificate && this.#signaling.peers.has(peer.id)) this.#ended.set(peer.id, peer.certificate);
     peer.close();
     emit(this, "peer-removed", peer);
   }
 
   #closeAll() {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    this.#postponed.clear();
+    this.#crowded = false;
     for (const peer of [...this.#peers.values()]) this.#remove(peer);
   }
 
+  #report(peerId, error) {
+    emit(this, "error", { peerId, error });
+  }
+
+  // -- What they say --
+
   #describe({ type, from, payload }) {
     const sdp = payload?.sdp;
-    if (typeof sdp !== "string" || !this.#signaling.peers.has(from)) return;
-    const known = this.#peers.get(from);
-    if (known?.isAnother(sdp)) {
-      // The other side began anew, so this side has to.
-      this.#remove(known);
-      const anew = this.#add(from);
-      if (type === "offer") anew.describe({ type, sdp });
-      else anew.start(true);
-    } else if (known || type === "offer") {
-      (known ?? this.#add(from)).describe({ type, sdp });
+    if (!isText(sdp) || !this.#signaling.peers.has(from)) return;
+    const certificate = certificateOf(sdp);
+    let peer = this.#returned(from, certificate) ?? this.#peers.get(from);
+    if (type === "offer" && certificate && certificate === this.#ended.get(from) && certificate !== peer?.certificate) {
+      // It was under way when the connection ended here: an answer would be another connection's.
+      if (!peer) this.#add(from)?.start();
+      return;
     }
+    if (peer?.isAnother(certificate)) {
+      // The other side began anew, so this side has to.
+      peer = this.#replace(peer);
+      if (type !== "offer") {
+        peer?.start(true);
+        return;
+      }
+    } else if (!peer && type === "offer" && certificate) peer = this.#add(from);
+    peer?.describe({ type, sdp });
+  }
+
+  /** The connection of a peer that has another id now, and proves by its certificate who it is. */
+  #returned(id, certificate) {
+    const holders = certificate ? this.#holders(this.#signaling.peers.get(id)) : [];
+    const peer = holders.find((known) => known.certificate === certificate);
+    if (!peer || peer.id === id) return undefined;
+    const other = this.#peers.get(id);
+    if (other) this.#remove(other);
+    this.#bind(peer, id);
+    return peer;
+  }
+
+  /**
+   * A connection cannot take what the other side says: in Chromium, for example, an offer that meets its own and numbers the
+   * extensions of RTP headers in another way. A new connection can.
+   *
+   * @returns whether there is a new one.
+   */
+  #rejected(peer, error) {
+    this.#report(peer.id, error);
+    if (!this.#signaling.peers.has(peer.id)) return false;
+    const anew = this.#replace(peer);
+    anew?.start(true);
+    return anew !== undefined;
   }
 
   get #configured() {

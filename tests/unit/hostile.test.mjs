@@ -99,7 +99,6 @@ let hears;
 async function cost(reads, text, times) {
   let least = Infinity;
   for (let time = 0; time < times; time++) {
-    connections.length = 0;
     const before = process.cpuUsage();
     reads(text);
     await settle();
@@ -130,6 +129,60 @@ test("whatever a peer writes is read in a time proportional to its length", asyn
 
 // -- Forms --
 
+const deep = (levels) => JSON.parse("[".repeat(levels) + "]".repeat(levels));
+const ODD = [undefined, null, true, 5, "", "x", [], [null], [5], {}, { toString: 1 }, deep(3_000), JSON.parse('{"__proto__":{"id":"x"}}')];
+const KEYS = {
+  welcome: ["selfId", "iceServers", "resume", "resumed"],
+  "peer-list": ["peers"],
+  "peer-joined": ["peerId", "metadata"],
+  "peer-left": ["peerId"],
+  "ice-servers": ["iceServers"],
+  error: ["code", "message", "msgId"],
+  offer: ["from", "payload", "msgId"],
+  answer: ["from", "payload", "msgId"],
+  "ice-candidate": ["from", "payload", "msgId"],
+};
+const COMMON = {
+  selfId: "m", peers: [{ id: "a" }], peerId: "b", iceServers: [], code: "dropped", message: "", from: "a", payload: { sdp: sdp("1") },
+};
+
+/** Every message of the protocol with every key of every wrong kind, and what is no message at all. */
+function* oddTexts() {
+  yield* ["", "x", "null", "5", "[]", "{", '"text"', "[".repeat(60_000), '{"type":"constructor"}', '{"type":"__proto__","from":"a"}'];
+  for (const odd of ODD) yield JSON.stringify({ type: odd }) ?? "";
+  for (const [type, keys] of Object.entries(KEYS)) {
+    for (const key of keys) for (const odd of ODD) yield JSON.stringify({ type, ...COMMON, [key]: odd });
+  }
+  for (const odd of ODD) {
+    yield JSON.stringify({ type: "peer-list", peers: [odd, { id: odd }, { id: "a", metadata: odd }] });
+    yield JSON.stringify({ type: "welcome", selfId: "m", resume: { token: odd } });
+    yield JSON.stringify({ type: "welcome", selfId: "m", resume: { token: "\ud800" } });
+    yield JSON.stringify({ type: "ice-servers", iceServers: [odd, { urls: odd }] });
+    for (const type of ["offer", "answer"]) {
+      yield JSON.stringify({ type, from: "a", payload: { sdp: odd } });
+      yield JSON.stringify({ type, from: "nobody", payload: { sdp: sdp("1") } });
+    }
+  }
+}
+
+test("messages of any form throw nothing, and leave the client as it was", async () => {
+  const { signaling, mesh } = meet([{ id: "a" }]);
+  const said = [];
+  signaling.addEventListener("received", ({ detail }) => said.push(summary(detail, names), readable(detail), jsonBytes(detail)));
+  for (const text of oddTexts()) {
+    sockets.at(-1).receiveText(text);
+    await settle();
+  }
+  sockets.at(-1).receive(welcome("m"), list("a", "z"), offer("z", "9"));
+  await settle();
+  assert.deepEqual([...signaling.peers.keys()], ["a", "z"]);
+  assert.equal(mesh.peers.get("z").certificate, "sha-256 9");
+  sockets.at(-1).lose();
+  await pass(60_000);
+  sockets.at(-1).receive(welcome("m"), list("a"));
+  assert.equal(signaling.state, "open");
+});
+
 test("metadata is an object, whatever the server shows of a peer", () => {
   const { signaling, mesh, say } = meet([{ id: "a" }, { id: "b", metadata: null }, { id: "c", metadata: "x" }]);
   const heard = [];
@@ -138,6 +191,176 @@ test("metadata is an object, whatever the server shows of a peer", () => {
   assert.deepEqual([...signaling.peers.values()], [{}, {}, {}, {}]);
   assert.deepEqual([...mesh.peers.values()].map(({ metadata }) => metadata.name), Array(4).fill(undefined));
   assert.deepEqual(heard, [{}]);
+});
+
+// -- Connections --
+
+test("a peer that begins anew all the time gets a few connections, and costs the others none", async () => {
+  const { mesh, say, failed } = meet([{ id: "a" }, { id: "b" }]);
+  say(offer("b", "b"));
+  await settle();
+  for (let number = 0; number < 1200; number++) say(offer("a", number));
+  await settle();
+  assert.ok(connections.length <= 8, `${connections.length} connections`);
+  assert.equal(alive().length, 2);
+  assert.equal(mesh.peers.get("b").connection.connectionState, "new");
+  assert.match(failed[0], /^a: no new connection/);
+  say(joins("c"));
+  assert.ok(mesh.peers.has("c"));
+  // A page that was reloaded again and again is met again after a while.
+  await pass(20_000);
+  say(offer("a", "the last"));
+  assert.equal(mesh.peers.get("a").certificate, "sha-256 the last");
+});
+
+test("peers that come and go all the time get a bounded number of connections, and who stays is met", async () => {
+  const { mesh, say } = meet([], { mesh: { maxConnections: 10 } });
+  for (let number = 0; number < 2000; number++) say(joins(`${number}`), leaves(`${number}`));
+  assert.ok(connections.length <= 20, `${connections.length} connections`);
+  say(joins("b"));
+  for (let number = 0; number < 100; number++) {
+    say(joins(`again ${number}`));
+    await pass(100);
+    say(leaves(`again ${number}`));
+  }
+  assert.ok(mesh.peers.has("b"));
+});
+
+test("a mesh keeps as many connections as it may, and meets the next peer once there is room", async () => {
+  const { mesh, say, failed } = meet(Array.from({ length: 5000 }, (_, index) => ({ id: `${index}` })));
+  assert.equal(mesh.peers.size, 64);
+  assert.equal(connections.length, 64);
+  assert.match(failed[0], /^64: no connection: there are 64 already$/);
+  say(offer("4000", "1"));
+  assert.equal(mesh.peers.size, 64);
+  say(leaves("7"));
+  await pass(1_000);
+  assert.deepEqual([mesh.peers.size, mesh.peers.has("64")], [64, true]);
+});
+
+test("where the browser makes no more connections an event says so, and it is tried again", async () => {
+  for (let number = 0; number < 500; number++) connections.push({ connectionState: "closed" });
+  const { mesh, failed } = meet([{ id: "a" }]);
+  assert.deepEqual(failed, ["a: Cannot create so many PeerConnections"]);
+  connections.length = 0;
+  await pass(1_000);
+  assert.ok(mesh.peers.has("a"));
+});
+
+test("a peer is not taken over by who shows its instance", async () => {
+  const { mesh, say } = meet([shows("a", "one")]);
+  say(offer("a", "its"));
+  await settle();
+  const [connection] = connections;
+  connection.connect();
+  say(joins("thief", "one"));
+  say(candidate("thief", { candidate: "" }));
+  await pass(5_000);
+  assert.deepEqual([mesh.peers.size, mesh.peers.get("a").connection], [1, connection]);
+  say(offer("thief", "another"));
+  assert.deepEqual([mesh.peers.size, mesh.peers.get("a").connection], [2, connection]);
+  assert.deepEqual([connection.connectionState, connections.length], ["connected", 2]);
+});
+
+test("a peer that came back is known at once by its certificate, and by its instance once the old id is gone", async () => {
+  for (const proof of ["certificate", "instance"]) {
+    connections.length = 0;
+    const { mesh, say } = meet([shows("a", "one")]);
+    say(offer("a", "its"));
+    await settle();
+    connections[0].connect();
+    say(joins("b", "one"));
+    assert.deepEqual([...mesh.peers.keys()], ["a"]);
+    say(proof === "certificate" ? offer("b", "its") : leaves("a"));
+    assert.deepEqual([...mesh.peers.keys()], ["b"]);
+    assert.deepEqual([mesh.peers.get("b").connection, connections.length], [connections[0], 1]);
+    say(leaves("a"));
+    assert.deepEqual([...mesh.peers.keys()], ["b"]);
+  }
+});
+
+test("if several show the instance of a peer that is gone, none is believed, and each is met in the end", async () => {
+  const { mesh, say } = meet([shows("a", "one")]);
+  say(offer("a", "its"));
+  await settle();
+  connections[0].connect();
+  say(joins("thief", "one"), leaves("a"), joins("b", "one"));
+  // "thief" was alone when "a" left; its own certificate shows that it is somebody else.
+  say(offer("b", "its"));
+  assert.equal(mesh.peers.get("b").connection, connections[0]);
+  await pass(70_000, 1_000);
+  assert.deepEqual(new Set(mesh.peers.keys()), new Set(["thief", "b"]));
+  assert.equal(mesh.peers.get("b").connection, connections[0]);
+});
+
+test("after a description that the browser rejects there is a new connection, and an event says why", async () => {
+  const { mesh, say, failed } = meet([{ id: "a" }]);
+  say(offer("a", "1"));
+  await settle();
+  connections[0].connect();
+  const removed = [];
+  mesh.addEventListener("peer-removed", ({ detail }) => removed.push(detail.connection));
+  say(offer("a", "1", "rejected"));
+  await settle();
+  assert.deepEqual(failed, ["a: rejected"]);
+  assert.deepEqual([removed, mesh.peers.get("a").connection], [[connections[0]], connections[1]]);
+  assert.equal(sockets[0].sent.at(-1).payload.sdp, "a=fingerprint:own 1");
+  // What the other side offered before it heard of that is of the connection that is gone.
+  say(offer("a", "1"));
+  await settle();
+  assert.equal(connections[1].remoteDescription, null);
+  say({ type: "answer", from: "a", payload: { sdp: sdp("2") } });
+  await settle();
+  assert.equal(connections[1].remoteDescription.sdp, sdp("2"));
+});
+
+test("descriptions that are rejected all the time make few connections", async () => {
+  const { say } = meet([{ id: "a" }]);
+  for (let number = 0; number < 1000; number++) {
+    say(offer("a", "1", "rejected"));
+    await settle();
+  }
+  assert.ok(connections.length <= 6, `${connections.length} connections`);
+});
+
+test("of candidates without end a few hundred are used, before a description and after it", async () => {
+  const { say } = meet([{ id: "a" }]);
+  const flood = () => {
+    for (let number = 0; number < 10_000; number++) say(candidate("a", { candidate: `${number}` }));
+  };
+  flood();
+  say(offer("a", "1"));
+  await settle();
+  flood();
+  say(offer("a", "1"));
+  await settle();
+  flood();
+  await settle();
+  assert.equal(connections[0].candidates, 256);
+});
+
+test("ICE servers that the browser does not take are told, and peers meet without them", async () => {
+  const bad = { iceServers: [{ urls: "http://example.com" }] };
+  const { mesh, say, failed } = meet([{ id: "a" }], { extra: bad });
+  assert.equal(mesh.peers.size, 1);
+  say({ type: "ice-servers", ...bad });
+  assert.deepEqual(failed, Array(2).fill("a: no URL of an ICE server"));
+});
+
+test("a peer that takes no data keeps nothing from the others", () => {
+  const { mesh, failed } = meet([{ id: "a" }, { id: "b" }]);
+  for (const connection of connections) connection.connect();
+  connections[0].channel.send = () => {
+    throw new DOMException("the queue is full", "OperationError");
+  };
+  mesh.broadcast("hello");
+  assert.deepEqual(connections[1].channel.sent, ["hello"]);
+  assert.deepEqual(failed, ["a: the queue is full"]);
+});
+
+test("without WebRTC a mesh says so at once", () => {
+  globalThis.RTCPeerConnection = undefined;
+  assert.throws(() => new Mesh(join("wss://example.com/ws/room")), /no WebRTC here/);
 });
 
 // -- Ends --
@@ -242,6 +465,15 @@ test("a message that is too large is an error, is never sent, and does no harm t
     if (extra === RESUME) sockets.at(-1).echo();
     assert.deepEqual(sent(), extra === RESUME ? ["1", "4"] : []);
   }
+});
+
+test("a description that is too large is told by the mesh", async () => {
+  FakeConnection.prototype.setLocalDescription = async function () {
+    this.localDescription = { type: "offer", sdp: "x".repeat(70_000) };
+  };
+  const { failed } = meet([{ id: "a" }], { mesh: {} });
+  await pass(2_000);
+  assert.deepEqual(failed, ["a: offer not delivered: too_large"]);
 });
 
 // -- Memory --
