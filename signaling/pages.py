@@ -19,7 +19,7 @@ _POLICY = (
 )
 _CLIENT = ("signaling.js",)
 _INDEX = "index.html"
-_DEMO = (_INDEX, "demo.js", "demo.css", "favicon.svg")
+_DEMO = (_INDEX, "demo.js", "demo-text.js", "demo.css", "favicon.svg")
 
 
 @dataclass(frozen=True, slots=True)

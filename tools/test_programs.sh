@@ -10,6 +10,7 @@ need() { # need PACKAGE PROGRAM: the package is missing where the program is
 }
 need chromium chromium
 need chromium-driver chromedriver
+need firefox-esr firefox-esr
 need nodejs node
 need npm npx
 need coturn turnserver

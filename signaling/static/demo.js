@@ -4,6 +4,7 @@
  * What peers say of themselves is text wherever it is shown, never markup; what they sent is shown to this page only.
  */
 
+import { attribute, jsonBytes, oneLine, readable, said, SHORT, summary } from "./demo-text.js";
 import { join, Mesh } from "./signaling.js";
 
 const LONGEST_TOPIC_BYTES = 256;
@@ -11,6 +12,7 @@ const LONGEST_NAME = 40;
 const MOST_CHAT_LINES = 200;
 const MOST_RECORDS = 500;
 const MOST_RECORDED_BYTES = 8_000_000;
+const MOST_LANES = 40;
 const UNANSWERED_SECONDS = 5;
 const GAP_SECONDS = 1;
 
@@ -18,7 +20,6 @@ const GAP_SECONDS = 1;
 
 const byId = (id) => document.getElementById(id);
 const bytes = (text) => new TextEncoder().encode(text).length;
-const plural = (count, one, many = `${one}s`) => `${count} ${count === 1 ? one : many}`;
 const size = (count) => (count < 1000 ? `${count} B` : `${(count / 1000).toFixed(1)} kB`);
 
 function duration(seconds) {
@@ -57,35 +58,35 @@ function notify(element, text) {
   write(element, text);
 }
 
-// Controls, and marks that turn the direction of the words beside them.
-const UNSEEN = /[\p{Cc}\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]+/gu;
-
-/** One line of at most `longest` characters. */
-function oneLine(text, longest) {
-  const line = text.slice(0, 4 * longest).replace(UNSEEN, " ");
-  const letters = [...line.replace(/\s+/g, " ").trim()];
-  return letters.length > longest ? `${letters.slice(0, longest - 1).join("")}…` : letters.join("");
-}
-
 /** The names of all peers that are or were there. */
 class Names {
-  #known = new Map(); // id -> {name, instance}
+  #known = new Map(); // id -> name
+  #present = new Map(); // name -> ids of those who are there now
 
-  learn(id, metadata) {
-    const given = typeof metadata?.name === "string" ? oneLine(metadata.name, LONGEST_NAME) : "";
-    // The client's own key, the same for a peer that comes back with another id.
-    this.#known.set(id, { name: given || "Guest", instance: metadata?.instance });
+  learn(id, { name }) {
+    this.leave(id);
+    const shown = (typeof name === "string" && oneLine(name, LONGEST_NAME)) || "Guest";
+    this.#known.set(id, shown);
+    if (!this.#present.has(shown)) this.#present.set(shown, new Set());
+    this.#present.get(shown).add(id);
+  }
+
+  leave(id) {
+    const name = this.#known.get(id);
+    const namesakes = this.#present.get(name);
+    if (namesakes?.delete(id) && !namesakes.size) this.#present.delete(name);
   }
 
   forget(id) {
+    this.leave(id);
     this.#known.delete(id);
   }
 
-  /** What to call a peer; two of one name get the end of their ids. */
+  /** What to call a peer; two of one name that are there get the end of their ids. */
   of(id) {
-    const { name, instance } = this.#known.get(id) ?? { name: "Guest" };
-    const isNamesake = ([other, its]) => other !== id && its.name === name && !(instance && its.instance === instance);
-    return [...this.#known].some(isNamesake) ? `${name} ·${id.slice(-4)}` : name;
+    const name = this.#known.get(id) ?? "Guest";
+    const namesakes = this.#present.get(name);
+    return namesakes?.has(id) && namesakes.size > 1 ? `${name} ·${id.slice(-4)}` : name;
   }
 }
 
@@ -270,72 +271,9 @@ class Tile {
 // -- The chart --
 
 const SERVER = "server";
-const SHORT = { "ice-candidate": "candidate" };
-const SECRET = new Set(["credential", "token"]);
-
-/** What a description negotiates, such as `audio, video, data`. */
-function media(sdp) {
-  const kinds = [...sdp.matchAll(/^m=(\w+) (\d+)/gm)].map(([, kind, port]) => {
-    const word = kind === "application" ? "data" : kind;
-    return port === "0" && !sdp.includes("a=bundle-only") ? `no ${word}` : word;
-  });
-  const counts = new Map();
-  for (const kind of kinds) counts.set(kind, (counts.get(kind) ?? 0) + 1);
-  return [...counts].map(([kind, count]) => (count > 1 ? `${count} × ${kind}` : kind)).join(", ");
-}
-
-/** What a candidate is, such as `host udp`. */
-function candidate(payload) {
-  const text = payload?.candidate;
-  if (text === "" || payload === null || payload === undefined) return "end of candidates";
-  const found =
-    typeof text === "string" &&
-    /^(?:a=)?candidate:\S+ \d (udp|tcp) \d+ (\S+) \d+ typ (host|srflx|prflx|relay)\b/i.exec(text);
-  if (!found) return "not understood";
-  const [, protocol, address, type] = found;
-  return `${type} ${protocol.toLowerCase()}${address.endsWith(".local") ? " mDNS" : ""}`;
-}
-
-/** What a message says, in a few words. */
-function summary(message, names) {
-  const { payload } = message;
-  switch (message.type) {
-    case "welcome": {
-      const servers = message.iceServers ? `, ${plural(message.iceServers.length, "ICE server")}` : "";
-      return `${message.resumed ? "session resumed as" : "you are"} …${String(message.selfId).slice(-4)}${servers}`;
-    }
-    case "peer-list":
-      return message.peers.length ? plural(message.peers.length, "other") : "nobody else";
-    case "peer-joined":
-    case "peer-left":
-      return names.of(message.peerId);
-    case "ice-servers":
-      return plural(message.iceServers.length, "server");
-    case "error":
-      return message.code;
-    case "ice-candidate":
-      return candidate(payload);
-    default:
-      return typeof payload?.sdp === "string" ? media(payload.sdp) : "";
-  }
-}
-
 /** Where a lifeline stands: this side is the first, the server the second, the peers follow. */
 function at(index, lanes) {
   return `${(index / (lanes.length + 1)) * 100}%`;
-}
-
-/** A message as its reader wants it: descriptions by lines, and no secrets. */
-function readable(message) {
-  if (typeof message.payload?.sdp === "string") {
-    return `type: ${message.payload.type}\n${message.payload.sdp.replace(/\r\n/g, "\n")}`;
-  }
-  const { type, from, to, msgId, ...rest } = message;
-  return JSON.stringify(
-    "payload" in rest ? rest.payload : rest,
-    (key, value) => (SECRET.has(key) ? "(not shown)" : value),
-    2,
-  );
 }
 
 function clock(seconds) {
@@ -463,7 +401,7 @@ class Chart {
       serial: ++this.#serial,
       time: this.#seconds(),
       at: new Date(),
-      size: message ? bytes(JSON.stringify(message)) : 0,
+      size: message ? jsonBytes(message) : 0,
       what: message ? summary(message, this.#names) : "",
       marks: [],
       open: false,
@@ -495,7 +433,8 @@ class Chart {
   }
 
   #restarts(record) {
-    const [, fragment] = /^a=ice-ufrag:(\S+)/m.exec(record.message.payload.sdp) ?? [];
+    const fragment = attribute(record.message.payload.sdp, "ice-ufrag");
+    if (!this.#lanes.has(record.peer)) return;
     const key = `${record.direction} ${record.peer}`;
     const before = this.#fragments.get(key);
     if (before && fragment && before !== fragment) record.marks.push("ICE restart");
@@ -504,7 +443,7 @@ class Chart {
 
   #list(peers, serial) {
     const there = new Set(peers.map(({ id }) => id));
-    for (const id of this.#lanes.keys()) if (!there.has(id)) this.#exit(id, serial);
+    for (const [id, { until }] of this.#lanes) if (until === Infinity && !there.has(id)) this.#exit(id, serial);
     for (const id of there) if (!this.#lanes.has(id)) this.#enter(id, serial);
   }
 
@@ -515,6 +454,7 @@ class Chart {
   #exit(id, serial) {
     const lane = this.#lanes.get(id);
     if (lane && lane.until === Infinity) lane.until = serial;
+    this.#names.leave(id);
     this.#offers.delete(id);
   }
 
@@ -532,7 +472,7 @@ class Chart {
   #refuse(record) {
     const { msgId, code, message } = record.message;
     record.level = "error";
-    if (message && message !== code) record.what = `${code}: ${oneLine(message, 60)}`;
+    if (message && message !== code) record.what = oneLine(`${code}: ${message}`, 80);
     const refused = msgId && this.#records.findLast((one) => one.direction === "out" && one.message.msgId === msgId);
     if (!refused) return;
     record.about = refused.peer;
@@ -576,9 +516,9 @@ class Chart {
 
   #draw() {
     const shown = this.#shown();
-    const lanes = [...this.#lanes.keys()];
+    const lanes = this.#shownLanes();
     const names = lanes.map((id) => this.#names.of(id));
-    const layout = JSON.stringify([names, lanes, [...this.#lanes.values()]]);
+    const layout = JSON.stringify([names, lanes, lanes.map((id) => this.#lanes.get(id))]);
     const focused = document.activeElement?.closest?.(".message")?.dataset.serial;
     if (layout !== this.#layout) this.#lay(layout, lanes, names);
     this.#prune(new Set(shown.map(({ serial }) => serial)));
@@ -592,6 +532,13 @@ class Chart {
     if (this.#following) this.scroll.scrollTop = this.scroll.scrollHeight;
     this.#offerNewest(shown.at(-1)?.serial);
     this.#labelPause();
+  }
+
+  /** Not all where there are too many: first those who are there, the longest first. */
+  #shownLanes() {
+    const all = [...this.#lanes.keys()];
+    if (all.length <= MOST_LANES) return all;
+    return all.filter((id) => this.#lanes.get(id).until === Infinity).slice(0, MOST_LANES);
   }
 
   #count(shown) {
@@ -936,6 +883,7 @@ class Call {
   #ticking;
   #retryAt = 0;
   #latest; // message received
+  #refreshing = false;
   #ended = new AbortController();
 
   constructor(topic, name, kind, opened) {
@@ -978,7 +926,7 @@ class Call {
     on("sent", (message) => chart.sent(message));
     on("error", (message) => this.#refused(message));
     on("statechange", (detail) => this.#stateChanged(detail));
-    for (const type of ["peer-list", "peer-joined", "peer-left"]) on(type, () => this.#refreshPeople());
+    for (const type of ["peer-list", "peer-joined", "peer-left"]) on(type, () => this.#refreshSoon());
   }
 
   #received(message) {
@@ -1032,6 +980,7 @@ class Call {
     on("track", ({ peer, track, streams }) => this.#show(peer, streams[0] ?? new MediaStream([track])));
     on("connectionstatechange", (peer) => this.#connectionChanged(peer));
     on("data", ({ peer, data }) => this.#hear(peer, data));
+    on("error", ({ peerId, error }) => chart.note(oneLine(error.message, 120), { peer: peerId, level: "error" }));
   }
 
   #add(peer) {
@@ -1071,6 +1020,16 @@ class Call {
     this.#refreshPeople();
   }
 
+  /** Once, however many come and go at once. */
+  #refreshSoon() {
+    if (this.#refreshing) return;
+    this.#refreshing = true;
+    requestAnimationFrame(() => {
+      this.#refreshing = false;
+      if (!this.#ended.signal.aborted) this.#refreshPeople();
+    });
+  }
+
   #refreshPeople() {
     for (const [peer, { tile, view }] of this.#peers) {
       const name = this.names.of(peer.id);
@@ -1102,11 +1061,11 @@ class Call {
 
   #hear(peer, data) {
     const name = this.names.of(peer.id);
-    const said = parse(data);
-    if (typeof said.text === "string") chat.add(name, said.text.slice(0, 4000));
-    if (typeof said.flags !== "object" || said.flags === null) return;
+    const { text, flags } = said(data);
+    if (typeof text === "string") chat.add(name, text.slice(0, 4000));
+    if (typeof flags !== "object" || flags === null) return;
     const { tile } = this.#peers.get(peer);
-    tile.flags = { microphone: said.flags.microphone !== false, camera: said.flags.camera !== false };
+    tile.flags = { microphone: flags.microphone !== false, camera: flags.camera !== false };
     tile.refresh();
   }
 
@@ -1161,18 +1120,6 @@ class Call {
     byId("camera").disabled = !this.#local.getVideoTracks().length;
     byId("source").value = this.#kind;
   }
-}
-
-/** What a peer said over its data channel; text that is no JSON object is a line of the chat. */
-function parse(data) {
-  if (typeof data !== "string") return {};
-  try {
-    const said = JSON.parse(data);
-    if (typeof said === "object" && said !== null) return said;
-  } catch {
-    // Another program's plain text.
-  }
-  return { text: data };
 }
 
 function label(id, text, icon) {
@@ -1332,4 +1279,8 @@ addEventListener("hashchange", () => {
 
 fillIn();
 show("lobby");
+if (!globalThis.RTCPeerConnection) {
+  notify(byId("lobby-notice"), "This browser has no WebRTC, which calls need. Open the page in another one.");
+  byId("join").disabled = true;
+}
 byId(addressedTopic() ? "name" : "topic").focus();

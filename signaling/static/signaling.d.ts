@@ -1,8 +1,8 @@
-/** A message of the wire, as it was read from JSON. */
+/** A message of the wire. A peer without metadata has `{}`; what is not as the protocol says is left out. */
 export type WireMessage =
   | { type: "welcome"; selfId: string; iceServers?: RTCIceServer[]; resume?: { token: string; window: number }; resumed?: true }
-  | { type: "peer-list"; peers: { id: string; metadata?: Metadata }[] }
-  | { type: "peer-joined"; peerId: string; metadata?: Metadata }
+  | { type: "peer-list"; peers: { id: string; metadata: Metadata }[] }
+  | { type: "peer-joined"; peerId: string; metadata: Metadata }
   | { type: "peer-left"; peerId: string }
   | { type: "ice-servers"; iceServers: RTCIceServer[] }
   | { type: "error"; code: string; message: string; msgId?: string }
@@ -39,6 +39,8 @@ export interface JoinOptions {
   reconnect?: boolean;
   /** Milliseconds before the first attempts to connect again, which double from `first` up to `most`, less a random part. */
   backoff?: { first?: number; most?: number };
+  /** Bytes of one message of this peer; default: 65536, which is the server's default as well. */
+  maxMessageBytes?: number;
 }
 
 export interface SignalingEventMap {
@@ -57,8 +59,11 @@ export interface SignalingEventMap {
   received: CustomEvent<WireMessage>;
   /** Every message that this peer sent. */
   sent: CustomEvent<OutgoingMessage>;
-  /** `retryInMs` is there while `waiting`; `reason` says why a connection ended, for a person, unless this peer left. */
-  statechange: CustomEvent<{ state: SignalingState; reason?: string; retryInMs?: number }>;
+  /**
+   * `retryInMs` is there while `waiting`. `reason` says why a connection ended, for a person, unless this peer left; `code` is
+   * its close code, 4401 if the token expired.
+   */
+  statechange: CustomEvent<{ state: SignalingState; reason?: string; code?: number; retryInMs?: number }>;
 }
 
 /** One peer of a topic. Events carry their message in `detail`. */
@@ -67,15 +72,15 @@ export class Signaling extends EventTarget {
   /** This peer's id; another one after a loss that could not be resumed. Empty before the first `welcome`. */
   readonly selfId: string;
   readonly state: SignalingState;
-  /** The others, in joining order, and their metadata. */
-  readonly peers: ReadonlyMap<string, Metadata | undefined>;
+  /** The others, in joining order, and their metadata, which is `{}` if they show none. */
+  readonly peers: ReadonlyMap<string, Metadata>;
   /** From the latest `welcome` or `ice-servers`; empty where the server names none. */
   readonly iceServers: RTCIceServer[];
   /** Fulfilled by the first `peer-list`, rejected where this peer left, or gave up, before. */
   readonly ready: Promise<void>;
   /**
    * Sends one message. While the connection is gone, it is kept for the next one, and dropped where that is another peer's;
-   * so is what comes when 256 messages are kept already. An `error` tells what was dropped.
+   * so is what comes when 256 messages are kept already. An `error` tells what was dropped, or is `too_large` to be sent.
    *
    * @returns its `msgId`, which an `error` about it repeats.
    */
@@ -100,13 +105,16 @@ export interface MeshOptions {
   configuration?: RTCConfiguration;
   /** Whether each connection has a data channel, `MeshPeer.channel`; default: true. */
   channel?: boolean;
+  /** Connections at once; default: 64. Who comes then is met once there is room, in joining order. */
+  maxConnections?: number;
 }
 
 /** One of the others, and the connection to it. */
 export interface MeshPeer {
   /** Another one after a loss that could not be resumed, while the connection goes on: the object tells who it is. */
   readonly id: string;
-  readonly metadata?: Metadata;
+  /** `{}` if it shows none. */
+  readonly metadata: Metadata;
   readonly connection: RTCPeerConnection;
   /** Whether this side gives way when both make an offer at once. */
   readonly polite: boolean;
@@ -123,6 +131,11 @@ export interface MeshEventMap {
   /** A message of a peer's data channel. */
   data: CustomEvent<{ peer: MeshPeer; data: unknown }>;
   connectionstatechange: CustomEvent<MeshPeer>;
+  /**
+   * What a peer's connection could not do, as the browser says it. After a description that the browser rejects,
+   * `peer-removed` and `peer-added` follow: the connection begins anew.
+   */
+  error: CustomEvent<{ peerId: string; error: Error }>;
 }
 
 /**
@@ -130,6 +143,7 @@ export interface MeshEventMap {
  * `join`: what others offer before it is there, it does not hear.
  */
 export class Mesh extends EventTarget {
+  /** @throws {Error} where there is no `RTCPeerConnection`. */
   constructor(signaling: Signaling, options?: MeshOptions);
   readonly peers: ReadonlyMap<string, MeshPeer>;
   /** Sends a track to everyone there, and to everyone who comes. */

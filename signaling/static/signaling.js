@@ -4,14 +4,43 @@
  * The types, and what everything means, stand in signaling.d.ts; docs/clients.md tells what happens at each kind of loss.
  */
 
-// The messages that change nothing here but the ICE servers.
-const OTHERS = ["offer", "answer", "ice-candidate", "error", "ice-servers"];
+const RELAYED = ["offer", "answer", "ice-candidate"];
 
 // The metadata key under which a peer is known again when it comes back with another id.
 const INSTANCE = "instance";
 
 // Messages that wait for a connection; the next one is `dropped`, as the server does with its own queues.
 const MAX_KEPT = 256;
+
+// Bytes of one message, unless the options say otherwise: the server's own default.
+const MAX_MESSAGE_BYTES = 65_536;
+
+// Attempts that may fail in a row before the server is heard for the first time: more than a minute, after which a wrong
+// address is likelier than a server that is being restarted.
+const MAX_FIRST_ATTEMPTS = 10;
+
+// Ids that this peer had before: the server may take a minute to notice that one is gone.
+const MAX_FORMER_IDS = 16;
+
+// Connections that seem dead and are not closed yet: a session that the oldest of more could end has ended by itself.
+const MAX_ABANDONED = 3;
+
+const TOKEN_EXPIRED = 4401; // a close code
+
+// Of the statuses 4xx, these alone speak of the moment and not of the request.
+const MOMENTARY = [408, 425, 429];
+
+// Candidates of one remote description: a browser finds a few dozen.
+const MAX_CANDIDATES = 256;
+
+// Descriptions of one peer that are worked on at once.
+const MAX_DESCRIPTIONS = 8;
+
+// Connections that a mesh keeps, unless the options say otherwise.
+const MAX_CONNECTIONS = 64;
+
+// Connections that a mesh begins at once for one peer; a browser counts those that were closed for a while.
+const MAX_BEGUN = 5;
 
 const MS = {
   opening: 15_000, // from a connection's start to its peer list
@@ -30,6 +59,8 @@ const MS = {
   resend: 100, // after the first `dropped`; doubled each time up to `mostResend`
   mostResend: 5_000,
   grace: 60_000, // for a peer to come back whose connection works while its signaling does not
+  beginAgain: 10_000, // from one connection to the next with the same peer, once `MAX_BEGUN` were made
+  begin: 1_000, // from one connection to the next, once twice as many were made as the mesh may have
 };
 
 /** What was sent, in order, until the server is known to have it. */
@@ -47,8 +78,8 @@ class Outbox {
     return this.#written ? this.#entries[this.#written - 1].number : 0;
   }
 
-  add(message) {
-    this.#entries.push({ number: ++this.#last, message, text: JSON.stringify(message), told: false });
+  add(message, text) {
+    this.#entries.push({ number: ++this.#last, message, text, told: false });
   }
 
   /** Writes what was not written to the present connection. */
@@ -84,14 +115,104 @@ class Outbox {
 
   /** Takes out those messages for which `test` holds. */
   remove(test) {
-    const removed = this.#entries.filter(({ message }) => test(message));
-    this.#entries = this.#entries.filter((entry) => !removed.includes(entry));
+    const [kept, removed] = [[], []];
+    for (const entry of this.#entries) (test(entry.message) ? removed : kept).push(entry);
+    this.#entries = kept;
     return removed.map(({ message }) => message);
+  }
+}
+
+/** As many actions as `most` at once, and one more after every `ms`. */
+class Allowance {
+  #most;
+  #ms;
+  #left;
+  #at = performance.now();
+
+  constructor(most, ms) {
+    this.#most = this.#left = most;
+    this.#ms = ms;
+  }
+
+  /** Whether one more is allowed; it counts then. */
+  take() {
+    const now = performance.now();
+    this.#left = Math.min(this.#most, this.#left + (now - this.#at) / this.#ms);
+    this.#at = now;
+    if (this.#left < 1) return false;
+    this.#left--;
+    return true;
   }
 }
 
 function emit(target, type, detail) {
   target.dispatchEvent(new CustomEvent(type, { detail }));
+}
+
+const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
+const isText = (value) => typeof value === "string";
+const objects = (value) => (Array.isArray(value) ? value.filter(isObject) : []);
+const metadataOf = ({ metadata }) => (isObject(metadata) ? metadata : {});
+
+/**
+ * Reads a message of the server: every key that this client or a page relies on is there and has its type.
+ *
+ * @returns undefined if it is no message that protocol.md knows.
+ */
+function read(data) {
+  let message;
+  try {
+    message = JSON.parse(data);
+  } catch {
+    return undefined;
+  }
+  if (!isObject(message)) return undefined;
+  const { type, msgId, ...rest } = message;
+  const made = { type, ...rest, ...(isText(msgId) && { msgId }) };
+  switch (type) {
+    case "welcome":
+      return isText(rest.selfId) ? readWelcome(made) : undefined;
+    case "peer-list": {
+      const peers = objects(rest.peers).filter(({ id }) => isText(id));
+      return { ...made, peers: peers.map((peer) => ({ ...peer, metadata: metadataOf(peer) })) };
+    }
+    case "peer-joined":
+      return isText(rest.peerId) ? { ...made, metadata: metadataOf(rest) } : undefined;
+    case "peer-left":
+      return isText(rest.peerId) ? made : undefined;
+    case "ice-servers":
+      return { ...made, iceServers: objects(rest.iceServers) };
+    case "error":
+      return isText(rest.code) ? { ...made, message: isText(rest.message) ? rest.message : "" } : undefined;
+    default:
+      return RELAYED.includes(type) && isText(rest.from) ? made : undefined;
+  }
+}
+
+function readWelcome({ iceServers, resume, resumed, ...rest }) {
+  return {
+    ...rest,
+    ...(iceServers !== undefined && { iceServers: objects(iceServers) }),
+    // It goes into an address.
+    ...(isText(resume?.token) && /^[ -~]{1,1000}$/.test(resume.token) && { resume }),
+    ...(resumed === true && { resumed }),
+  };
+}
+
+/** The status of a refused handshake; undefined in browsers, which tell no page: the package `ws` names it in its error. */
+function statusOf(failure) {
+  const [, status] = /^Unexpected server response: (\d{3})$/.exec(failure) ?? [];
+  return status && Number(status);
+}
+
+/** When a JWT ends, in milliseconds since 1970; undefined if it is none. */
+function expiryOf(token) {
+  try {
+    const claims = token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/");
+    return JSON.parse(atob(claims)).exp * 1000;
+  } catch {
+    return undefined;
+  }
 }
 
 export function join(url, options) {
@@ -100,6 +221,7 @@ export function join(url, options) {
 
 export class Signaling extends EventTarget {
   #url;
+  #maxMessageBytes;
   #reconnect;
   #backoff;
   #state = "connecting";
@@ -127,9 +249,13 @@ export class Signaling extends EventTarget {
   #expecting = false; // whether the server has to be heard soon
   #heard = new Map(); // peer id -> the number of its last message
 
-  constructor(url, { metadata, signal, reconnect = true, backoff = {} } = {}) {
+  constructor(
+    url,
+    { metadata, signal, reconnect = true, backoff = {}, maxMessageBytes = MAX_MESSAGE_BYTES } = {},
+  ) {
     super();
     this.#url = address(url, metadata);
+    this.#maxMessageBytes = maxMessageBytes;
     this.#reconnect = reconnect;
     this.#backoff = { first: 500, most: 30_000, ...backoff };
     this.#ready = new Promise((resolve, reject) => (this.#settle = { resolve, reject }));
@@ -167,12 +293,14 @@ export class Signaling extends EventTarget {
 
   send(type, to, payload, msgId = `~${++this.#messages}`) {
     const message = { type, to, payload, msgId };
+    const text = JSON.stringify(message);
     const open = this.#state === "open";
-    if (this.#state === "closed" || (!open && this.#outbox.size >= MAX_KEPT)) {
-      queueMicrotask(() => this.#refuse("dropped", [message]));
+    const isTooLarge = new TextEncoder().encode(text).length > this.#maxMessageBytes;
+    if (isTooLarge || this.#state === "closed" || (!open && this.#outbox.size >= MAX_KEPT)) {
+      queueMicrotask(() => this.#refuse(isTooLarge ? "too_large" : "dropped", [message]));
       return msgId;
     }
-    this.#outbox.add(message);
+    this.#outbox.add(message, text);
     if (open) this.#flush();
     return msgId;
   }
@@ -193,7 +321,11 @@ export class Signaling extends EventTarget {
     this.#socket = socket;
     const ifCurrent = (react) => (event) => this.#socket === socket && react(event);
     socket.addEventListener("message", ifCurrent(({ data }) => this.#receive(data)));
-    socket.addEventListener("close", ifCurrent(({ code, reason }) => this.#lose(code, reason)));
+    let failure;
+    // Without a listener, an error ends a program that runs in Node with the package `ws`.
+    socket.addEventListener("error", ({ message }) => (failure = message));
+    socket.addEventListener("close", ifCurrent(({ code, reason }) => this.#lose(code, reason, failure)));
+    socket.addEventListener("close", () => this.#abandoned.delete(socket));
     this.#timer = setTimeout(() => this.#abandon("the server did not answer"), MS.opening);
   }
 
@@ -202,6 +334,11 @@ export class Signaling extends EventTarget {
     // A close frame would end the session that the next connection resumes, should it arrive after all.
     if (this.#socket.readyState === WebSocket.CONNECTING) this.#socket.close();
     else this.#abandoned.add(this.#socket);
+    const [oldest] = this.#abandoned;
+    if (this.#abandoned.size > MAX_ABANDONED) {
+      this.#abandoned.delete(oldest);
+      oldest.close();
+    }
     this.#lose(1006, reason);
   }
 
@@ -210,27 +347,40 @@ export class Signaling extends EventTarget {
     this.#abandoned.clear();
   }
 
-  #lose(code, reason) {
+  #lose(code, reason, failure) {
     this.#socket = undefined;
     clearTimeout(this.#timer);
     this.#outbox.rewind();
     this.#expecting = this.#catchingUp = false;
     this.#fenced = 0;
     if (this.#state === "open" && performance.now() - this.#openedAt >= MS.stable) this.#attempts = 0;
-    const why = reason || (this.#state === "open" ? `the connection was lost (${code})` : `no connection (${code})`);
-    if (!this.#reconnect) {
-      this.#end(why, new Error(why));
+    const lost = this.#state === "open" ? `the connection was lost (${code})` : `no connection (${code})`;
+    this.#attempts++;
+    const refused = this.#refusal(code, statusOf(failure));
+    const why = refused ?? (reason || failure || lost);
+    if (refused || !this.#reconnect) {
+      this.#end(why, new Error(why), code);
       return;
     }
     const retryInMs = this.#delay(code);
-    this.#attempts++;
     this.#timer = setTimeout(() => this.#connect(), retryInMs);
-    this.#change("waiting", { reason: why, retryInMs });
+    this.#change("waiting", { reason: why, code, retryInMs });
+  }
+
+  /** Why another attempt would be refused as well; undefined if it may succeed. */
+  #refusal(code, status) {
+    if (code === TOKEN_EXPIRED) return "the token has expired";
+    if (status >= 400 && status < 500 && !MOMENTARY.includes(status)) return `the server refuses (HTTP ${status})`;
+    if (this.#state !== "connecting" || code !== 1006) return undefined;
+    if (expiryOf(new URL(this.#url).searchParams.get("token")) < Date.now()) return "the token has expired";
+    // Who was heard once knows that address, origin and token are right.
+    if (this.#seen > 0 || this.#attempts < MAX_FIRST_ATTEMPTS) return undefined;
+    return `no connection in ${MAX_FIRST_ATTEMPTS} attempts: is the server there, and does it accept the address, origin and token?`;
   }
 
   #delay(code) {
     const { first, most } = this.#backoff;
-    const span = Math.min(most, first * 2 ** this.#attempts);
+    const span = Math.min(most, first * 2 ** (this.#attempts - 1));
     // A server that stops closes everybody at once; who comes back spreads over a while.
     if (code === 1001 || code === 1012) return Math.random() * Math.min(most, Math.max(span, first * 4));
     if (code === 1008) return less(most);
@@ -239,6 +389,7 @@ export class Signaling extends EventTarget {
 
   /** There may be a network again, or a connection may have died unnoticed. */
   #wake() {
+    this.#attempts = 0;
     if (this.#state === "waiting") this.#connect();
     else if (this.#state === "open") this.#fence();
   }
@@ -249,13 +400,13 @@ export class Signaling extends EventTarget {
     this.#end(undefined, reason);
   }
 
-  #end(why, rejection) {
+  #end(why, rejection, code) {
     this.#socket = undefined;
     this.#forget();
     clearTimeout(this.#timer);
     this.#listening.abort();
     this.#settle.reject(rejection);
-    this.#change("closed", { reason: why });
+    this.#change("closed", { reason: why, code });
     this.#refuse("dropped", this.#outbox.remove(() => true));
   }
 
@@ -303,18 +454,20 @@ export class Signaling extends EventTarget {
   }
 
   #refuse(code, messages) {
-    for (const { msgId } of messages) emit(this, "error", { type: "error", code, message: "not sent", msgId });
+    const message = code === "too_large" ? `a message may have at most ${this.#maxMessageBytes} bytes` : "not sent";
+    for (const { msgId } of messages) emit(this, "error", { type: "error", code, message, msgId });
   }
 
   // -- What is received --
 
   #receive(data) {
-    const message = JSON.parse(data);
+    const message = read(data);
     this.#seen++;
     if (this.#state === "open") {
       this.#expecting = false;
       this.#watch(MS.idle, () => this.#fence());
     }
+    if (!message) return;
     const fence = /^fence (\d+) (\d+)$/.exec(message.msgId)?.slice(1).map(Number);
     if (fence && (message.from === this.#selfId || message.type === "error")) this.#passed(...fence);
     else if (!this.#repeated(message)) this.#take(message);
@@ -322,7 +475,7 @@ export class Signaling extends EventTarget {
 
   /** Whether a message came already: what was under way when its sender's connection broke is sent again. */
   #repeated({ from, msgId }) {
-    const [, number] = (from && /^~(\d+)$/.exec(msgId)) || [];
+    const [, number] = (this.#isThere(from) && /^~(\d+)$/.exec(msgId)) || [];
     if (!number) return false;
     if (Number(number) <= (this.#heard.get(from) ?? 0)) return true;
     this.#heard.set(from, Number(number));
@@ -339,7 +492,11 @@ export class Signaling extends EventTarget {
     else if (message.type === "peer-list") this.#list(message);
     else if (message.type === "peer-joined") this.#joined(message);
     else if (message.type === "peer-left") this.#left(message);
-    else if (OTHERS.includes(message.type)) emit(this, message.type, message);
+    else emit(this, message.type, message);
+  }
+
+  #isThere(id) {
+    return this.#peers.has(id) || id === this.#selfId;
   }
 
   #enter({ selfId, iceServers, resume, resumed }) {
@@ -347,6 +504,8 @@ export class Signaling extends EventTarget {
       this.#seen = 1;
       this.#heard.clear();
       if (this.#selfId) this.#formerIds.add(this.#selfId);
+      const [oldest] = this.#formerIds;
+      if (this.#formerIds.size > MAX_FORMER_IDS) this.#formerIds.delete(oldest);
     }
     this.#selfId = selfId;
     this.#token = resume?.token;
@@ -364,12 +523,12 @@ export class Signaling extends EventTarget {
   #list(message) {
     const before = this.#openedAt === undefined ? undefined : this.#peers;
     // The server may not have noticed yet that this peer lost its former connection.
-    const others = message.peers.filter(({ id }) => !this.#formerIds.has(id));
+    const others = message.peers.filter(({ id }) => !this.#formerIds.has(id) && id !== this.#selfId);
     this.#peers = new Map(others.map(({ id, metadata }) => [id, metadata]));
+    for (const id of this.#heard.keys()) if (!this.#isThere(id)) this.#heard.delete(id);
     this.#openedAt = performance.now();
     this.#watch(MS.idle, () => this.#fence());
-    const isThere = (id) => this.#peers.has(id) || id === this.#selfId;
-    this.#refuse("target_not_found", before ? this.#outbox.remove(({ to }) => !isThere(to)) : []);
+    this.#refuse("target_not_found", before ? this.#outbox.remove(({ to }) => !this.#isThere(to)) : []);
     this.#catchingUp = this.#outbox.doubtful;
     this.#change("open");
     this.#settle.resolve();
@@ -388,19 +547,20 @@ export class Signaling extends EventTarget {
     }
     for (const [peerId, metadata] of now) {
       if (before.has(peerId)) continue;
-      emit(this, "peer-joined", { type: "peer-joined", peerId, ...(metadata && { metadata }) });
+      emit(this, "peer-joined", { type: "peer-joined", peerId, metadata });
     }
   }
 
   #joined(message) {
     const { peerId, metadata } = message;
-    if (this.#peers.has(peerId) || this.#formerIds.has(peerId)) return;
+    if (this.#isThere(peerId) || this.#formerIds.has(peerId)) return;
     this.#peers.set(peerId, metadata);
     emit(this, "peer-joined", message);
   }
 
   #left(message) {
     this.#heard.delete(message.peerId);
+    this.#formerIds.delete(message.peerId);
     if (this.#peers.delete(message.peerId)) emit(this, "peer-left", message);
   }
 }
@@ -434,7 +594,7 @@ function after(ms) {
 /** One of the others, and the connection to it: perfect negotiation as in section 10.7 of the WebRTC specification. */
 class Peer {
   #signaling;
-  #on; // what the mesh wants to hear: track, data, state, ended
+  #on; // what the mesh wants to hear: track, data, state, ended, error, rejected
   #closed = false;
   #timers = new Map();
 
@@ -444,9 +604,11 @@ class Peer {
   #ignoring = false;
   #settingAnswer = false;
   #describing = 0;
-  #fingerprint; // of the other's connection
+  #certificate; // the fingerprint of the other's connection
   #unanswered = 0; // offers, in a row
   #early = []; // candidates that came before their description
+  #candidates = 0; // of the other's present path
+  #fragment; // names that path
 
   #sent = new Map(); // msgId -> {number, type, payload}, for `dropped`
   #waiting = []; // what was dropped, and what came after it
@@ -461,12 +623,12 @@ class Peer {
   #gatheredWith;
   #unauthorized = false;
 
-  constructor(id, signaling, { configuration, channel, tracks, on }) {
+  constructor(id, signaling, { connection, channel, tracks, on }) {
     this.id = id;
-    this.metadata = signaling.peers.get(id);
+    this.metadata = signaling.peers.get(id) ?? {};
     this.#signaling = signaling;
     this.#on = on;
-    this.connection = new RTCPeerConnection(configuration);
+    this.connection = connection;
     const listen = (type, react) => this.connection.addEventListener(type, (event) => this.#closed || react(event));
     listen("negotiationneeded", () => this.#negotiate());
     listen("icecandidate", ({ candidate }) => candidate && this.#send("ice-candidate", candidate.toJSON()));
@@ -480,6 +642,11 @@ class Peer {
 
   get polite() {
     return this.#signaling.selfId > this.id;
+  }
+
+  /** Of the other's connection; undefined before its first description. */
+  get certificate() {
+    return this.#certificate;
   }
 
   /**
@@ -500,7 +667,7 @@ class Peer {
   /** The other came back with a new id. */
   bind(id) {
     this.id = id;
-    this.metadata = this.#signaling.peers.get(id);
+    this.metadata = this.#signaling.peers.get(id) ?? {};
     this.#cancel("grace");
     this.recover();
   }
@@ -530,18 +697,24 @@ class Peer {
 
   /** New ICE servers. */
   configure(configuration) {
-    this.connection.setConfiguration(configuration);
+    try {
+      this.connection.setConfiguration(configuration);
+    } catch (error) {
+      this.#on.error(this, error);
+      return;
+    }
     if (this.#unauthorized && this.connection.connectionState !== "connected") this.connection.restartIce();
     this.#unauthorized = false;
   }
 
   /** Whether a description is of another connection than the one before. */
-  isAnother(sdp) {
-    return this.#fingerprint !== undefined && fingerprint(sdp) !== this.#fingerprint;
+  isAnother(certificate) {
+    return this.#certificate !== undefined && certificate !== undefined && certificate !== this.#certificate;
   }
 
   async describe(description) {
     const { connection } = this;
+    if (this.#describing >= MAX_DESCRIPTIONS) return;
     const offered = description.type === "offer";
     const ready = !this.#making && (connection.signalingState === "stable" || this.#settingAnswer);
     this.#ignoring = offered && !ready && !this.polite;
@@ -556,7 +729,7 @@ class Peer {
     this.#cancel("answer");
     this.#wanted = false; // If there is more to say, the browser tells so anew.
     this.#unanswered = 0;
-    this.#fingerprint = fingerprint(description.sdp);
+    this.#certificate = certificateOf(description.sdp) ?? this.#certificate;
     this.#describing++;
     try {
       // Chromium 156 never gathers again where an offer is rolled back before the first candidate.
@@ -565,12 +738,17 @@ class Peer {
       this.#settingAnswer = !offered;
       await connection.setRemoteDescription(description);
       this.#settingAnswer = false;
+      const fragment = attribute(description.sdp, "ice-ufrag");
+      if (fragment !== this.#fragment) this.#candidates = 0;
+      this.#fragment = fragment;
       for (const candidate of this.#early.splice(0)) this.addCandidate(candidate);
       if (offered) await this.#describeSelf();
       this.#mayOffer = true;
       if (connection.connectionState !== "connected" && !this.#timers.has("repair")) this.#repairIn(MS.repair);
-    } catch {
-      if (!this.#closed) this.#repairIn(MS.otherSide);
+    } catch (error) {
+      // A late answer finds no offer any more; all else would be rejected again, as what this connection is cannot change.
+      const isLate = !offered && error.name === "InvalidStateError";
+      if (!this.#closed && (isLate || !this.#on.rejected(this, error))) this.#repairIn(MS.otherSide);
     } finally {
       this.#settingAnswer = false;
       this.#describing--;
@@ -580,9 +758,10 @@ class Peer {
   async addCandidate(candidate) {
     if (this.#ignoring) return;
     if (!this.connection.remoteDescription) {
-      if (this.#early.length < MAX_KEPT) this.#early.push(candidate);
+      if (this.#early.length < MAX_CANDIDATES) this.#early.push(candidate);
       return;
     }
+    if (++this.#candidates > MAX_CANDIDATES) return;
     try {
       await this.connection.addIceCandidate(candidate);
     } catch {
@@ -594,7 +773,11 @@ class Peer {
   undelivered(msgId, code) {
     const entry = this.#sent.get(msgId);
     this.#sent.delete(msgId);
-    if (!entry || !["dropped", "rate_limited"].includes(code) || this.#signaling.state === "closed") return;
+    if (!entry || code === "target_not_found" || this.#signaling.state === "closed") return;
+    if (!["dropped", "rate_limited"].includes(code)) {
+      this.#on.error(this, new Error(`${entry.type} not delivered: ${code}`));
+      return;
+    }
     if (entry.type === "offer" && entry.number < this.#lastOffer) return;
     this.#waiting.push(entry);
     this.#waiting.sort((one, other) => one.number - other.number);
@@ -634,8 +817,11 @@ class Peer {
     try {
       this.#making = true;
       await this.#describeSelf();
-    } catch {
-      if (!this.#closed) this.#repairIn(MS.otherSide);
+    } catch (error) {
+      if (!this.#closed) {
+        this.#on.error(this, error);
+        this.#repairIn(MS.otherSide);
+      }
     } finally {
       this.#making = false;
     }
@@ -734,22 +920,45 @@ class Peer {
   }
 }
 
+/** The random name of a client; undefined if it shows none. */
+function instanceOf(metadata) {
+  const instance = metadata?.[INSTANCE];
+  return isText(instance) && instance ? instance : undefined;
+}
+
 /** Names the certificate of a connection, which it keeps for life. */
-function fingerprint(sdp) {
-  return /^a=fingerprint:(.*?)\s*$/m.exec(sdp)?.[1].toLowerCase();
+function certificateOf(sdp) {
+  return attribute(sdp, "fingerprint")?.toLowerCase();
+}
+
+/** The value of the first line `a=NAME:VALUE`. Line by line, as a pattern over the whole may take time without end. */
+function attribute(sdp, name) {
+  const beginning = `a=${name}:`;
+  const line = sdp.split(/\r\n?|\n/).find((candidate) => candidate.startsWith(beginning));
+  return line?.slice(beginning.length).trim();
 }
 
 export class Mesh extends EventTarget {
   #signaling;
   #configuration;
   #channel;
+  #maxConnections;
   #peers = new Map();
   #tracks = new Map(); // track -> streams
   #listening = new AbortController();
   #renewed = false; // whether this peer has a new id that its connections do not know
+  #allowance; // for new connections
+  #allowances = new Map(); // id -> the same for one peer
+  #postponed = new Map(); // id -> since when it has no connection for now
+  #crowded = false; // whether those come before anybody new
+  #ended = new Map(); // id -> the certificate of the last connection that ended
+  #timer; // until those are looked at again
 
-  constructor(signaling, { configuration = {}, channel = true } = {}) {
+  constructor(signaling, { configuration = {}, channel = true, maxConnections = MAX_CONNECTIONS } = {}) {
     super();
+    if (!globalThis.RTCPeerConnection) throw new Error("There is no WebRTC here: RTCPeerConnection is missing.");
+    this.#maxConnections = maxConnections;
+    this.#allowance = new Allowance(2 * maxConnections, MS.begin);
     this.#signaling = signaling;
     this.#configuration = configuration;
     this.#channel = channel;
@@ -759,7 +968,7 @@ export class Mesh extends EventTarget {
     on("statechange", (detail) => this.#statechange(detail));
     signaling.addEventListener("peer-list", () => this.#meetAll(), { ...listening, once: true }); // Changes follow.
     on("peer-joined", ({ peerId }) => this.#meet(peerId));
-    on("peer-left", ({ peerId }) => this.#peers.get(peerId)?.orphan());
+    on("peer-left", ({ peerId }) => this.#left(peerId));
     on("ice-servers", () => this.#configure());
     on("offer", (message) => this.#describe(message));
     on("answer", (message) => this.#describe(message));
@@ -789,7 +998,14 @@ export class Mesh extends EventTarget {
   }
 
   broadcast(data) {
-    for (const { channel } of this.#peers.values()) if (channel?.readyState === "open") channel.send(data);
+    for (const peer of this.#peers.values()) {
+      if (peer.channel?.readyState !== "open") continue;
+      try {
+        peer.channel.send(data);
+      } catch (error) {
+        this.#report(peer.id, error); // It does not read what was sent before; the others do.
+      }
+    }
   }
 
   close() {
@@ -823,20 +1039,88 @@ export class Mesh extends EventTarget {
 
   #meet(id, atOnce) {
     if (this.#peers.has(id)) return;
-    const instance = this.#signaling.peers.get(id)?.[INSTANCE];
-    const known = [...this.#peers.values()].find((peer) => instance && peer.metadata?.[INSTANCE] === instance);
-    if (!known) {
-      this.#add(id).start(atOnce);
-      return;
-    }
-    this.#peers.delete(known.id);
-    this.#peers.set(id, known);
-    known.bind(id);
+    const holders = this.#holders(this.#signaling.peers.get(id));
+    const mayBe = holders.find((peer) => this.#heir(peer) === id);
+    if (mayBe) this.#bind(mayBe, id);
+    else if (!holders.length || performance.now() - this.#postponed.get(id) > MS.grace) this.#add(id)?.start(atOnce);
+    else this.#postpone(id);
   }
 
+  /** The connections of those who show the same instance. */
+  #holders(metadata) {
+    const instance = instanceOf(metadata);
+    return instance ? [...this.#peers.values()].filter((peer) => instanceOf(peer.metadata) === instance) : [];
+  }
+
+  /**
+   * The id with which a peer that is gone came back, by what it says of itself. As anybody can say so, nobody is believed as
+   * long as that peer is there, or if several say the same: its certificate, in an offer of its own, is a better proof.
+   */
+  #heir(peer) {
+    if (this.#signaling.peers.has(peer.id) || this.#holders(peer.metadata).length !== 1) return undefined;
+    let heir;
+    for (const [id, metadata] of this.#signaling.peers) {
+      if (this.#peers.has(id) || instanceOf(metadata) !== instanceOf(peer.metadata)) continue;
+      if (heir) return undefined;
+      heir = id;
+    }
+    return heir;
+  }
+
+  #bind(peer, id) {
+    const former = peer.id;
+    this.#postponed.delete(id);
+    this.#peers.delete(former);
+    this.#peers.set(id, peer);
+    peer.bind(id);
+    if (this.#signaling.peers.has(former)) this.#postpone(former); // It leaves before long, or is somebody else.
+  }
+
+  #left(id) {
+    for (const known of [this.#allowances, this.#postponed, this.#ended]) known.delete(id);
+    const peer = this.#peers.get(id);
+    if (!peer) return;
+    const heir = this.#heir(peer);
+    if (heir) this.#bind(peer, heir);
+    else peer.orphan();
+  }
+
+  // -- How many connections there are --
+
+  /** Begins a connection to a peer; undefined if that has to wait. */
   #add(id) {
+    const isFull = this.#peers.size >= this.#maxConnections;
+    const waits = this.#crowded && !this.#postponed.has(id);
+    if (!isFull && !waits && this.#allows(id)) return this.#begin(id);
+    this.#crowded = true;
+    const why = isFull ? `there are ${this.#maxConnections} already` : "too many were begun just now";
+    return this.#postpone(id, `no connection: ${why}`);
+  }
+
+  /** Begins a connection anew; undefined if that has to wait. */
+  #replace(peer) {
+    if (!this.#allows(peer.id)) {
+      this.#report(peer.id, new Error("no new connection: too many were begun just now"));
+      return undefined;
+    }
+    this.#remove(peer);
+    return this.#begin(peer.id);
+  }
+
+  #allows(id) {
+    if (!this.#allowances.has(id)) this.#allowances.set(id, new Allowance(MAX_BEGUN, MS.beginAgain));
+    return this.#allowances.get(id).take() && this.#allowance.take();
+  }
+
+  #begin(id) {
+    let connection;
+    try {
+      connection = this.#connection(id);
+    } catch (error) {
+      return this.#postpone(id, error.message);
+    }
     const peer = new Peer(id, this.#signaling, {
-      configuration: this.#configured,
+      connection,
       channel: this.#channel,
       tracks: this.#tracks,
       on: {
@@ -844,36 +1128,106 @@ export class Mesh extends EventTarget {
         data: (detail) => emit(this, "data", detail),
         state: (detail) => emit(this, "connectionstatechange", detail),
         ended: (ended) => this.#remove(ended),
+        error: (failing, error) => this.#report(failing.id, error),
+        rejected: (failing, error) => this.#rejected(failing, error),
       },
     });
+    this.#postponed.delete(id);
     this.#peers.set(id, peer);
     emit(this, "peer-added", peer);
     return peer;
   }
 
+  #connection(id) {
+    try {
+      return new RTCPeerConnection(this.#configured);
+    } catch (error) {
+      // It may be the server's ICE servers, and many peers are reached without them.
+      const connection = new RTCPeerConnection(this.#configuration);
+      this.#report(id, error);
+      return connection;
+    }
+  }
+
+  /** Looks at a peer again later; an event says why, the first time. */
+  #postpone(id, why) {
+    if (!this.#postponed.has(id)) {
+      this.#postponed.set(id, performance.now());
+      if (why) this.#report(id, new Error(why));
+    }
+    this.#timer ??= setTimeout(() => {
+      this.#timer = undefined;
+      this.#crowded = false;
+      for (const postponed of [...this.#postponed.keys()]) this.#meet(postponed);
+    }, MS.begin);
+    return undefined;
+  }
+
   #remove(peer) {
     this.#peers.delete(peer.id);
+    if (peer.certificate && this.#signaling.peers.has(peer.id)) this.#ended.set(peer.id, peer.certificate);
     peer.close();
     emit(this, "peer-removed", peer);
   }
 
   #closeAll() {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    this.#postponed.clear();
+    this.#crowded = false;
     for (const peer of [...this.#peers.values()]) this.#remove(peer);
   }
 
+  #report(peerId, error) {
+    emit(this, "error", { peerId, error });
+  }
+
+  // -- What they say --
+
   #describe({ type, from, payload }) {
     const sdp = payload?.sdp;
-    if (typeof sdp !== "string" || !this.#signaling.peers.has(from)) return;
-    const known = this.#peers.get(from);
-    if (known?.isAnother(sdp)) {
-      // The other side began anew, so this side has to.
-      this.#remove(known);
-      const anew = this.#add(from);
-      if (type === "offer") anew.describe({ type, sdp });
-      else anew.start(true);
-    } else if (known || type === "offer") {
-      (known ?? this.#add(from)).describe({ type, sdp });
+    if (!isText(sdp) || !this.#signaling.peers.has(from)) return;
+    const certificate = certificateOf(sdp);
+    let peer = this.#returned(from, certificate) ?? this.#peers.get(from);
+    if (type === "offer" && certificate && certificate === this.#ended.get(from) && certificate !== peer?.certificate) {
+      // It was under way when the connection ended here: an answer would be another connection's.
+      if (!peer) this.#add(from)?.start();
+      return;
     }
+    if (peer?.isAnother(certificate)) {
+      // The other side began anew, so this side has to.
+      peer = this.#replace(peer);
+      if (type !== "offer") {
+        peer?.start(true);
+        return;
+      }
+    } else if (!peer && type === "offer" && certificate) peer = this.#add(from);
+    peer?.describe({ type, sdp });
+  }
+
+  /** The connection of a peer that has another id now, and proves by its certificate who it is. */
+  #returned(id, certificate) {
+    const holders = certificate ? this.#holders(this.#signaling.peers.get(id)) : [];
+    const peer = holders.find((known) => known.certificate === certificate);
+    if (!peer || peer.id === id) return undefined;
+    const other = this.#peers.get(id);
+    if (other) this.#remove(other);
+    this.#bind(peer, id);
+    return peer;
+  }
+
+  /**
+   * A connection cannot take what the other side says: in Chromium, for example, an offer that meets its own and numbers the
+   * extensions of RTP headers in another way. A new connection can.
+   *
+   * @returns whether there is a new one.
+   */
+  #rejected(peer, error) {
+    this.#report(peer.id, error);
+    if (!this.#signaling.peers.has(peer.id)) return false;
+    const anew = this.#replace(peer);
+    anew?.start(true);
+    return anew !== undefined;
   }
 
   get #configured() {

@@ -7,19 +7,21 @@ const signaling: Signaling = join(new URL("wss://example.com/ws/room"), {
   metadata: { name: "Ada" },
   signal: leaving.signal,
   backoff: { first: 100 },
+  maxMessageBytes: 1_000_000,
 });
 
 signaling.addEventListener("received", ({ detail }: CustomEvent<WireMessage>) => {
-  if (detail.type === "peer-list") detail.peers.map(({ id, metadata }) => `${id} ${metadata?.name}`);
+  if (detail.type === "peer-list") detail.peers.map(({ id, metadata }) => `${id} ${metadata.name}`);
 });
 signaling.addEventListener("offer", ({ detail }: CustomEvent<RelayedMessage>) => detail.from.length);
-signaling.addEventListener("statechange", ({ detail }) => detail.retryInMs?.toFixed());
+signaling.addEventListener("statechange", ({ detail }) => detail.retryInMs?.toFixed() ?? detail.code === 4401);
 
-const mesh = new Mesh(signaling, { configuration: { iceTransportPolicy: "relay" }, channel: true });
+const mesh = new Mesh(signaling, { configuration: { iceTransportPolicy: "relay" }, channel: true, maxConnections: 8 });
 
 mesh.addEventListener("peer-added", ({ detail }: CustomEvent<MeshPeer>) => detail.connection.getStats());
 mesh.addEventListener("track", ({ detail: { peer, streams } }) => [peer.id, streams[0]?.id]);
-mesh.addEventListener("data", ({ detail }) => detail.data === detail.peer.metadata?.name);
+mesh.addEventListener("data", ({ detail }) => detail.data === detail.peer.metadata.name);
+mesh.addEventListener("error", ({ detail: { peerId, error } }) => `${peerId}: ${error.message}`);
 mesh.broadcast(new Uint8Array([1]));
 for (const { channel, polite } of mesh.peers.values()) if (polite) channel?.send("hello");
 

@@ -409,6 +409,43 @@ def test_names_of_any_kind_are_text(driver: webdriver.Chrome, server: Server) ->
     assert driver.get_log("browser") == []
 
 
+def test_messages_of_any_kind_are_shown_and_cost_no_error(driver: webdriver.Chrome, server: Server) -> None:
+    payloads = [
+        {"type": {"toString": 1}, "sdp": "v=0\nm=audio 9"},
+        {"type": "offer", "sdp": "m=a 0\n" * 8000},
+        {"type": "offer", "sdp": "a=fingerprint:" + " " * 60_000 + "x"},
+        json.loads("[" * 400 + "]" * 400),
+        {"__proto__": {"sdp": 5}, "sdp": {}, "candidate": {}},
+        None,
+        5,
+        "last",
+    ]
+    with peer(server, "odd", {"name": "Grace"}) as grace:
+        join(driver, server, "odd", "Ada")
+        me = receive(grace, "peer-joined")["peerId"]
+        for payload in payloads:
+            for kind in ("offer", "answer", "ice-candidate"):
+                send(grace, kind, me, payload)
+        wait_until(driver, "document.querySelectorAll('.row[data-type=answer]').length >= 8")
+        driver.execute_script("for (const message of document.querySelectorAll('.message')) message.click()")
+        wait_for_text(driver, ".detail pre", "last")
+        wait_for_text(driver, ".detail pre", "(nested too deeply to show)")
+    assert driver.get_log("browser") == []
+
+
+def test_a_page_without_webrtc_says_so(driver: webdriver.Chrome, server: Server) -> None:
+    script = {"source": "delete globalThis.RTCPeerConnection"}
+    added = driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", script)
+    try:
+        driver.get(address(server, "nothing"))
+        wait_for_text(driver, "#lobby-notice", "This browser has no WebRTC")
+        assert driver.find_element("id", "lobby-notice").is_displayed()
+        assert not driver.find_element("id", "join").is_enabled()
+    finally:
+        driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+    assert driver.get_log("browser") == []
+
+
 def assert_narrow(driver: webdriver.Chrome) -> None:
     # A phone's innerWidth grows with the page, and would hide what sticks out.
     script = "const { scrollWidth, clientWidth } = document.documentElement; return [scrollWidth, clientWidth]"

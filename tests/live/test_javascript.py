@@ -8,6 +8,7 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -40,9 +41,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def pages(folder: Path) -> Iterator[str]:
-    """Serve that folder, whatever becomes of the signaling server; returns its address."""
+@contextmanager
+def serve(folder: Path) -> Iterator[str]:
+    """Serve a folder's files; returns their address."""
     handler = functools.partial(Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -50,6 +51,13 @@ def pages(folder: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture(scope="module")
+def pages(folder: Path) -> Iterator[str]:
+    """Serve that folder, whatever becomes of the signaling server; returns its address."""
+    with serve(folder) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -601,3 +609,61 @@ def test_a_peer_that_left_is_removed_once_its_connection_is_dead(page: webdriver
     with running() as server:
         run(page, FAIL, server.url + "room")
         assert run(page, script) == [1, 1]
+
+
+def test_a_hostile_peer_costs_a_page_nothing(page: webdriver.Chrome) -> None:
+    script = """
+      const { join } = await import("/signaling.js");
+      const uncaught = [];
+      addEventListener("error", ({ message }) => uncaught.push(message));
+      addEventListener("unhandledrejection", ({ reason }) => uncaught.push(String(reason)));
+      let made = 0;
+      globalThis.RTCPeerConnection = class extends RTCPeerConnection {
+        constructor(...given) {
+          super(...given);
+          made++;
+        }
+      };
+      const [victim, other] = [1, 2].map(() => p.peer(given[0]));
+      await p.allLinked([victim, other]);
+      const { id } = other.added[0];
+      const kept = victim.mesh.peers.get(other.signaling.selfId);
+
+      const hostile = join(given[0], { metadata: { instance: kept.metadata.instance } });
+      await hostile.ready;
+      const hears = async (type, payload) => {
+        hostile.send(type, id, payload);
+        const passed = new Promise((done) => hostile.addEventListener("ice-candidate", done, { once: true }));
+        hostile.send("ice-candidate", hostile.selfId, "a fence");
+        await passed;
+      };
+      const source = new RTCPeerConnection();
+      source.createDataChannel("hostile");
+      const { sdp } = await source.createOffer();
+      for (let number = 0; number < 1200; number++) {
+        const certificate = number.toString(16).padStart(64, "0").replace(/(..)(?=.)/g, "$1:").toUpperCase();
+        await hears("offer", { type: "offer", sdp: sdp.replace(/(a=fingerprint:sha-256 ).*/, `$1${certificate}`) });
+      }
+      for (const text of ["a=fingerprint:" + " ".repeat(60_000) + "x", "x", "", "m=audio 0\\n".repeat(6_000)]) {
+        for (const type of ["offer", "answer"]) await hears(type, { type, sdp: text });
+      }
+      for (const odd of [null, 5, [], {}, "x", { toString: 1 }, { candidate: "x" }, { candidate: {} }, { sdp: {} }]) {
+        for (const type of ["offer", "answer", "ice-candidate"]) await hears(type, odd);
+      }
+      for (let number = 0; number < 300; number++) {
+        await hears("ice-candidate", { candidate: `candidate:1 1 udp 1 127.0.0.1 ${number} typ host`, sdpMid: "0" });
+      }
+      const third = p.peer(given[0]);
+      const open = (one, { signaling }) => one.mesh.peers.get(signaling.selfId)?.channel.readyState === "open";
+      const friends = [victim, other, third];
+      const all = () => friends.every((one) => friends.every((friend) => friend === one || open(one, friend)));
+      await p.until(all, "the newcomer is linked with both");
+      const goesOn = victim.mesh.peers.get(other.signaling.selfId) === kept;
+      return { made, uncaught, goesOn };
+    """
+    with running() as server:
+        told = run(page, script, server.url + "room")
+    print(told)
+    assert told["made"] < 20
+    assert told["uncaught"] == []
+    assert told["goesOn"]

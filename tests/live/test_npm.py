@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from signaling._version import VERSION
-from tests.programs import need
+from tests import issuer
+from tests.live.twistd import running
+from tests.programs import free_port, need
 
 TREE = Path(__file__).parents[2]
 SHIPPED = {"package.json", "README.md", "LICENSE", "signaling/static/signaling.js", "signaling/static/signaling.d.ts"}
@@ -56,3 +58,37 @@ def test_typescript_accepts_an_application(installed: Path) -> None:
     shutil.copy(Path(__file__).with_name("consumer.mts"), installed)
     options = ["--noEmit", "--strict", "--module", "nodenext", "--target", "es2022"]
     run(need("npx"), "--yes", "--package", COMPILER, "tsc", *options, "consumer.mts", cwd=installed)
+
+
+IN_NODE = f"""
+import {{ WebSocket }} from "WS";
+import {{ join }} from "{NAME}";
+globalThis.WebSocket = WebSocket;
+const told = [];
+const signaling = join(process.argv[1], {{ backoff: {{ first: 1, most: 1 }} }});
+signaling.addEventListener("statechange", ({{ detail }}) => {{
+  told.push(detail.state);
+  if (told.length < 6 && detail.state !== "closed") return;
+  console.log([...told, detail.reason].join(", "));
+  signaling.leave();
+}});
+"""
+
+
+def test_a_program_in_node_outlives_a_server_that_is_not_there_and_ends_with_one_that_refuses(
+    installed: Path, tmp_path: Path
+) -> None:
+    run(need("npm"), "install", "ws@8", cwd=tmp_path)
+    script = IN_NODE.replace('"WS"', json.dumps(str(tmp_path / "node_modules" / "ws" / "wrapper.mjs")))
+
+    def told(url: str) -> list[str]:
+        return run(need("node"), "--input-type=module", "-e", script, url, cwd=installed).splitlines()[0].split(", ")
+
+    *states, reason = told(f"ws://127.0.0.1:{free_port()}/ws/room")
+    assert states == ["waiting", "connecting"] * 3
+    assert reason == ""
+    keys = tmp_path / "keys.json"
+    keys.write_bytes(issuer.key_set(issuer.jwk("EdDSA", "EdDSA")))
+    with running(["--port=0", "--auth", f"jwt:{keys}:audience=us"]) as server:
+        refused = told(f"{server.url}room?token={issuer.token(aud='us', number=1)}")
+    assert refused == ["closed", "the server refuses (HTTP 401)"]

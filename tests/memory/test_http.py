@@ -351,6 +351,7 @@ def test_the_demo_may_load_nothing_but_its_own() -> None:
     [
         ("/", "text/html"),
         ("/demo.js", "text/javascript"),
+        ("/demo-text.js", "text/javascript"),
         ("/demo.css", "text/css"),
         ("/signaling.js", "text/javascript"),
     ],

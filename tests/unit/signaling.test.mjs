@@ -4,59 +4,15 @@ import assert from "node:assert/strict";
 import { afterEach, beforeEach, mock, test } from "node:test";
 
 import { join } from "../../signaling/static/signaling.js";
+import { FakeSocket, list, sockets, welcome } from "./fakes.mjs";
 
-let sockets;
 let now;
-
-class FakeSocket extends EventTarget {
-  static CONNECTING = 0;
-  readyState = FakeSocket.CONNECTING;
-  sent = [];
-  closed;
-
-  constructor(url) {
-    super();
-    this.url = new URL(url);
-    sockets.push(this);
-  }
-
-  send(text) {
-    this.sent.push(JSON.parse(text));
-  }
-
-  close(code = "without a code") {
-    this.closed = code;
-  }
-
-  receive(...messages) {
-    this.readyState = 1;
-    for (const message of messages) {
-      this.dispatchEvent(Object.assign(new Event("message"), { data: JSON.stringify(message) }));
-    }
-  }
-
-  /** Returns the latest fence, as the server does once it has all before it. */
-  echo() {
-    const { type, to, msgId } = this.sent.findLast(({ msgId }) => msgId.startsWith("fence"));
-    this.receive({ type, from: to, msgId });
-  }
-
-  lose(code = 1006, reason = "") {
-    this.dispatchEvent(Object.assign(new Event("close"), { code, reason }));
-  }
-
-  get texts() {
-    return this.sent.filter(({ msgId }) => !msgId.startsWith("fence")).map(({ payload }) => payload);
-  }
-}
 
 const RESUME = { resume: { token: "a token", window: 30 } };
 const RESUMED = { resume: { token: "another token", window: 30 }, resumed: true };
-const welcome = (selfId, extra) => ({ type: "welcome", selfId, ...extra });
-const list = (...ids) => ({ type: "peer-list", peers: ids.map((id) => ({ id })) });
 
 beforeEach(() => {
-  sockets = [];
+  sockets.length = 0;
   now = 0;
   globalThis.WebSocket = FakeSocket;
   const page = new EventTarget();

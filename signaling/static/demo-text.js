@@ -1,0 +1,127 @@
+/**
+ * What the demo says of messages, in words: pure functions of what a server or a peer sent.
+ *
+ * They take time in proportion to what they read, and throw for nothing: a peer may send anything. So no pattern here can
+ * begin anew in the middle of what it has read; tests/unit/hostile.test.mjs measures it.
+ */
+
+const LONGEST_WORDS = 80;
+const DEEPEST = 50;
+
+export const SHORT = { "ice-candidate": "candidate" };
+const SECRET = new Set(["credential", "token"]);
+
+export const plural = (count, one, many = `${one}s`) => `${count} ${count === 1 ? one : many}`;
+
+// Controls, and marks that turn the direction of the words beside them.
+const UNSEEN = /[\p{Cc}\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]+/gu;
+
+/** One line of at most `longest` characters. */
+export function oneLine(text, longest) {
+  const line = text.slice(0, 4 * longest).replace(UNSEEN, " ");
+  const letters = [...line.replace(/\s+/g, " ").trim()];
+  return letters.length > longest ? `${letters.slice(0, longest - 1).join("")}…` : letters.join("");
+}
+
+const linesOf = (sdp) => sdp.split(/\r\n?|\n/);
+
+/** The value of a description's first line `a=NAME:VALUE`. */
+export function attribute(sdp, name) {
+  const beginning = `a=${name}:`;
+  return linesOf(sdp)
+    .find((line) => line.startsWith(beginning))
+    ?.slice(beginning.length)
+    .trim();
+}
+
+/** What a description negotiates, such as `audio, video, data`. */
+function media(sdp) {
+  const lines = linesOf(sdp);
+  const isBundled = lines.includes("a=bundle-only");
+  const counts = new Map();
+  for (const line of lines) {
+    if (!line.startsWith("m=")) continue;
+    const [kind, port] = line.slice(2).split(" ", 2);
+    const word = kind === "application" ? "data" : kind;
+    const shown = port === "0" && !isBundled ? `no ${word}` : word;
+    counts.set(shown, (counts.get(shown) ?? 0) + 1);
+  }
+  return [...counts].map(([kind, count]) => (count > 1 ? `${count} × ${kind}` : kind)).join(", ");
+}
+
+/** What a candidate is, such as `host udp`. */
+function candidate(payload) {
+  const text = payload?.candidate;
+  if (text === "" || payload === null || payload === undefined) return "end of candidates";
+  const found =
+    typeof text === "string" &&
+    /^(?:a=)?candidate:\S+ \d (udp|tcp) \d+ (\S+) \d+ typ (host|srflx|prflx|relay)\b/i.exec(text);
+  if (!found) return "not understood";
+  const [, protocol, address, type] = found;
+  return `${type} ${protocol.toLowerCase()}${address.endsWith(".local") ? " mDNS" : ""}`;
+}
+
+/** What a message says, in a few words. */
+export function summary(message, names) {
+  return oneLine(wordsOf(message, names), LONGEST_WORDS);
+}
+
+function wordsOf(message, names) {
+  const { payload } = message;
+  switch (message.type) {
+    case "welcome": {
+      const servers = message.iceServers ? `, ${plural(message.iceServers.length, "ICE server")}` : "";
+      return `${message.resumed ? "session resumed as" : "you are"} …${message.selfId.slice(-4)}${servers}`;
+    }
+    case "peer-list":
+      return message.peers.length ? plural(message.peers.length, "other") : "nobody else";
+    case "peer-joined":
+    case "peer-left":
+      return names.of(message.peerId);
+    case "ice-servers":
+      return plural(message.iceServers.length, "server");
+    case "error":
+      return message.code;
+    case "ice-candidate":
+      return candidate(payload);
+    default:
+      return typeof payload?.sdp === "string" ? media(payload.sdp) : "";
+  }
+}
+
+/** Whether a value is nested deeper than a page should follow: indented it would be far longer than it is. */
+function isDeep(value, levels = DEEPEST) {
+  if (typeof value !== "object" || value === null) return false;
+  return levels === 0 || Object.values(value).some((inner) => isDeep(inner, levels - 1));
+}
+
+/** The bytes of a value as JSON; 0 where it is too deep to tell. */
+export function jsonBytes(value) {
+  return isDeep(value) ? 0 : new TextEncoder().encode(JSON.stringify(value)).length;
+}
+
+/** A message as its reader wants it: descriptions by lines, and no secrets. */
+export function readable(message) {
+  if (isDeep(message)) return "(nested too deeply to show)";
+  const { type, from, to, msgId, ...rest } = message;
+  if (typeof rest.payload?.sdp === "string" && typeof rest.payload.type === "string") {
+    return `type: ${rest.payload.type}\n${linesOf(rest.payload.sdp).join("\n")}`;
+  }
+  return JSON.stringify(
+    "payload" in rest ? rest.payload : rest,
+    (key, value) => (SECRET.has(key) ? "(not shown)" : value),
+    2,
+  );
+}
+
+/** What a peer said over its data channel; text that is no JSON object is a line of the chat. */
+export function said(data) {
+  if (typeof data !== "string") return {};
+  try {
+    const value = JSON.parse(data);
+    if (typeof value === "object" && value !== null) return value;
+  } catch {
+    // Another program's plain text.
+  }
+  return { text: data };
+}

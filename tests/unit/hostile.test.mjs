@@ -1,0 +1,514 @@
+// What a stranger may send to a page, as a peer or as a server: nothing of it costs the page or the other peers anything.
+
+import assert from "node:assert/strict";
+import { afterEach, beforeEach, mock, test } from "node:test";
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
+
+import { attribute, jsonBytes, oneLine, readable, said, summary } from "../../signaling/static/demo-text.js";
+import { join, Mesh } from "../../signaling/static/signaling.js";
+import { connections, FakeConnection, FakeSocket, list, sockets, welcome } from "./fakes.mjs";
+
+const RESUME = { resume: { token: "a token", window: 30 } };
+const RESUMED = { resume: { token: "another token", window: 30 }, resumed: true };
+
+let now;
+
+beforeEach(() => {
+  sockets.length = connections.length = 0;
+  now = 0;
+  globalThis.WebSocket = FakeSocket;
+  globalThis.RTCPeerConnection = FakeConnection;
+  mock.timers.enable({ apis: ["setTimeout"] });
+  mock.method(Math, "random", () => 0);
+  mock.method(performance, "now", () => now);
+});
+
+afterEach(() => {
+  mock.timers.reset();
+  mock.restoreAll();
+});
+
+/** Lets promises go on. */
+const settle = () => new Promise((done) => setImmediate(done));
+
+async function pass(ms, step = ms) {
+  for (let passed = 0; passed < ms; passed += step) {
+    now += step;
+    mock.timers.tick(step);
+    await settle();
+  }
+}
+
+/** Joins a topic as "m", with a mesh; returns both, what failed, and a function by which the server says something. */
+function meet(peers, { extra, mesh: options, url = "wss://example.com/ws/room" } = {}) {
+  const signaling = join(url);
+  const mesh = new Mesh(signaling, options);
+  const failed = [];
+  mesh.addEventListener("error", ({ detail }) => failed.push(`${detail.peerId}: ${detail.error.message}`));
+  sockets.at(-1).receive(welcome("m", extra), { type: "peer-list", peers });
+  return { signaling, mesh, failed, say: (...messages) => sockets.at(-1).receive(...messages) };
+}
+
+const shows = (id, instance) => ({ id, metadata: { instance } });
+const joins = (id, instance) => ({ type: "peer-joined", peerId: id, ...(instance && { metadata: { instance } }) });
+const leaves = (id) => ({ type: "peer-left", peerId: id });
+const sdp = (certificate, rest = "") => `v=0\r\na=fingerprint:sha-256 ${certificate}\r\na=ice-ufrag:one\r\n${rest}`;
+const offer = (from, certificate, rest) => ({ type: "offer", from, payload: { type: "offer", sdp: sdp(certificate, rest) } });
+const candidate = (from, payload) => ({ type: "ice-candidate", from, payload });
+const alive = () => connections.filter(({ connectionState }) => connectionState !== "closed");
+
+// -- Time --
+
+const PRINTABLE = Array.from({ length: 95 }, (_, index) => String.fromCharCode(32 + index));
+const PATTERNS = [
+  ...PRINTABLE, "\t", "\r", "\n", "\r\n", " \n", "é", "\u2028", "m=a 0\n", "m= ", "a=fingerprint: ", "a=fingerprint:\n",
+  "a=ice-ufrag: ", "a=bundle-only\n", "candidate:", "1 ", "udp 1 ", " typ host", "~1", "fence 1 ",
+];
+const description = (text) => ({ type: "offer", payload: { type: "offer", sdp: text } });
+const names = { of: (id) => id };
+
+/** Where a peer's text is read: name -> (a text) -> what reads it. */
+const READERS = {
+  "a certificate": (text) => hears(offer("a", `${text}x`)),
+  "after a certificate": (text) => hears(offer("a", "1", `${text}x`)),
+  "before a certificate": (text) => hears({ type: "offer", from: "a", payload: { sdp: `${text}x\r\n${sdp("1")}` } }),
+  "without a certificate": (text) => hears({ type: "answer", from: "a", payload: { sdp: `a=fingerprint${text}` } }),
+  "a path": (text) => hears({ type: "offer", from: "a", payload: { sdp: `${sdp("1").replace("one", text)}x` } }),
+  "a candidate": (text) => hears(candidate("a", { candidate: text })),
+  "a number": (text) => hears({ ...candidate("a"), msgId: `~${text}` }),
+  "a fence": (text) => hears({ ...candidate("a"), msgId: `fence ${text}` }),
+  "a fence's number": (text) => hears({ ...candidate("a"), msgId: `fence 1 ${text}` }),
+  "a type": (text) => hears({ type: text, from: "a" }),
+  "metadata": (text) => hears({ ...joins(`b${Math.random()}`, text), text }),
+  "the demo: a description": (text) => [summary(description(text), names), readable(description(text))],
+  "the demo: a media line": (text) => summary(description(`m=${text}x`), names),
+  "the demo: a port": (text) => summary(description(`m=audio ${text}x`), names),
+  "the demo: a path": (text) => attribute(`a=ice-ufrag:${text}x`, "ice-ufrag"),
+  "the demo: a candidate": (text) => summary(candidate("a", { candidate: `candidate:${text}x` }), names),
+  "the demo: a candidate's port": (text) => summary(candidate("a", { candidate: `candidate:1 1 udp ${text}x` }), names),
+  "the demo: a candidate's address": (text) => summary(candidate("a", { candidate: `candidate:1 1 udp 1 ${text}x` }), names),
+  "the demo: a name": (text) => [oneLine(`${text}x`, 40), oneLine(text, 64_000)],
+  "the demo: a payload": (text) => [jsonBytes(candidate("a", text)), readable(candidate("a", { text }))],
+  "the demo: a line of the chat": (text) => [said(text), said(`{"text":"${text}`)],
+};
+
+let hears;
+
+/** The CPU time of a reading, in microseconds: the least of some, as a busy machine only adds. */
+async function cost(reads, text, times) {
+  let least = Infinity;
+  for (let time = 0; time < times; time++) {
+    const before = process.cpuUsage();
+    reads(text);
+    await settle();
+    const { user, system } = process.cpuUsage(before);
+    least = Math.min(least, user + system);
+  }
+  return least;
+}
+
+test("whatever a peer writes is read in a time proportional to its length", async () => {
+  const { say } = meet([{ id: "a" }]);
+  hears = say;
+  const FLOOR = 4_000; // below which nothing is told from noise
+  const LENGTH = 20_000;
+  const slow = [];
+  for (const [place, reads] of Object.entries(READERS)) {
+    for (const pattern of PATTERNS) {
+      const [half, whole] = [1, 2].map((times) => pattern.repeat((times * LENGTH) / pattern.length));
+      const costs = async (times) => [await cost(reads, half, times), await cost(reads, whole, times)];
+      const isSlow = ([one, two]) => two > FLOOR && two > 3 * one;
+      if ((await cost(reads, whole, 1)) <= FLOOR) continue;
+      const measured = await costs(3);
+      if (isSlow(measured) && isSlow(await costs(9))) slow.push(`${place}: ${JSON.stringify(pattern)} ${measured}`);
+    }
+  }
+  assert.deepEqual(slow, []);
+});
+
+// -- Forms --
+
+const deep = (levels) => JSON.parse("[".repeat(levels) + "]".repeat(levels));
+const ODD = [undefined, null, true, 5, "", "x", [], [null], [5], {}, { toString: 1 }, deep(3_000), JSON.parse('{"__proto__":{"id":"x"}}')];
+const KEYS = {
+  welcome: ["selfId", "iceServers", "resume", "resumed"],
+  "peer-list": ["peers"],
+  "peer-joined": ["peerId", "metadata"],
+  "peer-left": ["peerId"],
+  "ice-servers": ["iceServers"],
+  error: ["code", "message", "msgId"],
+  offer: ["from", "payload", "msgId"],
+  answer: ["from", "payload", "msgId"],
+  "ice-candidate": ["from", "payload", "msgId"],
+};
+const COMMON = {
+  selfId: "m", peers: [{ id: "a" }], peerId: "b", iceServers: [], code: "dropped", message: "", from: "a", payload: { sdp: sdp("1") },
+};
+
+/** Every message of the protocol with every key of every wrong kind, and what is no message at all. */
+function* oddTexts() {
+  yield* ["", "x", "null", "5", "[]", "{", '"text"', "[".repeat(60_000), '{"type":"constructor"}', '{"type":"__proto__","from":"a"}'];
+  for (const odd of ODD) yield JSON.stringify({ type: odd }) ?? "";
+  for (const [type, keys] of Object.entries(KEYS)) {
+    for (const key of keys) for (const odd of ODD) yield JSON.stringify({ type, ...COMMON, [key]: odd });
+  }
+  for (const odd of ODD) {
+    yield JSON.stringify({ type: "peer-list", peers: [odd, { id: odd }, { id: "a", metadata: odd }] });
+    yield JSON.stringify({ type: "welcome", selfId: "m", resume: { token: odd } });
+    yield JSON.stringify({ type: "welcome", selfId: "m", resume: { token: "\ud800" } });
+    yield JSON.stringify({ type: "ice-servers", iceServers: [odd, { urls: odd }] });
+    for (const type of ["offer", "answer"]) {
+      yield JSON.stringify({ type, from: "a", payload: { sdp: odd } });
+      yield JSON.stringify({ type, from: "nobody", payload: { sdp: sdp("1") } });
+    }
+  }
+}
+
+test("messages of any form throw nothing, and leave the client as it was", async () => {
+  const { signaling, mesh } = meet([{ id: "a" }]);
+  const said = [];
+  signaling.addEventListener("received", ({ detail }) => said.push(summary(detail, names), readable(detail), jsonBytes(detail)));
+  for (const text of oddTexts()) {
+    sockets.at(-1).receiveText(text);
+    await settle();
+  }
+  sockets.at(-1).receive(welcome("m"), list("a", "z"), offer("z", "9"));
+  await settle();
+  assert.deepEqual([...signaling.peers.keys()], ["a", "z"]);
+  assert.equal(mesh.peers.get("z").certificate, "sha-256 9");
+  sockets.at(-1).lose();
+  await pass(60_000);
+  sockets.at(-1).receive(welcome("m"), list("a"));
+  assert.equal(signaling.state, "open");
+});
+
+test("metadata is an object, whatever the server shows of a peer", () => {
+  const { signaling, mesh, say } = meet([{ id: "a" }, { id: "b", metadata: null }, { id: "c", metadata: "x" }]);
+  const heard = [];
+  signaling.addEventListener("peer-joined", ({ detail }) => heard.push(detail.metadata));
+  say(joins("d"));
+  assert.deepEqual([...signaling.peers.values()], [{}, {}, {}, {}]);
+  assert.deepEqual([...mesh.peers.values()].map(({ metadata }) => metadata.name), Array(4).fill(undefined));
+  assert.deepEqual(heard, [{}]);
+});
+
+// -- Connections --
+
+test("a peer that begins anew all the time gets a few connections, and costs the others none", async () => {
+  const { mesh, say, failed } = meet([{ id: "a" }, { id: "b" }]);
+  say(offer("b", "b"));
+  await settle();
+  for (let number = 0; number < 1200; number++) say(offer("a", number));
+  await settle();
+  assert.ok(connections.length <= 8, `${connections.length} connections`);
+  assert.equal(alive().length, 2);
+  assert.equal(mesh.peers.get("b").connection.connectionState, "new");
+  assert.match(failed[0], /^a: no new connection/);
+  say(joins("c"));
+  assert.ok(mesh.peers.has("c"));
+  // A page that was reloaded again and again is met again after a while.
+  await pass(20_000);
+  say(offer("a", "the last"));
+  assert.equal(mesh.peers.get("a").certificate, "sha-256 the last");
+});
+
+test("peers that come and go all the time get a bounded number of connections, and who stays is met", async () => {
+  const { mesh, say } = meet([], { mesh: { maxConnections: 10 } });
+  for (let number = 0; number < 2000; number++) say(joins(`${number}`), leaves(`${number}`));
+  assert.ok(connections.length <= 20, `${connections.length} connections`);
+  say(joins("b"));
+  for (let number = 0; number < 100; number++) {
+    say(joins(`again ${number}`));
+    await pass(100);
+    say(leaves(`again ${number}`));
+  }
+  assert.ok(mesh.peers.has("b"));
+});
+
+test("a mesh keeps as many connections as it may, and meets the next peer once there is room", async () => {
+  const { mesh, say, failed } = meet(Array.from({ length: 5000 }, (_, index) => ({ id: `${index}` })));
+  assert.equal(mesh.peers.size, 64);
+  assert.equal(connections.length, 64);
+  assert.match(failed[0], /^64: no connection: there are 64 already$/);
+  say(offer("4000", "1"));
+  assert.equal(mesh.peers.size, 64);
+  say(leaves("7"));
+  await pass(1_000);
+  assert.deepEqual([mesh.peers.size, mesh.peers.has("64")], [64, true]);
+});
+
+test("where the browser makes no more connections an event says so, and it is tried again", async () => {
+  for (let number = 0; number < 500; number++) connections.push({ connectionState: "closed" });
+  const { mesh, failed } = meet([{ id: "a" }]);
+  assert.deepEqual(failed, ["a: Cannot create so many PeerConnections"]);
+  connections.length = 0;
+  await pass(1_000);
+  assert.ok(mesh.peers.has("a"));
+});
+
+test("a peer is not taken over by who shows its instance", async () => {
+  const { mesh, say } = meet([shows("a", "one")]);
+  say(offer("a", "its"));
+  await settle();
+  const [connection] = connections;
+  connection.connect();
+  say(joins("thief", "one"));
+  say(candidate("thief", { candidate: "" }));
+  await pass(5_000);
+  assert.deepEqual([mesh.peers.size, mesh.peers.get("a").connection], [1, connection]);
+  say(offer("thief", "another"));
+  assert.deepEqual([mesh.peers.size, mesh.peers.get("a").connection], [2, connection]);
+  assert.deepEqual([connection.connectionState, connections.length], ["connected", 2]);
+});
+
+test("a peer that came back is known at once by its certificate, and by its instance once the old id is gone", async () => {
+  for (const proof of ["certificate", "instance"]) {
+    connections.length = 0;
+    const { mesh, say } = meet([shows("a", "one")]);
+    say(offer("a", "its"));
+    await settle();
+    connections[0].connect();
+    say(joins("b", "one"));
+    assert.deepEqual([...mesh.peers.keys()], ["a"]);
+    say(proof === "certificate" ? offer("b", "its") : leaves("a"));
+    assert.deepEqual([...mesh.peers.keys()], ["b"]);
+    assert.deepEqual([mesh.peers.get("b").connection, connections.length], [connections[0], 1]);
+    say(leaves("a"));
+    assert.deepEqual([...mesh.peers.keys()], ["b"]);
+  }
+});
+
+test("if several show the instance of a peer that is gone, none is believed, and each is met in the end", async () => {
+  const { mesh, say } = meet([shows("a", "one")]);
+  say(offer("a", "its"));
+  await settle();
+  connections[0].connect();
+  say(joins("thief", "one"), leaves("a"), joins("b", "one"));
+  // "thief" was alone when "a" left; its own certificate shows that it is somebody else.
+  say(offer("b", "its"));
+  assert.equal(mesh.peers.get("b").connection, connections[0]);
+  await pass(70_000, 1_000);
+  assert.deepEqual(new Set(mesh.peers.keys()), new Set(["thief", "b"]));
+  assert.equal(mesh.peers.get("b").connection, connections[0]);
+});
+
+test("after a description that the browser rejects there is a new connection, and an event says why", async () => {
+  const { mesh, say, failed } = meet([{ id: "a" }]);
+  say(offer("a", "1"));
+  await settle();
+  connections[0].connect();
+  const removed = [];
+  mesh.addEventListener("peer-removed", ({ detail }) => removed.push(detail.connection));
+  say(offer("a", "1", "rejected"));
+  await settle();
+  assert.deepEqual(failed, ["a: rejected"]);
+  assert.deepEqual([removed, mesh.peers.get("a").connection], [[connections[0]], connections[1]]);
+  assert.equal(sockets[0].sent.at(-1).payload.sdp, "a=fingerprint:own 1");
+  // What the other side offered before it heard of that is of the connection that is gone.
+  say(offer("a", "1"));
+  await settle();
+  assert.equal(connections[1].remoteDescription, null);
+  say({ type: "answer", from: "a", payload: { sdp: sdp("2") } });
+  await settle();
+  assert.equal(connections[1].remoteDescription.sdp, sdp("2"));
+});
+
+test("descriptions that are rejected all the time make few connections", async () => {
+  const { say } = meet([{ id: "a" }]);
+  for (let number = 0; number < 1000; number++) {
+    say(offer("a", "1", "rejected"));
+    await settle();
+  }
+  assert.ok(connections.length <= 6, `${connections.length} connections`);
+});
+
+test("of candidates without end a few hundred are used, before a description and after it", async () => {
+  const { say } = meet([{ id: "a" }]);
+  const flood = () => {
+    for (let number = 0; number < 10_000; number++) say(candidate("a", { candidate: `${number}` }));
+  };
+  flood();
+  say(offer("a", "1"));
+  await settle();
+  flood();
+  say(offer("a", "1"));
+  await settle();
+  flood();
+  await settle();
+  assert.equal(connections[0].candidates, 256);
+});
+
+test("ICE servers that the browser does not take are told, and peers meet without them", async () => {
+  const bad = { iceServers: [{ urls: "http://example.com" }] };
+  const { mesh, say, failed } = meet([{ id: "a" }], { extra: bad });
+  assert.equal(mesh.peers.size, 1);
+  say({ type: "ice-servers", ...bad });
+  assert.deepEqual(failed, Array(2).fill("a: no URL of an ICE server"));
+});
+
+test("a peer that takes no data keeps nothing from the others", () => {
+  const { mesh, failed } = meet([{ id: "a" }, { id: "b" }]);
+  for (const connection of connections) connection.connect();
+  connections[0].channel.send = () => {
+    throw new DOMException("the queue is full", "OperationError");
+  };
+  mesh.broadcast("hello");
+  assert.deepEqual(connections[1].channel.sent, ["hello"]);
+  assert.deepEqual(failed, ["a: the queue is full"]);
+});
+
+test("without WebRTC a mesh says so at once", () => {
+  globalThis.RTCPeerConnection = undefined;
+  assert.throws(() => new Mesh(join("wss://example.com/ws/room")), /no WebRTC here/);
+});
+
+// -- Ends --
+
+const isText = (payload) => typeof payload === "string";
+
+const jwt = (exp) => `x.${btoa(JSON.stringify({ exp, sub: "ÿ>?" }))}.x`.replaceAll("+", "-").replaceAll("/", "_");
+const withToken = (token) => `wss://example.com/ws/room?token=${token}`;
+
+/** Joins; returns the signaling, and why it closed once it has. */
+function watched(url) {
+  const signaling = join(url);
+  const ends = [];
+  signaling.addEventListener("statechange", ({ detail }) => detail.state === "closed" && ends.push(detail));
+  return { signaling, ends };
+}
+
+test("a token that expires on an open connection is the end", async () => {
+  const { signaling, ends } = watched(withToken("opaque"));
+  sockets[0].receive(welcome("m"), list());
+  sockets[0].lose(4401, "token expired");
+  await pass(600_000, 30_000);
+  assert.deepEqual([ends, sockets.length], [[{ state: "closed", reason: "the token has expired", code: 4401 }], 1]);
+  assert.equal(signaling.state, "closed");
+});
+
+test("a JWT that has expired is not presented again once the server does not take it", async () => {
+  mock.method(Date, "now", () => 2_000_000);
+  const { signaling, ends } = watched(withToken(jwt(2_001)));
+  sockets[0].receive(welcome("m"), list());
+  Date.now.mock.mockImplementation(() => 2_002_000);
+  sockets[0].lose();
+  await pass(1_000);
+  assert.equal(signaling.state, "connecting");
+  sockets[1].lose();
+  assert.deepEqual(ends.map(({ reason }) => reason), ["the token has expired"]);
+});
+
+test("a page whose server does not answer goes on while its token is good, and for ever without", async () => {
+  for (const url of [withToken(jwt(1e10)), withToken("opaque"), "wss://example.com/ws/room"]) {
+    const { signaling } = watched(url);
+    sockets.at(-1).receive(welcome("m"), list());
+    for (let attempt = 0; attempt < 100; attempt++) {
+      sockets.at(-1).lose();
+      await pass(30_000);
+    }
+    assert.equal(signaling.state, "connecting");
+  }
+});
+
+test("a first connection that is refused ten times is the end", async () => {
+  const { signaling, ends } = watched("wss://example.com/ws/room");
+  for (let attempt = 0; attempt < 20; attempt++) {
+    sockets.at(-1).lose();
+    await pass(30_000);
+  }
+  assert.equal(sockets.length, 10);
+  assert.match(ends[0].reason, /^no connection in 10 attempts/);
+  await assert.rejects(signaling.ready, /no connection in 10 attempts/);
+});
+
+test("a page waits for a place in a full topic as long as it likes", async () => {
+  const { signaling } = watched("wss://example.com/ws/room");
+  for (let attempt = 0; attempt < 20; attempt++) {
+    sockets.at(-1).receive({ type: "error", code: "topic_full", message: "the topic is full" });
+    sockets.at(-1).lose(attempt % 2 ? 1006 : 1013);
+    await pass(30_000);
+  }
+  assert.equal(signaling.state, "connecting");
+});
+
+test("a status that a program in Node is told of is the end if it speaks of the request", async () => {
+  const refuse = (status) => {
+    const made = watched("wss://example.com/ws/room");
+    const message = `Unexpected server response: ${status}`;
+    sockets.at(-1).dispatchEvent(Object.assign(new Event("error"), { message }));
+    sockets.at(-1).lose();
+    return made.signaling.state;
+  };
+  assert.deepEqual([400, 401, 403, 404].map(refuse), Array(4).fill("closed"));
+  assert.deepEqual([408, 429, 500, 503].map(refuse), Array(4).fill("waiting"));
+});
+
+test("a message that is too large is an error, is never sent, and does no harm to what comes after it", async () => {
+  for (const extra of [{}, RESUME]) {
+    const { signaling, say } = meet([{ id: "a" }], { extra });
+    const errors = [];
+    signaling.addEventListener("error", ({ detail }) => errors.push([detail.code, detail.msgId]));
+    const longest = 65_536 - JSON.stringify({ type: "offer", to: "a", payload: "", msgId: "1" }).length;
+    signaling.send("offer", "a", "x".repeat(longest), "1");
+    signaling.send("offer", "a", "x".repeat(longest + 1), "2");
+    signaling.send("offer", "a", "é".repeat(longest / 2 + 1), "3");
+    const own = signaling.send("offer", "a", "x".repeat(70_000));
+    signaling.send("offer", "a", "after", "4");
+    await settle();
+    assert.deepEqual(errors, [["too_large", "2"], ["too_large", "3"], ["too_large", own]]);
+    const sent = () => sockets.at(-1).sent.filter(({ payload }) => isText(payload)).map(({ msgId }) => msgId);
+    assert.deepEqual(sent(), ["1", "4"]);
+    sockets.at(-1).lose();
+    await pass(60_000);
+    say(welcome("m", extra === RESUME ? RESUMED : {}), list("a"));
+    if (extra === RESUME) sockets.at(-1).echo();
+    assert.deepEqual(sent(), extra === RESUME ? ["1", "4"] : []);
+  }
+});
+
+test("a description that is too large is told by the mesh", async () => {
+  FakeConnection.prototype.setLocalDescription = async function () {
+    this.localDescription = { type: "offer", sdp: "x".repeat(70_000) };
+  };
+  const { failed } = meet([{ id: "a" }], { mesh: {} });
+  await pass(2_000);
+  assert.deepEqual(failed, ["a: offer not delivered: too_large"]);
+});
+
+// -- Memory --
+
+setFlagsFromString("--expose-gc");
+const collect = runInNewContext("gc");
+
+test("thousands of reconnections leave nothing behind", async () => {
+  const { say } = meet([]);
+  const long = (number) => `${number}`.padStart(20_000, "x");
+  const used = [];
+  for (let number = 0; number < 2_000; number++) {
+    sockets.at(-1).lose(1001);
+    sockets.length = connections.length = 0;
+    await pass(6_000);
+    // The ghost of the former id, somebody who sends and leaves while this side is away, and one more who only sends.
+    say(welcome(long(number), RESUME), list(long(number - 1)));
+    say(joins(`a${long(number)}`), { ...candidate(`a${long(number)}`), msgId: "~1" });
+    say({ ...candidate(`b${long(number)}`), msgId: "~1" });
+    for (const { mock } of [Math.random, performance.now]) mock.resetCalls();
+    if (number % 1_000 === 999) {
+      collect();
+      used.push(process.memoryUsage().heapUsed);
+    }
+  }
+  const [half, whole] = used;
+  assert.ok(whole - half < 4_000_000, `${whole - half} bytes more`);
+});
+
+test("connections to a server that is silent are closed but for the last few", async () => {
+  meet([], { extra: RESUME });
+  for (let number = 0; number < 200; number++) {
+    sockets.at(-1).readyState = 1;
+    await pass(15_000);
+    await pass(30_000);
+  }
+  assert.ok(sockets.filter(({ closed }) => closed === undefined).length <= 5);
+});
