@@ -106,13 +106,11 @@ class _Unwritten:
 
     def written(self, msg_id: bytes | None) -> None:
         """Report it to the true sender."""
-        sender, msg_id = self._target.settled(self._number)
-        sender.written(msg_id)
+        self._target.report(self._number, None)
 
     def failed(self, msg_id: bytes | None, code: ErrorCode) -> None:
         """Report it to the true sender."""
-        sender, msg_id = self._target.settled(self._number)
-        sender.failed(msg_id, code)
+        self._target.report(self._number, code)
 
 
 class _HandedOff:
@@ -298,7 +296,6 @@ class ResumablePeer(Peer):
         if self.way is not way:
             self.way.give_up()
         self._outdate_offers()
-        unwritten, self._unwritten = self._unwritten, {}
         missed = self._history.rewind(claim.seen)
         # A connection that breaks at once may take the new token with it: the one that was used holds until a pong
         # proves that the new one arrived.
@@ -309,11 +306,9 @@ class ResumablePeer(Peer):
         for number, frame in missed:
             way.answer(frame)
             self._history.add(frame)
-            if number in unwritten:
-                sender, msg_id = unwritten.pop(number)
-                sender.written(msg_id)
+            self.report(number, None)
         # A client that counts what it was never sent gets none of it.
-        return_undelivered(unwritten.values(), self._counters)
+        self._drop_unwritten()
         self._ask()
 
     def _outdate_offers(self) -> None:
@@ -330,9 +325,13 @@ class ResumablePeer(Peer):
         self._unwritten[number] = receipt
         return _Unwritten(self, number), receipt[1]
 
-    def settled(self, number: int) -> Receipt:
-        """Return the receipt of a relay that waits no more."""
-        return self._unwritten.pop(number)
+    def report(self, number: int, code: ErrorCode | None) -> None:
+        """Report the outcome of a relay that waited to its sender, unless that was done before; None for written."""
+        sender, msg_id = self._unwritten.pop(number, (None, None))
+        if sender is not None and code is None:
+            sender.written(msg_id)
+        elif sender is not None and code is not None:
+            sender.failed(msg_id, code)
 
     def acknowledge(self, mark: bytes) -> None:
         """Take a pong's payload: what it numbers has arrived."""
@@ -354,6 +353,9 @@ class ResumablePeer(Peer):
     def leave(self) -> None:
         """Leave, and tell the senders of what was never written."""
         super().leave()
+        self._drop_unwritten()
+
+    def _drop_unwritten(self) -> None:
         unwritten, self._unwritten = self._unwritten, {}
         return_undelivered(unwritten.values(), self._counters)
 
