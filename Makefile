@@ -46,7 +46,7 @@ soak: $(VENV)/bench.stamp ## Run a server under churn, calls, stalls and garbage
 observe: $(VENV)/bench.stamp ## Load a server, and compare its metrics with what the load counted
 	$(BIN)/python -m benchmarks.observe $(OBSERVE_OPTIONS)
 
-failures: $(VENV)/bench.stamp ## Hurt a cluster in every way, some 7 minutes (FAILURES_OPTIONS="--fault kill-node")
+failures: $(VENV)/bench.stamp ## Hurt a cluster in every way, about 17 minutes (FAILURES_OPTIONS="--fault kill-node")
 	$(BIN)/python -m benchmarks.failures $(FAILURES_OPTIONS)
 
 bench: $(VENV)/bench.stamp ## Measure the server beside its peers (BENCH_OPTIONS="--scenario relay"), some 8 minutes

@@ -14,8 +14,6 @@ from collections import Counter
 
 from benchmarks.client import Client, Message
 
-_AT_ONCE = 50
-
 
 class Onlooker(Client):
     """A peer that counts with others.
@@ -49,8 +47,12 @@ class Told:
         self.latest = 0.0
 
 
-async def gather(port: int, topics: int, count: int) -> None:
-    """Let so many peers join topics named ``crowd-0`` and so on in turn, and stay until standard input ends."""
+async def gather(port: int, topics: int, count: int, at_once: int) -> None:
+    """Let so many peers join topics named ``crowd-0`` and so on in turn, and stay until standard input ends.
+
+    Args:
+        at_once: how many are on their way into their topics at the same time.
+    """
     numbers = iter(range(count))
     peers: list[Onlooker] = []
     told = Told()
@@ -60,7 +62,7 @@ async def gather(port: int, topics: int, count: int) -> None:
             peers.append(await Onlooker.join(port, f"crowd-{number % topics}", told))
 
     async with asyncio.TaskGroup() as joining:
-        for _ in range(_AT_ONCE):
+        for _ in range(at_once):
             joining.create_task(join_some())
     print(json.dumps({"ids": [peer.id for peer in peers]}), flush=True)
     lines = asyncio.StreamReader()
@@ -71,4 +73,4 @@ async def gather(port: int, topics: int, count: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(gather(*map(int, sys.argv[1:4])))
+    asyncio.run(gather(*map(int, sys.argv[1:5])))

@@ -137,12 +137,12 @@ class Trial:
         return max(told, default=None) if self.victim else None
 
     def gap(self, node: str) -> float:
-        """Return the longest time in which no relay arrived between the two witnesses of a node, in seconds."""
+        """Return the longest time since the fault in which no relay arrived between the two witnesses of a node."""
         books = self.world.books
         times = sorted(
             relay.arrived
             for relay in books.relays
-            if relay.arrived and relay.sender.node == node and _topic(relay) == f"witness-{node}"
+            if relay.arrived > self.fault_at and relay.sender.node == node and _topic(relay) == f"witness-{node}"
         )
         return max((b - a for a, b in pairwise(times)), default=0.0)
 
@@ -338,7 +338,7 @@ async def lose_crowd(options: argparse.Namespace) -> Trial:
         trial = await _begin(stack, _CROWD, 0.0, options)
         cluster = trial.cluster
         topics = min(options.crowd_topics, options.crowd)
-        crowd = await Helper.start("benchmarks.crowd", str(cluster.victim.port), str(topics), str(options.crowd))
+        crowd = await Helper.start("benchmarks.crowd", str(cluster.victim.port), str(topics), str(options.crowd), "50")
         stack.callback(crowd.kill)
         # Their views are of the crowd, which keeps no books.
         apart = World()
@@ -382,7 +382,7 @@ async def lose_large_topic(options: argparse.Namespace) -> Trial:
         cluster = trial.cluster
         crowds = []
         for node in cluster.nodes:
-            crowds.append(await Helper.start("benchmarks.crowd", str(node.port), "1", str(options.large // 3)))
+            crowds.append(await Helper.start("benchmarks.crowd", str(node.port), "1", str(options.large // 3), "8"))
             stack.callback(crowds[-1].kill)
         ids = [set(crowd.ready["ids"]) for crowd in crowds]
         await until_asked(crowds, lambda told: [*told["views"]] == [[sum(map(len, ids)) - 1, len(told["views"])]])

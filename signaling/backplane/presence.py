@@ -187,6 +187,8 @@ class Presence:
         if view is None or not view.unannounced:
             return
         first = self._entrants.first(topic)
+        # Those of them that are this node's by now joined here.
+        view.unannounced &= view.others.keys()
         for peer in sorted(view.unannounced):
             # One that comes back to this node by now would never be told of.
             if first is None or peer < first.id or self._entrants.find(topic, peer) is not None:

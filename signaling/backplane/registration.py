@@ -170,7 +170,7 @@ class Registration:
         silent, self._silent_looks = self._silent_looks, self._silent_looks + 1
         if self._heard_beats < self._seen_beats:
             self._deaf_looks += 1
-        if self._deaf_looks > _SILENT_LOOKS:
+        if self._deaf_looks >= _SILENT_LOOKS:
             self._give_up("nothing comes on this node's channel")
         elif silent >= 2 * _SILENT_LOOKS:
             self._give_up("it does not answer")

@@ -81,3 +81,11 @@ def test_a_cluster_accounts_for_every_message_while_a_node_stands_still() -> Non
     assert "ok   nobody is told twice, nothing is lost, doubled or out of order: 0" in output
     assert "ok   all nodes: without an end: 0" in output
     assert "failures: passed" in output
+
+
+def test_a_cluster_accounts_for_every_message_while_peers_go_on_at_other_nodes() -> None:
+    need("redis-server")
+    output = run("failures", "--fault=move-peers", "--seconds=2", "--calm=1", "--topics=4")
+    assert "ok   nobody is told twice, nothing is lost, doubled or out of order: 0" in output
+    assert "ok   told to have left though they are there: 0" in output
+    assert "failures: passed" in output
