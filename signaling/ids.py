@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable
 
 from ulid import ULID, ULIDGenerator
+from ulid.base32 import decode_timestamp
 
 ID_CHARACTERS = 26
 # A ULID has 48 bits for its milliseconds; clocks are wrong by less than this half of them.
 _LAST_MS = 1 << 47
+_TIME_CHARACTERS = 10
 
 
 def _wall_clock_ms() -> int:
@@ -21,7 +23,9 @@ def _wall_clock_ms() -> int:
 
 def age_seconds(peer_id: str) -> float:
     """Tell how long ago an id was made, by the wall clock."""
-    return max(0.0, _wall_clock_ms() - ULID.from_str(peer_id).milliseconds) / 1000
+    # To decode a whole id takes five times as long, and thousands may end together.
+    made_ms = int.from_bytes(decode_timestamp(peer_id[:_TIME_CHARACTERS]))
+    return max(0.0, _wall_clock_ms() - made_ms) / 1000
 
 
 class PeerIds:

@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from constantly import NamedConstant
@@ -31,7 +32,7 @@ from signaling.backplane.memory import MemoryBackplane
 from signaling.counters import Counters
 from signaling.deadlines import Deadlines
 from signaling.errors import Ending, ErrorCode, Refused, Rejected
-from signaling.events import Events
+from signaling.events import Events, Lines
 from signaling.expiries import Expiries
 from signaling.ice import IceServers
 from signaling.ids import PeerIds
@@ -514,9 +515,9 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         if isinstance(peer, ResumablePeer) and self._may_come_back:
             place, self.place = self.place, None
             self.factory.sessions.keep(peer, place)
-            self.factory.events.lost(peer.id, topic.name, self.end_reason)
+            self.factory.lines.write(partial(self.factory.events.lost, peer.id, topic.name, self.end_reason))
             return
-        self.factory.events.left(peer.id, topic.name, self.end_reason)
+        self.factory.lines.write(partial(self.factory.events.left, peer.id, topic.name, self.end_reason))
         self.factory.counters.leaves[self.ending] += 1
         peer.detach()
         peer.leave()
@@ -549,6 +550,7 @@ class SignalingFactory(LeanWebSocketFactory):
         draining: whether nobody is let in any more.
         admission: who may come in.
         events: the log.
+        lines: those lines of it that may come by thousands together.
         sessions: who lost a connection and may come back.
 
     Raises:
@@ -596,6 +598,7 @@ class SignalingFactory(LeanWebSocketFactory):
         self.site = SignalingSite(self, reactor, pages(client=serve_client, demo=demo))
         self.events = Events(log_level, reactor.seconds)
         self.logs_debug = self.events.debug
+        self.lines = Lines(reactor)
         self.access = Access(portal, self.events.log) if portal is not None else None
         self._farewells: list[Any] = []
         self._drains: list[Deferred[None]] = []
@@ -759,6 +762,7 @@ class SignalingFactory(LeanWebSocketFactory):
     def connection_gone(self) -> None:
         """Notice the end of the last connection."""
         if self.draining and not self.connections:
+            self.lines.finish()
             drains, self._drains = self._drains, []
             for drained in drains:
                 drained.callback(None)

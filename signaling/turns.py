@@ -30,6 +30,9 @@ class Turns(Generic[T]):
         self._waiting: dict[T, None] = {}
         self._timer: Any = None
 
+    def __len__(self) -> int:
+        return len(self._waiting)
+
     def add(self, item: T) -> None:
         """Let ``item`` wait for its turn, behind all others, unless it waits already."""
         self._waiting.setdefault(item)
@@ -43,6 +46,13 @@ class Turns(Generic[T]):
             if not self._waiting and self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
+
+    def finish(self) -> None:
+        """Give all turns now."""
+        while self._waiting:
+            item = next(iter(self._waiting))
+            self.remove(item)
+            self._take_turn(item)
 
     def _pass(self) -> None:
         self._timer = None
