@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,7 @@ from signaling.presented import subprotocol
 from signaling.rates import TokenBucket
 from signaling.sessions import ResumablePeer, Sessions, proof
 from signaling.topics import TopicMap
+from signaling.turns import Turns
 from signaling.upgrade import Claim, HeaderValues, Join, check_join, check_upgrade, parse_head
 from signaling.web import BoundedChannel, SignalingSite
 from signaling.websocket import LeanWebSocketFactory, LeanWebSocketProtocol
@@ -59,6 +60,8 @@ _POLICY_VIOLATION = 1008
 _SERVICE_RESTART = 1012
 # Joining a topic takes some 5 us for each peer in it, and peers often come in crowds.
 _CROWD = 32
+# Of a drain; each takes some 50 us.
+_ENDINGS_PER_PASS = 64
 _TRY_AGAIN_LATER = 1013
 # Of the range for applications, after HTTP's 401.
 _TOKEN_EXPIRED = 4401
@@ -560,6 +563,8 @@ class SignalingFactory(LeanWebSocketFactory):
     protocol = SignalingProtocol
     retiring = False
     draining = False
+    _farewells: Sequence[Any] = ()
+    _endings: Turns[Callable[[], None]]
 
     def __init__(  # noqa: PLR0913 - each is one thing that an operator may want
         self,
@@ -600,7 +605,6 @@ class SignalingFactory(LeanWebSocketFactory):
         self.logs_debug = self.events.debug
         self.lines = Lines(reactor)
         self.access = Access(portal, self.events.log) if portal is not None else None
-        self._farewells: list[Any] = []
         self._drains: list[Deferred[None]] = []
 
     @property
@@ -740,8 +744,8 @@ class SignalingFactory(LeanWebSocketFactory):
         self._drains.append(drained)
         if not self.draining:
             self.draining = True
+            self._endings = Turns(self.reactor, _ENDINGS_PER_PASS, lambda end: end())
             self._say_farewell(self.limits.drain_spread_seconds)
-            self.sessions.close()
         patience = self.limits.drain_spread_seconds + self.limits.shutdown_timeout_seconds
         timeout = self.reactor.callLater(patience, self.abort)
         drained.addBoth(lambda _: _cancel([timeout, *self._farewells]))
@@ -755,13 +759,16 @@ class SignalingFactory(LeanWebSocketFactory):
                 self.reactor.callLater(random.uniform(0, spread_seconds), connection.goAway, _SERVICE_RESTART)
                 for connection in connections
             ]
-            return
-        for connection in connections:
-            connection.goAway()
+        else:
+            self._endings.extend(connection.goAway for connection in connections)
+        self._endings.extend(partial(self.sessions.dismiss_away, peer) for peer in self.sessions.away)
+        self._endings.begin()
 
     def connection_gone(self) -> None:
         """Notice the end of the last connection."""
         if self.draining and not self.connections:
+            self._endings.finish()
+            self.sessions.rest()
             self.lines.finish()
             drains, self._drains = self._drains, []
             for drained in drains:
