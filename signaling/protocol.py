@@ -383,7 +383,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
             peer.reject(outcome)
         else:
             outcome = peer.receive(payload)
-        if self.factory.logs_debug:
+        if self.factory.events.debug:
             self.factory.events.message(peer.id, outcome)
 
     def _within_rate(self, peer: Peer, payload: bytes, is_binary: bool) -> bool:
@@ -393,7 +393,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         text = f"at most {self.factory.limits.max_messages_per_second:g} messages a second; this one was not delivered"
         rejected = Rejected(ErrorCode.RATE_LIMITED, text, None if is_binary else wire.msg_id_of(payload))
         peer.reject(rejected)
-        if self.factory.logs_debug:
+        if self.factory.events.debug:
             self.factory.events.message(peer.id, rejected)
         self._close_beyond_rate(left)
         return False
@@ -564,7 +564,6 @@ class SignalingFactory(LeanWebSocketFactory):
     retiring = False
     draining = False
     _farewells: Sequence[Any] = ()
-    _endings: Turns[Callable[[], None]]
 
     def __init__(  # noqa: PLR0913 - each is one thing that an operator may want
         self,
@@ -602,8 +601,8 @@ class SignalingFactory(LeanWebSocketFactory):
         self.ids = PeerIds()
         self.site = SignalingSite(self, reactor, pages(client=serve_client, demo=demo))
         self.events = Events(log_level, reactor.seconds)
-        self.logs_debug = self.events.debug
         self.lines = Lines(reactor)
+        self._endings: Turns[Callable[[], None]] = Turns(reactor, _ENDINGS_PER_PASS, lambda end: end())
         self.access = Access(portal, self.events.log) if portal is not None else None
         self._drains: list[Deferred[None]] = []
 
@@ -744,7 +743,6 @@ class SignalingFactory(LeanWebSocketFactory):
         self._drains.append(drained)
         if not self.draining:
             self.draining = True
-            self._endings = Turns(self.reactor, _ENDINGS_PER_PASS, lambda end: end())
             self._say_farewell(self.limits.drain_spread_seconds)
         patience = self.limits.drain_spread_seconds + self.limits.shutdown_timeout_seconds
         timeout = self.reactor.callLater(patience, self.abort)
