@@ -21,14 +21,50 @@ from twisted.logger import (
 )
 from twisted.scripts._twistd_unix import UnixAppLogger
 
+from signaling.clock import Clock
 from signaling.errors import Rejected
 from signaling.rates import TokenBucket
+from signaling.turns import Turns
 from signaling.wire import ClientMessage
 
 # Each line is some 150 bytes: however many are refused, a day fills no more than 130 MB.
 _REFUSALS_PER_SECOND = 10.0
 _REFUSALS_AT_ONCE = 100
 _STORE_ERRORS_PER_SECOND = 1.0
+# A line takes longer than the end of a connection.
+_LINES_PER_PASS = 16
+_LINES_AT_ONCE = 64
+_LINES_PER_SECOND = 1000.0
+
+
+class Lines:
+    """Lines of a log that may come by thousands together: they are written at once, or in turns if there are many.
+
+    Args:
+        clock: tells the time, and calls for the next pass of the reactor.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._at_once = TokenBucket(_LINES_PER_SECOND, _LINES_AT_ONCE)
+        self._turns: Turns[Callable[[], None]] = Turns(clock, _LINES_PER_PASS, lambda write: write())
+
+    def write(self, line: Callable[[], None]) -> None:
+        """Write a line now, or in turn.
+
+        Args:
+            line: writes it.
+        """
+        now = self._clock.seconds()
+        if self._turns or self._at_once.left(now) < 1:
+            self._turns.add(line)
+        else:
+            self._at_once.take(now)
+            line()
+
+    def finish(self) -> None:
+        """Write all lines that wait."""
+        self._turns.finish()
 
 
 class Events:

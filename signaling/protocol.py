@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from constantly import NamedConstant
@@ -32,7 +33,7 @@ from signaling.backplane.memory import MemoryBackplane
 from signaling.counters import Counters
 from signaling.deadlines import Deadlines
 from signaling.errors import Ending, ErrorCode, Refused, Rejected
-from signaling.events import Events
+from signaling.events import Events, Lines
 from signaling.expiries import ClockSteps, Expiries
 from signaling.heads import Head, HeaderValues
 from signaling.ice import IceServers
@@ -47,6 +48,7 @@ from signaling.presented import subprotocol
 from signaling.rates import TokenBucket
 from signaling.sessions import ResumablePeer, Sessions, proof
 from signaling.topics import TopicMap
+from signaling.turns import Turns
 from signaling.upgrade import Claim, Join, asks_for_websocket, check_join, check_upgrade
 from signaling.web import BoundedChannel, SignalingSite
 from signaling.websocket import LeanWebSocketFactory, LeanWebSocketProtocol
@@ -60,6 +62,8 @@ _POLICY_VIOLATION = 1008
 _SERVICE_RESTART = 1012
 # Joining a topic takes some 5 us for each peer in it, and peers often come in crowds.
 _CROWD = 32
+# Of a drain; each takes some 50 us.
+_ENDINGS_PER_PASS = 64
 _TRY_AGAIN_LATER = 1013
 # Of the range for applications, after HTTP's 401.
 _TOKEN_EXPIRED = 4401
@@ -386,7 +390,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
             peer.reject(outcome)
         else:
             outcome = peer.receive(payload)
-        if self.factory.logs_debug:
+        if self.factory.events.debug:
             self.factory.events.message(peer.id, outcome)
 
     def _within_rate(self, peer: Peer, payload: bytes, is_binary: bool) -> bool:
@@ -396,7 +400,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         text = f"at most {self.factory.limits.max_messages_per_second:g} messages a second; this one was not delivered"
         rejected = Rejected(ErrorCode.RATE_LIMITED, text, None if is_binary else wire.msg_id_of(payload))
         peer.reject(rejected)
-        if self.factory.logs_debug:
+        if self.factory.events.debug:
             self.factory.events.message(peer.id, rejected)
         self._close_beyond_rate(left)
         return False
@@ -518,9 +522,9 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         if isinstance(peer, ResumablePeer) and self._may_come_back:
             place, self.place = self.place, None
             self.factory.sessions.keep(peer, place)
-            self.factory.events.lost(peer.id, topic.name, self.end_reason)
+            self.factory.lines.write(partial(self.factory.events.lost, peer.id, topic.name, self.end_reason))
             return
-        self.factory.events.left(peer.id, topic.name, self.end_reason, peer.since)
+        self.factory.lines.write(partial(self.factory.events.left, peer.id, topic.name, self.end_reason, peer.since))
         self.factory.counters.leaves[self.ending] += 1
         peer.detach()
         peer.leave()
@@ -554,6 +558,7 @@ class SignalingFactory(LeanWebSocketFactory):
         admission: who may come in.
         newcomers: the connections of no peer.
         events: the log.
+        lines: those lines of it that may come by thousands together.
         sessions: who lost a connection and may come back.
 
     Raises:
@@ -563,6 +568,7 @@ class SignalingFactory(LeanWebSocketFactory):
     protocol = SignalingProtocol
     retiring = False
     draining = False
+    _farewells: Sequence[Any] = ()
 
     def __init__(  # noqa: PLR0913 - each is one thing that an operator may want
         self,
@@ -600,9 +606,9 @@ class SignalingFactory(LeanWebSocketFactory):
         self.ids = PeerIds()
         self.site = SignalingSite(self, reactor, pages(client=serve_client, demo=demo))
         self.events = Events(log_level, reactor.seconds)
-        self.logs_debug = self.events.debug
+        self.lines = Lines(reactor)
+        self._endings: Turns[Callable[[], None]] = Turns(reactor, _ENDINGS_PER_PASS, lambda end: end())
         self.access = Access(portal, self.events.log) if portal is not None else None
-        self._farewells: list[Any] = []
         self._drains: list[Deferred[None]] = []
 
     @property
@@ -754,7 +760,6 @@ class SignalingFactory(LeanWebSocketFactory):
         if not self.draining:
             self.draining = True
             self._say_farewell(self.limits.drain_spread_seconds)
-            self.sessions.close()
         patience = self.limits.drain_spread_seconds + self.limits.shutdown_timeout_seconds
         timeout = self.reactor.callLater(patience, self.abort)
         drained.addBoth(lambda _: _cancel([timeout, *self._farewells]))
@@ -768,13 +773,17 @@ class SignalingFactory(LeanWebSocketFactory):
                 self.reactor.callLater(random.uniform(0, spread_seconds), connection.goAway, _SERVICE_RESTART)
                 for connection in connections
             ]
-            return
-        for connection in connections:
-            connection.goAway()
+        else:
+            self._endings.extend(connection.goAway for connection in connections)
+        self._endings.extend(partial(self.sessions.dismiss_away, peer) for peer in self.sessions.away)
+        self._endings.begin()
 
     def connection_gone(self) -> None:
         """Notice the end of the last connection."""
         if self.draining and not self.connections:
+            self._endings.finish()
+            self.sessions.rest()
+            self.lines.finish()
             drains, self._drains = self._drains, []
             for drained in drains:
                 drained.callback(None)

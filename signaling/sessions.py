@@ -612,11 +612,10 @@ class Sessions:
         peer.way.give_up()
         return peer.go_elsewhere(taken)
 
-    def close(self) -> None:
-        """Let everyone leave who has no connection."""
-        for peer in tuple(self.away):
+    def dismiss_away(self, peer: ResumablePeer) -> None:
+        """Let a peer leave because the server stops, unless it is gone already."""
+        if peer in self.away:
             self.dismiss(peer, "the server is stopping")
-        self.rest()
 
     def rest(self) -> None:
         """Take no timer where nobody is away."""

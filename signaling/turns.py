@@ -6,7 +6,7 @@ everyone else. The work of all such connections together is bounded in each pass
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 from signaling.clock import Clock
@@ -30,19 +30,43 @@ class Turns(Generic[T]):
         self._waiting: dict[T, None] = {}
         self._timer: Any = None
 
+    def __len__(self) -> int:
+        return len(self._waiting)
+
     def add(self, item: T) -> None:
         """Let ``item`` wait for its turn, behind all others, unless it waits already."""
         self._waiting.setdefault(item)
         if self._timer is None:
             self._timer = self._clock.callLater(0, self._pass)
 
+    def extend(self, items: Iterable[T]) -> None:
+        """Let all of ``items`` wait for their turns."""
+        for item in items:
+            self.add(item)
+
     def remove(self, item: T) -> None:
         """Forget ``item``; nothing happens where it was not waiting."""
         if item in self._waiting:
             del self._waiting[item]
-            if not self._waiting and self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
+            if not self._waiting:
+                self._stop()
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def begin(self) -> None:
+        """Give the first turns now instead of in the next pass."""
+        self._stop()
+        self._pass()
+
+    def finish(self) -> None:
+        """Give all turns now."""
+        while self._waiting:
+            item = next(iter(self._waiting))
+            self.remove(item)
+            self._take_turn(item)
 
     def _pass(self) -> None:
         self._timer = None

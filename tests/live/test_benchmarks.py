@@ -89,3 +89,20 @@ def test_a_cluster_accounts_for_every_message_while_peers_go_on_at_other_nodes()
     assert "ok   nobody is told twice, nothing is lost, doubled or out of order: 0" in output
     assert "ok   told to have left though they are there: 0" in output
     assert "failures: passed" in output
+
+
+def test_a_mass_leave_loses_no_relay_elsewhere() -> None:
+    output = run("mass_leave", "--peers=60")
+    assert "60 peers in 1 topic(s) joined" in output
+    assert "all were gone" in output
+
+
+def test_a_node_that_dies_is_announced_to_the_last_peer_and_nobody_else() -> None:
+    need("redis-server")
+    output = run("dead_node", "--peers=30", "--most-join-seconds=5")
+    assert "ok   the others agree " in output
+    assert "ok   1800 times peer-left, 0 of them untrue" in output
+
+
+def test_answers_that_nobody_reads_are_measured() -> None:
+    assert "KB for each connection" in run("unread_answers", "--connections=5")

@@ -329,3 +329,15 @@ def test_a_spread_ends_with_its_last_peer(make_server: MakeWorld) -> None:
     assert drained == [None]
     world.advance(6)
     assert [call for call in world.clock.getDelayedCalls() if call.active()] == []
+
+
+def test_a_drain_closes_everybody_in_turns(server: World) -> None:
+    peers = [server.join(f"room-{number}") for number in range(150)]
+    server.drain()
+    told = [peer for peer in peers if peer.transport.write_ended]
+    assert 0 < len(told) <= 64
+    server.run()
+    assert {peer.closed for peer in peers} == {1001}
+    server.advance(5)
+    assert not server.open_connections
+    assert not server.clock.getDelayedCalls()

@@ -504,3 +504,18 @@ def test_who_came_back_and_left_leaves_no_timer(server: World) -> None:
     guest.peer.leave()
     server.advance(6)
     assert [call for call in server.clock.getDelayedCalls() if call.active()] == []
+
+
+def test_those_who_are_away_leave_in_turns_at_a_drain(make_server: MakeWorld) -> None:
+    server = make_server(resume_window_seconds=5)
+    witness = server.join("room")
+    for _ in range(150):
+        server.join("room").reset()
+    assert server.topics == {"room": 151}
+    server.drain()
+    assert server.topics["room"] > 80
+    server.run()
+    server.advance(5)
+    assert witness.closed == 1001
+    assert not server.topics
+    assert not server.clock.getDelayedCalls()

@@ -357,7 +357,9 @@ class TravelNode(SimulatedNode):
         self.story.ended[self.cluster.node] = self.story.now
         for line in tuple(self.lines):
             self._said_goodbye(line)
-        self.sessions.close()
+        for peer in tuple(self.sessions.away):
+            self.sessions.dismiss_away(peer)
+        self.sessions.rest()
         self.cluster.stop(self._stopped)
 
 

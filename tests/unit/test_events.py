@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from twisted.python.failure import Failure
 
 from signaling import events
 from signaling.errors import ErrorCode, Rejected
-from signaling.events import FIELDS, Events, format_json
+from signaling.events import FIELDS, Events, Lines, format_json
 from signaling.wire import decode
+from tests.memory.world import PassingClock
 
 DOCS = Path(__file__).parents[2] / "docs"
 PEER = "01JD0000000000000000000000"
@@ -123,3 +125,27 @@ def test_the_documents_list_every_event_and_every_field() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (?:debug|info|warn|error|critical) \|(.*)$", page, re.MULTILINE)
     assert {name for name, _ in rows} == names
     assert {field for _, row in rows for field in re.findall(r"`(\w+)`", row)} == set(FIELDS)
+
+
+def test_lines_that_come_together_take_turns_and_keep_their_order() -> None:
+    clock = PassingClock()
+    lines, written = Lines(clock), list[int]()
+    for number in range(200):
+        lines.write(partial(written.append, number))
+    longest, before = 0, len(written)
+    assert before < 100
+    while clock.getDelayedCalls():
+        clock.advance(0)
+        longest, before = max(longest, len(written) - before), len(written)
+    assert longest < 20
+    assert written == list(range(200))
+
+
+def test_all_lines_are_written_in_the_end() -> None:
+    clock = PassingClock()
+    lines, written = Lines(clock), list[int]()
+    for number in range(200):
+        lines.write(partial(written.append, number))
+    lines.finish()
+    assert written == list(range(200))
+    assert not clock.getDelayedCalls()
