@@ -434,3 +434,15 @@ def test_an_upgrade_behind_other_requests_opens_a_connection(port: World) -> Non
     assert connection.received.count(b"HTTP/1.1 200 ") == 3
     assert b"HTTP/1.1 101 " in connection.received
     assert port.topics == {"room": 1}
+
+
+@pytest.mark.parametrize("path", ["/", "/signaling.js", "/demo.js", "/demo.css"])
+def test_a_client_that_asks_for_files_and_reads_nothing_has_few_of_them_waiting(path: str) -> None:
+    world = World(demo=True)
+    connection = world.connect()
+    connection.stall()
+    connection.send(get(path).encode() * 32)
+    # What the transport takes before it pushes back, and the answer that makes it.
+    assert len(connection.transport.dataBuffer) < 2 * 65_536
+    world.advance(16)
+    assert connection.lost
