@@ -779,8 +779,7 @@ class Peer {
       return;
     }
     if (entry.type === "offer" && entry.number < this.#lastOffer) return;
-    this.#waiting.push(entry);
-    this.#waiting.sort((one, other) => one.number - other.number);
+    this.#wait(entry);
     if (this.#timers.has("resend")) return;
     const now = performance.now();
     this.#drops = now - this.#droppedAt > 2 * MS.mostResend ? 0 : this.#drops + 1;
@@ -851,8 +850,15 @@ class Peer {
       this.#lastOffer = entry.number;
       this.#waiting = this.#waiting.filter((waiting) => waiting.type !== "offer");
     }
-    if (this.#waiting.length) this.#waiting.push(entry);
+    if (this.#waiting.length) this.#wait(entry);
     else this.#write(entry);
+  }
+
+  /** Keeps an entry for later, in order; of a peer that takes nothing for long, only the last ones. */
+  #wait(entry) {
+    this.#waiting.push(entry);
+    this.#waiting.sort((one, other) => one.number - other.number);
+    if (this.#waiting.length > MAX_KEPT) this.#waiting.shift();
   }
 
   #write(entry) {

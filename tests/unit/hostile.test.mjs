@@ -358,6 +358,22 @@ test("a peer that takes no data keeps nothing from the others", () => {
   assert.deepEqual(failed, ["a: the queue is full"]);
 });
 
+test("of what a peer that takes nothing would be sent, a bounded number waits", async () => {
+  const { say } = meet([{ id: "a" }]);
+  await pass(2_000);
+  const drop = () => {
+    for (const { msgId, type } of sockets[0].sent.splice(0)) if (type === "ice-candidate") say({ type: "error", code: "dropped", msgId });
+  };
+  for (let number = 0; number < 1_000; number++) {
+    const found = { toJSON: () => ({ candidate: `${number}` }) };
+    connections[0].dispatchEvent(Object.assign(new Event("icecandidate"), { candidate: found }));
+    drop();
+  }
+  await pass(5_000);
+  const numbers = sockets[0].sent.filter(({ type }) => type === "ice-candidate").map(({ payload }) => Number(payload.candidate));
+  assert.deepEqual([numbers[0], numbers.at(-1), numbers.length], [744, 999, 256]);
+});
+
 test("without WebRTC a mesh says so at once", () => {
   globalThis.RTCPeerConnection = undefined;
   assert.throws(() => new Mesh(join("wss://example.com/ws/room")), /no WebRTC here/);
