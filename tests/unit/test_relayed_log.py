@@ -119,7 +119,7 @@ def test_every_event_of_a_server_travels(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("signaling.events.globalLogPublisher", caught.append)
     events = Events(LogLevel.debug, Clock().seconds)
     events.refused("192.0.2.1:5", 404, "not found")
-    events.left("01JD0000000000000000000000", "room", "it went")
+    events.left("01JD0000000000000000000000", "room", "it went", 0.0)
     events.few_connections(5, 6)
     events.worker_died(1, "signal SIGKILL", 0.5)
     for event in caught:
