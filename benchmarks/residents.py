@@ -189,6 +189,7 @@ class Traveller(Member):
     def __init__(self, world: World, topic: str, node: str, born: list[Member]) -> None:
         super().__init__(world, topic, node, born)
         self.moving = False
+        self._may_write = True
         self._token = ""
         self._seen = 0
 
@@ -198,7 +199,9 @@ class Traveller(Member):
         try:
             # What was sent is read to its end, and so is what the node wrote: as with a phone that changes its network.
             self.half_close()
+            self._may_write = False
             await self.ended
+            self._may_write = True
             self.node = node.name
             before = self.id
             await self.come_back(node.port, f"{self.topic}?resume={self._token}&seen={self._seen}")
@@ -211,6 +214,11 @@ class Traveller(Member):
         self.world.moves += 1
         if self.id != before:
             self.world.books.breach("lost its session", before)
+
+    def send(self, data: bytes) -> None:
+        """Send frames, unless this half of the connection has ended: a ping may still come on the other."""
+        if self._may_write:
+            super().send(data)
 
     def talk_to(self, peer: str) -> None:
         """Send one relay, unless there is no connection now."""

@@ -28,9 +28,9 @@ class TokenBucket:
         """Return how many tokens there are.
 
         Args:
-            now: seconds; never less than before.
+            now: seconds. A clock that was set back fills nothing, and takes nothing away.
         """
-        return min(self._burst, self._tokens + (now - self._at) * self._rate)
+        return min(self._burst, self._tokens + max(0.0, now - self._at) * self._rate)
 
     def take(self, now: float, tokens: float = 1) -> float:
         """Take tokens; returns how many are left, less than 0 if some are owed."""

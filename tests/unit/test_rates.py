@@ -20,6 +20,13 @@ def test_a_bucket_holds_no_more_than_its_burst() -> None:
     assert bucket.left(1000.0) == 3
 
 
+def test_a_clock_that_is_set_back_takes_no_tokens() -> None:
+    bucket = TokenBucket(2.0, 3)
+    bucket.take(10_000.0)
+    assert [bucket.take(6_400.0) for _ in range(3)] == [1.0, 0.0, -1.0]
+    assert bucket.take(6_401.0) == 0.0
+
+
 @given(st.lists(st.floats(0, 10), max_size=200), st.integers(1, 20), st.floats(0.1, 100))
 def test_no_more_is_given_than_burst_and_rate_allow(pauses: list[float], burst: int, rate: float) -> None:
     now, given_since_start, bucket = 0.0, 0, TokenBucket(rate, burst)
