@@ -43,6 +43,36 @@ class Cuts:
         return cuts
 
 
+class Passes:
+    """The reactor's poller, which measures how much CPU the process takes between two polls.
+
+    Unlike a time on the clock that says nothing of what others did on the machine.
+
+    Args:
+        poller: that of an epoll reactor.
+    """
+
+    def __init__(self, poller: Any) -> None:
+        self._poller = poller
+        self._began = time.process_time()
+        self._longest = 0.0
+
+    def poll(self, *arguments: Any) -> Any:
+        """End a pass, wait for events, and begin the next."""
+        self._longest = max(self._longest, time.process_time() - self._began)
+        events = self._poller.poll(*arguments)
+        self._began = time.process_time()
+        return events
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._poller, name)
+
+    def take_longest(self) -> float:
+        """Return the seconds of the longest pass since the last time."""
+        longest, self._longest = self._longest, 0.0
+        return longest
+
+
 def process_status() -> dict[str, float]:
     """Tell what the kernel knows of this process: resident memory, open descriptors, CPU seconds.
 
@@ -81,8 +111,9 @@ class SideChannel(LineOnlyReceiver):
 
     delimiter = b"\n"
 
-    def __init__(self, factory: SignalingFactory, cuts: Cuts, port: int) -> None:
+    def __init__(self, factory: SignalingFactory, cuts: Cuts, passes: Passes, port: int) -> None:
         self._factory = factory
+        self._passes = passes
         self._cuts = cuts
         self._port = port
 
@@ -93,6 +124,7 @@ class SideChannel(LineOnlyReceiver):
     def lineReceived(self, line: bytes) -> None:
         """Answer one request."""
         status = {"time": time.monotonic(), **server_status(self._factory), **process_status()}
+        status["longest_pass_seconds"] = self._passes.take_longest()
         self._answer({**status, "cuts": self._cuts.take()})
         if line == b"stop":
             # It ends when the answer is out.
@@ -110,13 +142,15 @@ class SideChannel(LineOnlyReceiver):
 def main() -> None:
     """Serve on a free port of the loopback until told to stop; the only argument is ``Limits`` as a JSON object."""
     cuts = Cuts()
+    passes: Any = Passes(reactor._poller)
+    reactor._poller = passes
     # Formatting the log is a part of the server's work; nobody wants to keep that of a load.
     with open(os.devnull, "w") as nowhere:
         observers = [textFileLogObserver(nowhere), cuts]
         globalLogBeginner.beginLoggingTo(observers, discardBuffer=True, redirectStandardIO=False)
         factory = SignalingFactory(Limits(**json.loads(sys.argv[1])))
         listening = TCP4ServerEndpoint(reactor, 0, backlog=1024, interface="127.0.0.1").listen(factory)
-        listening.addCallback(lambda port: StandardIO(SideChannel(factory, cuts, port.getHost().port)))
+        listening.addCallback(lambda port: StandardIO(SideChannel(factory, cuts, passes, port.getHost().port)))
         reactor.addSystemEventTrigger("before", "shutdown", factory.drain)
         reactor.run()
 

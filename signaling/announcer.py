@@ -16,9 +16,9 @@ from signaling.clock import Clock
 from signaling.rates import TokenBucket
 from signaling.turns import Turns
 
-# What may be announced at once; an offer takes some 5 us.
+# What may be announced at once; an offer takes some 5 us. Few come back meanwhile, for a pass may take long.
 _OFFERS_AT_ONCE = 256
-_OFFERS_PER_SECOND = 10_000
+_OFFERS_PER_SECOND = 2_000
 # A block adds no more than this to what a transport holds when it pauses.
 _BLOCK_BYTES = 16_384
 _BLOCKS_PER_TURN = 64
