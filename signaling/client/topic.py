@@ -147,10 +147,11 @@ class Signaling:
         # Read on to the server's close frame, however much waits for the application.
         self._waiting += 1
         self._make_room()
-        if self._socket is not None:
+        socket = self._socket
+        if socket is not None:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._flush(), FLUSH_SECONDS)
-            await self._socket.close()
+            await socket.close()
         running.cancel()
         await asyncio.wait([running])
 
