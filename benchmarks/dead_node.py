@@ -106,7 +106,7 @@ async def measure(options: argparse.Namespace) -> int:
     untrue = at_last["left"].total() - sum(at_last["left"][peer] for peer in lost.ready["peers"])
     checks = {
         f"the others agree {at_last['seconds']:.1f} s after the end of the node, within {options.most_seconds:g} s": (
-            at_last["agreed"]
+            at_last["agreed"] and at_last["seconds"] <= options.most_seconds
         ),
         f"{at_last['left'].total()} times peer-left, {untrue} of them untrue": untrue == 0,
         f"{len(joins.seconds)} joins elsewhere, the longest {max(joins.seconds) * 1000:.0f} ms,"
