@@ -355,10 +355,11 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         peer = sessions.find(join)
         if peer is None:
             return False
+        # What it has to be answered now may push out what it has not seen yet.
+        sessions.back(peer)
         if not peer.reaches(claim.seen):
             sessions.dismiss(peer, "it came back for more than is kept")
             return False
-        sessions.back(peer)
         self._go_on(peer, join, claim)
         return True
 

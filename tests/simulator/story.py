@@ -9,7 +9,8 @@ counted by kind (``Story.excuses``):
 - A relay that was written *and* answered ``dropped``: where its target's node crashed or was taken for dead after it
   wrote the relay and before the sender heard of it, nobody can tell; likewise where the sender's own node could not
   reach the engine for so long that it gave up. The same goes for what waited in its target's queue while that node
-  stood still for so long that the others took it for dead, and was written afterwards.
+  stood still for so long that the others took it for dead, and was written afterwards; and for a node that was taken
+  for dead, and does not hear of it because the store lost its data after that.
 """
 
 from __future__ import annotations
@@ -442,7 +443,7 @@ class Story:
         self.excuses["unheard: its sender is gone"] += 1
         return None
 
-    def _excuse(self, sent: Sent) -> str | None:
+    def _excuse(self, sent: Sent) -> str | None:  # noqa: PLR0911 - one for each excuse
         (written_at, node_id), (told_at, code) = sent.written[0], sent.errors[0]
         if code != "dropped":
             return f"written, and answered {code}"
@@ -452,6 +453,10 @@ class Story:
             if held_died_at is not None and held_died_at < max(written_at, told_at):
                 self.excuses["both: had waited at a node that died"] += 1
                 return None
+        forgotten = died_at is not None and any(died_at <= at <= written_at for at in self.lost_data_at)
+        if told_at < written_at and forgotten:
+            self.excuses["both: the store forgot that its target's node was taken for dead"] += 1
+            return None
         if told_at < written_at:
             return f"answered at {told_at:.4f}, and written at {written_at:.4f}"
         if died_at is not None and died_at <= told_at:

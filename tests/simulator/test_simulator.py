@@ -18,6 +18,7 @@ KEPT = {
     "t15": "a node that got a peer too late did not say that what waited is dropped",
     "t45": "what a sender sent after it had moved overtook what it had sent before",
     "t325": "a relay ended while its sender was offered to another node, which did not take it",
+    "t3566": "answers that waited for the end of a hand-off pushed out what its client had not seen",
     "t20804": "a client resumed on the node that it was leaving, which had not heard yet that it had left",
     "t21925": "a node stopped while another one took over one of its peers",
 }

@@ -241,11 +241,12 @@ class TravelNode(SimulatedNode):
 
     def _open(self, line: Line, join: Join, entrant: Entrant | None) -> None:
         found = self.sessions.find(join)
+        if found is not None:
+            self.sessions.back(found)
         if join.claim is not None and found is not None and not found.reaches(join.claim.seen):
             self.sessions.dismiss(found, "it came back for more than is kept")
             found = None
         if found is not None and join.claim is not None:
-            self.sessions.back(found)
             self._go_on(line, found, join.claim)
             if entrant is not None:
                 self.cluster.settle(join.topic, entrant.id or "", joined=False)
