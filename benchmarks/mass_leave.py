@@ -31,7 +31,7 @@ async def measure(options: argparse.Namespace) -> int:
     try:
         port = server.ready["port"]
         joining = time.monotonic()
-        crowd = await Helper.start("benchmarks.crowd", str(port), str(options.topics), str(options.peers))
+        crowd = await Helper.start("benchmarks.crowd", str(port), str(options.topics), str(options.peers), "50")
         helpers.append(crowd)
         print(f"{options.peers} peers in {options.topics} topic(s) joined in {time.monotonic() - joining:.1f} s")
         pair = await Helper.start("benchmarks.latency", str(port), "elsewhere", str(_RELAYS_PER_SECOND))
