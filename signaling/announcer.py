@@ -24,7 +24,7 @@ _BLOCK_BYTES = 16_384
 _BLOCKS_PER_TURN = 64
 _TURNS_PER_PASS = 4
 # How many times as much a turn takes, at the most, of a topic whose events come faster than they are handed out.
-_FASTEST = 16
+_FASTEST = 8
 
 
 class Block(NamedTuple):
