@@ -249,6 +249,8 @@ class BoundedRequest(Request):
     def _handleStar(self) -> None:
         # ``OPTIONS *``; the header would tell the version of the software.
         self.responseHeaders.removeHeader(b"server")
+        if asks_for_websocket(request_headers(self)):
+            _end_with_answer(self)
         super()._handleStar()
 
 
