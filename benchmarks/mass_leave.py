@@ -17,6 +17,8 @@ from benchmarks.report import latency
 
 _RELAYS_PER_SECOND = 500.0
 _CALM_SECONDS = 1.0
+# On their way into their topics at the same time.
+_AT_ONCE = 50
 _LAST_SECONDS = 120.0
 # The witnesses' own connections.
 _WITNESSES = 2
@@ -31,7 +33,7 @@ async def measure(options: argparse.Namespace) -> int:
     try:
         port = server.ready["port"]
         joining = time.monotonic()
-        crowd = await Helper.start("benchmarks.crowd", str(port), str(options.topics), str(options.peers), "50")
+        crowd = await Helper.start("benchmarks.crowd", *map(str, (port, options.topics, options.peers, _AT_ONCE)))
         helpers.append(crowd)
         print(f"{options.peers} peers in {options.topics} topic(s) joined in {time.monotonic() - joining:.1f} s")
         pair = await Helper.start("benchmarks.latency", str(port), "elsewhere", str(_RELAYS_PER_SECOND))

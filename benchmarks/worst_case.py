@@ -296,6 +296,8 @@ def requests() -> Iterator[Case]:
         yield Case("a connection", f"requests of {target!r}", "port", REQUEST_BYTES, make_many)
     trickled = lambda n: [bytes([byte]) for byte in plain(b"/" + filled(b"a", n))]  # noqa: E731
     yield Case("a request", "single bytes", "port", REQUEST_BYTES, trickled)
+    second = lambda n: [plain() + b"G", *trickled(n)[1:]]  # noqa: E731
+    yield Case("a second request", "single bytes", "port", REQUEST_BYTES, second)
 
 
 LISTENER_PLACES = [

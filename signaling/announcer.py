@@ -23,6 +23,8 @@ _OFFERS_PER_SECOND = 2_000
 _BLOCK_BYTES = 16_384
 _BLOCKS_PER_TURN = 64
 _TURNS_PER_PASS = 4
+# How many times as much a turn takes, at the most, of a topic whose events come faster than they are handed out.
+_FASTEST = 8
 
 
 class Block(NamedTuple):
@@ -69,10 +71,13 @@ class _Backlog:
 
     Attributes:
         events: a frame for each, oldest first.
+        pace: how many times as much as usual a turn hands out. It doubles while each walk has more to hand out than the
+            one before: walks would become longer and longer, and events later and later.
     """
 
     def __init__(self) -> None:
         self.events: list[bytes] = []
+        self.pace = 1
         # How many of the events each member got, or must not get; 0 for all others.
         self._passed: dict[Member, int] = {}
         self._walk: Iterator[Member] | None = None
@@ -98,7 +103,11 @@ class _Backlog:
         if self._walk is None:
             self._walk = iter(topic)
             self._length = len(self.events)
-            self._blocks = _blocks(self.events)
+            before, self._blocks = len(self._blocks), _blocks(self.events)
+            if before and len(self._blocks) > before:
+                self.pace = min(2 * self.pace, _FASTEST)
+            elif 2 * len(self._blocks) < before:
+                self.pace = max(1, self.pace // 2)
         for member in self._walk:
             passed = self._passed.get(member, 0)
             if member.topic is topic and passed < self._length:
@@ -167,16 +176,28 @@ class Announcer:
             self._turns.remove(topic)
 
     def _take_turn(self, topic: Audience) -> None:
-        backlog, room = self._backlogs[topic], _BLOCKS_PER_TURN
+        room, next_topic = float(_BLOCKS_PER_TURN), topic
+        while True:
+            room -= max(1.0, self._hand_out(next_topic, room))
+            following = self._turns.pop() if room > 0 else None
+            if following is None:
+                return
+            # Most topics are small: thousands of them share turns.
+            next_topic = following
+
+    def _hand_out(self, topic: Audience, room: float) -> float:
+        """Go on with the walk of a topic; returns how much of ``room`` that took, in blocks at the usual pace."""
+        backlog, taken = self._backlogs[topic], 0.0
         for member, blocks in backlog.walk_on(topic):
             self._give(member, blocks)
-            room -= len(blocks)
-            if room <= 0:
+            taken += len(blocks) / backlog.pace
+            if taken >= room:
                 break
         if backlog.events:
             self._turns.add(topic)
         else:
             del self._backlogs[topic]
+        return taken
 
     def _give(self, member: Member, blocks: Sequence[Block]) -> None:
         self._on_dropped(sum(map(member.take_block, blocks)))

@@ -35,10 +35,14 @@ _STORE_ERRORS_PER_SECOND = 1.0
 _LINES_PER_PASS = 16
 _LINES_AT_ONCE = 64
 _LINES_PER_SECOND = 1000.0
+# Each holds some 500 bytes while it waits.
+_MOST_LINES_WAITING = 10_000
 
 
 class Lines:
     """Lines of a log that may come by thousands together: they are written at once, or in turns if there are many.
+
+    If there are too many to wait, the rest is written at once again.
 
     Args:
         clock: tells the time, and calls for the next pass of the reactor.
@@ -56,7 +60,10 @@ class Lines:
             line: writes it.
         """
         now = self._clock.seconds()
-        if self._turns or self._at_once.left(now) < 1:
+        if len(self._turns) >= _MOST_LINES_WAITING:
+            # They come faster than turns are given; nobody may make the server grow by that.
+            line()
+        elif self._turns or self._at_once.left(now) < 1:
             self._turns.add(line)
         else:
             self._at_once.take(now)

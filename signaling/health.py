@@ -53,7 +53,7 @@ def _listening(proc: Path) -> Iterator[Address]:
                 yield _reachable(family, host), int(port, 16)
     for fields in _table(proc / "net" / "unix"):
         if int(fields[3], 16) & _UNIX_LISTENING and fields[6] in own and fields[7:]:
-            yield fields[7]
+            yield " ".join(fields[7:])
 
 
 def _sockets(proc: Path) -> Iterator[str]:

@@ -594,6 +594,7 @@ class Sessions:
         self._windows.clear(peer)
         self._loans.clear(peer)
         self._expiries.clear(peer)
+        self._expiries.rest()
         place, peer.way.place = peer.way.place, None
         if place is not None:
             self._admission.release(place)

@@ -51,6 +51,13 @@ class Turns(Generic[T]):
             if not self._waiting:
                 self._stop()
 
+    def pop(self) -> T | None:
+        """Forget the item whose turn is next, and return it: it has its turn now; None if none waits."""
+        item = next(iter(self._waiting), None)
+        if item is not None:
+            self.remove(item)
+        return item
+
     def _stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()

@@ -249,6 +249,8 @@ class BoundedRequest(Request):
     def _handleStar(self) -> None:
         # ``OPTIONS *``; the header would tell the version of the software.
         self.responseHeaders.removeHeader(b"server")
+        if asks_for_websocket(request_headers(self)):
+            _end_with_answer(self)
         super()._handleStar()
 
 
@@ -357,6 +359,13 @@ class BoundedChannel(HTTPChannel):
         # Python converts no more than 4,300 digits, and twisted.web does not expect that.
         if len(lengths[0]) > _MOST_DIGITS or int(lengths[0]) > longest:
             raise Refused(413, f"the body: at most {longest} bytes")
+
+    def rawDataReceived(self, data: bytes) -> None:
+        """Take a body, or what came behind a request that is not answered yet."""
+        if len(self._dataBuffer) > 1:
+            # HTTPChannel counts all pieces anew with each one, and TLS delivers a record at a time.
+            self._dataBuffer = [b"".join(self._dataBuffer)]
+        super().rawDataReceived(data)
 
     def resetTimeout(self) -> None:
         """Keep the deadline: twisted.web would restart it with every byte, and a header could trickle for ever."""

@@ -61,7 +61,7 @@ def test_a_server_is_healthy_wherever_it_listens(proc: Path, options: list[str])
 
 
 def test_a_server_on_a_unix_socket_is_healthy(proc: Path) -> None:
-    with contained(proc, "--listen", f"unix:{proc.parent}/socket"):
+    with contained(proc, "--listen", f"unix:{proc.parent}/a socket"):
         assert health.main(proc) == 0
 
 

@@ -403,9 +403,12 @@ def test_a_peer_that_another_node_did_not_take_leaves_when_its_token_ends(tmp_pa
     assert witness.heard() == [{"type": "peer-left", "peerId": session.peer.id}]
 
 
-def test_no_timer_is_left_when_who_was_away_is_gone(make_server: MakeWorld, tmp_path: Path) -> None:
-    world = make_server(portal=issuer.portal(tmp_path), resume_window_seconds=300)
-    Session(world, token(exp=int(world.start) + 100))
+@pytest.mark.parametrize(("window", "expires"), [(300, 100), (100, 300)])
+def test_no_timer_is_left_when_who_was_away_is_gone(
+    make_server: MakeWorld, tmp_path: Path, window: int, expires: int
+) -> None:
+    world = make_server(portal=issuer.portal(tmp_path), resume_window_seconds=window)
+    Session(world, token(exp=int(world.start) + expires))
     world.advance(101)
     assert [call for call in world.clock.getDelayedCalls() if call.active()] == []
 

@@ -77,9 +77,9 @@ def test_a_refused_upgrade_is_the_last_request_of_its_connection(
 
 
 def test_an_upgrade_of_what_is_no_topic_is_answered_and_the_last_request(port: World) -> None:
-    for path, status in (("/healthz", 200), ("/nope", 404)):
+    for method, path, status in (("GET", "/healthz", 200), ("GET", "/nope", 404), ("OPTIONS", "*", 200)):
         connection = port.connect()
-        connection.send((upgrade(path) + get("/healthz")).encode())
+        connection.send((upgrade(path).replace("GET", method) + get("/healthz")).encode())
         assert response(connection.received)[0] == status
         assert connection.received.count(b"HTTP/1.1 ") == 1
         assert connection.ended

@@ -142,13 +142,20 @@ def test_no_page_may_read_them(metered: Metered) -> None:
     assert "access-control-allow-origin" not in headers
 
 
-def test_scrapes_that_come_together_are_written_down_once(metered: Metered, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "accept",
+    ["text/plain", "application/openmetrics-text;version=1.0.0", "application/openmetrics-text;version=1.0.%d"],
+)
+def test_scrapes_that_come_together_are_written_down_once(
+    metered: Metered, monkeypatch: pytest.MonkeyPatch, accept: str
+) -> None:
     collected = []
     collect = SignalingCollector.collect
     monkeypatch.setattr(SignalingCollector, "collect", lambda self: [collected.append(1), *collect(self)][1:])
     scrapes = [metered.world.connect() for _ in range(20)]
-    for scrape in scrapes:
-        scrape.send_together(METRICS.encode())
+    for number, scrape in enumerate(scrapes):
+        wanted = f"Accept: {accept.replace('%d', str(number))}\r\n\r\n"
+        scrape.send_together(METRICS.replace("\r\n\r\n", f"\r\n{wanted}").encode())
     metered.world.run()
     assert len(collected) == 1
     assert all(b"signaling_joins_total 0.0" in scrape.received for scrape in scrapes)

@@ -184,3 +184,27 @@ def test_topics_take_turns(clock: PassingClock) -> None:
             assert number < 4
             break
     assert member.got
+
+
+def test_thousands_of_small_topics_share_turns(clock: PassingClock) -> None:
+    one = announcer(clock)
+    members = []
+    for _ in range(2000):
+        room = Room()
+        members.append(room.add())
+        one.announce(room, frame(1))
+    assert len(list(passes(clock))) < 20
+    assert all(member.got == [frame(1)] for member in members)
+
+
+def test_events_that_keep_coming_are_not_handed_out_later_and_later(clock: PassingClock) -> None:
+    room, one = Room(), announcer(clock)
+    members = [room.add() for _ in range(250)]
+    behind = 0
+    for number in range(600):
+        # As when peers with much metadata come and go as fast as they can.
+        for _ in range(8):
+            one.announce(room, frame(number) * 30)
+        clock.advance(0.01)
+        behind = max(behind, 8 * (number + 1) - min(len(member.got) for member in members))
+    assert behind < 200

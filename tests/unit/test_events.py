@@ -149,3 +149,17 @@ def test_all_lines_are_written_in_the_end() -> None:
     lines.finish()
     assert written == list(range(200))
     assert not clock.getDelayedCalls()
+
+
+def test_lines_that_come_faster_than_turns_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "_MOST_LINES_WAITING", 100)
+    clock = PassingClock()
+    lines, written, given = Lines(clock), list[int](), 0
+    for _ in range(50):
+        for _ in range(50):
+            lines.write(partial(written.append, given))
+            given += 1
+        assert given - len(written) <= 100
+        clock.advance(0)
+    lines.finish()
+    assert sorted(written) == list(range(given))
