@@ -240,11 +240,14 @@ def test_a_program_that_only_sends_stays_in_its_topic_and_holds_little(monkeypat
     asyncio.run(scenario())
 
 
-def test_a_loss_is_noticed_while_the_program_takes_nothing() -> None:
+def test_a_loss_is_noticed_while_the_program_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signaling.client.topic.PING_SECONDS", 0.1)
+    monkeypatch.setattr("signaling.client.topic.PONG_SECONDS", 1.0)
+
     async def end(connection: ServerConnection) -> None:
         for text in (WELCOME, EMPTY, *[OFFERED] * 260):
             await connection.send(text)
-        await connection.close(1011)
+        connection.transport.close()
 
     async def scenario() -> None:
         async with playing(end) as (url, connections), join(url, backoff=soon()) as signaling:
