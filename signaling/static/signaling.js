@@ -673,6 +673,7 @@ class Peer {
     this.metadata = this.#signaling.peers.get(id) ?? {};
     this.#cancel("grace");
     this.recover();
+    this.proceed();
   }
 
   /** Signaling between the two begins anew, and what was under way is lost. */

@@ -279,6 +279,19 @@ test("a peer that came back is known at once by its certificate, and by its inst
   }
 });
 
+test("what was to be negotiated while a server restarted is, once the peer is back", async () => {
+  const { say } = meet([shows("x", "one")]);
+  say(offer("x", "its"));
+  await settle();
+  connections[0].connect();
+  sockets[0].lose(1001);
+  connections[0].dispatchEvent(new Event("negotiationneeded")); // A track was added.
+  await pass(1_000);
+  say(welcome("n"), list(), joins("y", "one"));
+  await settle();
+  assert.deepEqual(sockets.at(-1).sent.map(({ type, to }) => [type, to]), [["offer", "y"]]);
+});
+
 test("if several show the instance of a peer that is gone, none is believed, and each is met in the end", async () => {
   const { mesh, say } = meet([shows("a", "one")]);
   say(offer("a", "its"));
