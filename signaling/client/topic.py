@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidProxy, InvalidStatus, WebSocketException
+from websockets.protocol import State
 
 from signaling.client.backoff import Backoff, Loss, closing, refusal
 from signaling.client.errors import Lost, NotDelivered
@@ -32,6 +33,8 @@ MAX_UNREAD = 256
 MAX_UNREAD_BYTES = 1_048_576
 """Messages that wait for the application, and their JSON; then the socket is not read, and the server pushes back."""
 _FLOOD_FACTOR = 8
+MAX_UNHEARD = 16_384
+"""Events of a program that has never iterated and may never do so."""
 
 
 def join(
@@ -80,6 +83,7 @@ class Signaling:
         self._discarding = False
         self._room = asyncio.Event()
         self._waiting = 0
+        self._iterates = self._sends = False
         self._joined: asyncio.Future[None] | None = None
         self._running: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
@@ -116,6 +120,7 @@ class Signaling:
             ValueError: if it is not JSON, or longer than the server takes.
         """
         msg_id = self._session.send(kind, to, payload)
+        self._sends = True
         self._publish()
         await self._flush()
         return msg_id
@@ -174,6 +179,7 @@ class Signaling:
         return self
 
     async def __anext__(self) -> AnyMessage:
+        self._iterates = True
         message, size = await self._unread.get()
         self._unread_bytes -= size
         self._make_room()
@@ -249,7 +255,8 @@ class Signaling:
 
     async def _use(self, socket: ClientConnection, opening: asyncio.Timeout) -> Loss:
         self._socket = socket
-        helpers = [asyncio.create_task(self._write()), asyncio.create_task(_keep_alive(socket))]
+        work = (self._write(), _keep_alive(socket), self._notice_end(socket))
+        helpers = [asyncio.create_task(helper) for helper in work]
         code = None
         try:
             while True:
@@ -279,7 +286,7 @@ class Signaling:
 
     def _publish(self, size: int = 0) -> None:
         for event in self._session.events():
-            if isinstance(event, Relayed) and not self._fits(_FLOOD_FACTOR):
+            if self._is_too_much(event):
                 self._discard()
                 continue
             # The list comes once, and its size is the topic's.
@@ -291,9 +298,17 @@ class Signaling:
     def _fits(self, factor: int = 1) -> bool:
         return self._unread.qsize() < factor * MAX_UNREAD and self._unread_bytes < factor * MAX_UNREAD_BYTES
 
+    def _is_too_much(self, event: AnyMessage) -> bool:
+        if isinstance(event, Relayed):
+            return not self._fits(_FLOOD_FACTOR)
+        return not self._iterates and self._unread.qsize() >= MAX_UNHEARD
+
     def _make_room(self) -> None:
-        # Who waits for an answer has to get it, even where nobody takes what comes before.
-        if self._waiting or self._fits():
+        # Who waits for an answer has to get it, even if nobody takes what comes before. A program that sends and has
+        # never iterated may never do so, and stays in the topic. Once the connection has ended, little is left to read.
+        only_sends = self._sends and not self._iterates
+        has_ended = self._socket is not None and self._socket.state is State.CLOSED
+        if self._waiting or only_sends or has_ended or self._fits():
             self._room.set()
         else:
             self._room.clear()
@@ -301,7 +316,11 @@ class Signaling:
     def _discard(self) -> None:
         if not self._discarding:
             self._discarding = True
-            _log.warning("messages of other peers are discarded: nobody iterates, while deliver has to read on")
+            _log.warning("messages are discarded: nobody iterates, while send and deliver have to read on")
+
+    async def _notice_end(self, socket: ClientConnection) -> None:
+        await socket.wait_closed()
+        self._make_room()
 
     async def _write(self) -> None:
         while True:

@@ -68,10 +68,10 @@ class SignalingClient(Service):
         self._clock = clock
         self._endpoint = endpoint or _endpoint(clock, self._session.url)
         self._connection: _Connection | None = None
+        self._handshaking: _Connection | None = None
         self._connecting: Deferred[Any] | None = None
         self._retry: Any = None
         self._joining: list[Deferred[SignalingClient]] = []
-        self._stopping: Deferred[None] | None = None
         self.on_failure: Callable[[Exception], object] = lambda failure: _log.error("{failure}", failure=failure)
 
     @property
@@ -100,11 +100,16 @@ class SignalingClient(Service):
         self._end(Lost("left the topic"))
         if self._connecting is not None:
             self._connecting.cancel()
-        if self._connection is None:
+        if self._handshaking is not None:
+            self._handshaking.transport.abortConnection()
+            self._handshaking = None
+        # From now on it is a former connection: the service may be started again before it is gone.
+        connection, self._connection = self._connection, None
+        if connection is None:
             return None
-        self._stopping = Deferred()
-        self._connection.sendClose(1000)
-        return self._stopping
+        connection.gone = Deferred()
+        connection.sendClose(1000)
+        return connection.gone
 
     def when_joined(self) -> Deferred[SignalingClient]:
         """Return a Deferred that fires with this client once it is in the topic; at once where it is."""
@@ -145,11 +150,14 @@ class SignalingClient(Service):
 
     # What the connection tells
 
+    def begun(self, connection: _Connection) -> None:
+        """Take a connection whose handshake begins."""
+        self._handshaking = connection
+
     def connected(self, connection: _Connection) -> None:
         """Take a connection whose handshake is done."""
-        self._connection = connection
-        if not self.running:
-            connection.sendClose(1000)
+        if connection is self._handshaking:
+            self._connection, self._handshaking = connection, None
 
     def received(self, connection: _Connection, text: bytes) -> None:
         """Take a message."""
@@ -165,8 +173,12 @@ class SignalingClient(Service):
                 joined.callback(self)
         self._flush()
 
+    def uses(self, connection: _Connection) -> bool:
+        """Tell whether a connection is the present one."""
+        return connection in (self._connection, self._handshaking)
+
     def disconnected(self, loss: Loss) -> None:
-        """Notice the end of a connection, and come back after a while."""
+        """Notice the end of the present connection, and come back after a while."""
         self._forget_connection(loss.code)
         if self.running:
             delay = self._backoff.delay(loss)
@@ -181,12 +193,9 @@ class SignalingClient(Service):
             self.on_failure(refused)
 
     def _forget_connection(self, code: int | None) -> None:
-        self._connection = None
+        self._connection = self._handshaking = None
         self._session.lost(code)
         self._flush()
-        if self._stopping is not None:
-            stopping, self._stopping = self._stopping, None
-            stopping.callback(None)
 
     def _connect(self) -> None:
         self._retry = None
@@ -230,6 +239,7 @@ class _Connection(WebSocketClientProtocol):
     """One connection of a client."""
 
     factory: _Factory
+    gone: Deferred[None] | None = None
     _client: SignalingClient
     _opening: Any = None
     _body = b""
@@ -237,6 +247,7 @@ class _Connection(WebSocketClientProtocol):
     def connectionMade(self) -> None:
         super().connectionMade()
         self._client = self.factory.client
+        self._client.begun(self)
         # From the first byte to the peer list, however far it comes.
         self._opening = self.factory.clock.callLater(OPENING_SECONDS, self.transport.abortConnection)
 
@@ -254,6 +265,10 @@ class _Connection(WebSocketClientProtocol):
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
         self.opened()
+        if self.gone is not None:
+            self.gone.callback(None)
+        if not self._client.uses(self):
+            return
         try:
             loss = self._judge(code, reason or "")
         except Refused as refused:

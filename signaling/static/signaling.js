@@ -60,6 +60,7 @@ const MS = {
   mostResend: 5_000,
   grace: 60_000, // for a peer to come back whose connection works while its signaling does not
   beginAgain: 10_000, // from one connection to the next with the same peer, once `MAX_BEGUN` were made
+  underWay: 2_000, // for what was sent before a connection ended to arrive; less than `ignored`
   begin: 1_000, // from one connection to the next, once twice as many were made as the mesh may have
 };
 
@@ -134,14 +135,16 @@ class Allowance {
     this.#ms = ms;
   }
 
-  /** Whether one more is allowed; it counts then. */
-  take() {
+  /** Whether one more is allowed. */
+  get any() {
     const now = performance.now();
     this.#left = Math.min(this.#most, this.#left + (now - this.#at) / this.#ms);
     this.#at = now;
-    if (this.#left < 1) return false;
+    return this.#left >= 1;
+  }
+
+  take() {
     this.#left--;
-    return true;
   }
 }
 
@@ -670,6 +673,7 @@ class Peer {
     this.metadata = this.#signaling.peers.get(id) ?? {};
     this.#cancel("grace");
     this.recover();
+    this.proceed();
   }
 
   /** Signaling between the two begins anew, and what was under way is lost. */
@@ -953,11 +957,12 @@ export class Mesh extends EventTarget {
   #tracks = new Map(); // track -> streams
   #listening = new AbortController();
   #renewed = false; // whether this peer has a new id that its connections do not know
-  #allowance; // for new connections
+  #allowance; // for connections to new peers
+  #anew; // for new connections in place of others: who begins anew all the time takes nothing from new peers
   #allowances = new Map(); // id -> the same for one peer
   #postponed = new Map(); // id -> since when it has no connection for now
   #crowded = false; // whether those come before anybody new
-  #ended = new Map(); // id -> the certificate of the last connection that ended
+  #ended = new Map(); // id -> {certificate, at} of the last connection that ended
   #timer; // until those are looked at again
 
   constructor(signaling, { configuration = {}, channel = true, maxConnections = MAX_CONNECTIONS } = {}) {
@@ -965,6 +970,7 @@ export class Mesh extends EventTarget {
     if (!globalThis.RTCPeerConnection) throw new Error("There is no WebRTC here: RTCPeerConnection is missing.");
     this.#maxConnections = maxConnections;
     this.#allowance = new Allowance(2 * maxConnections, MS.begin);
+    this.#anew = new Allowance(2 * maxConnections, MS.begin);
     this.#signaling = signaling;
     this.#configuration = configuration;
     this.#channel = channel;
@@ -1097,7 +1103,7 @@ export class Mesh extends EventTarget {
   #add(id) {
     const isFull = this.#peers.size >= this.#maxConnections;
     const waits = this.#crowded && !this.#postponed.has(id);
-    if (!isFull && !waits && this.#allows(id)) return this.#begin(id);
+    if (!isFull && !waits && this.#allows(id, this.#allowance)) return this.#begin(id);
     this.#crowded = true;
     const why = isFull ? `there are ${this.#maxConnections} already` : "too many were begun just now";
     return this.#postpone(id, `no connection: ${why}`);
@@ -1105,7 +1111,7 @@ export class Mesh extends EventTarget {
 
   /** Begins a connection anew; undefined if that has to wait. */
   #replace(peer) {
-    if (!this.#allows(peer.id)) {
+    if (!this.#allows(peer.id, this.#anew)) {
       this.#report(peer.id, new Error("no new connection: too many were begun just now"));
       return undefined;
     }
@@ -1113,9 +1119,12 @@ export class Mesh extends EventTarget {
     return this.#begin(peer.id);
   }
 
-  #allows(id) {
+  #allows(id, allowance) {
     if (!this.#allowances.has(id)) this.#allowances.set(id, new Allowance(MAX_BEGUN, MS.beginAgain));
-    return this.#allowances.get(id).take() && this.#allowance.take();
+    const both = [this.#allowances.get(id), allowance];
+    if (!both.every(({ any }) => any)) return false;
+    for (const one of both) one.take();
+    return true;
   }
 
   #begin(id) {
@@ -1171,7 +1180,9 @@ export class Mesh extends EventTarget {
 
   #remove(peer) {
     this.#peers.delete(peer.id);
-    if (peer.certificate && this.#signaling.peers.has(peer.id)) this.#ended.set(peer.id, peer.certificate);
+    if (peer.certificate && this.#signaling.peers.has(peer.id)) {
+      this.#ended.set(peer.id, { certificate: peer.certificate, at: performance.now() });
+    }
     peer.close();
     emit(this, "peer-removed", peer);
   }
@@ -1195,7 +1206,7 @@ export class Mesh extends EventTarget {
     if (!isText(sdp) || !this.#signaling.peers.has(from)) return;
     const certificate = certificateOf(sdp);
     let peer = this.#returned(from, certificate) ?? this.#peers.get(from);
-    if (type === "offer" && certificate && certificate === this.#ended.get(from) && certificate !== peer?.certificate) {
+    if (type === "offer" && certificate && certificate !== peer?.certificate && this.#justEnded(from, certificate)) {
       // It was under way when the connection ended here: an answer would be another connection's.
       if (!peer) this.#add(from)?.start();
       return;
@@ -1209,6 +1220,11 @@ export class Mesh extends EventTarget {
       }
     } else if (!peer && type === "offer" && certificate) peer = this.#add(from);
     peer?.describe({ type, sdp });
+  }
+
+  #justEnded(id, certificate) {
+    const ended = this.#ended.get(id);
+    return ended?.certificate === certificate && performance.now() - ended.at < MS.underWay;
   }
 
   /** The connection of a peer that has another id now, and proves by its certificate who it is. */

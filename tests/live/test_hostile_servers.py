@@ -5,14 +5,26 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
-from signaling.client import Backoff, Lost, NotDelivered, Offer, PeerLeft, Refused, Signaling, join
+from signaling.client import (
+    Backoff,
+    Error,
+    Lost,
+    NotDelivered,
+    Offer,
+    PeerLeft,
+    Refused,
+    Signaling,
+    join,
+)
 from signaling.client.aiortc import TopicSignaling
 from tests.live.test_python_client import joined
 from tests.live.test_twisted_client import program
@@ -190,6 +202,91 @@ async def is_delivered(signaling: Signaling, target: str, payload: object) -> bo
     except NotDelivered:
         return False
     return True
+
+
+JOINED = json.dumps({"type": "peer-joined", "peerId": "a"})
+LEFT = json.dumps({"type": "peer-left", "peerId": "a"})
+OFFERED = json.dumps({"type": "offer", "from": "a", "payload": 1})
+
+
+def test_a_program_that_only_sends_stays_in_its_topic_and_holds_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signaling.client.topic.MAX_UNHEARD", 2_000)
+    monkeypatch.setattr("signaling.client.topic.PING_SECONDS", 0.1)
+    monkeypatch.setattr("signaling.client.topic.PONG_SECONDS", 2.0)
+    heard: list[str | bytes] = []
+
+    async def flood(connection: ServerConnection) -> None:
+        for text in (WELCOME, EMPTY, *(JOINED, OFFERED, LEFT) * 3_000):
+            await connection.send(text)
+        heard.append("all was sent")
+        async for text in connection:
+            heard.append(text)
+
+    async def scenario() -> None:
+        async with playing(flood) as (url, connections), join(url, backoff=soon()) as signaling:
+            await signaling.send("offer", "a", "first")
+            while not heard:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(3)
+            await signaling.send("offer", "a", "last")
+            while not any("last" in text for text in heard):
+                await asyncio.sleep(0.01)
+            assert len(connections) == 1
+            assert list(signaling.peers) == []
+            await signaling.leave()
+            unread = [message async for message in signaling]
+            assert 0 < len(unread) < 2_500
+
+    asyncio.run(scenario())
+
+
+def test_a_loss_is_noticed_while_the_program_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signaling.client.topic.PING_SECONDS", 0.1)
+    monkeypatch.setattr("signaling.client.topic.PONG_SECONDS", 1.0)
+
+    async def end(connection: ServerConnection) -> None:
+        for text in (WELCOME, EMPTY, *[OFFERED] * 260):
+            await connection.send(text)
+        connection.transport.close()
+
+    async def scenario() -> None:
+        async with playing(end) as (url, connections), join(url, backoff=soon()) as signaling:
+            await anext(signaling)
+            while len(connections) == 1:
+                await asyncio.sleep(0.01)
+            for _ in range(300):
+                await signaling.send("offer", "a")
+            error = await first_error(signaling)
+            assert error.message == "too much waits for a connection"
+
+    asyncio.run(scenario())
+
+
+async def first_error(signaling: Signaling) -> Error:
+    return await anext(message async for message in signaling if isinstance(message, Error))
+
+
+def test_the_documented_program_survives_a_peer_that_leaves_at_once() -> None:
+    async def leave(connection: ServerConnection) -> None:
+        for text in (WELCOME, EMPTY, JOINED, OFFERED):
+            await connection.send(text)
+        async for text in connection:
+            msg_id = json.loads(text)["msgId"]
+            error = {"type": "error", "code": "target_not_found", "message": "gone", "msgId": msg_id}
+            await connection.send(json.dumps(error))
+            if msg_id.startswith("fence"):
+                await connection.close(4401)
+
+    async def scenario() -> None:
+        documented = (Path(__file__).parents[2] / "docs" / "clients.md").read_text()
+        [program] = re.findall(r"```python\n(import asyncio\n.*?)\n\nasyncio.run", documented, re.DOTALL)
+        async with playing(leave) as (url, _):
+            names: dict[str, Callable[[], Awaitable[None]]] = {}
+            exec(program.replace("ws://localhost:8081/ws/my-room", url), names)
+            with pytest.raises(Refused):
+                await names["main"]()
+
+    asyncio.run(scenario())
 
 
 def test_deliver_after_leaving_is_an_error_at_once() -> None:

@@ -59,6 +59,40 @@ def test_it_answers_over_a_cut_and_leaves_when_it_is_told_to() -> None:
         asyncio.run(asyncio.wait_for(scenario(server), SECONDS))
 
 
+STOPPED_IN_ITS_HANDSHAKE = """
+import sys
+from twisted.internet import defer, task
+from signaling.client.twisted import SignalingClient
+
+async def scenario(reactor):
+    messages = []
+    client = SignalingClient(sys.argv[1], messages.append)
+    for _ in range(5):
+        client.startService()
+        # The TCP connection is there after a few turns of the reactor, the answer to the handshake later.
+        await task.deferLater(reactor, 0.0005, lambda: None)
+        await (client.stopService() or defer.succeed(None))
+    client.startService()
+    await client.when_joined()
+    stopping = client.stopService()
+    client.startService()
+    await stopping
+    await client.when_joined()
+    await task.deferLater(reactor, 0.5, lambda: None)
+    print("beside", list(client.peers), flush=True)
+    await client.stopService()
+
+task.react(lambda reactor: defer.Deferred.fromCoroutine(scenario(reactor)))
+"""
+
+
+def test_stopping_and_starting_it_at_any_time_leaves_no_connection_behind() -> None:
+    with running() as server:
+        command = [sys.executable, "-c", STOPPED_IN_ITS_HANDSHAKE, server.url + "room"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert (done.stdout, done.stderr) == ("beside []\n", "")
+
+
 def test_it_comes_back_to_a_restarted_server() -> None:
     async def scenario(port: int) -> str:
         async with joined(f"ws://127.0.0.1:{port}/ws/room") as ada:

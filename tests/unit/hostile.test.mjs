@@ -279,6 +279,19 @@ test("a peer that came back is known at once by its certificate, and by its inst
   }
 });
 
+test("what was to be negotiated while a server restarted is, once the peer is back", async () => {
+  const { say } = meet([shows("x", "one")]);
+  say(offer("x", "its"));
+  await settle();
+  connections[0].connect();
+  sockets[0].lose(1001);
+  connections[0].dispatchEvent(new Event("negotiationneeded")); // A track was added.
+  await pass(1_000);
+  say(welcome("n"), list(), joins("y", "one"));
+  await settle();
+  assert.deepEqual(sockets.at(-1).sent.map(({ type, to }) => [type, to]), [["offer", "y"]]);
+});
+
 test("if several show the instance of a peer that is gone, none is believed, and each is met in the end", async () => {
   const { mesh, say } = meet([shows("a", "one")]);
   say(offer("a", "its"));
@@ -321,6 +334,39 @@ test("descriptions that are rejected all the time make few connections", async (
     await settle();
   }
   assert.ok(connections.length <= 6, `${connections.length} connections`);
+});
+
+test("two peers that both rejected the first offer of the other still connect", async () => {
+  const { mesh, say } = meet([{ id: "a" }]);
+  say(offer("a", "1", "rejected"));
+  await settle();
+  // "a" has the older id and rejected this side's offer as well, so it goes on with its own.
+  await pass(2_500);
+  say(offer("a", "1"));
+  await pass(1_000);
+  assert.equal(mesh.peers.get("a").connection.remoteDescription?.sdp, sdp("1"));
+  assert.equal(sockets[0].sent.at(-1).type, "answer");
+});
+
+test("peers that begin anew all the time do not keep a newcomer waiting", async () => {
+  const hostile = Array.from({ length: 40 }, (_, index) => ({ id: `${index}` }));
+  const { mesh, say } = meet(hostile);
+  connections.length = 0;
+  for (let number = 0; number < 160; number++) say(offer(`${number % 40}`, number));
+  // Each as often as a peer may, one after the other.
+  const attack = async (from, to) => {
+    for (let number = from; number < to; number++) {
+      say(offer(`${number % 40}`, number));
+      await pass(250);
+      connections.length = 0;
+    }
+  };
+  await attack(160, 322);
+  await pass(100);
+  say(joins("newcomer"));
+  await pass(150);
+  await attack(323, 560);
+  assert.ok(mesh.peers.has("newcomer"));
 });
 
 test("of candidates without end a few hundred are used, before a description and after it", async () => {
