@@ -420,7 +420,8 @@ class World:
     ) -> None:
         self.clock = PassingClock()
         self._log, self._wall_ahead = log, wall_ahead
-        self.start = time.time()
+        # Whole seconds, as in tokens.
+        self.start = float(int(time.time()))
         self.limits = Limits(**limits)
         self._limits = [Limits(**limits, **bounds) for bounds in of_nodes] or [self.limits] * nodes
         self.host = "192.0.2.1"
