@@ -7,8 +7,9 @@ set -eu
 coverage=$1
 python=$(dirname "$coverage")/python
 options=${PYTEST_OPTIONS:-}
-browsers="tests/live/test_javascript.py tests/live/test_demo.py tests/live/test_firefox.py tests/live/test_webrtc.py
-    tests/live/test_client_interop.py tests/live/test_mesh_restarts.py tests/live/test_turn.py tests/live/test_npm.py"
+programs="tests/live/test_javascript.py tests/live/test_demo.py tests/live/test_firefox.py tests/live/test_webrtc.py
+    tests/live/test_client_interop.py tests/live/test_mesh_restarts.py tests/live/test_turn.py tests/live/test_npm.py
+    tests/live/test_proxies.py"
 # Live tests that run beside the other live tests, so that all processes end at about the same time.
 beside="tests/live/test_wall_clock.py tests/live/test_benchmarks.py tests/live/test_benchmarks_compare.py
     tests/live/test_packaging.py tests/live/test_cluster.py tests/live/test_redis_engine.py tests/live/test_workers.py"
@@ -33,7 +34,7 @@ run() {
 ) >"$logs/1" 2>&1 &
 first=$!
 # shellcheck disable=SC2086 # one word for each path
-run $browsers >"$logs/2" 2>&1 &
+run $programs >"$logs/2" 2>&1 &
 second=$!
 # shellcheck disable=SC2086 # one word for each path
 run $beside >"$logs/3" 2>&1 &
@@ -42,7 +43,7 @@ trap 'kill $first $second $third 2>/dev/null || true; rm -rf "$logs"' EXIT INT T
 
 status=0
 # shellcheck disable=SC2046,SC2086 # one word for each path
-run tests/live $(printf -- '--ignore=%s ' $browsers $beside) || status=$?
+run tests/live $(printf -- '--ignore=%s ' $programs $beside) || status=$?
 for process in $first $second $third; do
     wait "$process" || status=$?
 done
