@@ -96,7 +96,7 @@ async def measure(options: argparse.Namespace) -> int:
         lost.kill()
         at_last = await _agree(audiences, alive, options.most_seconds)
         joining.cancel()
-        troubles = [line for node in nodes[:-1] for line in node.program.troubles]
+        unready_reasons = [line for node in nodes[:-1] for line in node.program.unready_reasons]
     finally:
         for helper in helpers:
             helper.kill()
@@ -111,7 +111,7 @@ async def measure(options: argparse.Namespace) -> int:
         f"{at_last['left'].total()} times peer-left, {untrue} of them untrue": untrue == 0,
         f"{len(joins.seconds)} joins elsewhere, the longest {max(joins.seconds) * 1000:.0f} ms,"
         f" at most {options.most_join_seconds:g} s": max(joins.seconds) <= options.most_join_seconds,
-        f"troubles in the nodes' logs: {troubles}": not troubles,
+        f"unready_reasons in the nodes' logs: {unready_reasons}": not unready_reasons,
     }
     for text, held in checks.items():
         print(f"{'ok  ' if held else 'FAIL'} {text}")

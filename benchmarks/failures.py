@@ -124,7 +124,7 @@ class Trial:
         self.counted = await counters(self.cluster.nodes)
         await self.load.end()
         for node in self.cluster.nodes:
-            self.notes += [f"the log of {node.name}: {line}" for line in node.program.troubles[:_FEW]]
+            self.notes += [f"the log of {node.name}: {line}" for line in node.program.unready_reasons[:_FEW]]
 
     # What it found
 
@@ -187,7 +187,7 @@ class Trial:
         """Compare with the goals."""
         breaches = self.world.books.breaches
         gap, late = self.longest_gap, self.world.late_seconds
-        well = [node.program.troubles for node in self.cluster.nodes]
+        well = [node.program.unready_reasons for node in self.cluster.nodes]
         most = _JOIN_ELSEWHERE_SECONDS if self.name == _LARGE else _JOIN_SECONDS
         self.goals |= {
             f"views agree within {_AGREE_SECONDS:g} s: {self.agreed_after:.1f} s": self.agreed

@@ -21,7 +21,7 @@ from benchmarks.compare.meter import children
 from benchmarks.compare.payloads import candidate
 from benchmarks.observe import Samples, Server
 from signaling import Limits
-from signaling.routing import Router
+from signaling.workers.topic_router import Router
 
 _UNDER_WAY = 4
 _TO_NOBODY = 10

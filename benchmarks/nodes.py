@@ -31,12 +31,12 @@ class Program:
     """A process whose output can be waited for.
 
     Attributes:
-        troubles: lines that tell of an exception or an error.
+        unready_reasons: lines that tell of an exception or an error.
     """
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
-        self.troubles: list[str] = []
+        self.unready_reasons: list[str] = []
         self._lines: list[str] = []
         self._changed = asyncio.Condition()
         self._reading = asyncio.create_task(self._read())
@@ -58,7 +58,7 @@ class Program:
         async for data in self.process.stdout:
             line = data.decode(errors="replace")
             if _TROUBLE.search(line):
-                self.troubles.append(line.rstrip())
+                self.unready_reasons.append(line.rstrip())
             async with self._changed:
                 self._lines.append(line)
                 self._changed.notify_all()

@@ -26,9 +26,9 @@ from twisted.web.server import Site
 from zope.interface import implementer
 
 from signaling import Grant, GrantRealm, IBearerToken, Limits, SignalingFactory, SignalingResource
-from signaling.dispatch import Dispatcher
-from signaling.protocol import SignalingProtocol
-from signaling.workers import Plan
+from signaling.server.protocol import SignalingProtocol
+from signaling.workers.listener import Dispatcher
+from signaling.workers.supervisor import Plan
 
 REQUEST_BYTES = 16_000
 MESSAGE_BYTES = 65_000

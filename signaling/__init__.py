@@ -12,17 +12,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from signaling.access import Grant
-    from signaling.auth import GrantRealm, IBearerToken, IGrant, TokenRefused
+    from signaling.app.options import Options
+    from signaling.app.service import SignalingService, makeService
+    from signaling.auth.cred import GrantRealm, IBearerToken, IGrant, TokenRefused
     from signaling.backplane.engines import make_backplane
-    from signaling.clock import use_monotonic_timers
+    from signaling.core.grants import Grant
+    from signaling.core.ice import IceServers, Turn
     from signaling.errors import StartError
-    from signaling.ice import IceServers, Turn
     from signaling.limits import Limits
-    from signaling.options import Options
-    from signaling.protocol import SignalingFactory
-    from signaling.service import SignalingService, makeService
-    from signaling.web import SignalingResource
+    from signaling.server.factory import SignalingFactory
+    from signaling.timing.clock import use_monotonic_timers
+    from signaling.web.resources import SignalingResource
 
 __all__ = [
     "Grant",
@@ -44,22 +44,22 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Grant": "access",
-    "GrantRealm": "auth",
-    "IBearerToken": "auth",
-    "IGrant": "auth",
-    "IceServers": "ice",
+    "Grant": "core.grants",
+    "GrantRealm": "auth.cred",
+    "IBearerToken": "auth.cred",
+    "IGrant": "auth.cred",
+    "IceServers": "core.ice",
     "Limits": "limits",
-    "Options": "options",
-    "SignalingFactory": "protocol",
-    "SignalingResource": "web",
-    "SignalingService": "service",
+    "Options": "app.options",
+    "SignalingFactory": "server.factory",
+    "SignalingResource": "web.resources",
+    "SignalingService": "app.service",
     "StartError": "errors",
-    "TokenRefused": "auth",
-    "Turn": "ice",
-    "makeService": "service",
+    "TokenRefused": "auth.cred",
+    "Turn": "core.ice",
+    "makeService": "app.service",
     "make_backplane": "backplane.engines",
-    "use_monotonic_timers": "clock",
+    "use_monotonic_timers": "timing.clock",
 }
 
 

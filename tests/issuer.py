@@ -17,8 +17,8 @@ from twisted.cred.portal import Portal
 from twisted.cred.strcred import makeChecker
 
 from signaling import GrantRealm
-from signaling.keys import Key
-from signaling.signing import jwks
+from signaling.auth.jwt_keys import Key
+from signaling.tools.jwt_signing import jwks
 
 ALGORITHMS = ("HS256", "RS256", "ES256", "EdDSA")
 SECRET = b"a secret of thirty-two bytes, or more"

@@ -11,7 +11,7 @@ from hashlib import sha1
 from pathlib import Path
 from typing import Any
 
-from signaling.backplane import scripts
+from signaling.backplane.redis import scripts
 from tests.programs import need
 
 

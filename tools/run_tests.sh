@@ -7,13 +7,13 @@ set -eu
 coverage=$1
 python=$(dirname "$coverage")/python
 options=${PYTEST_OPTIONS:-}
-programs="tests/live/test_javascript.py tests/live/test_demo.py tests/live/test_firefox.py tests/live/test_webrtc.py
-    tests/live/test_client_interop.py tests/live/test_mesh_restarts.py tests/live/test_turn.py tests/live/test_npm.py
-    tests/live/test_proxies.py"
+programs="tests/system/test_javascript.py tests/system/test_demo.py tests/system/test_firefox.py tests/system/test_webrtc.py
+    tests/system/test_client_interop.py tests/system/test_mesh_restarts.py tests/system/test_turn.py tests/system/test_npm.py
+    tests/system/test_proxies.py"
 # Live tests that run beside the other live tests, so that all processes end at about the same time.
-beside="tests/live/test_wall_clock.py tests/live/test_benchmarks.py tests/live/test_benchmarks_compare.py
-    tests/live/test_packaging.py tests/live/test_cluster.py tests/live/test_redis_engine.py tests/live/test_workers.py"
-for_both_paths="tests/memory tests/fuzz tests/live/test_clients.py tests/live/test_conformance.py tests/live/test_failures.py"
+beside="tests/system/test_wall_clock.py tests/system/test_benchmarks.py tests/system/test_benchmarks_compare.py
+    tests/system/test_packaging.py tests/system/test_cluster.py tests/system/test_redis_engine.py tests/system/test_workers.py"
+for_both_paths="tests/integration tests/fuzz tests/system/test_clients.py tests/system/test_conformance.py tests/system/test_failures.py"
 uncovered="redis or nodes or linear_time or accounting"
 logs=$(mktemp -d)
 
@@ -25,8 +25,8 @@ run() {
 (
     status=0
     # shellcheck disable=SC2086 # one word for each option
-    "$coverage" run -m pytest $options tests/unit tests/memory -k "not ($uncovered)" || status=$?
-    run tests/unit tests/memory -k "$uncovered" || status=$?
+    "$coverage" run -m pytest $options tests/unit tests/integration -k "not ($uncovered)" || status=$?
+    run tests/unit tests/integration -k "$uncovered" || status=$?
     run tests/simulator tests/fuzz || status=$?
     # shellcheck disable=SC2086 # one word for each path
     SIGNALING_FAST_PATH=off run -k "not nodes and not site" $for_both_paths || status=$?
@@ -43,7 +43,7 @@ trap 'kill $first $second $third 2>/dev/null || true; rm -rf "$logs"' EXIT INT T
 
 status=0
 # shellcheck disable=SC2046,SC2086 # one word for each path
-run tests/live $(printf -- '--ignore=%s ' $programs $beside) || status=$?
+run tests/system $(printf -- '--ignore=%s ' $programs $beside) || status=$?
 for process in $first $second $third; do
     wait "$process" || status=$?
 done

@@ -10,18 +10,19 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from signaling.backplane.arrivals import Arrival, Arrivals
-from signaling.backplane.handoffs import HandOffs
+from signaling.backplane.interfaces import ClusterLog, Engine
+from signaling.backplane.joins import Arrival, Arrivals
+from signaling.backplane.membership import Registration
 from signaling.backplane.messages import NODE_CHARACTERS, Ask, Beat, Claim, Event, Kind, Outcomes, Relays, decode
 from signaling.backplane.presence import Entrants, Presence
-from signaling.backplane.registration import Registration
-from signaling.backplane.relaying import Relaying
-from signaling.backplane.scripts import Keys
+from signaling.backplane.redis.scripts import Keys
+from signaling.backplane.relays import Relaying
+from signaling.backplane.session_handoffs import HandOffs
 from signaling.backplane.store import Store
-from signaling.clock import Clock
-from signaling.ids import PeerIds
+from signaling.core.interfaces import Forwarding, JoinTicket, Node, Proof
+from signaling.core.peer_ids import PeerIds
 from signaling.limits import Limits
-from signaling.ports import ClusterLog, Engine, Entrant, Forwarding, Node, Proof
+from signaling.timing.clock import Clock
 
 _LOOK_SECONDS = 1.0
 _STOP_SECONDS = 2.0
@@ -77,7 +78,7 @@ class Cluster:
         return self._registration.node
 
     @property
-    def troubles(self) -> list[str]:
+    def unready_reasons(self) -> list[str]:
         """Why a balancer should send newcomers elsewhere."""
         registration = self._registration
         # Where its timers stand still, a node is not told that the store serves it no longer.
@@ -132,26 +133,26 @@ class Cluster:
 
     # What the server asks
 
-    def enter(
-        self, topic: str, metadata: bytes | None, entered: Callable[[Entrant], None], proof: Proof | None = None
+    def request_join(
+        self, topic: str, metadata: bytes | None, entered: Callable[[JoinTicket], None], proof: Proof | None = None
     ) -> None:
         """Announce a peer that is about to join."""
         arrival = Arrival(topic, self._ids.next(), metadata, entered, proof)
-        self._arrivals.enter(arrival, away=self._registration.away)
+        self._arrivals.request_join(arrival, away=self._registration.away)
 
-    def settle(self, topic: str, peer: str, *, joined: bool) -> None:
+    def finish_join(self, topic: str, peer: str, *, joined: bool) -> None:
         """Hear that an entrant is in its topic now, or will never be."""
-        self._arrivals.settle(topic, peer, joined=joined)
+        self._arrivals.finish_join(topic, peer, joined=joined)
 
     def leave(self, topic: str, peer: str) -> None:
         """Tell the others that a peer of this node left."""
         self._presence.leave(topic, peer)
 
-    def doubt(self, topic: str) -> None:
+    def resync(self, topic: str) -> None:
         """Compare a topic with the store."""
-        self._presence.doubt(topic)
+        self._presence.resync(topic)
 
-    def elsewhere(self, topic: str) -> Iterable[tuple[str, bytes | None]]:
+    def remote_members(self, topic: str) -> Iterable[tuple[str, bytes | None]]:
         """List the peers of other nodes."""
         view = self._presence.find(topic)
         if view is None:

@@ -7,12 +7,13 @@ from typing import Any
 from twisted.logger import LogLevel
 
 from signaling.backplane.cluster import Cluster
-from signaling.backplane.urls import StoreUrl, parse
-from signaling.clock import SteadyClock
+from signaling.backplane.interfaces import Engine
+from signaling.backplane.redis.url import StoreUrl, parse
+from signaling.core.interfaces import Backplane
 from signaling.errors import StartError
-from signaling.events import Events
 from signaling.limits import Limits
-from signaling.ports import Backplane, Engine
+from signaling.log.events import Events
+from signaling.timing.clock import SteadyClock
 
 
 def make_backplane(url: StoreUrl | str, limits: Limits, reactor: Any, events: Events | None = None) -> Backplane:
@@ -45,8 +46,8 @@ def make_engine(url: StoreUrl, reactor: Any, events: Events) -> Engine:
     """
     try:
         # txredisapi imports the global reactor: only who asks for a backplane may have that.
-        from signaling.backplane.redis import RedisEngine  # noqa: PLC0415
-        from signaling.backplane.trust import client_options  # noqa: PLC0415
+        from signaling.backplane.redis.engine import RedisEngine  # noqa: PLC0415
+        from signaling.backplane.redis.tls import client_options  # noqa: PLC0415
     except ImportError as error:
         raise StartError(f"--backplane: needs the extra cluster, as in pip install '.[cluster]': {error}") from None
     try:

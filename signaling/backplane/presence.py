@@ -13,8 +13,8 @@ from typing import Any
 
 from signaling.backplane.messages import Event, Kind, Other, member, version
 from signaling.backplane.store import Store
-from signaling.backplane.view import Change, TopicView
-from signaling.ports import Node
+from signaling.backplane.topic_replica import Change, TopicReplica
+from signaling.core.interfaces import Node
 
 # Topics that may be wrong are compared a few at a time: others go on meanwhile.
 _SYNCS_AT_ONCE = 32
@@ -65,7 +65,7 @@ class Presence:
         self._entrants = entrants
         self._on_moved = on_moved
         self._node: Node
-        self._views: dict[str, TopicView] = {}
+        self._views: dict[str, TopicReplica] = {}
         # Topics that may be wrong here or in the store, in order.
         self._doubted: dict[str, None] = {}
         # Of those, what the store did not answer; they wait for the next look, and not for whatever happens next.
@@ -82,11 +82,11 @@ class Presence:
         """Tell ``node`` of what happens."""
         self._node = node
 
-    def view(self, topic: str) -> TopicView:
+    def view(self, topic: str) -> TopicReplica:
         """Return the view of a topic, and make it where there is none."""
-        return self._views.setdefault(topic, TopicView())
+        return self._views.setdefault(topic, TopicReplica())
 
-    def find(self, topic: str) -> TopicView | None:
+    def find(self, topic: str) -> TopicReplica | None:
         """Return the view of a topic; None where nobody is here."""
         return self._views.get(topic)
 
@@ -125,7 +125,7 @@ class Presence:
         own = _Own(self._node, event.topic, self._entrants)
         if event.other is not None and event.other.node in self._store.formers:
             event = event._replace(other=self._named(event.other))
-            self.doubt(event.topic)
+            self.resync(event.topic)
         here = event.other is not None and event.other.node == self._store.node
         entrant = self._entrants.find(event.topic, event.peer)
         known = entrant is not None or self._node.has(event.topic, event.peer)
@@ -133,14 +133,14 @@ class Presence:
             # Only this node says who is here: the others took it for dead, or an old call of its own came late.
             if entrant is not None:
                 entrant.taken_out = True
-            self.doubt(event.topic)
+            self.resync(event.topic)
         view = self._views.get(event.topic)
         if view is None:
             return
         self._changed(event.topic, view, view.take_event(event, self._store.node, own))
         self.check(event.topic, view)
 
-    def take_snapshot(self, topic: str, view: TopicView, reply: list[Any] | None) -> None:
+    def take_snapshot(self, topic: str, view: TopicReplica, reply: list[Any] | None) -> None:
         """Take a script's reply that lists the members; nothing where it came too late for the view."""
         if self._views.get(topic) is not view or reply is None:
             return
@@ -160,7 +160,7 @@ class Presence:
         """Take what is a former id's of this node for this node's: it is nobody else's, and nobody moved there."""
         return other._replace(node=self._store.node) if other.node in self._store.formers else other
 
-    def _changed(self, topic: str, view: TopicView, changes: list[Change]) -> None:
+    def _changed(self, topic: str, view: TopicReplica, changes: list[Change]) -> None:
         for change in changes:
             if change.kind is Kind.JOINED:
                 view.unannounced.add(change.peer)
@@ -199,12 +199,12 @@ class Presence:
 
     # Doubt
 
-    def check(self, topic: str, view: TopicView) -> None:
+    def check(self, topic: str, view: TopicReplica) -> None:
         """Ask for a snapshot where one is needed and none is on its way."""
         if not view.current and not view.calls and self._views.get(topic) is view:
-            self.doubt(topic)
+            self.resync(topic)
 
-    def doubt(self, topic: str) -> None:
+    def resync(self, topic: str) -> None:
         """Compare with the store as soon as it is there."""
         self._doubted[topic] = None
         self.sync_some()
@@ -212,7 +212,7 @@ class Presence:
     def doubt_all(self) -> None:
         """Believe nothing of what is known: events may be missing."""
         for view in self._views.values():
-            view.doubt()
+            view.resync()
         # The reply to a join is a snapshot as well, but the store may miss others of this node's peers.
         self._doubted |= dict.fromkeys(self._views)
 
@@ -265,7 +265,7 @@ class Presence:
         else:
             self.sync_some()
 
-    def sync(self, topic: str, view: TopicView | None, done: Callable[[list[Any] | None], None]) -> None:
+    def sync(self, topic: str, view: TopicReplica | None, done: Callable[[list[Any] | None], None]) -> None:
         """Tell the store who is here, and learn who else is in the topic."""
         if view is not None:
             view.calls += 1
@@ -280,7 +280,7 @@ class Presence:
 
         here = [
             # A store that lost its data must not hear of a peer where it is no longer.
-            (peer, b"?" if self._node.is_lent(topic, peer) else b"+" + (metadata or b""))
+            (peer, b"?" if self._node.is_handing_off(topic, peer) else b"+" + (metadata or b""))
             for peer, metadata in self._node.members(topic)
         ]
         self._store.sync(topic, here + self._entrants.stored(topic), replied)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from signaling.backplane.interfaces import Engine, Reply
+from signaling.backplane.membership import KEEP_SECONDS, Registration
 from signaling.backplane.messages import Message, encode
-from signaling.backplane.registration import KEEP_SECONDS, Registration
-from signaling.backplane.scripts import Keys
-from signaling.ports import Engine, Reply
+from signaling.backplane.redis.scripts import Keys
 
 
 class Store:

@@ -6,6 +6,7 @@ them imports the server.
 """
 
 from signaling.client.backoff import Backoff
+from signaling.client.connection import Signaling, join
 from signaling.client.errors import Lost, NotDelivered, Refused, SignalingError
 from signaling.client.messages import (
     Answer,
@@ -22,7 +23,6 @@ from signaling.client.messages import (
     Resume,
     Welcome,
 )
-from signaling.client.topic import Signaling, join
 
 __all__ = [
     "Answer",

@@ -11,9 +11,9 @@ import asyncio
 import logging
 from typing import Any
 
+from signaling.client.connection import MAX_UNREAD, Signaling, join, start
 from signaling.client.errors import Lost, NotDelivered, SignalingError
 from signaling.client.messages import Answer, Error, IceCandidate, Offer, PeerJoined, PeerLeft, PeerList
-from signaling.client.topic import MAX_UNREAD, Signaling, join, start
 from signaling.errors import ErrorCode
 
 try:

@@ -19,8 +19,8 @@ from collections.abc import Callable
 from typing import Any
 
 from signaling.client.aiortc import MAX_CANDIDATES, deliver, from_payload, to_payload
+from signaling.client.connection import Signaling, start
 from signaling.client.messages import Answer, IceCandidate, IceServer, Offer, PeerJoined, PeerLeft, PeerList, Welcome
-from signaling.client.topic import Signaling, start
 
 try:
     from aiortc import RTCConfiguration, RTCIceGatherer, RTCIceServer, RTCPeerConnection

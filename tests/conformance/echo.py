@@ -14,9 +14,9 @@ from twisted.logger import (
     textFileLogObserver,
 )
 
-from signaling.frames import TEXT, frame
 from signaling.limits import Limits
-from signaling.websocket import LeanWebSocketFactory, LeanWebSocketProtocol
+from signaling.websocket.frames import TEXT, frame
+from signaling.websocket.protocol import LeanWebSocketFactory, LeanWebSocketProtocol
 
 _BINARY = 0x2
 _LARGEST_MESSAGE_BYTES = 16 * 2**20

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.conformance.installation import python2_environment
 from tests.conformance.verdicts import Case
-from tests.live.twistd import Server
+from tests.system.twistd import Server
 
 # How the echo server is started; the suite has to pass with each.
 MODES: dict[str, tuple[str, ...]] = {"default": ()}

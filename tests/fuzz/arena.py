@@ -1,7 +1,7 @@
 """A server that lives as long as the process, a witness in it, and one stranger after another who says anything.
 
-Leaner than the world of ``tests.memory``, for thousands of strangers in a second. Time stands still, ids repeat and a
-transport takes everything at once, so that two strangers who say the same are answered the same.
+Leaner than the world of ``tests.integration``, for thousands of strangers in a second. Time stands still, ids repeat
+and a transport takes everything at once, so that two strangers who say the same are answered the same.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 from zope.interface import implementer
 
 from signaling import SignalingFactory
-from signaling.deadlines import Deadlines
-from signaling.protocol import SignalingProtocol
+from signaling.server.protocol import SignalingProtocol
+from signaling.timing.timeouts import Timeouts
 from tests.fuzz import model
 
 TOPIC = "room"
@@ -259,7 +259,7 @@ class Arena:
         expect(factory.connections == {self._witness}, "a connection is left")
         expect([topic.name for topic in factory.topics] == [TOPIC], "a topic is left")
         # Those of the shared deadlines stay, one for each kind, until they find nothing.
-        timers = [call for call in self._clock.getDelayedCalls() if not isinstance(_owner(call.func), Deadlines)]
+        timers = [call for call in self._clock.getDelayedCalls() if not isinstance(_owner(call.func), Timeouts)]
         expect(not timers, "a timer is left", timers)
 
     def _check_log(self, formats: bool) -> None:

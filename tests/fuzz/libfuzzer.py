@@ -15,7 +15,12 @@ from autobahn.websocket.protocol import WebSocketProtocol
 from twisted.logger import globalLogBeginner
 from twisted.web import http
 
-from signaling import addresses, frames, origins, protocol, upgrade, web, websocket, wire
+from signaling.admission import client_address, origins
+from signaling.core import messages
+from signaling.server import protocol
+from signaling.web import join_parsing, resources
+from signaling.websocket import frames, handshake
+from signaling.websocket import protocol as websocket_protocol
 from tests.fuzz import model
 from tests.fuzz.mutate import mutate_frames
 from tests.fuzz.targets import TARGETS
@@ -23,8 +28,14 @@ from tests.fuzz.targets import TARGETS
 # Coverage costs time at each branch: only that of the code which looks at the input guides. msgspec is compiled and
 # shows none; the model beside it walks the same grammar.
 _GUIDES = (
-    *(wire, model, upgrade, frames, protocol.SignalingProtocol, web, http.HTTPChannel, http._ChunkedTransferDecoder),
-    *(websocket.LeanWebSocketProtocol, WebSocketProtocol, addresses, origins),
+    *(messages, model, join_parsing, handshake, frames, protocol.SignalingProtocol, resources, http.HTTPChannel),
+    *(
+        http._ChunkedTransferDecoder,
+        websocket_protocol.LeanWebSocketProtocol,
+        WebSocketProtocol,
+        client_address,
+        origins,
+    ),
 )
 _NO_GUIDES = {"connectionMade", "_connectionMade", "connectionLost", "_connectionLost"}
 

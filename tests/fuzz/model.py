@@ -6,8 +6,8 @@ import json
 import re
 from dataclasses import dataclass
 
+from signaling.core.messages import ClientMessage
 from signaling.errors import ErrorCode
-from signaling.wire import ClientMessage
 
 _TOKEN = re.compile(
     r"""[ \t\n\r]*+(?:

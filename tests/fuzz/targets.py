@@ -11,14 +11,14 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from signaling import wire
+from signaling.core import messages
 from signaling.errors import ErrorCode, Rejected
 from tests.fuzz import model
 from tests.fuzz.arena import UPGRADE, Arena, Seen, expect, server_frames
 
 CORPUS = Path(__file__).parent / "corpus"
 
-_DIGITS = re.compile(f"[0-9]{{{wire.MAX_DIGITS + 1}}}")
+_DIGITS = re.compile(f"[0-9]{{{messages.MAX_DIGITS + 1}}}")
 _SENDER = "01SENDER"
 
 
@@ -31,33 +31,33 @@ def decoder(data: bytes, careful: bool = True) -> None:
         return
     members, depth = model.read_object(text)
     verdict, right = _decoded(data), model.judge(members)
-    if members is not None and depth > wire.MAX_DEPTH:
+    if members is not None and depth > messages.MAX_DEPTH:
         # Whether the text was read at all, and so its msgId, depends on how deep Python's own stack is.
         expect(isinstance(verdict, model.Rejection) and verdict.code == ErrorCode.INVALID_MESSAGE, "too deep", verdict)
         return
     expect(verdict == right, "another verdict", (verdict, right))
     expect(bool(_DIGITS.search(text)) or _is_metadata(data) == (members is not None), "metadata", members)
-    if isinstance(verdict, wire.ClientMessage):
+    if isinstance(verdict, messages.ClientMessage):
         _check_relay(verdict)
 
 
 def _is_metadata(data: bytes) -> bool:
     try:
-        wire.check_metadata(data)
+        messages.check_metadata(data)
     except ValueError:
         return False
     return True
 
 
-def _decoded(data: bytes) -> wire.ClientMessage | model.Rejection:
+def _decoded(data: bytes) -> messages.ClientMessage | model.Rejection:
     try:
-        return wire.decode(data)
+        return messages.decode(data)
     except Rejected as rejected:
         return model.Rejection(rejected.code, rejected.msg_id)
 
 
-def _check_relay(message: wire.ClientMessage) -> None:
-    relayed, _ = model.read_object(wire.relayed(message, _SENDER).decode())
+def _check_relay(message: messages.ClientMessage) -> None:
+    relayed, _ = model.read_object(messages.relayed(message, _SENDER).decode())
     expected = {"type": f'"{message.type}"', "from": f'"{_SENDER}"'}
     if message.payload is not None:
         expected["payload"] = message.payload.decode()

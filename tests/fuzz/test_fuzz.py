@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from signaling import wire
-from signaling.protocol import SignalingProtocol
+from signaling.core import messages
+from signaling.server.protocol import SignalingProtocol
 from tests.fuzz import model
 from tests.fuzz.arena import STRANGER_ID, UPGRADE, WITNESS_ID, Find, masked
 from tests.fuzz.mutate import mutate_frames, split_frames
@@ -80,17 +80,17 @@ def mutated(inputs: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
     )
 
 
-messages = whole_messages | mutated(whole_messages)
+client_messages = whole_messages | mutated(whole_messages)
 
 
 @bounded
-@given(messages)
+@given(client_messages)
 def test_the_decoder_agrees_with_the_model(data: bytes) -> None:
     decoder(data)
 
 
 @bounded
-@given(messages | st.text().map(str.encode))
+@given(client_messages | st.text().map(str.encode))
 def test_the_model_agrees_with_pythons_reader(data: bytes) -> None:
     text = data.decode(errors="replace")
 
@@ -125,7 +125,7 @@ def framed(first: int, payload: bytes, mask: bytes, length: int | None) -> bytes
 close_codes = st.sampled_from([0, 999, 1000, 1001, 1004, 1005, 1006, 1011, 1015, 2999, 3000, 4999, 5000, 65_535])
 pieces_of_text = st.sampled_from(["é", "😀", "a", "\U0010ffff"]).map(str.encode)
 payloads = (
-    messages
+    client_messages
     | st.binary(max_size=130)
     | st.builds(lambda code, reason: code.to_bytes(2, "big") + reason, close_codes, pieces_of_text)
 )
@@ -142,7 +142,7 @@ any_frame = st.builds(
 @st.composite
 def fragmented(draw: st.DrawFn) -> bytes:
     """Cut a message anywhere, also within a code point, and put control frames between the fragments."""
-    data = draw(messages | st.lists(pieces_of_text).map(b"".join))
+    data = draw(client_messages | st.lists(pieces_of_text).map(b"".join))
     points = sorted(draw(st.lists(st.integers(0, len(data)), max_size=4)))
     parts = [data[start:end] for start, end in zip([0, *points], [*points, len(data)], strict=True)]
     written = b""
@@ -152,7 +152,7 @@ def fragmented(draw: st.DrawFn) -> bytes:
     return written
 
 
-conversations = st.lists(st.builds(framed, st.just(0x81), messages, masks, st.none()) | fragmented() | any_frame)
+conversations = st.lists(st.builds(framed, st.just(0x81), client_messages, masks, st.none()) | fragmented() | any_frame)
 
 
 @bounded
@@ -238,7 +238,7 @@ def test_the_handshake_takes_anything(data: bytes) -> None:
 
 
 def test_a_decoder_that_judges_otherwise_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "RELAYED_TYPES", frozenset({"offer"}))
+    monkeypatch.setattr(messages, "RELAYED_TYPES", frozenset({"offer"}))
     with pytest.raises(Find, match="another verdict"):
         decoder(b'{"type":"answer","to":"a"}')
 

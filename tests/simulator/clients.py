@@ -6,11 +6,11 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from signaling.outbound import OutboundQueue
-from signaling.ports import Receipt
+from signaling.core.interfaces import Receipt
+from signaling.websocket.outbound_queue import OutboundQueue
 
 if TYPE_CHECKING:
-    from signaling.peer import Peer
+    from signaling.core.peer import Peer
     from tests.simulator.nodes import SimulatedNode
 
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from signaling.ports import EngineListener
+from signaling.backplane.interfaces import EngineListener
 from tests.simulator.network import Link, Process, Timeline
 from tests.simulator.store import ModelStore
 

@@ -7,16 +7,16 @@ from collections.abc import Callable, Collection, Mapping
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from signaling.announcer import Announcer
 from signaling.backplane.cluster import Cluster
-from signaling.counters import Counters
+from signaling.core.announcer import Announcer
+from signaling.core.counters import Counters
+from signaling.core.interfaces import Forwarding, JoinTicket
+from signaling.core.local_peers import LocalPeers
+from signaling.core.peer import Peer, return_undelivered
+from signaling.core.peer_ids import PeerIds
+from signaling.core.topics import TopicMap
 from signaling.errors import ErrorCode, Rejected
-from signaling.ids import PeerIds
 from signaling.limits import Limits
-from signaling.local import LocalPeers
-from signaling.peer import Peer, return_undelivered
-from signaling.ports import Entrant, Forwarding
-from signaling.topics import TopicMap
 from tests.simulator.clients import Client, Sent
 from tests.simulator.engine import SimulatedEngine, StoreServer
 from tests.simulator.network import Process
@@ -107,12 +107,12 @@ class SimulatedNode:
             self.clients.pop(client, None)
             return
 
-        def entered(entrant: Entrant) -> None:
+        def entered(entrant: JoinTicket) -> None:
             self._entered(client, entrant)
 
-        self.cluster.enter(client.topic, client.metadata_text, entered)
+        self.cluster.request_join(client.topic, client.metadata_text, entered)
 
-    def _entered(self, client: Client, entrant: Entrant) -> None:
+    def _entered(self, client: Client, entrant: JoinTicket) -> None:
         joined = False
         assert entrant.id is not None
         if not client.gone and not self.stopping and entrant.full is None:
@@ -127,7 +127,7 @@ class SimulatedNode:
         if not joined:
             client.gone = True
             self.clients.pop(client, None)
-        self.cluster.settle(client.topic, entrant.id, joined=joined)
+        self.cluster.finish_join(client.topic, entrant.id, joined=joined)
 
     def disconnect(self, client: Client) -> None:
         self.process.take(client, self._disconnected, client)

@@ -1,4 +1,4 @@
-"""A model of the store: what ``signaling/backplane/lua`` does, in Python and without a server.
+"""A model of the store: what ``signaling/backplane/redis/lua`` does, in Python and without a server.
 
 ``tests/simulator/test_store.py`` runs both beside each other. The scripts are written down as in Lua, command by
 command, so that a reader can lay one beside the other.

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from signaling.backplane.scripts import Keys
+from signaling.backplane.redis.scripts import Keys
 from signaling.limits import Limits
 from tests.simulator.clients import Client, Sent, payload
 from tests.simulator.engine import StoreServer
@@ -397,8 +397,8 @@ class Story:
         for node in self.serving():
             if node.cluster.forwarding:
                 self.breach(f"{node.name}: {node.cluster.forwarding} relays have no end")
-            if node.cluster.troubles:
-                self.breach(f"{node.name}: {node.cluster.troubles}")
+            if node.cluster.unready_reasons:
+                self.breach(f"{node.name}: {node.cluster.unready_reasons}")
             self.counts["most timers"] = max(self.counts["most timers"], node.process.timers)
         self.check()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from signaling.backplane.scripts import Keys
+from signaling.backplane.redis.scripts import Keys
 from tests.redis_server import RedisClient, redis_server
 from tests.simulator.store import ModelStore
 

@@ -7,15 +7,15 @@ from collections.abc import Callable, Collection, Mapping
 from math import inf
 from typing import Any
 
-from signaling.admission import Admission
+from signaling.admission.connection_limits import Admission
+from signaling.core.interfaces import Forwarding, JoinTicket, OutgoingSession, Receipt
+from signaling.core.join_request import Claim, Join
+from signaling.core.local_peers import LocalPeers
+from signaling.core.peer import Peer, return_undelivered
+from signaling.core.session import ResumablePeer, Sessions, proof
 from signaling.errors import Rejected
 from signaling.limits import Limits
-from signaling.local import LocalPeers
-from signaling.outbound import OutboundQueue
-from signaling.peer import Peer, return_undelivered
-from signaling.ports import Entrant, Forwarding, OutgoingSession, Receipt
-from signaling.sessions import ResumablePeer, Sessions, proof
-from signaling.upgrade import Claim, Join
+from signaling.websocket.outbound_queue import OutboundQueue
 from tests.simulator.clients import Client, Sent, payload
 from tests.simulator.network import Link, Process
 from tests.simulator.nodes import SimulatedNode
@@ -190,7 +190,7 @@ class TravelNode(SimulatedNode):
     def _lend(self, peer: Peer, text: bytes) -> OutgoingSession | None:
         # Should this node end before it hears whether another one has taken the peer, it cannot tell.
         self.story.left_behind(peer.id, self.cluster.node)
-        return self.sessions.lend(peer, text)
+        return self.sessions.prepare_handoff(peer, text)
 
     def _moved(self, peer: Peer, taken: Collection[int]) -> Mapping[int, Forwarding]:
         if not isinstance(peer, ResumablePeer) or peer.topic is None:
@@ -211,7 +211,7 @@ class TravelNode(SimulatedNode):
             self._enter(line, join)
 
     def _enter(self, line: Line, join: Join, *, late: bool = False) -> None:
-        def entered(entrant: Entrant) -> None:
+        def entered(entrant: JoinTicket) -> None:
             if line.ended:
                 self._turn_back(line, join, entrant)
             elif late:
@@ -219,27 +219,27 @@ class TravelNode(SimulatedNode):
             else:
                 self._open(line, join, entrant)
 
-        self.cluster.enter(join.topic, join.metadata, entered, None if late else proof(join))
+        self.cluster.request_join(join.topic, join.metadata, entered, None if late else proof(join))
 
-    def _turn_back(self, line: Line, join: Join, entrant: Entrant) -> None:
+    def _turn_back(self, line: Line, join: Join, entrant: JoinTicket) -> None:
         peer = self._revive(line, join, entrant) if not self.stopping else None
         if peer is not None:
             self.sessions.keep(peer, None)
-        self.cluster.settle(join.topic, entrant.id or "", joined=peer is not None)
+        self.cluster.finish_join(join.topic, entrant.id or "", joined=peer is not None)
 
-    def _revive(self, line: Line, join: Join, entrant: Entrant) -> ResumablePeer | None:
+    def _revive(self, line: Line, join: Join, entrant: JoinTicket) -> ResumablePeer | None:
         if entrant.session is None or join.claim is None:
             return None
         peer = self._new_peer(line, join, entrant)
         return peer if peer.revive(entrant.session, join.topic, join.claim) else None
 
-    def _new_peer(self, line: Line, join: Join, entrant: Entrant) -> ResumablePeer:
+    def _new_peer(self, line: Line, join: Join, entrant: JoinTicket) -> ResumablePeer:
         assert entrant.id is not None
         peer = ResumablePeer(entrant.id, join, self.topics, self.announcer, self.cluster, self.counters, self.limits)
         peer.go(line)
         return peer
 
-    def _open(self, line: Line, join: Join, entrant: Entrant | None) -> None:
+    def _open(self, line: Line, join: Join, entrant: JoinTicket | None) -> None:
         found = self.sessions.find(join)
         if found is not None:
             self.sessions.back(found)
@@ -249,19 +249,19 @@ class TravelNode(SimulatedNode):
         if found is not None and join.claim is not None:
             self._go_on(line, found, join.claim)
             if entrant is not None:
-                self.cluster.settle(join.topic, entrant.id or "", joined=False)
+                self.cluster.finish_join(join.topic, entrant.id or "", joined=False)
         elif entrant is None:
             self._enter(line, join, late=True)
         else:
             self._begin(line, join, entrant)
 
-    def _begin(self, line: Line, join: Join, entrant: Entrant) -> None:
+    def _begin(self, line: Line, join: Join, entrant: JoinTicket) -> None:
         assert entrant.id is not None
         if entrant.session is not None and join.claim is not None:
             revived = self._revive(line, join, entrant)
             if revived is not None:
                 self._go_on(line, revived, join.claim)
-            self.cluster.settle(join.topic, entrant.id, joined=revived is not None)
+            self.cluster.finish_join(join.topic, entrant.id, joined=revived is not None)
             if revived is None:
                 self._enter(line, join, late=True)
             return
@@ -270,7 +270,7 @@ class TravelNode(SimulatedNode):
             peer.join(join.topic, self._ice_servers)
         except Rejected:
             line.end()
-        self.cluster.settle(join.topic, entrant.id, joined=line.peer is not None)
+        self.cluster.finish_join(join.topic, entrant.id, joined=line.peer is not None)
 
     @property
     def _ice_servers(self) -> bytes:

@@ -5,8 +5,8 @@ import { afterEach, beforeEach, mock, test } from "node:test";
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 
-import { attribute, jsonBytes, oneLine, readable, said, summary } from "../../signaling/static/demo-text.js";
-import { join, Mesh } from "../../signaling/static/signaling.js";
+import { attribute, jsonBytes, oneLine, readable, said, summary } from "../../signaling/browser/demo/demo-text.js";
+import { join, Mesh } from "../../signaling/browser/client/signaling.js";
 import { connections, FakeConnection, FakeSocket, list, sockets, welcome } from "./fakes.mjs";
 
 const RESUME = { resume: { token: "a token", window: 30 } };

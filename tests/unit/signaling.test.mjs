@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { afterEach, beforeEach, mock, test } from "node:test";
 
-import { join } from "../../signaling/static/signaling.js";
+import { join } from "../../signaling/browser/client/signaling.js";
 import { FakeSocket, list, sockets, welcome } from "./fakes.mjs";
 
 let now;

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signaling import Grant
-from signaling.access import Bearer, Password, grant_from_claims, session_owner
+from signaling.core.grants import Bearer, Password, grant_from_claims, session_owner
 from signaling.errors import Refused
-from signaling.presented import presented, subprotocol, without_secrets
+from signaling.web.credentials import presented, subprotocol, without_secrets
 
 
 def headers(**values: str):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 
-from signaling.addresses import Client, TrustedProxies
-from signaling.protocol import address_text
+from signaling.admission.client_address import Client, TrustedProxies
+from signaling.server.address_text import address_text
 
 TRUSTED = ["10.0.0.0/8", "fd00::/8", "unix"]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from signaling import Limits, descriptors
-from signaling.admission import Admission
+from signaling import Limits
+from signaling.admission import file_limits
+from signaling.admission.connection_limits import Admission
 
 
 def admission(file_limit: int, **limits: int) -> Admission:
@@ -17,8 +18,8 @@ def test_connections_never_take_the_process_s_own_descriptors(file_limit: int) -
     bounds = admission(file_limit)
     assert bounds.most >= 1
     assert bounds.spare >= 8
-    assert bounds.most + bounds.spare + descriptors.own_files(file_limit) == file_limit
-    assert 1 <= bounds.newcomers_per_pass <= descriptors.own_files(file_limit) // 4
+    assert bounds.most + bounds.spare + file_limits.own_files(file_limit) == file_limit
+    assert 1 <= bounds.accepts_per_pass <= file_limits.own_files(file_limit) // 4
 
 
 def test_the_usual_limit_leaves_room_for_most() -> None:
@@ -35,4 +36,4 @@ def test_select_knows_no_more_than_1024() -> None:
     class SelectReactor:
         pass
 
-    assert descriptors.file_limit(SelectReactor()) <= 1024
+    assert file_limits.file_limit(SelectReactor()) <= 1024

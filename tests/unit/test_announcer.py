@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from signaling.announcer import Announcer, Block
-from tests.memory.world import PassingClock
+from signaling.core.announcer import Announcer, Block
+from tests.integration.world import PassingClock
 
 FRAME_BYTES = 60
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from signaling.backplane.links import Incoming, Outgoing
 from signaling.backplane.messages import Ask, Outcomes, Relays, decode, encode, runs
+from signaling.backplane.relay_link import Incoming, Outgoing
 from signaling.errors import ErrorCode
 
 

@@ -37,7 +37,7 @@ class FakeNode:
     def has(self, topic: str, peer: str) -> bool:
         return topic in self.topics
 
-    def is_lent(self, topic: str, peer: str) -> bool:
+    def is_handing_off(self, topic: str, peer: str) -> bool:
         return False
 
 

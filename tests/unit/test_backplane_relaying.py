@@ -8,7 +8,7 @@ from twisted.internet.task import Clock
 
 from signaling.backplane.messages import Event, Kind, Other, Relay, Relays
 from signaling.backplane.presence import Entrants, Presence
-from signaling.backplane.relaying import Relaying
+from signaling.backplane.relays import Relaying
 
 HERE, THERE = "h" * 16, "t" * 16
 
@@ -36,7 +36,7 @@ class FakeCluster:
     def has(self, topic: str, peer: str) -> bool:
         return peer == "target"
 
-    def is_lent(self, topic: str, peer: str) -> bool:
+    def is_handing_off(self, topic: str, peer: str) -> bool:
         return False
 
     def joined(self, topic: str, peer: str, metadata: bytes | None) -> None: ...

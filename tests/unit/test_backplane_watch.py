@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from signaling.backplane.watch import Suspect, Watch
+from signaling.backplane.failure_detector import Suspect, Watch
 
 
 def looks(watch: Watch, seconds: range, beats: dict[str, bytes], *mentioned: str) -> list[Suspect]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from signaling.channel import MOST_BYTES, Channel
+from signaling.workers.ipc import MOST_BYTES, Channel
 
 
 class Watched:

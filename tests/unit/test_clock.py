@@ -12,7 +12,7 @@ import pytest
 from twisted.internet.task import Clock
 
 from benchmarks.wallclock import WallClock
-from signaling.clock import SteadyClock, use_monotonic_timers
+from signaling.timing.clock import SteadyClock, use_monotonic_timers
 
 # Two timers, and a wall clock that is set once they wait.
 TIMERS = """

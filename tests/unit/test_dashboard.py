@@ -13,7 +13,7 @@ from prometheus_client.metrics_core import Metric
 from twisted.internet.task import Clock
 
 from signaling import SignalingFactory
-from signaling.metrics import ReactorLag, SignalingCollector
+from signaling.metrics.collector import ReactorLag, SignalingCollector
 from tests.programs import need
 
 TREE = Path(__file__).parents[2]

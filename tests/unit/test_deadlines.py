@@ -1,18 +1,18 @@
-"""Deadlines of one length on one timer."""
+"""Timeouts of one length on one timer."""
 
 from __future__ import annotations
 
 import pytest
 from twisted.internet.task import Clock
 
-from signaling.deadlines import Deadlines
+from signaling.timing.timeouts import Timeouts
 
 
 class Bench:
     def __init__(self, seconds: float = 10.0) -> None:
         self.clock = Clock()
         self.expired: list[str] = []
-        self.deadlines: Deadlines[str] = Deadlines(self.clock, seconds, self.expired.append)
+        self.deadlines: Timeouts[str] = Timeouts(self.clock, seconds, self.expired.append)
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_an_item_may_be_set_again_when_it_expires() -> None:
         expired.append(clock.seconds())
         deadlines.set(item)
 
-    deadlines: Deadlines[str] = Deadlines(clock, 2.0, again)
+    deadlines: Timeouts[str] = Timeouts(clock, 2.0, again)
     deadlines.set("a")
     clock.pump([1.0] * 6)
     assert expired == [2.0, 4.0, 6.0]
@@ -100,7 +100,7 @@ def test_one_failing_callback_does_not_stop_the_others() -> None:
         if item == "a":
             raise RuntimeError(item)
 
-    deadlines: Deadlines[str] = Deadlines(clock, 2.0, fail_first)
+    deadlines: Timeouts[str] = Timeouts(clock, 2.0, fail_first)
     deadlines.set("a")
     deadlines.set("b")
     with pytest.raises(RuntimeError):
@@ -124,7 +124,7 @@ def test_an_item_that_is_set_anew_when_it_expires_delays_no_other() -> None:
         if item == "again" and len(expired) == 1:
             deadlines.set(item)
 
-    deadlines: Deadlines[str] = Deadlines(clock, 10, on_expired)
+    deadlines: Timeouts[str] = Timeouts(clock, 10, on_expired)
     deadlines.set("again")
     clock.advance(1)
     deadlines.set("other")

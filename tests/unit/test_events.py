@@ -15,11 +15,11 @@ from twisted.internet.task import Clock
 from twisted.logger import Logger, LogLevel, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
-from signaling import events
+from signaling.core.messages import decode
 from signaling.errors import ErrorCode, Rejected
-from signaling.events import FIELDS, Events, Lines, format_json
-from signaling.wire import decode
-from tests.memory.world import PassingClock
+from signaling.log import events
+from signaling.log.events import FIELDS, Events, Lines, format_json
+from tests.integration.world import PassingClock
 
 DOCS = Path(__file__).parents[2] / "docs"
 PEER = "01JD0000000000000000000000"

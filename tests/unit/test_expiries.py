@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signaling.expiries import Expiries
-from tests.memory.world import PassingClock
+from signaling.timing.wall_clock_timers import WallClockTimers
+from tests.integration.world import PassingClock
 
 
 class Wall:
@@ -16,7 +16,7 @@ class Wall:
         self.clock = PassingClock()
         self.ahead = 1000.0
         self.expired: list[tuple[object, float]] = []
-        self.expiries: Expiries[object] = Expiries(self.clock, self.now, self.expire)
+        self.expiries: WallClockTimers[object] = WallClockTimers(self.clock, self.now, self.expire)
 
     def now(self) -> float:
         return self.ahead + self.clock.seconds()

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 
-from signaling import frames
-from signaling.frames import INCOMPLETE, masked_frame_at
+from signaling.websocket import frames
+from signaling.websocket.frames import INCOMPLETE, masked_frame_at
 
 LONGEST = 1000
 

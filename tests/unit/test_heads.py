@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signaling.errors import Refused
-from signaling.heads import MAX_HEADERS, Head, origin_form, take_head
+from signaling.websocket.request_head import MAX_HEADERS, Head, origin_form, take_head
 
 LONGEST = 16_384
 # Well beyond any limit on headers: only by its square would this take longer than the process may.
 HOSTILE = """
 from signaling.errors import Refused
-from signaling.heads import take_head
+from signaling.websocket.request_head import take_head
 for value in (b" " * 4_000_000, b"x \\t" * 1_000_000):
     try:
         take_head(b"GET /ws/a HTTP/1.1\\r\\nHost: a\\r\\na:" + value + b"\\x01\\r\\n\\r\\n", 0, 5_000_000)

@@ -10,7 +10,7 @@ import json
 import pytest
 
 from signaling import IceServers, Turn
-from signaling.ice import parse_ice_servers
+from signaling.core.ice import parse_ice_servers
 
 URI = "turn:turn.example.com:3478?transport=udp"
 

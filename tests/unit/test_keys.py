@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from twisted.cred.strcred import InvalidAuthArgumentString
 
 from signaling import TokenRefused
-from signaling.auth import BearerToken
-from signaling.keys import KeyFile, KeyProblem, read_keys
-from signaling.tokens import JwtChecker, checker
+from signaling.auth.cred import BearerToken
+from signaling.auth.jwt_checker import JwtChecker, checker
+from signaling.auth.jwt_keys import KeyFile, KeyProblem, read_keys
 from tests import issuer
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from signaling.access import Grant
-from signaling.auth import BearerToken
-from signaling.minting import main
-from signaling.tokens import checker
+from signaling.auth.cred import BearerToken
+from signaling.auth.jwt_checker import checker
+from signaling.core.grants import Grant
+from signaling.tools.mint_token import main
 from tests import issuer
 
 

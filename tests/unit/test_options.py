@@ -11,8 +11,8 @@ from twisted.logger import LogLevel
 from twisted.python.usage import UsageError
 
 from signaling import Limits, Options
+from signaling.app.service import makeService
 from signaling.errors import StartError
-from signaling.service import makeService
 
 
 def parse(*arguments: str, **environ: str) -> Options:

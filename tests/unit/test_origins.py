@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from signaling.admission.origins import Hosts, Origins
 from signaling.errors import Refused
-from signaling.origins import Hosts, Origins
 
 
 def allows(patterns: list[str], *origins: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from signaling.outbound import OutboundQueue
+from signaling.websocket.outbound_queue import OutboundQueue
 
 
 class Transport:

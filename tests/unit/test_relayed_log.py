@@ -9,8 +9,8 @@ import pytest
 from twisted.internet.task import Clock
 from twisted.logger import Logger, LogLevel, eventAsText, formatEvent
 
-from signaling.events import Events, format_json
-from signaling.relayed_log import RelayedLog, decode, encode, publish
+from signaling.log.events import Events, format_json
+from signaling.log.forwarding import RelayedLog, decode, encode, publish
 
 
 def logged(write: Callable[[Logger], None], namespace: str = "elsewhere") -> dict[str, Any]:
@@ -116,7 +116,7 @@ def test_the_listener_publishes_with_the_worker() -> None:
 
 def test_every_event_of_a_server_travels(monkeypatch: pytest.MonkeyPatch) -> None:
     caught: list[Any] = []
-    monkeypatch.setattr("signaling.events.globalLogPublisher", caught.append)
+    monkeypatch.setattr("signaling.log.events.globalLogPublisher", caught.append)
     events = Events(LogLevel.debug, Clock().seconds)
     events.refused("192.0.2.1:5", 404, "not found")
     events.left("01JD0000000000000000000000", "room", "it went", since=0.0)

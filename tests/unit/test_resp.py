@@ -5,8 +5,8 @@ from __future__ import annotations
 import hiredis
 import pytest
 
-from signaling.backplane.resp import Refusal, command, publication, scripts
-from signaling.backplane.scripts import NAMES
+from signaling.backplane.redis.resp import Refusal, command, publication, scripts
+from signaling.backplane.redis.scripts import NAMES
 
 
 def test_commands_are_written_as_redis_reads_them() -> None:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from signaling.errors import Refused
 from signaling.limits import Limits
-from signaling.routing import ELSEWHERE, Router, share
-from signaling.upgrade import check_join
+from signaling.web.join_parsing import check_join
+from signaling.workers.topic_router import ELSEWHERE, Router, share
 
 LIMITS = Limits()
 ROUTER = Router(8, LIMITS)

@@ -6,10 +6,10 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
-from signaling.backplane.scripts import NAMES
+from signaling.backplane.redis.scripts import NAMES
 
 CALL = re.compile(r"redis\.call\('([A-Z]+)'")
-LUA = files("signaling.backplane") / "lua"
+LUA = files("signaling.backplane.redis") / "lua"
 RIGHTS = (Path(__file__).parents[2] / "docs" / "options.md").read_text().split(">PASSWORD ", 1)[1].split("\n", 1)[0]
 
 

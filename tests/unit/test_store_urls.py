@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signaling.backplane.urls import Address, Credentials, StoreUrl, parse
+from signaling.backplane.redis.url import Address, Credentials, StoreUrl, parse
 
 SENTINELS = "redis+sentinel://a,b:1,[::1]/main"
 

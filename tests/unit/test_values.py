@@ -7,10 +7,10 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from signaling.frames import close_frame, frame, text_frame
-from signaling.ids import PeerIds
+from signaling.core.peer_ids import PeerIds
+from signaling.core.topics import TopicMap
 from signaling.limits import Limits
-from signaling.topics import TopicMap
+from signaling.websocket.frames import close_frame, frame, text_frame
 
 
 def test_ids_increase_within_one_millisecond() -> None:

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signaling import wire
+from signaling.core import messages
 from signaling.errors import ErrorCode, Rejected
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=10)
-messages = st.fixed_dictionaries(
+client_messages = st.fixed_dictionaries(
     {},
     optional={
         "type": st.sampled_from(["offer", "answer", "ice-candidate", "nope", "", None, 5]),
@@ -30,27 +30,27 @@ def expected(message: dict[str, Any]) -> ErrorCode | None:
     """Say what the protocol's table says."""
     if any(not isinstance(message.get(key), str | None) for key in ("type", "to", "msgId")):
         return ErrorCode.INVALID_MESSAGE
-    if message.get("type") not in wire.RELAYED_TYPES:
+    if message.get("type") not in messages.RELAYED_TYPES:
         return ErrorCode.INVALID_TYPE
     return None if message.get("to") else ErrorCode.MISSING_TARGET
 
 
-def outcome(data: bytes) -> wire.ClientMessage | Rejected:
+def outcome(data: bytes) -> messages.ClientMessage | Rejected:
     try:
-        return wire.decode(data)
+        return messages.decode(data)
     except Rejected as rejected:
         return rejected
 
 
 def is_metadata(data: bytes) -> bool:
     try:
-        wire.check_metadata(data)
+        messages.check_metadata(data)
     except ValueError:
         return False
     return True
 
 
-@given(messages, st.booleans())
+@given(client_messages, st.booleans())
 def test_every_message_is_judged_as_the_table_says(message: dict[str, Any], ascii_only: bool) -> None:
     text = json.dumps(message, ensure_ascii=ascii_only)
     data = text.encode(errors="surrogatepass")
@@ -72,11 +72,11 @@ def test_every_message_is_judged_as_the_table_says(message: dict[str, Any], asci
         assert result.msg_id is None
 
 
-@given(messages, st.booleans())
+@given(client_messages, st.booleans())
 def test_what_is_refused_whatever_it_says_keeps_its_msg_id(message: dict[str, Any], ascii_only: bool) -> None:
     data = json.dumps(message, ensure_ascii=ascii_only).encode(errors="replace")
     judged = outcome(data)
-    assert wire.msg_id_of(data) == judged.msg_id
+    assert messages.msg_id_of(data) == judged.msg_id
 
 
 @pytest.mark.parametrize(
@@ -85,17 +85,17 @@ def test_what_is_refused_whatever_it_says_keeps_its_msg_id(message: dict[str, An
 def test_a_msg_id_with_lone_surrogates_is_what_its_sender_wrote(msg_id: str) -> None:
     data = f'{{"type":"offer","to":"x","payload":[{msg_id}],"msgId":{msg_id}}}'.encode()
     decoded = outcome(data)
-    assert isinstance(decoded, wire.ClientMessage)
+    assert isinstance(decoded, messages.ClientMessage)
     assert (decoded.msg_id, decoded.payload) == (msg_id.encode(), f"[{msg_id}]".encode())
-    assert wire.msg_id_of(data) == msg_id.encode()
+    assert messages.msg_id_of(data) == msg_id.encode()
 
 
-@given(messages)
+@given(client_messages)
 def test_a_relay_is_json_with_the_payload_verbatim(message: dict[str, Any]) -> None:
     result = outcome(json.dumps(message).encode())
     if isinstance(result, Rejected):
         return
-    relayed = json.loads(wire.relayed(result, "01SENDER"))
+    relayed = json.loads(messages.relayed(result, "01SENDER"))
     assert relayed.pop("from") == "01SENDER"
     assert relayed == {
         key: message[key]
@@ -120,14 +120,14 @@ def test_any_text_has_an_outcome_and_both_readers_agree(text: str) -> None:
 
 def test_server_messages_are_json_without_null_keys() -> None:
     encoded = [
-        wire.welcome("ID"),
-        wire.peer_list([]),
-        wire.peer_list([("A", None), ("B", b'{"n":1}')]),
-        wire.peer_joined("A", None),
-        wire.peer_joined("A", b"{}"),
-        wire.peer_left("A"),
-        wire.error(ErrorCode.DROPPED, "text", None),
-        wire.error(ErrorCode.DROPPED, "text", b'"m"'),
+        messages.welcome("ID"),
+        messages.peer_list([]),
+        messages.peer_list([("A", None), ("B", b'{"n":1}')]),
+        messages.peer_joined("A", None),
+        messages.peer_joined("A", b"{}"),
+        messages.peer_left("A"),
+        messages.error(ErrorCode.DROPPED, "text", None),
+        messages.error(ErrorCode.DROPPED, "text", b'"m"'),
     ]
     assert [json.loads(message) for message in encoded] == [
         {"type": "welcome", "selfId": "ID"},

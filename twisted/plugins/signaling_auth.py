@@ -28,7 +28,7 @@ Needs PyJWT: pip install 'twisted-signaling[jwt]'
     @property
     def credentialInterfaces(self) -> tuple[Any, ...]:
         """What the checkers take."""
-        from signaling.auth import IBearerToken  # noqa: PLC0415
+        from signaling.auth.cred import IBearerToken  # noqa: PLC0415
 
         return (IBearerToken,)
 
@@ -39,7 +39,7 @@ Needs PyJWT: pip install 'twisted-signaling[jwt]'
             InvalidAuthArgumentString: one line that says what is wrong.
         """
         try:
-            from signaling.tokens import checker  # noqa: PLC0415
+            from signaling.auth.jwt_checker import checker  # noqa: PLC0415
         except ModuleNotFoundError as error:
             if error.name is None or error.name.partition(".")[0] not in ("jwt", "cryptography"):
                 raise

@@ -1,0 +1,180 @@
+"""Who may come in: bounds on connections, in all and for each address, and who makes room for whom."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from signaling.admission import file_limits
+from signaling.admission.client_address import Client
+from signaling.admission.rate_limit import TokenBuckets
+from signaling.errors import Refused
+from signaling.limits import Limits
+
+_RETRY_WHEN_FULL_SECONDS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The right to one connection.
+
+    Args:
+        network: what counts as its client's address; None where addresses are not bounded.
+    """
+
+    network: str | None
+
+
+# A connection has to be light: those whose address does not count share it.
+_ANONYMOUS = Place(None)
+
+
+class Admission:
+    """Counts the connections of one server.
+
+    Args:
+        limits: the bounds.
+        file_limit: how many files the process may have open.
+        seconds: tells the time.
+
+    Attributes:
+        most: peers' connections in all.
+        spare: connections beyond those, of clients that are no peers yet or never become one.
+        accepts_per_pass: how many connections to accept in one pass of the reactor: they pass the bounds until it
+            ends, and each has to be read before newer ones take its place.
+    """
+
+    def __init__(self, limits: Limits, file_limit: int, seconds: Callable[[], float]) -> None:
+        self._limits = limits
+        default_spare = file_limits.spare_connections(file_limit)
+        self.spare = default_spare if limits.spare_connections is None else limits.spare_connections
+        own = file_limits.own_files(file_limit)
+        self.accepts_per_pass = max(1, min(own, self.spare) // 4)
+        possible = max(1, file_limit - own - self.spare)
+        self.most = possible if limits.max_connections is None else min(limits.max_connections, possible)
+        self._admitted = 0
+        self._by_network: dict[str, int] = {}
+        self._rates: TokenBuckets[str] | None = None
+        self._bounds_addresses = bool(
+            limits.max_connections_per_address or limits.max_connections_per_address_per_second
+        )
+        if limits.max_connections_per_address_per_second:
+            self._rates = TokenBuckets(limits.max_connections_per_address_per_second, limits.connection_burst, seconds)
+
+    @property
+    def shortfall(self) -> int:
+        """How many of the connections that were asked for the process's limit on open files does not allow."""
+        return max(0, (self._limits.max_connections or 0) - self.most)
+
+    def admit(self, client: Client) -> Place:
+        """Let a client in.
+
+        Returns:
+            To be released at its end.
+
+        Raises:
+            Refused: 503 where the server is full, 429 where the client's address has enough.
+        """
+        if self._admitted >= self.most:
+            raise _later(503, f"the server is full: it takes {self.most} connections", _RETRY_WHEN_FULL_SECONDS)
+        network = client.network if self._bounds_addresses else None
+        if network is not None:
+            self._check_address(network)
+            self._by_network[network] = self._by_network.get(network, 0) + 1
+        self._admitted += 1
+        return _ANONYMOUS if network is None else Place(network)
+
+    def replace(self, place: Place, client: Client) -> Place:
+        """Let a client in that gives up another place of its own.
+
+        Raises:
+            Refused: as ``admit`` does; then ``place`` is still held.
+        """
+        self.release(place)
+        try:
+            return self.admit(client)
+        except Refused:
+            self._admitted += 1
+            if place.network is not None:
+                self._by_network[place.network] = self._by_network.get(place.network, 0) + 1
+            raise
+
+    def release(self, place: Place) -> None:
+        """Notice that a client which was let in is gone."""
+        network = place.network
+        self._admitted -= 1
+        if network is not None:
+            left = self._by_network[network] - 1
+            if left:
+                self._by_network[network] = left
+            else:
+                del self._by_network[network]
+
+    def _check_address(self, network: str) -> None:
+        most = self._limits.max_connections_per_address
+        if most and self._by_network.get(network, 0) >= most:
+            raise _later(429, f"at most {most} connections from one address ({network})", _RETRY_WHEN_FULL_SECONDS)
+        wait = self._rates.take(network) if self._rates is not None else 0.0
+        if wait:
+            rate = self._limits.max_connections_per_address_per_second
+            raise _later(429, f"at most {rate:g} new connections a second from one address ({network})", wait)
+
+
+C = TypeVar("C")
+
+
+class Unjoined(Generic[C]):
+    """The connections that have not joined a topic, oldest first.
+
+    Args:
+        most_of_one_address: how many of them one address may have; 0 means no bound.
+    """
+
+    def __init__(self, most_of_one_address: int) -> None:
+        self._most = most_of_one_address
+        self._networks: dict[C, str | None] = {}
+        self._by_network: dict[str, dict[C, None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._networks)
+
+    def add(self, connection: C, network: Callable[[], str | None]) -> C | None:
+        """Add the newest.
+
+        Args:
+            network: tells what counts as its client's address; None where that is not known, or not bounded.
+
+        Returns:
+            The oldest one of that address to evict, if it has too many: an address takes no room but its own.
+        """
+        counted = network() if self._most else None
+        self._networks[connection] = counted
+        if counted is None:
+            return None
+        own = self._by_network.setdefault(counted, {})
+        own[connection] = None
+        return self._removed(next(iter(own))) if len(own) > self._most else None
+
+    def oldest(self) -> C:
+        """Return the oldest of all to evict."""
+        return self._removed(next(iter(self._networks)))
+
+    def discard(self, connection: C) -> None:
+        """Forget one that joined or ended; nothing happens if it was evicted."""
+        if connection in self._networks:
+            self._removed(connection)
+
+    def _removed(self, connection: C) -> C:
+        network = self._networks.pop(connection)
+        if network is not None:
+            own = self._by_network[network]
+            del own[connection]
+            if not own:
+                del self._by_network[network]
+        return connection
+
+
+def _later(status: int, reason: str, seconds: float) -> Refused:
+    return Refused(status, reason, {b"Retry-After": b"%d" % math.ceil(seconds)})

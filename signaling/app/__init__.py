@@ -1,0 +1,1 @@
+"""The command line: options, the service, and what only twistd does."""

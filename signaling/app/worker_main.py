@@ -1,0 +1,74 @@
+"""The command line of a worker process; the listener writes it, nobody else.
+
+It takes the options of ``twistd signaling`` again, for what they make cannot be sent to another process.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+from twisted.logger import FilteringLogObserver, LogLevelFilterPredicate, globalLogBeginner
+from twisted.python import usage
+
+from signaling.app.options import Options
+from signaling.app.service import backplane_of, factory_arguments
+from signaling.server.factory import SignalingFactory
+from signaling.timing.clock import use_monotonic_timers
+from signaling.workers.supervisor import CHANNEL_DESCRIPTOR
+from signaling.workers.worker import WorkerFactory, WorkerProcess
+
+
+def _reactor_of(module: str) -> Any:
+    import_module(module).install()
+    from twisted.internet import reactor  # noqa: PLC0415
+
+    return reactor
+
+
+def _metrics(options: Options, factory: SignalingFactory, reactor: Any, number: int) -> Callable[[], Any] | None:
+    if not (options["metrics"] or options["metrics-listen"]):
+        return None
+    # An extra, as in the service.
+    from signaling.metrics.aggregation import numbers, worker_name  # noqa: PLC0415
+    from signaling.metrics.collector import ReactorLag, registry_of  # noqa: PLC0415
+
+    lag = ReactorLag(reactor)
+    lag.start()
+    return partial(numbers, registry_of(factory, lag), worker_name(number))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run a worker until the listener wants no more of it.
+
+    Args:
+        arguments: the module of the reactor, the worker's number, the number of workers, and the options of
+            ``twistd signaling``.
+
+    Raises:
+        SystemExit: where the options are wrong by now, because of a file that they name.
+    """
+    reactor, number, options = _reactor_of(arguments[0]), int(arguments[1]), Options()
+    use_monotonic_timers(reactor)
+    try:
+        options.parseOptions(list(arguments[3:]))
+    except usage.UsageError as error:
+        raise SystemExit(f"signaling: {error}") from None
+    # --workers 0 may come to another number by now.
+    options.workers = int(arguments[2])
+    backplane = backplane_of(options, reactor)
+    factory = WorkerFactory(number, options.workers, **factory_arguments(options, number), backplane=backplane)
+    end = socket.socket(fileno=CHANNEL_DESCRIPTOR)
+    process = WorkerProcess(reactor, factory, end, _metrics(options, factory, reactor, number))
+    predicate = LogLevelFilterPredicate(defaultLogLevel=options.log_level)
+    globalLogBeginner.beginLoggingTo([FilteringLogObserver(process.log, [predicate])])
+    reactor.callWhenRunning(process.begin)
+    reactor.run(installSignalHandlers=False)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

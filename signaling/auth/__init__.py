@@ -1,0 +1,1 @@
+"""Access control: twisted.cred portals and JSON Web Tokens."""

@@ -1,0 +1,164 @@
+"""Access control by ``twisted.cred``: what a request presents becomes a grant, or a refusal."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from hmac import compare_digest
+from typing import Any, NoReturn
+
+from twisted.cred.credentials import ICredentials, IUsernamePassword, UsernamePassword
+from twisted.cred.error import LoginFailed, UnauthorizedLogin
+from twisted.cred.portal import IRealm, Portal
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import Attribute, Interface, classImplements, implementer
+
+from signaling.core.grants import Bearer, Credential, Grant, Password
+from signaling.errors import Refused
+from signaling.web.credentials import presented
+from signaling.websocket.request_head import HeaderValues
+
+Logout = Callable[[], None]
+_BEARER = 'Bearer realm="signaling"'
+_BASIC = 'Basic realm="signaling", charset="UTF-8"'
+
+
+class IBearerToken(ICredentials):
+    """A token whose bearer may do what it says (RFC 6750)."""
+
+    token: bytes = Attribute("The token as it came, in ASCII; nobody has checked it.")
+
+
+class IGrant(Interface):
+    """What a realm is asked for: its avatars are ``Grant`` objects."""
+
+
+classImplements(Grant, IGrant)
+
+
+@implementer(IBearerToken)
+class BearerToken:
+    """A token that a client presented."""
+
+    def __init__(self, token: bytes) -> None:
+        self.token = token
+
+
+class _NameAndPassword(UsernamePassword):
+    """A name and a password that a client presented."""
+
+    def checkPassword(self, password: Any) -> bool:
+        """Compare with the right one, in a time that tells nothing of it."""
+        return isinstance(password, bytes) and compare_digest(self.password, password)
+
+
+class TokenRefused(UnauthorizedLogin):
+    """A token that is not good here; the text is for a person, and never quotes the token."""
+
+
+@implementer(IRealm)
+class GrantRealm:
+    """Gives everyone what their checker grants.
+
+    A checker of tokens returns a ``Grant`` as its avatar id. Who has a name from any other checker may do everything.
+    """
+
+    def requestAvatar(self, avatarId: Any, mind: object, *interfaces: Any) -> tuple[Any, Any, Logout]:
+        """Return the grant behind an avatar id."""
+        if IGrant not in interfaces:
+            raise NotImplementedError("this realm knows grants only")
+        if isinstance(avatarId, Grant):
+            return IGrant, avatarId, _nothing
+        return IGrant, Grant(prefixes=("",), subject=_name(avatarId)), _nothing
+
+
+def _name(avatar_id: Any) -> str | None:
+    try:
+        return avatar_id.decode() if isinstance(avatar_id, bytes) else str(avatar_id)
+    except UnicodeDecodeError:
+        # Two names must not become one; what was presented tells them apart.
+        return None
+
+
+def _nothing() -> None:
+    """Need nothing at a logout."""
+
+
+def forbidden() -> Refused:
+    """Return what answers a request for a topic that the grant does not cover."""
+    headers = {b"WWW-Authenticate": f'{_BEARER}, error="insufficient_scope"'.encode()}
+    return Refused(403, "the token does not cover this topic", headers)
+
+
+class Access:
+    """Asks a portal who may come in.
+
+    Args:
+        portal: its realm is asked for an ``IGrant``; its checkers take ``IBearerToken``, ``IUsernamePassword`` or both.
+        log: where failures of the portal go.
+    """
+
+    def __init__(self, portal: Portal, log: Logger) -> None:
+        self._portal = portal
+        self._log = log
+
+    def presented(self, values: HeaderValues, query: bytes) -> Credential | None:
+        """Find what a request presents.
+
+        Raises:
+            Refused: 400.
+        """
+        return presented(values, query, passwords=self._takes(IUsernamePassword))
+
+    def login(self, credential: Credential | None) -> Deferred[tuple[Any, Grant, Logout]]:
+        """Log somebody in.
+
+        Returns:
+            Fires with the interface, the grant and what to call at the end; fails with ``Refused``: 401, 500 where the
+            portal failed, or 503 where the login was cancelled.
+        """
+        login: Deferred[Any] = maybeDeferred(self._ask, credential)
+        return login.addErrback(self._refuse, credential)
+
+    def _ask(self, credential: Credential | None) -> Deferred[Any]:
+        if credential is None:
+            raise TokenRefused("a token is needed")
+        return self._portal.login(_credentials(credential), None, IGrant).addCallback(_checked)
+
+    def _refuse(self, failure: Failure, credential: Credential | None) -> NoReturn:
+        if failure.check(CancelledError):
+            raise Refused(503, "the login took too long", {b"Retry-After": b"1"}) from None
+        if failure.check(LoginFailed) is None:
+            self._log_failure(failure)
+            raise Refused(500, "the login failed; the server's log says more") from None
+        reason = str(failure.value) if failure.check(TokenRefused) else "this name, password or token is not right"
+        raise Refused(401, reason, {b"WWW-Authenticate": self._challenge(credential).encode()}) from None
+
+    def _challenge(self, credential: Credential | None) -> str:
+        invalid = ', error="invalid_token"' if isinstance(credential, Bearer) else ""
+        challenges = [f"{_BEARER}{invalid}"] if self._takes(IBearerToken) else []
+        return ", ".join([*challenges, _BASIC] if self._takes(IUsernamePassword) else challenges)
+
+    def _takes(self, interface: type[Interface]) -> bool:
+        return interface in self._portal.listCredentialsInterfaces()
+
+    def _log_failure(self, failure: Failure) -> None:
+        # Its text may quote what was presented.
+        frames = traceback.extract_tb(failure.getTracebackObject())
+        where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "nowhere"
+        self._log.error("a login failed: {type} at {where}", type=type(failure.value).__name__, where=where)
+
+
+def _credentials(credential: Credential) -> ICredentials:
+    if isinstance(credential, Password):
+        return _NameAndPassword(credential.username, credential.password)
+    return BearerToken(credential.token)
+
+
+def _checked(login: tuple[Any, Any, Logout]) -> tuple[Any, Any, Logout]:
+    if not isinstance(login[1], Grant):
+        login[2]()
+        raise TypeError("the realm's avatar is not a Grant")
+    return login

@@ -1,0 +1,1 @@
+"""A store for a cluster on Redis: connections, discovery, TLS, scripts."""

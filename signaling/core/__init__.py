@@ -1,0 +1,1 @@
+"""What the server is about, without I/O: topics, peers, relays, joins and sessions."""

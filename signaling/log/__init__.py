@@ -1,0 +1,1 @@
+"""What the server logs, as events with fields, and how they are written and forwarded."""

@@ -1,0 +1,1 @@
+"""Metrics for Prometheus, of one process or of all workers together."""

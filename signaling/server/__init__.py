@@ -1,0 +1,1 @@
+"""The signaling server on a port: one protocol for each connection, and the factory that owns the topics."""

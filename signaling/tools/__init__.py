@@ -1,0 +1,1 @@
+"""Commands beside the server: probe, health check, tokens for trying."""

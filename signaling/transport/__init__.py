@@ -1,0 +1,1 @@
+"""What carries bytes: the reactor, and what a WebSocket asks of any transport."""

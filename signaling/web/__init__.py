@@ -1,0 +1,1 @@
+"""The HTTP side: resources, join requests, credentials in a request, files for browsers."""

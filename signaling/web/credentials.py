@@ -1,0 +1,103 @@
+"""Where a request carries a token or a password: an Authorization header, the query, or a subprotocol."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Sequence
+
+from signaling.core.grants import Bearer, Credential, Password
+from signaling.errors import Refused
+from signaling.web.join_parsing import unquote
+from signaling.websocket.request_head import HeaderValues, listing
+
+SUBPROTOCOL = b"signaling"
+_BEARER = SUBPROTOCOL + b".bearer."
+_OWN = listing(SUBPROTOCOL)
+_QUERY_KEY = b"token"
+_B64TOKEN = re.compile(rb"[A-Za-z0-9._~+/-]+=*")
+# What a log must not repeat, and names that could be written for it; a resume token is as good as a session.
+# Both start at a parameter only: one that could start anywhere would take time by the square of the query's length.
+_SECRET_VALUES = re.compile(rb"(?<![^&?])((?:token|resume)=)[^&]*")
+_ENCODED_NAME = re.compile(rb"(?<![^&?])[^&?=%]*%[^&]*")
+
+
+def presented(values: HeaderValues, query: bytes, *, passwords: bool) -> Credential | None:
+    """Find what a request presents.
+
+    Args:
+        values: looks a header up.
+        query: of its target, still encoded.
+        passwords: whether names and passwords are taken; otherwise they are somebody else's business.
+
+    Returns:
+        None where it presents nothing.
+
+    Raises:
+        Refused: 400 where it presents more than one, or something unreadable.
+    """
+    found = [_from_authorization(values(b"authorization"), passwords), _from_query(query), _from_protocols(values)]
+    given = [credential for credential in found if credential is not None]
+    if len(given) > 1:
+        raise Refused(400, "present one token in one way: Authorization, ?token= or a subprotocol")
+    return given[0] if given else None
+
+
+def _from_authorization(headers: Sequence[bytes], passwords: bool) -> Credential | None:
+    if len(headers) > 1:
+        raise Refused(400, "at most one Authorization header")
+    scheme, _, rest = (headers[0] if headers else b"").partition(b" ")
+    if scheme.lower() == b"bearer":
+        return _bearer(rest.strip(b" "), "Authorization")
+    return _password(rest.strip(b" ")) if passwords and scheme.lower() == b"basic" else None
+
+
+def _password(text: bytes) -> Password:
+    try:
+        username, colon, password = base64.b64decode(text, validate=True).partition(b":")
+    except binascii.Error:
+        colon = b""
+    if not colon:
+        raise Refused(400, "Authorization: Basic takes name:password in base64")
+    return Password(username, password)
+
+
+def _from_query(query: bytes) -> Bearer | None:
+    pairs = [pair.partition(b"=") for pair in query.split(b"&")]
+    given = [value for name, _, value in pairs if name == _QUERY_KEY]
+    if len(given) > 1:
+        raise Refused(400, "token: given more than once")
+    return _bearer(unquote(given[0], "token"), "?token=") if given else None
+
+
+def _from_protocols(values: HeaderValues) -> Bearer | None:
+    offered = _offered(values)
+    given = [name.removeprefix(_BEARER) for name in offered if name.startswith(_BEARER)]
+    if len(given) > 1:
+        raise Refused(400, f"at most one subprotocol {_BEARER.decode()}TOKEN")
+    if given and SUBPROTOCOL not in offered:
+        # A browser fails a connection that answers none of its subprotocols, and a token is never repeated.
+        raise Refused(400, f"offer the subprotocol {SUBPROTOCOL.decode()} beside the one with the token")
+    return _bearer(given[0], "the subprotocol") if given else None
+
+
+def _offered(values: HeaderValues) -> list[bytes]:
+    return [name.strip(b" \t") for value in values(b"sec-websocket-protocol") for name in value.split(b",")]
+
+
+def _bearer(token: bytes, where: str) -> Bearer:
+    if not _B64TOKEN.fullmatch(token):
+        raise Refused(400, f"{where}: no token, or one with characters that no token has")
+    return Bearer(token)
+
+
+def subprotocol(values: HeaderValues) -> bytes:
+    """Choose a subprotocol of those that are offered; empty for none. One with a token is never chosen."""
+    return SUBPROTOCOL if any(map(_OWN.search, values(b"sec-websocket-protocol"))) else b""
+
+
+def without_secrets(target: bytes) -> bytes:
+    """Return a request's target as a log may show it."""
+    path, mark, query = target.partition(b"?")
+    return path + mark + _SECRET_VALUES.sub(rb"\1...", _ENCODED_NAME.sub(b"...", query))

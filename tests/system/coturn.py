@@ -1,0 +1,77 @@
+"""A real coturn on the loopback, with the configuration that is shipped."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tests.programs import need
+from tests.system.twistd import Server
+
+CONFIGURATION = Path(__file__).parents[2] / "deploy" / "turnserver.conf"
+# The loopback is what the shipped configuration keeps relays out of.
+LOOPBACK = ("--allow-loopback-peers", "--allowed-peer-ip=127.0.0.1")
+
+
+@contextmanager
+def coturn(folder: Path, secret: str, *options: str) -> Iterator[Server]:
+    """Run coturn; its port is that of the server that is returned."""
+    command = [
+        need("turnserver"),
+        "-c",
+        str(CONFIGURATION),
+        f"--static-auth-secret={secret}",
+        "--listening-ip=127.0.0.1",
+        "--relay-ip=127.0.0.1",
+        "--no-tls",
+        "--no-dtls",
+        "--verbose",
+        f"--pidfile={folder}/turnserver.pid",
+        f"--userdb={folder}/turndb",
+        *options,
+    ]
+    for _ in range(3):
+        # Another each time: three starts on one port were deaf, so it may be that port.
+        port = free_port()
+        process = subprocess.Popen(
+            [*command, f"--listening-port={port}"],
+            text=True,
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        server = Server(process)
+        server.port = port
+        try:
+            server.wait_for(r"UDP listener opened")
+            # Now and then, on a busy machine, coturn starts and stays deaf.
+            if answers(port):
+                yield server
+                return
+        finally:
+            server.end()
+    raise AssertionError("coturn answers no STUN request")
+
+
+def answers(port: int) -> bool:
+    """Tell whether a STUN binding request is answered."""
+    request = bytes.fromhex("000100002112a442") + os.urandom(12)
+    with socket.socket(type=socket.SOCK_DGRAM) as client:
+        client.settimeout(0.5)
+        client.connect(("127.0.0.1", port))
+        for _ in range(6):
+            with suppress(OSError):
+                client.send(request)
+                return client.recv(2048)[8:20] == request[8:]
+    return False
+
+
+def free_port() -> int:
+    """Return a port that nobody has: coturn takes 0 for its default."""
+    with socket.socket(type=socket.SOCK_DGRAM) as held:
+        held.bind(("127.0.0.1", 0))
+        return held.getsockname()[1]

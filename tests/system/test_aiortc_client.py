@@ -1,0 +1,328 @@
+"""aiortc programs that signal through a topic, its own published example among them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from aiortc import RTCIceCandidate, RTCPeerConnection, RTCSessionDescription
+
+from signaling.client import Lost, NotDelivered, PeerJoined, PeerLeft, Signaling, join
+from signaling.client.aiortc import BYE, TopicSignaling, deliver
+from signaling.client.mesh import Mesh
+from tests.programs import missing
+from tests.system.twistd import Server, running
+
+SECONDS = 30
+THEIRS = "from aiortc.contrib.signaling import BYE, add_signaling_arguments, create_signaling"
+OURS = "from signaling.client.aiortc import BYE, add_signaling_arguments, create_signaling"
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fetch aiortc's example, which its wheel leaves out, and change its one line."""
+    folder = tmp_path_factory.mktemp("aiortc")
+    wanted = ["--no-deps", "--no-build-isolation", "--no-binary", "aiortc", f"aiortc=={version('aiortc')}"]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", *wanted]
+    if subprocess.run([*command, "--dest", str(folder)], check=False, timeout=100).returncode:
+        missing("aiortc's source distribution")
+    [archive] = folder.glob("aiortc-*.tar.gz")
+    with tarfile.open(archive) as opened:
+        member = f"{archive.name.removesuffix('.tar.gz')}/examples/datachannel-cli/cli.py"
+        source = opened.extractfile(member).read().decode()
+    assert source.count(THEIRS) == 1
+    path = folder / "cli.py"
+    path.write_text(source.replace(THEIRS, OURS))
+    return path
+
+
+@contextmanager
+def role(example: Path, name: str, url: str) -> Iterator[Server]:
+    """Run one role of the example."""
+    command = [sys.executable, "-u", str(example), name, "-s", url]
+    process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    watched = Server(process)
+    try:
+        yield watched
+    finally:
+        watched.end()
+
+
+@pytest.mark.parametrize("first", ["offer", "answer"])
+def test_aiortcs_own_example_plays_ping_pong_whoever_starts_first(example: Path, first: str) -> None:
+    second = {"offer": "answer", "answer": "offer"}[first]
+    with running() as server, role(example, first, server.url + "room") as earlier:
+        server.wait_for("joined 'room'")
+        with role(example, second, server.url + "room") as later:
+            roles = {first: earlier, second: later}
+            roles["answer"].wait_for(r"channel\(chat\) < ping")
+            roles["offer"].wait_for(r"channel\(chat\) < pong")
+            roles["offer"].process.kill()
+            # Its connection breaks, it leaves the topic, and that is its BYE.
+            roles["answer"].wait_for("Exiting")
+            assert roles["answer"].process.wait(SECONDS) == 0
+
+
+def interrupt(program: Server) -> None:
+    """Press Ctrl-C once the program only waits, and expect a clean end."""
+    stat = Path(f"/proc/{program.process.pid}/stat")
+    before, still = "", 0
+    while still < 5:
+        now = " ".join(stat.read_text().split()[13:15])
+        before, still = now, still + 1 if now == before else 0
+        time.sleep(0.05)  # A program that waits tells nobody.
+    assert program.stop(signal.SIGINT) == 0, program.log
+    # Ctrl-C may come while a task of aiortc's own runs, which then says so.
+    assert not re.search("signaling/client|destroyed", program.log), program.log
+
+
+@pytest.mark.parametrize("name", ["offer", "answer"])
+def test_ctrl_c_ends_aiortcs_own_example_that_is_alone(example: Path, name: str) -> None:
+    with running() as server, role(example, name, server.url + "room") as program:
+        server.wait_for("joined 'room'")
+        interrupt(program)
+        server.wait_for("left 'room'")
+
+
+@pytest.mark.parametrize("name", ["offer", "answer"])
+def test_ctrl_c_ends_aiortcs_own_example_whose_server_is_not_there(example: Path, name: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with role(example, name, f"ws://127.0.0.1:{port}/ws/room") as program:
+        program.wait_for(r"no connection: ConnectionRefusedError: .*Connect call failed")
+        interrupt(program)
+
+
+@pytest.mark.parametrize("name", ["offer", "answer"])
+def test_ctrl_c_ends_aiortcs_own_example_on_both_sides(example: Path, name: str) -> None:
+    with running() as server, role(example, "answer", server.url + "room") as answerer:
+        with role(example, "offer", server.url + "room") as offerer:
+            offerer.wait_for(r"channel\(chat\) < pong")
+            roles = {"answer": answerer, "offer": offerer}
+            interrupt(roles.pop(name))
+            [other] = roles.values()
+            other.wait_for("Exiting")
+            if other is answerer:
+                assert other.process.wait(SECONDS) == 0
+
+
+def test_send_and_receive_take_and_return_what_aiortcs_own_classes_do() -> None:
+    async def scenario(url: str) -> None:
+        ada, ben = TopicSignaling(url), TopicSignaling(url)
+        candidate = RTCIceCandidate(1, "f", "192.0.2.1", 4711, 1, "udp", "host", sdpMid="0", sdpMLineIndex=0)
+        sent = [RTCSessionDescription(sdp="v=0\r\n", type="offer"), candidate, BYE]
+        async with asyncio.timeout(SECONDS):
+            sending = asyncio.create_task(send_all(ada, sent))
+            await ben.connect()
+            assert [await ben.receive() for _ in sent] == sent
+            await sending
+            await ada.close()
+            await ben.close()
+            assert await ben.receive() is BYE
+            with pytest.raises(Lost):
+                await ben.receive()
+            await ben.send(BYE)
+
+    async def send_all(signaling: TopicSignaling, objects: list) -> None:
+        for obj in objects:
+            await signaling.send(obj)
+
+    with running() as server:
+        asyncio.run(scenario(server.url + "room"))
+
+
+def test_leaving_is_a_bye_and_the_next_peer_takes_the_place() -> None:
+    async def scenario(url: str) -> None:
+        offer = RTCSessionDescription(sdp="v=0\r\n", type="offer")
+        ada = TopicSignaling(url)
+        async with asyncio.timeout(SECONDS):
+            for _ in range(2):
+                ben = TopicSignaling(url)
+                await ben.connect()
+                await ada.send(offer)
+                assert await ben.receive() == offer
+                await ben.close()
+                assert await ada.receive() is BYE
+            await ada.close()
+            assert await ada.receive() is BYE
+
+    with running() as server:
+        asyncio.run(scenario(server.url + "room"))
+
+
+NONSENSE = [
+    ("answer", {"type": "answer", "sdp": "v=0\r\n"}),
+    ("offer", None),
+    ("offer", {"sdp": 7}),
+    ("offer", {"type": "rollback", "sdp": ""}),
+    ("offer", {"type": "offer", "sdp": "a=fingerprint"}),
+    ("offer", {"type": "offer", "sdp": "m=audio 9 RTP 0\r\n" * 40}),
+    ("offer", {"type": "offer", "sdp": "\n" * 5_000}),
+    ("ice-candidate", {"candidate": "candidate:1 1 udp 1 192.0.2.1 99999 typ host", "sdpMid": "0"}),
+    ("ice-candidate", {"candidate": "candidate:1 1 udp 1 192.0.2.1 9 typ host"}),
+    ("ice-candidate", [7]),
+]
+
+
+def test_what_aiortc_cannot_take_is_left_out() -> None:
+    async def scenario(url: str) -> None:
+        ada = TopicSignaling(url)
+        offer = RTCSessionDescription(sdp="v=0\r\n", type="offer")
+        async with asyncio.timeout(SECONDS), join(url) as mallory:
+            await ada.connect()
+            [target] = [message.peer_id async for message in first(mallory, PeerJoined)]
+            candidate = {"candidate": "candidate:1 1 udp 1 192.0.2.1 9 typ host", "sdpMid": "0"}
+            for kind, payload in [*NONSENSE, *[("ice-candidate", candidate)] * 250]:
+                await deliver(mallory, kind, target, payload)
+            await mallory.deliver("offer", target, {"type": "offer", "sdp": offer.sdp})
+            heard = []
+            while not heard or heard[-1] != offer:
+                heard.append(await ada.receive())
+            assert 0 < len(heard) <= 101
+            assert {type(obj) for obj in heard[:-1]} == {RTCIceCandidate}
+            await ada.close()
+
+    with running() as server:
+        asyncio.run(scenario(server.url + "room"))
+
+
+async def deliver_all(signaling: Signaling, target: str, payloads: list) -> None:
+    for payload in payloads:
+        await signaling.deliver("offer", target, payload)
+
+
+async def first(signaling: Signaling, kind: type) -> AsyncIterator[object]:
+    """Pass on the first message of a kind."""
+    async for message in signaling:
+        if isinstance(message, kind):
+            yield message
+            return
+
+
+def test_a_peer_that_sends_more_than_the_program_receives_is_told_dropped() -> None:
+    async def scenario(url: str) -> None:
+        ada = TopicSignaling(url)
+        async with asyncio.timeout(SECONDS), join(url) as mallory:
+            await ada.connect()
+            [target] = [message.peer_id async for message in first(mallory, PeerJoined)]
+            offer = {"type": "offer", "sdp": "v=0\r\n" + "x" * 60_000}
+            with pytest.raises(NotDelivered, match="dropped"):
+                await deliver_all(mallory, target, [offer] * 2_000)
+            # It is read again once the program receives.
+            sending = asyncio.create_task(deliver(mallory, "offer", target, {"type": "offer", "sdp": "the last"}))
+            while (await ada.receive()).sdp != "the last":
+                pass
+            await sending
+            await ada.close()
+
+    with running() as server:
+        asyncio.run(scenario(server.url + "room"))
+
+
+@pytest.mark.parametrize("earlier", ["ada", "ben"])
+def test_of_two_offers_that_meet_that_of_the_earlier_peer_stands(earlier: str) -> None:
+    async def scenario(url: str) -> None:
+        ada, ben = TopicSignaling(url), TopicSignaling(url)
+        peers = {"ada": ada, "ben": ben}
+        async with asyncio.timeout(SECONDS):
+            first = peers.pop(earlier)
+            [second] = peers.values()
+            await first.connect()
+            await second.connect()
+            await first.send(RTCSessionDescription(sdp="s=first\r\n", type="offer"))
+            await second.send(RTCSessionDescription(sdp="s=second\r\n", type="offer"))
+            assert (await second.receive()).sdp == "s=first\r\n"
+            await second.send(RTCSessionDescription(sdp="s=answer\r\n", type="answer"))
+            assert (await first.receive()).sdp == "s=answer\r\n"
+            await first.close()
+            await second.close()
+
+    with running() as server:
+        asyncio.run(scenario(server.url + "room"))
+
+
+def test_a_description_that_is_longer_than_the_server_takes_is_an_error_at_once() -> None:
+    async def scenario(url: str) -> None:
+        ada = TopicSignaling(url)
+        async with asyncio.timeout(SECONDS), join(url):
+            with pytest.raises(ValueError, match="at most 65,536"):
+                await ada.send(RTCSessionDescription(sdp="x" * 70_000, type="offer"))
+            await ada.close()
+
+    with running() as server:
+        asyncio.run(scenario(server.url + "room"))
+
+
+def test_a_server_that_takes_less_than_it_was_told_to_ends_the_sending() -> None:
+    async def scenario(url: str) -> None:
+        ada = TopicSignaling(url)
+        async with asyncio.timeout(SECONDS), join(url):
+            with pytest.raises(NotDelivered, match="invalid_message"):
+                await ada.send(RTCSessionDescription(sdp="x" * 10_000, type="offer"))
+            await ada.close()
+
+    with running(["--port=0", "--max-message-bytes=4096"]) as server:
+        asyncio.run(scenario(server.url + "room"))
+
+
+class Member:
+    """A peer of a mesh that says hello on a data channel to each of the others."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.heard: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+        self.id = ""
+
+    async def run(self) -> None:
+        async with join(self._url) as self.signaling:
+            self.id = self.signaling.self_id
+            self.mesh = Mesh(self.signaling, self._prepare)
+            await self.mesh.run()
+
+    def _prepare(self, connection: RTCPeerConnection, peer_id: str, offers: bool) -> None:
+        def use(channel) -> None:
+            channel.on("message", lambda text: self.heard.put_nowait((peer_id, text)))
+            greet = lambda: channel.send(f"hello from {self.id}")  # noqa: E731
+            if channel.readyState == "open":
+                greet()
+            else:
+                channel.on("open", greet)
+
+        connection.on("datachannel", use)
+        if offers:
+            use(connection.createDataChannel("chat"))
+
+
+def test_a_mesh_connects_everyone_to_everyone() -> None:
+    async def scenario(url: str) -> None:
+        members = [Member(url) for _ in range(3)]
+        running_members = [asyncio.create_task(member.run()) for member in members]
+        async with asyncio.timeout(SECONDS):
+            for member in members:
+                heard = {await member.heard.get() for _ in range(2)}
+                others = {other.id for other in members} - {member.id}
+                assert heard == {(other, f"hello from {other}") for other in others}
+            await members[0].signaling.leave()
+            await running_members[0]
+            assert members[0].mesh.connections == {}
+            async with join(url) as witness:
+                await members[1].signaling.leave()
+                await anext(message async for message in witness if isinstance(message, PeerLeft))
+            await members[2].signaling.leave()
+            await asyncio.gather(*running_members)
+
+    with running() as server:
+        asyncio.run(scenario(server.url + "room"))

@@ -1,0 +1,124 @@
+"""The browser's client and those of aiortc connect to each other.
+
+``OFFERERS=10`` lets ten programs one after the other offer to a page that offers as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+from aiortc import RTCIceCandidate, RTCPeerConnection, RTCSessionDescription
+
+from signaling.client import join
+from signaling.client.aiortc import BYE, TopicSignaling
+from signaling.client.mesh import Mesh
+from tests.system.test_webrtc import chromium, wait_until
+from tests.system.twistd import Server, running
+
+SECONDS = 40
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+
+PAGE = """
+const [url] = arguments;
+window.heard = [];
+import("/signaling.js").then(({join, Mesh}) => {
+  const signaling = join(url);
+  window.signaling = signaling;
+  window.mesh = new Mesh(signaling);
+  mesh.addEventListener("data", ({detail: {data}}) => { heard.push(data); mesh.broadcast("hello from the page"); });
+});
+"""
+
+
+async def meet(server: Server, driver, *, page_first: bool) -> str:
+    """Let a page and an aiortc program meet; returns what the program hears."""
+    heard: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def prepare(connection, peer_id: str, offers: bool) -> None:
+        # The browser's mesh agrees on its channel beforehand.
+        channel = connection.createDataChannel("mesh", negotiated=True, id=0)
+        channel.on("open", lambda: channel.send("hello from aiortc"))
+        channel.on("message", lambda text: heard.done() or heard.set_result(text))
+
+    async def open_page() -> None:
+        await asyncio.to_thread(driver.execute_script, PAGE, server.url + "room")
+        await asyncio.to_thread(wait_until, driver, "window.signaling?.state === 'open'")
+
+    async with asyncio.timeout(SECONDS):
+        if page_first:
+            await open_page()
+        async with join(server.url + "room") as signaling:
+            task = asyncio.create_task(Mesh(signaling, prepare).run())
+            if not page_first:
+                await open_page()
+            text = await heard
+            await asyncio.to_thread(wait_until, driver, "heard.includes('hello from aiortc')")
+            await signaling.leave()
+            await task
+            await asyncio.to_thread(wait_until, driver, "mesh.peers.size === 0")
+    return text
+
+
+@pytest.mark.parametrize("page_first", [True, False])
+def test_a_page_and_an_aiortc_program_meet_whoever_joins_first(tmp_path: Path, page_first: bool) -> None:
+    with running(["--port=0", "--serve-client"]) as server, chromium(tmp_path) as driver:
+        driver.get(f"http://127.0.0.1:{server.port}/healthz")
+        assert asyncio.run(meet(server, driver, page_first=page_first)) == "hello from the page"
+
+
+OFFERERS = int(os.environ.get("OFFERERS", "3"))
+
+
+async def call_with_a_page(url: str, driver) -> str:
+    """Let an aiortc program that offers wait for a page with a mesh; returns what it hears on the data channel."""
+    heard: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    connection = RTCPeerConnection()
+    channel = connection.createDataChannel("mesh", negotiated=True, id=0)
+    channel.on("open", lambda: channel.send("hello from aiortc"))
+    channel.on("message", lambda text: heard.done() or heard.set_result(text))
+    signaling = TopicSignaling(url)
+
+    async def offer() -> None:
+        await connection.setLocalDescription(await connection.createOffer())
+        await signaling.send(connection.localDescription)
+        await consume(connection, signaling)
+
+    async with asyncio.timeout(SECONDS):
+        await signaling.connect()
+        offering = asyncio.create_task(offer())
+        await asyncio.to_thread(driver.execute_script, PAGE, url)
+        await asyncio.wait({offering, heard}, return_when=asyncio.FIRST_COMPLETED)
+        if offering.done():
+            offering.result()
+        text = await heard
+        await asyncio.to_thread(driver.execute_script, "signaling.leave()")
+        await offering
+        await connection.close()
+        await signaling.close()
+    return text
+
+
+async def consume(connection: RTCPeerConnection, signaling: TopicSignaling) -> None:
+    """Do what aiortc's examples do with what they receive."""
+    while True:
+        received = await signaling.receive()
+        if isinstance(received, RTCSessionDescription):
+            await connection.setRemoteDescription(received)
+            if received.type == "offer":
+                await connection.setLocalDescription(await connection.createAnswer())
+                await signaling.send(connection.localDescription)
+        elif isinstance(received, RTCIceCandidate):
+            await connection.addIceCandidate(received)
+        elif received is BYE:
+            break
+
+
+def test_an_aiortc_program_that_offered_first_meets_a_page_that_offers_as_well(tmp_path: Path) -> None:
+    with running(["--port=0", "--serve-client"]) as server, chromium(tmp_path) as driver:
+        driver.get(f"http://127.0.0.1:{server.port}/healthz")
+        for number in range(OFFERERS):
+            assert asyncio.run(call_with_a_page(f"{server.url}room-{number}", driver)) == "hello from the page"

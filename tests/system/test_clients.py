@@ -1,0 +1,273 @@
+"""The ``websockets`` package, a client that no one here wrote, against a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import connect as async_connect
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect, unix_connect
+
+from tests.system.certificates import self_signed
+from tests.system.twistd import Server, running
+
+UPGRADE = (
+    b"GET /ws/room HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+def hear(peer) -> dict:
+    return json.loads(peer.recv(5))
+
+
+def enter(peer) -> str:
+    """Return the id from a new peer's welcome, after its peer-list."""
+    own = hear(peer)["selfId"]
+    assert hear(peer)["type"] == "peer-list"
+    return own
+
+
+def test_two_clients_meet_and_signal() -> None:
+    with running() as server, connect(server.url + "room") as caller:
+        caller_id = enter(caller)
+        with connect(server.url + "room") as callee:
+            callee_id = enter(callee)
+            assert hear(caller) == {"type": "peer-joined", "peerId": callee_id}
+            caller.send(json.dumps({"type": "offer", "to": callee_id, "payload": {"sdp": "x"}, "msgId": "1"}))
+            assert hear(callee) == {"type": "offer", "from": caller_id, "payload": {"sdp": "x"}, "msgId": "1"}
+        assert hear(caller) == {"type": "peer-left", "peerId": callee_id}
+
+
+def test_many_clients_agree_on_who_is_there() -> None:
+    async def join(url: str) -> tuple[ClientConnection, str, set[str]]:
+        peer = await async_connect(url)
+        own = json.loads(await peer.recv())["selfId"]
+        return peer, own, {entry["id"] for entry in json.loads(await peer.recv())["peers"]}
+
+    async def scenario(url: str) -> None:
+        joined = await asyncio.gather(*(join(url) for _ in range(100)))
+        everyone = {own for _, own, _ in joined}
+        for peer, own, known in joined:
+            while known | {own} != everyone:
+                known.add(json.loads(await peer.recv())["peerId"])
+        await asyncio.gather(*(peer.close() for peer, _, _ in joined))
+
+    with running() as server:
+        asyncio.run(asyncio.wait_for(scenario(server.url + "room"), 30))
+
+
+def test_a_killed_client_is_told_to_its_topic() -> None:
+    code = (
+        "import sys; from websockets.sync.client import connect; c = connect(sys.argv[1]); [c.recv() for _ in range(9)]"
+    )
+    with running() as server, connect(server.url + "room") as witness:
+        enter(witness)
+        client = subprocess.Popen([sys.executable, "-c", code, server.url + "room"], stdout=subprocess.PIPE)
+        with client:
+            assert hear(witness)["type"] == "peer-joined"
+            client.kill()
+        assert hear(witness)["type"] == "peer-left"
+
+
+@pytest.mark.parametrize(("frame", "code"), [(b"\x81\x81\0\0\0\0\xff", 1007), (b"\x81\x01x", 1002)])
+def test_a_framing_error_is_answered_with_a_close_frame_and_an_end(frame: bytes, code: int) -> None:
+    with running() as server, socket.create_connection(("127.0.0.1", server.port), 5) as client:
+        client.sendall(UPGRADE + frame + b"more" * 10_000)
+        received = client.makefile("rb").read()
+    assert code.to_bytes(2, "big") in received.split(b'"peers":[]}')[1][:4]
+
+
+def test_an_oversized_message_is_1009() -> None:
+    with running() as server, connect(server.url + "room") as peer:
+        enter(peer)
+        peer.send("x" * 65_537)
+        with pytest.raises(ConnectionClosed, match="1009"):
+            peer.recv(5)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost"])
+def test_the_port_is_open_on_ipv6_and_ipv4(host: str) -> None:
+    with running() as server, connect(f"ws://{host}:{server.port}/ws/room") as peer:
+        assert enter(peer)
+
+
+def test_a_unix_socket_serves(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with running(["--listen", f"unix:{path}"]), unix_connect(str(path), "ws://x/ws/room") as peer:
+        assert enter(peer)
+
+
+def test_a_unix_client_writes_no_lines_into_the_log(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with running(["--listen", f"unix:{path}"]) as server:
+        for name in (b"a\x1b[31m\nb", b"\xff"):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.bind(bytes(tmp_path) + b"/" + name)
+                client.connect(str(path))
+                client.sendall(b"GET /ws/room HTTP/1.1\r\nUpgrade: websocket\r\n\r\n")
+                assert client.recv(4096).startswith(b"HTTP/1.1 400 ")
+        server.wait_for(r"refused a request from unix:.*/a\\x1b\[31m\\nb: 400 ")
+        server.wait_for(r"refused a request from unix:.*/\\udcff: 400 ")
+
+
+def test_tls_serves_and_closes_with_1001(tmp_path: Path) -> None:
+    pem = tmp_path / "server.pem"
+    pem.write_bytes(self_signed())
+    context = ssl.create_default_context(cafile=str(pem))
+    # The client reads and writes in two threads, which Python's ssl does not always survive with TLS 1.3.
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with running(["--listen", f"ssl:0:interface=127.0.0.1:privateKey={pem}:certKey={pem}"]) as server:
+        with connect(f"wss://localhost:{server.port}/ws/room", ssl=context) as peer:
+            own = enter(peer)
+            peer.send(json.dumps({"type": "offer", "to": own, "payload": "x" * 60_000}))
+            assert len(hear(peer)["payload"]) == 60_000
+            server.process.terminate()
+            with pytest.raises(ConnectionClosed, match="1001"):
+                peer.recv(5)
+        assert server.process.wait(20) == 0
+
+
+def presented(server: Server) -> bytes:
+    """Return the certificate that a new connection is given."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with socket.create_connection(("127.0.0.1", server.port), 5) as plain:
+        with context.wrap_socket(plain) as client:
+            return client.getpeercert(binary_form=True) or b""
+
+
+def test_sighup_reads_the_certificate_anew_and_drops_nobody(tmp_path: Path) -> None:
+    pem = tmp_path / "server.pem"
+    pem.write_bytes(self_signed())
+    context = ssl.create_default_context(cafile=str(pem))
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with running(["--listen", f"ssl:0:interface=127.0.0.1:privateKey={pem}:certKey={pem}"]) as server:
+        first = presented(server)
+        with connect(f"wss://localhost:{server.port}/ws/room", ssl=context) as peer:
+            own = enter(peer)
+            pem.write_bytes(self_signed())
+            server.process.send_signal(signal.SIGHUP)
+            server.wait_for("the certificate was read anew")
+            second = presented(server)
+            assert second != first
+            pem.write_text("no certificate")
+            server.process.send_signal(signal.SIGHUP)
+            server.wait_for("the one before is kept")
+            assert presented(server) == second
+            peer.send(json.dumps({"type": "offer", "to": own}))
+            assert hear(peer)["type"] == "offer"
+
+
+def test_sighup_without_a_certificate_says_so() -> None:
+    with running() as server:
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for("there is no certificate to read")
+        assert server.stop() == 0
+
+
+def test_sighup_reaches_a_certificate_behind_the_proxy_protocol(tmp_path: Path) -> None:
+    pem = tmp_path / "server.pem"
+    pem.write_bytes(self_signed())
+    listen = f"haproxy:ssl:0:interface=127.0.0.1:privateKey={pem}:certKey={pem}"
+    with running(["--listen", listen]) as server:
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for("the certificate was read anew")
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
+def test_nothing_older_than_tls_1_2_is_spoken(tmp_path: Path) -> None:
+    pem = tmp_path / "server.pem"
+    pem.write_bytes(self_signed())
+    with running(["--listen", f"ssl:0:interface=127.0.0.1:privateKey={pem}:certKey={pem}"]) as server:
+        context = ssl.create_default_context(cafile=str(pem))
+        context.set_ciphers("ALL:@SECLEVEL=0")
+        context.minimum_version = ssl.TLSVersion.TLSv1
+        context.maximum_version = ssl.TLSVersion.TLSv1_1
+        with socket.create_connection(("127.0.0.1", server.port), 5) as plain:
+            with pytest.raises(ssl.SSLError, match=r"(?i)version"):
+                context.wrap_socket(plain, server_hostname="localhost")
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        with socket.create_connection(("127.0.0.1", server.port), 5) as plain:
+            with context.wrap_socket(plain, server_hostname="localhost") as client:
+                assert client.version() == "TLSv1.2"
+
+
+@pytest.mark.parametrize("offered", [["http/1.1"], ["h2", "http/1.1"]])
+def test_tls_serves_clients_that_name_protocols_as_browsers_do(tmp_path: Path, offered: list[str]) -> None:
+    pem = tmp_path / "server.pem"
+    pem.write_bytes(self_signed())
+    context = ssl.create_default_context(cafile=str(pem))
+    context.set_alpn_protocols(offered)
+    with running(["--listen", f"ssl:0:interface=127.0.0.1:privateKey={pem}:certKey={pem}"]) as server:
+        with socket.create_connection(("127.0.0.1", server.port), 5) as plain:
+            with context.wrap_socket(plain, server_hostname="localhost") as client:
+                assert client.selected_alpn_protocol() == "http/1.1"
+                client.sendall(UPGRADE)
+                assert client.recv(65_536).startswith(b"HTTP/1.1 101 ")
+
+
+def test_behind_haproxy_the_clients_address_is_logged() -> None:
+    with running(["--listen", "haproxy:tcp:0:interface=127.0.0.1"]) as server:
+        with socket.create_connection(("127.0.0.1", server.port), 5) as client:
+            client.sendall(b"PROXY TCP4 203.0.113.9 127.0.0.1 4711 80\r\n" + UPGRADE)
+            server.wait_for(r"joined 'room' from 203\.0\.113\.9:4711")
+
+
+def test_a_slow_reader_gets_all_that_was_accepted_and_its_sender_hears_the_rest() -> None:
+    with running() as server, connect(server.url + "room") as sender:
+        enter(sender)
+        with socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.settimeout(5)
+            slow.connect(("127.0.0.1", server.port))
+            slow.sendall(UPGRADE)
+            target = hear(sender)["peerId"]
+            refused: set[str] = set()
+            sent = 0
+            while not refused:
+                for _ in range(20):
+                    payload = {"type": "offer", "to": target, "payload": "x" * 50_000, "msgId": f"m{sent}"}
+                    sender.send(json.dumps(payload))
+                    sent += 1
+                sender.send('{"type":"offer","msgId":"end"}')
+                while (answer := hear(sender))["msgId"] != "end":
+                    assert answer["code"] == "dropped"
+                    refused.add(answer["msgId"])
+            accepted = [f"m{n}" for n in range(sent) if f"m{n}" not in refused]
+            data = b""
+            while f'"msgId":"{accepted[-1]}"'.encode() not in data:
+                data += slow.recv(1 << 20)
+    arrived = [part.split(b'"')[0].decode() for part in data.split(b'"msgId":"')[1:]]
+    assert arrived == accepted
+
+
+def test_readers_that_never_read_do_not_hold_up_the_end() -> None:
+    with running(["--port=0", "--shutdown-timeout=1"]) as server, socket.socket() as stuck:
+        stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        stuck.connect(("127.0.0.1", server.port))
+        stuck.sendall(UPGRADE)
+        server.wait_for("joined")
+        with connect(server.url + "room") as sender:
+            hear(sender)
+            target = hear(sender)["peers"][0]["id"]
+            message = json.dumps({"type": "offer", "to": target, "payload": "x" * 60_000})
+            answer = None
+            while answer is None:
+                for _ in range(20):
+                    sender.send(message)
+                try:
+                    answer = json.loads(sender.recv(0.1))
+                except TimeoutError:
+                    continue
+            assert answer["code"] == "dropped"
+        assert server.stop() == 0

@@ -1,0 +1,470 @@
+"""The demo page in a real Chromium: calls of fake pictures, its chart, its keyboard, and peers who mean no good."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.keys import Keys
+from websockets.sync.client import ClientConnection, connect
+
+from tests.system.browser import chromium, run, wait_until
+from tests.system.twistd import Server, running
+
+MESH_SECONDS = 3
+MOST_STOPS = 60
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+
+# When every tile of a call of `given[0]` has a picture that moves, in milliseconds since 1970.
+MOVING = """
+  const [count] = given, first = new Map();
+  const moves = (video) => {
+    if (!video.videoWidth) return false;
+    if (!first.has(video)) first.set(video, video.currentTime);
+    return video.currentTime > first.get(video);
+  };
+  for (;;) {
+    const videos = [...document.querySelectorAll(".tile video")];
+    if (videos.length === count && videos.filter(moves).length === count) return Date.now();
+    await new Promise((later) => setTimeout(later, 10));
+  }
+"""
+# The controls that a pointer or finger does not reach, or that stick out.
+UNREACHABLE = """
+  return [...document.querySelectorAll("button, input, select, [tabindex='0']")]
+    .filter((control) => control.checkVisibility() && !control.disabled)
+    .filter((control) => {
+      control.scrollIntoView({ block: "center" });
+      const { left, right, top, bottom } = control.getBoundingClientRect();
+      const there = document.elementFromPoint((left + right) / 2, (top + bottom) / 2);
+      const inside = left >= 0 && right <= document.documentElement.clientWidth;
+      return !inside || !(control.contains(there) || there?.contains(control));
+    })
+    .map((control) => control.outerHTML);
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with running(["--port=0", "--demo"]) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    with chromium(tmp_path_factory.mktemp("profile"), "--use-fake-device-for-media-stream") as driver:
+        yield driver
+
+
+@pytest.fixture
+def driver(browser: webdriver.Chrome) -> Iterator[webdriver.Chrome]:
+    """The browser, with one empty window and nothing in its log."""
+    yield browser
+    for handle in browser.window_handles[1:]:
+        browser.switch_to.window(handle)
+        browser.close()
+    browser.switch_to.window(browser.window_handles[0])
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.get("about:blank")
+    browser.get_log("browser")
+
+
+def address(server: Server, topic: str) -> str:
+    # A query of its own makes the browser load the page again where only the fragment differs.
+    return f"http://127.0.0.1:{server.port}/?{urlencode({'for': topic})}#{quote(topic, safe='')}"
+
+
+def fill_in(driver: webdriver.Chrome, server: Server, topic: str, name: str) -> None:
+    driver.get(address(server, topic))
+    wait_until(driver, "document.body.dataset.view === 'lobby'")
+    driver.find_element("id", "name").send_keys(name)
+
+
+def join(driver: webdriver.Chrome, server: Server, topic: str, name: str) -> None:
+    fill_in(driver, server, topic, name)
+    driver.find_element("id", "join").click()
+    wait_until(driver, "document.getElementById('state').dataset.state === 'open'")
+
+
+def texts(driver: webdriver.Chrome, selector: str) -> list[str]:
+    """What the elements of a selector say, shown or not."""
+    script = "return [...document.querySelectorAll(arguments[0])].map((element) => element.textContent.trim())"
+    return driver.execute_script(script, selector)
+
+
+def wait_for_text(driver: webdriver.Chrome, selector: str, text: str) -> None:
+    found = f"[...document.querySelectorAll({json.dumps(selector)})].some((one) => one.textContent.includes("
+    wait_until(driver, f"{found}{json.dumps(text)}))")
+
+
+def rows(driver: webdriver.Chrome) -> list[str]:
+    """The chart's rows without their times and sizes."""
+    script = """
+      return [...document.querySelectorAll(".row")].map((row) => {
+        const copy = row.querySelector(".message").cloneNode(true);
+        copy.querySelectorAll(".time, .size, svg").forEach((part) => part.remove());
+        return copy.textContent.replace(/\\s+/g, " ").trim();
+      });
+    """
+    return driver.execute_script(script)
+
+
+@contextmanager
+def peer(server: Server, topic: str, metadata: Any = None) -> Iterator[ClientConnection]:
+    """A peer that does no WebRTC; its ``welcome`` is read."""
+    query = "" if metadata is None else "?" + urlencode({"metadata": json.dumps(metadata)})
+    # What it does not read must not keep it from leaving.
+    with connect(server.url + quote(topic, safe="") + query, max_queue=None) as socket:
+        assert json.loads(socket.recv(10))["type"] == "welcome"
+        yield socket
+
+
+def receive(socket: ClientConnection, kind: str) -> dict[str, Any]:
+    """Read until a message of this type; returns it."""
+    while True:
+        message = json.loads(socket.recv(10))
+        if message["type"] == kind:
+            return message
+
+
+def send(socket: ClientConnection, kind: str, to: str, payload: Any) -> None:
+    socket.send(json.dumps({"type": kind, "to": to, "payload": payload}))
+
+
+def test_three_see_hear_of_and_write_to_each_other(driver: webdriver.Chrome, server: Server) -> None:
+    names = ["Ada", "Grace", "Joan"]
+    watch = f"const given = [3]; window.moving = (async () => {{ {MOVING} }})();"
+    for name in names[:2]:
+        if name != names[0]:
+            driver.switch_to.new_window("window")
+        join(driver, server, "mesh", name)
+        driver.execute_script(watch)
+    driver.switch_to.new_window("window")
+    fill_in(driver, server, "mesh", names[2])
+    clicked = run(driver, "document.getElementById('join').click(); return Date.now();")
+    driver.execute_script(watch)
+    took = []
+    for handle in driver.window_handles:
+        driver.switch_to.window(handle)
+        took.append((run(driver, "return await window.moving;") - clicked) / 1000)
+        wait_until(driver, "document.querySelectorAll('.tile[data-picture=yes]').length === 3")
+        assert sorted(texts(driver, ".tile bdi")) == names
+        wait_until(driver, "document.querySelectorAll('.badge[data-level=ok]').length === 2")
+        wait_for_text(driver, "#connections dd", "Direct: host to host, udp")
+    print("seconds from the last join until all pictures move, by page:", took)
+    assert max(took) < MESH_SECONDS
+
+    # The third speaks, mutes itself and leaves.
+    driver.find_element("id", "chat-text").send_keys("hello <b>all</b>\n")
+    driver.find_element("id", "mute").click()
+    assert driver.find_element("id", "mute").text == "Unmute"
+    for handle in driver.window_handles[:2]:
+        driver.switch_to.window(handle)
+        wait_for_text(driver, "#chat-lines li", "Joan hello <b>all</b>")
+        wait_until(driver, "document.querySelectorAll('.tile .muted:not([hidden])').length === 1")
+    driver.switch_to.window(driver.window_handles[2])
+    driver.find_element("id", "leave").click()
+    wait_until(driver, "document.body.dataset.view === 'left'")
+    for handle in driver.window_handles[:2]:
+        driver.switch_to.window(handle)
+        wait_until(driver, "document.querySelectorAll('.tile').length === 2")
+        assert "Joan" not in texts(driver, ".tile bdi")
+        wait_for_text(driver, "#announcer", "Joan left")
+    assert_kept_to_itself(driver, server)
+
+
+def assert_kept_to_itself(driver: webdriver.Chrome, server: Server) -> None:
+    """Assert that no page complained, or asked another server for anything."""
+    for handle in driver.window_handles:
+        driver.switch_to.window(handle)
+        origins = (
+            "return [...new Set(performance.getEntriesByType('resource').map(({ name }) => new URL(name).origin))]"
+        )
+        assert driver.execute_script(origins) == [f"http://127.0.0.1:{server.port}"]
+    assert driver.get_log("browser") == []
+    # The policy is in force, and a breach would have been in that log.
+    driver.execute_script("document.body.setAttribute('style', 'color: red')")
+    assert "Content Security Policy" in driver.get_log("browser")[0]["message"]
+
+
+def test_another_picture_and_none_reach_the_other(driver: webdriver.Chrome, server: Server) -> None:
+    join(driver, server, "pictures", "Ada")
+    driver.switch_to.new_window("window")
+    join(driver, server, "pictures", "Grace")
+    run(driver, MOVING, 2)
+    first, second = driver.window_handles
+    driver.find_element("id", "camera").click()
+    driver.switch_to.window(first)
+    wait_for_text(driver, ".tile:not([data-own]) .tile-status", "Camera off")
+    wait_until(driver, "document.querySelectorAll('.tile[data-picture=no]').length === 1")
+    driver.switch_to.window(second)
+    driver.find_element("id", "camera").click()
+    driver.find_element("css selector", "#source [value=none]").click()
+    driver.switch_to.window(first)
+    wait_for_text(driver, ".tile:not([data-own]) .tile-status", "No picture")
+    wait_until(driver, "document.querySelectorAll('.tile[data-picture=no]').length === 1")
+    driver.switch_to.window(second)
+    driver.find_element("css selector", "#source [value=test]").click()
+    driver.switch_to.window(first)
+    wait_until(driver, "document.querySelectorAll('.tile[data-picture=yes]').length === 2")
+    run(driver, MOVING, 2)
+
+
+@pytest.mark.parametrize(("setting", "view"), [("denied", "lobby"), ("granted", "call")])
+def test_camera(driver: webdriver.Chrome, server: Server, setting: str, view: str) -> None:
+    for name in ("camera", "microphone"):
+        permission = {"permission": {"name": name}, "setting": setting}
+        driver.execute_cdp_cmd("Browser.setPermission", permission)
+    fill_in(driver, server, "camera", "Ada")
+    driver.find_element("css selector", "[name=media][value=camera]").click()
+    driver.find_element("id", "join").click()
+    wait_until(driver, f"document.body.dataset.view === '{view}' && !document.getElementById('join').disabled")
+    if view == "call":
+        run(driver, MOVING, 1)
+        assert driver.get_log("browser") == []
+    else:
+        wait_for_text(driver, "#lobby-notice", "The browser was not allowed to use the camera")
+
+
+def test_chart_shows_glare_and_how_each_candidate_was_found(driver: webdriver.Chrome, server: Server) -> None:
+    with peer(server, "chart", {"name": "Grace"}) as grace:
+        join(driver, server, "chart", "Ada")
+        offer = receive(grace, "offer")
+        send(grace, "offer", offer["from"], offer["payload"])
+        for candidate in (
+            "candidate:1 1 udp 1 203.0.113.5 4444 typ relay raddr 198.51.100.1 rport 9",
+            "candidate:2 1 tcp 1 01234567-89ab.local 9 typ host tcptype active",
+        ):
+            send(grace, "ice-candidate", offer["from"], {"candidate": candidate})
+        send(grace, "ice-candidate", offer["from"], None)
+        send(grace, "ice-candidate", offer["from"], {"candidate": "<b>"})
+        wait_for_text(driver, ".row", "not understood")
+    wait_for_text(driver, ".row", "peer-left")
+    shown = [row for row in rows(driver) if not row.startswith(("to Grace: candidate", "about"))]
+    # An answer to the other offer, and errors for what was under way when she left, may be there as well.
+    shown = [row for row in shown if "answer" not in row and "error" not in row]
+    me = offer["from"][-4:]
+    assert shown == [
+        f"from the server: welcome you are …{me}",
+        "from the server: peer-list 1 other",
+        "to Grace: offer audio, video, data glare: this offer gives way",
+        "from Grace: offer audio, video, data glare: this offer stands",
+        "from Grace: candidate relay udp",
+        "from Grace: candidate host tcp mDNS",
+        "from Grace: candidate end of candidates",
+        "from Grace: candidate not understood",
+        "from the server: peer-left Grace",
+    ]
+    # What a candidate says in full is shown on demand only.
+    assert "203.0.113.5" not in driver.execute_script("return document.body.innerText")
+    driver.execute_script(
+        "[...document.querySelectorAll('.message')].find((one) => /relay/.test(one.textContent)).click()"
+    )
+    assert "203.0.113.5 4444 typ relay" in driver.find_element("css selector", ".detail pre").text
+
+    # Fewer rows, without candidates and of the server only.
+    driver.find_element("id", "chart-candidates").click()
+    wait_until(driver, "![...document.querySelectorAll('.row')].some((row) => /candidate/.test(row.textContent))")
+    driver.find_element("css selector", "#chart-filter [value=server]").click()
+    wait_until(driver, "document.querySelectorAll('.row:is([data-type=offer], [data-type=answer])').length === 0")
+    assert "from the server: peer-left Grace" in rows(driver)
+    driver.find_element("id", "chart-clear").click()
+    wait_until(driver, "document.querySelectorAll('.row').length === 0")
+
+
+def test_chart_shows_what_was_refused(driver: webdriver.Chrome) -> None:
+    with running(["--port=0", "--demo", "--max-message-rate=1", "--message-burst=2"]) as strict:
+        with peer(strict, "strict", {"name": "Grace"}) as grace:
+            join(driver, strict, "strict", "Ada")
+            receive(grace, "offer")
+            wait_for_text(driver, ".row[data-type=error]", "error rate_limited")
+            wait_for_text(driver, ".row[data-type=ice-candidate][data-level=error] .mark", "refused: rate_limited")
+
+
+def test_chart_is_bounded_and_waits_while_paused(driver: webdriver.Chrome, server: Server) -> None:
+    with peer(server, "flood", {"name": "Grace"}) as grace:
+        join(driver, server, "flood", "Ada")
+        me = receive(grace, "peer-joined")["peerId"]
+        driver.find_element("id", "chart-pause").click()
+        wait_until(driver, "document.getElementById('chart-pause').textContent.startsWith('Go on')")
+        before = rows(driver)
+        for number in range(600):
+            send(grace, "ice-candidate", me, {"candidate": f"{number}"})
+        wait_until(driver, "/\\((59|6\\d)\\d new\\)/.test(document.getElementById('chart-pause').textContent)")
+        assert rows(driver) == before
+        driver.find_element("id", "chart-pause").click()
+        wait_until(driver, "document.querySelectorAll('.row').length === 500")
+        wait_for_text(driver, "#chart-count", "older ones dropped")
+        scrolled = "const { scrollTop, clientHeight, scrollHeight } = document.getElementById('chart-scroll');"
+        assert driver.execute_script(f"{scrolled} return scrollHeight - scrollTop - clientHeight") < 2
+
+
+def test_call_outlives_the_server(driver: webdriver.Chrome) -> None:
+    with running(["--port=0", "--demo"]) as lost:
+        for name in ("Ada", "Grace"):
+            if name == "Grace":
+                driver.switch_to.new_window("window")
+            join(driver, lost, "loss", name)
+        run(driver, MOVING, 2)
+        lost.end()
+        told = "/^Signaling lost: next attempt in \\d+ s$/.test(document.getElementById('state-text').textContent)"
+        for handle in driver.window_handles:
+            driver.switch_to.window(handle)
+            wait_until(driver, told)
+            wait_for_text(driver, ".row[data-level=error]", "signaling lost")
+            run(driver, MOVING, 2)
+    with running([f"--port={lost.port}", "--demo"]):
+        for handle in driver.window_handles:
+            driver.switch_to.window(handle)
+            wait_until(driver, "document.getElementById('state-text').textContent === 'Signaling: open'")
+        for handle in driver.window_handles:
+            driver.switch_to.window(handle)
+            wait_until(driver, "document.querySelectorAll('.lanes-head span:not(.gone)').length === 3")
+            assert sorted(texts(driver, ".tile bdi")) == ["Ada", "Grace"]
+            run(driver, MOVING, 2)
+
+
+def press(driver: webdriver.Chrome, *keys: str) -> None:
+    ActionChains(driver, duration=0).send_keys(*keys).perform()
+
+
+def walk_to(driver: webdriver.Chrome, selector: str, key: str = Keys.TAB) -> None:
+    """Press a key until the element is focused; every stop on the way shows that it is."""
+    focus = """
+      const focused = document.activeElement;
+      const shown = focused.closest(".choice") ?? focused;
+      return [focused.matches(arguments[0]), getComputedStyle(shown).outlineStyle, focused.outerHTML];
+    """
+    for _ in range(MOST_STOPS):
+        press(driver, key)
+        there, outline, element = driver.execute_script(focus, selector)
+        assert outline == "solid" or element.startswith("<body"), element
+        if there:
+            return
+    raise AssertionError(f"{selector} is not reached")
+
+
+def test_all_of_it_by_keyboard(driver: webdriver.Chrome, server: Server) -> None:
+    with peer(server, "keys", {"name": "Grace"}) as grace:
+        driver.get(f"http://127.0.0.1:{server.port}/?for=keys")
+        wait_until(driver, "document.activeElement.id === 'topic'")
+        ActionChains(driver).key_down(Keys.CONTROL).send_keys("a").key_up(Keys.CONTROL).perform()
+        press(driver, "keys")
+        walk_to(driver, "#name")
+        press(driver, "Ada")
+        walk_to(driver, "[name=media]")
+        press(driver, Keys.ARROW_UP)
+        walk_to(driver, "#join")
+        press(driver, Keys.ENTER)
+        receive(grace, "offer")
+        wait_until(driver, "document.body.dataset.view === 'call'")
+        assert driver.execute_script("return document.getElementById('source').value") == "none"
+        walk_to(driver, "#chat-text")
+        press(driver, "hello", Keys.ENTER)
+        wait_for_text(driver, "#chat-lines li", "You hello")
+        walk_to(driver, ".message")
+        press(driver, Keys.HOME, Keys.ARROW_DOWN, Keys.ENTER)
+        assert driver.execute_script("return document.activeElement.ariaExpanded") == "true"
+        wait_for_text(driver, ".detail pre", "Grace")
+        walk_to(driver, "#leave", Keys.SHIFT + Keys.TAB)
+        press(driver, Keys.ENTER)
+        wait_until(driver, "document.body.dataset.view === 'left' && document.activeElement.id === 'join'")
+        receive(grace, "peer-left")
+
+
+HOSTILE = {
+    "<img src=x onerror=document.title='taken'>": "<img src=x onerror=document.title='take…",
+    "\u202e\u2066evil\u200f": "evil",
+    "אב\u05d2 right to left": "אב\u05d2 right to left",
+    "x" * 4000: "x" * 39 + "…",
+    "W" * 20 + "\n\t\x00" + "W" * 10: "W" * 20 + " " + "W" * 10,
+    " \u200b ": "Guest",
+}
+
+
+def test_names_of_any_kind_are_text(driver: webdriver.Chrome, server: Server) -> None:
+    topic = "<b>any</b> topic/ü?#" + "y" * 150
+    join(driver, server, topic, "Ada <script>")
+    for name, shown in HOSTILE.items():
+        with peer(server, topic, {"name": name}):
+            wait_until(driver, "document.querySelectorAll('.tile').length === 2")
+            wait_for_text(driver, "#connections bdi", shown)
+            assert texts(driver, ".tile bdi") == ["Ada <script>", shown]
+            assert_narrow(driver)
+        wait_until(driver, "document.querySelectorAll('.tile').length === 1")
+    for metadata in ({"name": {"toString": 1}}, {"name": None, "instance": []}, None):
+        with peer(server, topic, metadata):
+            wait_for_text(driver, "#connections bdi", "Guest")
+        wait_until(driver, "document.querySelectorAll('.tile').length === 1")
+    assert driver.find_element("id", "call-topic").text == topic
+    assert driver.execute_script("return document.querySelectorAll('main img, main script, main h1 b').length") == 0
+    assert driver.title.endswith("Signaling demo")
+    assert driver.get_log("browser") == []
+
+
+def test_messages_of_any_kind_are_shown_and_cost_no_error(driver: webdriver.Chrome, server: Server) -> None:
+    payloads = [
+        {"type": {"toString": 1}, "sdp": "v=0\nm=audio 9"},
+        {"type": "offer", "sdp": "m=a 0\n" * 8000},
+        {"type": "offer", "sdp": "a=fingerprint:" + " " * 60_000 + "x"},
+        json.loads("[" * 60 + "]" * 60),
+        {"__proto__": {"sdp": 5}, "sdp": {}, "candidate": {}},
+        None,
+        5,
+        "last",
+    ]
+    with peer(server, "odd", {"name": "Grace"}) as grace:
+        join(driver, server, "odd", "Ada")
+        me = receive(grace, "peer-joined")["peerId"]
+        for payload in payloads:
+            for kind in ("offer", "answer", "ice-candidate"):
+                send(grace, kind, me, payload)
+        wait_until(driver, "document.querySelectorAll('.row[data-type=answer]').length >= 8")
+        driver.execute_script("for (const message of document.querySelectorAll('.message')) message.click()")
+        wait_for_text(driver, ".detail pre", "last")
+        wait_for_text(driver, ".detail pre", "(nested too deeply to show)")
+    assert driver.get_log("browser") == []
+
+
+def test_a_page_without_webrtc_says_so(driver: webdriver.Chrome, server: Server) -> None:
+    script = {"source": "delete globalThis.RTCPeerConnection"}
+    added = driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", script)
+    try:
+        driver.get(address(server, "nothing"))
+        wait_for_text(driver, "#lobby-notice", "This browser has no WebRTC")
+        assert driver.find_element("id", "lobby-notice").is_displayed()
+        assert not driver.find_element("id", "join").is_enabled()
+    finally:
+        driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+    assert driver.get_log("browser") == []
+
+
+def assert_narrow(driver: webdriver.Chrome) -> None:
+    # A phone's innerWidth grows with the page, and would hide what sticks out.
+    script = "const { scrollWidth, clientWidth } = document.documentElement; return [scrollWidth, clientWidth]"
+    scroll_width, client_width = driver.execute_script(script)
+    assert scroll_width <= client_width
+
+
+def test_everything_is_reached_at_360_pixels(driver: webdriver.Chrome, server: Server) -> None:
+    phone = {"width": 360, "height": 640, "deviceScaleFactor": 1, "mobile": True}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    topic = "a-topic-without-any-space-that-is-far-too-long-for-a-line"
+    fill_in(driver, server, topic, "A" * 64)
+    assert_narrow(driver)
+    assert driver.execute_script(UNREACHABLE) == []
+    driver.find_element("id", "join").click()
+    run(driver, MOVING, 1)
+    assert_narrow(driver)
+    assert driver.execute_script(UNREACHABLE) == []
+    with peer(server, topic, {"name": "W" * 4000}), peer(server, topic, {"name": "W" * 4000}):
+        wait_until(driver, "document.querySelectorAll('.tile').length === 3")
+        assert_narrow(driver)
+        assert driver.execute_script(UNREACHABLE) == []

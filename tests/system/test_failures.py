@@ -1,0 +1,235 @@
+"""One client that fails, on purpose and in every way it can: what the others see, and that the server serves on."""
+
+from __future__ import annotations
+
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+
+import pytest
+from websockets.sync.client import ClientConnection, connect
+
+from tests.system.failing import (
+    BODY_TO_COME,
+    MIB,
+    REQUEST,
+    Pair,
+    assert_open_files,
+    dial,
+    enter,
+    hear,
+    join_raw,
+    masked,
+    open_files,
+    pair,
+    peak_bytes,
+    read_to_the_end,
+    read_until,
+    relay,
+    reset,
+    serving,
+    upgrade,
+)
+from tests.system.twistd import Server
+
+STAYS = "import sys; from websockets.sync.client import connect; [*connect(sys.argv[1])]"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A server with the default bounds; it has to survive all tests together."""
+    with serving() as server:
+        yield server
+
+
+# Gone without a word
+
+
+def test_a_stopped_client_is_told_gone_within_interval_and_timeout() -> None:
+    with serving("--ping-interval=1", "--ping-timeout=1") as server, pair(server) as witnesses:
+        with subprocess.Popen([sys.executable, "-c", STAYS, server.url + witnesses.topic]) as client:
+            try:
+                peer = witnesses.hears_joining()
+                client.send_signal(signal.SIGSTOP)
+                stopped = time.monotonic()
+                witnesses.hears("peer-left", peer)
+                gone_after = time.monotonic() - stopped
+            finally:
+                client.kill()
+        assert 1 - 0.1 < gone_after < 1 + 1 + 1
+        server.wait_for(f"{peer} left '{witnesses.topic}': cut off: no pong within 1 s")
+
+
+# Resets and half-closes
+
+
+@pytest.mark.parametrize("end", [reset, socket.socket.close])
+def test_an_end_at_any_point_of_the_handshake_disturbs_nobody(server: Server, end: Callable) -> None:
+    with pair(server) as witnesses:
+        before = open_files(server)
+        for data in (b"", b"G", upgrade("other")[:-1], REQUEST, BODY_TO_COME):
+            for _ in range(20):
+                end(dial(server, data))
+        for _ in range(20):
+            end(dial(server, upgrade(witnesses.topic) + masked(1, b"?") * 50))
+        witnesses.relays_on()
+        assert_open_files(server, before)
+
+
+@pytest.mark.parametrize("end", [reset, socket.socket.close, lambda client: client.shutdown(socket.SHUT_WR)])
+def test_a_peer_that_ends_its_connection_is_told_gone(server: Server, end: Callable) -> None:
+    with pair(server) as witnesses:
+        client, peer = join_raw(server, witnesses.topic)
+        with client:
+            end(client)
+            witnesses.hears("peer-left", peer)
+
+
+def test_a_half_close_ends_the_other_half(server: Server) -> None:
+    before = open_files(server)
+    for data in (b"", b"G", upgrade()[:-1], b"GET /ws/room HTTP/1.1\r\nHost", upgrade()):
+        with dial(server, data) as client:
+            client.shutdown(socket.SHUT_WR)
+            read_to_the_end(client)
+            assert_open_files(server, before)
+
+
+# Slow senders
+
+
+def test_a_trickled_request_is_cut_although_bytes_keep_coming() -> None:
+    with serving("--handshake-timeout=1") as server, pair(server), ExitStack() as stack:
+        started = time.monotonic()
+        starts = (b"G", b"GET /ws/room HTTP/1.1\r\nX: ", upgrade()[:-4], BODY_TO_COME)
+        trickling = [stack.enter_context(dial(server, start)) for start in starts]
+        rounds = 0
+        while trickling:
+            for client in select.select(trickling, [], [], 0.05)[0]:
+                assert read_to_the_end(client) == b""
+                assert rounds > 5
+                trickling.remove(client)
+            for client in trickling:
+                with suppress(ConnectionError):
+                    client.sendall(b"x")
+            rounds += 1
+        assert 0.9 < time.monotonic() - started < 1 + 2
+
+
+def test_a_client_that_sends_one_byte_at_a_time_is_served(server: Server) -> None:
+    with connect(server.url + "trickle") as other:
+        enter(other)
+        with dial(server) as client:
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+            def trickle(data: bytes) -> None:
+                for byte in data:
+                    client.sendall(bytes([byte]))
+
+            trickle(upgrade("trickle"))
+            read_until(client, b'"peers":[{')
+            peer = hear(other)["peerId"]
+            trickle(masked(1, relay(peer, "to myself")) + masked(9, b"ping") + masked(1, b"nonsense"))
+            received = read_until(client, b"invalid_message")
+            assert b'"payload":"to myself"' in received
+            assert b"\x8a\x04ping" in received
+            trickle(masked(8, b"\x03\xe8"))
+            assert read_to_the_end(client).endswith(b"\x88\x02\x03\xe8")
+        assert hear(other) == {"type": "peer-left", "peerId": peer}
+
+
+# Clients that do not read
+
+
+def test_a_target_that_never_reads_costs_its_sender_dropped_and_itself_the_connection() -> None:
+    with serving("--write-timeout=1") as server, pair(server) as witnesses:
+        before = peak_bytes(server)
+        with ExitStack() as stack:
+            stuck, target = join_raw(server, witnesses.topic, receive_buffer=4096)
+            stack.enter_context(stuck)
+            sender = stack.enter_context(connect(server.url + witnesses.topic))
+            enter(sender)
+            answers: list[str] = []
+            while "dropped" not in answers:
+                answers = answers_to_ten(sender, target)
+            assert "peer-left" not in answers
+            while "target_not_found" not in answers:
+                answers += answers_to_ten(sender, target)
+            assert "peer-left" in answers
+            witnesses.hears("peer-left", target)
+            server.wait_for(f"{target} left '{witnesses.topic}': cut off: it took nothing for 1 s")
+        assert peak_bytes(server) - before < 16 * MIB
+
+
+def answers_to_ten(sender: ClientConnection, target: str) -> list[str]:
+    """Send ten long relays; returns what the sender heard until the last of them was handled."""
+    for _ in range(10):
+        sender.send(relay(target, "x" * 60_000).decode())
+    sender.send('{"type":"nope","msgId":"end"}')
+    answers = []
+    while (answer := hear(sender)).get("msgId") != "end":
+        answers.append(answer.get("code", answer["type"]))
+    return answers
+
+
+@pytest.mark.parametrize("frame", [masked(1, b"nonsense"), masked(9, b"x" * 125)], ids=["answers", "pongs"])
+def test_a_client_that_never_reads_its_answers_is_not_read_and_then_cut(frame: bytes) -> None:
+    with serving("--write-timeout=0.5") as server, pair(server) as witnesses:
+        stuck, peer = join_raw(server, witnesses.topic, receive_buffer=4096)
+        with stuck:
+            before = peak_bytes(server)
+            stuck.settimeout(None)
+            with suppress(ConnectionError):
+                while True:
+                    stuck.sendall(frame * 10_000)
+            witnesses.hears("peer-left", peer)
+            server.wait_for(f"{peer} left '{witnesses.topic}': cut off: it took nothing for 0.5 s")
+        assert peak_bytes(server) - before < 8 * MIB
+
+
+# Restless clients
+
+
+def come_and_go(server: Server, witnesses: Pair, times: int) -> None:
+    """Join and leave at once, by a reset every other time, and see that the witnesses are told of both."""
+    peers = []
+    for n in range(times):
+        client, peer = join_raw(server, witnesses.topic)
+        reset(client) if n % 2 else client.close()
+        peers.append(peer)
+    witnesses.hears_leaving(times)
+    events = list(witnesses.events)
+    witnesses.events.clear()
+    for peer in peers:
+        assert [event["type"] for event in events if event["peerId"] == peer] == ["peer-joined", "peer-left"]
+
+
+def test_a_client_that_joins_and_leaves_as_fast_as_it_can_leaves_nothing_behind() -> None:
+    with serving() as server, pair(server) as witnesses:
+        files = open_files(server)
+        come_and_go(server, witnesses, 100)
+        peak = peak_bytes(server)
+        come_and_go(server, witnesses, 300)
+        assert_open_files(server, files)
+        assert peak_bytes(server) - peak < 2 * MIB
+
+
+def test_topics_that_come_and_go_leave_nothing_behind() -> None:
+    with serving("--max-connections=20") as server:
+        visit_topics(server, 100)
+        files, peak = open_files(server), peak_bytes(server)
+        visit_topics(server, 300)
+        assert_open_files(server, files)
+        assert peak_bytes(server) - peak < 2 * MIB
+
+
+def visit_topics(server: Server, count: int) -> None:
+    """Join so many topics and leave each, the last of them surely."""
+    for n in range(count):
+        client, peer = join_raw(server, f"topic-{n}")
+        client.close()
+    server.wait_for(f"{peer} left")

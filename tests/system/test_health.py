@@ -1,0 +1,97 @@
+"""The image's health check finds the server wherever it was told to listen."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from collections.abc import Iterator
+from configparser import ConfigParser
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from signaling.tools import health
+from tests.system.certificates import self_signed
+from tests.system.twistd import Server, running
+
+TREE = Path(__file__).parents[2]
+DOCKERFILE = (TREE / "Dockerfile").read_text()
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Path:
+    """A container, as Linux shows it: its network, and no process yet."""
+    folder = tmp_path / "proc"
+    folder.mkdir()
+    (folder / "net").symlink_to("/proc/net")
+    return folder
+
+
+@contextmanager
+def contained(proc: Path, *options: str, port: str | None = None) -> Iterator[Server]:
+    """Run a server as the only process of a container."""
+    with running(options, env={"PORT": port} if port is not None else None, cwd=proc.parent) as server:
+        (proc / str(server.process.pid)).symlink_to(f"/proc/{server.process.pid}")
+        yield server
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--port", "0"],
+        ["--port", "0", "--workers", "2"],
+        ["--listen", "tcp:0:interface=127.0.0.1"],
+        ["--listen", r"tcp6:0:interface=\:\:1"],
+        ["--listen", "haproxy:tcp:0:interface=127.0.0.1"],
+        ["--listen", "ssl:0:interface=127.0.0.1:privateKey=server.pem"],
+        ["--listen", "haproxy:ssl:0:interface=127.0.0.1:privateKey=server.pem"],
+        ["--listen", "tcp:0:interface=127.0.0.1", "--metrics-listen", "tcp:0:interface=127.0.0.1"],
+    ],
+    ids=" ".join,
+)
+def test_a_server_is_healthy_wherever_it_listens(proc: Path, options: list[str]) -> None:
+    (proc.parent / "server.pem").write_bytes(self_signed())
+    with contained(proc, *options) as server:
+        assert health.main(proc) == 0
+        server.end()
+        assert health.main(proc) == 1
+
+
+def test_a_server_on_a_unix_socket_is_healthy(proc: Path) -> None:
+    with contained(proc, "--listen", f"unix:{proc.parent}/a socket"):
+        assert health.main(proc) == 0
+
+
+def test_a_server_on_the_port_of_the_environment_is_healthy(proc: Path) -> None:
+    with contained(proc, port="0"):
+        assert health.main(proc) == 0
+
+
+def test_what_listens_and_is_no_server_of_ours_is_unhealthy(proc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (proc / "1").symlink_to(Path("/proc/self").resolve())
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        thread = Thread(target=refuse, args=(other,))
+        thread.start()
+        assert health.main(proc) == 1
+    thread.join()
+    assert f"('127.0.0.1', {port})" in capsys.readouterr().out
+
+
+def refuse(server: socket.socket) -> None:
+    """End every connection, each of which is one try."""
+    for _ in range(4):
+        connection, _ = server.accept()
+        connection.close()
+
+
+def test_the_dockerfile_checks_by_an_installed_command() -> None:
+    [check] = re.findall(r"^HEALTHCHECK .*CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)
+    setup = ConfigParser()
+    setup.read(TREE / "setup.cfg")
+    scripts = dict(line.split(" = ") for line in setup["options.entry_points"]["console_scripts"].split("\n") if line)
+    [command] = json.loads(check)
+    assert scripts[command] == "signaling.tools.health:main"

@@ -1,0 +1,354 @@
+"""What servers, proxies and floods do to the Python clients: they end in words, or go on within their bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import re
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+from websockets.asyncio.server import ServerConnection, serve
+
+from signaling.client import (
+    Backoff,
+    Error,
+    Lost,
+    NotDelivered,
+    Offer,
+    PeerLeft,
+    Refused,
+    Signaling,
+    join,
+)
+from signaling.client.aiortc import TopicSignaling
+from tests.system.test_python_client import joined
+from tests.system.test_twisted_client import program
+from tests.system.twistd import running
+
+SECONDS = 30
+WELCOME = json.dumps({"type": "welcome", "selfId": "b"})
+EMPTY = json.dumps({"type": "peer-list", "peers": []})
+
+Play = Callable[[ServerConnection], Awaitable[None]]
+
+
+@asynccontextmanager
+async def playing(play: Play) -> AsyncIterator[tuple[str, list[ServerConnection]]]:
+    """Run a server that does as it is told with each connection; yields its URL and its connections so far."""
+    connections: list[ServerConnection] = []
+
+    async def handle(connection: ServerConnection) -> None:
+        connections.append(connection)
+        await play(connection)
+
+    async with asyncio.timeout(SECONDS), serve(handle, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        yield f"ws://127.0.0.1:{port}/ws/room", connections
+
+
+def soon() -> Backoff:
+    return Backoff(first_seconds=0.02, most_seconds=0.2)
+
+
+async def expire(connection: ServerConnection) -> None:
+    """Let the token of a peer expire as soon as it has joined."""
+    await connection.send(WELCOME)
+    await connection.send(EMPTY)
+    await connection.close(4401, "the token has expired")
+
+
+def test_a_token_that_expired_ends_the_asyncio_client() -> None:
+    async def scenario() -> None:
+        async with playing(expire) as (url, connections):
+            with pytest.raises(Refused, match="close code 4401: the token has expired"):
+                async with join(url, backoff=soon()) as signaling:
+                    await drain(signaling)
+            assert len(connections) == 1
+
+    asyncio.run(scenario())
+
+
+async def drain(signaling: Signaling) -> None:
+    async for _ in signaling:
+        pass
+
+
+def test_a_token_that_expired_ends_the_aiortc_client() -> None:
+    async def scenario() -> None:
+        async with playing(expire) as (url, connections):
+            signaling = TopicSignaling(url, backoff=soon())
+            with pytest.raises(Refused, match="4401"):
+                await signaling.receive()
+            assert len(connections) == 1
+            await signaling.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_token_that_expired_ends_the_twisted_client() -> None:
+    async def scenario() -> None:
+        async with playing(expire) as (url, connections):
+            with program("echo_service.py", url) as echo:
+                await asyncio.to_thread(echo.wait_for, "close code 4401: the token has expired")
+                assert await asyncio.to_thread(echo.process.wait, SECONDS) == 0
+            assert len(connections) == 1
+
+    asyncio.run(scenario())
+
+
+TOO_LONG = "x" * 300
+REASON = "HTTP 400: .*256 bytes"
+
+
+def test_a_refusal_carries_the_servers_reason() -> None:
+    async def scenario(url: str) -> None:
+        with pytest.raises(Refused, match=REASON):
+            async with join(url):
+                pass
+        with pytest.raises(Refused, match=REASON):
+            await TopicSignaling(url).connect()
+
+    with running() as server:
+        asyncio.run(asyncio.wait_for(scenario(server.url + TOO_LONG), SECONDS))
+        with program("echo_service.py", server.url + TOO_LONG) as echo:
+            echo.wait_for(REASON)
+            assert echo.process.wait(SECONDS) == 0
+
+
+def test_loopback_is_reached_without_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        proxy = f"http://127.0.0.1:{free.getsockname()[1]}"
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+
+    async def scenario(port: int) -> None:
+        for host in ("127.0.0.1", "localhost"):
+            async with asyncio.timeout(SECONDS), join(f"ws://{host}:{port}/ws/room"):
+                pass
+        with pytest.raises(Lost, match=r"no connection: ConnectionRefusedError: .+"):
+            async with join("ws://signaling.example/ws/room", reconnect=False):
+                pass
+
+    with running() as server:
+        asyncio.run(scenario(server.port))
+
+
+def test_a_proxys_password_reaches_no_log() -> None:
+    async def scenario() -> None:
+        with pytest.raises(Lost, match="the proxy's URL is not valid") as lost:
+            async with join("ws://signaling.example/ws/room", reconnect=False, proxy="ftp://me:secret@proxy"):
+                pass
+        assert "secret" not in str(lost.value)
+
+    asyncio.run(scenario())
+
+
+# 60 KB that are 20,000 objects once they have been read.
+LISTS: list[list[object]] = [[] for _ in range(20_000)]
+
+
+def test_what_a_program_does_not_read_is_bounded_in_bytes() -> None:
+    async def scenario(url: str) -> None:
+        async with joined(url) as ada, joined(url) as mallory:
+            before = lists()
+            while await is_delivered(mallory, ada.self_id, LISTS):
+                pass
+            # Twenty messages are held as objects, and not 256.
+            assert lists() - before < 1_000_000
+
+    with running() as server:
+        asyncio.run(asyncio.wait_for(scenario(server.url + "room"), SECONDS))
+
+
+def lists() -> int:
+    return sum(type(obj) is list for obj in gc.get_objects())
+
+
+def test_what_a_program_does_not_read_is_bounded_while_it_delivers() -> None:
+    async def scenario(url: str) -> None:
+        async with joined(url) as ada:
+            async with joined(url) as mallory:
+
+                async def flood() -> None:
+                    for _ in range(400):
+                        while not await is_delivered(mallory, ada.self_id, "x" * 60_000):
+                            pass
+
+                flooding = asyncio.create_task(flood())
+                while not flooding.done():
+                    await ada.deliver("offer", mallory.self_id)
+                await flooding
+            unread = 0
+            async for message in ada:
+                unread += isinstance(message, Offer)
+                if isinstance(message, PeerLeft):
+                    break
+            assert 0 < unread < 200
+
+    with running() as server:
+        asyncio.run(asyncio.wait_for(scenario(server.url + "room"), SECONDS))
+
+
+async def is_delivered(signaling: Signaling, target: str, payload: object) -> bool:
+    try:
+        await signaling.deliver("offer", target, payload)
+    except NotDelivered:
+        return False
+    return True
+
+
+JOINED = json.dumps({"type": "peer-joined", "peerId": "a"})
+LEFT = json.dumps({"type": "peer-left", "peerId": "a"})
+OFFERED = json.dumps({"type": "offer", "from": "a", "payload": 1})
+
+
+def test_a_program_that_only_sends_stays_in_its_topic_and_holds_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signaling.client.connection.MAX_UNHEARD", 2_000)
+    monkeypatch.setattr("signaling.client.connection.PING_SECONDS", 0.1)
+    monkeypatch.setattr("signaling.client.connection.PONG_SECONDS", 2.0)
+    heard: list[str | bytes] = []
+
+    async def flood(connection: ServerConnection) -> None:
+        for text in (WELCOME, EMPTY, *(JOINED, OFFERED, LEFT) * 3_000):
+            await connection.send(text)
+        heard.append("all was sent")
+        async for text in connection:
+            heard.append(text)
+
+    async def scenario() -> None:
+        async with playing(flood) as (url, connections), join(url, backoff=soon()) as signaling:
+            await signaling.send("offer", "a", "first")
+            while not heard:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(3)
+            await signaling.send("offer", "a", "last")
+            while not any("last" in text for text in heard):
+                await asyncio.sleep(0.01)
+            assert len(connections) == 1
+            assert list(signaling.peers) == []
+            await signaling.leave()
+            unread = [message async for message in signaling]
+            assert 0 < len(unread) < 2_500
+
+    asyncio.run(scenario())
+
+
+def test_a_loss_is_noticed_while_the_program_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signaling.client.connection.PING_SECONDS", 0.1)
+    monkeypatch.setattr("signaling.client.connection.PONG_SECONDS", 1.0)
+
+    async def end(connection: ServerConnection) -> None:
+        for text in (WELCOME, EMPTY, *[OFFERED] * 260):
+            await connection.send(text)
+        connection.transport.close()
+
+    async def scenario() -> None:
+        async with playing(end) as (url, connections), join(url, backoff=soon()) as signaling:
+            await anext(signaling)
+            while len(connections) == 1:
+                await asyncio.sleep(0.01)
+            for _ in range(300):
+                await signaling.send("offer", "a")
+            error = await first_error(signaling)
+            assert error.message == "too much waits for a connection"
+
+    asyncio.run(scenario())
+
+
+async def first_error(signaling: Signaling) -> Error:
+    return await anext(message async for message in signaling if isinstance(message, Error))
+
+
+def test_the_documented_program_survives_a_peer_that_leaves_at_once() -> None:
+    async def leave(connection: ServerConnection) -> None:
+        for text in (WELCOME, EMPTY, JOINED, OFFERED):
+            await connection.send(text)
+        async for text in connection:
+            msg_id = json.loads(text)["msgId"]
+            error = {"type": "error", "code": "target_not_found", "message": "gone", "msgId": msg_id}
+            await connection.send(json.dumps(error))
+            if msg_id.startswith("fence"):
+                await connection.close(4401)
+
+    async def scenario() -> None:
+        documented = (Path(__file__).parents[2] / "docs" / "clients.md").read_text()
+        [program] = re.findall(r"```python\n(import asyncio\n.*?)\n\nasyncio.run", documented, re.DOTALL)
+        async with playing(leave) as (url, _):
+            names: dict[str, Callable[[], Awaitable[None]]] = {}
+            exec(program.replace("ws://localhost:8081/ws/my-room", url), names)
+            with pytest.raises(Refused):
+                await names["main"]()
+
+    asyncio.run(scenario())
+
+
+def test_deliver_after_leaving_is_an_error_at_once() -> None:
+    async def scenario(url: str) -> None:
+        async with joined(url) as ada:
+            pass
+        with pytest.raises(NotDelivered, match="this peer left"):
+            await ada.deliver("offer", ada.self_id)
+
+    with running() as server:
+        asyncio.run(asyncio.wait_for(scenario(server.url + "room"), SECONDS))
+
+
+NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\n\r\nnot here\n"
+SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+ANSWERS = {
+    "nothing": b"",
+    "not HTTP": b"\x16\x03\x01\x02\x00",
+    "no status": b"HTTP/1.1\r\n\r\n",
+    "a status that is no number": b"HTTP/1.1 \xb2\xb2\xb2 Yes\r\n\r\n",
+    "a status of many digits": b"HTTP/1.1 " + b"4" * 5_000 + b" Yes\r\n\r\n",
+    "a header that is not UTF-8": b"HTTP/1.1 503 Later\r\nX: \xff\r\nContent-Length: 0\r\n\r\n",
+    "a retry that never comes": b"HTTP/1.1 503 Later\r\nRetry-After: \xb2\r\nContent-Length: 0\r\n\r\n",
+    "no accept key": SWITCHING + b"\r\n",
+    "a wrong accept key": SWITCHING + b"Sec-WebSocket-Accept: x\r\n\r\n\x81\x02{}",
+    "an endless header": b"HTTP/1.1 503 Later\r\nX: " + b"x" * 2_000_000,
+}
+
+
+@asynccontextmanager
+async def answering(first: bytes) -> AsyncIterator[str]:
+    """Run a server that answers its first connection as it is told, and any other by 404; yields its URL."""
+    answers = iter([first])
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(next(answers, NOT_FOUND))
+            await writer.drain()
+        writer.close()
+
+    async with asyncio.timeout(SECONDS), await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        yield f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/ws/room"
+
+
+@pytest.mark.parametrize("first", ANSWERS.values(), ids=ANSWERS)
+def test_whatever_a_server_answers_the_asyncio_client_asks_again(first: bytes) -> None:
+    async def scenario() -> None:
+        async with answering(first) as url:
+            with pytest.raises(Refused, match="HTTP 404: not here"):
+                async with join(url, backoff=soon()):
+                    pass
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("first", ANSWERS.values(), ids=ANSWERS)
+def test_whatever_a_server_answers_the_twisted_client_asks_again(first: bytes) -> None:
+    async def scenario() -> None:
+        async with answering(first) as url:
+            with program("echo_service.py", url) as echo:
+                await asyncio.to_thread(echo.wait_for, "HTTP 404: not here")
+                assert await asyncio.to_thread(echo.process.wait, SECONDS) == 0
+
+    asyncio.run(scenario())

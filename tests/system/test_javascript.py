@@ -1,0 +1,669 @@
+"""The JavaScript client in Chromium: meshes whose signaling is cut, killed and late."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from selenium import webdriver
+
+from tests.system.browser import chromium, run, wait_until
+from tests.system.proxy import proxied
+from tests.system.twistd import running
+from tests.system.unauthorized import unauthorized_turn
+
+HERE = Path(__file__).parent
+DOCUMENT = HERE.parents[1] / "docs" / "clients.md"
+CLIENT = HERE.parents[1] / "signaling" / "browser" / "client" / "signaling.js"
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a folder with the client and an empty page."""
+    folder = tmp_path_factory.mktemp("pages")
+    for path in (CLIENT, HERE / "peers.js"):
+        shutil.copy(path, folder)
+    (folder / "index.html").write_text("<!doctype html><title>peers</title>")
+    return folder
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[str]:
+    """Serve a folder's files; returns their address."""
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def pages(folder: Path) -> Iterator[str]:
+    """Serve that folder, whatever becomes of the signaling server; returns its address."""
+    with serve(folder) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    with chromium(tmp_path_factory.mktemp("profile"), "--js-flags=--expose-gc") as driver:
+        yield driver
+
+
+@pytest.fixture
+def page(browser: webdriver.Chrome, pages: str) -> webdriver.Chrome:
+    """Open an empty page, in which ``p`` is peers.js."""
+    browser.get(pages)
+    run(browser, "globalThis.p = await import('/peers.js')")
+    return browser
+
+
+def test_each_sees_the_others_metadata_and_hears_their_messages(page: webdriver.Chrome) -> None:
+    script = """
+      const [first, second] = ["Ada", "Grace"].map((name) => p.peer(given[0], { metadata: { name } }));
+      await p.allLinked([first, second]);
+      first.mesh.broadcast("hello");
+      await p.until(() => second.got.length, "a message");
+      const { from, data } = second.got[0];
+      const ids = [from.id === first.signaling.selfId, first.signaling.peers.has(second.signaling.selfId)];
+      return [from.metadata.name, first.added[0].metadata.name, data, ...ids];
+    """
+    with running() as server:
+        assert run(page, script, server.url + "room") == ["Ada", "Grace", "hello", True, True]
+
+
+def test_the_server_hands_out_the_client(browser: webdriver.Chrome) -> None:
+    script = """
+      const { join } = await import("/signaling.js");
+      const signaling = join("/ws/a%2Fb?x=1", { metadata: { name: "Zoë & co" } });
+      await signaling.ready;
+      return signaling.state;
+    """
+    with running(["--port=0", "--serve-client"]) as server:
+        browser.get(f"http://127.0.0.1:{server.port}/healthz")
+        assert run(browser, script) == "open"
+
+
+def test_200_pairs_that_offer_at_the_same_moment_need_no_third_attempt(page: webdriver.Chrome) -> None:
+    script = """
+      // Nobody waits for the other's offer, and no offer leaves before both are made.
+      const later = setTimeout;
+      globalThis.setTimeout = (run, ms, ...rest) => later(run, ms === 2_000 ? 0 : ms, ...rest);
+      const hold = (one, held) => {
+        const send = one.signaling.send.bind(one.signaling);
+        let number = 0;
+        one.signaling.send = (type, ...rest) => {
+          if (type !== "offer" || held.released) return send(type, ...rest);
+          held.push(() => send(type, ...rest));
+          if (held.length === 2) { held.released = true; later(() => held.forEach((release) => release())); }
+          return `held ${++number}`;
+        };
+      };
+      const attempts = [];
+      for (let done = 0; done < 200; done += 50) {
+        const pairs = [];
+        while (pairs.length < 50) {
+          const held = [];
+          const pair = [1, 2].map(() => p.peer(`${given[0]}glare-${done + pairs.length}`));
+          for (const one of pair) hold(one, held);
+          pairs.push(pair);
+          // Chromium delays WebSocket connections by seconds where many are opened at once.
+          if (pairs.length % 5 === 0) await Promise.all(pairs.flat().map(({ signaling }) => signaling.ready));
+        }
+        await p.until(() => pairs.flat().every((one) => p.linked(one, 1)), "all pairs are linked");
+        for (const pair of pairs) attempts.push(pair.map(({ sent }) => sent.filter((type) => type === "offer").length));
+        for (const { signaling } of pairs.flat()) signaling.leave();
+        // Chromium counts a closed connection against its limit, until it is collected.
+        p.made.length = 0;
+        gc();
+      }
+      return attempts;
+    """
+    with running() as server:
+        attempts = run(page, script, server.url)
+    print("offers of each side:", {tuple(pair): attempts.count(pair) for pair in attempts})
+    assert len(attempts) == 200
+    assert all(1 <= offers <= 2 for pair in attempts for offers in pair), attempts
+
+
+def test_a_call_goes_on_while_the_server_is_killed_and_comes_back(page: webdriver.Chrome) -> None:
+    begin = """
+      globalThis.trio = [1, 2, 3].map(() => p.peer(given[0], { backoff: undefined }));
+      const canvas = document.createElement("canvas").getContext("2d");
+      let number = 0;
+      setInterval(() => {
+        canvas.fillRect(number % 300, 0, 9, 9);
+        for (const { mesh } of trio) mesh.broadcast(String(number));
+        number++;
+      }, 25);
+      trio[0].mesh.addTrack(canvas.canvas.captureStream(20).getVideoTracks()[0]);
+      await p.allLinked(trio);
+      globalThis.connectionsBefore = trio.flatMap(p.connections);
+      globalThis.frames = async () => {
+        const [connection] = p.connections(trio[1]);
+        const stats = [...(await connection.getStats()).values()];
+        return stats.find(({ framesDecoded }) => framesDecoded)?.framesDecoded ?? 0;
+      };
+      while (!(await frames())) await p.pause(20);
+    """
+    # Nothing but the data channels and the video can tell that time passes.
+    gap = """
+      await p.until(() => trio.every(({ signaling }) => signaling.state === "waiting"), "all have noticed");
+      const [messages, decoded] = [trio.map(({ got }) => got.length), await frames()];
+      await p.until(() => trio.every(({ got }, index) => got.length >= messages[index] + 40), "messages in the gap");
+      while ((await frames()) < decoded + 5) await p.pause(20);
+    """
+    after = """
+      const started = performance.now();
+      const fourth = p.peer(given[0]);
+      await fourth.signaling.ready;
+      const joined = performance.now() - started;
+      await p.allLinked([...trio, fourth]);
+      const linked = performance.now() - started;
+      const gaps = trio.flatMap(({ got }) => {
+        const next = new Map();
+        return got.filter(({ from, data }) => {
+          const expected = next.get(from) ?? data;
+          next.set(from, String(Number(data) + 1));
+          return data !== expected;
+        });
+      });
+      const kept = trio.flatMap(p.connections).filter((connection) => connectionsBefore.includes(connection));
+      const ids = trio.map(({ signaling }) => signaling.selfId);
+      const known = trio.map(({ mesh }) => [...mesh.peers].every(([id, peer]) => id === peer.id));
+      return {
+        joined, linked, gaps: gaps.length, kept: kept.length, removed: trio.flatMap(({ removed }) => removed).length,
+        added: trio.map(({ added }) => added.length), known, ids: new Set(ids).size,
+        states: new Set(connectionsBefore.map(({ connectionState }) => connectionState)).size,
+      };
+    """
+    with running() as server:
+        run(page, begin, server.url + "room")
+        server.process.kill()
+        server.end()
+        run(page, gap)
+    with running([f"--port={server.port}"]) as server:
+        told = run(page, after, server.url + "room")
+    print(told)
+    assert told.pop("joined") < 5000
+    assert told.pop("linked") < 5000
+    assert told == {
+        "gaps": 0,
+        "kept": 6,
+        "removed": 0,
+        "added": [3, 3, 3],
+        "known": [True, True, True],
+        "ids": 3,
+        "states": 1,
+    }
+
+
+SEND_A_THOUSAND = """
+  const options = [{ backoff: { first: 20, most: 100 } }, { channel: false }];
+  const [sender, receiver] = [1, 2].map(() => p.peer(given[0], ...options));
+  globalThis.pair = [sender, receiver];
+  await Promise.all(pair.map(({ signaling }) => signaling.ready));
+  // Whether the last message was refused is known once a message to oneself came back.
+  globalThis.sending = (async () => {
+    const { signaling } = sender;
+    const refused = new Set();
+    signaling.addEventListener("error", ({ detail }) => refused.add(detail.msgId));
+    for (let number = 0; number < 1000; ) {
+      const msgId = signaling.send("ice-candidate", receiver.signaling.selfId, { number });
+      const passed = new Promise((done) => signaling.addEventListener("ice-candidate", done, { once: true }));
+      signaling.send("ice-candidate", signaling.selfId, "a fence");
+      await passed;
+      if (!refused.has(msgId)) number++;
+    }
+  })();
+"""
+
+
+def test_resumed_sessions_lose_nothing_in_twenty_cuts(page: webdriver.Chrome) -> None:
+    with running(["--port=0", "--resume-window=60"]) as server, proxied(server.port) as proxy:
+        run(page, SEND_A_THOUSAND, f"ws://127.0.0.1:{proxy.port}/ws/room")
+        for cut in range(20):
+            open_again = "pair.every(({ signaling }) => signaling.state === 'open')"
+            wait_until(page, f"pair[1].relayed.length > {cut * 48 + 5} && {open_again}")
+            proxy.cut()
+            wait_until(page, "pair.every(({ signaling }) => signaling.state === 'waiting')")
+            proxy.allow()
+        told = run(
+            page,
+            """
+              await sending;
+              const open = () => pair.every(({ signaling }) => signaling.state === "open");
+              await p.until(() => pair[1].relayed.length >= 1000 && open(), "all have come");
+              return {
+                numbers: pair[1].relayed.map(({ payload }) => payload.number),
+                left: pair.flatMap(({ left }) => left),
+                joined: pair.map(({ joined }) => joined.length),
+                welcomes: pair.map(({ received }) => received.filter((type) => type === "welcome").length),
+              };
+            """,
+        )
+    print("welcomes:", told["welcomes"])
+    assert told["numbers"] == list(range(1000))
+    assert told["left"] == []
+    assert told["joined"] == [1, 0]
+    assert all(count > 20 for count in told["welcomes"])
+
+
+def test_connections_outlive_twenty_cuts_without_resuming(page: webdriver.Chrome) -> None:
+    begin = """
+      globalThis.pair = [1, 2].map(() => p.peer(given[0], { backoff: { first: 20, most: 100 } }));
+      await p.allLinked(pair);
+      let number = 0;
+      const timer = setInterval(() => {
+        pair[0].mesh.broadcast(String(number++));
+        if (number === 1000) clearInterval(timer);
+      }, 4);
+    """
+    end = """
+      await p.until(() => pair[1].got.length === 1000 && pair.every(({ signaling }) => signaling.peers.size === 1));
+      return {
+        numbers: pair[1].got.map(({ data }) => Number(data)),
+        left: pair.map(({ left }) => left.length),
+        added: pair.map(({ added }) => added.length),
+        removed: pair.map(({ removed }) => removed.length),
+        offers: pair.flatMap(({ sent }) => sent).filter((type) => type === "offer").length,
+      };
+    """
+    with running() as server, proxied(server.port) as proxy:
+        run(page, begin, f"ws://127.0.0.1:{proxy.port}/ws/room")
+        for _ in range(20):
+            wait_until(page, "pair.every(({ signaling }) => signaling.state === 'open')")
+            proxy.cut()
+            wait_until(page, "pair.every(({ signaling }) => signaling.state === 'waiting')")
+            proxy.allow()
+        told = run(page, end)
+    assert told.pop("numbers") == list(range(1000))
+    assert all(count >= 20 for count in told.pop("left"))
+    assert told == {"added": [1, 1], "removed": [0, 0], "offers": 1}
+
+
+@pytest.mark.parametrize(("window", "left", "ids"), [(60, 0, 1), (0, 1, 2)])
+def test_a_connection_that_died_silently_is_replaced(page: webdriver.Chrome, window: int, left: int, ids: int) -> None:
+    begin = """
+      const later = setTimeout;
+      globalThis.setTimeout = (run, ms, ...rest) => later(run, ms === 10_000 ? 100 : ms, ...rest);
+      globalThis.pair = [given[0], given[1]].map((url) => p.peer(url));
+      await p.allLinked(pair);
+      globalThis.ids = new Set();
+      pair[1].signaling.addEventListener("welcome", ({ detail }) => ids.add(detail.selfId));
+      ids.add(pair[1].signaling.selfId);
+    """
+    end = """
+      dispatchEvent(new Event("online"));
+      await p.until(() => pair[1].states.filter((state) => state === "open").length === 2, "it is back");
+      pair[1].signaling.send("ice-candidate", pair[0].signaling.selfId, "the last");
+      await p.until(() => pair[0].relayed.at(-1).payload === "the last", "it is heard");
+      pair[1].mesh.broadcast("still there");
+      await p.until(() => pair[0].got.length, "the connection goes on");
+      const peers = pair.map(({ mesh }) => mesh.peers.size);
+      return [pair[0].left.length, ids.size, pair.flatMap(({ removed }) => removed).length, peers];
+    """
+    with running(["--port=0", f"--resume-window={window}", "--ping-interval=1", "--ping-timeout=1"]) as server:
+        with proxied(server.port) as proxy:
+            run(page, begin, server.url + "room", f"ws://127.0.0.1:{proxy.port}/ws/room")
+            proxy.freeze()
+            told = run(page, end)
+            if left:
+                run(page, "await p.until(() => pair[0].left.length, 'the server has noticed')")
+                told[0] = run(page, "return pair[0].left.length")
+                assert run(page, "return pair.map(({ mesh }) => mesh.peers.size)") == [1, 1]
+    assert told == [left, ids, 0, [1, 1]]
+
+
+def test_a_mesh_made_anew_or_late_is_connected_soon(page: webdriver.Chrome) -> None:
+    script = """
+      const { join, Mesh } = await import("/signaling.js");
+      const [first, second] = [1, 2].map(() => p.peer(given[0]));
+      await p.allLinked([first, second]);
+      const started = performance.now();
+      for (const one of [first, second]) {
+        one.mesh.close();
+        one.mesh = new Mesh(one.signaling);
+        await p.allLinked([first, second]);
+      }
+      const anew = performance.now() - started;
+      const signaling = join(given[0]);
+      let unheard = 0;
+      signaling.addEventListener("offer", () => unheard++);
+      await p.until(() => unheard === 2, "both have offered, and no mesh heard it");
+      const offered = performance.now();
+      const third = { signaling, mesh: new Mesh(signaling) };
+      await p.allLinked([first, second, third]);
+      return [anew, performance.now() - offered];
+    """
+    with running() as server:
+        anew, late = run(page, script, server.url + "room")
+    print("anew after ms:", anew, "late after ms:", late)
+    assert anew < 1500
+    assert late < 5000
+
+
+def test_candidates_that_come_before_their_description_are_used(page: webdriver.Chrome) -> None:
+    script = """
+      const used = [];
+      const add = RTCPeerConnection.prototype.addIceCandidate;
+      RTCPeerConnection.prototype.addIceCandidate = function (candidate) {
+        used.push(candidate.candidate);
+        return add.call(this, candidate);
+      };
+      const first = p.peer(given[0]);
+      await first.signaling.ready;
+      const second = p.peer(given[0]);
+      const send = second.signaling.send.bind(second.signaling);
+      const gathered = new Promise((done) => second.mesh.addEventListener("peer-added", ({ detail }) => {
+        detail.connection.addEventListener("icecandidate", ({ candidate }) => candidate ?? done());
+      }));
+      second.signaling.send = (type, ...rest) => {
+        if (type !== "offer") return send(type, ...rest);
+        gathered.then(() => send(type, ...rest));
+        return "later";
+      };
+      await p.allLinked([first, second]);
+      const early = first.relayed.map(({ payload }) => payload.candidate);
+      const signals = first.received.filter((type) => ["offer", "ice-candidate"].includes(type));
+      return [signals[0], signals.at(-1), early.length > 0 && early.every((candidate) => used.includes(candidate))];
+    """
+    with running() as server:
+        assert run(page, script, server.url + "room") == ["ice-candidate", "offer", True]
+
+
+def test_what_is_dropped_is_sent_again_in_order(page: webdriver.Chrome) -> None:
+    begin = """
+      globalThis.away = p.peer(given[0]);
+      await away.signaling.ready;
+    """
+    call = """
+      globalThis.caller = p.peer(given[0]);
+      globalThis.sent = [];
+      caller.signaling.addEventListener("sent", ({ detail }) => sent.push(detail.payload));
+      await p.until(() => caller.errors.length > 1, "something is dropped");
+    """
+    end = """
+      const received = [];
+      for (const type of ["offer", "ice-candidate"]) {
+        away.signaling.addEventListener(type, ({ detail }) => received.push(JSON.stringify(detail.payload)));
+      }
+      dispatchEvent(new Event("online"));
+      await p.until(() => [caller, away].every((one) => p.linked(one, 1)), "what was dropped is sent again", 5_000);
+      const made = new Set(sent.map((payload) => JSON.stringify(payload)));
+      const order = [...made].filter((text) => received.includes(text));
+      return [caller.errors.every((code) => code === "dropped"), received, order, away.sent.includes("offer")];
+    """
+    options = ["--port=0", "--resume-window=60", "--high-water-mark=1"]
+    with running(options) as server, proxied(server.port) as proxy:
+        run(page, begin, f"ws://127.0.0.1:{proxy.port}/ws/room")
+        proxy.cut()
+        run(page, call, server.url + "room")
+        proxy.allow()
+        dropped, received, order, offered_itself = run(page, end)
+    assert dropped
+    assert received == order != []
+    assert not offered_itself
+
+
+def test_an_aborted_signal_leaves(page: webdriver.Chrome) -> None:
+    script = """
+      const aborter = new AbortController();
+      const [stays, leaves] = [p.peer(given[0]), p.peer(given[0], { signal: aborter.signal })];
+      await p.allLinked([stays, leaves]);
+      const { selfId } = leaves.signaling;
+      aborter.abort();
+      await p.until(() => stays.removed.length && stays.left.length, "it is gone");
+      const early = p.peer(given[0], { signal: AbortSignal.abort(new Error("too early")) });
+      const why = await early.signaling.ready.catch((error) => error.message);
+      return [stays.left[0] === selfId, leaves.signaling.state, leaves.removed.length, early.signaling.state, why];
+    """
+    with running() as server:
+        assert run(page, script, server.url + "room") == [True, "closed", 1, "closed", "too early"]
+
+
+def test_a_page_that_is_closed_is_gone_at_once(page: webdriver.Chrome, pages: str) -> None:
+    with running() as server:
+        run(page, "globalThis.stays = p.peer(given[0]); await stays.signaling.ready", server.url + "room")
+        first = page.current_window_handle
+        page.switch_to.new_window("window")
+        page.get(pages)
+        run(page, "globalThis.p = await import('/peers.js'); p.peer(given[0])", server.url + "room")
+        wait_until(page, "p.linked(p.made[0], 1)")
+        page.close()
+        page.switch_to.window(first)
+        run(page, "await p.until(() => stays.removed.length === 1, 'it is gone', 2_000)")
+
+
+def test_connects_again_at_once_when_the_browser_is_online_again(page: webdriver.Chrome) -> None:
+    with running() as server, proxied(server.port) as proxy:
+        begin = "globalThis.one = p.peer(given[0], { backoff: { first: 600_000 } }); await one.signaling.ready"
+        run(page, begin, f"ws://127.0.0.1:{proxy.port}/ws/room")
+        proxy.cut()
+        wait_until(page, "one.signaling.state === 'waiting'")
+        proxy.allow()
+        run(page, "dispatchEvent(new Event('online')); await p.until(() => one.signaling.state === 'open')")
+        assert run(page, "return one.states") == ["open", "waiting", "connecting", "open"]
+
+
+def test_tracks_reach_those_who_are_there_and_those_who_come(page: webdriver.Chrome) -> None:
+    script = """
+      const track = document.createElement("canvas").captureStream().getVideoTracks()[0];
+      const heard = (one) => new Promise((done) => one.mesh.addEventListener("track", ({ detail }) => done(detail)));
+      const [first, second] = [p.peer(given[0]), p.peer(given[0])];
+      await p.allLinked([first, second]);
+      const there = heard(second);
+      first.mesh.addTrack(track, new MediaStream());
+      const third = p.peer(given[0]);
+      const details = await Promise.all([there, heard(third)]);
+      const removed = ({ streams }) => new Promise((done) => streams[0].addEventListener("removetrack", done));
+      const gone = details.map(removed);
+      first.mesh.removeTrack(track);
+      await Promise.all(gone);
+      const { selfId } = first.signaling;
+      return details.map(({ peer, track, streams }) => [peer.id === selfId, track.kind, streams.length]);
+    """
+    with running() as server:
+        assert run(page, script, server.url + "room") == [[True, "video", 1], [True, "video", 1]]
+
+
+def test_refused_turn_credentials_are_replaced_by_newer_ones(page: webdriver.Chrome) -> None:
+    script = """
+      const pair = [1, 2].map(() => p.peer(given[0], {}, { configuration: { iceTransportPolicy: "relay" } }));
+      const credentials = new Set();
+      const ufrags = new Set();
+      for (const { signaling } of pair) {
+        signaling.addEventListener("sent", ({ detail }) => {
+          ufrags.add(/a=ice-ufrag:(.*)/.exec(detail.payload?.sdp)?.[1]);
+        });
+      }
+      await p.until(() => {
+        for (const connection of pair.flatMap(p.connections)) {
+          credentials.add(connection.getConfiguration().iceServers[0].username);
+        }
+        return credentials.size >= 4 && ufrags.size >= 5; // One stands for messages without.
+      }, "each side has newer credentials and gathers anew", 6_000);
+      return pair.map(({ received }) => received.includes("ice-servers"));
+    """
+    with unauthorized_turn() as port:
+        options = ["--port=0", f"--turn-uri=turn:127.0.0.1:{port}?transport=udp", "--turn-ttl=4"]
+        with running(options, env={"TURN_SECRET": "not a secret"}) as server:
+            assert run(page, script, server.url + "room") == [True, True]
+
+
+def test_the_documented_page_does_what_it_says(browser: webdriver.Chrome, pages: str, folder: Path) -> None:
+    [text] = re.findall(r"```html\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    written = "document.querySelector('pre').textContent"
+    with running(["--port=0", "--serve-client"]) as server:
+        (folder / "documented.html").write_text(text.replace("localhost:8081", f"localhost:{server.port}"))
+        browser.get(f"{pages}/documented.html")
+        first = browser.current_window_handle
+        browser.switch_to.new_window("window")
+        browser.get(f"{pages}/documented.html")
+        wait_until(browser, f"/^Ada \\d+ is here$/m.test({written})")
+        browser.find_element("css selector", "input").send_keys("over the wire\n")
+        browser.close()
+        browser.switch_to.window(first)
+        wait_until(browser, f"/: over the wire\\nAda \\d+ is gone/.test({written})")
+
+
+def test_closing_is_a_goodbye(page: webdriver.Chrome) -> None:
+    script = """
+      const heard = [];
+      const goodbyes = {
+        mesh: ({ mesh }) => mesh.close(),
+        signaling: ({ signaling }) => signaling.leave(),
+        channel: ({ mesh }) => [...mesh.peers.values()][0].channel.close(),
+      };
+      for (const [what, channel] of [["mesh", false], ["signaling", true], ["channel", true]]) {
+        const [stays, leaves] = [1, 2].map(() => p.peer(given[0] + what, {}, { channel }));
+        leaves.mesh.addTrack(document.createElement("canvas").captureStream().getVideoTracks()[0]);
+        const connected = (one) => p.connections(one)[0]?.connectionState === "connected";
+        await p.until(() => connected(stays) && connected(leaves), "they are connected");
+        goodbyes[what](leaves);
+        await p.until(() => stays.removed.length, `a goodbye by the ${what}`, 2_000);
+      }
+    """
+    with running() as server:
+        run(page, script, server.url)
+
+
+def test_a_peer_that_began_anew_without_a_goodbye_gets_a_new_connection(page: webdriver.Chrome) -> None:
+    script = """
+      const { Mesh } = await import("/signaling.js");
+      const unheard = (prototype, goodbye) => {
+        prototype.addEventListener = function (type, ...rest) {
+          if (type !== goodbye) EventTarget.prototype.addEventListener.call(this, type, ...rest);
+        };
+      };
+      unheard(RTCDataChannel.prototype, "close");
+      unheard(RTCDtlsTransport.prototype, "statechange");
+      const [stays, leaves] = [1, 2].map(() => p.peer(given[0]));
+      await p.allLinked([stays, leaves]);
+      const [connection] = p.connections(stays);
+      leaves.mesh.close();
+      leaves.mesh = new Mesh(leaves.signaling);
+      const begun = () => stays.added.length === 2 && p.linked(stays, 1) && p.linked(leaves, 1);
+      await p.until(begun, "there is a new connection", 5_000);
+      return [stays.removed.length, connection.connectionState];
+    """
+    with running() as server:
+        assert run(page, script, server.url + "room") == [1, "closed"]
+
+
+FAIL = """
+  // What a dead path looks like; the browser's own state shows again once it has changed.
+  globalThis.fail = (connection, state) => {
+    Object.defineProperty(connection, "connectionState", { value: state, configurable: true });
+    connection.dispatchEvent(new Event("connectionstatechange"));
+  };
+  globalThis.pair = [1, 2].map(() => p.peer(given[0]));
+  await p.allLinked(pair);
+  globalThis.ufrag = (one) => /a=ice-ufrag:(.*)/.exec(p.connections(one)[0].localDescription.sdp)[1];
+  globalThis.before = pair.map(ufrag);
+"""
+
+
+@pytest.mark.parametrize("state", ["failed", "disconnected"])
+def test_one_side_restarts_ice_on_a_dead_path(page: webdriver.Chrome, state: str) -> None:
+    script = """
+      for (const connection of pair.flatMap(p.connections)) fail(connection, given[0]);
+      await p.until(() => pair.every((one, index) => ufrag(one) !== before[index]), "ICE has been restarted");
+      for (const connection of pair.flatMap(p.connections)) delete connection.connectionState;
+      await p.until(() => pair.flatMap(p.connections).every(({ connectionState }) => connectionState === "connected"));
+      const offers = pair.map(({ sent }) => sent.filter((type) => type === "offer").length);
+      return [offers, pair.flatMap(({ removed }) => removed).length];
+    """
+    with running() as server:
+        run(page, FAIL, server.url + "room")
+        assert run(page, script, state) == [[0, 2], 0]
+
+
+def test_a_peer_that_left_is_removed_once_its_connection_is_dead(page: webdriver.Chrome) -> None:
+    script = """
+      // As after a crash: nobody says goodbye.
+      const [stays, leaves] = pair;
+      leaves.mesh.close = () => {};
+      leaves.signaling.leave();
+      await p.until(() => stays.left.length, "it has left");
+      const kept = stays.mesh.peers.size;
+      fail(p.connections(stays)[0], "disconnected");
+      return [kept, stays.removed.length];
+    """
+    with running() as server:
+        run(page, FAIL, server.url + "room")
+        assert run(page, script) == [1, 1]
+
+
+def test_a_hostile_peer_costs_a_page_nothing(page: webdriver.Chrome) -> None:
+    script = """
+      const { join } = await import("/signaling.js");
+      const uncaught = [];
+      addEventListener("error", ({ message }) => uncaught.push(message));
+      addEventListener("unhandledrejection", ({ reason }) => uncaught.push(String(reason)));
+      let made = 0;
+      globalThis.RTCPeerConnection = class extends RTCPeerConnection {
+        constructor(...given) {
+          super(...given);
+          made++;
+        }
+      };
+      const [victim, other] = [1, 2].map(() => p.peer(given[0]));
+      await p.allLinked([victim, other]);
+      const { id } = other.added[0];
+      const kept = victim.mesh.peers.get(other.signaling.selfId);
+
+      const hostile = join(given[0], { metadata: { instance: kept.metadata.instance } });
+      await hostile.ready;
+      const hears = async (type, payload) => {
+        hostile.send(type, id, payload);
+        const passed = new Promise((done) => hostile.addEventListener("ice-candidate", done, { once: true }));
+        hostile.send("ice-candidate", hostile.selfId, "a fence");
+        await passed;
+      };
+      const source = new RTCPeerConnection();
+      source.createDataChannel("hostile");
+      const { sdp } = await source.createOffer();
+      for (let number = 0; number < 1200; number++) {
+        const certificate = number.toString(16).padStart(64, "0").replace(/(..)(?=.)/g, "$1:").toUpperCase();
+        await hears("offer", { type: "offer", sdp: sdp.replace(/(a=fingerprint:sha-256 ).*/, `$1${certificate}`) });
+      }
+      for (const text of ["a=fingerprint:" + " ".repeat(60_000) + "x", "x", "", "m=audio 0\\n".repeat(6_000)]) {
+        for (const type of ["offer", "answer"]) await hears(type, { type, sdp: text });
+      }
+      for (const odd of [null, 5, [], {}, "x", { toString: 1 }, { candidate: "x" }, { candidate: {} }, { sdp: {} }]) {
+        for (const type of ["offer", "answer", "ice-candidate"]) await hears(type, odd);
+      }
+      for (let number = 0; number < 300; number++) {
+        await hears("ice-candidate", { candidate: `candidate:1 1 udp 1 127.0.0.1 ${number} typ host`, sdpMid: "0" });
+      }
+      const third = p.peer(given[0]);
+      const open = (one, { signaling }) => one.mesh.peers.get(signaling.selfId)?.channel.readyState === "open";
+      const friends = [victim, other, third];
+      const all = () => friends.every((one) => friends.every((friend) => friend === one || open(one, friend)));
+      await p.until(all, "the newcomer is linked with both");
+      const goesOn = victim.mesh.peers.get(other.signaling.selfId) === kept;
+      return { made, uncaught, goesOn };
+    """
+    with running() as server:
+        told = run(page, script, server.url + "room")
+    print(told)
+    assert told["made"] < 20
+    assert told["uncaught"] == []
+    assert told["goesOn"]

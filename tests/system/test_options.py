@@ -1,0 +1,397 @@
+"""``twistd signaling`` as an operator meets it: wrong options, taken ports, logs, signals."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from websockets.exceptions import ConnectionClosedError
+from websockets.sync.client import connect
+
+from tests.programs import need
+from tests.system.twistd import Server, running, start
+
+TWISTD = Path(sys.executable).parent / "twistd"
+SECRET_SDP = "v=0 o=secret-session"
+SECRET_CANDIDATE = "candidate:secret 1 udp 192.0.2.7"
+SECRET_METADATA = "secret-name"
+
+
+def run_to_end(*options: str, **environ: str) -> tuple[int, str]:
+    """Run a server that cannot start; returns its status and all that it printed."""
+    server = start(options, env=environ)
+    status = server.process.wait(20)
+    server.join()
+    return status, server.log
+
+
+def call(server: Server, topic: str = "room") -> None:
+    """Let two peers meet, exchange every type of message, make a mistake, and leave."""
+    metadata = f"?metadata=%7B%22n%22%3A%22{SECRET_METADATA}%22%7D"
+    with connect(server.url + topic + metadata) as caller, connect(server.url + topic) as callee:
+        json.loads(caller.recv(5))
+        target = json.loads(callee.recv(5))["selfId"]
+        for kind, payload in (
+            ("offer", {"sdp": SECRET_SDP}),
+            ("answer", {"sdp": SECRET_SDP}),
+            ("ice-candidate", {"candidate": SECRET_CANDIDATE}),
+        ):
+            caller.send(json.dumps({"type": kind, "to": target, "payload": payload}))
+        caller.send(f'{{"type":"nope","payload":"{SECRET_SDP}"}}')
+        caller.send(SECRET_SDP)
+        assert [json.loads(callee.recv(5))["type"] for _ in range(4)][-1] == "ice-candidate"
+        answers = [json.loads(caller.recv(5)) for _ in range(4)]
+        assert [answer.get("code") for answer in answers[2:]] == ["invalid_type", "invalid_message"]
+
+
+@pytest.mark.parametrize(
+    ("options", "environ", "line"),
+    [
+        (["--port", "http"], {}, "signaling: --port: 'http' is not a port"),
+        ([], {"PORT": "http"}, "signaling: PORT: 'http' is not a port"),
+        ([], {"LOG_LEVEL": "loud"}, "signaling: LOG_LEVEL: 'loud' is not a log level"),
+        (["--ping-interval", "soon"], {}, "signaling: --ping-interval: 'soon' is not a number of seconds"),
+        (["--prot", "1"], {}, "signaling: --prot: there is no such option; did you mean --port?"),
+        (["8081"], {}, "signaling: '8081': only options are taken"),
+        (["--listen", "nope:1"], {}, "signaling: --listen nope:1: there is no kind of endpoint 'nope'; for example"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(options: list[str], environ: dict[str, str], line: str) -> None:
+    status, output = run_to_end(*options, **environ)
+    assert status != 0
+    assert output.startswith(line)
+    assert "\n" not in output
+
+
+def last_line_of_failed_start(*options: str) -> str:
+    status, output = run_to_end(*options)
+    assert status == 1
+    assert "Traceback" not in output
+    assert "rror" not in output.replace(output.splitlines()[-1], "")
+    return output.splitlines()[-1]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_taken_port_is_said_in_one_line(host: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as taken:
+        port = taken.getsockname()[1]
+        line = last_line_of_failed_start("--port", str(port))
+        assert line == f"signaling: port {port}: the address is in use; stop the other server or choose another port"
+        listen = f"tcp:{port}:interface={host.replace(':', chr(92) + ':')}"
+        assert "the address is in use" in last_line_of_failed_start("--listen", listen)
+
+
+def test_a_second_listener_that_fails_stops_the_start() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        line = last_line_of_failed_start("--listen", "tcp:0", "--listen", f"tcp:{port}:interface=127.0.0.1")
+        assert "the address is in use" in line
+
+
+def unprivileged() -> list[str]:
+    """Return the command in front of another that takes root's privileges from it."""
+    return [need("setpriv"), "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+
+
+def test_a_folder_that_takes_no_pid_file_is_no_obstacle(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        os.chown(tmp_path, 65534, 65534)
+    tmp_path.chmod(0o555)
+    with running(command=[*unprivileged(), str(TWISTD)], cwd=tmp_path, pidfile=None) as server:
+        assert server.stop() == 0
+
+
+def test_a_privileged_port_is_said_in_one_line() -> None:
+    if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) <= 80:
+        pytest.skip("every port is open to every user here")
+    server = start(["--port", "80"], command=[*unprivileged(), str(TWISTD)])
+    assert server.process.wait(20) == 1
+    server.join()
+    assert server.lines[-1].startswith("signaling: port 80: this user may not listen there; choose a port from 1024 up")
+    assert "Traceback" not in server.log
+
+
+def test_a_failed_start_leaves_no_pid_file(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        pidfile = tmp_path / "server.pid"
+        options = ["--port", str(taken.getsockname()[1])]
+        server = start(options, twistd_options=[f"--pidfile={pidfile}"], cwd=tmp_path)
+        assert server.process.wait(20) == 1
+        server.join()
+        assert not pidfile.exists()
+
+
+def test_twistd_help_lists_the_server() -> None:
+    output = subprocess.run([TWISTD, "--help"], cwd="/", capture_output=True, text=True, check=True, timeout=60).stdout
+    assert re.search(r"^\s+signaling\s+A WebRTC signaling server", output, re.MULTILINE)
+
+
+def test_the_version_is_ours() -> None:
+    command = [TWISTD, "signaling", "--version"]
+    output = subprocess.run(command, cwd="/", capture_output=True, text=True, check=True, timeout=60).stdout
+    assert re.fullmatch(r"twisted-signaling \d+\.\d+\.\d+\S*\n", output)
+
+
+def test_the_environment_sets_port_and_log_level() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with running([], env={"PORT": str(port), "LOG_LEVEL": "DEBUG"}, cwd="/") as server:
+        assert server.port == port
+        call(server)
+        server.wait_for("#debug")
+
+
+def test_several_endpoints_serve_one_server(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with running(["--listen", "tcp:0:interface=127.0.0.1", "--listen", f"unix:{path}"]) as server:
+        server.wait_for(re.escape(f"listening on unix:{path}"))
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/healthz", timeout=5) as answer:
+            assert answer.read() == b"ok"
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(5)
+            client.connect(str(path))
+            client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert client.makefile("rb").read().endswith(b"\r\n\r\nok")
+        assert server.stop() == 0
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("reactor", ["epoll", "poll", "select", "asyncio", "lean-epoll"])
+def test_every_reactor_of_twistd_serves(reactor: str) -> None:
+    with running(twistd_options=[f"--reactor={reactor}"]) as server:
+        call(server)
+        assert server.stop() == 0
+
+
+# The log
+
+
+def test_the_log_tells_who_joined_and_left_which_topic_and_why() -> None:
+    with running() as server:
+        call(server, "a%0Atopic")
+        server.wait_for(r"signaling#info\] [0-9A-Z]{26} joined 'a\\ntopic' from 127\.0\.0\.1:\d+")
+        server.wait_for(r"signaling#info\] [0-9A-Z]{26} left 'a\\ntopic': closed by the peer with 1000")
+        assert "relayed" not in server.log
+
+
+def test_relays_are_logged_at_debug() -> None:
+    with running(["--port=0", "--log-level=debug"]) as server:
+        call(server)
+        server.wait_for(r"signaling#debug\] [0-9A-Z]{26} relayed ice-candidate of \d+ bytes to [0-9A-Z]{26}")
+        server.wait_for(r"signaling#debug\] [0-9A-Z]{26} was answered invalid_type: ")
+
+
+def test_refused_handshakes_are_logged_with_their_reason() -> None:
+    with running() as server:
+        with pytest.raises(Exception, match="HTTP 400"), connect(server.url + "room?metadata=" + SECRET_METADATA):
+            pass
+        server.wait_for(r"refused a request from 127\.0\.0\.1:\d+: 400 metadata: not a JSON object")
+        assert SECRET_METADATA not in server.log
+
+
+def test_cut_offs_are_logged_with_their_reason() -> None:
+    with running(["--port=0", "--ping-interval=0.2", "--ping-timeout=0.2"]) as server:
+        with socket.create_connection(("127.0.0.1", server.port), 5) as silent:
+            silent.sendall(
+                b"GET /ws/room HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+            )
+            server.wait_for(r"left 'room': cut off: no pong within 0\.2 s")
+
+
+@pytest.mark.parametrize("level", ["debug", "info", "warn", "error"])
+def test_no_payload_is_logged_at_any_level(level: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = start(["--port", str(port), "--log-level", level])
+    try:
+        server.port = port
+        server.wait_until_healthy()
+        started = len(server.lines)
+        call(server)
+        assert server.stop() == 0
+        assert "secret" not in server.log
+        if level in ("warn", "error"):
+            assert server.lines[started:] == []
+    finally:
+        server.end()
+
+
+def test_the_log_as_json_is_one_object_a_line_from_the_first_to_the_last() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = start(["--port", str(port), "--log-format", "json", "--log-level", "debug"])
+    try:
+        server.port = port
+        server.wait_until_healthy()
+        call(server)
+        assert server.stop() == 0
+    finally:
+        server.end()
+    lines = [json.loads(line) for line in server.lines]
+    events = {line["event"]: line for line in lines}
+    assert events.keys() >= {"log", "listening", "joined", "relayed", "answered", "left", "signal"}
+    assert events["left"]["topic"] == "room"
+    assert 0 <= events["left"]["duration"] < 60
+    for secret in (SECRET_SDP, SECRET_CANDIDATE, SECRET_METADATA):
+        assert secret not in server.log
+
+
+def test_the_log_as_json_goes_where_twistd_was_told(tmp_path: Path) -> None:
+    path = tmp_path / "signaling.log"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = start(["--port", str(port), "--log-format", "json"], twistd_options=[f"--logfile={path}"])
+    try:
+        server.port = port
+        server.wait_until_healthy()
+        assert server.stop() == 0
+    finally:
+        server.end()
+    assert "listening" in [json.loads(line)["event"] for line in path.read_text().splitlines()]
+
+
+def test_a_log_format_that_does_not_fit_is_named() -> None:
+    assert run_to_end("--log-format", "xml") == (1, "signaling: --log-format: 'xml' is not a format (text or json)")
+    server = start(["--log-format", "json"], twistd_options=["--logger=twisted.logger.globalLogPublisher"])
+    assert server.process.wait(20) == 1
+    server.join()
+    assert server.log.startswith("signaling: --log-format json: it is written to a file or to standard output")
+
+
+def test_metrics_are_served_on_the_port_or_on_an_endpoint_of_their_own() -> None:
+    with running(["--port", "0", "--metrics"]) as server:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=5) as answer:
+            assert b"signaling_peers 0.0" in answer.read()
+    own = ["--listen", "tcp:0:interface=127.0.0.1", "--metrics-listen", "tcp:0:interface=127.0.0.1"]
+    with running(own) as server:
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=5)
+        ports = re.findall(r"listening on 127\.0\.0\.1:(\d+)", server.log)
+        with urllib.request.urlopen(f"http://127.0.0.1:{ports[1]}/metrics", timeout=5) as answer:
+            assert b"process_open_fds" in answer.read()
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("evil.example:9090", 421), ("metrics.example.com", 200), ("signaling:9090", 200), ("localhost", 200)],
+)
+def test_metrics_on_an_endpoint_of_their_own_are_asked_by_address_or_name(
+    host: str, status: int, tmp_path: Path
+) -> None:
+    own = ["--listen", f"unix:{tmp_path}/socket", "--metrics-listen", "tcp:0:interface=127.0.0.1"]
+    with running([*own, "--metrics-host", "metrics.example.com"]) as server:
+        port = int(server.wait_for(r"listening on 127\.0\.0\.1:(\d+)")[1])
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as asking:
+            asking.request("GET", "/metrics", headers={"Host": host, "Connection": "close"})
+            answer = asking.getresponse()
+            assert answer.status == status
+            assert (b"signaling_peers" in answer.read()) == (status == 200)
+
+
+def test_metrics_without_their_extra_are_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "prometheus_client.py").write_text("raise ImportError('not here')")
+    status, text = run_to_end("--metrics", PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    assert status == 1
+    assert text == "signaling: --metrics: needs the extra metrics, as in pip install '.[metrics]': not here"
+
+
+@pytest.mark.parametrize("level", ["debug", "info"])
+def test_no_secret_is_logged_at_any_level(level: str, tmp_path: Path) -> None:
+    secret = tmp_path / "turn-secret"
+    secret.write_text("the-turn-secret\n")
+    turn = ("--turn-secret-file", str(secret), "--turn-uri", "turn:127.0.0.1")
+    with running(["--port", "0", "--log-level", level, "--resume-window", "30", *turn]) as server:
+        with connect(server.url + "room") as peer:
+            welcome = json.loads(peer.recv(5))
+            peer.recv(5)
+            peer.socket.shutdown(socket.SHUT_RDWR)
+        token, credential = welcome["resume"]["token"], welcome["iceServers"][0]["credential"]
+        with connect(f"{server.url}room?resume={token}&seen=2") as peer:
+            again = json.loads(peer.recv(5))
+            assert again["resumed"]
+        with pytest.raises(Exception, match="400"):
+            connect(f"{server.url}room?resume={again['resume']['token']}&seen=x")
+        assert server.stop() == 0
+        for word in (token, token[26:], again["resume"]["token"], credential, "the-turn-secret"):
+            assert word not in server.log
+
+
+# Signals
+
+
+def test_during_the_drain_delay_newcomers_are_let_in_and_readyz_says_503() -> None:
+    with running(["--port", "0", "--drain-delay", "1.5", "--drain-spread", "0.5"]) as server:
+        address = f"http://127.0.0.1:{server.port}"
+        with urllib.request.urlopen(f"{address}/readyz", timeout=5) as answer:
+            assert json.load(answer) == {"ready": True}
+        with connect(server.url + "room") as early:
+            early.recv(5)
+            server.process.send_signal(signal.SIGTERM)
+            server.wait_for("SIGTERM: stopping")
+            with pytest.raises(urllib.error.HTTPError) as unready:
+                urllib.request.urlopen(f"{address}/readyz", timeout=5)
+            assert unready.value.code == 503
+            assert json.load(unready.value) == {"ready": False, "reasons": ["the server is stopping"]}
+            with urllib.request.urlopen(f"{address}/healthz", timeout=5) as answer:
+                assert answer.status == 200
+            with connect(server.url + "room") as late:
+                assert json.loads(late.recv(5))["type"] == "welcome"
+            with pytest.raises(ConnectionClosedError, match="1012"):
+                list(early)
+        assert server.process.wait(20) == 0
+
+
+def test_a_second_signal_ends_the_drain_delay() -> None:
+    with running(["--port", "0", "--drain-delay", "3600"]) as server:
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for("SIGTERM: stopping")
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_closes_everyone_with_1001_and_ends_with_status_0(number: int) -> None:
+    with running() as server:
+        with connect(server.url + "room") as peer:
+            peer.recv(5)
+            peer.recv(5)
+            server.process.send_signal(number)
+            with pytest.raises(Exception, match="1001"):
+                peer.recv(5)
+        assert server.process.wait(20) == 0
+        assert "Traceback" not in server.log
+
+
+def test_a_signal_right_after_the_start_is_no_failure() -> None:
+    for _ in range(5):
+        with running() as server:
+            assert server.stop() == 0
+
+
+def test_a_second_signal_does_not_wait() -> None:
+    with running(["--port=0", "--shutdown-timeout=60"]) as server:
+        with socket.create_connection(("127.0.0.1", server.port), 5) as silent:
+            silent.sendall(
+                b"GET /ws/room HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+            )
+            server.wait_for("joined")
+            server.process.send_signal(signal.SIGINT)
+            server.wait_for("SIGINT: stopping")
+            server.process.send_signal(signal.SIGINT)
+            server.wait_for("SIGINT again: not waiting any longer")
+            assert server.process.wait(20) == 0
+        assert "Traceback" not in server.log

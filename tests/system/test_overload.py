@@ -1,0 +1,341 @@
+"""Many that fail at once, or one that floods: who else is served, what is refused, and how much memory it takes."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import resource
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from tests.programs import missing, need
+from tests.system.failing import (
+    BODY_TO_COME,
+    MIB,
+    REQUEST,
+    assert_no_exception,
+    dial,
+    enter,
+    hear,
+    join_raw,
+    masked,
+    open_files,
+    pair,
+    peak_bytes,
+    read_to_the_end,
+    relay,
+    serving,
+    upgrade,
+)
+from tests.system.twistd import Server, running, start
+
+TWISTD = str(Path(sys.executable).parent / "twistd")
+
+
+def healthy(server: Server) -> bool:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/healthz", timeout=5) as answer:
+        return answer.read() == b"ok"
+
+
+def refusal(url: str, **how: object) -> tuple[int, str | None]:
+    """Return the status of a refused handshake, and when to come back."""
+    with pytest.raises(InvalidStatus) as refused, connect(url, **how):
+        pass
+    return refused.value.response.status_code, refused.value.response.headers.get("Retry-After")
+
+
+# Floods
+
+
+@contextmanager
+def repeating(action: Callable[[], None]) -> Iterator[threading.Event]:
+    """Repeat ``action`` in a thread until the end; it may not fail. Yields what is set after ten times."""
+    stop, tenth = threading.Event(), threading.Event()
+    failures: list[BaseException] = []
+
+    def repeat() -> None:
+        try:
+            for times in itertools.count(1):
+                action()
+                if times == 10:
+                    tenth.set()
+                if stop.is_set():
+                    return
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield tenth
+    finally:
+        stop.set()
+        thread.join(20)
+    assert not thread.is_alive()
+    assert not failures, failures
+
+
+def send_and_read(client: socket.socket, data: bytes) -> None:
+    """Send all of ``data``, and read whatever comes meanwhile."""
+    rest = memoryview(data)
+    while rest:
+        readable, writable, _ = select.select([client], [client], [], 5)
+        assert readable or writable
+        if readable and not client.recv(1 << 20):
+            raise ConnectionAbortedError
+        if writable:
+            rest = rest[client.send(rest) :]
+
+
+FLOODS: dict[str, Callable[[str], bytes]] = {
+    "pings": lambda peer: masked(9, b"x" * 100) * 1_000,
+    "relays": lambda peer: masked(1, relay(peer)) * 500,
+    "long relays": lambda peer: masked(1, relay(peer, "x" * 60_000)) * 10,
+    "nonsense": lambda peer: masked(1, b"?") * 1_000,
+    "empty fragments": lambda peer: b"\x01\x80" + bytes(4) + (b"\0\x80" + bytes(4)) * 5_000 + b"\x80\x80" + bytes(4),
+}
+
+
+def test_floods_on_open_connections_disturb_nobody() -> None:
+    with serving() as server, pair(server) as witnesses, ExitStack() as stack:
+        before = peak_bytes(server)
+        floods = []
+        for flood in FLOODS.values():
+            client, peer = join_raw(server, "flood")
+            stack.enter_context(client).setblocking(False)
+            floods.append(stack.enter_context(repeating(partial(send_and_read, client, flood(peer)))))
+        assert all(flood.wait(20) for flood in floods)
+        witnesses.relays_on(20)
+        assert healthy(server)
+        assert peak_bytes(server) - before < 16 * MIB
+
+
+RANDOM = random.Random(1).randbytes(25_000)
+
+JUNK = {
+    "bytes": RANDOM,
+    "a long line": b"x" * 25_000,
+    "empty lines": b"\r\n" * 12_000,
+    "headers": upgrade()[:-2] + b"x: y\r\n" * 4_000,
+    "requests": REQUEST * 500,
+    "frames": upgrade("junk") + RANDOM,
+}
+
+
+def test_floods_of_junk_disturb_nobody() -> None:
+    def knock(data: bytes) -> None:
+        with suppress(ConnectionError), dial(server, data) as client:
+            client.shutdown(socket.SHUT_WR)
+            read_to_the_end(client)
+
+    with serving() as server, pair(server) as witnesses, ExitStack() as stack:
+        before = peak_bytes(server)
+        floods = [stack.enter_context(repeating(partial(knock, data))) for data in JUNK.values()]
+        assert all(flood.wait(20) for flood in floods)
+        witnesses.relays_on(20)
+        assert healthy(server)
+        assert peak_bytes(server) - before < 16 * MIB
+
+
+# More connections than there is room for
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """Let the tests themselves have 4,096 files open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 4096:
+        missing("room for 4096 open files (ulimit -Hn)")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4096), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def with_files(count: int) -> list[str]:
+    """Return the command of a server that may have so many files open."""
+    return [need("prlimit"), f"--nofile={count}:{count}", TWISTD]
+
+
+@pytest.mark.usefixtures("many_files")
+@pytest.mark.parametrize("files", [64, 256])
+def test_thousands_of_silent_connections_leave_room_for_everyone_else(files: int) -> None:
+    with serving(command=with_files(files)) as server, pair(server) as witnesses, ExitStack() as stack:
+        before = peak_bytes(server)
+        for _ in range(20):
+            for _ in range(100):
+                stack.enter_context(dial(server))
+            assert healthy(server)
+            assert open_files(server) < files
+        witnesses.relays_on()
+        with pair(server):
+            pass
+        assert peak_bytes(server) - before < 16 * MIB
+        assert "EMFILE" not in server.log
+
+
+@pytest.mark.usefixtures("many_files")
+def test_a_burst_of_connections_takes_no_more_descriptors_than_there_are() -> None:
+    with serving(command=with_files(256)) as server, pair(server), ExitStack() as stack:
+        server.process.send_signal(signal.SIGSTOP)
+        for _ in range(500):
+            stack.enter_context(dial(server))
+        server.process.send_signal(signal.SIGCONT)
+        assert healthy(server)
+        assert "EMFILE" not in server.log
+
+
+@pytest.mark.usefixtures("many_files")
+def test_a_server_full_of_peers_answers_503_and_recovers() -> None:
+    with serving(command=with_files(128)) as server, pair(server) as witnesses, ExitStack() as stack:
+        peers = [stack.enter_context(join_raw(server, witnesses.topic)[0]) for _ in range(78)]
+        assert refusal(server.url + witnesses.topic) == (503, "10")
+        for _ in range(500):
+            stack.enter_context(dial(server))
+        assert refusal(server.url + witnesses.topic) == (503, "10")
+        assert healthy(server)
+        for peer in peers:
+            peer.close()
+        witnesses.hears_leaving(len(peers))
+        with pair(server):
+            pass
+        assert "EMFILE" not in server.log
+
+
+# Bounds that an operator sets
+
+
+def test_connections_are_bounded_in_all() -> None:
+    with serving("--max-connections=1") as server, connect(server.url + "room") as peer:
+        enter(peer)
+        assert refusal(server.url + "room") == (503, "10")
+
+
+def test_connections_of_one_address_are_bounded() -> None:
+    with serving("--max-connections-per-address=1") as server, connect(server.url + "room") as peer:
+        enter(peer)
+        assert refusal(server.url + "room") == (429, "10")
+        elsewhere = f"ws://[::1]:{server.port}/ws/room"
+        with connect(elsewhere) as other:
+            enter(other)
+
+
+def test_new_connections_of_one_address_have_a_rate() -> None:
+    with serving("--max-connection-rate=0.1", "--connection-burst=2") as server:
+        for _ in range(2):
+            with connect(server.url + "room") as peer:
+                enter(peer)
+        status, later = refusal(server.url + "room")
+        assert status == 429
+        assert 1 <= int(later or 0) <= 10
+
+
+def test_foreign_origins_are_refused() -> None:
+    with serving("--allow-origin=https://example.com") as server:
+        assert refusal(server.url + "room", origin="https://evil.example") == (403, None)
+        with connect(server.url + "room", origin="https://example.com") as peer:
+            enter(peer)
+
+
+def test_behind_a_trusted_proxy_its_clients_are_bounded() -> None:
+    def named(address: str) -> dict[str, dict[str, str]]:
+        return {"additional_headers": {"X-Forwarded-For": address}}
+
+    with serving("--max-connections-per-address=1", "--trusted-proxy=127.0.0.1") as server, ExitStack() as stack:
+        for address in ("203.0.113.1", "203.0.113.2"):
+            enter(stack.enter_context(connect(server.url + "room", **named(address))))
+        assert refusal(server.url + "room", **named("198.51.100.7, 203.0.113.1")) == (429, "10")
+        server.wait_for("joined 'room' from 203.0.113.2")
+
+
+def test_messages_have_a_rate_and_who_ignores_it_is_closed() -> None:
+    with serving("--max-message-rate=0.1", "--message-burst=3") as server, connect(server.url + "room") as peer:
+        own = enter(peer)
+        for _ in range(7):
+            peer.send(relay(own).decode())
+        assert [hear(peer).get("code") for _ in range(7)] == [None] * 3 + ["rate_limited"] * 4
+        with pytest.raises(ConnectionClosed, match="1008"):
+            hear(peer)
+
+
+def test_a_full_topic_turns_newcomers_away() -> None:
+    with serving("--max-peers-per-topic=2") as server, pair(server) as witnesses:
+        with connect(server.url + witnesses.topic) as third:
+            assert hear(third)["code"] == "topic_full"
+            with pytest.raises(ConnectionClosed, match="1013"):
+                hear(third)
+        assert witnesses.events == []
+
+
+# A log that takes nothing
+
+
+def serve_with_deaf_log(command: list[str], cwd: Path, *options: str) -> None:
+    """Let two peers meet on a server whose log cannot be written, and stop it; the log is no reason to fail."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = start(["--port", str(port)], command=command, twistd_options=options, cwd=cwd)
+    try:
+        server.port = port
+        server.wait_until_healthy()
+        for _ in range(10):
+            with pair(server):
+                pass
+        assert server.stop() == 0
+        assert_no_exception(server)
+    finally:
+        server.end()
+
+
+@pytest.mark.parametrize(
+    "script",
+    ['exec "$0" "$@" >/dev/full', 'mkfifo pipe; (: <pipe) & exec "$0" "$@" >pipe'],
+    ids=["full", "closed"],
+)
+def test_standard_output_that_takes_nothing_is_no_reason_to_fail(script: str, tmp_path: Path) -> None:
+    serve_with_deaf_log(["sh", "-c", script, TWISTD], tmp_path)
+
+
+def test_a_full_disk_under_the_log_file_is_no_reason_to_fail(tmp_path: Path) -> None:
+    fill = 'mount -t tmpfs -o size=4k none "$0" && head -c 4096 /dev/zero >"$0/log" && exec "$@"'
+    command = [need("unshare"), "--mount", "sh", "-c", fill, str(tmp_path)]
+    if subprocess.run([*command, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this user may not mount a file system of its own")
+    serve_with_deaf_log([*command, TWISTD], tmp_path, f"--logfile={tmp_path}/log")
+
+
+# The end in the middle of it all
+
+
+def test_sigterm_amid_floods_stalls_and_half_handshakes_is_a_clean_end() -> None:
+    def flood_until_the_end(client: socket.socket, data: bytes) -> None:
+        with suppress(OSError):
+            send_and_read(client, data)
+
+    with running(["--port=0", "--shutdown-timeout=1"]) as server, ExitStack() as stack:
+        for start in (b"", b"G", upgrade()[:-1], BODY_TO_COME, upgrade("silent")):
+            stack.enter_context(dial(server, start))
+        stuck, target = join_raw(server, "room", receive_buffer=4096)
+        stack.enter_context(stuck)
+        floods = []
+        for flood in FLOODS.values():
+            client, _ = join_raw(server)
+            stack.enter_context(client).setblocking(False)
+            floods.append(stack.enter_context(repeating(partial(flood_until_the_end, client, flood(target)))))
+        assert all(flood.wait(20) for flood in floods)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(1 + 3) == 0
+        server.join()
+        assert_no_exception(server)

@@ -1,0 +1,252 @@
+"""The asyncio client against a real server, over losses of every kind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from signaling.client import (
+    Backoff,
+    Error,
+    IceCandidate,
+    Lost,
+    NotDelivered,
+    Offer,
+    PeerJoined,
+    PeerLeft,
+    PeerList,
+    Refused,
+    Signaling,
+    Welcome,
+    join,
+)
+from tests.system.cutting import CuttingProxy, cutting
+from tests.system.twistd import running
+
+SECONDS = 30
+RESUMING = ["--port=0", "--resume-window=20"]
+
+
+def soon() -> Backoff:
+    return Backoff(first_seconds=0.02, most_seconds=0.2)
+
+
+async def until(signaling: Signaling, kind: type) -> list:
+    """Return the messages up to the first of a kind."""
+    heard = []
+    async with asyncio.timeout(SECONDS):
+        async for message in signaling:
+            heard.append(message)
+            if isinstance(message, kind):
+                return heard
+    raise AssertionError(f"no {kind.__name__}: {heard}")
+
+
+@asynccontextmanager
+async def joined(url: str, **options) -> AsyncIterator[Signaling]:
+    """Join, and read the greeting."""
+    async with asyncio.timeout(SECONDS), join(url, **{"backoff": soon(), **options}) as signaling:
+        await until(signaling, PeerList)
+        yield signaling
+
+
+def test_two_peers_meet_and_part() -> None:
+    async def scenario(url: str) -> None:
+        async with joined(url, metadata={"name": "Ada & Söhne"}) as ada:
+            async with joined(url) as ben:
+                assert ben.peers == {ada.self_id: {"name": "Ada & Söhne"}}
+                assert await until(ada, PeerJoined) == [PeerJoined(ben.self_id)]
+                msg_id = await ada.send("offer", ben.self_id, {"sdp": "x"})
+                assert await until(ben, Offer) == [Offer(ada.self_id, {"sdp": "x"}, msg_id)]
+            assert await until(ada, PeerLeft) == [PeerLeft(ben.self_id)]
+            assert ada.peers == {}
+            with pytest.raises(NotDelivered, match="target_not_found"):
+                await ada.deliver("offer", ben.self_id)
+            msg_id = await ada.send("offer", ben.self_id)
+            [error] = await until(ada, Error)
+            assert (error.code, error.msg_id) == ("target_not_found", msg_id)
+            await ada.leave()
+            assert [message async for message in ada] == []
+
+    with running() as server:
+        asyncio.run(scenario(server.url + "room"))
+
+
+def test_what_was_delivered_is_there_even_if_the_sender_leaves_at_once() -> None:
+    async def scenario(url: str) -> None:
+        async with joined(url) as ada:
+            async with joined(url) as ben:
+                for number in range(10):
+                    await ben.send("offer", ada.self_id, number)
+            heard = await until(ada, PeerLeft)
+            assert [message.payload for message in heard if isinstance(message, Offer)] == list(range(10))
+
+    with running() as server:
+        asyncio.run(scenario(server.url + "room"))
+
+
+def test_a_killed_and_restarted_server_is_joined_again_as_somebody_else() -> None:
+    async def scenario() -> None:
+        with running() as first:
+            port = first.port
+            ada = join(first.url + "room", backoff=soon())
+            ben = join(first.url + "room", backoff=soon())
+            await ada.__aenter__()
+            await until(ada, PeerList)
+            await ben.__aenter__()
+            await until(ada, PeerJoined)
+            before = ben.self_id
+            first.process.kill()
+        with running([f"--listen=tcp:{port}:interface=127.0.0.1"]):
+            heard = await until(ada, Welcome)
+            assert [type(message) for message in heard] == [Welcome]
+            assert not heard[-1].resumed
+            left = joined_again = 0
+            while not (left and joined_again):
+                message = await asyncio.wait_for(anext(ada), SECONDS)
+                left += message == PeerLeft(before)
+                joined_again += isinstance(message, PeerJoined)
+            await until(ben, PeerList)
+            await until(ben, Welcome)
+            await ada.deliver("offer", next(iter(ada.peers)), "again")
+            assert (await until(ben, Offer))[-1].payload == "again"
+            await ada.leave()
+            await ben.leave()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_a_cut_connection_is_resumed_and_nobody_notices() -> None:
+    async def scenario(url: str, port: int) -> None:
+        async with cutting(port) as proxy, joined(url) as witness:
+            async with joined(f"ws://127.0.0.1:{proxy.port}/ws/room") as ada:
+                await until(witness, PeerJoined)
+                before = ada.self_id
+                proxy.refuse()
+                proxy.cut()
+                await witness.deliver("offer", before, "while you were away")
+                await proxy.listen()
+                welcome, offer = await until(ada, Offer)
+                assert welcome.resumed
+                assert ada.self_id == before
+                assert offer.payload == "while you were away"
+                await ada.deliver("offer", witness.self_id, "back")
+                assert [message.payload for message in await until(witness, Offer)] == ["back"]
+
+    with running(RESUMING) as server:
+        asyncio.run(scenario(server.url + "room", server.port))
+
+
+TOTAL, CUTS = 1_000, 20
+
+
+async def send_over_cuts(ada: Signaling, target: str, proxy: CuttingProxy) -> None:
+    for number in range(TOTAL):
+        if number % (TOTAL // CUTS) == TOTAL // CUTS // 2:
+            # While the message is under way.
+            asyncio.get_running_loop().call_soon(cut, proxy, number)
+        while not await delivered(ada, target, number):
+            pass
+
+
+def cut(proxy: CuttingProxy, number: int) -> None:
+    if number % 100 < 50:
+        # For a while nobody gets through.
+        proxy.refuse()
+        asyncio.get_running_loop().call_later(0.05, lambda: asyncio.ensure_future(proxy.listen()))
+    proxy.cut()
+
+
+async def delivered(ada: Signaling, target: str, number: int) -> bool:
+    try:
+        await ada.deliver("ice-candidate", target, number)
+    except NotDelivered as error:
+        if error.code != "dropped":
+            raise
+        return False
+    return True
+
+
+async def hear_candidates(ben: Signaling) -> tuple[list[int], int]:
+    """Return the payloads of all candidates, and how often the session was resumed meanwhile."""
+    heard, resumed = [], 0
+    while len(heard) < TOTAL:
+        message = await anext(ben)
+        assert isinstance(message, Welcome | IceCandidate)
+        if isinstance(message, Welcome):
+            resumed += message.resumed
+        else:
+            heard.append(message.payload)
+    return heard, resumed
+
+
+def test_a_thousand_messages_over_twenty_cuts_arrive_once_and_in_order() -> None:
+    async def scenario(url: str, port: int) -> None:
+        async with cutting(port) as proxy, joined(url) as witness:
+            through = f"ws://127.0.0.1:{proxy.port}/ws/room"
+            async with joined(through) as ada, joined(through) as ben:
+                first = (ada.self_id, ben.self_id)
+                sending = asyncio.create_task(send_over_cuts(ada, ben.self_id, proxy))
+                heard, resumed = await hear_candidates(ben)
+                await sending
+                assert heard == list(range(TOTAL))
+                assert resumed == CUTS
+                assert (ada.self_id, ben.self_id) == first
+                assert len(await until(witness, PeerJoined)) + len(await until(witness, PeerJoined)) == 2
+            assert {type(await anext(witness)), type(await anext(witness))} == {PeerLeft}
+
+    with running(RESUMING) as server:
+        asyncio.run(asyncio.wait_for(scenario(server.url + "room", server.port), 60))
+
+
+def test_a_burst_sent_without_waiting_survives_a_cut() -> None:
+    async def scenario(url: str, port: int) -> None:
+        async with cutting(port) as proxy, joined(url) as ben:
+            async with joined(f"ws://127.0.0.1:{proxy.port}/ws/room") as ada:
+                for number in range(100):
+                    if number == 50:
+                        proxy.cut()
+                    await ada.send("ice-candidate", ben.self_id, number)
+                await until(ben, PeerJoined)
+                assert [(await anext(ben)).payload for _ in range(100)] == list(range(100))
+
+    with running(RESUMING) as server:
+        asyncio.run(scenario(server.url + "room", server.port))
+
+
+def test_without_reconnect_a_loss_ends_the_iteration() -> None:
+    async def scenario(url: str, port: int) -> None:
+        async with cutting(port) as proxy:
+            async with joined(f"ws://127.0.0.1:{proxy.port}/ws/room", reconnect=False) as ada:
+                proxy.cut()
+                with pytest.raises(Lost):
+                    await anext(ada)
+
+    with running() as server:
+        asyncio.run(scenario(server.url + "room", server.port))
+
+
+def test_what_is_refused_for_good_is_not_asked_again() -> None:
+    async def scenario(url: str) -> None:
+        with pytest.raises(Refused, match="404"):
+            async with join(url + "a/b"):
+                pass
+
+    with running() as server:
+        asyncio.run(asyncio.wait_for(scenario(server.url), SECONDS))
+
+
+def test_a_server_that_is_asked_too_often_is_asked_again_after_the_time_that_it_names() -> None:
+    async def scenario(url: str) -> None:
+        async with joined(url):
+            started = asyncio.get_running_loop().time()
+            async with joined(url):
+                # The backoff alone would have asked again after 20 ms.
+                assert asyncio.get_running_loop().time() - started >= 0.9
+        assert server.log.count("429") == 1
+
+    with running(["--port=0", "--max-connection-rate=1", "--connection-burst=1"]) as server:
+        asyncio.run(scenario(server.url + "room"))

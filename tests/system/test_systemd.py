@@ -1,0 +1,100 @@
+"""The systemd units, as far as they can be tried without being init."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from websockets.sync.client import connect
+
+from tests.programs import need
+from tests.system.proxies import ActivatedNode
+from tests.system.twistd import running
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+TWISTD = Path(sys.executable).parent / "twistd"
+SERVICE = DEPLOY / "signaling.app.service"
+
+
+def analyze(*arguments: str | Path) -> str:
+    command = [need("systemd-analyze"), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout + done.stderr
+
+
+def test_the_units_verify_without_a_word(tmp_path: Path) -> None:
+    # The installed program stands elsewhere on this machine; all else is verified as it is shipped.
+    text = SERVICE.read_text().replace("/opt/signaling/bin/twistd", str(TWISTD))
+    assert str(TWISTD) in text
+    (tmp_path / SERVICE.name).write_text(text)
+    (tmp_path / "signaling.socket").write_text((DEPLOY / "signaling.socket").read_text())
+    assert analyze("verify", tmp_path / SERVICE.name, tmp_path / "signaling.socket") == ""
+
+
+def test_the_service_is_little_exposed() -> None:
+    output = analyze("security", "--offline=true", SERVICE)
+    level = re.search(r"Overall exposure level for signaling\.service: ([\d.]+)", output)
+    assert level
+    assert float(level[1]) < 2.0
+
+
+def test_a_socket_handed_over_is_served() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    options = re.search(r"--listen (\S+)", SERVICE.read_text())
+    assert options
+    command = [need("systemd-socket-activate"), f"--listen=[::]:{port}", "--fdname=signaling", str(TWISTD)]
+    with socket.socket() as first:
+        with running(
+            ["--listen", options[1]], command=command, ready=lambda: first.connect(("127.0.0.1", port))
+        ) as server:
+            with connect(f"ws://127.0.0.1:{port}/ws/room") as peer:
+                assert json.loads(peer.recv(10))["type"] == "welcome"
+            assert server.stop() == 0
+
+
+def test_readiness_and_stopping_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.bind(str(path))
+        notified.settimeout(20)
+        with running(env={"NOTIFY_SOCKET": str(path)}) as server:
+            assert notified.recv(100) == b"READY=1"
+            server.process.send_signal(signal.SIGTERM)
+            assert notified.recv(100) == b"STOPPING=1"
+            assert server.process.wait(20) == 0
+
+
+def test_a_restart_behind_an_activated_socket_refuses_no_connection() -> None:
+    node = ActivatedNode()
+
+    async def answer() -> bytes:
+        # A port that is closed would refuse this, and a connection that is given up answers b"".
+        reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        try:
+            return (await asyncio.wait_for(reader.read(), 20))[:15]
+        finally:
+            writer.close()
+
+    async def connect_steadily() -> list[bytes]:
+        restarts = asyncio.gather(asyncio.to_thread(lambda: [node.restart() for _ in range(2)]))
+        asked = []
+        while not restarts.done():
+            asked.append(asyncio.create_task(answer()))
+            await asyncio.sleep(0.01)  # The rate: whatever becomes of those before, 100 a second.
+        await restarts
+        return await asyncio.gather(*asked)
+
+    try:
+        answers = asyncio.run(connect_steadily())
+    finally:
+        node.end()
+    assert len(answers) > 20
+    assert set(answers) == {b"HTTP/1.1 200 OK"}

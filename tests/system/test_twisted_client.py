@@ -1,0 +1,129 @@
+"""The Twisted client, in a program of its own, against a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from signaling.client import Answer, PeerJoined, PeerLeft, Signaling
+from tests.system.cutting import cutting
+from tests.system.test_python_client import RESUMING, joined, until
+from tests.system.twistd import Server, running
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SECONDS = 30
+
+
+@contextmanager
+def program(name: str, *arguments: str) -> Iterator[Server]:
+    """Run an example."""
+    command = [sys.executable, str(EXAMPLES / name), *arguments]
+    process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    watched = Server(process)
+    try:
+        yield watched
+    finally:
+        watched.end()
+
+
+async def echoes(ada: Signaling, echo_id: str, numbers: range) -> list[object]:
+    """Offer numbers to the echo, and return what it answers."""
+    heard = []
+    for number in numbers:
+        await ada.deliver("offer", echo_id, number)
+        heard += [message.payload for message in await until(ada, Answer) if isinstance(message, Answer)]
+    return heard
+
+
+def test_it_answers_over_a_cut_and_leaves_when_it_is_told_to() -> None:
+    async def scenario(server: Server) -> None:
+        async with cutting(server.port) as proxy, joined(server.url + "room") as ada:
+            with program("echo_service.py", f"ws://127.0.0.1:{proxy.port}/ws/room") as echo:
+                [there] = await until(ada, PeerJoined)
+                assert there.metadata == {"name": "echo"}
+                assert await echoes(ada, there.peer_id, range(5)) == list(range(5))
+                for _ in range(3):
+                    proxy.cut()
+                    assert await echoes(ada, there.peer_id, range(5)) == list(range(5))
+                await asyncio.to_thread(echo.wait_for, f"back as {there.peer_id}")
+                echo.process.terminate()
+                assert await until(ada, PeerLeft) == [PeerLeft(there.peer_id)]
+                assert await asyncio.to_thread(echo.process.wait, SECONDS) == 0
+                assert "Traceback" not in echo.log
+
+    with running(RESUMING) as server:
+        asyncio.run(asyncio.wait_for(scenario(server), SECONDS))
+
+
+STOPPED_IN_ITS_HANDSHAKE = """
+import sys
+from twisted.internet import defer, task
+from signaling.client.twisted import SignalingClient
+
+async def scenario(reactor):
+    messages = []
+    client = SignalingClient(sys.argv[1], messages.append)
+    for _ in range(5):
+        client.startService()
+        # The TCP connection is there after a few turns of the reactor, the answer to the handshake later.
+        await task.deferLater(reactor, 0.0005, lambda: None)
+        await (client.stopService() or defer.succeed(None))
+    client.startService()
+    await client.when_joined()
+    stopping = client.stopService()
+    client.startService()
+    await stopping
+    await client.when_joined()
+    await task.deferLater(reactor, 0.5, lambda: None)
+    print("beside", list(client.peers), flush=True)
+    await client.stopService()
+
+task.react(lambda reactor: defer.Deferred.fromCoroutine(scenario(reactor)))
+"""
+
+
+def test_stopping_and_starting_it_at_any_time_leaves_no_connection_behind() -> None:
+    with running() as server:
+        command = [sys.executable, "-c", STOPPED_IN_ITS_HANDSHAKE, server.url + "room"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert (done.stdout, done.stderr) == ("beside []\n", "")
+
+
+def test_it_comes_back_to_a_restarted_server() -> None:
+    async def scenario(port: int) -> str:
+        async with joined(f"ws://127.0.0.1:{port}/ws/room") as ada:
+            if not ada.peers:
+                await until(ada, PeerJoined)
+            echo_id = next(iter(ada.peers))
+            assert await echoes(ada, echo_id, range(2)) == [0, 1]
+            return echo_id
+
+    with running() as first, program("echo_service.py", first.url + "room") as echo:
+        port = first.port
+        echo.wait_for("here as")
+        asyncio.run(asyncio.wait_for(scenario(port), SECONDS))
+        first.process.kill()
+        first.process.wait(SECONDS)
+        with running([f"--listen=tcp:{port}:interface=127.0.0.1"]):
+            second = asyncio.run(asyncio.wait_for(scenario(port), SECONDS))
+            echo.wait_for(f"here as {second}")
+        assert echo.process.poll() is None
+        assert "Traceback" not in echo.log
+
+
+def test_it_ends_where_it_is_refused_for_good() -> None:
+    with running() as server, program("echo_service.py", server.url + "a/b") as echo:
+        echo.wait_for("HTTP 404")
+        assert echo.process.wait(SECONDS) == 0
+
+
+def test_the_mesh_of_the_examples_greets_everyone() -> None:
+    with running() as server, program("mesh_chat.py", server.url + "room", "Ada") as ada:
+        server.wait_for("joined 'room'")
+        with program("mesh_chat.py", server.url + "room", "Ben") as ben:
+            ada.wait_for("hello from Ben")
+            ben.wait_for("hello from Ada")

@@ -1,0 +1,72 @@
+"""What peers notice when somebody sets the wall clock of a server: nothing."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from benchmarks.wallclock import WallClock
+from tests.programs import need
+from tests.system.clustered import Peer, listening, new_topic, ready, wait_until_ready
+from tests.system.failing import assert_no_exception, pair, serving
+from tests.system.redis import redis_running
+from tests.system.twistd import start
+
+HOUR = 3600.0
+STAYS = "import sys; from websockets.sync.client import connect; [*connect(sys.argv[1])]"
+
+
+@pytest.mark.parametrize("seconds", [-HOUR, HOUR], ids=["back", "forward"])
+@pytest.mark.parametrize("options", [(), ("--workers=2",)], ids=["alone", "workers"])
+def test_deadlines_go_on(seconds: float, options: tuple[str, ...], tmp_path: Path) -> None:
+    wall = WallClock(tmp_path)
+    often = ("--ping-interval=1", "--ping-timeout=1")
+    with serving(*often, *options, env=wall.environment) as server, pair(server) as witnesses:
+        with subprocess.Popen([sys.executable, "-c", STAYS, server.url + witnesses.topic]) as client:
+            try:
+                peer = witnesses.hears_joining()
+                client.send_signal(signal.SIGSTOP)
+                wall.step(seconds)
+                witnesses.hears("peer-left", peer)
+            finally:
+                client.kill()
+        witnesses.relays_on()
+        server.wait_for(f"{peer} left '{witnesses.topic}': cut off: no pong within 1 s")
+
+
+@pytest.mark.parametrize("seconds", [-HOUR, HOUR], ids=["back", "forward"])
+def test_a_node_stays_one_of_its_cluster(seconds: float, tmp_path: Path) -> None:
+    need("redis-server")
+    wall = WallClock(tmp_path)
+    with redis_running() as redis, ExitStack() as stack:
+        options = ["--port=0", f"--backplane={redis.url}"]
+        stepped, other, dying = servers = [start(options, env=env) for env in (wall.environment, {}, {})]
+        for server in servers:
+            stack.callback(server.end)
+        for server in servers:
+            wait_until_ready(listening(server))
+        topic = new_topic()
+        here, there, dead = (Peer(server, topic) for server in servers)
+        here.sees(there, dead)
+        wall.step(seconds)
+        dying.process.kill()
+        # The others miss its beats after 9 s, and a node that did not beat since the step as well.
+        here.sees(there)
+        there.sees(here)
+        assert ready(stepped)[0] == ready(other)[0] == 200
+        late = Peer(other, topic)
+        here.sees(there, late)
+        here.relay(late.id, "on")
+        late.text("on")
+        for peer in (here, there):
+            assert [message["peerId"] for message in peer.messages if message["type"] == "peer-left"] == [dead.id]
+        for server in (stepped, other):
+            assert "for dead; it goes on" not in server.log
+            assert_no_exception(server)
+        for peer in (here, there, late):
+            peer.close()
