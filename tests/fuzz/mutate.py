@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from tests.fuzz.arena import masked
+from tests.fuzz.harness import masked
 
 Mutate = Callable[[bytes, int], bytes]
 _Frame = tuple[int, bytes]

@@ -14,7 +14,7 @@ from pathlib import Path
 from signaling.core import messages
 from signaling.errors import ErrorCode, Rejected
 from tests.fuzz import model
-from tests.fuzz.arena import UPGRADE, Arena, Seen, expect, server_frames
+from tests.fuzz.harness import UPGRADE, FuzzHarness, Seen, expect, server_frames
 
 CORPUS = Path(__file__).parent / "corpus"
 
@@ -87,23 +87,23 @@ def frames(data: bytes, careful: bool = True) -> None:
 Target = Callable[[bytes, bool], None]
 TARGETS: dict[str, Target] = {"decoder": decoder, "handshake": handshake, "frames": frames}
 
-_arenas: list[Arena] = []
+_arenas: list[FuzzHarness] = []
 
 
 def _meet(pieces: list[bytes], data: bytes, careful: bool) -> Seen:
-    """Send ``pieces`` in the arena; where ``careful``, also cut, to a reader that stalls, and past the fast path."""
+    """Send ``pieces`` in the harness; where ``careful``, also cut, to a reader that stalls, and past the fast path."""
     if not _arenas:
-        _arenas.extend((Arena(talks=False), Arena(), Arena(fast=False)))
-    quick, arena, plain = _arenas
+        _arenas.extend((FuzzHarness(talks=False), FuzzHarness(), FuzzHarness(fast=False)))
+    quick, harness, plain = _arenas
     try:
         whole = quick.meet(pieces, careful=False)
         if careful:
             *before, last = pieces
-            expect(arena.meet(pieces) == whole, "depends on the log")
+            expect(harness.meet(pieces) == whole, "depends on the log")
             for cut in (_bytewise(last), _cut(last)):
-                seen = arena.meet([*before, *cut])
+                seen = harness.meet([*before, *cut])
                 expect(seen == whole, "depends on the cut", (len(cut), whole, seen))
-            arena.meet([*before, *_cut(last)], stalls=True)
+            harness.meet([*before, *_cut(last)], stalls=True)
             seen = plain.meet([*before, *_cut(last)])
             expect(seen == whole, "depends on the fast path", (whole, seen))
     except BaseException:

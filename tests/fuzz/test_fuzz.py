@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from signaling.core import messages
 from signaling.server.protocol import SignalingProtocol
 from tests.fuzz import model
-from tests.fuzz.arena import STRANGER_ID, UPGRADE, WITNESS_ID, Find, masked
+from tests.fuzz.harness import OBSERVER_ID, STRANGER_ID, UPGRADE, Find, masked
 from tests.fuzz.mutate import mutate_frames, split_frames
 from tests.fuzz.targets import CORPUS, TARGETS, decoder, frames, handshake
 
@@ -60,7 +60,7 @@ json_texts = st.recursive(
 )
 pairs = st.tuples(
     st.sampled_from(['"type"', '"to"', '"payload"', '"msgId"', '"t\\u0079pe"', '"from"', '"\\udc00"']),
-    st.sampled_from(['"offer"', '"answer"', '"ice-candidate"', f'"{WITNESS_ID}"', f'"{STRANGER_ID}"']) | json_texts,
+    st.sampled_from(['"offer"', '"answer"', '"ice-candidate"', f'"{OBSERVER_ID}"', f'"{STRANGER_ID}"']) | json_texts,
 )
 whole_messages = st.tuples(st.lists(pairs, max_size=6), st.sampled_from([",", " ,\n", "\t, "])).map(
     lambda drawn: ("{" + drawn[1].join(f"{key}:{value}" for key, value in drawn[0]) + "}").encode()

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from tests.integration.engines import Redis
-from tests.integration.world import World
+from tests.integration.harness import Harness
 from tests.redis_server import redis_server
 
-MakeWorld = Callable[..., World]
+MakeHarness = Callable[..., Harness]
 
 
 @pytest.fixture(scope="session")
@@ -22,27 +22,27 @@ def redis_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield path
 
 
-def _make_worlds(**ways: Any) -> Iterator[MakeWorld]:
-    worlds: list[World] = []
+def _make_worlds(**ways: Any) -> Iterator[MakeHarness]:
+    harnesses: list[Harness] = []
 
-    def make(**limits: Any) -> World:
-        worlds.append(World(**ways, **limits))
-        return worlds[-1]
+    def make(**limits: Any) -> Harness:
+        harnesses.append(Harness(**ways, **limits))
+        return harnesses[-1]
 
     yield make
-    for world in worlds:
-        world.close()
+    for harness in harnesses:
+        harness.close()
 
 
 @pytest.fixture(params=["port", "site"])
-def make_server(request: pytest.FixtureRequest) -> Iterator[MakeWorld]:
-    """Make a world of one server, for what is each server's own business."""
+def make_server(request: pytest.FixtureRequest) -> Iterator[MakeHarness]:
+    """Make a harness of one server, for what is each server's own business."""
     yield from _make_worlds(site=request.param == "site")
 
 
 @pytest.fixture(params=["port", "site", "three nodes", "three nodes on Redis"])
-def make_world(request: pytest.FixtureRequest) -> Iterator[MakeWorld]:
-    """Make a world with the limits that a test needs."""
+def make_harness(request: pytest.FixtureRequest) -> Iterator[MakeHarness]:
+    """Make a harness with the limits that a test needs."""
     if request.param == "three nodes":
         yield from _make_worlds(nodes=3)
     elif request.param == "three nodes on Redis":
@@ -53,12 +53,12 @@ def make_world(request: pytest.FixtureRequest) -> Iterator[MakeWorld]:
 
 
 @pytest.fixture
-def world(make_world: MakeWorld) -> World:
+def harness(make_harness: MakeHarness) -> Harness:
     """A server, or a cluster of them, with the default limits."""
-    return make_world()
+    return make_harness()
 
 
 @pytest.fixture
-def server(make_server: MakeWorld) -> World:
+def server(make_server: MakeHarness) -> Harness:
     """One server with the default limits."""
     return make_server()

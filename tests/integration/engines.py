@@ -1,4 +1,4 @@
-"""Engines that move only when a world moves them: one over a model of the store, one over a real redis-server.
+"""Engines that move only when a harness moves them: one over a model of the store, one over a real redis-server.
 
 Neither calls back before its call has returned where there is a connection, as an engine over a network never does.
 """
@@ -20,7 +20,7 @@ _worlds = itertools.count(1)
 
 
 class Store(Protocol):
-    """What the engines of one world share."""
+    """What the engines of one harness share."""
 
     prefix: str
 
@@ -76,14 +76,14 @@ class Model:
 
 
 class Redis:
-    """A real redis-server, in which each world has a prefix of its own.
+    """A real redis-server, in which each harness has a prefix of its own.
 
     Args:
         path: of its socket.
     """
 
     def __init__(self, path: Path) -> None:
-        self.prefix = f"world{next(_worlds)}:"
+        self.prefix = f"harness{next(_worlds)}:"
         self._commands = RedisClient(path)
         self._channels = RedisClient(path)
         self._fence = f"{self.prefix}fence".encode()
@@ -133,7 +133,7 @@ class MemoryEngine:
     """One node's connection to a store; carries out everything in order, when it is moved.
 
     Args:
-        store: which the nodes of a world share.
+        store: which the nodes of a harness share.
 
     Attributes:
         refused: the scripts that get no reply, as where a store's memory is full.

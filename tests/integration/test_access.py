@@ -22,10 +22,10 @@ from zope.interface import implementer
 
 from signaling import Grant, GrantRealm, IBearerToken, IGrant
 from tests import issuer
-from tests.integration.world import Connection, Peer, World, response, upgrade
+from tests.integration.harness import Connection, Harness, Peer, response, upgrade
 from tests.issuer import token
 
-MakeWorld = Callable[..., World]
+MakeHarness = Callable[..., Harness]
 NOW = int(time.time())
 TRANSPORTS = ["header", "query", "subprotocol"]
 
@@ -107,15 +107,15 @@ TOPICS = [
 
 
 @pytest.fixture
-def server(make_server: MakeWorld, tmp_path: Path) -> World:
+def server(make_server: MakeHarness, tmp_path: Path) -> Harness:
     """One server that lets those in who have a token."""
     return make_server(portal=issuer.portal(tmp_path))
 
 
 @pytest.fixture
-def world(make_world: MakeWorld, tmp_path: Path) -> World:
+def harness(make_harness: MakeHarness, tmp_path: Path) -> Harness:
     """A server that takes tokens of the issuer."""
-    return make_world(portal=issuer.portal(tmp_path))
+    return make_harness(portal=issuer.portal(tmp_path))
 
 
 @pytest.fixture
@@ -132,17 +132,17 @@ def logged() -> Iterator[list[str]]:
     globalLogPublisher.removeObserver(observe)
 
 
-def enter(world: World, text: str, topic: str = "room", query: str = "") -> Peer:
+def enter(harness: Harness, text: str, topic: str = "room", query: str = "") -> Peer:
     """Join a topic with a token in a header."""
-    peer = world.peer(f"/ws/{topic}{query}", {"Authorization": f"Bearer {text}"})
+    peer = harness.peer(f"/ws/{topic}{query}", {"Authorization": f"Bearer {text}"})
     peer.id = json.loads(peer.texts[0])["selfId"]
     return peer
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("make", [make for _, make in GOOD], ids=[name for name, _ in GOOD])
-def test_a_good_token_opens_the_connection(world: World, transport: str, make: Callable[[], str]) -> None:
-    status, headers, body = world.request(presented(transport, make()))
+def test_a_good_token_opens_the_connection(harness: Harness, transport: str, make: Callable[[], str]) -> None:
+    status, headers, body = harness.request(presented(transport, make()))
     assert status == 101
     assert headers.get("sec-websocket-protocol") == ("signaling" if transport == "subprotocol" else None)
     assert "welcome" in body
@@ -151,40 +151,40 @@ def test_a_good_token_opens_the_connection(world: World, transport: str, make: C
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize(("make", "reason"), [bad[1:] for bad in BAD], ids=[bad[0] for bad in BAD])
 def test_a_bad_token_is_refused_with_401(
-    world: World, logged: list[str], transport: str, make: Callable[[], str], reason: str
+    harness: Harness, logged: list[str], transport: str, make: Callable[[], str], reason: str
 ) -> None:
     text = make()
-    status, headers, body = world.request(presented(transport, text))
+    status, headers, body = harness.request(presented(transport, text))
     assert (status, body.startswith(reason)) == (401, True), body
     assert headers["www-authenticate"] == 'bearer realm="signaling", error="invalid_token"'
     assert headers["access-control-allow-origin"] == "*"
     log = "\n".join(logged)
     assert body.strip() in log
     assert text not in log
-    assert len(world.topics) == 0
+    assert len(harness.topics) == 0
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize(("own", "topic", "allowed"), TOPICS)
 def test_a_token_opens_its_topics_only(
-    world: World, transport: str, own: dict[str, Any], topic: str, allowed: bool
+    harness: Harness, transport: str, own: dict[str, Any], topic: str, allowed: bool
 ) -> None:
-    status, headers, body = world.request(presented(transport, token(own), topic))
+    status, headers, body = harness.request(presented(transport, token(own), topic))
     assert status == (101 if allowed else 403)
     if not allowed:
         assert body == "the token does not cover this topic\n"
         assert headers["www-authenticate"] == 'bearer realm="signaling", error="insufficient_scope"'
 
 
-def test_no_token_is_401_without_an_error(world: World) -> None:
-    status, headers, body = world.request(upgrade("/ws/room"))
+def test_no_token_is_401_without_an_error(harness: Harness) -> None:
+    status, headers, body = harness.request(upgrade("/ws/room"))
     assert (status, body) == (401, "a token is needed\n")
     assert headers["www-authenticate"] == 'bearer realm="signaling"'
 
 
-def test_another_scheme_is_no_token(world: World) -> None:
-    assert world.request(upgrade("/ws/room", Authorization="Basic YTpi"))[0] == 401
-    assert world.request(upgrade(f"/ws/room?token={token()}", Authorization="Basic YTpi"))[0] == 101
+def test_another_scheme_is_no_token(harness: Harness) -> None:
+    assert harness.request(upgrade("/ws/room", Authorization="Basic YTpi"))[0] == 401
+    assert harness.request(upgrade(f"/ws/room?token={token()}", Authorization="Basic YTpi"))[0] == 101
 
 
 @pytest.mark.parametrize(
@@ -205,19 +205,19 @@ def test_another_scheme_is_no_token(world: World) -> None:
         ),
     ],
 )
-def test_what_presents_no_token_or_more_than_one_is_400(world: World, request_text: Callable[[str], str]) -> None:
+def test_what_presents_no_token_or_more_than_one_is_400(harness: Harness, request_text: Callable[[str], str]) -> None:
     text = token()
-    status, _, body = world.request(request_text(text))
+    status, _, body = harness.request(request_text(text))
     assert status == 400
     assert text not in body
 
 
-def test_the_order_of_checks(make_server: MakeWorld, tmp_path: Path) -> None:
-    world = make_server(
+def test_the_order_of_checks(make_server: MakeHarness, tmp_path: Path) -> None:
+    harness = make_server(
         portal=issuer.portal(tmp_path), allow_origins=["https://a.example"], max_connections_per_address=1
     )
     foreign = "https://b.example"
-    enter(world, token())
+    enter(harness, token())
     expired = token(exp=NOW - 60)
     asked = {
         400: presented("query", expired, "%zz", Origin=foreign),
@@ -226,30 +226,30 @@ def test_the_order_of_checks(make_server: MakeWorld, tmp_path: Path) -> None:
         401: presented("header", expired),
         429: presented("header", token()),
     }
-    assert {status: world.request(text)[0] for status, text in asked.items()} == {status: status for status in asked}
-    assert world.request(presented("header", expired, Origin=foreign))[2].startswith("the origin")
-    assert world.request(presented("header", token({})))[0] == 403
+    assert {status: harness.request(text)[0] for status, text in asked.items()} == {status: status for status in asked}
+    assert harness.request(presented("header", expired, Origin=foreign))[2].startswith("the origin")
+    assert harness.request(presented("header", token({})))[0] == 403
 
 
-def test_a_subprotocol_is_answered_beside_a_token_of_another_way(world: World) -> None:
+def test_a_subprotocol_is_answered_beside_a_token_of_another_way(harness: Harness) -> None:
     text = upgrade("/ws/room", Authorization=f"Bearer {token()}", Sec_WebSocket_Protocol="chat, signaling")
-    assert world.request(text)[1]["sec-websocket-protocol"] == "signaling"
+    assert harness.request(text)[1]["sec-websocket-protocol"] == "signaling"
     text = upgrade("/ws/room", Authorization=f"Bearer {token()}", Sec_WebSocket_Protocol="chat")
-    assert "sec-websocket-protocol" not in world.request(text)[1]
+    assert "sec-websocket-protocol" not in harness.request(text)[1]
 
 
-def test_a_strict_client_takes_the_chosen_subprotocol(world: World) -> None:
-    peer = world.peer("/ws/room", {"Sec-WebSocket-Protocol": f"signaling, signaling.bearer.{token()}"})
+def test_a_strict_client_takes_the_chosen_subprotocol(harness: Harness) -> None:
+    peer = harness.peer("/ws/room", {"Sec-WebSocket-Protocol": f"signaling, signaling.bearer.{token()}"})
     assert [message["type"] for message in peer.heard()] == ["welcome", "peer-list"]
     assert peer.client.subprotocol == "signaling"
 
 
-def test_without_a_portal_the_wire_knows_nothing_of_tokens(make_world: MakeWorld) -> None:
-    world = make_world()
-    plain = world.connect()
+def test_without_a_portal_the_wire_knows_nothing_of_tokens(make_harness: MakeHarness) -> None:
+    harness = make_harness()
+    plain = harness.connect()
     plain.send(upgrade("/ws/room").encode())
     for transport in TRANSPORTS:
-        connection = world.connect()
+        connection = harness.connect()
         connection.send(presented(transport, "garbage", "other-" + transport).encode())
         assert head_without_subprotocol(connection) == head_without_subprotocol(plain)
 
@@ -260,15 +260,15 @@ def head_without_subprotocol(connection: Connection) -> bytes:
 
 
 def test_health_needs_no_token() -> None:
-    world = World(portal=Portal(GrantRealm(), []))
-    assert world.request("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")[0] == 200
+    harness = Harness(portal=Portal(GrantRealm(), []))
+    assert harness.request("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")[0] == 200
 
 
 # What a grant says of an open connection
 
 
-def test_who_may_only_receive_is_answered_forbidden_and_hears_everything(world: World) -> None:
-    listener, speaker = enter(world, token({"topics": ["room"], "send": False})), enter(world, token())
+def test_who_may_only_receive_is_answered_forbidden_and_hears_everything(harness: Harness) -> None:
+    listener, speaker = enter(harness, token({"topics": ["room"], "send": False})), enter(harness, token())
     listener.heard()
     speaker.offer(listener, "1")
     listener.offer(speaker, "2")
@@ -283,51 +283,53 @@ def test_who_may_only_receive_is_answered_forbidden_and_hears_everything(world: 
     }
     assert unread["code"] == "forbidden"
     assert [message["type"] for message in speaker.heard()] == ["welcome", "peer-list"]
-    assert world.counters.refused["forbidden"] == 2
+    assert harness.counters.refused["forbidden"] == 2
 
 
-def test_the_rate_stands_in_front_of_forbidden(make_world: MakeWorld, tmp_path: Path) -> None:
-    world = make_world(portal=issuer.portal(tmp_path), max_messages_per_second=1, message_burst=1)
-    listener = enter(world, token({"topics": ["room"], "send": False}))
+def test_the_rate_stands_in_front_of_forbidden(make_harness: MakeHarness, tmp_path: Path) -> None:
+    harness = make_harness(portal=issuer.portal(tmp_path), max_messages_per_second=1, message_burst=1)
+    listener = enter(harness, token({"topics": ["room"], "send": False}))
     listener.say_many([{}, {}])
     assert [message["code"] for message in listener.heard()[2:]] == ["forbidden", "rate_limited"]
 
 
-def test_metadata_of_the_token_takes_the_place_of_the_clients(world: World) -> None:
-    witness = enter(world, token())
-    witness.heard()
+def test_metadata_of_the_token_takes_the_place_of_the_clients(harness: Harness) -> None:
+    observer = enter(harness, token())
+    observer.heard()
     enter(
-        world, token({"topics": ["room"], "metadata": {"name": "Ada é"}}), query="?metadata=%7B%22name%22:%22Eve%22%7D"
+        harness,
+        token({"topics": ["room"], "metadata": {"name": "Ada é"}}),
+        query="?metadata=%7B%22name%22:%22Eve%22%7D",
     )
-    enter(world, token(), query="?metadata=%7B%22name%22:%22Bob%22%7D")
-    assert [message["metadata"]["name"] for message in witness.heard()] == ["Ada é", "Bob"]
+    enter(harness, token(), query="?metadata=%7B%22name%22:%22Bob%22%7D")
+    assert [message["metadata"]["name"] for message in observer.heard()] == ["Ada é", "Bob"]
 
 
-def test_a_connection_ends_with_4401_when_its_token_does(world: World) -> None:
-    short, long = (enter(world, token(exp=int(world.start) + seconds)) for seconds in (100, 200))
-    world.advance(99)
+def test_a_connection_ends_with_4401_when_its_token_does(harness: Harness) -> None:
+    short, long = (enter(harness, token(exp=int(harness.start) + seconds)) for seconds in (100, 200))
+    harness.advance(99)
     assert (short.closed, long.closed) == (None, None)
-    world.advance(2)
+    harness.advance(2)
     assert (short.closed, short.close_reason, long.closed) == (4401, "the token has expired", None)
     assert long.heard()[-1] == {"type": "peer-left", "peerId": short.id}
-    world.advance(100)
+    harness.advance(100)
     assert long.closed == 4401
 
 
-def test_no_timer_is_left_when_everybody_is_gone(server: World) -> None:
+def test_no_timer_is_left_when_everybody_is_gone(server: Harness) -> None:
     for _ in range(3):
         enter(server, token()).leave()
     server.advance(6)
     assert [call for call in server.clock.getDelayedCalls() if call.active()] == []
 
 
-def test_a_wall_clock_that_is_set_back_ends_nothing_too_early(world: World) -> None:
-    peer = enter(world, token(exp=int(world.start) + 100))
-    world.start -= 3600
-    world.advance(200)
+def test_a_wall_clock_that_is_set_back_ends_nothing_too_early(harness: Harness) -> None:
+    peer = enter(harness, token(exp=int(harness.start) + 100))
+    harness.start -= 3600
+    harness.advance(200)
     assert peer.closed is None
-    world.start += 3600
-    world.advance(60)
+    harness.start += 3600
+    harness.advance(60)
     assert peer.closed == 4401
 
 
@@ -337,9 +339,9 @@ def test_a_wall_clock_that_is_set_back_ends_nothing_too_early(world: World) -> N
 class Session:
     """A peer that may come back."""
 
-    def __init__(self, world: World, text: str) -> None:
-        self._world = world
-        self.peer = enter(world, text)
+    def __init__(self, harness: Harness, text: str) -> None:
+        self._world = harness
+        self.peer = enter(harness, text)
         self.welcome, *_ = self.peer.heard()
         self.peer.reset()
 
@@ -349,12 +351,12 @@ class Session:
 
 
 @pytest.fixture
-def resuming(make_world: MakeWorld, tmp_path: Path) -> World:
+def resuming(make_harness: MakeHarness, tmp_path: Path) -> Harness:
     """A server where sessions can be resumed."""
-    return make_world(portal=issuer.portal(tmp_path), resume_window_seconds=300)
+    return make_harness(portal=issuer.portal(tmp_path), resume_window_seconds=300)
 
 
-def test_resuming_with_another_token_of_the_same_owner(resuming: World) -> None:
+def test_resuming_with_another_token_of_the_same_owner(resuming: Harness) -> None:
     session = Session(resuming, token(sub="Ada", exp=int(resuming.start) + 30))
     peer = session.come_back(token({"prefixes": ["r"], "send": False}, sub="Ada", exp=int(resuming.start) + 100))
     assert peer.heard()[0]["resumed"]
@@ -366,58 +368,58 @@ def test_resuming_with_another_token_of_the_same_owner(resuming: World) -> None:
     assert peer.closed == 4401
 
 
-def test_a_peer_that_is_away_leaves_when_its_token_ends(resuming: World) -> None:
-    witness = enter(resuming, token())
+def test_a_peer_that_is_away_leaves_when_its_token_ends(resuming: Harness) -> None:
+    observer = enter(resuming, token())
     session = Session(resuming, token(exp=int(resuming.start) + 100))
-    witness.heard()
+    observer.heard()
     resuming.advance(99)
-    assert witness.heard() == []
+    assert observer.heard() == []
     resuming.advance(2)
-    assert witness.heard() == [{"type": "peer-left", "peerId": session.peer.id}]
+    assert observer.heard() == [{"type": "peer-left", "peerId": session.peer.id}]
     assert resuming.relays_waiting == 0
     assert "resumed" not in session.come_back(token(exp=int(resuming.start) + 300)).heard()[0]
 
 
-def test_a_peer_that_came_back_is_away_until_its_new_token_ends(resuming: World) -> None:
-    witness = enter(resuming, token())
+def test_a_peer_that_came_back_is_away_until_its_new_token_ends(resuming: Harness) -> None:
+    observer = enter(resuming, token())
     session = Session(resuming, token(sub="Ada", exp=int(resuming.start) + 100))
     session.come_back(token(sub="Ada", exp=int(resuming.start) + 200)).reset()
-    witness.heard()
+    observer.heard()
     resuming.advance(199)
-    assert witness.heard() == []
+    assert observer.heard() == []
     resuming.advance(2)
-    assert witness.heard() == [{"type": "peer-left", "peerId": session.peer.id}]
+    assert observer.heard() == [{"type": "peer-left", "peerId": session.peer.id}]
 
 
 def test_a_peer_that_another_node_did_not_take_leaves_when_its_token_ends(tmp_path: Path) -> None:
-    world = World(nodes=3, portal=issuer.portal(tmp_path), resume_window_seconds=300)
-    witness = enter(world, token())
-    session = Session(world, token(sub="Ada", exp=int(world.start) + 100))
-    world.advance(98)
-    world.engines[2].refused = {"move"}
-    witness.heard()
+    harness = Harness(nodes=3, portal=issuer.portal(tmp_path), resume_window_seconds=300)
+    observer = enter(harness, token())
+    session = Session(harness, token(sub="Ada", exp=int(harness.start) + 100))
+    harness.advance(98)
+    harness.engines[2].refused = {"move"}
+    observer.heard()
     assert "resumed" not in session.come_back(token(sub="Ada")).heard()[0]
-    world.advance(1)
-    assert [message["type"] for message in witness.heard()] == ["peer-joined"]
-    world.advance(9)
-    assert witness.heard() == [{"type": "peer-left", "peerId": session.peer.id}]
+    harness.advance(1)
+    assert [message["type"] for message in observer.heard()] == ["peer-joined"]
+    harness.advance(9)
+    assert observer.heard() == [{"type": "peer-left", "peerId": session.peer.id}]
 
 
 @pytest.mark.parametrize(("window", "expires"), [(300, 100), (100, 300)])
 def test_no_timer_is_left_when_who_was_away_is_gone(
-    make_server: MakeWorld, tmp_path: Path, window: int, expires: int
+    make_server: MakeHarness, tmp_path: Path, window: int, expires: int
 ) -> None:
-    world = make_server(portal=issuer.portal(tmp_path), resume_window_seconds=window)
-    Session(world, token(exp=int(world.start) + expires))
-    world.advance(101)
-    assert [call for call in world.clock.getDelayedCalls() if call.active()] == []
+    harness = make_server(portal=issuer.portal(tmp_path), resume_window_seconds=window)
+    Session(harness, token(exp=int(harness.start) + expires))
+    harness.advance(101)
+    assert [call for call in harness.clock.getDelayedCalls() if call.active()] == []
 
 
 @pytest.mark.parametrize(
     ("make", "status"),
     [(lambda: None, 401), (lambda: token(exp=NOW - 60), 401), (lambda: token({"topics": ["other"]}), 403)],
 )
-def test_resuming_needs_a_good_token(resuming: World, make: Callable[[], str | None], status: int) -> None:
+def test_resuming_needs_a_good_token(resuming: Harness, make: Callable[[], str | None], status: int) -> None:
     session = Session(resuming, token())
     assert response(session.come_back(make()).received)[0] == status
     assert session.come_back(token()).heard()[0]["resumed"]
@@ -432,7 +434,7 @@ def test_resuming_needs_a_good_token(resuming: World, make: Callable[[], str | N
         lambda: token(jti="Ada"),
     ],
 )
-def test_who_has_another_name_is_another_peer(resuming: World, other: Callable[[], str]) -> None:
+def test_who_has_another_name_is_another_peer(resuming: Harness, other: Callable[[], str]) -> None:
     session = Session(resuming, token(sub="Ada"))
     welcome, *_ = session.come_back(other()).heard()
     assert "resumed" not in welcome
@@ -449,20 +451,20 @@ def test_who_has_another_name_is_another_peer(resuming: World, other: Callable[[
     ],
 )
 def test_a_token_without_a_subject_resumes_its_own_sessions_only(
-    resuming: World, own: dict[str, Any], others: dict[str, Any]
+    resuming: Harness, own: dict[str, Any], others: dict[str, Any]
 ) -> None:
     session = Session(resuming, token(**own))
     assert "resumed" not in session.come_back(token(**others)).heard()[0]
     assert session.come_back(token(**own)).heard()[0]["resumed"]
 
 
-def test_a_token_that_was_minted_anew_with_its_id_resumes_the_session(resuming: World) -> None:
+def test_a_token_that_was_minted_anew_with_its_id_resumes_the_session(resuming: Harness) -> None:
     session = Session(resuming, token(jti="1"))
     assert session.come_back(token(jti="1", exp=NOW + 7200)).heard()[0]["resumed"]
 
 
 @pytest.mark.parametrize("subject", ["\ud800", "\0", "a\nb\x1b[0m", "x" * 10_000, 7, ["Ada"]])
-def test_no_subject_beside_a_claim_to_a_session_raises(resuming: World, logged: list[str], subject: Any) -> None:
+def test_no_subject_beside_a_claim_to_a_session_raises(resuming: Harness, logged: list[str], subject: Any) -> None:
     session = Session(resuming, token(sub="Ada"))
     status, _, body = response(session.come_back(token(sub=subject)).received)
     expected = 101 if isinstance(subject, str) and subject != "\ud800" else 401
@@ -480,22 +482,22 @@ class OpaqueChecker:
         return Grant(prefixes=("",))
 
 
-def test_a_portal_that_names_nobody_keeps_sessions_apart_by_token(make_world: MakeWorld) -> None:
-    world = make_world(portal=Portal(GrantRealm(), [OpaqueChecker()]), resume_window_seconds=300)  # type: ignore[list-item]
-    session = Session(world, "one")
+def test_a_portal_that_names_nobody_keeps_sessions_apart_by_token(make_harness: MakeHarness) -> None:
+    harness = make_harness(portal=Portal(GrantRealm(), [OpaqueChecker()]), resume_window_seconds=300)  # type: ignore[list-item]
+    session = Session(harness, "one")
     assert "resumed" not in session.come_back("another").heard()[0]
     assert session.come_back("one").heard()[0]["resumed"]
 
 
-def test_names_that_are_no_text_keep_sessions_apart(make_world: MakeWorld) -> None:
+def test_names_that_are_no_text_keep_sessions_apart(make_harness: MakeHarness) -> None:
     names = {b"\xfe": b"1", b"\xff": b"2"}
     checker = InMemoryUsernamePasswordDatabaseDontUse()
     checker.users = dict(names)
-    world = make_world(portal=Portal(GrantRealm(), [checker]), resume_window_seconds=300)
+    harness = make_harness(portal=Portal(GrantRealm(), [checker]), resume_window_seconds=300)
 
     def join(name: bytes, query: str = "") -> Peer:
         basic = b64encode(name + b":" + names[name]).decode()
-        return world.peer(f"/ws/room{query}", {"Authorization": f"Basic {basic}"})
+        return harness.peer(f"/ws/room{query}", {"Authorization": f"Basic {basic}"})
 
     peer = join(b"\xfe")
     query = f"?resume={peer.heard()[0]['resume']['token']}&seen=2"
@@ -541,26 +543,26 @@ class SlowChecker:
 class Slow:
     """A server whose portal takes its time."""
 
-    def __init__(self, make_world: MakeWorld, canceller: Any = None, **limits: Any) -> None:
+    def __init__(self, make_harness: MakeHarness, canceller: Any = None, **limits: Any) -> None:
         self.checker, self.realm = SlowChecker(canceller), Realm()
-        self.world = make_world(portal=Portal(self.realm, [self.checker]), **limits)  # type: ignore[list-item]
-        self.peer = self.world.peer("/ws/room", {"Authorization": "Bearer opaque"})
+        self.harness = make_harness(portal=Portal(self.realm, [self.checker]), **limits)  # type: ignore[list-item]
+        self.peer = self.harness.peer("/ws/room", {"Authorization": "Bearer opaque"})
 
     def answer(self, with_: Any = Grant(prefixes=("",))) -> None:  # noqa: B008
         [(presented_token, answer)] = self.checker.asked
         assert presented_token == b"opaque"
         answer.errback(with_) if isinstance(with_, Exception) else answer.callback(with_)
-        self.world.run()
+        self.harness.run()
 
 
 @pytest.fixture
-def slow(make_world: MakeWorld) -> Slow:
+def slow(make_harness: MakeHarness) -> Slow:
     """A server whose portal takes its time, with the default limits."""
-    return Slow(make_world)
+    return Slow(make_harness)
 
 
 def test_nothing_happens_until_the_portal_answers(slow: Slow) -> None:
-    slow.world.advance(5)
+    slow.harness.advance(5)
     assert slow.peer.received == b""
     slow.answer()
     assert [message["type"] for message in slow.peer.heard()] == ["welcome", "peer-list"]
@@ -569,9 +571,9 @@ def test_nothing_happens_until_the_portal_answers(slow: Slow) -> None:
     assert slow.realm.inside == 0
 
 
-def test_what_came_meanwhile_is_read_afterwards(make_world: MakeWorld) -> None:
-    slow = Slow(make_world)
-    other = slow.world.connect()
+def test_what_came_meanwhile_is_read_afterwards(make_harness: MakeHarness) -> None:
+    slow = Slow(make_harness)
+    other = slow.harness.connect()
     frame = b"\x81\x82\0\0\0\0{}"
     other.send(upgrade("/ws/room", Authorization="Bearer opaque").encode() + frame)
     other.send(frame)
@@ -590,39 +592,39 @@ def test_a_refusal_may_come_late_too(slow: Slow) -> None:
 
 
 @pytest.mark.parametrize("waited", [0, 6])
-def test_a_portal_that_never_answers_ends_with_the_deadline(make_server: MakeWorld, waited: float) -> None:
+def test_a_portal_that_never_answers_ends_with_the_deadline(make_server: MakeHarness, waited: float) -> None:
     slow = Slow(make_server, handshake_timeout_seconds=5)
-    slow.world.advance(5.5)
+    slow.harness.advance(5.5)
     status, headers, body = response(slow.peer.received)
     assert (status, body, headers["retry-after"]) == (503, "the login took too long\n", "1")
-    slow.world.advance(waited)
+    slow.harness.advance(waited)
     slow.checker.asked[0][1].callback(Grant())
-    slow.world.advance(6)
+    slow.harness.advance(6)
     assert slow.peer.lost
     assert slow.realm.inside == 0
-    assert [call for call in slow.world.clock.getDelayedCalls() if call.active()] == []
+    assert [call for call in slow.harness.clock.getDelayedCalls() if call.active()] == []
 
 
 def test_who_asks_by_way_of_the_web_has_a_deadline_too() -> None:
-    slow = Slow(lambda **limits: World(handshake_timeout_seconds=5, **limits))
-    late = slow.world.connect()
+    slow = Slow(lambda **limits: Harness(handshake_timeout_seconds=5, **limits))
+    late = slow.harness.connect()
     late.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
     late.send(upgrade("/ws/room", Authorization="Bearer opaque").encode())
     assert len(slow.checker.asked) == 2
-    slow.world.advance(5.5)
+    slow.harness.advance(5.5)
     assert b"503 Service Unavailable" in late.received
 
 
-def test_logins_that_wait_make_room_for_newer_connections(make_server: MakeWorld) -> None:
+def test_logins_that_wait_make_room_for_newer_connections(make_server: MakeHarness) -> None:
     slow = Slow(make_server, max_connections=1, spare_connections=1)
-    others = [slow.world.peer("/ws/room", {"Authorization": "Bearer opaque"}) for _ in range(3)]
+    others = [slow.harness.peer("/ws/room", {"Authorization": "Bearer opaque"}) for _ in range(3)]
     assert [peer.lost for peer in (slow.peer, *others)] == [True, True, False, False]
     slow.checker.asked[-1][1].callback(Grant(prefixes=("",)))
-    slow.world.run()
+    slow.harness.run()
     assert [message["type"] for message in others[-1].heard()] == ["welcome", "peer-list"]
     slow.checker.asked[0][1].callback(Grant(prefixes=("",)))
-    slow.world.run()
-    assert len(slow.world.topics) == 1
+    slow.harness.run()
+    assert len(slow.harness.topics) == 1
 
 
 def test_another_request_meanwhile_is_not_read(slow: Slow) -> None:
@@ -635,7 +637,7 @@ def test_another_request_meanwhile_is_not_read(slow: Slow) -> None:
 
 @pytest.mark.parametrize("end", ["reset", "drain"])
 @pytest.mark.parametrize("too_late", [False, True], ids=["cancelled", "too late to cancel"])
-def test_who_is_gone_before_the_answer_never_joins(make_world: MakeWorld, end: str, too_late: bool) -> None:
+def test_who_is_gone_before_the_answer_never_joins(make_harness: MakeHarness, end: str, too_late: bool) -> None:
     cancelled: list[Deferred[Any]] = []
 
     def cancel(answer: Deferred[Any]) -> None:
@@ -643,31 +645,31 @@ def test_who_is_gone_before_the_answer_never_joins(make_world: MakeWorld, end: s
         if too_late:
             answer.callback(Grant(prefixes=("",)))
 
-    slow = Slow(make_world, cancel)
+    slow = Slow(make_harness, cancel)
     if end == "reset":
         slow.peer.reset()
     else:
-        slow.world.drain()
-        slow.world.run()
+        slow.harness.drain()
+        slow.harness.run()
     assert slow.peer.lost
     assert cancelled == [answer for _, answer in slow.checker.asked]
-    assert len(slow.world.topics) == 0
+    assert len(slow.harness.topics) == 0
     assert slow.realm.inside == 0
 
 
 def test_a_server_that_began_to_stop_meanwhile_refuses(slow: Slow) -> None:
-    for factory in slow.world.factories:
+    for factory in slow.harness.factories:
         factory.draining = True
     slow.answer()
     assert response(slow.peer.received)[0] == 503
-    slow.world.advance(6)
+    slow.harness.advance(6)
     assert slow.realm.inside == 0
 
 
 def test_who_is_refused_after_the_login_is_logged_out(slow: Slow) -> None:
     slow.answer(Grant(topics=frozenset({"other"})))
     assert response(slow.peer.received)[0] == 403
-    slow.world.advance(6)
+    slow.harness.advance(6)
     assert slow.realm.inside == 0
 
 
@@ -683,20 +685,20 @@ def test_a_portal_that_fails_is_500_and_its_text_stays_out_of_the_log(
     assert "opaque" not in log
 
 
-def test_a_crowd_is_joined_in_turn(make_world: MakeWorld, tmp_path: Path) -> None:
-    world = make_world(portal=issuer.portal(tmp_path))
-    everybody = [enter(world, token()) for _ in range(40)]
+def test_a_crowd_is_joined_in_turn(make_harness: MakeHarness, tmp_path: Path) -> None:
+    harness = make_harness(portal=issuer.portal(tmp_path))
+    everybody = [enter(harness, token()) for _ in range(40)]
     assert len({peer.id for peer in everybody}) == 40
 
 
 # Names and passwords
 
 
-def test_passwords_are_taken_where_the_portal_takes_them(make_world: MakeWorld) -> None:
-    world = make_world(portal=Portal(GrantRealm(), [InMemoryUsernamePasswordDatabaseDontUse(ada=b"north")]))
+def test_passwords_are_taken_where_the_portal_takes_them(make_harness: MakeHarness) -> None:
+    harness = make_harness(portal=Portal(GrantRealm(), [InMemoryUsernamePasswordDatabaseDontUse(ada=b"north")]))
 
     def ask(text: str) -> tuple[int, dict[str, str], str]:
-        return world.request(upgrade("/ws/room", Authorization=f"Basic {b64encode(text.encode()).decode()}"))
+        return harness.request(upgrade("/ws/room", Authorization=f"Basic {b64encode(text.encode()).decode()}"))
 
     assert ask("ada:north")[0] == 101
     status, headers, body = ask("ada:south")
@@ -704,13 +706,13 @@ def test_passwords_are_taken_where_the_portal_takes_them(make_world: MakeWorld) 
     assert headers["www-authenticate"] == 'basic realm="signaling", charset="utf-8"'
     assert ask("eve:north")[0] == 401
     assert ask("ada")[0] == 400
-    assert world.request(upgrade("/ws/room", Authorization="Basic ?"))[0] == 400
-    assert world.request(upgrade("/ws/room?token=x"))[0] == 401
+    assert harness.request(upgrade("/ws/room", Authorization="Basic ?"))[0] == 400
+    assert harness.request(upgrade("/ws/room?token=x"))[0] == 401
 
 
 @pytest.mark.parametrize(("equal", "status"), [(True, 101), (False, 401)])
 def test_what_compares_passwords_takes_the_same_time_for_all(
-    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, equal: bool, status: int
+    make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch, equal: bool, status: int
 ) -> None:
     compared: list[tuple[bytes, bytes]] = []
 
@@ -720,10 +722,10 @@ def test_what_compares_passwords_takes_the_same_time_for_all(
 
     # What hmac.compare_digest says decides, and nothing else does.
     monkeypatch.setattr("signaling.auth.cred.compare_digest", compare)
-    world = make_world(portal=Portal(GrantRealm(), [InMemoryUsernamePasswordDatabaseDontUse(ada=b"north")]))
+    harness = make_harness(portal=Portal(GrantRealm(), [InMemoryUsernamePasswordDatabaseDontUse(ada=b"north")]))
     for password in (b"north", b"south", b""):
         basic = b64encode(b"ada:" + password).decode()
-        assert world.request(upgrade("/ws/room", Authorization=f"Basic {basic}"))[0] == status
+        assert harness.request(upgrade("/ws/room", Authorization=f"Basic {basic}"))[0] == status
     assert compared == [(b"north", b"north"), (b"south", b"north"), (b"", b"north")]
 
 
@@ -734,18 +736,18 @@ def test_what_compares_passwords_takes_the_same_time_for_all(
     "target", ["/ws/room?x=1&token=SECRET&metadata=1", "/ws/a/b?resume=SECRET&seen=1", "/ws/%zz?%74oken=SECRET"]
 )
 def test_a_foreign_sites_log_does_not_show_what_a_query_keeps_secret(tmp_path: Path, target: str) -> None:
-    world = World(site=True, portal=issuer.portal(tmp_path))
+    harness = Harness(site=True, portal=issuer.portal(tmp_path))
     lines: list[str] = []
-    world.site.log = lambda request: lines.append(request.uri.decode())
-    assert world.request(upgrade(target))[0] in (400, 404)
+    harness.site.log = lambda request: lines.append(request.uri.decode())
+    assert harness.request(upgrade(target))[0] in (400, 404)
     assert lines
     assert "SECRET" not in lines[0]
 
 
-def test_a_good_token_is_not_logged(world: World, logged: list[str]) -> None:
+def test_a_good_token_is_not_logged(harness: Harness, logged: list[str]) -> None:
     text = token()
     for transport in TRANSPORTS:
-        world.request(presented(transport, text))
+        harness.request(presented(transport, text))
     assert logged
     assert text not in "\n".join(logged)
     assert not {part for part in text.split(".") if part in "\n".join(logged)}
@@ -754,7 +756,7 @@ def test_a_good_token_is_not_logged(world: World, logged: list[str]) -> None:
 # Keys
 
 
-def test_new_keys_count_without_a_restart(make_world: MakeWorld, tmp_path: Path) -> None:
+def test_new_keys_count_without_a_restart(make_harness: MakeHarness, tmp_path: Path) -> None:
     seconds = [0.0]
     keys = tmp_path / "keys.json"
     keys.write_bytes(issuer.key_set(issuer.jwk("EdDSA", "old")))
@@ -763,13 +765,13 @@ def test_new_keys_count_without_a_restart(make_world: MakeWorld, tmp_path: Path)
 
     told: list[str] = []
     file = KeyFile(str(keys), None, told.append, told.append, lambda: seconds[0])
-    world = make_world(portal=Portal(GrantRealm(), [JwtChecker(file)]))  # type: ignore[list-item]
+    harness = make_harness(portal=Portal(GrantRealm(), [JwtChecker(file)]))  # type: ignore[list-item]
     old, new = token(kid="old"), token(kid="new", number=1)
     keys.write_bytes(issuer.key_set(issuer.jwk("EdDSA", "new", 1)))
-    assert world.request(presented("header", new))[0] == 401
+    assert harness.request(presented("header", new))[0] == 401
     seconds[0] = 1.0
-    assert world.request(presented("header", new))[0] == 101
-    assert world.request(presented("header", old))[0] == 401
+    assert harness.request(presented("header", new))[0] == 101
+    assert harness.request(presented("header", old))[0] == 401
     assert told == ["keys.json: read again; keys: 1"]
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from websockets.frames import Frame, Opcode
 
-from tests.integration.world import Peer, World
+from tests.integration.harness import Harness, Peer
 
 TOPICS = ("a", "b")
 NONSENSE = ("?", "[]", '{"type":"bye"}', '{"type":"offer"}', '{"type":"offer","to":"nobody"}', '{"type":1}')
@@ -43,7 +43,7 @@ class Accounting(RuleBasedStateMachine):
 
     @initialize(way=some)
     def start(self, way: int) -> None:
-        self.world = World(
+        self.harness = Harness(
             **self.WAYS[way % len(self.WAYS)],
             buffer_bytes=3000,
             high_water_messages=3,
@@ -73,9 +73,9 @@ class Accounting(RuleBasedStateMachine):
 
     @rule(topic=st.sampled_from(TOPICS), metadata=st.sampled_from([None, {"name": "Ada"}]))
     def join(self, topic: str, metadata: Any) -> None:
-        full = sum(self.topic[peer] == topic for peer in self.there) == self.world.limits.max_peers_per_topic
+        full = sum(self.topic[peer] == topic for peer in self.there) == self.harness.limits.max_peers_per_topic
         query = "?metadata=%7B%22name%22%3A%22Ada%22%7D" if metadata else ""
-        peer = self.world.peer(f"/ws/{topic}{query}")
+        peer = self.harness.peer(f"/ws/{topic}{query}")
         first = json.loads(peer.texts[0])
         if full:
             assert (first["code"], peer.closed) == ("topic_full", 1013)
@@ -125,7 +125,7 @@ class Accounting(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([1, 4, 11, 36]))
     def wait(self, seconds: int) -> None:
-        self.world.advance(seconds, step=0.5)
+        self.harness.advance(seconds, step=0.5)
 
     # What has to be true
 
@@ -167,8 +167,8 @@ class Accounting(RuleBasedStateMachine):
 
     @invariant()
     def the_counters_tell_the_same(self) -> None:
-        counters = self.world.counters
-        assert self.world.relays_written == sum(sent.written for sent in self.sent)
+        counters = self.harness.counters
+        assert self.harness.relays_written == sum(sent.written for sent in self.sent)
         dropped = sum(sent.errors == ["dropped"] for sent in self.sent)
         assert counters.refused["dropped"] >= dropped
         if not self.ended:
@@ -177,7 +177,7 @@ class Accounting(RuleBasedStateMachine):
 
     @invariant()
     def everyone_knows_who_is_there(self) -> None:
-        dropped = self.world.counters.events_dropped
+        dropped = self.harness.counters.events_dropped
         if dropped != self.dropped:
             # Whose events they were is not told; only those that take nothing can have lost any.
             self.missed_events |= {peer for peer in self.peers if not peer.transport.taking}
@@ -189,10 +189,10 @@ class Accounting(RuleBasedStateMachine):
 
     @invariant()
     def no_topic_outlives_its_last_peer(self) -> None:
-        assert self.world.topics == Counter(self.topic[peer] for peer in self.there)
+        assert self.harness.topics == Counter(self.topic[peer] for peer in self.there)
 
     def teardown(self) -> None:
-        if not hasattr(self, "world"):
+        if not hasattr(self, "harness"):
             return
         for peer in self.talking:
             peer.resume()
@@ -202,13 +202,13 @@ class Accounting(RuleBasedStateMachine):
                 assert sent.written + len(sent.errors) == 1
         self.everyone_knows_who_is_there()
         self.the_counters_tell_the_same()
-        self.world.drain()
-        self.world.advance(11)
-        assert not self.world.open_connections
-        assert len(self.world.topics) == 0
+        self.harness.drain()
+        self.harness.advance(11)
+        assert not self.harness.open_connections
+        assert len(self.harness.topics) == 0
         self.every_frame_that_was_written_is_accounted_for()
-        assert self.world.relays_written == sum(sent.written for sent in self.sent)
-        assert self.world.relays_waiting == 0
+        assert self.harness.relays_written == sum(sent.written for sent in self.sent)
+        assert self.harness.relays_waiting == 0
 
 
 TestAccounting = Accounting.TestCase

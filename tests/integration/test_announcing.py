@@ -8,8 +8,8 @@ import pytest
 from twisted.internet.error import ConnectionLost
 from twisted.python.failure import Failure
 
-from tests.integration.conftest import MakeWorld
-from tests.integration.world import Peer, World, upgrade
+from tests.integration.conftest import MakeHarness
+from tests.integration.harness import Harness, Peer, upgrade
 
 CROWD = 60
 
@@ -29,11 +29,11 @@ def left(peer: Peer) -> list[str]:
     return [message["peerId"] for message in peer.heard() if message["type"] == "peer-left"]
 
 
-def due(world: World) -> list[Any]:
-    return [call for call in world.clock.getDelayedCalls() if call.getTime() <= world.clock.seconds()]
+def due(harness: Harness) -> list[Any]:
+    return [call for call in harness.clock.getDelayedCalls() if call.getTime() <= harness.clock.seconds()]
 
 
-def test_peers_that_all_leave_together_are_announced_to_hardly_anybody(server: World) -> None:
+def test_peers_that_all_leave_together_are_announced_to_hardly_anybody(server: Harness) -> None:
     crowd = [server.join("room") for _ in range(CROWD)]
     before = writes(crowd)
     reset_together(crowd)
@@ -43,40 +43,40 @@ def test_peers_that_all_leave_together_are_announced_to_hardly_anybody(server: W
     assert not due(server)
 
 
-def test_leaves_that_happen_together_are_written_together(world: World) -> None:
-    *crowd, witness = [world.join("room") for _ in range(CROWD)]
-    witness.heard()
-    before = writes([witness])
+def test_leaves_that_happen_together_are_written_together(harness: Harness) -> None:
+    *crowd, observer = [harness.join("room") for _ in range(CROWD)]
+    observer.heard()
+    before = writes([observer])
     reset_together(crowd)
-    world.run()
-    assert sorted(left(witness)) == sorted(peer.id for peer in crowd)
+    harness.run()
+    assert sorted(left(observer)) == sorted(peer.id for peer in crowd)
     # Each node says at once what it sees first.
-    assert writes([witness]) - before < CROWD / 3
+    assert writes([observer]) - before < CROWD / 3
 
 
-def test_a_newcomer_hears_of_nobody_who_was_gone_before_it_came(server: World) -> None:
-    *crowd, witness = [server.join("room") for _ in range(CROWD)]
-    witness.heard()
+def test_a_newcomer_hears_of_nobody_who_was_gone_before_it_came(server: Harness) -> None:
+    *crowd, observer = [server.join("room") for _ in range(CROWD)]
+    observer.heard()
     newcomer = server.knock("/ws/room")
     reset_together(crowd)
     newcomer.step()
     server.run()
     messages = newcomer.heard()
     assert [message["type"] for message in messages] == ["welcome", "peer-list"]
-    assert [entry["id"] for entry in messages[1]["peers"]] == [witness.id]
-    assert [message["type"] for message in witness.heard()] == ["peer-left"] * len(crowd) + ["peer-joined"]
+    assert [entry["id"] for entry in messages[1]["peers"]] == [observer.id]
+    assert [message["type"] for message in observer.heard()] == ["peer-left"] * len(crowd) + ["peer-joined"]
 
 
-def test_a_relay_comes_behind_the_announcement_of_its_sender(world: World) -> None:
-    crowd = [world.join("room") for _ in range(CROWD)]
+def test_a_relay_comes_behind_the_announcement_of_its_sender(harness: Harness) -> None:
+    crowd = [harness.join("room") for _ in range(CROWD)]
     target = crowd[0]
     target.heard()
-    newcomers = [world.connect() for _ in range(10)]
+    newcomers = [harness.connect() for _ in range(10)]
     relay = b'{"type":"offer","to":"%b"}' % target.id.encode()
     frame = b"\x81%c\0\0\0\0%b" % (0x80 | len(relay), relay)
     for newcomer in newcomers:
         newcomer.send_together(upgrade("/ws/room").encode() + frame)
-    world.run()
+    harness.run()
     known: set[str] = set()
     relays = 0
     for message in target.heard():
@@ -89,13 +89,13 @@ def test_a_relay_comes_behind_the_announcement_of_its_sender(world: World) -> No
 
 
 @pytest.mark.parametrize("window", [0, 5])
-def test_a_full_queue_takes_no_more_events_of_a_mass_leave_than_its_mark(make_server: MakeWorld, window: int) -> None:
+def test_a_full_queue_takes_no_more_events_of_a_mass_leave_than_its_mark(make_server: MakeHarness, window: int) -> None:
     server = make_server(buffer_bytes=1000, high_water_messages=4, resume_window_seconds=window)
-    *crowd, slow, witness = [server.join("room") for _ in range(CROWD)]
-    for peer in (slow, witness):
+    *crowd, slow, observer = [server.join("room") for _ in range(CROWD)]
+    for peer in (slow, observer):
         peer.heard()
     slow.stall()
-    witness.offer(slow, payload="x" * 1000)
+    observer.offer(slow, payload="x" * 1000)
     dropped = server.counters.events_dropped
     for peer in crowd:
         peer.leave()
@@ -104,12 +104,12 @@ def test_a_full_queue_takes_no_more_events_of_a_mass_leave_than_its_mark(make_se
     heard = len(left(slow))
     assert heard == 4
     assert server.counters.events_dropped - dropped == len(crowd) - heard
-    assert len(left(witness)) == len(crowd)
+    assert len(left(observer)) == len(crowd)
 
 
-def test_who_comes_back_while_events_wait_is_told_by_its_list_alone(make_server: MakeWorld) -> None:
+def test_who_comes_back_while_events_wait_is_told_by_its_list_alone(make_server: MakeHarness) -> None:
     server = make_server(resume_window_seconds=5)
-    *crowd, witness = [server.join("room") for _ in range(CROWD)]
+    *crowd, observer = [server.join("room") for _ in range(CROWD)]
     lost = server.peer("/ws/room")
     token = lost.heard()[0]["resume"]["token"]
     lost.reset()
@@ -123,10 +123,10 @@ def test_who_comes_back_while_events_wait_is_told_by_its_list_alone(make_server:
     listed = {entry["id"] for entry in messages[1]["peers"]}
     gone = {message["peerId"] for message in messages[2:]}
     assert gone <= listed
-    assert listed - gone == {peer.id for peer in [*crowd[30:], witness]}
+    assert listed - gone == {peer.id for peer in [*crowd[30:], observer]}
 
 
-def test_a_drain_in_the_middle_of_a_mass_leave_leaves_no_timer(server: World) -> None:
+def test_a_drain_in_the_middle_of_a_mass_leave_leaves_no_timer(server: Harness) -> None:
     crowd = [server.join("room") for _ in range(CROWD)]
     reset_together(crowd[:40])
     server.drain()

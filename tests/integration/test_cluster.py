@@ -13,20 +13,20 @@ from websockets.frames import Frame, Opcode
 from signaling.backplane.cluster import Cluster
 from signaling.backplane.redis.scripts import Keys
 from signaling.core.interfaces import OutgoingSession
-from tests.integration.world import Peer, World
+from tests.integration.harness import Harness, Peer
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
-    world = World(nodes=3, resume_window_seconds=30)
-    yield world
-    world.close()
+def harness() -> Iterator[Harness]:
+    harness = Harness(nodes=3, resume_window_seconds=30)
+    yield harness
+    harness.close()
 
 
-def arrive(world: World, node: int, query: str = "", topic: str = "room") -> Peer:
+def arrive(harness: Harness, node: int, query: str = "", topic: str = "room") -> Peer:
     """Join on one of the nodes; what came first is not looked at."""
-    peer = world.knock(f"/ws/{topic}{query}", node=node)
-    world.run()
+    peer = harness.knock(f"/ws/{topic}{query}", node=node)
+    harness.run()
     return peer
 
 
@@ -46,193 +46,193 @@ def ask(*peers: Peer) -> None:
 # A lost connection to the store
 
 
-def test_a_node_goes_on_where_its_connection_is_lost_under_a_join(world: World) -> None:
-    peer = world.knock("/ws/room", node=0)
+def test_a_node_goes_on_where_its_connection_is_lost_under_a_join(harness: Harness) -> None:
+    peer = harness.knock("/ws/room", node=0)
     ask(peer)
-    assert world.engines[0].waiting == 1
-    world.engines[0].lose()
-    world.run()
+    assert harness.engines[0].waiting == 1
+    harness.engines[0].lose()
+    harness.run()
     assert [message["type"] for message in peer.heard()] == ["welcome", "peer-list"]
-    world.engines[0].come_back()
-    world.run()
-    assert len(arrive(world, 1).heard()[1]["peers"]) == 1
+    harness.engines[0].come_back()
+    harness.run()
+    assert len(arrive(harness, 1).heard()[1]["peers"]) == 1
 
 
 # A channel that loses something, and an engine that is not the one to blame
 
 
-def unready_reasons(world: World, node: int = 0) -> list[str]:
-    return world.factories[node].backplane.unready_reasons
+def unready_reasons(harness: Harness, node: int = 0) -> list[str]:
+    return harness.factories[node].backplane.unready_reasons
 
 
 @pytest.mark.parametrize("kind", ["left", "joined"])
-def test_an_event_that_got_lost_without_a_sign_is_made_up_for_within_seconds(world: World, kind: str) -> None:
-    watcher, other = arrive(world, 0), arrive(world, 1)
+def test_an_event_that_got_lost_without_a_sign_is_made_up_for_within_seconds(harness: Harness, kind: str) -> None:
+    watcher, other = arrive(harness, 0), arrive(harness, 1)
     watcher.heard()
-    world.engines[0].deaf_for = 1
+    harness.engines[0].deaf_for = 1
     if kind == "left":
         other.leave()
     else:
-        arrive(world, 2)
+        arrive(harness, 2)
     assert watcher.heard() == []
-    world.advance(3)
+    harness.advance(3)
     assert [message["type"] for message in watcher.heard()] == [f"peer-{kind}"]
-    assert world.engines[0].connects == 1
+    assert harness.engines[0].connects == 1
 
 
-def test_no_event_is_missed_where_none_got_lost(world: World) -> None:
+def test_no_event_is_missed_where_none_got_lost(harness: Harness) -> None:
     for node in (0, 1, 2, 0):
-        arrive(world, node).leave()
-    world.advance(5)
-    calls = [engine.calls for engine in world.engines]
-    world.advance(5)
+        arrive(harness, node).leave()
+    harness.advance(5)
+    calls = [engine.calls for engine in harness.engines]
+    harness.advance(5)
     # Each beat, and no comparison of a topic.
-    assert [engine.calls - before for engine, before in zip(world.engines, calls, strict=True)] == [5, 5, 5]
+    assert [engine.calls - before for engine, before in zip(harness.engines, calls, strict=True)] == [5, 5, 5]
 
 
-def test_a_channel_that_alone_falls_silent_is_connected_anew_and_readyz_says_so(world: World) -> None:
-    world.engines[0].deaf_for = float("inf")
-    while world.engines[0].connects == 1:
-        world.clock.advance(0.25)
-        for engine in world.engines:
+def test_a_channel_that_alone_falls_silent_is_connected_anew_and_readyz_says_so(harness: Harness) -> None:
+    harness.engines[0].deaf_for = float("inf")
+    while harness.engines[0].connects == 1:
+        harness.clock.advance(0.25)
+        for engine in harness.engines:
             engine.step()
-        assert world.clock.seconds() <= 4.5
-    world.engines[0].deaf_for = 0
-    assert unready_reasons(world) == ["the backplane is out of reach"]
-    world.run()
-    assert unready_reasons(world) == []
+        assert harness.clock.seconds() <= 4.5
+    harness.engines[0].deaf_for = 0
+    assert unready_reasons(harness) == ["the backplane is out of reach"]
+    harness.run()
+    assert unready_reasons(harness) == []
 
 
-def test_a_node_that_stood_still_does_not_blame_the_engine(world: World) -> None:
-    world.advance(1)
+def test_a_node_that_stood_still_does_not_blame_the_engine(harness: Harness) -> None:
+    harness.advance(1)
     # A look, whose beat is not answered before the next one.
-    world.clock.advance(1)
+    harness.clock.advance(1)
     for _ in range(2):
-        world.clock.advance(5)
-        assert unready_reasons(world) == []
-        world.run()
-    assert [engine.connects for engine in world.engines] == [1, 1, 1]
+        harness.clock.advance(5)
+        assert unready_reasons(harness) == []
+        harness.run()
+    assert [engine.connects for engine in harness.engines] == [1, 1, 1]
 
 
-def test_an_engine_that_answers_joins_is_there_however_late_it_answers_a_beat(world: World) -> None:
-    world.engines[0].refused = {"beat"}
+def test_an_engine_that_answers_joins_is_there_however_late_it_answers_a_beat(harness: Harness) -> None:
+    harness.engines[0].refused = {"beat"}
     for _ in range(12):
-        world.advance(0.5)
-        arrive(world, 0)
-    assert unready_reasons(world) == []
-    world.advance(3)
+        harness.advance(0.5)
+        arrive(harness, 0)
+    assert unready_reasons(harness) == []
+    harness.advance(3)
     # The others take it for dead before long.
-    assert unready_reasons(world) == ["the backplane is out of reach"]
+    assert unready_reasons(harness) == ["the backplane is out of reach"]
 
 
 # Claims that cross
 
 
-def test_a_token_that_is_shown_twice_at_once_makes_one_of_both_that_peer(world: World) -> None:
-    watcher = arrive(world, 0)
+def test_a_token_that_is_shown_twice_at_once_makes_one_of_both_that_peer(harness: Harness) -> None:
+    watcher = arrive(harness, 0)
     watcher.id, _ = greeting(watcher)
-    own, token = greeting(peer := arrive(world, 1))
+    own, token = greeting(peer := arrive(harness, 1))
     peer.reset()
-    both = [world.knock(f"/ws/room?resume={token}&seen=2", node=2) for _ in range(2)]
-    world.run()
-    world.advance(15)
+    both = [harness.knock(f"/ws/room?resume={token}&seen=2", node=2) for _ in range(2)]
+    harness.run()
+    harness.advance(15)
     welcome = both[1].heard()[0]
     assert (welcome["selfId"], welcome["resumed"], [peer.lost for peer in both]) == (own, True, [True, False])
     watcher.offer(own, payload="later")
     assert both[1].heard()[-1]["payload"] == "later"
-    assert {entry["id"] for entry in arrive(world, 0).heard()[1]["peers"]} == {own, watcher.id}
+    assert {entry["id"] for entry in arrive(harness, 0).heard()[1]["peers"]} == {own, watcher.id}
 
 
-def test_who_breaks_off_while_it_comes_back_is_nobody_s_ghost(world: World) -> None:
-    watchers = [arrive(world, node) for node in range(3)]
-    own, token = greeting(peer := arrive(world, 1))
+def test_who_breaks_off_while_it_comes_back_is_nobody_s_ghost(harness: Harness) -> None:
+    watchers = [arrive(harness, node) for node in range(3)]
+    own, token = greeting(peer := arrive(harness, 1))
     peer.reset()
     for watcher in watchers:
         watcher.heard()
-    back = world.knock(f"/ws/room?resume={token}&seen=2", node=2)
+    back = harness.knock(f"/ws/room?resume={token}&seen=2", node=2)
     ask(back)
     back.reset()
-    world.advance(60)
+    harness.advance(60)
     for watcher in watchers:
         assert watcher.heard() == [{"type": "peer-left", "peerId": own}]
 
 
 @pytest.mark.parametrize("is_alone", [False, True])
-def test_a_relay_that_meets_a_peer_on_its_way_to_another_node_is_dropped(world: World, is_alone: bool) -> None:
-    sender = arrive(world, 0)
+def test_a_relay_that_meets_a_peer_on_its_way_to_another_node_is_dropped(harness: Harness, is_alone: bool) -> None:
+    sender = arrive(harness, 0)
     if not is_alone:
-        arrive(world, 1)
-    own, token = greeting(peer := arrive(world, 1))
+        arrive(harness, 1)
+    own, token = greeting(peer := arrive(harness, 1))
     peer.reset()
     sender.heard()
-    back = world.knock(f"/ws/room?resume={token}&seen=2", node=2)
+    back = harness.knock(f"/ws/room?resume={token}&seen=2", node=2)
     ask(back)
-    while not world.factories[2].topics.size("room"):
-        for engine in world.engines[1:]:
+    while not harness.factories[2].topics.size("room"):
+        for engine in harness.engines[1:]:
             engine.step()
-    world.engines[1].step()
+    harness.engines[1].step()
     sender.client.send_text(json.dumps({"type": "offer", "to": own, "msgId": "m"}).encode())
     sender.flush()
-    world.run()
+    harness.run()
     assert [(message["code"], message["msgId"]) for message in sender.heard()] == [("dropped", "m")]
 
 
 @pytest.mark.parametrize("steps", range(4))
-def test_who_breaks_off_while_it_comes_back_may_come_back_again(world: World, steps: int) -> None:
-    watchers = [arrive(world, node) for node in range(3)]
+def test_who_breaks_off_while_it_comes_back_may_come_back_again(harness: Harness, steps: int) -> None:
+    watchers = [arrive(harness, node) for node in range(3)]
     sender = watchers[0]
-    own, token = greeting(peer := arrive(world, 1))
+    own, token = greeting(peer := arrive(harness, 1))
     peer.reset()
     sender.offer(own, payload="missed")
     for watcher in watchers:
         watcher.heard()
-    back = world.knock(f"/ws/room?resume={token}&seen=2", node=2)
+    back = harness.knock(f"/ws/room?resume={token}&seen=2", node=2)
     ask(back)
     for _ in range(steps):
-        for engine in world.engines:
+        for engine in harness.engines:
             engine.step()
     back.reset()
-    world.run()
+    harness.run()
     sender.offer(own, payload="later")
-    welcome, _, *missed = arrive(world, 1, f"?resume={token}&seen=2").heard()
+    welcome, _, *missed = arrive(harness, 1, f"?resume={token}&seen=2").heard()
     assert (welcome["selfId"], welcome["resumed"]) == (own, True)
     assert [message["payload"] for message in missed] == ["missed", "later"]
     assert [message for watcher in watchers for message in watcher.heard()] == []
 
 
 def test_who_comes_back_to_a_full_node_is_turned_away_and_nothing_breaks() -> None:
-    world = World(nodes=3, resume_window_seconds=30, max_peers_per_topic=3)
-    own, token = greeting(peer := arrive(world, 0))
+    harness = Harness(nodes=3, resume_window_seconds=30, max_peers_per_topic=3)
+    own, token = greeting(peer := arrive(harness, 0))
     peer.reset()
-    world.engines[2].lose()
-    others = [arrive(world, 2) for _ in range(3)]
-    world.engines[2].come_back()
-    world.run()
-    back = arrive(world, 2, f"?resume={token}&seen=2")
+    harness.engines[2].lose()
+    others = [arrive(harness, 2) for _ in range(3)]
+    harness.engines[2].come_back()
+    harness.run()
+    back = arrive(harness, 2, f"?resume={token}&seen=2")
     assert (back.heard()[0]["code"], back.closed) == ("topic_full", 1013)
     assert {"type": "peer-left", "peerId": own} in others[0].heard()
-    world.close()
+    harness.close()
 
 
-def test_a_session_that_cannot_be_read_makes_a_new_peer(world: World) -> None:
-    own, token = greeting(peer := arrive(world, 0))
+def test_a_session_that_cannot_be_read_makes_a_new_peer(harness: Harness) -> None:
+    own, token = greeting(peer := arrive(harness, 0))
     peer.reset()
     unreadable = OutgoingSession(b"\x93\x01\x02\x03", [], [])
-    world.factories[0].local.prepare_handoff = lambda topic, proof: unreadable  # type: ignore[method-assign]
-    welcome, peer_list = arrive(world, 2, f"?resume={token}&seen=2").heard()
+    harness.factories[0].local.prepare_handoff = lambda topic, proof: unreadable  # type: ignore[method-assign]
+    welcome, peer_list = arrive(harness, 2, f"?resume={token}&seen=2").heard()
     assert (welcome["selfId"] != own, "resumed" in welcome, peer_list["peers"]) == (True, False, [])
 
 
-def test_what_is_sent_before_the_welcome_of_a_late_newcomer_is_relayed(world: World) -> None:
-    other = arrive(world, 0)
+def test_what_is_sent_before_the_welcome_of_a_late_newcomer_is_relayed(harness: Harness) -> None:
+    other = arrive(harness, 0)
     other.id, _ = greeting(other)
-    _, token = greeting(peer := arrive(world, 1))
+    _, token = greeting(peer := arrive(harness, 1))
     peer.reset()
-    back = world.knock(f"/ws/room?resume={token}&seen=999", node=1)
+    back = harness.knock(f"/ws/room?resume={token}&seen=999", node=1)
     offer = json.dumps({"type": "offer", "to": other.id, "payload": "early"}).encode()
     back.send_together(*[Frame(Opcode.TEXT, offer).serialize(mask=True)] * 2)
     ask(back)
-    world.run()
+    harness.run()
     assert [message["type"] for message in back.heard()] == ["welcome", "peer-list"]
     assert [message["payload"] for message in other.heard() if message["type"] == "offer"] == ["early"] * 2
 
@@ -258,46 +258,46 @@ ODD = {
 
 
 @pytest.mark.parametrize("what", ODD)
-def test_what_is_not_ours_on_a_node_s_channel_is_passed_over(world: World, what: str) -> None:
-    here, there = arrive(world, 0), arrive(world, 1)
+def test_what_is_not_ours_on_a_node_s_channel_is_passed_over(harness: Harness, what: str) -> None:
+    here, there = arrive(harness, 0), arrive(harness, 1)
     here.heard()
-    say(world, 0, ODD[what])
-    there.offer(greeting(arrive(world, 0))[0])
+    say(harness, 0, ODD[what])
+    there.offer(greeting(arrive(harness, 0))[0])
     assert [message["type"] for message in here.heard()] == ["peer-joined"]
 
 
-def test_a_claim_that_proves_nothing_is_answered(world: World) -> None:
-    own, _ = greeting(arrive(world, 0))
-    say(world, 0, msgspec.msgpack.encode(["c", "n" * 16, 1, "room", own, b"what is this"]))
-    assert [entry["id"] for entry in arrive(world, 1).heard()[1]["peers"]] == [own]
+def test_a_claim_that_proves_nothing_is_answered(harness: Harness) -> None:
+    own, _ = greeting(arrive(harness, 0))
+    say(harness, 0, msgspec.msgpack.encode(["c", "n" * 16, 1, "room", own, b"what is this"]))
+    assert [entry["id"] for entry in arrive(harness, 1).heard()[1]["peers"]] == [own]
 
 
 @pytest.mark.parametrize("last", ["~no ulid~", "7ZZZZZZZZZZZZZZZZZZZZZZZZZ"])
-def test_an_id_that_nobody_can_follow_keeps_nobody_out(world: World, last: str) -> None:
+def test_an_id_that_nobody_can_follow_keeps_nobody_out(harness: Harness, last: str) -> None:
     keys = Keys("signaling:")
     values = [b"signaling:", b"room", b"60", b"n" * 16, last.encode(), b"", b"9", b"9999"]
-    world.engines[0].call("join", [*keys.topic(b"room"), keys.index(b"n" * 16)], values, lambda reply: None)
-    world.run()
-    first, second = arrive(world, 0), arrive(world, 1)
+    harness.engines[0].call("join", [*keys.topic(b"room"), keys.index(b"n" * 16)], values, lambda reply: None)
+    harness.run()
+    first, second = arrive(harness, 0), arrive(harness, 1)
     assert greeting(first)[0] in [message.get("peerId") for message in second.heard()]
-    assert len(greeting(arrive(world, 0, topic="another"))[0]) == 26
+    assert len(greeting(arrive(harness, 0, topic="another"))[0]) == 26
 
 
-def say(world: World, node: int, data: bytes) -> None:
+def say(harness: Harness, node: int, data: bytes) -> None:
     """Publish on the channel of a node."""
-    backplane = world.factories[node].backplane
+    backplane = harness.factories[node].backplane
     assert isinstance(backplane, Cluster)
-    world.engines[0].publish(Keys("signaling:").channel(backplane.node.encode()), data, lambda listeners: None)
-    world.run()
+    harness.engines[0].publish(Keys("signaling:").channel(backplane.node.encode()), data, lambda listeners: None)
+    harness.run()
 
 
 # Slow readers
 
 
-def test_peers_that_take_nothing_cost_nobody_else_the_way_to_their_node(world: World) -> None:
-    sender, reader = arrive(world, 0), arrive(world, 1)
+def test_peers_that_take_nothing_cost_nobody_else_the_way_to_their_node(harness: Harness) -> None:
+    sender, reader = arrive(harness, 0), arrive(harness, 1)
     reader_id, _ = greeting(reader)
-    absent = [arrive(world, 1) for _ in range(70)]
+    absent = [arrive(harness, 1) for _ in range(70)]
     ids = [greeting(peer)[0] for peer in absent]
     for peer in absent:
         peer.reset()
@@ -307,81 +307,81 @@ def test_peers_that_take_nothing_cost_nobody_else_the_way_to_their_node(world: W
     sender.offer(reader_id, "m", "hello")
     assert sender.heard() == []
     assert reader.heard()[-1]["payload"] == "hello"
-    assert world.relays_waiting == sum(factory.backplane.forwarding for factory in world.factories) == 70 * 16
-    world.advance(40)
+    assert harness.relays_waiting == sum(factory.backplane.forwarding for factory in harness.factories) == 70 * 16
+    harness.advance(40)
     assert len([message for message in sender.heard() if message.get("code") == "dropped"]) == 70 * 16
-    assert world.relays_waiting == 0
+    assert harness.relays_waiting == 0
 
 
 # A node that dies, or a store that is away
 
 
-def test_who_comes_back_from_a_node_that_is_gone_waits_for_nobody(world: World) -> None:
-    arrive(world, 1)
-    _, token = greeting(arrive(world, 0))
-    world.engines[0].disconnect()
-    before = world.clock.seconds()
-    back = arrive(world, 1, f"?resume={token}&seen=2")
+def test_who_comes_back_from_a_node_that_is_gone_waits_for_nobody(harness: Harness) -> None:
+    arrive(harness, 1)
+    _, token = greeting(arrive(harness, 0))
+    harness.engines[0].disconnect()
+    before = harness.clock.seconds()
+    back = arrive(harness, 1, f"?resume={token}&seen=2")
     assert "resumed" not in back.heard()[0]
-    assert world.clock.seconds() - before < 1
+    assert harness.clock.seconds() - before < 1
 
 
-def test_topics_that_came_and_went_while_the_store_was_away_are_not_asked_about(world: World) -> None:
-    stayed = arrive(world, 0, topic="stays")
-    left = arrive(world, 0, topic="left")
-    world.engines[0].lose()
+def test_topics_that_came_and_went_while_the_store_was_away_are_not_asked_about(harness: Harness) -> None:
+    stayed = arrive(harness, 0, topic="stays")
+    left = arrive(harness, 0, topic="left")
+    harness.engines[0].lose()
     left.leave()
     for number in range(50):
-        arrive(world, 0, topic=f"t{number}").leave()
+        arrive(harness, 0, topic=f"t{number}").leave()
     scripts: list[str] = []
-    call = world.engines[0].call
-    world.engines[0].call = lambda script, *rest: (scripts.append(script), call(script, *rest))  # type: ignore
-    world.engines[0].come_back()
-    world.run()
+    call = harness.engines[0].call
+    harness.engines[0].call = lambda script, *rest: (scripts.append(script), call(script, *rest))  # type: ignore
+    harness.engines[0].come_back()
+    harness.run()
     assert scripts.count("sync") == 2
-    assert arrive(world, 1, topic="left").heard()[1]["peers"] == []
-    assert len(arrive(world, 1, topic="stays").heard()[1]["peers"]) == 1
+    assert arrive(harness, 1, topic="left").heard()[1]["peers"] == []
+    assert len(arrive(harness, 1, topic="stays").heard()[1]["peers"]) == 1
     assert [message["type"] for message in stayed.heard()] == ["welcome", "peer-list", "peer-joined"]
 
 
-def test_a_node_that_stopped_starts_again(world: World) -> None:
-    other = arrive(world, 1)
+def test_a_node_that_stopped_starts_again(harness: Harness) -> None:
+    other = arrive(harness, 1)
     stopped: list[bool] = []
-    world.factories[0].backplane.stop(lambda: stopped.append(True))
-    world.run()
+    harness.factories[0].backplane.stop(lambda: stopped.append(True))
+    harness.run()
     assert stopped == [True]
-    world.factories[0].backplane.start(world.factories[0].local)
-    world.run()
-    peer = arrive(world, 0)
+    harness.factories[0].backplane.start(harness.factories[0].local)
+    harness.run()
+    peer = arrive(harness, 0)
     own = greeting(peer)[0]
     other.offer(own, payload="again")
     assert peer.heard()[-1]["payload"] == "again"
-    assert world.factories[0].unready_reasons["backplane"] == []
+    assert harness.factories[0].unready_reasons["backplane"] == []
 
 
 @pytest.mark.parametrize("reachable", [True, False])
-def test_a_node_stops_in_time_whatever_the_store_does(world: World, reachable: bool) -> None:
-    arrive(world, 0)
-    peer = world.knock("/ws/room", node=0)
+def test_a_node_stops_in_time_whatever_the_store_does(harness: Harness, reachable: bool) -> None:
+    arrive(harness, 0)
+    peer = harness.knock("/ws/room", node=0)
     ask(peer)
     if reachable:
-        world.engines[0].step = lambda: False  # type: ignore[method-assign]
+        harness.engines[0].step = lambda: False  # type: ignore[method-assign]
     else:
-        world.engines[0].lose()
+        harness.engines[0].lose()
     stopped: list[float] = []
-    world.factories[0].backplane.stop(lambda: stopped.append(world.clock.seconds()))
-    world.advance(10)
+    harness.factories[0].backplane.stop(lambda: stopped.append(harness.clock.seconds()))
+    harness.advance(10)
     assert stopped
     assert stopped[0] <= 3
 
 
-def test_a_token_that_is_shown_to_two_nodes_at_once_resumes_at_one_of_them(world: World) -> None:
-    watcher = arrive(world, 1)
-    own, token = greeting(peer := arrive(world, 1))
+def test_a_token_that_is_shown_to_two_nodes_at_once_resumes_at_one_of_them(harness: Harness) -> None:
+    watcher = arrive(harness, 1)
+    own, token = greeting(peer := arrive(harness, 1))
     peer.reset()
-    both = [world.knock(f"/ws/room?resume={token}&seen=2", node=node) for node in (0, 2)]
+    both = [harness.knock(f"/ws/room?resume={token}&seen=2", node=node) for node in (0, 2)]
     ask(*both)
-    world.run()
+    harness.run()
     welcomes = [peer.heard()[0] for peer in both]
     assert sorted(welcome.get("resumed", False) for welcome in welcomes) == [False, True]
     (resumed,) = [welcome["selfId"] for welcome in welcomes if "resumed" in welcome]
@@ -391,63 +391,63 @@ def test_a_token_that_is_shown_to_two_nodes_at_once_resumes_at_one_of_them(world
 
 @pytest.mark.parametrize("steps", range(6))
 def test_a_peer_that_two_connections_came_for_holds_one_place(steps: int) -> None:
-    world = World(nodes=3, resume_window_seconds=30, max_connections_per_address=2)
-    _, token = greeting(peer := arrive(world, 1))
+    harness = Harness(nodes=3, resume_window_seconds=30, max_connections_per_address=2)
+    _, token = greeting(peer := arrive(harness, 1))
     peer.reset()
-    first, second = (world.knock(f"/ws/room?resume={token}&seen=2", node=2) for _ in range(2))
+    first, second = (harness.knock(f"/ws/room?resume={token}&seen=2", node=2) for _ in range(2))
     first.stall()
     ask(first)
     for _ in range(steps):
-        world.engines[steps % 3].step()
-        for engine in world.engines:
+        harness.engines[steps % 3].step()
+        for engine in harness.engines:
             engine.step()
     ask(second)
-    while not world.factories[2].topics.size("room"):
-        for engine in world.engines[::-1]:
+    while not harness.factories[2].topics.size("room"):
+        for engine in harness.engines[::-1]:
             engine.step()
     first.reset()
     second.leave()
-    world.advance(31)
-    assert world.topics == {}
-    assert [arrive(world, 2).heard()[0]["type"] for _ in range(2)] == ["welcome"] * 2
-    world.close()
+    harness.advance(31)
+    assert harness.topics == {}
+    assert [arrive(harness, 2).heard()[0]["type"] for _ in range(2)] == ["welcome"] * 2
+    harness.close()
 
 
-def test_a_store_that_refuses_is_not_asked_again_at_every_event(world: World) -> None:
-    engine = world.engines[0]
+def test_a_store_that_refuses_is_not_asked_again_at_every_event(harness: Harness) -> None:
+    engine = harness.engines[0]
     engine.refused = {"join", "sync"}
-    peers = [arrive(world, 0, topic=f"t{number}") for number in range(50)]
+    peers = [arrive(harness, 0, topic=f"t{number}") for number in range(50)]
     assert [len(peer.heard()) for peer in peers] == [2] * 50
     assert engine.refusals <= 50 + 2 * 50
     engine.refused = set()
-    world.advance(5)
-    assert len(arrive(world, 1, topic="t7").heard()[1]["peers"]) == 1
+    harness.advance(5)
+    assert len(arrive(harness, 1, topic="t7").heard()[1]["peers"]) == 1
 
 
 # What a balancer and an operator are told
 
 
-def readyz(world: World, query: str = "") -> tuple[int, dict]:
+def readyz(harness: Harness, query: str = "") -> tuple[int, dict]:
     """Ask the next node."""
-    status, _, body = world.request(f"GET /readyz{query} HTTP/1.1\r\nHost: x\r\n\r\n")
+    status, _, body = harness.request(f"GET /readyz{query} HTTP/1.1\r\nHost: x\r\n\r\n")
     return status, json.loads(body) if status != 400 else {"said": body}
 
 
-def test_readyz_tells_that_the_store_is_away_and_can_be_asked_past_it(world: World) -> None:
-    assert [readyz(world) for _ in world.factories] == [(200, {"ready": True})] * 3
-    for engine in world.engines:
+def test_readyz_tells_that_the_store_is_away_and_can_be_asked_past_it(harness: Harness) -> None:
+    assert [readyz(harness) for _ in harness.factories] == [(200, {"ready": True})] * 3
+    for engine in harness.engines:
         engine.lose()
-    world.advance(5)
+    harness.advance(5)
     away = 503, {"ready": False, "reasons": ["the backplane is out of reach"]}
-    assert [readyz(world) for _ in world.factories] == [away] * 3
-    assert readyz(world, "?exclude=backplane&exclude=workers") == (200, {"ready": True})
-    world.factories[0].retire()
-    world.factories[1].retire()
-    assert readyz(world, "?exclude=backplane") == (503, {"ready": False, "reasons": ["the server is stopping"]})
+    assert [readyz(harness) for _ in harness.factories] == [away] * 3
+    assert readyz(harness, "?exclude=backplane&exclude=workers") == (200, {"ready": True})
+    harness.factories[0].retire()
+    harness.factories[1].retire()
+    assert readyz(harness, "?exclude=backplane") == (503, {"ready": False, "reasons": ["the server is stopping"]})
 
 
-def test_readyz_says_which_checks_there_are(world: World) -> None:
-    status, answer = readyz(world, "?exclude=backplan")
+def test_readyz_says_which_checks_there_are(harness: Harness) -> None:
+    status, answer = readyz(harness, "?exclude=backplan")
     assert (status, answer["said"]) == (400, "exclude: there are the checks backplane, drain, workers\n")
 
 
@@ -475,30 +475,30 @@ class Told:
 
 def test_the_log_tells_of_nodes_that_come_and_go() -> None:
     told = Told()
-    world = World(nodes=2, log=told)
-    first, second = (factory.backplane.node for factory in world.factories)  # type: ignore[attr-defined]
+    harness = Harness(nodes=2, log=told)
+    first, second = (factory.backplane.node for factory in harness.factories)  # type: ignore[attr-defined]
     assert told.lines == [("registered", first), ("registered", second)]
     told.lines.clear()
-    arrive(world, 1)
-    world.engines[1].lose()
-    world.advance(15, step=0.5)
+    arrive(harness, 1)
+    harness.engines[1].lose()
+    harness.advance(15, step=0.5)
     assert told.lines == [("unregistered", "it was lost"), ("buried", second)]
     told.lines.clear()
-    world.engines[1].come_back()
-    world.run()
-    assert told.lines == [("taken for dead", second), ("registered", world.factories[1].backplane.node)]  # type: ignore[attr-defined]
-    world.close()
+    harness.engines[1].come_back()
+    harness.run()
+    assert told.lines == [("taken for dead", second), ("registered", harness.factories[1].backplane.node)]  # type: ignore[attr-defined]
+    harness.close()
 
 
 def test_the_log_tells_of_a_wall_clock_that_is_not_the_store_s() -> None:
     told, ahead = Told(), [0.0]
-    world = World(nodes=2, log=told, wall_ahead=lambda: ahead[0])
+    harness = Harness(nodes=2, log=told, wall_ahead=lambda: ahead[0])
     told.lines.clear()
     for ahead[0] in (3600.0, 3601.0, 0.0):
-        world.advance(3)
+        harness.advance(3)
     # Once by each node.
     assert told.lines == [("clocks differ", "-3600")] * 2 + [("clocks differ", "0")] * 2
-    world.close()
+    harness.close()
 
 
 # Joining order
@@ -517,39 +517,39 @@ def heard_in_order(peer: Peer) -> list[str]:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_everybody_hears_of_everybody_in_joining_order_however_joins_of_several_nodes_cross(seed: int) -> None:
-    world, choose = World(nodes=3), random.Random(seed)
+    harness, choose = Harness(nodes=3), random.Random(seed)
     peers: list[Peer] = []
-    while len(peers) < 150 or any(mover.step() for mover in (*world.engines, *peers)):
-        movers = [*world.engines, *peers]
+    while len(peers) < 150 or any(mover.step() for mover in (*harness.engines, *peers)):
+        movers = [*harness.engines, *peers]
         choose.shuffle(movers)
         for mover in movers[: len(movers) // 20 + 1]:
             mover.step()
         if len(peers) < 150:
-            peers.append(world.knock("/ws/room", node=choose.randrange(3)))
-        world.clock.advance(0)
-    world.run()
+            peers.append(harness.knock("/ws/room", node=choose.randrange(3)))
+        harness.clock.advance(0)
+    harness.run()
     in_order = sorted(heard_in_order(peers[0]))
     assert len(in_order) == len(peers)
     assert [order for peer in peers[1:] if (order := heard_in_order(peer)) != in_order] == []
 
 
 def test_a_relay_of_a_newcomer_waits_until_its_target_has_heard_of_it() -> None:
-    world = World(nodes=3)
-    target = arrive(world, 0)
+    harness = Harness(nodes=3)
+    target = arrive(harness, 0)
     target.id = target.heard()[0]["selfId"]
     # Ahead of the sender in joining order, and still without an answer when the sender has its own.
-    ask(first := world.knock("/ws/room", node=0))
-    sender = world.knock("/ws/room", node=1)
+    ask(first := harness.knock("/ws/room", node=0))
+    sender = harness.knock("/ws/room", node=1)
     while not sender.texts:
-        for mover in (sender, world.engines[1]):
+        for mover in (sender, harness.engines[1]):
             mover.step()
-        world.clock.advance(0)
+        harness.clock.advance(0)
     message = {"type": "offer", "to": target.id, "payload": "hello"}
     sender.client.send_text(json.dumps(message).encode())
     sender.flush()
     ask(sender)
-    world.engines[1].step()
-    world.run()
+    harness.engines[1].step()
+    harness.run()
     own = sender.heard()[0]["selfId"]
     heard = [message for message in target.heard() if own in (message.get("peerId"), message.get("from"))]
     assert [message["type"] for message in heard] == ["peer-joined", "offer"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from websockets.frames import Frame, Opcode
 
-from tests.integration.world import Peer, World, upgrade
+from tests.integration.harness import Harness, Peer, upgrade
 
 FLOOD = 2000
 FEW = 200
@@ -20,7 +20,7 @@ def arrivals(target: Peer) -> list[str]:
     return [message["msgId"] for message in target.heard() if message["type"] == "offer"]
 
 
-def test_a_flood_in_one_segment_does_not_hold_up_another_peer(server: World) -> None:
+def test_a_flood_in_one_segment_does_not_hold_up_another_peer(server: Harness) -> None:
     flood, quick, target = (server.join("room") for _ in range(3))
     flood.send_together(b"".join(text(flood, target, n) for n in range(FLOOD)))
     quick.send_together(text(quick, target, "quick"))
@@ -30,7 +30,7 @@ def test_a_flood_in_one_segment_does_not_hold_up_another_peer(server: World) -> 
     assert [msg_id for msg_id in arrived if msg_id != "quick"] == [str(n) for n in range(FLOOD)]
 
 
-def test_floods_take_turns_and_together_hold_up_nobody(server: World) -> None:
+def test_floods_take_turns_and_together_hold_up_nobody(server: Harness) -> None:
     target, quick = server.join("room"), server.join("room")
     floods = [server.join("room") for _ in range(10)]
     for flood in floods:
@@ -46,26 +46,26 @@ def test_floods_take_turns_and_together_hold_up_nobody(server: World) -> None:
 
 
 @pytest.mark.parametrize("opcode", [Opcode.PONG, Opcode.PING])
-def test_tiny_frames_do_not_hold_up_another_peer(world: World, opcode: Opcode) -> None:
-    flood, quick = world.join("room"), world.join("room")
+def test_tiny_frames_do_not_hold_up_another_peer(harness: Harness, opcode: Opcode) -> None:
+    flood, quick = harness.join("room"), harness.join("room")
     flood.send_together(Frame(opcode, b"").serialize(mask=True) * FLOOD + text(flood, quick, "flood"))
     quick.send_together(text(quick, quick, "quick"))
-    world.run()
+    harness.run()
     assert arrivals(quick) == ["quick", "flood"]
 
 
-def test_a_flood_that_leaves_in_the_middle_is_forgotten(world: World) -> None:
-    flood, witness = world.join("room"), world.join("room")
-    flood.send_together(text(flood, witness, 1) * FLOOD)
-    world.run_once()
+def test_a_flood_that_leaves_in_the_middle_is_forgotten(harness: Harness) -> None:
+    flood, observer = harness.join("room"), harness.join("room")
+    flood.send_together(text(flood, observer, 1) * FLOOD)
+    harness.run_once()
     flood.transport.abortConnection()
-    world.run()
+    harness.run()
     assert flood.lost
-    assert witness.heard()[-1] == {"type": "peer-left", "peerId": flood.id}
-    assert len([call for call in world.clock.getDelayedCalls() if call.getTime() <= world.clock.seconds()]) == 0
+    assert observer.heard()[-1] == {"type": "peer-left", "peerId": flood.id}
+    assert len([call for call in harness.clock.getDelayedCalls() if call.getTime() <= harness.clock.seconds()]) == 0
 
 
-def test_what_was_sent_before_the_end_is_relayed(server: World) -> None:
+def test_what_was_sent_before_the_end_is_relayed(server: Harness) -> None:
     flood, target = server.join("room"), server.join("room")
     flood.send_together(b"".join(text(flood, target, n) for n in range(FLOOD)))
     flood.hang_up()
@@ -73,22 +73,22 @@ def test_what_was_sent_before_the_end_is_relayed(server: World) -> None:
     assert flood.lost
 
 
-def test_a_crowd_that_joins_does_not_hold_up_those_who_are_there(world: World) -> None:
-    members = [world.join("room") for _ in range(40)]
+def test_a_crowd_that_joins_does_not_hold_up_those_who_are_there(harness: Harness) -> None:
+    members = [harness.join("room") for _ in range(40)]
     for member in members:
         member.heard()
-    crowd = [world.connect() for _ in range(30)]
+    crowd = [harness.connect() for _ in range(30)]
     for newcomer in crowd:
         newcomer.send_together(upgrade("/ws/room").encode() + text(members[0], members[0], "early"))
     members[0].send_together(text(members[0], members[1], "quick"))
-    world.run()
+    harness.run()
     kinds = [message["type"] for message in members[1].heard()]
     assert kinds.index("offer") < 10
     assert kinds.count("peer-joined") == 30
     assert [message["type"] for message in members[0].heard()].count("offer") == 30
 
 
-def test_who_leaves_before_its_turn_to_join_never_joined(server: World) -> None:
+def test_who_leaves_before_its_turn_to_join_never_joined(server: Harness) -> None:
     members = [server.join("room") for _ in range(40)]
     crowd = [server.connect() for _ in range(30)]
     for newcomer in crowd:
@@ -102,7 +102,7 @@ def test_who_leaves_before_its_turn_to_join_never_joined(server: World) -> None:
     assert not server.open_connections
 
 
-def test_an_error_in_a_turn_ends_its_connection_alone(server: World) -> None:
+def test_an_error_in_a_turn_ends_its_connection_alone(server: Harness) -> None:
     broken, target = server.join("room"), server.join("room")
     protocol = next(c for c in server.factory.connections if c.transport is broken.transport)
     handle, handled = protocol.onMessage, []

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
 from signaling import IceServers, Turn
-from tests.integration.world import Peer, World
+from tests.integration.harness import Harness, Peer
 
 WINDOW = 30.0
 # A dead node's peers are announced within this time.
@@ -21,8 +21,8 @@ BURIED = 15.0
 class Client:
     """A client that resumes on the node that a test names; it counts what it receives."""
 
-    def __init__(self, world: World, node: int, topic: str = "room") -> None:
-        self._world = world
+    def __init__(self, harness: Harness, node: int, topic: str = "room") -> None:
+        self._world = harness
         self._topic = topic
         self.id = self.token = ""
         self.seen = 0
@@ -82,13 +82,13 @@ class Client:
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
-    world = World(nodes=3, resume_window_seconds=WINDOW)
+def harness() -> Iterator[Harness]:
+    harness = Harness(nodes=3, resume_window_seconds=WINDOW)
     # Every node knows the topic, and asks nobody about it.
     for node in range(3):
-        Client(world, node)
-    yield world
-    world.close()
+        Client(harness, node)
+    yield harness
+    harness.close()
 
 
 def dropped(*numbers: int) -> list[tuple[str, int]]:
@@ -101,73 +101,73 @@ def dropped(*numbers: int) -> list[tuple[str, int]]:
 @pytest.mark.parametrize("nodes", [[1], [1, 2], [1, 0], [1, 2, 1]])
 @pytest.mark.parametrize("target_node", [0, 2])
 def test_a_sender_that_moved_is_told_that_its_relay_was_dropped(
-    world: World, nodes: list[int], target_node: int
+    harness: Harness, nodes: list[int], target_node: int
 ) -> None:
-    sender, target = Client(world, 0), Client(world, target_node)
+    sender, target = Client(harness, 0), Client(harness, target_node)
     target.lose()
     sender.offer(target, 1, 2)
     for node in nodes:
         sender.move(node)
-    world.advance(WINDOW)
+    harness.advance(WINDOW)
     assert sender.errors() == dropped(1, 2)
-    assert sum(factory.backplane.forwarding for factory in world.factories) == 0
+    assert sum(factory.backplane.forwarding for factory in harness.factories) == 0
 
 
 @pytest.mark.parametrize("target_node", [0, 2])
-def test_a_sender_that_moved_is_told_nothing_of_what_was_delivered(world: World, target_node: int) -> None:
-    sender, target = Client(world, 0), Client(world, target_node)
+def test_a_sender_that_moved_is_told_nothing_of_what_was_delivered(harness: Harness, target_node: int) -> None:
+    sender, target = Client(harness, 0), Client(harness, target_node)
     target.lose()
     sender.offer(target, 1, 2)
     sender.move(1)
     assert [message["msgId"] for message in target.resume(target_node)[2:]] == ["1", "2"]
-    world.advance(2 * WINDOW)
+    harness.advance(2 * WINDOW)
     assert sender.errors() == []
-    assert sum(factory.backplane.forwarding for factory in world.factories) == 0
+    assert sum(factory.backplane.forwarding for factory in harness.factories) == 0
 
 
-def test_a_sender_that_moved_is_told_when_the_target_s_node_dies(world: World) -> None:
-    sender, target = Client(world, 0), Client(world, 2)
-    world.engines[2].step = lambda: False  # type: ignore[method-assign]
+def test_a_sender_that_moved_is_told_when_the_target_s_node_dies(harness: Harness) -> None:
+    sender, target = Client(harness, 0), Client(harness, 2)
+    harness.engines[2].step = lambda: False  # type: ignore[method-assign]
     sender.offer(target, 1, 2, 3)
     sender.move(1)
-    world.advance(BURIED)
+    harness.advance(BURIED)
     assert sender.errors() == dropped(1, 2, 3)
 
 
-def test_a_sender_that_moved_is_told_when_its_old_node_dies(world: World) -> None:
-    sender, target = Client(world, 0), Client(world, 0)
+def test_a_sender_that_moved_is_told_when_its_old_node_dies(harness: Harness) -> None:
+    sender, target = Client(harness, 0), Client(harness, 0)
     target.lose()
     sender.offer(target, 1, 2, 3)
     sender.move(1)
-    world.engines[0].lose()
-    world.advance(BURIED)
+    harness.engines[0].lose()
+    harness.advance(BURIED)
     assert sender.errors() == dropped(1, 2, 3)
 
 
-def test_a_relay_that_ends_while_its_sender_moves_is_answered(world: World) -> None:
-    sender, target = Client(world, 0), Client(world, 0)
+def test_a_relay_that_ends_while_its_sender_moves_is_answered(harness: Harness) -> None:
+    sender, target = Client(harness, 0), Client(harness, 0)
     target.lose()
     sender.offer(target, 1)
-    world.advance(WINDOW - 1)
+    harness.advance(WINDOW - 1)
     sender.lose()
-    world.engines[1].holds_replies = True
+    harness.engines[1].holds_replies = True
     assert sender.resume(1) == []
-    world.advance(2)
-    world.engines[1].release()
-    world.run()
+    harness.advance(2)
+    harness.engines[1].release()
+    harness.run()
     assert sender.errors() == dropped(1)
 
 
-def test_a_relay_that_ends_while_its_sender_moves_in_vain_is_answered(world: World) -> None:
-    sender, target = Client(world, 0), Client(world, 0)
+def test_a_relay_that_ends_while_its_sender_moves_in_vain_is_answered(harness: Harness) -> None:
+    sender, target = Client(harness, 0), Client(harness, 0)
     target.lose()
     sender.offer(target, 1)
-    world.advance(WINDOW - 1)
+    harness.advance(WINDOW - 1)
     sender.lose()
     token, seen = sender.token, sender.seen
-    world.engines[1].refused = {"move"}
+    harness.engines[1].refused = {"move"}
     assert "resumed" not in sender.resume(1)[0]
-    world.advance(6)
+    harness.advance(6)
     sender.token, sender.seen = token, seen
     messages = sender.resume(0)
     assert messages[0]["resumed"]
@@ -175,30 +175,30 @@ def test_a_relay_that_ends_while_its_sender_moves_in_vain_is_answered(world: Wor
 
 
 @pytest.mark.parametrize("target_node", [1, 2])
-def test_what_is_sent_after_a_move_does_not_overtake_what_was_sent_before(world: World, target_node: int) -> None:
-    sender, target = Client(world, 0), Client(world, target_node)
-    world.engines[0].holds_replies = True
+def test_what_is_sent_after_a_move_does_not_overtake_what_was_sent_before(harness: Harness, target_node: int) -> None:
+    sender, target = Client(harness, 0), Client(harness, target_node)
+    harness.engines[0].holds_replies = True
     sender.offer(target, *range(30))
     sender.move(1)
     sender.offer(target, *range(30, 35))
-    world.engines[0].release()
-    world.run()
+    harness.engines[0].release()
+    harness.run()
     assert target.offers() == list(range(35))
 
 
 # The target moves
 
 
-def test_what_is_sent_while_a_target_moves_there_and_back_arrives_in_order(world: World) -> None:
-    sender, target = Client(world, 0), Client(world, 1)
-    world.engines[0].holds_replies = True
+def test_what_is_sent_while_a_target_moves_there_and_back_arrives_in_order(harness: Harness) -> None:
+    sender, target = Client(harness, 0), Client(harness, 1)
+    harness.engines[0].holds_replies = True
     sender.offer(target, *range(10))
     target.move(2)
     sender.offer(target, 10)
     target.move(1)
-    world.engines[0].release()
+    harness.engines[0].release()
     sender.offer(target, 11)
-    world.run()
+    harness.run()
     received = target.offers(whole=True)
     assert received == sorted(received)
     assert sorted([*received, *(number for _, number in sender.errors(whole=True))]) == list(range(12))
@@ -207,89 +207,89 @@ def test_what_is_sent_while_a_target_moves_there_and_back_arrives_in_order(world
 @pytest.mark.parametrize("sender_node", [0, 1, 2])
 @pytest.mark.parametrize("moves_too", [False, True])
 def test_what_waits_for_a_target_that_breaks_off_again_is_dropped(
-    world: World, sender_node: int, moves_too: bool
+    harness: Harness, sender_node: int, moves_too: bool
 ) -> None:
-    sender, target = Client(world, sender_node), Client(world, 0)
+    sender, target = Client(harness, sender_node), Client(harness, 0)
     target.lose()
     sender.offer(target, 1, 2)
-    world.engines[1].holds_replies = True
+    harness.engines[1].holds_replies = True
     assert target.resume(1) == []
     target.connection.reset()
-    world.engines[1].release()
-    world.run()
+    harness.engines[1].release()
+    harness.run()
     if moves_too:
         sender.move((sender_node + 1) % 3)
     assert sender.errors() == []
-    world.advance(WINDOW)
+    harness.advance(WINDOW)
     assert sender.errors() == dropped(1, 2)
-    assert world.relays_waiting == world.relays_written == 0
+    assert harness.relays_waiting == harness.relays_written == 0
 
 
-def test_a_session_is_resumed_though_the_store_is_late(world: World) -> None:
-    sender, target = Client(world, 0), Client(world, 0)
+def test_a_session_is_resumed_though_the_store_is_late(harness: Harness) -> None:
+    sender, target = Client(harness, 0), Client(harness, 0)
     target.lose()
     sender.offer(target, *range(10))
-    world.engines[1].holds_replies = True
+    harness.engines[1].holds_replies = True
     assert target.resume(1) == []
-    world.advance(2.4)
-    world.engines[1].release()
-    world.run()
+    harness.advance(2.4)
+    harness.engines[1].release()
+    harness.run()
     assert target.offers() == list(range(10))
-    world.advance(WINDOW)
+    harness.advance(WINDOW)
     assert sender.errors() == []
 
 
 @pytest.mark.parametrize("sender_node", [0, 2])
 @pytest.mark.parametrize("seconds", [4.0, 5.5])
-def test_what_waits_is_dropped_where_the_store_is_too_late(world: World, sender_node: int, seconds: float) -> None:
-    sender, target = Client(world, sender_node), Client(world, 0)
+def test_what_waits_is_dropped_where_the_store_is_too_late(harness: Harness, sender_node: int, seconds: float) -> None:
+    sender, target = Client(harness, sender_node), Client(harness, 0)
     target.lose()
     sender.offer(target, *range(10))
     former = target.id
-    world.engines[1].holds_replies = True
+    harness.engines[1].holds_replies = True
     assert target.resume(1) == []
-    world.advance(seconds)
+    harness.advance(seconds)
     assert target.offers() == []
     assert target.id != former
-    world.engines[1].release()
-    world.advance(WINDOW)
+    harness.engines[1].release()
+    harness.advance(WINDOW)
     assert sender.errors() == dropped(*range(10))
 
 
 def test_a_session_that_a_node_s_marks_would_not_hold_is_resumed() -> None:
     marks = [{"high_water_messages": 64}, {"high_water_messages": 1}, {}]
-    world = World(nodes=3, resume_window_seconds=WINDOW, of_nodes=marks)
-    sender, target = Client(world, 0), Client(world, 0)
+    harness = Harness(nodes=3, resume_window_seconds=WINDOW, of_nodes=marks)
+    sender, target = Client(harness, 0), Client(harness, 0)
     target.lose()
     sender.offer(target, *range(30))
     messages = target.resume(1)
     assert messages[0].get("resumed")
     assert [message["msgId"] for message in messages if message["type"] == "offer"] == [str(n) for n in range(30)]
     assert sender.errors() == []
-    world.close()
+    harness.close()
 
 
 def test_what_waits_for_a_peer_that_its_new_node_cannot_take_is_dropped() -> None:
     bounds = [{}, {"max_peers_per_topic": 1}, {}]
-    world = World(nodes=3, resume_window_seconds=WINDOW, of_nodes=bounds)
-    Client(world, 1)
-    sender, target = Client(world, 2), Client(world, 0)
+    harness = Harness(nodes=3, resume_window_seconds=WINDOW, of_nodes=bounds)
+    Client(harness, 1)
+    sender, target = Client(harness, 2), Client(harness, 0)
     target.lose()
     sender.offer(target, *range(10))
     target.resume(1)
-    world.advance(5)
+    harness.advance(5)
     assert sender.errors() == dropped(*range(10))
-    world.close()
+    harness.close()
 
 
-def test_what_waits_for_a_peer_is_dropped_when_the_node_dies_that_has_it_by_now(world: World) -> None:
-    sender, target = Client(world, 0), Client(world, 0)
+def test_what_waits_for_a_peer_is_dropped_when_the_node_dies_that_has_it_by_now(harness: Harness) -> None:
+    sender, target = Client(harness, 0), Client(harness, 0)
     target.lose()
     sender.offer(target, 1, 2)
-    world.engines[1].holds_replies = True
+    harness.engines[1].holds_replies = True
     assert target.resume(1) == []
-    world.engines[1].lose()
-    world.advance(BURIED)
+    harness.engines[1].lose()
+    harness.advance(BURIED)
     assert sender.errors() == dropped(1, 2)
 
 
@@ -311,8 +311,8 @@ steps = st.one_of(
 def test_each_relay_has_one_end_and_they_arrive_in_order(
     steps: list[tuple[str, int]], at: tuple[int, int], returns: bool
 ) -> None:
-    world = World(nodes=3, resume_window_seconds=WINDOW, high_water_messages=4)
-    sender, target = (Client(world, node) for node in at)
+    harness = Harness(nodes=3, resume_window_seconds=WINDOW, high_water_messages=4)
+    sender, target = (Client(harness, node) for node in at)
     ids = sender.id, target.id
     sent = 0
     for what, number in [*steps, ("wait", 1), ("sender", 0), ("target" if returns else "away", 0), ("wait", 1)]:
@@ -321,33 +321,33 @@ def test_each_relay_has_one_end_and_they_arrive_in_order(
             sender.offer(target, *range(sent, sent + number))
             sent += number
         elif what == "late":
-            world.engines[number].holds_replies = True
+            harness.engines[number].holds_replies = True
         elif what == "wait":
-            for engine in world.engines:
+            for engine in harness.engines:
                 engine.release()
-            world.advance(number)
+            harness.advance(number)
         elif what != "relay":
             client.lose()
         if what in {"sender", "target"}:
             client.resume(number)
         sender.read()
-    world.advance(WINDOW if not returns else 0)
+    harness.advance(WINDOW if not returns else 0)
     received, failed = target.offers(whole=True), [number for _, number in sender.errors(whole=True)]
     # A client that comes to a second node while the first one still asks for it may lose its session.
     assume((sender.id, target.id) == ids)
     assert received == sorted(received)
     assert len({*received, *failed}) == len([*received, *failed])
-    assert world.relays_written + len(failed) == sent
-    assert not returns or len(received) == world.relays_written
-    assert world.relays_waiting == sum(factory.backplane.forwarding for factory in world.factories) == 0
-    world.close()
+    assert harness.relays_written + len(failed) == sent
+    assert not returns or len(received) == harness.relays_written
+    assert harness.relays_waiting == sum(factory.backplane.forwarding for factory in harness.factories) == 0
+    harness.close()
 
 
 # What comes of the client
 
 
-def test_a_client_that_counts_what_was_never_written_does_not_hide_it(world: World) -> None:
-    sender, target = Client(world, 0), Client(world, 0)
+def test_a_client_that_counts_what_was_never_written_does_not_hide_it(harness: Harness) -> None:
+    sender, target = Client(harness, 0), Client(harness, 0)
     target.lose()
     sender.offer(target, 1, 2)
     target.seen += 2
@@ -365,12 +365,12 @@ def test_a_resumed_client_ends_with_the_latest_ice_servers(node: int) -> None:
     def servers(clock: Clock) -> IceServers:
         return IceServers(turn=Turn(("turn:turn.example.com",), b"s", 20), wall_clock=clock.seconds)
 
-    world = World(nodes=2, resume_window_seconds=WINDOW, ice_servers=servers)
-    sender, target = Client(world, 0), Client(world, 0)
+    harness = Harness(nodes=2, resume_window_seconds=WINDOW, ice_servers=servers)
+    sender, target = Client(harness, 0), Client(harness, 0)
     target.read()
     target.connection.vanish()
     sender.offer(target, 1)
-    world.advance(11)
+    harness.advance(11)
     assert any("ice-servers" in text for text in target.connection.transport.texts_written())
     sender.offer(target, 2)
     target.connection.reset()
@@ -379,4 +379,4 @@ def test_a_resumed_client_ends_with_the_latest_ice_servers(node: int) -> None:
     sender.offer(target, 3)
     target.lose()
     assert target.resume(1 - node)[0]["resumed"]
-    world.close()
+    harness.close()

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.integration.world import World, response, upgrade
+from tests.integration.harness import Harness, response, upgrade
 
-MakeWorld = Callable[..., World]
+MakeHarness = Callable[..., Harness]
 
 
 def get(path: str, method: str = "GET", **headers: str) -> str:
@@ -17,29 +17,29 @@ def get(path: str, method: str = "GET", **headers: str) -> str:
 
 
 @pytest.fixture
-def port() -> World:
-    return World()
+def port() -> Harness:
+    return Harness()
 
 
-def test_healthz_says_ok(port: World) -> None:
+def test_healthz_says_ok(port: Harness) -> None:
     assert port.request(get("/healthz"))[::2] == (200, "ok")
 
 
-def test_healthz_answers_head_without_a_body(port: World) -> None:
+def test_healthz_answers_head_without_a_body(port: Harness) -> None:
     status, headers, body = port.request(get("/healthz", "HEAD"))
     assert (status, headers["content-length"], body) == (200, "2", "")
 
 
 @pytest.mark.parametrize("path", ["/", "/nope", "/healthz/", "/healthz/x", "/ws", "/ws/", "/ws/a/b", "/WS/a", "/wsx/a"])
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
-def test_unknown_paths_are_404(port: World, path: str, method: str) -> None:
+def test_unknown_paths_are_404(port: Harness, path: str, method: str) -> None:
     assert port.request(get(path, method))[0] == 404
     if method == "GET":
         assert port.request(upgrade(path))[0] == 404
 
 
 @pytest.mark.parametrize("request_text", [get("/ws/room"), upgrade("/ws/room", Sec_WebSocket_Version="12")])
-def test_426_names_upgrade_in_connection_and_ends_it(server: World, request_text: str) -> None:
+def test_426_names_upgrade_in_connection_and_ends_it(server: Harness, request_text: str) -> None:
     status, headers, body = server.request(request_text)
     assert (status, headers["upgrade"], headers["connection"]) == (426, "websocket", "upgrade, close")
     assert body
@@ -61,7 +61,7 @@ REFUSED_UPGRADES = [
 
 @pytest.mark.parametrize(("status", "request_text"), REFUSED_UPGRADES)
 def test_a_refused_upgrade_is_the_last_request_of_its_connection(
-    make_server: MakeWorld, status: int, request_text: str
+    make_server: MakeHarness, status: int, request_text: str
 ) -> None:
     server = make_server(max_connections_per_address=1, allow_origins=["https://own.example"])
     if status == 429:
@@ -76,7 +76,7 @@ def test_a_refused_upgrade_is_the_last_request_of_its_connection(
     assert connection.received.count(b"HTTP/1.1 ") + connection.received.count(b"HTTP/1.0 ") == 1
 
 
-def test_an_upgrade_of_what_is_no_topic_is_answered_and_the_last_request(port: World) -> None:
+def test_an_upgrade_of_what_is_no_topic_is_answered_and_the_last_request(port: Harness) -> None:
     for method, path, status in (("GET", "/healthz", 200), ("GET", "/nope", 404), ("OPTIONS", "*", 200)):
         connection = port.connect()
         connection.send((upgrade(path).replace("GET", method) + get("/healthz")).encode())
@@ -86,7 +86,7 @@ def test_an_upgrade_of_what_is_no_topic_is_answered_and_the_last_request(port: W
 
 
 @pytest.mark.parametrize("origin", ["http://server", "HTTPS://server:8081", "http://[::1]:8081"])
-def test_a_target_in_absolute_form_is_taken(port: World, origin: str) -> None:
+def test_a_target_in_absolute_form_is_taken(port: Harness, origin: str) -> None:
     peer = port.join("room")
     assert f'"peers":[{{"id":"{peer.id}"' in port.request(upgrade(f"{origin}/ws/room"))[2]
     assert port.request(get(f"{origin}/healthz"))[::2] == (200, "ok")
@@ -94,14 +94,14 @@ def test_a_target_in_absolute_form_is_taken(port: World, origin: str) -> None:
     assert port.request(get(f"{origin}/ws/room"))[0] == 426
 
 
-def test_options_of_the_whole_server_are_answered(port: World) -> None:
+def test_options_of_the_whole_server_are_answered(port: Harness) -> None:
     status, headers, body = port.request(get("*", "OPTIONS"))
     assert (status, body) == (200, "")
     assert "server" not in headers
 
 
 @pytest.mark.parametrize("request_text", [upgrade("/ws/été"), get("/ws/été"), upgrade('/ws/a?metadata={"n":"é"}')])
-def test_a_path_that_is_not_ascii_is_told_to_percent_encode(port: World, request_text: str) -> None:
+def test_a_path_that_is_not_ascii_is_told_to_percent_encode(port: Harness, request_text: str) -> None:
     for data in (request_text.encode(), request_text.encode("latin-1")):
         status, _, body = port.request(data)
         assert status == 400
@@ -109,7 +109,7 @@ def test_a_path_that_is_not_ascii_is_told_to_percent_encode(port: World, request
 
 
 @pytest.mark.parametrize("request_text", [get("/healthz"), upgrade("/ws/room")])
-def test_lines_that_end_with_lf_alone_are_answered_at_once(port: World, request_text: str) -> None:
+def test_lines_that_end_with_lf_alone_are_answered_at_once(port: Harness, request_text: str) -> None:
     for text in (request_text.replace("\r\n", "\n"), request_text.replace("\r\n\r\n", "\n\n")):
         connection = port.connect()
         for byte in text.encode():
@@ -119,7 +119,7 @@ def test_lines_that_end_with_lf_alone_are_answered_at_once(port: World, request_
         assert connection.ended
 
 
-def test_a_header_that_goes_on_in_the_next_line_is_refused(port: World) -> None:
+def test_a_header_that_goes_on_in_the_next_line_is_refused(port: Harness) -> None:
     connection = port.connect()
     connection.send((get("/healthz") + "GET /healthz HTTP/1.1\r\nX: a\r\n b\r\n\r\n").encode())
     first, second = connection.received.split(b"HTTP/1.1 ")[1:]
@@ -127,20 +127,20 @@ def test_a_header_that_goes_on_in_the_next_line_is_refused(port: World) -> None:
     assert connection.ended
 
 
-def test_more_than_100_headers_are_refused(port: World) -> None:
+def test_more_than_100_headers_are_refused(port: Harness) -> None:
     assert port.request(upgrade("/ws/room", **{f"X-{n}": "y" for n in range(95)}))[0] == 101
     status, _, body = port.request(upgrade("/ws/room", **{f"X-{n}": "y" for n in range(96)}))
     assert (status, body) == (431, "at most 100 headers\n")
 
 
-def test_more_than_100_parameters_are_refused(server: World) -> None:
+def test_more_than_100_parameters_are_refused(server: Harness) -> None:
     assert server.request(upgrade("/ws/room?" + "&".join(f"a{n}" for n in range(100))))[0] == 101
     status, _, body = server.request(upgrade("/ws/room?" + "&".join(f"a{n}" for n in range(101))))
     assert (status, body) == (400, "the query: at most 100 parameters\n")
 
 
 @pytest.mark.parametrize("protocols", ["signaling", "other, signaling", "signaling,other"])
-def test_an_open_server_answers_its_subprotocol_where_it_is_offered(server: World, protocols: str) -> None:
+def test_an_open_server_answers_its_subprotocol_where_it_is_offered(server: Harness, protocols: str) -> None:
     peer = server.peer("/ws/room", {"Sec-WebSocket-Protocol": ", ".join(protocols.replace(" ", "").split(","))})
     assert peer.client.subprotocol == "signaling"
     assert "sec-websocket-protocol" not in server.request(upgrade("/ws/room"))[1]
@@ -148,7 +148,7 @@ def test_an_open_server_answers_its_subprotocol_where_it_is_offered(server: Worl
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/ws/room", "/ws/room?x=1", "/nope", "/ws/%ff"])
-def test_every_answer_lets_the_requests_origin_read_it(port: World, path: str) -> None:
+def test_every_answer_lets_the_requests_origin_read_it(port: Harness, path: str) -> None:
     assert port.request(get(path))[1]["access-control-allow-origin"] == "*"
     headers = port.request(get(path, Origin="https://example.org"))[1]
     assert headers["access-control-allow-origin"] == "https://example.org"
@@ -156,7 +156,7 @@ def test_every_answer_lets_the_requests_origin_read_it(port: World, path: str) -
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/ws/room"])
-def test_options_answers_the_preflight(port: World, path: str) -> None:
+def test_options_answers_the_preflight(port: Harness, path: str) -> None:
     status, headers, _ = port.request(get(path, "OPTIONS", Origin="https://example.org"))
     assert status == 204
     assert headers["access-control-allow-methods"] == "get, options"
@@ -166,12 +166,12 @@ def test_options_answers_the_preflight(port: World, path: str) -> None:
 
 @pytest.mark.parametrize("path", ["/healthz", "/ws/room"])
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "BREW"])
-def test_other_methods_are_405_and_name_the_right_ones(port: World, path: str, method: str) -> None:
+def test_other_methods_are_405_and_name_the_right_ones(port: Harness, path: str, method: str) -> None:
     status, headers, _ = port.request(get(path, method))
     assert (status, headers["allow"]) == (405, "get, head, options")
 
 
-def test_a_connection_answers_several_requests(port: World) -> None:
+def test_a_connection_answers_several_requests(port: Harness) -> None:
     connection = port.connect()
     connection.send((get("/healthz") + get("/nope") + get("/healthz")).encode())
     assert connection.received.count(b"HTTP/1.1 200 OK") == 2
@@ -191,14 +191,14 @@ TOO_LONG = "the request line and the headers: at most 16384 bytes\n"
         upgrade("/ws/room", **{f"X-{n}": "y" * 1000 for n in range(20)}),
     ],
 )
-def test_headers_beyond_16_kib_are_refused(port: World, request_text: str) -> None:
+def test_headers_beyond_16_kib_are_refused(port: Harness, request_text: str) -> None:
     status, headers, body = port.request(request_text)
     assert (status, body) == (431, TOO_LONG)
     assert headers["access-control-allow-origin"] == "*"
     assert not port.topics
 
 
-def test_headers_of_a_later_request_are_bounded_too(port: World) -> None:
+def test_headers_of_a_later_request_are_bounded_too(port: Harness) -> None:
     for request_text in (get("/healthz", X="x" * 17_000), get("/healthz", **{f"X-{n}": "y" * 1000 for n in range(20)})):
         connection = port.connect()
         connection.send(get("/healthz").encode())
@@ -210,7 +210,7 @@ def test_headers_of_a_later_request_are_bounded_too(port: World) -> None:
 
 @pytest.mark.parametrize("path", ["/healthz", "/ws/room"])
 @pytest.mark.parametrize("length", ["16385", "9" * 5000])
-def test_an_announced_body_beyond_16_kib_is_refused(port: World, path: str, length: str) -> None:
+def test_an_announced_body_beyond_16_kib_is_refused(port: Harness, path: str, length: str) -> None:
     connection = port.connect()
     connection.send(get(path, "POST", **{"Content-Length": length}).encode())
     status, headers, body = response(connection.received)
@@ -219,7 +219,7 @@ def test_an_announced_body_beyond_16_kib_is_refused(port: World, path: str, leng
 
 
 @pytest.mark.parametrize("coding", ["chunked", "identity", "gzip, chunked"])
-def test_a_body_of_unknown_length_is_refused_unread(port: World, coding: str) -> None:
+def test_a_body_of_unknown_length_is_refused_unread(port: Harness, coding: str) -> None:
     connection = port.connect()
     connection.send(get("/healthz", "POST", **{"Transfer-Encoding": coding}).encode())
     connection.send(b"0\r\n\r\n" + get("/healthz").encode())
@@ -229,7 +229,7 @@ def test_a_body_of_unknown_length_is_refused_unread(port: World, coding: str) ->
     assert connection.ended
 
 
-def test_a_body_within_bounds_is_read_and_ignored(port: World) -> None:
+def test_a_body_within_bounds_is_read_and_ignored(port: Harness) -> None:
     body = "x" * 16_384
     assert port.request(get("/healthz", **{"Content-Length": str(len(body))}) + body)[0] == 200
 
@@ -246,20 +246,20 @@ def test_a_body_within_bounds_is_read_and_ignored(port: World) -> None:
         "\x00\x01\x02\r\n\r\n",
     ],
 )
-def test_nonsense_is_400(port: World, request_text: str) -> None:
+def test_nonsense_is_400(port: Harness, request_text: str) -> None:
     status, headers, body = port.request(request_text)
     assert status == 400
     assert headers["access-control-allow-origin"] == "*"
     assert body
 
 
-def test_a_silent_connection_is_closed(port: World) -> None:
+def test_a_silent_connection_is_closed(port: Harness) -> None:
     connection = port.connect()
     port.advance(10)
     assert connection.lost
 
 
-def test_a_trickling_handshake_is_cut_10_seconds_after_its_first_byte(port: World) -> None:
+def test_a_trickling_handshake_is_cut_10_seconds_after_its_first_byte(port: Harness) -> None:
     connection = port.connect()
     port.advance(8)
     request = upgrade("/ws/room").encode()
@@ -272,7 +272,7 @@ def test_a_trickling_handshake_is_cut_10_seconds_after_its_first_byte(port: Worl
     assert connection.lost
 
 
-def test_a_later_request_that_trickles_is_cut_too(port: World) -> None:
+def test_a_later_request_that_trickles_is_cut_too(port: Harness) -> None:
     connection = port.connect()
     connection.send(get("/healthz").encode())
     for byte in get("/healthz").encode()[:20]:
@@ -281,7 +281,7 @@ def test_a_later_request_that_trickles_is_cut_too(port: World) -> None:
     assert connection.lost
 
 
-def test_a_body_that_trickles_is_cut_too(port: World) -> None:
+def test_a_body_that_trickles_is_cut_too(port: Harness) -> None:
     connection = port.connect()
     connection.send(get("/healthz", "POST", **{"Content-Length": "1000"}).encode())
     for _ in range(20):
@@ -290,7 +290,7 @@ def test_a_body_that_trickles_is_cut_too(port: World) -> None:
     assert connection.lost
 
 
-def test_a_drain_closes_web_connections(port: World) -> None:
+def test_a_drain_closes_web_connections(port: Harness) -> None:
     idle, silent = port.connect(), port.connect()
     idle.send(get("/healthz").encode())
     port.drain()
@@ -299,16 +299,16 @@ def test_a_drain_closes_web_connections(port: World) -> None:
     assert silent.lost
 
 
-def test_upgrade_over_http_1_0_is_refused(port: World) -> None:
+def test_upgrade_over_http_1_0_is_refused(port: Harness) -> None:
     assert port.request(upgrade("/ws/room").replace("HTTP/1.1", "HTTP/1.0"))[0] == 400
 
 
-def test_no_version_of_the_software_is_told(port: World) -> None:
+def test_no_version_of_the_software_is_told(port: Harness) -> None:
     assert "server" not in port.request(get("/healthz"))[1]
     assert "server" not in port.request(upgrade("/ws/room"))[1]
 
 
-def test_a_client_that_pipelines_and_reads_nothing_gets_few_answers_and_an_end(port: World) -> None:
+def test_a_client_that_pipelines_and_reads_nothing_gets_few_answers_and_an_end(port: Harness) -> None:
     connection = port.connect()
     connection.stall()
     for _ in range(20):
@@ -318,7 +318,7 @@ def test_a_client_that_pipelines_and_reads_nothing_gets_few_answers_and_an_end(p
     assert connection.lost
 
 
-def test_an_answer_that_nobody_reads_ends_with_the_close_timeout(port: World) -> None:
+def test_an_answer_that_nobody_reads_ends_with_the_close_timeout(port: Harness) -> None:
     connection = port.connect()
     connection.stall()
     connection.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -329,15 +329,15 @@ def test_an_answer_that_nobody_reads_ends_with_the_close_timeout(port: World) ->
     assert not port.open_connections
 
 
-def test_one_request_is_refused_once(port: World) -> None:
+def test_one_request_is_refused_once(port: Harness) -> None:
     head = b"POST /healthz HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
     port.connect().send(head + b"ffff\r\n" + b"x" * 65_535 + b"\r\nzz\r\n")
     assert port.counters.requests_refused == {411: 1}
 
 
 def test_the_demo_may_load_nothing_but_its_own() -> None:
-    world = World(demo=True)
-    status, headers, body = world.request("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    harness = Harness(demo=True)
+    status, headers, body = harness.request("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
     assert status == 200
     policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";") if part.strip())
     assert policy["default-src"] == "'none'"
@@ -357,30 +357,30 @@ def test_the_demo_may_load_nothing_but_its_own() -> None:
     ],
 )
 def test_the_demo_s_files_are_served_and_asked_for_again_only_when_they_changed(path: str, kind: str) -> None:
-    world = World(demo=True)
-    status, headers, body = world.request(f"GET {path}?topic=a HTTP/1.1\r\nHost: a\r\n\r\n")
+    harness = Harness(demo=True)
+    status, headers, body = harness.request(f"GET {path}?topic=a HTTP/1.1\r\nHost: a\r\n\r\n")
     assert (status, headers["content-type"]) == (200, f"{kind}; charset=utf-8")
     assert len(body.encode()) == int(headers["content-length"]) > 0
-    again, _, nothing = world.request(f"GET {path} HTTP/1.1\r\nHost: a\r\nIf-None-Match: {headers['etag']}\r\n\r\n")
+    again, _, nothing = harness.request(f"GET {path} HTTP/1.1\r\nHost: a\r\nIf-None-Match: {headers['etag']}\r\n\r\n")
     assert (again, nothing) == (304, "")
-    head, _, nothing = world.request(f"HEAD {path} HTTP/1.1\r\nHost: a\r\n\r\n")
+    head, _, nothing = harness.request(f"HEAD {path} HTTP/1.1\r\nHost: a\r\n\r\n")
     assert (head, nothing) == (200, "")
 
 
 def test_the_client_is_served_alone_where_that_was_asked_for() -> None:
-    world = World(serve_client=True)
-    assert world.request("GET /signaling.js HTTP/1.1\r\nHost: a\r\n\r\n")[0] == 200
-    assert world.request("GET / HTTP/1.1\r\nHost: a\r\n\r\n")[0] == 404
+    harness = Harness(serve_client=True)
+    assert harness.request("GET /signaling.js HTTP/1.1\r\nHost: a\r\n\r\n")[0] == 200
+    assert harness.request("GET / HTTP/1.1\r\nHost: a\r\n\r\n")[0] == 404
 
 
 def test_no_file_is_served_by_default() -> None:
-    world = World()
+    harness = Harness()
     for path in ("/", "/signaling.js", "/demo.js", "/demo.css", "/index.html", "/favicon.svg"):
-        assert world.request(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")[0] == 404
+        assert harness.request(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")[0] == 404
 
 
 def test_answers_that_nobody_takes_wait_unmade() -> None:
-    port = World(demo=True)
+    port = Harness(demo=True)
     connection = port.connect()
     connection.stall()
     page = len(port.request(get("/demo.js"))[2])
@@ -395,7 +395,7 @@ def test_answers_that_nobody_takes_wait_unmade() -> None:
 
 
 def test_a_client_that_takes_no_answer_is_ended() -> None:
-    port = World(demo=True)
+    port = Harness(demo=True)
     connection = port.connect()
     connection.stall()
     connection.send(get("/demo.js").encode() * 32)
@@ -404,7 +404,7 @@ def test_a_client_that_takes_no_answer_is_ended() -> None:
     assert not port.clock.getDelayedCalls()
 
 
-def test_requests_sent_together_take_turns(port: World) -> None:
+def test_requests_sent_together_take_turns(port: Harness) -> None:
     greedy = [port.connect() for _ in range(20)]
     other = port.connect()
     for connection in greedy:
@@ -419,7 +419,7 @@ def test_requests_sent_together_take_turns(port: World) -> None:
     assert [connection.received.count(b"HTTP/1.1 200 ") for connection in greedy] == [32] * 20
 
 
-def test_a_request_that_comes_late_behind_others_is_answered(port: World) -> None:
+def test_a_request_that_comes_late_behind_others_is_answered(port: Harness) -> None:
     connection = port.connect()
     connection.send_together(
         get("/healthz").encode() * 3 + get("/healthz")[:10].encode(), get("/healthz")[10:].encode()
@@ -428,7 +428,7 @@ def test_a_request_that_comes_late_behind_others_is_answered(port: World) -> Non
     assert connection.received.count(b"HTTP/1.1 200 ") == 4
 
 
-def test_an_upgrade_behind_other_requests_opens_a_connection(port: World) -> None:
+def test_an_upgrade_behind_other_requests_opens_a_connection(port: Harness) -> None:
     connection = port.connect()
     connection.send((get("/healthz") * 3 + upgrade("/ws/room")).encode())
     assert connection.received.count(b"HTTP/1.1 200 ") == 3
@@ -438,11 +438,11 @@ def test_an_upgrade_behind_other_requests_opens_a_connection(port: World) -> Non
 
 @pytest.mark.parametrize("path", ["/", "/signaling.js", "/demo.js", "/demo.css"])
 def test_a_client_that_asks_for_files_and_reads_nothing_has_few_of_them_waiting(path: str) -> None:
-    world = World(demo=True)
-    connection = world.connect()
+    harness = Harness(demo=True)
+    connection = harness.connect()
     connection.stall()
     connection.send(get(path).encode() * 32)
     # What the transport takes before it pushes back, and the answer that makes it.
     assert len(connection.transport.dataBuffer) < 2 * 65_536
-    world.advance(16)
+    harness.advance(16)
     assert connection.lost

@@ -8,21 +8,21 @@ import pytest
 from twisted.internet.task import Clock
 
 from signaling import IceServers, Turn
-from tests.integration.world import World
+from tests.integration.harness import Harness
 
 URI = "turn:turn.example.com"
 TTL_SECONDS = 600
 
 
-def world_with_turn(**limits: float) -> World:
-    return World(
+def world_with_turn(**limits: float) -> Harness:
+    return Harness(
         ice_servers=lambda clock: IceServers(turn=Turn((URI,), b"s", TTL_SECONDS), wall_clock=clock.seconds), **limits
     )
 
 
 def test_each_peer_is_welcomed_with_its_own_credential() -> None:
-    world = world_with_turn()
-    welcomes = [json.loads(world.peer("/ws/room").texts[0]) for _ in range(2)]
+    harness = world_with_turn()
+    welcomes = [json.loads(harness.peer("/ws/room").texts[0]) for _ in range(2)]
     for welcome in welcomes:
         (server,) = welcome["iceServers"]
         assert server["username"] == f"{TTL_SECONDS}:{welcome['selfId']}"
@@ -30,12 +30,12 @@ def test_each_peer_is_welcomed_with_its_own_credential() -> None:
 
 
 def test_a_new_one_comes_at_half_of_its_life_and_again() -> None:
-    world = world_with_turn()
-    peer = world.join("room")
+    harness = world_with_turn()
+    peer = harness.join("room")
     for half in (1, 2, 3):
-        world.advance(TTL_SECONDS / 2 - 1)
+        harness.advance(TTL_SECONDS / 2 - 1)
         assert peer.heard() == []
-        world.advance(1)
+        harness.advance(1)
         (renewal,) = peer.heard()
         assert renewal["type"] == "ice-servers"
         (server,) = renewal["iceServers"]
@@ -49,42 +49,42 @@ def test_when_the_wall_clock_is_set_everybody_gets_a_new_one_within_seconds(seco
     def servers(clock: Clock) -> IceServers:
         return IceServers(turn=Turn((URI,), b"s", TTL_SECONDS), wall_clock=lambda: clock.seconds() + ahead[0])
 
-    world = World(ice_servers=servers, wall_ahead=lambda: ahead[0])
-    peers = [world.join("room") for _ in range(40)]
+    harness = Harness(ice_servers=servers, wall_ahead=lambda: ahead[0])
+    peers = [harness.join("room") for _ in range(40)]
     for peer in peers:
         peer.heard()
     ahead[0] = seconds
-    world.advance(11)
+    harness.advance(11)
     for peer in peers:
         (renewal,) = peer.heard()
         expires = int(renewal["iceServers"][0]["username"].partition(":")[0])
-        assert expires == int(seconds + world.clock.seconds() - 1) + TTL_SECONDS
-    world.advance(100)
+        assert expires == int(seconds + harness.clock.seconds() - 1) + TTL_SECONDS
+    harness.advance(100)
     assert [message for peer in peers for message in peer.heard()] == []
 
 
 def test_who_left_is_told_nothing_and_leaves_no_timer() -> None:
-    world = world_with_turn()
-    world.join("room").leave()
-    world.advance(6)
-    assert [call for call in world.clock.getDelayedCalls() if call.active()] == []
+    harness = world_with_turn()
+    harness.join("room").leave()
+    harness.advance(6)
+    assert [call for call in harness.clock.getDelayedCalls() if call.active()] == []
 
 
 def test_who_comes_back_has_a_fresh_one() -> None:
-    world = world_with_turn(resume_window_seconds=30)
-    peer = world.peer("/ws/room")
+    harness = world_with_turn(resume_window_seconds=30)
+    peer = harness.peer("/ws/room")
     welcome = json.loads(peer.texts[0])
-    world.advance(100)
+    harness.advance(100)
     peer.reset()
-    world.advance(10)
-    again = world.peer(f"/ws/room?resume={welcome['resume']['token']}&seen=2").heard()
+    harness.advance(10)
+    again = harness.peer(f"/ws/room?resume={welcome['resume']['token']}&seen=2").heard()
     assert again[0]["resumed"]
     assert again[0]["iceServers"][0]["username"] == f"{110 + TTL_SECONDS}:{welcome['selfId']}"
 
 
 def test_servers_without_a_credential_are_never_renewed() -> None:
-    world = World(ice_servers=lambda clock: IceServers([{"urls": "stun:stun.example.com"}]))
-    peer = world.peer("/ws/room")
+    harness = Harness(ice_servers=lambda clock: IceServers([{"urls": "stun:stun.example.com"}]))
+    peer = harness.peer("/ws/room")
     assert peer.heard()[0]["iceServers"] == [{"urls": "stun:stun.example.com"}]
-    world.advance(100_000)
+    harness.advance(100_000)
     assert peer.heard() == []

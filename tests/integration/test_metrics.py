@@ -6,7 +6,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from signaling.metrics.collector import MetricsResource, ReactorLag, SignalingCollector
-from tests.integration.world import World
+from tests.integration.harness import Harness
 
 METRICS = "GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 
@@ -15,13 +15,13 @@ class Metered:
     """A server on a port of its own with metrics."""
 
     def __init__(self, **limits: float) -> None:
-        self.world = World(**limits)
-        self.lag = ReactorLag(self.world.clock)
-        self.world.factory.site.resource.putChild(b"metrics", MetricsResource(self.world.factory, self.lag))
+        self.harness = Harness(**limits)
+        self.lag = ReactorLag(self.harness.clock)
+        self.harness.factory.site.resource.putChild(b"metrics", MetricsResource(self.harness.factory, self.lag))
 
     def scrape(self) -> dict[tuple[str, ...], float]:
         """Return all samples, by their name and the values of their labels, which stand in alphabetical order."""
-        status, headers, body = self.world.request(METRICS)
+        status, headers, body = self.harness.request(METRICS)
         assert status == 200
         assert headers["content-type"].startswith("text/plain")
         return {
@@ -37,11 +37,11 @@ def metered() -> Metered:
 
 
 def test_there_are_none_by_default() -> None:
-    assert World().request(METRICS)[0] == 404
+    assert Harness().request(METRICS)[0] == 404
 
 
 def test_a_call_is_counted(metered: Metered) -> None:
-    caller, callee = metered.world.join("room"), metered.world.join("room")
+    caller, callee = metered.harness.join("room"), metered.harness.join("room")
     caller.offer(callee, "1")
     callee.say({"type": "answer", "to": caller.id, "payload": {"sdp": "x"}})
     for _ in range(3):
@@ -67,10 +67,10 @@ def test_a_call_is_counted(metered: Metered) -> None:
 
 
 def test_refused_handshakes_are_counted_by_their_status(metered: Metered) -> None:
-    metered.world.peer("/ws/")
-    metered.world.peer("/ws/room?metadata=1")
-    metered.world.connect().send(b"GET")
-    metered.world.advance(11)
+    metered.harness.peer("/ws/")
+    metered.harness.peer("/ws/room?metadata=1")
+    metered.harness.connect().send(b"GET")
+    metered.harness.advance(11)
     now = metered.scrape()
     assert now["handshakes_total", "404"] == 1
     assert now["handshakes_total", "400"] == 1
@@ -79,7 +79,7 @@ def test_refused_handshakes_are_counted_by_their_status(metered: Metered) -> Non
 
 def test_a_full_queue_is_measured() -> None:
     metered = Metered(high_water_messages=4)
-    sender, reader = metered.world.join("room"), metered.world.join("room")
+    sender, reader = metered.harness.join("room"), metered.harness.join("room")
     reader.stall()
     for number in range(12):
         sender.offer(reader, str(number), "x" * 60_000)
@@ -91,8 +91,8 @@ def test_a_full_queue_is_measured() -> None:
 
 
 def test_the_time_from_a_ping_to_its_pong_is_measured(metered: Metered) -> None:
-    metered.world.join("room")
-    metered.world.advance(20)
+    metered.harness.join("room")
+    metered.harness.advance(20)
     now = metered.scrape()
     assert now["ping_round_trip_seconds_count",] == 1
     assert now["ping_round_trip_seconds_bucket", "0.5"] == 1
@@ -100,9 +100,9 @@ def test_the_time_from_a_ping_to_its_pong_is_measured(metered: Metered) -> None:
 
 def test_a_reactor_that_is_late_is_noticed(metered: Metered) -> None:
     metered.lag.start()
-    metered.world.clock.advance(1)
-    metered.world.clock.advance(4)
-    metered.world.clock.advance(1)
+    metered.harness.clock.advance(1)
+    metered.harness.clock.advance(4)
+    metered.harness.clock.advance(1)
     metered.lag.stop()
     now = metered.scrape()
     assert now["reactor_lag_seconds_count",] == 3
@@ -112,15 +112,15 @@ def test_a_reactor_that_is_late_is_noticed(metered: Metered) -> None:
 
 def test_readiness_is_told(metered: Metered) -> None:
     assert metered.scrape()["ready",] == 1
-    metered.world.factory.retire()
+    metered.harness.factory.retire()
     assert metered.scrape()["ready",] == 0
 
 
 def test_nothing_of_a_client_becomes_a_label(metered: Metered) -> None:
-    peer = metered.world.join("a-topic-of-mine", {"name": "my-name"})
+    peer = metered.harness.join("a-topic-of-mine", {"name": "my-name"})
     peer.offer("a-target-of-mine", "an-id-of-mine")
     peer.say({"type": "a-type-of-mine", "to": peer.id})
-    _, _, body = metered.world.request(METRICS)
+    _, _, body = metered.harness.request(METRICS)
     assert "of-mine" not in body
     assert "my-name" not in body
     assert peer.id not in body
@@ -131,14 +131,14 @@ def test_nothing_of_a_client_becomes_a_label(metered: Metered) -> None:
 )
 def test_whatever_is_accepted_there_is_an_answer(metered: Metered, accept: str) -> None:
     request = f"GET /metrics HTTP/1.1\r\nHost: a\r\nAccept: {accept}\r\n\r\n".encode("latin-1")
-    status, _, body = metered.world.request(request)
+    status, _, body = metered.harness.request(request)
     assert status == 200
     assert "signaling_peers 0.0" in body
 
 
 def test_no_page_may_read_them(metered: Metered) -> None:
     origin = "Origin: https://other.example\r\n"
-    _, headers, _ = metered.world.request(f"GET /metrics HTTP/1.1\r\nHost: a\r\n{origin}\r\n")
+    _, headers, _ = metered.harness.request(f"GET /metrics HTTP/1.1\r\nHost: a\r\n{origin}\r\n")
     assert "access-control-allow-origin" not in headers
 
 
@@ -152,17 +152,17 @@ def test_scrapes_that_come_together_are_written_down_once(
     collected = []
     collect = SignalingCollector.collect
     monkeypatch.setattr(SignalingCollector, "collect", lambda self: [collected.append(1), *collect(self)][1:])
-    scrapes = [metered.world.connect() for _ in range(20)]
+    scrapes = [metered.harness.connect() for _ in range(20)]
     for number, scrape in enumerate(scrapes):
         wanted = f"Accept: {accept.replace('%d', str(number))}\r\n\r\n"
         scrape.send_together(METRICS.replace("\r\n\r\n", f"\r\n{wanted}").encode())
-    metered.world.run()
+    metered.harness.run()
     assert len(collected) == 1
     assert all(b"signaling_joins_total 0.0" in scrape.received for scrape in scrapes)
 
 
 def test_a_scrape_that_is_given_up_harms_no_other(metered: Metered) -> None:
-    given_up, other = metered.world.connect(), metered.world.connect()
+    given_up, other = metered.harness.connect(), metered.harness.connect()
     for scrape in (given_up, other):
         scrape.send_together(METRICS.encode())
         scrape.step()
@@ -171,18 +171,18 @@ def test_a_scrape_that_is_given_up_harms_no_other(metered: Metered) -> None:
 
 
 def test_pipelined_scrapes_leave_the_reactor_to_others(metered: Metered) -> None:
-    greedy, other = metered.world.connect(), metered.world.connect()
+    greedy, other = metered.harness.connect(), metered.harness.connect()
     greedy.send_together(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n" * 32)
     other.send_together(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
-    metered.world.run_once()
-    metered.world.run_once()
+    metered.harness.run_once()
+    metered.harness.run_once()
     assert other.received.endswith(b"ok")
     assert greedy.received.count(b"HTTP/1.1 200 ") < 4
-    metered.world.run()
+    metered.harness.run()
     assert greedy.received.count(b"HTTP/1.1 200 ") == 32
 
 
 def test_a_head_has_the_length_and_no_body(metered: Metered) -> None:
-    status, headers, body = metered.world.request(METRICS.replace("GET", "HEAD"))
+    status, headers, body = metered.harness.request(METRICS.replace("GET", "HEAD"))
     assert (status, body) == (200, "")
     assert int(headers["content-length"]) > 1000

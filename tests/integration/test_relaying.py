@@ -8,12 +8,12 @@ from urllib.parse import quote
 import pytest
 from websockets.frames import Frame, Opcode
 
-from tests.integration.world import World, upgrade
+from tests.integration.harness import Harness, upgrade
 
 
 @pytest.mark.parametrize("kind", ["offer", "answer", "ice-candidate"])
-def test_a_message_reaches_the_named_peer_alone(world: World, kind: str) -> None:
-    sender, target, bystander = (world.join("room") for _ in range(3))
+def test_a_message_reaches_the_named_peer_alone(harness: Harness, kind: str) -> None:
+    sender, target, bystander = (harness.join("room") for _ in range(3))
     for peer in (sender, target, bystander):
         peer.heard()
     sender.say({"type": kind, "to": target.id, "payload": {"sdp": "v=0"}, "msgId": "m1"})
@@ -21,8 +21,8 @@ def test_a_message_reaches_the_named_peer_alone(world: World, kind: str) -> None
     assert sender.heard() == bystander.heard() == []
 
 
-def test_a_peer_may_send_to_itself(world: World) -> None:
-    peer = world.join("room")
+def test_a_peer_may_send_to_itself(harness: Harness) -> None:
+    peer = harness.join("room")
     peer.offer(peer, payload=1)
     assert peer.heard() == [{"type": "offer", "from": peer.id, "payload": 1}]
 
@@ -45,21 +45,21 @@ def test_a_peer_may_send_to_itself(world: World) -> None:
         "9" * 5000,
     ],
 )
-def test_a_payload_arrives_as_the_bytes_that_were_sent(world: World, payload: str) -> None:
-    sender, target = world.join("room"), world.join("room")
+def test_a_payload_arrives_as_the_bytes_that_were_sent(harness: Harness, payload: str) -> None:
+    sender, target = harness.join("room"), harness.join("room")
     sender.say(f'{{"type":"offer","to":"{target.id}","payload": {payload} }}')
     assert target.texts == [f'{{"type":"offer","from":"{sender.id}","payload":{payload}}}']
 
 
-def test_an_absent_payload_stays_absent(world: World) -> None:
-    sender, target = world.join("room"), world.join("room")
+def test_an_absent_payload_stays_absent(harness: Harness) -> None:
+    sender, target = harness.join("room"), harness.join("room")
     sender.say({"type": "answer", "to": target.id})
     assert target.heard() == [{"type": "answer", "from": sender.id}]
 
 
 @pytest.mark.parametrize("msg_id", ["null", '""'])
-def test_a_null_or_empty_msg_id_counts_as_absent(world: World, msg_id: str) -> None:
-    sender, target = world.join("room"), world.join("room")
+def test_a_null_or_empty_msg_id_counts_as_absent(harness: Harness, msg_id: str) -> None:
+    sender, target = harness.join("room"), harness.join("room")
     sender.heard()
     sender.say(f'{{"type":"answer","to":"{target.id}","msgId":{msg_id}}}')
     sender.say(f'{{"type":"answer","to":"nobody","msgId":{msg_id}}}')
@@ -67,33 +67,33 @@ def test_a_null_or_empty_msg_id_counts_as_absent(world: World, msg_id: str) -> N
     assert "msgId" not in sender.heard()[0]
 
 
-def test_from_cannot_be_forged(world: World) -> None:
-    sender, target = world.join("room"), world.join("room")
+def test_from_cannot_be_forged(harness: Harness) -> None:
+    sender, target = harness.join("room"), harness.join("room")
     sender.say(f'{{"from":"x","type":"offer","from":"y","to":"{target.id}","payload":1,"from":"z"}}')
     assert target.texts == [f'{{"type":"offer","from":"{sender.id}","payload":1}}']
 
 
-def test_of_a_repeated_key_the_last_counts_and_it_is_relayed_once(world: World) -> None:
-    sender, target = world.join("room"), world.join("room")
+def test_of_a_repeated_key_the_last_counts_and_it_is_relayed_once(harness: Harness) -> None:
+    sender, target = harness.join("room"), harness.join("room")
     sender.say(f'{{"type":"offer","payload":1,"to":"nobody","to":"{target.id}","payload":2}}')
     assert target.texts == [f'{{"type":"offer","from":"{sender.id}","payload":2}}']
 
 
-def test_unknown_keys_are_not_relayed(world: World) -> None:
-    sender, target = world.join("room"), world.join("room")
+def test_unknown_keys_are_not_relayed(harness: Harness) -> None:
+    sender, target = harness.join("room"), harness.join("room")
     sender.say({"type": "offer", "to": target.id, "extra": [1], "\ud800": 1})
     assert target.heard() == [{"type": "offer", "from": sender.id}]
 
 
-def test_messages_arrive_in_the_order_sent(world: World) -> None:
-    sender, target = world.join("room"), world.join("room")
+def test_messages_arrive_in_the_order_sent(harness: Harness) -> None:
+    sender, target = harness.join("room"), harness.join("room")
     sender.say_many([{"type": "ice-candidate", "to": target.id, "payload": n} for n in range(500)])
     assert [message["payload"] for message in target.heard()] == list(range(500))
 
 
 @pytest.mark.parametrize("size", [65_536])
-def test_a_message_of_64_kib_is_relayed(world: World, size: int) -> None:
-    sender, target = world.join("room"), world.join("room")
+def test_a_message_of_64_kib_is_relayed(harness: Harness, size: int) -> None:
+    sender, target = harness.join("room"), harness.join("room")
     frame = f'{{"type":"offer","to":"{target.id}","payload":""}}'
     sender.say(frame[:-2] + "x" * (size - len(frame)) + frame[-2:])
     assert len(target.heard()[0]["payload"]) == size - len(frame)
@@ -138,8 +138,8 @@ UNREADABLE = "the message must be one JSON object"
         (r'{"type":"offer","to":"\ud800"}', "target_not_found", "peer not found"),
     ],
 )
-def test_the_first_check_that_fails_is_answered(world: World, text: str, code: str, words: str) -> None:
-    peer = world.join("room")
+def test_the_first_check_that_fails_is_answered(harness: Harness, text: str, code: str, words: str) -> None:
+    peer = harness.join("room")
     peer.say(text)
     [answer] = peer.heard()
     assert (answer["type"], answer["code"]) == ("error", code)
@@ -160,33 +160,33 @@ def test_the_first_check_that_fails_is_answered(world: World, text: str, code: s
         '{"type":"offer","to":"x","msgId":"m","payload":' + "[" * 64 + "]" * 64 + "}",
     ],
 )
-def test_an_error_repeats_a_readable_msg_id(world: World, text: str) -> None:
-    peer = world.join("room")
+def test_an_error_repeats_a_readable_msg_id(harness: Harness, text: str) -> None:
+    peer = harness.join("room")
     peer.say(text)
     assert peer.heard()[0]["msgId"] == "m"
 
 
-def test_msg_ids_are_repeated_as_they_were_written(world: World) -> None:
-    peer = world.join("room")
+def test_msg_ids_are_repeated_as_they_were_written(harness: Harness) -> None:
+    peer = harness.join("room")
     peer.say(r'{"type":"offer","to":"nobody","msgId":"\"\ud800é\n"}')
     assert peer.texts[0].endswith(r',"msgId":"\"\ud800é\n"}')
 
 
-def test_a_binary_message_is_invalid(world: World) -> None:
-    peer = world.join("room")
+def test_a_binary_message_is_invalid(harness: Harness) -> None:
+    peer = harness.join("room")
     peer.say_frame(Frame(Opcode.BINARY, json.dumps({"type": "offer", "to": peer.id}).encode()))
     assert [answer["code"] for answer in peer.heard()] == ["invalid_message"]
 
 
-def test_a_peer_of_another_topic_is_not_found(world: World) -> None:
-    peer, stranger = world.join("room"), world.join("elsewhere")
+def test_a_peer_of_another_topic_is_not_found(harness: Harness) -> None:
+    peer, stranger = harness.join("room"), harness.join("elsewhere")
     peer.offer(stranger, "m")
     assert [answer["code"] for answer in peer.heard()] == ["target_not_found"]
     assert stranger.heard() == []
 
 
-def test_a_peer_that_left_is_not_found(world: World) -> None:
-    peer, gone = world.join("room"), world.join("room")
+def test_a_peer_that_left_is_not_found(harness: Harness) -> None:
+    peer, gone = harness.join("room"), harness.join("room")
     gone.leave()
     peer.heard()
     peer.offer(gone)
@@ -194,8 +194,8 @@ def test_a_peer_that_left_is_not_found(world: World) -> None:
 
 
 @pytest.mark.parametrize("filler", ["", '"[[{\\"[",', '"a[","b{","c]",'])
-def test_a_payload_may_be_nested_63_deep_in_its_message(world: World, filler: str) -> None:
-    sender, target = world.join("room"), world.join("room")
+def test_a_payload_may_be_nested_63_deep_in_its_message(harness: Harness, filler: str) -> None:
+    sender, target = harness.join("room"), harness.join("room")
     for depth, code in ((63, None), (64, "invalid_message")):
         payload = '{"a":[' * (depth // 2) + "[" * (depth % 2) + filler + "0" + "]" * (depth % 2) + "]}" * (depth // 2)
         sender.say(f'{{"type":"offer","to":"{target.id}","payload":{payload}}}')
@@ -203,8 +203,8 @@ def test_a_payload_may_be_nested_63_deep_in_its_message(world: World, filler: st
         assert heard.get("code") == code
 
 
-def test_arrays_beside_each_other_are_no_depth(world: World) -> None:
-    sender, target = world.join("room"), world.join("room")
+def test_arrays_beside_each_other_are_no_depth(harness: Harness) -> None:
+    sender, target = harness.join("room"), harness.join("room")
     payload = json.loads("[" + "[[{}]]," * 8000 + "0]")
     sender.offer(target, payload=payload)
     assert target.heard()[-1]["payload"] == payload
@@ -220,8 +220,8 @@ METADATA_FOR_NOBODY = [
 
 
 @pytest.mark.parametrize(("text", "reason"), METADATA_FOR_NOBODY)
-def test_metadata_that_a_client_could_not_read_is_refused(world: World, text: str, reason: str) -> None:
-    status, _, body = world.request(upgrade(f"/ws/room?metadata={quote(text)}"))
+def test_metadata_that_a_client_could_not_read_is_refused(harness: Harness, text: str, reason: str) -> None:
+    status, _, body = harness.request(upgrade(f"/ws/room?metadata={quote(text)}"))
     assert status == 400
     assert reason in body
 
@@ -235,8 +235,8 @@ def test_metadata_that_a_client_could_not_read_is_refused(world: World, text: st
         '{"a":1e400,"b":"\\ud800","c":"\\\\ud800"}',
     ],
 )
-def test_metadata_that_every_client_can_read_is_shown_as_it_was_written(world: World, text: str) -> None:
-    witness = world.join("room")
-    witness.texts.clear()
-    world.request(upgrade(f"/ws/room?metadata={quote(text)}"))
-    assert witness.texts[0].endswith(f',"metadata":{text}}}')
+def test_metadata_that_every_client_can_read_is_shown_as_it_was_written(harness: Harness, text: str) -> None:
+    observer = harness.join("room")
+    observer.texts.clear()
+    harness.request(upgrade(f"/ws/room?metadata={quote(text)}"))
+    assert observer.texts[0].endswith(f',"metadata":{text}}}')

@@ -18,7 +18,7 @@ from signaling.log.forwarding import decode
 from signaling.workers.supervisor import ABOUT
 from signaling.workers.topic_router import Router
 from signaling.workers.worker import WorkerFactory, WorkerProcess
-from tests.integration.workshop import WatchingClock, is_open
+from tests.integration.workers_harness import WatchingClock, is_open
 from tests.system.failing import upgrade
 
 COUNT, NUMBER = 3, 1

@@ -175,7 +175,7 @@ class Pair:
 
     def check(self) -> None:
         if self._failure is not None:
-            raise AssertionError(f"the witnesses were disturbed after {self.rounds} rounds") from self._failure
+            raise AssertionError(f"the observers were disturbed after {self.rounds} rounds") from self._failure
 
     def relays_on(self, rounds: int = 3) -> None:
         """Wait until so many more relays came and were answered."""

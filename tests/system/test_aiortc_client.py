@@ -318,9 +318,9 @@ def test_a_mesh_connects_everyone_to_everyone() -> None:
             await members[0].signaling.leave()
             await running_members[0]
             assert members[0].mesh.connections == {}
-            async with join(url) as witness:
+            async with join(url) as observer:
                 await members[1].signaling.leave()
-                await anext(message async for message in witness if isinstance(message, PeerLeft))
+                await anext(message async for message in observer if isinstance(message, PeerLeft))
             await members[2].signaling.leave()
             await asyncio.gather(*running_members)
 

@@ -70,13 +70,13 @@ def test_a_killed_client_is_told_to_its_topic() -> None:
     code = (
         "import sys; from websockets.sync.client import connect; c = connect(sys.argv[1]); [c.recv() for _ in range(9)]"
     )
-    with running() as server, connect(server.url + "room") as witness:
-        enter(witness)
+    with running() as server, connect(server.url + "room") as observer:
+        enter(observer)
         client = subprocess.Popen([sys.executable, "-c", code, server.url + "room"], stdout=subprocess.PIPE)
         with client:
-            assert hear(witness)["type"] == "peer-joined"
+            assert hear(observer)["type"] == "peer-joined"
             client.kill()
-        assert hear(witness)["type"] == "peer-left"
+        assert hear(observer)["type"] == "peer-left"
 
 
 @pytest.mark.parametrize(("frame", "code"), [(b"\x81\x81\0\0\0\0\xff", 1007), (b"\x81\x01x", 1002)])

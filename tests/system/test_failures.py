@@ -51,18 +51,18 @@ def server() -> Iterator[Server]:
 
 
 def test_a_stopped_client_is_told_gone_within_interval_and_timeout() -> None:
-    with serving("--ping-interval=1", "--ping-timeout=1") as server, pair(server) as witnesses:
-        with subprocess.Popen([sys.executable, "-c", STAYS, server.url + witnesses.topic]) as client:
+    with serving("--ping-interval=1", "--ping-timeout=1") as server, pair(server) as observers:
+        with subprocess.Popen([sys.executable, "-c", STAYS, server.url + observers.topic]) as client:
             try:
-                peer = witnesses.hears_joining()
+                peer = observers.hears_joining()
                 client.send_signal(signal.SIGSTOP)
                 stopped = time.monotonic()
-                witnesses.hears("peer-left", peer)
+                observers.hears("peer-left", peer)
                 gone_after = time.monotonic() - stopped
             finally:
                 client.kill()
         assert 1 - 0.1 < gone_after < 1 + 1 + 1
-        server.wait_for(f"{peer} left '{witnesses.topic}': cut off: no pong within 1 s")
+        server.wait_for(f"{peer} left '{observers.topic}': cut off: no pong within 1 s")
 
 
 # Resets and half-closes
@@ -70,24 +70,24 @@ def test_a_stopped_client_is_told_gone_within_interval_and_timeout() -> None:
 
 @pytest.mark.parametrize("end", [reset, socket.socket.close])
 def test_an_end_at_any_point_of_the_handshake_disturbs_nobody(server: Server, end: Callable) -> None:
-    with pair(server) as witnesses:
+    with pair(server) as observers:
         before = open_files(server)
         for data in (b"", b"G", upgrade("other")[:-1], REQUEST, BODY_TO_COME):
             for _ in range(20):
                 end(dial(server, data))
         for _ in range(20):
-            end(dial(server, upgrade(witnesses.topic) + masked(1, b"?") * 50))
-        witnesses.relays_on()
+            end(dial(server, upgrade(observers.topic) + masked(1, b"?") * 50))
+        observers.relays_on()
         assert_open_files(server, before)
 
 
 @pytest.mark.parametrize("end", [reset, socket.socket.close, lambda client: client.shutdown(socket.SHUT_WR)])
 def test_a_peer_that_ends_its_connection_is_told_gone(server: Server, end: Callable) -> None:
-    with pair(server) as witnesses:
-        client, peer = join_raw(server, witnesses.topic)
+    with pair(server) as observers:
+        client, peer = join_raw(server, observers.topic)
         with client:
             end(client)
-            witnesses.hears("peer-left", peer)
+            observers.hears("peer-left", peer)
 
 
 def test_a_half_close_ends_the_other_half(server: Server) -> None:
@@ -146,12 +146,12 @@ def test_a_client_that_sends_one_byte_at_a_time_is_served(server: Server) -> Non
 
 
 def test_a_target_that_never_reads_costs_its_sender_dropped_and_itself_the_connection() -> None:
-    with serving("--write-timeout=1") as server, pair(server) as witnesses:
+    with serving("--write-timeout=1") as server, pair(server) as observers:
         before = peak_bytes(server)
         with ExitStack() as stack:
-            stuck, target = join_raw(server, witnesses.topic, receive_buffer=4096)
+            stuck, target = join_raw(server, observers.topic, receive_buffer=4096)
             stack.enter_context(stuck)
-            sender = stack.enter_context(connect(server.url + witnesses.topic))
+            sender = stack.enter_context(connect(server.url + observers.topic))
             enter(sender)
             answers: list[str] = []
             while "dropped" not in answers:
@@ -160,8 +160,8 @@ def test_a_target_that_never_reads_costs_its_sender_dropped_and_itself_the_conne
             while "target_not_found" not in answers:
                 answers += answers_to_ten(sender, target)
             assert "peer-left" in answers
-            witnesses.hears("peer-left", target)
-            server.wait_for(f"{target} left '{witnesses.topic}': cut off: it took nothing for 1 s")
+            observers.hears("peer-left", target)
+            server.wait_for(f"{target} left '{observers.topic}': cut off: it took nothing for 1 s")
         assert peak_bytes(server) - before < 16 * MIB
 
 
@@ -178,42 +178,42 @@ def answers_to_ten(sender: ClientConnection, target: str) -> list[str]:
 
 @pytest.mark.parametrize("frame", [masked(1, b"nonsense"), masked(9, b"x" * 125)], ids=["answers", "pongs"])
 def test_a_client_that_never_reads_its_answers_is_not_read_and_then_cut(frame: bytes) -> None:
-    with serving("--write-timeout=0.5") as server, pair(server) as witnesses:
-        stuck, peer = join_raw(server, witnesses.topic, receive_buffer=4096)
+    with serving("--write-timeout=0.5") as server, pair(server) as observers:
+        stuck, peer = join_raw(server, observers.topic, receive_buffer=4096)
         with stuck:
             before = peak_bytes(server)
             stuck.settimeout(None)
             with suppress(ConnectionError):
                 while True:
                     stuck.sendall(frame * 10_000)
-            witnesses.hears("peer-left", peer)
-            server.wait_for(f"{peer} left '{witnesses.topic}': cut off: it took nothing for 0.5 s")
+            observers.hears("peer-left", peer)
+            server.wait_for(f"{peer} left '{observers.topic}': cut off: it took nothing for 0.5 s")
         assert peak_bytes(server) - before < 8 * MIB
 
 
 # Restless clients
 
 
-def come_and_go(server: Server, witnesses: Pair, times: int) -> None:
-    """Join and leave at once, by a reset every other time, and see that the witnesses are told of both."""
+def come_and_go(server: Server, observers: Pair, times: int) -> None:
+    """Join and leave at once, by a reset every other time, and see that the observers are told of both."""
     peers = []
     for n in range(times):
-        client, peer = join_raw(server, witnesses.topic)
+        client, peer = join_raw(server, observers.topic)
         reset(client) if n % 2 else client.close()
         peers.append(peer)
-    witnesses.hears_leaving(times)
-    events = list(witnesses.events)
-    witnesses.events.clear()
+    observers.hears_leaving(times)
+    events = list(observers.events)
+    observers.events.clear()
     for peer in peers:
         assert [event["type"] for event in events if event["peerId"] == peer] == ["peer-joined", "peer-left"]
 
 
 def test_a_client_that_joins_and_leaves_as_fast_as_it_can_leaves_nothing_behind() -> None:
-    with serving() as server, pair(server) as witnesses:
+    with serving() as server, pair(server) as observers:
         files = open_files(server)
-        come_and_go(server, witnesses, 100)
+        come_and_go(server, observers, 100)
         peak = peak_bytes(server)
-        come_and_go(server, witnesses, 300)
+        come_and_go(server, observers, 300)
         assert_open_files(server, files)
         assert peak_bytes(server) - peak < 2 * MIB
 

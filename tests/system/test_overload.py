@@ -110,7 +110,7 @@ FLOODS: dict[str, Callable[[str], bytes]] = {
 
 
 def test_floods_on_open_connections_disturb_nobody() -> None:
-    with serving() as server, pair(server) as witnesses, ExitStack() as stack:
+    with serving() as server, pair(server) as observers, ExitStack() as stack:
         before = peak_bytes(server)
         floods = []
         for flood in FLOODS.values():
@@ -118,7 +118,7 @@ def test_floods_on_open_connections_disturb_nobody() -> None:
             stack.enter_context(client).setblocking(False)
             floods.append(stack.enter_context(repeating(partial(send_and_read, client, flood(peer)))))
         assert all(flood.wait(20) for flood in floods)
-        witnesses.relays_on(20)
+        observers.relays_on(20)
         assert healthy(server)
         assert peak_bytes(server) - before < 16 * MIB
 
@@ -141,11 +141,11 @@ def test_floods_of_junk_disturb_nobody() -> None:
             client.shutdown(socket.SHUT_WR)
             read_to_the_end(client)
 
-    with serving() as server, pair(server) as witnesses, ExitStack() as stack:
+    with serving() as server, pair(server) as observers, ExitStack() as stack:
         before = peak_bytes(server)
         floods = [stack.enter_context(repeating(partial(knock, data))) for data in JUNK.values()]
         assert all(flood.wait(20) for flood in floods)
-        witnesses.relays_on(20)
+        observers.relays_on(20)
         assert healthy(server)
         assert peak_bytes(server) - before < 16 * MIB
 
@@ -172,14 +172,14 @@ def with_files(count: int) -> list[str]:
 @pytest.mark.usefixtures("many_files")
 @pytest.mark.parametrize("files", [64, 256])
 def test_thousands_of_silent_connections_leave_room_for_everyone_else(files: int) -> None:
-    with serving(command=with_files(files)) as server, pair(server) as witnesses, ExitStack() as stack:
+    with serving(command=with_files(files)) as server, pair(server) as observers, ExitStack() as stack:
         before = peak_bytes(server)
         for _ in range(20):
             for _ in range(100):
                 stack.enter_context(dial(server))
             assert healthy(server)
             assert open_files(server) < files
-        witnesses.relays_on()
+        observers.relays_on()
         with pair(server):
             pass
         assert peak_bytes(server) - before < 16 * MIB
@@ -199,16 +199,16 @@ def test_a_burst_of_connections_takes_no_more_descriptors_than_there_are() -> No
 
 @pytest.mark.usefixtures("many_files")
 def test_a_server_full_of_peers_answers_503_and_recovers() -> None:
-    with serving(command=with_files(128)) as server, pair(server) as witnesses, ExitStack() as stack:
-        peers = [stack.enter_context(join_raw(server, witnesses.topic)[0]) for _ in range(78)]
-        assert refusal(server.url + witnesses.topic) == (503, "10")
+    with serving(command=with_files(128)) as server, pair(server) as observers, ExitStack() as stack:
+        peers = [stack.enter_context(join_raw(server, observers.topic)[0]) for _ in range(78)]
+        assert refusal(server.url + observers.topic) == (503, "10")
         for _ in range(500):
             stack.enter_context(dial(server))
-        assert refusal(server.url + witnesses.topic) == (503, "10")
+        assert refusal(server.url + observers.topic) == (503, "10")
         assert healthy(server)
         for peer in peers:
             peer.close()
-        witnesses.hears_leaving(len(peers))
+        observers.hears_leaving(len(peers))
         with pair(server):
             pass
         assert "EMFILE" not in server.log
@@ -271,12 +271,12 @@ def test_messages_have_a_rate_and_who_ignores_it_is_closed() -> None:
 
 
 def test_a_full_topic_turns_newcomers_away() -> None:
-    with serving("--max-peers-per-topic=2") as server, pair(server) as witnesses:
-        with connect(server.url + witnesses.topic) as third:
+    with serving("--max-peers-per-topic=2") as server, pair(server) as observers:
+        with connect(server.url + observers.topic) as third:
             assert hear(third)["code"] == "topic_full"
             with pytest.raises(ConnectionClosed, match="1013"):
                 hear(third)
-        assert witnesses.events == []
+        assert observers.events == []
 
 
 # A log that takes nothing

@@ -16,7 +16,7 @@ from tests.system.twistd import running, start
 
 TREE = Path(__file__).parents[2]
 MODULES = {str(path.relative_to(TREE)) for path in (TREE / "signaling").rglob("*.py")}
-STATIC = {f"signaling/browser/demo/{path.name}" for path in (TREE / "signaling" / "static").iterdir()}
+STATIC = {str(path.relative_to(TREE)) for path in (TREE / "signaling" / "browser").glob("*/*")}
 SCRIPTS = {str(path.relative_to(TREE)) for path in (TREE / "signaling" / "backplane" / "lua").glob("*.lua")}
 SHIPPED = (
     MODULES

@@ -121,20 +121,20 @@ def test_a_killed_and_restarted_server_is_joined_again_as_somebody_else() -> Non
 
 def test_a_cut_connection_is_resumed_and_nobody_notices() -> None:
     async def scenario(url: str, port: int) -> None:
-        async with cutting(port) as proxy, joined(url) as witness:
+        async with cutting(port) as proxy, joined(url) as observer:
             async with joined(f"ws://127.0.0.1:{proxy.port}/ws/room") as ada:
-                await until(witness, PeerJoined)
+                await until(observer, PeerJoined)
                 before = ada.self_id
                 proxy.refuse()
                 proxy.cut()
-                await witness.deliver("offer", before, "while you were away")
+                await observer.deliver("offer", before, "while you were away")
                 await proxy.listen()
                 welcome, offer = await until(ada, Offer)
                 assert welcome.resumed
                 assert ada.self_id == before
                 assert offer.payload == "while you were away"
-                await ada.deliver("offer", witness.self_id, "back")
-                assert [message.payload for message in await until(witness, Offer)] == ["back"]
+                await ada.deliver("offer", observer.self_id, "back")
+                assert [message.payload for message in await until(observer, Offer)] == ["back"]
 
     with running(RESUMING) as server:
         asyncio.run(scenario(server.url + "room", server.port))
@@ -185,7 +185,7 @@ async def hear_candidates(ben: Signaling) -> tuple[list[int], int]:
 
 def test_a_thousand_messages_over_twenty_cuts_arrive_once_and_in_order() -> None:
     async def scenario(url: str, port: int) -> None:
-        async with cutting(port) as proxy, joined(url) as witness:
+        async with cutting(port) as proxy, joined(url) as observer:
             through = f"ws://127.0.0.1:{proxy.port}/ws/room"
             async with joined(through) as ada, joined(through) as ben:
                 first = (ada.self_id, ben.self_id)
@@ -195,8 +195,8 @@ def test_a_thousand_messages_over_twenty_cuts_arrive_once_and_in_order() -> None
                 assert heard == list(range(TOTAL))
                 assert resumed == CUTS
                 assert (ada.self_id, ben.self_id) == first
-                assert len(await until(witness, PeerJoined)) + len(await until(witness, PeerJoined)) == 2
-            assert {type(await anext(witness)), type(await anext(witness))} == {PeerLeft}
+                assert len(await until(observer, PeerJoined)) + len(await until(observer, PeerJoined)) == 2
+            assert {type(await anext(observer)), type(await anext(observer))} == {PeerLeft}
 
     with running(RESUMING) as server:
         asyncio.run(asyncio.wait_for(scenario(server.url + "room", server.port), 60))

@@ -26,17 +26,17 @@ STAYS = "import sys; from websockets.sync.client import connect; [*connect(sys.a
 def test_deadlines_go_on(seconds: float, options: tuple[str, ...], tmp_path: Path) -> None:
     wall = WallClock(tmp_path)
     often = ("--ping-interval=1", "--ping-timeout=1")
-    with serving(*often, *options, env=wall.environment) as server, pair(server) as witnesses:
-        with subprocess.Popen([sys.executable, "-c", STAYS, server.url + witnesses.topic]) as client:
+    with serving(*often, *options, env=wall.environment) as server, pair(server) as observers:
+        with subprocess.Popen([sys.executable, "-c", STAYS, server.url + observers.topic]) as client:
             try:
-                peer = witnesses.hears_joining()
+                peer = observers.hears_joining()
                 client.send_signal(signal.SIGSTOP)
                 wall.step(seconds)
-                witnesses.hears("peer-left", peer)
+                observers.hears("peer-left", peer)
             finally:
                 client.kill()
-        witnesses.relays_on()
-        server.wait_for(f"{peer} left '{witnesses.topic}': cut off: no pong within 1 s")
+        observers.relays_on()
+        server.wait_for(f"{peer} left '{observers.topic}': cut off: no pong within 1 s")
 
 
 @pytest.mark.parametrize("seconds", [-HOUR, HOUR], ids=["back", "forward"])

@@ -88,12 +88,12 @@ def test_peers_of_a_topic_meet_whichever_way_they_write_it(server: Server, worke
 def test_peers_meet_over_every_request_that_is_understood_at_all(server: Server, request_of) -> None:
     for worker in (0, 1):
         topic = topic_of(worker, "spelled")
-        with connect(server.url + topic) as witness:
-            enter(witness)
+        with connect(server.url + topic) as observer:
+            enter(observer)
             with dial(server, request_of(topic)) as client:
                 read_until(client, b'"peers":[{')
-                assert hear(witness)["type"] == "peer-joined"
-            assert hear(witness)["type"] == "peer-left"
+                assert hear(observer)["type"] == "peer-joined"
+            assert hear(observer)["type"] == "peer-left"
 
 
 def test_a_second_request_of_a_connection_asks_no_wrong_worker(server: Server) -> None:

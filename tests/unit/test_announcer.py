@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from signaling.core.announcer import Announcer, Block
-from tests.integration.world import PassingClock
+from tests.integration.harness import PassingClock
 
 FRAME_BYTES = 60
 

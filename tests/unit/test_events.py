@@ -19,7 +19,7 @@ from signaling.core.messages import decode
 from signaling.errors import ErrorCode, Rejected
 from signaling.log import events
 from signaling.log.events import FIELDS, Events, Lines, format_json
-from tests.integration.world import PassingClock
+from tests.integration.harness import PassingClock
 
 DOCS = Path(__file__).parents[2] / "docs"
 PEER = "01JD0000000000000000000000"

@@ -1,7 +1,7 @@
 """A server and its clients in memory: a fake clock, transports that can stall, and clients that are not ours.
 
 A transport behaves like Twisted's TCP transport: it buffers, pauses its producer above 64 KiB and resumes it when it is
-empty. Nothing moves until ``World.run`` moves it, so an action never calls back into the code that caused it.
+empty. Nothing moves until ``Harness.run`` moves it, so an action never calls back into the code that caused it.
 """
 
 from __future__ import annotations
@@ -169,8 +169,8 @@ class Connection:
         ended: whether the server closed its half.
     """
 
-    def __init__(self, world: World, transport: MemoryTransport) -> None:
-        self.world = world
+    def __init__(self, harness: Harness, transport: MemoryTransport) -> None:
+        self.harness = harness
         self.transport = transport
         self.received = b""
         self.ended = False
@@ -181,10 +181,10 @@ class Connection:
     def send(self, data: bytes) -> None:
         """Send bytes, as one segment."""
         self._outgoing.append(data)
-        self.world.run()
+        self.harness.run()
 
     def send_together(self, *segments: bytes) -> None:
-        """Have segments on their way; they move with the next ``World.run``."""
+        """Have segments on their way; they move with the next ``Harness.run``."""
         self._outgoing += segments
 
     def vanish(self) -> None:
@@ -195,12 +195,12 @@ class Connection:
     def hang_up(self) -> None:
         """Close both halves."""
         self._leaving = Failure(ConnectionDone())
-        self.world.run()
+        self.harness.run()
 
     def reset(self) -> None:
         """Reset the connection."""
         self._leaving = Failure(ConnectionLost())
-        self.world.run()
+        self.harness.run()
 
     def stall(self) -> None:
         """Take nothing."""
@@ -209,7 +209,7 @@ class Connection:
     def resume(self) -> None:
         """Take everything again."""
         self.transport.taking = True
-        self.world.run()
+        self.harness.run()
 
     @property
     def lost(self) -> bool:
@@ -277,9 +277,9 @@ class Peer(Connection):
     """
 
     def __init__(
-        self, world: World, transport: MemoryTransport, path: str, headers: Mapping[str, str] | None = None
+        self, harness: Harness, transport: MemoryTransport, path: str, headers: Mapping[str, str] | None = None
     ) -> None:
-        super().__init__(world, transport)
+        super().__init__(harness, transport)
         headers = dict(headers or {})
         protocols = headers.pop("Sec-WebSocket-Protocol", "").split(", ")
         offered = [Subprotocol(name) for name in protocols if name]
@@ -340,19 +340,19 @@ class Peer(Connection):
         text = message if isinstance(message, str) else json.dumps(message)
         self.client.send_text(text.encode())
         self.flush()
-        self.world.run()
+        self.harness.run()
 
     def say_many(self, messages: list[Any]) -> None:
         """Send text messages in one segment."""
         for message in messages:
             self.client.send_text(json.dumps(message).encode())
         self._outgoing.append(b"".join(self.client.data_to_send()))
-        self.world.run()
+        self.harness.run()
 
     def say_frame(self, *frames: Frame) -> None:
         """Send frames in one segment, correct or not."""
         self._outgoing.append(b"".join(frame.serialize(mask=True) for frame in frames))
-        self.world.run()
+        self.harness.run()
 
     def offer(self, target: Peer | str, msg_id: str | None = None, payload: Any = None) -> None:
         """Send an offer."""
@@ -369,10 +369,10 @@ class Peer(Connection):
         """Close as a browser does."""
         self.client.send_close(code)
         self.flush()
-        self.world.run()
+        self.harness.run()
 
 
-class World:
+class Harness:
     """One server, or a cluster of them, and everyone who connects.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""A server that lives as long as the process, a witness in it, and one stranger after another who says anything.
+"""A server that lives as long as the process, a observer in it, and one stranger after another who says anything.
 
 Leaner than the world of ``tests.integration``, for thousands of strangers in a second. Time stands still, ids repeat
 and a transport takes everything at once, so that two strangers who say the same are answered the same.
@@ -25,7 +25,7 @@ from signaling.timing.timeouts import Timeouts
 from tests.fuzz import model
 
 TOPIC = "room"
-WITNESS_ID, STRANGER_ID = f"{1:026}", f"{2:026}"
+OBSERVER_ID, STRANGER_ID = f"{1:026}", f"{2:026}"
 UPGRADE = (
     b"GET /ws/room HTTP/1.1\r\nHost: server\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
@@ -54,12 +54,12 @@ def expect(holds: bool, what: str, seen: object = "") -> None:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a stranger and the witness could see of one connection.
+    """What a stranger and the observer could see of one connection.
 
     Args:
         answer: all bytes that the stranger got.
         ending: how the server ended the connection, empty where it did not.
-        heard: all bytes that the witness got.
+        heard: all bytes that the observer got.
     """
 
     answer: bytes
@@ -153,10 +153,10 @@ class Transport:
 
 
 class _Ids:
-    """Gives the first peer the witness's id, and every later one the stranger's: there is one at a time."""
+    """Gives the first peer the observer's id, and every later one the stranger's: there is one at a time."""
 
     def __init__(self) -> None:
-        self._next = WITNESS_ID
+        self._next = OBSERVER_ID
 
     def next(self) -> str:
         given, self._next = self._next, STRANGER_ID
@@ -167,8 +167,8 @@ class _LeftToAutobahn(SignalingProtocol):
     fast = False
 
 
-class Arena:
-    """One server with a witness who is in the topic ``room``.
+class FuzzHarness:
+    """One server with a observer who is in the topic ``room``.
 
     Args:
         fast: whether the server may take its fast path; otherwise Autobahn reads every frame.
@@ -207,7 +207,7 @@ class Arena:
 
         Args:
             stalls: whether the stranger takes answers only after each piece.
-            careful: whether the witness relays afterwards, and each log event is formatted, as an observer would.
+            careful: whether the observer relays afterwards, and each log event is formatted, as an observer would.
         """
         self._logged.clear()
         self._transport.written = b""
@@ -245,14 +245,14 @@ class Arena:
         expect(transport.reading or bool(transport.ending), "not read any more")
 
     def _echo(self, msg_id: bytes) -> None:
-        """Let the witness send itself a message, and get it."""
+        """Let the observer send itself a message, and get it."""
         self._transport.written = b""
-        text = b'{"type":"offer","to":"%b","msgId":"%b"}' % (WITNESS_ID.encode(), msg_id)
+        text = b'{"type":"offer","to":"%b","msgId":"%b"}' % (OBSERVER_ID.encode(), msg_id)
         self._witness.dataReceived(masked(0x81, text))
         self._clock.advance(0)
-        echo = b'{"type":"offer","from":"%b","msgId":"%b"}' % (WITNESS_ID.encode(), msg_id)
+        echo = b'{"type":"offer","from":"%b","msgId":"%b"}' % (OBSERVER_ID.encode(), msg_id)
         got = server_messages(self._transport.written.rpartition(b"\r\n\r\n")[2])
-        expect(got[-1:] == [echo], "the witness cannot relay", got)
+        expect(got[-1:] == [echo], "the observer cannot relay", got)
 
     def _check_rest(self) -> None:
         factory = self._factory

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signaling.timing.wall_clock_timers import WallClockTimers
-from tests.integration.world import PassingClock
+from tests.integration.harness import PassingClock
 
 
 class Wall:

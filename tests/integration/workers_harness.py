@@ -104,7 +104,7 @@ class WatchingClock(Clock):
                         watched.connectionLost(Failure(reason))
 
 
-class Workshop:
+class WorkersHarness:
     """A dispatcher with its workers.
 
     Attributes:

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from signaling.metrics.aggregation import Totals, TotalsResource, numbers
 from signaling.metrics.collector import ReactorLag, registry_of
 from tests.integration.test_metrics import Metered
-from tests.integration.workshop import Workshop, killed
+from tests.integration.workers_harness import WorkersHarness, killed
 
 SCRAPE = b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n"
 Samples = dict[tuple[str, ...], float]
@@ -22,7 +22,7 @@ class Metering:
     """A listener whose workers answer with the numbers of servers in memory."""
 
     def __init__(self) -> None:
-        self.shop = Workshop()
+        self.shop = WorkersHarness()
         self.shop.all_ready()
         lag = ReactorLag(self.shop.reactor)
         resource = TotalsResource(self.shop.dispatcher, lag)
@@ -34,7 +34,7 @@ class Metering:
         process = next(p for p in reversed(self.shop.processes) if p.protocol.number == worker)
         if b"?" in process.heard():
             server = self.servers[worker]
-            registry = registry_of(server.world.factory, server.lag)
+            registry = registry_of(server.harness.factory, server.lag)
             process.say(b"N" + json.dumps(numbers(registry, f"worker-{worker}")).encode())
 
     def scrape(self, *answering: int) -> Samples:
@@ -70,7 +70,7 @@ def metering() -> Iterator[Metering]:
 
 def call(server: Metered, count: int = 1) -> None:
     """Let two peers meet and relay."""
-    caller, callee = server.world.join("room"), server.world.join("room")
+    caller, callee = server.harness.join("room"), server.harness.join("room")
     for _ in range(count):
         caller.offer(callee)
 
@@ -95,7 +95,7 @@ def test_what_is_a_processs_own_is_not(metering: Metering) -> None:
 
 
 def test_the_listener_takes_no_peers_and_answers_the_rest(metering: Metering) -> None:
-    most = sum(server.world.factory.admission.most for server in metering.servers)
+    most = sum(server.harness.factory.admission.most for server in metering.servers)
     assert metering.scrape(0, 1)["connections_max",] == most
     client = metering.shop.connect(b"GET /ws/a/b HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n")
     assert client.recv(12) == b"HTTP/1.1 404"
@@ -129,7 +129,7 @@ def test_counters_go_on_where_a_worker_was_started_again(metering: Metering) -> 
 
 def test_it_is_ready_when_all_are(metering: Metering) -> None:
     assert metering.scrape(0, 1)["ready",] == 1
-    metering.servers[0].world.factory.retire()
+    metering.servers[0].harness.factory.retire()
     assert metering.scrape(0, 1)["ready",] == 0
 
 
