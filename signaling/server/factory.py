@@ -17,7 +17,7 @@ from zope.interface import implementer
 
 from signaling.admission import file_limits
 from signaling.admission.client_address import Client, TrustedProxies
-from signaling.admission.connection_limits import Admission, Place, Unjoined
+from signaling.admission.connection_limits import ConnectionLimits, ConnectionSlot, Unjoined
 from signaling.admission.origins import Origins
 from signaling.auth.cred import Access
 from signaling.backplane.standalone import StandaloneBackplane
@@ -82,7 +82,7 @@ class SignalingFactory(LeanWebSocketFactory):
         counters: what happened so far.
         retiring: whether the server is about to stop.
         draining: whether nobody is let in any more.
-        admission: who may come in.
+        connection_limits: how many connections may join.
         newcomers: the connections of no peer.
         events: the log.
         paced_log: spreads a burst of its lines over time.
@@ -119,8 +119,8 @@ class SignalingFactory(LeanWebSocketFactory):
         self.announcer = Announcer(reactor, self.counters.drop_events)
         self.backplane: Backplane = backplane or StandaloneBackplane()
         self.origins = Origins(allow_origins)
-        self.admission = Admission(self.limits, file_limits.file_limit(reactor), reactor.seconds)
-        self.sessions = Sessions(self.limits, reactor, self.topics, self.admission, self._not_back, wall_clock)
+        self.connection_limits = ConnectionLimits(self.limits, file_limits.file_limit(reactor), reactor.seconds)
+        self.sessions = Sessions(self.limits, reactor, self.topics, self._not_back, wall_clock)
         self.local = LocalPeers(self.topics, self.announcer, self.counters, self.sessions.prepare_handoff, self._moved)
         self.ice_servers = ice_servers or IceServers()
         self.renewals: Timeouts[SignalingProtocol] = Timeouts(
@@ -198,21 +198,18 @@ class SignalingFactory(LeanWebSocketFactory):
         peer.since = self.reactor.seconds()
         return peer
 
-    def place_for(self, join: Join, client: Client) -> tuple[Place, ResumablePeer | None]:
-        """Let a client in; who comes back gives up the place that it held.
+    def slot_for(self, join: Join, client: Client) -> tuple[ConnectionSlot, ResumablePeer | None]:
+        """Give a client a connection slot; if it is about to resume, that of its session.
 
         Returns:
-            The place, and the peer that gave up its own for it.
+            The slot, and the session that gave it up.
 
         Raises:
             Refused: 503 where the server is full, 429 where the client's address has enough.
         """
         peer = self.sessions.find(join)
-        if peer is None or peer.way.place is None:
-            return self.admission.admit(client), None
-        place = self.admission.replace(peer.way.place, client)
-        peer.way.place = None
-        return place, peer
+        slot = peer.transfer_slot(client) if peer is not None else None
+        return (slot, peer) if slot is not None else (self.connection_limits.admit(client), None)
 
     def _not_back(self, peer: Peer, reason: str) -> None:
         self.counters.leaves[Ending.STOPPING if self.draining else Ending.NOT_BACK] += 1
@@ -252,7 +249,7 @@ class SignalingFactory(LeanWebSocketFactory):
         evicted = self.unjoined.add(newcomer, lambda: self._proxies.network(address()))
         if evicted is not None:
             self._evict(evicted, "its address has newer connections of no peer, and as many as it may have")
-        elif len(self.connections) > self.admission.most + self.admission.spare:
+        elif len(self.connections) > self.connection_limits.most + self.connection_limits.spare:
             self._evict(self.unjoined.oldest(), "the server is full, and this was its oldest connection of no peer")
 
     def _evict(self, connection: SignalingProtocol, reason: str) -> None:

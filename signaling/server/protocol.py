@@ -16,7 +16,7 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
 from signaling.admission.client_address import Client
-from signaling.admission.connection_limits import Place
+from signaling.admission.connection_limits import ConnectionSlot
 from signaling.admission.rate_limit import TokenBucket
 from signaling.auth.cred import Logout, forbidden
 from signaling.core import messages
@@ -53,8 +53,8 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
     _peer: Peer | None = None
     _join: Join | None = None
     _address: str | None = None
-    place: Place | None = None
-    # Whose place it is, until this connection has taken that peer over.
+    slot: ConnectionSlot | None = None
+    # Whose slot it is, until this connection has taken that peer over.
     _lender: ResumablePeer | None = None
     _bucket: TokenBucket | None = None
     _login: Deferred[Any] | None = None
@@ -194,7 +194,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         factory = self.factory
         try:
             factory.check_open()
-            self.place, self._lender = factory.place_for(join, client)
+            self.slot, self._lender = factory.slot_for(join, client)
         except Refused as refused:
             self._refuse_join(refused, values)
             return
@@ -223,12 +223,12 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         """Take back what was announced; a peer that another node gave up stays, and waits for one more connection."""
         entrant = self._entrant
         peer = self._revive(join, entrant) if entrant is not None and not self.factory.draining else None
-        place, self.place = self.place, None
+        slot, self.slot = self.slot, None
         if peer is not None:
-            self.factory.sessions.keep(peer, place)
+            self.factory.sessions.keep(peer, slot)
             self.factory.events.detached(peer.id, join.topic, self.end_reason)
-        elif place is not None:
-            self._return_place(place)
+        elif slot is not None:
+            self._return_slot(slot)
         self._settle(join.topic, joined=peer is not None)
 
     def _revive(self, join: Join, entrant: JoinTicket) -> ResumablePeer | None:
@@ -467,17 +467,16 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         # Where an answer is still to come, that settles both.
         if self._join is not None and not self._entering:
             self._turn_back(self._join)
-        place = self.place
-        if place is not None and not self._entering:
-            self.place = None
-            self._return_place(place)
+        slot = self.slot
+        if slot is not None and not self._entering:
+            self.slot = None
+            self._return_slot(slot)
 
-    def _return_place(self, place: Place) -> None:
-        lender = self._lender
-        if lender is not None and lender.topic is not None and lender.way.place is None:
-            lender.way.place = place
+    def _return_slot(self, slot: ConnectionSlot) -> None:
+        if self._lender is not None:
+            self._lender.return_slot(slot)
         else:
-            self.factory.admission.release(place)
+            slot.release()
 
     def cut(self, reason: str) -> None:
         """End the connection at once; a resumable peer waits for another from now on."""
@@ -499,8 +498,8 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         if topic is None:
             return
         if isinstance(peer, ResumablePeer) and self._may_come_back:
-            place, self.place = self.place, None
-            self.factory.sessions.keep(peer, place)
+            slot, self.slot = self.slot, None
+            self.factory.sessions.keep(peer, slot)
             self.factory.paced_log.write(partial(self.factory.events.detached, peer.id, topic.name, self.end_reason))
             return
         self.factory.paced_log.write(
