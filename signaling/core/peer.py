@@ -148,7 +148,7 @@ class Peer:
 
     def reject(self, rejected: Rejected) -> None:
         """Answer one message of this peer with an error."""
-        self._counters.refused[rejected.code] += 1
+        self._counters.errors_sent[rejected.code] += 1
         self._answer(messages.error(rejected.code, rejected.text, rejected.msg_id))
 
     def _relay(self, message: messages.ClientMessage) -> None:
@@ -161,7 +161,7 @@ class Peer:
         target.catch_up()
         if target.offer(frame, (self, message.msg_id)):
             counters = self._counters
-            counters.relays[message.type] += 1
+            counters.relays_accepted[message.type] += 1
             counters.relayed_bytes += len(frame)
         else:
             raise self.refused(message.type, ErrorCode.DROPPED, message.msg_id)
@@ -179,13 +179,13 @@ class Peer:
 
     def delivered_elsewhere(self, kind: str, size: int) -> None:
         """Count a relay that another node wrote."""
-        self._counters.relays[kind] += 1
+        self._counters.relays_accepted[kind] += 1
         self._counters.relayed_bytes += size
-        self._counters.relays_delivered_elsewhere += 1
+        self._counters.relays_delivered_remotely += 1
 
     def refused(self, kind: str, code: ErrorCode, msg_id: bytes | None) -> Rejected:
         """Count a relay that is not delivered, and say so."""
-        self._counters.relays_refused[kind, code] += 1
+        self._counters.relays_rejected[kind, code] += 1
         return Rejected(code, TEXTS[code], msg_id)
 
     def waits(self, msg_id: bytes | None) -> None:

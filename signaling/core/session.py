@@ -125,7 +125,7 @@ class _HandedOff:
 
     def delivered(self) -> None:
         """Report that the other node wrote it."""
-        self._counters.relays_delivered_elsewhere += 1
+        self._counters.relays_delivered_remotely += 1
         sender, msg_id = self._receipt
         sender.written(msg_id)
 
