@@ -117,7 +117,7 @@ class SignalingService(Service):
         self.factory.events.listening(address_text(port.getHost()))
 
     def _log_failure(self, failure: Failure, where: str) -> None:
-        self.factory.events.not_listening(str(start_error(where, failure.value)))
+        self.factory.events.listen_failed(str(start_error(where, failure.value)))
 
     def _stop_listening(self, ports: list[IListeningPort]) -> Deferred[Any]:
         self._asked = False
@@ -136,9 +136,9 @@ class SignalingService(Service):
                 listener.certificates.reload()
             except Exception as error:
                 # OpenSSL's errors, or the file's.
-                self.factory.events.not_reloaded(listener.where, why("ssl", error))
+                self.factory.events.certificate_reload_failed(listener.where, why("ssl", error))
             else:
-                self.factory.events.reloaded(listener.where)
+                self.factory.events.certificate_reloaded(listener.where)
 
     def hurry(self) -> None:
         """Stop without any further wait."""
@@ -202,7 +202,7 @@ class TwistdService(MultiService):
     def _warn_of_shortfall(self) -> None:
         connection_limits = self._factory.connection_limits
         if connection_limits.shortfall:
-            self._factory.events.few_connections(connection_limits.most, connection_limits.shortfall)
+            self._factory.events.max_connections_lowered(connection_limits.most, connection_limits.shortfall)
 
     def _handle_signals(self) -> None:
         # The reactor's own handlers make twistd end by the signal; a drained server ends with status 0.

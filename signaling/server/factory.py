@@ -33,7 +33,7 @@ from signaling.core.session import ResumablePeer, Sessions
 from signaling.core.topics import TopicMap
 from signaling.errors import Ending, Refused
 from signaling.limits import Limits
-from signaling.log.events import Events, Lines
+from signaling.log.events import Events, PacedLog
 from signaling.server.address_text import address_text
 from signaling.timing.fair_scheduler import FairScheduler
 from signaling.timing.timeouts import Timeouts
@@ -85,7 +85,7 @@ class SignalingFactory(LeanWebSocketFactory):
         connection_limits: how many connections may join.
         newcomers: the connections of no peer.
         events: the log.
-        lines: those lines of it that may come by thousands together.
+        paced_log: spreads a burst of its lines over time.
         sessions: who lost a connection and may come back.
 
     Raises:
@@ -135,7 +135,7 @@ class SignalingFactory(LeanWebSocketFactory):
         self.ids = PeerIds()
         self.site = SignalingSite(self, reactor, pages(client=serve_client, demo=demo))
         self.events = Events(log_level, reactor.seconds)
-        self.lines = Lines(reactor)
+        self.paced_log = PacedLog(reactor)
         self._endings: FairScheduler[Callable[[], None]] = FairScheduler(reactor, _ENDINGS_PER_PASS, lambda end: end())
         self.access = Access(portal, self.events.log) if portal is not None else None
         self._drains: list[Deferred[None]] = []
@@ -219,7 +219,7 @@ class SignalingFactory(LeanWebSocketFactory):
     def _moved(self, peer: Peer, taken: Collection[int]) -> Mapping[int, Forwarding]:
         if not isinstance(peer, ResumablePeer) or peer.topic is None:
             return {}
-        self.events.moved(peer.id, peer.topic.name)
+        self.events.handed_off(peer.id, peer.topic.name)
         return self.sessions.hand_over(peer, taken)
 
     def rest(self) -> None:
@@ -309,7 +309,7 @@ class SignalingFactory(LeanWebSocketFactory):
         if self.draining and not self.connections:
             self._endings.finish()
             self.sessions.rest()
-            self.lines.finish()
+            self.paced_log.flush()
             drains, self._drains = self._drains, []
             for drained in drains:
                 drained.callback(None)

@@ -226,7 +226,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         slot, self.slot = self.slot, None
         if peer is not None:
             self.factory.sessions.keep(peer, slot)
-            self.factory.events.lost(peer.id, join.topic, self.end_reason)
+            self.factory.events.detached(peer.id, join.topic, self.end_reason)
         elif slot is not None:
             self._return_slot(slot)
         self._settle(join.topic, joined=peer is not None)
@@ -307,7 +307,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
             self._settle(join.topic, joined=False)
             peer.reject(rejected)
             self.close(_TRY_AGAIN_LATER, rejected.text)
-            factory.events.turned_away(join.topic, self._take_address(), rejected.text)
+            factory.events.rejected(join.topic, self._take_address(), rejected.text)
             return
         self._peer = peer
         factory.counters.joins += 1
@@ -346,7 +346,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         peer.expires = join.expires
         self._peer = peer
         self.factory.counters.resumed += 1
-        self.factory.events.came_back(peer.id, join.topic, self._take_address())
+        self.factory.events.resumed(peer.id, join.topic, self._take_address())
 
     def _take_address(self) -> str | None:
         # Needed for one line alone; a connection has to be light.
@@ -500,9 +500,11 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         if isinstance(peer, ResumablePeer) and self._may_come_back:
             slot, self.slot = self.slot, None
             self.factory.sessions.keep(peer, slot)
-            self.factory.lines.write(partial(self.factory.events.lost, peer.id, topic.name, self.end_reason))
+            self.factory.paced_log.write(partial(self.factory.events.detached, peer.id, topic.name, self.end_reason))
             return
-        self.factory.lines.write(partial(self.factory.events.left, peer.id, topic.name, self.end_reason, peer.since))
+        self.factory.paced_log.write(
+            partial(self.factory.events.left, peer.id, topic.name, self.end_reason, peer.since)
+        )
         self.factory.counters.leaves[self.ending] += 1
         peer.detach()
         peer.leave()
