@@ -172,7 +172,7 @@ class Peer:
             forwarded = Forwarded(self, message.type, len(frame), message.msg_id)
             taken = self._backplane.forward(self.topic.name, message.to, self.id, frame, forwarded)
         if taken:
-            self.waits(message.msg_id)
+            self.relay_queued(message.msg_id)
         else:
             code = ErrorCode.TARGET_NOT_FOUND if taken is None else ErrorCode.DROPPED
             raise self.refused(message.type, code, message.msg_id)
@@ -188,13 +188,13 @@ class Peer:
         self._counters.relays_rejected[kind, code] += 1
         return Rejected(code, TEXTS[code], msg_id)
 
-    def waits(self, msg_id: bytes | None) -> None:
+    def relay_queued(self, msg_id: bytes | None) -> None:
         """No-op: a peer that cannot resume has nothing to hand off."""
 
-    def written(self, msg_id: bytes | None) -> None:
+    def relay_written(self, msg_id: bytes | None) -> None:
         """No-op: a successful delivery needs no reply."""
 
-    def failed(self, msg_id: bytes | None, code: ErrorCode) -> None:
+    def relay_failed(self, msg_id: bytes | None, code: ErrorCode) -> None:
         """Answer a relay that was accepted and is not delivered."""
         self.reject(Rejected(code, TEXTS[code], msg_id))
 
@@ -239,16 +239,16 @@ class Forwarded:
     def delivered(self) -> None:
         """Count it."""
         self._sender.delivered_elsewhere(self._kind, self._size)
-        self._sender.written(self._msg_id)
+        self._sender.relay_written(self._msg_id)
 
     def failed(self, code: ErrorCode) -> None:
         """Tell its sender."""
         self._sender.refused(self._kind, code, self._msg_id)
-        self._sender.failed(self._msg_id, code)
+        self._sender.relay_failed(self._msg_id, code)
 
 
 def return_undelivered(receipts: Iterable[Receipt], counters: Counters) -> None:
     """Tell the senders of relays that were queued for a peer and never written."""
     for sender, msg_id in receipts:
         counters.relays_undelivered += 1
-        sender.failed(msg_id, ErrorCode.DROPPED)
+        sender.relay_failed(msg_id, ErrorCode.DROPPED)

@@ -424,7 +424,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
     def onWritten(self, receipt: Receipt) -> None:
         """Tell who waits for that."""
         sender, msg_id = receipt
-        sender.written(msg_id)
+        sender.relay_written(msg_id)
 
     # What a resumable peer asks
 
