@@ -113,7 +113,7 @@ class SignalingService(Service):
             maybeDeferred(port.stopListening)
             return
         ports.append(port)
-        accept_few(port, self.factory.admission.accepts_per_pass)
+        accept_few(port, self.factory.connection_limits.accepts_per_pass)
         self.factory.events.listening(address_text(port.getHost()))
 
     def _log_failure(self, failure: Failure, where: str) -> None:
@@ -200,9 +200,9 @@ class TwistdService(MultiService):
         notify("READY=1")
 
     def _warn_of_shortfall(self) -> None:
-        admission = self._factory.admission
-        if admission.shortfall:
-            self._factory.events.few_connections(admission.most, admission.shortfall)
+        connection_limits = self._factory.connection_limits
+        if connection_limits.shortfall:
+            self._factory.events.few_connections(connection_limits.most, connection_limits.shortfall)
 
     def _handle_signals(self) -> None:
         # The reactor's own handlers make twistd end by the signal; a drained server ends with status 0.

@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Protocol
 
 from signaling.admission.client_address import Client
-from signaling.admission.connection_limits import Admission, Place
+from signaling.admission.connection_limits import ConnectionLimits, ConnectionSlot
 from signaling.core.counters import Counters
 from signaling.core.ice import IceServers
 from signaling.core.interfaces import Backplane, IncomingSession, JoinTicket
@@ -53,76 +53,6 @@ TRANSITIONS: dict[JoinState, frozenset[JoinState]] = {
 }
 
 
-class JoiningConnection(Way, Protocol):
-    """A connection on its way into a topic."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether it closes or is lost."""
-
-    @property
-    def end_reason(self) -> str:
-        """Why, for a log."""
-
-    def accept(self, key: bytes) -> None:
-        """Answer the handshake, and call ``JoinAttempt.opened`` at once."""
-
-    def acceptInTurn(self, key: bytes) -> None:
-        """Accept when it is this connection's turn, unless it ends before."""
-
-    def hold(self) -> None:
-        """Read nothing more until ``accept`` or ``attach``."""
-
-    def attach(self, peer: Peer) -> None:
-        """Have a peer, and forget the attempt; read what came before the peer's welcome in a turn of its own."""
-
-    def close(self, code: int, reason: str) -> None:
-        """Send a close frame and end."""
-
-
-class JoinEvents(Protocol):
-    """A log of joins."""
-
-    def joined(self, peer: str, topic: str, address: str | None) -> None:
-        """A peer joined."""
-
-    def came_back(self, peer: str, topic: str, address: str | None) -> None:
-        """A peer resumed on another connection."""
-
-    def turned_away(self, topic: str, address: str | None, reason: str) -> None:
-        """A topic was full."""
-
-    def lost(self, peer: str, topic: str, reason: str) -> None:
-        """A peer has no connection, and may resume."""
-
-
-class JoinServices(Protocol):
-    """What the joins of one server share.
-
-    Attributes:
-        crowd_size: from how many peers in a topic on joins take turns.
-    """
-
-    crowd_size: int
-    topics: TopicMap[Peer]
-    sessions: Sessions
-    admission: Admission
-    backplane: Backplane
-    ice_servers: IceServers
-    counters: Counters
-
-    @property
-    def events(self) -> JoinEvents:
-        """Where joins are logged."""
-
-    @property
-    def draining(self) -> bool:
-        """Whether the server stops, and nobody joins any more."""
-
-    def new_peer(self, request: JoinRequest, connection: JoiningConnection, ticket: JoinTicket) -> Peer:
-        """Make a peer that is in no topic yet, by the ticket's id if it has one."""
-
-
 class JoinAttempt:
     """One client's way into its topic.
 
@@ -147,7 +77,7 @@ class JoinAttempt:
         self._connection = connection
         self._services = services
         self._ticket: JoinTicket | None = None
-        self._slot: Place | None = None
+        self._slot: ConnectionSlot | None = None
         # The session that gave its slot to this connection, and is given it back if the connection is lost.
         self._donor: ResumablePeer | None = None
 
@@ -162,12 +92,12 @@ class JoinAttempt:
         try:
             if services.draining:
                 raise Refused(503, "the server is stopping", {b"Retry-After": b"1"})
-            if session is not None and session.way.place is not None:
-                self._slot = services.admission.replace(session.way.place, self._client)
-                session.way.place = None
+            if session is not None:
+                self._slot = session.transfer_slot(self._client)
+            if self._slot is not None:
                 self._donor = session
             else:
-                self._slot = services.admission.admit(self._client)
+                self._slot = services.connection_limits.admit(self._client)
         except Refused:
             self._change_to(JoinState.REJECTED)
             raise
@@ -236,7 +166,7 @@ class JoinAttempt:
     def _join(self, ticket: JoinTicket) -> None:
         """Join as a new peer, or be told that the topic is full."""
         request, services, connection = self.request, self._services, self._connection
-        self._hand_over_slot()
+        connection.slot, self._slot = self._slot, None
         peer = services.new_peer(request, connection, ticket)
         try:
             if ticket.full is not None:
@@ -258,7 +188,7 @@ class JoinAttempt:
     def _resume(self, session: ResumablePeer, claim: ResumeClaim) -> None:
         """Go on with a session of this node on this connection."""
         request, services, connection = self.request, self._services, self._connection
-        self._hand_over_slot()
+        connection.slot, self._slot = self._slot, None
         self._change_to(JoinState.RESUMED)
         session.come_back(connection, claim, services.ice_servers.text(session.id))
         session.expires = request.expires
@@ -283,15 +213,12 @@ class JoinAttempt:
         if session is not None:
             services.sessions.keep(session, slot)
             services.events.lost(session.id, self.request.topic, self._connection.end_reason)
-        elif slot is not None and donor is not None and donor.topic is not None and donor.way.place is None:
-            donor.way.place = slot
+        elif slot is not None and donor is not None:
+            donor.return_slot(slot)
         elif slot is not None:
-            services.admission.release(slot)
+            slot.release()
         self._change_to(JoinState.ABORTED)
         self._finish_ticket(joined=session is not None)
-
-    def _hand_over_slot(self) -> None:
-        self._connection.place, self._slot = self._slot, None
 
     def _finish_ticket(self, *, joined: bool) -> None:
         ticket, self._ticket = self._ticket, None
@@ -302,3 +229,73 @@ class JoinAttempt:
         if state not in TRANSITIONS[self.state]:
             raise RuntimeError(f"a join that is {self.state.value} cannot become {state.value}")
         self.state = state
+
+
+class JoiningConnection(Way, Protocol):
+    """A connection on its way into a topic."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it closes or is lost."""
+
+    @property
+    def end_reason(self) -> str:
+        """Why, for a log."""
+
+    def accept(self, key: bytes) -> None:
+        """Answer the handshake, and call ``JoinAttempt.opened`` at once."""
+
+    def acceptInTurn(self, key: bytes) -> None:
+        """Accept when it is this connection's turn, unless it ends before."""
+
+    def hold(self) -> None:
+        """Read nothing more until ``accept`` or ``attach``."""
+
+    def attach(self, peer: Peer) -> None:
+        """Have a peer, and forget the attempt; read what came before the peer's welcome in a turn of its own."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Send a close frame and end."""
+
+
+class JoinEvents(Protocol):
+    """A log of joins."""
+
+    def joined(self, peer: str, topic: str, address: str | None) -> None:
+        """A peer joined."""
+
+    def came_back(self, peer: str, topic: str, address: str | None) -> None:
+        """A peer resumed on another connection."""
+
+    def turned_away(self, topic: str, address: str | None, reason: str) -> None:
+        """A topic was full."""
+
+    def lost(self, peer: str, topic: str, reason: str) -> None:
+        """A peer has no connection, and may resume."""
+
+
+class JoinServices(Protocol):
+    """What the joins of one server share.
+
+    Attributes:
+        crowd_size: from how many peers in a topic on joins take turns.
+    """
+
+    crowd_size: int
+    topics: TopicMap[Peer]
+    sessions: Sessions
+    connection_limits: ConnectionLimits
+    backplane: Backplane
+    ice_servers: IceServers
+    counters: Counters
+
+    @property
+    def events(self) -> JoinEvents:
+        """Where joins are logged."""
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server stops, and nobody joins any more."""
+
+    def new_peer(self, request: JoinRequest, connection: JoiningConnection, ticket: JoinTicket) -> Peer:
+        """Make a peer that is in no topic yet, by the ticket's id if it has one."""

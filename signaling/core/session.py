@@ -15,7 +15,8 @@ from typing import Protocol
 
 import msgspec
 
-from signaling.admission.connection_limits import Admission, Place
+from signaling.admission.client_address import Client
+from signaling.admission.connection_limits import ConnectionSlot
 from signaling.core import messages
 from signaling.core.announcer import Announcer, Block
 from signaling.core.counters import Counters
@@ -47,10 +48,10 @@ class Way(Outbound, Protocol):
     """A way to a resumable peer.
 
     Attributes:
-        place: which it holds among the server's connections; None where it gave it up.
+        slot: the connection slot that it holds; None if it was given to another connection.
     """
 
-    place: Place | None
+    slot: ConnectionSlot | None
 
     @property
     def said_goodbye(self) -> bool:
@@ -70,13 +71,13 @@ class Away(OutboundQueue[Receipt]):
         lent: whether its peer is about to go on at another node; then nothing is taken.
     """
 
-    __slots__ = ("lent", "place")
+    __slots__ = ("lent", "slot")
 
     said_goodbye = False
 
-    def __init__(self, limits: Limits, place: Place | None) -> None:
+    def __init__(self, limits: Limits, slot: ConnectionSlot | None) -> None:
         super().__init__(lambda frame: None, lambda receipt: None, limits.high_water_messages, limits.high_water_bytes)
-        self.place = place
+        self.slot = slot
         self.lent = False
         self.block()
 
@@ -228,6 +229,29 @@ class ResumablePeer(Peer):
         """Send to ``way`` from now on."""
         self.way = way
         self.attach(way)
+
+    def transfer_slot(self, client: Client) -> ConnectionSlot | None:
+        """Give the connection slot to a connection that is about to resume this session.
+
+        Returns:
+            None if another connection has it already.
+
+        Raises:
+            Refused: 429; then the slot is still held.
+        """
+        held = self.way.slot
+        if held is None:
+            return None
+        slot = held.transfer(client)
+        self.way.slot = None
+        return slot
+
+    def return_slot(self, slot: ConnectionSlot) -> None:
+        """Take back the slot of a connection that ended before it resumed this session; release it if not needed."""
+        if self.topic is not None and self.way.slot is None:
+            self.way.slot = slot
+        else:
+            slot.release()
 
     def knows(self, secret: bytes) -> bool:
         """Tell whether a token's secret is this peer's; how long that takes tells nothing of it."""
@@ -486,7 +510,6 @@ class Sessions:
         limits: the bounds.
         clock: tells the time.
         topics: where the peers are.
-        admission: where the places of those that do not come back go.
         on_gone: hears of a peer that is about to leave without having come back.
         wall_clock: tells when tokens expire, in seconds since 1970.
 
@@ -494,18 +517,16 @@ class Sessions:
         away: those without a connection, in the order in which they lost it.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917 - what sessions depend on
+    def __init__(
         self,
         limits: Limits,
         clock: Clock,
         topics: TopicMap[Peer],
-        admission: Admission,
         on_gone: Callable[[ResumablePeer, str], None],
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._limits = limits
         self._topics = topics
-        self._admission = admission
         self._on_gone = on_gone
         self.away: dict[ResumablePeer, None] = {}
         self._windows: Timeouts[ResumablePeer] = Timeouts(clock, limits.resume_window_seconds, self._gone)
@@ -556,9 +577,9 @@ class Sessions:
             return None
         way = proven.way
         if not isinstance(way, Away):
-            place, way.place = way.place, None
+            slot, way.slot = way.slot, None
             way.give_up()
-            self.keep(proven, place)
+            self.keep(proven, slot)
         self._loans.set(proven)
         # It must not leave while another node takes it over.
         self._windows.clear(proven)
@@ -568,14 +589,14 @@ class Sessions:
         self._windows.set(peer)
         peer.stay()
 
-    def keep(self, peer: ResumablePeer, place: Place | None) -> None:
+    def keep(self, peer: ResumablePeer, slot: ConnectionSlot | None) -> None:
         """Let a peer stay whose connection was lost.
 
         Args:
-            place: the connection's, which the peer holds on to: who comes and breaks off again and again must not
+            slot: the connection's, which the peer holds on to: who comes and breaks off again and again must not
                 hold more than connections could.
         """
-        peer.go(Away(self._limits, place))
+        peer.go(Away(self._limits, slot))
         self.away[peer] = None
         self._windows.set(peer)
         if peer.expires is not None:
@@ -595,9 +616,9 @@ class Sessions:
         self._loans.clear(peer)
         self._expiries.clear(peer)
         self._expiries.rest()
-        place, peer.way.place = peer.way.place, None
-        if place is not None:
-            self._admission.release(place)
+        slot, peer.way.slot = peer.way.slot, None
+        if slot is not None:
+            slot.release()
 
     def dismiss(self, peer: ResumablePeer, reason: str) -> None:
         """Let a peer leave, whether it has a connection or not."""

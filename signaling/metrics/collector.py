@@ -100,7 +100,7 @@ class SignalingCollector:
         for topic in factory.topics:
             sizes.add(len(topic))
         yield _gauge("connections", "Open connections, those of no peer included.", len(factory.connections))
-        yield _gauge("connections_max", "Peers' connections that the server takes.", factory.admission.most)
+        yield _gauge("connections_max", "Peers' connections that the server takes.", factory.connection_limits.most)
         yield _gauge("peers", "Peers in topics.", sizes.total)
         yield _gauge(
             "peers_away", "Of those, peers that lost their connection and may come back.", len(factory.sessions.away)

@@ -17,7 +17,7 @@ from zope.interface import implementer
 
 from signaling.admission import file_limits
 from signaling.admission.client_address import Client, TrustedProxies
-from signaling.admission.connection_limits import Admission, Unjoined
+from signaling.admission.connection_limits import ConnectionLimits, Unjoined
 from signaling.admission.origins import Origins
 from signaling.auth.cred import Access
 from signaling.backplane.standalone import StandaloneBackplane
@@ -84,7 +84,7 @@ class SignalingFactory(LeanWebSocketFactory):
         retiring: whether the server is about to stop.
         draining: whether nobody is let in any more.
         crowd_size: from how many peers in a topic on joins take turns.
-        admission: who may come in.
+        connection_limits: how many connections may join.
         newcomers: the connections of no peer.
         events: the log.
         lines: those lines of it that may come by thousands together.
@@ -122,8 +122,8 @@ class SignalingFactory(LeanWebSocketFactory):
         self.announcer = Announcer(reactor, self.counters.drop_events)
         self.backplane: Backplane = backplane or StandaloneBackplane()
         self.origins = Origins(allow_origins)
-        self.admission = Admission(self.limits, file_limits.file_limit(reactor), reactor.seconds)
-        self.sessions = Sessions(self.limits, reactor, self.topics, self.admission, self._not_back, wall_clock)
+        self.connection_limits = ConnectionLimits(self.limits, file_limits.file_limit(reactor), reactor.seconds)
+        self.sessions = Sessions(self.limits, reactor, self.topics, self._not_back, wall_clock)
         self.local = LocalPeers(self.topics, self.announcer, self.counters, self.sessions.prepare_handoff, self._moved)
         self.ice_servers = ice_servers or IceServers()
         self.renewals: Timeouts[SignalingProtocol] = Timeouts(
@@ -239,7 +239,7 @@ class SignalingFactory(LeanWebSocketFactory):
         evicted = self.unjoined.add(newcomer, lambda: self._proxies.network(address()))
         if evicted is not None:
             self._evict(evicted, "its address has newer connections of no peer, and as many as it may have")
-        elif len(self.connections) > self.admission.most + self.admission.spare:
+        elif len(self.connections) > self.connection_limits.most + self.connection_limits.spare:
             self._evict(self.unjoined.oldest(), "the server is full, and this was its oldest connection of no peer")
 
     def _evict(self, connection: SignalingProtocol, reason: str) -> None:

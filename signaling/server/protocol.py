@@ -15,7 +15,7 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
 from signaling.admission.client_address import Client
-from signaling.admission.connection_limits import Place
+from signaling.admission.connection_limits import ConnectionSlot
 from signaling.admission.rate_limit import TokenBucket
 from signaling.auth.cred import Logout, forbidden
 from signaling.core import messages
@@ -51,7 +51,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
     # None before the login, and again once there is a peer.
     _attempt: JoinAttempt | None = None
     _address: str | None = None
-    place: Place | None = None
+    slot: ConnectionSlot | None = None
     _bucket: TokenBucket | None = None
     _login: Deferred[Any] | None = None
     _logout: Logout | None = None
@@ -60,12 +60,12 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
     # The way in
 
     def connectionMade(self) -> None:
-        """Take the place of the oldest connection of no peer, where there is no other."""
+        """If the server or the address has too many, evict the oldest connection that has not joined."""
         super().connectionMade()
         self.factory.make_room(self, self._address_of_connection)
 
     def _address_of_connection(self) -> str:
-        # A haproxy: endpoint hears of its client by the first bytes, and has the proxy's address until then.
+        # A haproxy: endpoint learns the client's address from the first bytes; until then it has the proxy's.
         return "" if hasattr(self.transport, "_proxyInfo") else address_text(self.transport.getPeer())
 
     def requestReceived(self, head: Head) -> None:
@@ -356,9 +356,8 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         self._log_out()
         if self._attempt is not None:
             self._attempt.connection_lost()
-        place, self.place = self.place, None
-        if place is not None:
-            self.factory.admission.release(place)
+        if self.slot is not None:
+            self.slot.release()
 
     def cut(self, reason: str) -> None:
         """End the connection at once; a resumable peer waits for another from now on."""
@@ -380,8 +379,8 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         if topic is None:
             return
         if isinstance(peer, ResumablePeer) and self._may_come_back:
-            place, self.place = self.place, None
-            self.factory.sessions.keep(peer, place)
+            slot, self.slot = self.slot, None
+            self.factory.sessions.keep(peer, slot)
             self.factory.lines.write(partial(self.factory.events.lost, peer.id, topic.name, self.end_reason))
             return
         self.factory.lines.write(partial(self.factory.events.left, peer.id, topic.name, self.end_reason, peer.since))

@@ -91,7 +91,7 @@ class WorkerProcess:
         self._factory = factory
         self._numbers = numbers
         self._ending = self._stopped = False
-        self._channel = Channel(reactor, end, self, factory.admission.accepts_per_pass)
+        self._channel = Channel(reactor, end, self, factory.connection_limits.accepts_per_pass)
         self.log = RelayedLog(
             partial(reactor.callLater, 0), self._send_log, factory.events.log_lost, MOST_BYTES - len(LOG)
         )

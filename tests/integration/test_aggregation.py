@@ -95,7 +95,7 @@ def test_what_is_a_processs_own_is_not(metering: Metering) -> None:
 
 
 def test_the_listener_takes_no_peers_and_answers_the_rest(metering: Metering) -> None:
-    most = sum(server.harness.factory.admission.most for server in metering.servers)
+    most = sum(server.harness.factory.connection_limits.most for server in metering.servers)
     assert metering.scrape(0, 1)["connections_max",] == most
     client = metering.shop.connect(b"GET /ws/a/b HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n")
     assert client.recv(12) == b"HTTP/1.1 404"
