@@ -186,7 +186,7 @@ class Arrivals:
     def _join_later(self, arrival: Arrival, last: str) -> None:
         """Take an id that is greater than all in the topic: another node's clock is ahead, or as fast."""
         try:
-            self._ids.follow(last)
+            self._ids.advance_past(last)
         except ValueError:
             # Not an id of ours, whoever wrote it.
             self._admit(arrival)

@@ -81,4 +81,4 @@ def test_a_token_for_nothing_is_noticed(mint: Any, capsys: pytest.CaptureFixture
     key = tmp_path / "key"
     key.write_bytes(issuer.SECRET)
     main(["--key", str(key)])
-    assert capsys.readouterr().err == "signaling-token: it covers no topic; see --topic and --prefix\n"
+    assert capsys.readouterr().err == "signaling-token: the token allows no topic; see --topic and --prefix\n"

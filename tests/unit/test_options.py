@@ -222,8 +222,7 @@ def test_a_time_that_is_not_a_number_is_named(option: str, text: str) -> None:
         ("--max-message-rate=-1", "--max-message-rate: -1.0 is not from 0 to 1000000 a second"),
         (
             "--allow-origin=example.com",
-            "--allow-origin: 'example.com' is not an origin"
-            " (right are for example https://example.com and https://*.example.com)",
+            "--allow-origin: 'example.com' is not an origin (for example https://example.com or https://*.example.com)",
         ),
         (
             "--metrics-host=https://a.example",
@@ -232,7 +231,7 @@ def test_a_time_that_is_not_a_number_is_named(option: str, text: str) -> None:
         (
             "--trusted-proxy=proxy",
             "--trusted-proxy: 'proxy' is not an address or a network"
-            " (right are for example 127.0.0.1, 10.0.0.0/8, fd00::/8 and unix)",
+            " (for example 127.0.0.1, 10.0.0.0/8, fd00::/8 or unix)",
         ),
         ("--high-water-mark=1.5", "--high-water-mark: '1.5' is not a whole number from 1 up (for example 16)"),
     ],

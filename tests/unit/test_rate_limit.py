@@ -17,7 +17,7 @@ def test_a_bucket_gives_its_burst_and_then_its_rate() -> None:
 def test_a_bucket_holds_no_more_than_its_burst() -> None:
     bucket = TokenBucket(2.0, 3)
     bucket.take(0.0)
-    assert bucket.left(1000.0) == 3
+    assert bucket.available(1000.0) == 3
 
 
 def test_a_clock_that_is_set_back_takes_no_tokens() -> None:
@@ -32,7 +32,7 @@ def test_no_more_is_given_than_burst_and_rate_allow(pauses: list[float], burst: 
     now, given_since_start, bucket = 0.0, 0, TokenBucket(rate, burst)
     for pause in pauses:
         now += pause
-        if bucket.left(now) >= 1:
+        if bucket.available(now) >= 1:
             bucket.take(now)
             given_since_start += 1
     assert given_since_start <= burst + now * rate + 1e-6
