@@ -31,6 +31,7 @@ from signaling.server.address_text import address_text
 from signaling.web.resources import BoundedChannel
 from signaling.websocket.handshake import asks_for_websocket
 from signaling.websocket.protocol import LeanWebSocketProtocol
+from signaling.websocket.read_pause import ReadPause
 from signaling.websocket.request_head import Head, HeaderValues
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
             self._wait()
 
     def _wait(self) -> None:
-        self._stop_reading()
+        self.pause_reading(ReadPause.HANDSHAKE)
         # The deadline of a request that twisted.web read is over.
         self.factory.handshakes.set_once(self)
 
@@ -274,17 +275,17 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
 
     def _enter_late(self, join: Join) -> None:
         """Announce a new peer on a connection that is open."""
-        self._entering = self.holds_messages = True
+        self._entering = True
+        self.pause_reading(ReadPause.JOIN)
         entered: Callable[[JoinTicket], None] = lambda entrant: self._begin_late(join, entrant)  # noqa: E731
         self.factory.backplane.request_join(join.topic, join.metadata, entered)
 
     def _begin_late(self, join: Join, entrant: JoinTicket) -> None:
         self._entering, self._entrant = False, entrant
-        self.holds_messages = False
         if self.state == self.STATE_OPEN:
-            # Behind the welcome comes what was sent before it.
-            self.factory.turns.add(self)
             self._begin(join, entrant)
+            if not self._entering:
+                self.resume_reading(ReadPause.JOIN)
         else:
             self._turn_back(join)
 

@@ -37,6 +37,7 @@ from signaling.timing.timeouts import Timeouts
 from signaling.websocket.frames import CLOSE, INCOMPLETE, PING, PONG, TEXT, Frame, close_frame, frame, masked_frame_at
 from signaling.websocket.handshake import check_upgrade
 from signaling.websocket.outbound_queue import OutboundQueue
+from signaling.websocket.read_pause import ReadPause
 from signaling.websocket.request_head import Head, take_head
 
 if TYPE_CHECKING:
@@ -74,7 +75,6 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         ending: the same, for a counter.
         said_goodbye: whether either end sent a close frame.
         subprotocol: that the handshake answers; empty for none.
-        holds_messages: whether the application is not ready for messages; set in ``onOpen``.
     """
 
     fast: ClassVar[bool] = False
@@ -85,11 +85,10 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
     ending = Ending.LOST
     said_goodbye = False
     subprotocol = b""
-    holds_messages = False
     inside_message = False
     current_frame: FrameHeader | None = None
     websocket_version = 13
-    _reading_stopped = False
+    _read_pauses = 0
     _pongs_due = 0
     _buffered_bytes = 0
     _taken_bytes = 0
@@ -132,10 +131,10 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         if self.state == self.STATE_OPEN:
             self.data = self.data + data if self.data else data
             # TLS delivers what it has decrypted already.
-            if not self._reading_stopped:
+            if not self._read_pauses:
                 self.consumeData()
         elif self.state == self.STATE_CONNECTING:
-            if self._reading_stopped:
+            if self._read_pauses:
                 self.data += data
             else:
                 self._collect_request(data)
@@ -183,9 +182,9 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
             self.onOpen()
         finally:
             self.factory.uncork()
-        if self._must_wait:
-            self._stop_reading()
-        elif self.data or self._reading_stopped:
+        if self._read_pauses:
+            self.resume_reading(ReadPause.HANDSHAKE)
+        elif self.data:
             self.consumeData()
 
     def acceptInTurn(self, key: bytes) -> None:
@@ -195,7 +194,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
             key: the checked ``Sec-WebSocket-Key``.
         """
         self._key = key
-        self._stop_reading()
+        self.pause_reading(ReadPause.HANDSHAKE)
         self.factory.turns.add(self)
 
     def takeTurn(self) -> None:
@@ -211,8 +210,10 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         """Go on with what waited."""
         if self.state == self.STATE_CONNECTING:
             self.accept(self._key)
-        else:
+        elif self._read_pauses == ReadPause.TURN:
             self.consumeData()
+        else:
+            self._read_pauses &= ~ReadPause.TURN
 
     def refuse(self, refused: Refused) -> None:
         """Answer the request with an HTTP error and end the connection; nothing where that was done already."""
@@ -239,8 +240,32 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
 
     # Reading
 
+    def pause_reading(self, reason: ReadPause) -> None:
+        """Stop reading until ``resume_reading`` was called for ``reason``, and for every other one.
+
+        Nothing happens once the connection is closing: the other end's close would go unnoticed.
+        """
+        if self.state not in (self.STATE_CONNECTING, self.STATE_OPEN):
+            return
+        if not self._read_pauses:
+            self.transport.pauseProducing()
+        self._read_pauses |= reason
+
+    def resume_reading(self, reason: ReadPause) -> None:
+        """Remove a reason not to read; after the last one, handle what was read before, in turn, and read on."""
+        if not self._read_pauses & reason:
+            return
+        self._read_pauses &= ~reason
+        if self._read_pauses:
+            return
+        if self.data and self.state == self.STATE_OPEN:
+            self._read_pauses = ReadPause.TURN
+            self.factory.turns.add(self)
+        else:
+            self.transport.resumeProducing()
+
     def consumeData(self) -> None:
-        """Process what was read, for one turn, as long as there is room for its answers."""
+        """Process what was read, for one turn, or until there is a reason to pause."""
         more: bool | None = None
         if self.fast and self.current_frame is None and not self.inside_message:
             more = self._read_whole_frames()
@@ -248,13 +273,14 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
             more = self._read_frames()
         if self.state != self.STATE_OPEN:
             self.data = b""
-        elif not more:
-            if self._reading_stopped:
-                self._resume_reading()
-        else:
-            self._stop_reading()
-            if not self._must_wait:
-                self.factory.turns.add(self)
+        elif self._read_pauses > ReadPause.TURN:
+            self._read_pauses &= ~ReadPause.TURN
+        elif more:
+            self.pause_reading(ReadPause.TURN)
+            self.factory.turns.add(self)
+        elif self._read_pauses:
+            self._read_pauses = 0
+            self.transport.resumeProducing()
 
     def _read_whole_frames(self) -> bool | None:
         """Handle the whole text messages and control frames in front of what was read.
@@ -270,7 +296,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         opcode, payload, end = found
         if end == len(data):
             self._take_frame(opcode, payload)
-            return self._must_wait
+            return False
         self.factory.cork()
         try:
             return self._read_burst(data, found)
@@ -280,7 +306,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
     def _read_burst(self, data: bytes, found: Frame) -> bool | None:
         upcoming: Frame | None = found
         for _ in range(_FRAMES_PER_TURN):
-            if upcoming is None or upcoming is INCOMPLETE or self._must_wait:
+            if upcoming is None or upcoming is INCOMPLETE or self._read_pauses > ReadPause.TURN:
                 break
             opcode, payload, end = upcoming
             self._take_frame(opcode, payload)
@@ -290,7 +316,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         self.data = data[end:]
         if self.data and (upcoming is None or upcoming is INCOMPLETE):
             return None
-        return bool(self.data) or self._must_wait
+        return bool(self.data)
 
     def _take_frame(self, opcode: int, payload: bytes) -> None:
         if opcode == TEXT:
@@ -307,7 +333,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         data, at = self.data, _PIECE
         self.data = data[:at]
         for _ in range(_STEPS_PER_TURN):
-            if self.state != self.STATE_OPEN or self._must_wait:
+            if self.state != self.STATE_OPEN or self._read_pauses > ReadPause.TURN:
                 break
             if not self.processData():
                 if at >= len(data):
@@ -316,20 +342,6 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
                 at += _PIECE
         self.data += data[at:]
         return True
-
-    @property
-    def _must_wait(self) -> bool:
-        return self.holds_messages or (self._queue is not None and self._queue.overfull)
-
-    def _stop_reading(self) -> None:
-        if not self._reading_stopped:
-            self._reading_stopped = True
-            self.transport.pauseProducing()
-
-    def _resume_reading(self) -> None:
-        if self._reading_stopped:
-            self._reading_stopped = False
-            self.transport.resumeProducing()
 
     def onMessageBegin(self, isBinary: bool) -> None:
         """Start a message; Autobahn would keep its pieces apart, at fifty bytes for each."""
@@ -389,6 +401,8 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
             return
         if self._queue is not None:
             self._queue.answer(frame)
+            if self._queue.overfull:
+                self.pause_reading(ReadPause.QUEUE_FULL)
         else:
             self._put(frame)
 
@@ -465,8 +479,8 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
             self._queue.unblock()
             if not self._queue.blocked:
                 self._queue = None
-        if self._reading_stopped and not self._must_wait:
-            self.consumeData()
+        if self._read_pauses and not (self._queue is not None and self._queue.overfull):
+            self.resume_reading(ReadPause.QUEUE_FULL)
 
     def stopProducing(self) -> None:
         """Hear from the transport that it is gone; ``connectionLost`` follows."""
@@ -588,7 +602,9 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         self.factory.closings.set(self)
         # A transport with a producer never closes; one that is not read never notices that the other end did.
         self.transport.unregisterProducer()
-        self._resume_reading()
+        if self._read_pauses:
+            self._read_pauses = 0
+            self.transport.resumeProducing()
         self._abandon_queue()
 
     def takeUndelivered(self) -> list[R]:
