@@ -88,6 +88,7 @@ def test_a_pause_in_the_middle_of_a_burst_holds_the_rest_back(connection: Any, c
 def test_a_closing_connection_reads_so_that_it_notices_the_other_end(connection: Any) -> None:
     connection.accept(b"")
     connection.pause_reading(ReadPause.JOIN)
+    connection.transport.loseWriteConnection = lambda: None
     connection.close(1000, "done")
     connection.pause_reading(ReadPause.JOIN)
     assert state(connection) == "producing"
