@@ -28,6 +28,7 @@ from signaling.core.session import ResumablePeer, proof
 from signaling.errors import ErrorCode, Refused, Rejected
 from signaling.limits import FRAMES_PER_TOKEN
 from signaling.server.address_text import address_text
+from signaling.transport.private_api import awaits_proxy_header
 from signaling.web.resources import BoundedChannel
 from signaling.websocket.handshake import asks_for_websocket
 from signaling.websocket.protocol import LeanWebSocketProtocol
@@ -74,7 +75,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
 
     def _address_of_connection(self) -> str:
         # A haproxy: endpoint hears of its client by the first bytes, and has the proxy's address until then.
-        return "" if hasattr(self.transport, "_proxyInfo") else address_text(self.transport.getPeer())
+        return "" if awaits_proxy_header(self.transport) else address_text(self.transport.getPeer())
 
     def requestReceived(self, head: Head) -> None:
         """Answer an upgrade of ``/ws/{topic}`` here, leave everything else to the site."""
