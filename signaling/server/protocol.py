@@ -193,7 +193,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         """Accept the handshake, or refuse it where the server or the client's address is full."""
         factory = self.factory
         try:
-            factory.check_open()
+            factory.shutdown.check_open()
             self.place, self._lender = factory.place_for(join, client)
         except Refused as refused:
             self._refuse_join(refused, values)
@@ -222,7 +222,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
     def _turn_back(self, join: Join) -> None:
         """Take back what was announced; a peer that another node gave up stays, and waits for one more connection."""
         entrant = self._entrant
-        peer = self._revive(join, entrant) if entrant is not None and not self.factory.draining else None
+        peer = self._revive(join, entrant) if entrant is not None and not self.factory.shutdown.draining else None
         place, self.place = self.place, None
         if peer is not None:
             self.factory.sessions.keep(peer, place)
@@ -492,7 +492,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
 
     @property
     def _may_come_back(self) -> bool:
-        return not (self.said_goodbye or self.factory.draining)
+        return not (self.said_goodbye or self.factory.shutdown.draining)
 
     def _lose_peer(self, peer: Peer) -> None:
         topic, self._peer = peer.topic, None

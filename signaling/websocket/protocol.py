@@ -123,7 +123,6 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         self.onClose(self.wasClean, self.remoteCloseCode, self.remoteCloseReason)
         if not self.factory.connections:
             self.factory.rest()
-        self.factory.connection_gone()
 
     # The handshake
 
@@ -688,7 +687,7 @@ class LeanWebSocketFactory(WebSocketServerFactory):
         return connection
 
     def rest(self) -> None:
-        """Leave no timer behind when nobody is there; an application's own tests would find the reactor dirty."""
+        """Leave no timer behind when the last connection is gone; an application's tests would find a dirty reactor."""
         for deadlines in (self.handshakes, self.pings, self.pongs, self.stalls, self.closings):
             deadlines.rest()
 
@@ -701,9 +700,6 @@ class LeanWebSocketFactory(WebSocketServerFactory):
         held, self.corked = self.corked or [], None
         for connection in held:
             connection.uncork()
-
-    def connection_gone(self) -> None:
-        """Hear that a connection ended; for an application to override."""
 
 
 def _with_initial_state(protocol: Any, factory: LeanWebSocketFactory) -> Any:

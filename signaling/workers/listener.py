@@ -7,11 +7,11 @@ lets nobody join. For the connections that it has not given away the bounds of t
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from twisted.internet import tcp
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort, IReadDescriptor, IStreamServerEndpoint
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.internet.protocol import Factory, Protocol
@@ -62,14 +62,17 @@ class Dispatcher(SignalingFactory):
         own, workers = super().unready_reasons, self.workers
         return own if own["drain"] else {**own, "workers": workers.missing, "backplane": workers.unready_reasons}
 
-    def drain(self) -> Deferred[None]:
-        """End this process's connections, and let the workers close their peers and end."""
-        drained = gatherResults([super().drain(), self.workers.drain()])
-        return drained.addCallback(lambda _: None)
+    def drain_started(self) -> Iterable[Callable[[], object]]:
+        """Let the workers close their peers and end."""
+        self.workers.drain()
+        return ()
 
-    def abort(self) -> None:
-        """End every connection at once, here and in the workers."""
-        super().abort()
+    def last_connection_lost(self) -> Deferred[None]:
+        """Wait for the workers."""
+        return self.workers.drain()
+
+    def abort_rest(self) -> None:
+        """End every connection of the workers at once."""
         self.workers.hurry()
 
     def arrive(self, connection: socket.socket, protocol: Any, address: Any, port: Any, *rest: Any) -> Arrival:
@@ -167,7 +170,7 @@ class Arrival:
         """Close this process's descriptor, and leave the connection alone."""
         self._leave()
         self._socket.close()
-        self._dispatcher.connection_gone()
+        self._dispatcher.shutdown.connection_lost()
 
     # The end
 
@@ -188,7 +191,7 @@ class Arrival:
         else:
             self._dispatcher.workers[self._worker].forget(self)
         self._socket.close()
-        self._dispatcher.connection_gone()
+        self._dispatcher.shutdown.connection_lost()
 
     def connectionLost(self, reason: Any) -> None:
         """Hear that the client is gone."""

@@ -129,7 +129,7 @@ def test_counters_go_on_where_a_worker_was_started_again(metering: Metering) -> 
 
 def test_it_is_ready_when_all_are(metering: Metering) -> None:
     assert metering.scrape(0, 1)["ready",] == 1
-    metering.servers[0].harness.factory.retire()
+    metering.servers[0].harness.factory.shutdown.become_unready()
     assert metering.scrape(0, 1)["ready",] == 0
 
 

@@ -161,6 +161,6 @@ def test_an_endpoint_that_shows_no_sockets_is_refused(shop: WorkersHarness) -> N
 
 def test_the_drain_ends_those_that_nobody_has(shop: WorkersHarness) -> None:
     client = shop.connect(b"GET /ws/")
-    shop.dispatcher.drain()
+    shop.dispatcher.shutdown.drain()
     shop.reactor.run()
     assert not is_open(client)

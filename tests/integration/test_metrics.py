@@ -112,7 +112,7 @@ def test_a_reactor_that_is_late_is_noticed(metered: Metered) -> None:
 
 def test_readiness_is_told(metered: Metered) -> None:
     assert metered.scrape()["ready",] == 1
-    metered.harness.factory.retire()
+    metered.harness.factory.shutdown.become_unready()
     assert metered.scrape()["ready",] == 0
 
 
