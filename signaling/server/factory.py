@@ -16,7 +16,7 @@ from zope.interface import implementer
 
 from signaling.admission import file_limits
 from signaling.admission.client_address import Client, TrustedProxies
-from signaling.admission.connection_limits import Admission, Place, Unjoined
+from signaling.admission.connection_limits import ConnectionLimits, ConnectionSlot, Unjoined
 from signaling.admission.origins import Origins
 from signaling.auth.cred import Access
 from signaling.backplane.standalone import StandaloneBackplane
@@ -30,9 +30,9 @@ from signaling.core.peer import Peer
 from signaling.core.peer_ids import PeerIds
 from signaling.core.session import ResumablePeer, Sessions
 from signaling.core.topics import TopicMap
-from signaling.errors import Ending, Refused
+from signaling.errors import LeaveReason, Refused
 from signaling.limits import Limits
-from signaling.log.events import Events, Lines
+from signaling.log.events import Events, PacedLog
 from signaling.server.address_text import address_text
 from signaling.server.shutdown import Shutdown
 from signaling.timing.timeouts import Timeouts
@@ -77,10 +77,10 @@ class SignalingFactory(LeanWebSocketFactory):
         announcer: tells them of each other.
         counters: what happened so far.
         shutdown: the end of the server; ``shutdown.drain()`` is what an application calls.
-        admission: who may come in.
+        connection_limits: how many connections may join.
         newcomers: the connections of no peer.
         events: the log.
-        lines: those lines of it that may come by thousands together.
+        paced_log: spreads a burst of its lines over time.
         sessions: who lost a connection and may come back.
 
     Raises:
@@ -108,11 +108,11 @@ class SignalingFactory(LeanWebSocketFactory):
         super().__init__(limits or Limits(), reactor)
         self.topics: TopicMap[Peer] = TopicMap(self.limits.max_peers_per_topic, self.limits.max_peer_list_bytes)
         self.counters = Counters()
-        self.announcer = Announcer(reactor, self.counters.drop_events)
+        self.announcer = Announcer(reactor, self.counters.count_dropped_events)
         self.backplane: Backplane = backplane or StandaloneBackplane()
         self.origins = Origins(allow_origins)
-        self.admission = Admission(self.limits, file_limits.file_limit(reactor), reactor.seconds)
-        self.sessions = Sessions(self.limits, reactor, self.topics, self.admission, self._not_back, wall_clock)
+        self.connection_limits = ConnectionLimits(self.limits, file_limits.file_limit(reactor), reactor.seconds)
+        self.sessions = Sessions(self.limits, reactor, self.topics, self._not_back, wall_clock)
         self.local = LocalPeers(self.topics, self.announcer, self.counters, self.sessions.prepare_handoff, self._moved)
         self.ice_servers = ice_servers or IceServers()
         self.renewals: Timeouts[SignalingProtocol] = Timeouts(
@@ -127,13 +127,13 @@ class SignalingFactory(LeanWebSocketFactory):
         self.ids = PeerIds()
         self.site = SignalingSite(self, reactor, pages(client=serve_client, demo=demo))
         self.events = Events(log_level, reactor.seconds)
-        self.lines = Lines(reactor)
+        self.paced_log = PacedLog(reactor)
         self.access = Access(portal, self.events.log) if portal is not None else None
         self.shutdown = Shutdown(self, reactor, self.limits)
         self._backplane_start: Any = None
 
     @property
-    def relays_waiting(self) -> int:
+    def relays_queued(self) -> int:
         """How many accepted relays wait for their target's transport now; counted anew at each look."""
         return sum(connection.waiting for connection in self.connections) + self.sessions.waiting
 
@@ -141,8 +141,8 @@ class SignalingFactory(LeanWebSocketFactory):
     def relays_written(self) -> int:
         """How many relays were written to their target's transport here so far."""
         counters = self.counters
-        taken = counters.relays_accepted - counters.relays_delivered_elsewhere + counters.relays_received
-        return taken - counters.relays_undelivered - self.relays_waiting
+        taken = counters.total_relays_accepted - counters.relays_delivered_remotely + counters.relays_received
+        return taken - counters.relays_undelivered - self.relays_queued
 
     def acceptableProtocols(self) -> list[bytes]:
         """Offer HTTP/1.1 over TLS; Twisted would refuse every client that names protocols, as all browsers do."""
@@ -190,31 +190,28 @@ class SignalingFactory(LeanWebSocketFactory):
         peer.since = self.reactor.seconds()
         return peer
 
-    def place_for(self, join: Join, client: Client) -> tuple[Place, ResumablePeer | None]:
-        """Let a client in; who comes back gives up the place that it held.
+    def slot_for(self, join: Join, client: Client) -> tuple[ConnectionSlot, ResumablePeer | None]:
+        """Give a client a connection slot; if it is about to resume, that of its session.
 
         Returns:
-            The place, and the peer that gave up its own for it.
+            The slot, and the session that gave it up.
 
         Raises:
             Refused: 503 where the server is full, 429 where the client's address has enough.
         """
         peer = self.sessions.find(join)
-        if peer is None or peer.way.place is None:
-            return self.admission.admit(client), None
-        place = self.admission.replace(peer.way.place, client)
-        peer.way.place = None
-        return place, peer
+        slot = peer.transfer_slot(client) if peer is not None else None
+        return (slot, peer) if slot is not None else (self.connection_limits.admit(client), None)
 
     def _not_back(self, peer: Peer, reason: str) -> None:
-        self.counters.leaves[Ending.STOPPING if self.shutdown.draining else Ending.NOT_BACK] += 1
+        self.counters.leaves[LeaveReason.SHUTDOWN if self.shutdown.draining else LeaveReason.RESUME_TIMEOUT] += 1
         if peer.topic is not None:
             self.events.left(peer.id, peer.topic.name, reason, peer.since)
 
     def _moved(self, peer: Peer, taken: Collection[int]) -> Mapping[int, Forwarding]:
         if not isinstance(peer, ResumablePeer) or peer.topic is None:
             return {}
-        self.events.moved(peer.id, peer.topic.name)
+        self.events.handed_off(peer.id, peer.topic.name)
         return self.sessions.hand_over(peer, taken)
 
     def rest(self) -> None:
@@ -245,7 +242,7 @@ class SignalingFactory(LeanWebSocketFactory):
         evicted = self.unjoined.add(newcomer, lambda: self._proxies.network(address()))
         if evicted is not None:
             self._evict(evicted, "its address has newer connections of no peer, and as many as it may have")
-        elif len(self.connections) > self.admission.most + self.admission.spare:
+        elif len(self.connections) > self.connection_limits.most + self.connection_limits.spare:
             self._evict(self.unjoined.oldest(), "the server is full, and this was its oldest connection of no peer")
 
     def _evict(self, connection: SignalingProtocol, reason: str) -> None:
@@ -282,7 +279,7 @@ class SignalingFactory(LeanWebSocketFactory):
     def last_connection_lost(self) -> Deferred[None]:
         """Stop the backplane; fires when the other nodes know, or after some seconds without the store."""
         self.sessions.rest()
-        self.lines.finish()
+        self.paced_log.flush()
         start, self._backplane_start = self._backplane_start, None
         if start is not None and start.active():
             start.cancel()

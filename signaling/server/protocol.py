@@ -16,7 +16,7 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
 from signaling.admission.client_address import Client
-from signaling.admission.connection_limits import Place
+from signaling.admission.connection_limits import ConnectionSlot
 from signaling.admission.rate_limit import TokenBucket
 from signaling.auth.cred import Logout, forbidden
 from signaling.core import messages
@@ -53,8 +53,8 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
     _peer: Peer | None = None
     _join: Join | None = None
     _address: str | None = None
-    place: Place | None = None
-    # Whose place it is, until this connection has taken that peer over.
+    slot: ConnectionSlot | None = None
+    # Whose slot it is, until this connection has taken that peer over.
     _lender: ResumablePeer | None = None
     _bucket: TokenBucket | None = None
     _login: Deferred[Any] | None = None
@@ -133,7 +133,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
             self._login.cancel()
             return
         super().handshakeLate()
-        self.factory.counters.requests_late += 1
+        self.factory.counters.handshake_timeouts += 1
         self._log_refusal(None, self.end_reason)
 
     def _log_refusal(self, status: int | None, reason: str) -> None:
@@ -194,7 +194,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         factory = self.factory
         try:
             factory.shutdown.check_open()
-            self.place, self._lender = factory.place_for(join, client)
+            self.slot, self._lender = factory.slot_for(join, client)
         except Refused as refused:
             self._refuse_join(refused, values)
             return
@@ -223,12 +223,12 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         """Take back what was announced; a peer that another node gave up stays, and waits for one more connection."""
         entrant = self._entrant
         peer = self._revive(join, entrant) if entrant is not None and not self.factory.shutdown.draining else None
-        place, self.place = self.place, None
+        slot, self.slot = self.slot, None
         if peer is not None:
-            self.factory.sessions.keep(peer, place)
-            self.factory.events.lost(peer.id, join.topic, self.end_reason)
-        elif place is not None:
-            self._return_place(place)
+            self.factory.sessions.keep(peer, slot)
+            self.factory.events.detached(peer.id, join.topic, self.end_reason)
+        elif slot is not None:
+            self._return_slot(slot)
         self._settle(join.topic, joined=peer is not None)
 
     def _revive(self, join: Join, entrant: JoinTicket) -> ResumablePeer | None:
@@ -307,7 +307,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
             self._settle(join.topic, joined=False)
             peer.reject(rejected)
             self.close(_TRY_AGAIN_LATER, rejected.text)
-            factory.events.turned_away(join.topic, self._take_address(), rejected.text)
+            factory.events.rejected(join.topic, self._take_address(), rejected.text)
             return
         self._peer = peer
         factory.counters.joins += 1
@@ -345,8 +345,8 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         peer.come_back(self, claim, self.factory.ice_servers.text(peer.id))
         peer.expires = join.expires
         self._peer = peer
-        self.factory.counters.resumed += 1
-        self.factory.events.came_back(peer.id, join.topic, self._take_address())
+        self.factory.counters.resumes += 1
+        self.factory.events.resumed(peer.id, join.topic, self._take_address())
 
     def _take_address(self) -> str | None:
         # Needed for one line alone; a connection has to be light.
@@ -415,16 +415,16 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
 
     def onQueueFull(self, depth: int) -> None:
         """Count how full a queue was that refused something."""
-        self.factory.counters.depths.add(depth)
+        self.factory.counters.queue_depths_at_drop.add(depth)
 
     def onRoundTrip(self, seconds: float) -> None:
         """Count how long a ping and its pong took."""
-        self.factory.counters.round_trips.add(seconds)
+        self.factory.counters.ping_round_trips.add(seconds)
 
     def onWritten(self, receipt: Receipt) -> None:
         """Tell who waits for that."""
         sender, msg_id = receipt
-        sender.written(msg_id)
+        sender.relay_written(msg_id)
 
     # What a resumable peer asks
 
@@ -467,17 +467,16 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         # Where an answer is still to come, that settles both.
         if self._join is not None and not self._entering:
             self._turn_back(self._join)
-        place = self.place
-        if place is not None and not self._entering:
-            self.place = None
-            self._return_place(place)
+        slot = self.slot
+        if slot is not None and not self._entering:
+            self.slot = None
+            self._return_slot(slot)
 
-    def _return_place(self, place: Place) -> None:
-        lender = self._lender
-        if lender is not None and lender.topic is not None and lender.way.place is None:
-            lender.way.place = place
+    def _return_slot(self, slot: ConnectionSlot) -> None:
+        if self._lender is not None:
+            self._lender.return_slot(slot)
         else:
-            self.factory.admission.release(place)
+            slot.release()
 
     def cut(self, reason: str) -> None:
         """End the connection at once; a resumable peer waits for another from now on."""
@@ -499,11 +498,13 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         if topic is None:
             return
         if isinstance(peer, ResumablePeer) and self._may_come_back:
-            place, self.place = self.place, None
-            self.factory.sessions.keep(peer, place)
-            self.factory.lines.write(partial(self.factory.events.lost, peer.id, topic.name, self.end_reason))
+            slot, self.slot = self.slot, None
+            self.factory.sessions.keep(peer, slot)
+            self.factory.paced_log.write(partial(self.factory.events.detached, peer.id, topic.name, self.end_reason))
             return
-        self.factory.lines.write(partial(self.factory.events.left, peer.id, topic.name, self.end_reason, peer.since))
+        self.factory.paced_log.write(
+            partial(self.factory.events.left, peer.id, topic.name, self.end_reason, peer.since)
+        )
         self.factory.counters.leaves[self.ending] += 1
         peer.detach()
         peer.leave()

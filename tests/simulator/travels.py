@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Mapping
 from math import inf
 from typing import Any
 
-from signaling.admission.connection_limits import Admission
 from signaling.core.interfaces import Forwarding, JoinTicket, OutgoingSession, Receipt
 from signaling.core.join_request import Claim, Join
 from signaling.core.local_peers import LocalPeers
@@ -33,14 +32,14 @@ class Line(OutboundQueue[Receipt]):
         limits = node.limits
         super().__init__(
             self._write,
-            lambda receipt: receipt[0].written(receipt[1]),
+            lambda receipt: receipt[0].relay_written(receipt[1]),
             limits.high_water_messages,
             limits.high_water_bytes,
         )
         self.node = node
         self.traveller = traveller
         self.link = Link(node.story.everybody, self._arrived, node.story.latency)
-        self.place: Any = None
+        self.slot: Any = None
         self.said_goodbye = False
         self.peer: ResumablePeer | None = None
         # At the node's end, and at the other.
@@ -183,8 +182,7 @@ class TravelNode(SimulatedNode):
 
     def _local_peers(self) -> LocalPeers:
         self.lines: dict[Line, None] = {}
-        admission = Admission(self.limits, 10_000, self.process.seconds)
-        self.sessions = Sessions(self.limits, self.process, self.topics, admission, lambda peer, reason: None)
+        self.sessions = Sessions(self.limits, self.process, self.topics, lambda peer, reason: None)
         return LocalPeers(self.topics, self.announcer, self.counters, self._lend, self._moved)
 
     def _lend(self, peer: Peer, text: bytes) -> OutgoingSession | None:
