@@ -16,7 +16,7 @@ from zope.interface import implementer
 
 from signaling.admission import file_limits
 from signaling.admission.client_address import Client, TrustedProxies
-from signaling.admission.connection_limits import ConnectionLimits, ConnectionSlot, Unjoined
+from signaling.admission.connection_limits import ConnectionLimits, ConnectionSlot
 from signaling.admission.origins import Origins
 from signaling.auth.cred import Access
 from signaling.backplane.standalone import StandaloneBackplane
@@ -34,6 +34,7 @@ from signaling.errors import LeaveReason, Refused
 from signaling.limits import Limits
 from signaling.log.events import Events, PacedLog
 from signaling.server.address_text import address_text
+from signaling.server.connection_gate import ConnectionGate
 from signaling.server.shutdown import Shutdown
 from signaling.timing.timeouts import Timeouts
 from signaling.timing.wall_clock_timers import ClockSteps, WallClockTimers
@@ -78,7 +79,7 @@ class SignalingFactory(LeanWebSocketFactory):
         counters: what happened so far.
         shutdown: the end of the server; ``shutdown.drain()`` is what an application calls.
         connection_limits: how many connections may join.
-        newcomers: the connections of no peer.
+        gate: the connections that have not joined.
         events: the log.
         paced_log: spreads a burst of its lines over time.
         sessions: who lost a connection and may come back.
@@ -123,7 +124,14 @@ class SignalingFactory(LeanWebSocketFactory):
             reactor, wall_clock, SignalingProtocol.expire
         )
         self._proxies = TrustedProxies(trusted_proxies)
-        self.unjoined: Unjoined[SignalingProtocol] = Unjoined(self.limits.max_connections_per_address)
+        self.gate: ConnectionGate[SignalingProtocol] = ConnectionGate(
+            self.connections,
+            self.handshakes,
+            self.connection_limits,
+            self.limits.max_connections_per_address,
+            self._proxies,
+            self.counters,
+        )
         self.ids = PeerIds()
         self.site = SignalingSite(self, reactor, pages(client=serve_client, demo=demo))
         self.events = Events(log_level, reactor.seconds)
@@ -233,21 +241,9 @@ class SignalingFactory(LeanWebSocketFactory):
         host = getattr(address, "host", None)
         return self._proxies.client(host, address_text(address), values(b"x-forwarded-for"))
 
-    def make_room(self, newcomer: SignalingProtocol, address: Callable[[], str]) -> None:
-        """Evict the oldest unjoined connection of the newcomer's address, or of all, if there are too many.
-
-        Args:
-            address: writes the newcomer's down.
-        """
-        evicted = self.unjoined.add(newcomer, lambda: self._proxies.network(address()))
-        if evicted is not None:
-            self._evict(evicted, "its address has newer connections of no peer, and as many as it may have")
-        elif len(self.connections) > self.connection_limits.most + self.connection_limits.spare:
-            self._evict(self.unjoined.oldest(), "the server is full, and this was its oldest connection of no peer")
-
-    def _evict(self, connection: SignalingProtocol, reason: str) -> None:
-        self.counters.connections_evicted += 1
-        connection.cut(reason)
+    def connection_made(self, connection: SignalingProtocol) -> None:
+        """Take a new connection; if there are too many that have not joined, evict the oldest."""
+        self.gate.open(connection, connection.address_of_connection)
 
     def handshakeRefused(self, address: Any, refused: Refused) -> None:
         """Say in the log who was refused, and why."""

@@ -66,13 +66,9 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
 
     # The way in
 
-    def connectionMade(self) -> None:
-        """Take the place of the oldest connection of no peer, where there is no other."""
-        super().connectionMade()
-        self.factory.make_room(self, self._address_of_connection)
-
-    def _address_of_connection(self) -> str:
-        # A haproxy: endpoint hears of its client by the first bytes, and has the proxy's address until then.
+    def address_of_connection(self) -> str:
+        """Return the text of the client's address; empty if it is not known yet."""
+        # A haproxy: endpoint reads the client's address from the first bytes; until then it has the proxy's.
         return "" if hasattr(self.transport, "_proxyInfo") else address_text(self.transport.getPeer())
 
     def requestReceived(self, head: Head) -> None:
@@ -198,7 +194,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         except Refused as refused:
             self._refuse_join(refused, values)
             return
-        factory.unjoined.discard(self)
+        factory.gate.discard(self)
         self._join = join
         self.subprotocol = join.subprotocol
         if factory.sessions.find(join) is not None:
@@ -460,7 +456,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         self.factory.renewals.clear(self)
         self.factory.expiries.clear(self)
         super().connectionLost(reason)
-        self.factory.unjoined.discard(self)
+        self.factory.gate.discard(self)
         if self._login is not None:
             self._login.cancel()
         self._log_out()

@@ -109,8 +109,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         elif type(self.transport) is tcp.Server:
             self._socket = self.transport.socket
         _set_no_delay(self.transport)
-        self.factory.connections.add(self)
-        self.factory.handshakes.set(self)
+        self.factory.connection_made(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Forget the connection, after ``onUndelivered`` and ``onClose`` were told."""
@@ -685,6 +684,11 @@ class LeanWebSocketFactory(WebSocketServerFactory):
         connection = self._prepared()
         connection.factory = self
         return connection
+
+    def connection_made(self, connection: Any) -> None:
+        """Take a new connection, and start its handshake timeout."""
+        self.connections.add(connection)
+        self.handshakes.set(connection)
 
     def rest(self) -> None:
         """Leave no timer behind when the last connection is gone; an application's tests would find a dirty reactor."""

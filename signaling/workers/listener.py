@@ -113,9 +113,7 @@ class Arrival:
         self._since = 0.0
         self._worker: int | None = None
         self._ours = True
-        dispatcher.connections.add(self)  # type: ignore[arg-type]
-        dispatcher.handshakes.set(self)
-        dispatcher.make_room(self, address)  # type: ignore[arg-type]
+        dispatcher.gate.open(self, address)  # type: ignore[arg-type]
         # Most requests are there already, and then the reactor need not hear of this connection.
         if self.doRead() is not None:
             self._close()
@@ -176,11 +174,8 @@ class Arrival:
 
     def _leave(self) -> None:
         """Be no connection of the dispatcher's any more."""
-        dispatcher = self._dispatcher
         self._ours = False
-        dispatcher.handshakes.clear(self)
-        dispatcher.unjoined.discard(self)  # type: ignore[arg-type]
-        dispatcher.connections.discard(self)
+        self._dispatcher.gate.remove(self)  # type: ignore[arg-type]
 
     def _close(self) -> None:
         if not self._ours:

@@ -150,11 +150,7 @@ class WorkerProcess:
             connection.cut("an error in its first bytes")
         if used > _EARLY_SECONDS:
             left = self._factory.limits.handshake_timeout_seconds - used
-            self._reactor.callLater(max(0.0, left), self._end_handshake, connection)
-
-    def _end_handshake(self, connection: SignalingProtocol) -> None:
-        if self._factory.handshakes.clear(connection) is not None:
-            connection.handshakeLate()
+            self._reactor.callLater(max(0.0, left), self._factory.gate.end_handshake, connection)
 
     # The end
 

@@ -88,7 +88,7 @@ def test_a_client_that_goes_is_forgotten(shop: WorkersHarness) -> None:
     shop.connect(b"GET /").close()
     shop.reactor.run()
     assert not shop.dispatcher.connections
-    assert not shop.dispatcher.unjoined
+    assert not shop.dispatcher.gate
 
 
 def test_what_names_no_topic_is_answered_here(shop: WorkersHarness) -> None:
