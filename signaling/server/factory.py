@@ -16,7 +16,7 @@ from zope.interface import implementer
 
 from signaling.admission import file_limits
 from signaling.admission.client_address import Client, TrustedProxies
-from signaling.admission.connection_limits import ConnectionLimits, ConnectionSlot
+from signaling.admission.connection_limits import ConnectionLimits
 from signaling.admission.origins import Origins
 from signaling.auth.cred import Access
 from signaling.backplane.standalone import StandaloneBackplane
@@ -24,7 +24,8 @@ from signaling.core.announcer import Announcer
 from signaling.core.counters import Counters
 from signaling.core.ice import IceServers
 from signaling.core.interfaces import Backplane, Forwarding, JoinTicket
-from signaling.core.join_request import Join
+from signaling.core.join_request import JoinRequest
+from signaling.core.joining import JoiningConnection
 from signaling.core.local_peers import LocalPeers
 from signaling.core.peer import Peer
 from signaling.core.peer_ids import PeerIds
@@ -78,6 +79,7 @@ class SignalingFactory(LeanWebSocketFactory):
         announcer: tells them of each other.
         counters: what happened so far.
         shutdown: the end of the server; ``shutdown.drain()`` is what an application calls.
+        crowd_size: from how many peers in a topic on joins take turns.
         connection_limits: how many connections may join.
         gate: the connections that have not joined.
         events: the log.
@@ -89,6 +91,7 @@ class SignalingFactory(LeanWebSocketFactory):
     """
 
     protocol = SignalingProtocol
+    crowd_size = 32
 
     def __init__(  # noqa: PLR0913 - each is one thing that an operator may want
         self,
@@ -156,7 +159,7 @@ class SignalingFactory(LeanWebSocketFactory):
         """Offer HTTP/1.1 over TLS; Twisted would refuse every client that names protocols, as all browsers do."""
         return [b"http/1.1"]
 
-    def check(self, segment: bytes, query: bytes, values: HeaderValues) -> tuple[Join, bytes]:
+    def check(self, segment: bytes, query: bytes, values: HeaderValues) -> tuple[JoinRequest, bytes]:
         """Check all of a request that can be checked without asking anybody.
 
         Args:
@@ -182,37 +185,24 @@ class SignalingFactory(LeanWebSocketFactory):
         """Tell whether a topic is this server's; where several processes share them, only one of them may have it."""
         return True
 
-    def new_peer(self, join: Join, connection: SignalingProtocol, entrant: JoinTicket) -> Peer:
-        """Make a peer on a connection that is open, by the id that other nodes know, where there are any."""
-        peer_id = entrant.id or self.ids.next()
+    def new_peer(self, request: JoinRequest, connection: JoiningConnection, ticket: JoinTicket) -> Peer:
+        """Make a peer that is in no topic yet, by the ticket's id if it has one."""
+        peer_id = ticket.id or self.ids.next()
         peer: Peer
         if self.limits.resume_window_seconds:
             peer = resumable = ResumablePeer(
-                peer_id, join, self.topics, self.announcer, self.backplane, self.counters, self.limits
+                peer_id, request, self.topics, self.announcer, self.backplane, self.counters, self.limits
             )
             resumable.go(connection)
         else:
-            peer = Peer(peer_id, join.metadata, self.topics, self.announcer, self.backplane, self.counters)
+            peer = Peer(peer_id, request.metadata, self.topics, self.announcer, self.backplane, self.counters)
             peer.attach(connection)
         # Not its id's time: the wall clock may be set, and a node that is behind takes later ids.
         peer.since = self.reactor.seconds()
         return peer
 
-    def slot_for(self, join: Join, client: Client) -> tuple[ConnectionSlot, ResumablePeer | None]:
-        """Give a client a connection slot; if it is about to resume, that of its session.
-
-        Returns:
-            The slot, and the session that gave it up.
-
-        Raises:
-            Refused: 503 where the server is full, 429 where the client's address has enough.
-        """
-        peer = self.sessions.find(join)
-        slot = peer.transfer_slot(client) if peer is not None else None
-        return (slot, peer) if slot is not None else (self.connection_limits.admit(client), None)
-
     def _not_back(self, peer: Peer, reason: str) -> None:
-        self.counters.leaves[LeaveReason.SHUTDOWN if self.shutdown.draining else LeaveReason.RESUME_TIMEOUT] += 1
+        self.counters.leaves[LeaveReason.SHUTDOWN if self.draining else LeaveReason.RESUME_TIMEOUT] += 1
         if peer.topic is not None:
             self.events.left(peer.id, peer.topic.name, reason, peer.since)
 
@@ -249,6 +239,11 @@ class SignalingFactory(LeanWebSocketFactory):
         """Say in the log who was refused, and why."""
         self.counters.requests_refused[refused.status] += 1
         self.events.refused(address_text(address), refused.status, refused.reason)
+
+    @property
+    def draining(self) -> bool:
+        """Whether nobody joins any more, because the server drains or has stopped."""
+        return self.shutdown.draining
 
     @property
     def unready_reasons(self) -> dict[str, list[str]]:

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 
-from signaling.errors import Refused
 from signaling.limits import Limits
 from signaling.timing.clock import Clock
 from signaling.timing.fair_scheduler import FairScheduler
@@ -102,15 +101,6 @@ class Shutdown:
     def draining(self) -> bool:
         """Whether nobody can join any more; still so after the drain."""
         return self.state in (ShutdownState.DRAINING, ShutdownState.STOPPED)
-
-    def check_open(self) -> None:
-        """Let nobody join while the server drains, and after.
-
-        Raises:
-            Refused: 503.
-        """
-        if self.draining:
-            raise Refused(503, "the server is stopping", {b"Retry-After": b"1"})
 
     def restart(self) -> None:
         """Run again, if the server has stopped."""

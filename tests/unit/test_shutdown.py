@@ -10,7 +10,6 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from signaling.errors import Refused
 from signaling.limits import Limits
 from signaling.server.shutdown import TRANSITIONS, Shutdown, ShutdownState
 
@@ -109,7 +108,7 @@ def test_an_unready_server_still_lets_clients_join() -> None:
     assert waited == [None]
     assert shutdown.state is ShutdownState.UNREADY
     assert shutdown.unready
-    shutdown.check_open()
+    assert not shutdown.draining
 
 
 @pytest.mark.parametrize("how", ["time", "abort"])
@@ -140,17 +139,15 @@ def test_a_drain_closes_connections_and_the_rest_then_stops_the_backplane() -> N
     assert not server.clock.getDelayedCalls()
 
 
-def test_nobody_joins_during_a_drain_or_after() -> None:
+def test_a_server_counts_as_draining_until_it_is_started_again() -> None:
     server = FakeServer()
     server.shutdown.drain()
-    with pytest.raises(Refused, match="the server is stopping"):
-        server.shutdown.check_open()
+    assert server.shutdown.draining
     server.connection.end()
     server.stopped.callback(None)
-    with pytest.raises(Refused, match="the server is stopping"):
-        server.shutdown.check_open()
+    assert server.shutdown.draining
     server.shutdown.restart()
-    server.shutdown.check_open()
+    assert not server.shutdown.draining
 
 
 def test_with_a_spread_the_close_frame_is_1012_and_comes_within_it() -> None:
