@@ -61,13 +61,9 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
 
     # The way in
 
-    def connectionMade(self) -> None:
-        """If the server or the address has too many, evict the oldest connection that has not joined."""
-        super().connectionMade()
-        self.factory.make_room(self, self._address_of_connection)
-
-    def _address_of_connection(self) -> str:
-        # A haproxy: endpoint learns the client's address from the first bytes; until then it has the proxy's.
+    def address_of_connection(self) -> str:
+        """Return the text of the client's address; empty if it is not known yet."""
+        # A haproxy: endpoint reads the client's address from the first bytes; until then it has the proxy's.
         return "" if awaits_proxy_header(self.transport) else address_text(self.transport.getPeer())
 
     def requestReceived(self, head: Head) -> None:
@@ -192,7 +188,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         except Refused as refused:
             self._refuse_join(refused, values)
         else:
-            self.factory.unjoined.discard(self)
+            self.factory.gate.discard(self)
 
     def _refuse_join(self, refused: Refused, values: HeaderValues) -> None:
         refused.headers |= self.factory.origins.cors(values(b"origin"))
@@ -350,7 +346,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         self.factory.renewals.clear(self)
         self.factory.expiries.clear(self)
         super().connectionLost(reason)
-        self.factory.unjoined.discard(self)
+        self.factory.gate.discard(self)
         if self._login is not None:
             self._login.cancel()
         self._log_out()

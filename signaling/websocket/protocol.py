@@ -95,8 +95,7 @@ class LeanWebSocketProtocol(AutobahnProtocol, DirectWrites, Generic[R]):
         else:
             self.use_socket()
         _set_no_delay(self.transport)
-        self.factory.connections.add(self)
-        self.factory.handshakes.set(self)
+        self.factory.connection_made(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Forget the connection, after ``onUndelivered`` and ``onClose`` were told."""
@@ -109,7 +108,6 @@ class LeanWebSocketProtocol(AutobahnProtocol, DirectWrites, Generic[R]):
         self.onClose(self.wasClean, self.remoteCloseCode, self.remoteCloseReason)
         if not self.factory.connections:
             self.factory.rest()
-        self.factory.connection_gone()
 
     # The handshake
 
@@ -643,8 +641,13 @@ class LeanWebSocketFactory(WebSocketServerFactory):
         connection.factory = self
         return connection
 
+    def connection_made(self, connection: Any) -> None:
+        """Take a new connection, and start its handshake timeout."""
+        self.connections.add(connection)
+        self.handshakes.set(connection)
+
     def rest(self) -> None:
-        """Leave no timer behind when nobody is there; an application's own tests would find the reactor dirty."""
+        """Leave no timer behind when the last connection is gone; an application's tests would find a dirty reactor."""
         for deadlines in (self.handshakes, self.pings, self.pongs, self.stalls, self.closings):
             deadlines.rest()
 
@@ -657,9 +660,6 @@ class LeanWebSocketFactory(WebSocketServerFactory):
         held, self.corked = self.corked or [], None
         for connection in held:
             connection.uncork()
-
-    def connection_gone(self) -> None:
-        """Hear that a connection ended; for an application to override."""
 
 
 def _set_no_delay(transport: Any) -> None:
