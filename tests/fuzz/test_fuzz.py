@@ -16,9 +16,10 @@ from twisted.python.failure import Failure
 from signaling.core import messages
 from signaling.server.protocol import SignalingProtocol
 from tests.fuzz import model
-from tests.fuzz.harness import OBSERVER_ID, STRANGER_ID, UPGRADE, Find, masked
+from tests.fuzz.harness import CLIENT_ID, OBSERVER_ID, UPGRADE, Finding
 from tests.fuzz.mutate import mutate_frames, split_frames
 from tests.fuzz.targets import CORPUS, TARGETS, decoder, frames, handshake
+from tests.harness.frames import masked
 
 KEPT = sorted(path for target in TARGETS for path in (CORPUS / target).iterdir())
 
@@ -60,7 +61,7 @@ json_texts = st.recursive(
 )
 pairs = st.tuples(
     st.sampled_from(['"type"', '"to"', '"payload"', '"msgId"', '"t\\u0079pe"', '"from"', '"\\udc00"']),
-    st.sampled_from(['"offer"', '"answer"', '"ice-candidate"', f'"{OBSERVER_ID}"', f'"{STRANGER_ID}"']) | json_texts,
+    st.sampled_from(['"offer"', '"answer"', '"ice-candidate"', f'"{OBSERVER_ID}"', f'"{CLIENT_ID}"']) | json_texts,
 )
 whole_messages = st.tuples(st.lists(pairs, max_size=6), st.sampled_from([",", " ,\n", "\t, "])).map(
     lambda drawn: ("{" + drawn[1].join(f"{key}:{value}" for key, value in drawn[0]) + "}").encode()
@@ -239,7 +240,7 @@ def test_the_handshake_takes_anything(data: bytes) -> None:
 
 def test_a_decoder_that_judges_otherwise_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(messages, "RELAYED_TYPES", frozenset({"offer"}))
-    with pytest.raises(Find, match="another verdict"):
+    with pytest.raises(Finding, match="another verdict"):
         decoder(b'{"type":"answer","to":"a"}')
 
 
