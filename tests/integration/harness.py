@@ -30,7 +30,7 @@ from signaling import IceServers, Limits, SignalingFactory, SignalingResource
 from signaling.backplane.cluster import Cluster
 from signaling.core.counters import Counters
 from tests.harness.memory_transport import MemoryTransport, PassingClock
-from tests.integration.engines import MemoryEngine, Model, Store
+from tests.integration.backends import MemoryEngine, MemoryStore, Store
 
 # How long nodes may wait to say several things at once.
 SOON = 0.006
@@ -280,7 +280,7 @@ class Harness:
         site: bool = False,
         *,
         nodes: int = 1,
-        store: Callable[[Callable[[], float]], Store] = Model,
+        store: Callable[[Callable[[], float]], Store] = MemoryStore,
         buffer_bytes: int = 65_536,
         ice_servers: Callable[[Clock], IceServers] = lambda clock: IceServers(),
         allow_origins: Any = (),

@@ -11,24 +11,24 @@ from typing import Any
 
 import pytest
 
-from tests.integration.engines import Model, Redis
+from tests.integration.backends import MemoryStore, RedisStore
 from tests.integration.harness import Harness, Peer
 
 WAYS = {
     "memory": {"nodes": 1},
-    "model, two nodes": {"nodes": 2, "store": Model},
-    "model, three nodes": {"nodes": 3, "store": Model},
-    "Redis, two nodes": {"nodes": 2, "store": Redis},
-    "Redis, three nodes": {"nodes": 3, "store": Redis},
+    "model, two nodes": {"nodes": 2, "store": MemoryStore},
+    "model, three nodes": {"nodes": 3, "store": MemoryStore},
+    "Redis, two nodes": {"nodes": 2, "store": RedisStore},
+    "Redis, three nodes": {"nodes": 3, "store": RedisStore},
 }
 
 
 @pytest.fixture(params=WAYS)
 def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., Harness]]:
     way = dict(WAYS[request.param])
-    if way.get("store") is Redis:
+    if way.get("store") is RedisStore:
         path = request.getfixturevalue("redis_socket")
-        way["store"] = lambda seconds: Redis(path)
+        way["store"] = lambda seconds: RedisStore(path)
     harnesses: list[Harness] = []
 
     def make_harness(**limits: Any) -> Harness:

@@ -139,7 +139,7 @@ def test_a_sender_that_moved_is_told_when_its_old_node_dies(harness: Harness) ->
     target.lose()
     sender.offer(target, 1, 2, 3)
     sender.move(1)
-    harness.engines[0].lose()
+    harness.engines[0].lose_connection()
     harness.advance(BURIED)
     assert sender.errors() == dropped(1, 2, 3)
 
@@ -288,7 +288,7 @@ def test_what_waits_for_a_peer_is_dropped_when_the_node_dies_that_has_it_by_now(
     sender.offer(target, 1, 2)
     harness.engines[1].holds_replies = True
     assert target.resume(1) == []
-    harness.engines[1].lose()
+    harness.engines[1].lose_connection()
     harness.advance(BURIED)
     assert sender.errors() == dropped(1, 2)
 
