@@ -1,4 +1,4 @@
-"""Programs that a test needs beside Python: missing ones are skipped by name, and fail in CI."""
+"""Programs that a test needs beside Python: without one, it is skipped by name, and fails in CI."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def need(*names: str) -> str:
 
 
 def missing(what: str) -> None:
-    """Skip by name on a laptop, fail in CI."""
-    if os.environ.get("CI") == "true":
+    """Skip the test by name, or fail it in CI, unless ``INSTALL=no`` says that programs may be missing."""
+    if os.environ.get("CI") == "true" and os.environ.get("INSTALL") != "no":
         pytest.fail(f"{what} is not installed")
     pytest.skip(f"{what} is not installed")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -22,8 +22,6 @@ from tests.fuzz.targets import CORPUS, TARGETS, decoder, frames, handshake
 from tests.harness.frames import masked
 
 KEPT = sorted(path for target in TARGETS for path in (CORPUS / target).iterdir())
-
-bounded = settings(max_examples=100, derandomize=True, database=None, deadline=None)
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -84,13 +82,11 @@ def mutated(inputs: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
 client_messages = whole_messages | mutated(whole_messages)
 
 
-@bounded
 @given(client_messages)
 def test_the_decoder_agrees_with_the_model(data: bytes) -> None:
     decoder(data)
 
 
-@bounded
 @given(client_messages | st.text().map(str.encode))
 def test_the_model_agrees_with_pythons_reader(data: bytes) -> None:
     text = data.decode(errors="replace")
@@ -156,13 +152,11 @@ def fragmented(draw: st.DrawFn) -> bytes:
 conversations = st.lists(st.builds(framed, st.just(0x81), client_messages, masks, st.none()) | fragmented() | any_frame)
 
 
-@bounded
 @given(conversations.map(b"".join) | mutated(conversations.map(b"".join)))
 def test_the_frame_parser_takes_anything(data: bytes) -> None:
     frames(data)
 
 
-@bounded
 @given(st.lists(st.builds(framed, st.just(0x81), st.binary(max_size=200), masks, st.none())), st.integers(0, 99))
 def test_a_mutated_conversation_keeps_its_frames_whole(conversation: list[bytes], seed: int) -> None:
     data = b"".join(conversation)
@@ -229,7 +223,6 @@ requests = st.lists(
 )
 
 
-@bounded
 @given(requests.map(b"".join) | mutated(requests.map(b"".join)))
 def test_the_handshake_takes_anything(data: bytes) -> None:
     handshake(data)

@@ -14,6 +14,10 @@ from tests.redis_server import redis_server
 
 MakeHarness = Callable[..., Harness]
 
+SITE = pytest.param("site", marks=pytest.mark.site)
+THREE_NODES = pytest.param("three nodes", marks=pytest.mark.cluster)
+ON_REDIS = pytest.param("three nodes on Redis", marks=[pytest.mark.cluster, pytest.mark.redis])
+
 
 @pytest.fixture(scope="session")
 def redis_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -34,13 +38,13 @@ def _make_harnesses(**variant: Any) -> Iterator[MakeHarness]:
         harness.close()
 
 
-@pytest.fixture(params=["port", "site"])
+@pytest.fixture(params=["port", SITE])
 def make_server(request: pytest.FixtureRequest) -> Iterator[MakeHarness]:
     """Make a harness of one server, for what does not depend on other nodes."""
     yield from _make_harnesses(site=request.param == "site")
 
 
-@pytest.fixture(params=["port", "site", "three nodes", "three nodes on Redis"])
+@pytest.fixture(params=["port", SITE, THREE_NODES, ON_REDIS])
 def make_harness(request: pytest.FixtureRequest) -> Iterator[MakeHarness]:
     """Make a harness with the limits that a test needs."""
     if request.param == "three nodes":

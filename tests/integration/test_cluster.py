@@ -15,6 +15,8 @@ from signaling.backplane.redis.scripts import Keys
 from signaling.core.interfaces import OutgoingSession
 from tests.integration.harness import Harness, Peer
 
+pytestmark = pytest.mark.cluster
+
 
 @pytest.fixture
 def harness() -> Iterator[Harness]:
