@@ -319,9 +319,7 @@ class Harness:
             )
             for number in range(nodes)
         ]
-        for factory in self.factories:
-            factory.backplane.start(factory.local)
-        self._builds = [self._mounted(factory) if site else factory.buildProtocol for factory in self.factories]
+        self._builds = [self._mounted(factory) if site else self._listening(factory) for factory in self.factories]
         self._turns = cycle(range(nodes))
         self.run()
 
@@ -339,6 +337,10 @@ class Harness:
             log=self._log,
             wall_clock=lambda: self.clock.seconds() + self._wall_ahead(),
         )
+
+    def _listening(self, factory: SignalingFactory) -> Callable[[Any], Any]:
+        factory.doStart()
+        return factory.buildProtocol
 
     def _mounted(self, factory: SignalingFactory) -> Callable[[Any], Any]:
         root = Resource()
@@ -383,7 +385,7 @@ class Harness:
 
     def drain(self) -> Deferred[None]:
         """Drain every node."""
-        return DeferredList([factory.drain() for factory in self.factories]).addCallback(lambda _: None)
+        return DeferredList([factory.shutdown.drain() for factory in self.factories]).addCallback(lambda _: None)
 
     def close(self) -> None:
         """Need the store no more."""

@@ -658,9 +658,9 @@ def test_who_is_gone_before_the_answer_never_joins(make_harness: MakeHarness, en
     assert slow.realm.inside == 0
 
 
-def test_a_server_that_began_to_stop_meanwhile_refuses(slow: Slow) -> None:
-    for factory in slow.harness.factories:
-        factory.draining = True
+def test_a_server_that_began_to_stop_meanwhile_refuses(make_harness: MakeHarness) -> None:
+    slow = Slow(make_harness, drain_spread_seconds=600.0)
+    slow.harness.drain()
     slow.answer()
     assert response(slow.peer.received)[0] == 503
     slow.harness.advance(6)

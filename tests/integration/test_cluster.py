@@ -443,8 +443,8 @@ def test_readyz_tells_that_the_store_is_away_and_can_be_asked_past_it(harness: H
     away = 503, {"ready": False, "reasons": ["the backplane is out of reach"]}
     assert [readyz(harness) for _ in harness.factories] == [away] * 3
     assert readyz(harness, "?exclude=backplane&exclude=workers") == (200, {"ready": True})
-    harness.factories[0].retire()
-    harness.factories[1].retire()
+    harness.factories[0].shutdown.become_unready()
+    harness.factories[1].shutdown.become_unready()
     assert readyz(harness, "?exclude=backplane") == (503, {"ready": False, "reasons": ["the server is stopping"]})
 
 

@@ -86,7 +86,7 @@ def listener() -> Iterator[Listener]:
     yield listener
     listener.end.close()
     listener.reactor.run()
-    listener.factory.abort()
+    listener.factory.shutdown.abort()
     listener.advance(1)
 
 

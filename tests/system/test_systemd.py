@@ -19,7 +19,7 @@ from tests.system.twistd import running
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 TWISTD = Path(sys.executable).parent / "twistd"
-SERVICE = DEPLOY / "signaling.app.service"
+SERVICE = DEPLOY / "signaling.service"
 
 
 def analyze(*arguments: str | Path) -> str:
