@@ -185,30 +185,30 @@ def check_ice_servers(servers: Sequence[Any]) -> None:
         _check_server(f"[{number}]", server)
 
 
-def _check_server(where: str, server: Any) -> None:
+def _check_server(path: str, server: Any) -> None:
     if not isinstance(server, dict):
-        raise ValueError(f'{where}: not an object, for example {{"urls": "stun:stun.example.com"}}')
+        raise ValueError(f'{path}: not an object, for example {{"urls": "stun:stun.example.com"}}')
     unknown = sorted(server.keys() - _KEYS)
     if unknown:
-        raise ValueError(f"{where}: {unknown[0]!r} is not one of urls, username and credential")
+        raise ValueError(f"{path}: {unknown[0]!r} is not one of urls, username and credential")
     urls = server.get("urls")
     uris = [urls] if isinstance(urls, str) else urls
     if not isinstance(uris, list) or not uris:
-        raise ValueError(f"{where}.urls: neither a URI nor an array of them")
-    schemes = {_scheme_at(f"{where}.urls", uri) for uri in uris}
+        raise ValueError(f"{path}.urls: neither a URI nor an array of them")
+    schemes = {_scheme_at(f"{path}.urls", uri) for uri in uris}
     for key in ("username", "credential"):
         if key in server and not isinstance(server[key], str):
-            raise ValueError(f"{where}.{key}: not a string")
+            raise ValueError(f"{path}.{key}: not a string")
         if schemes != {"stun"} and not server.get(key):
             # Browsers throw InvalidAccessError if one is missing or empty.
-            raise ValueError(f"{where}.{key}: a TURN server needs one, a string")
+            raise ValueError(f"{path}.{key}: a TURN server needs one, a string")
     if len(server.get("username", "").encode()) > _MAX_USERNAME_BYTES:
-        raise ValueError(f"{where}.username: at most {_MAX_USERNAME_BYTES} bytes")
+        raise ValueError(f"{path}.username: at most {_MAX_USERNAME_BYTES} bytes")
 
 
-def _scheme_at(where: str, uri: Any) -> str:
+def _scheme_at(path: str, uri: Any) -> str:
     try:
         return _scheme(uri) if isinstance(uri, str) else _scheme("")
     except ValueError as error:
         example = "for example stun:stun.example.com:3478"
-        raise ValueError(f"{where}: not a STUN or TURN URI ({example}): {error}") from None
+        raise ValueError(f"{path}: not a STUN or TURN URI ({example}): {error}") from None

@@ -187,7 +187,7 @@ class Events:
         self.log.warn(text, event="node_taken_for_dead", node=node)
 
     def clocks_differ(self, seconds: float) -> None:
-        """The store's wall clock is ahead of this node's by so many seconds, or behind where they are less than 0."""
+        """The store's wall clock is ahead of this node's by ``seconds``, or behind if negative."""
         text = "the wall clocks of this node and of its store differ by {seconds} s: set the one that is wrong"
         self.log.warn(text, event="clocks_differ", seconds=seconds)
 

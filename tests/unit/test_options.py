@@ -178,7 +178,7 @@ def test_an_error_in_ice_servers_is_named(arguments: list[str], text: str) -> No
     assert refusal(*arguments) == text
 
 
-def test_a_wrong_turn_uri_or_ttl_is_named() -> None:
+def test_an_invalid_turn_uri_or_ttl_is_named() -> None:
     assert refusal("--turn-uri=a", TURN_SECRET="s").startswith("--turn-uri: 'a' is not a TURN URI (for example")
     right = "is not a whole number of seconds from 2 to 2678400 (for example 3600)"
     for text in ("1", "soon", "99999999999", "-5"):
