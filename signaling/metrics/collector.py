@@ -103,7 +103,9 @@ class SignalingCollector:
         yield _gauge("connections_max", "Peers' connections that the server takes.", factory.connection_limits.most)
         yield _gauge("peers", "Peers in topics.", sizes.total)
         yield _gauge(
-            "peers_away", "Of those, peers that lost their connection and may come back.", len(factory.sessions.away)
+            "peers_away",
+            "Of those, detached peers, which may resume.",
+            len(factory.sessions.detached),
         )
         yield _gauge("topics", "Topics.", len(factory.topics))
         yield _histogram("topic_peers", "Peers in each topic now.", sizes)
