@@ -326,12 +326,14 @@ def _serve_metrics(options: Options, factory: SignalingFactory, where: list[List
         return []
     try:
         # An extra: the plain server does without.
-        from signaling.metrics.aggregation import TotalsResource  # noqa: PLC0415
+        from signaling.metrics.aggregation import AggregatedMetricsResource  # noqa: PLC0415
         from signaling.metrics.collector import MetricsResource, MetricsSite, ReactorLag  # noqa: PLC0415
     except ImportError as error:
         raise StartError(f"--metrics: needs the extra metrics, as in pip install '.[metrics]': {error}") from None
     lag = ReactorLag(reactor)
-    metrics = TotalsResource(factory, lag) if isinstance(factory, Dispatcher) else MetricsResource(factory, lag)
+    metrics = (
+        AggregatedMetricsResource(factory, lag) if isinstance(factory, Dispatcher) else MetricsResource(factory, lag)
+    )
     if description is not None:
         own = endpoint(reactor, "metrics-listen", description)
         where.append(

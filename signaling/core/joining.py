@@ -188,7 +188,7 @@ class JoinAttempt:
         connection.slot, self._slot = self._slot, None
         self._change_to(JoinState.RESUMED)
         connection.attach(session)
-        services.counters.resumed += 1
+        services.counters.resumes += 1
         services.events.resumed(session.id, request.topic, self._client.text)
         return True
 

@@ -194,7 +194,7 @@ class Peer:
 
     def reject(self, rejected: Rejected) -> None:
         """Answer one message of this peer with an error."""
-        self._services.counters.refused[rejected.code] += 1
+        self._services.counters.errors_sent[rejected.code] += 1
         self._answer(messages.error(rejected.code, rejected.text, rejected.msg_id))
 
     def _relay(self, message: messages.ClientMessage) -> None:
@@ -205,7 +205,7 @@ class Peer:
             target.catch_up()
             if not target.offer(frame, (self, message.msg_id)):
                 raise self.refused(message.type, ErrorCode.DROPPED, message.msg_id)
-            services.counters.relays[message.type] += 1
+            services.counters.relays_accepted[message.type] += 1
             services.counters.relayed_bytes += len(frame)
             return
         sent = None
@@ -220,13 +220,13 @@ class Peer:
     def delivered_remotely(self, kind: str, size: int) -> None:
         """Count a relay that another node wrote."""
         counters = self._services.counters
-        counters.relays[kind] += 1
+        counters.relays_accepted[kind] += 1
         counters.relayed_bytes += size
-        counters.relays_delivered_elsewhere += 1
+        counters.relays_delivered_remotely += 1
 
     def refused(self, kind: str, code: ErrorCode, msg_id: bytes | None) -> Rejected:
         """Count a relay that is not delivered, and return its error."""
-        self._services.counters.relays_refused[kind, code] += 1
+        self._services.counters.relays_rejected[kind, code] += 1
         return Rejected(code, RELAY_ERRORS[code], msg_id)
 
     def relay_queued(self, msg_id: bytes | None) -> None:

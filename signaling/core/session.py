@@ -544,7 +544,7 @@ class _HandedOffRelay:
 
     def delivered(self) -> None:
         """Report that the other node wrote the relay."""
-        self._counters.relays_delivered_elsewhere += 1
+        self._counters.relays_delivered_remotely += 1
         sender, msg_id = self._receipt
         sender.relay_written(msg_id)
 

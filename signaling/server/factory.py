@@ -33,7 +33,7 @@ from signaling.core.peer_ids import PeerIds
 from signaling.core.session import PeerSession
 from signaling.core.session_registry import SessionRegistry
 from signaling.core.topics import TopicMap
-from signaling.errors import Ending, Refused
+from signaling.errors import LeaveReason, Refused
 from signaling.limits import Limits
 from signaling.log.events import Events, PacedLog
 from signaling.server.address_text import address_text
@@ -120,7 +120,7 @@ class SignalingFactory(LeanWebSocketFactory):
         super().__init__(limits or Limits(), reactor)
         self.topics: TopicMap[Peer] = TopicMap(self.limits.max_peers_per_topic, self.limits.max_peer_list_bytes)
         self.counters = Counters()
-        self.announcer = Announcer(reactor, self.counters.drop_events)
+        self.announcer = Announcer(reactor, self.counters.count_dropped_events)
         self.backplane: Backplane = backplane or StandaloneBackplane()
         self.origins = Origins(allow_origins)
         self.connection_limits = ConnectionLimits(self.limits, file_limits.file_limit(reactor), reactor.seconds)
@@ -148,7 +148,7 @@ class SignalingFactory(LeanWebSocketFactory):
         self._drains: list[Deferred[None]] = []
 
     @property
-    def relays_waiting(self) -> int:
+    def relays_queued(self) -> int:
         """How many accepted relays wait for their target's transport now; counted anew at each look."""
         return sum(connection.waiting for connection in self.connections) + self.sessions.relays_waiting
 
@@ -156,8 +156,8 @@ class SignalingFactory(LeanWebSocketFactory):
     def relays_written(self) -> int:
         """How many relays were written to their target's transport here so far."""
         counters = self.counters
-        taken = counters.relays_accepted - counters.relays_delivered_elsewhere + counters.relays_received
-        return taken - counters.relays_undelivered - self.relays_waiting
+        taken = counters.total_relays_accepted - counters.relays_delivered_remotely + counters.relays_received
+        return taken - counters.relays_undelivered - self.relays_queued
 
     def acceptableProtocols(self) -> list[bytes]:
         """Offer HTTP/1.1 over TLS; Twisted would refuse every client that names protocols, as all browsers do."""
@@ -203,7 +203,7 @@ class SignalingFactory(LeanWebSocketFactory):
         return peer
 
     def _session_closed(self, peer: Peer, reason: str) -> None:
-        self.counters.leaves[Ending.STOPPING if self.draining else Ending.NOT_BACK] += 1
+        self.counters.leaves[LeaveReason.SHUTDOWN if self.draining else LeaveReason.RESUME_TIMEOUT] += 1
         if peer.topic is not None:
             self.events.left(peer.id, peer.topic.name, reason, peer.joined_at)
 

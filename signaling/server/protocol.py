@@ -125,7 +125,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
             self._login.cancel()
             return
         super().handshakeLate()
-        self.factory.counters.requests_late += 1
+        self.factory.counters.handshake_timeouts += 1
         self._log_refusal(None, self.end_reason)
 
     def _log_refusal(self, status: int | None, reason: str) -> None:
@@ -304,11 +304,11 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
 
     def onQueueFull(self, depth: int) -> None:
         """Count how full a queue was that refused something."""
-        self.factory.counters.depths.add(depth)
+        self.factory.counters.queue_depths_at_drop.add(depth)
 
     def onRoundTrip(self, seconds: float) -> None:
         """Count how long a ping and its pong took."""
-        self.factory.counters.round_trips.add(seconds)
+        self.factory.counters.ping_round_trips.add(seconds)
 
     def onWritten(self, receipt: Receipt) -> None:
         """Report a relay that had to wait to its sender."""

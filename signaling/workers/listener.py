@@ -209,7 +209,7 @@ class Arrival:
     def handshakeLate(self) -> None:
         """End it because its request, or its worker, did not come in time."""
         dispatcher = self._dispatcher
-        dispatcher.counters.requests_late += 1
+        dispatcher.counters.handshake_timeouts += 1
         reason = f"no complete request within {dispatcher.limits.handshake_timeout_seconds:g} s"
         if self._worker is not None:
             reason = f"{dispatcher.workers[self._worker].state or 'its worker took no connections'}"
