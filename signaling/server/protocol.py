@@ -23,8 +23,7 @@ from signaling.core.grants import Grant, session_owner
 from signaling.core.interfaces import Receipt
 from signaling.core.join_request import JoinRequest
 from signaling.core.joining import JoinAttempt
-from signaling.core.peer import Peer, return_undelivered
-from signaling.core.session import ResumablePeer
+from signaling.core.peer import Peer, drop_undelivered
 from signaling.errors import ErrorCode, Refused, Rejected
 from signaling.limits import FRAMES_PER_TOKEN
 from signaling.server.address_text import address_text
@@ -287,9 +286,9 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
             self.close(_POLICY_VIOLATION, f"at most {limits.max_messages_per_second:g} messages a second")
 
     def onUndelivered(self, receipts: list[Receipt]) -> None:
-        """Tell the senders of what will not be written, unless the peer may come back for it."""
-        if not (isinstance(self._peer, ResumablePeer) and self._may_come_back):
-            return_undelivered(receipts, self.factory.counters)
+        """Answer relays that will not be written with ``dropped``, unless the client may resume and receive them."""
+        if self._peer is None or not (self._peer.resumable and self._may_resume):
+            drop_undelivered(receipts, self.factory.counters)
 
     def renewIceServers(self) -> None:
         """Tell the peer of new ICE servers, before those that it knows of expire."""
@@ -308,29 +307,29 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         self.factory.counters.ping_round_trips.add(seconds)
 
     def onWritten(self, receipt: Receipt) -> None:
-        """Tell who waits for that."""
+        """Report a relay that had to wait to its sender."""
         sender, msg_id = receipt
         sender.relay_written(msg_id)
 
-    # What a resumable peer asks
+    # Acknowledgments, and the end of a session on this connection
 
     def pingMark(self) -> bytes:
-        """Ask a resumable peer what has arrived."""
-        return self._peer.mark if isinstance(self._peer, ResumablePeer) else b""
+        """Return what a ping carries: a session has its pong acknowledge messages."""
+        return self._peer.ping_payload if self._peer is not None else b""
 
-    def ask(self, mark: bytes) -> None:
-        """Ask the other end to return ``mark``, unless messages wait, which a ping would take room from."""
+    def request_ack(self, payload: bytes) -> None:
+        """Send a ping, unless messages wait: it would take their room in the queue."""
         if self._queue is None:
-            self.sendPing(mark)
+            self.sendPing(payload)
 
     def onPong(self, payload: bytes) -> None:
-        """Take a sign of life, and what it says of what has arrived."""
+        """Stop the ping timeout, and pass on what the pong acknowledges."""
         super().onPong(payload)
-        if isinstance(self._peer, ResumablePeer):
+        if self._peer is not None:
             self._peer.acknowledge(payload)
 
-    def give_up(self) -> None:
-        """Make room for another connection of the same peer."""
+    def give_up_session(self) -> None:
+        """End the connection; its session continues on another one, or at another node."""
         self.takeUndelivered()
         self._peer = None
         self.cut("its peer came back on another connection")
@@ -356,32 +355,29 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
             self.slot.release()
 
     def cut(self, reason: str) -> None:
-        """End the connection at once; a resumable peer waits for another from now on."""
+        """End the connection at once, without a close frame."""
         super().cut(reason)
-        if isinstance(self._peer, ResumablePeer):
-            self._lose_peer(self._peer)
+        self._lose_peer()
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
-        """Take the peer out of its topic, or let it wait for another connection."""
-        if self._peer is not None:
-            self._lose_peer(self._peer)
+        """Remove or detach the peer of a connection that ended."""
+        self._lose_peer()
 
     @property
-    def _may_come_back(self) -> bool:
+    def _may_resume(self) -> bool:
         return not (self.said_goodbye or self.factory.draining)
 
-    def _lose_peer(self, peer: Peer) -> None:
-        topic, self._peer = peer.topic, None
-        if topic is None:
+    def _lose_peer(self) -> None:
+        """Detach the peer if its client may resume; otherwise the peer leaves."""
+        peer, self._peer = self._peer, None
+        topic = peer.topic if peer is not None else None
+        if peer is None or topic is None:
             return
-        if isinstance(peer, ResumablePeer) and self._may_come_back:
-            slot, self.slot = self.slot, None
-            self.factory.sessions.keep(peer, slot)
-            self.factory.paced_log.write(partial(self.factory.events.detached, peer.id, topic.name, self.end_reason))
+        factory = self.factory
+        if self._may_resume and peer.detach(self.slot):
+            self.slot = None
+            factory.paced_log.write(partial(factory.events.detached, peer.id, topic.name, self.end_reason))
             return
-        self.factory.paced_log.write(
-            partial(self.factory.events.left, peer.id, topic.name, self.end_reason, peer.since)
-        )
-        self.factory.counters.leaves[self.ending] += 1
-        peer.detach()
+        factory.paced_log.write(partial(factory.events.left, peer.id, topic.name, self.end_reason, peer.joined_at))
+        factory.counters.leaves[self.ending] += 1
         peer.leave()

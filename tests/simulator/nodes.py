@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from signaling.backplane.cluster import Cluster
 from signaling.core.announcer import Announcer
 from signaling.core.counters import Counters
-from signaling.core.interfaces import Forwarding, JoinTicket
+from signaling.core.interfaces import JoinTicket
 from signaling.core.local_peers import LocalPeers
-from signaling.core.peer import Peer, return_undelivered
+from signaling.core.peer import Peer, PeerServices, drop_undelivered
 from signaling.core.peer_ids import PeerIds
+from signaling.core.session_registry import SessionRegistry
 from signaling.core.topics import TopicMap
 from signaling.errors import ErrorCode, Rejected
 from signaling.limits import Limits
@@ -75,6 +76,10 @@ class SimulatedNode:
         self.announcer = Announcer(self.process, self.counters.count_dropped_events, offers_at_once=at_once)
         ids = SimulatedIds(lambda: 1_000_000 + int(story.now * 1000) + skew_ms, random)
         self.cluster = Cluster(self.engine, self.process, self.limits, prefix=PREFIX, ids=ids, choose=random)
+        self.sessions = SessionRegistry(self.limits, self.process, self.topics, lambda peer, reason: None)
+        self.services = PeerServices(
+            self.topics, self.announcer, self.cluster, self.counters, self.limits, self.sessions
+        )
         self.clients: dict[Client, None] = {}
         self.crashed_at: float | None = None
         self.stopping = False
@@ -89,11 +94,10 @@ class SimulatedNode:
         return self.process.alive and not self.stopping
 
     def _local_peers(self) -> LocalPeers:
-        return LocalPeers(self.topics, self.announcer, self.counters, lambda peer, text: None, self._moved)
+        return LocalPeers(self.services, self._moved)
 
-    def _moved(self, peer: Peer, taken: Collection[int]) -> Mapping[int, Forwarding]:
+    def _moved(self, peer: Peer) -> None:
         self.story.breach(f"{self.name}: {peer.id} moved, which nobody did")
-        return {}
 
     # What clients do; what they send to a process that stands still waits
 
@@ -116,7 +120,7 @@ class SimulatedNode:
         joined = False
         assert entrant.id is not None
         if not client.gone and not self.stopping and entrant.full is None:
-            peer = Peer(entrant.id, client.metadata_text, self.topics, self.announcer, self.cluster, self.counters)
+            peer = Peer(entrant.id, client.metadata_text, self.services)
             peer.attach(client.way)
             try:
                 peer.join(client.topic)
@@ -139,8 +143,7 @@ class SimulatedNode:
         self.clients.pop(client, None)
         peer, client.peer = client.peer, None
         if peer is not None:
-            return_undelivered(client.way.abandon(), self.counters)
-            peer.detach()
+            drop_undelivered(client.way.abandon(), self.counters)
             peer.leave()
 
     def relay(self, sent: Sent) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from math import inf
 from typing import Any
 
-from signaling.core.interfaces import Forwarding, JoinTicket, OutgoingSession, Receipt
+from signaling.admission.connection_limits import ConnectionSlot
+from signaling.core.interfaces import JoinTicket, OutgoingSession, Receipt, ResumeProof
 from signaling.core.join_request import JoinRequest, ResumeClaim
 from signaling.core.local_peers import LocalPeers
-from signaling.core.peer import Peer, return_undelivered
-from signaling.core.session import ResumablePeer, Sessions, proof
+from signaling.core.peer import Peer, drop_undelivered
+from signaling.core.session import PeerSession, resume_proof
 from signaling.errors import Rejected
 from signaling.limits import Limits
 from signaling.websocket.outbound_queue import OutboundQueue
@@ -39,9 +40,9 @@ class Line(OutboundQueue[Receipt]):
         self.node = node
         self.traveller = traveller
         self.link = Link(node.story.everybody, self._arrived, node.story.latency)
-        self.slot: Any = None
+        self.slot: ConnectionSlot | None = None
         self.said_goodbye = False
-        self.peer: ResumablePeer | None = None
+        self.peer: PeerSession | None = None
         # At the node's end, and at the other.
         self.ended = self.lost = False
 
@@ -58,10 +59,10 @@ class Line(OutboundQueue[Receipt]):
             self.traveller.missed_events = True
         return taken
 
-    def ask(self, mark: bytes) -> None:
-        self.link.send((mark, b""))
+    def request_ack(self, payload: bytes) -> None:
+        self.link.send((payload, b""))
 
-    def give_up(self) -> None:
+    def give_up_session(self) -> None:
         self.abandon()
         self.end()
 
@@ -175,6 +176,20 @@ class Traveller(Client):
         self._made = made
 
 
+class _ObservedPeers(LocalPeers):
+    """Notices which peers other nodes ask for."""
+
+    def __init__(self, node: TravelNode) -> None:
+        super().__init__(node.services, node._moved)
+        self._node = node
+
+    def prepare_handoff(self, topic: str, proof: ResumeProof) -> OutgoingSession | None:
+        if self.has(topic, proof.peer):
+            # If this node ends before it knows whether another one has taken the peer, it cannot tell.
+            self._node.story.left_behind(proof.peer, self._node.cluster.node)
+        return super().prepare_handoff(topic, proof)
+
+
 class TravelNode(SimulatedNode):
     """A node whose peers may come back."""
 
@@ -182,18 +197,10 @@ class TravelNode(SimulatedNode):
 
     def _local_peers(self) -> LocalPeers:
         self.lines: dict[Line, None] = {}
-        self.sessions = Sessions(self.limits, self.process, self.topics, lambda peer, reason: None)
-        return LocalPeers(self.topics, self.announcer, self.counters, self._lend, self._moved)
+        return _ObservedPeers(self)
 
-    def _lend(self, peer: Peer, text: bytes) -> OutgoingSession | None:
-        # Should this node end before it hears whether another one has taken the peer, it cannot tell.
-        self.story.left_behind(peer.id, self.cluster.node)
-        return self.sessions.prepare_handoff(peer, text)
-
-    def _moved(self, peer: Peer, taken: Collection[int]) -> Mapping[int, Forwarding]:
-        if not isinstance(peer, ResumablePeer) or peer.topic is None:
-            return {}
-        return self.sessions.hand_over(peer, taken)
+    def _moved(self, peer: Peer) -> None:
+        """Peers do that here."""
 
     def arrive(self, line: Line, join: JoinRequest) -> None:
         self.lines[line] = None
@@ -217,35 +224,29 @@ class TravelNode(SimulatedNode):
             else:
                 self._open(line, join, entrant)
 
-        self.cluster.request_join(join.topic, join.metadata, entered, None if late else proof(join))
+        self.cluster.request_join(join.topic, join.metadata, entered, None if late else resume_proof(join))
 
     def _turn_back(self, line: Line, join: JoinRequest, entrant: JoinTicket) -> None:
         peer = self._revive(line, join, entrant) if not self.stopping else None
         if peer is not None:
-            self.sessions.keep(peer, None)
+            peer.detach(None)
         self.cluster.finish_join(join.topic, entrant.id or "", joined=peer is not None)
 
-    def _revive(self, line: Line, join: JoinRequest, entrant: JoinTicket) -> ResumablePeer | None:
+    def _revive(self, line: Line, join: JoinRequest, entrant: JoinTicket) -> PeerSession | None:
         if entrant.session is None or join.claim is None:
             return None
         peer = self._new_peer(line, join, entrant)
-        return peer if peer.revive(entrant.session, join.topic, join.claim) else None
+        return peer.restore(entrant.session, join.topic, join.claim)
 
-    def _new_peer(self, line: Line, join: JoinRequest, entrant: JoinTicket) -> ResumablePeer:
+    def _new_peer(self, line: Line, join: JoinRequest, entrant: JoinTicket) -> PeerSession:
         assert entrant.id is not None
-        peer = ResumablePeer(entrant.id, join, self.topics, self.announcer, self.cluster, self.counters, self.limits)
-        peer.go(line)
+        peer = PeerSession(entrant.id, join, self.services)
+        peer.attach(line)
         return peer
 
     def _open(self, line: Line, join: JoinRequest, entrant: JoinTicket | None) -> None:
         found = self.sessions.find(join)
-        if found is not None:
-            self.sessions.back(found)
-        if join.claim is not None and found is not None and not found.reaches(join.claim.seen):
-            self.sessions.dismiss(found, "it came back for more than is kept")
-            found = None
-        if found is not None and join.claim is not None:
-            self._go_on(line, found, join.claim)
+        if found is not None and self._go_on(line, found, join):
             if entrant is not None:
                 self.cluster.finish_join(join.topic, entrant.id or "", joined=False)
         elif entrant is None:
@@ -258,7 +259,7 @@ class TravelNode(SimulatedNode):
         if entrant.session is not None and join.claim is not None:
             revived = self._revive(line, join, entrant)
             if revived is not None:
-                self._go_on(line, revived, join.claim)
+                self._go_on(line, revived, join)
             self.cluster.finish_join(join.topic, entrant.id, joined=revived is not None)
             if revived is None:
                 self._enter(line, join, late=True)
@@ -274,12 +275,10 @@ class TravelNode(SimulatedNode):
     def _ice_servers(self) -> bytes:
         return json.dumps(self.story.now).encode()
 
-    def _go_on(self, line: Line, peer: ResumablePeer, claim: ResumeClaim) -> None:
-        way = peer.way
-        if isinstance(way, Line) and way is not line:
-            way.peer = None
-        peer.come_back(line, claim, self._ice_servers)
-        line.peer = peer
+    def _go_on(self, line: Line, peer: PeerSession, join: JoinRequest) -> bool:
+        resumed = peer.resume(line, join, self._ice_servers)
+        line.peer = peer if resumed else None
+        return resumed
 
     def renew(self, line: Line) -> None:
         self.process.take(line, self._renew, line)
@@ -299,13 +298,12 @@ class TravelNode(SimulatedNode):
         receipts = line.abandon()
         line.end()
         if peer is not None and not self.stopping:
-            self.sessions.keep(peer, None)
+            peer.detach(None)
         elif peer is not None:
             self._leave(peer, receipts)
 
-    def _leave(self, peer: ResumablePeer, receipts: list[Receipt]) -> None:
-        return_undelivered(receipts, self.counters)
-        peer.detach()
+    def _leave(self, peer: Peer, receipts: list[Receipt]) -> None:
+        drop_undelivered(receipts, self.counters)
         peer.leave()
 
     def say_goodbye(self, line: Line) -> None:
@@ -356,8 +354,8 @@ class TravelNode(SimulatedNode):
         self.story.ended[self.cluster.node] = self.story.now
         for line in tuple(self.lines):
             self._said_goodbye(line)
-        for peer in tuple(self.sessions.away):
-            self.sessions.dismiss_away(peer)
+        for peer in tuple(self.sessions.detached):
+            self.sessions.close_detached(peer)
         self.sessions.rest()
         self.cluster.stop(self._stopped)
 
