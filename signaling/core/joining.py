@@ -177,7 +177,7 @@ class JoinAttempt:
             self._finish_ticket(joined=False)
             peer.reject(rejected)
             connection.close(_TRY_AGAIN_LATER, rejected.text)
-            services.events.turned_away(request.topic, self._client.text, rejected.text)
+            services.events.rejected(request.topic, self._client.text, rejected.text)
             return
         self._change_to(JoinState.JOINED)
         connection.attach(peer)
@@ -193,8 +193,8 @@ class JoinAttempt:
         session.come_back(connection, claim, services.ice_servers.text(session.id))
         session.expires = request.expires
         connection.attach(session)
-        services.counters.resumed += 1
-        services.events.came_back(session.id, request.topic, self._client.text)
+        services.counters.resumes += 1
+        services.events.resumed(session.id, request.topic, self._client.text)
 
     def _receive(self, ticket: JoinTicket, handed_off: IncomingSession) -> ResumablePeer | None:
         """Take over a session that another node handed off; None if it is unreadable here, or the topic is full."""
@@ -212,7 +212,7 @@ class JoinAttempt:
             session = self._receive(ticket, ticket.session)
         if session is not None:
             services.sessions.keep(session, slot)
-            services.events.lost(session.id, self.request.topic, self._connection.end_reason)
+            services.events.detached(session.id, self.request.topic, self._connection.end_reason)
         elif slot is not None and donor is not None:
             donor.return_slot(slot)
         elif slot is not None:
@@ -264,13 +264,13 @@ class JoinEvents(Protocol):
     def joined(self, peer: str, topic: str, address: str | None) -> None:
         """A peer joined."""
 
-    def came_back(self, peer: str, topic: str, address: str | None) -> None:
+    def resumed(self, peer: str, topic: str, address: str | None) -> None:
         """A peer resumed on another connection."""
 
-    def turned_away(self, topic: str, address: str | None, reason: str) -> None:
+    def rejected(self, topic: str, address: str | None, reason: str) -> None:
         """A topic was full."""
 
-    def lost(self, peer: str, topic: str, reason: str) -> None:
+    def detached(self, peer: str, topic: str, reason: str) -> None:
         """A peer has no connection, and may resume."""
 
 

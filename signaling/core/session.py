@@ -20,7 +20,15 @@ from signaling.admission.connection_limits import ConnectionSlot
 from signaling.core import messages
 from signaling.core.announcer import Announcer, Block
 from signaling.core.counters import Counters
-from signaling.core.interfaces import Backplane, Forwarding, IncomingSession, Outbound, OutgoingSession, Proof, Receipt
+from signaling.core.interfaces import (
+    Backplane,
+    Forwarding,
+    IncomingSession,
+    Outbound,
+    OutgoingSession,
+    Receipt,
+    ResumeProof,
+)
 from signaling.core.join_request import JoinRequest, ResumeClaim
 from signaling.core.peer import Peer, return_undelivered
 from signaling.core.peer_ids import ID_CHARACTERS
@@ -102,14 +110,14 @@ class _Unwritten:
         self._target = target
         self._number = number
 
-    def waits(self, msg_id: bytes | None) -> None:
+    def relay_queued(self, msg_id: bytes | None) -> None:
         """No-op: its target knows."""
 
-    def written(self, msg_id: bytes | None) -> None:
+    def relay_written(self, msg_id: bytes | None) -> None:
         """Report it to the true sender."""
         self._target.report(self._number, None)
 
-    def failed(self, msg_id: bytes | None, code: ErrorCode) -> None:
+    def relay_failed(self, msg_id: bytes | None, code: ErrorCode) -> None:
         """Report it to the true sender."""
         self._target.report(self._number, code)
 
@@ -125,9 +133,9 @@ class _HandedOff:
 
     def delivered(self) -> None:
         """Report that the other node wrote it."""
-        self._counters.relays_delivered_elsewhere += 1
+        self._counters.relays_delivered_remotely += 1
         sender, msg_id = self._receipt
-        sender.written(msg_id)
+        sender.relay_written(msg_id)
 
     def failed(self, code: ErrorCode) -> None:
         """Report that it is not delivered; whatever became of its target, it was there when the relay came."""
@@ -145,11 +153,11 @@ class _Followed:
 
     def delivered(self) -> None:
         """The other node has counted it."""
-        self._sender.written(self._msg_id)
+        self._sender.relay_written(self._msg_id)
 
     def failed(self, code: ErrorCode) -> None:
         """Answer it; the other node has counted it."""
-        self._sender.failed(self._msg_id, code)
+        self._sender.relay_failed(self._msg_id, code)
 
 
 class ResumablePeer(Peer):
@@ -221,7 +229,7 @@ class ResumablePeer(Peer):
             self.way.lent = False
         unanswered, self._unanswered = self._unanswered, []
         for msg_id, code in unanswered:
-            super().failed(msg_id, code)
+            super().relay_failed(msg_id, code)
         if self.topic is not None:
             self._backplane.resync(self.topic.name)
 
@@ -353,9 +361,9 @@ class ResumablePeer(Peer):
         """Report the outcome of a relay that waited to its sender, unless that was done before; None for written."""
         sender, msg_id = self._unwritten.pop(number, (None, None))
         if sender is not None and code is None:
-            sender.written(msg_id)
+            sender.relay_written(msg_id)
         elif sender is not None and code is not None:
-            sender.failed(msg_id, code)
+            sender.relay_failed(msg_id, code)
 
     def acknowledge(self, mark: bytes) -> None:
         """Take a pong's payload: what it numbers has arrived."""
@@ -383,22 +391,22 @@ class ResumablePeer(Peer):
         unwritten, self._unwritten = self._unwritten, {}
         return_undelivered(unwritten.values(), self._counters)
 
-    def waits(self, msg_id: bytes | None) -> None:
+    def relay_queued(self, msg_id: bytes | None) -> None:
         """Remember a relay that has no outcome yet."""
         self._opened += 1
         self._open.setdefault(msg_id, []).append(self._opened)
 
-    def written(self, msg_id: bytes | None) -> None:
+    def relay_written(self, msg_id: bytes | None) -> None:
         """Report it to the node that may have taken this peer."""
         self._close(msg_id, None)
 
-    def failed(self, msg_id: bytes | None, code: ErrorCode) -> None:
+    def relay_failed(self, msg_id: bytes | None, code: ErrorCode) -> None:
         """Answer a relay that was accepted and is not delivered, at this node or the one that has taken this peer."""
         self._close(msg_id, code)
         if self.topic is not None and self.lent:
             self._unanswered.append((msg_id, code))
         elif self.topic is not None:
-            super().failed(msg_id, code)
+            super().relay_failed(msg_id, code)
 
     def _close(self, msg_id: bytes | None, code: ErrorCode | None) -> None:
         numbers = self._open.get(msg_id)
@@ -435,7 +443,7 @@ class ResumablePeer(Peer):
             del self._unwritten[self._history.sent + 1]
             return False
         sender, msg_id = receipt
-        sender.waits(msg_id)
+        sender.relay_queued(msg_id)
         return True
 
     def renew(self, ice_servers: bytes) -> None:
@@ -494,13 +502,13 @@ _decode_session = msgspec.msgpack.Decoder(_Session).decode
 _decode_proof = msgspec.msgpack.Decoder(_ProofText).decode
 
 
-def proof(join: JoinRequest) -> Proof | None:
+def proof(join: JoinRequest) -> ResumeProof | None:
     """Write down what a request says of being a peer again; None where it says nothing."""
     claim = join.claim
     if claim is None:
         return None
     peer = claim.token[:ID_CHARACTERS].decode("ascii", "replace")
-    return Proof(peer, _encode(_ProofText(claim.token, claim.seen, join.owner)))
+    return ResumeProof(peer, _encode(_ProofText(claim.token, claim.seen, join.owner)))
 
 
 class Sessions:

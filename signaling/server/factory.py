@@ -32,9 +32,9 @@ from signaling.core.peer import Peer
 from signaling.core.peer_ids import PeerIds
 from signaling.core.session import ResumablePeer, Sessions
 from signaling.core.topics import TopicMap
-from signaling.errors import Ending, Refused
+from signaling.errors import LeaveReason, Refused
 from signaling.limits import Limits
-from signaling.log.events import Events, Lines
+from signaling.log.events import Events, PacedLog
 from signaling.server.address_text import address_text
 from signaling.timing.fair_scheduler import FairScheduler
 from signaling.timing.timeouts import Timeouts
@@ -87,7 +87,7 @@ class SignalingFactory(LeanWebSocketFactory):
         connection_limits: how many connections may join.
         newcomers: the connections of no peer.
         events: the log.
-        lines: those lines of it that may come by thousands together.
+        paced_log: spreads a burst of its lines over time.
         sessions: who lost a connection and may come back.
 
     Raises:
@@ -119,7 +119,7 @@ class SignalingFactory(LeanWebSocketFactory):
         super().__init__(limits or Limits(), reactor)
         self.topics: TopicMap[Peer] = TopicMap(self.limits.max_peers_per_topic, self.limits.max_peer_list_bytes)
         self.counters = Counters()
-        self.announcer = Announcer(reactor, self.counters.drop_events)
+        self.announcer = Announcer(reactor, self.counters.count_dropped_events)
         self.backplane: Backplane = backplane or StandaloneBackplane()
         self.origins = Origins(allow_origins)
         self.connection_limits = ConnectionLimits(self.limits, file_limits.file_limit(reactor), reactor.seconds)
@@ -138,13 +138,13 @@ class SignalingFactory(LeanWebSocketFactory):
         self.ids = PeerIds()
         self.site = SignalingSite(self, reactor, pages(client=serve_client, demo=demo))
         self.events = Events(log_level, reactor.seconds)
-        self.lines = Lines(reactor)
+        self.paced_log = PacedLog(reactor)
         self._endings: FairScheduler[Callable[[], None]] = FairScheduler(reactor, _ENDINGS_PER_PASS, lambda end: end())
         self.access = Access(portal, self.events.log) if portal is not None else None
         self._drains: list[Deferred[None]] = []
 
     @property
-    def relays_waiting(self) -> int:
+    def relays_queued(self) -> int:
         """How many accepted relays wait for their target's transport now; counted anew at each look."""
         return sum(connection.waiting for connection in self.connections) + self.sessions.waiting
 
@@ -152,8 +152,8 @@ class SignalingFactory(LeanWebSocketFactory):
     def relays_written(self) -> int:
         """How many relays were written to their target's transport here so far."""
         counters = self.counters
-        taken = counters.relays_accepted - counters.relays_delivered_elsewhere + counters.relays_received
-        return taken - counters.relays_undelivered - self.relays_waiting
+        taken = counters.total_relays_accepted - counters.relays_delivered_remotely + counters.relays_received
+        return taken - counters.relays_undelivered - self.relays_queued
 
     def acceptableProtocols(self) -> list[bytes]:
         """Offer HTTP/1.1 over TLS; Twisted would refuse every client that names protocols, as all browsers do."""
@@ -202,14 +202,14 @@ class SignalingFactory(LeanWebSocketFactory):
         return peer
 
     def _not_back(self, peer: Peer, reason: str) -> None:
-        self.counters.leaves[Ending.STOPPING if self.draining else Ending.NOT_BACK] += 1
+        self.counters.leaves[LeaveReason.SHUTDOWN if self.draining else LeaveReason.RESUME_TIMEOUT] += 1
         if peer.topic is not None:
             self.events.left(peer.id, peer.topic.name, reason, peer.since)
 
     def _moved(self, peer: Peer, taken: Collection[int]) -> Mapping[int, Forwarding]:
         if not isinstance(peer, ResumablePeer) or peer.topic is None:
             return {}
-        self.events.moved(peer.id, peer.topic.name)
+        self.events.handed_off(peer.id, peer.topic.name)
         return self.sessions.hand_over(peer, taken)
 
     def rest(self) -> None:
@@ -299,7 +299,7 @@ class SignalingFactory(LeanWebSocketFactory):
         if self.draining and not self.connections:
             self._endings.finish()
             self.sessions.rest()
-            self.lines.finish()
+            self.paced_log.flush()
             drains, self._drains = self._drains, []
             for drained in drains:
                 drained.callback(None)

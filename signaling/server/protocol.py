@@ -28,9 +28,11 @@ from signaling.core.session import ResumablePeer
 from signaling.errors import ErrorCode, Refused, Rejected
 from signaling.limits import FRAMES_PER_TOKEN
 from signaling.server.address_text import address_text
+from signaling.transport.private_api import awaits_proxy_header
 from signaling.web.resources import BoundedChannel
 from signaling.websocket.handshake import asks_for_websocket
 from signaling.websocket.protocol import LeanWebSocketProtocol
+from signaling.websocket.read_pause import ReadPause
 from signaling.websocket.request_head import Head, HeaderValues
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
 
     def _address_of_connection(self) -> str:
         # A haproxy: endpoint learns the client's address from the first bytes; until then it has the proxy's.
-        return "" if hasattr(self.transport, "_proxyInfo") else address_text(self.transport.getPeer())
+        return "" if awaits_proxy_header(self.transport) else address_text(self.transport.getPeer())
 
     def requestReceived(self, head: Head) -> None:
         """Answer an upgrade of ``/ws/{topic}`` here, leave everything else to the site."""
@@ -126,7 +128,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
             self._login.cancel()
             return
         super().handshakeLate()
-        self.factory.counters.requests_late += 1
+        self.factory.counters.handshake_timeouts += 1
         self._log_refusal(None, self.end_reason)
 
     def _log_refusal(self, status: int | None, reason: str) -> None:
@@ -206,11 +208,11 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
     def hold(self) -> None:
         """Read nothing more until the handshake is answered, or until there is a peer."""
         if self.state == self.STATE_CONNECTING:
-            self._stop_reading()
+            self.pause_reading(ReadPause.HANDSHAKE)
             # The deadline of a request that twisted.web read is over.
             self.factory.handshakes.set_once(self)
         else:
-            self.holds_messages = True
+            self.pause_reading(ReadPause.JOIN)
 
     def onOpen(self) -> None:
         """Start the timers of the grant and of the ICE servers, and go on with the join."""
@@ -228,9 +230,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         """Have a peer; what the client sent before the peer's welcome is read in a turn of its own."""
         self._peer = peer
         self._attempt = self._address = None
-        if self.holds_messages:
-            self.holds_messages = False
-            self.factory.turns.add(self)
+        self.resume_reading(ReadPause.JOIN)
 
     # The peer
 
@@ -305,16 +305,16 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
 
     def onQueueFull(self, depth: int) -> None:
         """Count how full a queue was that refused something."""
-        self.factory.counters.depths.add(depth)
+        self.factory.counters.queue_depths_at_drop.add(depth)
 
     def onRoundTrip(self, seconds: float) -> None:
         """Count how long a ping and its pong took."""
-        self.factory.counters.round_trips.add(seconds)
+        self.factory.counters.ping_round_trips.add(seconds)
 
     def onWritten(self, receipt: Receipt) -> None:
         """Tell who waits for that."""
         sender, msg_id = receipt
-        sender.written(msg_id)
+        sender.relay_written(msg_id)
 
     # What a resumable peer asks
 
@@ -381,9 +381,11 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         if isinstance(peer, ResumablePeer) and self._may_come_back:
             slot, self.slot = self.slot, None
             self.factory.sessions.keep(peer, slot)
-            self.factory.lines.write(partial(self.factory.events.lost, peer.id, topic.name, self.end_reason))
+            self.factory.paced_log.write(partial(self.factory.events.detached, peer.id, topic.name, self.end_reason))
             return
-        self.factory.lines.write(partial(self.factory.events.left, peer.id, topic.name, self.end_reason, peer.since))
+        self.factory.paced_log.write(
+            partial(self.factory.events.left, peer.id, topic.name, self.end_reason, peer.since)
+        )
         self.factory.counters.leaves[self.ending] += 1
         peer.detach()
         peer.leave()

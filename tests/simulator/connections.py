@@ -41,7 +41,7 @@ class SimulatedConnection(OutboundQueue[Receipt]):
         limits = node.limits
         super().__init__(
             self.write,
-            lambda receipt: receipt[0].written(receipt[1]),
+            lambda receipt: receipt[0].relay_written(receipt[1]),
             limits.high_water_messages,
             limits.high_water_bytes,
         )

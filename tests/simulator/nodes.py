@@ -13,7 +13,7 @@ from signaling.admission.connection_limits import ConnectionLimits, ConnectionSl
 from signaling.backplane.cluster import Cluster
 from signaling.core.announcer import Announcer
 from signaling.core.counters import Counters
-from signaling.core.interfaces import Forwarding, JoinTicket, OutgoingSession, Proof
+from signaling.core.interfaces import Forwarding, JoinTicket, OutgoingSession, ResumeProof
 from signaling.core.join_request import JoinRequest
 from signaling.core.joining import TRANSITIONS, JoinAttempt
 from signaling.core.local_peers import LocalPeers
@@ -105,12 +105,16 @@ class SimulatedCluster(Cluster):
     tickets_due = 0
 
     def request_join(
-        self, topic: str, metadata: bytes | None, entered: Callable[[JoinTicket], None], proof: Proof | None = None
+        self,
+        topic: str,
+        metadata: bytes | None,
+        on_ticket: Callable[[JoinTicket], None],
+        proof: ResumeProof | None = None,
     ) -> None:
         def arrived(ticket: JoinTicket) -> None:
             self.tickets_due -= 1
             self.unfinished.add((topic, ticket.id))
-            entered(ticket)
+            on_ticket(ticket)
 
         self.tickets_due += 1
         super().request_join(topic, metadata, arrived, proof)
@@ -145,7 +149,7 @@ class SimulatedNode:
         random = Random(scenario.random.random())
         # Events are announced at once, or take turns, or now this and now that.
         at_once = random.choice((0, 4, 256))
-        self.announcer = Announcer(self.process, self.counters.drop_events, offers_at_once=at_once)
+        self.announcer = Announcer(self.process, self.counters.count_dropped_events, offers_at_once=at_once)
         ids = SimulatedIds(lambda: 1_000_000 + int(scenario.now * 1000) + skew_ms, random)
         self.backplane = SimulatedCluster(self.engine, self.process, self.limits, prefix=PREFIX, ids=ids, choose=random)
         self.backplane.unfinished = set()
@@ -208,13 +212,13 @@ class SimulatedNode:
     def joined(self, peer: str, topic: str, address: str | None) -> None:
         self.scenario.trace(self.name, peer, "joined", topic)
 
-    def came_back(self, peer: str, topic: str, address: str | None) -> None:
+    def resumed(self, peer: str, topic: str, address: str | None) -> None:
         self.scenario.trace(self.name, peer, "resumed in", topic)
 
-    def turned_away(self, topic: str, address: str | None, reason: str) -> None:
+    def rejected(self, topic: str, address: str | None, reason: str) -> None:
         self.scenario.trace(self.name, topic, "was full:", reason)
 
-    def lost(self, peer: str, topic: str, reason: str) -> None:
+    def detached(self, peer: str, topic: str, reason: str) -> None:
         self.scenario.trace(self.name, peer, "was resumed and detached at once in", topic)
 
     # What clients do; what they send to a process that stands still waits
