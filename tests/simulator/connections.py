@@ -11,8 +11,7 @@ from signaling.admission.connection_limits import ConnectionSlot
 from signaling.core.interfaces import Receipt
 from signaling.core.join_request import JoinRequest
 from signaling.core.joining import JoinAttempt
-from signaling.core.peer import Peer, return_undelivered
-from signaling.core.session import ResumablePeer
+from signaling.core.peer import Peer, drop_undelivered
 from signaling.errors import Refused
 from signaling.websocket.outbound_queue import OutboundQueue
 
@@ -160,12 +159,12 @@ class SimulatedConnection(OutboundQueue[Receipt]):
             self.client.missed_events = True
         return taken
 
-    def ask(self, mark: bytes) -> None:
-        """Do nothing: only a client that resumes returns marks."""
+    def request_ack(self, payload: bytes) -> None:
+        """Do nothing: only a client that resumes answers pings."""
 
     # The way out
 
-    def give_up(self) -> None:
+    def give_up_session(self) -> None:
         self.peer = None
         self.finish()
 
@@ -184,12 +183,10 @@ class SimulatedConnection(OutboundQueue[Receipt]):
         self.node.turns.remove(self)
         for sent in self._unread:
             sent.lost = True
-        if isinstance(peer, ResumablePeer) and not (self.said_goodbye or self.node.draining):
-            slot, self.slot = self.slot, None
-            self.node.sessions.keep(peer, slot)
+        if peer is not None and not (self.said_goodbye or self.node.draining) and peer.detach(self.slot):
+            self.slot = None
         elif peer is not None:
-            return_undelivered(receipts, self.node.counters)
-            peer.detach()
+            drop_undelivered(receipts, self.node.counters)
             peer.leave()
         if self._attempt is not None:
             self._attempt.connection_lost()

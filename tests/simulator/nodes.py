@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +13,14 @@ from signaling.admission.connection_limits import ConnectionLimits, ConnectionSl
 from signaling.backplane.cluster import Cluster
 from signaling.core.announcer import Announcer
 from signaling.core.counters import Counters
-from signaling.core.interfaces import Forwarding, JoinTicket, OutgoingSession, ResumeProof
+from signaling.core.interfaces import JoinTicket, OutgoingSession, ResumeProof
 from signaling.core.join_request import JoinRequest
 from signaling.core.joining import TRANSITIONS, JoinAttempt
 from signaling.core.local_peers import LocalPeers
-from signaling.core.peer import Peer
+from signaling.core.peer import Peer, PeerServices
 from signaling.core.peer_ids import PeerIds
-from signaling.core.session import ResumablePeer, Sessions
+from signaling.core.session import PeerSession
+from signaling.core.session_registry import SessionRegistry
 from signaling.core.topics import TopicMap
 from signaling.limits import Limits
 from signaling.timing.fair_scheduler import FairScheduler
@@ -126,6 +127,24 @@ class SimulatedCluster(Cluster):
         super().finish_join(topic, peer, joined=joined)
 
 
+class ObservedPeers(LocalPeers):
+    """The peers of a node, which notice that another node asks for one of them."""
+
+    def __init__(self, node: SimulatedNode) -> None:
+        super().__init__(node.peer_services, self._peer_moved)
+        self._node = node
+
+    def prepare_handoff(self, topic: str, proof: ResumeProof) -> OutgoingSession | None:
+        if self.has(topic, proof.peer):
+            # If this node ends before it is told whether the other one has taken the peer, it cannot tell.
+            self._node.scenario.left_behind(proof.peer, self._node.backplane.node)
+        return super().prepare_handoff(topic, proof)
+
+    def _peer_moved(self, peer: Peer) -> None:
+        if not peer.resumable:
+            self._node.scenario.violation(f"{self._node.name}: {peer.id} moved, and cannot resume")
+
+
 class SimulatedNode:
     """One process of the cluster, from its start to its end: to a ``JoinAttempt``, its ``JoinServices``.
 
@@ -155,7 +174,10 @@ class SimulatedNode:
         self.backplane.unfinished = set()
         self.backplane.violation = lambda what: scenario.violation(f"{name}: {what}")
         self.connection_limits = CountedLimits(self.limits, self.process.seconds)
-        self.sessions = Sessions(self.limits, self.process, self.topics, lambda peer, reason: None)
+        self.sessions = SessionRegistry(self.limits, self.process, self.topics, lambda peer, reason: None)
+        self.peer_services = PeerServices(
+            self.topics, self.announcer, self.backplane, self.counters, self.limits, self.sessions
+        )
         self.turns: FairScheduler[SimulatedConnection] = FairScheduler(
             self.process, JOINS_PER_PASS, lambda connection: connection.accept(b"")
         )
@@ -163,7 +185,7 @@ class SimulatedNode:
         self.attempts: list[JoinAttempt] = []
         self.crashed_at: float | None = None
         self.draining = False
-        self.backplane.start(LocalPeers(self.topics, self.announcer, self.counters, self._prepare_handoff, self._moved))
+        self.backplane.start(ObservedPeers(self))
 
     @property
     def name(self) -> str:
@@ -172,17 +194,6 @@ class SimulatedNode:
     @property
     def serves(self) -> bool:
         return self.process.alive and not self.draining
-
-    def _prepare_handoff(self, peer: Peer, text: bytes) -> OutgoingSession | None:
-        # Should this node end before it is told whether another one has taken the peer, it cannot tell.
-        self.scenario.left_behind(peer.id, self.backplane.node)
-        return self.sessions.prepare_handoff(peer, text)
-
-    def _moved(self, peer: Peer, taken: Collection[int]) -> Mapping[int, Forwarding]:
-        if not isinstance(peer, ResumablePeer):
-            self.scenario.violation(f"{self.name}: {peer.id} moved, and cannot resume")
-            return {}
-        return self.sessions.hand_over(peer, taken) if peer.topic is not None else {}
 
     # What a JoinAttempt asks for
 
@@ -200,12 +211,11 @@ class SimulatedNode:
 
     def new_peer(self, request: JoinRequest, connection: SimulatedConnection, ticket: JoinTicket) -> Peer:
         assert ticket.id is not None
-        rest = (self.topics, self.announcer, self.backplane, self.counters)
+        peer: Peer
         if self.limits.resume_window_seconds:
-            session = ResumablePeer(ticket.id, request, *rest, self.limits)
-            session.go(connection)
-            return session
-        peer = Peer(ticket.id, request.metadata, *rest)
+            peer = PeerSession(ticket.id, request, self.peer_services)
+        else:
+            peer = Peer(ticket.id, request.metadata, self.peer_services)
         peer.attach(connection)
         return peer
 
@@ -285,14 +295,13 @@ class SimulatedNode:
         self.attempts.clear()
         if backplane.tickets_due or backplane.unfinished:
             violation(f"{backplane.tickets_due} tickets are not given, {backplane.unfinished} not finished")
-        holders = [*self.connections, *(session.way for session in self.sessions.away)]
-        slots = [holder.slot for holder in holders if holder.slot is not None]
-        if len(slots) < len(holders):
-            without = [getattr(holder, "client", holder) for holder in holders if holder.slot is None]
-            violation(f"{[getattr(holder, 'name', holder) for holder in without]} have no connection slot")
-        expected = Counter(limits.networks[slot] for slot in slots)
-        if +limits.held != expected:
-            violation(f"the connection slots are {dict(limits.held)}, and held are {dict(expected)}")
+        slots = [connection.slot for connection in self.connections if connection.slot is not None]
+        if len(slots) < len(self.connections):
+            violation(f"{len(self.connections) - len(slots)} connections have no slot")
+        of_connections = Counter(limits.networks[slot] for slot in slots)
+        of_sessions = limits.held.total() - len(slots)
+        if of_sessions != len(self.sessions.detached) or not of_connections <= limits.held:
+            violation(f"slots: {limits.held}, {of_connections} of connections, {len(self.sessions.detached)} detached")
 
     # What happens to it
 
@@ -331,8 +340,8 @@ class SimulatedNode:
         self.scenario.ended[self.backplane.node] = self.scenario.now
         for connection in tuple(self.connections):
             connection.say_goodbye()
-        for session in tuple(self.sessions.away):
-            self.sessions.dismiss_away(session)
+        for session in tuple(self.sessions.detached):
+            self.sessions.close_detached(session)
         self.sessions.rest()
         self.backplane.stop(self._stopped)
 

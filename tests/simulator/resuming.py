@@ -7,7 +7,6 @@ from math import inf
 from typing import Any
 
 from signaling.core.join_request import JoinRequest, ResumeClaim
-from signaling.core.session import ResumablePeer
 from signaling.limits import Limits
 from tests.simulator.clients import Client, Sent, payload
 from tests.simulator.connections import SimulatedConnection
@@ -40,8 +39,8 @@ class DelayedConnection(SimulatedConnection):
             self.scenario.wrote(self.node, frame)
         self._link.send((None, frame))
 
-    def ask(self, mark: bytes) -> None:
-        self._link.send((mark, b""))
+    def request_ack(self, payload: bytes) -> None:
+        self._link.send((payload, b""))
 
     def tell_accepted(self) -> None:
         if self.scenario.joins.is_early():
@@ -66,9 +65,9 @@ class DelayedConnection(SimulatedConnection):
         else:
             self.client.take(item[1])
 
-    def _acknowledge(self, mark: bytes) -> None:
-        if isinstance(self.peer, ResumablePeer):
-            self.peer.acknowledge(mark)
+    def _acknowledge(self, payload: bytes) -> None:
+        if self.peer is not None:
+            self.peer.acknowledge(payload)
 
 
 class ResumingClient(Client):
