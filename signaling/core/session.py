@@ -250,7 +250,7 @@ class PeerSession(Peer):
             # First: the errors that it sends may push messages out of the replay buffer that the client has not seen.
             self.cancel_handoff()
         if not self._replay.reaches(claim.seen):
-            self.close("it came back for more than is kept")
+            self.close("its client missed more messages than are kept")
             return False
         if self._outbound is not connection:
             self._outbound.give_up_session()
@@ -302,7 +302,7 @@ class PeerSession(Peer):
         if self.session_for(proven.token, proven.owner) is None:
             return None
         if not self._replay.reaches(proven.seen):
-            self.close("it came back for more than is kept")
+            self.close("its client missed more messages than are kept")
             return None
         if self.state is SessionState.CONNECTED:
             connection = self._outbound
@@ -314,7 +314,7 @@ class PeerSession(Peer):
             self._change_state(SessionState.HANDING_OFF)
             replay, waiting = self._replay, list(self._unwritten)
             pending = [(number, msg_id) for msg_id, numbers in self._pending.items() for number in numbers]
-            text = _encode(_SessionText(self.metadata, self.owner, replay.sent, replay.kept, waiting, pending))
+            text = _encode(_SessionText(self.metadata, self.owner, replay.sent, replay.frames, waiting, pending))
             # The outcomes of its pending relays are reported to the other node, whether that takes the session or not.
             self._handoffs.append(OutgoingSession(text, waiting, {number for number, _ in pending}))
         return self._handoffs[-1]
@@ -351,7 +351,7 @@ class PeerSession(Peer):
         try:
             text = _decode_session(session.text)
             self.metadata = text.metadata
-            self._replay.restore(text.sent, text.kept)
+            self._replay.restore(text.sent, text.frames)
             if not self._replay.reaches(claim.seen):
                 return None
             self.topic = self._services.topics.join(topic_name, self)
@@ -506,7 +506,7 @@ class PeerSession(Peer):
             return
         # Messages that were not written did not arrive, whatever the client says.
         number = min(int(payload), next(iter(self._unwritten), self._replay.sent + 1) - 1)
-        self._replay.forget(number)
+        self._replay.acknowledge(number)
         if number >= self._token_sent_at:
             # The client has its new token; the one that it resumed with is not valid any more.
             del self._secrets[1:]
@@ -575,7 +575,7 @@ class _SessionText(msgspec.Struct, array_like=True):
     metadata: bytes | None
     owner: bytes | None
     sent: int
-    kept: list[bytes | None]
+    frames: list[bytes | None]
     waiting: list[int]
     pending: list[tuple[int, bytes | None]]
 

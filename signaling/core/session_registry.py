@@ -104,4 +104,4 @@ class SessionRegistry:
 
 
 def _not_resumed(session: PeerSession) -> None:
-    session.close("it did not come back")
+    session.close("it did not resume in time")
