@@ -20,13 +20,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from signaling.backplane.redis.scripts import Keys
+from signaling.backplane.store import Keys
 from signaling.limits import Limits
 from tests.simulator.clients import Client, Sent, payload
 from tests.simulator.engine import StoreServer
 from tests.simulator.network import Timeline
 from tests.simulator.nodes import PREFIX, SimulatedNode
-from tests.simulator.store import listed
+from tests.simulator.store import listed_bytes
 
 CALM_SECONDS = 60.0
 # A dead node's peers are announced within this time.
@@ -125,7 +125,7 @@ class Story:
         self.counts["joined"] += 1
 
     def _ran(self, script: str, arguments: Sequence[bytes], reply: list[Any]) -> None:
-        if script == "bury" and reply[0] == b"buried":
+        if script == "evict" and reply[0] == b"evicted":
             self.buried.setdefault(arguments[2].decode(), self.now)
             self.counts["buried"] += 1
 
@@ -508,7 +508,7 @@ class Story:
         stored = {field: int(count) for field, count in state.items() if field[:1] == b"@"}
         if stored != counted:
             self.breach(f"the store counts {stored} in {topic}, not {dict(counted)}")
-        lengths = sum(listed(value) for value in expected.values())
+        lengths = sum(listed_bytes(value) for value in expected.values())
         if int(state.get(b"bytes", 0)) != lengths:
             self.breach(f"the store counts {state.get(b'bytes')} bytes in {topic}, not {lengths}")
 

@@ -174,7 +174,7 @@ def test_a_wrong_url_is_one_clear_line(url: str, said: str) -> None:
 
 
 def test_a_missing_extra_is_one_clear_line(tmp_path: Path) -> None:
-    (tmp_path / "txredisapi.py").write_text("raise ImportError('not here')")
+    (tmp_path / "hiredis.py").write_text("raise ImportError('not here')")
     path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
     status, text = run_to_end("--backplane=redis://127.0.0.1", PYTHONPATH=path)
     assert status == 1
@@ -186,7 +186,7 @@ def test_a_store_that_refuses_one_command_of_the_scripts_is_out_of_reach() -> No
     with redis_running(users=[everything_else]) as redis:
         node = start(["--port=0", f"--backplane=redis://ada:north@127.0.0.1:{redis.port}"])
         try:
-            listening(node).wait_for("beat: ERR, the user may not; docs/options.md has the rights")
+            listening(node).wait_for("heartbeat: ERR, the user may not; docs/options.md has the rights")
             assert ready(node)[0] == 503
         finally:
             node.end()
@@ -290,7 +290,7 @@ def test_without_redis_each_node_goes_on_alone_and_all_agree_when_it_is_back(
     close(*peers)
 
 
-def test_a_node_that_stands_still_for_5_s_is_not_buried(trio: Trio) -> None:
+def test_a_node_that_stands_still_for_5_s_is_not_evicted(trio: Trio) -> None:
     topic = new_topic()
     peers = [Peer(server, topic) for server in (*trio.servers, trio.servers[0])]
     near, far = Call(peers[0], peers[3]), Call(peers[0], peers[2])
