@@ -223,11 +223,11 @@ class Trial:
             abs(written - arrived) <= play
         )
         answered = sum(ends.answered.values()) + both
-        refused = sum(counted[f"messages_refused {code}"] for code in ("dropped", "target_not_found"))
+        refused = sum(counted[f"errors_sent {code}"] for code in ("dropped", "target_not_found"))
         self.goals[f"all nodes: refused {refused}, and {answered} were answered (within {play})"] = (
             abs(refused - answered) <= play
         )
-        waiting = counted["relays_waiting"] + counted["relays_forwarding"]
+        waiting = counted["relays_queued"] + counted["relays_in_flight"]
         self.goals[f"all nodes: without an end: {waiting}"] = not waiting
 
     def _judge_readiness(self) -> None:

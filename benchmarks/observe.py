@@ -170,7 +170,7 @@ def differences(counts: Counter[str], samples: Samples) -> list[str]:
     expected = {
         ("signaling_joins_total",): counts["joined"],
         ("signaling_leaves_total", "closed"): counts["closed"],
-        ("signaling_leaves_total", "lost"): counts["lost"],
+        ("signaling_leaves_total", "connection_lost"): counts["lost"],
         ("signaling_relays_total", "accepted", "offer"): counts["sent offer"] - counts["target_not_found"],
         ("signaling_relays_total", "accepted", "answer"): counts["sent answer"],
         ("signaling_relays_total", "accepted", "ice-candidate"): counts["sent ice-candidate"],
@@ -179,7 +179,7 @@ def differences(counts: Counter[str], samples: Samples) -> list[str]:
         ("signaling_handshakes_total", "404"): counts["404"],
         ("signaling_peers",): 0,
         ("signaling_topics",): 0,
-        ("signaling_relays_waiting",): 0,
+        ("signaling_relays_queued",): 0,
     }
     return [
         f"{' '.join(name)}: {samples.get(name, 0):g}, and {count} were counted"
@@ -241,7 +241,7 @@ def plot(scraped: list[tuple[float, Samples]], path: Path) -> None:
     ]
     panels["joins, and leaves by reason, 1/s"] = [
         ("joins", rate("signaling_joins_total")),
-        *((reason, rate("signaling_leaves_total", reason)) for reason in ("closed", "lost")),
+        *((reason, rate("signaling_leaves_total", reason)) for reason in ("closed", "connection_lost")),
     ]
     panels["refused, 1/s"] = [
         ("404", rate("signaling_handshakes_total", "404")),

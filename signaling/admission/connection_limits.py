@@ -1,10 +1,9 @@
-"""Who may come in: bounds on connections, in all and for each address, and who makes room for whom."""
+"""How many connections there may be, in all and for each address, and which ones are evicted."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from signaling.admission import file_limits
@@ -16,33 +15,57 @@ from signaling.limits import Limits
 _RETRY_WHEN_FULL_SECONDS = 10
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """The right to one connection.
+class ConnectionSlot:
+    """The right to one connection: held by the connection, or by its session while that is detached."""
 
-    Args:
-        network: what counts as its client's address; None where addresses are not bounded.
-    """
+    # Every joined connection has one: it has to be light.
+    __slots__ = ("_limits", "_network")
 
-    network: str | None
+    def __init__(self, limits: ConnectionLimits, network: str | None) -> None:
+        self._limits: ConnectionLimits | None = limits
+        self._network = network
+
+    def release(self) -> None:
+        """Free the slot for another client; a second call does nothing."""
+        limits, self._limits = self._limits, None
+        if limits is not None:
+            limits.remove(self._network)
+
+    def transfer(self, client: Client) -> ConnectionSlot:
+        """Exchange this slot for one of another connection of the same session, which may have another address.
+
+        Returns:
+            The slot that counts from now on; this one is released.
+
+        Raises:
+            Refused: 429 if the new address has too many connections; then this slot is still held.
+            RuntimeError: if this slot was released.
+        """
+        limits = self._limits
+        if limits is None:
+            raise RuntimeError("a released connection slot cannot be transferred")
+        limits.remove(self._network)
+        try:
+            slot = limits.admit(client)
+        except Refused:
+            limits.add(self._network)
+            raise
+        self._limits = None
+        return slot
 
 
-# A connection has to be light: those whose address does not count share it.
-_ANONYMOUS = Place(None)
-
-
-class Admission:
-    """Counts the connections of one server.
+class ConnectionLimits:
+    """Counts the connections of one server, in all and for each address.
 
     Args:
         limits: the bounds.
         file_limit: how many files the process may have open.
-        seconds: tells the time.
+        seconds: returns the time.
 
     Attributes:
-        most: peers' connections in all.
-        spare: connections beyond those, of clients that are no peers yet or never become one.
-        accepts_per_pass: how many connections to accept in one pass of the reactor: they pass the bounds until it
+        most: how many connections may join.
+        spare: how many connections there may be beyond those, which have not joined.
+        accepts_per_pass: how many connections to accept in one pass of the reactor: they exceed the bounds until it
             ends, and each has to be read before newer ones take its place.
     """
 
@@ -68,42 +91,32 @@ class Admission:
         """How many of the connections that were asked for the process's limit on open files does not allow."""
         return max(0, (self._limits.max_connections or 0) - self.most)
 
-    def admit(self, client: Client) -> Place:
-        """Let a client in.
-
-        Returns:
-            To be released at its end.
+    def admit(self, client: Client) -> ConnectionSlot:
+        """Give a client a slot, to be released when its connection ends.
 
         Raises:
-            Refused: 503 where the server is full, 429 where the client's address has enough.
+            Refused: 503 if the server is full, 429 if the client's address has too many connections.
         """
         if self._admitted >= self.most:
             raise _later(503, f"the server is full: it takes {self.most} connections", _RETRY_WHEN_FULL_SECONDS)
         network = client.network if self._bounds_addresses else None
         if network is not None:
             self._check_address(network)
-            self._by_network[network] = self._by_network.get(network, 0) + 1
-        self._admitted += 1
-        return _ANONYMOUS if network is None else Place(network)
+        self.add(network)
+        return ConnectionSlot(self, network)
 
-    def replace(self, place: Place, client: Client) -> Place:
-        """Let a client in that gives up another place of its own.
+    def add(self, network: str | None) -> None:
+        """Count one connection more.
 
-        Raises:
-            Refused: as ``admit`` does; then ``place`` is still held.
+        Args:
+            network: what counts as its client's address; None if addresses are not bounded.
         """
-        self.release(place)
-        try:
-            return self.admit(client)
-        except Refused:
-            self._admitted += 1
-            if place.network is not None:
-                self._by_network[place.network] = self._by_network.get(place.network, 0) + 1
-            raise
+        self._admitted += 1
+        if network is not None:
+            self._by_network[network] = self._by_network.get(network, 0) + 1
 
-    def release(self, place: Place) -> None:
-        """Notice that a client which was let in is gone."""
-        network = place.network
+    def remove(self, network: str | None) -> None:
+        """Count one connection less."""
         self._admitted -= 1
         if network is not None:
             left = self._by_network[network] - 1

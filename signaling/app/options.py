@@ -32,7 +32,7 @@ from signaling.backplane.redis.url import StoreUrl
 from signaling.backplane.redis.url import parse as parse_store_url
 from signaling.core.ice import DEFAULT_TTL_SECONDS, IceServer, IceServers, Turn, parse_ice_servers
 from signaling.limits import MAY_BE_ZERO, RATES, Limits, check
-from signaling.log.events import log_as_json
+from signaling.log.json_format import log_as_json
 
 DEFAULT_PORT = 8081
 

@@ -113,11 +113,11 @@ class SignalingService(Service):
             maybeDeferred(port.stopListening)
             return
         ports.append(port)
-        accept_few(port, self.factory.admission.accepts_per_pass)
+        accept_few(port, self.factory.connection_limits.accepts_per_pass)
         self.factory.events.listening(address_text(port.getHost()))
 
     def _log_failure(self, failure: Failure, where: str) -> None:
-        self.factory.events.not_listening(str(start_error(where, failure.value)))
+        self.factory.events.listen_failed(str(start_error(where, failure.value)))
 
     def _stop_listening(self, ports: list[IListeningPort]) -> Deferred[Any]:
         self._asked = False
@@ -136,9 +136,9 @@ class SignalingService(Service):
                 listener.certificates.reload()
             except Exception as error:
                 # OpenSSL's errors, or the file's.
-                self.factory.events.not_reloaded(listener.where, why("ssl", error))
+                self.factory.events.certificate_reload_failed(listener.where, why("ssl", error))
             else:
-                self.factory.events.reloaded(listener.where)
+                self.factory.events.certificate_reloaded(listener.where)
 
     def hurry(self) -> None:
         """Stop without any further wait."""
@@ -200,9 +200,9 @@ class TwistdService(MultiService):
         notify("READY=1")
 
     def _warn_of_shortfall(self) -> None:
-        admission = self._factory.admission
-        if admission.shortfall:
-            self._factory.events.few_connections(admission.most, admission.shortfall)
+        connection_limits = self._factory.connection_limits
+        if connection_limits.shortfall:
+            self._factory.events.max_connections_lowered(connection_limits.most, connection_limits.shortfall)
 
     def _handle_signals(self) -> None:
         # The reactor's own handlers make twistd end by the signal; a drained server ends with status 0.
@@ -326,12 +326,14 @@ def _serve_metrics(options: Options, factory: SignalingFactory, where: list[List
         return []
     try:
         # An extra: the plain server does without.
-        from signaling.metrics.aggregation import TotalsResource  # noqa: PLC0415
+        from signaling.metrics.aggregation import AggregatedMetricsResource  # noqa: PLC0415
         from signaling.metrics.collector import MetricsResource, MetricsSite, ReactorLag  # noqa: PLC0415
     except ImportError as error:
         raise StartError(f"--metrics: needs the extra metrics, as in pip install '.[metrics]': {error}") from None
     lag = ReactorLag(reactor)
-    metrics = TotalsResource(factory, lag) if isinstance(factory, Dispatcher) else MetricsResource(factory, lag)
+    metrics = (
+        AggregatedMetricsResource(factory, lag) if isinstance(factory, Dispatcher) else MetricsResource(factory, lag)
+    )
     if description is not None:
         own = endpoint(reactor, "metrics-listen", description)
         where.append(

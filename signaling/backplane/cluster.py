@@ -31,7 +31,7 @@ from signaling.backplane.presence import Presence
 from signaling.backplane.relays import RemoteRelays
 from signaling.backplane.session_handoffs import SessionHandoffs
 from signaling.backplane.store import Keys, Store
-from signaling.core.interfaces import Forwarding, JoinTicket, Node, Proof
+from signaling.core.interfaces import Forwarding, JoinTicket, Node, ResumeProof
 from signaling.core.peer_ids import PeerIds
 from signaling.limits import Limits
 from signaling.timing.clock import Clock
@@ -159,10 +159,14 @@ class Cluster:
     # Called by the server
 
     def request_join(
-        self, topic: str, metadata: bytes | None, entered: Callable[[JoinTicket], None], proof: Proof | None = None
+        self,
+        topic: str,
+        metadata: bytes | None,
+        on_ticket: Callable[[JoinTicket], None],
+        proof: ResumeProof | None = None,
     ) -> None:
         """Announce a peer that is about to join."""
-        self._joins.request_join(PendingJoin(topic, self._ids.next(), metadata, entered, proof))
+        self._joins.request_join(PendingJoin(topic, self._ids.next(), metadata, on_ticket, proof))
 
     def forward(self, topic: str, to: str, sender: str, frame: bytes, forwarding: Forwarding) -> bool | None:
         """Send a relay to a peer of another node."""

@@ -31,7 +31,7 @@ from signaling.backplane.pending_joins import PendingJoin, PendingJoins, Receive
 from signaling.backplane.presence import Presence
 from signaling.backplane.session_handoffs import SessionHandoffs
 from signaling.backplane.store import IdTooSmall, Snapshot, Store, TopicFull
-from signaling.core.interfaces import JoinTicket, Node, Proof
+from signaling.core.interfaces import JoinTicket, Node, ResumeProof
 from signaling.core.peer_ids import PeerIds
 from signaling.timing.clock import Clock
 from signaling.timing.timeouts import Timeouts
@@ -122,7 +122,7 @@ class Joins:
         else:
             self._add(join)
 
-    def _resume(self, join: PendingJoin, proof: Proof) -> None:
+    def _resume(self, join: PendingJoin, proof: ResumeProof) -> None:
         """Find the node that has the peer, and ask it for the session."""
         replica = self._presence.replica(join.topic)
 

@@ -7,7 +7,7 @@ from enum import Enum
 from functools import partial
 
 from signaling.backplane.relay_link import RemoteSender
-from signaling.core.interfaces import Forwarding, JoinTicket, Proof, Receipt
+from signaling.core.interfaces import Forwarding, JoinTicket, Receipt, ResumeProof
 from signaling.errors import ErrorCode
 
 
@@ -90,7 +90,7 @@ class PendingJoin:
         peer: str,
         metadata: bytes | None,
         on_ticket: Callable[[JoinTicket], None],
-        proof: Proof | None,
+        proof: ResumeProof | None,
     ) -> None:
         self.topic = topic
         self.id = peer

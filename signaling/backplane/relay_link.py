@@ -195,14 +195,14 @@ class RemoteSender:
     def __init__(self, on_outcome: Callable[[ErrorCode | None], None]) -> None:
         self._on_outcome = on_outcome
 
-    def waits(self, msg_id: bytes | None) -> None:
+    def relay_queued(self, msg_id: bytes | None) -> None:
         """No-op: the caller reports that the relay is held."""
 
-    def written(self, msg_id: bytes | None) -> None:
+    def relay_written(self, msg_id: bytes | None) -> None:
         """Report it."""
         self._on_outcome(None)
 
-    def failed(self, msg_id: bytes | None, code: ErrorCode) -> None:
+    def relay_failed(self, msg_id: bytes | None, code: ErrorCode) -> None:
         """Report it."""
         self._on_outcome(code)
 

@@ -15,7 +15,7 @@ from signaling.backplane.messages import SessionReply, SessionRequest
 from signaling.backplane.pending_joins import ReceivedSession
 from signaling.backplane.relays import RemoteRelays
 from signaling.backplane.store import Store
-from signaling.core.interfaces import Node, OutgoingSession, Proof
+from signaling.core.interfaces import Node, OutgoingSession, ResumeProof
 from signaling.errors import ErrorCode
 
 
@@ -51,7 +51,7 @@ class SessionHandoffs:
 
     def answer(self, request: SessionRequest) -> None:
         """Send a session to the node that asks for it, or refuse."""
-        session = self._node.prepare_handoff(request.topic, Proof(request.peer, request.proof))
+        session = self._node.prepare_handoff(request.topic, ResumeProof(request.peer, request.proof))
         if session is None:
             self._store.send(request.reply_to, SessionReply(request.number, None))
             return

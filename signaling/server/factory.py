@@ -17,7 +17,7 @@ from zope.interface import implementer
 
 from signaling.admission import file_limits
 from signaling.admission.client_address import Client, TrustedProxies
-from signaling.admission.connection_limits import Admission, Place, Unjoined
+from signaling.admission.connection_limits import ConnectionLimits, Unjoined
 from signaling.admission.origins import Origins
 from signaling.auth.cred import Access
 from signaling.backplane.standalone import StandaloneBackplane
@@ -25,15 +25,16 @@ from signaling.core.announcer import Announcer
 from signaling.core.counters import Counters
 from signaling.core.ice import IceServers
 from signaling.core.interfaces import Backplane, Forwarding, JoinTicket
-from signaling.core.join_request import Join
+from signaling.core.join_request import JoinRequest
+from signaling.core.joining import JoiningConnection
 from signaling.core.local_peers import LocalPeers
 from signaling.core.peer import Peer
 from signaling.core.peer_ids import PeerIds
 from signaling.core.session import ResumablePeer, Sessions
 from signaling.core.topics import TopicMap
-from signaling.errors import Ending, Refused
+from signaling.errors import LeaveReason, Refused
 from signaling.limits import Limits
-from signaling.log.events import Events, Lines
+from signaling.log.events import Events, PacedLog
 from signaling.server.address_text import address_text
 from signaling.timing.fair_scheduler import FairScheduler
 from signaling.timing.timeouts import Timeouts
@@ -82,10 +83,11 @@ class SignalingFactory(LeanWebSocketFactory):
         counters: what happened so far.
         retiring: whether the server is about to stop.
         draining: whether nobody is let in any more.
-        admission: who may come in.
+        crowd_size: from how many peers in a topic on joins take turns.
+        connection_limits: how many connections may join.
         newcomers: the connections of no peer.
         events: the log.
-        lines: those lines of it that may come by thousands together.
+        paced_log: spreads a burst of its lines over time.
         sessions: who lost a connection and may come back.
 
     Raises:
@@ -93,6 +95,7 @@ class SignalingFactory(LeanWebSocketFactory):
     """
 
     protocol = SignalingProtocol
+    crowd_size = 32
     retiring = False
     draining = False
     _farewells: Sequence[Any] = ()
@@ -116,11 +119,11 @@ class SignalingFactory(LeanWebSocketFactory):
         super().__init__(limits or Limits(), reactor)
         self.topics: TopicMap[Peer] = TopicMap(self.limits.max_peers_per_topic, self.limits.max_peer_list_bytes)
         self.counters = Counters()
-        self.announcer = Announcer(reactor, self.counters.drop_events)
+        self.announcer = Announcer(reactor, self.counters.count_dropped_events)
         self.backplane: Backplane = backplane or StandaloneBackplane()
         self.origins = Origins(allow_origins)
-        self.admission = Admission(self.limits, file_limits.file_limit(reactor), reactor.seconds)
-        self.sessions = Sessions(self.limits, reactor, self.topics, self.admission, self._not_back, wall_clock)
+        self.connection_limits = ConnectionLimits(self.limits, file_limits.file_limit(reactor), reactor.seconds)
+        self.sessions = Sessions(self.limits, reactor, self.topics, self._not_back, wall_clock)
         self.local = LocalPeers(self.topics, self.announcer, self.counters, self.sessions.prepare_handoff, self._moved)
         self.ice_servers = ice_servers or IceServers()
         self.renewals: Timeouts[SignalingProtocol] = Timeouts(
@@ -135,13 +138,13 @@ class SignalingFactory(LeanWebSocketFactory):
         self.ids = PeerIds()
         self.site = SignalingSite(self, reactor, pages(client=serve_client, demo=demo))
         self.events = Events(log_level, reactor.seconds)
-        self.lines = Lines(reactor)
+        self.paced_log = PacedLog(reactor)
         self._endings: FairScheduler[Callable[[], None]] = FairScheduler(reactor, _ENDINGS_PER_PASS, lambda end: end())
         self.access = Access(portal, self.events.log) if portal is not None else None
         self._drains: list[Deferred[None]] = []
 
     @property
-    def relays_waiting(self) -> int:
+    def relays_queued(self) -> int:
         """How many accepted relays wait for their target's transport now; counted anew at each look."""
         return sum(connection.waiting for connection in self.connections) + self.sessions.waiting
 
@@ -149,14 +152,14 @@ class SignalingFactory(LeanWebSocketFactory):
     def relays_written(self) -> int:
         """How many relays were written to their target's transport here so far."""
         counters = self.counters
-        taken = counters.relays_accepted - counters.relays_delivered_elsewhere + counters.relays_received
-        return taken - counters.relays_undelivered - self.relays_waiting
+        taken = counters.total_relays_accepted - counters.relays_delivered_remotely + counters.relays_received
+        return taken - counters.relays_undelivered - self.relays_queued
 
     def acceptableProtocols(self) -> list[bytes]:
         """Offer HTTP/1.1 over TLS; Twisted would refuse every client that names protocols, as all browsers do."""
         return [b"http/1.1"]
 
-    def check(self, segment: bytes, query: bytes, values: HeaderValues) -> tuple[Join, bytes]:
+    def check(self, segment: bytes, query: bytes, values: HeaderValues) -> tuple[JoinRequest, bytes]:
         """Check all of a request that can be checked without asking anybody.
 
         Args:
@@ -182,47 +185,31 @@ class SignalingFactory(LeanWebSocketFactory):
         """Tell whether a topic is this server's; where several processes share them, only one of them may have it."""
         return True
 
-    def new_peer(self, join: Join, connection: SignalingProtocol, entrant: JoinTicket) -> Peer:
-        """Make a peer on a connection that is open, by the id that other nodes know, where there are any."""
-        peer_id = entrant.id or self.ids.next()
+    def new_peer(self, request: JoinRequest, connection: JoiningConnection, ticket: JoinTicket) -> Peer:
+        """Make a peer that is in no topic yet, by the ticket's id if it has one."""
+        peer_id = ticket.id or self.ids.next()
         peer: Peer
         if self.limits.resume_window_seconds:
             peer = resumable = ResumablePeer(
-                peer_id, join, self.topics, self.announcer, self.backplane, self.counters, self.limits
+                peer_id, request, self.topics, self.announcer, self.backplane, self.counters, self.limits
             )
             resumable.go(connection)
         else:
-            peer = Peer(peer_id, join.metadata, self.topics, self.announcer, self.backplane, self.counters)
+            peer = Peer(peer_id, request.metadata, self.topics, self.announcer, self.backplane, self.counters)
             peer.attach(connection)
         # Not its id's time: the wall clock may be set, and a node that is behind takes later ids.
         peer.since = self.reactor.seconds()
         return peer
 
-    def place_for(self, join: Join, client: Client) -> tuple[Place, ResumablePeer | None]:
-        """Let a client in; who comes back gives up the place that it held.
-
-        Returns:
-            The place, and the peer that gave up its own for it.
-
-        Raises:
-            Refused: 503 where the server is full, 429 where the client's address has enough.
-        """
-        peer = self.sessions.find(join)
-        if peer is None or peer.way.place is None:
-            return self.admission.admit(client), None
-        place = self.admission.replace(peer.way.place, client)
-        peer.way.place = None
-        return place, peer
-
     def _not_back(self, peer: Peer, reason: str) -> None:
-        self.counters.leaves[Ending.STOPPING if self.draining else Ending.NOT_BACK] += 1
+        self.counters.leaves[LeaveReason.SHUTDOWN if self.draining else LeaveReason.RESUME_TIMEOUT] += 1
         if peer.topic is not None:
             self.events.left(peer.id, peer.topic.name, reason, peer.since)
 
     def _moved(self, peer: Peer, taken: Collection[int]) -> Mapping[int, Forwarding]:
         if not isinstance(peer, ResumablePeer) or peer.topic is None:
             return {}
-        self.events.moved(peer.id, peer.topic.name)
+        self.events.handed_off(peer.id, peer.topic.name)
         return self.sessions.hand_over(peer, taken)
 
     def rest(self) -> None:
@@ -252,7 +239,7 @@ class SignalingFactory(LeanWebSocketFactory):
         evicted = self.unjoined.add(newcomer, lambda: self._proxies.network(address()))
         if evicted is not None:
             self._evict(evicted, "its address has newer connections of no peer, and as many as it may have")
-        elif len(self.connections) > self.admission.most + self.admission.spare:
+        elif len(self.connections) > self.connection_limits.most + self.connection_limits.spare:
             self._evict(self.unjoined.oldest(), "the server is full, and this was its oldest connection of no peer")
 
     def _evict(self, connection: SignalingProtocol, reason: str) -> None:
@@ -312,19 +299,10 @@ class SignalingFactory(LeanWebSocketFactory):
         if self.draining and not self.connections:
             self._endings.finish()
             self.sessions.rest()
-            self.lines.finish()
+            self.paced_log.flush()
             drains, self._drains = self._drains, []
             for drained in drains:
                 drained.callback(None)
-
-    def check_open(self) -> None:
-        """Refuse newcomers while the server stops, and after.
-
-        Raises:
-            Refused: 503.
-        """
-        if self.draining:
-            raise Refused(503, "the server is stopping", {b"Retry-After": b"1"})
 
     def abort(self) -> None:
         """End every connection at once, without a word."""

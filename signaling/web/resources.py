@@ -14,7 +14,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from signaling.admission.origins import Origins
-from signaling.core.join_request import Join
+from signaling.core.join_request import JoinRequest
 from signaling.errors import Refused
 from signaling.limits import Limits
 from signaling.web.credentials import without_secrets
@@ -42,7 +42,7 @@ class Upgradable(Protocol):
     def connectionLost(self, reason: Any) -> None:
         """Hear of the end."""
 
-    def join(self, join: Join, key: bytes, values: HeaderValues) -> None:
+    def join(self, request: JoinRequest, key: bytes, values: HeaderValues) -> None:
         """Accept the handshake and join the topic, or refuse it where the server or the client's address is full."""
 
     def leaveWeb(self) -> None:
@@ -74,7 +74,7 @@ class UpgradableFactory(Protocol):
     def buildProtocol(self, addr: Any) -> Upgradable:
         """Make a connection."""
 
-    def check(self, segment: bytes, query: bytes, values: HeaderValues) -> tuple[Join, bytes]:
+    def check(self, segment: bytes, query: bytes, values: HeaderValues) -> tuple[JoinRequest, bytes]:
         """Check a request; raises ``Refused``."""
 
     def handshakeRefused(self, address: Any, refused: Refused) -> None:

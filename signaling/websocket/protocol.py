@@ -29,7 +29,7 @@ from twisted.internet.task import Clock as FakeClock
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from signaling.errors import Ending, Refused
+from signaling.errors import LeaveReason, Refused
 from signaling.limits import Limits
 from signaling.timing.clock import Clock
 from signaling.timing.fair_scheduler import FairScheduler
@@ -82,7 +82,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
     data: bytes
     message_data: bytearray | None
     end_reason = "the connection was lost"
-    ending = Ending.LOST
+    ending = LeaveReason.CONNECTION_LOST
     said_goodbye = False
     subprotocol = b""
     holds_messages = False
@@ -479,7 +479,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         if self._buffered_bytes - pending > self._taken_bytes:
             self._watch_progress()
         else:
-            self.ending = Ending.STALLED
+            self.ending = LeaveReason.WRITE_TIMEOUT
             self.cut(f"it took nothing for {self.factory.limits.write_timeout_seconds:g} s")
 
     def ping(self) -> None:
@@ -504,7 +504,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
 
     def pongLate(self) -> None:
         """Cut the connection off, because it gave no sign of life."""
-        self.ending = Ending.NO_PONG
+        self.ending = LeaveReason.PING_TIMEOUT
         self.cut(f"no pong within {self.factory.limits.ping_timeout_seconds:g} s")
 
     # The end
@@ -525,7 +525,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         self.uncork()
         self._write(close_frame(code, reason))
         self.said_goodbye = True
-        self.ending = Ending.FAILED
+        self.ending = LeaveReason.CLOSED_BY_SERVER
         self.end_reason = f"closed with {code}: {reason}"
         self.endGently()
 
@@ -541,7 +541,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         """End the connection because the server stops."""
         if self.state == self.STATE_OPEN:
             self.close(code, "the server is stopping")
-            self.ending = Ending.STOPPING
+            self.ending = LeaveReason.SHUTDOWN
         elif self.state == self.STATE_CONNECTING:
             self._full_close()
 
@@ -618,7 +618,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
 
     def dropConnection(self, abort: bool = False) -> None:
         """End the connection after the other end's close frame was answered."""
-        self.ending = Ending.CLOSED
+        self.ending = LeaveReason.CLOSED
         self.end_reason = f"closed by the peer with {self.remoteCloseCode or 'no code'}"
         self._full_close()
 

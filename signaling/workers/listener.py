@@ -18,7 +18,7 @@ from twisted.internet.protocol import Factory, Protocol
 from zope.interface import implementer
 
 from signaling.admission import file_limits
-from signaling.admission.connection_limits import Admission
+from signaling.admission.connection_limits import ConnectionLimits
 from signaling.errors import StartError
 from signaling.server.address_text import address_text
 from signaling.server.endpoints import Listener
@@ -47,7 +47,7 @@ class Dispatcher(SignalingFactory):
         super().__init__(**how)
         # Fewer connections than a worker has: some of the files are the workers'.
         files = file_limits.file_limit(self.reactor) - _FILES_OF_A_WORKER * plan.count
-        self.admission = Admission(self.limits, max(1, files), self.reactor.seconds)
+        self.connection_limits = ConnectionLimits(self.limits, max(1, files), self.reactor.seconds)
         self.router = Router(plan.count, self.limits)
         self.workers = Workers(self.reactor, plan, self.events)
         self.site.most_requests = 1
@@ -209,7 +209,7 @@ class Arrival:
     def handshakeLate(self) -> None:
         """End it because its request, or its worker, did not come in time."""
         dispatcher = self._dispatcher
-        dispatcher.counters.requests_late += 1
+        dispatcher.counters.handshake_timeouts += 1
         reason = f"no complete request within {dispatcher.limits.handshake_timeout_seconds:g} s"
         if self._worker is not None:
             reason = f"{dispatcher.workers[self._worker].state or 'its worker took no connections'}"

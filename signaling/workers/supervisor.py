@@ -280,7 +280,7 @@ class Worker(ProcessProtocol):
             lines.append(self._said)
             self._said = b""
         for line in lines:
-            self._events.worker_said(self.number, line[:_LONGEST_LINE].decode(errors="replace"))
+            self._events.worker_output(self.number, line[:_LONGEST_LINE].decode(errors="replace"))
 
     errReceived = outReceived
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from signaling.log.forwarding import RelayedLog
+from signaling.log.forwarding import LogForwarder
 from signaling.server.factory import SignalingFactory
 from signaling.server.protocol import SignalingProtocol
 from signaling.workers.ipc import MOST_BYTES, Channel
@@ -91,9 +91,9 @@ class WorkerProcess:
         self._factory = factory
         self._numbers = numbers
         self._ending = self._stopped = False
-        self._channel = Channel(reactor, end, self, factory.admission.accepts_per_pass)
-        self.log = RelayedLog(
-            partial(reactor.callLater, 0), self._send_log, factory.events.log_lost, MOST_BYTES - len(LOG)
+        self._channel = Channel(reactor, end, self, factory.connection_limits.accepts_per_pass)
+        self.log = LogForwarder(
+            partial(reactor.callLater, 0), self._send_log, factory.events.log_lines_lost, MOST_BYTES - len(LOG)
         )
 
     def _send_log(self, batch: bytes) -> bool:

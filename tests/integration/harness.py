@@ -497,9 +497,9 @@ class Harness:
         return sum(factory.relays_written for factory in self.factories)
 
     @property
-    def relays_waiting(self) -> int:
+    def relays_queued(self) -> int:
         """How many relays wait for their target's transport, on whatever node."""
-        return sum(factory.relays_waiting for factory in self.factories)
+        return sum(factory.relays_queued for factory in self.factories)
 
     @property
     def counters(self) -> Counters:

@@ -283,7 +283,7 @@ def test_who_may_only_receive_is_answered_forbidden_and_hears_everything(harness
     }
     assert unread["code"] == "forbidden"
     assert [message["type"] for message in speaker.heard()] == ["welcome", "peer-list"]
-    assert harness.counters.refused["forbidden"] == 2
+    assert harness.counters.errors_sent["forbidden"] == 2
 
 
 def test_the_rate_stands_in_front_of_forbidden(make_harness: MakeHarness, tmp_path: Path) -> None:
@@ -376,7 +376,7 @@ def test_a_peer_that_is_away_leaves_when_its_token_ends(resuming: Harness) -> No
     assert observer.heard() == []
     resuming.advance(2)
     assert observer.heard() == [{"type": "peer-left", "peerId": session.peer.id}]
-    assert resuming.relays_waiting == 0
+    assert resuming.relays_queued == 0
     assert "resumed" not in session.come_back(token(exp=int(resuming.start) + 300)).heard()[0]
 
 

@@ -170,10 +170,10 @@ class Accounting(RuleBasedStateMachine):
         counters = self.harness.counters
         assert self.harness.relays_written == sum(sent.written for sent in self.sent)
         dropped = sum(sent.errors == ["dropped"] for sent in self.sent)
-        assert counters.refused["dropped"] >= dropped
+        assert counters.errors_sent["dropped"] >= dropped
         if not self.ended:
             refused = sum(len(sent.errors) for sent in self.sent)
-            assert sum(counters.refused.values()) >= refused
+            assert sum(counters.errors_sent.values()) >= refused
 
     @invariant()
     def everyone_knows_who_is_there(self) -> None:
@@ -208,7 +208,7 @@ class Accounting(RuleBasedStateMachine):
         assert len(self.harness.topics) == 0
         self.every_frame_that_was_written_is_accounted_for()
         assert self.harness.relays_written == sum(sent.written for sent in self.sent)
-        assert self.harness.relays_waiting == 0
+        assert self.harness.relays_queued == 0
 
 
 TestAccounting = Accounting.TestCase

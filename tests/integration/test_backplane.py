@@ -185,8 +185,8 @@ def test_the_counters_of_all_nodes_add_up(harness: Harness) -> None:
             sender.offer(target, payload=1)
         sender.offer("nobody")
     assert harness.relays_written == sum(text.count('"offer"') for peer in peers for text in peer.texts) == 9
-    assert (harness.counters.relays_accepted, harness.counters.refused["target_not_found"]) == (9, 3)
-    assert harness.counters.relays_received == harness.counters.relays_delivered_elsewhere
+    assert (harness.counters.total_relays_accepted, harness.counters.errors_sent["target_not_found"]) == (9, 3)
+    assert harness.counters.relays_received == harness.counters.relays_delivered_remotely
 
 
 # Bounds

@@ -307,10 +307,10 @@ def test_peers_that_take_nothing_cost_nobody_else_the_way_to_their_node(harness:
     sender.offer(reader_id, "m", "hello")
     assert sender.heard() == []
     assert reader.heard()[-1]["payload"] == "hello"
-    assert harness.relays_waiting == sum(factory.backplane.forwarding for factory in harness.factories) == 70 * 16
+    assert harness.relays_queued == sum(factory.backplane.forwarding for factory in harness.factories) == 70 * 16
     harness.advance(40)
     assert len([message for message in sender.heard() if message.get("code") == "dropped"]) == 70 * 16
-    assert harness.relays_waiting == 0
+    assert harness.relays_queued == 0
 
 
 # A node that dies, or a store that is away

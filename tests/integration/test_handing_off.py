@@ -222,7 +222,7 @@ def test_what_waits_for_a_target_that_breaks_off_again_is_dropped(
     assert sender.errors() == []
     harness.advance(WINDOW)
     assert sender.errors() == dropped(1, 2)
-    assert harness.relays_waiting == harness.relays_written == 0
+    assert harness.relays_queued == harness.relays_written == 0
 
 
 def test_a_session_is_resumed_though_the_store_is_late(harness: Harness) -> None:
@@ -339,7 +339,7 @@ def test_each_relay_has_one_end_and_they_arrive_in_order(
     assert len({*received, *failed}) == len([*received, *failed])
     assert harness.relays_written + len(failed) == sent
     assert not returns or len(received) == harness.relays_written
-    assert harness.relays_waiting == sum(factory.backplane.forwarding for factory in harness.factories) == 0
+    assert harness.relays_queued == sum(factory.backplane.forwarding for factory in harness.factories) == 0
     harness.close()
 
 

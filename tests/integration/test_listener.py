@@ -65,7 +65,7 @@ def test_a_line_that_trickles_too_slowly_is_cut(shop: WorkersHarness) -> None:
     assert is_open(client)
     shop.advance(1)
     assert not is_open(client)
-    assert shop.dispatcher.counters.requests_late == 1
+    assert shop.dispatcher.counters.handshake_timeouts == 1
 
 
 def test_a_silent_connection_is_cut(shop: WorkersHarness) -> None:

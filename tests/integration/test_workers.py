@@ -193,7 +193,7 @@ def test_what_a_worker_writes_past_its_log_is_logged_here(shop: WorkersHarness, 
     worker.errReceived(b"Traceback\n  some")
     worker.errReceived(b"where\nlast words")
     shop.processes[1].end_with(status=1)
-    assert [event["line"] for event in of(logged, "worker_said")] == ["Traceback", "  somewhere", "last words"]
+    assert [event["line"] for event in of(logged, "worker_output")] == ["Traceback", "  somewhere", "last words"]
 
 
 def test_numbers_are_asked_once_for_all_who_wait(shop: WorkersHarness) -> None:

@@ -163,7 +163,7 @@ class RedisEngine:
         # One line for one outage, and one more if its reason changes.
         if reason != self._logged_reason:
             self._logged_reason = reason
-            self._events.backplane_lost(str(self._url), reason)
+            self._events.backplane_disconnected(str(self._url), reason)
         if pair is not self._pair:
             return
         # Schedule the retry first: the listener may cancel it by ``connect`` or ``disconnect``.
