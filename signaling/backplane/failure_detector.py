@@ -1,4 +1,4 @@
-"""Which nodes are dead: those whose heartbeats nobody saw for too long.
+"""Which nodes are dead: those that sent no heartbeat for too long.
 
 Time counts against a node only while this node itself is served: if the store or this node stood still, no other node
 is suspected for it.

@@ -166,7 +166,7 @@ class Joins:
             self._add(join)
 
     def forget_requests(self) -> None:
-        """Forget the requests for sessions that nobody needs any more."""
+        """Forget the requests for sessions that are not needed any more."""
         self._requests = {number: each for number, each in self._requests.items() if not each.join.is_decided}
 
     def _move(self, join: PendingJoin, session: ReceivedSession, peer: str) -> None:
@@ -181,12 +181,12 @@ class Joins:
                 self._decide(join)
             else:
                 if snapshot is not None:
-                    # It joined as a new peer meanwhile, or is gone; or the senders of its relays may have been told
-                    # that this node is dead.
+                    # It joined as a new peer meanwhile, or is gone; or the senders of its relays may have got
+                    # their errors, because this node was evicted.
                     self._handoffs.refuse(session)
                     self._presence.leave(join.topic, peer)
                 else:
-                    # A third node was faster, or nobody knows.
+                    # A third node was faster, or there was no reply.
                     self._handoffs.forget(session)
                 if not join.is_decided:
                     self._rename(join, self._ids.next())

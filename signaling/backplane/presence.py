@@ -17,14 +17,14 @@ from signaling.backplane.store import Snapshot, Store
 from signaling.backplane.topic_replica import Change, TopicReplica
 from signaling.core.interfaces import Node
 
-# Topics that may be wrong are compared a few at a time, so that they hold nobody up.
+# Topics that may be wrong are compared a few at a time, so that peers do not have to wait for all of them.
 _MAX_SYNCS = 32
 # In checks, which come once a second. Each topic is compared before what is stored of it expires.
 _REFRESH_CHECKS = 600
 _NODES_CHECKS = 5
 # How long relays may be on their way to a node that their target has left for another.
 _MOVED_AWAY_CHECKS = 30
-# A store that lost its data lists nobody until the nodes are back, one after the other. Nodes that are not back by then
+# A store that lost its data lists no members until the nodes are back, one after the other. Those that are not by then
 # count as dead.
 _KEEP_UNLISTED_CHECKS = 10
 
@@ -141,7 +141,7 @@ class Presence:
         self._act_on(topic, changes)
 
     def _renamed(self, member: Member) -> Member:
-        """Return a member under this node's id if it has a former one: no other node has it, and nobody moved there."""
+        """Return a member under this node's id if it has a former one: no other node has it."""
         return member._replace(node=self._store.node) if member.node in self._store.former_nodes else member
 
     def _act_on(self, topic: str, changes: list[Change]) -> None:
@@ -216,7 +216,7 @@ class Presence:
         self.sync_some()
 
     def _search_nodes(self) -> None:
-        """Collect the nodes of a part of the replicas: all of them at once would hold everybody up."""
+        """Collect the nodes of a part of the replicas: all of them at once would take too long."""
         if self._node_search.begins:
             self._nodes_before, self._nodes = self._nodes, set()
         for topic in self._node_search.next_part(self._replicas):
@@ -310,7 +310,7 @@ class _Rounds:
 class _OwnPeers:
     """The peers that this node has in a topic, or is about to have.
 
-    One that resumes is not among them until it is here: the peers here know it already, and are told that it left if it
+    One that resumes is not among them until it is here: the peers here know it already, and get ``peer-left`` if it
     never gets here.
     """
 

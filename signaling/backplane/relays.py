@@ -192,7 +192,7 @@ class RemoteRelays:
         return link
 
     def _deliver(self, link: IncomingLink, relay: Relay, expires: int) -> None:
-        """Deliver a relay, or keep it until its target has its peer-list and was told of the sender."""
+        """Deliver a relay, or keep it until its target has its peer-list and the sender was announced to it."""
         # Else the origin may have reported already that the relay was dropped.
         may_deliver = link.node == self._store.node and self._membership.has_lease
         if not may_deliver or self._membership.store_ms() > expires:

@@ -18,7 +18,7 @@ from signaling.limits import Limits
 
 # What is stored outlives the latest heartbeat of its nodes by this.
 KEEP_SECONDS = 3600
-# Peers in one call of ``evict``, so that ten thousand hold nobody up.
+# Peers in one call of ``evict``: the store runs one script at a time, and a node may have had ten thousand.
 _MAX_EVICTED_AT_ONCE = 200
 
 _log = Logger()

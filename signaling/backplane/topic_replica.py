@@ -65,7 +65,7 @@ class TopicReplica:
     def __init__(self, own: OwnPeers) -> None:
         self._own = own
         self._members: dict[str, Member] = {}
-        # Those of the members that nobody here was told of yet.
+        # Those of the members that were not announced here yet.
         self._unannounced: set[str] = set()
         # Those that a store which lost its data does not list (any more); their nodes may still have them.
         self._unlisted: set[str] = set()
@@ -131,7 +131,7 @@ class TopicReplica:
     # Relays that wait for a snapshot, or for their sender to be announced
 
     def must_park(self, sender: str) -> bool:
-        """Return whether a relay has to wait: its target was not told of its sender, or an earlier relay waits."""
+        """Return whether a relay has to wait: its sender was not announced to its target, or an earlier relay waits."""
         is_unknown = not self.is_current and (bool(self._parked) or sender not in self._members)
         return is_unknown or sender in self._unannounced
 
@@ -213,7 +213,7 @@ class TopicReplica:
         return self._left(unlisted)
 
     def _left(self, peers: Iterable[str]) -> list[Change]:
-        """Return the changes for members that are gone; nobody has to be told of one that was never announced."""
+        """Return the changes for members that are gone; there is none for one that was never announced."""
         changes = []
         for peer in peers:
             if peer in self._unannounced:

@@ -7,7 +7,7 @@
 local NODE = 16 -- characters of a node's id
 
 local function listed_bytes(value)
-    -- {"id":"..."}, with its comma, and ,"metadata":... where there is any: signaling/core/messages.py.
+    -- {"id":"..."}, with its comma, and ,"metadata":... if there is any: signaling/core/messages.py.
     local metadata = #value - NODE
     return 36 + (metadata > 0 and metadata + 12 or 0)
 end
