@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 
@@ -20,6 +21,7 @@ class Stored(Enum):
     YES = "yes"
 
 
+@dataclass(eq=False)
 class ReceivedSession:
     """An ``IncomingSession`` of another node.
 
@@ -29,22 +31,17 @@ class ReceivedSession:
         origin: the series of those numbers.
         node: that offers the session.
         report: to be called with each of ``waiting`` and its outcome.
+
+    Attributes:
+        followed: the relays of the peer that have no outcome yet, by number.
     """
 
-    def __init__(
-        self,
-        text: bytes,
-        waiting: list[int],
-        origin: str,
-        node: str,
-        report: Callable[[int, ErrorCode | None], None],
-    ) -> None:
-        self.text = text
-        self.waiting = waiting
-        self.origin = origin
-        self.node = node
-        self.report = report
-        self.followed: dict[int, Forwarding] = {}
+    text: bytes
+    waiting: list[int]
+    origin: str
+    node: str
+    report: Callable[[int, ErrorCode | None], None]
+    followed: dict[int, Forwarding] = field(default_factory=dict, init=False)
 
     def receipt(self, number: int) -> Receipt:
         """Return the receipt of a relay to the peer."""
@@ -55,15 +52,16 @@ class ReceivedSession:
         self.followed[number] = forwarding
 
 
+@dataclass(eq=False, slots=True)
 class PendingJoin:
     """A peer between the request to join and ``Backplane.finish_join``.
 
     Args:
-        on_ticket: called once, when it is this peer's turn.
+        id: another one later if the store takes no peer with the first.
+        on_ticket: called once, when it is this peer's turn; None afterwards.
         proof: of being a peer that another node may have.
 
     Attributes:
-        id: another one if the store takes no peer with the first.
         stored: whether the store has it under this id.
         was_removed: whether it was removed from the store again: it has to be put back.
         waiting_relays: what to call for each relay that came for it; its peer-list comes first.
@@ -71,37 +69,16 @@ class PendingJoin:
         ticket: how it joins; None until that is decided.
     """
 
-    __slots__ = (
-        "id",
-        "metadata",
-        "on_ticket",
-        "proof",
-        "session",
-        "stored",
-        "ticket",
-        "topic",
-        "waiting_relays",
-        "was_removed",
-    )
-
-    def __init__(
-        self,
-        topic: str,
-        peer: str,
-        metadata: bytes | None,
-        on_ticket: Callable[[JoinTicket], None],
-        proof: ResumeProof | None,
-    ) -> None:
-        self.topic = topic
-        self.id = peer
-        self.metadata = metadata
-        self.on_ticket: Callable[[JoinTicket], None] | None = on_ticket
-        self.proof = proof
-        self.stored = Stored.NO
-        self.was_removed = False
-        self.waiting_relays: list[Callable[[], None]] = []
-        self.session: ReceivedSession | None = None
-        self.ticket: JoinTicket | None = None
+    topic: str
+    id: str
+    metadata: bytes | None
+    on_ticket: Callable[[JoinTicket], None] | None
+    proof: ResumeProof | None
+    stored: Stored = Stored.NO
+    was_removed: bool = False
+    waiting_relays: list[Callable[[], None]] = field(default_factory=list)
+    session: ReceivedSession | None = None
+    ticket: JoinTicket | None = None
 
     @property
     def resumes(self) -> bool:

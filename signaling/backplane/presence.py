@@ -14,7 +14,7 @@ from signaling.backplane.membership import Membership
 from signaling.backplane.messages import EventKind, Member, TopicEvent
 from signaling.backplane.pending_joins import PendingJoins
 from signaling.backplane.store import Snapshot, Store
-from signaling.backplane.topic_replica import Change, TopicReplica
+from signaling.backplane.topic_replica import Change, OwnPeers, TopicReplica
 from signaling.core.interfaces import Node
 
 # Topics that may be wrong are compared a few at a time, so that peers do not have to wait for all of them.
@@ -69,7 +69,7 @@ class Presence:
         """Return the replica of a topic, a new one if there is none."""
         found = self._replicas.get(topic)
         if found is None:
-            found = self._replicas[topic] = TopicReplica(_OwnPeers(topic, self._node, self._pending, self._store))
+            found = self._replicas[topic] = TopicReplica(OwnPeers(topic, self._node, self._pending, self._store))
         return found
 
     def find(self, topic: str) -> TopicReplica | None:
@@ -305,34 +305,3 @@ class _Rounds:
         part = self._topics[self._at :: self._checks]
         self._at = (self._at + 1) % self._checks
         return part
-
-
-class _OwnPeers:
-    """The peers that this node has in a topic, or is about to have.
-
-    One that resumes is not among them until it is here: the peers here know it already, and get ``peer-left`` if it
-    never gets here.
-    """
-
-    __slots__ = ("_node", "_pending", "_store", "_topic")
-
-    def __init__(self, topic: str, node: Node, pending: PendingJoins, store: Store) -> None:
-        self._topic = topic
-        self._node = node
-        self._pending = pending
-        self._store = store
-
-    @property
-    def node(self) -> str:
-        """The id of this node."""
-        return self._store.node
-
-    def __contains__(self, peer: object) -> bool:
-        name = str(peer)
-        join = self._pending.find(self._topic, name)
-        return (join is not None and not join.resumes) or self._node.has(self._topic, name)
-
-    def expects(self, peer: str) -> bool:
-        """Return whether the peer resumes here, and is still on its way."""
-        join = self._pending.find(self._topic, peer)
-        return join is not None and join.resumes and not self._node.has(self._topic, peer)

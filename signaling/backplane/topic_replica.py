@@ -6,10 +6,13 @@ The store numbers a topic's events. They are applied in their order; if one is m
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from signaling.backplane.messages import Member, TopicEvent, Version
-from signaling.backplane.store import Snapshot
+from signaling.backplane.pending_joins import PendingJoins
+from signaling.backplane.store import Snapshot, Store
+from signaling.core.interfaces import Node
 
 _MAX_EARLY_EVENTS = 1000
 _NO_VERSION: Version = (0, 0, 0)
@@ -27,55 +30,59 @@ class Change(NamedTuple):
     moved_to: str | None = None
 
 
-class OwnPeers(Protocol):
-    """The peers that a node has in a topic."""
+class OwnPeers:
+    """The peers that this node has in a topic, or is about to have.
+
+    One that resumes is not among them until it is here: the peers here know it already, and get ``peer-left`` if it
+    never gets here.
+    """
+
+    __slots__ = ("_node", "_pending", "_store", "_topic")
+
+    def __init__(self, topic: str, node: Node, pending: PendingJoins, store: Store) -> None:
+        self._topic = topic
+        self._node = node
+        self._pending = pending
+        self._store = store
 
     @property
     def node(self) -> str:
-        """The id of the node."""
+        """The id of this node."""
+        return self._store.node
 
-    def __contains__(self, peer: object) -> bool:
-        """Return whether the peer is here, or about to join."""
+    def __contains__(self, peer: str) -> bool:
+        join = self._pending.find(self._topic, peer)
+        return (join is not None and not join.resumes) or self._node.has(self._topic, peer)
 
     def expects(self, peer: str) -> bool:
-        """Return whether the peer is on its way here from another node: the peers here know it, or have to."""
+        """Return whether the peer resumes here, and is still on its way."""
+        join = self._pending.find(self._topic, peer)
+        return join is not None and join.resumes and not self._node.has(self._topic, peer)
 
 
+@dataclass(eq=False, slots=True)
 class TopicReplica:
     """The members that other nodes have in a topic, and those on their way from one of them to this node.
 
     Members that join are not announced at once: ``take_announceable`` returns them when it is their turn.
 
-    Args:
-        own: the peers that this node has in the topic.
+    Attributes:
+        is_current: False if events may be missing: then a snapshot is needed.
     """
 
-    __slots__ = (
-        "_early",
-        "_members",
-        "_own",
-        "_parked",
-        "_requests",
-        "_unannounced",
-        "_unlisted",
-        "_version",
-        "is_current",
-    )
-
-    def __init__(self, own: OwnPeers) -> None:
-        self._own = own
-        self._members: dict[str, Member] = {}
-        # Those of the members that were not announced here yet.
-        self._unannounced: set[str] = set()
-        # Those that a store which lost its data does not list (any more); their nodes may still have them.
-        self._unlisted: set[str] = set()
-        self._version = _NO_VERSION
-        # Events that cannot be applied before a snapshot.
-        self._early: list[TopicEvent] = []
-        self._requests = 0
-        self._parked: list[Callable[[], None]] = []
-        self.is_current = False
-        """False if events may be missing: then a snapshot is needed."""
+    _own: OwnPeers
+    is_current: bool = False
+    _members: dict[str, Member] = field(default_factory=dict)
+    # Those of the members that were not announced here yet.
+    _unannounced: set[str] = field(default_factory=set)
+    # Those that a store which lost its data does not list (any more); their nodes may still have them.
+    _unlisted: set[str] = field(default_factory=set)
+    _version: Version = _NO_VERSION
+    # Events that cannot be applied before a snapshot.
+    _early: list[TopicEvent] = field(default_factory=list)
+    # How many calls whose reply is a snapshot have none yet.
+    _requests: int = 0
+    _parked: list[Callable[[], None]] = field(default_factory=list)
 
     # Members
 
