@@ -7,15 +7,12 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol
 
 from twisted.application.service import MultiService, Service
-from twisted.internet.defer import CancelledError, Deferred, gatherResults, inlineCallbacks, maybeDeferred
+from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
-from twisted.internet.task import deferLater
-from twisted.logger import FilteringLogObserver, LogLevelFilterPredicate, globalLogPublisher
 from twisted.python.failure import Failure
 
 from signaling.admission.file_limits import raise_file_limit
@@ -26,9 +23,10 @@ from signaling.core.interfaces import Backplane
 from signaling.errors import StartError
 from signaling.log.events import Events
 from signaling.server.address_text import address_text
-from signaling.server.endpoints import Listener, accept_few, endpoint, listeners, start_error, why
+from signaling.server.endpoints import Listener, endpoint, listeners, start_error, why
 from signaling.server.factory import SignalingFactory
 from signaling.timing.clock import use_monotonic_timers
+from signaling.transport.private_api import accept_few, filter_all_logs, forget_exit_signal
 from signaling.workers.listener import Dispatcher, peeked
 from signaling.workers.supervisor import Plan
 from signaling.workers.topic_router import share
@@ -65,7 +63,6 @@ class SignalingService(Service):
         # Those of no peers, which are needed to the end: to see how the drain goes.
         self._others: list[IListeningPort] = []
         self._asked = False
-        self._delay: Deferred[None] | None = None
 
     @property
     def addresses(self) -> list[Any]:
@@ -79,7 +76,6 @@ class SignalingService(Service):
             StartError: where it cannot; then it listens nowhere.
         """
         self._asked = True
-        self.factory.retiring = self.factory.draining = False
         for where, place, protocols in self._listeners:
             failures: list[Failure] = []
             ports = self._ports if protocols is None else self._others
@@ -103,7 +99,6 @@ class SignalingService(Service):
         if not self._asked:
             self.privilegedStartService()
         super().startService()
-        self.factory.backplane.start(self.factory.local)
         for companion in self._companions:
             companion.start()
 
@@ -140,12 +135,6 @@ class SignalingService(Service):
             else:
                 self.factory.events.certificate_reloaded(listener.where)
 
-    def hurry(self) -> None:
-        """Stop without any further wait."""
-        if self._delay is not None:
-            self._delay.cancel()
-        self.factory.abort()
-
     @inlineCallbacks
     def stopService(self) -> Any:
         """Wait for the drain delay, stop to listen, then drain.
@@ -156,19 +145,10 @@ class SignalingService(Service):
         super().stopService()
         for companion in self._companions:
             companion.stop()
-        self.factory.retire()
-        if self._ports and self.factory.limits.drain_delay_seconds:
-            self._delay = deferLater(self.factory.reactor, self.factory.limits.drain_delay_seconds)
-            with suppress(CancelledError):
-                yield self._delay
+        shutdown = self.factory.shutdown
+        yield shutdown.become_unready(self.factory.limits.drain_delay_seconds if self._ports else 0.0)
         yield self._stop_listening(self._ports)
-        peers = sum(map(len, self.factory.topics))
-        if peers:
-            self.factory.events.stopping(peers)
-        yield self.factory.drain()
-        gone: Deferred[None] = Deferred()
-        self.factory.backplane.stop(lambda: gone.callback(None))
-        yield gone
+        yield shutdown.drain()
         yield self._stop_listening(self._others)
 
 
@@ -186,7 +166,7 @@ class TwistdService(MultiService):
     def privilegedStartService(self) -> None:
         """Start, or end the process with one line and status 1."""
         self._handle_signals()
-        _filter_all_logs(self._options.log_level)
+        filter_all_logs(self._options.log_level)
         try:
             super().privilegedStartService()
         except StartError as error:
@@ -215,7 +195,7 @@ class TwistdService(MultiService):
         name = signal.Signals(received).name
         if self._stopping:
             self._factory.events.signal(name, again=True)
-            self._service.hurry()
+            self._factory.shutdown.abort()
         else:
             self._stopping = True
             self._factory.events.signal(name, again=False)
@@ -225,7 +205,7 @@ class TwistdService(MultiService):
         """Tell systemd that the server stops."""
         notify("STOPPING=1")
         # A signal that came before _handle_signals: twistd would end by it, and a drained server ends with status 0.
-        self._factory.reactor._exitSignal = None
+        forget_exit_signal(self._factory.reactor)
         return super().stopService()
 
     def _exit(self, text: str) -> None:
@@ -317,7 +297,7 @@ def _plan(options: Options) -> Plan:
         # What an application changes in its options would not reach the workers.
         raise StartError("--workers: only twistd starts workers; a server in an application is one process")
     limits = options.limits
-    return Plan(options.workers, options.words, limits.drain_spread_seconds + limits.shutdown_timeout_seconds)
+    return Plan(options.workers, options.arguments, limits.drain_spread_seconds + limits.shutdown_timeout_seconds)
 
 
 def _serve_metrics(options: Options, factory: SignalingFactory, where: list[Listener], reactor: Any) -> list[Companion]:
@@ -352,14 +332,3 @@ def notify(state: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notified:
         # A leading @ stands for the null byte of an abstract address.
         notified.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
-
-
-def _filter_all_logs(level: Any) -> None:
-    """Hold back events below ``level`` from whatever observers ``twistd`` was told to use.
-
-    ``twistd`` has no option for that and builds its observers out of reach: they are wrapped where they are registered.
-    """
-    predicate = LogLevelFilterPredicate(defaultLogLevel=level)
-    for observer in tuple(getattr(globalLogPublisher, "_observers", ())):
-        globalLogPublisher.removeObserver(observer)
-        globalLogPublisher.addObserver(FilteringLogObserver(observer, [predicate]))

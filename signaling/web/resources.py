@@ -71,6 +71,9 @@ class UpgradableFactory(Protocol):
     def unready_reasons(self) -> dict[str, list[str]]:
         """Why a balancer should send newcomers elsewhere, by what is checked."""
 
+    def doStart(self) -> None:
+        """Start, as for a port that begins to listen."""
+
     def buildProtocol(self, addr: Any) -> Upgradable:
         """Make a connection."""
 
@@ -199,13 +202,8 @@ class PageResource(Endpoint):
         return answer_body(request, self._page.body)
 
 
-class SignalingResource(Endpoint):
-    """Mounts a signaling server in any ``twisted.web`` site: ``root.putChild(b"ws", SignalingResource(factory))``.
-
-    Args:
-        factory: a ``SignalingFactory``; its bounds hold, but what comes before a complete request, and how large that
-            may be, is the site's.
-    """
+class TopicResource(Endpoint):
+    """Opens a connection to the topic that the path names."""
 
     def check_path(self, segments: list[bytes]) -> None:
         """Accept exactly one segment, which is the topic."""
@@ -229,6 +227,20 @@ class SignalingResource(Endpoint):
         connection = _take_over(request, self._factory)
         connection.join(join, key, values)
         return NOT_DONE_YET
+
+
+class SignalingResource(TopicResource):
+    """Mounts a signaling server in any ``twisted.web`` site: ``root.putChild(b"ws", SignalingResource(factory))``.
+
+    Args:
+        factory: a ``SignalingFactory``; its bounds hold, but what comes before a complete request, and how large that
+            may be, is the site's.
+    """
+
+    def __init__(self, factory: UpgradableFactory) -> None:
+        super().__init__(factory)
+        # A site of its own has a port that does this.
+        factory.doStart()
 
 
 class BoundedRequest(Request):
@@ -434,7 +446,7 @@ class SignalingSite(Site):
         root.getChild = lambda path, request: NotFound(factory)  # type: ignore[method-assign]
         root.putChild(b"healthz", Health(factory))
         root.putChild(b"readyz", Readiness(factory))
-        root.putChild(b"ws", SignalingResource(factory))
+        root.putChild(b"ws", TopicResource(factory))
         for path, page in served.items():
             root.putChild(path.encode(), PageResource(factory, page))
         super().__init__(root, requestFactory=BoundedRequest, reactor=reactor, timeout=limits.handshake_timeout_seconds)

@@ -28,9 +28,9 @@ from signaling.backplane.store import Keys
 from signaling.errors import StartError
 from signaling.log.events import Events
 from signaling.log.json_format import format_json
-from tests.system.certificates import self_signed
-from tests.system.proxy import proxied
-from tests.system.redis import redis_running, sentinel_running
+from tests.harness.certificates import self_signed
+from tests.harness.fault_proxy import fault_proxy
+from tests.harness.redis import redis_running, sentinel_running
 
 KEYS = Keys("signaling:")
 NODE, OTHER = "n" * 16, "o" * 16
@@ -435,7 +435,7 @@ class OutageTests(EngineCase):
 
     async def test_a_network_that_swallows_everything_is_noticed(self) -> None:
         server = self.server()
-        proxy = self.enter(proxied(server.port))
+        proxy = self.enter(fault_proxy(server.port))
         engine, listener = await self.connected(f"redis://127.0.0.1:{proxy.port}", check_seconds=0.05)
         proxy.freeze()
         await listener.until("connected", 2)
