@@ -29,7 +29,7 @@ from signaling.core.interfaces import (
     Receipt,
     ResumeProof,
 )
-from signaling.core.join_request import Claim, Join
+from signaling.core.join_request import JoinRequest, ResumeClaim
 from signaling.core.peer import Peer, return_undelivered
 from signaling.core.peer_ids import ID_CHARACTERS
 from signaling.core.replay_buffer import ReplayBuffer
@@ -189,7 +189,7 @@ class ResumablePeer(Peer):
     def __init__(  # noqa: PLR0913, PLR0917 - what a peer needs, and its bounds
         self,
         peer_id: str,
-        join: Join,
+        join: JoinRequest,
         topics: TopicMap[Peer],
         announcer: Announcer,
         backplane: Backplane,
@@ -282,7 +282,7 @@ class ResumablePeer(Peer):
             self._offers.append(OutgoingSession(text, waiting, {number for number, _ in opened}))
         return self._offers[-1]
 
-    def revive(self, session: IncomingSession, topic: str, claim: Claim) -> bool:
+    def revive(self, session: IncomingSession, topic: str, claim: ResumeClaim) -> bool:
         """Be the peer whose session another node wrote down, in its topic, without a word to anybody.
 
         Args:
@@ -317,7 +317,7 @@ class ResumablePeer(Peer):
         return_undelivered([receipt for number, receipt in unwritten.items() if number not in taken], self._counters)
         return {number: _HandedOff(receipt, self._counters) for number, receipt in unwritten.items() if number in taken}
 
-    def come_back(self, way: Way, claim: Claim, ice_servers: bytes | None) -> None:
+    def come_back(self, way: Way, claim: ResumeClaim, ice_servers: bytes | None) -> None:
         """Go on where the other end lost its connection.
 
         Args:
@@ -502,7 +502,7 @@ _decode_session = msgspec.msgpack.Decoder(_Session).decode
 _decode_proof = msgspec.msgpack.Decoder(_ProofText).decode
 
 
-def proof(join: Join) -> ResumeProof | None:
+def proof(join: JoinRequest) -> ResumeProof | None:
     """Write down what a request says of being a peer again; None where it says nothing."""
     claim = join.claim
     if claim is None:
@@ -547,7 +547,7 @@ class Sessions:
         """How many relays wait for those without a connection."""
         return sum(peer.waiting for peer in self.away)
 
-    def find(self, join: Join) -> ResumablePeer | None:
+    def find(self, join: JoinRequest) -> ResumablePeer | None:
         """Return the peer that the request may be again: of that topic, with that token, and of the same owner."""
         claim = join.claim
         if claim is None:

@@ -17,7 +17,7 @@ from zope.interface import implementer
 
 from signaling.admission import file_limits
 from signaling.admission.client_address import Client, TrustedProxies
-from signaling.admission.connection_limits import ConnectionLimits, ConnectionSlot, Unjoined
+from signaling.admission.connection_limits import ConnectionLimits, Unjoined
 from signaling.admission.origins import Origins
 from signaling.auth.cred import Access
 from signaling.backplane.standalone import StandaloneBackplane
@@ -25,7 +25,8 @@ from signaling.core.announcer import Announcer
 from signaling.core.counters import Counters
 from signaling.core.ice import IceServers
 from signaling.core.interfaces import Backplane, Forwarding, JoinTicket
-from signaling.core.join_request import Join
+from signaling.core.join_request import JoinRequest
+from signaling.core.joining import JoiningConnection
 from signaling.core.local_peers import LocalPeers
 from signaling.core.peer import Peer
 from signaling.core.peer_ids import PeerIds
@@ -83,6 +84,7 @@ class SignalingFactory(LeanWebSocketFactory):
         counters: what happened so far.
         retiring: whether the server is about to stop.
         draining: whether nobody is let in any more.
+        crowd_size: from how many peers in a topic on joins take turns.
         connection_limits: how many connections may join.
         newcomers: the connections of no peer.
         events: the log.
@@ -94,6 +96,7 @@ class SignalingFactory(LeanWebSocketFactory):
     """
 
     protocol = SignalingProtocol
+    crowd_size = 32
     retiring = False
     draining = False
     _farewells: Sequence[Any] = ()
@@ -159,7 +162,7 @@ class SignalingFactory(LeanWebSocketFactory):
         """Offer HTTP/1.1 over TLS; Twisted would refuse every client that names protocols, as all browsers do."""
         return [b"http/1.1"]
 
-    def check(self, segment: bytes, query: bytes, values: HeaderValues) -> tuple[Join, bytes]:
+    def check(self, segment: bytes, query: bytes, values: HeaderValues) -> tuple[JoinRequest, bytes]:
         """Check all of a request that can be checked without asking anybody.
 
         Args:
@@ -185,34 +188,21 @@ class SignalingFactory(LeanWebSocketFactory):
         """Tell whether a topic is this server's; where several processes share them, only one of them may have it."""
         return True
 
-    def new_peer(self, join: Join, connection: SignalingProtocol, entrant: JoinTicket) -> Peer:
-        """Make a peer on a connection that is open, by the id that other nodes know, where there are any."""
-        peer_id = entrant.id or self.ids.next()
+    def new_peer(self, request: JoinRequest, connection: JoiningConnection, ticket: JoinTicket) -> Peer:
+        """Make a peer that is in no topic yet, by the ticket's id if it has one."""
+        peer_id = ticket.id or self.ids.next()
         peer: Peer
         if self.limits.resume_window_seconds:
             peer = resumable = ResumablePeer(
-                peer_id, join, self.topics, self.announcer, self.backplane, self.counters, self.limits
+                peer_id, request, self.topics, self.announcer, self.backplane, self.counters, self.limits
             )
             resumable.go(connection)
         else:
-            peer = Peer(peer_id, join.metadata, self.topics, self.announcer, self.backplane, self.counters)
+            peer = Peer(peer_id, request.metadata, self.topics, self.announcer, self.backplane, self.counters)
             peer.attach(connection)
         # Not its id's time: the wall clock may be set, and a node that is behind takes later ids.
         peer.since = self.reactor.seconds()
         return peer
-
-    def slot_for(self, join: Join, client: Client) -> tuple[ConnectionSlot, ResumablePeer | None]:
-        """Give a client a connection slot; if it is about to resume, that of its session.
-
-        Returns:
-            The slot, and the session that gave it up.
-
-        Raises:
-            Refused: 503 where the server is full, 429 where the client's address has enough.
-        """
-        peer = self.sessions.find(join)
-        slot = peer.transfer_slot(client) if peer is not None else None
-        return (slot, peer) if slot is not None else (self.connection_limits.admit(client), None)
 
     def _not_back(self, peer: Peer, reason: str) -> None:
         self.counters.leaves[LeaveReason.SHUTDOWN if self.draining else LeaveReason.RESUME_TIMEOUT] += 1
@@ -316,15 +306,6 @@ class SignalingFactory(LeanWebSocketFactory):
             drains, self._drains = self._drains, []
             for drained in drains:
                 drained.callback(None)
-
-    def check_open(self) -> None:
-        """Refuse newcomers while the server stops, and after.
-
-        Raises:
-            Refused: 503.
-        """
-        if self.draining:
-            raise Refused(503, "the server is stopping", {b"Retry-After": b"1"})
 
     def abort(self) -> None:
         """End every connection at once, without a word."""

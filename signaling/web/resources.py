@@ -12,7 +12,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
 from signaling.admission.origins import Origins
-from signaling.core.join_request import Join
+from signaling.core.join_request import JoinRequest
 from signaling.errors import Refused
 from signaling.web.credentials import without_secrets
 from signaling.web.join_parsing import query_values
@@ -38,7 +38,7 @@ class ConnectionFactory(Protocol):
     def buildProtocol(self, addr: Any) -> HttpConnection:
         """Make a connection."""
 
-    def check(self, segment: bytes, query: bytes, values: HeaderValues) -> tuple[Join, bytes]:
+    def check(self, segment: bytes, query: bytes, values: HeaderValues) -> tuple[JoinRequest, bytes]:
         """Check a request; raises ``Refused``."""
 
     def handshakeRefused(self, address: Any, refused: Refused) -> None:

@@ -10,7 +10,7 @@ from twisted.web.http import HTTPChannel, datetimeToString
 from twisted.web.server import Request, Site
 
 from signaling.admission.origins import Origins
-from signaling.core.join_request import Join
+from signaling.core.join_request import JoinRequest
 from signaling.errors import Refused
 from signaling.limits import Limits
 from signaling.websocket.handshake import asks_for_websocket
@@ -34,7 +34,7 @@ class HttpConnection(Protocol):
     def connectionLost(self, reason: Any) -> None:
         """Clean up after the connection was lost."""
 
-    def join(self, join: Join, key: bytes, values: HeaderValues) -> None:
+    def join(self, request: JoinRequest, key: bytes, values: HeaderValues) -> None:
         """Accept the handshake and join the topic, or refuse it if the server or the client's address is full."""
 
     def leave_http(self) -> None:
