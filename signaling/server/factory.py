@@ -45,7 +45,7 @@ from signaling.web.resources import site_root
 from signaling.web.site import SignalingSite
 from signaling.web.static_files import pages
 from signaling.websocket.handshake import check_upgrade
-from signaling.websocket.protocol import LeanWebSocketFactory
+from signaling.websocket.protocol import WebSocketConnectionFactory
 from signaling.websocket.request_head import HeaderValues
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ _ENDINGS_PER_PASS = 64
 
 
 @implementer(IProtocolNegotiationFactory)
-class SignalingFactory(LeanWebSocketFactory):
+class SignalingFactory(WebSocketConnectionFactory):
     """A signaling server, ready to listen: ``endpoint.listen(SignalingFactory())`` is all of it.
 
     Two factories in one process never meet: topics, counters, bounds and log level are the factory's own.

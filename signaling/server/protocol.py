@@ -31,7 +31,7 @@ from signaling.server.address_text import address_text
 from signaling.transport.private_api import awaits_proxy_header
 from signaling.web.site import BoundedChannel
 from signaling.websocket.handshake import asks_for_websocket
-from signaling.websocket.protocol import LeanWebSocketProtocol
+from signaling.websocket.protocol import WebSocketConnection
 from signaling.websocket.read_pause import ReadPause
 from signaling.websocket.request_head import Head, HeaderValues
 
@@ -44,7 +44,7 @@ _POLICY_VIOLATION = 1008
 _TOKEN_EXPIRED = 4401
 
 
-class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
+class SignalingProtocol(WebSocketConnection[Receipt]):
     """One connection of a signaling server, and the peer attached to it once it is open."""
 
     factory: SignalingFactory
@@ -104,7 +104,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
 
     def schedule_next_request(self) -> None:
         """Let the site's channel read its next request when it is this connection's turn."""
-        self.factory.turns.add(self)
+        self.factory.scheduler.add(self)
 
     def goOn(self) -> None:
         """Go on with what waited, in the site's channel or here."""
