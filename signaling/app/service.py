@@ -13,7 +13,6 @@ from typing import Any, Protocol
 from twisted.application.service import MultiService, Service
 from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
-from twisted.logger import FilteringLogObserver, LogLevelFilterPredicate, globalLogPublisher
 from twisted.python.failure import Failure
 
 from signaling.admission.file_limits import raise_file_limit
@@ -24,9 +23,10 @@ from signaling.core.interfaces import Backplane
 from signaling.errors import StartError
 from signaling.log.events import Events
 from signaling.server.address_text import address_text
-from signaling.server.endpoints import Listener, accept_few, endpoint, listeners, start_error, why
+from signaling.server.endpoints import Listener, endpoint, listeners, start_error, why
 from signaling.server.factory import SignalingFactory
 from signaling.timing.clock import use_monotonic_timers
+from signaling.transport.private_api import accept_few, filter_all_logs, forget_exit_signal
 from signaling.workers.listener import Dispatcher, peeked
 from signaling.workers.supervisor import Plan
 from signaling.workers.topic_router import share
@@ -166,7 +166,7 @@ class TwistdService(MultiService):
     def privilegedStartService(self) -> None:
         """Start, or end the process with one line and status 1."""
         self._handle_signals()
-        _filter_all_logs(self._options.log_level)
+        filter_all_logs(self._options.log_level)
         try:
             super().privilegedStartService()
         except StartError as error:
@@ -205,7 +205,7 @@ class TwistdService(MultiService):
         """Tell systemd that the server stops."""
         notify("STOPPING=1")
         # A signal that came before _handle_signals: twistd would end by it, and a drained server ends with status 0.
-        self._factory.reactor._exitSignal = None
+        forget_exit_signal(self._factory.reactor)
         return super().stopService()
 
     def _exit(self, text: str) -> None:
@@ -332,14 +332,3 @@ def notify(state: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notified:
         # A leading @ stands for the null byte of an abstract address.
         notified.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
-
-
-def _filter_all_logs(level: Any) -> None:
-    """Hold back events below ``level`` from whatever observers ``twistd`` was told to use.
-
-    ``twistd`` has no option for that and builds its observers out of reach: they are wrapped where they are registered.
-    """
-    predicate = LogLevelFilterPredicate(defaultLogLevel=level)
-    for observer in tuple(getattr(globalLogPublisher, "_observers", ())):
-        globalLogPublisher.removeObserver(observer)
-        globalLogPublisher.addObserver(FilteringLogObserver(observer, [predicate]))

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from twisted.logger import LogLevel, formatEvent
-from twisted.scripts._twistd_unix import UnixAppLogger
 
 from signaling.log.events import FIELDS
+from signaling.transport.private_api import twistd_log_observer
 
 
 def format_json(event: Mapping[str, Any]) -> str:
@@ -54,6 +54,6 @@ _twistd_options: dict[str, Any] = {}
 def json_observer() -> Any:
     """Return the observer that writes JSON; ``twistd`` looks this function up by name and calls it."""
     # twistd chooses the destination: a file that it rotates, or standard output.
-    observer = UnixAppLogger({**_twistd_options, "logger": None})._getLogObserver()
+    observer = twistd_log_observer({**_twistd_options, "logger": None})
     observer.formatEvent = format_json
     return observer

@@ -28,9 +28,11 @@ from signaling.core.session import ResumablePeer
 from signaling.errors import ErrorCode, Refused, Rejected
 from signaling.limits import FRAMES_PER_TOKEN
 from signaling.server.address_text import address_text
+from signaling.transport.private_api import awaits_proxy_header
 from signaling.web.resources import BoundedChannel
 from signaling.websocket.handshake import asks_for_websocket
 from signaling.websocket.protocol import LeanWebSocketProtocol
+from signaling.websocket.read_pause import ReadPause
 from signaling.websocket.request_head import Head, HeaderValues
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
     def address_of_connection(self) -> str:
         """Return the text of the client's address; empty if it is not known yet."""
         # A haproxy: endpoint reads the client's address from the first bytes; until then it has the proxy's.
-        return "" if hasattr(self.transport, "_proxyInfo") else address_text(self.transport.getPeer())
+        return "" if awaits_proxy_header(self.transport) else address_text(self.transport.getPeer())
 
     def requestReceived(self, head: Head) -> None:
         """Answer an upgrade of ``/ws/{topic}`` here, leave everything else to the site."""
@@ -202,11 +204,11 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
     def hold(self) -> None:
         """Read nothing more until the handshake is answered, or until there is a peer."""
         if self.state == self.STATE_CONNECTING:
-            self._stop_reading()
+            self.pause_reading(ReadPause.HANDSHAKE)
             # The deadline of a request that twisted.web read is over.
             self.factory.handshakes.set_once(self)
         else:
-            self.holds_messages = True
+            self.pause_reading(ReadPause.JOIN)
 
     def onOpen(self) -> None:
         """Start the timers of the grant and of the ICE servers, and go on with the join."""
@@ -224,9 +226,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         """Have a peer; what the client sent before the peer's welcome is read in a turn of its own."""
         self._peer = peer
         self._attempt = self._address = None
-        if self.holds_messages:
-            self.holds_messages = False
-            self.factory.turns.add(self)
+        self.resume_reading(ReadPause.JOIN)
 
     # The peer
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from twisted.internet import tcp
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort, IReadDescriptor, IStreamServerEndpoint
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
@@ -23,6 +24,7 @@ from signaling.errors import StartError
 from signaling.server.address_text import address_text
 from signaling.server.endpoints import Listener
 from signaling.server.factory import SignalingFactory
+from signaling.transport.private_api import speaks_proxy_protocol
 from signaling.workers.supervisor import ABOUT, Plan, Workers
 from signaling.workers.topic_router import ELSEWHERE, Router
 
@@ -79,12 +81,12 @@ class Dispatcher(SignalingFactory):
         """Take a connection in place of a transport; ``twisted.internet.tcp.Port.transport`` tells of the arguments."""
 
         def serve() -> Any:
-            answering = self.buildProtocol(port._buildAddr(address))
+            answering = self.buildProtocol(_peer_address(port, address))
             transport: Any = type(port).transport(connection, answering, address, port, *rest)
             answering.makeConnection(transport)
             return answering
 
-        return Arrival(self, connection, lambda: address_text(port._buildAddr(address)), serve)
+        return Arrival(self, connection, lambda: address_text(_peer_address(port, address)), serve)
 
 
 @implementer(IReadDescriptor)
@@ -215,6 +217,14 @@ class Arrival:
         self._close()
 
 
+def _peer_address(port: tcp.Port, address: Any) -> Any:
+    """Return the ``IAddress`` provider of the other end of a connection that was accepted."""
+    if port.addressFamily == socket.AF_UNIX:
+        return UNIXAddress(address)
+    kind = IPv6Address if port.addressFamily == socket.AF_INET6 else IPv4Address
+    return kind("TCP", *address)
+
+
 class _Arrivals(Factory):
     """Stands in for the dispatcher at a port, whose connections are no protocol's yet."""
 
@@ -268,7 +278,7 @@ def peeked(listener: Listener) -> Listener:
             f"{listener.where}: --workers cannot read what is encrypted here; end TLS at a proxy in front"
             " (docs/proxies.md), or run without --workers"
         )
-    if hasattr(listener.endpoint, "_wrappedEndpoint"):
+    if speaks_proxy_protocol(listener.endpoint):
         raise StartError(
             f"{listener.where}: --workers does not read the PROXY protocol; let the proxy send X-Forwarded-For"
             " (--trusted-proxy), or run without --workers"
