@@ -297,7 +297,7 @@ def _plan(options: Options) -> Plan:
         # What an application changes in its options would not reach the workers.
         raise StartError("--workers: only twistd starts workers; a server in an application is one process")
     limits = options.limits
-    return Plan(options.workers, options.words, limits.drain_spread_seconds + limits.shutdown_timeout_seconds)
+    return Plan(options.workers, options.arguments, limits.drain_spread_seconds + limits.shutdown_timeout_seconds)
 
 
 def _serve_metrics(options: Options, factory: SignalingFactory, where: list[Listener], reactor: Any) -> list[Companion]:
