@@ -26,7 +26,8 @@ from signaling.core.counters import Histogram
 from signaling.errors import ErrorCode, Refused
 from signaling.server.factory import SignalingFactory
 from signaling.timing.clock import Clock
-from signaling.web.resources import BoundedRequest, Endpoint, Refusal, request_headers
+from signaling.web.resources import Endpoint, Refusal
+from signaling.web.site import BoundedRequest, request_headers
 from signaling.websocket.protocol import LeanWebSocketProtocol
 
 _TOPIC_SIZES = (1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)

@@ -29,7 +29,7 @@ from signaling.errors import ErrorCode, Refused, Rejected
 from signaling.limits import FRAMES_PER_TOKEN
 from signaling.server.address_text import address_text
 from signaling.transport.private_api import awaits_proxy_header
-from signaling.web.resources import BoundedChannel
+from signaling.web.site import BoundedChannel
 from signaling.websocket.handshake import asks_for_websocket
 from signaling.websocket.protocol import LeanWebSocketProtocol
 from signaling.websocket.read_pause import ReadPause
@@ -88,17 +88,17 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         self.dataReceived = web.dataReceived  # type: ignore[method-assign]
         web.begin(head, data)
 
-    def leaveWeb(self) -> None:
+    def leave_http(self) -> None:
         """Take the bytes that the site's channel took until now."""
         self._web = None
         self.__dict__.pop("dataReceived", None)
 
-    def webDone(self) -> None:
+    def http_done(self) -> None:
         """End the connection after its last HTTP answer."""
-        self.leaveWeb()
+        self.leave_http()
         self.endGently()
 
-    def webWaits(self) -> None:
+    def schedule_next_request(self) -> None:
         """Let the site's channel read its next request when it is this connection's turn."""
         self.factory.turns.add(self)
 
@@ -340,7 +340,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Take the peer out of its topic."""
         web = self._web
-        self.leaveWeb()
+        self.leave_http()
         if web is not None:
             web.connectionLost(reason)
         self.factory.renewals.clear(self)
