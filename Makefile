@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PORT ?= 8081
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help run test lint types test-all conformance fuzz soak observe failures bench clean
+.PHONY: help run test test-benchmarks lint types test-all conformance fuzz soak observe failures bench clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -20,6 +20,9 @@ test: $(VENV)/test.stamp ## Install what the tests need and run them all, with c
 	PYTEST_OPTIONS="$(PYTEST_OPTIONS)" sh tools/run_tests.sh $(BIN)/coverage
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+test-benchmarks: $(VENV)/bench.stamp ## Run the tests of the load tools
+	$(BIN)/python -m pytest benchmarks/tests $(PYTEST_OPTIONS)
 
 lint: $(VENV)/lint.stamp ## Check style, the Dockerfile and the shell scripts
 	$(BIN)/ruff check .

@@ -11,8 +11,7 @@ programs="tests/system/test_javascript.py tests/system/test_demo.py tests/system
     tests/system/test_client_interop.py tests/system/test_mesh_restarts.py tests/system/test_turn.py tests/system/test_npm.py
     tests/system/test_proxies.py"
 # Live tests that run beside the other live tests, so that all processes end at about the same time.
-beside="tests/system/test_wall_clock.py tests/system/test_benchmarks.py tests/system/test_benchmarks_compare.py
-    tests/system/test_packaging.py tests/system/test_cluster.py tests/system/test_redis_engine.py tests/system/test_workers.py"
+beside="tests/system/test_wall_clock.py tests/system/test_packaging.py tests/system/test_cluster.py tests/system/test_redis_engine.py tests/system/test_workers.py"
 for_both_paths="tests/integration tests/fuzz tests/system/test_clients.py tests/system/test_conformance.py tests/system/test_failures.py"
 uncovered="redis or nodes or linear_time or accounting"
 logs=$(mktemp -d)

@@ -119,7 +119,7 @@ class Link:
             yield self
         return _parsed(raw)
 
-    def hear(self, expected: Expected) -> Task:
+    def expect(self, expected: Expected) -> Task:
         """Wait for one message, which has to be ``expected``."""
         while not self.takes(expected):
             yield self
@@ -177,7 +177,7 @@ def _parsed(raw: bytes) -> Message:
     return message
 
 
-class Crowd:
+class LoadGenerator:
     """Connections to one server, and the tasks that use them.
 
     Args:
@@ -191,7 +191,7 @@ class Crowd:
         self._epoll = select.epoll()
         self._links: dict[int, Link] = {}
 
-    def __enter__(self) -> Crowd:
+    def __enter__(self) -> LoadGenerator:
         return self
 
     def __exit__(self, *_: object) -> None:

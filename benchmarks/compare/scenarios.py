@@ -13,7 +13,7 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from benchmarks.compare.dialects import Dialect, Joining, Member
-from benchmarks.compare.generator import Crowd, Expected, Link, Task, WrongAnswerError
+from benchmarks.compare.generator import Expected, Link, LoadGenerator, Task, WrongAnswerError
 from benchmarks.compare.meter import Meter
 from benchmarks.compare.payloads import CANDIDATES_PER_SDP, candidate, mix, sdp
 from benchmarks.report import latency
@@ -71,7 +71,7 @@ class Stage:
     """
 
     dialect: Dialect
-    crowd: Crowd
+    generator: LoadGenerator
     meter: Meter | None
     scale: Scale
     store: Meter | None = None
@@ -79,7 +79,7 @@ class Stage:
 
     def join(self, topic: str) -> Joining:
         """Connect and join."""
-        return self.dialect.join(self.crowd.connect(), topic, f"peer{next(_serial)}")
+        return self.dialect.join(self.generator.connect(), topic, f"peer{next(_serial)}")
 
     def members(self, topic: str, count: int) -> list[Member]:
         """Let some join one after the other."""
@@ -90,10 +90,10 @@ class Stage:
                 member = yield from self.join(topic)
                 if judge := self.dialect.joined(member.id):
                     for other in members:
-                        yield from other.link.hear(Expected(judge))
+                        yield from other.link.expect(Expected(judge))
                 members.append(member)
 
-        self.crowd.run([enter()])
+        self.generator.run([enter()])
         return members
 
     @contextmanager
@@ -190,7 +190,7 @@ def _relay(stage: Stage, depth: int) -> None:
     each = max(1, stage.scale.messages // len(lanes))
     latencies: list[float] = []
     with stage.measured(each * len(lanes)):
-        stage.crowd.run([lane.pump(each, depth, latencies) for lane in lanes])
+        stage.generator.run([lane.pump(each, depth, latencies) for lane in lanes])
     stage.tell_latency(latencies)
 
 
@@ -212,7 +212,7 @@ def _concurrently(stage: Stage, count: int, work: Callable[[int], Task]) -> None
         for number in numbers:
             yield from work(number)
 
-    stage.crowd.run([worker() for _ in range(stage.scale.concurrent)])
+    stage.generator.run([worker() for _ in range(stage.scale.concurrent)])
 
 
 _CALL = [
@@ -227,16 +227,16 @@ def _call(stage: Stage, number: int) -> Task:
     caller = yield from stage.join(f"call{number}")
     callee = yield from stage.join(f"call{number}")
     if joined := dialect.joined(callee.id):
-        yield from caller.link.hear(Expected(joined))
+        yield from caller.link.expect(Expected(joined))
     sender, target = caller, callee
     for kind, payload in _CALL:
         saying = say(dialect, sender, target, kind, payload)
         sender.link.send(saying.frame)
-        yield from target.link.hear(saying.expected)
+        yield from target.link.expect(saying.expected)
         sender, target = target, sender
     yield from caller.link.close()
     if left := dialect.left(caller.id):
-        yield from callee.link.hear(Expected(left))
+        yield from callee.link.expect(Expected(left))
     yield from callee.link.close()
 
 
@@ -299,7 +299,7 @@ class OpenLoop:
         self.latencies: list[float] = []
         self.late: list[float] = []
 
-    def run(self, crowd: Crowd) -> None:
+    def run(self, generator: LoadGenerator) -> None:
         """Send and hear all; this spins, because a sleep would be longer than what is measured."""
         start, clock, sent = time.perf_counter(), time.perf_counter, 0
         while len(self.latencies) < self._count:
@@ -307,8 +307,8 @@ class OpenLoop:
             while sent < self._count and (due := start + sent / self._rate) <= now:
                 self._send(due, clock())
                 sent += 1
-            readable = crowd.poll()
-            self._hear(readable, clock())
+            readable = generator.poll()
+            self._receive(readable, clock())
             if now - start > _LAST_SECONDS + self._count / self._rate:
                 raise WrongAnswerError(f"{sent - len(self.latencies)} messages did not come")
 
@@ -318,7 +318,7 @@ class OpenLoop:
         self.late.append(now - due)
         lane.send(frame)
 
-    def _hear(self, readable: list[Link], now: float) -> None:
+    def _receive(self, readable: list[Link], now: float) -> None:
         for link in readable:
             queue = self._queues[link]
             while queue and link.takes(queue[0][1]):
@@ -329,7 +329,7 @@ def open_loop(stage: Stage) -> None:
     """Pairs relay at a fixed rate, and each message is timed."""
     loop = OpenLoop(_lanes(stage), stage.scale.rate, stage.scale.seconds)
     with stage.measured(int(stage.scale.rate * stage.scale.seconds)):
-        loop.run(stage.crowd)
+        loop.run(stage.generator)
     stage.tell_latency(loop.latencies)
     stage.figures["late_p99_ms"] = latency(1000 * late for late in loop.late).p99
 
