@@ -234,11 +234,11 @@ class Trial:
             abs(written - arrived) <= gone
         )
         answered = self.log.answers.total() + both
-        refused = sum(counted[f"messages_refused {code}"] for code in ("dropped", "target_not_found"))
+        refused = sum(counted[f"errors_sent {code}"] for code in ("dropped", "target_not_found"))
         self.goals[f"all nodes: refused {refused}, and {answered} were answered (within {gone})"] = (
             abs(refused - answered) <= gone
         )
-        waiting = counted["relays_waiting"] + counted["relays_forwarding"]
+        waiting = counted["relays_queued"] + counted["relays_in_flight"]
         self.goals[f"all nodes: without an end: {waiting}"] = not waiting
 
     def _judge_readiness(self) -> None:

@@ -133,7 +133,7 @@ def differences(counts: Counter[str], samples: Samples) -> list[str]:
     expected = {
         ("joins_total",): counts["joined"],
         ("leaves_total", "closed"): counts["closed"],
-        ("leaves_total", "lost"): counts["lost"],
+        ("leaves_total", "connection_lost"): counts["lost"],
         ("relays_total", "accepted", "offer"): counts["sent offer"] - counts["target_not_found"],
         ("relays_total", "accepted", "answer"): counts["sent answer"],
         ("relays_total", "accepted", "ice-candidate"): counts["sent ice-candidate"],
@@ -142,7 +142,7 @@ def differences(counts: Counter[str], samples: Samples) -> list[str]:
         ("handshakes_total", "404"): counts["404"],
         ("peers",): 0,
         ("topics",): 0,
-        ("relays_waiting",): 0,
+        ("relays_queued",): 0,
     }
     return [
         f"{' '.join(name)}: {samples.get(name, 0):g}, and {count} were counted"
@@ -206,7 +206,7 @@ def plot(scraped: list[tuple[float, Samples]], path: Path) -> None:
     ]
     panels["joins, and leaves by reason, 1/s"] = [
         ("joins", rate("joins_total")),
-        *((reason, rate("leaves_total", reason)) for reason in ("closed", "lost")),
+        *((reason, rate("leaves_total", reason)) for reason in ("closed", "connection_lost")),
     ]
     panels["refused, 1/s"] = [
         ("404", rate("handshakes_total", "404")),

@@ -95,11 +95,11 @@ def server_status(factory: SignalingFactory) -> dict[str, Any]:
     """Tell the server's counters as JSON can say them."""
     counters = factory.counters
     return {
-        "accepted": counters.relays_accepted,
+        "accepted": counters.total_relays_accepted,
         "undelivered": counters.relays_undelivered,
         "written": factory.relays_written,
-        "waiting": factory.relays_waiting,
-        "refused": {str(code): count for code, count in counters.refused.items()},
+        "waiting": factory.relays_queued,
+        "refused": {str(code): count for code, count in counters.errors_sent.items()},
         "events_dropped": counters.events_dropped,
         "connections": len(factory.connections),
         "topics": len(factory.topics),
@@ -151,7 +151,7 @@ def main() -> None:
         factory = SignalingFactory(Limits(**json.loads(sys.argv[1])))
         listening = TCP4ServerEndpoint(reactor, 0, backlog=1024, interface="127.0.0.1").listen(factory)
         listening.addCallback(lambda port: StandardIO(SideChannel(factory, cuts, passes, port.getHost().port)))
-        reactor.addSystemEventTrigger("before", "shutdown", factory.drain)
+        reactor.addSystemEventTrigger("before", "shutdown", factory.shutdown.drain)
         reactor.run()
 
 

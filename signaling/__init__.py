@@ -1,49 +1,31 @@
-"""A WebRTC signaling server on Twisted: peers meet in topics and exchange offers, answers and ICE candidates.
+"""A WebRTC signaling server on Twisted: peers join topics and exchange offers, answers and ICE candidates.
 
-``SignalingFactory`` listens on a port, ``SignalingResource`` mounts one in a ``twisted.web`` site, ``Limits`` holds the
-bounds of either, ``IceServers`` what peers are told of STUN and TURN servers; ``makeService`` is what
-``twistd signaling`` runs, and ``make_backplane`` lets several servers share topics. ``use_monotonic_timers`` keeps the
-timers of a reactor apart from the wall clock. A portal of ``twisted.cred`` says who may do what: ``Grant``,
-``GrantRealm``, ``IGrant``, ``IBearerToken`` and ``TokenRefused`` are for those who make one. Each is imported when it
-is asked for, so that ``signaling.client`` brings no server with it.
+docs/api.md describes the public names. Each is imported when it is first used, so that ``import signaling.client`` does
+not load the server.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from signaling.app.options import Options
-    from signaling.app.service import SignalingService, makeService
-    from signaling.auth.cred import GrantRealm, IBearerToken, IGrant, TokenRefused
-    from signaling.backplane.engines import make_backplane
-    from signaling.core.grants import Grant
-    from signaling.core.ice import IceServers, Turn
-    from signaling.errors import StartError
-    from signaling.limits import Limits
-    from signaling.server.factory import SignalingFactory
-    from signaling.timing.clock import use_monotonic_timers
-    from signaling.web.resources import SignalingResource
+    from signaling.app.options import Options as Options
+    from signaling.app.service import SignalingService as SignalingService
+    from signaling.app.service import makeService as makeService
+    from signaling.auth.cred import GrantRealm as GrantRealm
+    from signaling.auth.cred import IBearerToken as IBearerToken
+    from signaling.auth.cred import IGrant as IGrant
+    from signaling.auth.cred import TokenRefused as TokenRefused
+    from signaling.backplane.engines import make_backplane as make_backplane
+    from signaling.core.grants import Grant as Grant
+    from signaling.core.ice import IceServers as IceServers
+    from signaling.core.ice import Turn as Turn
+    from signaling.errors import StartError as StartError
+    from signaling.limits import Limits as Limits
+    from signaling.server.factory import SignalingFactory as SignalingFactory
+    from signaling.timing.clock import use_monotonic_timers as use_monotonic_timers
+    from signaling.web.resources import SignalingResource as SignalingResource
 
-__all__ = [
-    "Grant",
-    "GrantRealm",
-    "IBearerToken",
-    "IGrant",
-    "IceServers",
-    "Limits",
-    "Options",
-    "SignalingFactory",
-    "SignalingResource",
-    "SignalingService",
-    "StartError",
-    "TokenRefused",
-    "Turn",
-    "makeService",
-    "make_backplane",
-    "use_monotonic_timers",
-]
-
-_HOMES = {
+_PUBLIC = {
     "Grant": "core.grants",
     "GrantRealm": "auth.cred",
     "IBearerToken": "auth.cred",
@@ -61,18 +43,20 @@ _HOMES = {
     "make_backplane": "backplane.engines",
     "use_monotonic_timers": "timing.clock",
 }
+"""The public names and their modules. Type checkers read the imports above; a test compares the two."""
 
+__all__ = list(_PUBLIC)
 
-_POSIX = ("fcntl", "grp", "pwd", "resource", "termios")
+_POSIX_MODULES = ("fcntl", "grp", "pwd", "resource", "termios")
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
     except ModuleNotFoundError as error:
-        if error.name not in _POSIX:
+        if error.name not in _POSIX_MODULES:
             raise
         needed = f"the server needs a POSIX system, for example Linux: Python has no module {error.name!r} here"
         raise ImportError(f"{needed}; the clients (signaling.client) run anywhere") from None

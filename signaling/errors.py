@@ -1,4 +1,7 @@
-"""What can go wrong, in the words of the wire and of the operator."""
+"""The errors that a client or an operator sees: codes, HTTP statuses, reasons to leave.
+
+A message or a join is *rejected*, with an error code; an HTTP request is *refused*, with a status.
+"""
 
 from __future__ import annotations
 
@@ -18,31 +21,30 @@ class ErrorCode(StrEnum):
     FORBIDDEN = "forbidden"
 
 
-class Ending(StrEnum):
-    """Why a peer left."""
+class LeaveReason(StrEnum):
+    """Why a peer left its topic; a label of ``signaling_leaves_total``."""
 
     CLOSED = "closed"
-    """It sent a close frame."""
-    LOST = "lost"
-    """Its connection ended without one."""
-    NO_PONG = "no_pong"
-    STALLED = "stalled"
-    """Its connection took nothing for the write timeout."""
-    FAILED = "failed"
-    """It was closed for what it sent, or may not do any longer."""
-    NOT_BACK = "not_back"
-    """Its connection was lost, and it did not come back in time."""
-    STOPPING = "stopping"
-    """The server stops."""
+    """The client sent a close frame."""
+    CONNECTION_LOST = "connection_lost"
+    """The connection ended without a close frame."""
+    PING_TIMEOUT = "ping_timeout"
+    WRITE_TIMEOUT = "write_timeout"
+    CLOSED_BY_SERVER = "closed_by_server"
+    """For what the client sent, or because its token expired."""
+    RESUME_TIMEOUT = "resume_timeout"
+    """The connection was lost, and the client did not resume in time."""
+    SHUTDOWN = "shutdown"
+    """The server stopped."""
 
 
 class Rejected(Exception):
-    """A client's message that cannot be relayed.
+    """A client's message that is not relayed, or a join that is not possible.
 
     Args:
-        code: the ``code`` that answers it.
-        text: for a person: what was wrong and what would be right. Never quotes the message.
-        msg_id: the JSON text of its ``msgId`` where that was a readable string, else None.
+        code: the ``code`` of the ``error`` that the client gets.
+        text: what was wrong and what would be right, for a person. Never quotes the message.
+        msg_id: the ``msgId`` of the message as JSON, or None if it is not a readable string.
     """
 
     def __init__(self, code: ErrorCode, text: str, msg_id: bytes | None = None) -> None:
@@ -56,9 +58,9 @@ class Refused(Exception):
     """An HTTP request that does not become a WebSocket connection.
 
     Args:
-        status: the HTTP status that answers it.
-        reason: for a person: what was wrong and what would be right. Never quotes the request.
-        headers: what the answer carries besides, for example the version that would be accepted.
+        status: the HTTP status of the answer.
+        reason: what was wrong and what would be right, for a person. Never quotes the request.
+        headers: additional headers of the answer, for example the supported version.
     """
 
     def __init__(self, status: int, reason: str, headers: dict[bytes, bytes] | None = None) -> None:
@@ -69,4 +71,4 @@ class Refused(Exception):
 
 
 class StartError(Exception):
-    """The server cannot start; the text is one line that names the cause and the way out."""
+    """The server cannot start; the text is one line that names the cause and what to do."""

@@ -1,11 +1,9 @@
-"""Who may come in: bounds on connections, in all and for each address, and who makes room for whom."""
+"""How many connections there may be, in all and for each address."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 from signaling.admission import file_limits
 from signaling.admission.client_address import Client
@@ -16,33 +14,57 @@ from signaling.limits import Limits
 _RETRY_WHEN_FULL_SECONDS = 10
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """The right to one connection.
+class ConnectionSlot:
+    """The right to one connection: held by the connection, or by its session while that is detached."""
 
-    Args:
-        network: what counts as its client's address; None where addresses are not bounded.
-    """
+    # Every joined connection has one: it has to be light.
+    __slots__ = ("_limits", "_network")
 
-    network: str | None
+    def __init__(self, limits: ConnectionLimits, network: str | None) -> None:
+        self._limits: ConnectionLimits | None = limits
+        self._network = network
+
+    def release(self) -> None:
+        """Free the slot for another client; a second call does nothing."""
+        limits, self._limits = self._limits, None
+        if limits is not None:
+            limits.remove(self._network)
+
+    def transfer(self, client: Client) -> ConnectionSlot:
+        """Exchange this slot for one of another connection of the same session, which may have another address.
+
+        Returns:
+            The slot that counts from now on; this one is released.
+
+        Raises:
+            Refused: 429 if the new address has too many connections; then this slot is still held.
+            RuntimeError: if this slot was released.
+        """
+        limits = self._limits
+        if limits is None:
+            raise RuntimeError("a released connection slot cannot be transferred")
+        limits.remove(self._network)
+        try:
+            slot = limits.admit(client)
+        except Refused:
+            limits.add(self._network)
+            raise
+        self._limits = None
+        return slot
 
 
-# A connection has to be light: those whose address does not count share it.
-_ANONYMOUS = Place(None)
-
-
-class Admission:
-    """Counts the connections of one server.
+class ConnectionLimits:
+    """Counts the connections of one server, in all and for each address.
 
     Args:
         limits: the bounds.
         file_limit: how many files the process may have open.
-        seconds: tells the time.
+        seconds: returns the time.
 
     Attributes:
-        most: peers' connections in all.
-        spare: connections beyond those, of clients that are no peers yet or never become one.
-        accepts_per_pass: how many connections to accept in one pass of the reactor: they pass the bounds until it
+        most: how many connections may join.
+        spare: how many connections there may be beyond those, which have not joined.
+        accepts_per_pass: how many connections to accept in one pass of the reactor: they exceed the bounds until it
             ends, and each has to be read before newer ones take its place.
     """
 
@@ -68,42 +90,32 @@ class Admission:
         """How many of the connections that were asked for the process's limit on open files does not allow."""
         return max(0, (self._limits.max_connections or 0) - self.most)
 
-    def admit(self, client: Client) -> Place:
-        """Let a client in.
-
-        Returns:
-            To be released at its end.
+    def admit(self, client: Client) -> ConnectionSlot:
+        """Give a client a slot, to be released when its connection ends.
 
         Raises:
-            Refused: 503 where the server is full, 429 where the client's address has enough.
+            Refused: 503 if the server is full, 429 if the client's address has too many connections.
         """
         if self._admitted >= self.most:
             raise _later(503, f"the server is full: it takes {self.most} connections", _RETRY_WHEN_FULL_SECONDS)
         network = client.network if self._bounds_addresses else None
         if network is not None:
             self._check_address(network)
-            self._by_network[network] = self._by_network.get(network, 0) + 1
-        self._admitted += 1
-        return _ANONYMOUS if network is None else Place(network)
+        self.add(network)
+        return ConnectionSlot(self, network)
 
-    def replace(self, place: Place, client: Client) -> Place:
-        """Let a client in that gives up another place of its own.
+    def add(self, network: str | None) -> None:
+        """Count one connection more.
 
-        Raises:
-            Refused: as ``admit`` does; then ``place`` is still held.
+        Args:
+            network: what counts as its client's address; None if addresses are not bounded.
         """
-        self.release(place)
-        try:
-            return self.admit(client)
-        except Refused:
-            self._admitted += 1
-            if place.network is not None:
-                self._by_network[place.network] = self._by_network.get(place.network, 0) + 1
-            raise
+        self._admitted += 1
+        if network is not None:
+            self._by_network[network] = self._by_network.get(network, 0) + 1
 
-    def release(self, place: Place) -> None:
-        """Notice that a client which was let in is gone."""
-        network = place.network
+    def remove(self, network: str | None) -> None:
+        """Count one connection less."""
         self._admitted -= 1
         if network is not None:
             left = self._by_network[network] - 1
@@ -120,60 +132,6 @@ class Admission:
         if wait:
             rate = self._limits.max_connections_per_address_per_second
             raise _later(429, f"at most {rate:g} new connections a second from one address ({network})", wait)
-
-
-C = TypeVar("C")
-
-
-class Unjoined(Generic[C]):
-    """The connections that have not joined a topic, oldest first.
-
-    Args:
-        most_of_one_address: how many of them one address may have; 0 means no bound.
-    """
-
-    def __init__(self, most_of_one_address: int) -> None:
-        self._most = most_of_one_address
-        self._networks: dict[C, str | None] = {}
-        self._by_network: dict[str, dict[C, None]] = {}
-
-    def __len__(self) -> int:
-        return len(self._networks)
-
-    def add(self, connection: C, network: Callable[[], str | None]) -> C | None:
-        """Add the newest.
-
-        Args:
-            network: tells what counts as its client's address; None where that is not known, or not bounded.
-
-        Returns:
-            The oldest one of that address to evict, if it has too many: an address takes no room but its own.
-        """
-        counted = network() if self._most else None
-        self._networks[connection] = counted
-        if counted is None:
-            return None
-        own = self._by_network.setdefault(counted, {})
-        own[connection] = None
-        return self._removed(next(iter(own))) if len(own) > self._most else None
-
-    def oldest(self) -> C:
-        """Return the oldest of all to evict."""
-        return self._removed(next(iter(self._networks)))
-
-    def discard(self, connection: C) -> None:
-        """Forget one that joined or ended; nothing happens if it was evicted."""
-        if connection in self._networks:
-            self._removed(connection)
-
-    def _removed(self, connection: C) -> C:
-        network = self._networks.pop(connection)
-        if network is not None:
-            own = self._by_network[network]
-            del own[connection]
-            if not own:
-                del self._by_network[network]
-        return connection
 
 
 def _later(status: int, reason: str, seconds: float) -> Refused:

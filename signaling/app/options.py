@@ -1,4 +1,8 @@
-"""The command line: ``twistd signaling`` options, and the environment behind them, become ``Limits`` and listeners."""
+"""The options of ``twistd signaling``: parsed from the command line and the environment, and checked.
+
+To add an option: if it is a limit, add a field to ``Limits``; otherwise add a row to ``OPTIONS`` and handle it in
+``Options.postOptions``, or in an ``opt_`` method if it is repeatable. Then run ``tools/options_page.py``.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +35,8 @@ from signaling.auth.cred import GrantRealm, IBearerToken
 from signaling.backplane.redis.url import StoreUrl
 from signaling.backplane.redis.url import parse as parse_store_url
 from signaling.core.ice import DEFAULT_TTL_SECONDS, IceServer, IceServers, Turn, parse_ice_servers
-from signaling.limits import MAY_BE_ZERO, RATES, Limits, check
-from signaling.log.events import log_as_json
+from signaling.limits import LIMIT_OPTIONS, Limits, Option, Unit, check
+from signaling.log.json_format import log_as_json
 
 DEFAULT_PORT = 8081
 
@@ -44,86 +48,146 @@ LOG_LEVELS: dict[str, NamedConstant] = {
 }
 
 _DEFAULTS = Limits()
-_LONGEST_TTL_SECONDS = 31 * 86_400
-_MOST_WORKERS = 256
+_MAX_TTL_SECONDS = 31 * 86_400
+_MAX_WORKERS = 256
 
-# Each option of a number, and the bound that it sets.
-_BOUNDS = {
-    "max-connections": "max_connections",
-    "max-connections-per-address": "max_connections_per_address",
-    "max-connection-rate": "max_connections_per_address_per_second",
-    "connection-burst": "connection_burst",
-    "max-peers-per-topic": "max_peers_per_topic",
-    "max-message-rate": "max_messages_per_second",
-    "message-burst": "message_burst",
-    "max-topic-bytes": "max_topic_bytes",
-    "max-metadata-bytes": "max_metadata_bytes",
-    "max-header-bytes": "max_header_bytes",
-    "max-body-bytes": "max_body_bytes",
-    "ping-interval": "ping_interval_seconds",
-    "ping-timeout": "ping_timeout_seconds",
-    "handshake-timeout": "handshake_timeout_seconds",
-    "write-timeout": "write_timeout_seconds",
-    "resume-window": "resume_window_seconds",
-    "drain-delay": "drain_delay_seconds",
-    "drain-spread": "drain_spread_seconds",
-    "shutdown-timeout": "shutdown_timeout_seconds",
-    "max-message-bytes": "max_message_bytes",
-    "high-water-mark": "high_water_messages",
-}
+OPTIONS = (
+    Option(
+        name="port",
+        short="p",
+        variable="PORT",
+        default=str(DEFAULT_PORT),
+        help="Port on all interfaces, IPv6 and IPv4.",
+    ),
+    Option(
+        name="listen",
+        help="Twisted endpoint instead of `--port`, for example `tcp:8081:interface=127.0.0.1`; repeatable.",
+    ),
+    Option(
+        name="workers",
+        unit=Unit.COUNT,
+        default="1",
+        help="Processes that share the topics.",
+        zero="one for each core",
+        details="See [workers.md](workers.md).",
+    ),
+    Option(name="log-level", variable="LOG_LEVEL", default="info", help="`debug`, `info`, `warn` or `error`."),
+    Option(
+        name="log-format",
+        default="text",
+        help="`text`, or `json`: one object a line.",
+        details="See [operations.md](operations.md).",
+    ),
+    Option(
+        name="allow-origin",
+        default="any",
+        help=(
+            "Origin that may connect, for example `https://example.com`, or `https://*.example.com` for its subdomains;"
+            " repeatable."
+        ),
+    ),
+    Option(
+        name="metrics",
+        unit=Unit.FLAG,
+        help="Serve `/metrics` for Prometheus on the same port; needs the extra `metrics`.",
+        details="See [operations.md](operations.md).",
+    ),
+    Option(
+        name="metrics-listen",
+        help="Twisted endpoint that serves `/metrics`, for example `tcp:9090:interface=127.0.0.1`.",
+    ),
+    Option(
+        name="metrics-host",
+        default="addresses, `localhost` and names without a dot",
+        help="Another host name for requests to `--metrics-listen`, for example `metrics.example.com`; repeatable.",
+    ),
+    Option(
+        name="auth",
+        default="everybody may join",
+        help="Who may join: `jwt:FILE`, or another check of `--help-auth`; repeatable.",
+        details="See [access.md](access.md).",
+    ),
+    Option(name="help-auth", unit=Unit.FLAG, help="List the checks for `--auth`."),
+    Option(name="help-auth-type", help="Describe one check of `--help-auth`, for example `jwt`."),
+    Option(
+        name="backplane",
+        variable="BACKPLANE",
+        help="URL of a Redis server through which nodes share topics; needs the extra `cluster`.",
+        details="See [below](#the-backplane).",
+    ),
+    Option(name="serve-client", unit=Unit.FLAG, help="Serve `/signaling.js`, the client for browsers."),
+    Option(name="demo", unit=Unit.FLAG, help="Serve a demo at `/`, and `/signaling.js`."),
+    Option(name="ice-servers", help="File with a JSON array of `RTCIceServer` dictionaries that every peer receives."),
+    Option(
+        name="turn-uri",
+        help=(
+            "TURN server with time-limited credentials, for example `turn:turn.example.com:3478?transport=udp`;"
+            " repeatable."
+        ),
+    ),
+    Option(
+        name="turn-secret-file",
+        variable="TURN_SECRET",
+        help="File with the shared secret of the TURN servers.",
+        details="The variable has the secret itself.",
+    ),
+    Option(
+        name="turn-ttl",
+        unit=Unit.SECONDS,
+        default=str(DEFAULT_TTL_SECONDS),
+        help="Lifetime of a TURN credential; peers receive a new one at half of it.",
+    ),
+    Option(
+        name="trusted-proxy",
+        help=(
+            "Address or network of a proxy whose `X-Forwarded-For` is trusted, or `unix` for clients of a UNIX socket;"
+            " repeatable."
+        ),
+    ),
+)
+"""Every option that is not a limit; the limits have theirs in ``LIMIT_OPTIONS``."""
 
-_HELP = {
-    "max-connections": "Peers' connections in all; beyond them 503.",
-    "max-connections-per-address": "Connections from one address or IPv6 /64; beyond them 429. 0 means no bound.",
-    "max-connection-rate": "New connections a second from one address; beyond them 429. 0 means no bound.",
-    "connection-burst": "New connections of one address at once, before that rate counts.",
-    "max-peers-per-topic": "Peers in one topic; the next one's connection is closed with 1013.",
-    "max-message-rate": "Messages a second from one connection; beyond them rate_limited. 0 means no bound.",
-    "message-burst": "Messages at once, before that rate counts; as many refused in a row, and it is close 1008.",
-    "max-topic-bytes": "Bytes of a topic's name, decoded.",
-    "max-metadata-bytes": "Bytes of a peer's metadata, decoded.",
-    "max-header-bytes": "Bytes of a request line and its headers.",
-    "max-body-bytes": "Bytes of an HTTP request's body.",
-    "ping-interval": "Seconds between two pings of one connection; 0 sends none.",
-    "ping-timeout": "Seconds from a ping to its pong; then the peer is cut off.",
-    "handshake-timeout": "Seconds from a connection's first byte to its complete request.",
-    "write-timeout": "Seconds that a connection may take nothing of what waits for it; then the peer is cut off.",
-    "resume-window": "Seconds that a peer whose connection was lost may take to come back; 0: it is gone at once.",
-    "drain-delay": "Seconds that a stopping server still lets newcomers in, while /readyz says 503.",
-    "drain-spread": "Seconds within which it then closes its peers one by one, with 1012; 0: all at once, with 1001.",
-    "shutdown-timeout": "Seconds that a stopping server waits for its peers; 0 does not wait.",
-    "max-message-bytes": "Bytes of one message, all its fragments together; beyond it, close 1009.",
-    "high-water-mark": "Messages that wait for a connection which takes nothing; the next relay is dropped.",
-}
+# Their opt_ methods collect values, or are inherited.
+_WITH_METHOD = frozenset(
+    {
+        *("listen", "allow-origin", "metrics-host", "trusted-proxy", "turn-uri"),
+        *("auth", "help-auth", "help-auth-type"),
+    }
+)
+_ALL = {option.name: option for option in (*OPTIONS, *LIMIT_OPTIONS.values()) if option.name is not None}
+_LIMIT_FIELDS = {option.name: field for field, option in LIMIT_OPTIONS.items() if option.name is not None}
 
 
-def _default_text(option: str) -> str:
-    value = getattr(_DEFAULTS, _BOUNDS[option])
-    if value is None:
-        return "what the limit on open files leaves room for"
-    return str(int(value) if value == int(value) else value)
+def help_text(option: Option) -> str:
+    """Return what ``--help`` says about an option."""
+    text = option.help.replace("`", "")
+    if option.zero is not None:
+        text += f" 0: {option.zero}."
+    if option.exceeded:
+        text += f" Beyond it: {option.exceeded.replace('`', '')}."
+    default = " or ".join(filter(None, (option.variable and f"${option.variable}", option.default_text)))
+    return f"{text} [default: {default.replace('`', '')}]" if default else text
 
 
 class Options(usage.Options, AuthOptionMixin):
-    """Options of ``twistd signaling``. An option beats the environment, the environment beats the default.
+    """The options of ``twistd signaling``. An option has precedence over its environment variable.
 
     Args:
-        environ: where ``PORT``, ``LOG_LEVEL``, ``BACKPLANE`` and ``TURN_SECRET`` are looked up; None means the
-            process's environment.
+        environ: the environment variables; None means the process's own.
 
     Attributes:
-        limits: the bounds that were asked for.
+        limits: the limits.
         log_level: a ``twisted.logger.LogLevel``.
         allow_origins: as for ``Origins``.
         metrics_hosts: as for ``Hosts``.
         trusted_proxies: as for ``TrustedProxies``.
-        ice_servers: what peers are told of STUN and TURN servers.
-        listen: endpoint descriptions; empty where the port counts.
+        ice_servers: the STUN and TURN servers for peers.
+        listen: endpoint descriptions; if empty, the server listens on ``port``.
         port: the port on all interfaces.
-        portal: who may do what; None means that everybody may do everything.
-        backplane: the store that nodes share topics through; None means that this node is alone.
-        workers: how many processes share the topics; 1 means this one alone.
-        words: what was parsed, for workers to parse again.
+        portal: authenticates clients; None means that everybody may join any topic.
+        backplane: the store through which nodes share topics; None means a single node.
+        workers: how many processes share the topics.
+        arguments: the parsed arguments, which workers parse again.
     """
 
     supportedInterfaces = (IBearerToken, IUsernamePassword)
@@ -133,26 +197,19 @@ class Options(usage.Options, AuthOptionMixin):
         "A WebRTC signaling server: peers join a topic at /ws/{topic} and exchange offers, answers and ICE candidates."
     )
     optParameters: list[list[Any]] = [  # noqa: RUF012
-        ["port", "p", None, f"Port on all interfaces, IPv6 and IPv4. [default: $PORT or {DEFAULT_PORT}]"],
-        ["workers", None, None, "Processes that share the topics; 0 means one for each core. [default: 1]"],
-        ["log-format", None, "text", "text, or json: one object a line."],
-        ["log-level", None, None, "debug, info, warn or error. [default: $LOG_LEVEL or info]"],
-        ["metrics-listen", None, None, "Twisted endpoint that serves /metrics in place of the port."],
-        ["backplane", None, None, "Redis for several nodes; needs the extra [cluster]. [default: $BACKPLANE]"],
-        ["ice-servers", None, None, "File with a JSON array of RTCIceServer dictionaries for every peer."],
-        ["turn-secret-file", None, None, "File with the TURN servers' shared secret. [default: $TURN_SECRET]"],
-        ["turn-ttl", None, str(DEFAULT_TTL_SECONDS), "Seconds that a TURN credential is good; renewed at half of it."],
-        *([name, None, None, f"{_HELP[name]} [default: {_default_text(name)}]"] for name in _BOUNDS),
+        [option.name, option.short, None, help_text(option)]
+        for option in _ALL.values()
+        if option.unit is not Unit.FLAG and option.name not in _WITH_METHOD
     ]
-
     optFlags: list[list[Any]] = [  # noqa: RUF012
-        ["metrics", None, "Serve /metrics for Prometheus (needs the extra metrics)."],
-        ["serve-client", None, "Serve /signaling.js, the client for browsers."],
-        ["demo", None, "Serve a demo at /, and /signaling.js."],
+        [option.name, option.short, help_text(option)]
+        for option in _ALL.values()
+        if option.unit is Unit.FLAG and option.name not in _WITH_METHOD
     ]
 
     def __init__(self, environ: Mapping[str, str] | None = None) -> None:
         super().__init__()
+        self.docs.update({name: help_text(_ALL[name]) for name in _WITH_METHOD})
         self._environ = os.environ if environ is None else environ
         self.listen: list[str] = []
         self.allow_origins: list[str] = []
@@ -162,7 +219,7 @@ class Options(usage.Options, AuthOptionMixin):
         self.ice_servers = IceServers()
         self.port = DEFAULT_PORT
         self.workers = 1
-        self.words: list[str] = []
+        self.arguments: list[str] = []
         self.portal: Portal | None = None
         self.backplane: StoreUrl | None = None
         self.limits = _DEFAULTS
@@ -170,38 +227,38 @@ class Options(usage.Options, AuthOptionMixin):
 
     @property
     def run_by_twistd(self) -> bool:
-        """Whether ``twistd`` made these options; then the process is ours, and its errors are too."""
+        """Whether ``twistd`` parses these options; if so, errors and logging of the process are ours to handle."""
         return self.parent is not None
 
     def opt_listen(self, description: str) -> None:
-        """Twisted endpoint in place of --port, for example tcp:8081:interface=127.0.0.1; repeatable."""
+        """Add an endpoint."""
         self.listen.append(description)
 
     def opt_allow_origin(self, origin: str) -> None:
-        """Origin that may connect, https://example.com or https://*.example.com; repeatable. By default any may."""
+        """Add an origin."""
         _check("allow-origin", Origins, origin)
         self.allow_origins.append(origin)
 
     def opt_metrics_host(self, name: str) -> None:
-        """Host name by which --metrics-listen may be asked, for example metrics.example.com; repeatable."""
+        """Add a host name."""
         _check("metrics-host", Hosts, name)
         self.metrics_hosts.append(name)
 
     def opt_trusted_proxy(self, network: str) -> None:
-        """Address or network whose X-Forwarded-For counts, for example 10.0.0.0/8, or unix; repeatable."""
+        """Add an address or a network."""
         _check("trusted-proxy", TrustedProxies, network)
         self.trusted_proxies.append(network)
 
     def opt_turn_uri(self, uri: str) -> None:
-        """TURN server that knows the secret, for example turn:turn.example.com:3478?transport=udp; repeatable."""
+        """Add a TURN server."""
         self.turn_uris.append(uri)
 
     def opt_auth(self, description: str) -> None:
-        """Who may join: jwt:FILE, or another of --help-auth; repeatable. By default everybody may."""
-        # What follows the first colon may be a password.
+        """Add a check of credentials."""
+        # Errors must not show what follows the colon: it may be a password.
         name, _, argument = description.partition(":")
         if name == "file":
-            # Its checker would find out at the first login.
+            # The checker itself reads the file only at the first login.
             _read("auth file", argument)
         try:
             self._add_checker(makeChecker(description))
@@ -233,12 +290,12 @@ class Options(usage.Options, AuthOptionMixin):
         """Parse ``options``.
 
         Raises:
-            usage.UsageError: one line that says what was wrong and what would be right.
-            SystemExit: the same, where ``twistd`` asks; it would print the whole help in front of the line.
+            usage.UsageError: one line that says what is wrong and what would be right.
+            SystemExit: the same under ``twistd``, which would print the whole help before the line.
         """
-        self.words = list(sys.argv[1:] if options is None else options)
+        self.arguments = list(sys.argv[1:] if options is None else options)
         try:
-            self._parse(self.words)
+            self._parse(self.arguments)
         except usage.UsageError as error:
             if self.run_by_twistd:
                 raise SystemExit(f"signaling: {error}") from None
@@ -260,33 +317,34 @@ class Options(usage.Options, AuthOptionMixin):
         return f"{unknown}: there is no such option; {hint}"
 
     def parseArgs(self, *args: str) -> None:
-        """Refuse what is no option."""
+        """Refuse arguments that are not options."""
         if args:
             raise usage.UsageError(f"{args[0]!r}: only options are taken, for example --port {DEFAULT_PORT}")
 
     def postOptions(self) -> None:
-        """Check all values together."""
+        """Check all values and set the attributes."""
         if self.run_by_twistd:
-            self._do_without_pid_file()
+            self._omit_pid_file()
         if self.listen and self["port"] is not None:
             raise usage.UsageError("--listen is in place of --port: give one or the other")
         if not self.listen:
-            self.port = _port(*self._value("port", "PORT", str(DEFAULT_PORT)))
-        self.workers = _workers(self["workers"])
-        if self["log-format"] not in ("text", "json"):
-            raise usage.UsageError(f"--log-format: {self['log-format']!r} is not a format (text or json)")
-        if self["log-format"] == "json" and self.run_by_twistd:
+            self.port = _port(*self._value("port"))
+        self.workers = _workers(self._value("workers")[1])
+        log_format = self._value("log-format")[1]
+        if log_format not in ("text", "json"):
+            raise usage.UsageError(f"--log-format: {log_format!r} is not a format (text or json)")
+        if log_format == "json" and self.run_by_twistd:
             try:
                 log_as_json(self.parent)
             except ValueError as error:
                 raise usage.UsageError(f"--log-format json: {error}") from None
-        self.log_level = _log_level(*self._value("log-level", "LOG_LEVEL", "info"))
-        self.backplane = _store_url(*self._value("backplane", "BACKPLANE", ""))
+        self.log_level = _log_level(*self._value("log-level"))
+        self.backplane = _store_url(*self._value("backplane"))
         self.ice_servers = IceServers(self._fixed_ice_servers(), self._turn())
-        self.limits = _limits({name: self[name] for name in _BOUNDS if self[name] is not None})
+        self.limits = _limits({name: self[name] for name in _LIMIT_FIELDS if self[name] is not None})
 
-    def _do_without_pid_file(self) -> None:
-        # In the foreground nobody needs the file, and one that a killed server left behind would stop the next one.
+    def _omit_pid_file(self) -> None:
+        # In the foreground the file has no use, and one left by a killed server would prevent the next start.
         config: Any = self.parent
         if config["nodaemon"] and config["pidfile"] == "twistd.pid":
             config["pidfile"] = ""
@@ -301,14 +359,13 @@ class Options(usage.Options, AuthOptionMixin):
             raise usage.UsageError(f"--ice-servers: {path}: {error}") from None
 
     def _turn(self) -> Turn | None:
-        path, secret = self["turn-secret-file"], self._environ.get("TURN_SECRET", "").encode()
-        ttl = _seconds_of_life(self["turn-ttl"])
+        path, (_, secret_text) = self["turn-secret-file"], self._value("turn-secret-file")
+        ttl = _ttl(self._value("turn-ttl")[1])
         if not self.turn_uris:
             if path is not None:
                 raise usage.UsageError("--turn-secret-file: name the servers that know it, with --turn-uri")
             return None
-        if path is not None:
-            secret = _read("turn-secret-file", path).strip()
+        secret = secret_text.encode() if path is None else _read("turn-secret-file", path).strip()
         if not secret:
             raise usage.UsageError("--turn-uri: a secret is needed, in a file (--turn-secret-file) or in TURN_SECRET")
         try:
@@ -316,11 +373,12 @@ class Options(usage.Options, AuthOptionMixin):
         except ValueError as error:
             raise usage.UsageError(f"--turn-uri: {error}") from None
 
-    def _value(self, option: str, variable: str, default: str) -> tuple[str, str]:
-        """Return where a value was given, and the value. An empty variable counts as unset, as in a shell."""
-        if self[option] is not None:
-            return f"--{option}", self[option]
-        return variable, self._environ.get(variable) or default
+    def _value(self, name: str) -> tuple[str, str]:
+        """Return the source of an option's value, for errors, and the value. An empty variable counts as unset."""
+        option = _ALL[name]
+        if self[name] is not None or option.variable is None:
+            return f"--{name}", option.default if self[name] is None else self[name]
+        return option.variable, self._environ.get(option.variable) or option.default
 
 
 def _check(option: str, kind: Callable[[list[str]], object], text: str) -> None:
@@ -339,9 +397,9 @@ def _read(option: str, path: str) -> bytes:
         raise usage.UsageError(f"--{option}: {path}: {error.strerror}") from None
 
 
-def _seconds_of_life(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 2 <= int(text[:9]) <= _LONGEST_TTL_SECONDS):
-        right = f"a whole number of seconds from 2 to {_LONGEST_TTL_SECONDS} (for example 3600)"
+def _ttl(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 2 <= int(text[:9]) <= _MAX_TTL_SECONDS):
+        right = f"a whole number of seconds from 2 to {_MAX_TTL_SECONDS} (for example 3600)"
         raise usage.UsageError(f"--turn-ttl: {text!r} is not {right}")
     return int(text)
 
@@ -352,12 +410,10 @@ def _port(source: str, text: str) -> int:
     return int(text)
 
 
-def _workers(text: str | None) -> int:
-    if text is None:
-        return 1
-    if not (text.isascii() and text.isdigit() and int(text[:6]) <= _MOST_WORKERS):
+def _workers(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text[:6]) <= _MAX_WORKERS):
         raise usage.UsageError(
-            f"--workers: {text!r} is not a whole number from 0 up, at most {_MOST_WORKERS} (for example 2)"
+            f"--workers: {text!r} is not a whole number from 0 up, at most {_MAX_WORKERS} (for example 2)"
         )
     return int(text) or len(os.sched_getaffinity(0))
 
@@ -377,41 +433,33 @@ def _store_url(source: str, text: str) -> StoreUrl | None:
 
 
 def _limits(given: dict[str, str]) -> Limits:
-    values: dict[str, Any] = {_BOUNDS[option]: _number(option, text) for option, text in given.items()}
+    values: dict[str, Any] = {_LIMIT_FIELDS[name]: _number(name, text) for name, text in given.items()}
     if "max_message_bytes" in values:
         values["high_water_bytes"] = max(_DEFAULTS.high_water_bytes, 2 * values["max_message_bytes"])
     return Limits(**values)
 
 
-def _number(option: str, text: str) -> float:
-    field = _BOUNDS[option]
-    if field in RATES:
-        value = _real(option, text, "number a second (for example 10 or 0.5)")
-    elif field.endswith("_seconds"):
-        value = _real(option, text, "number of seconds (for example 20 or 0.5)")
-    else:
-        value = _whole(option, text)
+def _number(name: str, text: str) -> float:
+    field, option = _LIMIT_FIELDS[name], _ALL[name]
     try:
-        check(field, value)
-    except ValueError as error:
-        reason = str(error).removeprefix(f"{field}: ")
-        raise usage.UsageError(f"--{option}: {reason}") from None
-    return value
-
-
-def _real(option: str, text: str, what: str) -> float:
-    try:
-        value = float(text)
+        value = float(text) if option.unit in (Unit.SECONDS, Unit.PER_SECOND) else _whole(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise usage.UsageError(f"--{option}: {text!r} is not a {what}")
+        least, example = 0 if option.zero is not None else 1, getattr(_DEFAULTS, field) or 1000
+        right = {
+            Unit.SECONDS: "number of seconds (for example 20 or 0.5)",
+            Unit.PER_SECOND: "number a second (for example 10 or 0.5)",
+        }.get(option.unit, f"whole number from {least} up (for example {example})")
+        raise usage.UsageError(f"--{name}: {text!r} is not a {right}")
+    try:
+        check(field, value)
+    except ValueError as error:
+        raise usage.UsageError(f"--{name}: {str(error).removeprefix(f'{field}: ')}") from None
     return value
 
 
-def _whole(option: str, text: str) -> int:
+def _whole(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10):
-        least = 0 if _BOUNDS[option] in MAY_BE_ZERO else 1
-        example = getattr(_DEFAULTS, _BOUNDS[option]) or 1000
-        raise usage.UsageError(f"--{option}: {text!r} is not a whole number from {least} up (for example {example})")
+        raise ValueError
     return int(text)

@@ -7,15 +7,12 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol
 
 from twisted.application.service import MultiService, Service
-from twisted.internet.defer import CancelledError, Deferred, gatherResults, inlineCallbacks, maybeDeferred
+from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
-from twisted.internet.task import deferLater
-from twisted.logger import FilteringLogObserver, LogLevelFilterPredicate, globalLogPublisher
 from twisted.python.failure import Failure
 
 from signaling.admission.file_limits import raise_file_limit
@@ -26,9 +23,10 @@ from signaling.core.interfaces import Backplane
 from signaling.errors import StartError
 from signaling.log.events import Events
 from signaling.server.address_text import address_text
-from signaling.server.endpoints import Listener, accept_few, endpoint, listeners, start_error, why
+from signaling.server.endpoints import Listener, endpoint, listeners, start_error, why
 from signaling.server.factory import SignalingFactory
 from signaling.timing.clock import use_monotonic_timers
+from signaling.transport.private_api import accept_few, filter_all_logs, forget_exit_signal
 from signaling.workers.listener import Dispatcher, peeked
 from signaling.workers.supervisor import Plan
 from signaling.workers.topic_router import share
@@ -65,7 +63,6 @@ class SignalingService(Service):
         # Those of no peers, which are needed to the end: to see how the drain goes.
         self._others: list[IListeningPort] = []
         self._asked = False
-        self._delay: Deferred[None] | None = None
 
     @property
     def addresses(self) -> list[Any]:
@@ -79,7 +76,6 @@ class SignalingService(Service):
             StartError: where it cannot; then it listens nowhere.
         """
         self._asked = True
-        self.factory.retiring = self.factory.draining = False
         for where, place, protocols in self._listeners:
             failures: list[Failure] = []
             ports = self._ports if protocols is None else self._others
@@ -103,7 +99,6 @@ class SignalingService(Service):
         if not self._asked:
             self.privilegedStartService()
         super().startService()
-        self.factory.backplane.start(self.factory.local)
         for companion in self._companions:
             companion.start()
 
@@ -113,11 +108,11 @@ class SignalingService(Service):
             maybeDeferred(port.stopListening)
             return
         ports.append(port)
-        accept_few(port, self.factory.admission.accepts_per_pass)
+        accept_few(port, self.factory.connection_limits.accepts_per_pass)
         self.factory.events.listening(address_text(port.getHost()))
 
     def _log_failure(self, failure: Failure, where: str) -> None:
-        self.factory.events.not_listening(str(start_error(where, failure.value)))
+        self.factory.events.listen_failed(str(start_error(where, failure.value)))
 
     def _stop_listening(self, ports: list[IListeningPort]) -> Deferred[Any]:
         self._asked = False
@@ -136,15 +131,9 @@ class SignalingService(Service):
                 listener.certificates.reload()
             except Exception as error:
                 # OpenSSL's errors, or the file's.
-                self.factory.events.not_reloaded(listener.where, why("ssl", error))
+                self.factory.events.certificate_reload_failed(listener.where, why("ssl", error))
             else:
-                self.factory.events.reloaded(listener.where)
-
-    def hurry(self) -> None:
-        """Stop without any further wait."""
-        if self._delay is not None:
-            self._delay.cancel()
-        self.factory.abort()
+                self.factory.events.certificate_reloaded(listener.where)
 
     @inlineCallbacks
     def stopService(self) -> Any:
@@ -156,19 +145,10 @@ class SignalingService(Service):
         super().stopService()
         for companion in self._companions:
             companion.stop()
-        self.factory.retire()
-        if self._ports and self.factory.limits.drain_delay_seconds:
-            self._delay = deferLater(self.factory.reactor, self.factory.limits.drain_delay_seconds)
-            with suppress(CancelledError):
-                yield self._delay
+        shutdown = self.factory.shutdown
+        yield shutdown.become_unready(self.factory.limits.drain_delay_seconds if self._ports else 0.0)
         yield self._stop_listening(self._ports)
-        peers = sum(map(len, self.factory.topics))
-        if peers:
-            self.factory.events.stopping(peers)
-        yield self.factory.drain()
-        gone: Deferred[None] = Deferred()
-        self.factory.backplane.stop(lambda: gone.callback(None))
-        yield gone
+        yield shutdown.drain()
         yield self._stop_listening(self._others)
 
 
@@ -186,7 +166,7 @@ class TwistdService(MultiService):
     def privilegedStartService(self) -> None:
         """Start, or end the process with one line and status 1."""
         self._handle_signals()
-        _filter_all_logs(self._options.log_level)
+        filter_all_logs(self._options.log_level)
         try:
             super().privilegedStartService()
         except StartError as error:
@@ -200,9 +180,9 @@ class TwistdService(MultiService):
         notify("READY=1")
 
     def _warn_of_shortfall(self) -> None:
-        admission = self._factory.admission
-        if admission.shortfall:
-            self._factory.events.few_connections(admission.most, admission.shortfall)
+        connection_limits = self._factory.connection_limits
+        if connection_limits.shortfall:
+            self._factory.events.max_connections_lowered(connection_limits.most, connection_limits.shortfall)
 
     def _handle_signals(self) -> None:
         # The reactor's own handlers make twistd end by the signal; a drained server ends with status 0.
@@ -215,7 +195,7 @@ class TwistdService(MultiService):
         name = signal.Signals(received).name
         if self._stopping:
             self._factory.events.signal(name, again=True)
-            self._service.hurry()
+            self._factory.shutdown.abort()
         else:
             self._stopping = True
             self._factory.events.signal(name, again=False)
@@ -225,7 +205,7 @@ class TwistdService(MultiService):
         """Tell systemd that the server stops."""
         notify("STOPPING=1")
         # A signal that came before _handle_signals: twistd would end by it, and a drained server ends with status 0.
-        self._factory.reactor._exitSignal = None
+        forget_exit_signal(self._factory.reactor)
         return super().stopService()
 
     def _exit(self, text: str) -> None:
@@ -317,7 +297,7 @@ def _plan(options: Options) -> Plan:
         # What an application changes in its options would not reach the workers.
         raise StartError("--workers: only twistd starts workers; a server in an application is one process")
     limits = options.limits
-    return Plan(options.workers, options.words, limits.drain_spread_seconds + limits.shutdown_timeout_seconds)
+    return Plan(options.workers, options.arguments, limits.drain_spread_seconds + limits.shutdown_timeout_seconds)
 
 
 def _serve_metrics(options: Options, factory: SignalingFactory, where: list[Listener], reactor: Any) -> list[Companion]:
@@ -326,12 +306,14 @@ def _serve_metrics(options: Options, factory: SignalingFactory, where: list[List
         return []
     try:
         # An extra: the plain server does without.
-        from signaling.metrics.aggregation import TotalsResource  # noqa: PLC0415
+        from signaling.metrics.aggregation import AggregatedMetricsResource  # noqa: PLC0415
         from signaling.metrics.collector import MetricsResource, MetricsSite, ReactorLag  # noqa: PLC0415
     except ImportError as error:
         raise StartError(f"--metrics: needs the extra metrics, as in pip install '.[metrics]': {error}") from None
     lag = ReactorLag(reactor)
-    metrics = TotalsResource(factory, lag) if isinstance(factory, Dispatcher) else MetricsResource(factory, lag)
+    metrics = (
+        AggregatedMetricsResource(factory, lag) if isinstance(factory, Dispatcher) else MetricsResource(factory, lag)
+    )
     if description is not None:
         own = endpoint(reactor, "metrics-listen", description)
         where.append(
@@ -350,14 +332,3 @@ def notify(state: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notified:
         # A leading @ stands for the null byte of an abstract address.
         notified.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
-
-
-def _filter_all_logs(level: Any) -> None:
-    """Hold back events below ``level`` from whatever observers ``twistd`` was told to use.
-
-    ``twistd`` has no option for that and builds its observers out of reach: they are wrapped where they are registered.
-    """
-    predicate = LogLevelFilterPredicate(defaultLogLevel=level)
-    for observer in tuple(getattr(globalLogPublisher, "_observers", ())):
-        globalLogPublisher.removeObserver(observer)
-        globalLogPublisher.addObserver(FilteringLogObserver(observer, [predicate]))

@@ -34,12 +34,12 @@ def _metrics(options: Options, factory: SignalingFactory, reactor: Any, number: 
     if not (options["metrics"] or options["metrics-listen"]):
         return None
     # An extra, as in the service.
-    from signaling.metrics.aggregation import numbers, worker_name  # noqa: PLC0415
-    from signaling.metrics.collector import ReactorLag, registry_of  # noqa: PLC0415
+    from signaling.metrics.aggregation import snapshot, worker_name  # noqa: PLC0415
+    from signaling.metrics.collector import ReactorLag, make_registry  # noqa: PLC0415
 
     lag = ReactorLag(reactor)
     lag.start()
-    return partial(numbers, registry_of(factory, lag), worker_name(number))
+    return partial(snapshot, make_registry(factory, lag), worker_name(number))
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from signaling.backplane.redis.scripts import Keys
 from signaling.backplane.relays import Relaying
 from signaling.backplane.session_handoffs import HandOffs
 from signaling.backplane.store import Store
-from signaling.core.interfaces import Forwarding, JoinTicket, Node, Proof
+from signaling.core.interfaces import Forwarding, JoinTicket, Node, ResumeProof
 from signaling.core.peer_ids import PeerIds
 from signaling.limits import Limits
 from signaling.timing.clock import Clock
@@ -134,7 +134,11 @@ class Cluster:
     # What the server asks
 
     def request_join(
-        self, topic: str, metadata: bytes | None, entered: Callable[[JoinTicket], None], proof: Proof | None = None
+        self,
+        topic: str,
+        metadata: bytes | None,
+        entered: Callable[[JoinTicket], None],
+        proof: ResumeProof | None = None,
     ) -> None:
         """Announce a peer that is about to join."""
         arrival = Arrival(topic, self._ids.next(), metadata, entered, proof)

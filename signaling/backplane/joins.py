@@ -15,7 +15,7 @@ from signaling.backplane.presence import Entrants, Presence
 from signaling.backplane.session_handoffs import HandOffs, ReceivedSession
 from signaling.backplane.store import Store
 from signaling.backplane.topic_replica import TopicReplica
-from signaling.core.interfaces import JoinTicket, Node, Proof
+from signaling.core.interfaces import JoinTicket, Node, ResumeProof
 from signaling.core.peer_ids import PeerIds
 from signaling.timing.clock import Clock
 from signaling.timing.timeouts import Timeouts
@@ -40,7 +40,12 @@ class Arrival:
     """
 
     def __init__(
-        self, topic: str, peer: str, metadata: bytes | None, entered: Callable[[JoinTicket], None], proof: Proof | None
+        self,
+        topic: str,
+        peer: str,
+        metadata: bytes | None,
+        entered: Callable[[JoinTicket], None],
+        proof: ResumeProof | None,
     ) -> None:
         self.topic = topic
         self.id = peer
@@ -249,7 +254,7 @@ class Arrivals:
 
     # From another node
 
-    def _seek(self, arrival: Arrival, proof: Proof) -> None:
+    def _seek(self, arrival: Arrival, proof: ResumeProof) -> None:
         """Find the node that has the peer which this one says to be."""
         view = self._presence.view(arrival.topic)
         if view.current:
@@ -257,7 +262,7 @@ class Arrivals:
         else:
             self._presence.sync(arrival.topic, view, lambda reply: self._claim(arrival, view, proof))
 
-    def _claim(self, arrival: Arrival, view: TopicReplica, proof: Proof) -> None:
+    def _claim(self, arrival: Arrival, view: TopicReplica, proof: ResumeProof) -> None:
         other = view.others.get(proof.peer)
         if not arrival.waits:
             return

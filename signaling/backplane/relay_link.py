@@ -193,14 +193,14 @@ class RemoteSender:
     def __init__(self, settle: Callable[[ErrorCode | None], None]) -> None:
         self._settle = settle
 
-    def waits(self, msg_id: bytes | None) -> None:
+    def relay_queued(self, msg_id: bytes | None) -> None:
         """No-op: its node is told that the relay is held."""
 
-    def written(self, msg_id: bytes | None) -> None:
+    def relay_written(self, msg_id: bytes | None) -> None:
         """Pass it on."""
         self._settle(None)
 
-    def failed(self, msg_id: bytes | None, code: ErrorCode) -> None:
+    def relay_failed(self, msg_id: bytes | None, code: ErrorCode) -> None:
         """Pass it on."""
         self._settle(code)
 

@@ -16,7 +16,7 @@ from signaling.backplane.messages import Claim, Session
 from signaling.backplane.relay_link import RemoteSender
 from signaling.backplane.relays import Relaying
 from signaling.backplane.store import Store
-from signaling.core.interfaces import Forwarding, Node, OutgoingSession, Proof, Receipt
+from signaling.core.interfaces import Forwarding, Node, OutgoingSession, Receipt, ResumeProof
 from signaling.errors import ErrorCode
 
 
@@ -87,7 +87,7 @@ class HandOffs:
 
     def answer(self, claim: Claim) -> None:
         """Answer a node that wants to have a peer of this one."""
-        session = self._node.prepare_handoff(claim.topic, Proof(claim.peer, claim.proof))
+        session = self._node.prepare_handoff(claim.topic, ResumeProof(claim.peer, claim.proof))
         if session is None:
             self._store.tell(claim.reply_to, Session(claim.number, None))
             return

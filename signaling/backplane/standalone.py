@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from signaling.core.interfaces import Forwarding, JoinTicket, Node, Proof
+from signaling.core.interfaces import Forwarding, JoinTicket, Node, ResumeProof
 
 _ENTRANT = JoinTicket()
 
@@ -23,7 +23,11 @@ class StandaloneBackplane:
         done()
 
     def request_join(
-        self, topic: str, metadata: bytes | None, entered: Callable[[JoinTicket], None], proof: Proof | None = None
+        self,
+        topic: str,
+        metadata: bytes | None,
+        entered: Callable[[JoinTicket], None],
+        proof: ResumeProof | None = None,
     ) -> None:
         """Let the peer join at once."""
         entered(_ENTRANT)

@@ -1,4 +1,7 @@
-"""What a server did, counted: the numbers behind "no message is lost without a word"."""
+"""What a server has counted since it started; ``/metrics`` is made of it.
+
+Every accepted relay is accounted for: it was written, is queued, or was returned undelivered.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from signaling.core.messages import RELAYED_TYPES
-from signaling.errors import Ending, ErrorCode
+from signaling.errors import ErrorCode, LeaveReason
 
 
 class Histogram:
-    """How often values fell into each of some ranges.
+    """A histogram with fixed buckets.
 
     Args:
-        bounds: the upper ends of the ranges, ascending; the last range has none.
+        bounds: the upper bounds of the buckets, ascending; one more bucket has none.
 
     Attributes:
-        counts: of each range, the one without an end last.
-        total: of all values.
+        counts: values in each bucket, not cumulative.
+        total: the sum of all values.
     """
 
     __slots__ = ("bounds", "counts", "total")
@@ -35,60 +38,60 @@ class Histogram:
         self.total += value
 
 
-def _round_trips() -> Histogram:
+def _ping_round_trips() -> Histogram:
     return Histogram((0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10))
 
 
-def _depths() -> Histogram:
+def _queue_depths() -> Histogram:
     return Histogram((1, 2, 4, 8, 16, 32, 64, 128, 256))
 
 
 @dataclass(slots=True)
 class Counters:
-    """Counted since the server was made. What was accepted is written, waits, or came back undelivered.
+    """The counters of one server.
 
     Args:
         joins: peers that joined.
-        leaves: peers that left, by why.
-        resumed: peers that came back on another connection.
-        relays: relays that were written or queued for their target, by type.
-        relayed_bytes: of those, as they were framed.
-        relays_delivered_elsewhere: of those and of ``relays_received``, relays that another node wrote.
-        relays_received: relays of other nodes' peers that were written or queued here; not among those above.
-        relays_undelivered: of all that were written or queued here, those answered ``dropped`` because their target
-            went before they were written.
-        relays_refused: readable relays that were not accepted, by type and code.
-        refused: messages answered with an ``error``, by code.
-        events_dropped: ``peer-joined`` and ``peer-left`` that met a full queue.
-        requests_refused: requests that did not become peers, by HTTP status.
-        requests_late: connections whose request did not come in time.
-        connections_evicted: connections of no peer, cut to make room for newer ones.
-        round_trips: seconds from a ping to its pong.
-        depths: how many messages waited in a queue when it refused one.
+        leaves: peers that left, by reason.
+        resumes: peers that resumed on another connection.
+        relays_accepted: relays that were written or queued for their target, here or on another node, by type.
+        relayed_bytes: the same in bytes of frames.
+        relays_delivered_remotely: of ``relays_accepted`` and ``relays_received``, those that another node wrote.
+        relays_received: relays from peers of other nodes that were written or queued here; ``relays_accepted`` does not
+            include them.
+        relays_undelivered: queued relays whose target left before they were written; the sender got ``dropped``.
+        relays_rejected: well-formed relays that were not accepted, by type and error code.
+        errors_sent: ``error`` messages sent, by code.
+        events_dropped: ``peer-joined`` and ``peer-left`` that were dropped because a queue was full.
+        requests_refused: HTTP requests that did not become WebSocket connections, by status.
+        handshake_timeouts: connections whose request was not complete in time.
+        connections_evicted: connections that had not joined, closed to make room for newer ones.
+        ping_round_trips: seconds from a ping to its pong.
+        queue_depths_at_drop: messages in an outbound queue when it refused one.
     """
 
     joins: int = 0
-    leaves: Counter[Ending] = field(default_factory=Counter)
-    resumed: int = 0
-    relays: dict[str, int] = field(default_factory=lambda: dict.fromkeys(sorted(RELAYED_TYPES), 0))
+    leaves: Counter[LeaveReason] = field(default_factory=Counter)
+    resumes: int = 0
+    relays_accepted: dict[str, int] = field(default_factory=lambda: dict.fromkeys(sorted(RELAYED_TYPES), 0))
     relayed_bytes: int = 0
-    relays_delivered_elsewhere: int = 0
+    relays_delivered_remotely: int = 0
     relays_received: int = 0
     relays_undelivered: int = 0
-    relays_refused: Counter[tuple[str, ErrorCode]] = field(default_factory=Counter)
-    refused: Counter[ErrorCode] = field(default_factory=Counter)
+    relays_rejected: Counter[tuple[str, ErrorCode]] = field(default_factory=Counter)
+    errors_sent: Counter[ErrorCode] = field(default_factory=Counter)
     events_dropped: int = 0
     requests_refused: Counter[int] = field(default_factory=Counter)
-    requests_late: int = 0
+    handshake_timeouts: int = 0
     connections_evicted: int = 0
-    round_trips: Histogram = field(default_factory=_round_trips)
-    depths: Histogram = field(default_factory=_depths)
+    ping_round_trips: Histogram = field(default_factory=_ping_round_trips)
+    queue_depths_at_drop: Histogram = field(default_factory=_queue_depths)
 
     @property
-    def relays_accepted(self) -> int:
-        """How many relays were written or queued for their target."""
-        return sum(self.relays.values())
+    def total_relays_accepted(self) -> int:
+        """Accepted relays of all types."""
+        return sum(self.relays_accepted.values())
 
-    def drop_events(self, number: int) -> None:
-        """Count events that were not delivered."""
+    def count_dropped_events(self, number: int) -> None:
+        """Count events that a full queue dropped."""
         self.events_dropped += number

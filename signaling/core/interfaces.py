@@ -1,4 +1,4 @@
-"""What the domain asks of the world at its rim, and what a cluster asks of its engine and of its node."""
+"""What the core asks of connections and of the backplane, and what the backplane asks of this node."""
 
 from __future__ import annotations
 
@@ -9,35 +9,36 @@ from typing import Protocol
 from signaling.errors import ErrorCode
 
 
-class Sender(Protocol):
+class RelaySender(Protocol):
     """The sender of relays that have to wait. ``msg_id`` is the JSON text of the relay's ``msgId``, or None.
 
-    After ``waits`` exactly one of the other methods is called, once.
+    After ``relay_queued`` exactly one of the other methods is called, once.
     """
 
-    def waits(self, msg_id: bytes | None) -> None:
+    def relay_queued(self, msg_id: bytes | None) -> None:
         """A relay was accepted, and waits for its target's connection."""
 
-    def written(self, msg_id: bytes | None) -> None:
+    def relay_written(self, msg_id: bytes | None) -> None:
         """A relay that had to wait was written to its target's connection."""
 
-    def failed(self, msg_id: bytes | None, code: ErrorCode) -> None:
+    def relay_failed(self, msg_id: bytes | None, code: ErrorCode) -> None:
         """A relay that had to wait was not written, and never will be."""
 
 
-Receipt = tuple[Sender, bytes | None]
-"""The sender of a relay that may have to wait, and the JSON text of the relay's ``msgId``, or None."""
+# A plain tuple: one is made for each relay.
+Receipt = tuple[RelaySender, bytes | None]
+"""A delivery receipt: the sender of a relay that may have to wait, and the JSON text of its ``msgId``, or None."""
 
 
 class Outbound(Protocol):
-    """The way to one peer: a bounded queue in front of its connection. Neither method closes or calls back."""
+    """Where a peer's frames go: a bounded queue in front of its connection. Neither method closes or calls back."""
 
     @property
     def blocked(self) -> bool:
-        """Whether what is offered has to wait."""
+        """Whether offered frames have to wait."""
 
     def offer(self, frame: bytes, receipt: Receipt | None = None) -> bool:
-        """Take ``frame``, or return False where its queue is full or it is closing."""
+        """Take ``frame``, or return False if the queue is full or the connection is closing."""
 
     def answer(self, frame: bytes) -> None:
         """Take ``frame``, however full the queue is."""
@@ -48,7 +49,7 @@ class Outbound(Protocol):
 
 @dataclass(eq=False, slots=True)
 class OutgoingSession:
-    """A session that this node hands off to another one, if that one takes it.
+    """A session that this node offers to another one.
 
     Args:
         text: for the other node's ``IncomingSession``.
@@ -81,12 +82,12 @@ class IncomingSession(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class JoinTicket:
-    """A peer on its way into a topic.
+    """The backplane's answer to ``request_join``.
 
     Args:
-        id: under which the other nodes know it; None where there are none, and any new one will do.
-        full: why the topic does not take it, for a person; None where it does.
-        session: of the peer with that id, which another node gave up; None where it is a new one.
+        id: the peer's id, which the other nodes know; None if there are no other nodes, and any new id will do.
+        full: why the topic is full, for a person; None if it is not.
+        session: the session with that id, which another node handed off; None for a new peer.
     """
 
     id: str | None = None
@@ -95,12 +96,12 @@ class JoinTicket:
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
-    """What a client says that wants to be a peer again.
+class ResumeProof:
+    """A client's proof that it may resume a session which another node may have.
 
     Args:
-        peer: the id.
-        text: what that peer's node has to see; only the node reads it.
+        peer: the id of the session's peer.
+        text: only the session's node reads it.
     """
 
     peer: str
@@ -108,57 +109,57 @@ class Proof:
 
 
 class Forwarding(Protocol):
-    """A relay for a peer of another node, and whoever hears what became of it. Exactly one method is called, once."""
+    """Receives the outcome of a relay to a peer of another node. Exactly one method is called, once."""
 
     def delivered(self) -> None:
-        """It was written to its target's connection."""
+        """The relay was written to its target's connection."""
 
     def failed(self, code: ErrorCode) -> None:
-        """It was not, and never will be: ``dropped`` or ``target_not_found``."""
+        """The relay was not written, and never will be: ``dropped`` or ``target_not_found``."""
 
 
 class Node(Protocol):
     """The peers of one node, as its backplane sees them."""
 
     def joined(self, topic: str, peer: str, metadata: bytes | None) -> None:
-        """A peer of another node joined; tell those who are here."""
+        """Announce to the topic's peers here that a peer of another node joined."""
 
     def left(self, topic: str, peer: str) -> None:
-        """A peer of another node left; tell those who are here."""
+        """Announce to the topic's peers here that a peer of another node left."""
 
-    def prepare_handoff(self, topic: str, proof: Proof) -> OutgoingSession | None:
-        """Get a peer ready to go on at another node.
+    def prepare_handoff(self, topic: str, proof: ResumeProof) -> OutgoingSession | None:
+        """Offer the session of a peer to another node; meanwhile the peer accepts no frames.
 
         Returns:
-            Its session, the same one until the peer takes anything again; None where it is not here, or the proof is
-            not good.
+            The session, the same object until the peer accepts frames again; None if the peer is not here, or the
+            proof is not valid.
         """
 
     def moved(self, topic: str, peer: str, taken: Collection[int]) -> Mapping[int, Forwarding]:
-        """A peer that was here came back to another node; forget it without a word.
+        """Remove a peer that resumed at another node, without announcing that it left.
 
         Args:
             taken: the relays to the peer that the other node has, by their numbers in ``OutgoingSession.waiting``.
 
         Returns:
-            Those of ``taken`` that are not written yet; their outcome is up to the other node now. All other relays
-            that wait for the peer are dropped.
+            Those of ``taken`` that are not written yet; the other node reports their outcome. All other relays that
+            wait for the peer are dropped.
         """
 
     def members(self, topic: str) -> Iterable[tuple[str, bytes | None]]:
-        """List the peers that are here: ids and metadata."""
+        """List the ids and metadata of the topic's peers here."""
 
     def has(self, topic: str, peer: str) -> bool:
-        """Tell whether the peer is here."""
+        """Return whether the peer is here."""
 
     def is_handing_off(self, topic: str, peer: str) -> bool:
-        """Tell whether a peer that is here may be another node's by now."""
+        """Return whether the peer is here and another node may have taken its session."""
 
     def deliver(self, topic: str, to: str, frame: bytes, receipt: Receipt) -> bool | None:
-        """Hand a relay to a peer that is here.
+        """Deliver a relay to a peer that is here.
 
         Returns:
-            True where it was written, None where it waits and the receipt will tell.
+            True if it was written; None if it waits, and the receipt reports its outcome.
 
         Raises:
             Rejected: ``target_not_found`` or ``dropped``.
@@ -166,50 +167,55 @@ class Node(Protocol):
 
 
 class Backplane(Protocol):
-    """What the nodes of a cluster have in common: who is in a topic, and a way to those who are elsewhere.
+    """What the nodes of a cluster share: the members of each topic, and relays between nodes.
 
-    Peers of this node stay this node's business: it tells them of each other, and relays between them, at once.
+    Peers of one node do not need it: their node announces them to each other and relays between them at once.
     """
 
     @property
     def unready_reasons(self) -> list[str]:
-        """Why a balancer should send newcomers elsewhere; empty where it should not."""
+        """Why a load balancer should send new clients to another node; empty if it should not."""
 
     @property
     def forwarding(self) -> int:
         """How many relays to other nodes have no outcome yet."""
 
     def start(self, node: Node) -> None:
-        """Take up the connection to the other nodes."""
+        """Connect to the other nodes."""
 
     def stop(self, done: Callable[[], None]) -> None:
-        """Give it up, once what was told has gone out; the peers have left before."""
+        """Disconnect once everything was sent, then call ``done``; the node's peers have left before."""
 
     def request_join(
-        self, topic: str, metadata: bytes | None, entered: Callable[[JoinTicket], None], proof: Proof | None = None
+        self,
+        topic: str,
+        metadata: bytes | None,
+        on_ticket: Callable[[JoinTicket], None],
+        proof: ResumeProof | None = None,
     ) -> None:
-        """Announce a peer that is about to join; ``entered`` is called, perhaps at once, and within some seconds.
+        """Announce a peer that is about to join.
 
         Args:
-            proof: of being a peer that another node may have; None where the client does not say so.
+            on_ticket: called once: perhaps before this method returns, and within a few seconds.
+            proof: that the client may resume a session which another node may have; None for a new peer.
         """
 
     def finish_join(self, topic: str, peer: str, *, joined: bool) -> None:
-        """Hear that an entrant is in its topic now, or will never be."""
+        """Report whether the peer of a ticket is in its topic now, or never will be."""
 
     def leave(self, topic: str, peer: str) -> None:
-        """Tell the others that a peer of this node left."""
+        """Report that a peer of this node left."""
 
     def resync(self, topic: str) -> None:
-        """Compare a topic with what the others know: they may have heard something else of a peer of this node."""
+        """Compare a topic with what the other nodes know, after a hand-off that was cancelled."""
 
     def remote_members(self, topic: str) -> Iterable[tuple[str, bytes | None]]:
-        """List the peers of other nodes in a topic: ids and metadata."""
+        """List the ids and metadata of the topic's peers on other nodes."""
 
     def forward(self, topic: str, to: str, sender: str, frame: bytes, forwarding: Forwarding) -> bool | None:
         """Send a relay to a peer of another node.
 
         Returns:
-            True where ``forwarding`` will hear of its end; False where it has to be dropped, and None where no other
-            node has that peer.
+            True if it was sent, and ``forwarding`` receives its outcome; False if it has to be dropped; None if no
+            other node has that peer.
         """

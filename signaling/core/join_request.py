@@ -8,12 +8,12 @@ from signaling.core.grants import Credential, Grant
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """A request to be the peer again that one was.
+class ResumeClaim:
+    """A request to resume a session (the query's ``resume`` and ``seen``).
 
     Args:
-        token: from that peer's latest ``welcome``, as far as the client says.
-        seen: how many messages it has received.
+        token: from the session's latest ``welcome``, as far as the client says.
+        seen: how many messages the client has received in that session.
     """
 
     token: bytes
@@ -21,21 +21,21 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Join:
+class JoinRequest:
     """A request to join a topic.
 
     Args:
         metadata: the JSON text of an object, or None.
-        claim: None where the client is a new peer.
+        claim: None if the client is a new peer.
         credential: what was presented, until it is checked.
-        grant: what the client may do; None where everybody may do everything.
-        owner: whose session it is, or would be; None where everybody may do everything.
-        subprotocol: that is answered; empty for none.
+        grant: what the client may do; None if everybody may do everything.
+        owner: whose session it is, or would be; None if everybody may do everything.
+        subprotocol: the one to answer; empty for none.
     """
 
     topic: str
     metadata: bytes | None
-    claim: Claim | None = None
+    claim: ResumeClaim | None = None
     credential: Credential | None = None
     grant: Grant | None = None
     owner: bytes | None = None
@@ -43,5 +43,5 @@ class Join:
 
     @property
     def expires(self) -> float | None:
-        """When the token ends, in seconds since 1970; None means never."""
+        """When the token expires, in seconds since 1970; None means never."""
         return self.grant.expires if self.grant is not None else None

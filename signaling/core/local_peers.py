@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from signaling.core import messages
 from signaling.core.announcer import Announcer
 from signaling.core.counters import Counters
-from signaling.core.interfaces import Forwarding, OutgoingSession, Proof, Receipt
+from signaling.core.interfaces import Forwarding, OutgoingSession, Receipt, ResumeProof
 from signaling.core.peer import TEXTS, Peer
 from signaling.core.topics import TopicMap
 from signaling.errors import ErrorCode, Rejected
@@ -47,7 +47,7 @@ class LocalPeers:
         """Tell those who are here."""
         self._tell(topic, messages.peer_left(peer))
 
-    def prepare_handoff(self, topic: str, proof: Proof) -> OutgoingSession | None:
+    def prepare_handoff(self, topic: str, proof: ResumeProof) -> OutgoingSession | None:
         """Get a peer ready to go on at another node."""
         found = self._find(topic, proof.peer)
         return self._on_lend(found, proof.text) if found is not None else None

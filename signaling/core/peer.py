@@ -148,7 +148,7 @@ class Peer:
 
     def reject(self, rejected: Rejected) -> None:
         """Answer one message of this peer with an error."""
-        self._counters.refused[rejected.code] += 1
+        self._counters.errors_sent[rejected.code] += 1
         self._answer(messages.error(rejected.code, rejected.text, rejected.msg_id))
 
     def _relay(self, message: messages.ClientMessage) -> None:
@@ -161,7 +161,7 @@ class Peer:
         target.catch_up()
         if target.offer(frame, (self, message.msg_id)):
             counters = self._counters
-            counters.relays[message.type] += 1
+            counters.relays_accepted[message.type] += 1
             counters.relayed_bytes += len(frame)
         else:
             raise self.refused(message.type, ErrorCode.DROPPED, message.msg_id)
@@ -172,29 +172,29 @@ class Peer:
             forwarded = Forwarded(self, message.type, len(frame), message.msg_id)
             taken = self._backplane.forward(self.topic.name, message.to, self.id, frame, forwarded)
         if taken:
-            self.waits(message.msg_id)
+            self.relay_queued(message.msg_id)
         else:
             code = ErrorCode.TARGET_NOT_FOUND if taken is None else ErrorCode.DROPPED
             raise self.refused(message.type, code, message.msg_id)
 
     def delivered_elsewhere(self, kind: str, size: int) -> None:
         """Count a relay that another node wrote."""
-        self._counters.relays[kind] += 1
+        self._counters.relays_accepted[kind] += 1
         self._counters.relayed_bytes += size
-        self._counters.relays_delivered_elsewhere += 1
+        self._counters.relays_delivered_remotely += 1
 
     def refused(self, kind: str, code: ErrorCode, msg_id: bytes | None) -> Rejected:
         """Count a relay that is not delivered, and say so."""
-        self._counters.relays_refused[kind, code] += 1
+        self._counters.relays_rejected[kind, code] += 1
         return Rejected(code, TEXTS[code], msg_id)
 
-    def waits(self, msg_id: bytes | None) -> None:
+    def relay_queued(self, msg_id: bytes | None) -> None:
         """No-op: a peer that cannot resume has nothing to hand off."""
 
-    def written(self, msg_id: bytes | None) -> None:
+    def relay_written(self, msg_id: bytes | None) -> None:
         """No-op: a successful delivery needs no reply."""
 
-    def failed(self, msg_id: bytes | None, code: ErrorCode) -> None:
+    def relay_failed(self, msg_id: bytes | None, code: ErrorCode) -> None:
         """Answer a relay that was accepted and is not delivered."""
         self.reject(Rejected(code, TEXTS[code], msg_id))
 
@@ -239,16 +239,16 @@ class Forwarded:
     def delivered(self) -> None:
         """Count it."""
         self._sender.delivered_elsewhere(self._kind, self._size)
-        self._sender.written(self._msg_id)
+        self._sender.relay_written(self._msg_id)
 
     def failed(self, code: ErrorCode) -> None:
         """Tell its sender."""
         self._sender.refused(self._kind, code, self._msg_id)
-        self._sender.failed(self._msg_id, code)
+        self._sender.relay_failed(self._msg_id, code)
 
 
 def return_undelivered(receipts: Iterable[Receipt], counters: Counters) -> None:
     """Tell the senders of relays that were queued for a peer and never written."""
     for sender, msg_id in receipts:
         counters.relays_undelivered += 1
-        sender.failed(msg_id, ErrorCode.DROPPED)
+        sender.relay_failed(msg_id, ErrorCode.DROPPED)

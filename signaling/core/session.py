@@ -15,12 +15,21 @@ from typing import Protocol
 
 import msgspec
 
-from signaling.admission.connection_limits import Admission, Place
+from signaling.admission.client_address import Client
+from signaling.admission.connection_limits import ConnectionSlot
 from signaling.core import messages
 from signaling.core.announcer import Announcer, Block
 from signaling.core.counters import Counters
-from signaling.core.interfaces import Backplane, Forwarding, IncomingSession, Outbound, OutgoingSession, Proof, Receipt
-from signaling.core.join_request import Claim, Join
+from signaling.core.interfaces import (
+    Backplane,
+    Forwarding,
+    IncomingSession,
+    Outbound,
+    OutgoingSession,
+    Receipt,
+    ResumeProof,
+)
+from signaling.core.join_request import JoinRequest, ResumeClaim
 from signaling.core.peer import Peer, return_undelivered
 from signaling.core.peer_ids import ID_CHARACTERS
 from signaling.core.replay_buffer import ReplayBuffer
@@ -47,10 +56,10 @@ class Way(Outbound, Protocol):
     """A way to a resumable peer.
 
     Attributes:
-        place: which it holds among the server's connections; None where it gave it up.
+        slot: the connection slot that it holds; None if it was given to another connection.
     """
 
-    place: Place | None
+    slot: ConnectionSlot | None
 
     @property
     def said_goodbye(self) -> bool:
@@ -70,13 +79,13 @@ class Away(OutboundQueue[Receipt]):
         lent: whether its peer is about to go on at another node; then nothing is taken.
     """
 
-    __slots__ = ("lent", "place")
+    __slots__ = ("lent", "slot")
 
     said_goodbye = False
 
-    def __init__(self, limits: Limits, place: Place | None) -> None:
+    def __init__(self, limits: Limits, slot: ConnectionSlot | None) -> None:
         super().__init__(lambda frame: None, lambda receipt: None, limits.high_water_messages, limits.high_water_bytes)
-        self.place = place
+        self.slot = slot
         self.lent = False
         self.block()
 
@@ -101,14 +110,14 @@ class _Unwritten:
         self._target = target
         self._number = number
 
-    def waits(self, msg_id: bytes | None) -> None:
+    def relay_queued(self, msg_id: bytes | None) -> None:
         """No-op: its target knows."""
 
-    def written(self, msg_id: bytes | None) -> None:
+    def relay_written(self, msg_id: bytes | None) -> None:
         """Report it to the true sender."""
         self._target.report(self._number, None)
 
-    def failed(self, msg_id: bytes | None, code: ErrorCode) -> None:
+    def relay_failed(self, msg_id: bytes | None, code: ErrorCode) -> None:
         """Report it to the true sender."""
         self._target.report(self._number, code)
 
@@ -124,9 +133,9 @@ class _HandedOff:
 
     def delivered(self) -> None:
         """Report that the other node wrote it."""
-        self._counters.relays_delivered_elsewhere += 1
+        self._counters.relays_delivered_remotely += 1
         sender, msg_id = self._receipt
-        sender.written(msg_id)
+        sender.relay_written(msg_id)
 
     def failed(self, code: ErrorCode) -> None:
         """Report that it is not delivered; whatever became of its target, it was there when the relay came."""
@@ -144,11 +153,11 @@ class _Followed:
 
     def delivered(self) -> None:
         """The other node has counted it."""
-        self._sender.written(self._msg_id)
+        self._sender.relay_written(self._msg_id)
 
     def failed(self, code: ErrorCode) -> None:
         """Answer it; the other node has counted it."""
-        self._sender.failed(self._msg_id, code)
+        self._sender.relay_failed(self._msg_id, code)
 
 
 class ResumablePeer(Peer):
@@ -180,7 +189,7 @@ class ResumablePeer(Peer):
     def __init__(  # noqa: PLR0913, PLR0917 - what a peer needs, and its bounds
         self,
         peer_id: str,
-        join: Join,
+        join: JoinRequest,
         topics: TopicMap[Peer],
         announcer: Announcer,
         backplane: Backplane,
@@ -220,7 +229,7 @@ class ResumablePeer(Peer):
             self.way.lent = False
         unanswered, self._unanswered = self._unanswered, []
         for msg_id, code in unanswered:
-            super().failed(msg_id, code)
+            super().relay_failed(msg_id, code)
         if self.topic is not None:
             self._backplane.resync(self.topic.name)
 
@@ -228,6 +237,29 @@ class ResumablePeer(Peer):
         """Send to ``way`` from now on."""
         self.way = way
         self.attach(way)
+
+    def transfer_slot(self, client: Client) -> ConnectionSlot | None:
+        """Give the connection slot to a connection that is about to resume this session.
+
+        Returns:
+            None if another connection has it already.
+
+        Raises:
+            Refused: 429; then the slot is still held.
+        """
+        held = self.way.slot
+        if held is None:
+            return None
+        slot = held.transfer(client)
+        self.way.slot = None
+        return slot
+
+    def return_slot(self, slot: ConnectionSlot) -> None:
+        """Take back the slot of a connection that ended before it resumed this session; release it if not needed."""
+        if self.topic is not None and self.way.slot is None:
+            self.way.slot = slot
+        else:
+            slot.release()
 
     def knows(self, secret: bytes) -> bool:
         """Tell whether a token's secret is this peer's; how long that takes tells nothing of it."""
@@ -250,7 +282,7 @@ class ResumablePeer(Peer):
             self._offers.append(OutgoingSession(text, waiting, {number for number, _ in opened}))
         return self._offers[-1]
 
-    def revive(self, session: IncomingSession, topic: str, claim: Claim) -> bool:
+    def revive(self, session: IncomingSession, topic: str, claim: ResumeClaim) -> bool:
         """Be the peer whose session another node wrote down, in its topic, without a word to anybody.
 
         Args:
@@ -285,7 +317,7 @@ class ResumablePeer(Peer):
         return_undelivered([receipt for number, receipt in unwritten.items() if number not in taken], self._counters)
         return {number: _HandedOff(receipt, self._counters) for number, receipt in unwritten.items() if number in taken}
 
-    def come_back(self, way: Way, claim: Claim, ice_servers: bytes | None) -> None:
+    def come_back(self, way: Way, claim: ResumeClaim, ice_servers: bytes | None) -> None:
         """Go on where the other end lost its connection.
 
         Args:
@@ -329,9 +361,9 @@ class ResumablePeer(Peer):
         """Report the outcome of a relay that waited to its sender, unless that was done before; None for written."""
         sender, msg_id = self._unwritten.pop(number, (None, None))
         if sender is not None and code is None:
-            sender.written(msg_id)
+            sender.relay_written(msg_id)
         elif sender is not None and code is not None:
-            sender.failed(msg_id, code)
+            sender.relay_failed(msg_id, code)
 
     def acknowledge(self, mark: bytes) -> None:
         """Take a pong's payload: what it numbers has arrived."""
@@ -359,22 +391,22 @@ class ResumablePeer(Peer):
         unwritten, self._unwritten = self._unwritten, {}
         return_undelivered(unwritten.values(), self._counters)
 
-    def waits(self, msg_id: bytes | None) -> None:
+    def relay_queued(self, msg_id: bytes | None) -> None:
         """Remember a relay that has no outcome yet."""
         self._opened += 1
         self._open.setdefault(msg_id, []).append(self._opened)
 
-    def written(self, msg_id: bytes | None) -> None:
+    def relay_written(self, msg_id: bytes | None) -> None:
         """Report it to the node that may have taken this peer."""
         self._close(msg_id, None)
 
-    def failed(self, msg_id: bytes | None, code: ErrorCode) -> None:
+    def relay_failed(self, msg_id: bytes | None, code: ErrorCode) -> None:
         """Answer a relay that was accepted and is not delivered, at this node or the one that has taken this peer."""
         self._close(msg_id, code)
         if self.topic is not None and self.lent:
             self._unanswered.append((msg_id, code))
         elif self.topic is not None:
-            super().failed(msg_id, code)
+            super().relay_failed(msg_id, code)
 
     def _close(self, msg_id: bytes | None, code: ErrorCode | None) -> None:
         numbers = self._open.get(msg_id)
@@ -411,7 +443,7 @@ class ResumablePeer(Peer):
             del self._unwritten[self._history.sent + 1]
             return False
         sender, msg_id = receipt
-        sender.waits(msg_id)
+        sender.relay_queued(msg_id)
         return True
 
     def renew(self, ice_servers: bytes) -> None:
@@ -470,13 +502,13 @@ _decode_session = msgspec.msgpack.Decoder(_Session).decode
 _decode_proof = msgspec.msgpack.Decoder(_ProofText).decode
 
 
-def proof(join: Join) -> Proof | None:
+def proof(join: JoinRequest) -> ResumeProof | None:
     """Write down what a request says of being a peer again; None where it says nothing."""
     claim = join.claim
     if claim is None:
         return None
     peer = claim.token[:ID_CHARACTERS].decode("ascii", "replace")
-    return Proof(peer, _encode(_ProofText(claim.token, claim.seen, join.owner)))
+    return ResumeProof(peer, _encode(_ProofText(claim.token, claim.seen, join.owner)))
 
 
 class Sessions:
@@ -486,7 +518,6 @@ class Sessions:
         limits: the bounds.
         clock: tells the time.
         topics: where the peers are.
-        admission: where the places of those that do not come back go.
         on_gone: hears of a peer that is about to leave without having come back.
         wall_clock: tells when tokens expire, in seconds since 1970.
 
@@ -494,18 +525,16 @@ class Sessions:
         away: those without a connection, in the order in which they lost it.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917 - what sessions depend on
+    def __init__(
         self,
         limits: Limits,
         clock: Clock,
         topics: TopicMap[Peer],
-        admission: Admission,
         on_gone: Callable[[ResumablePeer, str], None],
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._limits = limits
         self._topics = topics
-        self._admission = admission
         self._on_gone = on_gone
         self.away: dict[ResumablePeer, None] = {}
         self._windows: Timeouts[ResumablePeer] = Timeouts(clock, limits.resume_window_seconds, self._gone)
@@ -518,7 +547,7 @@ class Sessions:
         """How many relays wait for those without a connection."""
         return sum(peer.waiting for peer in self.away)
 
-    def find(self, join: Join) -> ResumablePeer | None:
+    def find(self, join: JoinRequest) -> ResumablePeer | None:
         """Return the peer that the request may be again: of that topic, with that token, and of the same owner."""
         claim = join.claim
         if claim is None:
@@ -556,9 +585,9 @@ class Sessions:
             return None
         way = proven.way
         if not isinstance(way, Away):
-            place, way.place = way.place, None
+            slot, way.slot = way.slot, None
             way.give_up()
-            self.keep(proven, place)
+            self.keep(proven, slot)
         self._loans.set(proven)
         # It must not leave while another node takes it over.
         self._windows.clear(proven)
@@ -568,14 +597,14 @@ class Sessions:
         self._windows.set(peer)
         peer.stay()
 
-    def keep(self, peer: ResumablePeer, place: Place | None) -> None:
+    def keep(self, peer: ResumablePeer, slot: ConnectionSlot | None) -> None:
         """Let a peer stay whose connection was lost.
 
         Args:
-            place: the connection's, which the peer holds on to: who comes and breaks off again and again must not
+            slot: the connection's, which the peer holds on to: who comes and breaks off again and again must not
                 hold more than connections could.
         """
-        peer.go(Away(self._limits, place))
+        peer.go(Away(self._limits, slot))
         self.away[peer] = None
         self._windows.set(peer)
         if peer.expires is not None:
@@ -595,9 +624,9 @@ class Sessions:
         self._loans.clear(peer)
         self._expiries.clear(peer)
         self._expiries.rest()
-        place, peer.way.place = peer.way.place, None
-        if place is not None:
-            self._admission.release(place)
+        slot, peer.way.slot = peer.way.slot, None
+        if slot is not None:
+            slot.release()
 
     def dismiss(self, peer: ResumablePeer, reason: str) -> None:
         """Let a peer leave, whether it has a connection or not."""

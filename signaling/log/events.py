@@ -1,25 +1,15 @@
-"""What the log tells: every event with its name and its fields, in one place.
+"""Every event of the log, with its name, level, fields and text.
 
-Names and fields are stable, and listed in docs/operations.md. No payload, metadata, token or secret is a field.
+docs/operations.md lists them for operators. No payload, metadata, token or secret is ever a field.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable
 from typing import Any
 
 from constantly import NamedConstant
-from twisted.logger import (
-    FilteringLogObserver,
-    Logger,
-    LogLevel,
-    LogLevelFilterPredicate,
-    formatEvent,
-    globalLogPublisher,
-)
-from twisted.scripts._twistd_unix import UnixAppLogger
+from twisted.logger import FilteringLogObserver, Logger, LogLevel, LogLevelFilterPredicate, globalLogPublisher
 
 from signaling.admission.rate_limit import TokenBucket
 from signaling.core.messages import ClientMessage
@@ -27,51 +17,52 @@ from signaling.errors import Rejected
 from signaling.timing.clock import Clock
 from signaling.timing.fair_scheduler import FairScheduler
 
-# Each line is some 150 bytes: however many are refused, a day fills no more than 130 MB.
+# A line has about 150 bytes: a flood of refused requests writes at most 130 MB a day.
 _REFUSALS_PER_SECOND = 10.0
-_REFUSALS_AT_ONCE = 100
+_REFUSAL_BURST = 100
 _STORE_ERRORS_PER_SECOND = 1.0
-# A line takes longer than the end of a connection.
+# Writing one line costs more CPU than closing one connection.
 _LINES_PER_PASS = 16
-_LINES_AT_ONCE = 64
+_LINE_BURST = 64
 _LINES_PER_SECOND = 1000.0
-# Each holds some 500 bytes while it waits.
-_MOST_LINES_WAITING = 10_000
+# A queued line holds about 500 bytes.
+_MAX_QUEUED_LINES = 10_000
 
 
-class Lines:
-    """Lines of a log that may come by thousands together: they are written at once, or in turns if there are many.
+class PacedLog:
+    """Spreads a burst of log lines over several passes of the reactor, in order.
 
-    If there are too many to wait, the rest is written at once again.
+    Thousands of peers may leave in one pass. Up to a rate, lines are written immediately; beyond it they are queued and
+    written a few in each pass. If the queue is full, lines are written immediately again.
 
     Args:
-        clock: tells the time, and calls for the next pass of the reactor.
+        clock: schedules the passes.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._at_once = TokenBucket(_LINES_PER_SECOND, _LINES_AT_ONCE)
-        self._turns: FairScheduler[Callable[[], None]] = FairScheduler(clock, _LINES_PER_PASS, lambda write: write())
+        self._burst = TokenBucket(_LINES_PER_SECOND, _LINE_BURST)
+        self._queue: FairScheduler[Callable[[], None]] = FairScheduler(clock, _LINES_PER_PASS, lambda write: write())
 
     def write(self, line: Callable[[], None]) -> None:
-        """Write a line now, or in turn.
+        """Write a line now, or queue it.
 
         Args:
-            line: writes it.
+            line: called without arguments to write the line.
         """
         now = self._clock.seconds()
-        if len(self._turns) >= _MOST_LINES_WAITING:
-            # They come faster than turns are given; nobody may make the server grow by that.
+        if len(self._queue) >= _MAX_QUEUED_LINES:
+            # A flood must not make the server's memory grow.
             line()
-        elif self._turns or self._at_once.left(now) < 1:
-            self._turns.add(line)
+        elif self._queue or self._burst.left(now) < 1:
+            self._queue.add(line)
         else:
-            self._at_once.take(now)
+            self._burst.take(now)
             line()
 
-    def finish(self) -> None:
-        """Write all lines that wait."""
-        self._turns.finish()
+    def flush(self) -> None:
+        """Write all queued lines."""
+        self._queue.finish()
 
 
 class Events:
@@ -79,11 +70,11 @@ class Events:
 
     Args:
         level: events below it are not logged.
-        seconds: tells the time.
+        seconds: a monotonic clock.
 
     Attributes:
-        debug: whether each message is logged.
-        info: whether each join is. Asked before an event is made, which takes more than most of what the server does.
+        debug: whether events of level debug are logged; callers check it first, as an event costs more than a relay.
+        info: the same for level info.
     """
 
     def __init__(self, level: NamedConstant, seconds: Callable[[], float]) -> None:
@@ -92,10 +83,10 @@ class Events:
         self.debug = level <= LogLevel.debug
         self.info = level <= LogLevel.info
         self._seconds = seconds
-        self._refusals = TokenBucket(_REFUSALS_PER_SECOND, _REFUSALS_AT_ONCE)
-        self._unlogged = 0
+        self._refusals = TokenBucket(_REFUSALS_PER_SECOND, _REFUSAL_BURST)
+        self._suppressed_refusals = 0
         self._store_errors = TokenBucket(_STORE_ERRORS_PER_SECOND, 1)
-        self._unlogged_store_errors = 0
+        self._suppressed_store_errors = 0
 
     # Peers
 
@@ -103,29 +94,29 @@ class Events:
         """A peer joined."""
         self._peer("joined", "{peer} joined {topic!r} from {address}", peer, topic, address=address)
 
-    def came_back(self, peer: str, topic: str, address: str | None) -> None:
-        """A peer came back on another connection."""
-        self._peer("came_back", "{peer} came back to {topic!r} from {address}", peer, topic, address=address)
+    def resumed(self, peer: str, topic: str, address: str | None) -> None:
+        """A peer resumed its session on another connection."""
+        self._peer("resumed", "{peer} resumed in {topic!r} from {address}", peer, topic, address=address)
 
-    def moved(self, peer: str, topic: str) -> None:
-        """A peer came back to another node, and is that node's now."""
-        self._peer("moved", "{peer} of {topic!r} goes on at another node", peer, topic)
+    def handed_off(self, peer: str, topic: str) -> None:
+        """A peer's session was handed off to another node, where the peer resumed it."""
+        self._peer("handed_off", "{peer} in {topic!r} was handed off to another node", peer, topic)
 
-    def turned_away(self, topic: str, address: str | None, reason: str) -> None:
-        """A peer could not join, because its topic was full."""
+    def rejected(self, topic: str, address: str | None, reason: str) -> None:
+        """A client could not join, because the topic was full."""
         if self.info:
-            text = "{address} was refused {topic!r}: {reason}"
-            self.log.info(text, event="turned_away", topic=topic, address=address, reason=reason)
+            text = "{address} was rejected from {topic!r}: {reason}"
+            self.log.info(text, event="rejected", topic=topic, address=address, reason=reason)
 
-    def lost(self, peer: str, topic: str, reason: str) -> None:
-        """A peer lost its connection, and may come back."""
-        self._peer("lost", "{peer} may come back to {topic!r}: {reason}", peer, topic, reason=reason)
+    def detached(self, peer: str, topic: str, reason: str) -> None:
+        """A peer lost its connection and may resume."""
+        self._peer("detached", "{peer} in {topic!r} was detached: {reason}", peer, topic, reason=reason)
 
     def left(self, peer: str, topic: str, reason: str, since: float) -> None:
-        """A peer is gone.
+        """A peer left its topic.
 
         Args:
-            since: when it came to this server, by the clock of ``seconds``.
+            since: when the peer joined this server, by the clock ``seconds``.
         """
         if self.info:
             text = "{peer} left {topic!r}: {reason}"
@@ -138,12 +129,12 @@ class Events:
     # Messages
 
     def message(self, peer: str, outcome: ClientMessage | Rejected) -> None:
-        """A peer's message was relayed, or answered with an error."""
+        """A peer's message was relayed, or the peer was sent an error."""
         if not self.debug:
             return
         if isinstance(outcome, Rejected):
-            text = "{peer} was answered {code}: {reason}"
-            self.log.debug(text, event="answered", peer=peer, code=str(outcome.code), reason=outcome.text)
+            text = "{peer} was sent the error {code}: {reason}"
+            self.log.debug(text, event="error_sent", peer=peer, code=str(outcome.code), reason=outcome.text)
         else:
             text = "{peer} relayed {type} of {size} bytes to {to}"
             size = len(outcome.payload or b"")
@@ -152,18 +143,19 @@ class Events:
     # Requests
 
     def refused(self, address: str, status: int | None, reason: str) -> None:
-        """A request did not become a peer.
+        """An HTTP request was refused; at most 10 a second are logged.
 
         Args:
-            status: of the answer; None where there was none.
+            status: the HTTP status of the answer, or None if the connection was closed without one.
         """
         if self._refusals.left(self._seconds()) < 1:
-            self._unlogged += 1
+            self._suppressed_refusals += 1
             return
         self._refusals.take(self._seconds())
-        if self._unlogged:
-            unlogged, self._unlogged = self._unlogged, 0
-            self.log.info("{count} more requests were refused, too many to list", event="refusals", count=unlogged)
+        if self._suppressed_refusals:
+            count, self._suppressed_refusals = self._suppressed_refusals, 0
+            text = "{count} more requests were refused and not logged"
+            self.log.info(text, event="refusals_suppressed", count=count)
         shown = reason if status is None else f"{status} {reason}"
         self.log.info(
             "refused a request from {address}: {shown}",
@@ -199,55 +191,55 @@ class Events:
         text = "the wall clocks of this node and of its store differ by {seconds} s: set the one that is wrong"
         self.log.warn(text, event="clocks_differ", seconds=seconds)
 
-    def backplane_connected(self, where: str) -> None:
-        """The store takes calls, at first or again."""
-        self.log.info("the backplane {where} is connected", event="backplane_connected", where=where)
+    def backplane_connected(self, url: str) -> None:
+        """The node connected to the store, for the first time or again."""
+        self.log.info("the backplane {url} is connected", event="backplane_connected", url=url)
 
-    def backplane_lost(self, where: str, reason: str) -> None:
-        """The store cannot be reached, and is tried again and again."""
-        text = "the backplane {where} is not connected: {reason}"
-        self.log.warn(text, event="backplane_lost", where=where, reason=reason)
+    def backplane_disconnected(self, url: str, reason: str) -> None:
+        """The node cannot reach the store; it keeps trying."""
+        text = "the backplane {url} is not connected: {reason}"
+        self.log.warn(text, event="backplane_disconnected", url=url, reason=reason)
 
-    def backplane_error(self, where: str, code: str, reason: str) -> None:
+    def backplane_error(self, url: str, code: str, reason: str) -> None:
         """The store answered with an error; at most one a second is logged."""
         if self._store_errors.left(self._seconds()) < 1:
-            self._unlogged_store_errors += 1
+            self._suppressed_store_errors += 1
             return
         self._store_errors.take(self._seconds())
-        count, self._unlogged_store_errors = self._unlogged_store_errors + 1, 0
-        text = "the backplane {where} answered with an error ({count} times): {reason}"
-        self.log.error(text, event="backplane_error", where=where, code=code, reason=reason, count=count)
+        count, self._suppressed_store_errors = self._suppressed_store_errors + 1, 0
+        text = "the backplane {url} answered with an error ({count} times): {reason}"
+        self.log.error(text, event="backplane_error", url=url, code=code, reason=reason, count=count)
 
     # The server
 
     def listening(self, address: str) -> None:
-        """The server listens."""
+        """The server listens on an address."""
         self.log.info("listening on {address}", event="listening", address=address)
 
-    def not_listening(self, reason: str) -> None:
-        """The server cannot listen, after it has started."""
-        self.log.critical("{reason}", event="not_listening", reason=reason)
+    def listen_failed(self, reason: str) -> None:
+        """The server cannot listen on an endpoint, after it has started."""
+        self.log.critical("{reason}", event="listen_failed", reason=reason)
 
-    def few_connections(self, most: int, missing: int) -> None:
-        """The server takes fewer connections than were asked for."""
+    def max_connections_lowered(self, allowed: int, missing: int) -> None:
+        """The limit on open files allows fewer connections than ``max_connections``."""
         text = (
-            "--max-connections: the limit on open files leaves room for {most}, which is {missing} less; raise it"
+            "--max-connections: the limit on open files allows {allowed} connections, {missing} fewer; raise it"
             " (ulimit -n, or LimitNOFILE= in systemd)"
         )
-        self.log.warn(text, event="few_connections", most=most, missing=missing)
+        self.log.warn(text, event="max_connections_lowered", allowed=allowed, missing=missing)
 
-    def reloaded(self, where: str) -> None:
-        """New connections are given the certificate that is in its files now."""
-        self.log.info("{where}: the certificate was read anew", event="reloaded", where=where)
+    def certificate_reloaded(self, listener: str) -> None:
+        """New connections get the certificate that is in the files now."""
+        self.log.info("{listener}: the certificate was reloaded", event="certificate_reloaded", listener=listener)
 
     def nothing_to_reload(self) -> None:
-        """There is no certificate."""
-        self.log.info("SIGHUP: there is no certificate to read", event="nothing_to_reload")
+        """SIGHUP was received, and no listener has a certificate."""
+        self.log.info("SIGHUP: there is no certificate to reload", event="nothing_to_reload")
 
-    def not_reloaded(self, where: str, reason: str) -> None:
-        """A certificate could not be read anew, and the one before is kept."""
-        text = "{where}: the certificate was not read anew, the one before is kept: {reason}"
-        self.log.error(text, event="not_reloaded", where=where, reason=reason)
+    def certificate_reload_failed(self, listener: str, reason: str) -> None:
+        """A certificate could not be reloaded; the listener keeps the one it has."""
+        text = "{listener}: the certificate was not reloaded, the old one stays in use: {reason}"
+        self.log.error(text, event="certificate_reload_failed", listener=listener, reason=reason)
 
     # Workers
 
@@ -256,88 +248,46 @@ class Events:
         self.log.info("worker {worker} is ready, as process {pid}", event="worker_started", worker=worker, pid=pid)
 
     def worker_died(self, worker: int, reason: str, seconds: float) -> None:
-        """A worker ended, and nobody had told it to.
+        """A worker exited without being asked to.
 
         Args:
-            seconds: until it is started again.
+            seconds: until it is restarted.
         """
-        text = "worker {worker} died: {reason}; it starts again {when}"
+        text = "worker {worker} died: {reason}; it is restarted {when}"
         when = f"in {seconds:g} s" if seconds else "now"
         self.log.error(text, event="worker_died", worker=worker, reason=reason, seconds=seconds, when=when)
 
     def worker_killed(self, worker: int, reason: str) -> None:
-        """A worker did not answer, or did not end when it was told to."""
+        """The supervisor killed a worker that did not answer, or did not stop in time."""
         self.log.error("worker {worker} was killed: {reason}", event="worker_killed", worker=worker, reason=reason)
 
-    def worker_said(self, worker: int, line: str) -> None:
-        """A worker wrote past its log: an error before there was one, or one of the interpreter itself."""
-        self.log.warn("worker {worker}: {line}", event="worker_said", worker=worker, line=line)
+    def worker_output(self, worker: int, line: str) -> None:
+        """A worker wrote a line to its standard output or error: an early error, or one of the interpreter."""
+        self.log.warn("worker {worker}: {line}", event="worker_output", worker=worker, line=line)
 
-    def log_lost(self, count: int) -> None:
+    def log_lines_lost(self, count: int) -> None:
         """Lines of a worker's log did not reach the listener."""
-        self.log.warn("{count} lines of the log were lost", event="log_lost", count=count)
+        self.log.warn("{count} log lines were lost", event="log_lines_lost", count=count)
 
     # The process
 
     def signal(self, name: str, *, again: bool) -> None:
-        """The process was told to stop."""
+        """The process received a signal to stop.
+
+        Args:
+            again: it is the second one, so the server stops without waiting.
+        """
         text = "{signal} again: not waiting any longer" if again else "{signal}: stopping"
         self.log.info(text, event="signal", signal=name)
 
     def stopping(self, peers: int) -> None:
-        """The server closes its peers."""
-        self.log.info("stopping: {peers} peers are told", event="stopping", peers=peers)
+        """The server closes its peers' connections."""
+        self.log.info("stopping: closing {peers} peers", event="stopping", peers=peers)
 
 
 FIELDS = (
     *("peer", "topic", "address", "duration", "reason", "status", "code", "type", "to", "size"),
-    *("node", "where", "signal", "peers", "count", "most", "missing"),
+    *("node", "url", "listener", "signal", "peers", "count", "allowed", "missing"),
     *("worker", "pid", "seconds", "line"),
 )
-"""What an event may carry besides its time, its level and its name."""
-
-
-def format_json(event: Mapping[str, Any]) -> str:
-    """Write one event as a JSON object on one line; what is not ours as the event ``log`` with its text."""
-    level = event.get("log_level", LogLevel.info)
-    line: dict[str, Any] = {"time": _time(event.get("log_time", 0.0)), "level": level.name}
-    if event.get("log_namespace") == "signaling" and "event" in event:
-        line["event"] = event["event"]
-        line |= {name: event[name] for name in FIELDS if event.get(name) is not None}
-    else:
-        line |= {"event": "log", "source": event.get("log_namespace", "-"), "message": formatEvent(dict(event))}
-        failure = event.get("log_failure")
-        if failure is not None:
-            line["traceback"] = failure.getTraceback()
-    return json.dumps(line) + "\n"
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def log_as_json(twistd_options: Any) -> None:
-    """Have ``twistd`` write its log as JSON, where it would have written text.
-
-    Args:
-        twistd_options: parsed; the log has not begun.
-
-    Raises:
-        ValueError: where the log goes to syslog, or to a logger of the user's.
-    """
-    if twistd_options["syslog"] or twistd_options.get("logger"):
-        raise ValueError("it is written to a file or to standard output, not by --syslog or --logger of twistd")
-
-    twistd_options["logger"] = f"{__name__}.{json_observer.__name__}"
-    _twistd_options.update(twistd_options)
-
-
-_twistd_options: dict[str, Any] = {}
-
-
-def json_observer() -> Any:
-    """Make the observer that writes JSON; ``twistd`` calls this by its name, without arguments."""
-    # The place is twistd's to choose: a file that it rotates, or standard output.
-    observer = UnixAppLogger({**_twistd_options, "logger": None})._getLogObserver()
-    observer.formatEvent = format_json
-    return observer
+"""The fields an event may have besides its time, level and name."""

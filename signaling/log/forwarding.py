@@ -1,6 +1,6 @@
-"""One log for several processes: a worker's events travel to the listener, which publishes them as its own.
+"""One log for several processes: a worker sends its events to the listener, which publishes them as its own.
 
-So whatever ``twistd`` was told of the log, a file that it rotates, syslog or JSON, holds for the workers' lines too.
+So the options of ``twistd`` for the log (a rotated file, syslog, JSON) hold for the workers' lines too.
 """
 
 from __future__ import annotations
@@ -12,44 +12,44 @@ from typing import Any
 from twisted.logger import ILogObserver, LogLevel, eventAsJSON, eventFromJSON, formatEvent, globalLogPublisher
 from zope.interface import implementer
 
-# Of what the logger adds to an event's own fields.
+# Kept of what the logger adds to an event's own fields.
 _KEPT = frozenset({"log_time", "log_namespace", "log_format"})
 _END = b"\n"
 _TRACEBACK = "worker_traceback"
-# A traceback may be long, and a message between processes is not.
-_LONGEST_LINE = 16_384
+# A traceback may be longer than a message between processes.
+_MAX_LINE_BYTES = 16_384
 
 
 @implementer(ILogObserver)
-class RelayedLog:
-    """Observes a worker's log, and sends it in batches.
+class LogForwarder:
+    """A log observer that sends a worker's events in batches.
 
     Args:
-        call_soon: calls something in the reactor's next pass.
-        send: takes a batch, and tells whether it did; what it does not take is lost, and counted.
-        tell_lost: logs how many lines were lost.
-        most_bytes: of one batch.
+        call_soon: schedules a call in the reactor's next pass.
+        send: sends a batch; returns False if it did not, and the batch is lost.
+        report_lost: logs how many lines were lost, after the next batch that is sent.
+        max_bytes: the largest batch.
     """
 
     def __init__(
         self,
         call_soon: Callable[[Callable[[], None]], object],
         send: Callable[[bytes], bool],
-        tell_lost: Callable[[int], None],
-        most_bytes: int,
+        report_lost: Callable[[int], None],
+        max_bytes: int,
     ) -> None:
         self._call_soon = call_soon
         self._send = send
-        self._tell_lost = tell_lost
-        self._most_bytes = most_bytes
+        self._report_lost = report_lost
+        self._max_bytes = max_bytes
         self._lines: list[bytes] = []
         self._size = 0
         self._lost = 0
 
     def __call__(self, event: Mapping[str, Any]) -> None:
-        """Take one event."""
+        """Add one event to the batch."""
         line = encode(event)
-        if self._size + len(line) > self._most_bytes:
+        if self._size + len(line) > self._max_bytes:
             self.flush()
         if not self._lines:
             self._call_soon(self.flush)
@@ -57,7 +57,7 @@ class RelayedLog:
         self._size += len(line)
 
     def flush(self) -> None:
-        """Send what is there."""
+        """Send the batch."""
         lines, self._lines, self._size = self._lines, [], 0
         if not lines:
             return
@@ -65,18 +65,18 @@ class RelayedLog:
             self._lost += len(lines)
         elif self._lost:
             lost, self._lost = self._lost, 0
-            self._tell_lost(lost)
+            self._report_lost(lost)
 
 
 def encode(event: Mapping[str, Any]) -> bytes:
-    """Write an event down as one line."""
+    """Encode an event as one line."""
     if event.get("log_namespace") == "signaling" and "event" in event:
-        # eventAsJSON would take five times as long for each join.
+        # eventAsJSON takes five times as long.
         plain = {name: value for name, value in event.items() if name in _KEPT or not name.startswith("log_")}
         line = json.dumps({**plain, "log_level": event["log_level"].name})
     else:
         line = _encode_any(event)
-    return (line if len(line) < _LONGEST_LINE else _shortened(event)).encode() + _END
+    return (line if len(line) < _MAX_LINE_BYTES else _shortened(event)).encode() + _END
 
 
 def _encode_any(event: Mapping[str, Any]) -> str:
@@ -84,11 +84,11 @@ def _encode_any(event: Mapping[str, Any]) -> str:
     failure = plain.pop("log_failure", None)
     try:
         if failure is not None:
-            # eventAsJSON would keep all but the exception's own words.
+            # eventAsJSON drops the exception's message.
             plain[_TRACEBACK] = failure.getTraceback()
         return eventAsJSON(plain)
     except Exception:
-        # What others log may hold anything.
+        # Events of other libraries may hold objects that cannot be encoded.
         return _shortened(event)
 
 
@@ -97,8 +97,8 @@ def _shortened(event: Mapping[str, Any]) -> str:
     text = formatEvent(dict(event)) + (f"\n{failure.getTraceback()}" if failure is not None else "")
     kept = {name: event[name] for name in ("log_time", "log_namespace") if name in event}
     level = event.get("log_level", LogLevel.info).name
-    # JSON writes some characters as six.
-    text = text[: _LONGEST_LINE // 8]
+    # JSON escapes may write one character as six.
+    text = text[: _MAX_LINE_BYTES // 8]
     return json.dumps({**kept, "log_level": level, "log_format": "{text}", "text": text})
 
 
@@ -106,35 +106,35 @@ def publish(batch: bytes, worker: int, observer: Callable[[Any], object] = globa
     """Publish the events of a batch.
 
     Args:
-        batch: of lines.
-        worker: who sent it.
+        batch: encoded lines.
+        worker: the number of the worker that sent them.
     """
     for event in decode(batch):
         observer({**event, "worker": worker})
 
 
-class ToldFailure:
-    """A failure in another process, as far as a log shows one."""
+class ForwardedFailure:
+    """A failure in another process, with what log observers ask of one."""
 
     def __init__(self, traceback: str) -> None:
         self._traceback = traceback
 
     def getTraceback(self, *args: Any, **kwargs: Any) -> str:
-        """Return its traceback."""
+        """Return the traceback's text."""
         return self._traceback
 
     def getErrorMessage(self) -> str:
-        """Return its last line."""
+        """Return the traceback's last line."""
         return self._traceback.rstrip().rpartition("\n")[2]
 
 
 def decode(batch: bytes) -> Iterable[dict[str, Any]]:
-    """Read the events of a batch."""
+    """Decode the events of a batch."""
     for line in batch.splitlines():
         event = eventFromJSON(line.decode())
         level = event.get("log_level")
         if isinstance(level, str):
             event["log_level"] = LogLevel.lookupByName(level)
         if _TRACEBACK in event:
-            event["log_failure"] = ToldFailure(event.pop(_TRACEBACK))
+            event["log_failure"] = ForwardedFailure(event.pop(_TRACEBACK))
         yield event

@@ -1,7 +1,7 @@
-"""Metrics of several processes as if they were of one: sums, and a label for what is a process's own.
+"""``/metrics`` of a listener and its workers: sums, and a label ``process`` for metrics of one process.
 
-A worker's counters never go back: what a worker that died had counted, as far as it was asked, is added to those of the
-next. So a rate over a restart is no leap.
+A counter never decreases: the counters of a worker that died, as of its last scrape, are added to those of its
+successor.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from signaling.metrics.collector import MetricsResource, ReactorLag
 from signaling.workers.listener import Dispatcher
 from signaling.workers.supervisor import Answer, Workers
 
-# Of each process, told apart by a label.
-_OWN = ("process_", "signaling_reactor_lag_seconds")
-# Of workers alone: the listener takes no peers.
-_OF_WORKERS = "signaling_connections_max"
-_LOWEST = ("signaling_ready", "signaling_backplane_up")
-_ONCE = "signaling_build"
-# The only histogram of what is now, and not of what was so far.
-_OF_NOW = "signaling_topic_peers"
+# Not summed, but labelled with the process.
+_PER_PROCESS = ("process_", "signaling_reactor_lag_seconds")
+# The listener has no peers.
+_WORKERS_ONLY = "signaling_connections_max"
+_MINIMUM = ("signaling_ready", "signaling_backplane_up")
+_SAME_EVERYWHERE = "signaling_build"
+# The only histogram of the current state; the others accumulate like counters.
+_CURRENT_HISTOGRAM = "signaling_topic_peers"
 
 _Key = tuple[str, tuple[tuple[str, str], ...]]
 
 
-def numbers(registry: CollectorRegistry, process: str) -> Answer:
-    """Write all metrics of one process down, for JSON.
+def snapshot(registry: CollectorRegistry, process: str) -> Answer:
+    """Return all metrics of one process, as values for JSON.
 
     Args:
-        process: its name, for the label of what is its own.
+        process: the value of the label ``process``.
     """
     return [
         [metric.name, metric.type, metric.documentation, _samples(metric, process)] for metric in registry.collect()
@@ -41,12 +41,16 @@ def numbers(registry: CollectorRegistry, process: str) -> Answer:
 
 
 def _samples(metric: Metric, process: str) -> list[Any]:
-    own = {"process": process} if metric.name.startswith(_OWN) else {}
-    return [[sample.name, {**sample.labels, **own}, sample.value] for sample in metric.samples]
+    label = {"process": process} if metric.name.startswith(_PER_PROCESS) else {}
+    return [[sample.name, {**sample.labels, **label}, sample.value] for sample in metric.samples]
 
 
-class Totals:
-    """What the metrics of several processes come to."""
+class MetricSums:
+    """The metrics of several processes, added up.
+
+    Args:
+        answers: the metrics of each process.
+    """
 
     def __init__(self, *answers: Answer) -> None:
         self._metrics: dict[str, tuple[str, str, dict[_Key, float]]] = {}
@@ -54,23 +58,23 @@ class Totals:
             self.add(answer)
 
     def add(self, answer: Answer) -> None:
-        """Add those of one process."""
+        """Add the metrics of one process."""
         for name, kind, text, samples in answer:
             _, _, values = self._metrics.setdefault(name, (kind, text, {}))
             for sample, labels, value in samples:
                 key = sample, tuple(labels.items())
                 before = values.get(key)
-                values[key] = value if before is None else _together(name, before, value)
+                values[key] = value if before is None else _combine(name, before, value)
 
     def answer(self) -> Answer:
-        """Write them down as one process would."""
+        """Return the sums in the form of one process's answer."""
         return [
             [name, kind, text, [[sample, dict(labels), value] for (sample, labels), value in values.items()]]
             for name, (kind, text, values) in self._metrics.items()
         ]
 
     def collect(self) -> Iterator[Metric]:
-        """List them for Prometheus."""
+        """List the sums, for ``prometheus_client``."""
         for name, kind, text, samples in self.answer():
             metric = Metric(name, text, kind)
             for sample in samples:
@@ -78,75 +82,73 @@ class Totals:
             yield metric
 
 
-def _together(name: str, one: float, other: float) -> float:
-    if name == _ONCE:
+def _combine(name: str, one: float, other: float) -> float:
+    if name == _SAME_EVERYWHERE:
         return one
-    return min(one, other) if name in _LOWEST else one + other
+    return min(one, other) if name in _MINIMUM else one + other
 
 
-class Counted:
-    """What the processes that were one worker, one after the other, have counted."""
+class WorkerMetrics:
+    """The metrics of one worker, whose counters go on when its process is restarted."""
 
     def __init__(self) -> None:
         self._pid: int | None = None
         self._latest: Answer = []
-        self._before: Answer = []
+        self._earlier_processes: Answer = []
 
-    def with_those_before(self, pid: int | None, answer: Answer | None) -> Answer:
-        """Take what the worker answers now.
+    def update(self, pid: int | None, answer: Answer | None) -> Answer:
+        """Add the counters of the worker's earlier processes to its answer.
 
         Args:
-            pid: of the process that was asked.
-            answer: None where there was none.
+            pid: the process that was asked.
+            answer: None if the worker did not answer.
 
         Returns:
-            What counts for this worker; where it did not answer, its counters as they were last.
+            The worker's metrics; if it did not answer, its last known counters only.
         """
         if answer is None:
-            return Totals(self._before, _counters(self._latest)).answer()
+            return MetricSums(self._earlier_processes, _counters(self._latest)).answer()
         if pid != self._pid:
-            self._pid, self._before = pid, Totals(self._before, _counters(self._latest)).answer()
+            self._earlier_processes = MetricSums(self._earlier_processes, _counters(self._latest)).answer()
+            self._pid = pid
         self._latest = answer
-        return Totals(self._before, answer).answer()
+        return MetricSums(self._earlier_processes, answer).answer()
 
 
 def _counters(answer: Answer) -> Answer:
-    return [metric for metric in answer if metric[1] in ("counter", "histogram") and metric[0] != _OF_NOW]
+    return [metric for metric in answer if metric[1] in ("counter", "histogram") and metric[0] != _CURRENT_HISTOGRAM]
 
 
-class TotalsResource(MetricsResource):
+class AggregatedMetricsResource(MetricsResource):
     """``/metrics`` of a listener and its workers, together.
 
     Args:
         dispatcher: the listener's server.
-        lag: of its reactor.
+        lag: measures its reactor.
     """
 
     def __init__(self, dispatcher: Dispatcher, lag: ReactorLag) -> None:
         super().__init__(dispatcher, lag)
         self._workers = dispatcher.workers
-        self._counted = [Counted() for _ in self._workers]
+        self._worker_metrics = [WorkerMetrics() for _ in self._workers]
 
     def collect(self) -> None:
-        """Ask the workers, then collect all metrics."""
+        """Ask the workers for their metrics, then answer the waiting requests."""
         pids = [worker.pid for worker in self._workers]
         self._workers.ask().addCallback(self._answered, pids).addErrback(self.failed)
 
     def _answered(self, answers: list[Answer | None], pids: list[int | None]) -> None:
-        totals = Totals()
-        for counted, pid, answer in zip(self._counted, pids, answers, strict=True):
-            totals.add(counted.with_those_before(pid, answer))
-        totals.add([metric for metric in numbers(self._registry, "listener") if metric[0] != _OF_WORKERS])
-        totals.add(_own(self._workers, answers))
-        self.answer_all(totals)
+        sums = MetricSums()
+        for metrics, pid, answer in zip(self._worker_metrics, pids, answers, strict=True):
+            sums.add(metrics.update(pid, answer))
+        sums.add([metric for metric in snapshot(self._registry, "listener") if metric[0] != _WORKERS_ONLY])
+        sums.add(_worker_states(self._workers, answers))
+        self.answer_all(sums)
 
 
-def _own(workers: Workers, answers: list[Answer | None]) -> Answer:
-    """Tell of the workers themselves."""
-    up = GaugeMetricFamily("signaling_worker_up", "Whether a worker answered and is in these sums.", labels=["process"])
-    restarts = CounterMetricFamily(
-        "signaling_worker_restarts", "Workers that died and were started again.", labels=["process"]
-    )
+def _worker_states(workers: Workers, answers: list[Answer | None]) -> Answer:
+    up = GaugeMetricFamily("signaling_worker_up", "1 if the worker answered this scrape.", labels=["process"])
+    restarts = CounterMetricFamily("signaling_worker_restarts", "How often the worker died.", labels=["process"])
     for worker, answer in zip(workers, answers, strict=True):
         name = worker_name(worker.number)
         up.add_metric([name], answer is not None)
@@ -155,5 +157,5 @@ def _own(workers: Workers, answers: list[Answer | None]) -> Answer:
 
 
 def worker_name(number: int) -> str:
-    """Return what a worker is called in a label."""
+    """Return the value of the label ``process`` for a worker."""
     return f"worker-{number}"

@@ -1,6 +1,7 @@
-"""Metrics for Prometheus (the extra ``metrics``): what the server counts anyway, written down when somebody asks.
+"""``/metrics`` for Prometheus, of one process (the extra ``metrics``).
 
-Nothing that a client chooses becomes a label: there are no topics, ids, addresses or texts.
+The server counts in any case; a scrape only formats the counters. Nothing that a client chooses becomes a label: no
+topic, id, address or text.
 """
 
 from __future__ import annotations
@@ -30,46 +31,46 @@ from signaling.websocket.protocol import LeanWebSocketProtocol
 
 _TOPIC_SIZES = (1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _LAG_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
-_LOOK_SECONDS = 1.0
+_LAG_INTERVAL_SECONDS = 1.0
 
 
 class ReactorLag:
-    """Measures by how much timers come too late: for that long the reactor was busy with something else.
+    """Measures how late the reactor runs a timer that is due once a second.
 
     Args:
-        reactor: runs the timer.
+        reactor: the reactor to measure.
     """
 
     def __init__(self, reactor: Any) -> None:
         self.histogram = Histogram(_LAG_SECONDS)
         self._reactor = reactor
         self._due = 0.0
-        self._loop = LoopingCall(self._look)
+        self._loop = LoopingCall(self._measure)
         self._loop.clock = reactor
 
     def start(self) -> None:
-        """Look once a second from now on."""
-        self._due = self._reactor.seconds() + _LOOK_SECONDS
-        self._loop.start(_LOOK_SECONDS, now=False)
+        """Start measuring."""
+        self._due = self._reactor.seconds() + _LAG_INTERVAL_SECONDS
+        self._loop.start(_LAG_INTERVAL_SECONDS, now=False)
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop measuring."""
         if self._loop.running:
             self._loop.stop()
 
-    def _look(self) -> None:
+    def _measure(self) -> None:
         now = self._reactor.seconds()
         self.histogram.add(max(0.0, now - self._due))
-        # What was missed is one delay, not one for each second of it.
-        self._due += _LOOK_SECONDS * max(1, int((now - self._due) // _LOOK_SECONDS) + 1)
+        # A delay of several seconds counts once, not once for each second.
+        self._due += _LAG_INTERVAL_SECONDS * max(1, int((now - self._due) // _LAG_INTERVAL_SECONDS) + 1)
 
 
 class SignalingCollector:
-    """Reads a server's counters when Prometheus asks.
+    """Lists the metrics of one server, for ``prometheus_client``.
 
     Args:
         factory: the server.
-        lag: of its reactor.
+        lag: measures its reactor.
     """
 
     def __init__(self, factory: SignalingFactory, lag: ReactorLag) -> None:
@@ -81,10 +82,11 @@ class SignalingCollector:
         yield from self._state()
         yield from self._peers()
         yield from self._relays()
-        yield from self._times()
+        yield from self._backplane()
+        yield from self._histograms()
         yield InfoMetricFamily(
             "signaling_build",
-            "What runs.",
+            "Versions, and whether the fast path is on.",
             {
                 "version": version("twisted-signaling"),
                 "python": platform.python_version(),
@@ -99,71 +101,67 @@ class SignalingCollector:
         sizes = Histogram(_TOPIC_SIZES)
         for topic in factory.topics:
             sizes.add(len(topic))
-        yield _gauge("connections", "Open connections, those of no peer included.", len(factory.connections))
-        yield _gauge("connections_max", "Peers' connections that the server takes.", factory.admission.most)
+        yield _gauge("connections", "Open connections, including those that have not joined.", len(factory.connections))
+        yield _gauge("connections_max", "The largest number of connections of peers.", factory.connection_limits.most)
         yield _gauge("peers", "Peers in topics.", sizes.total)
-        yield _gauge(
-            "peers_away", "Of those, peers that lost their connection and may come back.", len(factory.sessions.away)
-        )
+        detached = "Detached peers: they lost their connection and may resume; signaling_peers includes them."
+        yield _gauge("peers_detached", detached, len(factory.sessions.away))
         yield _gauge("topics", "Topics.", len(factory.topics))
-        yield _histogram("topic_peers", "Peers in each topic now.", sizes)
-        yield _gauge("ready", "Whether /readyz says 200.", not any(factory.unready_reasons.values()))
+        yield _histogram("topic_peers", "Topics by the number of their peers.", sizes)
+        yield _gauge("ready", "1 if /readyz answers 200.", not any(factory.unready_reasons.values()))
 
     def _peers(self) -> Iterator[Metric]:
         counters = self._factory.counters
         yield _counter("joins", "Peers that joined.", counters.joins)
-        yield _counter("resumes", "Peers that came back on another connection.", counters.resumed)
-        yield _counters("leaves", "Peers that left.", ["reason"], (((key,), n) for key, n in counters.leaves.items()))
-        outcomes = {"accepted": counters.joins + counters.resumed, "late": counters.requests_late}
-        outcomes["topic_full"] = counters.refused[ErrorCode.TOPIC_FULL]
+        yield _counter("resumes", "Peers that resumed on another connection.", counters.resumes)
+        yield _counters(
+            "leaves", "Peers that left, by reason.", ["reason"], (((key,), n) for key, n in counters.leaves.items())
+        )
+        outcomes = {"accepted": counters.joins + counters.resumes, "timeout": counters.handshake_timeouts}
+        outcomes["topic_full"] = counters.errors_sent[ErrorCode.TOPIC_FULL]
         outcomes |= {str(status): count for status, count in counters.requests_refused.items()}
         yield _counters(
             "handshakes",
-            "Requests by what became of them: accepted, late, or the status that refused them.",
+            "Requests to join, by outcome: accepted, timeout, topic_full, or the HTTP status of the refusal.",
             ["outcome"],
             (((outcome,), count) for outcome, count in outcomes.items()),
         )
-        yield _counter(
-            "connections_evicted",
-            "Connections of no peer, cut to make room for newer ones.",
-            counters.connections_evicted,
-        )
+        evicted = "Connections that had not joined, closed to make room for newer ones."
+        yield _counter("connections_evicted", evicted, counters.connections_evicted)
 
     def _relays(self) -> Iterator[Metric]:
         counters = self._factory.counters
-        accepted = [((kind, "accepted"), count) for kind, count in counters.relays.items()]
-        refused = [((kind, str(code)), count) for (kind, code), count in counters.relays_refused.items()]
-        yield _counters("relays", "Readable relays by what became of them.", ["type", "outcome"], [*accepted, *refused])
-        yield _counter(
-            "relays_undelivered",
-            "Accepted relays that were answered dropped later, because their target went.",
-            counters.relays_undelivered,
-        )
-        yield _gauge("relays_waiting", "Accepted relays that wait for their target now.", self._factory.relays_waiting)
-        yield from self._between_nodes()
-        yield _counter("relayed_bytes", "Accepted relays, as they were framed.", counters.relayed_bytes)
-        codes = (((str(code),), count) for code, count in counters.refused.items())
-        yield _counters("messages_refused", "Messages that were answered with an error.", ["code"], codes)
-        yield _counter("events_dropped", "peer-joined and peer-left that met a full queue.", counters.events_dropped)
+        accepted = [((kind, "accepted"), count) for kind, count in counters.relays_accepted.items()]
+        rejected = [((kind, str(code)), count) for (kind, code), count in counters.relays_rejected.items()]
+        yield _counters("relays", "Well-formed relays, by outcome.", ["type", "outcome"], [*accepted, *rejected])
+        undelivered = "Accepted relays whose target left before they were written; the sender got dropped."
+        yield _counter("relays_undelivered", undelivered, counters.relays_undelivered)
+        yield _gauge("relays_queued", "Accepted relays in outbound queues.", self._factory.relays_queued)
+        yield _counter("relayed_bytes", "Accepted relays, in bytes of frames.", counters.relayed_bytes)
+        codes = (((str(code),), count) for code, count in counters.errors_sent.items())
+        yield _counters("errors_sent", "Error messages sent to clients, by code.", ["code"], codes)
+        dropped = "peer-joined and peer-left messages dropped because a queue was full."
+        yield _counter("events_dropped", dropped, counters.events_dropped)
 
-    def _between_nodes(self) -> Iterator[Metric]:
+    def _backplane(self) -> Iterator[Metric]:
         counters, backplane = self._factory.counters, self._factory.backplane
-        yield _gauge("backplane_up", "Whether peers of other nodes can be reached.", not backplane.unready_reasons)
-        yield _gauge("relays_forwarding", "Relays to other nodes that have no outcome yet.", backplane.forwarding)
-        elsewhere = "Accepted relays that another node wrote."
-        yield _counter("relays_delivered_elsewhere", elsewhere, counters.relays_delivered_elsewhere)
-        received = "Relays of other nodes' peers that were written or queued here; not among the accepted ones."
+        yield _gauge("backplane_up", "1 if peers on other nodes can be reached.", not backplane.unready_reasons)
+        yield _gauge("relays_in_flight", "Relays to other nodes without an outcome yet.", backplane.forwarding)
+        remotely = "Accepted relays that another node wrote."
+        yield _counter("relays_delivered_remotely", remotely, counters.relays_delivered_remotely)
+        received = "Relays from peers of other nodes, written or queued here; signaling_relays_total excludes them."
         yield _counter("relays_received", received, counters.relays_received)
 
-    def _times(self) -> Iterator[Metric]:
+    def _histograms(self) -> Iterator[Metric]:
         counters = self._factory.counters
-        yield _histogram("queue_depth_at_refusal", "Messages in a queue that refused one.", counters.depths)
-        yield _histogram("ping_round_trip_seconds", "From a ping to its pong.", counters.round_trips)
-        yield _histogram("reactor_lag_seconds", "How late the reactor's timers came.", self._lag.histogram)
+        depths = "Messages in an outbound queue when it refused one."
+        yield _histogram("queue_depth_at_drop", depths, counters.queue_depths_at_drop)
+        yield _histogram("ping_round_trip_seconds", "Time from a ping to its pong.", counters.ping_round_trips)
+        yield _histogram("reactor_lag_seconds", "How late the reactor ran a timer.", self._lag.histogram)
 
 
-def registry_of(factory: SignalingFactory, lag: ReactorLag) -> CollectorRegistry:
-    """Return what collects the metrics of one process."""
+def make_registry(factory: SignalingFactory, lag: ReactorLag) -> CollectorRegistry:
+    """Return a registry with all metrics of one process."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(SignalingCollector(factory, lag))
     ProcessCollector(registry=registry)
@@ -171,11 +169,11 @@ def registry_of(factory: SignalingFactory, lag: ReactorLag) -> CollectorRegistry
 
 
 class MetricsSite(Site):
-    """``/metrics`` on an endpoint of its own, without a line in the log for each scrape.
+    """``/metrics`` on an endpoint of its own.
 
     Args:
-        metrics: answers there.
-        hosts: the names by which it may be asked.
+        metrics: the resource.
+        hosts: the host names that requests may ask for; others are answered 421.
     """
 
     noisy = False
@@ -187,7 +185,7 @@ class MetricsSite(Site):
         self._hosts = hosts
 
     def getResourceFor(self, request: Request) -> Any:
-        """Find what answers ``request``, if it was meant for this host."""
+        """Return the resource for ``request``, after a check of its ``Host``."""
         try:
             self._hosts.check(request_headers(request)(b"host"))
         except Refused as refused:
@@ -195,29 +193,29 @@ class MetricsSite(Site):
         return super().getResourceFor(request)
 
     def log(self, request: Any) -> None:
-        """Log nothing."""
+        """Log nothing, as scrapes are frequent."""
 
 
 class MetricsResource(Endpoint):
-    """``/metrics``: everything, in the format that is asked for.
+    """``/metrics``, in the format that the ``Accept`` header asks for.
 
     Args:
         factory: the server.
-        lag: of its reactor.
+        lag: measures its reactor.
     """
 
-    # A page that an operator opens must not read what is bound to the operator's own machine.
+    # A web page in an operator's browser must not read metrics bound to the operator's machine.
     readable_by_pages = False
 
     def __init__(self, factory: SignalingFactory, lag: ReactorLag) -> None:
         super().__init__(factory)
-        self._registry = registry_of(factory, lag)
+        self._registry = make_registry(factory, lag)
         self._clock: Clock = factory.reactor
         self._waiting: dict[Request, None] = {}
         self._answering = False
 
     def answer(self, request: Request) -> Any:
-        """Answer all scrapes of one pass of the reactor together, in the next: to write everything down takes 10 ms."""
+        """Answer in the reactor's next pass, together with all scrapes of this one: formatting takes 10 ms."""
         self._waiting[request] = None
         request.notifyFinish().addErrback(lambda _: self._waiting.pop(request, None))
         if not self._answering:
@@ -226,31 +224,31 @@ class MetricsResource(Endpoint):
         return NOT_DONE_YET
 
     def collect(self) -> None:
-        """Collect all metrics for ``answer_all``; in the reactor's thread, so that nothing changes meanwhile."""
+        """Collect all metrics and answer the waiting requests."""
         try:
             self.answer_all(self._registry)
         except Exception:
             self.failed(Failure())
 
     def answer_all(self, metrics: Any) -> None:
-        """Write metrics to all who wait, in the format that each asks for.
+        """Answer all waiting requests, each in its format.
 
         Args:
-            metrics: what ``collect`` of it lists.
+            metrics: an object whose ``collect`` lists the metrics.
         """
         formats = {request: _format(request) for request in self._waiting}
         texts = {encode: encode(metrics) for encode in {encode for encode, _ in formats.values()}}
         for request in self._take_waiting():
             encode, content_type = formats[request]
             request.setHeader(b"Content-Type", content_type.encode())
-            # twisted.web would not know it of an answer that comes later.
+            # twisted.web sets it only for answers that `render` returns.
             request.setHeader(b"Content-Length", b"%d" % len(texts[encode]))
             if request.method != b"HEAD":
                 request.write(texts[encode])
             request.finish()
 
     def failed(self, failure: Failure) -> None:
-        """Answer all who wait that there are no metrics now."""
+        """Answer all waiting requests with an error."""
         for request in self._take_waiting():
             request.processingFailed(failure)
 
@@ -260,14 +258,14 @@ class MetricsResource(Endpoint):
 
 
 def _format(request: Request) -> tuple[Callable[[Any], bytes], str]:
-    """Choose the format that a scrape asks for; returns what writes it, one of two functions, and its content type."""
+    """Choose the format that a scrape asks for; returns its encoder and its content type."""
     try:
         _, content_type = choose_encoder((request.getHeader(b"accept") or b"").decode("latin-1"))
     except (TypeError, ValueError):
-        # It asks for a version that is none.
+        # An invalid version: fall back to the default.
         _, content_type = choose_encoder("")
-    # Not the function that is chosen, nor the version that the client names: both may differ for each scrape, and each
-    # text takes 10 ms.
+    # choose_encoder returns a new function each time and repeats the client's version. With just two fixed encoders,
+    # scrapes that arrive together share one text, which takes 10 ms.
     if content_type.startswith("application/openmetrics-text"):
         return openmetrics.generate_latest, openmetrics.CONTENT_TYPE_LATEST
     return generate_latest, content_type
@@ -289,8 +287,8 @@ def _counters(name: str, text: str, labels: list[str], values: Iterable[tuple[tu
 
 
 def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
-    reached, buckets = 0, []
+    cumulative, buckets = 0, []
     for bound, count in zip((*map(str, map(float, histogram.bounds)), "+Inf"), histogram.counts, strict=True):
-        reached += count
-        buckets.append((bound, reached))
+        cumulative += count
+        buckets.append((bound, cumulative))
     return HistogramMetricFamily(f"signaling_{name}", text, buckets=buckets, sum_value=histogram.total)

@@ -20,6 +20,7 @@ from twisted.internet.interfaces import (
 from zope.interface import implementer
 
 from signaling.errors import StartError
+from signaling.transport.private_api import get_certificates, set_certificates
 
 # A burst of browsers reconnects after a restart; the kernel caps it at somaxconn.
 _BACKLOG = 1024
@@ -111,7 +112,7 @@ class Listener(NamedTuple):
     @property
     def certificates(self) -> Certificates | None:
         """What its connections are given; None where they are not encrypted here."""
-        found = getattr(_innermost(self.endpoint), _CONTEXT, None)
+        found = get_certificates(self.endpoint)
         return found if isinstance(found, Certificates) else None
 
 
@@ -141,10 +142,9 @@ def endpoint(reactor: Any, option: str, text: str) -> IStreamServerEndpoint:
         raise StartError(f"--{option} {text}: {problem}")
     try:
         parsed: IStreamServerEndpoint = serverFromString(reactor, text)  # type: ignore[no-untyped-call]
-        inner = _innermost(parsed)
-        if hasattr(inner, _CONTEXT):
+        if get_certificates(parsed) is not None:
             again: Callable[..., Any] = serverFromString
-            setattr(inner, _CONTEXT, Certificates(lambda: getattr(_innermost(again(reactor, text)), _CONTEXT)))
+            set_certificates(parsed, Certificates(lambda: get_certificates(again(reactor, text))))
     except Exception as error:
         # Each endpoint's parser fails in its own way: KeyError, TypeError, OSError, OpenSSL's errors.
         raise StartError(f"--{option} {text}: {why(kind, error)}") from None
@@ -185,39 +185,6 @@ def _unreadable_file(named: Mapping[str, str]) -> str | None:
             except OSError as error:
                 return f"{name}={path}: {error.strerror}; name a PEM file that this user can read"
     return None
-
-
-def _innermost(endpoint: Any) -> Any:
-    # haproxy:ssl:8443 wraps one endpoint in another.
-    while hasattr(endpoint, "_wrappedEndpoint"):
-        endpoint = endpoint._wrappedEndpoint
-    return endpoint
-
-
-# Where Twisted's endpoint keeps its certificate, from making to listening.
-_CONTEXT = "_sslContextFactory"
-
-
-def accept_few(port: Any, most: int) -> None:
-    """Let ``port`` accept at most ``most`` connections in each pass of the reactor.
-
-    Twisted takes 100 and more. What was accepted is read in the next pass at the earliest, and what was cut to make
-    room is closed there: a burst would run out of descriptors, and its connections would push each other out unheard.
-
-    Args:
-        port: an ``IListeningPort`` provider; one that is none of Twisted's own accepts as it likes.
-        most: from 1 up.
-    """
-    if not hasattr(port, "numberAccepts"):
-        return
-    accept = port.doRead
-
-    def accept_in_one_pass() -> None:
-        # Twisted sets it anew after each pass, by what it found.
-        port.numberAccepts = min(port.numberAccepts, most)
-        accept()
-
-    port.doRead = accept_in_one_pass
 
 
 _FILES = ("privateKey", "certKey", "extraCertChain", "dhParameters")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from zope.interface import implementer
 
 from signaling.admission import file_limits
 from signaling.admission.client_address import Client, TrustedProxies
-from signaling.admission.connection_limits import Admission, Place, Unjoined
+from signaling.admission.connection_limits import ConnectionLimits
 from signaling.admission.origins import Origins
 from signaling.auth.cred import Access
 from signaling.backplane.standalone import StandaloneBackplane
@@ -25,17 +24,19 @@ from signaling.core.announcer import Announcer
 from signaling.core.counters import Counters
 from signaling.core.ice import IceServers
 from signaling.core.interfaces import Backplane, Forwarding, JoinTicket
-from signaling.core.join_request import Join
+from signaling.core.join_request import JoinRequest
+from signaling.core.joining import JoiningConnection
 from signaling.core.local_peers import LocalPeers
 from signaling.core.peer import Peer
 from signaling.core.peer_ids import PeerIds
 from signaling.core.session import ResumablePeer, Sessions
 from signaling.core.topics import TopicMap
-from signaling.errors import Ending, Refused
+from signaling.errors import LeaveReason, Refused
 from signaling.limits import Limits
-from signaling.log.events import Events, Lines
+from signaling.log.events import Events, PacedLog
 from signaling.server.address_text import address_text
-from signaling.timing.fair_scheduler import FairScheduler
+from signaling.server.connection_gate import ConnectionGate
+from signaling.server.shutdown import Shutdown
 from signaling.timing.timeouts import Timeouts
 from signaling.timing.wall_clock_timers import ClockSteps, WallClockTimers
 from signaling.web.credentials import subprotocol
@@ -52,10 +53,6 @@ if TYPE_CHECKING:
 
 from signaling.server.protocol import SignalingProtocol
 
-_SERVICE_RESTART = 1012
-# Of a drain; each takes some 50 us.
-_ENDINGS_PER_PASS = 64
-
 
 @implementer(IProtocolNegotiationFactory)
 class SignalingFactory(LeanWebSocketFactory):
@@ -71,7 +68,8 @@ class SignalingFactory(LeanWebSocketFactory):
         serve_client: whether ``/signaling.js`` is served, the client for browsers.
         demo: whether ``/`` is, a page that shows it.
         portal: who may do what (docs/access.md); None means that everybody may do everything.
-        backplane: shares the topics with other servers (docs/cluster.md); None means that there are none.
+        backplane: shares the topics with other servers (docs/cluster.md); None means that there are none. It starts
+            with the first port, or the first ``SignalingResource``, and stops at the end of a drain.
         wall_clock: tells when tokens and TURN credentials expire, in seconds since 1970.
         reactor: tells the time; None means the global reactor.
         log_level: events below it are not logged.
@@ -80,12 +78,12 @@ class SignalingFactory(LeanWebSocketFactory):
         topics: who is there, by topic.
         announcer: tells them of each other.
         counters: what happened so far.
-        retiring: whether the server is about to stop.
-        draining: whether nobody is let in any more.
-        admission: who may come in.
-        newcomers: the connections of no peer.
+        shutdown: the end of the server; ``shutdown.drain()`` is what an application calls.
+        crowd_size: from how many peers in a topic on joins take turns.
+        connection_limits: how many connections may join.
+        gate: the connections that have not joined.
         events: the log.
-        lines: those lines of it that may come by thousands together.
+        paced_log: spreads a burst of its lines over time.
         sessions: who lost a connection and may come back.
 
     Raises:
@@ -93,9 +91,7 @@ class SignalingFactory(LeanWebSocketFactory):
     """
 
     protocol = SignalingProtocol
-    retiring = False
-    draining = False
-    _farewells: Sequence[Any] = ()
+    crowd_size = 32
 
     def __init__(  # noqa: PLR0913 - each is one thing that an operator may want
         self,
@@ -116,11 +112,11 @@ class SignalingFactory(LeanWebSocketFactory):
         super().__init__(limits or Limits(), reactor)
         self.topics: TopicMap[Peer] = TopicMap(self.limits.max_peers_per_topic, self.limits.max_peer_list_bytes)
         self.counters = Counters()
-        self.announcer = Announcer(reactor, self.counters.drop_events)
+        self.announcer = Announcer(reactor, self.counters.count_dropped_events)
         self.backplane: Backplane = backplane or StandaloneBackplane()
         self.origins = Origins(allow_origins)
-        self.admission = Admission(self.limits, file_limits.file_limit(reactor), reactor.seconds)
-        self.sessions = Sessions(self.limits, reactor, self.topics, self.admission, self._not_back, wall_clock)
+        self.connection_limits = ConnectionLimits(self.limits, file_limits.file_limit(reactor), reactor.seconds)
+        self.sessions = Sessions(self.limits, reactor, self.topics, self._not_back, wall_clock)
         self.local = LocalPeers(self.topics, self.announcer, self.counters, self.sessions.prepare_handoff, self._moved)
         self.ice_servers = ice_servers or IceServers()
         self.renewals: Timeouts[SignalingProtocol] = Timeouts(
@@ -131,17 +127,24 @@ class SignalingFactory(LeanWebSocketFactory):
             reactor, wall_clock, SignalingProtocol.expire
         )
         self._proxies = TrustedProxies(trusted_proxies)
-        self.unjoined: Unjoined[SignalingProtocol] = Unjoined(self.limits.max_connections_per_address)
+        self.gate: ConnectionGate[SignalingProtocol] = ConnectionGate(
+            self.connections,
+            self.handshakes,
+            self.connection_limits,
+            self.limits.max_connections_per_address,
+            self._proxies,
+            self.counters,
+        )
         self.ids = PeerIds()
         self.site = SignalingSite(self, reactor, pages(client=serve_client, demo=demo))
         self.events = Events(log_level, reactor.seconds)
-        self.lines = Lines(reactor)
-        self._endings: FairScheduler[Callable[[], None]] = FairScheduler(reactor, _ENDINGS_PER_PASS, lambda end: end())
+        self.paced_log = PacedLog(reactor)
         self.access = Access(portal, self.events.log) if portal is not None else None
-        self._drains: list[Deferred[None]] = []
+        self.shutdown = Shutdown(self, reactor, self.limits)
+        self._backplane_start: Any = None
 
     @property
-    def relays_waiting(self) -> int:
+    def relays_queued(self) -> int:
         """How many accepted relays wait for their target's transport now; counted anew at each look."""
         return sum(connection.waiting for connection in self.connections) + self.sessions.waiting
 
@@ -149,14 +152,14 @@ class SignalingFactory(LeanWebSocketFactory):
     def relays_written(self) -> int:
         """How many relays were written to their target's transport here so far."""
         counters = self.counters
-        taken = counters.relays_accepted - counters.relays_delivered_elsewhere + counters.relays_received
-        return taken - counters.relays_undelivered - self.relays_waiting
+        taken = counters.total_relays_accepted - counters.relays_delivered_remotely + counters.relays_received
+        return taken - counters.relays_undelivered - self.relays_queued
 
     def acceptableProtocols(self) -> list[bytes]:
         """Offer HTTP/1.1 over TLS; Twisted would refuse every client that names protocols, as all browsers do."""
         return [b"http/1.1"]
 
-    def check(self, segment: bytes, query: bytes, values: HeaderValues) -> tuple[Join, bytes]:
+    def check(self, segment: bytes, query: bytes, values: HeaderValues) -> tuple[JoinRequest, bytes]:
         """Check all of a request that can be checked without asking anybody.
 
         Args:
@@ -182,56 +185,41 @@ class SignalingFactory(LeanWebSocketFactory):
         """Tell whether a topic is this server's; where several processes share them, only one of them may have it."""
         return True
 
-    def new_peer(self, join: Join, connection: SignalingProtocol, entrant: JoinTicket) -> Peer:
-        """Make a peer on a connection that is open, by the id that other nodes know, where there are any."""
-        peer_id = entrant.id or self.ids.next()
+    def new_peer(self, request: JoinRequest, connection: JoiningConnection, ticket: JoinTicket) -> Peer:
+        """Make a peer that is in no topic yet, by the ticket's id if it has one."""
+        peer_id = ticket.id or self.ids.next()
         peer: Peer
         if self.limits.resume_window_seconds:
             peer = resumable = ResumablePeer(
-                peer_id, join, self.topics, self.announcer, self.backplane, self.counters, self.limits
+                peer_id, request, self.topics, self.announcer, self.backplane, self.counters, self.limits
             )
             resumable.go(connection)
         else:
-            peer = Peer(peer_id, join.metadata, self.topics, self.announcer, self.backplane, self.counters)
+            peer = Peer(peer_id, request.metadata, self.topics, self.announcer, self.backplane, self.counters)
             peer.attach(connection)
         # Not its id's time: the wall clock may be set, and a node that is behind takes later ids.
         peer.since = self.reactor.seconds()
         return peer
 
-    def place_for(self, join: Join, client: Client) -> tuple[Place, ResumablePeer | None]:
-        """Let a client in; who comes back gives up the place that it held.
-
-        Returns:
-            The place, and the peer that gave up its own for it.
-
-        Raises:
-            Refused: 503 where the server is full, 429 where the client's address has enough.
-        """
-        peer = self.sessions.find(join)
-        if peer is None or peer.way.place is None:
-            return self.admission.admit(client), None
-        place = self.admission.replace(peer.way.place, client)
-        peer.way.place = None
-        return place, peer
-
     def _not_back(self, peer: Peer, reason: str) -> None:
-        self.counters.leaves[Ending.STOPPING if self.draining else Ending.NOT_BACK] += 1
+        self.counters.leaves[LeaveReason.SHUTDOWN if self.draining else LeaveReason.RESUME_TIMEOUT] += 1
         if peer.topic is not None:
             self.events.left(peer.id, peer.topic.name, reason, peer.since)
 
     def _moved(self, peer: Peer, taken: Collection[int]) -> Mapping[int, Forwarding]:
         if not isinstance(peer, ResumablePeer) or peer.topic is None:
             return {}
-        self.events.moved(peer.id, peer.topic.name)
+        self.events.handed_off(peer.id, peer.topic.name)
         return self.sessions.hand_over(peer, taken)
 
     def rest(self) -> None:
-        """Leave no timer behind when nobody is there."""
+        """Leave no timer behind when the last connection is gone, and go on with a drain."""
         super().rest()
         self.renewals.rest()
         self.clock_steps.rest()
         self.expiries.rest()
         self.sessions.rest()
+        self.shutdown.connection_lost()
 
     def client(self, address: Any, values: HeaderValues) -> Client:
         """Tell where a request comes from.
@@ -243,93 +231,55 @@ class SignalingFactory(LeanWebSocketFactory):
         host = getattr(address, "host", None)
         return self._proxies.client(host, address_text(address), values(b"x-forwarded-for"))
 
-    def make_room(self, newcomer: SignalingProtocol, address: Callable[[], str]) -> None:
-        """Evict the oldest unjoined connection of the newcomer's address, or of all, if there are too many.
-
-        Args:
-            address: writes the newcomer's down.
-        """
-        evicted = self.unjoined.add(newcomer, lambda: self._proxies.network(address()))
-        if evicted is not None:
-            self._evict(evicted, "its address has newer connections of no peer, and as many as it may have")
-        elif len(self.connections) > self.admission.most + self.admission.spare:
-            self._evict(self.unjoined.oldest(), "the server is full, and this was its oldest connection of no peer")
-
-    def _evict(self, connection: SignalingProtocol, reason: str) -> None:
-        self.counters.connections_evicted += 1
-        connection.cut(reason)
+    def connection_made(self, connection: SignalingProtocol) -> None:
+        """Take a new connection; if there are too many that have not joined, evict the oldest."""
+        self.gate.open(connection, connection.address_of_connection)
 
     def handshakeRefused(self, address: Any, refused: Refused) -> None:
         """Say in the log who was refused, and why."""
         self.counters.requests_refused[refused.status] += 1
         self.events.refused(address_text(address), refused.status, refused.reason)
 
-    def retire(self) -> None:
-        """Say on ``/readyz`` that the server is about to stop; newcomers are still let in."""
-        self.retiring = True
+    @property
+    def draining(self) -> bool:
+        """Whether nobody joins any more, because the server drains or has stopped."""
+        return self.shutdown.draining
 
     @property
     def unready_reasons(self) -> dict[str, list[str]]:
         """Why a balancer should send newcomers elsewhere, by what is checked."""
-        stopping = ["the server is stopping"] if self.retiring or self.draining else []
+        stopping = ["the server is stopping"] if self.shutdown.unready else []
         return {"drain": stopping, "backplane": self.backplane.unready_reasons}
 
-    def drain(self) -> Deferred[None]:
-        """Send every connection a close frame and wait until all are gone.
+    # The backplane and the end
 
-        It is 1001 at once, or 1012 at random moments within ``Limits.drain_spread_seconds``: who is closed comes back,
-        and not all in one second. Listening has to be stopped before. What is not gone a shutdown timeout after the
-        last close frame is aborted.
+    def startFactory(self) -> None:
+        """Start the backplane; Twisted calls this when the first port begins to listen."""
+        self.shutdown.restart()
+        if self._backplane_start is None:
+            # Not at once: twistd listens before it sheds its privileges.
+            self._backplane_start = self.reactor.callLater(0, self.backplane.start, self.local)
 
-        Returns:
-            Fires when no connection is left.
-        """
-        drained: Deferred[None] = Deferred()
-        self._drains.append(drained)
-        if not self.draining:
-            self.draining = True
-            self._say_farewell(self.limits.drain_spread_seconds)
-        patience = self.limits.drain_spread_seconds + self.limits.shutdown_timeout_seconds
-        timeout = self.reactor.callLater(patience, self.abort)
-        drained.addBoth(lambda _: _cancel([timeout, *self._farewells]))
-        self.connection_gone()
-        return drained
+    def drain_started(self) -> Iterable[Callable[[], object]]:
+        """Log the drain; detached peers are left to remove."""
+        peers = sum(map(len, self.topics))
+        if peers:
+            self.events.stopping(peers)
+        return [partial(self.sessions.dismiss_away, peer) for peer in self.sessions.away]
 
-    def _say_farewell(self, spread_seconds: float) -> None:
-        connections = tuple(self.connections)
-        if spread_seconds:
-            self._farewells = [
-                self.reactor.callLater(random.uniform(0, spread_seconds), connection.goAway, _SERVICE_RESTART)
-                for connection in connections
-            ]
-        else:
-            self._endings.extend(connection.goAway for connection in connections)
-        self._endings.extend(partial(self.sessions.dismiss_away, peer) for peer in self.sessions.away)
-        self._endings.begin()
+    def last_connection_lost(self) -> Deferred[None]:
+        """Stop the backplane; fires when the other nodes know, or after some seconds without the store."""
+        self.sessions.rest()
+        self.paced_log.flush()
+        start, self._backplane_start = self._backplane_start, None
+        if start is not None and start.active():
+            start.cancel()
+        stopped: Deferred[None] = Deferred()
+        self.backplane.stop(lambda: stopped.callback(None))
+        return stopped
 
-    def connection_gone(self) -> None:
-        """Notice the end of the last connection."""
-        if self.draining and not self.connections:
-            self._endings.finish()
-            self.sessions.rest()
-            self.lines.finish()
-            drains, self._drains = self._drains, []
-            for drained in drains:
-                drained.callback(None)
-
-    def check_open(self) -> None:
-        """Refuse newcomers while the server stops, and after.
-
-        Raises:
-            Refused: 503.
-        """
-        if self.draining:
-            raise Refused(503, "the server is stopping", {b"Retry-After": b"1"})
-
-    def abort(self) -> None:
-        """End every connection at once, without a word."""
-        for connection in tuple(self.connections):
-            connection.closeLate()
+    def abort_rest(self) -> None:
+        """No-op: a server has nothing but connections that could be aborted."""
 
 
 def _global_reactor() -> Any:
@@ -337,9 +287,3 @@ def _global_reactor() -> Any:
     from twisted.internet import reactor  # noqa: PLC0415
 
     return reactor
-
-
-def _cancel(calls: Iterable[Any]) -> None:
-    for call in calls:
-        if call.active():
-            call.cancel()

@@ -6,7 +6,6 @@ everything else is handed, with the bytes read so far, to a ``twisted.web`` site
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,21 +15,24 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
 from signaling.admission.client_address import Client
-from signaling.admission.connection_limits import Place
+from signaling.admission.connection_limits import ConnectionSlot
 from signaling.admission.rate_limit import TokenBucket
 from signaling.auth.cred import Logout, forbidden
 from signaling.core import messages
 from signaling.core.grants import Grant, session_owner
-from signaling.core.interfaces import JoinTicket, Receipt
-from signaling.core.join_request import Claim, Join
+from signaling.core.interfaces import Receipt
+from signaling.core.join_request import JoinRequest
+from signaling.core.joining import JoinAttempt
 from signaling.core.peer import Peer, return_undelivered
-from signaling.core.session import ResumablePeer, proof
+from signaling.core.session import ResumablePeer
 from signaling.errors import ErrorCode, Refused, Rejected
 from signaling.limits import FRAMES_PER_TOKEN
 from signaling.server.address_text import address_text
+from signaling.transport.private_api import awaits_proxy_header
 from signaling.web.resources import BoundedChannel
 from signaling.websocket.handshake import asks_for_websocket
 from signaling.websocket.protocol import LeanWebSocketProtocol
+from signaling.websocket.read_pause import ReadPause
 from signaling.websocket.request_head import Head, HeaderValues
 
 if TYPE_CHECKING:
@@ -38,9 +40,6 @@ if TYPE_CHECKING:
 
 _PREFIX = b"/ws/"
 _POLICY_VIOLATION = 1008
-# Joining a topic takes some 5 us for each peer in it, and peers often come in crowds.
-_CROWD = 32
-_TRY_AGAIN_LATER = 1013
 # Of the range for applications, after HTTP's 401.
 _TOKEN_EXPIRED = 4401
 
@@ -51,29 +50,21 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
     factory: SignalingFactory
     _web: BoundedChannel | None = None
     _peer: Peer | None = None
-    _join: Join | None = None
+    # None before the login, and again once there is a peer.
+    _attempt: JoinAttempt | None = None
     _address: str | None = None
-    place: Place | None = None
-    # Whose place it is, until this connection has taken that peer over.
-    _lender: ResumablePeer | None = None
+    slot: ConnectionSlot | None = None
     _bucket: TokenBucket | None = None
     _login: Deferred[Any] | None = None
     _logout: Logout | None = None
-    # Under which the other nodes know it, until it is in its topic.
-    _entrant: JoinTicket | None = None
-    _entering = False
     _may_send = True
 
     # The way in
 
-    def connectionMade(self) -> None:
-        """Take the place of the oldest connection of no peer, where there is no other."""
-        super().connectionMade()
-        self.factory.make_room(self, self._address_of_connection)
-
-    def _address_of_connection(self) -> str:
-        # A haproxy: endpoint hears of its client by the first bytes, and has the proxy's address until then.
-        return "" if hasattr(self.transport, "_proxyInfo") else address_text(self.transport.getPeer())
+    def address_of_connection(self) -> str:
+        """Return the text of the client's address; empty if it is not known yet."""
+        # A haproxy: endpoint reads the client's address from the first bytes; until then it has the proxy's.
+        return "" if awaits_proxy_header(self.transport) else address_text(self.transport.getPeer())
 
     def requestReceived(self, head: Head) -> None:
         """Answer an upgrade of ``/ws/{topic}`` here, leave everything else to the site."""
@@ -133,44 +124,44 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
             self._login.cancel()
             return
         super().handshakeLate()
-        self.factory.counters.requests_late += 1
+        self.factory.counters.handshake_timeouts += 1
         self._log_refusal(None, self.end_reason)
 
     def _log_refusal(self, status: int | None, reason: str) -> None:
         self.factory.events.refused(self._address or address_text(self.transport.getPeer()), status, reason)
 
-    def join(self, join: Join, key: bytes, values: HeaderValues) -> None:
-        """Ask who it is, where that matters; then accept the handshake and join the topic, or refuse it."""
+    def join(self, request: JoinRequest, key: bytes, values: HeaderValues) -> None:
+        """Check the client's token, if tokens are checked; then let it join its topic, or refuse it.
+
+        Args:
+            key: the checked ``Sec-WebSocket-Key``.
+            values: the request's headers.
+        """
         client = self.factory.client(self.transport.getPeer(), values)
         self._address = client.text
         if self.factory.access is None:
-            self._enter(join, key, values, client)
+            self._start_joining(request, key, values, client)
             return
-        self._login = login = self.factory.access.login(join.credential)
-        login.addCallbacks(self._logged_in, self._login_refused, (join, key, values, client), {}, (values,))
+        self._login = login = self.factory.access.login(request.credential)
+        login.addCallbacks(self._logged_in, self._login_refused, (request, key, values, client), {}, (values,))
         login.addErrback(self._login_broken)
         if self._login is not None:
-            self._wait()
-
-    def _wait(self) -> None:
-        self._stop_reading()
-        # The deadline of a request that twisted.web read is over.
-        self.factory.handshakes.set_once(self)
+            self.hold()
 
     def _logged_in(
-        self, login: tuple[Any, Grant, Logout], join: Join, key: bytes, values: HeaderValues, client: Client
+        self, login: tuple[Any, Grant, Logout], request: JoinRequest, key: bytes, values: HeaderValues, client: Client
     ) -> None:
         self._login = None
         _, grant, self._logout = login
         if self.state != self.STATE_CONNECTING:
             self._log_out()
-        elif not grant.covers(join.topic):
+        elif not grant.covers(request.topic):
             self._refuse_join(forbidden(), values)
         else:
-            metadata = join.metadata if grant.metadata is None else grant.metadata_text
-            owner = session_owner(join.credential, grant) if join.credential is not None else None
-            granted = replace(join, metadata=metadata, credential=None, grant=grant, owner=owner)
-            self._enter(granted, key, values, client)
+            metadata = request.metadata if grant.metadata is None else grant.metadata_text
+            owner = session_owner(request.credential, grant) if request.credential is not None else None
+            granted = replace(request, metadata=metadata, credential=None, grant=grant, owner=owner)
+            self._start_joining(granted, key, values, client)
 
     def _login_refused(self, failure: Failure, values: HeaderValues) -> None:
         self._login = None
@@ -189,135 +180,55 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         if logout is not None:
             logout()
 
-    def _enter(self, join: Join, key: bytes, values: HeaderValues, client: Client) -> None:
-        """Accept the handshake, or refuse it where the server or the client's address is full."""
-        factory = self.factory
+    def _start_joining(self, request: JoinRequest, key: bytes, values: HeaderValues, client: Client) -> None:
+        self.subprotocol = request.subprotocol
+        self._attempt = attempt = JoinAttempt(request, key, client, self, self.factory)
         try:
-            factory.check_open()
-            self.place, self._lender = factory.place_for(join, client)
+            attempt.start()
         except Refused as refused:
             self._refuse_join(refused, values)
-            return
-        factory.unjoined.discard(self)
-        self._join = join
-        self.subprotocol = join.subprotocol
-        if factory.sessions.find(join) is not None:
-            self._open(key)
-            return
-        self._entering = True
-        proven = proof(join)
-        factory.backplane.request_join(
-            join.topic, join.metadata, lambda entrant: self._entered(entrant, join, key), proven
-        )
-        if self._entering:
-            self._wait()
-
-    def _entered(self, entrant: JoinTicket, join: Join, key: bytes) -> None:
-        self._entering, self._entrant = False, entrant
-        if self.state == self.STATE_CONNECTING:
-            self._open(key)
         else:
-            self._turn_back(join)
-
-    def _turn_back(self, join: Join) -> None:
-        """Take back what was announced; a peer that another node gave up stays, and waits for one more connection."""
-        entrant = self._entrant
-        peer = self._revive(join, entrant) if entrant is not None and not self.factory.draining else None
-        place, self.place = self.place, None
-        if peer is not None:
-            self.factory.sessions.keep(peer, place)
-            self.factory.events.lost(peer.id, join.topic, self.end_reason)
-        elif place is not None:
-            self._return_place(place)
-        self._settle(join.topic, joined=peer is not None)
-
-    def _revive(self, join: Join, entrant: JoinTicket) -> ResumablePeer | None:
-        if entrant.session is None or join.claim is None:
-            return None
-        peer = self.factory.new_peer(join, self, entrant)
-        if isinstance(peer, ResumablePeer) and peer.revive(entrant.session, join.topic, join.claim):
-            return peer
-        return None
-
-    def _open(self, key: bytes) -> None:
-        """Accept the handshake; in a crowd when it is this connection's turn."""
-        join = self._join
-        if join is None or self.factory.topics.size(join.topic) < _CROWD:
-            self.accept(key)
-        else:
-            self.acceptInTurn(key)
+            self.factory.gate.discard(self)
 
     def _refuse_join(self, refused: Refused, values: HeaderValues) -> None:
         refused.headers |= self.factory.origins.cors(values(b"origin"))
         self.refuse(refused)
 
-    # The peer
+    # What the attempt to join asks
+
+    @property
+    def ended(self) -> bool:
+        """Whether the connection closes or is lost."""
+        return self.state not in (self.STATE_CONNECTING, self.STATE_OPEN)
+
+    def hold(self) -> None:
+        """Read nothing more until the handshake is answered, or until there is a peer."""
+        if self.state == self.STATE_CONNECTING:
+            self.pause_reading(ReadPause.HANDSHAKE)
+            # The deadline of a request that twisted.web read is over.
+            self.factory.handshakes.set_once(self)
+        else:
+            self.pause_reading(ReadPause.JOIN)
 
     def onOpen(self) -> None:
-        """Make a peer and let it join its topic."""
-        join, self._join = self._join, None
-        if join is None:
+        """Start the timers of the grant and of the ICE servers, and go on with the join."""
+        attempt, factory = self._attempt, self.factory
+        if attempt is None:
             raise RuntimeError("a connection opens by join()")
-        factory, self._lender = self.factory, None
         if factory.ice_servers.renewal_seconds:
             factory.renewals.set(self)
             factory.clock_steps.watch()
-        if join.grant is not None:
-            self._be_bound_by(join.grant)
-        if join.claim is not None and self._come_back(join, join.claim):
-            self._settle(join.topic, joined=False)
-        elif self._entrant is not None:
-            self._begin(join, self._entrant)
-        else:
-            # The session that it came back for ended meanwhile.
-            self._enter_late(join)
+        if attempt.request.grant is not None:
+            self._be_bound_by(attempt.request.grant)
+        attempt.opened()
 
-    def _enter_late(self, join: Join) -> None:
-        """Announce a new peer on a connection that is open."""
-        self._entering = self.holds_messages = True
-        entered: Callable[[JoinTicket], None] = lambda entrant: self._begin_late(join, entrant)  # noqa: E731
-        self.factory.backplane.request_join(join.topic, join.metadata, entered)
-
-    def _begin_late(self, join: Join, entrant: JoinTicket) -> None:
-        self._entering, self._entrant = False, entrant
-        self.holds_messages = False
-        if self.state == self.STATE_OPEN:
-            # Behind the welcome comes what was sent before it.
-            self.factory.turns.add(self)
-            self._begin(join, entrant)
-        else:
-            self._turn_back(join)
-
-    def _begin(self, join: Join, entrant: JoinTicket) -> None:
-        factory = self.factory
-        if entrant.session is not None and join.claim is not None:
-            revived = self._revive(join, entrant)
-            if revived is not None:
-                self._go_on(revived, join, join.claim)
-            self._settle(join.topic, joined=revived is not None)
-            if revived is None:
-                self._enter_late(join)
-            return
-        peer = factory.new_peer(join, self, entrant)
-        try:
-            if entrant.full is not None:
-                raise Rejected(ErrorCode.TOPIC_FULL, entrant.full)
-            peer.join(join.topic, factory.ice_servers.text(peer.id))
-        except Rejected as rejected:
-            self._settle(join.topic, joined=False)
-            peer.reject(rejected)
-            self.close(_TRY_AGAIN_LATER, rejected.text)
-            factory.events.turned_away(join.topic, self._take_address(), rejected.text)
-            return
+    def attach(self, peer: Peer) -> None:
+        """Have a peer; what the client sent before the peer's welcome is read in a turn of its own."""
         self._peer = peer
-        factory.counters.joins += 1
-        factory.events.joined(peer.id, join.topic, self._take_address())
-        self._settle(join.topic, joined=True)
+        self._attempt = self._address = None
+        self.resume_reading(ReadPause.JOIN)
 
-    def _settle(self, topic: str, *, joined: bool) -> None:
-        entrant, self._entrant = self._entrant, None
-        if entrant is not None and entrant.id is not None:
-            self.factory.backplane.finish_join(topic, entrant.id, joined=joined)
+    # The peer
 
     def _be_bound_by(self, grant: Grant) -> None:
         self._may_send = grant.may_send
@@ -327,31 +238,6 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
     def expire(self) -> None:
         """End the connection because its token did."""
         self.close(_TOKEN_EXPIRED, "the token has expired")
-
-    def _come_back(self, join: Join, claim: Claim) -> bool:
-        sessions = self.factory.sessions
-        peer = sessions.find(join)
-        if peer is None:
-            return False
-        # What it has to be answered now may push out what it has not seen yet.
-        sessions.back(peer)
-        if not peer.reaches(claim.seen):
-            sessions.dismiss(peer, "it came back for more than is kept")
-            return False
-        self._go_on(peer, join, claim)
-        return True
-
-    def _go_on(self, peer: ResumablePeer, join: Join, claim: Claim) -> None:
-        peer.come_back(self, claim, self.factory.ice_servers.text(peer.id))
-        peer.expires = join.expires
-        self._peer = peer
-        self.factory.counters.resumed += 1
-        self.factory.events.came_back(peer.id, join.topic, self._take_address())
-
-    def _take_address(self) -> str | None:
-        # Needed for one line alone; a connection has to be light.
-        address, self._address = self._address, None
-        return address
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         """Relay one message, or answer it."""
@@ -415,16 +301,16 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
 
     def onQueueFull(self, depth: int) -> None:
         """Count how full a queue was that refused something."""
-        self.factory.counters.depths.add(depth)
+        self.factory.counters.queue_depths_at_drop.add(depth)
 
     def onRoundTrip(self, seconds: float) -> None:
         """Count how long a ping and its pong took."""
-        self.factory.counters.round_trips.add(seconds)
+        self.factory.counters.ping_round_trips.add(seconds)
 
     def onWritten(self, receipt: Receipt) -> None:
         """Tell who waits for that."""
         sender, msg_id = receipt
-        sender.written(msg_id)
+        sender.relay_written(msg_id)
 
     # What a resumable peer asks
 
@@ -460,24 +346,14 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         self.factory.renewals.clear(self)
         self.factory.expiries.clear(self)
         super().connectionLost(reason)
-        self.factory.unjoined.discard(self)
+        self.factory.gate.discard(self)
         if self._login is not None:
             self._login.cancel()
         self._log_out()
-        # Where an answer is still to come, that settles both.
-        if self._join is not None and not self._entering:
-            self._turn_back(self._join)
-        place = self.place
-        if place is not None and not self._entering:
-            self.place = None
-            self._return_place(place)
-
-    def _return_place(self, place: Place) -> None:
-        lender = self._lender
-        if lender is not None and lender.topic is not None and lender.way.place is None:
-            lender.way.place = place
-        else:
-            self.factory.admission.release(place)
+        if self._attempt is not None:
+            self._attempt.connection_lost()
+        if self.slot is not None:
+            self.slot.release()
 
     def cut(self, reason: str) -> None:
         """End the connection at once; a resumable peer waits for another from now on."""
@@ -499,11 +375,13 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         if topic is None:
             return
         if isinstance(peer, ResumablePeer) and self._may_come_back:
-            place, self.place = self.place, None
-            self.factory.sessions.keep(peer, place)
-            self.factory.lines.write(partial(self.factory.events.lost, peer.id, topic.name, self.end_reason))
+            slot, self.slot = self.slot, None
+            self.factory.sessions.keep(peer, slot)
+            self.factory.paced_log.write(partial(self.factory.events.detached, peer.id, topic.name, self.end_reason))
             return
-        self.factory.lines.write(partial(self.factory.events.left, peer.id, topic.name, self.end_reason, peer.since))
+        self.factory.paced_log.write(
+            partial(self.factory.events.left, peer.id, topic.name, self.end_reason, peer.since)
+        )
         self.factory.counters.leaves[self.ending] += 1
         peer.detach()
         peer.leave()

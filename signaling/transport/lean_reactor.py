@@ -6,32 +6,17 @@ instead of ``[-]``). That takes a quarter of a relay, and our log lines name pee
 
 from __future__ import annotations
 
-from typing import Any
-
 from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.main import installReactor
+
+from signaling.transport.private_api import FITS, poll_without_log_context
 
 
 class LeanEPollReactor(EPollReactor):
     """Twisted's epoll reactor, less the log context of each event."""
 
-    def doPoll(self, timeout: float | None) -> None:
-        """Wait for events and handle them.
-
-        Args:
-            timeout: seconds; None means as long as it takes.
-        """
-        try:
-            events = self._poller.poll(-1 if timeout is None else timeout, len(self._selectables))
-        except InterruptedError:
-            return
-        for fd, event in events:
-            # What was handled before may have closed this one.
-            selectable: Any = self._selectables.get(fd)
-            if selectable is not None:
-                self._doReadOrWrite(selectable, fd, event)
-
-    doIteration = doPoll
+    if FITS["epoll"]:
+        doIteration = doPoll = poll_without_log_context
 
 
 def install() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote_to_bytes
 
-from signaling.core.join_request import Claim, Join
+from signaling.core.join_request import JoinRequest, ResumeClaim
 from signaling.core.messages import check_metadata
 from signaling.errors import Refused
 from signaling.limits import Limits
@@ -17,7 +17,7 @@ ENCODED = 3
 _MOST_DIGITS = 15
 
 
-def check_join(segment: bytes, query: bytes, limits: Limits) -> Join:
+def check_join(segment: bytes, query: bytes, limits: Limits) -> JoinRequest:
     """Read a topic and its metadata.
 
     Args:
@@ -27,8 +27,8 @@ def check_join(segment: bytes, query: bytes, limits: Limits) -> Join:
     Raises:
         Refused: 400, naming what is wrong with which of them.
     """
-    claim = _claim(query) if limits.resume_window_seconds else None
-    return Join(read_topic(segment, limits.max_topic_bytes), _metadata(query, limits.max_metadata_bytes), claim)
+    claim = _resume_claim(query) if limits.resume_window_seconds else None
+    return JoinRequest(read_topic(segment, limits.max_topic_bytes), _metadata(query, limits.max_metadata_bytes), claim)
 
 
 def read_topic(segment: bytes, max_bytes: int) -> str:
@@ -75,14 +75,14 @@ def _query_value(query: bytes, key: str) -> bytes | None:
     return values[0] if values else None
 
 
-def _claim(query: bytes) -> Claim | None:
+def _resume_claim(query: bytes) -> ResumeClaim | None:
     token = _query_value(query, "resume")
     if token is None:
         return None
     seen = _query_value(query, "seen") or b""
     if not (seen.isdigit() and len(seen) <= _MOST_DIGITS):
         raise Refused(400, "seen: has to be the number of messages received so far, beside resume")
-    return Claim(token, int(seen))
+    return ResumeClaim(token, int(seen))
 
 
 def _metadata(query: bytes, max_bytes: int) -> bytes | None:

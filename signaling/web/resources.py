@@ -14,7 +14,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from signaling.admission.origins import Origins
-from signaling.core.join_request import Join
+from signaling.core.join_request import JoinRequest
 from signaling.errors import Refused
 from signaling.limits import Limits
 from signaling.web.credentials import without_secrets
@@ -42,7 +42,7 @@ class Upgradable(Protocol):
     def connectionLost(self, reason: Any) -> None:
         """Hear of the end."""
 
-    def join(self, join: Join, key: bytes, values: HeaderValues) -> None:
+    def join(self, request: JoinRequest, key: bytes, values: HeaderValues) -> None:
         """Accept the handshake and join the topic, or refuse it where the server or the client's address is full."""
 
     def leaveWeb(self) -> None:
@@ -71,10 +71,13 @@ class UpgradableFactory(Protocol):
     def unready_reasons(self) -> dict[str, list[str]]:
         """Why a balancer should send newcomers elsewhere, by what is checked."""
 
+    def doStart(self) -> None:
+        """Start, as for a port that begins to listen."""
+
     def buildProtocol(self, addr: Any) -> Upgradable:
         """Make a connection."""
 
-    def check(self, segment: bytes, query: bytes, values: HeaderValues) -> tuple[Join, bytes]:
+    def check(self, segment: bytes, query: bytes, values: HeaderValues) -> tuple[JoinRequest, bytes]:
         """Check a request; raises ``Refused``."""
 
     def handshakeRefused(self, address: Any, refused: Refused) -> None:
@@ -199,13 +202,8 @@ class PageResource(Endpoint):
         return answer_body(request, self._page.body)
 
 
-class SignalingResource(Endpoint):
-    """Mounts a signaling server in any ``twisted.web`` site: ``root.putChild(b"ws", SignalingResource(factory))``.
-
-    Args:
-        factory: a ``SignalingFactory``; its bounds hold, but what comes before a complete request, and how large that
-            may be, is the site's.
-    """
+class TopicResource(Endpoint):
+    """Opens a connection to the topic that the path names."""
 
     def check_path(self, segments: list[bytes]) -> None:
         """Accept exactly one segment, which is the topic."""
@@ -229,6 +227,20 @@ class SignalingResource(Endpoint):
         connection = _take_over(request, self._factory)
         connection.join(join, key, values)
         return NOT_DONE_YET
+
+
+class SignalingResource(TopicResource):
+    """Mounts a signaling server in any ``twisted.web`` site: ``root.putChild(b"ws", SignalingResource(factory))``.
+
+    Args:
+        factory: a ``SignalingFactory``; its bounds hold, but what comes before a complete request, and how large that
+            may be, is the site's.
+    """
+
+    def __init__(self, factory: UpgradableFactory) -> None:
+        super().__init__(factory)
+        # A site of its own has a port that does this.
+        factory.doStart()
 
 
 class BoundedRequest(Request):
@@ -434,7 +446,7 @@ class SignalingSite(Site):
         root.getChild = lambda path, request: NotFound(factory)  # type: ignore[method-assign]
         root.putChild(b"healthz", Health(factory))
         root.putChild(b"readyz", Readiness(factory))
-        root.putChild(b"ws", SignalingResource(factory))
+        root.putChild(b"ws", TopicResource(factory))
         for path, page in served.items():
             root.putChild(path.encode(), PageResource(factory, page))
         super().__init__(root, requestFactory=BoundedRequest, reactor=reactor, timeout=limits.handshake_timeout_seconds)

@@ -5,8 +5,7 @@ control frames mean, is left to Autobahn's state machine.
 The handshake is ours (Autobahn's own HTTP is neither bounded nor exact), and so are the bounded queue in front of the
 transport, deadlines that share a timer, and closings that let the other end read why.
 
-All that depends on the insides of Autobahn and Twisted stands here. It is tried once at import; where the installed
-versions do not fit, or where ``SIGNALING_FAST_PATH=off`` is set, all frames are left to Autobahn.
+If ``SIGNALING_FAST_PATH=off`` is set, or if the installed Autobahn is not as expected, all frames are left to it.
 """
 
 from __future__ import annotations
@@ -14,37 +13,32 @@ from __future__ import annotations
 import os
 from base64 import b64encode
 from contextlib import suppress
-from functools import cached_property
 from hashlib import sha1
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
-from autobahn.websocket.protocol import FrameHeader
-from autobahn.websocket.utf8validator import Utf8Validator
-from twisted.internet import tcp
+from autobahn.twisted.websocket import WebSocketServerFactory
 from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.protocol import connectionDone
-from twisted.internet.task import Clock as FakeClock
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from signaling.errors import Ending, Refused
+from signaling.errors import LeaveReason, Refused
 from signaling.limits import Limits
 from signaling.timing.clock import Clock
 from signaling.timing.fair_scheduler import FairScheduler
 from signaling.timing.timeouts import Timeouts
+from signaling.transport.private_api import FITS, AutobahnProtocol, DirectWrites, pending_bytes, with_initial_state
 from signaling.websocket.frames import CLOSE, INCOMPLETE, PING, PONG, TEXT, Frame, close_frame, frame, masked_frame_at
 from signaling.websocket.handshake import check_upgrade
 from signaling.websocket.outbound_queue import OutboundQueue
+from signaling.websocket.read_pause import ReadPause
 from signaling.websocket.request_head import Head, take_head
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
 GOING_AWAY = 1001
-_PROTOCOL_ERROR = 1002
-_INVALID_PAYLOAD = 1007
 _END_OF_HEAD = b"\r\n\r\n"
 _ACCEPTED = (
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -62,7 +56,7 @@ _TURNS_PER_PASS = 4
 R = TypeVar("R")
 
 
-class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
+class LeanWebSocketProtocol(AutobahnProtocol, DirectWrites, Generic[R]):
     """One connection: its handshake, its frames, its queue, its end.
 
     An application overrides ``requestReceived`` to look at the request, and ``onOpen``, ``onMessage``, ``onClose`` as
@@ -74,29 +68,21 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         ending: the same, for a counter.
         said_goodbye: whether either end sent a close frame.
         subprotocol: that the handshake answers; empty for none.
-        holds_messages: whether the application is not ready for messages; set in ``onOpen``.
     """
 
-    fast: ClassVar[bool] = False
+    fast: ClassVar[bool] = FITS["frames"] and os.environ.get("SIGNALING_FAST_PATH", "on") != "off"
     factory: LeanWebSocketFactory
-    data: bytes
-    message_data: bytearray | None
     end_reason = "the connection was lost"
-    ending = Ending.LOST
+    ending = LeaveReason.CONNECTION_LOST
     said_goodbye = False
     subprotocol = b""
-    holds_messages = False
-    inside_message = False
-    current_frame: FrameHeader | None = None
-    websocket_version = 13
-    _reading_stopped = False
+    _read_pauses = 0
     _pongs_due = 0
     _buffered_bytes = 0
     _taken_bytes = 0
     _key = b""
     _queue: OutboundQueue[R] | None = None
     _corked: list[bytes] | None = None
-    _socket: Any = None
 
     def __init__(self) -> None:
         if not self.fast:
@@ -106,11 +92,10 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         """Start the deadline of the handshake."""
         if not self.fast:
             super().connectionMade()
-        elif type(self.transport) is tcp.Server:
-            self._socket = self.transport.socket
+        else:
+            self.use_socket()
         _set_no_delay(self.transport)
-        self.factory.connections.add(self)
-        self.factory.handshakes.set(self)
+        self.factory.connection_made(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Forget the connection, after ``onUndelivered`` and ``onClose`` were told."""
@@ -119,11 +104,10 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         self.factory.closings.clear(self)
         self.factory.connections.discard(self)
         self._abandon_queue()
-        self._socket = None
+        self.forget_socket()
         self.onClose(self.wasClean, self.remoteCloseCode, self.remoteCloseReason)
         if not self.factory.connections:
             self.factory.rest()
-        self.factory.connection_gone()
 
     # The handshake
 
@@ -132,10 +116,10 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         if self.state == self.STATE_OPEN:
             self.data = self.data + data if self.data else data
             # TLS delivers what it has decrypted already.
-            if not self._reading_stopped:
+            if not self._read_pauses:
                 self.consumeData()
         elif self.state == self.STATE_CONNECTING:
-            if self._reading_stopped:
+            if self._read_pauses:
                 self.data += data
             else:
                 self._collect_request(data)
@@ -183,9 +167,9 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
             self.onOpen()
         finally:
             self.factory.uncork()
-        if self._must_wait:
-            self._stop_reading()
-        elif self.data or self._reading_stopped:
+        if self._read_pauses:
+            self.resume_reading(ReadPause.HANDSHAKE)
+        elif self.data:
             self.consumeData()
 
     def acceptInTurn(self, key: bytes) -> None:
@@ -195,7 +179,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
             key: the checked ``Sec-WebSocket-Key``.
         """
         self._key = key
-        self._stop_reading()
+        self.pause_reading(ReadPause.HANDSHAKE)
         self.factory.turns.add(self)
 
     def takeTurn(self) -> None:
@@ -211,8 +195,10 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         """Go on with what waited."""
         if self.state == self.STATE_CONNECTING:
             self.accept(self._key)
-        else:
+        elif self._read_pauses == ReadPause.TURN:
             self.consumeData()
+        else:
+            self._read_pauses &= ~ReadPause.TURN
 
     def refuse(self, refused: Refused) -> None:
         """Answer the request with an HTTP error and end the connection; nothing where that was done already."""
@@ -239,8 +225,32 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
 
     # Reading
 
+    def pause_reading(self, reason: ReadPause) -> None:
+        """Stop reading until ``resume_reading`` was called for ``reason``, and for every other one.
+
+        Nothing happens once the connection is closing: the other end's close would go unnoticed.
+        """
+        if self.state not in (self.STATE_CONNECTING, self.STATE_OPEN):
+            return
+        if not self._read_pauses:
+            self.transport.pauseProducing()
+        self._read_pauses |= reason
+
+    def resume_reading(self, reason: ReadPause) -> None:
+        """Remove a reason not to read; after the last one, handle what was read before, in turn, and read on."""
+        if not self._read_pauses & reason:
+            return
+        self._read_pauses &= ~reason
+        if self._read_pauses:
+            return
+        if self.data and self.state == self.STATE_OPEN:
+            self._read_pauses = ReadPause.TURN
+            self.factory.turns.add(self)
+        else:
+            self.transport.resumeProducing()
+
     def consumeData(self) -> None:
-        """Process what was read, for one turn, as long as there is room for its answers."""
+        """Process what was read, for one turn, or until there is a reason to pause."""
         more: bool | None = None
         if self.fast and self.current_frame is None and not self.inside_message:
             more = self._read_whole_frames()
@@ -248,13 +258,14 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
             more = self._read_frames()
         if self.state != self.STATE_OPEN:
             self.data = b""
-        elif not more:
-            if self._reading_stopped:
-                self._resume_reading()
-        else:
-            self._stop_reading()
-            if not self._must_wait:
-                self.factory.turns.add(self)
+        elif self._read_pauses > ReadPause.TURN:
+            self._read_pauses &= ~ReadPause.TURN
+        elif more:
+            self.pause_reading(ReadPause.TURN)
+            self.factory.turns.add(self)
+        elif self._read_pauses:
+            self._read_pauses = 0
+            self.transport.resumeProducing()
 
     def _read_whole_frames(self) -> bool | None:
         """Handle the whole text messages and control frames in front of what was read.
@@ -270,7 +281,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         opcode, payload, end = found
         if end == len(data):
             self._take_frame(opcode, payload)
-            return self._must_wait
+            return False
         self.factory.cork()
         try:
             return self._read_burst(data, found)
@@ -280,7 +291,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
     def _read_burst(self, data: bytes, found: Frame) -> bool | None:
         upcoming: Frame | None = found
         for _ in range(_FRAMES_PER_TURN):
-            if upcoming is None or upcoming is INCOMPLETE or self._must_wait:
+            if upcoming is None or upcoming is INCOMPLETE or self._read_pauses > ReadPause.TURN:
                 break
             opcode, payload, end = upcoming
             self._take_frame(opcode, payload)
@@ -290,16 +301,13 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         self.data = data[end:]
         if self.data and (upcoming is None or upcoming is INCOMPLETE):
             return None
-        return bool(self.data) or self._must_wait
+        return bool(self.data)
 
     def _take_frame(self, opcode: int, payload: bytes) -> None:
         if opcode == TEXT:
             self.onMessage(payload, False)
             return
-        self.current_frame = FrameHeader(opcode, True, 0, len(payload), None)
-        self.control_frame_data = [payload]
-        self.processControlFrame()
-        self.current_frame = None
+        self.handle_control_frame(opcode, payload)
 
     def _read_frames(self) -> bool:
         """Let Autobahn handle what was read; returns whether there is more to do in another turn."""
@@ -307,7 +315,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         data, at = self.data, _PIECE
         self.data = data[:at]
         for _ in range(_STEPS_PER_TURN):
-            if self.state != self.STATE_OPEN or self._must_wait:
+            if self.state != self.STATE_OPEN or self._read_pauses > ReadPause.TURN:
                 break
             if not self.processData():
                 if at >= len(data):
@@ -316,42 +324,6 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
                 at += _PIECE
         self.data += data[at:]
         return True
-
-    @property
-    def _must_wait(self) -> bool:
-        return self.holds_messages or (self._queue is not None and self._queue.overfull)
-
-    def _stop_reading(self) -> None:
-        if not self._reading_stopped:
-            self._reading_stopped = True
-            self.transport.pauseProducing()
-
-    def _resume_reading(self) -> None:
-        if self._reading_stopped:
-            self._reading_stopped = False
-            self.transport.resumeProducing()
-
-    def onMessageBegin(self, isBinary: bool) -> None:
-        """Start a message; Autobahn would keep its pieces apart, at fifty bytes for each."""
-        self.message_is_binary = isBinary
-        self.message_data = bytearray()
-        self.message_data_total_length = 0
-
-    def onMessageFrameData(self, payload: bytes) -> None:
-        """Keep what a frame brought."""
-        if self.message_data is not None and not self.failedByMe:
-            self.message_data += payload
-
-    def onMessageFrameEnd(self) -> None:
-        """Count a fragment; the last one is counted as the message."""
-        if self.current_frame is not None and not self.current_frame.fin:
-            self.onOverhead()
-
-    def onMessageEnd(self) -> None:
-        """Hand a whole message over, without the event that Autobahn fires besides."""
-        message, self.message_data = self.message_data, None
-        if message is not None and not self.failedByMe:
-            self.onMessage(bytes(message), self.message_is_binary)
 
     def onPing(self, payload: bytes) -> None:
         """Answer a ping in its turn; Autobahn would write past the queue."""
@@ -389,13 +361,15 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
             return
         if self._queue is not None:
             self._queue.answer(frame)
+            if self._queue.overfull:
+                self.pause_reading(ReadPause.QUEUE_FULL)
         else:
             self._put(frame)
 
     def _put(self, frame: bytes) -> None:
         corked = self.factory.corked
         if corked is None:
-            self._write(frame)
+            self.write_now(frame)
         elif self._corked is None:
             self._corked = [frame]
             corked.append(self)
@@ -406,23 +380,13 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         """Write in one piece what came out of one burst."""
         frames, self._corked = self._corked, None
         if frames:
-            self._write(b"".join(frames))
+            self.write_now(b"".join(frames))
 
-    def _write(self, data: bytes) -> None:
-        """Write to the socket at once where nothing waits; the reactor would do it in another pass."""
-        transport = self.transport
-        if self._socket is not None and not transport.dataBuffer and not transport._tempDataBuffer:
-            try:
-                sent = self._socket.send(data)
-            except OSError:
-                # Full, or broken: the transport finds out in its own way.
-                sent = 0
-            if sent == len(data):
-                return
-            data = data[sent:]
+    def write_to_transport(self, data: bytes) -> None:
+        """Write to the transport, with a write timeout."""
         waited = self.pending_bytes
         self._buffered_bytes += len(data)
-        transport.write(data)
+        super().write_to_transport(data)
         if not waited and self.state == self.STATE_OPEN:
             self._watch_progress()
 
@@ -434,7 +398,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
     @property
     def pending_bytes(self) -> int:
         """What the transport holds and the other end has not taken."""
-        return _pending_bytes(self.transport)
+        return pending_bytes(self.transport)
 
     @property
     def blocked(self) -> bool:
@@ -451,7 +415,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         if self._queue is None:
             limits = self.factory.limits
             self._queue = OutboundQueue(
-                self._write, self.onWritten, limits.high_water_messages, limits.high_water_bytes
+                self.write_now, self.onWritten, limits.high_water_messages, limits.high_water_bytes
             )
         self._queue.block()
         self._watch_progress()
@@ -465,8 +429,8 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
             self._queue.unblock()
             if not self._queue.blocked:
                 self._queue = None
-        if self._reading_stopped and not self._must_wait:
-            self.consumeData()
+        if self._read_pauses and not (self._queue is not None and self._queue.overfull):
+            self.resume_reading(ReadPause.QUEUE_FULL)
 
     def stopProducing(self) -> None:
         """Hear from the transport that it is gone; ``connectionLost`` follows."""
@@ -479,7 +443,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         if self._buffered_bytes - pending > self._taken_bytes:
             self._watch_progress()
         else:
-            self.ending = Ending.STALLED
+            self.ending = LeaveReason.WRITE_TIMEOUT
             self.cut(f"it took nothing for {self.factory.limits.write_timeout_seconds:g} s")
 
     def ping(self) -> None:
@@ -504,7 +468,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
 
     def pongLate(self) -> None:
         """Cut the connection off, because it gave no sign of life."""
-        self.ending = Ending.NO_PONG
+        self.ending = LeaveReason.PING_TIMEOUT
         self.cut(f"no pong within {self.factory.limits.ping_timeout_seconds:g} s")
 
     # The end
@@ -523,9 +487,9 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         if self.state != self.STATE_OPEN:
             return
         self.uncork()
-        self._write(close_frame(code, reason))
+        self.write_now(close_frame(code, reason))
         self.said_goodbye = True
-        self.ending = Ending.FAILED
+        self.ending = LeaveReason.CLOSED_BY_SERVER
         self.end_reason = f"closed with {code}: {reason}"
         self.endGently()
 
@@ -541,7 +505,7 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         """End the connection because the server stops."""
         if self.state == self.STATE_OPEN:
             self.close(code, "the server is stopping")
-            self.ending = Ending.STOPPING
+            self.ending = LeaveReason.SHUTDOWN
         elif self.state == self.STATE_CONNECTING:
             self._full_close()
 
@@ -588,7 +552,9 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
         self.factory.closings.set(self)
         # A transport with a producer never closes; one that is not read never notices that the other end did.
         self.transport.unregisterProducer()
-        self._resume_reading()
+        if self._read_pauses:
+            self._read_pauses = 0
+            self.transport.resumeProducing()
         self._abandon_queue()
 
     def takeUndelivered(self) -> list[R]:
@@ -612,27 +578,15 @@ class LeanWebSocketProtocol(WebSocketServerProtocol, Generic[R]):
     def sendCloseFrame(self, code: int | None = None, reasonUtf8: bytes | None = None, isReply: bool = False) -> None:
         """Answer the other end's close frame, behind what was written before."""
         self.uncork()
-        self._write(frame(CLOSE, b"" if code is None else code.to_bytes(2, "big") + (reasonUtf8 or b"")))
+        self.write_now(frame(CLOSE, b"" if code is None else code.to_bytes(2, "big") + (reasonUtf8 or b"")))
         self.state = self.STATE_CLOSING
         self.said_goodbye = True
 
     def dropConnection(self, abort: bool = False) -> None:
         """End the connection after the other end's close frame was answered."""
-        self.ending = Ending.CLOSED
+        self.ending = LeaveReason.CLOSED
         self.end_reason = f"closed by the peer with {self.remoteCloseCode or 'no code'}"
         self._full_close()
-
-    def _fail_connection(self, code: int = GOING_AWAY, reason: str = "") -> None:
-        self.failedByMe = True
-        self.close(code, reason)
-
-    def _protocol_violation(self, reason: str) -> bool:
-        self._fail_connection(_PROTOCOL_ERROR, reason)
-        return True
-
-    def _invalid_payload(self, reason: str) -> bool:
-        self._fail_connection(_INVALID_PAYLOAD, reason)
-        return True
 
 
 class LeanWebSocketFactory(WebSocketServerFactory):
@@ -682,13 +636,18 @@ class LeanWebSocketFactory(WebSocketServerFactory):
         """Make a connection of the class ``protocol``, with Autobahn's initial state in the class."""
         if self.protocol is not self._prepared_from:
             self._prepared_from = self.protocol
-            self._prepared = _with_initial_state(self.protocol, self) if self.protocol.fast else self.protocol
+            self._prepared = with_initial_state(self.protocol, self) if self.protocol.fast else self.protocol
         connection = self._prepared()
         connection.factory = self
         return connection
 
+    def connection_made(self, connection: Any) -> None:
+        """Take a new connection, and start its handshake timeout."""
+        self.connections.add(connection)
+        self.handshakes.set(connection)
+
     def rest(self) -> None:
-        """Leave no timer behind when nobody is there; an application's own tests would find the reactor dirty."""
+        """Leave no timer behind when the last connection is gone; an application's tests would find a dirty reactor."""
         for deadlines in (self.handshakes, self.pings, self.pongs, self.stalls, self.closings):
             deadlines.rest()
 
@@ -702,92 +661,8 @@ class LeanWebSocketFactory(WebSocketServerFactory):
         for connection in held:
             connection.uncork()
 
-    def connection_gone(self) -> None:
-        """Hear that a connection ended; for an application to override."""
-
-
-def _with_initial_state(protocol: Any, factory: LeanWebSocketFactory) -> Any:
-    """Make what Autobahn sets anew in each connection class attributes, which cost a connection nothing."""
-    sample = WebSocketServerProtocol()
-    sample.factory = factory
-    sample._connectionMade()
-    factory.countConnections = 0
-    state = {name: value for name, value in vars(sample).items() if name not in ("factory", "utf8validator")}
-    # The one thing of these that each connection needs for itself, and only for what Autobahn reads.
-    validator = cached_property(lambda _: Utf8Validator())
-    return type(protocol.__name__, (protocol,), {**state, "utf8validator": validator, "__doc__": protocol.__doc__})
-
 
 def _set_no_delay(transport: Any) -> None:
     # A UNIX socket has no such option, and delays nothing.
     with suppress(AttributeError, OSError):
         transport.setTcpNoDelay(True)
-
-
-def _pending_bytes(transport: Any) -> int:
-    """Return what the transport holds in its own buffer, through the wrappers of TLS and the PROXY protocol.
-
-    Twisted does not publish it. A transport that keeps it elsewhere seems never to progress: it has the write timeout
-    for all that it holds.
-    """
-    while not hasattr(transport, "dataBuffer"):
-        transport = getattr(transport, "transport", None)
-        if transport is None:
-            return 0
-    return int(len(transport.dataBuffer) - transport.offset + transport._tempDataLen)
-
-
-class _Trial(LeanWebSocketProtocol[None]):
-    """Tries the fast path, and Autobahn behind it."""
-
-    fast = True
-
-    def onMessage(self, payload: bytes, isBinary: bool) -> None:
-        self.answer(payload)
-
-
-class _TrialFactory(LeanWebSocketFactory):
-    protocol = _Trial
-
-
-class _TrialTransport:
-    """Keeps what was written."""
-
-    dataBuffer = b""
-    offset = _tempDataLen = 0
-
-    def __init__(self) -> None:
-        self.written: list[bytes] = []
-
-    def write(self, data: bytes) -> None:
-        self.written.append(data)
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args: None
-
-
-_TRIAL_FRAMES = (
-    b"\x81\x85\0\0\0\0whole\x01\x84\0\0\0\0frag\x89\x81\0\0\0\0p\x80\x84\0\0\0\0ment\x88\x82\0\0\0\0\x03\xe8"
-)
-_TRIAL_ANSWERS = [b"whole", b"\x8a\x01p", b"fragment", b"\x88\x02\x03\xe8"]
-
-
-def _insides_fit() -> bool:
-    """Tell whether the fast path works with the versions of Autobahn and Twisted that are installed."""
-    try:
-        factory = _TrialFactory(Limits(), FakeClock())
-        connection = factory.buildProtocol(None)
-        connection.makeConnection(_TrialTransport())
-        connection.accept(b"")
-        connection.transport.written.clear()
-        connection.dataReceived(_TRIAL_FRAMES)
-        descriptor_fits = tcp.Server.dataBuffer == b"" and "_tempDataBuffer" in tcp.Server.doWrite.__code__.co_names
-        return connection.transport.written == _TRIAL_ANSWERS and descriptor_fits
-    except Exception:
-        return False
-
-
-if os.environ.get("SIGNALING_FAST_PATH", "on") != "off":
-    LeanWebSocketProtocol.fast = _insides_fit()
-    if not LeanWebSocketProtocol.fast:
-        _log.warn("the fast path does not fit this Autobahn or Twisted: every frame is left to Autobahn")

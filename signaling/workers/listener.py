@@ -7,22 +7,24 @@ lets nobody join. For the connections that it has not given away the bounds of t
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from twisted.internet import tcp
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort, IReadDescriptor, IStreamServerEndpoint
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.internet.protocol import Factory, Protocol
 from zope.interface import implementer
 
 from signaling.admission import file_limits
-from signaling.admission.connection_limits import Admission
+from signaling.admission.connection_limits import ConnectionLimits
 from signaling.errors import StartError
 from signaling.server.address_text import address_text
 from signaling.server.endpoints import Listener
 from signaling.server.factory import SignalingFactory
+from signaling.transport.private_api import speaks_proxy_protocol
 from signaling.workers.supervisor import ABOUT, Plan, Workers
 from signaling.workers.topic_router import ELSEWHERE, Router
 
@@ -47,7 +49,7 @@ class Dispatcher(SignalingFactory):
         super().__init__(**how)
         # Fewer connections than a worker has: some of the files are the workers'.
         files = file_limits.file_limit(self.reactor) - _FILES_OF_A_WORKER * plan.count
-        self.admission = Admission(self.limits, max(1, files), self.reactor.seconds)
+        self.connection_limits = ConnectionLimits(self.limits, max(1, files), self.reactor.seconds)
         self.router = Router(plan.count, self.limits)
         self.workers = Workers(self.reactor, plan, self.events)
         self.site.most_requests = 1
@@ -62,26 +64,29 @@ class Dispatcher(SignalingFactory):
         own, workers = super().unready_reasons, self.workers
         return own if own["drain"] else {**own, "workers": workers.missing, "backplane": workers.unready_reasons}
 
-    def drain(self) -> Deferred[None]:
-        """End this process's connections, and let the workers close their peers and end."""
-        drained = gatherResults([super().drain(), self.workers.drain()])
-        return drained.addCallback(lambda _: None)
+    def drain_started(self) -> Iterable[Callable[[], object]]:
+        """Let the workers close their peers and end."""
+        self.workers.drain()
+        return ()
 
-    def abort(self) -> None:
-        """End every connection at once, here and in the workers."""
-        super().abort()
+    def last_connection_lost(self) -> Deferred[None]:
+        """Wait for the workers."""
+        return self.workers.drain()
+
+    def abort_rest(self) -> None:
+        """End every connection of the workers at once."""
         self.workers.hurry()
 
     def arrive(self, connection: socket.socket, protocol: Any, address: Any, port: Any, *rest: Any) -> Arrival:
         """Take a connection in place of a transport; ``twisted.internet.tcp.Port.transport`` tells of the arguments."""
 
         def serve() -> Any:
-            answering = self.buildProtocol(port._buildAddr(address))
+            answering = self.buildProtocol(_peer_address(port, address))
             transport: Any = type(port).transport(connection, answering, address, port, *rest)
             answering.makeConnection(transport)
             return answering
 
-        return Arrival(self, connection, lambda: address_text(port._buildAddr(address)), serve)
+        return Arrival(self, connection, lambda: address_text(_peer_address(port, address)), serve)
 
 
 @implementer(IReadDescriptor)
@@ -110,9 +115,7 @@ class Arrival:
         self._since = 0.0
         self._worker: int | None = None
         self._ours = True
-        dispatcher.connections.add(self)  # type: ignore[arg-type]
-        dispatcher.handshakes.set(self)
-        dispatcher.make_room(self, address)  # type: ignore[arg-type]
+        dispatcher.gate.open(self, address)  # type: ignore[arg-type]
         # Most requests are there already, and then the reactor need not hear of this connection.
         if self.doRead() is not None:
             self._close()
@@ -167,17 +170,14 @@ class Arrival:
         """Close this process's descriptor, and leave the connection alone."""
         self._leave()
         self._socket.close()
-        self._dispatcher.connection_gone()
+        self._dispatcher.shutdown.connection_lost()
 
     # The end
 
     def _leave(self) -> None:
         """Be no connection of the dispatcher's any more."""
-        dispatcher = self._dispatcher
         self._ours = False
-        dispatcher.handshakes.clear(self)
-        dispatcher.unjoined.discard(self)  # type: ignore[arg-type]
-        dispatcher.connections.discard(self)
+        self._dispatcher.gate.remove(self)  # type: ignore[arg-type]
 
     def _close(self) -> None:
         if not self._ours:
@@ -188,7 +188,7 @@ class Arrival:
         else:
             self._dispatcher.workers[self._worker].forget(self)
         self._socket.close()
-        self._dispatcher.connection_gone()
+        self._dispatcher.shutdown.connection_lost()
 
     def connectionLost(self, reason: Any) -> None:
         """Hear that the client is gone."""
@@ -209,12 +209,20 @@ class Arrival:
     def handshakeLate(self) -> None:
         """End it because its request, or its worker, did not come in time."""
         dispatcher = self._dispatcher
-        dispatcher.counters.requests_late += 1
+        dispatcher.counters.handshake_timeouts += 1
         reason = f"no complete request within {dispatcher.limits.handshake_timeout_seconds:g} s"
         if self._worker is not None:
             reason = f"{dispatcher.workers[self._worker].state or 'its worker took no connections'}"
         dispatcher.events.refused(self._address(), None, reason)
         self._close()
+
+
+def _peer_address(port: tcp.Port, address: Any) -> Any:
+    """Return the ``IAddress`` provider of the other end of a connection that was accepted."""
+    if port.addressFamily == socket.AF_UNIX:
+        return UNIXAddress(address)
+    kind = IPv6Address if port.addressFamily == socket.AF_INET6 else IPv4Address
+    return kind("TCP", *address)
 
 
 class _Arrivals(Factory):
@@ -270,7 +278,7 @@ def peeked(listener: Listener) -> Listener:
             f"{listener.where}: --workers cannot read what is encrypted here; end TLS at a proxy in front"
             " (docs/proxies.md), or run without --workers"
         )
-    if hasattr(listener.endpoint, "_wrappedEndpoint"):
+    if speaks_proxy_protocol(listener.endpoint):
         raise StartError(
             f"{listener.where}: --workers does not read the PROXY protocol; let the proxy send X-Forwarded-For"
             " (--trusted-proxy), or run without --workers"

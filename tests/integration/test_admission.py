@@ -12,7 +12,8 @@ from twisted.protocols.haproxy._wrapper import HAProxyWrappingFactory
 from websockets.frames import Frame, Opcode
 
 from signaling.limits import FRAMES_PER_TOKEN
-from tests.integration.harness import Connection, Harness, MemoryTransport, Peer, upgrade
+from tests.harness.memory_transport import MemoryTransport
+from tests.integration.harness import Connection, Harness, Peer, upgrade
 
 MakeHarness = Callable[..., Harness]
 
@@ -295,7 +296,7 @@ def test_what_is_rate_limited_names_its_message(make_harness: MakeHarness) -> No
     harness.advance(1)
     peer.say_frame(Frame(Opcode.BINARY, b"x"))
     assert [answer["code"] for answer in peer.heard()] == ["rate_limited"]
-    assert harness.counters.refused == {"rate_limited": 2}
+    assert harness.counters.errors_sent == {"rate_limited": 2}
 
 
 def test_who_keeps_on_regardless_is_closed(make_harness: MakeHarness) -> None:

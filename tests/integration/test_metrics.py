@@ -1,4 +1,4 @@
-"""What /metrics tells, and that it agrees with what happened."""
+"""/metrics of one process agrees with what happened."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.integration.harness import Harness
 METRICS = "GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 
 
-class Metered:
+class MeteredServer:
     """A server on a port of its own with metrics."""
 
     def __init__(self, **limits: float) -> None:
@@ -32,15 +32,15 @@ class Metered:
 
 
 @pytest.fixture
-def metered() -> Metered:
-    return Metered()
+def metered() -> MeteredServer:
+    return MeteredServer()
 
 
-def test_there_are_none_by_default() -> None:
+def test_metrics_are_off_by_default() -> None:
     assert Harness().request(METRICS)[0] == 404
 
 
-def test_a_call_is_counted(metered: Metered) -> None:
+def test_a_call_is_counted(metered: MeteredServer) -> None:
     caller, callee = metered.harness.join("room"), metered.harness.join("room")
     caller.offer(callee, "1")
     callee.say({"type": "answer", "to": caller.id, "payload": {"sdp": "x"}})
@@ -55,7 +55,7 @@ def test_a_call_is_counted(metered: Metered) -> None:
     assert now["relays_total", "accepted", "answer"] == 1
     assert now["relays_total", "accepted", "ice-candidate"] == 3
     assert now["relays_total", "target_not_found", "offer"] == 1
-    assert now["messages_refused_total", "invalid_type"] == 1
+    assert now["errors_sent_total", "invalid_type"] == 1
     assert now["topic_peers_bucket", "2.0"] == 1
     assert now["topic_peers_bucket", "1.0"] == 0
     assert now["topic_peers_count",] == 1
@@ -63,10 +63,10 @@ def test_a_call_is_counted(metered: Metered) -> None:
     caller.leave()
     callee.reset()
     then = metered.scrape()
-    assert (then["leaves_total", "closed"], then["leaves_total", "lost"], then["topics",]) == (1, 1, 0)
+    assert (then["leaves_total", "closed"], then["leaves_total", "connection_lost"], then["topics",]) == (1, 1, 0)
 
 
-def test_refused_handshakes_are_counted_by_their_status(metered: Metered) -> None:
+def test_refused_handshakes_are_counted_by_their_status(metered: MeteredServer) -> None:
     metered.harness.peer("/ws/")
     metered.harness.peer("/ws/room?metadata=1")
     metered.harness.connect().send(b"GET")
@@ -74,23 +74,23 @@ def test_refused_handshakes_are_counted_by_their_status(metered: Metered) -> Non
     now = metered.scrape()
     assert now["handshakes_total", "404"] == 1
     assert now["handshakes_total", "400"] == 1
-    assert now["handshakes_total", "late"] == 1
+    assert now["handshakes_total", "timeout"] == 1
 
 
-def test_a_full_queue_is_measured() -> None:
-    metered = Metered(high_water_messages=4)
+def test_the_depth_of_a_full_queue_is_measured() -> None:
+    metered = MeteredServer(high_water_messages=4)
     sender, reader = metered.harness.join("room"), metered.harness.join("room")
     reader.stall()
     for number in range(12):
         sender.offer(reader, str(number), "x" * 60_000)
     now = metered.scrape()
-    refused = now["relays_total", "dropped", "offer"]
-    assert refused > 0
-    assert now["queue_depth_at_refusal_count",] == refused
-    assert 0 < now["relays_waiting",] < 12 - refused
+    dropped = now["relays_total", "dropped", "offer"]
+    assert dropped > 0
+    assert now["queue_depth_at_drop_count",] == dropped
+    assert 0 < now["relays_queued",] < 12 - dropped
 
 
-def test_the_time_from_a_ping_to_its_pong_is_measured(metered: Metered) -> None:
+def test_the_time_from_a_ping_to_its_pong_is_measured(metered: MeteredServer) -> None:
     metered.harness.join("room")
     metered.harness.advance(20)
     now = metered.scrape()
@@ -98,7 +98,7 @@ def test_the_time_from_a_ping_to_its_pong_is_measured(metered: Metered) -> None:
     assert now["ping_round_trip_seconds_bucket", "0.5"] == 1
 
 
-def test_a_reactor_that_is_late_is_noticed(metered: Metered) -> None:
+def test_the_lag_of_the_reactor_is_measured(metered: MeteredServer) -> None:
     metered.lag.start()
     metered.harness.clock.advance(1)
     metered.harness.clock.advance(4)
@@ -110,13 +110,13 @@ def test_a_reactor_that_is_late_is_noticed(metered: Metered) -> None:
     assert now["reactor_lag_seconds_bucket", "0.001"] == 2
 
 
-def test_readiness_is_told(metered: Metered) -> None:
+def test_readiness_is_a_metric(metered: MeteredServer) -> None:
     assert metered.scrape()["ready",] == 1
-    metered.harness.factory.retire()
+    metered.harness.factory.shutdown.become_unready()
     assert metered.scrape()["ready",] == 0
 
 
-def test_nothing_of_a_client_becomes_a_label(metered: Metered) -> None:
+def test_nothing_that_a_client_chooses_becomes_a_label(metered: MeteredServer) -> None:
     peer = metered.harness.join("a-topic-of-mine", {"name": "my-name"})
     peer.offer("a-target-of-mine", "an-id-of-mine")
     peer.say({"type": "a-type-of-mine", "to": peer.id})
@@ -129,14 +129,14 @@ def test_nothing_of_a_client_becomes_a_label(metered: Metered) -> None:
 @pytest.mark.parametrize(
     "accept", ["text/plain;version=abc", "application/openmetrics-text; version=1.0.0", "a,,;=", "\xff"]
 )
-def test_whatever_is_accepted_there_is_an_answer(metered: Metered, accept: str) -> None:
+def test_any_accept_header_gets_an_answer(metered: MeteredServer, accept: str) -> None:
     request = f"GET /metrics HTTP/1.1\r\nHost: a\r\nAccept: {accept}\r\n\r\n".encode("latin-1")
     status, _, body = metered.harness.request(request)
     assert status == 200
     assert "signaling_peers 0.0" in body
 
 
-def test_no_page_may_read_them(metered: Metered) -> None:
+def test_web_pages_may_not_read_metrics(metered: MeteredServer) -> None:
     origin = "Origin: https://other.example\r\n"
     _, headers, _ = metered.harness.request(f"GET /metrics HTTP/1.1\r\nHost: a\r\n{origin}\r\n")
     assert "access-control-allow-origin" not in headers
@@ -146,8 +146,8 @@ def test_no_page_may_read_them(metered: Metered) -> None:
     "accept",
     ["text/plain", "application/openmetrics-text;version=1.0.0", "application/openmetrics-text;version=1.0.%d"],
 )
-def test_scrapes_that_come_together_are_written_down_once(
-    metered: Metered, monkeypatch: pytest.MonkeyPatch, accept: str
+def test_simultaneous_scrapes_are_formatted_once(
+    metered: MeteredServer, monkeypatch: pytest.MonkeyPatch, accept: str
 ) -> None:
     collected = []
     collect = SignalingCollector.collect
@@ -161,7 +161,7 @@ def test_scrapes_that_come_together_are_written_down_once(
     assert all(b"signaling_joins_total 0.0" in scrape.received for scrape in scrapes)
 
 
-def test_a_scrape_that_is_given_up_harms_no_other(metered: Metered) -> None:
+def test_an_aborted_scrape_does_not_affect_another(metered: MeteredServer) -> None:
     given_up, other = metered.harness.connect(), metered.harness.connect()
     for scrape in (given_up, other):
         scrape.send_together(METRICS.encode())
@@ -170,7 +170,7 @@ def test_a_scrape_that_is_given_up_harms_no_other(metered: Metered) -> None:
     assert other.received.startswith(b"HTTP/1.1 200 ")
 
 
-def test_pipelined_scrapes_leave_the_reactor_to_others(metered: Metered) -> None:
+def test_pipelined_scrapes_do_not_block_other_connections(metered: MeteredServer) -> None:
     greedy, other = metered.harness.connect(), metered.harness.connect()
     greedy.send_together(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n" * 32)
     other.send_together(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -182,7 +182,7 @@ def test_pipelined_scrapes_leave_the_reactor_to_others(metered: Metered) -> None
     assert greedy.received.count(b"HTTP/1.1 200 ") == 32
 
 
-def test_a_head_has_the_length_and_no_body(metered: Metered) -> None:
+def test_a_head_has_the_length_and_no_body(metered: MeteredServer) -> None:
     status, headers, body = metered.harness.request(METRICS.replace("GET", "HEAD"))
     assert (status, body) == (200, "")
     assert int(headers["content-length"]) > 1000

@@ -176,7 +176,7 @@ def test_who_does_not_come_back_is_gone_after_the_window_and_its_senders_are_tol
     left, error = sorted(sender.heard(), key=lambda message: str(message["type"]), reverse=True)
     assert left == {"type": "peer-left", "peerId": guest.id}
     assert (error["code"], error["msgId"]) == ("dropped", "in vain")
-    assert harness.relays_waiting == 0
+    assert harness.relays_queued == 0
     assert harness.counters.relays_undelivered == 1
     welcome, *_ = guest.come_back()
     assert welcome["selfId"] != left["peerId"]
@@ -259,7 +259,7 @@ def test_a_welcome_that_never_arrived_leaves_the_token_good(harness: Harness) ->
     connection.vanish()
     connection.transport.protocol.dataReceived(request(f"resume={guest.token}&seen={guest.seen}"))
     harness.run()
-    assert harness.counters.resumed == 1
+    assert harness.counters.resumes == 1
     welcome, peer_list, offer = guest.come_back()
     assert welcome["resumed"]
     assert peer_list["type"] == "peer-list"
@@ -447,7 +447,7 @@ def test_nothing_is_missing_or_doubled_whatever_happens(steps: list[str], site: 
     assert sorted([*received, *dropped], key=int) == [str(number) for number in range(sent)]
     assert received == sorted(received, key=int)
     assert [event["type"] for event in observer.heard()] == []
-    assert harness.relays_waiting == 0
+    assert harness.relays_queued == 0
 
 
 def test_who_breaks_off_before_its_turn_gives_the_place_back(make_server: MakeHarness) -> None:
@@ -493,7 +493,7 @@ def test_questions_of_what_arrived_take_no_room_from_relays(make_harness: MakeHa
         sender.heard()
         for number in range(40):
             sender.offer(reader_id, str(number), "x" * 500)
-        waiting.append(harness.relays_waiting)
+        waiting.append(harness.relays_queued)
     assert waiting == [16, 16]
 
 

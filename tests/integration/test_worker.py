@@ -86,7 +86,7 @@ def listener() -> Iterator[Listener]:
     yield listener
     listener.end.close()
     listener.reactor.run()
-    listener.factory.abort()
+    listener.factory.shutdown.abort()
     listener.advance(1)
 
 
@@ -115,7 +115,7 @@ def test_the_deadline_goes_on_from_where_the_listener_began(listener: Listener) 
         assert is_open(client)
         listener.advance(0.25)
         assert not is_open(client)
-    assert listener.factory.counters.requests_late == 1
+    assert listener.factory.counters.handshake_timeouts == 1
 
 
 def test_a_peer_that_was_in_time_stays(listener: Listener) -> None:

@@ -73,7 +73,7 @@ class Way(OutboundQueue[Receipt]):
 
 def _written(receipt: Receipt) -> None:
     sender, msg_id = receipt
-    sender.written(msg_id)
+    sender.relay_written(msg_id)
 
 
 class Client:

@@ -72,7 +72,7 @@ class SimulatedNode:
         random = Random(story.random.random())
         # Events are announced at once, or take turns, or now this and now that.
         at_once = random.choice((0, 4, 256))
-        self.announcer = Announcer(self.process, self.counters.drop_events, offers_at_once=at_once)
+        self.announcer = Announcer(self.process, self.counters.count_dropped_events, offers_at_once=at_once)
         ids = SimulatedIds(lambda: 1_000_000 + int(story.now * 1000) + skew_ms, random)
         self.cluster = Cluster(self.engine, self.process, self.limits, prefix=PREFIX, ids=ids, choose=random)
         self.clients: dict[Client, None] = {}

@@ -7,9 +7,8 @@ from collections.abc import Callable, Collection, Mapping
 from math import inf
 from typing import Any
 
-from signaling.admission.connection_limits import Admission
 from signaling.core.interfaces import Forwarding, JoinTicket, OutgoingSession, Receipt
-from signaling.core.join_request import Claim, Join
+from signaling.core.join_request import JoinRequest, ResumeClaim
 from signaling.core.local_peers import LocalPeers
 from signaling.core.peer import Peer, return_undelivered
 from signaling.core.session import ResumablePeer, Sessions, proof
@@ -33,14 +32,14 @@ class Line(OutboundQueue[Receipt]):
         limits = node.limits
         super().__init__(
             self._write,
-            lambda receipt: receipt[0].written(receipt[1]),
+            lambda receipt: receipt[0].relay_written(receipt[1]),
             limits.high_water_messages,
             limits.high_water_bytes,
         )
         self.node = node
         self.traveller = traveller
         self.link = Link(node.story.everybody, self._arrived, node.story.latency)
-        self.place: Any = None
+        self.slot: Any = None
         self.said_goodbye = False
         self.peer: ResumablePeer | None = None
         # At the node's end, and at the other.
@@ -127,8 +126,8 @@ class Traveller(Client):
         self.node, self.line = node, Line(node, self)
         self.known = None
         self._story.trace(self.name, "connects to", node.name, self.topic, "as", self.id, self.seen)
-        claim = Claim(self.token, self.seen) if self.token else None
-        node.arrive(self.line, Join(self.topic, self.metadata_text, claim))
+        claim = ResumeClaim(self.token, self.seen) if self.token else None
+        node.arrive(self.line, JoinRequest(self.topic, self.metadata_text, claim))
 
     def lose(self, line: Line) -> None:
         """Notice that a connection ended, and make another soon."""
@@ -183,8 +182,7 @@ class TravelNode(SimulatedNode):
 
     def _local_peers(self) -> LocalPeers:
         self.lines: dict[Line, None] = {}
-        admission = Admission(self.limits, 10_000, self.process.seconds)
-        self.sessions = Sessions(self.limits, self.process, self.topics, admission, lambda peer, reason: None)
+        self.sessions = Sessions(self.limits, self.process, self.topics, lambda peer, reason: None)
         return LocalPeers(self.topics, self.announcer, self.counters, self._lend, self._moved)
 
     def _lend(self, peer: Peer, text: bytes) -> OutgoingSession | None:
@@ -197,11 +195,11 @@ class TravelNode(SimulatedNode):
             return {}
         return self.sessions.hand_over(peer, taken)
 
-    def arrive(self, line: Line, join: Join) -> None:
+    def arrive(self, line: Line, join: JoinRequest) -> None:
         self.lines[line] = None
         self.process.take(line, self._ask, (line, join))
 
-    def _ask(self, arrival: tuple[Line, Join]) -> None:
+    def _ask(self, arrival: tuple[Line, JoinRequest]) -> None:
         line, join = arrival
         if self.stopping:
             line.end()
@@ -210,7 +208,7 @@ class TravelNode(SimulatedNode):
         else:
             self._enter(line, join)
 
-    def _enter(self, line: Line, join: Join, *, late: bool = False) -> None:
+    def _enter(self, line: Line, join: JoinRequest, *, late: bool = False) -> None:
         def entered(entrant: JoinTicket) -> None:
             if line.ended:
                 self._turn_back(line, join, entrant)
@@ -221,25 +219,25 @@ class TravelNode(SimulatedNode):
 
         self.cluster.request_join(join.topic, join.metadata, entered, None if late else proof(join))
 
-    def _turn_back(self, line: Line, join: Join, entrant: JoinTicket) -> None:
+    def _turn_back(self, line: Line, join: JoinRequest, entrant: JoinTicket) -> None:
         peer = self._revive(line, join, entrant) if not self.stopping else None
         if peer is not None:
             self.sessions.keep(peer, None)
         self.cluster.finish_join(join.topic, entrant.id or "", joined=peer is not None)
 
-    def _revive(self, line: Line, join: Join, entrant: JoinTicket) -> ResumablePeer | None:
+    def _revive(self, line: Line, join: JoinRequest, entrant: JoinTicket) -> ResumablePeer | None:
         if entrant.session is None or join.claim is None:
             return None
         peer = self._new_peer(line, join, entrant)
         return peer if peer.revive(entrant.session, join.topic, join.claim) else None
 
-    def _new_peer(self, line: Line, join: Join, entrant: JoinTicket) -> ResumablePeer:
+    def _new_peer(self, line: Line, join: JoinRequest, entrant: JoinTicket) -> ResumablePeer:
         assert entrant.id is not None
         peer = ResumablePeer(entrant.id, join, self.topics, self.announcer, self.cluster, self.counters, self.limits)
         peer.go(line)
         return peer
 
-    def _open(self, line: Line, join: Join, entrant: JoinTicket | None) -> None:
+    def _open(self, line: Line, join: JoinRequest, entrant: JoinTicket | None) -> None:
         found = self.sessions.find(join)
         if found is not None:
             self.sessions.back(found)
@@ -255,7 +253,7 @@ class TravelNode(SimulatedNode):
         else:
             self._begin(line, join, entrant)
 
-    def _begin(self, line: Line, join: Join, entrant: JoinTicket) -> None:
+    def _begin(self, line: Line, join: JoinRequest, entrant: JoinTicket) -> None:
         assert entrant.id is not None
         if entrant.session is not None and join.claim is not None:
             revived = self._revive(line, join, entrant)
@@ -276,7 +274,7 @@ class TravelNode(SimulatedNode):
     def _ice_servers(self) -> bytes:
         return json.dumps(self.story.now).encode()
 
-    def _go_on(self, line: Line, peer: ResumablePeer, claim: Claim) -> None:
+    def _go_on(self, line: Line, peer: ResumablePeer, claim: ResumeClaim) -> None:
         way = peer.way
         if isinstance(way, Line) and way is not line:
             way.peer = None

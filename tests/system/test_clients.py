@@ -147,12 +147,12 @@ def test_sighup_reads_the_certificate_anew_and_drops_nobody(tmp_path: Path) -> N
             own = joined_id(peer)
             pem.write_bytes(self_signed())
             server.process.send_signal(signal.SIGHUP)
-            server.wait_for("the certificate was read anew")
+            server.wait_for("the certificate was reloaded")
             second = presented(server)
             assert second != first
             pem.write_text("no certificate")
             server.process.send_signal(signal.SIGHUP)
-            server.wait_for("the one before is kept")
+            server.wait_for("the old one stays in use")
             assert presented(server) == second
             peer.send(json.dumps({"type": "offer", "to": own}))
             assert receive(peer)["type"] == "offer"
@@ -161,7 +161,7 @@ def test_sighup_reads_the_certificate_anew_and_drops_nobody(tmp_path: Path) -> N
 def test_sighup_without_a_certificate_says_so() -> None:
     with running() as server:
         server.process.send_signal(signal.SIGHUP)
-        server.wait_for("there is no certificate to read")
+        server.wait_for("there is no certificate to reload")
         assert server.stop() == 0
 
 
@@ -171,7 +171,7 @@ def test_sighup_reaches_a_certificate_behind_the_proxy_protocol(tmp_path: Path) 
     listen = f"haproxy:ssl:0:interface=127.0.0.1:privateKey={pem}:certKey={pem}"
     with running(["--listen", listen]) as server:
         server.process.send_signal(signal.SIGHUP)
-        server.wait_for("the certificate was read anew")
+        server.wait_for("the certificate was reloaded")
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")

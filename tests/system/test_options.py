@@ -190,7 +190,7 @@ def test_relays_are_logged_at_debug() -> None:
     with running(["--port=0", "--log-level=debug"]) as server:
         call(server)
         server.wait_for(r"signaling#debug\] [0-9A-Z]{26} relayed ice-candidate of \d+ bytes to [0-9A-Z]{26}")
-        server.wait_for(r"signaling#debug\] [0-9A-Z]{26} was answered invalid_type: ")
+        server.wait_for(r"signaling#debug\] [0-9A-Z]{26} was sent the error invalid_type: ")
 
 
 def test_refused_handshakes_are_logged_with_their_reason() -> None:
@@ -242,7 +242,7 @@ def test_the_log_as_json_is_one_object_a_line_from_the_first_to_the_last() -> No
         server.end()
     lines = [json.loads(line) for line in server.lines]
     events = {line["event"]: line for line in lines}
-    assert events.keys() >= {"log", "listening", "joined", "relayed", "answered", "left", "signal"}
+    assert events.keys() >= {"log", "listening", "joined", "relayed", "error_sent", "left", "signal"}
     assert events["left"]["topic"] == "room"
     assert 0 <= events["left"]["duration"] < 60
     for secret in (SECRET_SDP, SECRET_CANDIDATE, SECRET_METADATA):

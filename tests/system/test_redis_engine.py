@@ -26,7 +26,8 @@ from signaling.backplane.redis.engine import RedisEngine
 from signaling.backplane.redis.scripts import Keys
 from signaling.backplane.redis.url import parse
 from signaling.errors import StartError
-from signaling.log.events import Events, format_json
+from signaling.log.events import Events
+from signaling.log.json_format import format_json
 from tests.harness.certificates import self_signed
 from tests.harness.fault_proxy import fault_proxy
 from tests.harness.redis import redis_running, sentinel_running
@@ -194,7 +195,7 @@ class WaysInTests(EngineCase):
     async def test_a_certificate_of_our_own(self) -> None:
         server = self.server(tls=True, lines=["tls-auth-clients yes"])
         self.engine(server.tls_url)
-        await self.logs("backplane_lost")
+        await self.logs("backplane_disconnected")
         await self.talk(f"{server.tls_url}&cert={server.ca}")
 
     async def test_sentinels_with_tls_and_a_password(self) -> None:
@@ -376,12 +377,12 @@ class OutageTests(EngineCase):
         _, listener = await self.connected(server.url)
         server.kill()
         await listener.until("disconnected")
-        refused = await self.logs("backplane_lost")
+        refused = await self.logs("backplane_disconnected")
         assert "refused" in refused["reason"]
         await self.pause(0.5)
         server.start()
         await listener.until("connected", 2)
-        assert len(self.events("backplane_lost")) == 2
+        assert len(self.events("backplane_disconnected")) == 2
         assert len(self.events("backplane_connected")) == 2
         assert "factory" not in self.text
 
@@ -417,7 +418,7 @@ class OutageTests(EngineCase):
         server = self.server()
         server.pause()
         _, listener = self.engine(server.url, attempt_seconds=0.2)
-        lost = await self.logs("backplane_lost")
+        lost = await self.logs("backplane_disconnected")
         assert lost["reason"] == "no answer within 0.2 s"
         server.resume()
         await listener.until("connected")
@@ -521,7 +522,7 @@ class FailoverTests(EngineCase):
         server = self.server()
         sentinel = self.enter(sentinel_running(server.port))
         self.engine(sentinel.url.replace("mymaster", "other"))
-        lost = await self.logs("backplane_lost")
+        lost = await self.logs("backplane_disconnected")
         assert lost["reason"].endswith(f"(127.0.0.1:{sentinel.port}: it knows no such service)")
 
 
@@ -531,12 +532,12 @@ class RefusalTests(EngineCase):
     async def refusal(self, url: str) -> str:
         """Connect in vain; returns why."""
         self.engine(url)
-        return (await self.logs("backplane_lost"))["reason"]
+        return (await self.logs("backplane_disconnected"))["reason"]
 
     async def test_a_wrong_password_is_tried_again_and_told_without_it(self) -> None:
         server = self.server(password="north")
         _, listener = self.engine(f"redis://:south@127.0.0.1:{server.port}")
-        lost = await self.logs("backplane_lost")
+        lost = await self.logs("backplane_disconnected")
         assert lost["reason"] == "AUTH: WRONGPASS, the user or the password is wrong"
         server.command("CONFIG", "SET", "requirepass", "south")
         await listener.until("connected")

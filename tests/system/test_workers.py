@@ -155,7 +155,7 @@ def test_what_a_worker_says_before_it_has_a_log_is_in_the_log(tmp_path: Path) ->
         servers.unlink()
         os.kill(process, signal.SIGKILL)
         server.wait_for(rf"#warn\] worker 0: signaling: --ice-servers: {servers}: No such file")
-        server.wait_for("worker 0 died: exit status 1; it starts again in 0.5 s")
+        server.wait_for("worker 0 died: exit status 1; it is restarted in 0.5 s")
         assert server.get("/healthz") == (200, b"ok")
         assert server.readiness()[1] == {"ready": False, "reasons": ["worker 0 is starting"]}
         servers.write_text("[]")
@@ -191,7 +191,7 @@ def test_a_worker_that_is_killed_costs_the_other_ones_peers_nothing() -> None:
         assert len({joined_id(peer) for peer in back}) == count
         observers.goes_on(3)
         now = server.scrape()
-        server.wait_for("worker 0 died: signal SIGKILL; it starts again now")
+        server.wait_for("worker 0 died: signal SIGKILL; it is restarted now")
     assert (now["worker_restarts_total", "worker-0"], now["joins_total",]) == (1, 2 + 2 * count)
 
 
@@ -211,7 +211,7 @@ def test_all_peers_are_told_when_the_server_stops(options: list[str], code: int)
         workers.wait()
         server.join()
         server.assert_no_problem()
-        assert server.log.count("stopping: 2 peers are told") == 2
+        assert server.log.count("stopping: closing 2 peers") == 2
 
 
 def test_newcomers_are_let_in_while_balancers_look_away() -> None:
@@ -337,7 +337,7 @@ def test_a_peer_comes_back_to_its_worker() -> None:
         with dial(server, upgrade(topic_of(1))) as client:
             token = re.search(rb'"resume":\{"token":"([^"]+)"', read_until(client, b'"peers":['))
         assert token
-        server.wait_for("may come back to")
+        server.wait_for("was detached")
         again.settimeout(10)
         again.connect(("127.0.0.1", server.port))
         again.sendall(upgrade(f"{topic_of(1)}?resume={token[1].decode()}&seen=2"))

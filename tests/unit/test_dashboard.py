@@ -1,4 +1,4 @@
-"""The dashboard, the alert rules and the table of metrics name what is there, and the table all of it."""
+"""The dashboard, the alert rules and the table of metrics name existing metrics; the table lists all of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.programs import need
 TREE = Path(__file__).parents[2]
 DASHBOARD = TREE / "deploy" / "grafana.json"
 ALERTS = TREE / "deploy" / "alerts.yml"
-# What the client library says of a process, what a listener says of its workers, and Prometheus of a scrape.
+# From the client library, from a listener about its workers, and from Prometheus about a scrape.
 OTHERS = {
     *("signaling_worker_up", "signaling_worker_restarts_total"),
     *("process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds", "process_max_fds"),
@@ -46,12 +46,12 @@ def names(text: str) -> set[str]:
     return set(re.findall(r"\b(?:signaling|process)_[a-z_]+|\bup(?={)", text))
 
 
-def test_the_dashboard_asks_for_nothing_that_is_not_there(metrics: list[Metric]) -> None:
-    there = set().union(*map(series, metrics)) | OTHERS
+def test_the_dashboard_queries_only_existing_metrics(metrics: list[Metric]) -> None:
+    existing = set().union(*map(series, metrics)) | OTHERS
     dashboard = json.loads(DASHBOARD.read_text())
-    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    asked.append(dashboard["templating"]["list"][1]["query"]["query"])
-    assert set().union(*map(names, asked)) <= there
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    queries.append(dashboard["templating"]["list"][1]["query"]["query"])
+    assert set().union(*map(names, queries)) <= existing
 
 
 def test_the_dashboard_shows_every_metric(metrics: list[Metric]) -> None:
@@ -60,10 +60,10 @@ def test_the_dashboard_shows_every_metric(metrics: list[Metric]) -> None:
         assert series(metric) & shown, metric.name
 
 
-def test_the_alerts_ask_for_nothing_that_is_not_there_and_each_is_explained(metrics: list[Metric]) -> None:
-    there = set().union(*map(series, metrics)) | OTHERS
+def test_the_alerts_query_only_existing_metrics_and_each_is_explained(metrics: list[Metric]) -> None:
+    existing = set().union(*map(series, metrics)) | OTHERS
     text = ALERTS.read_text()
-    assert names(re.sub(r"#.*", "", text)) <= there
+    assert names(re.sub(r"#.*", "", text)) <= existing
     page = (TREE / "docs" / "operations.md").read_text()
     assert set(re.findall(r"alert: (\w+)", text)) == set(re.findall(r"^\| `(Signaling\w+)`", page, re.MULTILINE))
 

@@ -3,27 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
 from pathlib import Path
 
-from signaling import Limits, Options
-
 DOCS = Path(__file__).parents[2] / "docs"
-ROW = re.compile(r"\| (?:`--([a-z-]+)` )?\| `([a-z_]+)` \| (\S+) \|")
-
-
-def test_the_table_of_limits_has_every_bound_with_its_option_and_default() -> None:
-    rows = {field: (option, default) for option, field, default in ROW.findall((DOCS / "options.md").read_text())}
-    defaults = {field.name: field.default for field in fields(Limits)}
-    assert {field: default for field, (_, default) in rows.items()} == {
-        name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in defaults.items()
-    }
-
-
-def test_the_tables_name_every_option() -> None:
-    named = set(re.findall(r"^\| `--([a-z-]+)`", (DOCS / "options.md").read_text(), re.MULTILINE))
-    options = {name.rstrip("=") for name in Options({}).longOpt} - {"help", "version"}
-    assert named == options
 
 
 def test_every_test_that_a_document_names_exists() -> None:

@@ -1,4 +1,4 @@
-"""The log: what an event looks like as JSON, and how many refusals it lists."""
+"""The events of the log, their form as JSON, and how floods of them are bounded."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from twisted.python.failure import Failure
 from signaling.core.messages import decode
 from signaling.errors import ErrorCode, Rejected
 from signaling.log import events
-from signaling.log.events import FIELDS, Events, Lines, format_json
-from tests.integration.harness import PassingClock
+from signaling.log.events import FIELDS, Events, PacedLog
+from signaling.log.json_format import format_json
+from tests.harness.memory_transport import PassingClock
 
 DOCS = Path(__file__).parents[2] / "docs"
 PEER = "01JD0000000000000000000000"
@@ -56,7 +57,7 @@ def test_a_join_is_one_object_on_one_line(logged: list[Any]) -> None:
     }
 
 
-def test_a_leave_tells_for_how_long_and_why(logged: list[Any]) -> None:
+def test_a_leave_has_its_duration_and_reason(logged: list[Any]) -> None:
     Events(LogLevel.info, lambda: 72.5).left(PEER, "room", "closed by the peer with 1000", 60.0)
     line = as_json(logged[0])
     assert line["event"] == "left"
@@ -64,7 +65,7 @@ def test_a_leave_tells_for_how_long_and_why(logged: list[Any]) -> None:
     assert line["duration"] == 12.5
 
 
-def test_what_is_not_ours_keeps_its_text_and_its_traceback(logged: list[Any]) -> None:
+def test_events_of_other_libraries_keep_their_text_and_traceback(logged: list[Any]) -> None:
     Logger(namespace="other").info("some {thing}", thing="text")
     Logger(namespace="other").failure("broken", Failure(RuntimeError("why")))
     text, failure = map(as_json, logged)
@@ -72,22 +73,22 @@ def test_what_is_not_ours_keeps_its_text_and_its_traceback(logged: list[Any]) ->
     assert "RuntimeError: why" in failure["traceback"]
 
 
-def test_below_its_level_nothing_is_logged(logged: list[Any]) -> None:
+def test_events_below_the_level_are_not_logged(logged: list[Any]) -> None:
     log = Events(LogLevel.warn, Clock().seconds)
     log.joined(PEER, "room", None)
-    log.left(PEER, "room", "lost", 0.0)
+    log.left(PEER, "room", "no close frame", 0.0)
     log.message(PEER, Rejected(ErrorCode.DROPPED, "full"))
     log.refused("192.0.2.1", 400, "why")
     assert logged == []
 
 
-def test_messages_are_logged_without_what_they_say(logged: list[Any]) -> None:
+def test_messages_are_logged_without_their_payload(logged: list[Any]) -> None:
     log = Events(LogLevel.debug, Clock().seconds)
     log.message(PEER, decode(b'{"type":"offer","to":"b","payload":"secret","msgId":"m"}'))
     log.message(PEER, Rejected(ErrorCode.DROPPED, "full"))
-    relayed, answered = map(as_json, logged)
+    relayed, error = map(as_json, logged)
     assert (relayed["event"], relayed["to"], relayed["size"]) == ("relayed", "b", 8)
-    assert (answered["event"], answered["code"]) == ("answered", "dropped")
+    assert (error["event"], error["code"]) == ("error_sent", "dropped")
     assert "secret" not in "".join(map(format_json, logged)) + "".join(filter(None, map(formatEvent, logged)))
 
 
@@ -102,12 +103,12 @@ def test_a_flood_of_refusals_fills_no_disk(logged: list[Any]) -> None:
     del logged[:]
     log.refused("192.0.2.1", 404, "not found")
     summary, refusal = map(as_json, logged)
-    assert summary["event"] == "refusals"
+    assert summary["event"] == "refusals_suppressed"
     assert summary["count"] > 90
     assert (refusal["status"], refusal["reason"]) == (404, "not found")
 
 
-def test_a_store_that_refuses_everything_is_one_line_a_second(logged: list[Any]) -> None:
+def test_errors_of_the_store_are_logged_once_a_second(logged: list[Any]) -> None:
     clock = Clock()
     log = Events(LogLevel.info, clock.seconds)
     for _ in range(1000):
@@ -115,7 +116,7 @@ def test_a_store_that_refuses_everything_is_one_line_a_second(logged: list[Any])
         clock.advance(0.004)
     lines = [as_json(event) for event in logged]
     assert [line["count"] for line in lines] == [1, 250, 250, 250]
-    assert {(line["where"], line["code"]) for line in lines} == {("redis://host:6379/0", "OOM")}
+    assert {(line["url"], line["code"]) for line in lines} == {("redis://host:6379/0", "OOM")}
 
 
 def test_the_documents_list_every_event_and_every_field() -> None:
@@ -127,9 +128,9 @@ def test_the_documents_list_every_event_and_every_field() -> None:
     assert {field for _, row in rows for field in re.findall(r"`(\w+)`", row)} == set(FIELDS)
 
 
-def test_lines_that_come_together_take_turns_and_keep_their_order() -> None:
+def test_a_burst_of_lines_is_spread_over_passes_and_keeps_its_order() -> None:
     clock = PassingClock()
-    lines, written = Lines(clock), list[int]()
+    lines, written = PacedLog(clock), list[int]()
     for number in range(200):
         lines.write(partial(written.append, number))
     longest, before = 0, len(written)
@@ -141,25 +142,25 @@ def test_lines_that_come_together_take_turns_and_keep_their_order() -> None:
     assert written == list(range(200))
 
 
-def test_all_lines_are_written_in_the_end() -> None:
+def test_flush_writes_all_queued_lines() -> None:
     clock = PassingClock()
-    lines, written = Lines(clock), list[int]()
+    lines, written = PacedLog(clock), list[int]()
     for number in range(200):
         lines.write(partial(written.append, number))
-    lines.finish()
+    lines.flush()
     assert written == list(range(200))
     assert not clock.getDelayedCalls()
 
 
-def test_lines_that_come_faster_than_turns_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "_MOST_LINES_WAITING", 100)
+def test_the_queue_of_lines_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "_MAX_QUEUED_LINES", 100)
     clock = PassingClock()
-    lines, written, given = Lines(clock), list[int](), 0
+    lines, written, given = PacedLog(clock), list[int](), 0
     for _ in range(50):
         for _ in range(50):
             lines.write(partial(written.append, given))
             given += 1
         assert given - len(written) <= 100
         clock.advance(0)
-    lines.finish()
+    lines.flush()
     assert sorted(written) == list(range(given))

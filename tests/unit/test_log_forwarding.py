@@ -1,4 +1,4 @@
-"""A log that travels from a worker to the listener: nothing that an operator reads is another than it was."""
+"""A worker's events look the same after they were forwarded to the listener."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 from twisted.internet.task import Clock
 from twisted.logger import Logger, LogLevel, eventAsText, formatEvent
 
-from signaling.log.events import Events, format_json
-from signaling.log.forwarding import RelayedLog, decode, encode, publish
+from signaling.log.events import Events
+from signaling.log.forwarding import LogForwarder, decode, encode, publish
+from signaling.log.json_format import format_json
 
 
 def logged(write: Callable[[Logger], None], namespace: str = "elsewhere") -> dict[str, Any]:
@@ -20,7 +21,7 @@ def logged(write: Callable[[Logger], None], namespace: str = "elsewhere") -> dic
     return event
 
 
-def relayed(event: dict[str, Any]) -> dict[str, Any]:
+def forwarded(event: dict[str, Any]) -> dict[str, Any]:
     (arrived,) = decode(encode(event))
     return arrived
 
@@ -29,17 +30,17 @@ def joined(log: Logger) -> None:
     log.info("{peer} joined {topic!r}", event="joined", peer="01", topic='a\n"ä"', address=None)
 
 
-def test_an_event_of_ours_is_the_same_as_text_and_as_json() -> None:
+def test_our_events_are_the_same_as_text_and_as_json() -> None:
     event = logged(joined, "signaling")
-    arrived = relayed(event)
+    arrived = forwarded(event)
     assert formatEvent(arrived) == formatEvent(event)
     assert format_json(arrived) == format_json(event)
     assert arrived["log_level"] is LogLevel.info
 
 
-def test_what_others_log_is_the_same_text() -> None:
+def test_events_of_other_libraries_have_the_same_text() -> None:
     event = logged(lambda log: log.warn("{thing} {thing.real!r} and {other}", thing=5, other=object()))
-    arrived = relayed(event)
+    arrived = forwarded(event)
     assert formatEvent(arrived) == formatEvent(event)
     assert (arrived["log_level"], arrived["log_namespace"]) == (LogLevel.warn, "elsewhere")
 
@@ -51,9 +52,9 @@ def fail(log: Logger) -> None:
         log.failure("an error")
 
 
-def test_a_traceback_arrives() -> None:
+def test_a_traceback_is_forwarded() -> None:
     event = logged(fail)
-    arrived = relayed(event)
+    arrived = forwarded(event)
     assert eventAsText(arrived) == eventAsText(event)
     assert "ValueError: broken" in format_json(arrived)
 
@@ -64,8 +65,8 @@ class Unprintable:
 
 
 @pytest.mark.parametrize("value", [Unprintable(), "x" * 100_000, {1: {2: Unprintable()}}])
-def test_what_cannot_be_written_down_costs_no_more_than_itself(value: object) -> None:
-    arrived = relayed(logged(lambda log: log.info("before {value!r}", value=value)))
+def test_a_field_that_cannot_be_encoded_loses_no_event(value: object) -> None:
+    arrived = forwarded(logged(lambda log: log.info("before {value!r}", value=value)))
     assert len(formatEvent(arrived)) < 10_000
     assert arrived["log_level"] is LogLevel.info
 
@@ -74,9 +75,9 @@ def lost(count: int) -> None:
     raise AssertionError(f"{count} lines were lost")
 
 
-def test_a_batch_leaves_in_the_next_pass_and_in_order() -> None:
+def test_a_batch_is_sent_in_the_next_pass_and_in_order() -> None:
     clock, sent = Clock(), []
-    log = RelayedLog(lambda call: clock.callLater(0, call), lambda batch: not sent.append(batch), lost, 1000)
+    log = LogForwarder(lambda call: clock.callLater(0, call), lambda batch: not sent.append(batch), lost, 1000)
     for number in range(3):
         log(logged(lambda log, number=number: log.info("{number}", number=number)))  # type: ignore[misc]
     assert not sent
@@ -85,9 +86,9 @@ def test_a_batch_leaves_in_the_next_pass_and_in_order() -> None:
     assert [formatEvent(event) for event in decode(batch)] == ["0", "1", "2"]
 
 
-def test_no_batch_is_longer_than_a_message() -> None:
+def test_a_batch_is_at_most_max_bytes_long() -> None:
     clock, sent = Clock(), []
-    log = RelayedLog(lambda call: clock.callLater(0, call), lambda batch: not sent.append(batch), lost, 1000)
+    log = LogForwarder(lambda call: clock.callLater(0, call), lambda batch: not sent.append(batch), lost, 1000)
     for _ in range(20):
         log(logged(joined, "signaling"))
     clock.advance(0)
@@ -95,33 +96,33 @@ def test_no_batch_is_longer_than_a_message() -> None:
     assert max(map(len, sent)) <= 1000
 
 
-def test_lines_that_nobody_took_are_counted() -> None:
-    clock, taking, told = Clock(), [False], []
-    log = RelayedLog(lambda call: clock.callLater(0, call), lambda batch: taking[0], told.append, 100_000)
+def test_lost_lines_are_counted() -> None:
+    clock, connected, reported = Clock(), [False], []
+    log = LogForwarder(lambda call: clock.callLater(0, call), lambda batch: connected[0], reported.append, 100_000)
     for _ in range(2):
         log(logged(joined, "signaling"))
         clock.advance(0)
-        assert not told
-    taking[0] = True
+        assert not reported
+    connected[0] = True
     log(logged(joined, "signaling"))
     clock.advance(0)
-    assert told == [2]
+    assert reported == [2]
 
 
-def test_the_listener_publishes_with_the_worker() -> None:
+def test_published_events_carry_the_number_of_their_worker() -> None:
     caught: list[Any] = []
     publish(encode(logged(joined, "signaling")), 3, caught.append)
     assert '"worker": 3' in format_json(caught[0])
 
 
-def test_every_event_of_a_server_travels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_event_of_a_server_can_be_forwarded(monkeypatch: pytest.MonkeyPatch) -> None:
     caught: list[Any] = []
     monkeypatch.setattr("signaling.log.events.globalLogPublisher", caught.append)
     events = Events(LogLevel.debug, Clock().seconds)
     events.refused("192.0.2.1:5", 404, "not found")
-    events.left("01JD0000000000000000000000", "room", "it went", since=0.0)
-    events.few_connections(5, 6)
+    events.left("01JD0000000000000000000000", "room", "closed by the peer", since=0.0)
+    events.max_connections_lowered(5, 6)
     events.worker_died(1, "signal SIGKILL", 0.5)
     for event in caught:
-        assert formatEvent(relayed(event)) == formatEvent(event)
-        assert format_json(relayed(event)) == format_json(event)
+        assert formatEvent(forwarded(event)) == formatEvent(event)
+        assert format_json(forwarded(event)) == format_json(event)

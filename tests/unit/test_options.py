@@ -1,9 +1,11 @@
-"""The command line, the environment, and what they become."""
+"""The command line and the environment, and what they are parsed to."""
 
 from __future__ import annotations
 
 import json
 import os
+import runpy
+from dataclasses import Field, fields
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,13 @@ from twisted.logger import LogLevel
 from twisted.python.usage import UsageError
 
 from signaling import Limits, Options
+from signaling.app.options import OPTIONS, help_text
 from signaling.app.service import makeService
 from signaling.errors import StartError
+from signaling.limits import LIMIT_OPTIONS, Unit
+
+TREE = Path(__file__).parents[2]
+LIMITS = {option.name: option for option in LIMIT_OPTIONS.values() if option.name}
 
 
 def parse(*arguments: str, **environ: str) -> Options:
@@ -27,13 +34,13 @@ def refusal(*arguments: str, **environ: str) -> str:
     return str(caught.value)
 
 
-def test_nothing_given_means_the_defaults() -> None:
+def test_the_defaults() -> None:
     options = parse()
     assert (options.port, options.listen, options.log_level) == (8081, [], LogLevel.info)
     assert options.limits == Limits()
 
 
-def test_an_option_beats_the_environment_and_that_the_default() -> None:
+def test_an_option_has_precedence_over_its_variable() -> None:
     assert parse(PORT="9000", LOG_LEVEL="WARN").port == 9000
     assert parse(PORT="9000", LOG_LEVEL="WARN").log_level is LogLevel.warn
     both = parse("--port", "9001", "--log-level", "Debug", PORT="9000", LOG_LEVEL="warn")
@@ -54,26 +61,26 @@ def test_the_backplane_is_a_url_of_the_command_line_or_the_environment() -> None
     assert "north" not in refusal("--backplane=redis://:north@")
 
 
-def test_listen_repeats_and_is_in_place_of_the_port() -> None:
+def test_listen_repeats_and_replaces_the_port() -> None:
     options = parse("--listen", "tcp:1", "--listen", "unix:/x", PORT="nonsense")
     assert options.listen == ["tcp:1", "unix:/x"]
     assert refusal("--listen", "tcp:1", "--port", "2") == "--listen is in place of --port: give one or the other"
 
 
-def test_one_process_by_default_and_one_for_each_core_on_request() -> None:
+def test_workers_are_1_by_default_and_0_means_one_for_each_core() -> None:
     assert parse().workers == 1
     assert parse("--workers=3").workers == 3
     assert parse("--workers=0").workers == len(os.sched_getaffinity(0))
 
 
 @pytest.mark.parametrize("text", ["x", "-1", "1.5", "", "257", "²"])
-def test_a_number_of_workers_that_is_none_is_named(text: str) -> None:
+def test_an_invalid_number_of_workers_is_named(text: str) -> None:
     right = "a whole number from 0 up, at most 256 (for example 2)"
     assert refusal("--workers", text) == f"--workers: {text!r} is not {right}"
 
 
-def test_workers_are_told_what_was_given() -> None:
-    assert parse("--workers=2", "--max-connections", "5").words == ["--workers=2", "--max-connections", "5"]
+def test_the_arguments_are_kept_for_workers() -> None:
+    assert parse("--workers=2", "--max-connections", "5").arguments == ["--workers=2", "--max-connections", "5"]
 
 
 def test_an_application_is_one_process() -> None:
@@ -81,7 +88,7 @@ def test_an_application_is_one_process() -> None:
         makeService(parse("--workers=2", "--port=0"))
 
 
-def test_every_bound_is_set_by_its_option() -> None:
+def test_several_limits_together() -> None:
     options = parse(
         "--ping-interval=1.5",
         "--ping-timeout=2.5",
@@ -167,7 +174,7 @@ def test_ice_servers_come_from_files_and_the_secret_from_the_environment_too(tmp
         ),
     ],
 )
-def test_what_is_wrong_with_ice_servers_is_said(arguments: list[str], text: str) -> None:
+def test_an_error_in_ice_servers_is_named(arguments: list[str], text: str) -> None:
     assert refusal(*arguments) == text
 
 
@@ -179,20 +186,20 @@ def test_a_wrong_turn_uri_or_ttl_is_named() -> None:
 
 
 @pytest.mark.parametrize("text", ["65536", "-1", "80a", "", "\uff18\uff10", "1e3", " 80"])
-def test_a_bad_port_is_named_with_where_it_came_from(text: str) -> None:
+def test_an_invalid_port_is_named_with_its_source(text: str) -> None:
     assert refusal(f"--port={text}").startswith(f"--port: {text!r} is not a port (a whole number from 0 to 65535")
     if text:
         assert refusal(PORT=text).startswith(f"PORT: {text!r} is not a port")
 
 
-def test_a_bad_log_level_names_the_good_ones() -> None:
+def test_an_invalid_log_level_is_named_with_the_valid_ones() -> None:
     assert refusal("--log-level", "loud") == "--log-level: 'loud' is not a log level (one of debug, info, warn, error)"
     assert refusal(LOG_LEVEL="loud").startswith("LOG_LEVEL: 'loud' is not a log level")
 
 
 @pytest.mark.parametrize("option", ["ping-interval", "ping-timeout", "handshake-timeout", "write-timeout"])
 @pytest.mark.parametrize("text", ["soon", "nan", "inf", "", "1s"])
-def test_a_time_that_is_no_number_is_named(option: str, text: str) -> None:
+def test_a_time_that_is_not_a_number_is_named(option: str, text: str) -> None:
     right = f"--{option}: {text!r} is not a number of seconds (for example 20 or 0.5)"
     assert refusal(f"--{option}={text}") == right
 
@@ -230,7 +237,7 @@ def test_a_time_that_is_no_number_is_named(option: str, text: str) -> None:
         ("--high-water-mark=1.5", "--high-water-mark: '1.5' is not a whole number from 1 up (for example 16)"),
     ],
 )
-def test_a_bound_out_of_range_is_named_with_its_range(argument: str, text: str) -> None:
+def test_a_value_out_of_range_is_named_with_its_range(argument: str, text: str) -> None:
     assert refusal(argument) == text
 
 
@@ -244,7 +251,7 @@ def test_a_bound_out_of_range_is_named_with_its_range(argument: str, text: str) 
         (["8081"], "'8081': only options are taken, for example --port 8081"),
     ],
 )
-def test_what_is_no_option_is_named(arguments: list[str], text: str) -> None:
+def test_an_unknown_option_is_named(arguments: list[str], text: str) -> None:
     assert refusal(*arguments) == text
 
 
@@ -252,7 +259,59 @@ def test_an_option_without_its_value_is_named() -> None:
     assert "--port" in refusal("--port")
 
 
-def test_help_names_every_option_with_its_default() -> None:
+# The options of `--help`, docs/options.md, the environment and `Limits` are the same
+
+
+def test_every_option_of_the_command_line_is_in_one_table() -> None:
+    accepted = {name.rstrip("=") for name in Options({}).longOpt} - {"help", "version"}
+    assert accepted == {option.name for option in OPTIONS} | set(LIMITS)
+    assert not {option.name for option in OPTIONS} & set(LIMITS)
+
+
+def test_help_shows_the_text_and_the_default_of_every_option() -> None:
     text = " ".join(str(Options({})).split())
-    for words in ("--listen", "$PORT or 8081", "$LOG_LEVEL or info", "default: 20", "default: 65536", "default: 16"):
-        assert words in text
+    for option in (*OPTIONS, *LIMITS.values()):
+        assert help_text(option) in text
+        assert f"{option.default_text}]".replace("`", "") in text
+
+
+def test_the_page_of_options_is_up_to_date() -> None:
+    page = runpy.run_path(str(TREE / "tools" / "options_page.py"))
+    page["main"](["--check"])
+
+
+def test_the_variables_that_the_tables_name_are_the_ones_that_are_read() -> None:
+    read = set()
+
+    class Environ(dict[str, str]):
+        def get(self, name: str, default: object = None) -> None:  # type: ignore[override]
+            read.add(name)
+
+    Options(Environ()).parseOptions([])
+    assert read == {option.variable for option in OPTIONS if option.variable}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_the_option_of_a_limit_sets_its_field_and_no_other(name: str) -> None:
+    [field] = [field for field, option in LIMIT_OPTIONS.items() if option.name == name]
+    assert parse(f"--{name}=7").limits == Limits(**{field: 7})
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_0_is_accepted_if_the_option_says_what_it_means(name: str) -> None:
+    if LIMITS[name].zero is not None:
+        parse(f"--{name}=0")
+    else:
+        assert refusal(f"--{name}=0").startswith(f"--{name}: 0")
+
+
+@pytest.mark.parametrize("field", fields(Limits), ids=lambda field: field.name)
+def test_a_limit_has_the_unit_of_its_name_and_shows_its_default(field: Field[object]) -> None:
+    option = LIMIT_OPTIONS[field.name]
+    ends = {Unit.BYTES: "_bytes", Unit.SECONDS: "_seconds", Unit.PER_SECOND: "_per_second"}
+    assert [unit for unit, end in ends.items() if field.name.endswith(end)][-1:] == (
+        [] if option.unit is Unit.COUNT else [option.unit]
+    )
+    assert option.default
+    if field.default is not None:
+        assert float(option.default) == field.default

@@ -169,7 +169,7 @@ class RedisEngine:
         # One line for one outage, and one more where it turns out to be another.
         if reason != self._told:
             self._told = reason
-            self._events.backplane_lost(str(self._url), reason)
+            self._events.backplane_disconnected(str(self._url), reason)
 
     def _delay(self, was_connected: bool) -> float:
         # A connection that is lost as soon as it is made is no success.

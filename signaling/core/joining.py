@@ -1,0 +1,301 @@
+"""How a request becomes a peer of its topic: the states of a join, and the object that walks through them.
+
+A ``JoinAttempt`` begins with a request that is checked and logged in, and ends joined, resumed, rejected or aborted. It
+has no I/O: it asks its connection (``JoiningConnection``) and what the joins of a server share (``JoinServices``).
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Protocol
+
+from signaling.admission.client_address import Client
+from signaling.admission.connection_limits import ConnectionLimits, ConnectionSlot
+from signaling.core.counters import Counters
+from signaling.core.ice import IceServers
+from signaling.core.interfaces import Backplane, IncomingSession, JoinTicket
+from signaling.core.join_request import JoinRequest, ResumeClaim
+from signaling.core.peer import Peer
+from signaling.core.session import ResumablePeer, Sessions, Way, proof
+from signaling.core.topics import TopicMap
+from signaling.errors import ErrorCode, Refused, Rejected
+
+_TRY_AGAIN_LATER = 1013
+
+
+class JoinState(Enum):
+    """Where a join stands."""
+
+    REQUESTED = "requested"  # nothing is held yet
+    ANNOUNCING = "announcing"  # the backplane was asked for a ticket; the handshake is not answered
+    AWAITING_TURN = "awaiting turn"  # the topic is large: joins take turns
+    OPEN = "open"  # the handshake is answered, and the client is about to join or to resume
+    REANNOUNCING = "reannouncing"  # the session to resume is gone: a new peer needs a ticket
+    JOINED = "joined"  # as a new peer
+    RESUMED = "resumed"  # as the peer of a session of this node, or of one that another node handed off
+    REJECTED = "rejected"  # the server stops or is full, the client's address has enough, or the topic is full
+    ABORTED = "aborted"  # the connection was lost before
+
+
+TRANSITIONS: dict[JoinState, frozenset[JoinState]] = {
+    JoinState.REQUESTED: frozenset({JoinState.ANNOUNCING, JoinState.AWAITING_TURN, JoinState.OPEN, JoinState.REJECTED}),
+    JoinState.ANNOUNCING: frozenset({JoinState.AWAITING_TURN, JoinState.OPEN, JoinState.ABORTED}),
+    JoinState.AWAITING_TURN: frozenset({JoinState.OPEN, JoinState.ABORTED}),
+    # Aborted only by an error: a connection has no other end while it opens.
+    JoinState.OPEN: frozenset(
+        {JoinState.JOINED, JoinState.RESUMED, JoinState.REJECTED, JoinState.REANNOUNCING, JoinState.ABORTED}
+    ),
+    JoinState.REANNOUNCING: frozenset({JoinState.JOINED, JoinState.REJECTED, JoinState.ABORTED}),
+    JoinState.JOINED: frozenset(),
+    JoinState.RESUMED: frozenset(),
+    JoinState.REJECTED: frozenset(),
+    JoinState.ABORTED: frozenset(),
+}
+
+
+class JoinAttempt:
+    """One client's way into its topic.
+
+    Args:
+        request: checked; if the server checks tokens, with its grant.
+        key: for ``JoiningConnection.accept``.
+        client: where the request comes from.
+
+    Attributes:
+        state: changes as ``TRANSITIONS`` allow.
+    """
+
+    __slots__ = ("_client", "_connection", "_donor", "_key", "_services", "_slot", "_ticket", "request", "state")
+
+    def __init__(
+        self, request: JoinRequest, key: bytes, client: Client, connection: JoiningConnection, services: JoinServices
+    ) -> None:
+        self.state = JoinState.REQUESTED
+        self.request = request
+        self._key = key
+        self._client = client
+        self._connection = connection
+        self._services = services
+        self._ticket: JoinTicket | None = None
+        self._slot: ConnectionSlot | None = None
+        # The session that gave its slot to this connection, and is given it back if the connection is lost.
+        self._donor: ResumablePeer | None = None
+
+    def start(self) -> None:
+        """Take a connection slot; then open the connection, or ask the backplane for a ticket first.
+
+        Raises:
+            Refused: 503 if the server stops or is full, 429 if the client's address has enough connections.
+        """
+        request, services = self.request, self._services
+        session = services.sessions.find(request)
+        try:
+            if services.draining:
+                raise Refused(503, "the server is stopping", {b"Retry-After": b"1"})
+            if session is not None:
+                self._slot = session.transfer_slot(self._client)
+            if self._slot is not None:
+                self._donor = session
+            else:
+                self._slot = services.connection_limits.admit(self._client)
+        except Refused:
+            self._change_to(JoinState.REJECTED)
+            raise
+        if session is not None:
+            self._open()
+            return
+        self._change_to(JoinState.ANNOUNCING)
+        services.backplane.request_join(request.topic, request.metadata, self.ticket_arrived, proof(request))
+        if self.state is JoinState.ANNOUNCING:
+            self._connection.hold()
+
+    def ticket_arrived(self, ticket: JoinTicket) -> None:
+        """Go on with the backplane's ticket, which has to be finished whatever became of the connection."""
+        self._ticket = ticket
+        if self._connection.ended:
+            self._abort()
+        elif self.state is JoinState.ANNOUNCING:
+            self._open()
+        else:
+            self._join(ticket)
+
+    def _open(self) -> None:
+        # A join takes about 5 us for each peer in the topic, and peers often come in crowds.
+        if self._services.topics.size(self.request.topic) < self._services.crowd_size:
+            self._connection.accept(self._key)
+        else:
+            self._change_to(JoinState.AWAITING_TURN)
+            self._connection.acceptInTurn(self._key)
+
+    def opened(self) -> None:
+        """Resume the session that the client asks for; otherwise join as a new peer, once there is a ticket for one."""
+        self._change_to(JoinState.OPEN)
+        # The slot is the connection's from now on, and no session's any more.
+        self._donor = None
+        request, claim, services = self.request, self.request.claim, self._services
+        session = services.sessions.find(request)
+        if session is not None and claim is not None:
+            # What the peer has to be answered now may push out what its client has not seen yet.
+            services.sessions.back(session)
+            if session.reaches(claim.seen):
+                self._resume(session, claim)
+                self._finish_ticket(joined=False)
+                return
+            services.sessions.dismiss(session, "it came back for more than is kept")
+        ticket = self._ticket
+        if ticket is not None and ticket.session is not None:
+            received = self._receive(ticket, ticket.session)
+            if received is not None and claim is not None:
+                self._resume(received, claim)
+                self._finish_ticket(joined=True)
+                return
+            self._finish_ticket(joined=False)
+        elif ticket is not None:
+            self._join(ticket)
+            return
+        self._change_to(JoinState.REANNOUNCING)
+        services.backplane.request_join(request.topic, request.metadata, self.ticket_arrived)
+        if self.state is JoinState.REANNOUNCING:
+            self._connection.hold()
+
+    def connection_lost(self) -> None:
+        """Give up. If a ticket is still to come, that ends the attempt: a session may come with it."""
+        if self.state in (JoinState.AWAITING_TURN, JoinState.OPEN):
+            self._abort()
+
+    def _join(self, ticket: JoinTicket) -> None:
+        """Join as a new peer, or be told that the topic is full."""
+        request, services, connection = self.request, self._services, self._connection
+        connection.slot, self._slot = self._slot, None
+        peer = services.new_peer(request, connection, ticket)
+        try:
+            if ticket.full is not None:
+                raise Rejected(ErrorCode.TOPIC_FULL, ticket.full)
+            peer.join(request.topic, services.ice_servers.text(peer.id))
+        except Rejected as rejected:
+            self._change_to(JoinState.REJECTED)
+            self._finish_ticket(joined=False)
+            peer.reject(rejected)
+            connection.close(_TRY_AGAIN_LATER, rejected.text)
+            services.events.rejected(request.topic, self._client.text, rejected.text)
+            return
+        self._change_to(JoinState.JOINED)
+        connection.attach(peer)
+        services.counters.joins += 1
+        services.events.joined(peer.id, request.topic, self._client.text)
+        self._finish_ticket(joined=True)
+
+    def _resume(self, session: ResumablePeer, claim: ResumeClaim) -> None:
+        """Go on with a session of this node on this connection."""
+        request, services, connection = self.request, self._services, self._connection
+        connection.slot, self._slot = self._slot, None
+        self._change_to(JoinState.RESUMED)
+        session.come_back(connection, claim, services.ice_servers.text(session.id))
+        session.expires = request.expires
+        connection.attach(session)
+        services.counters.resumes += 1
+        services.events.resumed(session.id, request.topic, self._client.text)
+
+    def _receive(self, ticket: JoinTicket, handed_off: IncomingSession) -> ResumablePeer | None:
+        """Take over a session that another node handed off; None if it is unreadable here, or the topic is full."""
+        claim = self.request.claim
+        session = self._services.new_peer(self.request, self._connection, ticket)
+        if claim is None or not isinstance(session, ResumablePeer):
+            return None
+        return session if session.revive(handed_off, self.request.topic, claim) else None
+
+    def _abort(self) -> None:
+        """Give back what is held. A session that another node handed off stays here, detached, with the slot."""
+        services, slot, ticket, donor = self._services, self._slot, self._ticket, self._donor
+        self._slot = session = None
+        if ticket is not None and ticket.session is not None and not services.draining:
+            session = self._receive(ticket, ticket.session)
+        if session is not None:
+            services.sessions.keep(session, slot)
+            services.events.detached(session.id, self.request.topic, self._connection.end_reason)
+        elif slot is not None and donor is not None:
+            donor.return_slot(slot)
+        elif slot is not None:
+            slot.release()
+        self._change_to(JoinState.ABORTED)
+        self._finish_ticket(joined=session is not None)
+
+    def _finish_ticket(self, *, joined: bool) -> None:
+        ticket, self._ticket = self._ticket, None
+        if ticket is not None and ticket.id is not None:
+            self._services.backplane.finish_join(self.request.topic, ticket.id, joined=joined)
+
+    def _change_to(self, state: JoinState) -> None:
+        if state not in TRANSITIONS[self.state]:
+            raise RuntimeError(f"a join that is {self.state.value} cannot become {state.value}")
+        self.state = state
+
+
+class JoiningConnection(Way, Protocol):
+    """A connection on its way into a topic."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it closes or is lost."""
+
+    @property
+    def end_reason(self) -> str:
+        """Why, for a log."""
+
+    def accept(self, key: bytes) -> None:
+        """Answer the handshake, and call ``JoinAttempt.opened`` at once."""
+
+    def acceptInTurn(self, key: bytes) -> None:
+        """Accept when it is this connection's turn, unless it ends before."""
+
+    def hold(self) -> None:
+        """Read nothing more until ``accept`` or ``attach``."""
+
+    def attach(self, peer: Peer) -> None:
+        """Have a peer, and forget the attempt; read what came before the peer's welcome in a turn of its own."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Send a close frame and end."""
+
+
+class JoinEvents(Protocol):
+    """A log of joins."""
+
+    def joined(self, peer: str, topic: str, address: str | None) -> None:
+        """A peer joined."""
+
+    def resumed(self, peer: str, topic: str, address: str | None) -> None:
+        """A peer resumed on another connection."""
+
+    def rejected(self, topic: str, address: str | None, reason: str) -> None:
+        """A topic was full."""
+
+    def detached(self, peer: str, topic: str, reason: str) -> None:
+        """A peer has no connection, and may resume."""
+
+
+class JoinServices(Protocol):
+    """What the joins of one server share.
+
+    Attributes:
+        crowd_size: from how many peers in a topic on joins take turns.
+    """
+
+    crowd_size: int
+    topics: TopicMap[Peer]
+    sessions: Sessions
+    connection_limits: ConnectionLimits
+    backplane: Backplane
+    ice_servers: IceServers
+    counters: Counters
+
+    @property
+    def events(self) -> JoinEvents:
+        """Where joins are logged."""
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server stops, and nobody joins any more."""
+
+    def new_peer(self, request: JoinRequest, connection: JoiningConnection, ticket: JoinTicket) -> Peer:
+        """Make a peer that is in no topic yet, by the ticket's id if it has one."""

@@ -1,0 +1,385 @@
+"""All that uses private names of Twisted and Autobahn, and a trial of each at import.
+
+What the installed versions do otherwise is in ``MISFITS``, and in one line of the log. It is then done without: frames
+and writes go the way of Autobahn and Twisted, which is slower, and the rest says below what is missing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
+from autobahn.websocket.protocol import FrameHeader
+from autobahn.websocket.utf8validator import Utf8Validator
+from constantly import NamedConstant
+from twisted.internet import tcp
+from twisted.internet.abstract import FileDescriptor
+from twisted.internet.base import ReactorBase
+from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ServerEndpoint
+from twisted.internet.task import Clock as FakeClock
+from twisted.logger import (
+    FilteringLogObserver,
+    Logger,
+    LogLevelFilterPredicate,
+    globalLogPublisher,
+    textFileLogObserver,
+)
+from twisted.protocols.haproxy import proxyEndpoint
+from twisted.python.logfile import LogFile
+
+_PROTOCOL_ERROR = 1002
+_INVALID_PAYLOAD = 1007
+_GOING_AWAY = 1001
+_CLOSE = 0x8
+
+
+# Autobahn's protocol
+
+
+class AutobahnProtocol(WebSocketServerProtocol):
+    """Autobahn's state machine of frames, which decides nothing about the connection itself.
+
+    A subclass says what a message, an overhead frame and each way to the end mean. Autobahn keeps what it has read and
+    not handled in ``data``, and the frame that it is reading in ``current_frame``.
+    """
+
+    data: bytes
+    message_data: bytearray | None
+    current_frame: FrameHeader | None = None
+    inside_message = False
+    websocket_version = 13
+
+    def close(self, code: int, reason: str) -> None:
+        """Send a close frame and end the connection; for a subclass."""
+        raise NotImplementedError
+
+    def onOverhead(self) -> None:
+        """Called for each ping, unasked pong and fragment; for a subclass."""
+
+    def handle_control_frame(self, opcode: int, payload: bytes) -> None:
+        """Let Autobahn handle a control frame that was read without it."""
+        self.current_frame = FrameHeader(opcode, True, 0, len(payload), None)
+        self.control_frame_data = [payload]
+        self.processControlFrame()
+        self.current_frame = None
+
+    def onMessageBegin(self, isBinary: bool) -> None:
+        """Start a message in one buffer; Autobahn's list of pieces takes fifty bytes more for each."""
+        self.message_is_binary = isBinary
+        self.message_data = bytearray()
+        self.message_data_total_length = 0
+
+    def onMessageFrameData(self, payload: bytes) -> None:
+        """Keep what a frame brought."""
+        if self.message_data is not None and not self.failedByMe:
+            self.message_data += payload
+
+    def onMessageFrameEnd(self) -> None:
+        """Count a fragment as overhead; the last one is counted as the message."""
+        if self.current_frame is not None and not self.current_frame.fin:
+            self.onOverhead()
+
+    def onMessageEnd(self) -> None:
+        """Call ``onMessage``, without the event that Autobahn fires as well."""
+        message, self.message_data = self.message_data, None
+        if message is not None and not self.failedByMe:
+            self.onMessage(bytes(message), self.message_is_binary)
+
+    def _fail_connection(self, code: int = _GOING_AWAY, reason: str = "") -> None:
+        self.failedByMe = True
+        self.close(code, reason)
+
+    def _protocol_violation(self, reason: str) -> bool:
+        self._fail_connection(_PROTOCOL_ERROR, reason)
+        return True
+
+    def _invalid_payload(self, reason: str) -> bool:
+        self._fail_connection(_INVALID_PAYLOAD, reason)
+        return True
+
+
+def with_initial_state(protocol: Any, factory: WebSocketServerFactory) -> Any:
+    """Return a subclass of ``protocol`` whose attributes are what Autobahn sets anew in each connection.
+
+    In the class they cost a connection nothing.
+    """
+    sample = WebSocketServerProtocol()
+    sample.factory = factory
+    sample._connectionMade()
+    factory.countConnections = 0
+    state = {name: value for name, value in vars(sample).items() if name not in ("factory", "utf8validator")}
+    # The one thing of these that each connection needs for itself, and only for what Autobahn reads.
+    validator = cached_property(lambda _: Utf8Validator())
+    return type(protocol.__name__, (protocol,), {**state, "utf8validator": validator, "__doc__": protocol.__doc__})
+
+
+class _Trial(AutobahnProtocol):
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def onMessage(self, payload: bytes, isBinary: bool) -> None:
+        self.seen.append(payload)
+
+    def onPing(self, payload: bytes) -> None:
+        self.seen.append(("ping", payload))
+
+    def onOverhead(self) -> None:
+        self.seen.append("fragment")
+
+    def sendCloseFrame(self, code: int | None = None, reasonUtf8: bytes | None = None, isReply: bool = False) -> None:
+        self.seen.append(code)
+
+    def dropConnection(self, abort: bool = False) -> None:
+        self.seen.append("end")
+
+    def close(self, code: int, reason: str) -> None:
+        self.seen.append(code)
+
+
+_TRIAL_FRAMES = b"\x81\x85\0\0\0\0whole\x01\x84\0\0\0\0frag\x89\x81\0\0\0\0p\x80\x84\0\0\0\0ment"
+_BAD_FRAME = b"\x83\x80\0\0\0\0"
+_TRIAL_RESULT = [b"whole", "fragment", ("ping", b"p"), b"fragment", _PROTOCOL_ERROR, 1000, "end"]
+
+
+def _try_autobahn() -> bool:
+    factory = WebSocketServerFactory(reactor=FakeClock())
+    factory.setProtocolOptions(failByDrop=False, openHandshakeTimeout=0, closeHandshakeTimeout=0)
+    connection = with_initial_state(_Trial, factory)()
+    connection.factory = factory
+    connection.state = connection.STATE_OPEN
+    for data in (_TRIAL_FRAMES, _BAD_FRAME):
+        connection.data = data
+        while connection.data and connection.processData() and not connection.failedByMe:
+            pass
+    connection.current_frame, connection.failedByMe = None, False
+    connection.handle_control_frame(_CLOSE, b"\x03\xe8")
+    return bool(connection.seen == _TRIAL_RESULT)
+
+
+# Twisted's TCP transport
+
+
+class DirectWrites:
+    """Writes to the socket of a TCP connection at once if nothing waits; the reactor would do so in its next pass."""
+
+    transport: Any
+    _socket: Any = None
+
+    def use_socket(self) -> None:
+        """Write to the socket of ``transport`` from now on, if that is a plain TCP connection."""
+        if FITS["buffers"] and type(self.transport) is tcp.Server:
+            self._socket = self.transport.socket
+
+    def forget_socket(self) -> None:
+        """Leave the socket to the transport."""
+        self._socket = None
+
+    def write_now(self, data: bytes) -> None:
+        """Write ``data`` to the socket, or what it does not take to the transport."""
+        transport = self.transport
+        if self._socket is not None and not transport.dataBuffer and not transport._tempDataBuffer:
+            try:
+                sent = self._socket.send(data)
+            except OSError:
+                # Full, or broken: the transport finds out in its own way.
+                sent = 0
+            if sent == len(data):
+                return
+            data = data[sent:]
+        self.write_to_transport(data)
+
+    def write_to_transport(self, data: bytes) -> None:
+        """Write ``data`` to the transport; for a subclass to extend."""
+        self.transport.write(data)
+
+
+def pending_bytes(transport: Any) -> int:
+    """Return how many bytes the transport holds, through the wrappers of TLS and the PROXY protocol.
+
+    A transport that keeps them elsewhere seems never to progress: it has the write timeout for all that it holds.
+    """
+    if not FITS["buffers"]:
+        return 0
+    while not hasattr(transport, "dataBuffer"):
+        transport = getattr(transport, "transport", None)
+        if transport is None:
+            return 0
+    return _buffered(transport)
+
+
+def _buffered(transport: Any) -> int:
+    return int(len(transport.dataBuffer) - transport.offset + transport._tempDataLen)
+
+
+class _NoReactor:
+    def addWriter(self, writer: Any) -> None:
+        """Watch nothing."""
+
+
+def _try_buffers() -> bool:
+    descriptor: Any = FileDescriptor(_NoReactor())  # type: ignore[arg-type]
+    descriptor.connected = True
+    clean = not descriptor.dataBuffer and not descriptor._tempDataBuffer
+    descriptor.write(b"four")
+    kept = bool(descriptor._tempDataBuffer) and _buffered(descriptor) == 4
+    return clean and kept and "socket" in tcp.Connection.__init__.__code__.co_names
+
+
+# Twisted's listening ports, endpoints and reactors
+
+
+def accept_few(port: Any, most: int) -> None:
+    """Let ``port`` accept at most ``most`` connections in each pass of the reactor.
+
+    Twisted accepts 100 and more. They are read in the next pass at the earliest, and those that were evicted are closed
+    there: a burst would use up all descriptors, and evict its own connections before their requests are read.
+
+    Args:
+        port: an ``IListeningPort`` provider; one that is none of Twisted's own is left as it is.
+        most: from 1 up.
+    """
+    if not hasattr(port, "numberAccepts"):
+        return
+    accept = port.doRead
+
+    def accept_in_one_pass() -> None:
+        # Twisted sets it anew after each pass, by what it found.
+        port.numberAccepts = min(port.numberAccepts, most)
+        accept()
+
+    port.doRead = accept_in_one_pass
+
+
+def speaks_proxy_protocol(endpoint: Any) -> bool:
+    """Return whether a listening endpoint reads the PROXY protocol (``haproxy:``); False if nothing says so."""
+    return FITS["endpoints"] and hasattr(endpoint, "_wrappedEndpoint")
+
+
+def get_certificates(endpoint: Any) -> Any:
+    """Return the ``IOpenSSLContextFactory`` or the like of an ``ssl:`` endpoint; None if there is none, or unknown."""
+    return getattr(_innermost(endpoint), "_sslContextFactory", None) if FITS["endpoints"] else None
+
+
+def set_certificates(endpoint: Any, certificates: Any) -> None:
+    """Replace what ``get_certificates`` found; the endpoint does not listen yet."""
+    _innermost(endpoint)._sslContextFactory = certificates
+
+
+def _innermost(endpoint: Any) -> Any:
+    # haproxy:ssl:8443 wraps one endpoint in another.
+    while hasattr(endpoint, "_wrappedEndpoint"):
+        endpoint = endpoint._wrappedEndpoint
+    return endpoint
+
+
+def _try_endpoints() -> bool:
+    inner: Any = SSL4ServerEndpoint(None, 0, "certificates")
+    return inner._sslContextFactory == "certificates" and _innermost(proxyEndpoint(inner)) is inner
+
+
+def awaits_proxy_header(transport: Any) -> bool:
+    """Return whether ``transport`` reads the PROXY protocol: it has the proxy's address until its first bytes."""
+    return hasattr(transport, "_proxyInfo")
+
+
+def _try_proxy_header() -> bool:
+    wrapped = proxyEndpoint(TCP4ServerEndpoint(None, 0))
+    protocol = wrapped._wrapperFactory(None).protocol
+    return "_proxyInfo" in protocol.__init__.__code__.co_names
+
+
+def forget_exit_signal(reactor: Any) -> None:
+    """Let the process end with status 0 although the reactor was stopped by a signal; else ``twistd`` ends by it."""
+    reactor._exitSignal = None
+
+
+def poll_without_log_context(reactor: Any, timeout: float | None) -> None:
+    """Wait for events of Twisted's epoll reactor and handle them without a log context for each; its ``doPoll``.
+
+    Args:
+        timeout: seconds; None means as long as it takes.
+    """
+    try:
+        events = reactor._poller.poll(-1 if timeout is None else timeout, len(reactor._selectables))
+    except InterruptedError:
+        return
+    for fd, event in events:
+        # What was handled before may have closed this one.
+        selectable = reactor._selectables.get(fd)
+        if selectable is not None:
+            reactor._doReadOrWrite(selectable, fd, event)
+
+
+def _try_epoll() -> bool:
+    try:
+        from twisted.internet.epollreactor import EPollReactor  # noqa: PLC0415
+    except ImportError:
+        # A system without epoll has none of its reactors, and needs no line about it.
+        return True
+    names = {*EPollReactor.doPoll.__code__.co_names, *dir(EPollReactor)}
+    return {"_poller", "_selectables", "_doReadOrWrite"} <= names
+
+
+# Twisted's logging
+
+
+def filter_all_logs(level: NamedConstant) -> None:
+    """Drop events below ``level`` in whatever observers ``twistd`` was told to use.
+
+    ``twistd`` has no option for that and builds its observers out of reach: they are wrapped where they are registered.
+    """
+    predicate = LogLevelFilterPredicate(defaultLogLevel=level)
+    for observer in tuple(getattr(globalLogPublisher, "_observers", ())):
+        globalLogPublisher.removeObserver(observer)
+        globalLogPublisher.addObserver(FilteringLogObserver(observer, [predicate]))
+
+
+def twistd_log_observer(options: Any) -> Any:
+    """Return the observer of text that ``twistd`` would use; without its private part, one that does not rotate.
+
+    Args:
+        options: of ``twistd``; without a logger of the user's, and without syslog.
+    """
+    if FITS["twistd's log"]:
+        from twisted.scripts._twistd_unix import UnixAppLogger  # noqa: PLC0415
+
+        return UnixAppLogger(options)._getLogObserver()
+    path = options.get("logfile") or ("-" if options.get("nodaemon") else "twistd.log")
+    return textFileLogObserver(sys.stdout if path == "-" else LogFile.fromFullPath(path))
+
+
+def _try_twistd_log() -> bool:
+    from twisted.scripts._twistd_unix import UnixAppLogger  # noqa: PLC0415
+
+    return "_getLogObserver" in vars(UnixAppLogger)
+
+
+def _fits(trial: Callable[[], bool]) -> bool:
+    try:
+        return trial()
+    except Exception:
+        return False
+
+
+FITS = {
+    "frames": _fits(_try_autobahn),
+    "buffers": _fits(_try_buffers),
+    "endpoints": _fits(_try_endpoints),
+    "PROXY header": _fits(_try_proxy_header),
+    "exit signal": hasattr(ReactorBase, "_exitSignal"),
+    "epoll": _fits(_try_epoll),
+    "log observers": hasattr(globalLogPublisher, "_observers"),
+    "twistd's log": _fits(_try_twistd_log),
+}
+"""Which of the private names are what this module expects, by what they are used for."""
+
+MISFITS = [name for name, fits in FITS.items() if not fits]
+
+if MISFITS:
+    Logger().warn(
+        "these parts of the installed Twisted or Autobahn are not as expected, and are done without: {misfits}",
+        misfits=", ".join(MISFITS),
+    )
