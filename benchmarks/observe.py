@@ -98,11 +98,11 @@ class Load:
 
     async def _exchange(self, first: Caller, second: Caller) -> None:
         for sender, target, kind in ((first, second, "offer"), (second, first, "answer")):
-            heard = target.next_message(lambda message: message.type == "ice-candidate")
+            received = target.next_message(lambda message: message.type == "ice-candidate")
             self._send(sender, target.id, kind, sdp(kind, 1))
             for number in range(_CANDIDATES):
                 self._send(sender, target.id, "ice-candidate", candidate(number))
-            await heard
+            await received
 
     async def _call(self) -> None:
         first, second = await self._pair()

@@ -71,9 +71,9 @@ async def set_up(port: int, topic: str) -> None:
     """Let two peers join ``topic`` and exchange an offer, an answer and candidates.
 
     Raises:
-        NotJoinedError: where one cannot join.
-        ConnectionError: where a connection ends before.
-        TimeoutError: where they do not hear each other.
+        NotJoinedError: if one cannot join.
+        ConnectionError: if a connection ends before.
+        TimeoutError: if they do not receive each other's messages.
     """
     peers: list[Client] = []
     try:
@@ -195,7 +195,7 @@ class Rolling:
             try:
                 await set_up(self.port, f"call-{n}")
             except _LOST as error:
-                failures.append(str(error) or "they do not hear each other")
+                failures.append(str(error) or "they do not receive each other's messages")
                 await asyncio.sleep(backoff(len(failures)))
             else:
                 break

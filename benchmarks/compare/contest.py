@@ -24,7 +24,7 @@ def measure(  # noqa: PLR0913, PLR0917 - a server is all of these
     """Run one burst against one server.
 
     Raises:
-        WrongAnswerError: where the server does not do what it was asked for.
+        WrongAnswerError: if the server does not do what it was asked for.
     """
     try:
         with LoadGenerator(addresses) as generator:
@@ -33,7 +33,7 @@ def measure(  # noqa: PLR0913, PLR0917 - a server is all of these
     except OSError as error:
         raise WrongAnswerError(str(error)) from error
     # The connections that were just reset must not cost the next server's time.
-    stage.settle()
+    stage.wait_until_idle()
     return stage.figures
 
 
@@ -57,7 +57,7 @@ class Contest:
         self.results = Results()
 
     def bursts(self, names: Sequence[str]) -> int:
-        """Tell how many bursts there will be."""
+        """Return how many bursts there will be."""
         return sum(len(self._runners(name)) * len(self._numbers(name)) for name in names)
 
     def run(self, names: Sequence[str]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What servers are measured at. Each scenario is one short burst, and tells its figures by name."""
+"""What servers are measured at. Each scenario is one short burst, and returns its figures by name."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ class Stage:
     """One server that is ready for a burst.
 
     Args:
-        meter: None where its process is not known; then there are no figures about it.
-        store: of what its nodes share; None where they share nothing.
+        meter: None if its process is not known; then there are no figures about it.
+        store: of what its nodes share; None if they share nothing.
     """
 
     dialect: Dialect
@@ -99,7 +99,7 @@ class Stage:
     @contextmanager
     def measured(self, operations: int) -> Iterator[None]:
         """Measure what happens inside, for each of so many operations."""
-        self.settle()
+        self.wait_until_idle()
         gc.collect()
         gc.disable()
         cpu, starved = self._used()
@@ -111,7 +111,7 @@ class Stage:
             gc.enable()
         elapsed = time.perf_counter() - start
         self.figures["per_second"] = operations / elapsed
-        self.settle()
+        self.wait_until_idle()
         if self.meter:
             cpu_after, starved_after = self._used()
             self.figures["cpu_us"] = 1e6 * (cpu_after - cpu) / operations
@@ -122,10 +122,10 @@ class Stage:
     def _used(self) -> tuple[float, float]:
         return (self.meter.cpu_seconds(), self.meter.starved_seconds()) if self.meter else (0.0, 0.0)
 
-    def settle(self) -> None:
+    def wait_until_idle(self) -> None:
         """Wait until the server has nothing to do."""
         if self.meter:
-            self.meter.settle()
+            self.meter.wait_until_idle()
 
     def tell_latency(self, seconds: list[float]) -> None:
         """Add latencies to the figures."""
@@ -134,7 +134,7 @@ class Stage:
 
 
 class Saying(NamedTuple):
-    """One message from one peer to another: the frame that is sent, and what is heard."""
+    """One message from one peer to another: the frame that is sent, and what is expected."""
 
     frame: bytes
     expected: Expected
@@ -258,7 +258,7 @@ def connect(stage: Stage) -> None:
 
 
 def room(stage: Stage) -> None:
-    """One topic fills, and everybody hears of everybody who comes later."""
+    """One topic fills, and every peer is informed of each later one."""
     size = stage.scale.room
     with stage.measured(size * (size - 1) // 2):
         stage.members("room", size)
@@ -270,7 +270,7 @@ def idle(stage: Stage) -> None:
         raise WrongAnswerError("idle measures a process: say which by --pid")
     # What a server loads or builds with its first connections is no part of the others.
     _concurrently(stage, 2 * stage.scale.concurrent, partial(_visit, stage))
-    stage.settle()
+    stage.wait_until_idle()
     before = stage.meter.resident_bytes()
     stored = stage.store.resident_bytes() if stage.store else 0
 
@@ -278,7 +278,7 @@ def idle(stage: Stage) -> None:
         yield from stage.join(f"idle{number // 2}")
 
     _concurrently(stage, stage.scale.idle, stay)
-    stage.settle()
+    stage.wait_until_idle()
     stage.figures["bytes"] = (stage.meter.resident_bytes() - before) / stage.scale.idle
     if stage.store:
         stage.figures["store_bytes"] = (stage.store.resident_bytes() - stored) / stage.scale.idle
@@ -300,7 +300,7 @@ class OpenLoop:
         self.late: list[float] = []
 
     def run(self, generator: LoadGenerator) -> None:
-        """Send and hear all; this spins, because a sleep would be longer than what is measured."""
+        """Send and receive all; this spins, because a sleep would be longer than what is measured."""
         start, clock, sent = time.perf_counter(), time.perf_counter, 0
         while len(self.latencies) < self._count:
             now = clock()
@@ -368,7 +368,7 @@ class Scenario:
     own: bool = False
 
     def suits(self, server: Contestant) -> bool:
-        """Tell whether there is such a thing with a server."""
+        """Return whether there is such a thing with a server."""
         return (not self.announced or server.dialect.joined("") is not None) and (server.is_ours or not self.own)
 
 

@@ -199,7 +199,7 @@ def workers(count: int) -> Server:
 
 
 def has_redis() -> bool:
-    """Tell whether a Redis server is installed, for clusters."""
+    """Return whether a Redis server is installed, for clusters."""
     return shutil.which("redis-server") is not None
 
 
@@ -226,7 +226,7 @@ def parse_server(text: str) -> Server:
 
 
 def others(names: Iterable[str]) -> list[Server]:
-    """Tell how to start other projects' servers; npm's are installed first.
+    """Return how to start other projects' servers; npm's are installed first.
 
     Raises:
         CannotStartError: where npm cannot install them.
@@ -269,7 +269,7 @@ NEED_NODE = frozenset({"peerjs-server", "y-webrtc", "y-webrtc-inboxes"})
 
 
 def has_node() -> bool:
-    """Tell whether Node.js and npm are installed."""
+    """Return whether Node.js and npm are installed."""
     return shutil.which("node") is not None and shutil.which("npm") is not None
 
 
