@@ -174,7 +174,7 @@ def test_a_wrong_url_is_one_clear_line(url: str, said: str) -> None:
 
 
 def test_a_missing_extra_is_one_clear_line(tmp_path: Path) -> None:
-    (tmp_path / "txredisapi.py").write_text("raise ImportError('not here')")
+    (tmp_path / "hiredis.py").write_text("raise ImportError('not here')")
     path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
     status, text = run_to_end("--backplane=redis://127.0.0.1", PYTHONPATH=path)
     assert status == 1
@@ -187,7 +187,7 @@ def test_a_store_that_refuses_one_command_of_the_scripts_is_out_of_reach() -> No
         node = start(["--port=0", f"--backplane=redis://ada:north@127.0.0.1:{redis.port}"])
         try:
             node.wait_until_listening()
-            node.wait_for("beat: ERR, the user may not; docs/options.md has the rights")
+            node.wait_for("heartbeat: ERR, the user may not; docs/options.md has the rights")
             assert node.readiness()[0] == 503
         finally:
             node.end()
