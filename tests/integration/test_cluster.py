@@ -11,7 +11,7 @@ import pytest
 from websockets.frames import Frame, Opcode
 
 from signaling.backplane.cluster import Cluster
-from signaling.backplane.redis.scripts import Keys
+from signaling.backplane.store import Keys
 from signaling.core.interfaces import OutgoingSession
 from tests.integration.harness import Harness, Peer
 
@@ -88,7 +88,7 @@ def test_no_event_is_missed_where_none_got_lost(harness: Harness) -> None:
     harness.advance(5)
     calls = [engine.calls for engine in harness.engines]
     harness.advance(5)
-    # Each beat, and no comparison of a topic.
+    # Each heartbeat, and no comparison of a topic.
     assert [engine.calls - before for engine, before in zip(harness.engines, calls, strict=True)] == [5, 5, 5]
 
 
@@ -107,7 +107,7 @@ def test_a_channel_that_alone_falls_silent_is_connected_anew_and_readyz_says_so(
 
 def test_a_node_that_stood_still_does_not_blame_the_engine(harness: Harness) -> None:
     harness.advance(1)
-    # A look, whose beat is not answered before the next one.
+    # A check, whose heartbeat is not answered before the next one.
     harness.clock.advance(1)
     for _ in range(2):
         harness.clock.advance(5)
@@ -116,8 +116,8 @@ def test_a_node_that_stood_still_does_not_blame_the_engine(harness: Harness) -> 
     assert [engine.connects for engine in harness.engines] == [1, 1, 1]
 
 
-def test_an_engine_that_answers_joins_is_there_however_late_it_answers_a_beat(harness: Harness) -> None:
-    harness.engines[0].refused = {"beat"}
+def test_an_engine_that_answers_joins_is_there_however_late_it_answers_a_heartbeat(harness: Harness) -> None:
+    harness.engines[0].refused = {"heartbeat"}
     for _ in range(12):
         harness.advance(0.5)
         arrive(harness, 0)
@@ -465,11 +465,11 @@ class Told:
     def node_unregistered(self, reason: str) -> None:
         self.lines.append(("unregistered", reason))
 
-    def node_buried(self, node: str) -> None:
-        self.lines.append(("buried", node))
+    def node_evicted(self, node: str) -> None:
+        self.lines.append(("evicted", node))
 
-    def node_taken_for_dead(self, node: str) -> None:
-        self.lines.append(("taken for dead", node))
+    def this_node_evicted(self, node: str) -> None:
+        self.lines.append(("this node evicted", node))
 
     def clocks_differ(self, seconds: float) -> None:
         self.lines.append(("clocks differ", f"{seconds:g}"))
@@ -484,11 +484,11 @@ def test_the_log_tells_of_nodes_that_come_and_go() -> None:
     arrive(harness, 1)
     harness.engines[1].lose_connection()
     harness.advance(15, step=0.5)
-    assert told.lines == [("unregistered", "it was lost"), ("buried", second)]
+    assert told.lines == [("unregistered", "it was lost"), ("evicted", second)]
     told.lines.clear()
     harness.engines[1].reconnect()
     harness.run()
-    assert told.lines == [("taken for dead", second), ("registered", harness.factories[1].backplane.node)]  # type: ignore[attr-defined]
+    assert told.lines == [("this node evicted", second), ("registered", harness.factories[1].backplane.node)]  # type: ignore[attr-defined]
     harness.close()
 
 
