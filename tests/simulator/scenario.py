@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from signaling.backplane.redis.scripts import Keys
+from signaling.backplane.store import Keys
 from signaling.core.messages import ClientMessage
 from signaling.errors import ErrorCode, Rejected
 from signaling.limits import Limits
@@ -29,7 +29,7 @@ from tests.simulator.engine import StoreServer
 from tests.simulator.join_conditions import JoinConditions
 from tests.simulator.network import Timeline
 from tests.simulator.nodes import PREFIX, SimulatedNode
-from tests.simulator.store import listed
+from tests.simulator.store import listed_bytes
 
 CALM_SECONDS = 60.0
 # A dead node's peers are announced within this time.
@@ -150,7 +150,7 @@ class Scenario:
             self.violation(f"{node.name}: relay {sent.number} was taken for a peer that is gone")
 
     def _ran(self, script: str, arguments: Sequence[bytes], reply: list[Any]) -> None:
-        if script == "bury" and reply[0] == b"buried":
+        if script == "evict" and reply[0] == b"evicted":
             self.buried.setdefault(arguments[2].decode(), self.now)
             self.counts["buried"] += 1
 
@@ -537,7 +537,7 @@ class Scenario:
         stored = {field: int(count) for field, count in state.items() if field[:1] == b"@"}
         if stored != counted:
             self.violation(f"the store counts {stored} in {topic}, not {dict(counted)}")
-        lengths = sum(listed(value) for value in expected.values())
+        lengths = sum(listed_bytes(value) for value in expected.values())
         if int(state.get(b"bytes", 0)) != lengths:
             self.violation(f"the store counts {state.get(b'bytes')} bytes in {topic}, not {lengths}")
 
