@@ -159,7 +159,7 @@ def test_a_target_that_never_reads_costs_its_sender_dropped_and_itself_the_conne
 
 
 def answers_to_ten(sender: ClientConnection, target: str) -> list[str]:
-    """Send ten long relays; returns what the sender heard until the last of them was handled."""
+    """Send ten long relays; returns what the sender received until the last of them was handled."""
     for _ in range(10):
         sender.send(relay(target, "x" * 60_000).decode())
     sender.send('{"type":"nope","msgId":"end"}')
