@@ -228,7 +228,7 @@ class Cluster:
         self._receivers[type(message)](message)
 
     def _apply_event(self, event: TopicEvent) -> None:
-        self._membership.events += 1
+        self._membership.count_event()
         self._presence.apply_event(event)
         if event.kind is EventKind.MOVED:
             # What is sent to the peer's new node must not overtake what waits for its old one.
