@@ -18,7 +18,7 @@ _MB_PER_CONNECTION = 0.02
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds; all are 0 where nothing was measured."""
+    """Milliseconds; all are 0 if nothing was measured."""
 
     p50: float
     p99: float

@@ -30,7 +30,7 @@ _MOST_ATTEMPTS = 5
 # As the client for browsers waits, less a random part of up to a half.
 _FIRST_BACKOFF_SECONDS, _MOST_BACKOFF_SECONDS = 0.25, 4.0
 _NOTICE_SECONDS = 30.0
-# HAProxy hands over its table of topics once it has looked in vain for somebody who could teach it.
+# HAProxy hands over its table of topics once it has found no peer that has one.
 _LEARNING_SECONDS = 11.0
 _LOST = (NotJoinedError, ConnectionError, TimeoutError)
 

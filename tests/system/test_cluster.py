@@ -23,7 +23,7 @@ from tests.harness.server import Server, nodes, start, wait_until
 
 HIGH_WATER_MARK = 16
 MOST_PEERS = 3
-# Two noisy cores may delay anything by some tenths of a second.
+# Two noisy cores may delay anything by tenths of a second.
 UNNOTICED_SECONDS = 1.0
 
 
