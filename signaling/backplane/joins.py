@@ -233,7 +233,7 @@ class Joins:
 
     def _add_with_greater_id(self, join: PendingJoin, greatest: str) -> None:
         try:
-            self._ids.follow(greatest)
+            self._ids.advance_past(greatest)
         except ValueError:
             # Some other program wrote that id.
             self._decide(join)

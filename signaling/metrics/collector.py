@@ -26,8 +26,9 @@ from signaling.core.counters import Histogram
 from signaling.errors import ErrorCode, Refused
 from signaling.server.factory import SignalingFactory
 from signaling.timing.clock import Clock
-from signaling.web.resources import BoundedRequest, Endpoint, Refusal, request_headers
-from signaling.websocket.protocol import LeanWebSocketProtocol
+from signaling.web.resources import Endpoint, Refusal
+from signaling.web.site import BoundedRequest, request_headers
+from signaling.websocket.protocol import WebSocketConnection
 
 _TOPIC_SIZES = (1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _LAG_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -92,7 +93,7 @@ class SignalingCollector:
                 "python": platform.python_version(),
                 "twisted": version("Twisted"),
                 "autobahn": version("autobahn"),
-                "fast_path": "on" if LeanWebSocketProtocol.fast else "off",
+                "fast_path": "on" if WebSocketConnection.fast else "off",
             },
         )
 

@@ -42,10 +42,11 @@ from signaling.timing.timeouts import Timeouts
 from signaling.timing.wall_clock_timers import ClockSteps, WallClockTimers
 from signaling.web.credentials import subprotocol
 from signaling.web.join_parsing import check_join
-from signaling.web.resources import SignalingSite
+from signaling.web.resources import site_root
+from signaling.web.site import SignalingSite
 from signaling.web.static_files import pages
 from signaling.websocket.handshake import check_upgrade
-from signaling.websocket.protocol import LeanWebSocketFactory
+from signaling.websocket.protocol import WebSocketConnectionFactory
 from signaling.websocket.request_head import HeaderValues
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ from signaling.server.protocol import SignalingProtocol
 
 
 @implementer(IProtocolNegotiationFactory)
-class SignalingFactory(LeanWebSocketFactory):
+class SignalingFactory(WebSocketConnectionFactory):
     """A signaling server, ready to listen: ``endpoint.listen(SignalingFactory())`` is all of it.
 
     Two factories in one process never meet: topics, counters, bounds and log level are the factory's own.
@@ -140,7 +141,9 @@ class SignalingFactory(LeanWebSocketFactory):
             self.counters,
         )
         self.ids = PeerIds()
-        self.site = SignalingSite(self, reactor, pages(client=serve_client, demo=demo))
+        self.site = SignalingSite(
+            site_root(self, pages(client=serve_client, demo=demo)), self.limits, self.origins, reactor
+        )
         self.events = Events(log_level, reactor.seconds)
         self.paced_log = PacedLog(reactor)
         self.access = Access(portal, self.events.log) if portal is not None else None

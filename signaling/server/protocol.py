@@ -28,9 +28,9 @@ from signaling.errors import ErrorCode, Refused, Rejected
 from signaling.limits import FRAMES_PER_TOKEN
 from signaling.server.address_text import address_text
 from signaling.transport.private_api import awaits_proxy_header
-from signaling.web.resources import BoundedChannel
+from signaling.web.site import BoundedChannel
 from signaling.websocket.handshake import asks_for_websocket
-from signaling.websocket.protocol import LeanWebSocketProtocol
+from signaling.websocket.protocol import WebSocketConnection
 from signaling.websocket.read_pause import ReadPause
 from signaling.websocket.request_head import Head, HeaderValues
 
@@ -43,7 +43,7 @@ _POLICY_VIOLATION = 1008
 _TOKEN_EXPIRED = 4401
 
 
-class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
+class SignalingProtocol(WebSocketConnection[Receipt]):
     """One connection of a signaling server, and the peer attached to it once it is open."""
 
     factory: SignalingFactory
@@ -87,19 +87,19 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         self.dataReceived = web.dataReceived  # type: ignore[method-assign]
         web.begin(head, data)
 
-    def leaveWeb(self) -> None:
+    def leave_http(self) -> None:
         """Take the bytes that the site's channel took until now."""
         self._web = None
         self.__dict__.pop("dataReceived", None)
 
-    def webDone(self) -> None:
+    def http_done(self) -> None:
         """End the connection after its last HTTP answer."""
-        self.leaveWeb()
+        self.leave_http()
         self.endGently()
 
-    def webWaits(self) -> None:
+    def schedule_next_request(self) -> None:
         """Let the site's channel read its next request when it is this connection's turn."""
-        self.factory.turns.add(self)
+        self.factory.scheduler.add(self)
 
     def goOn(self) -> None:
         """Go on with what waited, in the site's channel or here."""
@@ -345,7 +345,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Clean up; ``onClose``, in the middle of it, removes or detaches the peer."""
         web = self._web
-        self.leaveWeb()
+        self.leave_http()
         if web is not None:
             web.connectionLost(reason)
         self.factory.renewals.clear(self)

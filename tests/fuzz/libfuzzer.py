@@ -18,7 +18,7 @@ from twisted.web import http
 from signaling.admission import client_address, origins
 from signaling.core import messages
 from signaling.server import protocol
-from signaling.web import join_parsing, resources
+from signaling.web import join_parsing, resources, site
 from signaling.websocket import frames, handshake
 from signaling.websocket import protocol as websocket_protocol
 from tests.fuzz import model
@@ -28,10 +28,10 @@ from tests.fuzz.targets import TARGETS
 # Coverage costs time at each branch: only that of the code which looks at the input guides. msgspec is compiled and
 # shows none; the model beside it walks the same grammar.
 _GUIDES = (
-    *(messages, model, join_parsing, handshake, frames, protocol.SignalingProtocol, resources, http.HTTPChannel),
+    *(messages, model, join_parsing, handshake, frames, protocol.SignalingProtocol, resources, site, http.HTTPChannel),
     *(
         http._ChunkedTransferDecoder,
-        websocket_protocol.LeanWebSocketProtocol,
+        websocket_protocol.WebSocketConnection,
         WebSocketProtocol,
         client_address,
         origins,

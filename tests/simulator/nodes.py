@@ -58,7 +58,7 @@ class SimulatedIds(PeerIds):
             self._rest += 1
         return f"{self._ms:010d}{self._rest:016d}"
 
-    def follow(self, peer_id: str) -> None:
+    def advance_past(self, peer_id: str) -> None:
         ms = int(peer_id[:10]) + 1
         if ms > self._ms:
             self._ms, self._rest = ms, self._random.randrange(10**15)

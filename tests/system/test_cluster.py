@@ -15,14 +15,15 @@ from typing import NamedTuple
 import pytest
 
 from tests.harness.fault_proxy import FaultProxy, fault_proxy
+from tests.harness.frames import masked
 from tests.harness.peer import Call, Peer, new_topic
-from tests.harness.raw_client import join_raw, masked, read_to_the_end
+from tests.harness.raw_client import join_raw, read_to_the_end
 from tests.harness.redis import RedisServer, redis_running
 from tests.harness.server import Server, nodes, start, wait_until
 
 HIGH_WATER_MARK = 16
 MOST_PEERS = 3
-# Two noisy cores may delay anything by some tenths of a second.
+# Two noisy cores may delay anything by tenths of a second.
 UNNOTICED_SECONDS = 1.0
 
 
@@ -62,7 +63,7 @@ def test_a_full_topic_is_full_on_every_node(pair: list[Server]) -> None:
         assert [(message["type"], message["code"]) for message in refused.messages] == [("error", "topic_full")]
         assert refused.closed() == 1013
     peers.pop().close()
-    # Where it was, its place is free at once; at the other node as soon as that has heard of it.
+    # Where it was, its place is free at once; at the other node as soon as that has received of it.
     wait_until(lambda: len(peers[1].view) == MOST_PEERS - 2)
     peers.append(Peer(pair[1], topic))
     assert peers[-1].id
@@ -91,7 +92,7 @@ def text_of_dropped(sender: Peer, server: Server, topic: str) -> str:
         flood(sender, target)
         name = next(iter(name for name in sender.answers if name.startswith(target)))
         # It leaves in peace, once it has read all.
-        stuck.sendall(masked(8))
+        stuck.sendall(masked(0x88, b""))
         read_to_the_end(stuck)
     return sender.text(name).replace(name, "m")
 
@@ -186,6 +187,7 @@ def test_a_store_that_refuses_one_command_of_the_scripts_is_out_of_reach() -> No
     with redis_running(users=[everything_else]) as redis:
         node = start(["--port=0", f"--backplane=redis://ada:north@127.0.0.1:{redis.port}"])
         try:
+            node.wait_until_listening()
             node.wait_for("heartbeat: ERR, the user may not; docs/options.md has the rights")
             assert node.readiness()[0] == 503
         finally:
