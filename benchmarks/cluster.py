@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from benchmarks.client import HOST
 from benchmarks.nodes import Link, Node, Store
-from benchmarks.wallclock import WallClock
+from tests.harness.wall_clock import WallClock
 
 _READY_LOOK_SECONDS = 0.2
 # Less than the 3 s after which a silent store counts as away.

@@ -151,7 +151,7 @@ def main() -> None:
         factory = SignalingFactory(Limits(**json.loads(sys.argv[1])))
         listening = TCP4ServerEndpoint(reactor, 0, backlog=1024, interface="127.0.0.1").listen(factory)
         listening.addCallback(lambda port: StandardIO(SideChannel(factory, cuts, passes, port.getHost().port)))
-        reactor.addSystemEventTrigger("before", "shutdown", factory.drain)
+        reactor.addSystemEventTrigger("before", "shutdown", factory.shutdown.drain)
         reactor.run()
 
 

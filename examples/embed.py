@@ -28,7 +28,7 @@ def main() -> None:
     def listening(opened: object) -> None:
         print(f"listening on {opened.getHost().port}", flush=True)
         reactor.addSystemEventTrigger("before", "shutdown", opened.stopListening)
-        reactor.addSystemEventTrigger("before", "shutdown", factory.drain)
+        reactor.addSystemEventTrigger("before", "shutdown", factory.shutdown.drain)
 
     def failed(failure: Failure) -> None:
         print(f"cannot listen: {failure.getErrorMessage()}", file=sys.stderr)

@@ -1,10 +1,9 @@
-"""How many connections there may be, in all and for each address, and which ones are evicted."""
+"""How many connections there may be, in all and for each address."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Generic, TypeVar
 
 from signaling.admission import file_limits
 from signaling.admission.client_address import Client
@@ -133,60 +132,6 @@ class ConnectionLimits:
         if wait:
             rate = self._limits.max_connections_per_address_per_second
             raise _later(429, f"at most {rate:g} new connections a second from one address ({network})", wait)
-
-
-C = TypeVar("C")
-
-
-class Unjoined(Generic[C]):
-    """The connections that have not joined a topic, oldest first.
-
-    Args:
-        most_of_one_address: how many of them one address may have; 0 means no bound.
-    """
-
-    def __init__(self, most_of_one_address: int) -> None:
-        self._most = most_of_one_address
-        self._networks: dict[C, str | None] = {}
-        self._by_network: dict[str, dict[C, None]] = {}
-
-    def __len__(self) -> int:
-        return len(self._networks)
-
-    def add(self, connection: C, network: Callable[[], str | None]) -> C | None:
-        """Add the newest.
-
-        Args:
-            network: tells what counts as its client's address; None where that is not known, or not bounded.
-
-        Returns:
-            The oldest one of that address to evict, if it has too many: an address takes no room but its own.
-        """
-        counted = network() if self._most else None
-        self._networks[connection] = counted
-        if counted is None:
-            return None
-        own = self._by_network.setdefault(counted, {})
-        own[connection] = None
-        return self._removed(next(iter(own))) if len(own) > self._most else None
-
-    def oldest(self) -> C:
-        """Return the oldest of all to evict."""
-        return self._removed(next(iter(self._networks)))
-
-    def discard(self, connection: C) -> None:
-        """Forget one that joined or ended; nothing happens if it was evicted."""
-        if connection in self._networks:
-            self._removed(connection)
-
-    def _removed(self, connection: C) -> C:
-        network = self._networks.pop(connection)
-        if network is not None:
-            own = self._by_network[network]
-            del own[connection]
-            if not own:
-                del self._by_network[network]
-        return connection
 
 
 def _later(status: int, reason: str, seconds: float) -> Refused:

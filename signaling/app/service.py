@@ -7,14 +7,12 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol
 
 from twisted.application.service import MultiService, Service
-from twisted.internet.defer import CancelledError, Deferred, gatherResults, inlineCallbacks, maybeDeferred
+from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
-from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from signaling.admission.file_limits import raise_file_limit
@@ -65,7 +63,6 @@ class SignalingService(Service):
         # Those of no peers, which are needed to the end: to see how the drain goes.
         self._others: list[IListeningPort] = []
         self._asked = False
-        self._delay: Deferred[None] | None = None
 
     @property
     def addresses(self) -> list[Any]:
@@ -79,7 +76,6 @@ class SignalingService(Service):
             StartError: where it cannot; then it listens nowhere.
         """
         self._asked = True
-        self.factory.retiring = self.factory.draining = False
         for where, place, protocols in self._listeners:
             failures: list[Failure] = []
             ports = self._ports if protocols is None else self._others
@@ -103,7 +99,6 @@ class SignalingService(Service):
         if not self._asked:
             self.privilegedStartService()
         super().startService()
-        self.factory.backplane.start(self.factory.local)
         for companion in self._companions:
             companion.start()
 
@@ -140,12 +135,6 @@ class SignalingService(Service):
             else:
                 self.factory.events.certificate_reloaded(listener.where)
 
-    def hurry(self) -> None:
-        """Stop without any further wait."""
-        if self._delay is not None:
-            self._delay.cancel()
-        self.factory.abort()
-
     @inlineCallbacks
     def stopService(self) -> Any:
         """Wait for the drain delay, stop to listen, then drain.
@@ -156,19 +145,10 @@ class SignalingService(Service):
         super().stopService()
         for companion in self._companions:
             companion.stop()
-        self.factory.retire()
-        if self._ports and self.factory.limits.drain_delay_seconds:
-            self._delay = deferLater(self.factory.reactor, self.factory.limits.drain_delay_seconds)
-            with suppress(CancelledError):
-                yield self._delay
+        shutdown = self.factory.shutdown
+        yield shutdown.become_unready(self.factory.limits.drain_delay_seconds if self._ports else 0.0)
         yield self._stop_listening(self._ports)
-        peers = sum(map(len, self.factory.topics))
-        if peers:
-            self.factory.events.stopping(peers)
-        yield self.factory.drain()
-        gone: Deferred[None] = Deferred()
-        self.factory.backplane.stop(lambda: gone.callback(None))
-        yield gone
+        yield shutdown.drain()
         yield self._stop_listening(self._others)
 
 
@@ -215,7 +195,7 @@ class TwistdService(MultiService):
         name = signal.Signals(received).name
         if self._stopping:
             self._factory.events.signal(name, again=True)
-            self._service.hurry()
+            self._factory.shutdown.abort()
         else:
             self._stopping = True
             self._factory.events.signal(name, again=False)

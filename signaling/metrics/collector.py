@@ -106,7 +106,7 @@ class SignalingCollector:
         yield _gauge("connections_max", "The largest number of connections of peers.", factory.connection_limits.most)
         yield _gauge("peers", "Peers in topics.", sizes.total)
         detached = "Detached peers: they lost their connection and may resume; signaling_peers includes them."
-        yield _gauge("peers_detached", detached, len(factory.sessions.away))
+        yield _gauge("peers_detached", detached, len(factory.sessions.detached))
         yield _gauge("topics", "Topics.", len(factory.topics))
         yield _histogram("topic_peers", "Topics by the number of their peers.", sizes)
         yield _gauge("ready", "1 if /readyz answers 200.", not any(factory.unready_reasons.values()))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,26 +16,28 @@ from zope.interface import implementer
 
 from signaling.admission import file_limits
 from signaling.admission.client_address import Client, TrustedProxies
-from signaling.admission.connection_limits import ConnectionLimits, Unjoined
+from signaling.admission.connection_limits import ConnectionLimits
 from signaling.admission.origins import Origins
 from signaling.auth.cred import Access
 from signaling.backplane.standalone import StandaloneBackplane
 from signaling.core.announcer import Announcer
 from signaling.core.counters import Counters
 from signaling.core.ice import IceServers
-from signaling.core.interfaces import Backplane, Forwarding, JoinTicket
+from signaling.core.interfaces import Backplane, JoinTicket
 from signaling.core.join_request import JoinRequest
 from signaling.core.joining import JoiningConnection
 from signaling.core.local_peers import LocalPeers
-from signaling.core.peer import Peer
+from signaling.core.peer import Peer, PeerServices
 from signaling.core.peer_ids import PeerIds
-from signaling.core.session import ResumablePeer, Sessions
+from signaling.core.session import PeerSession
+from signaling.core.session_registry import SessionRegistry
 from signaling.core.topics import TopicMap
 from signaling.errors import LeaveReason, Refused
 from signaling.limits import Limits
 from signaling.log.events import Events, PacedLog
 from signaling.server.address_text import address_text
-from signaling.timing.fair_scheduler import FairScheduler
+from signaling.server.connection_gate import ConnectionGate
+from signaling.server.shutdown import Shutdown
 from signaling.timing.timeouts import Timeouts
 from signaling.timing.wall_clock_timers import ClockSteps, WallClockTimers
 from signaling.web.credentials import subprotocol
@@ -54,10 +55,6 @@ if TYPE_CHECKING:
 
 from signaling.server.protocol import SignalingProtocol
 
-_SERVICE_RESTART = 1012
-# Of a drain; each takes some 50 us.
-_ENDINGS_PER_PASS = 64
-
 
 @implementer(IProtocolNegotiationFactory)
 class SignalingFactory(WebSocketConnectionFactory):
@@ -73,7 +70,8 @@ class SignalingFactory(WebSocketConnectionFactory):
         serve_client: whether ``/signaling.js`` is served, the client for browsers.
         demo: whether ``/`` is, a page that shows it.
         portal: who may do what (docs/access.md); None means that everybody may do everything.
-        backplane: shares the topics with other servers (docs/cluster.md); None means that there are none.
+        backplane: shares the topics with other servers (docs/cluster.md); None means that there are none. It starts
+            with the first port, or the first ``SignalingResource``, and stops at the end of a drain.
         wall_clock: tells when tokens and TURN credentials expire, in seconds since 1970.
         reactor: tells the time; None means the global reactor.
         log_level: events below it are not logged.
@@ -82,14 +80,13 @@ class SignalingFactory(WebSocketConnectionFactory):
         topics: who is there, by topic.
         announcer: tells them of each other.
         counters: what happened so far.
-        retiring: whether the server is about to stop.
-        draining: whether nobody is let in any more.
+        shutdown: the end of the server; ``shutdown.drain()`` is what an application calls.
         crowd_size: from how many peers in a topic on joins take turns.
         connection_limits: how many connections may join.
-        newcomers: the connections of no peer.
+        gate: the connections that have not joined.
         events: the log.
         paced_log: spreads a burst of its lines over time.
-        sessions: who lost a connection and may come back.
+        sessions: finds sessions to resume, and closes those that are not resumed.
 
     Raises:
         ValueError: where an origin or a proxy is none.
@@ -97,9 +94,6 @@ class SignalingFactory(WebSocketConnectionFactory):
 
     protocol = SignalingProtocol
     crowd_size = 32
-    retiring = False
-    draining = False
-    _farewells: Sequence[Any] = ()
 
     def __init__(  # noqa: PLR0913 - each is one thing that an operator may want
         self,
@@ -124,8 +118,11 @@ class SignalingFactory(WebSocketConnectionFactory):
         self.backplane: Backplane = backplane or StandaloneBackplane()
         self.origins = Origins(allow_origins)
         self.connection_limits = ConnectionLimits(self.limits, file_limits.file_limit(reactor), reactor.seconds)
-        self.sessions = Sessions(self.limits, reactor, self.topics, self._not_back, wall_clock)
-        self.local = LocalPeers(self.topics, self.announcer, self.counters, self.sessions.prepare_handoff, self._moved)
+        self.sessions = SessionRegistry(self.limits, reactor, self.topics, self._session_closed, wall_clock)
+        self._peer_services = PeerServices(
+            self.topics, self.announcer, self.backplane, self.counters, self.limits, self.sessions
+        )
+        self.local = LocalPeers(self._peer_services, self._session_moved)
         self.ice_servers = ice_servers or IceServers()
         self.renewals: Timeouts[SignalingProtocol] = Timeouts(
             reactor, self.ice_servers.renewal_seconds, SignalingProtocol.renewIceServers
@@ -135,21 +132,28 @@ class SignalingFactory(WebSocketConnectionFactory):
             reactor, wall_clock, SignalingProtocol.expire
         )
         self._proxies = TrustedProxies(trusted_proxies)
-        self.unjoined: Unjoined[SignalingProtocol] = Unjoined(self.limits.max_connections_per_address)
+        self.gate: ConnectionGate[SignalingProtocol] = ConnectionGate(
+            self.connections,
+            self.handshakes,
+            self.connection_limits,
+            self.limits.max_connections_per_address,
+            self._proxies,
+            self.counters,
+        )
         self.ids = PeerIds()
         self.site = SignalingSite(
             site_root(self, pages(client=serve_client, demo=demo)), self.limits, self.origins, reactor
         )
         self.events = Events(log_level, reactor.seconds)
         self.paced_log = PacedLog(reactor)
-        self._endings: FairScheduler[Callable[[], None]] = FairScheduler(reactor, _ENDINGS_PER_PASS, lambda end: end())
         self.access = Access(portal, self.events.log) if portal is not None else None
-        self._drains: list[Deferred[None]] = []
+        self.shutdown = Shutdown(self, reactor, self.limits)
+        self._backplane_start: Any = None
 
     @property
     def relays_queued(self) -> int:
         """How many accepted relays wait for their target's transport now; counted anew at each look."""
-        return sum(connection.waiting for connection in self.connections) + self.sessions.waiting
+        return sum(connection.waiting for connection in self.connections) + self.sessions.relays_waiting
 
     @property
     def relays_written(self) -> int:
@@ -193,35 +197,31 @@ class SignalingFactory(WebSocketConnectionFactory):
         peer_id = ticket.id or self.ids.next()
         peer: Peer
         if self.limits.resume_window_seconds:
-            peer = resumable = ResumablePeer(
-                peer_id, request, self.topics, self.announcer, self.backplane, self.counters, self.limits
-            )
-            resumable.go(connection)
+            peer = PeerSession(peer_id, request, self._peer_services)
         else:
-            peer = Peer(peer_id, request.metadata, self.topics, self.announcer, self.backplane, self.counters)
-            peer.attach(connection)
-        # Not its id's time: the wall clock may be set, and a node that is behind takes later ids.
-        peer.since = self.reactor.seconds()
+            peer = Peer(peer_id, request.metadata, self._peer_services)
+        peer.attach(connection)
+        # Not the time in its id: the wall clock may be set, and a node whose clock is behind makes later ids.
+        peer.joined_at = self.reactor.seconds()
         return peer
 
-    def _not_back(self, peer: Peer, reason: str) -> None:
+    def _session_closed(self, peer: Peer, reason: str) -> None:
         self.counters.leaves[LeaveReason.SHUTDOWN if self.draining else LeaveReason.RESUME_TIMEOUT] += 1
         if peer.topic is not None:
-            self.events.left(peer.id, peer.topic.name, reason, peer.since)
+            self.events.left(peer.id, peer.topic.name, reason, peer.joined_at)
 
-    def _moved(self, peer: Peer, taken: Collection[int]) -> Mapping[int, Forwarding]:
-        if not isinstance(peer, ResumablePeer) or peer.topic is None:
-            return {}
-        self.events.handed_off(peer.id, peer.topic.name)
-        return self.sessions.hand_over(peer, taken)
+    def _session_moved(self, peer: Peer) -> None:
+        if peer.topic is not None:
+            self.events.handed_off(peer.id, peer.topic.name)
 
     def rest(self) -> None:
-        """Leave no timer behind when nobody is there."""
+        """Leave no timer behind when the last connection is gone, and go on with a drain."""
         super().rest()
         self.renewals.rest()
         self.clock_steps.rest()
         self.expiries.rest()
         self.sessions.rest()
+        self.shutdown.connection_lost()
 
     def client(self, address: Any, values: HeaderValues) -> Client:
         """Tell where a request comes from.
@@ -233,84 +233,55 @@ class SignalingFactory(WebSocketConnectionFactory):
         host = getattr(address, "host", None)
         return self._proxies.client(host, address_text(address), values(b"x-forwarded-for"))
 
-    def make_room(self, newcomer: SignalingProtocol, address: Callable[[], str]) -> None:
-        """Evict the oldest unjoined connection of the newcomer's address, or of all, if there are too many.
-
-        Args:
-            address: writes the newcomer's down.
-        """
-        evicted = self.unjoined.add(newcomer, lambda: self._proxies.network(address()))
-        if evicted is not None:
-            self._evict(evicted, "its address has newer connections of no peer, and as many as it may have")
-        elif len(self.connections) > self.connection_limits.most + self.connection_limits.spare:
-            self._evict(self.unjoined.oldest(), "the server is full, and this was its oldest connection of no peer")
-
-    def _evict(self, connection: SignalingProtocol, reason: str) -> None:
-        self.counters.connections_evicted += 1
-        connection.cut(reason)
+    def connection_made(self, connection: SignalingProtocol) -> None:
+        """Take a new connection; if there are too many that have not joined, evict the oldest."""
+        self.gate.open(connection, connection.address_of_connection)
 
     def handshakeRefused(self, address: Any, refused: Refused) -> None:
         """Say in the log who was refused, and why."""
         self.counters.requests_refused[refused.status] += 1
         self.events.refused(address_text(address), refused.status, refused.reason)
 
-    def retire(self) -> None:
-        """Say on ``/readyz`` that the server is about to stop; newcomers are still let in."""
-        self.retiring = True
+    @property
+    def draining(self) -> bool:
+        """Whether nobody joins any more, because the server drains or has stopped."""
+        return self.shutdown.draining
 
     @property
     def unready_reasons(self) -> dict[str, list[str]]:
         """Why a balancer should send newcomers elsewhere, by what is checked."""
-        stopping = ["the server is stopping"] if self.retiring or self.draining else []
+        stopping = ["the server is stopping"] if self.shutdown.unready else []
         return {"drain": stopping, "backplane": self.backplane.unready_reasons}
 
-    def drain(self) -> Deferred[None]:
-        """Send every connection a close frame and wait until all are gone.
+    # The backplane and the end
 
-        It is 1001 at once, or 1012 at random moments within ``Limits.drain_spread_seconds``: who is closed comes back,
-        and not all in one second. Listening has to be stopped before. What is not gone a shutdown timeout after the
-        last close frame is aborted.
+    def startFactory(self) -> None:
+        """Start the backplane; Twisted calls this when the first port begins to listen."""
+        self.shutdown.restart()
+        if self._backplane_start is None:
+            # Not at once: twistd listens before it sheds its privileges.
+            self._backplane_start = self.reactor.callLater(0, self.backplane.start, self.local)
 
-        Returns:
-            Fires when no connection is left.
-        """
-        drained: Deferred[None] = Deferred()
-        self._drains.append(drained)
-        if not self.draining:
-            self.draining = True
-            self._say_farewell(self.limits.drain_spread_seconds)
-        patience = self.limits.drain_spread_seconds + self.limits.shutdown_timeout_seconds
-        timeout = self.reactor.callLater(patience, self.abort)
-        drained.addBoth(lambda _: _cancel([timeout, *self._farewells]))
-        self.connection_gone()
-        return drained
+    def drain_started(self) -> Iterable[Callable[[], object]]:
+        """Log the drain; detached peers are left to remove."""
+        peers = sum(map(len, self.topics))
+        if peers:
+            self.events.stopping(peers)
+        return [partial(self.sessions.close_detached, session) for session in self.sessions.detached]
 
-    def _say_farewell(self, spread_seconds: float) -> None:
-        connections = tuple(self.connections)
-        if spread_seconds:
-            self._farewells = [
-                self.reactor.callLater(random.uniform(0, spread_seconds), connection.goAway, _SERVICE_RESTART)
-                for connection in connections
-            ]
-        else:
-            self._endings.extend(connection.goAway for connection in connections)
-        self._endings.extend(partial(self.sessions.dismiss_away, peer) for peer in self.sessions.away)
-        self._endings.begin()
+    def last_connection_lost(self) -> Deferred[None]:
+        """Stop the backplane; fires when the other nodes know, or after some seconds without the store."""
+        self.sessions.rest()
+        self.paced_log.flush()
+        start, self._backplane_start = self._backplane_start, None
+        if start is not None and start.active():
+            start.cancel()
+        stopped: Deferred[None] = Deferred()
+        self.backplane.stop(lambda: stopped.callback(None))
+        return stopped
 
-    def connection_gone(self) -> None:
-        """Notice the end of the last connection."""
-        if self.draining and not self.connections:
-            self._endings.finish()
-            self.sessions.rest()
-            self.paced_log.flush()
-            drains, self._drains = self._drains, []
-            for drained in drains:
-                drained.callback(None)
-
-    def abort(self) -> None:
-        """End every connection at once, without a word."""
-        for connection in tuple(self.connections):
-            connection.closeLate()
+    def abort_rest(self) -> None:
+        """No-op: a server has nothing but connections that could be aborted."""
 
 
 def _global_reactor() -> Any:
@@ -318,9 +289,3 @@ def _global_reactor() -> Any:
     from twisted.internet import reactor  # noqa: PLC0415
 
     return reactor
-
-
-def _cancel(calls: Iterable[Any]) -> None:
-    for call in calls:
-        if call.active():
-            call.cancel()

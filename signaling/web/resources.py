@@ -35,6 +35,9 @@ class ConnectionFactory(Protocol):
     def unready_reasons(self) -> dict[str, list[str]]:
         """Why a balancer should send newcomers elsewhere, by what is checked."""
 
+    def doStart(self) -> None:
+        """Start the server, as a port does that begins to listen."""
+
     def buildProtocol(self, addr: Any) -> HttpConnection:
         """Make a connection."""
 
@@ -163,13 +166,8 @@ class PageResource(Endpoint):
         return answer_body(request, self._page.body)
 
 
-class SignalingResource(Endpoint):
-    """Mounts a signaling server in any ``twisted.web`` site: ``root.putChild(b"ws", SignalingResource(factory))``.
-
-    Args:
-        factory: a ``SignalingFactory``; its bounds hold, but what comes before a complete request, and how large that
-            may be, is the site's.
-    """
+class TopicResource(Endpoint):
+    """Opens a connection to the topic that the path names."""
 
     def check_path(self, segments: list[bytes]) -> None:
         """Accept exactly one segment, which is the topic."""
@@ -193,6 +191,20 @@ class SignalingResource(Endpoint):
         connection = _take_over(request, self._factory)
         connection.join(join, key, values)
         return NOT_DONE_YET
+
+
+class SignalingResource(TopicResource):
+    """Mounts a signaling server in any ``twisted.web`` site: ``root.putChild(b"ws", SignalingResource(factory))``.
+
+    Args:
+        factory: a ``SignalingFactory``; its limits hold, but those of a request up to the end of its head are the
+            site's.
+    """
+
+    def __init__(self, factory: ConnectionFactory) -> None:
+        super().__init__(factory)
+        # Our own site has a port that does this.
+        factory.doStart()
 
 
 def not_found() -> Refused:
@@ -263,7 +275,7 @@ def site_root(factory: ConnectionFactory, pages: Mapping[str, Page]) -> Resource
     root.getChild = lambda path, request: NotFound(factory)  # type: ignore[method-assign]
     root.putChild(b"healthz", Health(factory))
     root.putChild(b"readyz", Readiness(factory))
-    root.putChild(b"ws", SignalingResource(factory))
+    root.putChild(b"ws", TopicResource(factory))
     for path, page in pages.items():
         root.putChild(path.encode(), PageResource(factory, page))
     return root

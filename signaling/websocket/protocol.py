@@ -85,8 +85,7 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
         else:
             self.use_socket()
         _set_no_delay(self.transport)
-        self.factory.connections.add(self)
-        self.factory.handshakes.set(self)
+        self.factory.connection_made(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Clean up, and call ``onUndelivered`` and ``onClose``."""
@@ -99,7 +98,6 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
         self.onClose(self.wasClean, self.remoteCloseCode, self.remoteCloseReason)
         if not self.factory.connections:
             self.factory.rest()
-        self.factory.connection_gone()
 
     # The handshake
 
@@ -526,6 +524,11 @@ class WebSocketConnectionFactory(WebSocketServerFactory):
         connection.factory = self
         return connection
 
+    def connection_made(self, connection: Any) -> None:
+        """Register a new connection, and start its handshake timeout."""
+        self.connections.add(connection)
+        self.handshakes.set(connection)
+
     def rest(self) -> None:
         """Cancel the timers if nothing is pending; else an application's tests would find the reactor dirty."""
         for timeouts in (self.handshakes, self.pings, self.pongs, self.stalls, self.closings):
@@ -540,9 +543,6 @@ class WebSocketConnectionFactory(WebSocketServerFactory):
         connections, self.holding = self.holding or [], None
         for connection in connections:
             connection.flush()
-
-    def connection_gone(self) -> None:
-        """Called after a connection was lost; for an application to override."""
 
 
 def _set_no_delay(transport: Any) -> None:

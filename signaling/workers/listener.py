@@ -7,12 +7,12 @@ lets nobody join. For the connections that it has not given away the bounds of t
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from twisted.internet import tcp
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort, IReadDescriptor, IStreamServerEndpoint
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.internet.protocol import Factory, Protocol
@@ -64,14 +64,17 @@ class Dispatcher(SignalingFactory):
         own, workers = super().unready_reasons, self.workers
         return own if own["drain"] else {**own, "workers": workers.missing, "backplane": workers.unready_reasons}
 
-    def drain(self) -> Deferred[None]:
-        """End this process's connections, and let the workers close their peers and end."""
-        drained = gatherResults([super().drain(), self.workers.drain()])
-        return drained.addCallback(lambda _: None)
+    def drain_started(self) -> Iterable[Callable[[], object]]:
+        """Let the workers close their peers and end."""
+        self.workers.drain()
+        return ()
 
-    def abort(self) -> None:
-        """End every connection at once, here and in the workers."""
-        super().abort()
+    def last_connection_lost(self) -> Deferred[None]:
+        """Wait for the workers."""
+        return self.workers.drain()
+
+    def abort_rest(self) -> None:
+        """End every connection of the workers at once."""
         self.workers.hurry()
 
     def arrive(self, connection: socket.socket, protocol: Any, address: Any, port: Any, *rest: Any) -> Arrival:
@@ -112,9 +115,7 @@ class Arrival:
         self._since = 0.0
         self._worker: int | None = None
         self._ours = True
-        dispatcher.connections.add(self)  # type: ignore[arg-type]
-        dispatcher.handshakes.set(self)
-        dispatcher.make_room(self, address)  # type: ignore[arg-type]
+        dispatcher.gate.open(self, address)  # type: ignore[arg-type]
         # Most requests are there already, and then the reactor need not hear of this connection.
         if self.doRead() is not None:
             self._close()
@@ -169,17 +170,14 @@ class Arrival:
         """Close this process's descriptor, and leave the connection alone."""
         self._leave()
         self._socket.close()
-        self._dispatcher.connection_gone()
+        self._dispatcher.shutdown.connection_lost()
 
     # The end
 
     def _leave(self) -> None:
         """Be no connection of the dispatcher's any more."""
-        dispatcher = self._dispatcher
         self._ours = False
-        dispatcher.handshakes.clear(self)
-        dispatcher.unjoined.discard(self)  # type: ignore[arg-type]
-        dispatcher.connections.discard(self)
+        self._dispatcher.gate.remove(self)  # type: ignore[arg-type]
 
     def _close(self) -> None:
         if not self._ours:
@@ -190,7 +188,7 @@ class Arrival:
         else:
             self._dispatcher.workers[self._worker].forget(self)
         self._socket.close()
-        self._dispatcher.connection_gone()
+        self._dispatcher.shutdown.connection_lost()
 
     def connectionLost(self, reason: Any) -> None:
         """Hear that the client is gone."""

@@ -401,9 +401,9 @@ class Workers:
         """What they themselves say that it should know, each once."""
         return list(dict.fromkeys(trouble for worker in self._all for trouble in worker.unready_reasons))
 
-    def drain(self) -> Deferred[Any]:
+    def drain(self) -> Deferred[None]:
         """Let all of them close their peers and end; fires when the last has."""
-        return gatherResults([_once(worker.stop()) for worker in self._all])
+        return gatherResults([_once(worker.stop()) for worker in self._all]).addCallback(lambda _: None)
 
     def hurry(self) -> None:
         """Let all of them end at once."""

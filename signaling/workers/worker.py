@@ -104,7 +104,7 @@ class WorkerProcess:
 
     def begin(self) -> None:
         """Tell the listener that connections can come."""
-        self._factory.backplane.start(self._factory.local)
+        self._factory.doStart()
         self._channel.post(READY)
         self._reactor.callLater(_LOOK_SECONDS, self._tell_troubles)
 
@@ -130,7 +130,7 @@ class WorkerProcess:
         elif kind == DRAIN:
             self._end()
         elif kind == HURRY:
-            self._factory.abort()
+            self._factory.shutdown.abort()
             self._end()
 
     def _adopt(self, descriptor: int, used: float, family: int, data: bytes) -> None:
@@ -150,11 +150,7 @@ class WorkerProcess:
             connection.cut("an error in its first bytes")
         if used > _EARLY_SECONDS:
             left = self._factory.limits.handshake_timeout_seconds - used
-            self._reactor.callLater(max(0.0, left), self._end_handshake, connection)
-
-    def _end_handshake(self, connection: SignalingProtocol) -> None:
-        if self._factory.handshakes.clear(connection) is not None:
-            connection.handshakeLate()
+            self._reactor.callLater(max(0.0, left), self._factory.gate.end_handshake, connection)
 
     # The end
 
@@ -166,12 +162,9 @@ class WorkerProcess:
         if self._ending:
             return
         self._ending = True
-        peers = sum(map(len, self._factory.topics))
-        if peers:
-            self._factory.events.stopping(peers)
-        self._factory.drain().addCallback(lambda _: self._factory.backplane.stop(self._flush))
+        self._factory.shutdown.drain().addCallback(self._flush)
 
-    def _flush(self) -> None:
+    def _flush(self, _: None) -> None:
         """Let the last lines of the log leave, for a bounded time."""
         self.log.flush()
         self._stopped = True

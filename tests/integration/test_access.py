@@ -391,6 +391,7 @@ def test_a_peer_that_came_back_is_away_until_its_new_token_ends(resuming: Harnes
     assert observer.heard() == [{"type": "peer-left", "peerId": session.peer.id}]
 
 
+@pytest.mark.cluster
 def test_a_peer_that_another_node_did_not_take_leaves_when_its_token_ends(tmp_path: Path) -> None:
     harness = Harness(nodes=3, portal=issuer.portal(tmp_path), resume_window_seconds=300)
     observer = enter(harness, token())
@@ -657,9 +658,9 @@ def test_who_is_gone_before_the_answer_never_joins(make_harness: MakeHarness, en
     assert slow.realm.inside == 0
 
 
-def test_a_server_that_began_to_stop_meanwhile_refuses(slow: Slow) -> None:
-    for factory in slow.harness.factories:
-        factory.draining = True
+def test_a_server_that_began_to_stop_meanwhile_refuses(make_harness: MakeHarness) -> None:
+    slow = Slow(make_harness, drain_spread_seconds=600.0)
+    slow.harness.drain()
     slow.answer()
     assert response(slow.peer.received)[0] == 503
     slow.harness.advance(6)

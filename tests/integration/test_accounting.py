@@ -1,7 +1,7 @@
 """Whatever peers do, every relay is written or answered, in order, and everyone knows who is there.
 
-A machine drives a server with peers that join, leave, stall, resume, vanish, flood and talk nonsense, and compares what
-the server wrote with a model. ``make test`` runs a few hundred examples; for more::
+A machine drives a server with peers that join, leave, stall, resume, disappear, flood and send invalid messages, and
+compares what the server wrote with a model. ``make test`` runs a hundred examples; for more::
 
     python -m pytest tests/integration/test_accounting.py --hypothesis-profile=thorough --timeout=900
 """
@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -39,12 +40,12 @@ class Sent:
 class Accounting(RuleBasedStateMachine):
     """A server, its peers, and what has to be true of them."""
 
-    WAYS: tuple[dict[str, Any], ...] = ({}, {"site": True})
+    SETUPS: tuple[dict[str, Any], ...] = ({}, {"site": True})
 
-    @initialize(way=some)
-    def start(self, way: int) -> None:
+    @initialize(setup=some)
+    def start(self, setup: int) -> None:
         self.harness = Harness(
-            **self.WAYS[way % len(self.WAYS)],
+            **self.SETUPS[setup % len(self.SETUPS)],
             buffer_bytes=3000,
             high_water_messages=3,
             high_water_bytes=4000,
@@ -211,15 +212,15 @@ class Accounting(RuleBasedStateMachine):
         assert self.harness.relays_queued == 0
 
 
-TestAccounting = Accounting.TestCase
+TestAccounting = pytest.mark.unmeasured(Accounting.TestCase)
 TestAccounting.settings = settings(settings.default, stateful_step_count=40)
 
 
 class AccountingOverNodes(Accounting):
     """The same over nodes of a cluster: who comes later is on another node."""
 
-    WAYS = ({"nodes": 3},)
+    SETUPS = ({"nodes": 3},)
 
 
-TestAccountingOverNodes = AccountingOverNodes.TestCase
+TestAccountingOverNodes = pytest.mark.cluster(AccountingOverNodes.TestCase)
 TestAccountingOverNodes.settings = TestAccounting.settings

@@ -129,7 +129,7 @@ def test_counters_go_on_when_a_worker_is_restarted(listener: MeteredListener) ->
 
 def test_the_listener_is_ready_if_all_workers_are(listener: MeteredListener) -> None:
     assert listener.scrape(0, 1)["ready",] == 1
-    listener.servers[0].harness.factory.retire()
+    listener.servers[0].harness.factory.shutdown.become_unready()
     assert listener.scrape(0, 1)["ready",] == 0
 
 

@@ -11,9 +11,11 @@ import pytest
 from websockets.frames import Frame, Opcode
 
 from signaling.backplane.cluster import Cluster
-from signaling.backplane.redis.scripts import Keys
+from signaling.backplane.store import Keys
 from signaling.core.interfaces import OutgoingSession
 from tests.integration.harness import Harness, Peer
+
+pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture
@@ -50,10 +52,10 @@ def test_a_node_goes_on_where_its_connection_is_lost_under_a_join(harness: Harne
     peer = harness.knock("/ws/room", node=0)
     ask(peer)
     assert harness.engines[0].waiting == 1
-    harness.engines[0].lose()
+    harness.engines[0].lose_connection()
     harness.run()
     assert [message["type"] for message in peer.heard()] == ["welcome", "peer-list"]
-    harness.engines[0].come_back()
+    harness.engines[0].reconnect()
     harness.run()
     assert len(arrive(harness, 1).heard()[1]["peers"]) == 1
 
@@ -69,7 +71,7 @@ def unready_reasons(harness: Harness, node: int = 0) -> list[str]:
 def test_an_event_that_got_lost_without_a_sign_is_made_up_for_within_seconds(harness: Harness, kind: str) -> None:
     watcher, other = arrive(harness, 0), arrive(harness, 1)
     watcher.heard()
-    harness.engines[0].deaf_for = 1
+    harness.engines[0].dropping = 1
     if kind == "left":
         other.leave()
     else:
@@ -86,18 +88,18 @@ def test_no_event_is_missed_where_none_got_lost(harness: Harness) -> None:
     harness.advance(5)
     calls = [engine.calls for engine in harness.engines]
     harness.advance(5)
-    # Each beat, and no comparison of a topic.
+    # Each heartbeat, and no comparison of a topic.
     assert [engine.calls - before for engine, before in zip(harness.engines, calls, strict=True)] == [5, 5, 5]
 
 
 def test_a_channel_that_alone_falls_silent_is_connected_anew_and_readyz_says_so(harness: Harness) -> None:
-    harness.engines[0].deaf_for = float("inf")
+    harness.engines[0].dropping = float("inf")
     while harness.engines[0].connects == 1:
         harness.clock.advance(0.25)
         for engine in harness.engines:
             engine.step()
         assert harness.clock.seconds() <= 4.5
-    harness.engines[0].deaf_for = 0
+    harness.engines[0].dropping = 0
     assert unready_reasons(harness) == ["the backplane is out of reach"]
     harness.run()
     assert unready_reasons(harness) == []
@@ -105,7 +107,7 @@ def test_a_channel_that_alone_falls_silent_is_connected_anew_and_readyz_says_so(
 
 def test_a_node_that_stood_still_does_not_blame_the_engine(harness: Harness) -> None:
     harness.advance(1)
-    # A look, whose beat is not answered before the next one.
+    # A check, whose heartbeat is not answered before the next one.
     harness.clock.advance(1)
     for _ in range(2):
         harness.clock.advance(5)
@@ -114,8 +116,8 @@ def test_a_node_that_stood_still_does_not_blame_the_engine(harness: Harness) -> 
     assert [engine.connects for engine in harness.engines] == [1, 1, 1]
 
 
-def test_an_engine_that_answers_joins_is_there_however_late_it_answers_a_beat(harness: Harness) -> None:
-    harness.engines[0].refused = {"beat"}
+def test_an_engine_that_answers_joins_is_there_however_late_it_answers_a_heartbeat(harness: Harness) -> None:
+    harness.engines[0].refused = {"heartbeat"}
     for _ in range(12):
         harness.advance(0.5)
         arrive(harness, 0)
@@ -204,9 +206,9 @@ def test_who_comes_back_to_a_full_node_is_turned_away_and_nothing_breaks() -> No
     harness = Harness(nodes=3, resume_window_seconds=30, max_peers_per_topic=3)
     own, token = greeting(peer := arrive(harness, 0))
     peer.reset()
-    harness.engines[2].lose()
+    harness.engines[2].lose_connection()
     others = [arrive(harness, 2) for _ in range(3)]
-    harness.engines[2].come_back()
+    harness.engines[2].reconnect()
     harness.run()
     back = arrive(harness, 2, f"?resume={token}&seen=2")
     assert (back.heard()[0]["code"], back.closed) == ("topic_full", 1013)
@@ -329,14 +331,14 @@ def test_who_comes_back_from_a_node_that_is_gone_waits_for_nobody(harness: Harne
 def test_topics_that_came_and_went_while_the_store_was_away_are_not_asked_about(harness: Harness) -> None:
     stayed = arrive(harness, 0, topic="stays")
     left = arrive(harness, 0, topic="left")
-    harness.engines[0].lose()
+    harness.engines[0].lose_connection()
     left.leave()
     for number in range(50):
         arrive(harness, 0, topic=f"t{number}").leave()
     scripts: list[str] = []
     call = harness.engines[0].call
     harness.engines[0].call = lambda script, *rest: (scripts.append(script), call(script, *rest))  # type: ignore
-    harness.engines[0].come_back()
+    harness.engines[0].reconnect()
     harness.run()
     assert scripts.count("sync") == 2
     assert arrive(harness, 1, topic="left").heard()[1]["peers"] == []
@@ -367,7 +369,7 @@ def test_a_node_stops_in_time_whatever_the_store_does(harness: Harness, reachabl
     if reachable:
         harness.engines[0].step = lambda: False  # type: ignore[method-assign]
     else:
-        harness.engines[0].lose()
+        harness.engines[0].lose_connection()
     stopped: list[float] = []
     harness.factories[0].backplane.stop(lambda: stopped.append(harness.clock.seconds()))
     harness.advance(10)
@@ -436,13 +438,13 @@ def readyz(harness: Harness, query: str = "") -> tuple[int, dict]:
 def test_readyz_tells_that_the_store_is_away_and_can_be_asked_past_it(harness: Harness) -> None:
     assert [readyz(harness) for _ in harness.factories] == [(200, {"ready": True})] * 3
     for engine in harness.engines:
-        engine.lose()
+        engine.lose_connection()
     harness.advance(5)
     away = 503, {"ready": False, "reasons": ["the backplane is out of reach"]}
     assert [readyz(harness) for _ in harness.factories] == [away] * 3
     assert readyz(harness, "?exclude=backplane&exclude=workers") == (200, {"ready": True})
-    harness.factories[0].retire()
-    harness.factories[1].retire()
+    harness.factories[0].shutdown.become_unready()
+    harness.factories[1].shutdown.become_unready()
     assert readyz(harness, "?exclude=backplane") == (503, {"ready": False, "reasons": ["the server is stopping"]})
 
 
@@ -463,11 +465,11 @@ class Told:
     def node_unregistered(self, reason: str) -> None:
         self.lines.append(("unregistered", reason))
 
-    def node_buried(self, node: str) -> None:
-        self.lines.append(("buried", node))
+    def node_evicted(self, node: str) -> None:
+        self.lines.append(("evicted", node))
 
-    def node_taken_for_dead(self, node: str) -> None:
-        self.lines.append(("taken for dead", node))
+    def this_node_evicted(self, node: str) -> None:
+        self.lines.append(("this node evicted", node))
 
     def clocks_differ(self, seconds: float) -> None:
         self.lines.append(("clocks differ", f"{seconds:g}"))
@@ -480,13 +482,13 @@ def test_the_log_tells_of_nodes_that_come_and_go() -> None:
     assert told.lines == [("registered", first), ("registered", second)]
     told.lines.clear()
     arrive(harness, 1)
-    harness.engines[1].lose()
+    harness.engines[1].lose_connection()
     harness.advance(15, step=0.5)
-    assert told.lines == [("unregistered", "it was lost"), ("buried", second)]
+    assert told.lines == [("unregistered", "it was lost"), ("evicted", second)]
     told.lines.clear()
-    harness.engines[1].come_back()
+    harness.engines[1].reconnect()
     harness.run()
-    assert told.lines == [("taken for dead", second), ("registered", harness.factories[1].backplane.node)]  # type: ignore[attr-defined]
+    assert told.lines == [("this node evicted", second), ("registered", harness.factories[1].backplane.node)]  # type: ignore[attr-defined]
     harness.close()
 
 

@@ -13,6 +13,8 @@ from twisted.internet.task import Clock
 from signaling import IceServers, Turn
 from tests.integration.harness import Harness, Peer
 
+pytestmark = pytest.mark.cluster
+
 WINDOW = 30.0
 # A dead node's peers are announced within this time.
 BURIED = 15.0
@@ -22,7 +24,7 @@ class Client:
     """A client that resumes on the node that a test names; it counts what it receives."""
 
     def __init__(self, harness: Harness, node: int, topic: str = "room") -> None:
-        self._world = harness
+        self._harness = harness
         self._topic = topic
         self.id = self.token = ""
         self.seen = 0
@@ -32,8 +34,8 @@ class Client:
         self.read()
 
     def _connect(self, node: int, query: str) -> Peer:
-        connection = self._world.knock(f"/ws/{self._topic}{query}", node=node)
-        self._world.run()
+        connection = self._harness.knock(f"/ws/{self._topic}{query}", node=node)
+        self._harness.run()
         return connection
 
     def read(self) -> list[Any]:
@@ -139,7 +141,7 @@ def test_a_sender_that_moved_is_told_when_its_old_node_dies(harness: Harness) ->
     target.lose()
     sender.offer(target, 1, 2, 3)
     sender.move(1)
-    harness.engines[0].lose()
+    harness.engines[0].lose_connection()
     harness.advance(BURIED)
     assert sender.errors() == dropped(1, 2, 3)
 
@@ -288,7 +290,7 @@ def test_what_waits_for_a_peer_is_dropped_when_the_node_dies_that_has_it_by_now(
     sender.offer(target, 1, 2)
     harness.engines[1].holds_replies = True
     assert target.resume(1) == []
-    harness.engines[1].lose()
+    harness.engines[1].lose_connection()
     harness.advance(BURIED)
     assert sender.errors() == dropped(1, 2)
 

@@ -88,7 +88,7 @@ def test_a_client_that_goes_is_forgotten(shop: WorkersHarness) -> None:
     shop.connect(b"GET /").close()
     shop.reactor.run()
     assert not shop.dispatcher.connections
-    assert not shop.dispatcher.unjoined
+    assert not shop.dispatcher.gate
 
 
 def test_what_names_no_topic_is_answered_here(shop: WorkersHarness) -> None:
@@ -161,6 +161,6 @@ def test_an_endpoint_that_shows_no_sockets_is_refused(shop: WorkersHarness) -> N
 
 def test_the_drain_ends_those_that_nobody_has(shop: WorkersHarness) -> None:
     client = shop.connect(b"GET /ws/")
-    shop.dispatcher.drain()
+    shop.dispatcher.shutdown.drain()
     shop.reactor.run()
     assert not is_open(client)

@@ -112,7 +112,7 @@ def test_the_lag_of_the_reactor_is_measured(metered: MeteredServer) -> None:
 
 def test_readiness_is_a_metric(metered: MeteredServer) -> None:
     assert metered.scrape()["ready",] == 1
-    metered.harness.factory.retire()
+    metered.harness.factory.shutdown.become_unready()
     assert metered.scrape()["ready",] == 0
 
 

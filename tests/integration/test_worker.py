@@ -18,8 +18,8 @@ from signaling.log.forwarding import decode
 from signaling.workers.supervisor import ABOUT
 from signaling.workers.topic_router import Router
 from signaling.workers.worker import WorkerFactory, WorkerProcess
+from tests.harness.raw_client import upgrade
 from tests.integration.workers_harness import WatchingClock, is_open
-from tests.system.failing import upgrade
 
 COUNT, NUMBER = 3, 1
 ROUTER = Router(COUNT, Limits())
@@ -86,7 +86,7 @@ def listener() -> Iterator[Listener]:
     yield listener
     listener.end.close()
     listener.reactor.run()
-    listener.factory.abort()
+    listener.factory.shutdown.abort()
     listener.advance(1)
 
 

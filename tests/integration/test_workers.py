@@ -49,7 +49,7 @@ def test_a_server_is_ready_when_all_workers_are() -> None:
 
 
 def test_a_server_that_stops_says_that_alone(shop: WorkersHarness) -> None:
-    shop.dispatcher.retire()
+    shop.dispatcher.shutdown.become_unready()
     assert unready(shop) == ["the server is stopping"]
 
 
@@ -128,7 +128,7 @@ def test_what_workers_are_troubled_by_is_told_once(shop: WorkersHarness) -> None
 
 def test_the_drain_tells_all_and_waits_for_them(shop: WorkersHarness) -> None:
     done: list[None] = []
-    shop.dispatcher.drain().addCallback(done.append)
+    shop.dispatcher.shutdown.drain().addCallback(done.append)
     assert [process.heard() for process in shop.processes] == [[b"D"], [b"D"]]
     shop.processes[0].end_with()
     assert not done
@@ -139,7 +139,7 @@ def test_the_drain_tells_all_and_waits_for_them(shop: WorkersHarness) -> None:
 
 
 def test_one_that_does_not_end_is_killed(shop: WorkersHarness, logged: list[dict[str, Any]]) -> None:
-    shop.dispatcher.drain()
+    shop.dispatcher.shutdown.drain()
     shop.processes[0].end_with()
     shop.advance(5.75)
     assert not shop.processes[1].killed
@@ -150,7 +150,7 @@ def test_one_that_does_not_end_is_killed(shop: WorkersHarness, logged: list[dict
 
 def test_one_that_is_not_ready_has_nobody_to_tell() -> None:
     shop = WorkersHarness(count=1)
-    shop.dispatcher.drain()
+    shop.dispatcher.shutdown.drain()
     assert shop.processes[0].killed
     shop.end()
 
@@ -158,7 +158,7 @@ def test_one_that_is_not_ready_has_nobody_to_tell() -> None:
 def test_one_that_is_about_to_be_started_is_not(shop: WorkersHarness) -> None:
     shop.processes[0].end_with(status=1)
     done: list[None] = []
-    shop.dispatcher.drain().addCallback(done.append)
+    shop.dispatcher.shutdown.drain().addCallback(done.append)
     shop.processes[1].end_with()
     assert done == [None]
     shop.advance(60)
@@ -166,8 +166,8 @@ def test_one_that_is_about_to_be_started_is_not(shop: WorkersHarness) -> None:
 
 
 def test_a_second_signal_hurries_them(shop: WorkersHarness) -> None:
-    shop.dispatcher.drain()
-    shop.dispatcher.abort()
+    shop.dispatcher.shutdown.drain()
+    shop.dispatcher.shutdown.abort()
     assert [process.heard() for process in shop.processes] == [[b"D", b"H"], [b"D", b"H"]]
     shop.advance(2)
     assert all(process.killed for process in shop.processes)

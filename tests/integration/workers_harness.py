@@ -164,7 +164,7 @@ class WorkersHarness:
         for process in self.processes:
             process.close()
         self.reactor.run()
-        self.dispatcher.abort()
+        self.dispatcher.shutdown.abort()
 
 
 def is_open(client: socket.socket) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from signaling.backplane.redis.scripts import Keys
+from signaling.backplane.store import Keys
 from tests.redis_server import RedisClient, redis_server
 from tests.simulator.store import ModelStore
 
@@ -97,7 +97,7 @@ class Gens:
     def reply(self, reply: list[Any]) -> list[Any]:
         if reply[0] in (b"joined", b"synced", b"moved"):
             return [reply[0], self.name(reply[1]), *reply[2:]]
-        # A beat's time is another one.
+        # A heartbeat's time is another one.
         return [*reply[:2], None, reply[3], sorted(reply[4])] if reply[0] == b"alive" and len(reply) > 1 else reply
 
     def dump(self, dump: dict[bytes, Any]) -> dict[bytes, Any]:
@@ -119,10 +119,17 @@ class Both:
         self._gens = Gens(), Gens()
         self._random = random
         self._ids = 0
-        self._last_beats = dict.fromkeys(NODES, b"")
+        self._latest = dict.fromkeys(NODES, b"")
 
     def step(self) -> None:
-        names = ["join"] * 6 + ["leave"] * 3 + ["sync"] * 3 + ["move"] * 3 + ["beat"] * 3 + ["bury", "resign", "wait"]
+        names = (
+            ["join"] * 6
+            + ["leave"] * 3
+            + ["sync"] * 3
+            + ["move"] * 3
+            + ["heartbeat"] * 3
+            + ["evict", "deregister", "wait"]
+        )
         getattr(self, self._random.choice(names))()
 
     def run(self, script: str, keys: list[bytes], *arguments: bytes) -> list[Any]:
@@ -181,23 +188,23 @@ class Both:
         keys = [*KEYS.topic(topic), KEYS.index(node), KEYS.index(old)]
         self.run("move", keys, KEYS.prefix, topic, self._seconds(), node, old, self._peer())
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         node, wants = self._node(), self._random.choice([b"0", b"1"])
         number = b"%d" % self._random.randint(1, 9)
-        keys = [KEYS.nodes, KEYS.tomb(node), KEYS.index(node)]
-        reply = self.run("beat", keys, self._seconds(), node, number, wants, KEYS.prefix)
+        keys = [KEYS.nodes, KEYS.tombstone(node), KEYS.index(node)]
+        reply = self.run("heartbeat", keys, self._seconds(), node, number, wants, KEYS.prefix)
         if reply[0] == b"alive":
-            self._last_beats[node] = number
+            self._latest[node] = number
 
-    def bury(self) -> None:
+    def evict(self) -> None:
         node = self._node()
-        seen = self._random.choice([self._last_beats[node], self._last_beats[node], b"0", b""])
-        keys = [KEYS.nodes, KEYS.tomb(node), KEYS.index(node)]
-        # The order of topics is the store's choice: what matters is a burial's end, and one of a single topic.
+        seen = self._random.choice([self._latest[node], self._latest[node], b"0", b""])
+        keys = [KEYS.nodes, KEYS.tombstone(node), KEYS.index(node)]
+        # The order of topics is the store's choice: what matters is the end of an eviction, and one of a single topic.
         topics = len(self.model.store.dump().get(KEYS.index(node), (set(), None))[0])
         arguments = [KEYS.prefix, self._seconds(), node, seen, b"1" if topics < 2 else b"1000"]
         self.compare()
-        while self.run("bury", keys, *arguments) not in ([b"alive"], [b"buried", 0]):
+        while self.run("evict", keys, *arguments) not in ([b"alive"], [b"evicted", 0]):
             pass
         if topics > 1:
             self._compare_by_topic()
@@ -210,9 +217,9 @@ class Both:
             ]
             assert heard[0] == heard[1]
 
-    def resign(self) -> None:
+    def deregister(self) -> None:
         node = self._node()
-        self.run("resign", [KEYS.nodes, KEYS.index(node)], node, KEYS.prefix)
+        self.run("deregister", [KEYS.nodes, KEYS.index(node)], node, KEYS.prefix)
 
     def wait(self) -> None:
         seconds = self._random.choice([20, 70])

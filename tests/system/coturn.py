@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tests.harness.server import Server, launch
 from tests.programs import need
-from tests.system.twistd import Server
 
 CONFIGURATION = Path(__file__).parents[2] / "deploy" / "turnserver.conf"
 # The loopback is what the shipped configuration keeps relays out of.
@@ -37,15 +36,7 @@ def coturn(folder: Path, secret: str, *options: str) -> Iterator[Server]:
     for _ in range(3):
         # Another each time: three starts on one port were deaf, so it may be that port.
         port = free_port()
-        process = subprocess.Popen(
-            [*command, f"--listening-port={port}"],
-            text=True,
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        server = Server(process)
-        server.port = port
+        server = launch([*command, f"--listening-port={port}"], cwd=folder, port=port)
         try:
             server.wait_for(r"UDP listener opened")
             # Now and then, on a busy machine, coturn starts and stays deaf.

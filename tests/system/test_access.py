@@ -16,8 +16,8 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from tests import issuer
+from tests.harness.server import Server, running, start
 from tests.system.test_webrtc import chromium
-from tests.system.twistd import Server, running, start
 
 
 def join(server: Server, transport: str, token: str, topic: str = "room") -> ClientConnection:

@@ -21,8 +21,8 @@ from aiortc import RTCIceCandidate, RTCPeerConnection, RTCSessionDescription
 from signaling.client import Lost, NotDelivered, PeerJoined, PeerLeft, Signaling, join
 from signaling.client.aiortc import BYE, TopicSignaling, deliver
 from signaling.client.mesh import Mesh
+from tests.harness.server import Server, launch, running
 from tests.programs import missing
-from tests.system.twistd import Server, running
 
 SECONDS = 30
 THEIRS = "from aiortc.contrib.signaling import BYE, add_signaling_arguments, create_signaling"
@@ -38,7 +38,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wanted = ["--no-deps", "--no-build-isolation", "--no-binary", "aiortc", f"aiortc=={version('aiortc')}"]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", *wanted]
     if subprocess.run([*command, "--dest", str(folder)], check=False, timeout=100).returncode:
-        missing("aiortc's source distribution")
+        raise missing("aiortc's source distribution")
     [archive] = folder.glob("aiortc-*.tar.gz")
     with tarfile.open(archive) as opened:
         member = f"{archive.name.removesuffix('.tar.gz')}/examples/datachannel-cli/cli.py"
@@ -53,8 +53,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def role(example: Path, name: str, url: str) -> Iterator[Server]:
     """Run one role of the example."""
     command = [sys.executable, "-u", str(example), name, "-s", url]
-    process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    watched = Server(process)
+    watched = launch(command)
     try:
         yield watched
     finally:

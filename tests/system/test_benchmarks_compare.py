@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.system import twistd
+from tests.harness.server import running
 
 TREE = Path(__file__).parents[2]
 
@@ -44,7 +44,7 @@ def test_ours_is_compared_with_a_peer_and_with_a_variant_of_itself(tmp_path: Pat
 
 
 def test_a_server_that_runs_already_is_measured_alone(tmp_path: Path) -> None:
-    with twistd.running() as server:
+    with running() as server:
         scenarios = ["--scenario=relay", "--scenario=latency"]
         done = compare(tmp_path, *scenarios, f"--url={server.url}", f"--pid={server.process.pid}")
     assert (done.returncode, done.stderr) == (0, "")

@@ -15,8 +15,8 @@ from aiortc import RTCIceCandidate, RTCPeerConnection, RTCSessionDescription
 from signaling.client import join
 from signaling.client.aiortc import BYE, TopicSignaling
 from signaling.client.mesh import Mesh
+from tests.harness.server import Server, running
 from tests.system.test_webrtc import chromium, wait_until
-from tests.system.twistd import Server, running
 
 SECONDS = 40
 

@@ -14,8 +14,8 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 from websockets.sync.client import ClientConnection, connect
 
+from tests.harness.server import Server, running
 from tests.system.browser import chromium, run, wait_until
-from tests.system.twistd import Server, running
 
 MESH_SECONDS = 3
 MOST_STOPS = 60

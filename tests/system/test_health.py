@@ -14,8 +14,8 @@ from threading import Thread
 import pytest
 
 from signaling.tools import health
-from tests.system.certificates import self_signed
-from tests.system.twistd import Server, running
+from tests.harness.certificates import self_signed
+from tests.harness.server import Server, running
 
 TREE = Path(__file__).parents[2]
 DOCKERFILE = (TREE / "Dockerfile").read_text()

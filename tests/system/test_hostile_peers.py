@@ -12,7 +12,7 @@ from aiortc import RTCPeerConnection
 from signaling.client import Answer, Backoff, Signaling, join
 from signaling.client.aiortc import deliver
 from signaling.client.mesh import BEGINNINGS_SECONDS, MAX_BEGINNINGS, Mesh
-from tests.system.twistd import Server, running
+from tests.harness.server import Server, running
 
 SECONDS = 60
 

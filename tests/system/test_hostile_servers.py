@@ -26,9 +26,9 @@ from signaling.client import (
     join,
 )
 from signaling.client.aiortc import TopicSignaling
+from tests.harness.server import running
 from tests.system.test_python_client import joined
 from tests.system.test_twisted_client import program
-from tests.system.twistd import running
 
 SECONDS = 30
 WELCOME = json.dumps({"type": "welcome", "selfId": "b"})

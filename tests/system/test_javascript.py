@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from selenium import webdriver
 
+from tests.harness.fault_proxy import fault_proxy
+from tests.harness.server import running
 from tests.system.browser import chromium, run, wait_until
-from tests.system.proxy import proxied
-from tests.system.twistd import running
-from tests.system.unauthorized import unauthorized_turn
+from tests.system.refusing_turn import refusing_turn
 
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parents[1] / "docs" / "clients.md"
@@ -236,14 +236,14 @@ SEND_A_THOUSAND = """
 
 
 def test_resumed_sessions_lose_nothing_in_twenty_cuts(page: webdriver.Chrome) -> None:
-    with running(["--port=0", "--resume-window=60"]) as server, proxied(server.port) as proxy:
+    with running(["--port=0", "--resume-window=60"]) as server, fault_proxy(server.port) as proxy:
         run(page, SEND_A_THOUSAND, f"ws://127.0.0.1:{proxy.port}/ws/room")
         for cut in range(20):
             open_again = "pair.every(({ signaling }) => signaling.state === 'open')"
             wait_until(page, f"pair[1].relayed.length > {cut * 48 + 5} && {open_again}")
-            proxy.cut()
+            proxy.cut(refuse=True)
             wait_until(page, "pair.every(({ signaling }) => signaling.state === 'waiting')")
-            proxy.allow()
+            proxy.accept()
         told = run(
             page,
             """
@@ -285,13 +285,13 @@ def test_connections_outlive_twenty_cuts_without_resuming(page: webdriver.Chrome
         offers: pair.flatMap(({ sent }) => sent).filter((type) => type === "offer").length,
       };
     """
-    with running() as server, proxied(server.port) as proxy:
+    with running() as server, fault_proxy(server.port) as proxy:
         run(page, begin, f"ws://127.0.0.1:{proxy.port}/ws/room")
         for _ in range(20):
             wait_until(page, "pair.every(({ signaling }) => signaling.state === 'open')")
-            proxy.cut()
+            proxy.cut(refuse=True)
             wait_until(page, "pair.every(({ signaling }) => signaling.state === 'waiting')")
-            proxy.allow()
+            proxy.accept()
         told = run(page, end)
     assert told.pop("numbers") == list(range(1000))
     assert all(count >= 20 for count in told.pop("left"))
@@ -320,7 +320,7 @@ def test_a_connection_that_died_silently_is_replaced(page: webdriver.Chrome, win
       return [pair[0].left.length, ids.size, pair.flatMap(({ removed }) => removed).length, peers];
     """
     with running(["--port=0", f"--resume-window={window}", "--ping-interval=1", "--ping-timeout=1"]) as server:
-        with proxied(server.port) as proxy:
+        with fault_proxy(server.port) as proxy:
             run(page, begin, server.url + "room", f"ws://127.0.0.1:{proxy.port}/ws/room")
             proxy.freeze()
             told = run(page, end)
@@ -411,11 +411,11 @@ def test_what_is_dropped_is_sent_again_in_order(page: webdriver.Chrome) -> None:
       return [caller.errors.every((code) => code === "dropped"), received, order, away.sent.includes("offer")];
     """
     options = ["--port=0", "--resume-window=60", "--high-water-mark=1"]
-    with running(options) as server, proxied(server.port) as proxy:
+    with running(options) as server, fault_proxy(server.port) as proxy:
         run(page, begin, f"ws://127.0.0.1:{proxy.port}/ws/room")
-        proxy.cut()
+        proxy.cut(refuse=True)
         run(page, call, server.url + "room")
-        proxy.allow()
+        proxy.accept()
         dropped, received, order, offered_itself = run(page, end)
     assert dropped
     assert received == order != []
@@ -452,12 +452,12 @@ def test_a_page_that_is_closed_is_gone_at_once(page: webdriver.Chrome, pages: st
 
 
 def test_connects_again_at_once_when_the_browser_is_online_again(page: webdriver.Chrome) -> None:
-    with running() as server, proxied(server.port) as proxy:
+    with running() as server, fault_proxy(server.port) as proxy:
         begin = "globalThis.one = p.peer(given[0], { backoff: { first: 600_000 } }); await one.signaling.ready"
         run(page, begin, f"ws://127.0.0.1:{proxy.port}/ws/room")
-        proxy.cut()
+        proxy.cut(refuse=True)
         wait_until(page, "one.signaling.state === 'waiting'")
-        proxy.allow()
+        proxy.accept()
         run(page, "dispatchEvent(new Event('online')); await p.until(() => one.signaling.state === 'open')")
         assert run(page, "return one.states") == ["open", "waiting", "connecting", "open"]
 
@@ -501,7 +501,7 @@ def test_refused_turn_credentials_are_replaced_by_newer_ones(page: webdriver.Chr
       }, "each side has newer credentials and gathers anew", 6_000);
       return pair.map(({ received }) => received.includes("ice-servers"));
     """
-    with unauthorized_turn() as port:
+    with refusing_turn() as port:
         options = ["--port=0", f"--turn-uri=turn:127.0.0.1:{port}?transport=udp", "--turn-ttl=4"]
         with running(options, env={"TURN_SECRET": "not a secret"}) as server:
             assert run(page, script, server.url + "room") == [True, True]

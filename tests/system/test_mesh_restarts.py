@@ -17,8 +17,8 @@ from aiortc import RTCPeerConnection
 
 from signaling.client import Backoff, join
 from signaling.client.mesh import Mesh
+from tests.harness.server import Server, running
 from tests.system.test_webrtc import chromium, wait_until
-from tests.system.twistd import Server, running
 
 SECONDS = 60
 RESTARTS = int(os.environ.get("MESH_RESTARTS", "3"))

@@ -11,8 +11,8 @@ import pytest
 
 from signaling._version import VERSION
 from tests import issuer
+from tests.harness.server import running
 from tests.programs import free_port, need
-from tests.system.twistd import running
 
 TREE = Path(__file__).parents[2]
 SHIPPED = {

@@ -19,8 +19,8 @@ import pytest
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
+from tests.harness.server import Server, running, start
 from tests.programs import need
-from tests.system.twistd import Server, running, start
 
 TWISTD = Path(sys.executable).parent / "twistd"
 SECRET_SDP = "v=0 o=secret-session"
@@ -218,7 +218,7 @@ def test_no_payload_is_logged_at_any_level(level: str) -> None:
     server = start(["--port", str(port), "--log-level", level])
     try:
         server.port = port
-        server.wait_until_healthy()
+        server.wait_until_accepting()
         started = len(server.lines)
         call(server)
         assert server.stop() == 0
@@ -235,7 +235,7 @@ def test_the_log_as_json_is_one_object_a_line_from_the_first_to_the_last() -> No
     server = start(["--port", str(port), "--log-format", "json", "--log-level", "debug"])
     try:
         server.port = port
-        server.wait_until_healthy()
+        server.wait_until_accepting()
         call(server)
         assert server.stop() == 0
     finally:
@@ -256,7 +256,7 @@ def test_the_log_as_json_goes_where_twistd_was_told(tmp_path: Path) -> None:
     server = start(["--port", str(port), "--log-format", "json"], twistd_options=[f"--logfile={path}"])
     try:
         server.port = port
-        server.wait_until_healthy()
+        server.wait_until_accepting()
         assert server.stop() == 0
     finally:
         server.end()

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.server import running, start
 from tests.system.test_options import unprivileged
-from tests.system.twistd import running, start
 
 TREE = Path(__file__).parents[2]
 MODULES = {str(path.relative_to(TREE)) for path in (TREE / "signaling").rglob("*.py")}
@@ -81,7 +81,7 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("installed")
     [wheel] = built.glob("*.whl")
     [command] = re.findall(
-        r"^# (python3 -m venv .*)$", (TREE / "deploy" / "signaling.app.service").read_text(), re.MULTILINE
+        r"^# (python3 -m venv .*)$", (TREE / "deploy" / "signaling.service").read_text(), re.MULTILINE
     )
     assert " install . " in command
     command = command.replace("/opt/signaling", str(folder)).replace("python3", sys.executable, 1)

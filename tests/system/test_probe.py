@@ -13,8 +13,8 @@ import pytest
 from websockets.sync.server import serve
 
 from signaling.tools.probe import ProbeError, main, topic_url
-from tests.system.certificates import self_signed
-from tests.system.twistd import running
+from tests.harness.certificates import self_signed
+from tests.harness.server import running
 
 
 def probe(*arguments: str, **environ: str) -> tuple[int, str]:

@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.serialization import (
 from twisted.python.usage import UsageError
 
 from signaling import Options, StartError, makeService
-from tests.system.certificates import self_signed
-from tests.system.twistd import running, start
+from tests.harness.certificates import self_signed
+from tests.harness.server import running, start
 
 _CERTIFICATE = b"-----BEGIN CERTIFICATE"
 _TCP = "; for example tcp:8081:interface=127.0.0.1"

@@ -15,10 +15,10 @@ from aiortc.rtcconfiguration import RTCIceTransportPolicy
 
 from signaling.client import IceServers, Signaling, join
 from signaling.client.mesh import Mesh
+from tests.harness.server import Server, running
 from tests.programs import need
 from tests.system.coturn import LOOPBACK, coturn
 from tests.system.test_webrtc import chromium, wait_until
-from tests.system.twistd import Server, running
 
 SECRET = "not much of a secret"
 SECONDS = 40

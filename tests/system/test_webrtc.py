@@ -20,8 +20,8 @@ from aiortc.sdp import candidate_from_sdp
 from selenium import webdriver
 from websockets.asyncio.client import connect
 
+from tests.harness.server import Server, running
 from tests.system.browser import OPEN_SECONDS, chromium, wait_until
-from tests.system.twistd import Server, running
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CONNECT_SECONDS = 15

@@ -20,7 +20,7 @@ from signaling.errors import ErrorCode, Rejected
 from signaling.log import events
 from signaling.log.events import FIELDS, Events, PacedLog
 from signaling.log.json_format import format_json
-from tests.integration.harness import PassingClock
+from tests.harness.memory_transport import PassingClock
 
 DOCS = Path(__file__).parents[2] / "docs"
 PEER = "01JD0000000000000000000000"

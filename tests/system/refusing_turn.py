@@ -27,7 +27,7 @@ def _refusal(request: bytes) -> bytes:
 
 
 @contextmanager
-def unauthorized_turn() -> Iterator[int]:
+def refusing_turn() -> Iterator[int]:
     """Run the server; returns its UDP port."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 0))

@@ -1,15 +1,16 @@
--- Somebody saw no beat of a node for too long: its members leave, a bounded number in each call.
--- KEYS nodes, tomb of the node, index of the node
--- ARGV prefix, seconds, node, beats that were seen last (empty for none), most members in this call
--- Replies with alive where it has beaten since, or buried and how many topics are left.
-local nodes, tomb, index = KEYS[1], KEYS[2], KEYS[3]
+-- A node saw no heartbeat of another one for too long: that node gets a tombstone, and its members leave, a bounded number
+-- in each call.
+-- KEYS nodes, tombstone of the node, index of the node
+-- ARGV prefix, seconds, node, its latest heartbeat that was seen (empty for none), most members in this call
+-- Replies with alive if a heartbeat came since, or evicted and how many topics are left.
+local nodes, tombstone, index = KEYS[1], KEYS[2], KEYS[3]
 local prefix, seconds, node, most = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[5])
 
-if redis.call('EXISTS', tomb) == 0 then
+if redis.call('EXISTS', tombstone) == 0 then
     if (redis.call('HGET', nodes, node) or '') ~= ARGV[4] then
         return {'alive'}
     end
-    redis.call('SET', tomb, 1, 'EX', seconds)
+    redis.call('SET', tombstone, 1, 'EX', seconds)
     redis.call('HDEL', nodes, node)
 end
 while most > 0 do
@@ -23,7 +24,7 @@ while most > 0 do
         if most > 0 and owner(stored[at + 1]) == node then
             most = most - 1
             if remove(members, state, index, topic, stored[at], stored[at + 1]) then
-                tell(prefix, state, topic, 'left', stored[at], '')
+                publish_event(prefix, state, topic, 'left', stored[at], '')
             end
         end
     end
@@ -33,6 +34,6 @@ while most > 0 do
 end
 local left = redis.call('SCARD', index)
 if left == 0 then
-    redis.call('HDEL', prefix .. 'told', node)
+    redis.call('HDEL', prefix .. 'sent', node)
 end
-return {'buried', left}
+return {'evicted', left}

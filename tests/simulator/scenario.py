@@ -3,7 +3,7 @@
 **What has to hold.** Each client's view is checked with every message that it gets, and against the truth once all
 faults are over and ``CALM_SECONDS`` have passed. Every relay is written to its target at most once, in order, and ends
 in one way: written, or answered by one error. Two things are nobody's to promise, and only those are let pass and
-counted by kind (``Story.excuses``):
+counted by kind (``Scenario.excuses``):
 
 - A sender that is gone, by itself or with its node, hears nothing.
 - A relay that was written *and* answered ``dropped``: where its target's node crashed or was taken for dead after it
@@ -20,13 +20,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from signaling.backplane.redis.scripts import Keys
+from signaling.backplane.store import Keys
+from signaling.core.messages import ClientMessage
+from signaling.errors import ErrorCode, Rejected
 from signaling.limits import Limits
 from tests.simulator.clients import Client, Sent, payload
 from tests.simulator.engine import StoreServer
+from tests.simulator.join_conditions import JoinConditions
 from tests.simulator.network import Timeline
 from tests.simulator.nodes import PREFIX, SimulatedNode
-from tests.simulator.store import listed
+from tests.simulator.store import listed_bytes
 
 CALM_SECONDS = 60.0
 # A dead node's peers are announced within this time.
@@ -38,11 +41,11 @@ DATA_SECONDS = 0.5
 KEYS = Keys(PREFIX)
 
 
-class Breach(Exception):
+class InvariantViolation(Exception):
     """Something that must not be was seen; the text says all."""
 
 
-class Story:
+class Scenario:
     """One seed's story.
 
     Args:
@@ -57,8 +60,11 @@ class Story:
         excuses: how many relays have an end that nobody could promise, by kind.
     """
 
+    kind = ""
+
     def __init__(self, seed: int, log: Callable[[str], None] | None = None) -> None:
         self.timeline = Timeline(seed, log)
+        self.joins = JoinConditions(f"{self.kind}{seed}")
         self.random = self.timeline.random
         self.trace = self.timeline.trace
         self.tracing = self.timeline.tracing
@@ -67,7 +73,9 @@ class Story:
         self.ended: dict[str, float] = {}
         self.counts: Counter[str] = Counter()
         self.excuses: Counter[str] = Counter()
-        self.breaches: list[str] = []
+        self.violations: list[str] = []
+        # The nodes that a peer has left, or wanted to leave, for others.
+        self.left_nodes: dict[str, set[str]] = {}
         self.early = 0
         self.clients: list[Client] = []
         self.by_id: dict[str, Client] = {}
@@ -100,13 +108,13 @@ class Story:
             return random.uniform(0.05, 1.0)
         return random.expovariate(1 / self._base)
 
-    def breach(self, what: str) -> None:
-        self.trace("BREACH", what)
-        self.breaches.append(f"at {self.now:.4f}: {what}")
+    def violation(self, what: str) -> None:
+        self.trace("VIOLATION", what)
+        self.violations.append(f"at {self.now:.4f}: {what}")
 
     def check(self) -> None:
-        if self.breaches:
-            raise Breach("\n".join(self.breaches))
+        if self.violations:
+            raise InvariantViolation("\n".join(self.violations))
 
     def run_for(self, seconds: float) -> None:
         self.timeline.run_until(self.now + seconds)
@@ -120,12 +128,29 @@ class Story:
 
     def named(self, client: Client) -> None:
         if client.id in self.by_id:
-            self.breach(f"two peers have the id {client.id}")
+            self.violation(f"two peers have the id {client.id}")
         self.by_id[client.id] = client
         self.counts["joined"] += 1
 
+    def left_behind(self, peer: str, node: str) -> None:
+        """Notice that another node asks for a peer."""
+        self.left_nodes.setdefault(peer, set()).add(node)
+
+    def relayed(self, node: SimulatedNode, sent: Sent, outcome: ClientMessage | Rejected) -> None:
+        """Check a relay that the target's own node took or refused."""
+        target = sent.target
+        if target.node is not node or target.connection is None:
+            return
+        # A relay that is refused takes no room; events that happened before it do.
+        room = len(target.connection) < node.limits.high_water_messages
+        if target.live and room and isinstance(outcome, Rejected):
+            self.violation(f"{node.name}: relay {sent.number} to a peer of the same node: {outcome.code}")
+        refused = isinstance(outcome, Rejected) and outcome.code is ErrorCode.TARGET_NOT_FOUND
+        if not target.live and not refused:
+            self.violation(f"{node.name}: relay {sent.number} was taken for a peer that is gone")
+
     def _ran(self, script: str, arguments: Sequence[bytes], reply: list[Any]) -> None:
-        if script == "bury" and reply[0] == b"buried":
+        if script == "evict" and reply[0] == b"evicted":
             self.buried.setdefault(arguments[2].decode(), self.now)
             self.counts["buried"] += 1
 
@@ -136,28 +161,22 @@ class Story:
         # The others took its node for dead, or the store forgot it.
         self.counts["left for a while"] += 1
         if not (self.lost_data_at or self.buried or self.store.stale):
-            self.breach(f"{client.name} is told that {left.name} left, which did not")
+            self.violation(f"{client.name} is told that {left.name} left, which did not")
 
     def not_found(self, sent: Sent) -> None:
         target, sender = sent.target, sent.sender
         known = sender.known is not None and target.id in sender.known and not sender.missed_events
         if target.live and known and not (self.lost_data_at or self.buried or self.store.stale):
-            self.breach(f"relay {sent.number}: {target.name} is there, and was not found")
+            self.violation(f"relay {sent.number}: {target.name} is there, and was not found")
 
     # Actions
 
     def _new_node(self) -> SimulatedNode:
         self._names += 1
         skew = self.random.choice([0, 0, -1500, 700, 4000])
-        node = self._make_node(f"node{self._names}", skew)
-        self.trace(node.name, "starts as", node.cluster.node)
+        node = SimulatedNode(self, f"node{self._names}", self.store, self.latency, skew)
+        self.trace(node.name, "starts as", node.backplane.node)
         return node
-
-    def _make_node(self, name: str, skew: int) -> SimulatedNode:
-        return SimulatedNode(self, name, self.store, self.latency, skew)
-
-    def _make_client(self, node: SimulatedNode, name: str, topic: str, metadata: Any) -> Client:
-        return Client(node, name, topic, metadata)
 
     def serving(self) -> list[SimulatedNode]:
         return [node for node in self.nodes if node.serves]
@@ -171,17 +190,17 @@ class Story:
             return
         metadata = self.random.choice([None, {"name": "Ada"}, {"n": self.random.randint(0, 9)}])
         node, topic = self.random.choice(nodes), self.random.choice(self.topics)
-        client = self._make_client(node, f"c{len(self.clients)}", topic, metadata)
+        client = Client(node, f"c{len(self.clients)}", topic, metadata)
         self.trace(client.name, "connects to", client.node.name, client.topic)
         self.clients.append(client)
-        client.node.connect(client)
+        client.connect()
 
     def leave(self) -> None:
         there = [client for client in self.clients if not client.gone]
         if there:
             client = self.random.choice(there)
             self.trace(client.name, "disconnects")
-            client.node.disconnect(client)
+            client.node.lose(client.connection)
 
     def relay(self) -> None:
         live = self.live()
@@ -208,8 +227,13 @@ class Story:
         if live:
             client = self.random.choice(live)
             self.trace(client.name, "stalls")
-            client.node.stall(client)
-            self._later(self.random.uniform(0.1, 12), lambda: client.node.unstall(client))
+            assert client.connection is not None
+            client.node.stall(client.connection)
+            self._later(self.random.uniform(0.1, 12), lambda: self._unstall(client))
+
+    def _unstall(self, client: Client) -> None:
+        if client.connection is not None:
+            client.node.unstall(client.connection)
 
     def _later(self, seconds: float, heal: Callable[[], None]) -> None:
         """Heal a fault after some time, or at the end of the storm."""
@@ -347,11 +371,11 @@ class Story:
 
     # The story
 
-    def tell(self) -> None:
+    def run(self) -> None:
         """Let it happen.
 
         Raises:
-            Breach: where something happened that must not.
+        InvariantViolation: where something happened that must not.
         """
         self.run_for(self.random.choice([0, 0.001, 0.5, 3]))
         for _ in range(self.random.choice([1, 1, 2])):
@@ -389,16 +413,19 @@ class Story:
             self._healing.pop()()
         if not self.serving():
             self.nodes.append(self._new_node())
-        self.run_for(CALM_SECONDS)
+        self.joins.calm = True
+        self.run_for(CALM_SECONDS * (2 if self.joins.active else 1))
+        self.joins.calm = False
         self.trace("story", "everything has to be true")
         self._check_clients()
         self._check_relays()
         self._check_store()
         for node in self.serving():
-            if node.cluster.forwarding:
-                self.breach(f"{node.name}: {node.cluster.forwarding} relays have no end")
-            if node.cluster.unready_reasons:
-                self.breach(f"{node.name}: {node.cluster.unready_reasons}")
+            node.check_joins()
+            if node.backplane.forwarding:
+                self.violation(f"{node.name}: {node.backplane.forwarding} relays have no end")
+            if node.backplane.unready_reasons:
+                self.violation(f"{node.name}: {node.backplane.unready_reasons}")
             self.counts["most timers"] = max(self.counts["most timers"], node.process.timers)
         self.check()
 
@@ -410,9 +437,9 @@ class Story:
     def _check_clients(self) -> None:
         for client in self.clients:
             if client.waits:
-                self.breach(f"{client.name} waits for its welcome")
+                self.violation(f"{client.name} waits for its welcome")
             elif client.live and not client.missed_events and client.known != self._expected(client):
-                self.breach(f"{client.name} in {client.topic}: {self._difference(client)}")
+                self.violation(f"{client.name} in {client.topic}: {self._difference(client)}")
 
     def _name(self, peer: str) -> str:
         client = self.by_id.get(peer)
@@ -430,7 +457,9 @@ class Story:
         for sent in self.sent:
             fault = self.verdict(sent)
             if fault is not None:
-                self.breach(f"relay {sent.number} of {sent.at:.4f}, {sent.sender.name} to {sent.target.name}: {fault}")
+                self.violation(
+                    f"relay {sent.number} of {sent.at:.4f}, {sent.sender.name} to {sent.target.name}: {fault}"
+                )
 
     def verdict(self, sent: Sent) -> str | None:
         """Tell what is wrong with the end of a relay, None where nothing is."""
@@ -473,9 +502,9 @@ class Story:
 
     def _check_store(self) -> None:
         dump = self.store.model.dump()
-        live_nodes = {node.cluster.node for node in self.serving()}
+        live_nodes = {node.backplane.node for node in self.serving()}
         if set(dump.get(KEYS.nodes, ({}, 0))[0]) != {node.encode() for node in live_nodes}:
-            self.breach(f"the store has the nodes {dump.get(KEYS.nodes)}, not {live_nodes}")
+            self.violation(f"the store has the nodes {dump.get(KEYS.nodes)}, not {live_nodes}")
         unseen = set()
         for topic in self.topics:
             here = [client for client in self.live() if client.topic == topic]
@@ -486,31 +515,31 @@ class Story:
         for key in dump:
             owner = key.removeprefix(KEYS.index(b"")).decode()
             if key.startswith(KEYS.index(b"")) and owner not in live_nodes and not dump[key][0] <= unseen:
-                self.breach(f"the store lists topics of {owner}, which is dead: {dump[key]}")
+                self.violation(f"the store lists topics of {owner}, which is dead: {dump[key]}")
         for topic in unseen:
             # Peers of dead nodes, of whom the store knew nothing any more when they could have been buried: whoever
             # comes next buries them, and they expire by themselves.
             members = dump.get(KEYS.topic(topic)[0], ({}, 0))[0]
             self.counts["forgotten and seen by nobody"] += len(members)
             if any(value[:16].decode() in live_nodes for value in members.values()):
-                self.breach(f"the store has {members} in {topic!r}, where nobody is")
+                self.violation(f"the store has {members} in {topic!r}, where nobody is")
 
     def _check_topic(self, topic: str, here: list[Client], dump: dict[bytes, Any]) -> None:
         members_key, state_key = KEYS.topic(topic.encode())
         members = dump.get(members_key, ({}, 0))[0]
         expected = {
-            client.id.encode(): client.node.cluster.node.encode() + (client.metadata_text or b"") for client in here
+            client.id.encode(): client.node.backplane.node.encode() + (client.metadata_text or b"") for client in here
         }
         if members != expected:
-            self.breach(f"the store has {members} in {topic}, not {expected}")
-        counted = Counter(b"@" + client.node.cluster.node.encode() for client in here)
+            self.violation(f"the store has {members} in {topic}, not {expected}")
+        counted = Counter(b"@" + client.node.backplane.node.encode() for client in here)
         state = dump.get(state_key, ({}, 0))[0]
         stored = {field: int(count) for field, count in state.items() if field[:1] == b"@"}
         if stored != counted:
-            self.breach(f"the store counts {stored} in {topic}, not {dict(counted)}")
-        lengths = sum(listed(value) for value in expected.values())
+            self.violation(f"the store counts {stored} in {topic}, not {dict(counted)}")
+        lengths = sum(listed_bytes(value) for value in expected.values())
         if int(state.get(b"bytes", 0)) != lengths:
-            self.breach(f"the store counts {state.get(b'bytes')} bytes in {topic}, not {lengths}")
+            self.violation(f"the store counts {state.get(b'bytes')} bytes in {topic}, not {lengths}")
 
     def _mesh(self) -> None:
         """See that everybody reaches everybody once all is calm."""
@@ -523,7 +552,7 @@ class Story:
             self.run_for(1)
         for sent in self.sent[first:]:
             if not sent.written:
-                self.breach(f"relay {sent.number} does not arrive though all is calm: {sent.errors}")
+                self.violation(f"relay {sent.number} does not arrive though all is calm: {sent.errors}")
         self.check()
 
     def _die(self) -> None:
@@ -543,7 +572,7 @@ class Story:
         self.run_for(30)
         for node in self.nodes:
             if node.process.alive:
-                self.breach(f"{node.name} does not stop")
+                self.violation(f"{node.name} does not stop")
         self.check()
 
 

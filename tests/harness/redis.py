@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import socket
-import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,9 +12,9 @@ from urllib.parse import quote
 
 import hiredis
 
+from tests.harness.certificates import self_signed
+from tests.harness.server import Server, launch
 from tests.programs import free_port, need
-from tests.system.certificates import self_signed
-from tests.system.twistd import Server
 
 SECONDS = 10.0
 _STARTS = 3
@@ -127,12 +125,12 @@ class RedisServer:
         self.start()
 
     def pause(self) -> None:
-        """Let it stand still: the kernel takes connections and bytes for it, and nothing is answered."""
-        self.process.process.send_signal(signal.SIGSTOP)
+        """Stop the process: the kernel accepts connections and bytes for it, and nothing is answered."""
+        self.process.pause()
 
     def resume(self) -> None:
-        """Let it go on."""
-        self.process.process.send_signal(signal.SIGCONT)
+        """Continue the process."""
+        self.process.resume()
 
     def end(self) -> None:
         """End it, whatever it does."""
@@ -213,8 +211,7 @@ def _tls_settings(pem: Path) -> list[str]:
 
 
 def _run(command: Sequence[str], ready: str) -> Server:
-    process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    server = Server(process)
+    server = launch(command)
     try:
         server.wait_for(ready, SECONDS)
     except BaseException:

@@ -1,6 +1,7 @@
-"""Engines that move only when a harness moves them: one over a model of the store, one over a real redis-server.
+"""The stores that a harness's nodes share, a model or a real redis-server, and their engines.
 
-Neither calls back before its call has returned where there is a connection, as an engine over a network never does.
+An engine moves only when the harness moves it. While it is connected it never calls back before its call has returned,
+as an engine over a network never does.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from signaling.backplane.interfaces import EngineListener, Reply
 from tests.redis_server import RedisClient
 from tests.simulator.store import ModelStore
 
-_worlds = itertools.count(1)
+_numbers = itertools.count(1)
 
 
 class Store(Protocol):
-    """What the engines of one harness share."""
+    """What the engines of one harness share: scripts, and channels of one subscriber each."""
 
     prefix: str
 
@@ -28,22 +29,22 @@ class Store(Protocol):
         """Run a script; returns its reply."""
 
     def publish(self, channel: bytes, data: bytes) -> int:
-        """Publish; returns how many listen."""
+        """Publish; returns the number of subscribers."""
 
-    def listen(self, channel: bytes, heard: Callable[[bytes], None]) -> None:
-        """Have what is published on a channel from now on."""
+    def subscribe(self, channel: bytes, receive: Callable[[bytes], None]) -> None:
+        """Pass on what is published on a channel from now on."""
 
-    def deafen(self, channel: bytes) -> None:
-        """Have it no more."""
+    def unsubscribe(self, channel: bytes) -> None:
+        """Stop passing it on."""
 
-    def collect(self) -> None:
-        """Hand out what was published until now."""
+    def deliver(self) -> None:
+        """Pass on everything that was published until now."""
 
     def close(self) -> None:
-        """Need nothing any more."""
+        """Close the connections."""
 
 
-class Model:
+class MemoryStore:
     """A model of the store.
 
     Args:
@@ -54,28 +55,28 @@ class Model:
 
     def __init__(self, seconds: Callable[[], float]) -> None:
         self._store = ModelStore(seconds, self.publish, Random(0))
-        self._listeners: dict[bytes, Callable[[bytes], None]] = {}
+        self._subscribers: dict[bytes, Callable[[bytes], None]] = {}
         self.run = self._store.run
 
     def publish(self, channel: bytes, data: bytes) -> int:
-        heard = self._listeners.get(channel)
-        if heard is None:
+        receive = self._subscribers.get(channel)
+        if receive is None:
             return 0
-        heard(data)
+        receive(data)
         return 1
 
-    def listen(self, channel: bytes, heard: Callable[[bytes], None]) -> None:
-        self._listeners[channel] = heard
+    def subscribe(self, channel: bytes, receive: Callable[[bytes], None]) -> None:
+        self._subscribers[channel] = receive
 
-    def deafen(self, channel: bytes) -> None:
-        self._listeners.pop(channel, None)
+    def unsubscribe(self, channel: bytes) -> None:
+        self._subscribers.pop(channel, None)
 
-    def collect(self) -> None: ...
+    def deliver(self) -> None: ...
 
     def close(self) -> None: ...
 
 
-class Redis:
+class RedisStore:
     """A real redis-server, in which each harness has a prefix of its own.
 
     Args:
@@ -83,12 +84,12 @@ class Redis:
     """
 
     def __init__(self, path: Path) -> None:
-        self.prefix = f"harness{next(_worlds)}:"
+        self.prefix = f"harness{next(_numbers)}:"
         self._commands = RedisClient(path)
         self._channels = RedisClient(path)
         self._fence = f"{self.prefix}fence".encode()
         self._channels.command("SUBSCRIBE", self._fence)
-        self._listeners: dict[bytes, Callable[[bytes], None]] = {}
+        self._subscribers: dict[bytes, Callable[[bytes], None]] = {}
         self._quiet = True
 
     def run(self, script: str, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
@@ -98,21 +99,21 @@ class Redis:
 
     def publish(self, channel: bytes, data: bytes) -> int:
         self._quiet = False
-        listeners: int = self._commands.command("PUBLISH", channel, data)
-        return listeners
+        subscribers: int = self._commands.command("PUBLISH", channel, data)
+        return subscribers
 
-    def listen(self, channel: bytes, heard: Callable[[bytes], None]) -> None:
-        self._listeners[channel] = heard
+    def subscribe(self, channel: bytes, receive: Callable[[bytes], None]) -> None:
+        self._subscribers[channel] = receive
         self._channels.send("SUBSCRIBE", channel)
         self._read_until(b"subscribe", channel)
 
-    def deafen(self, channel: bytes) -> None:
-        if self._listeners.pop(channel, None) is not None:
+    def unsubscribe(self, channel: bytes) -> None:
+        if self._subscribers.pop(channel, None) is not None:
             self._channels.send("UNSUBSCRIBE", channel)
             self._read_until(b"unsubscribe", channel)
 
-    def collect(self) -> None:
-        """Wait for all that was published: one connection hears every channel in order, so one fence is enough."""
+    def deliver(self) -> None:
+        """Wait for all that was published: one connection receives every channel in order, so one fence is enough."""
         if not self._quiet:
             self._commands.command("PUBLISH", self._fence, b"")
             self._read_until(b"message", self._fence)
@@ -120,9 +121,9 @@ class Redis:
 
     def _read_until(self, kind: bytes, channel: bytes) -> None:
         while (message := self._channels.read())[:2] != [kind, channel]:
-            heard = self._listeners.get(message[1])
-            if heard is not None:
-                heard(message[2])
+            receive = self._subscribers.get(message[1])
+            if receive is not None:
+                receive(message[2])
 
     def close(self) -> None:
         self._commands.close()
@@ -130,24 +131,24 @@ class Redis:
 
 
 class MemoryEngine:
-    """One node's connection to a store; carries out everything in order, when it is moved.
+    """One node's connection to a store; runs everything in order, when it is moved.
 
     Args:
         store: which the nodes of a harness share.
 
     Attributes:
-        refused: the scripts that get no reply, as where a store's memory is full.
-        refusals: how many calls that were.
-        deaf_for: how many of the next messages on its channel are lost on their way.
+        refused: the scripts that get no reply, as if the store's memory was full.
+        refusals: how many calls got none.
+        dropping: how many of the next messages on its channel are lost on their way.
         connects: how often it was told to connect.
         calls: how often a script was run.
-        holds_replies: whether replies wait until ``release``; what others publish arrives.
+        holds_replies: whether replies wait until ``release``; published messages arrive.
     """
 
     def __init__(self, store: Store) -> None:
         self.refused: set[str] = set()
         self.refusals = 0
-        self.deaf_for = 0.0
+        self.dropping = 0.0
         self.connects = self.calls = 0
         self.holds_replies = False
         self._held: list[Callable[[], Any]] = []
@@ -155,7 +156,7 @@ class MemoryEngine:
         self._channel: bytes | None = None
         self._requests: deque[Callable[[], None]] = deque()
         self._arrived: deque[Callable[[], Any]] = deque()
-        # Who waits for a reply, in the order of the requests.
+        # The callbacks of the requests without a reply, in their order.
         self._waiting: deque[Callable[[Any], None]] = deque()
         self._listener: EngineListener | None = None
         self._last_channel = b""
@@ -166,18 +167,18 @@ class MemoryEngine:
         self._last_channel = channel
         self.connects += 1
 
-        def heard(data: bytes) -> None:
-            if self.deaf_for:
-                self.deaf_for -= 1
+        def receive(data: bytes) -> None:
+            if self.dropping:
+                self.dropping -= 1
             else:
                 self._arrived.append(lambda: listener.received(data))
 
-        self._store.listen(channel, heard)
+        self._store.subscribe(channel, receive)
         self._arrived.append(listener.connected)
 
     def disconnect(self) -> None:
         if self._channel is not None:
-            self._store.deafen(self._channel)
+            self._store.unsubscribe(self._channel)
             self._channel = None
         self._requests.clear()
         self._arrived.clear()
@@ -191,14 +192,14 @@ class MemoryEngine:
         """How many replies it waits for."""
         return len(self._waiting)
 
-    def lose(self) -> None:
-        """Lose the connection: nobody who waits for a reply gets one, and there is none until ``connect``."""
+    def lose_connection(self) -> None:
+        """Lose the connection: pending calls get None, and it is not back before ``reconnect``."""
         self.disconnect()
         assert self._listener is not None
         self._listener.disconnected("it was lost")
 
-    def come_back(self) -> None:
-        """Connect again after ``lose``."""
+    def reconnect(self) -> None:
+        """Connect again after ``lose_connection``."""
         assert self._listener is not None
         self.connect(self._last_channel, self._listener)
 
@@ -221,15 +222,15 @@ class MemoryEngine:
             return
         self._waiting.append(done)
 
-        def carry_out() -> None:
+        def run_now() -> None:
             reply = run()
             arrived = self._held if self.holds_replies else self._arrived
             arrived.append(lambda: self._waiting.popleft()(reply))
 
-        self._requests.append(carry_out)
+        self._requests.append(run_now)
 
     def release(self) -> None:
-        """Let the replies arrive that were held."""
+        """Let the held replies arrive."""
         self.holds_replies = False
         self._arrived.extend(self._held)
         self._held.clear()
@@ -239,7 +240,7 @@ class MemoryEngine:
         moved = bool(self._requests)
         while self._requests:
             self._requests.popleft()()
-        self._store.collect()
+        self._store.deliver()
         moved = moved or bool(self._arrived)
         for _ in range(len(self._arrived)):
             if self._arrived:

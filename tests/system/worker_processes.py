@@ -1,4 +1,4 @@
-"""What tests of workers share: a server with two, topics of each, and a way to wait for the end of any process."""
+"""A server of two workers, topics of each of them, and a way to wait for the end of any process."""
 
 from __future__ import annotations
 
@@ -6,17 +6,12 @@ import os
 import re
 import select
 import signal
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from prometheus_client.parser import text_string_to_metric_families
-
 from signaling import Limits
 from signaling.workers.topic_router import Router
-from tests.system.failing import serving
-from tests.system.twistd import Server
+from tests.harness.server import Server, serving
 
 WORKERS = 2
 END_SECONDS = 20.0
@@ -41,26 +36,8 @@ def topic_of(worker: int, name: str = "room") -> str:
     return next(topic for n in range(1000) if _ROUTER.owner(topic := f"{name}-{n}") == worker)
 
 
-def get(server: Server, path: str) -> str:
-    """Make a plain request; an error's body is as good."""
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=10) as answer:
-            return answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.read().decode()
-
-
-def scrape(server: Server) -> dict[tuple[str, ...], float]:
-    """Return all samples, by name and values of labels."""
-    return {
-        (sample.name.removeprefix("signaling_"), *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(get(server, "/metrics"))
-        for sample in family.samples
-    }
-
-
 class Ending:
-    """Processes whose end can be waited for, also where they are nobody's children here."""
+    """Processes whose end can be waited for, even if they are not children of this one."""
 
     def __init__(self, *processes: int) -> None:
         self._watched = [os.pidfd_open(pid) for pid in processes]

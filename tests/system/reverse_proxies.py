@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import socket
 import ssl
-import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -19,16 +16,16 @@ from typing import Any, Self
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
+from tests.harness.certificates import self_signed
+from tests.harness.server import Node, Server, launch, start
 from tests.programs import free_port, need
-from tests.system.certificates import self_signed
-from tests.system.twistd import Server, start
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 PATIENCE_SECONDS = 15.0
 SECRET = "secret-of-a-session"
 QUERY = f"?resume={SECRET}&seen=0"
 
-_COME_BACK_SECONDS = 0.05
+_RECONNECT_SECONDS = 0.05
 # As sd_listen_fds(3) finds sockets: from descriptor 3 up, and meant for this very process.
 _HAND_OVER = """
 import os, sys
@@ -56,69 +53,17 @@ http {{
 _CADDY = "\n{\n\tadmin off\n\tauto_https disable_redirects\n\tskip_install_trust\n"
 
 
-def wait_until(wanted: Callable[[], bool], state: Callable[[], object]) -> None:
-    """Wait for what the logs of several processes tell together."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not wanted():
-        assert time.monotonic() < deadline, state()
-        time.sleep(0.01)  # Each log would tell, but not which of them is next.
-
-
-class Node:
-    """A signaling server that can be restarted where it is.
-
-    Args:
-        endpoint: where it listens; ``{port}`` is 0 the first time.
-    """
-
-    def __init__(self, *options: str, endpoint: str = "tcp:{port}:interface=127.0.0.1") -> None:
-        self._options = options
-        self._endpoint = endpoint
-        self.port = 0
-        self.start()
-
-    def _launch(self) -> Server:
-        return start(["--listen", self._endpoint.format(port=self.port), *self._options])
-
-    def start(self) -> None:
-        self.server = self._launch()
-        try:
-            self.port = int(self.server.wait_for(r"listening on \S+:(\d+)")[1])
-        except BaseException:
-            self.server.end()
-            raise
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    def stop(self) -> None:
-        """Stop it as an operator would."""
-        assert self.server.stop() == 0, self.server.log
-        self.server.join()
-
-    def restart(self) -> None:
-        self.stop()
-        self.start()
-
-    def end(self) -> None:
-        self.server.end()
-
-    def topics(self) -> set[str]:
-        """Return the topics that peers joined here since the last start."""
-        return {line.split(" joined ")[1].split("'")[1] for line in self.server.log.splitlines() if " joined " in line}
+def topics_at(node: Node) -> set[str]:
+    """Return the topics that peers joined at a node since its last start."""
+    return {line.split(" joined ")[1].split("'")[1] for line in node.server.lines if " joined " in line}
 
 
 class ActivatedNode(Node):
-    """The same, behind a socket that stays open from one process to the next, as systemd keeps it."""
+    """A node behind a socket that stays open from one process to the next, as systemd keeps it."""
 
     def __init__(self, *options: str) -> None:
+        super().__init__(*options)
         self.socket = socket.create_server(("127.0.0.1", 0), backlog=1024)
-        try:
-            super().__init__(*options)
-        except BaseException:
-            self.socket.close()
-            raise
 
     def end(self) -> None:
         super().end()
@@ -146,11 +91,12 @@ def two_nodes(*options: str, kind: type[Node] = Node, **how: Any) -> Iterator[tu
         for _ in range(2):
             node = kind("--trusted-proxy=127.0.0.1", *options, **how)
             stack.callback(node.end)
+            node.start()
             nodes.append(node)
         yield nodes[0], nodes[1]
 
 
-class Proxy:
+class ReverseProxy:
     """A proxy that runs one of the configurations, over TLS.
 
     Args:
@@ -206,15 +152,9 @@ class Proxy:
 
     # The programs
 
-    def _run(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [self._program, *arguments],
-            env={**os.environ, "HOME": str(self._folder), "XDG_DATA_HOME": str(self._folder)},
-            cwd=self._folder,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+    def _run(self, *arguments: str) -> Server:
+        home = {"HOME": str(self._folder), "XDG_DATA_HOME": str(self._folder)}
+        return launch([self._program, *arguments], env=home, cwd=self._folder, port=self.port)
 
     def _arguments(self) -> list[str]:
         return {
@@ -231,15 +171,15 @@ class Proxy:
             "nginx": ["-t", *arguments],
             "caddy": ["validate", *arguments[1:]],
         }[self.name]
-        process = self._run(*checked)
-        output, _ = process.communicate(timeout=PATIENCE_SECONDS)
-        return process.returncode, output
+        checking = self._run(*checked)
+        status = checking.process.wait(PATIENCE_SECONDS)
+        checking.join()
+        return status, checking.log
 
     def __enter__(self) -> Self:
-        self.server = Server(self._run(*self._arguments()))
-        self.server.port = self.port
+        self.server = self._run(*self._arguments())
         try:
-            self.server.wait_until_healthy()
+            self.server.wait_until_accepting()
         except BaseException:
             self.server.end()
             raise
@@ -288,7 +228,7 @@ def filled(name: str, changes: dict[str, str]) -> str:
     return text
 
 
-class Resident:
+class ReconnectingPeer:
     """A peer that stays in its topic, and comes back whenever its connection is lost.
 
     Attributes:
@@ -298,7 +238,7 @@ class Resident:
         refused: how often it tried in vain to connect.
     """
 
-    def __init__(self, proxy: Proxy, topic: str, changed: asyncio.Condition) -> None:
+    def __init__(self, proxy: ReverseProxy, topic: str, changed: asyncio.Condition) -> None:
         self.topic = topic
         self.id = ""
         self.others: set[str] = set()
@@ -314,18 +254,16 @@ class Resident:
             try:
                 async with connect(self._proxy.url(f"/ws/{self.topic}{QUERY}"), ssl=context) as connection:
                     async for text in connection:
-                        await self._hear(json.loads(text))
+                        await self._received(json.loads(text))
                 self.closed.append(connection.close_code or 1006)
             except ConnectionClosed as closed:
                 self.closed.append(closed.rcvd.code if closed.rcvd else 1006)
             except (OSError, InvalidHandshake):
                 self.refused += 1
             self.id, self.others = "", set()
-            await asyncio.sleep(
-                _COME_BACK_SECONDS
-            )  # As a client does, so that it does not flood a server that is away.
+            await asyncio.sleep(_RECONNECT_SECONDS)  # As a client does.
 
-    async def _hear(self, message: dict[str, Any]) -> None:
+    async def _received(self, message: dict[str, Any]) -> None:
         match message["type"]:
             case "welcome":
                 self.id = message["selfId"]
@@ -339,15 +277,15 @@ class Resident:
             self._changed.notify_all()
 
 
-class Residents:
+class ReconnectingPeers:
     """Two peers in each of some topics."""
 
-    def __init__(self, proxy: Proxy, topics: Sequence[str]) -> None:
+    def __init__(self, proxy: ReverseProxy, topics: Sequence[str]) -> None:
         self._proxy = proxy
         self._changed = asyncio.Condition()
-        self.all = [Resident(proxy, topic, self._changed) for topic in topics for _ in range(2)]
+        self.all = [ReconnectingPeer(proxy, topic, self._changed) for topic in topics for _ in range(2)]
 
-    def of(self, topic: str) -> list[Resident]:
+    def of(self, topic: str) -> list[ReconnectingPeer]:
         return [peer for peer in self.all if peer.topic == topic]
 
     def split(self) -> set[str]:
@@ -373,22 +311,22 @@ class Residents:
         await asyncio.to_thread(action)
         await self.until(lambda: not self.split() and all(peer.id != old for peer, old in before.items()))
 
-    async def newcomer(self, topic: str) -> set[str]:
-        """Join once more, and return whom a newcomer meets."""
+    async def new_peer(self, topic: str) -> set[str]:
+        """Join once more, and return the peers that a new one meets."""
         async with connect(self._proxy.url(f"/ws/{topic}{QUERY}"), ssl=self._proxy.context()) as connection:
             await connection.recv()
             return {peer["id"] for peer in json.loads(await connection.recv())["peers"]}
 
-    async def welcome_newcomers(self) -> None:
-        """Check that newcomers meet all residents of their topic."""
+    async def check_new_peers(self) -> None:
+        """Check that a new peer meets all peers of its topic."""
         for topic in {peer.topic for peer in self.all}:
-            assert await self.newcomer(topic) == {peer.id for peer in self.of(topic)}, topic
+            assert await self.new_peer(topic) == {peer.id for peer in self.of(topic)}, topic
         await self.meet()
 
 
 @asynccontextmanager
-async def residents(proxy: Proxy, topics: Sequence[str]) -> AsyncIterator[Residents]:
-    staying = Residents(proxy, topics)
+async def reconnecting_peers(proxy: ReverseProxy, topics: Sequence[str]) -> AsyncIterator[ReconnectingPeers]:
+    staying = ReconnectingPeers(proxy, topics)
     try:
         await staying.meet()
         yield staying

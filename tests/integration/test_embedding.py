@@ -1,0 +1,129 @@
+"""A factory in an application: its backplane starts and stops with it, and the application writes no line for that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+from typing import Any
+
+import pytest
+from twisted.internet import tcp
+from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.web.resource import Resource
+from twisted.web.server import Site
+
+from signaling import Limits, SignalingFactory, SignalingResource
+from signaling.backplane.cluster import Cluster
+from signaling.server.shutdown import ShutdownState
+from tests.integration.backends import MemoryEngine, MemoryStore
+from tests.integration.workers_harness import WatchingClock
+
+
+class ListeningClock(WatchingClock):
+    """A fake clock that is a reactor with real ports."""
+
+    def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> tcp.Port:
+        listening = tcp.Port(port, factory, backlog, interface, self)
+        listening.startListening()
+        return listening
+
+
+class Application:
+    """An application with one node of a cluster."""
+
+    def __init__(self) -> None:
+        self.reactor = ListeningClock()
+        self.store = MemoryStore(self.reactor.seconds)
+        self.engine = MemoryEngine(self.store)
+        cluster = Cluster(self.engine, self.reactor, Limits(), prefix=self.store.prefix, choose=Random(1))
+        self.factory = SignalingFactory(backplane=cluster, reactor=self.reactor)  # type: ignore[arg-type]
+        self.ports: list[tcp.Port] = []
+
+    def listen(self, factory: Any = None) -> None:
+        endpoint = TCP4ServerEndpoint(self.reactor, 0, interface="127.0.0.1")
+        endpoint.listen(factory or self.factory).addCallback(self.ports.append)
+
+    def mount(self) -> None:
+        root = Resource()
+        root.putChild(b"ws", SignalingResource(self.factory))  # type: ignore[arg-type]
+        self.listen(Site(root, reactor=self.reactor))
+
+    def run(self) -> None:
+        """Let everything happen that takes no time."""
+        self.reactor.advance(0)
+        while self.engine.step():
+            self.reactor.advance(0)
+
+    def close_ports(self) -> None:
+        while self.ports:
+            self.ports.pop().stopListening()
+        self.run()
+
+    @property
+    def is_registered(self) -> bool:
+        return not self.factory.unready_reasons["backplane"]
+
+
+@pytest.fixture
+def application() -> Iterator[Application]:
+    application = Application()
+    yield application
+    application.close_ports()
+    application.store.close()
+
+
+@pytest.mark.parametrize("way", ["port", "site"])
+def test_a_node_registers_when_it_listens_and_says_goodbye_at_the_end_of_a_drain(
+    application: Application, way: str
+) -> None:
+    application.listen() if way == "port" else application.mount()
+    assert application.engine.connects == 0
+    application.run()
+    assert application.is_registered
+    application.close_ports()
+    drained: list[None] = []
+    application.factory.shutdown.drain().addCallback(drained.append)
+    calls = application.engine.calls
+    application.run()
+    assert application.engine.calls > calls
+    assert drained == [None]
+    assert application.factory.shutdown.state is ShutdownState.STOPPED
+    assert not application.reactor.getDelayedCalls()
+
+
+def test_a_node_with_two_ports_and_a_site_registers_once(application: Application) -> None:
+    application.listen()
+    application.listen()
+    application.mount()
+    application.run()
+    assert application.engine.connects == 1
+
+
+def test_a_node_whose_port_is_opened_anew_goes_on_as_the_same(application: Application) -> None:
+    application.listen()
+    application.run()
+    application.close_ports()
+    application.listen()
+    application.run()
+    assert application.engine.connects == 1
+    assert application.is_registered
+
+
+def test_a_node_that_listens_again_after_a_drain_registers_again(application: Application) -> None:
+    application.listen()
+    application.run()
+    application.close_ports()
+    application.factory.shutdown.drain()
+    application.run()
+    application.listen()
+    application.run()
+    assert application.factory.shutdown.state is ShutdownState.RUNNING
+    assert application.engine.connects == 2
+
+
+def test_a_drain_before_the_reactor_runs_leaves_nothing_behind(application: Application) -> None:
+    application.listen()
+    assert application.factory.shutdown.drain().called
+    application.close_ports()
+    assert application.engine.connects == 0
+    assert not application.reactor.getDelayedCalls()
