@@ -7,7 +7,7 @@ PORT ?= 8081
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTEST_OPTIONS
 
-.PHONY: help run check test lint types test-all conformance fuzz soak observe failures bench clean
+.PHONY: help run check test test-benchmarks lint types test-all conformance fuzz soak observe failures bench clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -21,6 +21,9 @@ check: lint types $(VENV)/test.stamp ## Check style and types, and run the quick
 test: $(VENV)/test.stamp ## Install what the tests need, run all of them, and measure coverage
 	sh tools/test_programs.sh
 	$(BIN)/python tools/run_tests.py all
+
+test-benchmarks: $(VENV)/bench.stamp ## Run the tests of the load tools
+	$(BIN)/python -m pytest benchmarks/tests $(PYTEST_OPTIONS)
 
 lint: $(VENV)/lint.stamp ## Check style, the Dockerfile and the shell scripts
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""What a load tells: figures over time, lines of text, a plot."""
+"""The output of a load: figures over time, lines of text, a plot."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def latency(milliseconds: Iterable[float]) -> Latency:
 
 @dataclass(frozen=True)
 class Sample:
-    """One look at a server under load.
+    """The figures of a server under load at one moment.
 
     Args:
         second: since the start.
-        cpu: of the server, as a part of one core, since the look before; so is ``generator_cpu``.
+        cpu: of the server, as a part of one core, since the sample before; so is ``generator_cpu``.
         starved: for which part of the time the server was ready to run and others had its core.
-        relays: accepted a second, since the look before; so is ``errors``, by code.
+        relays: accepted a second, since the sample before; so is ``errors``, by code.
         latency: of the healthy pair in the last seconds.
         late_ms: the measuring pair's own delay.
     """
@@ -100,8 +100,8 @@ def flatness(samples: Sequence[Sample], warm_up_seconds: float) -> list[Flatness
     An allocator keeps what a peak of connections needed, so each higher peak may cost memory once.
     """
     peaks = accumulate((sample.connections for sample in samples), max)
-    looks = list(zip(samples, peaks, strict=True))
-    steady = [look for look in looks if look[0].second >= warm_up_seconds] or looks
+    pairs = list(zip(samples, peaks, strict=True))
+    steady = [pair for pair in pairs if pair[0].second >= warm_up_seconds] or pairs
     quarter = max(1, len(steady) // 4)
     first, last = steady[:quarter], steady[-quarter:]
     memory = [median(sample.resident_bytes / MB for sample, _ in part) for part in (first, last)]

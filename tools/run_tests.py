@@ -61,7 +61,7 @@ _SYSTEM = [
     Part("browsers", system("demo", "javascript", "firefox", "webrtc", "npm")),
     Part("clients", system("aiortc_client", "client_interop", "mesh_restarts", "turn", "proxies")),
     Part("cluster", system("cluster", "redis_engine", "wall_clock")),
-    Part("workers and packages", system("workers", "benchmarks", "benchmarks_compare", "packaging")),
+    Part("workers and packages", system("workers", "packaging")),
 ]
 _NAMED = [path for part in _SYSTEM for path in part.arguments]
 _OTHERS = Part("other system tests", ["tests/system", *(f"--ignore={path}" for path in _NAMED)])

@@ -92,7 +92,7 @@ class Joins:
     def stop(self) -> None:
         """Decide all joins, and leave no timer behind."""
         self.decide_all()
-        self._timeouts.rest()
+        self._timeouts.cancel_if_idle()
 
     def request_join(self, join: PendingJoin) -> None:
         """Begin a join."""
@@ -233,7 +233,7 @@ class Joins:
 
     def _add_with_greater_id(self, join: PendingJoin, greatest: str) -> None:
         try:
-            self._ids.follow(greatest)
+            self._ids.advance_past(greatest)
         except ValueError:
             # Some other program wrote that id.
             self._decide(join)

@@ -148,7 +148,7 @@ class Announcer:
         backlog = self._backlogs.get(topic)
         if backlog is None:
             now = self._clock.seconds()
-            if self._at_once.left(now) >= len(topic):
+            if self._at_once.available(now) >= len(topic):
                 self._at_once.take(now, len(topic))
                 self._on_dropped(sum(not member.offer(event) for member in topic if member is not newcomer))
                 return

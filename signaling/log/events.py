@@ -54,7 +54,7 @@ class PacedLog:
         if len(self._queue) >= _MAX_QUEUED_LINES:
             # A flood must not make the server's memory grow.
             line()
-        elif self._queue or self._burst.left(now) < 1:
+        elif self._queue or self._burst.available(now) < 1:
             self._queue.add(line)
         else:
             self._burst.take(now)
@@ -148,7 +148,7 @@ class Events:
         Args:
             status: the HTTP status of the answer, or None if the connection was closed without one.
         """
-        if self._refusals.left(self._seconds()) < 1:
+        if self._refusals.available(self._seconds()) < 1:
             self._suppressed_refusals += 1
             return
         self._refusals.take(self._seconds())
@@ -204,7 +204,7 @@ class Events:
 
     def backplane_error(self, url: str, code: str, reason: str) -> None:
         """The store answered with an error; at most one a second is logged."""
-        if self._store_errors.left(self._seconds()) < 1:
+        if self._store_errors.available(self._seconds()) < 1:
             self._suppressed_store_errors += 1
             return
         self._store_errors.take(self._seconds())

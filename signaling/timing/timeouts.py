@@ -65,7 +65,7 @@ class Timeouts(Generic[T]):
                 self._timer.cancel()
             self._timer = self._clock.callLater(0, self._expire)
 
-    def rest(self) -> None:
+    def cancel_if_idle(self) -> None:
         """Take no timer where no item is set."""
         if not self._due and self._timer is not None:
             self._timer.cancel()

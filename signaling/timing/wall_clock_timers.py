@@ -54,7 +54,7 @@ class WallClockTimers(Generic[T]):
             self._heap = [entry for entry in self._heap if self._is_set(entry)]
             heapq.heapify(self._heap)
 
-    def rest(self) -> None:
+    def cancel_if_idle(self) -> None:
         """Take no timer where no item is set."""
         if not self._set:
             self._heap.clear()
@@ -105,12 +105,12 @@ class ClockSteps:
         self._timer: Any = None
 
     def watch(self) -> None:
-        """Look from now on, until ``rest``."""
+        """Look from now on, until ``stop``."""
         if self._timer is None:
             self._ahead = self._wall_clock() - self._clock.seconds()
             self._timer = self._clock.callLater(_LOOK_SECONDS, self._look)
 
-    def rest(self) -> None:
+    def stop(self) -> None:
         """Look no more."""
         if self._timer is not None:
             self._timer.cancel()

@@ -49,7 +49,7 @@ class HttpConnection(Protocol):
     def refuse(self, refused: Refused) -> None:
         """Answer the request with an error and end the connection."""
 
-    def goAway(self) -> None:
+    def close_for_shutdown(self) -> None:
         """End the connection."""
 
 
@@ -257,7 +257,7 @@ class BoundedChannel(HTTPChannel):
 
     def timeoutConnection(self) -> None:
         """End a connection that was idle, or whose request did not arrive in time."""
-        self.owner.goAway()
+        self.owner.close_for_shutdown()
 
 
 class SignalingSite(Site):

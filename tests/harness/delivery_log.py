@@ -1,7 +1,7 @@
 """What became of every relay of a test or a load: each is delivered, answered by one error, or excused.
 
 Two excuses exist, because connections end. A relay was *cut* if it may have been written to a connection that ended
-before its client read it. Its answer is *unread* if its sender left before it could read one. A relay without any of
+before its client read it. Its answer is *unread* if its sender went before it could read one. A relay without any of
 these ends is *lost*; a relay with two ends, at the wrong peer or out of order is a *breach*.
 
 The log does no I/O and has no lock: asyncio calls it as it is, threads share a lock of their own.
@@ -61,7 +61,7 @@ class DeliveryLog:
         count: ``sent``, ``delivered``, ``both``, ``cut``, ``unread`` and ``lost``.
         answers: relays that were answered only, by code.
         breaches: what may never happen, and how often; ``examples`` has the first of them in words.
-        on_end: called with a sender when one of its relays has its end, or needs none any more.
+        on_end: by sender, what to call when one of its relays has its end, or needs none any more.
     """
 
     keep: bool = True
@@ -72,7 +72,7 @@ class DeliveryLog:
     answers: Counter[str] = field(default_factory=Counter)
     breaches: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
-    on_end: Callable[[Any], None] = lambda sender: None
+    on_end: dict[Peer, Callable[[], None]] = field(default_factory=dict)
     _open_from: dict[Peer, dict[str, Relay]] = field(default_factory=lambda: defaultdict(dict))
     _open_to: dict[Peer, dict[str, Relay]] = field(default_factory=lambda: defaultdict(dict))
     _latest: dict[Peer, dict[Peer, int]] = field(default_factory=lambda: defaultdict(dict))
@@ -145,8 +145,8 @@ class DeliveryLog:
         self._ended[peer] = self.clock(), read_all
         self._left.pop(peer, None)
         self._latest.pop(peer, None)
-        for sender in {relay.sender for relay in self._open_to.get(peer, {}).values()}:
-            self.on_end(sender)
+        for sender in {relay.sender for relay in self._open_to.get(peer, {}).values()} & self.on_end.keys():
+            self.on_end[sender]()
 
     def leaves(self, sender: Peer) -> None:
         """Enter that a sender goes without waiting for the ends of what it sent."""
@@ -170,7 +170,8 @@ class DeliveryLog:
                 del index[peer]
         if not self.keep:
             del self.relays[relay.msg_id]
-        self.on_end(relay.sender)
+        if relay.sender in self.on_end:
+            self.on_end[relay.sender]()
 
     # What it says
 
@@ -183,7 +184,10 @@ class DeliveryLog:
         if relay.sender in self._gone:
             return "unread"
         at, read_all = self._ended.get(relay.target, (0.0, True))
-        return "" if read_all or relay.after_left or relay.sent_at > at + self.notice_seconds else "cut"
+        if read_all or relay.after_left or relay.sent_at > at + self.notice_seconds:
+            return ""
+        # It was cut unless it was answered, and a sender that did not read all may have missed the answer.
+        return "cut" if self._ended.get(relay.sender, (0.0, True))[1] else "unread"
 
     def close(self) -> None:
         """Excuse what is open and can be excused, now that nothing more can come; all else is lost."""

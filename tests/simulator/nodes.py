@@ -58,7 +58,7 @@ class SimulatedIds(PeerIds):
             self._rest += 1
         return f"{self._ms:010d}{self._rest:016d}"
 
-    def follow(self, peer_id: str) -> None:
+    def advance_past(self, peer_id: str) -> None:
         ms = int(peer_id[:10]) + 1
         if ms > self._ms:
             self._ms, self._rest = ms, self._random.randrange(10**15)
@@ -105,6 +105,11 @@ class SimulatedCluster(Cluster):
     violation: Callable[[str], None]
     tickets_due = 0
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._finish_join = self.finish_join
+        self.finish_join = self._check_and_finish
+
     def request_join(
         self,
         topic: str,
@@ -120,11 +125,11 @@ class SimulatedCluster(Cluster):
         self.tickets_due += 1
         super().request_join(topic, metadata, arrived, proof)
 
-    def finish_join(self, topic: str, peer: str, *, joined: bool) -> None:
+    def _check_and_finish(self, topic: str, peer: str, *, joined: bool) -> None:
         if (topic, peer) not in self.unfinished:
             self.violation(f"the ticket of {peer} in {topic} is finished twice")
         self.unfinished.discard((topic, peer))
-        super().finish_join(topic, peer, joined=joined)
+        self._finish_join(topic, peer, joined=joined)
 
 
 class ObservedPeers(LocalPeers):
@@ -342,7 +347,7 @@ class SimulatedNode:
             connection.say_goodbye()
         for session in tuple(self.sessions.detached):
             self.sessions.close_detached(session)
-        self.sessions.rest()
+        self.sessions.cancel_idle_timers()
         self.backplane.stop(self._stopped)
 
     def _stopped(self) -> None:

@@ -187,11 +187,11 @@ def test_what_aiortc_cannot_take_is_left_out() -> None:
             for kind, payload in [*NONSENSE, *[("ice-candidate", candidate)] * 250]:
                 await deliver(mallory, kind, target, payload)
             await mallory.deliver("offer", target, {"type": "offer", "sdp": offer.sdp})
-            heard = []
-            while not heard or heard[-1] != offer:
-                heard.append(await ada.receive())
-            assert 0 < len(heard) <= 101
-            assert {type(obj) for obj in heard[:-1]} == {RTCIceCandidate}
+            received = []
+            while not received or received[-1] != offer:
+                received.append(await ada.receive())
+            assert 0 < len(received) <= 101
+            assert {type(obj) for obj in received[:-1]} == {RTCIceCandidate}
             await ada.close()
 
     with running() as server:
@@ -282,7 +282,7 @@ class Member:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self.heard: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+        self.received: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
         self.id = ""
 
     async def run(self) -> None:
@@ -293,7 +293,7 @@ class Member:
 
     def _prepare(self, connection: RTCPeerConnection, peer_id: str, offers: bool) -> None:
         def use(channel) -> None:
-            channel.on("message", lambda text: self.heard.put_nowait((peer_id, text)))
+            channel.on("message", lambda text: self.received.put_nowait((peer_id, text)))
             greet = lambda: channel.send(f"hello from {self.id}")  # noqa: E731
             if channel.readyState == "open":
                 greet()
@@ -311,9 +311,9 @@ def test_a_mesh_connects_everyone_to_everyone() -> None:
         running_members = [asyncio.create_task(member.run()) for member in members]
         async with asyncio.timeout(SECONDS):
             for member in members:
-                heard = {await member.heard.get() for _ in range(2)}
+                received = {await member.received.get() for _ in range(2)}
                 others = {other.id for other in members} - {member.id}
-                assert heard == {(other, f"hello from {other}") for other in others}
+                assert received == {(other, f"hello from {other}") for other in others}
             await members[0].signaling.leave()
             await running_members[0]
             assert members[0].mesh.connections == {}

@@ -62,7 +62,7 @@ def test_a_full_topic_is_full_on_every_node(pair: list[Server]) -> None:
         assert [(message["type"], message["code"]) for message in refused.messages] == [("error", "topic_full")]
         assert refused.closed() == 1013
     peers.pop().close()
-    # Where it was, its place is free at once; at the other node as soon as that has heard of it.
+    # Where it was, its place is free at once; at the other node as soon as that has received of it.
     wait_until(lambda: len(peers[1].view) == MOST_PEERS - 2)
     peers.append(Peer(pair[1], topic))
     assert peers[-1].id
@@ -186,6 +186,7 @@ def test_a_store_that_refuses_one_command_of_the_scripts_is_out_of_reach() -> No
     with redis_running(users=[everything_else]) as redis:
         node = start(["--port=0", f"--backplane=redis://ada:north@127.0.0.1:{redis.port}"])
         try:
+            node.wait_until_listening()
             node.wait_for("heartbeat: ERR, the user may not; docs/options.md has the rights")
             assert node.readiness()[0] == 503
         finally:

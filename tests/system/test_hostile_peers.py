@@ -81,7 +81,7 @@ class Member:
     def __init__(self, url: str) -> None:
         self._url = url
         self.channels: dict[str, asyncio.Future] = {}
-        self.heard: asyncio.Queue[str] = asyncio.Queue()
+        self.received: asyncio.Queue[str] = asyncio.Queue()
         self.begun = 0
 
     async def run(self) -> None:
@@ -94,7 +94,7 @@ class Member:
         channel = connection.createDataChannel("mesh", negotiated=True, id=0)
         opened = self.channels[peer_id] = asyncio.get_running_loop().create_future()
         channel.on("open", lambda: opened.done() or opened.set_result(channel))
-        channel.on("message", self.heard.put_nowait)
+        channel.on("message", self.received.put_nowait)
 
     async def channel_to(self, other: Member):
         """Wait until there is an open channel."""
@@ -118,7 +118,7 @@ async def pair(url: str) -> AsyncIterator[tuple[Member, Member]]:
             yield ada, ben
             assert await ada.channel_to(ben) is channel
             channel.send("still here")
-            assert await ben.heard.get() == "still here"
+            assert await ben.received.get() == "still here"
             assert not any(task.done() for task in tasks)
         finally:
             for task in tasks:
@@ -146,14 +146,14 @@ def test_a_mesh_goes_on_whatever_one_peer_sends(server: Server) -> None:
                 mallory = await stack.enter_async_context(join(server.url + "room"))
                 for member in (ada, ben):
                     await attack(mallory, member.signaling.self_id, messages)
-            # A newcomer is connected to both.
-            newcomer = Member(server.url + "room")
-            task = asyncio.create_task(newcomer.run())
-            while not hasattr(newcomer, "mesh"):
+            # A new peer is connected to both.
+            late = Member(server.url + "room")
+            task = asyncio.create_task(late.run())
+            while not hasattr(late, "mesh"):
                 await asyncio.sleep(0)
             for member in (ada, ben):
-                await newcomer.channel_to(member)
-                await member.channel_to(newcomer)
+                await late.channel_to(member)
+                await member.channel_to(late)
             task.cancel()
             await asyncio.wait([task])
         return unretrieved

@@ -213,23 +213,23 @@ def test_a_program_that_only_sends_stays_in_its_topic_and_holds_little(monkeypat
     monkeypatch.setattr("signaling.client.connection.MAX_UNHEARD", 2_000)
     monkeypatch.setattr("signaling.client.connection.PING_SECONDS", 0.1)
     monkeypatch.setattr("signaling.client.connection.PONG_SECONDS", 2.0)
-    heard: list[str | bytes] = []
+    received: list[str | bytes] = []
 
     async def flood(connection: ServerConnection) -> None:
         for text in (WELCOME, EMPTY, *(JOINED, OFFERED, LEFT) * 3_000):
             await connection.send(text)
-        heard.append("all was sent")
+        received.append("all was sent")
         async for text in connection:
-            heard.append(text)
+            received.append(text)
 
     async def scenario() -> None:
         async with playing(flood) as (url, connections), join(url, backoff=soon()) as signaling:
             await signaling.send("offer", "a", "first")
-            while not heard:
+            while not received:
                 await asyncio.sleep(0.01)
             await asyncio.sleep(3)
             await signaling.send("offer", "a", "last")
-            while not any("last" in text for text in heard):
+            while not any("last" in text for text in received):
                 await asyncio.sleep(0.01)
             assert len(connections) == 1
             assert list(signaling.peers) == []

@@ -36,13 +36,13 @@ def soon() -> Backoff:
 
 async def until(signaling: Signaling, kind: type) -> list:
     """Return the messages up to the first of a kind."""
-    heard = []
+    received = []
     async with asyncio.timeout(SECONDS):
         async for message in signaling:
-            heard.append(message)
+            received.append(message)
             if isinstance(message, kind):
-                return heard
-    raise AssertionError(f"no {kind.__name__}: {heard}")
+                return received
+    raise AssertionError(f"no {kind.__name__}: {received}")
 
 
 @asynccontextmanager
@@ -81,8 +81,8 @@ def test_what_was_delivered_is_there_even_if_the_sender_leaves_at_once() -> None
             async with joined(url) as ben:
                 for number in range(10):
                     await ben.send("offer", ada.self_id, number)
-            heard = await until(ada, PeerLeft)
-            assert [message.payload for message in heard if isinstance(message, Offer)] == list(range(10))
+            received = await until(ada, PeerLeft)
+            assert [message.payload for message in received if isinstance(message, Offer)] == list(range(10))
 
     with running() as server:
         asyncio.run(scenario(server.url + "room"))
@@ -101,9 +101,9 @@ def test_a_killed_and_restarted_server_is_joined_again_as_somebody_else() -> Non
             before = ben.self_id
             first.process.kill()
         with running([f"--listen=tcp:{port}:interface=127.0.0.1"]):
-            heard = await until(ada, Welcome)
-            assert [type(message) for message in heard] == [Welcome]
-            assert not heard[-1].resumed
+            received = await until(ada, Welcome)
+            assert [type(message) for message in received] == [Welcome]
+            assert not received[-1].resumed
             left = joined_again = 0
             while not (left and joined_again):
                 message = await asyncio.wait_for(anext(ada), SECONDS)
@@ -171,15 +171,15 @@ async def delivered(ada: Signaling, target: str, number: int) -> bool:
 
 async def hear_candidates(ben: Signaling) -> tuple[list[int], int]:
     """Return the payloads of all candidates, and how often the session was resumed meanwhile."""
-    heard, resumed = [], 0
-    while len(heard) < TOTAL:
+    received, resumed = [], 0
+    while len(received) < TOTAL:
         message = await anext(ben)
         assert isinstance(message, Welcome | IceCandidate)
         if isinstance(message, Welcome):
             resumed += message.resumed
         else:
-            heard.append(message.payload)
-    return heard, resumed
+            received.append(message.payload)
+    return received, resumed
 
 
 def test_a_thousand_messages_over_twenty_cuts_arrive_once_and_in_order() -> None:
@@ -189,9 +189,9 @@ def test_a_thousand_messages_over_twenty_cuts_arrive_once_and_in_order() -> None
             async with joined(through) as ada, joined(through) as ben:
                 first = (ada.self_id, ben.self_id)
                 sending = asyncio.create_task(send_over_cuts(ada, ben.self_id, proxy))
-                heard, resumed = await hear_candidates(ben)
+                received, resumed = await hear_candidates(ben)
                 await sending
-                assert heard == list(range(TOTAL))
+                assert received == list(range(TOTAL))
                 assert resumed == CUTS
                 assert (ada.self_id, ben.self_id) == first
                 assert len(await until(observer, PeerJoined)) + len(await until(observer, PeerJoined)) == 2

@@ -31,11 +31,11 @@ def program(name: str, *arguments: str) -> Iterator[Server]:
 
 async def echoes(ada: Signaling, echo_id: str, numbers: range) -> list[object]:
     """Offer numbers to the echo, and return what it answers."""
-    heard = []
+    received = []
     for number in numbers:
         await ada.deliver("offer", echo_id, number)
-        heard += [message.payload for message in await until(ada, Answer) if isinstance(message, Answer)]
-    return heard
+        received += [message.payload for message in await until(ada, Answer) if isinstance(message, Answer)]
+    return received
 
 
 def test_it_answers_over_a_cut_and_leaves_when_it_is_told_to() -> None:

@@ -1,7 +1,7 @@
-"""Where the time of a relay goes: each of its steps alone, in one process (``python -m benchmarks.anatomy``).
+"""The cost of each step of a relay alone, in one process: ``python -m benchmarks.relay_steps``.
 
-A step is repeated over the benchmark's mix of messages, one SDP to ten candidates; the best of its rounds counts, for
-nothing can make a step faster than it is. Sockets are real ones, of the loopback.
+A step is repeated over the benchmark's mix of messages, one SDP to ten candidates. The best of its rounds counts,
+because nothing makes a step faster than it is. Sockets are real ones, on the loopback.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from signaling.websocket.frames import masked_frame_at, text_frame, unmask
 _MASK = b"\x17\x2a\x99\x04"
 _ID = "01JD0000000000000000000000"
 _REQUEST = (
-    b"GET /ws/anatomy HTTP/1.1\r\nHost: localhost:8081\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"GET /ws/topic HTTP/1.1\r\nHost: localhost:8081\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
 )
 _CLOSE = b"\x88\x82\0\0\0\0\x03\xe8"
@@ -47,29 +47,29 @@ def _client_frame(message: bytes) -> bytes:
 
 
 class _Socket:
-    """Takes everything at once, and costs nothing."""
+    """A socket that takes everything at once, and costs nothing."""
 
     send = staticmethod(len)
 
     def fileno(self) -> int:
-        """Be none of the kernel's."""
+        """Return no descriptor."""
         return -1
 
     def setblocking(self, flag: bool) -> None:
-        """Never block."""
+        """No-op: it never blocks."""
 
     def shutdown(self, how: int) -> None:
-        """Need no end."""
+        """No-op."""
 
     def setsockopt(self, *option: object) -> None:
-        """Be as the transport wants it."""
+        """No-op."""
 
 
 class _Lines:
-    """What a log asks of a connection."""
+    """What Twisted's log context needs of a connection."""
 
     def logPrefix(self) -> str:
-        """Name it."""
+        """Return its name."""
         return "SignalingProtocol,3,127.0.0.1"
 
 
@@ -127,7 +127,7 @@ def _kernel(frames: list[bytes], sent: list[bytes], repeats: int) -> Iterator[tu
         for near, _ in pairs[:_READY]:
             near.send(b"x")
         yield (
-            "wait: epoll tells of 16 connections at once, one of them",
+            "wait: epoll reports 16 connections at once, one of them",
             _microseconds(lambda _: poller.poll(-1, len(pairs)), repeats // _READY) / _READY,
         )
         poller.close()
@@ -145,14 +145,14 @@ def _ours(messages: list[bytes], frames: list[bytes], repeats: int) -> Iterator[
         _microseconds(lambda number: masked_frame_at(frames[number % many], 0, longest), repeats),
     )
     yield (
-        "the sender's message rate, where there is one",
+        "the sender's rate limit, if there is one",
         _microseconds(lambda _: bucket.take(time.monotonic()), repeats),
     )
     yield (
         "check the JSON, take `type`, `to` and `msgId` out of it",
         _microseconds(lambda number: messages.decode(messages[number % many]), repeats),
     )
-    yield "look the target up", _microseconds(lambda number: members.get(decoded[number % many].to), repeats)
+    yield "find the target", _microseconds(lambda number: members.get(decoded[number % many].to), repeats)
     yield (
         "write and frame what is relayed",
         _microseconds(lambda number: text_frame(messages.relayed(decoded[number % many], _ID)), repeats),
@@ -195,20 +195,16 @@ def _whole_connection(repeats: int) -> float:
     server.connect()
     lost = Failure(ConnectionDone())
 
-    def come_and_go(_: int) -> None:
+    def join_and_leave(_: int) -> None:
         connection = server.connect()
         connection.dataReceived(_CLOSE)
         connection.connectionLost(lost)
 
-    return _microseconds(come_and_go, repeats)
+    return _microseconds(join_and_leave, repeats)
 
 
 def steps(repeats: int) -> list[tuple[str, float]]:
-    """Measure every step.
-
-    Returns:
-        What it is, and its microseconds.
-    """
+    """Measure every step; returns its name and its microseconds."""
     messages = [
         b'{"type":"%b","to":"%b","payload":%b}' % (kind.encode(), _ID.encode(), payload) for kind, payload in mix(0)
     ]
@@ -222,7 +218,7 @@ def steps(repeats: int) -> list[tuple[str, float]]:
         *((name, took - nothing) for name, took in _ours(messages, frames, repeats)),
         ("all of ours, from `dataReceived` to the socket's `send`", _whole_relay(repeats, Limits()) - nothing),
         (
-            "the same with a message rate",
+            "the same with a rate limit",
             _whole_relay(repeats, Limits(max_messages_per_second=1, message_burst=10**9)) - nothing,
         ),
         ("all of ours for a connection: accept, join, close frame, leave", _whole_connection(repeats // 10)),
@@ -231,7 +227,7 @@ def steps(repeats: int) -> list[tuple[str, float]]:
 
 def main() -> None:
     """Print a table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.anatomy", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.relay_steps", description=__doc__)
     parser.add_argument("--repeats", type=int, default=22_000, help="of each step and round; default: %(default)s")
     repeats = parser.parse_args().repeats
     print("| step of a relay | µs |\n|---|--:|")

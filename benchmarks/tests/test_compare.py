@@ -1,4 +1,4 @@
-"""The comparison with other servers: whether it runs and tells its figures, not what they are."""
+"""The comparison with other servers: whether it runs and prints its figures, not what they are."""
 
 from __future__ import annotations
 
