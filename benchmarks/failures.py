@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.faults import FAULTS, Cluster, Fault, Readiness, counters
 from benchmarks.processes import Child, judge, wait_until
-from benchmarks.report import Latency, latency
+from benchmarks.report import Latency, drawing, latency
 from benchmarks.steady_load import OBSERVED, LoadPeer, LoadRecord, ResumingPeer, SteadyLoad, join
 from tests.harness.delivery_log import DeliveryLog, Relay, describe
 
@@ -494,34 +494,27 @@ def table(rows: list[list[str]]) -> str:
 
 def plot(trials: list[Trial], path: Path) -> None:
     """Draw relays delivered and answered over time, and each fault's span, into a PNG file."""
-    # Only a plot needs it, and importing it takes a second.
-    import matplotlib as mpl  # noqa: PLC0415
-
-    mpl.use("Agg")
-    from matplotlib import pyplot  # noqa: PLC0415
-
     rows = (len(trials) + 1) // 2
-    figure, grid = pyplot.subplots(rows, 2, figsize=(11, 2.3 * rows), squeeze=False)
-    for axes, trial in zip(grid.flat, trials, strict=False):
-        end = max(relay.sent_at for relay in trial.log.relays.values()) - trial.fault_at
-        bins = [trial.began - trial.fault_at + n / 2 for n in range(int(2 * (end + trial.fault_at - trial.began)) + 1)]
-        for label, colour, times in _series(trial):
-            seconds = [at - trial.fault_at for at in times]
-            axes.hist(seconds, bins=bins, weights=[2.0] * len(seconds), histtype="step", color=colour, label=label)
-        axes.axvspan(0, trial.healed_at - trial.fault_at, color="tab:red", alpha=0.12)
-        axes.axvline(trial.agreed_after + (0 if trial.name == "kill-node" else trial.seconds), color="grey", ls=":")
-        axes.set_title(f"{_what(trial.name)}, {trial.seconds:g} s", fontsize=9, loc="left")
-        axes.grid(alpha=0.3)
-        axes.set_ylabel("relays/s", fontsize=8)
-        # What waited comes all at once, and would leave nothing to see of the rest.
-        axes.set_ylim(0, _MOST_SHOWN)
-    for axes in list(grid.flat)[len(trials) :]:
-        axes.axis("off")
-    figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="lower right", fontsize=9)
-    figure.supxlabel("seconds; the fault lasts where it is red, all views agree from the dotted line on", fontsize=9)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=80)
+    with drawing(path, rows, 2, 80, figsize=(11, 2.3 * rows), squeeze=False) as (figure, grid):
+        for axes, trial in zip(grid.flat, trials, strict=False):
+            end = max(relay.sent_at for relay in trial.log.relays.values()) - trial.fault_at
+            bins = [
+                trial.began - trial.fault_at + n / 2 for n in range(int(2 * (end + trial.fault_at - trial.began)) + 1)
+            ]
+            for label, colour, times in _series(trial):
+                seconds = [at - trial.fault_at for at in times]
+                axes.hist(seconds, bins=bins, weights=[2.0] * len(seconds), histtype="step", color=colour, label=label)
+            axes.axvspan(0, trial.healed_at - trial.fault_at, color="tab:red", alpha=0.12)
+            axes.axvline(trial.agreed_after + (0 if trial.name == "kill-node" else trial.seconds), color="grey", ls=":")
+            axes.set_title(f"{_what(trial.name)}, {trial.seconds:g} s", fontsize=9, loc="left")
+            axes.grid(alpha=0.3)
+            axes.set_ylabel("relays/s", fontsize=8)
+            # What waited comes all at once, and would leave nothing to see of the rest.
+            axes.set_ylim(0, _MOST_SHOWN)
+        for axes in list(grid.flat)[len(trials) :]:
+            axes.axis("off")
+        figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="lower right", fontsize=9)
+        figure.supxlabel("seconds; red: the fault; dotted: all views agree from then on", fontsize=9)
 
 
 def _series(trial: Trial) -> list[tuple[str, str, list[float]]]:

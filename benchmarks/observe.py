@@ -17,6 +17,7 @@ from pathlib import Path
 
 from benchmarks.client import Client, Message, NotJoinedError, text_frame
 from benchmarks.compare.payloads import candidate, sdp
+from benchmarks.report import drawing
 from tests.harness.server import HOST, Samples, Server, start
 
 _SCRAPE_SECONDS = 0.5
@@ -177,11 +178,6 @@ async def watch(
 
 def plot(scraped: list[tuple[float, Samples]], path: Path) -> None:
     """Draw what the dashboard shows."""
-    import matplotlib as mpl  # noqa: PLC0415
-
-    mpl.use("Agg")
-    from matplotlib import pyplot  # noqa: PLC0415
-
     seconds = [second for second, _ in scraped]
 
     def values(*name: str) -> list[float]:
@@ -198,7 +194,6 @@ def plot(scraped: list[tuple[float, Samples]], path: Path) -> None:
         steps = zip(seconds, seconds[1:], counted, counted[1:], strict=False)
         return [0.0, *((b - a) / max(t - s, 1e-9) for s, t, a, b in steps)]
 
-    figure, axes = pyplot.subplots(3, 2, sharex=True, figsize=(11, 8))
     panels: dict[str, list[tuple[str, list[float]]]] = defaultdict(list)
     panels["peers and topics"] = [(name, values(f"{name}")) for name in ("peers", "topics", "connections")]
     panels["relays by type, 1/s"] = [
@@ -214,18 +209,16 @@ def plot(scraped: list[tuple[float, Samples]], path: Path) -> None:
     ]
     panels["relayed, KB/s"] = [("bytes", [value / 1000 for value in rate("relayed_bytes_total")])]
     panels["CPU, cores"] = [("all processes", cores())]
-    for axis, (title, lines) in zip(axes.flat, panels.items(), strict=True):
-        for name, line in lines:
-            axis.plot(seconds, line, label=name)
-        axis.set_title(title, loc="left", fontsize=9)
-        axis.set_ylim(bottom=0)
-        axis.grid(alpha=0.3)
-        axis.legend(loc="upper right", fontsize=7)
-    for axis in axes[-1]:
-        axis.set_xlabel("seconds")
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=80)
+    with drawing(path, 3, 2, 80, sharex=True, figsize=(11, 8)) as (_, axes):
+        for axis, (title, lines) in zip(axes.flat, panels.items(), strict=True):
+            for name, line in lines:
+                axis.plot(seconds, line, label=name)
+            axis.set_title(title, loc="left", fontsize=9)
+            axis.set_ylim(bottom=0)
+            axis.grid(alpha=0.3)
+            axis.legend(loc="upper right", fontsize=7)
+        for axis in axes[-1]:
+            axis.set_xlabel("seconds")
 
 
 def main() -> int:

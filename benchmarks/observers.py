@@ -1,4 +1,4 @@
-"""Peers in a process of their own, who join topics, send nothing, and report who they are informed has left.
+"""Peers in a process of their own that join topics, send nothing, and report which peers they are informed have left.
 
 Its first line of output has their ids. For each line that it reads, it answers with what they know now.
 """

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.client import Client, Message, NotJoinedError, text_frame
 from benchmarks.processes import judge, required, wait_until
-from benchmarks.report import Progress, latency
+from benchmarks.report import Progress, drawing, latency
 from tests.harness.server import HOST, Node, Server, launch
 from tests.programs import free_port
 
@@ -30,7 +30,7 @@ _MOST_ATTEMPTS = 5
 # As the client for browsers waits, less a random part of up to a half.
 _FIRST_BACKOFF_SECONDS, _MOST_BACKOFF_SECONDS = 0.25, 4.0
 _NOTICE_SECONDS = 30.0
-# HAProxy hands over its table of topics once it has looked in vain for somebody who could teach it.
+# HAProxy hands over its table of topics once it has found no peer that has one.
 _LEARNING_SECONDS = 11.0
 _LOST = (NotJoinedError, ConnectionError, TimeoutError)
 
@@ -329,36 +329,29 @@ def longest_apart(counts: list[tuple[float, int]]) -> float:
 
 def plot(run: Rolling, path: Path) -> None:
     """Draw set-up times, rooms that are not whole, and the restarts into a PNG file."""
-    # Only a plot needs it, and importing it takes a second.
-    import matplotlib as mpl  # noqa: PLC0415
-
-    mpl.use("Agg")
-    from matplotlib import pyplot  # noqa: PLC0415
-
-    figure, (times, rooms) = pyplot.subplots(2, 1, sharex=True, figsize=(10, 6), height_ratios=[3, 1])
-    kinds: list[tuple[str, str, Callable[[Call], bool]]] = [
-        ("first attempt", "tab:blue", lambda call: not call.failures),
-        ("after retries", "tab:orange", lambda call: bool(call.failures) and not call.given_up),
-        ("given up", "tab:red", lambda call: call.given_up),
-    ]
-    for label, colour, wanted in kinds:
-        calls = [call for call in run.calls if wanted(call)]
-        seconds = [1000 * call.seconds for call in calls]
-        times.scatter([call.start for call in calls], seconds, s=6, color=colour, label=f"{label}: {len(calls)}")
-    times.set_yscale("log")
-    times.set_ylabel("call set-up, ms")
-    times.legend(loc="upper left")
-    rooms.step([second for second, _ in run.apart], [count for _, count in run.apart], color="tab:red")
-    rooms.set_ylabel(f"rooms of {len(run.rooms)}\nnot whole")
-    rooms.set_xlabel("seconds")
-    for second, text in run.events:
-        for axes in (times, rooms):
-            axes.axvline(second, color="grey", linewidth=0.8, linestyle="--")
-        times.text(second, 0.98, f" {text}", rotation=90, va="top", fontsize=7, transform=times.get_xaxis_transform())
-    times.set_title(f"{run.options.rate:g} calls a second through HAProxy while both nodes are restarted")
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    with drawing(path, 2, sharex=True, figsize=(10, 6), height_ratios=[3, 1]) as (_, (times, rooms)):
+        kinds: list[tuple[str, str, Callable[[Call], bool]]] = [
+            ("first attempt", "tab:blue", lambda call: not call.failures),
+            ("after retries", "tab:orange", lambda call: bool(call.failures) and not call.given_up),
+            ("given up", "tab:red", lambda call: call.given_up),
+        ]
+        for label, colour, wanted in kinds:
+            calls = [call for call in run.calls if wanted(call)]
+            seconds = [1000 * call.seconds for call in calls]
+            times.scatter([call.start for call in calls], seconds, s=6, color=colour, label=f"{label}: {len(calls)}")
+        times.set_yscale("log")
+        times.set_ylabel("call set-up, ms")
+        times.legend(loc="upper left")
+        rooms.step([second for second, _ in run.apart], [count for _, count in run.apart], color="tab:red")
+        rooms.set_ylabel(f"rooms of {len(run.rooms)}\nnot whole")
+        rooms.set_xlabel("seconds")
+        for second, text in run.events:
+            for axes in (times, rooms):
+                axes.axvline(second, color="grey", linewidth=0.8, linestyle="--")
+            times.text(
+                second, 0.98, f" {text}", rotation=90, va="top", fontsize=7, transform=times.get_xaxis_transform()
+            )
+        times.set_title(f"{run.options.rate:g} calls a second through HAProxy while both nodes are restarted")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -28,7 +28,7 @@ _LATENCY_SAMPLES = 10
 _FEW = 5
 
 _MOST_GENERATOR_CPU = 0.8
-# A stalled reader costs most some seconds after it started.
+# A stalled reader costs most a few seconds after it started.
 _DAMPING = 0.2
 
 

@@ -29,6 +29,7 @@ from signaling import Grant, GrantRealm, IBearerToken, Limits, SignalingFactory,
 from signaling.server.protocol import SignalingProtocol
 from signaling.workers.listener import Dispatcher
 from signaling.workers.supervisor import Plan
+from tests.harness.frames import masked
 
 REQUEST_BYTES = 16_000
 MESSAGE_BYTES = 65_000
@@ -46,7 +47,6 @@ _UPGRADE = {
     "Sec-WebSocket-Key": b"dGhlIHNhbXBsZSBub25jZQ==",
     "Sec-WebSocket-Version": b"13",
 }
-_MASK = b"\0\0\0\0"
 _RESUME_SECONDS = 60
 
 Pieces = list[bytes]
@@ -314,15 +314,8 @@ SITE_PLACES = [
 
 
 def frame(payload: bytes, first: int = 0x81) -> bytes:
-    """Frame a client's data, masked with zeros."""
-    size = len(payload)
-    if size < 126:
-        head = bytes((first, 0x80 | size))
-    elif size < 65_536:
-        head = bytes((first, 0x80 | 126)) + size.to_bytes(2, "big")
-    else:
-        head = bytes((first, 0x80 | 127)) + size.to_bytes(8, "big")
-    return head + _MASK + payload
+    """Frame a client's data, under a mask of zeros."""
+    return masked(first, payload)
 
 
 _OFFER = b'{"type":"offer","to":"nobody","msgId":"1","payload":'

@@ -104,7 +104,7 @@ def _progress(names: Iterator[str], total: int) -> Iterable[str]:
 
 
 def _chosen(options: argparse.Namespace) -> list[Server]:
-    """List the servers; npm's are left out, with a word about it, where Node.js is not installed."""
+    """List the servers; npm's are left out with a warning if Node.js is not installed."""
     names = [] if options.no_peers else list(options.peer or _DEFAULT_OTHERS)
     if not servers.has_node():
         for name in servers.NEED_NODE.intersection(names):
@@ -120,7 +120,7 @@ def _chosen(options: argparse.Namespace) -> list[Server]:
 
 
 def _several(options: argparse.Namespace) -> list[Server]:
-    """List those of several processes; a cluster nobody asked for is left out where there is no Redis."""
+    """List those of several processes; a cluster that was not asked for is left out if there is no Redis."""
     clusters = [servers.cluster(nodes) for nodes in options.cluster]
     if options.no_peers or options.peer:
         return clusters

@@ -38,7 +38,7 @@ def measure(  # noqa: PLR0913, PLR0917 - a server is all of these
 
 
 class Contest:
-    """All rounds of some scenarios.
+    """All rounds of the scenarios that were asked for.
 
     Args:
         rounds: how often each server is measured; a first time, which warms it up, is not counted.
@@ -64,7 +64,7 @@ class Contest:
         """Measure scenarios; yields the name of each burst before it runs."""
         for name in names:
             runners = self._runners(name)
-            # In this order they are listed, whoever is the first of a round.
+            # They are listed in this order, whichever is the first of a round.
             self.results.rounds[name].update({running.server.name: [] for running in runners})
             for number in self._numbers(name):
                 self._random.shuffle(runners)

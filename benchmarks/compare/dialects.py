@@ -34,7 +34,7 @@ class Dialect(Protocol):
         """Join, and wait until the server says so.
 
         Args:
-            name: becomes the peer's id where clients choose theirs; no two peers of a run have the same.
+            name: becomes the peer's id if clients choose theirs; no two peers of a run have the same.
         """
 
     def joined(self, member_id: str) -> Matches | None:
@@ -153,7 +153,7 @@ class YWebrtc:
         announcement = {"type": "announce", "from": name}
         link.send(text_frame(msgspec.json.encode({"type": "publish", "topic": inbox, "data": announcement})))
         while (received := (yield from link.message()))["data"] != announcement:
-            # Somebody who joins at the same time is announced to those who subscribed already.
+            # A peer that joins at the same time is announced to those that have subscribed already.
             if received["data"]["type"] != "announce":
                 raise WrongAnswerError(f"{received} in place of the own announcement")
         link.echoes = lambda message: message["data"]["from"] == name

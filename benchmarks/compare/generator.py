@@ -54,7 +54,7 @@ class Link:
     Attributes:
         ended: whether the server ended its half.
         echoes: whether a message is one that the server sends besides what was asked for; it is skipped.
-        task: who waits for the next bytes.
+        task: the task that waits for the next bytes.
     """
 
     __slots__ = ("_buffer", "_passed", "echoes", "ended", "recv", "send", "sock", "task")

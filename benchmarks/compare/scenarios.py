@@ -82,7 +82,7 @@ class Stage:
         return self.dialect.join(self.generator.connect(), topic, f"peer{next(_serial)}")
 
     def members(self, topic: str, count: int) -> list[Member]:
-        """Let some join one after the other."""
+        """Let ``count`` peers join one after the other."""
         members: list[Member] = []
 
         def enter() -> Task:
@@ -205,7 +205,7 @@ def burst(stage: Stage) -> None:
 
 
 def _concurrently(stage: Stage, count: int, work: Callable[[int], Task]) -> None:
-    """Do something ``count`` times, some at once."""
+    """Do something ``count`` times, several at once."""
     numbers = iter(range(count))
 
     def worker() -> Task:
@@ -340,7 +340,7 @@ def steady(stage: Stage) -> None:
     open_loop(stage)
 
 
-class Contestant(Protocol):
+class MeasuredServer(Protocol):
     """A server that a scenario may suit."""
 
     @property
@@ -367,7 +367,7 @@ class Scenario:
     announced: bool = False
     own: bool = False
 
-    def suits(self, server: Contestant) -> bool:
+    def suits(self, server: MeasuredServer) -> bool:
         """Return whether there is such a thing with a server."""
         return (not self.announced or server.dialect.joined("") is not None) and (server.is_ours or not self.own)
 

@@ -87,7 +87,7 @@ def _wait(name: str, process: Watched) -> None:
 
 
 class Running:
-    """A server that accepts connections, and the store of its nodes, where there is one."""
+    """A server that accepts connections, and the store of its nodes, if there is one."""
 
     def __init__(self, server: Server, folder: Path) -> None:
         self.server = server
@@ -229,7 +229,7 @@ def others(names: Iterable[str]) -> list[Server]:
     """Return how to start other projects' servers; npm's are installed first.
 
     Raises:
-        CannotStartError: where npm cannot install them.
+        CannotStartError: if npm cannot install them.
     """
     return [_OTHERS[name]() for name in names]
 
@@ -246,7 +246,7 @@ def _autobahn() -> Server:
 
 def _peerjs() -> Server:
     script = npm_modules() / "peer/dist/bin/peerjs.js"
-    # Its default of 5,000 would refuse the last of the idle connections while some of before linger.
+    # Its default of 5,000 would refuse the last of the idle connections while earlier ones are still open.
     command = ["node", str(script), "--port", "{port}", "--concurrent_limit", "100000"]
     return Server("peerjs-server", command, PeerJs(), version=NPM_PACKAGES["peer"])
 

@@ -80,12 +80,6 @@ class Cluster:
         self._joins = Joins(store, membership, presence, self._handoffs, pending, clock, self._ids, most)
         self._timer: Any = None
 
-        # Methods of ``Backplane`` that one part carries out alone.
-        self.finish_join = self._joins.finish_join
-        self.leave = presence.leave
-        self.resync = presence.resync
-        self.remote_members = presence.remote_members
-
         self._receivers: dict[type, Callable[[Any], None]] = {
             HeartbeatEcho: membership.echoed,
             TopicEvent: self._apply_event,
@@ -168,6 +162,22 @@ class Cluster:
         """Announce a peer that is about to join."""
         self._joins.request_join(PendingJoin(topic, self._ids.next(), metadata, on_ticket, proof))
 
+    def finish_join(self, topic: str, peer: str, *, joined: bool) -> None:
+        """End a join: its peer is in the topic now, or will never be."""
+        self._joins.finish_join(topic, peer, joined=joined)
+
+    def leave(self, topic: str, peer: str) -> None:
+        """Announce to the other nodes that a peer of this node left."""
+        self._presence.leave(topic, peer)
+
+    def resync(self, topic: str) -> None:
+        """Compare a topic with the store."""
+        self._presence.resync(topic)
+
+    def remote_members(self, topic: str) -> Iterable[tuple[str, bytes | None]]:
+        """List the members of other nodes that were announced here: ids and metadata."""
+        return self._presence.remote_members(topic)
+
     def forward(self, topic: str, to: str, sender: str, frame: bytes, forwarding: Forwarding) -> bool | None:
         """Send a relay to a peer of another node."""
         return self._relays.forward(topic, to, sender, frame, forwarding)
@@ -218,7 +228,7 @@ class Cluster:
         self._receivers[type(message)](message)
 
     def _apply_event(self, event: TopicEvent) -> None:
-        self._membership.events += 1
+        self._membership.count_event()
         self._presence.apply_event(event)
         if event.kind is EventKind.MOVED:
             # What is sent to the peer's new node must not overtake what waits for its old one.

@@ -148,7 +148,6 @@ class Membership:
 
     Attributes:
         state: as of the latest signal.
-        events: how many events came on the channel since the connection was made; the listener counts them.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - what a membership depends on
@@ -173,7 +172,8 @@ class Membership:
         self._replies_seen = 0
         # The latest heartbeat that was sent, confirmed by a reply, and echoed on the channel.
         self._sent = self._confirmed = self._echoed = 0
-        self.events = 0
+        # How many events came on the channel since the connection was made.
+        self._events = 0
         # How many more events the store sent than came; None before the first echo on a connection.
         self._missing_events: int | None = None
         self._lease_since = float("-inf")
@@ -267,7 +267,7 @@ class Membership:
         self._replies_seen = self._store.replies
         self._silent_checks = self._deaf_checks = 0
         self._echoed = self._sent
-        self.events, self._missing_events = 0, None
+        self._events, self._missing_events = 0, None
         self._send_heartbeat()
 
     def received(self, data: bytes) -> None:
@@ -281,12 +281,16 @@ class Membership:
         self._lose(Signal.DISCONNECTED, reason)
         self._listener.events_missed()
 
+    def count_event(self) -> None:
+        """Count an event that came on this node's channel."""
+        self._events += 1
+
     # Heartbeats of this node
 
     def echoed(self, echo: HeartbeatEcho) -> None:
         """Compare a heartbeat on this node's own channel, after all events that the store sent before."""
         self._echoed = max(self._echoed, echo.number)
-        missing = echo.events - self.events
+        missing = echo.events - self._events
         if self._missing_events is not None and missing > self._missing_events:
             # No connection was lost, and perhaps no later event shows the gap.
             self._listener.events_missed()

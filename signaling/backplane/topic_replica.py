@@ -76,7 +76,7 @@ class TopicReplica:
     # Those of the members that were not announced here yet.
     _unannounced: set[str] = field(default_factory=set)
     # Those that a store which lost its data does not list (any more); their nodes may still have them.
-    _unlisted: set[str] = field(default_factory=set)
+    _unlisted: frozenset[str] = frozenset()
     _version: Version = _NO_VERSION
     # Events that cannot be applied before a snapshot.
     _early: list[TopicEvent] = field(default_factory=list)
@@ -104,6 +104,8 @@ class TopicReplica:
 
     def take_announceable(self, may_announce: Callable[[str], bool]) -> list[tuple[str, bytes | None]]:
         """Return members to announce now, in joining order: ids and metadata."""
+        if not self._unannounced:
+            return []
         # Those that are this node's by now joined here.
         self._unannounced &= self._members.keys()
         ready = sorted(filter(may_announce, self._unannounced))
@@ -165,7 +167,7 @@ class TopicReplica:
             return []
         self._version = event.version
         peer, member = event.peer, event.member
-        self._unlisted.discard(peer)
+        self._unlisted -= {peer}
         if member is None:
             return self._left([peer]) if self._members.pop(peer, None) is not None else []
         is_known = peer in self._members
@@ -193,7 +195,8 @@ class TopicReplica:
                 for peer, member in listed.items()
                 if member.node != own.node or (peer not in own and (peer in before or own.expects(peer)))
             }
-            self._unlisted = {peer for peer in before if keep_unlisted and peer not in listed and peer not in own}
+            kept = (peer for peer in before if keep_unlisted and peer not in listed and peer not in own)
+            self._unlisted = frozenset(kept)
             members |= {peer: before[peer] for peer in self._unlisted}
             changes = self._left([peer for peer in before if peer not in members and peer not in own])
             changes += [Change(peer, members[peer].node) for peer in members if peer in own]
@@ -214,7 +217,7 @@ class TopicReplica:
 
     def drop_unlisted(self) -> list[Change]:
         """Remove the members that the store does not list: no node has said that they are there."""
-        unlisted, self._unlisted = sorted(self._unlisted), set()
+        unlisted, self._unlisted = sorted(self._unlisted), frozenset()
         for peer in unlisted:
             del self._members[peer]
         return self._left(unlisted)

@@ -184,7 +184,12 @@ class _Connection:
     ) -> None:
         data = b"x"
         while data:
-            data = await reader.read(_READ_BYTES)
+            try:
+                data = await reader.read(_READ_BYTES)
+            except OSError:
+                # The other end of a frozen connection does not see a reset either.
+                await self.flowing.wait()
+                raise
             late = self._proxy._delay_seconds if reply else 0.0
             await waiting.put((self._proxy._loop.time() + late, data))
 

@@ -26,13 +26,6 @@ def upgrade(topic: str = "room", host: str = "x") -> bytes:
     ).encode()
 
 
-def masked(opcode: int, payload: bytes = b"") -> bytes:
-    """Return a client's frame, under a mask of zeros."""
-    size = len(payload)
-    length = bytes([0x80 | size]) if size < 126 else b"\xfe" + size.to_bytes(2, "big")
-    return bytes([0x80 | opcode]) + length + bytes(4) + payload
-
-
 def relay(target: str, payload: str = "", msg_id: str = "m") -> bytes:
     """Write an offer."""
     return json.dumps({"type": "offer", "to": target, "payload": payload, "msgId": msg_id}).encode()

@@ -25,7 +25,7 @@ class RedisServer:
 
     Args:
         folder: an empty one.
-        password: of the default user; empty means that nobody is asked.
+        password: of the default user; empty means that none is needed.
         users: lines of an ACL, ``ada on >secret ~signaling:* &signaling:* +@all``.
         tls: speak TLS on another port, for ``localhost`` and with a certificate of its own.
         pem: the certificate and its key, in place of that.
@@ -36,7 +36,7 @@ class RedisServer:
         port: the same after each restart.
         tls_port: the same for TLS, or 0.
         ca: the file with the certificate to trust.
-        socket: the path of the UNIX socket, where there is one.
+        socket: the path of the UNIX socket, if there is one.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class RedisServer:
             try:
                 self.start()
             except AssertionError:
-                # It cannot be told to choose a port, and somebody else may be quicker.
+                # It cannot choose a port by itself, and another process may take this one.
                 if attempt == _STARTS - 1:
                     raise
             else:
@@ -120,7 +120,7 @@ class RedisServer:
         self.process.end()
 
     def restart(self) -> None:
-        """Kill it where it runs, and start it anew."""
+        """Kill it, and start it anew."""
         self.kill()
         self.start()
 

@@ -1,4 +1,4 @@
-"""A wall clock of other processes that can be set while they run, forward and back; nobody else's changes."""
+"""A wall clock of other processes that can be set while they run, and of no others."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class WallClock:
         return {"PYTHONPATH": os.pathsep.join(filter(None, (str(self._folder), os.environ.get("PYTHONPATH"))))}
 
     def step(self, seconds: float) -> None:
-        """Set it forward by so many seconds, or back where there are less than 0."""
+        """Set it forward by so many seconds, or back if there are less than 0."""
         self._ahead += seconds
         with self._file.open("r+b") as file:
             file.write(_SECONDS.pack(self._ahead))

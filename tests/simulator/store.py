@@ -34,7 +34,7 @@ class ModelStore:
     Args:
         seconds: the store's clock, in seconds.
         publish: hands data to the subscribers of a channel; returns how many there are.
-        random: chooses where the store would.
+        random: chooses if the store would.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class ModelStore:
         return self._scripts[script](keys, arguments)
 
     def dump(self) -> dict[bytes, tuple[Any, int | None]]:
-        """Return all that is stored, and how many seconds each key has left, None where it stays."""
+        """Return all that is stored, and how many seconds each key has left, None if it stays."""
         self._expire()
         return {key: (_plain(value), self._left(key)) for key, value in self._data.items()}
 

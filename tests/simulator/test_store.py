@@ -21,7 +21,7 @@ STEPS = 60
 
 
 class Real:
-    """The real store, and who listens to its channels."""
+    """The real store, and listeners to its channels."""
 
     def __init__(self, client: RedisClient, path: Any) -> None:
         self.client = client
@@ -35,7 +35,7 @@ class Real:
         for listener in self._listeners.values():
             listener.close()
 
-    def heard(self, node: bytes) -> list[bytes]:
+    def received(self, node: bytes) -> list[bytes]:
         """Read what was published on a node's channel since the last time."""
         self.client.command("PUBLISH", KEYS.channel(node), b"fence")
         return list(iter(lambda: self._listeners[node].read()[2], b"fence"))
@@ -63,22 +63,22 @@ class Real:
 
 
 class Model:
-    """The model, and who listens to its channels."""
+    """The model, and listeners to its channels."""
 
     def __init__(self) -> None:
         self.now = 1_000.000001
-        self._heard: dict[bytes, list[bytes]] = {KEYS.channel(node): [] for node in NODES}
+        self._received: dict[bytes, list[bytes]] = {KEYS.channel(node): [] for node in NODES}
         self.store = ModelStore(lambda: self.now, self._publish)
 
     def _publish(self, channel: bytes, data: bytes) -> int:
-        if channel not in self._heard:
+        if channel not in self._received:
             return 0
-        self._heard[channel].append(data)
+        self._received[channel].append(data)
         return 1
 
-    def heard(self, node: bytes) -> list[bytes]:
-        heard, self._heard[KEYS.channel(node)] = self._heard[KEYS.channel(node)], []
-        return heard
+    def received(self, node: bytes) -> list[bytes]:
+        received, self._received[KEYS.channel(node)] = self._received[KEYS.channel(node)], []
+        return received
 
 
 class Gens:
@@ -142,8 +142,8 @@ class Both:
 
     def compare(self) -> None:
         for node in NODES:
-            real = [self._gens[0].event(text) for text in self.real.heard(node)]
-            assert [self._gens[1].event(text) for text in self.model.heard(node)] == real
+            real = [self._gens[0].event(text) for text in self.real.received(node)]
+            assert [self._gens[1].event(text) for text in self.model.received(node)] == real
         real_dump, model_dump = self._gens[0].dump(self.real.dump()), self._gens[1].dump(self.model.store.dump())
         assert {key: value for key, (value, _) in model_dump.items()} == {
             k: value for k, (value, _) in real_dump.items()
@@ -211,11 +211,11 @@ class Both:
 
     def _compare_by_topic(self) -> None:
         for node in NODES:
-            heard = [
-                sorted((text.partition(b"\n")[2], text) for text in map(gens.event, side.heard(node)))
+            received = [
+                sorted((text.partition(b"\n")[2], text) for text in map(gens.event, side.received(node)))
                 for gens, side in zip(self._gens, (self.real, self.model), strict=True)
             ]
-            assert heard[0] == heard[1]
+            assert received[0] == received[1]
 
     def deregister(self) -> None:
         node = self._node()

@@ -62,7 +62,7 @@ def answers(port: int) -> bool:
 
 
 def free_port() -> int:
-    """Return a port that nobody has: coturn takes 0 for its default."""
+    """Return a free port: coturn takes 0 for its default."""
     with socket.socket(type=socket.SOCK_DGRAM) as held:
         held.bind(("127.0.0.1", 0))
         return held.getsockname()[1]

@@ -82,7 +82,7 @@ def interrupt(program: Server) -> None:
     while still < 5:
         now = " ".join(stat.read_text().split()[13:15])
         before, still = now, still + 1 if now == before else 0
-        time.sleep(0.05)  # A program that waits tells nobody.
+        time.sleep(0.05)  # There is no event for a program that waits.
     assert program.stop(signal.SIGINT) == 0, program.log
     # Ctrl-C may come while a task of aiortc's own runs, which then says so.
     assert not re.search("signaling/client|destroyed", program.log), program.log

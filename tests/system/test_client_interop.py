@@ -35,7 +35,7 @@ import("/signaling.js").then(({join, Mesh}) => {
 
 
 async def meet(server: Server, driver, *, page_first: bool) -> str:
-    """Let a page and an aiortc program meet; returns what the program hears."""
+    """Let a page and an aiortc program meet; returns what the program receives."""
     received: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def prepare(connection, peer_id: str, offers: bool) -> None:
@@ -74,7 +74,7 @@ OFFERERS = int(os.environ.get("OFFERERS", "3"))
 
 
 async def call_with_a_page(url: str, driver) -> str:
-    """Let an aiortc program that offers wait for a page with a mesh; returns what it hears on the data channel."""
+    """Let an aiortc program that offers wait for a page with a mesh; returns what it receives on the data channel."""
     received: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     connection = RTCPeerConnection()
     channel = connection.createDataChannel("mesh", negotiated=True, id=0)

@@ -15,14 +15,15 @@ from typing import NamedTuple
 import pytest
 
 from tests.harness.fault_proxy import FaultProxy, fault_proxy
+from tests.harness.frames import masked
 from tests.harness.peer import Call, Peer, new_topic
-from tests.harness.raw_client import join_raw, masked, read_to_the_end
+from tests.harness.raw_client import join_raw, read_to_the_end
 from tests.harness.redis import RedisServer, redis_running
 from tests.harness.server import Server, nodes, start, wait_until
 
 HIGH_WATER_MARK = 16
 MOST_PEERS = 3
-# Two noisy cores may delay anything by some tenths of a second.
+# Two noisy cores may delay anything by tenths of a second.
 UNNOTICED_SECONDS = 1.0
 
 
@@ -91,7 +92,7 @@ def text_of_dropped(sender: Peer, server: Server, topic: str) -> str:
         flood(sender, target)
         name = next(iter(name for name in sender.answers if name.startswith(target)))
         # It leaves in peace, once it has read all.
-        stuck.sendall(masked(8))
+        stuck.sendall(masked(0x88, b""))
         read_to_the_end(stuck)
     return sender.text(name).replace(name, "m")
 

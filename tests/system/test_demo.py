@@ -77,7 +77,7 @@ def driver(browser: webdriver.Chrome) -> Iterator[webdriver.Chrome]:
 
 
 def address(server: Server, topic: str) -> str:
-    # A query of its own makes the browser load the page again where only the fragment differs.
+    # A query of its own makes the browser load the page again if only the fragment differs.
     return f"http://127.0.0.1:{server.port}/?{urlencode({'for': topic})}#{quote(topic, safe='')}"
 
 

@@ -14,6 +14,7 @@ from contextlib import ExitStack, suppress
 import pytest
 from websockets.sync.client import ClientConnection, connect
 
+from tests.harness.frames import masked
 from tests.harness.peer import Observers, joined_id, observed, receive
 from tests.harness.raw_client import (
     BODY_TO_COME,
@@ -23,7 +24,6 @@ from tests.harness.raw_client import (
     assert_open_files,
     dial,
     join_raw,
-    masked,
     read_to_the_end,
     read_until,
     relay,
@@ -69,7 +69,7 @@ def test_an_end_at_any_point_of_the_handshake_disturbs_nobody(server: Server, en
             for _ in range(20):
                 end(dial(server, data))
         for _ in range(20):
-            end(dial(server, upgrade(observers.topic) + masked(1, b"?") * 50))
+            end(dial(server, upgrade(observers.topic) + masked(0x81, b"?") * 50))
         observers.goes_on()
         assert_open_files(server, before)
 
@@ -126,11 +126,11 @@ def test_a_client_that_sends_one_byte_at_a_time_is_served(server: Server) -> Non
             trickle(upgrade("trickle"))
             read_until(client, b'"peers":[{')
             peer = receive(other)["peerId"]
-            trickle(masked(1, relay(peer, "to myself")) + masked(9, b"ping") + masked(1, b"nonsense"))
+            trickle(masked(0x81, relay(peer, "to myself")) + masked(0x89, b"ping") + masked(0x81, b"nonsense"))
             received = read_until(client, b"invalid_message")
             assert b'"payload":"to myself"' in received
             assert b"\x8a\x04ping" in received
-            trickle(masked(8, b"\x03\xe8"))
+            trickle(masked(0x88, b"\x03\xe8"))
             assert read_to_the_end(client).endswith(b"\x88\x02\x03\xe8")
         assert receive(other) == {"type": "peer-left", "peerId": peer}
 
@@ -169,7 +169,7 @@ def answers_to_ten(sender: ClientConnection, target: str) -> list[str]:
     return answers
 
 
-@pytest.mark.parametrize("frame", [masked(1, b"nonsense"), masked(9, b"x" * 125)], ids=["answers", "pongs"])
+@pytest.mark.parametrize("frame", [masked(0x81, b"nonsense"), masked(0x89, b"x" * 125)], ids=["answers", "pongs"])
 def test_a_client_that_never_reads_its_answers_is_not_read_and_then_cut(frame: bytes) -> None:
     with serving("--write-timeout=0.5") as server, observed(server) as observers:
         stuck, peer = join_raw(server, observers.topic, receive_buffer=4096)

@@ -76,7 +76,7 @@ def hostilities() -> Iterator[list[tuple[str, object]]]:
 
 
 class Member:
-    """A mesh whose peers say hello, and echo what they are told."""
+    """A mesh whose peers say hello, and echo what they receive."""
 
     def __init__(self, url: str) -> None:
         self._url = url

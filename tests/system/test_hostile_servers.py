@@ -39,7 +39,7 @@ Play = Callable[[ServerConnection], Awaitable[None]]
 
 @asynccontextmanager
 async def playing(play: Play) -> AsyncIterator[tuple[str, list[ServerConnection]]]:
-    """Run a server that does as it is told with each connection; yields its URL and its connections so far."""
+    """Run a server that handles each connection as the test says; yields its URL and its connections so far."""
     connections: list[ServerConnection] = []
 
     async def handle(connection: ServerConnection) -> None:
@@ -318,7 +318,7 @@ ANSWERS = {
 
 @asynccontextmanager
 async def answering(first: bytes) -> AsyncIterator[str]:
-    """Run a server that answers its first connection as it is told, and any other by 404; yields its URL."""
+    """Run a server that answers its first connection as the test says, and any other by 404; yields its URL."""
     answers = iter([first])
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -123,7 +123,7 @@ def test_200_pairs_that_offer_at_the_same_moment_need_no_third_attempt(page: web
           const pair = [1, 2].map(() => p.peer(`${given[0]}glare-${done + pairs.length}`));
           for (const one of pair) hold(one, held);
           pairs.push(pair);
-          // Chromium delays WebSocket connections by seconds where many are opened at once.
+          // Chromium delays WebSocket connections by seconds if many are opened at once.
           if (pairs.length % 5 === 0) await Promise.all(pairs.flat().map(({ signaling }) => signaling.ready));
         }
         await p.until(() => pairs.flat().every((one) => p.linked(one, 1)), "all pairs are linked");
@@ -162,7 +162,7 @@ def test_a_call_goes_on_while_the_server_is_killed_and_comes_back(page: webdrive
       };
       while (!(await frames())) await p.pause(20);
     """
-    # Nothing but the data channels and the video can tell that time passes.
+    # Only the data channels and the video show that time passes.
     gap = """
       await p.until(() => trio.every(({ signaling }) => signaling.state === "waiting"), "all have noticed");
       const [messages, decoded] = [trio.map(({ got }) => got.length), await frames()];
@@ -597,7 +597,7 @@ def test_one_side_restarts_ice_on_a_dead_path(page: webdriver.Chrome, state: str
 
 def test_a_peer_that_left_is_removed_once_its_connection_is_dead(page: webdriver.Chrome) -> None:
     script = """
-      // As after a crash: nobody says goodbye.
+      // As after a crash: no close frame, no message.
       const [stays, leaves] = pair;
       leaves.mesh.close = () => {};
       leaves.signaling.leave();

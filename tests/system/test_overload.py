@@ -19,8 +19,9 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from tests.harness.frames import masked
 from tests.harness.peer import joined_id, observed, receive
-from tests.harness.raw_client import BODY_TO_COME, MIB, REQUEST, dial, join_raw, masked, read_to_the_end, relay, upgrade
+from tests.harness.raw_client import BODY_TO_COME, MIB, REQUEST, dial, join_raw, read_to_the_end, relay, upgrade
 from tests.harness.server import TWISTD, Server, running, serving, start
 from tests.programs import free_port, missing, need
 
@@ -80,10 +81,10 @@ def send_and_read(client: socket.socket, data: bytes) -> None:
 
 
 FLOODS: dict[str, Callable[[str], bytes]] = {
-    "pings": lambda peer: masked(9, b"x" * 100) * 1_000,
-    "relays": lambda peer: masked(1, relay(peer)) * 500,
-    "long relays": lambda peer: masked(1, relay(peer, "x" * 60_000)) * 10,
-    "nonsense": lambda peer: masked(1, b"?") * 1_000,
+    "pings": lambda peer: masked(0x89, b"x" * 100) * 1_000,
+    "relays": lambda peer: masked(0x81, relay(peer)) * 500,
+    "long relays": lambda peer: masked(0x81, relay(peer, "x" * 60_000)) * 10,
+    "nonsense": lambda peer: masked(0x81, b"?") * 1_000,
     "empty fragments": lambda peer: b"\x01\x80" + bytes(4) + (b"\0\x80" + bytes(4)) * 5_000 + b"\x80\x80" + bytes(4),
 }
 

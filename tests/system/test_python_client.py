@@ -153,7 +153,7 @@ async def send_over_cuts(ada: Signaling, target: str, proxy: FaultProxy) -> None
 
 def cut(proxy: FaultProxy, number: int) -> None:
     if number % 100 < 50:
-        # For a while nobody gets through.
+        # For a while no connection gets through.
         proxy.refuse()
         asyncio.get_running_loop().call_later(0.05, proxy.accept)
     proxy.cut()

@@ -1,4 +1,4 @@
-"""Peers that can only meet through a TURN server get there with what the server told them: a real coturn."""
+"""Peers that can only meet through a TURN server get there with the ice servers of the welcome: a real coturn."""
 
 from __future__ import annotations
 

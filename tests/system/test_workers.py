@@ -186,7 +186,7 @@ def test_a_worker_that_is_killed_costs_the_other_ones_peers_nothing() -> None:
         os.kill(process, signal.SIGKILL)
         observers.goes_on(3)
         assert [until_closed(peer) for peer in peers] == [None] * count
-        # They come back at once; who is too early waits for the new process.
+        # They reconnect at once; a connection that is too early waits for the new process.
         back = [stack.enter_context(connect(server.url + doomed, open_timeout=20)) for _ in range(count)]
         assert len({joined_id(peer) for peer in back}) == count
         observers.goes_on(3)

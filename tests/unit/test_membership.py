@@ -43,7 +43,7 @@ class FakeStore:
 
 
 class FakeNode:
-    """Counts what it is told."""
+    """Records calls."""
 
     expected_nodes = ()
 

@@ -15,13 +15,13 @@ class Sent:
     """A relay's sender, and the outcomes that it got."""
 
     def __init__(self) -> None:
-        self.heard: list[str] = []
+        self.outcomes: list[str] = []
 
     def delivered(self) -> None:
-        self.heard.append("delivered")
+        self.outcomes.append("delivered")
 
     def failed(self, code: ErrorCode) -> None:
-        self.heard.append(str(code))
+        self.outcomes.append(str(code))
 
 
 class Link:
@@ -67,19 +67,19 @@ def test_what_is_sent_while_a_publication_is_under_way_goes_together_with_the_ne
     assert link.arrive() == [2, 3, 4, 5]
 
 
-def test_each_sender_hears_its_own_outcome_once(link: Link) -> None:
+def test_each_sender_gets_its_own_outcome_once(link: Link) -> None:
     sent = link.send(3)
     link.arrive(), link.arrive()
     link.finish(1, 3)
     link.finish(2, code=ErrorCode.TARGET_NOT_FOUND)
     link.finish(1, 2, 3)
-    assert [each.heard for each in sent] == [["delivered"], ["target_not_found"], ["delivered"]]
+    assert [each.outcomes for each in sent] == [["delivered"], ["target_not_found"], ["delivered"]]
 
 
 def test_what_nobody_listened_to_is_dropped(link: Link) -> None:
     sent = link.send(2)
     link.replies.pop(0)(0)
-    assert (sent[0].heard, sent[1].heard) == (["dropped"], [])
+    assert (sent[0].outcomes, sent[1].outcomes) == (["dropped"], [])
 
 
 def test_what_was_lost_is_asked_about_and_then_refused_should_it_still_come(link: Link) -> None:
@@ -90,7 +90,7 @@ def test_what_was_lost_is_asked_about_and_then_refused_should_it_still_come(link
     question = link.messages.pop()
     assert isinstance(question, OutcomeQuery)
     link.outgoing.apply_outcomes(link.incoming.answer(question, 0.0), 0.0)
-    assert sent[0].heard == ["dropped"]
+    assert sent[0].outcomes == ["dropped"]
     assert link.incoming.receive(late) == []
 
 
@@ -101,10 +101,10 @@ def test_an_outcome_that_was_lost_is_reported_again_when_asked_for(link: Link) -
     link.incoming.take_report()
     link.outgoing.query("origin's node", 0.0)
     link.outgoing.apply_outcomes(link.incoming.answer(link.messages.pop(), 0.0), 0.0)
-    assert [each.heard for each in sent] == [["delivered"], []]
+    assert [each.outcomes for each in sent] == [["delivered"], []]
 
 
-def test_what_was_heard_of_lately_is_not_asked_about(link: Link) -> None:
+def test_recent_relays_are_not_asked_about(link: Link) -> None:
     link.send()
     link.outgoing.query("origin's node", -1.0)
     assert [type(message) for message in link.messages] == [RelayBatch]
@@ -130,7 +130,7 @@ def test_what_its_sender_gave_up_on_is_not_published_later(link: Link) -> None:
     link.messages.clear()
     link.outgoing.give_up(0.0)
     link.outgoing.flush("origin's node", 99)
-    assert waiting.heard == ["dropped"]
+    assert waiting.outcomes == ["dropped"]
     assert link.messages == []
 
 
@@ -142,13 +142,13 @@ def test_large_relays_are_published_apart(link: Link) -> None:
 def test_outcomes_of_what_was_never_sent_change_nothing(link: Link) -> None:
     [sent] = link.send()
     link.outgoing.apply_outcomes(Outcomes("origin", "target", [(-5, 10**15)], [(10**15, "dropped")], [10**15]), 0.0)
-    assert sent.heard == ["delivered"]
+    assert sent.outcomes == ["delivered"]
 
 
 def test_a_code_that_only_another_version_knows_is_dropped(link: Link) -> None:
     [sent] = link.send()
     link.outgoing.apply_outcomes(Outcomes("origin", "target", [], [(1, "too_early")], []), 0.0)
-    assert sent.heard == ["dropped"]
+    assert sent.outcomes == ["dropped"]
 
 
 def test_outcomes_that_the_origin_asks_no_more_about_are_forgotten(link: Link) -> None:
