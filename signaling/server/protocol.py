@@ -47,7 +47,7 @@ class SignalingProtocol(WebSocketConnection[Receipt]):
     """One connection of a signaling server, and the peer attached to it once it is open."""
 
     factory: SignalingFactory
-    _web: BoundedChannel | None = None
+    _http: BoundedChannel | None = None
     _peer: Peer | None = None
     # None before the login, and again once there is a peer.
     _attempt: JoinAttempt | None = None
@@ -70,7 +70,7 @@ class SignalingProtocol(WebSocketConnection[Receipt]):
         path, _, query = head.target.partition(b"?")
         segment = path.removeprefix(_PREFIX)
         if segment in (path, b"") or b"/" in segment or not head.may_upgrade or not asks_for_websocket(head.values):
-            self._leave_to_web(head)
+            self._serve_http(head)
             return
         try:
             join, key = self.factory.check(segment, query, head.values)
@@ -79,32 +79,27 @@ class SignalingProtocol(WebSocketConnection[Receipt]):
         else:
             self.join(join, key, head.values)
 
-    def _leave_to_web(self, head: Head) -> None:
+    def _serve_http(self, head: Head) -> None:
         data, self.data = self.data, b""
         self.factory.handshake_timeouts.clear(self)
-        self._web = web = self.factory.site.channel_for(self)
+        self._http = web = self.factory.site.channel_for(self)
         web.makeConnection(self.transport)
         self.dataReceived = web.dataReceived  # type: ignore[method-assign]
         web.begin(head, data)
 
     def leave_http(self) -> None:
-        """Take the bytes that the site's channel took until now."""
-        self._web = None
+        """Handle all further bytes here instead of in the site's channel."""
+        self._http = None
         self.__dict__.pop("dataReceived", None)
 
-    def http_done(self) -> None:
-        """End the connection after its last HTTP answer."""
-        self.leave_http()
-        self.half_close()
-
     def schedule_next_request(self) -> None:
-        """Let the site's channel read its next request when it is this connection's turn."""
+        """Have the site's channel read its next request when it is this connection's turn."""
         self.factory.scheduler.add(self)
 
     def on_turn(self) -> None:
-        """Go on with what waited, in the site's channel or here."""
-        if self._web is not None:
-            self._web.answer_next()
+        """Continue what waited for this turn, in the site's channel or here."""
+        if self._http is not None:
+            self._http.answer_next()
         else:
             super().on_turn()
 
@@ -118,7 +113,7 @@ class SignalingProtocol(WebSocketConnection[Receipt]):
         self._log_refusal(refused.status, refused.reason)
 
     def handshake_timed_out(self) -> None:
-        """End a connection whose request, or whose login, did not come in time, and say so in the log."""
+        """End a connection whose request or login took too long, and log it."""
         if self._login is not None:
             self._login.cancel()
             return
@@ -170,7 +165,7 @@ class SignalingProtocol(WebSocketConnection[Receipt]):
             self._refuse_join(failure.value, values)
 
     def _login_broken(self, failure: Failure) -> None:
-        # A transport would do the same with what its protocol raises.
+        # A transport does the same with what its protocol raises.
         self.factory.events.log.failure("an error after a login", failure)
         self.abort("an error after its login")
 
@@ -344,7 +339,7 @@ class SignalingProtocol(WebSocketConnection[Receipt]):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Clean up; ``onClose``, in the middle of it, removes or detaches the peer."""
-        web = self._web
+        web = self._http
         self.leave_http()
         if web is not None:
             web.connectionLost(reason)
