@@ -267,7 +267,7 @@ class PeerSession(Peer):
         for number, frame in missed:
             connection.answer(frame)
             self._replay.add(frame)
-            self._finish_relay(number, None)
+            self.finish_relay(number, None)
         # A client may say that it has seen messages that it was never sent: those are not sent any more.
         self._drop_unwritten()
         self._request_ack()
@@ -376,7 +376,7 @@ class PeerSession(Peer):
 
     # The outcomes of relays to this peer
 
-    def _finish_relay(self, number: int, code: ErrorCode | None) -> None:
+    def finish_relay(self, number: int, code: ErrorCode | None) -> None:
         """Report the outcome of a relay that waited, unless it was reported before; None for written."""
         sender, msg_id = self._unwritten.pop(number, (None, None))
         if sender is None:
@@ -526,11 +526,11 @@ class _QueuedRelay:
 
     def relay_written(self, msg_id: bytes | None) -> None:
         """Report it to the sender."""
-        self._target._finish_relay(self._number, None)
+        self._target.finish_relay(self._number, None)
 
     def relay_failed(self, msg_id: bytes | None, code: ErrorCode) -> None:
         """Report it to the sender."""
-        self._target._finish_relay(self._number, code)
+        self._target.finish_relay(self._number, code)
 
 
 class _HandedOffRelay:

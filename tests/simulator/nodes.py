@@ -105,11 +105,6 @@ class SimulatedCluster(Cluster):
     violation: Callable[[str], None]
     tickets_due = 0
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._finish_join = self.finish_join
-        self.finish_join = self._check_and_finish
-
     def request_join(
         self,
         topic: str,
@@ -125,11 +120,11 @@ class SimulatedCluster(Cluster):
         self.tickets_due += 1
         super().request_join(topic, metadata, arrived, proof)
 
-    def _check_and_finish(self, topic: str, peer: str, *, joined: bool) -> None:
+    def finish_join(self, topic: str, peer: str, *, joined: bool) -> None:
         if (topic, peer) not in self.unfinished:
             self.violation(f"the ticket of {peer} in {topic} is finished twice")
         self.unfinished.discard((topic, peer))
-        self._finish_join(topic, peer, joined=joined)
+        super().finish_join(topic, peer, joined=joined)
 
 
 class ObservedPeers(LocalPeers):
