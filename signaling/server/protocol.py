@@ -1,4 +1,4 @@
-"""The signaling server: one protocol for each connection, and the factory that holds the topic map.
+"""The protocol of a signaling connection: its request, its login, its join, and its peer's messages.
 
 A connection speaks WebSocket first and web second: a well-formed upgrade of ``/ws/{topic}`` is answered here,
 everything else is handed, with the bytes read so far, to a ``twisted.web`` site.
@@ -58,7 +58,7 @@ class SignalingProtocol(WebSocketConnection[Receipt]):
     _logout: Logout | None = None
     _may_send = True
 
-    # The way in
+    # The request and the login
 
     def address_of_connection(self) -> str:
         """Return the text of the client's address; empty if it is not known yet."""
@@ -193,7 +193,7 @@ class SignalingProtocol(WebSocketConnection[Receipt]):
         refused.headers |= self.factory.origins.cors(values(b"origin"))
         self.refuse(refused)
 
-    # What the attempt to join asks
+    # The join: what ``JoinAttempt`` asks of its connection
 
     @property
     def ended(self) -> bool:

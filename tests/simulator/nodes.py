@@ -1,4 +1,4 @@
-"""A node: what is real is real, but for its connections to clients and to the store."""
+"""A node: all of it is the server's own code, except its connections to clients and to the store."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class ObservedPeers(LocalPeers):
 
     def prepare_handoff(self, topic: str, proof: ResumeProof) -> OutgoingSession | None:
         if self.has(topic, proof.peer):
-            # If this node ends before it is told whether the other one has taken the peer, it cannot tell.
+            # If this node ends before it knows whether the other node has taken the peer, relays may have two outcomes.
             self._node.scenario.left_behind(proof.peer, self._node.backplane.node)
         return super().prepare_handoff(topic, proof)
 
@@ -155,7 +155,7 @@ class SimulatedNode:
         connections: that have not ended.
         attempts: to join, since the last check.
         turns: of connections whose topic is large.
-        draining: whether nobody joins any more.
+        draining: whether the node refuses joins.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class SimulatedNode:
         self.counters = Counters()
         self.topics: TopicMap[Peer] = TopicMap(self.limits.max_peers_per_topic, self.limits.max_peer_list_bytes)
         random = Random(scenario.random.random())
-        # Events are announced at once, or take turns, or now this and now that.
+        # Announcements go out at once, or in turns, or mixed.
         at_once = random.choice((0, 4, 256))
         self.announcer = Announcer(self.process, self.counters.count_dropped_events, offers_at_once=at_once)
         ids = SimulatedIds(lambda: 1_000_000 + int(scenario.now * 1000) + skew_ms, random)
@@ -209,7 +209,7 @@ class SimulatedNode:
         return self
 
     def text(self, peer_id: str) -> bytes | None:
-        """Make ICE servers that tell when they were made, for clients that resume."""
+        """Return ICE servers that name the time, for clients that resume."""
         return json.dumps(self.scenario.now).encode() if self.limits.resume_window_seconds else None
 
     def new_peer(self, request: JoinRequest, connection: SimulatedConnection, ticket: JoinTicket) -> Peer:
@@ -234,7 +234,7 @@ class SimulatedNode:
     def detached(self, peer: str, topic: str, reason: str) -> None:
         self.scenario.trace(self.name, peer, "was resumed and detached at once in", topic)
 
-    # What clients do; what they send to a process that stands still waits
+    # What clients do; a process that is paused takes it later
 
     def connect(self, connection: SimulatedConnection, request: JoinRequest) -> None:
         self.connections[connection] = None
@@ -292,7 +292,7 @@ class SimulatedNode:
         self.scenario.violation(f"{self.name}: {what}")
 
     def check_ticket(self, ticket: JoinTicket | None, topic: str, peer: str, joined: bool) -> None:
-        """See that a ticket is finished once, and says what became of its peer."""
+        """Check that a ticket is finished once, and with the truth."""
         is_here = self._peers.has(topic, peer)
         if ticket is None:
             self.violation(f"the ticket of {peer} in {topic} is finished twice")
@@ -302,10 +302,10 @@ class SimulatedNode:
             # The replay buffers of other nodes may hold more than this one's.
             has_room = self.topics.size(topic) < self.limits.max_peers_per_topic
             if has_room and self.limits.high_water_messages == LARGEST_HIGH_WATER:
-                self.violation(f"the session of {peer} in {topic}, which another node gave up, is lost")
+                self.violation(f"the session of {peer} in {topic}, which another node handed off, is lost")
 
     def check_joins(self) -> None:
-        """See that no join is under way, and that each peer has one connection slot."""
+        """Check that no join is unsettled, and that each peer has one connection slot."""
         violation, backplane, limits = self.violation, self.backplane, self.connection_limits
         for attempt in self.attempts:
             self.scenario.counts[f"joins {attempt.state.value}"] += 1
