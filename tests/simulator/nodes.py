@@ -15,7 +15,7 @@ from signaling.core.announcer import Announcer
 from signaling.core.counters import Counters
 from signaling.core.interfaces import JoinTicket, OutgoingSession, ResumeProof
 from signaling.core.join_request import JoinRequest
-from signaling.core.joining import TRANSITIONS, JoinAttempt
+from signaling.core.joining import TRANSITIONS, JoinAttempt, JoinState
 from signaling.core.local_peers import LocalPeers
 from signaling.core.peer import Peer, PeerServices
 from signaling.core.peer_ids import PeerIds
@@ -153,7 +153,7 @@ class SimulatedNode:
 
     Attributes:
         connections: that have not ended.
-        attempts: to join, since the last check.
+        attempts: to join that are not settled, and those that were settled since the last check.
         turns: of connections whose topic is large.
         draining: whether the node refuses joins.
     """
@@ -242,11 +242,13 @@ class SimulatedNode:
 
     def _log_in(self, requested: tuple[SimulatedConnection, JoinRequest]) -> None:
         connection, request = requested
+        if connection.ended:
+            return
         joins = self.scenario.joins
         seconds = joins.login_seconds()
         end = connection.refuse if joins.login_is_refused() else connection.start_joining
         outcome: Any = "its login was refused" if end == connection.refuse else request
-        if seconds is None:
+        if seconds is None or self.draining:
             end(outcome)
         else:
             connection.hold()
@@ -304,23 +306,30 @@ class SimulatedNode:
             if has_room and self.limits.high_water_messages == LARGEST_HIGH_WATER:
                 self.violation(f"the session of {peer} in {topic}, which another node handed off, is lost")
 
-    def check_joins(self) -> None:
-        """Check that no join is unsettled, and that each peer has one connection slot."""
-        violation, backplane, limits = self.violation, self.backplane, self.connection_limits
-        for attempt in self.attempts:
-            self.scenario.counts[f"joins {attempt.state.value}"] += 1
-            if TRANSITIONS[attempt.state]:
-                violation(f"a join is {attempt.state.value}")
-        self.attempts.clear()
-        if backplane.tickets_due or backplane.unfinished:
-            violation(f"{backplane.tickets_due} tickets are not given, {list(backplane.unfinished)} not finished")
+    def check_slots(self) -> None:
+        """Check that each connection, each join and each detached session has one connection slot."""
+        settled = [attempt for attempt in self.attempts if not TRANSITIONS[attempt.state]]
+        self.scenario.counts.update(f"joins {attempt.state.value}" for attempt in settled)
+        self.attempts = [attempt for attempt in self.attempts if TRANSITIONS[attempt.state]]
+        if any(attempt.state is JoinState.AWAITING_TURN for attempt in self.attempts):
+            # It may have the slot of a session, which has none meanwhile.
+            return
         slots = [connection.slot for connection in self.connections if connection.slot is not None]
-        if len(slots) < len(self.connections):
-            violation(f"{len(self.connections) - len(slots)} connections have no slot")
-        of_connections = Counter(limits.networks[slot] for slot in slots)
-        of_sessions = limits.held.total() - len(slots)
-        if of_sessions != len(self.sessions.detached) or not of_connections <= limits.held:
-            violation(f"slots: {limits.held}, {of_connections} of connections, {len(self.sessions.detached)} detached")
+        of_connections = Counter(self.connection_limits.networks[slot] for slot in slots)
+        held = self.connection_limits.held
+        expected = len(slots) + len(self.attempts) + len(self.sessions.detached)
+        without_slot = [connection for connection in self.connections if connection.peer and not connection.slot]
+        if held.total() != expected or without_slot or not of_connections <= held:
+            self.violation(f"{dict(held)} slots, not {expected}; {len(without_slot)} peers have none")
+
+    def check_joins(self) -> None:
+        """Check that no join is unsettled."""
+        self.check_slots()
+        if self.attempts:
+            self.violation(f"joins are {[attempt.state.value for attempt in self.attempts]}")
+        due, unfinished = self.backplane.tickets_due, list(self.backplane.unfinished)
+        if due or unfinished:
+            self.violation(f"{due} tickets are not given, {unfinished} not finished")
 
     # What happens to it
 

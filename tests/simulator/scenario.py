@@ -117,6 +117,9 @@ class Scenario:
 
     def run_for(self, seconds: float) -> None:
         self.timeline.run_until(self.now + seconds)
+        for node in self.nodes:
+            if node.process.alive:
+                node.check_slots()
         self.check()
 
     # What the nodes and clients report
