@@ -22,6 +22,7 @@ class JoinConditions:
     Attributes:
         crowd_size: from how many peers in a topic on joins take turns.
         calm: whether the faults are over: clients that were refused do not come back then.
+        turn_seconds: how long a pass of the reactor takes in which joins have their turns.
         handshake_seconds: how long a handshake may take; 0 means any time.
     """
 
@@ -35,6 +36,7 @@ class JoinConditions:
         self._refused_share = self._early_share = 0.0
         self._drain_seconds = [0.0]
         self.crowd_size = 32
+        self.turn_seconds = 0.0
         self.calm = False
         self.handshake_seconds = HANDSHAKE_SECONDS if self.active else 0.0
         if self.active:
@@ -57,6 +59,7 @@ class JoinConditions:
         self._early_share = random.choice([0.0, 0.3, 0.9])
         self._drain_seconds = random.choice([[0.0], [0.0, 0.5, 3.0]])
         self.crowd_size = random.choice([0, 1, 3, 32])
+        self.turn_seconds = random.choice([0.0, 0.1, 2.0])
 
     def limit(self, limits: Limits) -> Limits:
         """Add the conditions to a node's limits."""

@@ -65,6 +65,20 @@ class SimulatedIds(PeerIds):
             self._ms, self._rest = ms, self._random.randrange(10**15)
 
 
+class SlowClock:
+    """The clock of a process whose passes of the reactor take time."""
+
+    def __init__(self, process: Process, seconds: float) -> None:
+        self._process = process
+        self._seconds = seconds
+
+    def seconds(self) -> float:
+        return self._process.seconds()
+
+    def callLater(self, delay: float, function: Callable[..., Any], *arguments: Any) -> Any:
+        return self._process.callLater(delay + self._seconds, function, *arguments)
+
+
 class CountedLimits(ConnectionLimits):
     """Connection limits that keep a count of their own.
 
@@ -181,7 +195,9 @@ class SimulatedNode:
             self.topics, self.announcer, self.backplane, self.counters, self.limits, self.sessions
         )
         self.turns: FairScheduler[SimulatedConnection] = FairScheduler(
-            self.process, JOINS_PER_PASS, lambda connection: connection.accept(b"")
+            SlowClock(self.process, scenario.joins.turn_seconds),
+            JOINS_PER_PASS,
+            lambda connection: connection.accept(b""),
         )
         self.connections: dict[SimulatedConnection, None] = {}
         self.attempts: list[JoinAttempt] = []
