@@ -18,6 +18,7 @@ class JoinConditions:
 
     Args:
         seed: of the scenario.
+        any_at_all: False for a scenario without conditions.
 
     Attributes:
         crowd_size: from how many peers in a topic on joins take turns.
@@ -26,10 +27,10 @@ class JoinConditions:
         handshake_seconds: how long a handshake may take; 0 means any time.
     """
 
-    def __init__(self, seed: int | str) -> None:
+    def __init__(self, seed: str, *, any_at_all: bool = True) -> None:
         # SALT is chosen so that the seeds which test_simulator.py keeps have no such conditions.
         self.random = random = Random(f"{SALT} {seed}")
-        self.active = random.random() < 0.65
+        self.active = any_at_all and random.random() < 0.65
         self._limits: dict[str, Any] = {}
         self._addresses = 1
         self._login_seconds: list[float] = []

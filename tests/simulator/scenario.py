@@ -50,6 +50,7 @@ class Scenario:
     Args:
         seed: of the random generator.
         log: is called with each line of the trace; None traces nothing.
+        with_join_conditions: False for joins that always succeed, and at once.
 
     Attributes:
         sent: all relays, by number.
@@ -61,9 +62,11 @@ class Scenario:
 
     kind = ""
 
-    def __init__(self, seed: int, log: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, seed: int, log: Callable[[str], None] | None = None, *, with_join_conditions: bool = True
+    ) -> None:
         self.timeline = Timeline(seed, log)
-        self.joins = JoinConditions(f"{self.kind}{seed}")
+        self.joins = JoinConditions(f"{self.kind}{seed}", any_at_all=with_join_conditions)
         self.random = self.timeline.random
         self.trace = self.timeline.trace
         self.tracing = self.timeline.tracing

@@ -41,7 +41,7 @@ def run(seeds: str) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_store_that_loses_its_data_makes_nobody_leave_who_is_there(seed: int) -> None:
-    scenario = Scenario(seed)
+    scenario = Scenario(seed, with_join_conditions=False)
     scenario.run_for(3)
     for _ in range(8):
         scenario.join()
@@ -64,7 +64,7 @@ def test_a_store_that_loses_its_data_makes_nobody_leave_who_is_there(seed: int) 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_store_that_is_emptied_while_it_runs_makes_nobody_leave(seed: int) -> None:
-    scenario = Scenario(seed)
+    scenario = Scenario(seed, with_join_conditions=False)
     scenario.run_for(3)
     for _ in range(6):
         scenario.join()
