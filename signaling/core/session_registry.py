@@ -47,7 +47,7 @@ class SessionRegistry:
         self._expiries: WallClockTimers[PeerSession] = WallClockTimers(clock, wall_clock, self._token_expired)
 
     @property
-    def relays_waiting(self) -> int:
+    def relays_queued(self) -> int:
         """How many relays wait for detached sessions."""
         return sum(session.unwritten for session in self.detached)
 

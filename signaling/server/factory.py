@@ -153,7 +153,7 @@ class SignalingFactory(WebSocketConnectionFactory):
     @property
     def relays_queued(self) -> int:
         """How many accepted relays wait for their target's transport now; counted anew at each look."""
-        return sum(connection.waiting for connection in self.connections) + self.sessions.relays_waiting
+        return sum(connection.waiting for connection in self.connections) + self.sessions.relays_queued
 
     @property
     def relays_written(self) -> int:
