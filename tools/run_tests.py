@@ -65,7 +65,7 @@ _SYSTEM = [
 ]
 _NAMED = [path for part in _SYSTEM for path in part.arguments]
 _OTHERS = Part("other system tests", ["tests/system", *(f"--ignore={path}" for path in _NAMED)])
-_SYSTEM_WITH_FRAMES = system("clients", "conformance", "failures", "wire_transcript")
+_SYSTEM_WITH_FRAMES = system("conformance", "failures", "wire_transcript")
 ALL = [
     _OTHERS,
     *_SYSTEM,
