@@ -14,10 +14,10 @@ from signaling.timing.timeouts import Timeouts
 class UnjoinedConnection(Protocol):
     """A connection, as the gate sees it."""
 
-    def cut(self, reason: str) -> None:
+    def abort(self, reason: str) -> None:
         """Abort; ``reason`` is for the log."""
 
-    def handshakeLate(self) -> None:
+    def handshake_timed_out(self) -> None:
         """End, because the handshake timeout is over."""
 
 
@@ -83,7 +83,7 @@ class ConnectionGate(Generic[C]):
     def _evict(self, connection: C, reason: str) -> None:
         self.discard(connection)
         self._counters.connections_evicted += 1
-        connection.cut(reason)
+        connection.abort(reason)
 
     def discard(self, connection: C) -> None:
         """Evict ``connection`` no more: it joins, or is closed. Nothing happens if it was evicted."""
@@ -103,4 +103,4 @@ class ConnectionGate(Generic[C]):
     def end_handshake(self, connection: C) -> None:
         """Let the handshake timeout of ``connection`` be over now, if it is still running."""
         if self._handshakes.clear(connection) is not None:
-            connection.handshakeLate()
+            connection.handshake_timed_out()

@@ -134,7 +134,7 @@ class SignalingFactory(WebSocketConnectionFactory):
         self._proxies = TrustedProxies(trusted_proxies)
         self.gate: ConnectionGate[SignalingProtocol] = ConnectionGate(
             self.connections,
-            self.handshakes,
+            self.handshake_timeouts,
             self.connection_limits,
             self.limits.max_connections_per_address,
             self._proxies,
@@ -214,13 +214,13 @@ class SignalingFactory(WebSocketConnectionFactory):
         if peer.topic is not None:
             self.events.handed_off(peer.id, peer.topic.name)
 
-    def rest(self) -> None:
+    def cancel_idle_timers(self) -> None:
         """Leave no timer behind when the last connection is gone, and go on with a drain."""
-        super().rest()
-        self.renewals.rest()
-        self.clock_steps.rest()
-        self.expiries.rest()
-        self.sessions.rest()
+        super().cancel_idle_timers()
+        self.renewals.cancel_if_idle()
+        self.clock_steps.stop()
+        self.expiries.cancel_if_idle()
+        self.sessions.cancel_idle_timers()
         self.shutdown.connection_lost()
 
     def client(self, address: Any, values: HeaderValues) -> Client:
@@ -271,7 +271,7 @@ class SignalingFactory(WebSocketConnectionFactory):
 
     def last_connection_lost(self) -> Deferred[None]:
         """Stop the backplane; fires when the other nodes know, or after some seconds without the store."""
-        self.sessions.rest()
+        self.sessions.cancel_idle_timers()
         self.paced_log.flush()
         start, self._backplane_start = self._backplane_start, None
         if start is not None and start.active():

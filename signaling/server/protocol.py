@@ -47,7 +47,7 @@ class SignalingProtocol(WebSocketConnection[Receipt]):
     """One connection of a signaling server, and the peer attached to it once it is open."""
 
     factory: SignalingFactory
-    _web: BoundedChannel | None = None
+    _http: BoundedChannel | None = None
     _peer: Peer | None = None
     # None before the login, and again once there is a peer.
     _attempt: JoinAttempt | None = None
@@ -70,7 +70,7 @@ class SignalingProtocol(WebSocketConnection[Receipt]):
         path, _, query = head.target.partition(b"?")
         segment = path.removeprefix(_PREFIX)
         if segment in (path, b"") or b"/" in segment or not head.may_upgrade or not asks_for_websocket(head.values):
-            self._leave_to_web(head)
+            self._serve_http(head)
             return
         try:
             join, key = self.factory.check(segment, query, head.values)
@@ -79,34 +79,29 @@ class SignalingProtocol(WebSocketConnection[Receipt]):
         else:
             self.join(join, key, head.values)
 
-    def _leave_to_web(self, head: Head) -> None:
+    def _serve_http(self, head: Head) -> None:
         data, self.data = self.data, b""
-        self.factory.handshakes.clear(self)
-        self._web = web = self.factory.site.channel_for(self)
+        self.factory.handshake_timeouts.clear(self)
+        self._http = web = self.factory.site.channel_for(self)
         web.makeConnection(self.transport)
         self.dataReceived = web.dataReceived  # type: ignore[method-assign]
         web.begin(head, data)
 
     def leave_http(self) -> None:
-        """Take the bytes that the site's channel took until now."""
-        self._web = None
+        """Handle all further bytes here instead of in the site's channel."""
+        self._http = None
         self.__dict__.pop("dataReceived", None)
 
-    def http_done(self) -> None:
-        """End the connection after its last HTTP answer."""
-        self.leave_http()
-        self.endGently()
-
     def schedule_next_request(self) -> None:
-        """Let the site's channel read its next request when it is this connection's turn."""
+        """Have the site's channel read its next request when it is this connection's turn."""
         self.factory.scheduler.add(self)
 
-    def goOn(self) -> None:
-        """Go on with what waited, in the site's channel or here."""
-        if self._web is not None:
-            self._web.answer_next()
+    def on_turn(self) -> None:
+        """Continue what waited for this turn, in the site's channel or here."""
+        if self._http is not None:
+            self._http.answer_next()
         else:
-            super().goOn()
+            super().on_turn()
 
     def refuse(self, refused: Refused) -> None:
         """Answer the request with an HTTP error that a page of any origin can read, and end the connection."""
@@ -117,12 +112,12 @@ class SignalingProtocol(WebSocketConnection[Receipt]):
         self.factory.counters.requests_refused[refused.status] += 1
         self._log_refusal(refused.status, refused.reason)
 
-    def handshakeLate(self) -> None:
-        """End a connection whose request, or whose login, did not come in time, and say so in the log."""
+    def handshake_timed_out(self) -> None:
+        """End a connection whose request or login took too long, and log it."""
         if self._login is not None:
             self._login.cancel()
             return
-        super().handshakeLate()
+        super().handshake_timed_out()
         self.factory.counters.handshake_timeouts += 1
         self._log_refusal(None, self.end_reason)
 
@@ -170,9 +165,9 @@ class SignalingProtocol(WebSocketConnection[Receipt]):
             self._refuse_join(failure.value, values)
 
     def _login_broken(self, failure: Failure) -> None:
-        # A transport would do the same with what its protocol raises.
+        # A transport does the same with what its protocol raises.
         self.factory.events.log.failure("an error after a login", failure)
-        self.cut("an error after its login")
+        self.abort("an error after its login")
 
     def _log_out(self) -> None:
         logout, self._logout = self._logout, None
@@ -205,7 +200,7 @@ class SignalingProtocol(WebSocketConnection[Receipt]):
         if self.state == self.STATE_CONNECTING:
             self.pause_reading(ReadPause.HANDSHAKE)
             # The deadline of a request that twisted.web read is over.
-            self.factory.handshakes.set_once(self)
+            self.factory.handshake_timeouts.set_once(self)
         else:
             self.pause_reading(ReadPause.JOIN)
 
@@ -314,7 +309,7 @@ class SignalingProtocol(WebSocketConnection[Receipt]):
 
     # Acknowledgments: the pongs of a session say which messages arrived
 
-    def pingMark(self) -> bytes:
+    def ping_payload(self) -> bytes:
         """Return what a ping carries."""
         return self._peer.ping_payload if self._peer is not None else b""
 
@@ -333,18 +328,18 @@ class SignalingProtocol(WebSocketConnection[Receipt]):
 
     def give_up_session(self) -> None:
         """End the connection; its session continues on another one, or at another node."""
-        self.takeUndelivered()
+        self.take_undelivered()
         self._peer = None
-        self.cut("its session continues on another connection")
+        self.abort("its session continues on another connection")
 
-    def cut(self, reason: str) -> None:
+    def abort(self, reason: str) -> None:
         """End the connection at once, without a close frame."""
-        super().cut(reason)
+        super().abort(reason)
         self._lose_peer()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Clean up; ``onClose``, in the middle of it, removes or detaches the peer."""
-        web = self._web
+        web = self._http
         self.leave_http()
         if web is not None:
             web.connectionLost(reason)
@@ -366,7 +361,7 @@ class SignalingProtocol(WebSocketConnection[Receipt]):
 
     @property
     def _may_resume(self) -> bool:
-        return not (self.said_goodbye or self.factory.draining)
+        return not (self.close_frame_seen or self.factory.draining)
 
     def _lose_peer(self) -> None:
         """Detach the peer if its client may resume; otherwise the peer leaves."""

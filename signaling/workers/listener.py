@@ -144,7 +144,7 @@ class Arrival:
             return CONNECTION_DONE
         if not self._data:
             self._since = self._dispatcher.reactor.seconds()
-            self._dispatcher.handshakes.set(self)
+            self._dispatcher.handshake_timeouts.set(self)
         self._data += data
         worker = self._dispatcher.router.route(self._data)
         if worker is not None:
@@ -194,19 +194,19 @@ class Arrival:
         """Hear that the client is gone."""
         self._close()
 
-    def cut(self, reason: str) -> None:
+    def abort(self, reason: str) -> None:
         """End it at once."""
         self._close()
 
-    def goAway(self, code: int = 0) -> None:
+    def close_for_shutdown(self, code: int = 0) -> None:
         """End it because the server stops."""
         self._close()
 
-    def closeLate(self) -> None:
+    def close_timed_out(self) -> None:
         """End it at once."""
         self._close()
 
-    def handshakeLate(self) -> None:
+    def handshake_timed_out(self) -> None:
         """End it because its request, or its worker, did not come in time."""
         dispatcher = self._dispatcher
         dispatcher.counters.handshake_timeouts += 1

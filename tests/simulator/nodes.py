@@ -361,7 +361,7 @@ class SimulatedNode:
             connection.say_goodbye()
         for session in tuple(self.sessions.detached):
             self.sessions.close_detached(session)
-        self.sessions.rest()
+        self.sessions.cancel_idle_timers()
         self.backplane.stop(self._stopped)
 
     def _stopped(self) -> None:
