@@ -203,5 +203,5 @@ class AccountingOverNodes(Accounting):
     SETUPS = ({"nodes": 3},)
 
 
-TestAccountingOverNodes = pytest.mark.cluster(AccountingOverNodes.TestCase)
+TestAccountingOverNodes = pytest.mark.cluster(pytest.mark.unmeasured(AccountingOverNodes.TestCase))
 TestAccountingOverNodes.settings = TestAccounting.settings
