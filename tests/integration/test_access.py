@@ -340,14 +340,14 @@ class Session:
     """A client that may resume."""
 
     def __init__(self, harness: Harness, text: str) -> None:
-        self._world = harness
+        self._harness = harness
         self.peer = enter(harness, text)
         self.welcome, *_ = self.peer.heard()
         self.peer.reset()
 
     def resume(self, text: str | None, topic: str = "room") -> Peer:
         headers = {} if text is None else {"Authorization": f"Bearer {text}"}
-        return self._world.peer(f"/ws/{topic}?resume={self.welcome['resume']['token']}&seen=2", headers)
+        return self._harness.peer(f"/ws/{topic}?resume={self.welcome['resume']['token']}&seen=2", headers)
 
 
 @pytest.fixture
