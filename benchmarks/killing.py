@@ -21,7 +21,7 @@ from benchmarks.compare.meter import children
 from benchmarks.compare.payloads import candidate
 from benchmarks.observe import Samples, Server
 from signaling import Limits
-from signaling.workers.topic_router import Router
+from signaling.workers.topic_router import TopicRouter
 
 _UNDER_WAY = 4
 _TO_NOBODY = 10
@@ -154,7 +154,7 @@ class Pair:
 
 async def load(server: Server, options: argparse.Namespace) -> tuple[list[Books], Samples]:
     """Let pairs relay, kill the first worker, and wait for all; returns the books by worker, and the last metrics."""
-    router, books = Router(options.workers, Limits()), [Books() for _ in range(options.workers)]
+    router, books = TopicRouter(options.workers, Limits()), [Books() for _ in range(options.workers)]
     topics = [f"pair-{number}" for number in range(options.pairs)]
     until = time.monotonic() + options.seconds
     running = [asyncio.create_task(Pair(server.port, topic, books[router.owner(topic)]).run(until)) for topic in topics]

@@ -97,17 +97,17 @@ class Certificates:
         self._context = self._load().getContext()
 
 
-class Listener(NamedTuple):
-    """Somewhere to listen.
+class ListenAddress(NamedTuple):
+    """Where to listen.
 
     Args:
-        where: the words that asked for it, for an error.
-        protocols: who answers there, an ``IProtocolFactory``; None means the signaling server.
+        text: the option that asked for it, for an error.
+        site: an ``IProtocolFactory`` for its connections; None means the signaling server.
     """
 
-    where: str
+    text: str
     endpoint: IStreamServerEndpoint
-    protocols: Any = None
+    site: Any = None
 
     @property
     def certificates(self) -> Certificates | None:
@@ -116,7 +116,7 @@ class Listener(NamedTuple):
         return found if isinstance(found, Certificates) else None
 
 
-def listeners(reactor: Any, descriptions: Sequence[str], port: int) -> list[Listener]:
+def listen_addresses(reactor: Any, descriptions: Sequence[str], port: int) -> list[ListenAddress]:
     """Return where to listen.
 
     Args:
@@ -126,8 +126,8 @@ def listeners(reactor: Any, descriptions: Sequence[str], port: int) -> list[List
         StartError: naming the description that is not one.
     """
     if not descriptions:
-        return [Listener(f"port {port}", AllInterfaces(reactor, port))]
-    return [Listener(f"--listen {text}", endpoint(reactor, "listen", text)) for text in descriptions]
+        return [ListenAddress(f"port {port}", AllInterfaces(reactor, port))]
+    return [ListenAddress(f"--listen {text}", endpoint(reactor, "listen", text)) for text in descriptions]
 
 
 def endpoint(reactor: Any, option: str, text: str) -> IStreamServerEndpoint:
@@ -147,7 +147,7 @@ def endpoint(reactor: Any, option: str, text: str) -> IStreamServerEndpoint:
             set_certificates(parsed, Certificates(lambda: get_certificates(again(reactor, text))))
     except Exception as error:
         # Each endpoint's parser fails in its own way: KeyError, TypeError, OSError, OpenSSL's errors.
-        raise StartError(f"--{option} {text}: {why(kind, error)}") from None
+        raise StartError(f"--{option} {text}: {explain(kind, error)}") from None
     return parsed
 
 
@@ -214,7 +214,7 @@ def _example(kind: str) -> str:
     return f"for example {_RIGHT.get(kind) or ', '.join((_RIGHT['tcp'], _RIGHT['unix'], _RIGHT['ssl']))}"
 
 
-def why(kind: str, error: Exception) -> str:
+def explain(kind: str, error: Exception) -> str:
     """Say in words for a person why a description, or its files, cannot be used.
 
     Args:

@@ -1,8 +1,4 @@
-"""The signaling server: one protocol for each connection, and the factory that holds the topic map.
-
-A connection speaks WebSocket first and web second: a well-formed upgrade of ``/ws/{topic}`` is answered here,
-everything else is handed, with the bytes read so far, to a ``twisted.web`` site.
-"""
+"""One connection of a signaling server: its way into a topic, its peer, and its end."""
 
 from __future__ import annotations
 
@@ -27,32 +23,25 @@ from signaling.core.peer import Peer, return_undelivered
 from signaling.core.session import ResumablePeer
 from signaling.errors import ErrorCode, Refused, Rejected
 from signaling.limits import FRAMES_PER_TOKEN
-from signaling.server.address_text import address_text
-from signaling.transport.private_api import awaits_proxy_header
-from signaling.web.site import BoundedChannel
-from signaling.websocket.handshake import asks_for_websocket
-from signaling.websocket.protocol import LeanWebSocketProtocol
+from signaling.server.http import HttpProtocol
 from signaling.websocket.read_pause import ReadPause
-from signaling.websocket.request_head import Head, HeaderValues
+from signaling.websocket.request_head import HeaderValues
 
 if TYPE_CHECKING:
     from signaling.server.factory import SignalingFactory
 
-_PREFIX = b"/ws/"
 _POLICY_VIOLATION = 1008
 # Of the range for applications, after HTTP's 401.
 _TOKEN_EXPIRED = 4401
 
 
-class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
+class SignalingProtocol(HttpProtocol[Receipt]):
     """One connection of a signaling server, and the peer attached to it once it is open."""
 
     factory: SignalingFactory
-    _web: BoundedChannel | None = None
     _peer: Peer | None = None
     # None before the login, and again once there is a peer.
     _attempt: JoinAttempt | None = None
-    _address: str | None = None
     slot: ConnectionSlot | None = None
     _bucket: TokenBucket | None = None
     _login: Deferred[Any] | None = None
@@ -61,74 +50,12 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
 
     # The way in
 
-    def address_of_connection(self) -> str:
-        """Return the text of the client's address; empty if it is not known yet."""
-        # A haproxy: endpoint reads the client's address from the first bytes; until then it has the proxy's.
-        return "" if awaits_proxy_header(self.transport) else address_text(self.transport.getPeer())
-
-    def requestReceived(self, head: Head) -> None:
-        """Answer an upgrade of ``/ws/{topic}`` here, leave everything else to the site."""
-        path, _, query = head.target.partition(b"?")
-        segment = path.removeprefix(_PREFIX)
-        if segment in (path, b"") or b"/" in segment or not head.may_upgrade or not asks_for_websocket(head.values):
-            self._leave_to_web(head)
-            return
-        try:
-            join, key = self.factory.check(segment, query, head.values)
-        except Refused as refused:
-            self._refuse_join(refused, head.values)
-        else:
-            self.join(join, key, head.values)
-
-    def _leave_to_web(self, head: Head) -> None:
-        data, self.data = self.data, b""
-        self.factory.handshakes.clear(self)
-        self._web = web = self.factory.site.channel_for(self)
-        web.makeConnection(self.transport)
-        self.dataReceived = web.dataReceived  # type: ignore[method-assign]
-        web.begin(head, data)
-
-    def leave_http(self) -> None:
-        """Take the bytes that the site's channel took until now."""
-        self._web = None
-        self.__dict__.pop("dataReceived", None)
-
-    def http_done(self) -> None:
-        """End the connection after its last HTTP answer."""
-        self.leave_http()
-        self.endGently()
-
-    def schedule_next_request(self) -> None:
-        """Let the site's channel read its next request when it is this connection's turn."""
-        self.factory.turns.add(self)
-
-    def goOn(self) -> None:
-        """Go on with what waited, in the site's channel or here."""
-        if self._web is not None:
-            self._web.answer_next()
-        else:
-            super().goOn()
-
-    def refuse(self, refused: Refused) -> None:
-        """Answer the request with an HTTP error that a page of any origin can read, and end the connection."""
-        if self.state != self.STATE_CONNECTING:
-            return
-        refused.headers = {**self.factory.origins.cors(()), **refused.headers}
-        super().refuse(refused)
-        self.factory.counters.requests_refused[refused.status] += 1
-        self._log_refusal(refused.status, refused.reason)
-
     def handshakeLate(self) -> None:
-        """End a connection whose request, or whose login, did not come in time, and say so in the log."""
+        """End a connection whose request, or whose login, did not come in time."""
         if self._login is not None:
             self._login.cancel()
-            return
-        super().handshakeLate()
-        self.factory.counters.handshake_timeouts += 1
-        self._log_refusal(None, self.end_reason)
-
-    def _log_refusal(self, status: int | None, reason: str) -> None:
-        self.factory.events.refused(self._address or address_text(self.transport.getPeer()), status, reason)
+        else:
+            super().handshakeLate()
 
     def join(self, request: JoinRequest, key: bytes, values: HeaderValues) -> None:
         """Check the client's token, if tokens are checked; then let it join its topic, or refuse it.
@@ -156,7 +83,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         if self.state != self.STATE_CONNECTING:
             self._log_out()
         elif not grant.covers(request.topic):
-            self._refuse_join(forbidden(), values)
+            self.refuse_join(forbidden(), values)
         else:
             metadata = request.metadata if grant.metadata is None else grant.metadata_text
             owner = session_owner(request.credential, grant) if request.credential is not None else None
@@ -168,7 +95,7 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         if not isinstance(failure.value, Refused):
             failure.raiseException()
         else:
-            self._refuse_join(failure.value, values)
+            self.refuse_join(failure.value, values)
 
     def _login_broken(self, failure: Failure) -> None:
         # A transport would do the same with what its protocol raises.
@@ -186,13 +113,9 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
         try:
             attempt.start()
         except Refused as refused:
-            self._refuse_join(refused, values)
+            self.refuse_join(refused, values)
         else:
             self.factory.gate.discard(self)
-
-    def _refuse_join(self, refused: Refused, values: HeaderValues) -> None:
-        refused.headers |= self.factory.origins.cors(values(b"origin"))
-        self.refuse(refused)
 
     # What the attempt to join asks
 
@@ -339,14 +262,9 @@ class SignalingProtocol(LeanWebSocketProtocol[Receipt]):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Take the peer out of its topic."""
-        web = self._web
-        self.leave_http()
-        if web is not None:
-            web.connectionLost(reason)
         self.factory.renewals.clear(self)
         self.factory.expiries.clear(self)
         super().connectionLost(reason)
-        self.factory.gate.discard(self)
         if self._login is not None:
             self._login.cancel()
         self._log_out()

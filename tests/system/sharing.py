@@ -14,13 +14,13 @@ from contextlib import contextmanager, suppress
 from prometheus_client.parser import text_string_to_metric_families
 
 from signaling import Limits
-from signaling.workers.topic_router import Router
+from signaling.workers.topic_router import TopicRouter
 from tests.system.failing import serving
 from tests.system.twistd import Server
 
 WORKERS = 2
 END_SECONDS = 20.0
-_ROUTER = Router(WORKERS, Limits())
+_ROUTER = TopicRouter(WORKERS, Limits())
 
 
 @contextmanager
