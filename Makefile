@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8081
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYTEST_OPTIONS
 
-.PHONY: help run test lint types test-all conformance fuzz soak observe failures bench clean
+.PHONY: help run check test test-benchmarks lint types test-all conformance fuzz soak observe failures bench clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -14,12 +15,15 @@ help: ## List the targets
 run: $(VENV)/run.stamp ## Install into .venv and serve on port 8081 (PORT=9000 make run: on another)
 	PORT=$(PORT) exec $(BIN)/twistd -n signaling
 
-test: $(VENV)/test.stamp ## Install what the tests need and run them all, with coverage
+check: lint types $(VENV)/test.stamp ## Check style and types, and run the quick tests, in about a minute
+	$(BIN)/python tools/run_tests.py check
+
+test: $(VENV)/test.stamp ## Install what the tests need, run all of them, and measure coverage
 	sh tools/test_programs.sh
-	$(BIN)/coverage erase
-	PYTEST_OPTIONS="$(PYTEST_OPTIONS)" sh tools/run_tests.sh $(BIN)/coverage
-	$(BIN)/coverage combine --quiet
-	$(BIN)/coverage report
+	$(BIN)/python tools/run_tests.py all
+
+test-benchmarks: $(VENV)/bench.stamp ## Run the tests of the load tools
+	$(BIN)/python -m pytest benchmarks/tests $(PYTEST_OPTIONS)
 
 lint: $(VENV)/lint.stamp ## Check style, the Dockerfile and the shell scripts
 	$(BIN)/ruff check .

@@ -1,1 +1,1 @@
-"""Load tools: ``python -m benchmarks.soak`` and ``python -m benchmarks.flood`` (docs/soak.md)."""
+"""Load tools, each a module to run: ``python -m benchmarks.soak`` (docs/soak.md), ``benchmarks.compare``, and more."""

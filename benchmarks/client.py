@@ -1,6 +1,6 @@
-"""A raw WebSocket client for loads: masking, a minimal parser of server frames, and the bad manners of real clients.
+"""A raw WebSocket client for loads, and one that keeps a delivery log.
 
-It asks nothing of a message but its envelope, and never looks at a payload, so that one core can load a whole server.
+It parses the envelope of a message and never its payload, so that one core can load a whole server.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from typing import NamedTuple, Self
 
 import msgspec
 
-HOST = "127.0.0.1"
+from tests.harness import raw_client
+from tests.harness.delivery_log import NOBODY, DeliveryLog
+from tests.harness.server import HOST
 
 TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
 
 _FINAL = 0x80
 _MASKED = 0x80
-# One key for the whole process: no proxy stands between a benchmark and its server that could be poisoned.
+# One key for the whole process: no cache between a benchmark and its server could be poisoned.
 _KEY = os.urandom(4)
 _END_OF_HEAD = b"\r\n\r\n"
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -54,22 +56,14 @@ def text_frame(payload: bytes) -> bytes:
     return frame(TEXT, payload)
 
 
-def upgrade(topic: str) -> bytes:
-    """Write the request that joins ``topic``, which needs no percent-encoding."""
-    return (
-        f"GET /ws/{topic} HTTP/1.1\r\nHost: {HOST}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    ).encode()
-
-
 class Entry(msgspec.Struct):
-    """Somebody in a ``peer-list``."""
+    """One entry of a ``peer-list``."""
 
     id: str
 
 
 class Resume(msgspec.Struct):
-    """How to go on after a connection was lost."""
+    """What resumes the session after a lost connection."""
 
     token: str
 
@@ -95,7 +89,7 @@ class End(NamedTuple):
     """How a connection ended.
 
     Args:
-        code: the server's close code, or None where it sent no close frame.
+        code: the server's close code, or None if it sent no close frame.
         complete: whether everything was read that the server wrote: its close frame and the end of its half.
     """
 
@@ -108,7 +102,7 @@ class NotJoinedError(Exception):
 
 
 class Client(asyncio.Protocol):
-    """One peer of a topic. Subclasses override ``heard`` and ``over``.
+    """One peer of a topic. Subclasses override ``received`` and ``connection_ended``.
 
     Attributes:
         id: its own id, once it joined.
@@ -142,7 +136,7 @@ class Client(asyncio.Protocol):
             receive_buffer: bytes of ``SO_RCVBUF``; 0 leaves it to the kernel.
 
         Raises:
-            NotJoinedError: where the server refuses or ends the connection.
+            NotJoinedError: if the server refuses or ends the connection.
         """
         client = cls(*args)
         await client._connect(port, topic, receive_buffer)
@@ -151,10 +145,10 @@ class Client(asyncio.Protocol):
     async def _connect(self, port: int, target: str, receive_buffer: int = 0) -> None:
         sock = await _connected(port, receive_buffer)
         await asyncio.get_running_loop().create_connection(lambda: self, sock=sock)
-        self.send(upgrade(target))
+        self.send(raw_client.upgrade(target, HOST))
         await self._joined
 
-    async def come_back(self, port: int, target: str) -> None:
+    async def rejoin(self, port: int, target: str) -> None:
         """Join again, on a new connection, once the one before has ended.
 
         Args:
@@ -181,8 +175,8 @@ class Client(asyncio.Protocol):
         """Wait until the server takes data again."""
         await self._writable.wait()
 
-    def hear(self, wanted: Callable[[Message], bool]) -> asyncio.Future[Message]:
-        """Return the first message from now on that is wanted; ``ConnectionError`` where the connection ends first."""
+    def next_message(self, wanted: Callable[[Message], bool]) -> asyncio.Future[Message]:
+        """Return the first message from now on that is wanted; ``ConnectionError`` if the connection ends first."""
         future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._waiters.append((wanted, future))
         return future
@@ -210,18 +204,18 @@ class Client(asyncio.Protocol):
         self.send(frame(CLOSE, struct.pack("!H", code)))
         return await self.ended
 
-    # What a subclass hears
+    # What a subclass handles
 
-    def heard(self, message: Message) -> None:
-        """Hear one message; ``welcome`` and ``peer-list`` as well."""
+    def received(self, message: Message) -> None:
+        """Handle one message; ``welcome`` and ``peer-list`` as well."""
 
-    def over(self, end: End) -> None:
-        """Hear that the connection is gone."""
+    def connection_ended(self, end: End) -> None:
+        """Handle the end of the connection."""
 
     # What asyncio calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the way out."""
+        """Keep the transport."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
@@ -236,19 +230,19 @@ class Client(asyncio.Protocol):
         self._rest = data
 
     def eof_received(self) -> None:
-        """Notice that the server ended its half; ours is closed by the transport."""
+        """Note that the server ended its half; the transport closes ours."""
         self._at_end = True
 
     def pause_writing(self) -> None:
-        """Notice that the server takes nothing for the moment."""
+        """Note that the server takes nothing for now."""
         self._writable.clear()
 
     def resume_writing(self) -> None:
-        """Notice that it takes data again."""
+        """Note that it takes data again."""
         self._writable.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell everyone who waits."""
+        """Wake all that wait."""
         self._writable.set()
         lost = NotJoinedError(f"the connection ended: {exc or 'closed by the server'}")
         if not self._joined.done():
@@ -259,7 +253,7 @@ class Client(asyncio.Protocol):
         end = End(self._code, exc is None and self._at_end and self._code is not None)
         if not self.ended.done():
             self.ended.set_result(end)
-        self.over(end)
+        self.connection_ended(end)
 
     # Frames
 
@@ -303,12 +297,12 @@ class Client(asyncio.Protocol):
 
     def _take_message(self, message: Message) -> None:
         if not self._joined.done():
-            self._learn_place(message)
-        self.heard(message)
+            self._note_join(message)
+        self.received(message)
         if self._waiters:
             self._wake(message)
 
-    def _learn_place(self, message: Message) -> None:
+    def _note_join(self, message: Message) -> None:
         if message.type == "welcome":
             self.id = message.self_id
         elif message.type == "peer-list":
@@ -336,3 +330,67 @@ async def _connected(port: int, receive_buffer: int) -> socket.socket:
         sock.close()
         raise NotJoinedError(str(error)) from error
     return sock
+
+
+class LoggedClient(Client):
+    """A client that enters its relays in a delivery log, under its id."""
+
+    def __init__(self, log: DeliveryLog) -> None:
+        super().__init__()
+        self.log = log
+        self._unreadable: list[str] = []
+
+    def relay(self, kind: str, to: str, payload: bytes) -> None:
+        """Send one relay.
+
+        Args:
+            payload: JSON text.
+        """
+        self.send(self.relay_frame(kind, to, payload))
+
+    def relay_frame(self, kind: str, to: str, payload: bytes) -> bytes:
+        """Enter one relay and return its frame, to be sent with others."""
+        text = b'{"type":"%b","to":"%b","payload":%b,"msgId":"%b"}'
+        return text_frame(text % (kind.encode(), to.encode(), payload, self.log.sent(self.id, to).encode()))
+
+    def send_unreadable(self, data: bytes) -> None:
+        """Send a frame that the server answers with an error that names no ``msgId``."""
+        self._unreadable.append(self.log.sent(self.id, NOBODY))
+        self.send(data)
+
+    async def all_ended(self, seconds: float = 30.0) -> None:
+        """Wait until everything that it has sent is delivered, answered or excused.
+
+        Raises:
+            TimeoutError: after ``seconds``.
+        """
+        changed = asyncio.Event()
+        self.log.on_end[self.id] = changed.set
+        try:
+            async with asyncio.timeout(seconds):
+                while self.log.open(self.id):
+                    changed.clear()
+                    await changed.wait()
+        finally:
+            del self.log.on_end[self.id]
+
+    def leave_early(self) -> None:
+        """Reset the connection without waiting for what is open."""
+        self.log.leaves(self.id)
+        self.reset()
+
+    def received(self, message: Message) -> None:
+        """Enter relays, errors, and who left."""
+        if message.type == "error":
+            if not message.msg_id and self._unreadable:
+                message.msg_id = self._unreadable.pop(0)
+            self.log.answered(message.msg_id, self.id, message.code)
+        elif message.sender:
+            self.log.delivered(message.msg_id, self.id)
+        elif message.type == "peer-left":
+            self.log.peer_left(self.id, message.peer_id)
+
+    def connection_ended(self, end: End) -> None:
+        """Enter that it reads nothing more."""
+        if self.id:
+            self.log.ended(self.id, read_all=end.complete)

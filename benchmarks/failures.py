@@ -1,7 +1,7 @@
-"""A cluster of three nodes under steady calls, and what may befall it: ``python -m benchmarks.failures``.
+"""A cluster of three nodes under steady calls, and faults of every kind: ``python -m benchmarks.failures``.
 
-Each fault is tried on a cluster of its own, in the middle of a load, and healed. Then it is told how long it took until
-everybody knew the truth about everybody again, whom it disturbed, and what became of each relay.
+Each fault is tried on a cluster of its own, in the middle of a load, and healed. The report says after how long all
+peers agreed again who is in their topics, whom the fault disturbed, and what became of each relay.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.books import Ends, Relay, describe
-from benchmarks.cluster import FAULTS, Cluster, Doing, Fault, Readiness, counters
-from benchmarks.processes import Helper
-from benchmarks.report import Latency, latency
-from benchmarks.residents import Load, Member, Traveller, World, enter, until
+from benchmarks.faults import FAULTS, Cluster, Fault, Readiness, counters
+from benchmarks.processes import Child, judge, wait_until
+from benchmarks.report import Latency, drawing, latency
+from benchmarks.steady_load import OBSERVED, LoadPeer, LoadRecord, ResumingPeer, SteadyLoad, join
+from tests.harness.delivery_log import DeliveryLog, Relay, describe
 
 _AGREE_SECONDS = 20.0
 _ANNOUNCE_SECONDS = 15.0
@@ -30,21 +30,21 @@ _GAP_SECONDS = 0.5
 _JOIN_SECONDS = 3.0
 _P99_MS = 250.0
 _QUIET_SECONDS = 3.0
-_REST_SECONDS = 45.0
-_WITNESS_RATE = 20.0
+_FINISH_SECONDS = 45.0
+_OBSERVER_RATE = 20.0
 # Within so much of a fault a node may have written a relay, and not have said so.
 _INSTANT_SECONDS = 1.0
 _FEW = 5
 _ASK_SECONDS = 0.5
 _MOST_SHOWN = 700
-_CROWD = "lose-crowd"
+_MANY = "lose-many-peers"
 _LARGE = "lose-large-topic"
-_TRAVELS = "move-peers"
-_DEADLY = ("kill-node", _CROWD, _LARGE)
+_MOVES = "move-peers"
+_DEADLY = ("kill-node", _MANY, _LARGE)
 _SPECIAL = {
-    _CROWD: "a node with a crowd is killed",
+    _MANY: "a node with very many peers is killed",
     _LARGE: "a node with a third of a very large topic is killed",
-    _TRAVELS: "peers go on at other nodes, again and again",
+    _MOVES: "peers resume at other nodes, again and again",
 }
 _SESSIONS = ("--resume-window=30",)
 _JOIN_ELSEWHERE_SECONDS = 0.5
@@ -58,8 +58,8 @@ class Trial:
     seconds: float
     hits: str
     cluster: Cluster
-    world: World
-    load: Load
+    record: LoadRecord
+    load: SteadyLoad
     readiness: Readiness
     began: float = field(default_factory=time.monotonic)
     fault_at: float = 0.0
@@ -67,15 +67,19 @@ class Trial:
     closed_at: float = 0.0
     agreed_after: float = 0.0
     agreed: bool = False
-    suffering: list[Member] = field(default_factory=list)
-    ends: Ends = field(default_factory=Ends)
+    failing: list[LoadPeer] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     goals: dict[str, bool] = field(default_factory=dict)
     counted: Counter[str] = field(default_factory=Counter)
 
     @property
+    def log(self) -> DeliveryLog:
+        """The log of all relays."""
+        return self.record.log
+
+    @property
     def victim(self) -> str:
-        """The name of the node that suffers alone, or nothing."""
+        """The name of the only node that fails, or nothing."""
         return self.cluster.victim.name if self.hits in ("node", "link") else ""
 
     @property
@@ -85,64 +89,66 @@ class Trial:
 
     async def run(self, fault: Fault, calm: float) -> None:
         """Let the fault happen in the middle of the load."""
-        self.world.suffering = self.victim
+        self.record.failing = self.victim
         await asyncio.sleep(calm)
         self.hit()
-        await _do(fault.begin, self.cluster)
+        await asyncio.to_thread(fault.begin, self.cluster)
         await asyncio.sleep(self.fault_at + self.seconds - time.monotonic())
         self.healed_at = time.monotonic()
-        await _do(fault.heal, self.cluster)
+        await asyncio.to_thread(fault.heal, self.cluster)
         await self.agree(self.fault_at if self.name in _DEADLY else self.healed_at)
         await asyncio.sleep(calm)
 
     def hit(self) -> None:
-        """Take note that the fault begins now, and of who is at the node that suffers."""
-        there = [member for present in self.world.present.values() for member in present.values()]
-        self.suffering = [member for member in there if member.node == self.victim]
+        """Note that the fault begins now, and which peers are at the node that fails."""
+        present = [peer for peers in self.record.present.values() for peer in peers.values()]
+        self.failing = [peer for peer in present if peer.node == self.victim]
         self.fault_at = time.monotonic()
 
     async def agree(self, since: float) -> None:
         """Wait until the views have agreed for a while."""
         deadline = max(since + _AGREE_SECONDS, time.monotonic()) + 2 * _QUIET_SECONDS
-        world = self.world
-        self.agreed = await until(
-            lambda: time.monotonic() - max(since, world.disagreed_at) > _QUIET_SECONDS, deadline - time.monotonic()
+        record = self.record
+        self.agreed = await wait_until(
+            lambda: time.monotonic() - max(since, record.disagreed_at) > _QUIET_SECONDS, deadline - time.monotonic()
         )
-        self.agreed_after = max(0.0, world.disagreed_at - since)
+        self.agreed_after = max(0.0, record.disagreed_at - since)
         if not self.agreed:
-            self.notes += [f"views differ: {text}" for text in world.disagreements()[:_FEW]]
+            self.notes += [f"views differ: {text}" for text in record.disagreements()[:_FEW]]
 
     async def close(self) -> None:
-        """Wait for the ends of all relays, and close the books."""
+        """Wait for the ends of all relays, and close the log."""
         self.closed_at = time.monotonic()
-        await self.load.rest(_REST_SECONDS)
+        await self.load.finish(_FINISH_SECONDS)
         # An answer to what was delivered would come now.
         await asyncio.sleep(_QUIET_SECONDS)
         for task in self.readiness.tasks:
             task.cancel()
-        self.ends = self.world.books.close()
+        self.log.close()
         self.counted = await counters(self.cluster.nodes)
         await self.load.end()
         for node in self.cluster.nodes:
-            self.notes += [f"the log of {node.name}: {line}" for line in node.program.unready_reasons[:_FEW]]
+            self.notes += [f"the log of {node.name}: {line}" for line in node.server.problems[:_FEW]]
 
     # What it found
 
     @property
     def announced_after(self) -> float | None:
-        """How long it took until the last peer of the dead node was announced; None where none had to be."""
+        """After how long the last peer of the dead node was announced; None if none had to be."""
         # Visitors leave by themselves.
-        dead = {each.id for each in self.suffering if self.name in _DEADLY or (each.ended_at or 0) > self.closed_at}
-        told = [left.at - self.fault_at for left in self.world.left if left.peer in dead and left.at >= self.fault_at]
-        return max(told, default=None) if self.victim else None
+        dead = {each.id for each in self.failing if self.name in _DEADLY or (each.ended_at or 0) > self.closed_at}
+        left = [left.at - self.fault_at for left in self.record.left if left.peer in dead and left.at >= self.fault_at]
+        return max(left, default=None) if self.victim else None
 
     def gap(self, node: str) -> float:
-        """Return the longest time since the fault in which no relay arrived between the two witnesses of a node."""
-        books = self.world.books
+        """Return the longest time since the fault in which no relay arrived between the two observers of a node."""
+        peers = self.record.peers
         times = sorted(
-            relay.arrived
-            for relay in books.relays
-            if relay.arrived > self.fault_at and relay.sender.node == node and _topic(relay) == f"witness-{node}"
+            relay.delivered_at
+            for relay in self.log.relays.values()
+            if (relay.delivered_at or 0.0) > self.fault_at
+            and peers[relay.sender].node == node
+            and peers[relay.sender].topic == OBSERVED + node
         )
         return max((b - a for a, b in pairwise(times)), default=0.0)
 
@@ -153,16 +159,18 @@ class Trial:
 
     @property
     def longest_join(self) -> float:
-        """The longest time that a peer took to join where its node was well itself."""
-        joins = self.world.joining
+        """The longest time that a join took at a healthy node."""
+        joins = self.record.joins
         return max((each.seconds for each in joins if each.node != self.disturbed), default=0.0)
 
     def latency(self, since: float, until: float, *, crosses: bool) -> Latency:
         """Sum up how long relays took that were sent within a time."""
         return latency(
-            1000 * (relay.arrived - relay.sent)
-            for relay in self.world.books.relays
-            if since <= relay.sent < until and relay.arrived and relay.crosses == crosses
+            1000 * (relay.delivered_at - relay.sent_at)
+            for relay in self.log.relays.values()
+            if since <= relay.sent_at < until
+            and relay.delivered_at is not None
+            and self.record.crosses(relay) == crosses
         )
 
     @property
@@ -170,37 +178,40 @@ class Trial:
         """The relays that were delivered and answered, though no node died in that instant."""
         return [
             relay
-            for relay in self.ends.both
-            if not self.victim
-            or relay.target.node != self.victim
-            or abs(relay.arrived - self.fault_at) > _INSTANT_SECONDS
+            for relay in self.log.relays.values()
+            if relay.outcome == "both"
+            and (
+                not self.victim
+                or self.record.peers[relay.target].node != self.victim
+                or abs((relay.delivered_at or 0.0) - self.fault_at) > _INSTANT_SECONDS
+            )
         ]
 
     @property
     def untrue(self) -> int:
-        """How often a peer was told to have left that was there, and whose node was not taken for dead."""
-        members = self.world.members
-        there = [(left.at, members[left.peer]) for left in self.world.left if left.peer in members]
+        """How often a peer-left named a peer that was there, and whose node was not taken for dead."""
+        peers = self.record.peers
+        there = [(left.at, peers[left.peer]) for left in self.record.left if left.peer in peers]
         return sum(peer.node != self.victim and (peer.ended_at is None or at < peer.ended_at) for at, peer in there)
 
     def judge(self) -> None:
         """Compare with the goals."""
-        breaches = self.world.books.breaches
-        gap, late = self.longest_gap, self.world.late_seconds
-        well = [node.program.unready_reasons for node in self.cluster.nodes]
+        breaches, both = self.log.breaches, self.log.count["both"]
+        gap, late = self.longest_gap, self.record.late_seconds
+        problems = sum(len(node.server.problems) for node in self.cluster.nodes)
         most = _JOIN_ELSEWHERE_SECONDS if self.name == _LARGE else _JOIN_SECONDS
         self.goals |= {
             f"views agree within {_AGREE_SECONDS:g} s: {self.agreed_after:.1f} s": self.agreed
             and self.agreed_after <= _AGREE_SECONDS,
-            f"nobody is told twice, nothing is lost, doubled or out of order: {dict(breaches) or 0}": not breaches,
-            f"told to have left though they are there: {self.untrue}": not self.untrue,
-            f"delivered and answered: {len(self.ends.both)}, of those without a dying node: {len(self.unexcused)}": (
+            f"nothing is announced twice, lost, doubled or out of order: {dict(breaches) or 0}": not breaches,
+            f"peer-left of peers that are there: {self.untrue}": not self.untrue,
+            f"delivered and answered: {both}, of those without a dying node: {len(self.unexcused)}": (
                 not self.unexcused
             ),
             f"longest gap between peers of one node at most {_GAP_SECONDS:g} s:"
             f" {gap:.2f} s (the load itself was late by {late:.2f} s)": gap <= _GAP_SECONDS + late,
             f"longest join at most {most:g} s: {self.longest_join:.2f} s": self.longest_join <= most + late,
-            f"exceptions in the logs: {sum(map(len, well))}": not any(well),
+            f"exceptions in the logs: {problems}": not problems,
             f"failures of the load: {dict(self.load.failures) or 0}": not self.load.failures,
         }
         if self.name in _DEADLY:
@@ -214,18 +225,18 @@ class Trial:
             self._judge_readiness()
 
     def _judge_counters(self) -> None:
-        """Compare the nodes' counters with the books; only relays whose senders or targets went leave a play."""
-        ends, counted, both = self.ends, self.counted, len(self.ends.both)
-        play = ends.count["cut"] + ends.count["unheard"]
+        """Compare the nodes' counters with the log, within the relays whose senders or targets were gone."""
+        count, counted, both = self.log.count, self.counted, self.log.count["both"]
+        gone = count["cut"] + count["unread"]
         written = counted["relays accepted"] - counted["relays_undelivered"]
-        arrived = ends.count["delivered"]
-        self.goals[f"all nodes: written {written}, and {arrived} arrived (within {play}); {both} count as refused"] = (
-            abs(written - arrived) <= play
+        arrived = count["delivered"]
+        self.goals[f"all nodes: written {written}, and {arrived} arrived (within {gone}); {both} count as refused"] = (
+            abs(written - arrived) <= gone
         )
-        answered = sum(ends.answered.values()) + both
+        answered = self.log.answers.total() + both
         refused = sum(counted[f"errors_sent {code}"] for code in ("dropped", "target_not_found"))
-        self.goals[f"all nodes: refused {refused}, and {answered} were answered (within {play})"] = (
-            abs(refused - answered) <= play
+        self.goals[f"all nodes: refused {refused}, and {answered} were answered (within {gone})"] = (
+            abs(refused - answered) <= gone
         )
         waiting = counted["relays_queued"] + counted["relays_in_flight"]
         self.goals[f"all nodes: without an end: {waiting}"] = not waiting
@@ -245,22 +256,22 @@ class Trial:
 
     def row(self) -> list[str]:
         """Return the line of the table."""
-        ends, breaches = self.ends, self.world.books.breaches
-        answered = " ".join(f"{code} {count}" for code, count in ends.answered.items())
+        count, breaches = self.log.count, self.log.breaches
+        answered = " ".join(f"{code} {number}" for code, number in sorted(self.log.answers.items()) if number)
         return [
             f"{self.name} {self.seconds:g} s",
             f"{self.agreed_after:.1f} s" if self.agreed else "never",
             _text(self.announced_after),
             str(self.untrue),
             f"{1000 * self.longest_gap:.0f} ms",
-            str(len(self.world.books.relays)),
-            str(ends.count["delivered"]),
+            str(count["sent"]),
+            str(count["delivered"]),
             answered or "0",
-            f"{len(ends.both)} ({len(self.unexcused)})",
-            str(ends.count["cut"]),
-            str(ends.count["unheard"]),
+            f"{count['both']} ({len(self.unexcused)})",
+            str(count["cut"]),
+            str(count["unread"]),
             str(breaches["delivered twice"]),
-            str(ends.count["lost"]),
+            str(count["lost"]),
             str(breaches["out of order"]),
         ]
 
@@ -276,50 +287,38 @@ HEADS = [
     "answered",
     "both (unexcused)",
     "cut",
-    "unheard",
+    "unread",
     "twice",
     "lost",
     "misordered",
 ]
 
 
-def _topic(relay: Relay) -> str:
-    sender = relay.sender
-    assert isinstance(sender, Member)
-    return sender.topic
-
-
 def _text(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds:.1f} s"
 
 
-async def _do(doing: Doing, cluster: Cluster) -> None:
-    done = doing(cluster)
-    if done is not None:
-        await done
-
-
 async def _begin(stack: AsyncExitStack, name: str, seconds: float, options: argparse.Namespace) -> Trial:
-    """Start a cluster and its load, and wait until everybody is there."""
+    """Start a cluster and its load, and wait until all have joined."""
     fault = FAULTS.get(name)
-    hits = fault.hits if fault is not None else "" if name == _TRAVELS else "node"
-    cluster = Cluster(fault.linked if fault is not None else "", _SESSIONS if name == _TRAVELS else ())
-    stack.push_async_callback(cluster.end)
+    hits = fault.hits if fault is not None else "" if name == _MOVES else "node"
+    cluster = Cluster(fault.linked if fault is not None else "", _SESSIONS if name == _MOVES else ())
+    stack.callback(cluster.end)
     await cluster.start()
-    world = World()
-    load = Load(world, cluster.nodes, Traveller if name == _TRAVELS else Member)
+    record = LoadRecord()
+    load = SteadyLoad(record, cluster.nodes, ResumingPeer if name == _MOVES else LoadPeer)
     stack.push_async_callback(load.end)
     topics = [f"call-{n}" for n in range(options.topics)]
     for n, topic in enumerate(topics):
         load.stay(topic, n, options.peers, options.rate)
     for n, node in enumerate(cluster.nodes):
-        load.stay(f"witness-{node.name}", n, 2, _WITNESS_RATE, step=0)
+        load.stay(OBSERVED + node.name, n, 2, _OBSERVER_RATE, step=0)
     async with asyncio.timeout(_AGREE_SECONDS):
-        await load.settled()
+        await load.all_joined()
     load.visit(topics, options.visitors)
-    watching = asyncio.create_task(world.watch())
+    watching = asyncio.create_task(record.watch())
     stack.callback(watching.cancel)
-    return Trial(name, seconds, hits, cluster, world, load, Readiness(cluster.nodes))
+    return Trial(name, seconds, hits, cluster, record, load, Readiness(cluster.nodes))
 
 
 async def try_fault(name: str, seconds: float, options: argparse.Namespace) -> Trial:
@@ -332,47 +331,48 @@ async def try_fault(name: str, seconds: float, options: argparse.Namespace) -> T
     return trial
 
 
-async def lose_crowd(options: argparse.Namespace) -> Trial:
+async def lose_many_peers(options: argparse.Namespace) -> Trial:
     """Kill a node with very many peers, and watch from the other nodes how they are announced."""
     async with AsyncExitStack() as stack:
-        trial = await _begin(stack, _CROWD, 0.0, options)
+        trial = await _begin(stack, _MANY, 0.0, options)
         cluster = trial.cluster
-        topics = min(options.crowd_topics, options.crowd)
-        crowd = await Helper.start("benchmarks.crowd", str(cluster.victim.port), str(topics), str(options.crowd), "50")
-        stack.callback(crowd.kill)
-        # Their views are of the crowd, which keeps no books.
-        apart = World()
-        onlookers = [await enter(apart, f"crowd-{n}", node) for n in range(topics) for node in cluster.nodes[:-1]]
+        topics = min(options.lost_topics, options.lost_peers)
+        arguments = map(str, (cluster.victim.port, topics, options.lost_peers, 50))
+        lost = await Child.start("benchmarks.observers", *arguments)
+        stack.callback(lost.kill)
+        # Their views are of the lost peers, which keep no log.
+        apart = LoadRecord()
+        observers = [await join(apart, f"observed-{n}", node) for n in range(topics) for node in cluster.nodes[:-1]]
         await asyncio.sleep(options.calm)
         trial.notes.append(
             f"before: relays to other nodes {trial.latency(trial.began, time.monotonic(), crosses=True)}"
         )
-        trial.world.suffering = trial.victim
+        trial.record.failing = trial.victim
         trial.hit()
-        await cluster.kill_node()
-        await until(lambda: all(len(each.view) == 1 for each in onlookers), 2 * _AGREE_SECONDS)
-        _judge_crowd(trial, apart, sum(len(each.view) - 1 for each in onlookers))
+        await asyncio.to_thread(cluster.victim.end)
+        await wait_until(lambda: all(len(each.view) == 1 for each in observers), 2 * _AGREE_SECONDS)
+        _judge_many_peers(trial, apart, sum(len(each.view) - 1 for each in observers))
         await trial.agree(trial.fault_at)
         await trial.close()
         trial.judge()
     return trial
 
 
-def _judge_crowd(trial: Trial, apart: World, left_over: int) -> None:
-    """Compare with the goals of a crowd."""
-    told = [left.at - trial.fault_at for left in apart.left]
-    first, last = min(told, default=0.0), max(told, default=0.0)
+def _judge_many_peers(trial: Trial, apart: LoadRecord, left_over: int) -> None:
+    """Compare with the goals for very many peers."""
+    left = [left.at - trial.fault_at for left in apart.left]
+    first, last = min(left, default=0.0), max(left, default=0.0)
     trial.goals[
-        f"{len(told)} times a peer of the crowd was announced, {first:.1f} to {last:.1f} s after its node's death,"
+        f"{len(left)} times a lost peer was announced, {first:.1f} to {last:.1f} s after its node's death,"
         f" at most {_AGREE_SECONDS:g} s; {left_over} never"
-    ] = bool(told) and last <= _AGREE_SECONDS and not left_over
+    ] = bool(left) and last <= _AGREE_SECONDS and not left_over
     since = trial.fault_at + first
     within = trial.latency(since, trial.fault_at + last, crosses=False)
     across = trial.latency(since, trial.fault_at + last, crosses=True)
     trial.goals[f"meanwhile relays within a node {within}, to other nodes {across}, p99 at most {_P99_MS:g} ms"] = (
         max(within.p99, across.p99) <= _P99_MS
     )
-    trial.goals[f"nobody is told twice of the crowd: {dict(apart.books.breaches) or 0}"] = not apart.books.breaches
+    trial.goals[f"no lost peer is announced twice: {dict(apart.log.breaches) or 0}"] = not apart.log.breaches
 
 
 async def lose_large_topic(options: argparse.Namespace) -> Trial:
@@ -380,54 +380,52 @@ async def lose_large_topic(options: argparse.Namespace) -> Trial:
     async with AsyncExitStack() as stack:
         trial = await _begin(stack, _LARGE, 0.0, options)
         cluster = trial.cluster
-        crowds = []
+        groups = []
         for node in cluster.nodes:
-            crowds.append(await Helper.start("benchmarks.crowd", str(node.port), "1", str(options.large // 3), "8"))
-            stack.callback(crowds[-1].kill)
-        ids = [set(crowd.ready["ids"]) for crowd in crowds]
-        await until_asked(crowds, lambda told: [*told["views"]] == [[sum(map(len, ids)) - 1, len(told["views"])]])
+            groups.append(await Child.start("benchmarks.observers", str(node.port), "1", str(options.large // 3), "8"))
+            stack.callback(groups[-1].kill)
+        ids = [set(group.ready["ids"]) for group in groups]
+        await until_reported(groups, lambda report: _views(report) == {sum(map(len, ids)) - 1})
         await asyncio.sleep(options.calm)
-        trial.world.joining.clear()
-        trial.world.suffering = trial.victim
+        trial.record.joins.clear()
+        trial.record.failing = trial.victim
         trial.hit()
-        await cluster.kill_node()
-        crowds[-1].kill()
-        told = await until_asked(crowds[:-1], lambda told: _views(told) == {len(ids[0]) + len(ids[1]) - 1})
-        _judge_large_topic(trial, told, ids)
+        await asyncio.to_thread(cluster.victim.end)
+        groups[-1].kill()
+        reports = await until_reported(groups[:-1], lambda report: _views(report) == {len(ids[0]) + len(ids[1]) - 1})
+        _judge_large_topic(trial, reports, ids)
         await trial.agree(trial.fault_at)
         await trial.close()
         trial.judge()
     return trial
 
 
-def _views(told: dict[str, Any]) -> set[int]:
-    """Return how many others the peers of one crowd know."""
-    return {size for size, _ in told["views"]}
+def _views(report: dict[str, Any]) -> set[int]:
+    """Return how many others the observers of one group know."""
+    return {size for size, _ in report["views"]}
 
 
-async def until_asked(
-    crowds: list[Helper], condition: Callable[[dict[str, Any]], bool], seconds: float = 3 * _AGREE_SECONDS
+async def until_reported(
+    groups: list[Child], condition: Callable[[dict[str, Any]], bool], seconds: float = 3 * _AGREE_SECONDS
 ) -> list[dict[str, Any]]:
-    """Ask crowds again and again, until the condition is true of what each says, or so many seconds are over."""
+    """Ask groups of observers until the condition is true of each report, or so many seconds are over."""
     deadline = time.monotonic() + seconds
     while True:
-        told = [await crowd.ask("now") for crowd in crowds]
-        if all(map(condition, told)) or time.monotonic() > deadline:
-            return told
+        reports = [await group.ask("report") for group in groups]
+        if all(map(condition, reports)) or time.monotonic() > deadline:
+            return reports
         await asyncio.sleep(_ASK_SECONDS)
 
 
-def _judge_large_topic(trial: Trial, told: list[dict[str, Any]], ids: list[set[str]]) -> None:
-    """Compare with the goals of a large topic."""
+def _judge_large_topic(trial: Trial, reports: list[dict[str, Any]], ids: list[set[str]]) -> None:
+    """Compare with the goals for a large topic."""
     dead, each = ids[-1], len(ids[0])
-    untrue = sum(count for crowd in told for peer, count in crowd["left"].items() if peer not in dead)
-    wrong = sum(crowd["left"].get(peer, 0) != each for crowd in told for peer in dead)
-    after = max(crowd["latest"] for crowd in told) - trial.fault_at
-    views = sorted(set().union(*map(_views, told)))
+    untrue = sum(count for report in reports for peer, count in report["left"].items() if peer not in dead)
+    wrong = sum(report["left"].get(peer, 0) != each for report in reports for peer in dead)
+    after = max(report["latest"] for report in reports) - trial.fault_at
+    views = sorted(set().union(*map(_views, reports)))
     trial.goals |= {
-        f"{len(dead)} of {sum(map(len, ids))} peers died; told to have left though they are there: {untrue}": (
-            not untrue
-        ),
+        f"{len(dead)} of {sum(map(len, ids))} peers died; peer-left of peers that are there: {untrue}": not untrue,
         f"not announced to everybody exactly once: {wrong}": not wrong,
         f"its views agree after {after:.1f} s, at most {_AGREE_SECONDS:g} s; peers know {views} others": (
             after <= _AGREE_SECONDS and views == [2 * each - 1]
@@ -436,18 +434,18 @@ def _judge_large_topic(trial: Trial, told: list[dict[str, Any]], ids: list[set[s
 
 
 async def move_peers(options: argparse.Namespace) -> Trial:
-    """Let peers go on at other nodes under their sessions, in the middle of their relays."""
+    """Let peers resume their sessions at other nodes, in the middle of their relays."""
     seconds = (options.seconds or [15.0])[0]
     async with AsyncExitStack() as stack:
-        trial = await _begin(stack, _TRAVELS, seconds, options)
+        trial = await _begin(stack, _MOVES, seconds, options)
         await asyncio.sleep(options.calm)
         trial.hit()
-        travelling = asyncio.create_task(trial.load.travel(options.moves))
+        moving = asyncio.create_task(trial.load.move_steadily(options.moves))
         await asyncio.sleep(seconds)
-        travelling.cancel()
+        moving.cancel()
         trial.healed_at = time.monotonic()
         await trial.agree(trial.healed_at)
-        trial.goals[f"peers went on at other nodes: {trial.world.moves}"] = trial.world.moves > 0
+        trial.goals[f"peers resumed at other nodes: {trial.record.moves}"] = trial.record.moves > 0
         await asyncio.sleep(options.calm)
         await trial.close()
         trial.judge()
@@ -456,7 +454,7 @@ async def move_peers(options: argparse.Namespace) -> Trial:
 
 async def run(options: argparse.Namespace) -> int:
     """Try all that was asked for; returns the exit status."""
-    special = {_CROWD: lose_crowd, _LARGE: lose_large_topic, _TRAVELS: move_peers}
+    special = {_MANY: lose_many_peers, _LARGE: lose_large_topic, _MOVES: move_peers}
     trials = []
     for name in options.fault or [*FAULTS, *special]:
         if name in special:
@@ -477,10 +475,9 @@ async def run(options: argparse.Namespace) -> int:
 def report(trial: Trial) -> None:
     """Print what one fault did."""
     print(f"{trial.name}: {_what(trial.name)}" + (f", for {trial.seconds:g} s" if trial.healed_at else ""))
-    for text, held in trial.goals.items():
-        print(f"  {'ok  ' if held else 'FAIL'} {text}")
+    judge(trial.goals)
     shown = [describe(relay) for relay in trial.unexcused[:_FEW]]
-    for note in trial.notes + trial.world.books.examples[:_FEW] + shown:
+    for note in trial.notes + trial.log.examples[:_FEW] + shown:
         print(f"       {note}")
     sys.stdout.flush()
 
@@ -497,42 +494,41 @@ def table(rows: list[list[str]]) -> str:
 
 def plot(trials: list[Trial], path: Path) -> None:
     """Draw relays delivered and answered over time, and each fault's span, into a PNG file."""
-    # Only a plot needs it, and importing it takes a second.
-    import matplotlib as mpl  # noqa: PLC0415
-
-    mpl.use("Agg")
-    from matplotlib import pyplot  # noqa: PLC0415
-
     rows = (len(trials) + 1) // 2
-    figure, grid = pyplot.subplots(rows, 2, figsize=(11, 2.3 * rows), squeeze=False)
-    for axes, trial in zip(grid.flat, trials, strict=False):
-        end = max(relay.sent for relay in trial.world.books.relays) - trial.fault_at
-        bins = [trial.began - trial.fault_at + n / 2 for n in range(int(2 * (end + trial.fault_at - trial.began)) + 1)]
-        for label, colour, times in _series(trial):
-            seconds = [at - trial.fault_at for at in times]
-            axes.hist(seconds, bins=bins, weights=[2.0] * len(seconds), histtype="step", color=colour, label=label)
-        axes.axvspan(0, trial.healed_at - trial.fault_at, color="tab:red", alpha=0.12)
-        axes.axvline(trial.agreed_after + (0 if trial.name == "kill-node" else trial.seconds), color="grey", ls=":")
-        axes.set_title(f"{_what(trial.name)}, {trial.seconds:g} s", fontsize=9, loc="left")
-        axes.grid(alpha=0.3)
-        axes.set_ylabel("relays/s", fontsize=8)
-        # What waited comes all at once, and would leave nothing to see of the rest.
-        axes.set_ylim(0, _MOST_SHOWN)
-    for axes in list(grid.flat)[len(trials) :]:
-        axes.axis("off")
-    figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="lower right", fontsize=9)
-    figure.supxlabel("seconds; the fault lasts where it is red, all views agree from the dotted line on", fontsize=9)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=80)
+    with drawing(path, rows, 2, 80, figsize=(11, 2.3 * rows), squeeze=False) as (figure, grid):
+        for axes, trial in zip(grid.flat, trials, strict=False):
+            end = max(relay.sent_at for relay in trial.log.relays.values()) - trial.fault_at
+            bins = [
+                trial.began - trial.fault_at + n / 2 for n in range(int(2 * (end + trial.fault_at - trial.began)) + 1)
+            ]
+            for label, colour, times in _series(trial):
+                seconds = [at - trial.fault_at for at in times]
+                axes.hist(seconds, bins=bins, weights=[2.0] * len(seconds), histtype="step", color=colour, label=label)
+            axes.axvspan(0, trial.healed_at - trial.fault_at, color="tab:red", alpha=0.12)
+            axes.axvline(trial.agreed_after + (0 if trial.name == "kill-node" else trial.seconds), color="grey", ls=":")
+            axes.set_title(f"{_what(trial.name)}, {trial.seconds:g} s", fontsize=9, loc="left")
+            axes.grid(alpha=0.3)
+            axes.set_ylabel("relays/s", fontsize=8)
+            # What waited comes all at once, and would leave nothing to see of the rest.
+            axes.set_ylim(0, _MOST_SHOWN)
+        for axes in list(grid.flat)[len(trials) :]:
+            axes.axis("off")
+        figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="lower right", fontsize=9)
+        figure.supxlabel("seconds; red: the fault; dotted: all views agree from then on", fontsize=9)
 
 
 def _series(trial: Trial) -> list[tuple[str, str, list[float]]]:
-    relays = trial.world.books.relays
+    delivered: dict[bool, list[float]] = {False: [], True: []}
+    answered = []
+    for relay in trial.log.relays.values():
+        if relay.delivered_at is not None:
+            delivered[trial.record.crosses(relay)].append(relay.delivered_at)
+        if relay.answered_at is not None:
+            answered.append(relay.answered_at)
     return [
-        ("delivered on their node", "tab:green", [r.arrived for r in relays if r.arrived and not r.crosses]),
-        ("delivered to other nodes", "tab:blue", [r.arrived for r in relays if r.arrived and r.crosses]),
-        ("answered", "tab:red", [r.answered for r in relays if r.answered]),
+        ("delivered on their node", "tab:green", delivered[False]),
+        ("delivered to other nodes", "tab:blue", delivered[True]),
+        ("answered", "tab:red", answered),
     ]
 
 
@@ -548,9 +544,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--topics", type=int, default=18, help="with steady calls; default: %(default)d")
     parser.add_argument("--peers", type=int, default=4, help="that stay in each; default: %(default)d")
     parser.add_argument("--rate", type=float, default=5.0, help="relays of each a second; default: %(default)g")
-    parser.add_argument("--visitors", type=float, default=2.0, help="that come a second; default: %(default)g")
-    parser.add_argument("--crowd", type=int, default=10_000, help="peers of the lost crowd; default: %(default)d")
-    parser.add_argument("--crowd-topics", type=int, default=100, help="that they are in; default: %(default)d")
+    parser.add_argument("--visitors", type=float, default=2.0, help="that join a second; default: %(default)g")
+    parser.add_argument("--lost-peers", type=int, default=10_000, help="of the lost node; default: %(default)d")
+    parser.add_argument("--lost-topics", type=int, default=100, help="that they are in; default: %(default)d")
     parser.add_argument("--large", type=int, default=2_700, help="peers of the large topic; default: %(default)d")
     parser.add_argument("--moves", type=float, default=10.0, help="that peers make a second; default: %(default)g")
     parser.add_argument("--plot", default="", help="a PNG file; default: none")

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from benchmarks.client import Message
-from benchmarks.ledger import Ledger, Party
-from benchmarks.processes import Helper, limit, pin
+from benchmarks.client import LoggedClient, Message
+from benchmarks.processes import Child, judge, limit, pin
 from benchmarks.report import MB, latency
 from signaling import Limits
+from tests.harness.delivery_log import DeliveryLog
 
 _TOPIC = "flood"
 _BATCH = 32
@@ -38,14 +38,14 @@ class Stall:
 
     Args:
         unanswered: the ids of what was sent to it since the last ``dropped``, oldest first.
-        began: when the first ``dropped`` was heard since something was accepted for it; None before.
+        began: when the first ``dropped`` came since something was accepted for it; None before.
     """
 
     unanswered: deque[int] = field(default_factory=deque)
     began: float | None = None
 
     def dropped(self, msg_id: int) -> None:
-        """Hear that a message was dropped; errors come in the order of sending, save for what had waited."""
+        """Note that a message was dropped; errors come in the order of sending, but for what had waited."""
         accepted = False
         while self.unanswered and self.unanswered[0] < msg_id:
             self.unanswered.popleft()
@@ -56,20 +56,20 @@ class Stall:
                 self.began = time.monotonic()
 
 
-class Flooder(Party):
+class Flooder(LoggedClient):
     """Sends to everyone in turn, as fast as the server takes it.
 
     Attributes:
-        stalls: those whom it floods, by id.
-        relays: how many it sent.
-        answers: how many errors it heard, by code.
+        stalls: the readers that it floods, by id.
+        relays: how many it has sent.
+        codes: how many errors it has received, by code.
     """
 
-    def __init__(self, ledger: Ledger, payload: bytes) -> None:
-        super().__init__(ledger)
+    def __init__(self, log: DeliveryLog, payload: bytes) -> None:
+        super().__init__(log)
         self.stalls: dict[str, Stall] = {}
         self.relays = 0
-        self.answers: Counter[str] = Counter()
+        self.codes: Counter[str] = Counter()
         self._payload = payload
 
     async def flood(self) -> None:
@@ -84,17 +84,18 @@ class Flooder(Party):
 
     def _frame_for(self, target: str, stall: Stall) -> bytes:
         self.relays += 1
-        frame = self.relay_frame("offer", target, self._payload)
-        stall.unanswered.append(self._ledger.sent)
-        return frame
+        stall.unanswered.append(self.log.count["sent"])
+        return self.relay_frame("offer", target, self._payload)
 
-    def refused(self, target: str, message: Message) -> None:
-        """Count the answer, and take note when a reader's queue was full."""
-        # Answers to fences are no answers to relays.
-        if target:
-            self.answers[message.code] += 1
-        if message.code == "dropped" and target in self.stalls:
-            self.stalls[target].dropped(int(message.msg_id))
+    def received(self, message: Message) -> None:
+        """Count an answer, and note when a reader's queue was full."""
+        if message.type != "error":
+            super().received(message)
+            return
+        self.codes[message.code] += 1
+        relay = self.log.answered(message.msg_id, self.id, message.code)
+        if message.code == "dropped" and relay is not None and relay.target in self.stalls:
+            self.stalls[relay.target].dropped(int(message.msg_id))
 
 
 class Readers:
@@ -105,41 +106,41 @@ class Readers:
         joined: how many there were in all.
     """
 
-    def __init__(self, port: int, flooder: Flooder, ledger: Ledger, receive_buffer: int) -> None:
+    def __init__(self, port: int, flooder: Flooder, log: DeliveryLog, receive_buffer: int) -> None:
         self.began: dict[str, float | None] = {}
         self.joined = 0
         self._port = port
         self._flooder = flooder
-        self._ledger = ledger
+        self._log = log
         self._receive_buffer = receive_buffer
-        self._there: dict[str, Party] = {}
+        self._present: dict[str, LoggedClient] = {}
 
     async def add(self, count: int) -> None:
         """Let ``count`` readers join, one after the other."""
         for _ in range(count):
-            reader = await Party.join(self._port, _TOPIC, self._ledger, receive_buffer=self._receive_buffer)
+            reader = await LoggedClient.join(self._port, _TOPIC, self._log, receive_buffer=self._receive_buffer)
             reader.stop_reading()
             self.joined += 1
-            self._there[reader.id] = reader
+            self._present[reader.id] = reader
             self._flooder.stalls[reader.id] = Stall()
 
     async def replace(self, gone: Iterable[str]) -> None:
         """Let a new reader join for each that was cut off."""
         for reader_id in gone:
-            if reader_id in self._there:
+            if reader_id in self._present:
                 self._remove(reader_id)
                 await self.add(1)
 
     def _remove(self, reader_id: str) -> None:
         self.began[reader_id] = self._flooder.stalls.pop(reader_id).began
-        self._there.pop(reader_id).reset()
+        self._present.pop(reader_id).reset()
 
     def remove_all(self) -> dict[str, float | None]:
-        """Reset who is there; returns when their stalls began."""
-        there = tuple(self._there)
-        for reader_id in there:
+        """Reset all readers; returns when their stalls began."""
+        ids = tuple(self._present)
+        for reader_id in ids:
             self._remove(reader_id)
-        return {reader_id: self.began.pop(reader_id) for reader_id in there}
+        return {reader_id: self.began.pop(reader_id) for reader_id in ids}
 
 
 @dataclass
@@ -153,11 +154,11 @@ class Flood:
 
     options: argparse.Namespace
     limits: Limits
-    server: Helper
-    pair: Helper
+    server: Child
+    pair: Child
     flooder: Flooder
     readers: Readers
-    ledger: Ledger
+    log: DeliveryLog
     at_first: dict[str, Any]
     peak_bytes: int = 0
     latencies_ms: list[float] = field(default_factory=list)
@@ -180,7 +181,7 @@ class Flood:
             if flooding.done():
                 flooding.result()
             known = len(self.cuts)
-            line = await self._look(began)
+            line = await self._sample(began)
             await self.readers.replace(peer for peer, _, _ in self.cuts[known:])
             if time.monotonic() - printed >= self.options.every:
                 printed = time.monotonic()
@@ -188,7 +189,7 @@ class Flood:
         flooding.cancel()
         await asyncio.wait([flooding])
 
-    async def _look(self, began: float) -> str:
+    async def _sample(self, began: float) -> str:
         status, report = await asyncio.gather(self.server.ask("status"), self.pair.ask("report"))
         self.peak_bytes = max(self.peak_bytes, status["resident_bytes"])
         self.latencies_ms += report["latencies_ms"]
@@ -198,25 +199,24 @@ class Flood:
             f"{status['time'] - began:5.0f} s  RSS {status['resident_bytes'] / MB:.1f} MB"
             f"  fds {status['descriptors']}  connections {status['connections']}"
             f"  {latency(report['latencies_ms'])}"
-            f"  sent {self.flooder.relays}  dropped {self.flooder.answers['dropped']}  cut {len(self.cuts)}"
+            f"  sent {self.flooder.relays}  dropped {self.flooder.codes['dropped']}  cut {len(self.cuts)}"
         )
 
     async def rest(self) -> dict[str, Any]:
         """Reset the readers, wait until everything has its end, and return the server's last status."""
         ended = time.monotonic()
-        await self._look(ended)
+        await self._sample(ended)
         stalls = self.readers.remove_all()
         self.overdue = sum(began is not None and ended - began > self.most_seconds for began in stalls.values())
         self.cut_after = [
             at - began for peer, at, _ in self.cuts if (began := self.readers.began.get(peer)) is not None
         ]
         await self._wait_until_alone()
-        # A sender whose own queue was full missed events; now it knows.
-        self.flooder.settle_all()
-        await self.flooder.quiet(_LAST_SECONDS)
-        await self.flooder.close()
-        self.ledger.add(await self.pair.stop())
-        self.ledger.close()
+        # It reads every answer up to the end of the server's half.
+        async with asyncio.timeout(_LAST_SECONDS):
+            await self.flooder.close()
+        self.log.close()
+        self.log.add((await self.pair.stop())["log"])
         return await self.server.ask("status")
 
     async def _wait_until_alone(self) -> None:
@@ -242,18 +242,18 @@ async def flood(options: argparse.Namespace) -> int:
     """Run it; returns the exit status."""
     limits = Limits(**dict(options.limit))
     pin(0, 1)
-    server = await Helper.start("benchmarks.server", json.dumps(dict(options.limit)))
+    server = await Child.start("benchmarks.server", json.dumps(dict(options.limit)))
     pin(server.pid, 0)
     pair = None
     try:
         port = server.ready["port"]
-        pair = await Helper.start("benchmarks.latency", str(port), _TOPIC, str(_PROBES_PER_SECOND))
-        ledger = Ledger()
+        pair = await Child.start("benchmarks.latency", str(port), _TOPIC, str(_PROBES_PER_SECOND))
+        log = DeliveryLog(keep=False)
         payload = json.dumps({"type": "offer", "sdp": "x" * options.payload_bytes}).encode()
-        flooder = await Flooder.join(port, _TOPIC, ledger, payload)
-        readers = Readers(port, flooder, ledger, options.receive_buffer)
+        flooder = await Flooder.join(port, _TOPIC, log, payload)
+        readers = Readers(port, flooder, log, options.receive_buffer)
         await readers.add(options.readers)
-        run = Flood(options, limits, server, pair, flooder, readers, ledger, await server.ask("status"))
+        run = Flood(options, limits, server, pair, flooder, readers, log, await server.ask("status"))
         await run.run()
         at_last = await run.rest()
         await server.stop()
@@ -266,10 +266,10 @@ async def flood(options: argparse.Namespace) -> int:
 
 def summarize(run: Flood, at_last: dict[str, Any]) -> int:
     """Print what the run found; returns the exit status."""
-    flooder, ledger = run.flooder, run.ledger
-    others = " ".join(f"{code} {n}" for code, n in sorted(flooder.answers.items()) if code != "dropped")
+    flooder = run.flooder
+    others = " ".join(f"{code} {n}" for code, n in sorted(flooder.codes.items()) if code != "dropped")
     print(f"\nthe sender: sent {flooder.relays} relays, {flooder.relays / run.options.seconds:.0f}/s", end="; ")
-    print(f"answered dropped {flooder.answers['dropped']}, otherwise {others or 0}")
+    print(f"answered dropped {flooder.codes['dropped']}, otherwise {others or 0}")
     print(f"the server: accepted {at_last['accepted']}, of which {at_last['undelivered']} came back", end="; ")
     print(f"refused {sum(at_last['refused'].values())}; events dropped {at_last['events_dropped']}")
     print(f"readers: {run.readers.joined} joined, {len(run.cuts)} were cut off", end=" ")
@@ -281,13 +281,8 @@ def summarize(run: Flood, at_last: dict[str, Any]) -> int:
     starved = at_last["starved_seconds"] - run.at_first["starved_seconds"]
     print(f"disturbances: others had the server's core for {starved:.1f} s,", end=" ")
     print(f"a probe left {run.late_ms:.1f} ms late at most")
-    checks, goals = ledger.check(at_last), run.goals()
-    for text, held in checks.items():
-        print(f"{'ok  ' if held else 'FAIL'} {text}")
-    missed = "miss" if run.options.report_only else "FAIL"
-    for text, held in goals.items():
-        print(f"{'ok  ' if held else missed} {text}")
-    holds = all(checks.values()) and (run.options.report_only or all(goals.values()))
+    holds = judge(run.log.balance(at_last))
+    holds = (judge(run.goals(), "miss" if run.options.report_only else "FAIL") or run.options.report_only) and holds
     print("flood: passed" if holds else "flood: FAILED")
     return 0 if holds else 1
 
@@ -305,7 +300,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--limit", type=limit, action="append", default=[], metavar="NAME=VALUE", help="one of the server's Limits"
     )
-    parser.add_argument("--report-only", action="store_true", help="let the accounting alone decide the exit status")
+    parser.add_argument("--report-only", action="store_true", help="let the delivery log alone decide the exit status")
     return parser.parse_args(arguments)
 
 

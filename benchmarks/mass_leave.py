@@ -1,4 +1,4 @@
-"""Peers of one topic that are gone at once, and a pair elsewhere that relays on: ``python -m benchmarks.mass_leave``.
+"""Peers of one topic that are lost at once, and a pair in another: ``python -m benchmarks.mass_leave``.
 
 The process that holds all of them is killed, as a proxy or a network fails. The pair's relays are timed meanwhile, and
 the passes of the reactor, those in CPU: on a machine that others use, time on the clock says less.
@@ -12,7 +12,7 @@ import json
 import sys
 import time
 
-from benchmarks.processes import Helper, pin
+from benchmarks.processes import Child, pin
 from benchmarks.report import latency
 
 _RELAYS_PER_SECOND = 500.0
@@ -20,31 +20,31 @@ _CALM_SECONDS = 1.0
 # On their way into their topics at the same time.
 _AT_ONCE = 50
 _LAST_SECONDS = 120.0
-# The witnesses' own connections.
-_WITNESSES = 2
+# The pair's own connections.
+_PAIR = 2
 
 
 async def measure(options: argparse.Namespace) -> int:
-    """Let the peers join, end them, and print how long the witnesses' relays took; returns the exit status."""
+    """Let the peers join, end them, and print how long the pair's relays took; returns the exit status."""
     limits = {"max_peers_per_topic": max(5000, options.peers)}
-    server = await Helper.start("benchmarks.server", json.dumps(limits))
+    server = await Child.start("benchmarks.server", json.dumps(limits))
     pin(server.pid, 0)
-    helpers = [server]
+    children = [server]
     try:
         port = server.ready["port"]
         joining = time.monotonic()
-        crowd = await Helper.start("benchmarks.crowd", *map(str, (port, options.topics, options.peers, _AT_ONCE)))
-        helpers.append(crowd)
+        leaving = await Child.start("benchmarks.observers", *map(str, (port, options.topics, options.peers, _AT_ONCE)))
+        children.append(leaving)
         print(f"{options.peers} peers in {options.topics} topic(s) joined in {time.monotonic() - joining:.1f} s")
-        pair = await Helper.start("benchmarks.latency", str(port), "elsewhere", str(_RELAYS_PER_SECOND))
-        helpers.append(pair)
+        pair = await Child.start("benchmarks.latency", str(port), "elsewhere", str(_RELAYS_PER_SECOND))
+        children.append(pair)
         await asyncio.sleep(_CALM_SECONDS)
         calm = await pair.ask("report")
         longest = [(await server.ask("status"))["longest_pass_seconds"]]
-        crowd.kill()
+        leaving.kill()
         left = time.monotonic()
         async with asyncio.timeout(_LAST_SECONDS):
-            while (status := await server.ask("status"))["connections"] > _WITNESSES:
+            while (status := await server.ask("status"))["connections"] > _PAIR:
                 longest.append(status["longest_pass_seconds"])
                 await asyncio.sleep(0.01)
         gone = time.monotonic() - left
@@ -55,8 +55,8 @@ async def measure(options: argparse.Namespace) -> int:
         last = await pair.stop()
         await server.stop()
     finally:
-        for helper in helpers:
-            helper.kill()
+        for child in children:
+            child.kill()
     times = during["latencies_ms"] + last["latencies_ms"]
     print(f"longest pass of the reactor while they joined: {longest[0] * 1000:.0f} ms of CPU")
     print(f"longest pass of the reactor while they left: {max(longest[1:]) * 1000:.0f} ms of CPU")
@@ -69,7 +69,7 @@ async def measure(options: argparse.Namespace) -> int:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mass_leave", description=__doc__)
-    parser.add_argument("--peers", type=int, default=800, help="that are gone at once (default: %(default)d)")
+    parser.add_argument("--peers", type=int, default=800, help="that are lost at once (default: %(default)d)")
     parser.add_argument("--topics", type=int, default=1, help="in which they are (default: %(default)d)")
     parser.add_argument(
         "--most-ms",

@@ -1,7 +1,7 @@
-"""Watch a server through its own ``/metrics`` while it has work: are they exact, and what do they show?
+"""Compare a server's ``/metrics`` with what a load counted itself: ``python -m benchmarks.observe``.
 
-Calls, readers that stop to read, connections that break and strangers come and go for a while. At the end every counter
-has to be what the load counted itself; what was scraped on the way becomes a plot of what the dashboard shows.
+Calls, lost connections and refused requests come and go for a while. At the end every counter has to be what the load
+counted. What was scraped meanwhile becomes a plot of what the dashboard shows.
 """
 
 from __future__ import annotations
@@ -9,88 +9,52 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
-import subprocess
 import sys
-import urllib.request
 from collections import Counter, defaultdict
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from prometheus_client.parser import text_string_to_metric_families
-
-from benchmarks.client import HOST, Client, Message, NotJoinedError, text_frame
+from benchmarks.client import Client, Message, NotJoinedError, text_frame
 from benchmarks.compare.payloads import candidate, sdp
+from benchmarks.report import drawing
+from tests.harness.server import HOST, Samples, Server, start
 
 _SCRAPE_SECONDS = 0.5
 _CANDIDATES = 10
 _CPU = "process_cpu_seconds_total"
 _START_SECONDS = 20.0
 
-Samples = dict[tuple[str, ...], float]
 
-
-class Server:
-    """``twistd signaling`` with metrics on an endpoint of their own.
+@contextmanager
+def metered(workers: int) -> Iterator[tuple[Server, Callable[[], Samples]]]:
+    """Run a server with metrics on an endpoint of their own; gives a function that scrapes them as well.
 
     Args:
         workers: how many processes share the topics.
-
-    Attributes:
-        pid: of ``twistd``.
     """
-
-    def __init__(self, workers: int = 1) -> None:
-        twistd = str(Path(sys.executable).parent / "twistd")
-        own = ["--listen", f"tcp:0:interface={HOST}", "--metrics-listen", f"tcp:0:interface={HOST}"]
-        own += ["--ping-interval", "2", f"--workers={workers}"]
-        self._process = subprocess.Popen(
-            [sys.executable, twistd, "-n", "--pidfile=", "signaling", *own],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self.pid = self._process.pid
-        self.port, self.metrics_port = self._ports(workers if workers > 1 else 0)
-        # Its log is a line for each join: somebody has to read it.
-        self._drain = subprocess.Popen(["cat"], stdin=self._process.stdout, stdout=subprocess.DEVNULL)
-
-    def _ports(self, starting: int) -> list[int]:
-        """Return the two ports when so many workers are ready as well."""
-        assert self._process.stdout is not None
-        ports: list[int] = []
-        for line in self._process.stdout:
-            if "listening on" in line:
-                ports.append(int(line.rpartition(":")[2]))
-            starting -= " is ready, as process " in line
-            if len(ports) == 2 and not starting:
-                return ports
-        raise RuntimeError("the server did not start")
-
-    def scrape(self) -> Samples:
-        """Return all samples, by name and values of labels."""
-        with urllib.request.urlopen(f"http://{HOST}:{self.metrics_port}/metrics", timeout=5) as answer:
-            text = answer.read().decode()
-        return {
-            (sample.name, *(sample.labels[name] for name in sorted(sample.labels))): sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-        }
-
-    def stop(self) -> None:
-        """End it."""
-        self._process.terminate()
-        self._process.wait(30)
-        self._drain.wait(30)
+    endpoint = f"tcp:0:interface={HOST}"
+    options = ["--listen", endpoint, "--metrics-listen", endpoint, "--ping-interval=2", f"--workers={workers}"]
+    server = start(options)
+    try:
+        server.port = int(server.next_line(r"listening on \S+:(\d+)")[1])
+        metrics_port = int(server.next_line(r"listening on \S+:(\d+)")[1])
+        for worker in range(workers if workers > 1 else 0):
+            server.wait_for(f"worker {worker} is ready, as process")
+        yield server, lambda: server.scrape(metrics_port)
+        server.stop()
+    finally:
+        server.end()
 
 
 class Caller(Client):
-    """Counts what it hears."""
+    """A client that counts what it receives."""
 
     def __init__(self, counts: Counter[str]) -> None:
         super().__init__()
         self._counts = counts
 
-    def heard(self, message: Message) -> None:
+    def received(self, message: Message) -> None:
         """Count it."""
         if message.type in ("offer", "answer", "ice-candidate"):
             self._counts["received"] += 1
@@ -114,7 +78,7 @@ class Load:
         running: set[asyncio.Task[None]] = set()
         while (left := until - loop.time()) > 0:
             share = 1 - abs(2 * left / seconds - 1)
-            act = self._random.choices((self._call, self._break_off, self._stranger), (8, 1, 1))[0]
+            act = self._random.choices((self._call, self._break_off, self._refused), (8, 1, 1))[0]
             task = asyncio.create_task(act())
             running.add(task)
             task.add_done_callback(running.discard)
@@ -135,17 +99,17 @@ class Load:
 
     async def _exchange(self, first: Caller, second: Caller) -> None:
         for sender, target, kind in ((first, second, "offer"), (second, first, "answer")):
-            heard = target.hear(lambda message: message.type == "ice-candidate")
+            received = target.next_message(lambda message: message.type == "ice-candidate")
             self._send(sender, target.id, kind, sdp(kind, 1))
             for number in range(_CANDIDATES):
                 self._send(sender, target.id, "ice-candidate", candidate(number))
-            await heard
+            await received
 
     async def _call(self) -> None:
         first, second = await self._pair()
         await self._exchange(first, second)
         await asyncio.sleep(self._random.uniform(1, 5))  # A call lasts.
-        fence = first.hear(lambda message: message.type == "error")
+        fence = first.next_message(lambda message: message.type == "error")
         self._send(first, "nobody", "offer", b"0")
         await fence
         await first.close()
@@ -159,7 +123,7 @@ class Load:
         second.reset()
         self.counts["lost"] += 2
 
-    async def _stranger(self) -> None:
+    async def _refused(self) -> None:
         with suppress(NotJoinedError):
             await Caller.join(self._port, "a/b", self.counts)
         self.counts["404"] += 1
@@ -168,18 +132,18 @@ class Load:
 def differences(counts: Counter[str], samples: Samples) -> list[str]:
     """Compare the load's own counts with the server's; returns a line for each that differs."""
     expected = {
-        ("signaling_joins_total",): counts["joined"],
-        ("signaling_leaves_total", "closed"): counts["closed"],
-        ("signaling_leaves_total", "connection_lost"): counts["lost"],
-        ("signaling_relays_total", "accepted", "offer"): counts["sent offer"] - counts["target_not_found"],
-        ("signaling_relays_total", "accepted", "answer"): counts["sent answer"],
-        ("signaling_relays_total", "accepted", "ice-candidate"): counts["sent ice-candidate"],
-        ("signaling_relays_total", "target_not_found", "offer"): counts["target_not_found"],
-        ("signaling_handshakes_total", "accepted"): counts["joined"],
-        ("signaling_handshakes_total", "404"): counts["404"],
-        ("signaling_peers",): 0,
-        ("signaling_topics",): 0,
-        ("signaling_relays_queued",): 0,
+        ("joins_total",): counts["joined"],
+        ("leaves_total", "closed"): counts["closed"],
+        ("leaves_total", "connection_lost"): counts["lost"],
+        ("relays_total", "accepted", "offer"): counts["sent offer"] - counts["target_not_found"],
+        ("relays_total", "accepted", "answer"): counts["sent answer"],
+        ("relays_total", "accepted", "ice-candidate"): counts["sent ice-candidate"],
+        ("relays_total", "target_not_found", "offer"): counts["target_not_found"],
+        ("handshakes_total", "accepted"): counts["joined"],
+        ("handshakes_total", "404"): counts["404"],
+        ("peers",): 0,
+        ("topics",): 0,
+        ("relays_queued",): 0,
     }
     return [
         f"{' '.join(name)}: {samples.get(name, 0):g}, and {count} were counted"
@@ -188,35 +152,32 @@ def differences(counts: Counter[str], samples: Samples) -> list[str]:
     ]
 
 
-async def watch(server: Server, seconds: float, seed: int) -> tuple[Counter[str], list[tuple[float, Samples]]]:
+async def watch(
+    port: int, scrape: Callable[[], Samples], seconds: float, seed: int
+) -> tuple[Counter[str], list[tuple[float, Samples]]]:
     """Load a server and scrape it.
 
     Returns:
         What the load counted, and what was scraped with its second.
     """
     loop = asyncio.get_running_loop()
-    load = Load(server.port, seed)
+    load = Load(port, seed)
     busy = asyncio.create_task(load.run(seconds))
     start, scraped = loop.time(), []
     while not busy.done():
-        scraped.append((loop.time() - start, await asyncio.to_thread(server.scrape)))
+        scraped.append((loop.time() - start, await asyncio.to_thread(scrape)))
         await asyncio.wait([busy], timeout=_SCRAPE_SECONDS)
     await busy
     until = loop.time() + _START_SECONDS
     while True:
-        last = await asyncio.to_thread(server.scrape)
-        if not last["signaling_peers",] or loop.time() > until:
+        last = await asyncio.to_thread(scrape)
+        if not last["peers",] or loop.time() > until:
             return load.counts, [*scraped, (loop.time() - start, last)]
         await asyncio.sleep(0.1)
 
 
 def plot(scraped: list[tuple[float, Samples]], path: Path) -> None:
     """Draw what the dashboard shows."""
-    import matplotlib as mpl  # noqa: PLC0415
-
-    mpl.use("Agg")
-    from matplotlib import pyplot  # noqa: PLC0415
-
     seconds = [second for second, _ in scraped]
 
     def values(*name: str) -> list[float]:
@@ -233,34 +194,31 @@ def plot(scraped: list[tuple[float, Samples]], path: Path) -> None:
         steps = zip(seconds, seconds[1:], counted, counted[1:], strict=False)
         return [0.0, *((b - a) / max(t - s, 1e-9) for s, t, a, b in steps)]
 
-    figure, axes = pyplot.subplots(3, 2, sharex=True, figsize=(11, 8))
     panels: dict[str, list[tuple[str, list[float]]]] = defaultdict(list)
-    panels["peers and topics"] = [(name, values(f"signaling_{name}")) for name in ("peers", "topics", "connections")]
+    panels["peers and topics"] = [(name, values(f"{name}")) for name in ("peers", "topics", "connections")]
     panels["relays by type, 1/s"] = [
-        (kind, rate("signaling_relays_total", "accepted", kind)) for kind in ("offer", "answer", "ice-candidate")
+        (kind, rate("relays_total", "accepted", kind)) for kind in ("offer", "answer", "ice-candidate")
     ]
     panels["joins, and leaves by reason, 1/s"] = [
-        ("joins", rate("signaling_joins_total")),
-        *((reason, rate("signaling_leaves_total", reason)) for reason in ("closed", "connection_lost")),
+        ("joins", rate("joins_total")),
+        *((reason, rate("leaves_total", reason)) for reason in ("closed", "connection_lost")),
     ]
     panels["refused, 1/s"] = [
-        ("404", rate("signaling_handshakes_total", "404")),
-        ("target_not_found", rate("signaling_relays_total", "target_not_found", "offer")),
+        ("404", rate("handshakes_total", "404")),
+        ("target_not_found", rate("relays_total", "target_not_found", "offer")),
     ]
-    panels["relayed, KB/s"] = [("bytes", [value / 1000 for value in rate("signaling_relayed_bytes_total")])]
+    panels["relayed, KB/s"] = [("bytes", [value / 1000 for value in rate("relayed_bytes_total")])]
     panels["CPU, cores"] = [("all processes", cores())]
-    for axis, (title, lines) in zip(axes.flat, panels.items(), strict=True):
-        for name, line in lines:
-            axis.plot(seconds, line, label=name)
-        axis.set_title(title, loc="left", fontsize=9)
-        axis.set_ylim(bottom=0)
-        axis.grid(alpha=0.3)
-        axis.legend(loc="upper right", fontsize=7)
-    for axis in axes[-1]:
-        axis.set_xlabel("seconds")
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=80)
+    with drawing(path, 3, 2, 80, sharex=True, figsize=(11, 8)) as (_, axes):
+        for axis, (title, lines) in zip(axes.flat, panels.items(), strict=True):
+            for name, line in lines:
+                axis.plot(seconds, line, label=name)
+            axis.set_title(title, loc="left", fontsize=9)
+            axis.set_ylim(bottom=0)
+            axis.grid(alpha=0.3)
+            axis.legend(loc="upper right", fontsize=7)
+        for axis in axes[-1]:
+            axis.set_xlabel("seconds")
 
 
 def main() -> int:
@@ -271,11 +229,8 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1, help="that share the topics; default: %(default)s")
     parser.add_argument("--plot", default="", help="a PNG file; default: none")
     options = parser.parse_args()
-    server = Server(options.workers)
-    try:
-        counts, scraped = asyncio.run(watch(server, options.seconds, options.seed))
-    finally:
-        server.stop()
+    with metered(options.workers) as (server, scrape):
+        counts, scraped = asyncio.run(watch(server.port, scrape, options.seconds, options.seed))
     print(f"counted by the load: {', '.join(f'{name} {count}' for name, count in sorted(counts.items()))}")
     wrong = differences(counts, scraped[-1][1])
     for line in wrong:

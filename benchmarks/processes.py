@@ -1,4 +1,4 @@
-"""Processes of a load: where they run, and how one asks another."""
+"""Child processes of a load: their cores, and how they are asked over their standard input."""
 
 from __future__ import annotations
 
@@ -7,29 +7,25 @@ import asyncio
 import dataclasses
 import json
 import os
-import socket
 import sys
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
+from unittest import SkipTest
 
-from benchmarks.client import HOST
 from signaling import Limits
+from tests.programs import need
 
 _TREE = Path(__file__).parents[1]
 _ANSWER_BYTES = 1 << 24
 _STOP_SECONDS = 30.0
+_POLL_SECONDS = 0.05
 _CORES = sorted(os.sched_getaffinity(0))
 
 
-def free_port() -> int:
-    """Return a port that nobody uses now."""
-    with socket.create_server((HOST, 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
-
-
-class Helper:
+class Child:
     """A process that prints one line of JSON when it is ready, and one for each line that it reads.
 
     Attributes:
@@ -59,7 +55,7 @@ class Helper:
         """Send one request and return its answer.
 
         Raises:
-            ConnectionError: where the process is gone.
+            ConnectionError: if the process is gone.
         """
         assert self._process.stdin is not None
         async with self._asking:
@@ -67,13 +63,13 @@ class Helper:
             return await _answer(self._process)
 
     async def stop(self) -> dict[str, Any]:
-        """Return its last answer, when it has ended."""
+        """Ask it to end; returns its last answer."""
         answer = await self.ask("stop")
         await asyncio.wait_for(self._process.wait(), _STOP_SECONDS)
         return answer
 
     def kill(self) -> None:
-        """End it, whatever it does; nothing where it has ended."""
+        """Kill it if it runs."""
         with suppress(ProcessLookupError):
             self._process.kill()
 
@@ -88,20 +84,20 @@ async def _answer(process: asyncio.subprocess.Process) -> dict[str, Any]:
 
 
 def pin(pid: int, index: int) -> None:
-    """Keep a process on one core, where there is more than one; 0 means this process."""
+    """Keep a process on one core, if there is more than one; 0 means this process."""
     if len(_CORES) > 1:
         with suppress(OSError):
             os.sched_setaffinity(pid, {_CORES[index % len(_CORES)]})
 
 
-def hurry() -> None:
-    """Let this process run as soon as it wants to, where the system allows that."""
+def use_realtime_priority() -> None:
+    """Run this process before all others, if the system allows that."""
     with suppress(PermissionError):
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
 
 
 def limit(text: str) -> tuple[str, float]:
-    """Parse ``NAME=VALUE`` of one of the server's bounds, for argparse."""
+    """Parse ``NAME=VALUE`` of one of the server's ``Limits``, for argparse."""
     types = {field.name: float if "float" in str(field.type) else int for field in dataclasses.fields(Limits)}
     name, _, value = text.partition("=")
     if name not in types:
@@ -110,3 +106,37 @@ def limit(text: str) -> tuple[str, float]:
         return name, types[name](value)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{value!r} is no value for {name}") from None
+
+
+def required(name: str) -> str:
+    """Return the path of a program, or end this one if it is not installed."""
+    try:
+        return need(name)
+    except SkipTest as missing:
+        sys.exit(str(missing))
+
+
+async def wait_until(condition: Callable[[], Any], seconds: float) -> bool:
+    """Wait for something that sends no event; returns whether it came within ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(_POLL_SECONDS)
+    return True
+
+
+async def serve_requests(answer: Callable[[str], dict[str, Any]], ready: dict[str, Any]) -> None:
+    """Print ``ready``, and in a child process one answer for each line of the standard input, until ``stop``."""
+    lines = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    print(json.dumps(ready), flush=True)
+    while (line := await lines.readline()) not in (b"", b"stop\n"):
+        print(json.dumps(answer(line.decode().strip())), flush=True)
+
+
+def judge(checks: Mapping[str, bool], missed: str = "FAIL") -> bool:
+    """Print each check with whether it holds; returns whether all do."""
+    for text, holds in checks.items():
+        print(f"{'ok  ' if holds else missed} {text}")
+    return all(checks.values())

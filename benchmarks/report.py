@@ -1,15 +1,16 @@
-"""What a load tells: figures over time, lines of text, a plot."""
+"""The output of a load: figures over time, lines of text, a plot."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from statistics import median
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 MB = 1e6
 _MB_PER_CONNECTION = 0.02
@@ -17,7 +18,7 @@ _MB_PER_CONNECTION = 0.02
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds; all are 0 where nothing was measured."""
+    """Milliseconds; all are 0 if nothing was measured."""
 
     p50: float
     p99: float
@@ -35,13 +36,13 @@ def latency(milliseconds: Iterable[float]) -> Latency:
 
 @dataclass(frozen=True)
 class Sample:
-    """One look at a server under load.
+    """The figures of a server under load at one moment.
 
     Args:
         second: since the start.
-        cpu: of the server, as a part of one core, since the look before; so is ``generator_cpu``.
+        cpu: of the server, as a part of one core, since the sample before; so is ``generator_cpu``.
         starved: for which part of the time the server was ready to run and others had its core.
-        relays: accepted a second, since the look before; so is ``errors``, by code.
+        relays: accepted a second, since the sample before; so is ``errors``, by code.
         latency: of the healthy pair in the last seconds.
         late_ms: the measuring pair's own delay.
     """
@@ -100,8 +101,8 @@ def flatness(samples: Sequence[Sample], warm_up_seconds: float) -> list[Flatness
     An allocator keeps what a peak of connections needed, so each higher peak may cost memory once.
     """
     peaks = accumulate((sample.connections for sample in samples), max)
-    looks = list(zip(samples, peaks, strict=True))
-    steady = [look for look in looks if look[0].second >= warm_up_seconds] or looks
+    pairs = list(zip(samples, peaks, strict=True))
+    steady = [pair for pair in pairs if pair[0].second >= warm_up_seconds] or pairs
     quarter = max(1, len(steady) // 4)
     first, last = steady[:quarter], steady[-quarter:]
     memory = [median(sample.resident_bytes / MB for sample, _ in part) for part in (first, last)]
@@ -145,33 +146,40 @@ class Progress:
             self._bar.write(text)
 
 
-def plot(samples: Sequence[Sample], path: Path, title: str) -> None:
-    """Draw memory, descriptors, latency and rates over time into a PNG file."""
+@contextmanager
+def drawing(path: Path, rows: int, columns: int = 1, dpi: int = 100, **how: Any) -> Iterator[tuple[Any, Any]]:
+    """Draw into a PNG file; gives the figure and its axes, as ``pyplot.subplots`` does."""
     # Only a plot needs it, and importing it takes a second.
     import matplotlib as mpl  # noqa: PLC0415
 
     mpl.use("Agg")
     from matplotlib import pyplot  # noqa: PLC0415
 
-    seconds = [sample.second for sample in samples]
-    figure, (memory, descriptors, delay, rates) = pyplot.subplots(4, 1, sharex=True, figsize=(10, 11))
-    memory.plot(seconds, [sample.resident_bytes / MB for sample in samples], label="resident")
-    memory.set_ylabel("MB")
-    descriptors.plot(seconds, [sample.descriptors for sample in samples], label="descriptors")
-    descriptors.plot(seconds, [sample.connections for sample in samples], label="connections")
-    for name in ("p50", "p99", "max"):
-        delay.plot(seconds, [getattr(sample.latency, name) for sample in samples], label=name)
-    delay.set_ylabel("relay latency, ms")
-    delay.set_yscale("log")
-    rates.plot(seconds, [sample.relays for sample in samples], label="relays/s")
-    rates.plot(seconds, [sum(sample.errors.values()) for sample in samples], label="errors/s")
-    rates.plot(seconds, [1000 * sample.cpu for sample in samples], label="server CPU, 1000 = one core", alpha=0.5)
-    rates.set_xlabel("seconds")
-    for axes in (memory, descriptors, delay, rates):
-        axes.set_ylim(bottom=None if axes is delay else 0)
-        axes.grid(alpha=0.3)
-        axes.legend(loc="upper right")
-    memory.set_title(title)
+    figure, axes = pyplot.subplots(rows, columns, **how)
+    yield figure, axes
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=dpi)
+
+
+def plot(samples: Sequence[Sample], path: Path, title: str) -> None:
+    """Draw memory, descriptors, latency and rates over time into a PNG file."""
+    seconds = [sample.second for sample in samples]
+    with drawing(path, 4, sharex=True, figsize=(10, 11)) as (_, (memory, descriptors, delay, rates)):
+        memory.plot(seconds, [sample.resident_bytes / MB for sample in samples], label="resident")
+        memory.set_ylabel("MB")
+        descriptors.plot(seconds, [sample.descriptors for sample in samples], label="descriptors")
+        descriptors.plot(seconds, [sample.connections for sample in samples], label="connections")
+        for name in ("p50", "p99", "max"):
+            delay.plot(seconds, [getattr(sample.latency, name) for sample in samples], label=name)
+        delay.set_ylabel("relay latency, ms")
+        delay.set_yscale("log")
+        rates.plot(seconds, [sample.relays for sample in samples], label="relays/s")
+        rates.plot(seconds, [sum(sample.errors.values()) for sample in samples], label="errors/s")
+        rates.plot(seconds, [1000 * sample.cpu for sample in samples], label="server CPU, 1000 = one core", alpha=0.5)
+        rates.set_xlabel("seconds")
+        for axes in (memory, descriptors, delay, rates):
+            axes.set_ylim(bottom=None if axes is delay else 0)
+            axes.grid(alpha=0.3)
+            axes.legend(loc="upper right")
+        memory.set_title(title)

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.client import HOST, Client, Message, NotJoinedError, text_frame
-from benchmarks.nodes import Node, Program, program
-from benchmarks.processes import free_port
-from benchmarks.report import Progress, latency
+from benchmarks.client import Client, Message, NotJoinedError, text_frame
+from benchmarks.processes import judge, required, wait_until
+from benchmarks.report import Progress, drawing, latency
+from tests.harness.server import HOST, Node, Server, launch
+from tests.programs import free_port
 
 _CONFIGURATION = Path(__file__).parents[1] / "deploy" / "haproxy.cfg"
 _CANDIDATES = 5
@@ -29,7 +30,7 @@ _MOST_ATTEMPTS = 5
 # As the client for browsers waits, less a random part of up to a half.
 _FIRST_BACKOFF_SECONDS, _MOST_BACKOFF_SECONDS = 0.25, 4.0
 _NOTICE_SECONDS = 30.0
-# HAProxy hands over its table of topics once it has looked in vain for somebody who could teach it.
+# HAProxy hands over its table of topics once it has found no peer that has one.
 _LEARNING_SECONDS = 11.0
 _LOST = (NotJoinedError, ConnectionError, TimeoutError)
 
@@ -70,9 +71,9 @@ async def set_up(port: int, topic: str) -> None:
     """Let two peers join ``topic`` and exchange an offer, an answer and candidates.
 
     Raises:
-        NotJoinedError: where one cannot join.
-        ConnectionError: where a connection ends before.
-        TimeoutError: where they do not hear each other.
+        NotJoinedError: if one cannot join.
+        ConnectionError: if a connection ends before.
+        TimeoutError: if they do not receive each other's messages.
     """
     peers: list[Client] = []
     try:
@@ -103,25 +104,25 @@ async def until_lost(doing: Coroutine[Any, Any, None], peers: list[Client]) -> N
 async def exchange(caller: Client, callee: Client) -> None:
     """Exchange what a call takes."""
     for sender, receiver, kind in ((caller, callee, "offer"), (callee, caller, "answer")):
-        heard = receiver.hear(lambda message, kind=kind: message.type == kind)
+        received = receiver.next_message(lambda message, kind=kind: message.type == kind)
         sender.send(relay(kind, receiver.id))
-        await heard
+        await received
     for _ in range(_CANDIDATES):
         await asyncio.sleep(_CANDIDATE_SECONDS)
         for sender, receiver in ((caller, callee), (callee, caller)):
-            heard = receiver.hear(lambda message: message.type == "ice-candidate")
+            received = receiver.next_message(lambda message: message.type == "ice-candidate")
             sender.send(relay("ice-candidate", receiver.id))
-            await heard
+            await received
 
 
-class Resident(Client):
+class RoomPeer(Client):
     """A peer of a room, which knows who else is there."""
 
     def __init__(self) -> None:
         super().__init__()
         self.known: set[str] = set()
 
-    def heard(self, message: Message) -> None:
+    def received(self, message: Message) -> None:
         """Keep the list."""
         if message.type == "peer-list":
             self.known = {entry.id for entry in message.peers}
@@ -132,19 +133,19 @@ class Resident(Client):
 
 
 class Room:
-    """Two peers that stay, and come back when their connection is lost."""
+    """Two peers that stay, and reconnect when their connection is lost."""
 
     def __init__(self, port: int, topic: str) -> None:
         self.topic = topic
         self._port = port
-        self._peers: list[Resident | None] = [None, None]
+        self._peers: list[RoomPeer | None] = [None, None]
         self.tasks = [asyncio.create_task(self._stay(n)) for n in range(2)]
 
     async def _stay(self, n: int) -> None:
         attempt = 0
         while True:
             with suppress(*_LOST):
-                self._peers[n] = peer = await Resident.join(self._port, self.topic)
+                self._peers[n] = peer = await RoomPeer.join(self._port, self.topic)
                 attempt = 0
                 await peer.ended
             self._peers[n] = None
@@ -158,8 +159,8 @@ class Room:
         return first is not None and second is not None and second.id in first.known and first.id in second.known
 
     async def admits(self) -> bool:
-        """Tell whether a newcomer meets both."""
-        peer = await Resident.join(self._port, self.topic)
+        """Return whether a new peer meets both."""
+        peer = await RoomPeer.join(self._port, self.topic)
         met = {other.id for other in self._peers if other is not None} <= set(peer.peers)
         peer.reset()
         return met and self.whole
@@ -183,7 +184,7 @@ class Rolling:
         return time.monotonic() - self.began
 
     def note(self, text: str, progress: Progress) -> None:
-        """Remember and print what happens now."""
+        """Record and print what happens now."""
         self.events.append((self.second, text))
         progress.line(f"{self.second:5.1f} s  {text}")
 
@@ -194,7 +195,7 @@ class Rolling:
             try:
                 await set_up(self.port, f"call-{n}")
             except _LOST as error:
-                failures.append(str(error) or "they do not hear each other")
+                failures.append(str(error) or "they do not receive each other's messages")
                 await asyncio.sleep(backoff(len(failures)))
             else:
                 break
@@ -211,16 +212,15 @@ class Rolling:
                     await asyncio.sleep(max(0.0, due - time.monotonic()))
 
     async def watch_rooms(self) -> None:
-        """Look every 50 ms how many rooms are not whole."""
+        """Count every 50 ms how many rooms are not whole."""
         while True:
             self.apart.append((self.second, sum(not room.whole for room in self.rooms)))
             await asyncio.sleep(0.05)
 
     async def rooms_whole(self) -> None:
         """Wait until all are."""
-        async with asyncio.timeout(_NOTICE_SECONDS):
-            while not all(room.whole for room in self.rooms):
-                await asyncio.sleep(0.05)
+        if not await wait_until(lambda: all(room.whole for room in self.rooms), _NOTICE_SECONDS):
+            raise TimeoutError("a room is not whole")
 
 
 def configuration(options: argparse.Namespace, port: int, nodes: list[Node]) -> str:
@@ -243,19 +243,19 @@ def configuration(options: argparse.Namespace, port: int, nodes: list[Node]) -> 
 
 async def roll(options: argparse.Namespace) -> int:
     """Run it; returns the exit status."""
-    haproxy = program("haproxy")
-    nodes = [Node(name, [f"--drain-delay={options.drain_delay}", "--trusted-proxy", HOST]) for name in "ab"]
+    haproxy = required("haproxy")
+    nodes = [Node(f"--drain-delay={options.drain_delay}", f"--trusted-proxy={HOST}", name=name) for name in "ab"]
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         for node in nodes:
-            await node.start()
-            stack.push_async_callback(node.kill)
+            node.start()
+            stack.callback(node.end)
         run = Rolling(options, free_port())
         file = Path(folder, "haproxy.cfg")
         file.write_text(configuration(options, run.port, nodes))
-        proxy = await Program.start(haproxy, "-db", "-f", str(file))
-        stack.push_async_callback(proxy.stop)
-        await reachable(run.port)
+        proxy = launch([haproxy, "-db", "-f", str(file)], port=run.port)
+        stack.callback(proxy.end)
+        proxy.wait_until_accepting()
         progress = stack.enter_context(Progress(3 * options.seconds))
         run.rooms = [Room(run.port, f"room-{n}") for n in range(options.rooms)]
         await run.rooms_whole()
@@ -267,9 +267,9 @@ async def roll(options: argparse.Namespace) -> int:
         if options.reload:
             await asyncio.sleep(max(0.0, _LEARNING_SECONDS - run.second))
             run.note("HAProxy reloads", progress)
-            successor = await Program.start(haproxy, "-db", "-f", str(file), "-sf", str(proxy.process.pid))
-            stack.push_async_callback(successor.stop)
-            await proxy.line("Proxy public stopped")
+            successor = launch([haproxy, "-db", "-f", str(file), "-sf", str(proxy.pid)])
+            stack.callback(successor.end)
+            await asyncio.to_thread(proxy.next_line, "Proxy public stopped")
             await asyncio.sleep(options.seconds)
         background[0].cancel()
         await background[0]
@@ -280,28 +280,16 @@ async def roll(options: argparse.Namespace) -> int:
     return summarize(run, admitting)
 
 
-async def reachable(port: int) -> None:
-    """Wait until somebody accepts."""
-    async with asyncio.timeout(_NOTICE_SECONDS):
-        while True:
-            with suppress(OSError):
-                _, writer = await asyncio.open_connection(HOST, port)
-                writer.close()
-                return
-            await asyncio.sleep(0.05)
-
-
-async def restart(run: Rolling, node: Node, proxy: Program, progress: Progress) -> None:
+async def restart(run: Rolling, node: Node, proxy: Server, progress: Progress) -> None:
     """Restart one node as an operator would, and wait until HAProxy uses it again."""
     run.note(f"{node.name} stops", progress)
-    noticed = asyncio.create_task(proxy.line(f"Server nodes/{node.name} is DOWN"))
-    stopping = asyncio.create_task(node.stop())
-    await noticed
+    stopping = asyncio.create_task(asyncio.to_thread(node.stop))
+    await asyncio.to_thread(proxy.next_line, f"Server nodes/{node.name} is DOWN")
     run.note(f"HAProxy leaves {node.name}", progress)
     await stopping
     run.note(f"{node.name} is gone", progress)
-    await node.start()
-    await proxy.line(f"Server nodes/{node.name} is UP")
+    await asyncio.to_thread(node.start)
+    await asyncio.to_thread(proxy.next_line, f"Server nodes/{node.name} is UP")
     run.note(f"HAProxy uses {node.name} again", progress)
 
 
@@ -317,8 +305,12 @@ def summarize(run: Rolling, admitting: int) -> int:
     longest = longest_apart(run.apart)
     print(f"rooms: {len(run.rooms)}, at least one not whole for at most {longest:.1f} s at a time")
     whole = admitting == len(run.rooms)
-    print(f"{'FAIL' if given_up else 'ok  '} calls given up: {given_up}")
-    print(f"{'ok  ' if whole else 'FAIL'} rooms whose newcomers meet everybody at the end: {admitting}")
+    judge(
+        {
+            f"calls given up: {given_up}": not given_up,
+            f"rooms in which a new peer meets everybody at the end: {admitting}": whole,
+        }
+    )
     if run.options.plot:
         plot(run, Path(run.options.plot))
     passed = whole and not given_up and bool(run.calls)
@@ -326,10 +318,10 @@ def summarize(run: Rolling, admitting: int) -> int:
     return 0 if passed else 1
 
 
-def longest_apart(looks: list[tuple[float, int]]) -> float:
+def longest_apart(counts: list[tuple[float, int]]) -> float:
     """Return for how many seconds at a time a room was not whole."""
     longest, since = 0.0, None
-    for second, count in looks:
+    for second, count in counts:
         since = (second if since is None else since) if count else None
         longest = max(longest, second - since if since is not None else 0.0)
     return longest
@@ -337,36 +329,29 @@ def longest_apart(looks: list[tuple[float, int]]) -> float:
 
 def plot(run: Rolling, path: Path) -> None:
     """Draw set-up times, rooms that are not whole, and the restarts into a PNG file."""
-    # Only a plot needs it, and importing it takes a second.
-    import matplotlib as mpl  # noqa: PLC0415
-
-    mpl.use("Agg")
-    from matplotlib import pyplot  # noqa: PLC0415
-
-    figure, (times, rooms) = pyplot.subplots(2, 1, sharex=True, figsize=(10, 6), height_ratios=[3, 1])
-    kinds: list[tuple[str, str, Callable[[Call], bool]]] = [
-        ("first attempt", "tab:blue", lambda call: not call.failures),
-        ("after retries", "tab:orange", lambda call: bool(call.failures) and not call.given_up),
-        ("given up", "tab:red", lambda call: call.given_up),
-    ]
-    for label, colour, wanted in kinds:
-        calls = [call for call in run.calls if wanted(call)]
-        seconds = [1000 * call.seconds for call in calls]
-        times.scatter([call.start for call in calls], seconds, s=6, color=colour, label=f"{label}: {len(calls)}")
-    times.set_yscale("log")
-    times.set_ylabel("call set-up, ms")
-    times.legend(loc="upper left")
-    rooms.step([second for second, _ in run.apart], [count for _, count in run.apart], color="tab:red")
-    rooms.set_ylabel(f"rooms of {len(run.rooms)}\nnot whole")
-    rooms.set_xlabel("seconds")
-    for second, text in run.events:
-        for axes in (times, rooms):
-            axes.axvline(second, color="grey", linewidth=0.8, linestyle="--")
-        times.text(second, 0.98, f" {text}", rotation=90, va="top", fontsize=7, transform=times.get_xaxis_transform())
-    times.set_title(f"{run.options.rate:g} calls a second through HAProxy while both nodes are restarted")
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    with drawing(path, 2, sharex=True, figsize=(10, 6), height_ratios=[3, 1]) as (_, (times, rooms)):
+        kinds: list[tuple[str, str, Callable[[Call], bool]]] = [
+            ("first attempt", "tab:blue", lambda call: not call.failures),
+            ("after retries", "tab:orange", lambda call: bool(call.failures) and not call.given_up),
+            ("given up", "tab:red", lambda call: call.given_up),
+        ]
+        for label, colour, wanted in kinds:
+            calls = [call for call in run.calls if wanted(call)]
+            seconds = [1000 * call.seconds for call in calls]
+            times.scatter([call.start for call in calls], seconds, s=6, color=colour, label=f"{label}: {len(calls)}")
+        times.set_yscale("log")
+        times.set_ylabel("call set-up, ms")
+        times.legend(loc="upper left")
+        rooms.step([second for second, _ in run.apart], [count for _, count in run.apart], color="tab:red")
+        rooms.set_ylabel(f"rooms of {len(run.rooms)}\nnot whole")
+        rooms.set_xlabel("seconds")
+        for second, text in run.events:
+            for axes in (times, rooms):
+                axes.axvline(second, color="grey", linewidth=0.8, linestyle="--")
+            times.text(
+                second, 0.98, f" {text}", rotation=90, va="top", fontsize=7, transform=times.get_xaxis_transform()
+            )
+        times.set_title(f"{run.options.rate:g} calls a second through HAProxy while both nodes are restarted")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

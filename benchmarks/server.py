@@ -1,7 +1,7 @@
-"""A signaling server in a process of its own, which tells about itself on its standard output.
+"""A signaling server in a process of its own, which reports its counters on its standard output.
 
-Every line on its standard input is a request, answered by one line of JSON: ``status`` tells its counters and what the
-kernel knows of the process, ``stop`` drains and ends it. The first line of its output tells the port.
+Every line on its standard input is a request, answered by one line of JSON: ``status`` has its counters and what the
+kernel knows of the process, ``stop`` drains and ends it. The first line of its output has the port.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Cuts:
-    """A log observer that remembers whom the server cut off, and when, until it is asked."""
+    """A log observer that records which peers the server cut off, and when, until it is asked."""
 
     def __init__(self) -> None:
         self._cuts: list[tuple[str, float, str]] = []
 
     def __call__(self, event: LogEvent) -> None:
-        """Notice the end of a peer that was cut off."""
+        """Record the end of a peer that was cut off."""
         reason = str(event.get("reason", ""))
         if reason.startswith("cut off") and "peer" in event:
             self._cuts.append((event["peer"], time.monotonic(), reason))
@@ -46,7 +46,7 @@ class Cuts:
 class Passes:
     """The reactor's poller, which measures how much CPU the process takes between two polls.
 
-    Unlike a time on the clock that says nothing of what others did on the machine.
+    Unlike elapsed time, this does not depend on other programs on the machine.
 
     Args:
         poller: that of an epoll reactor.
@@ -74,7 +74,7 @@ class Passes:
 
 
 def process_status() -> dict[str, float]:
-    """Tell what the kernel knows of this process: resident memory, open descriptors, CPU seconds.
+    """Return what the kernel knows of this process: resident memory, open descriptors, CPU seconds.
 
     ``starved_seconds`` is how long it was ready to run and others had its core.
     """
@@ -92,7 +92,7 @@ def process_status() -> dict[str, float]:
 
 
 def server_status(factory: SignalingFactory) -> dict[str, Any]:
-    """Tell the server's counters as JSON can say them."""
+    """Return the server's counters, for JSON."""
     counters = factory.counters
     return {
         "accepted": counters.total_relays_accepted,
@@ -118,7 +118,7 @@ class SideChannel(LineOnlyReceiver):
         self._port = port
 
     def connectionMade(self) -> None:
-        """Tell the port."""
+        """Send the port."""
         self._answer({"port": self._port})
 
     def lineReceived(self, line: bytes) -> None:
@@ -144,7 +144,7 @@ def main() -> None:
     cuts = Cuts()
     passes: Any = Passes(reactor._poller)
     reactor._poller = passes
-    # Formatting the log is a part of the server's work; nobody wants to keep that of a load.
+    # Formatting the log is a part of the server's work; and that of a load is not kept.
     with open(os.devnull, "w") as nowhere:
         observers = [textFileLogObserver(nowhere), cuts]
         globalLogBeginner.beginLoggingTo(observers, discardBuffer=True, redirectStandardIO=False)

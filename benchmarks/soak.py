@@ -14,11 +14,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ledger import Ledger
-from benchmarks.processes import Helper, limit, pin
+from benchmarks.processes import Child, judge, limit, pin
 from benchmarks.report import Flatness, Progress, Sample, flatness, latency, plot
-from benchmarks.scenarios import RATES, World
+from benchmarks.scenarios import RATES, Run
 from signaling import Limits
+from tests.harness.delivery_log import DeliveryLog
 
 _PROBES_PER_SECOND = 50.0
 _WARM_UP_SECONDS = 60.0
@@ -28,7 +28,7 @@ _LATENCY_SAMPLES = 10
 _FEW = 5
 
 _MOST_GENERATOR_CPU = 0.8
-# A stalled reader costs most some seconds after it started.
+# A stalled reader costs most a few seconds after it started.
 _DAMPING = 0.2
 
 
@@ -43,28 +43,28 @@ class Load:
         failures: why scenarios failed.
     """
 
-    def __init__(self, world: World, factor: float) -> None:
+    def __init__(self, shared: Run, factor: float) -> None:
         self.factor = factor
         self.started: dict[str, int] = {}
         self.failures: list[str] = []
-        self._world = world
+        self._shared = shared
         self._running: set[asyncio.Task[None]] = set()
         self._starting = [asyncio.create_task(self._start_all(*item)) for item in RATES.items()]
 
-    async def _start_all(self, scenario: Callable[[World], Awaitable[None]], rate: float) -> None:
+    async def _start_all(self, scenario: Callable[[Run], Awaitable[None]], rate: float) -> None:
         due = time.monotonic()
         while True:
             task = asyncio.create_task(self._run(scenario))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
-            due += self._world.random.expovariate(rate * self.factor)
+            due += self._shared.random.expovariate(rate * self.factor)
             await asyncio.sleep(max(0.0, due - time.monotonic()))
 
-    async def _run(self, scenario: Callable[[World], Awaitable[None]]) -> None:
+    async def _run(self, scenario: Callable[[Run], Awaitable[None]]) -> None:
         name = scenario.__name__
         self.started[name] = self.started.get(name, 0) + 1
         try:
-            await scenario(self._world)
+            await scenario(self._shared)
         except Exception as error:
             # Whatever it was, it is the run's failure, and the other scenarios go on.
             self.failures.append(f"{name}: {type(error).__name__}: {error}")
@@ -82,10 +82,10 @@ class Soak:
     """One run, and what it measured."""
 
     options: argparse.Namespace
-    server: Helper
-    pair: Helper
+    server: Child
+    pair: Child
     load: Load
-    ledger: Ledger
+    log: DeliveryLog
     at_first: dict[str, Any]
     samples: list[Sample] = field(default_factory=list)
     latencies_ms: list[float] = field(default_factory=list)
@@ -152,8 +152,8 @@ class Soak:
     async def rest(self) -> dict[str, Any]:
         """End the load, wait until the server is at rest, and return its last status."""
         await self.load.finish()
-        self.ledger.add(await self.pair.stop())
-        self.ledger.close()
+        self.log.close()
+        self.log.add((await self.pair.stop())["log"])
         deadline = time.monotonic() + _REST_SECONDS
         status = await self.server.ask("status")
         while (status["connections"] or status["waiting"]) and time.monotonic() < deadline:
@@ -163,7 +163,7 @@ class Soak:
 
     def verdict(self, at_last: dict[str, Any]) -> dict[str, bool]:
         """Return everything that was to hold, in words, with whether it does."""
-        checks = self.ledger.check(at_last)
+        checks = self.log.balance(at_last)
         opened = at_last["descriptors"] - self.at_first["descriptors"]
         checks[
             f"left at the end: {at_last['connections']} connections, {at_last['topics']} topics, {opened} descriptors"
@@ -182,17 +182,17 @@ async def soak(options: argparse.Namespace) -> int:
     """Run it; returns the exit status."""
     limits = Limits(**dict(options.limit))
     pin(0, 1)
-    server = await Helper.start("benchmarks.server", json.dumps(dict(options.limit)))
+    server = await Child.start("benchmarks.server", json.dumps(dict(options.limit)))
     pin(server.pid, 0)
     pair = None
     try:
         port = server.ready["port"]
-        pair = await Helper.start("benchmarks.latency", str(port), "probe", str(_PROBES_PER_SECOND))
-        ledger = Ledger()
-        world = World(port, ledger, limits.handshake_timeout_seconds, limits.write_timeout_seconds)
+        pair = await Child.start("benchmarks.latency", str(port), "probe", str(_PROBES_PER_SECOND))
+        log = DeliveryLog(keep=False)
+        shared = Run(port, log, limits.handshake_timeout_seconds, limits.write_timeout_seconds)
         at_first = await server.ask("status")
         at_first["descriptors"] -= at_first["connections"]
-        run = Soak(options, server, pair, Load(world, options.load or 1.0), ledger, at_first)
+        run = Soak(options, server, pair, Load(shared, options.load or 1.0), log, at_first)
         with Progress(run.seconds) as progress:
             await run.run(progress)
         at_last = await run.rest()
@@ -207,7 +207,6 @@ async def soak(options: argparse.Namespace) -> int:
 def summarize(run: Soak, at_last: dict[str, Any]) -> int:
     """Print and write what the run found; returns the exit status."""
     checks = run.verdict(at_last)
-    holds = all(checks.values())
     busy, starved = [sample.cpu for sample in run.samples], [sample.starved for sample in run.samples]
     print(f"\nscenarios: {' '.join(f'{name} {n}' for name, n in sorted(run.load.started.items()))}")
     print(f"server CPU: {sum(busy) / len(busy):.0%} of a core at load {run.load.factor:.2f}", end=" ")
@@ -218,9 +217,8 @@ def summarize(run: Soak, at_last: dict[str, Any]) -> int:
     print(f"events dropped: {at_last['events_dropped']}")
     if run.seconds < _JUDGED_FROM_SECONDS:
         print("\n".join(f"not judged in a run this short: {flat}" for flat in run.flatness()))
-    for text, held in checks.items():
-        print(f"{'ok  ' if held else 'FAIL'} {text}")
-    for text in (run.load.failures + run.ledger.lost)[:_FEW]:
+    holds = judge(checks)
+    for text in (run.load.failures + run.log.examples)[:_FEW]:
         print(f"     {text}")
     if run.options.plot:
         plot(run.samples, Path(run.options.plot), f"{run.options.minutes:g} minutes of churn, calls, stalls, garbage")
@@ -231,7 +229,7 @@ def summarize(run: Soak, at_last: dict[str, Any]) -> int:
             "started": run.load.started,
             "failures": run.load.failures,
         }
-        written |= {"lost": run.ledger.lost, "samples": [asdict(sample) for sample in run.samples]}
+        written |= {"breaches": run.log.examples, "samples": [asdict(sample) for sample in run.samples]}
         Path(run.options.json).write_text(json.dumps(written, indent=1))
     print("soak: passed" if holds else "soak: FAILED")
     return 0 if holds else 1
@@ -248,7 +246,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--load",
         type=float,
         default=0.0,
-        help="a fixed load in place of --cpu; 1 is some 40 joins and 25 calls a second",
+        help="a fixed load in place of --cpu; 1 is about 40 joins and 25 calls a second",
     )
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two lines (default: %(default)g)")
     parser.add_argument(

@@ -1,30 +1,23 @@
-"""Clients that ask for much and read nothing: ``python -m benchmarks.unread_answers``.
+"""Clients that send many requests and read no answer: ``python -m benchmarks.unread_answers``.
 
-Each connection sends requests for a page all at once and takes no answer. Printed is what they cost in memory, and how
-long ``/healthz`` waits meanwhile.
+Each connection sends requests for a page all at once. Printed is what they cost in memory, and how long ``/healthz``
+waits meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import socket
 import sys
 import time
-from pathlib import Path
 
-from benchmarks.client import HOST
-from benchmarks.nodes import Node
 from benchmarks.report import MB
+from tests.harness.server import HOST, serving
 
 _REQUEST = b"GET %b HTTP/1.1\r\nHost: server\r\n\r\n"
 _RECEIVE_BUFFER = 4096
 _SECONDS = 6.0
-
-
-def _resident_bytes(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 async def _healthz(port: int) -> float:
@@ -47,24 +40,19 @@ def _ask(port: int, request: bytes) -> socket.socket:
 
 async def measure(options: argparse.Namespace) -> int:
     """Ask, wait, and print what it cost; returns the exit status."""
-    node = Node("server", ["--demo", "--metrics"])
-    await node.start()
-    try:
-        pid = node.program.process.pid
-        # What is loaded late is no part of it.
-        await _healthz(node.port)
-        before = _resident_bytes(pid)
+    with serving("--demo", "--metrics") as server:
+        # What is loaded with the first request is no part of it.
+        await _healthz(server.port)
+        before = server.memory_bytes()
         request = _REQUEST % options.path.encode() * options.requests
-        asking = [_ask(node.port, request) for _ in range(options.connections)]
+        asking = [_ask(server.port, request) for _ in range(options.connections)]
         began, waits, most = time.monotonic(), [], before
         while time.monotonic() - began < _SECONDS:
-            waits.append(await _healthz(node.port))
-            most = max(most, _resident_bytes(pid))
+            waits.append(await _healthz(server.port))
+            most = max(most, server.memory_bytes())
             await asyncio.sleep(0.01)
         for each in asking:
             each.close()
-    finally:
-        await node.stop()
     print(f"{options.connections} connections, each with {options.requests} x GET {options.path}, nothing read")
     print(f"RSS {before / MB:.1f} MB before, {most / MB:.1f} MB at the most: ", end="")
     print(f"{(most - before) / options.connections / 1000:.0f} KB for each connection")

@@ -29,6 +29,7 @@ from signaling import Grant, GrantRealm, IBearerToken, Limits, SignalingFactory,
 from signaling.server.protocol import SignalingProtocol
 from signaling.workers.listener import WorkerListener
 from signaling.workers.supervisor import WorkerSettings
+from tests.harness.frames import masked
 
 REQUEST_BYTES = 16_000
 MESSAGE_BYTES = 65_000
@@ -46,7 +47,6 @@ _UPGRADE = {
     "Sec-WebSocket-Key": b"dGhlIHNhbXBsZSBub25jZQ==",
     "Sec-WebSocket-Version": b"13",
 }
-_MASK = b"\0\0\0\0"
 _RESUME_SECONDS = 60
 
 Pieces = list[bytes]
@@ -55,7 +55,7 @@ Pieces = list[bytes]
 
 @implementer(ITCPTransport, IPushProducer)
 class _Transport:
-    """Takes everything, and counts nothing."""
+    """A transport that takes everything."""
 
     disconnecting = False
 
@@ -85,7 +85,7 @@ class _Transport:
 
 @implementer(IBearerToken)
 class _Checker:
-    """Knows one token."""
+    """A checker that knows two tokens."""
 
     credentialInterfaces = (IBearerToken,)
 
@@ -304,25 +304,18 @@ LISTENER_PLACES = [
     *("the first line", "the method", "the target", "the authority", "an unknown path", "the mount", "the topic"),
     *("the topic of a plain request", "the query", "the query of a plain request", "Upgrade of an upgrade"),
 ]
-"""What the listener of workers reads; behind that it is a server as any other."""
+"""What the listener of workers reads; a worker reads the rest like any server."""
 SITE_PLACES = [
     *("the topic", "metadata in the query", "resume", "seen", "token", "Authorization: Bearer"),
     *(f"{name} of an upgrade" for name in (*_HEADERS, *_MORE_HEADERS) if name != "Cookie"),
     *("another Upgrade", "Connection of a refused upgrade", "a subprotocol with a token"),
 ]
-"""What is ours to read in a foreign site; the rest of a request is twisted.web's there."""
+"""What our resource reads in a foreign site; twisted.web reads the rest of a request."""
 
 
 def frame(payload: bytes, first: int = 0x81) -> bytes:
-    """Frame a client's data, masked with zeros."""
-    size = len(payload)
-    if size < 126:
-        head = bytes((first, 0x80 | size))
-    elif size < 65_536:
-        head = bytes((first, 0x80 | 126)) + size.to_bytes(2, "big")
-    else:
-        head = bytes((first, 0x80 | 127)) + size.to_bytes(8, "big")
-    return head + _MASK + payload
+    """Frame a client's data, under a mask of zeros."""
+    return masked(first, payload)
 
 
 _OFFER = b'{"type":"offer","to":"nobody","msgId":"1","payload":'
@@ -370,19 +363,19 @@ UNITS = (
 
 
 def messages() -> Iterator[Case]:
-    """List messages, sent whole. Where the JSON is read as everywhere, a few places are tried."""
+    """List messages, sent whole. The other ways in read the same JSON, so a few places are tried there."""
     for place, make in TEXTS.items():
-        for unit in (*PRINTABLE, *UNITS) if place in _TOLD_APART else UNITS:
+        for unit in (*PRINTABLE, *UNITS) if place in _PLACES_OF_ALL_READERS else UNITS:
             yield _message(place, repr(unit), "port", b"sends", lambda n, m=make, u=unit: [frame(m(filled(u, n)))])
     for way, token in (("autobahn", b"sends"), ("limited", b"sends"), ("port", b"receives")):
-        for place in _TOLD_APART:
-            where = place + (" of who only receives" if token == b"receives" else "")
+        for place in _PLACES_OF_ALL_READERS:
+            where = place + (" of a peer that only receives" if token == b"receives" else "")
             make = TEXTS[place]
             for unit in UNITS:
                 yield _message(where, repr(unit), way, token, lambda n, m=make, u=unit: [frame(m(filled(u, n)))])
 
 
-_TOLD_APART = ("a message", "an object with a surrogate", "a string with a surrogate")
+_PLACES_OF_ALL_READERS = ("a message", "an object with a surrogate", "a string with a surrogate")
 
 
 def fragments() -> Iterator[Case]:
@@ -393,7 +386,7 @@ def fragments() -> Iterator[Case]:
             yield _message("a message", f"fragments of {size} bytes", way, b"sends", make)
         for opcode, name in ((0x82, "binary messages"), (0x89, "pings"), (0x8A, "pongs"), (0x81, "texts")):
             many = lambda n, opcode=opcode: [filled(frame(b"", opcode), n)]  # noqa: E731
-            # Many messages, not one: half as much tells as well how it grows.
+            # Many messages, not one: half as much shows the growth as well.
             yield replace(_message("a connection", f"empty {name}", way, b"sends", many), size=MESSAGE_BYTES // 2)
         for name, whole in (("ASCII", b"a"), ("UTF-8", "é".encode()), ("no UTF-8", b"\xc3")):
             yield _message("a message", f"{name}, cut in two", way, b"sends", lambda n, w=whole: _halves(filled(w, n)))
@@ -453,11 +446,11 @@ GROUPS: dict[str, Callable[[], Iterator[Case]]] = {
 
 
 def worst(cases: Sequence[Case], repeats: int) -> dict[tuple[str, str], tuple[float, Case]]:
-    """Find the dearest case of each place by each way; of several measurements the least counts."""
+    """Find the most expensive case of each place by each way; of several measurements the least counts."""
     found: dict[tuple[str, str], tuple[float, Case]] = {}
     for case in cases:
         key, cost = (case.way, case.place), case.cost(case.size)
-        # Noise only adds: what is not the worst so far needs no second look.
+        # Noise only adds: a case that is not the worst so far needs no second measurement.
         for _ in range(repeats - 1):
             if cost <= found.get(key, (0.0,))[0]:
                 break

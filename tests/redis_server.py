@@ -38,7 +38,7 @@ def redis_server(folder: Path) -> Iterator[Path]:
 
 
 def answers(path: Path) -> bool:
-    """Tell whether somebody listens on a socket."""
+    """Return whether a server listens on a socket."""
     with socket.socket(socket.AF_UNIX) as client:
         return client.connect_ex(str(path)) == 0
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from selenium import webdriver
 
+from tests.harness.server import running
 from tests.system.browser import chromium, wait_until
-from tests.system.twistd import running
 
 DOCS = Path(__file__).parents[1] / "docs"
 DESKTOP = {"width": 1360, "height": 900, "deviceScaleFactor": 1, "mobile": False}

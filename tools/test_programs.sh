@@ -1,5 +1,5 @@
 #!/bin/sh
-# Install the programs that the tests run beside Python, or name those that are missing.
+# Install the programs that the tests run beside Python, or name those that are missing. INSTALL=no installs nothing.
 set -eu
 
 # Where Debian keeps servers, which an ordinary user's PATH leaves out.
@@ -23,7 +23,8 @@ need prometheus promtool
 need redis-server redis-server
 
 [ -z "$packages" ] && exit 0
-if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+if [ "${INSTALL:-yes}" != no ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "installing as root, unless you stop it and say INSTALL=no make test:$packages" >&2
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq
     # shellcheck disable=SC2086 # one word for each package

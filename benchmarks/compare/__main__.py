@@ -19,7 +19,7 @@ from benchmarks.compare.generator import WrongAnswerError
 from benchmarks.compare.meter import Meter
 from benchmarks.compare.results import Results, plain_table, plot, table
 from benchmarks.compare.scenarios import QUICK, SCENARIOS, Scale
-from benchmarks.compare.servers import CannotStartError, Server, Stable
+from benchmarks.compare.servers import CannotStartError, RunningServers, Server
 
 _DEFAULT_OTHERS = ("peerjs-server", "y-webrtc", "websockets", "autobahn")
 _ALONE = "server"
@@ -104,7 +104,7 @@ def _progress(names: Iterator[str], total: int) -> Iterable[str]:
 
 
 def _chosen(options: argparse.Namespace) -> list[Server]:
-    """List the servers; npm's are left out, with a word about it, where Node.js is not installed."""
+    """List the servers; npm's are left out with a warning if Node.js is not installed."""
     names = [] if options.no_peers else list(options.peer or _DEFAULT_OTHERS)
     if not servers.has_node():
         for name in servers.NEED_NODE.intersection(names):
@@ -120,7 +120,7 @@ def _chosen(options: argparse.Namespace) -> list[Server]:
 
 
 def _several(options: argparse.Namespace) -> list[Server]:
-    """List those of several processes; a cluster nobody asked for is left out where there is no Redis."""
+    """List those of several processes; a cluster that was not asked for is left out if there is no Redis."""
     clusters = [servers.cluster(nodes) for nodes in options.cluster]
     if options.no_peers or options.peer:
         return clusters
@@ -133,11 +133,11 @@ def _several(options: argparse.Namespace) -> list[Server]:
 
 def compare(options: argparse.Namespace, scale: Scale, scenarios: list[str]) -> tuple[Results, str]:
     """Measure ours beside the others; returns the results, and what was compared."""
-    with Stable(_chosen(options)) as stable:
-        contest = Contest(stable, scale, options.rounds, options.seed, per_process=options.per_process)
+    with RunningServers(_chosen(options)) as running:
+        contest = Contest(running, scale, options.rounds, options.seed, per_process=options.per_process)
         for _ in _progress(contest.run(scenarios), contest.bursts(scenarios)):
             pass
-        names = [f"{each.server.name} {each.server.version}".strip() for each in stable.running.values()]
+        names = [f"{each.server.name} {each.server.version}".strip() for each in running.running.values()]
     return contest.results, ", ".join(names)
 
 

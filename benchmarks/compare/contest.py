@@ -6,11 +6,11 @@ import random
 from collections.abc import Iterator, Sequence
 
 from benchmarks.compare.dialects import Dialect
-from benchmarks.compare.generator import Crowd, WrongAnswerError
+from benchmarks.compare.generator import LoadGenerator, WrongAnswerError
 from benchmarks.compare.meter import Meter
 from benchmarks.compare.results import Results
 from benchmarks.compare.scenarios import SCENARIOS, Figures, Scale, Scenario, Stage
-from benchmarks.compare.servers import Running, Stable
+from benchmarks.compare.servers import Running, RunningServers
 
 
 def measure(  # noqa: PLR0913, PLR0917 - a server is all of these
@@ -24,21 +24,21 @@ def measure(  # noqa: PLR0913, PLR0917 - a server is all of these
     """Run one burst against one server.
 
     Raises:
-        WrongAnswerError: where the server does not do what it was asked for.
+        WrongAnswerError: if the server does not do what it was asked for.
     """
     try:
-        with Crowd(addresses) as crowd:
-            stage = Stage(dialect, crowd, meter, scale, store)
+        with LoadGenerator(addresses) as generator:
+            stage = Stage(dialect, generator, meter, scale, store)
             scenario.run(stage)
     except OSError as error:
         raise WrongAnswerError(str(error)) from error
     # The connections that were just reset must not cost the next server's time.
-    stage.settle()
+    stage.wait_until_idle()
     return stage.figures
 
 
 class Contest:
-    """All rounds of some scenarios.
+    """All rounds of the scenarios that were asked for.
 
     Args:
         rounds: how often each server is measured; a first time, which warms it up, is not counted.
@@ -46,8 +46,10 @@ class Contest:
         per_process: whether a server of several processes has as much to do for each of them as one of one process.
     """
 
-    def __init__(self, stable: Stable, scale: Scale, rounds: int, seed: int, *, per_process: bool = False) -> None:
-        self._stable = stable
+    def __init__(
+        self, running: RunningServers, scale: Scale, rounds: int, seed: int, *, per_process: bool = False
+    ) -> None:
+        self._servers = running
         self._scale = scale
         self._per_process = per_process
         self._rounds = rounds
@@ -55,14 +57,14 @@ class Contest:
         self.results = Results()
 
     def bursts(self, names: Sequence[str]) -> int:
-        """Tell how many bursts there will be."""
+        """Return how many bursts there will be."""
         return sum(len(self._runners(name)) * len(self._numbers(name)) for name in names)
 
     def run(self, names: Sequence[str]) -> Iterator[str]:
         """Measure scenarios; yields the name of each burst before it runs."""
         for name in names:
             runners = self._runners(name)
-            # In this order they are listed, whoever is the first of a round.
+            # They are listed in this order, whichever is the first of a round.
             self.results.rounds[name].update({running.server.name: [] for running in runners})
             for number in self._numbers(name):
                 self._random.shuffle(runners)
@@ -73,7 +75,7 @@ class Contest:
                         self.results.add(name, running.server.name, figures)
 
     def _runners(self, name: str) -> list[Running]:
-        return [each for each in self._stable.running.values() if SCENARIOS[name].suits(each.server)]
+        return [each for each in self._servers.running.values() if SCENARIOS[name].suits(each.server)]
 
     def _numbers(self, name: str) -> range:
         """Number the rounds; 0 warms up. Memory hardly varies, and many connections take their time."""
@@ -85,7 +87,7 @@ class Contest:
         try:
             if not scenario.fresh:
                 return self._burst(scenario, running)
-            with Running(running.server, self._stable.folder) as fresh:
+            with Running(running.server, self._servers.folder) as fresh:
                 return self._burst(scenario, fresh)
         except WrongAnswerError as error:
             raise WrongAnswerError(f"{running.server.name}: {error}") from error

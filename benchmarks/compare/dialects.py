@@ -34,20 +34,20 @@ class Dialect(Protocol):
         """Join, and wait until the server says so.
 
         Args:
-            name: becomes the peer's id where clients choose theirs; no two peers of a run have the same.
+            name: becomes the peer's id if clients choose theirs; no two peers of a run have the same.
         """
 
     def joined(self, member_id: str) -> Matches | None:
-        """Judge what the others of a topic hear of a new peer; None where they hear nothing."""
+        """Judge what the others of a topic receive about a new peer; None if nothing."""
 
     def left(self, member_id: str) -> Matches | None:
-        """Judge what the others hear when a peer left; None where they hear nothing."""
+        """Judge what the others receive when a peer left; None if nothing."""
 
     def relay(self, sender: Member, target: Member, kind: str, payload: bytes) -> bytes:
         """Write the frame that has a payload relayed to one peer."""
 
     def relayed(self, sender: Member, target: Member, kind: str, payload: bytes) -> Matches:
-        """Judge what the target hears of it: the kind, the sender, and the whole payload."""
+        """Judge what the target receives of it: the kind, the sender, and the whole payload."""
 
 
 def _upgrade(target: str) -> bytes:
@@ -99,7 +99,7 @@ class Wire:
 
 
 class PeerJs:
-    """peerjs-server: clients choose their ids, and nobody hears of anybody."""
+    """peerjs-server: clients choose their ids, and no peer is announced."""
 
     def join(self, link: Link, topic: str, name: str) -> Joining:
         """Connect, and wait for ``OPEN``."""
@@ -111,10 +111,10 @@ class PeerJs:
         return Member(link, topic, name)
 
     def joined(self, member_id: str) -> None:
-        """Tell that nobody hears of it."""
+        """Return None: it is not announced."""
 
     def left(self, member_id: str) -> None:
-        """Tell that nobody hears of it."""
+        """Return None: it is not announced."""
 
     def relay(self, sender: Member, target: Member, kind: str, payload: bytes) -> bytes:
         """Address it by ``dst``."""
@@ -137,14 +137,14 @@ class YWebrtc:
 
     Args:
         inboxes: use it as its own client does not: each peer subscribes a topic of its own, so that a message goes to
-            its target alone, and nobody hears of a new peer.
+            its target alone, and no peer is announced.
     """
 
     def __init__(self, *, inboxes: bool = False) -> None:
         self._inboxes = inboxes
 
     def join(self, link: Link, topic: str, name: str) -> Joining:
-        """Subscribe and announce oneself, as its client does; to hear that is to know that both are done."""
+        """Subscribe and announce oneself, as its client does; its own announcement shows that both are done."""
         link.send(_upgrade("/"))
         yield from link.head()
         member = Member(link, topic, name)
@@ -152,10 +152,10 @@ class YWebrtc:
         link.send(text_frame(msgspec.json.encode({"type": "subscribe", "topics": [inbox]})))
         announcement = {"type": "announce", "from": name}
         link.send(text_frame(msgspec.json.encode({"type": "publish", "topic": inbox, "data": announcement})))
-        while (heard := (yield from link.message()))["data"] != announcement:
-            # Somebody who joins at the same time is announced to those who subscribed already.
-            if heard["data"]["type"] != "announce":
-                raise WrongAnswerError(f"{heard} in place of the own announcement")
+        while (received := (yield from link.message()))["data"] != announcement:
+            # A peer that joins at the same time is announced to those that have subscribed already.
+            if received["data"]["type"] != "announce":
+                raise WrongAnswerError(f"{received} in place of the own announcement")
         link.echoes = lambda message: message["data"]["from"] == name
         return member
 
@@ -166,7 +166,7 @@ class YWebrtc:
         return lambda message: message["data"] == {"type": "announce", "from": member_id}
 
     def left(self, member_id: str) -> None:
-        """Tell that nobody hears of it."""
+        """Return None: it is not announced."""
 
     def relay(self, sender: Member, target: Member, kind: str, payload: bytes) -> bytes:
         """Publish it to where the target listens."""

@@ -1,4 +1,4 @@
-"""The load generator: raw sockets on one epoll, and small tasks that wait for what a connection hears.
+"""The load generator: raw sockets on one epoll, and small tasks that wait for what a connection receives.
 
 It has to cost less than the servers that it measures. So frames are built before they are measured, and a message that
 was checked once is known by its bytes when it comes again.
@@ -35,7 +35,7 @@ class WrongAnswerError(Exception):
 
 
 class Expected:
-    """A message that a connection is to hear, maybe many times.
+    """A message that a connection has to receive, maybe many times.
 
     Args:
         matches: judges the parsed message when it comes for the first time; the same bytes are known from then on.
@@ -53,8 +53,8 @@ class Link:
 
     Attributes:
         ended: whether the server ended its half.
-        echoes: tells of a message that the server sends beside what was asked for; such a message is passed over.
-        task: who waits for the next bytes.
+        echoes: whether a message is one that the server sends besides what was asked for; it is skipped.
+        task: the task that waits for the next bytes.
     """
 
     __slots__ = ("_buffer", "_passed", "echoes", "ended", "recv", "send", "sock", "task")
@@ -84,7 +84,7 @@ class Link:
         """Take one message, where it is there; it has to be ``expected``.
 
         Raises:
-            WrongAnswerError: where another one is there, or the server ended the connection.
+            WrongAnswerError: if another one is there, or the server ended the connection.
         """
         if self._buffer.startswith(expected.raw):
             self._buffer = self._buffer[len(expected.raw) :]
@@ -119,7 +119,7 @@ class Link:
             yield self
         return _parsed(raw)
 
-    def hear(self, expected: Expected) -> Task:
+    def expect(self, expected: Expected) -> Task:
         """Wait for one message, which has to be ``expected``."""
         while not self.takes(expected):
             yield self
@@ -165,7 +165,7 @@ def _payload_at(raw: bytes) -> int:
 
 
 def _frame_size(data: bytes) -> int | None:
-    """Tell the size of the first frame, or None where it is not complete."""
+    """Return the size of the first frame, or None if it is not complete."""
     if len(data) < 2 or len(data) < (at := _payload_at(data)):
         return None
     size = at + (data[1] if at == 2 else int.from_bytes(data[2:at]))
@@ -177,7 +177,7 @@ def _parsed(raw: bytes) -> Message:
     return message
 
 
-class Crowd:
+class LoadGenerator:
     """Connections to one server, and the tasks that use them.
 
     Args:
@@ -191,7 +191,7 @@ class Crowd:
         self._epoll = select.epoll()
         self._links: dict[int, Link] = {}
 
-    def __enter__(self) -> Crowd:
+    def __enter__(self) -> LoadGenerator:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -224,7 +224,7 @@ class Crowd:
         """Run tasks until all of them are done.
 
         Raises:
-            WrongAnswerError: where one of them fails, or nothing comes for too long.
+            WrongAnswerError: if one of them fails, or nothing comes for too long.
         """
         running = sum([self._step(task) for task in tasks])
         heard_at = time.monotonic()

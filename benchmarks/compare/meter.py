@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-_LOOK_SECONDS = 0.03
+_POLL_SECONDS = 0.03
 _QUIET_CPU_SECONDS = 0.0002
 
 
@@ -28,25 +28,25 @@ class Meter:
         self._clocks = [~each << 3 | 2 for each in self._pids]
 
     def cpu_seconds(self) -> float:
-        """Tell the CPU time so far of all together, the kernel's part on their behalf included."""
+        """Return the CPU time so far of all together, the kernel's part on their behalf included."""
         return sum(map(time.clock_gettime, self._clocks))
 
     def starved_seconds(self) -> float:
-        """Tell for how long the first thread of a process that is alone was ready so far, and others had its core."""
+        """Return for how long the first thread of a process that is alone was ready so far, and others had its core."""
         if len(self._pids) > 1:
             return 0.0
         return int(Path(f"/proc/{self._pids[0]}/schedstat").read_text().split()[1]) / 1e9
 
     def resident_bytes(self) -> int:
-        """Tell the resident memory; the kernel's socket buffers are no part of it."""
+        """Return the resident memory; the kernel's socket buffers are no part of it."""
         return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self._pids) * _PAGE_BYTES
 
-    def settle(self, seconds: float = 3.0) -> None:
+    def wait_until_idle(self, seconds: float = 3.0) -> None:
         """Wait until they have nothing to do, for at most ``seconds``."""
         until = time.monotonic() + seconds
         before = self.cpu_seconds()
         while time.monotonic() < until:
-            time.sleep(_LOOK_SECONDS)  # A process that falls idle tells nobody.
+            time.sleep(_POLL_SECONDS)  # There is no event for a process that falls idle.
             after = self.cpu_seconds()
             if after - before < _QUIET_CPU_SECONDS:
                 return

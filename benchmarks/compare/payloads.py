@@ -1,4 +1,4 @@
-"""What peers say to each other: session descriptions of some 2.5 KB and candidates of some 180 bytes."""
+"""What peers say to each other: session descriptions of about 2.5 KB and candidates of about 180 bytes."""
 
 from __future__ import annotations
 

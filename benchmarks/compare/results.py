@@ -108,7 +108,7 @@ class Results:
         self.rounds[scenario][server].append(figures)
 
     def median(self, scenario: str, server: str, figure: str) -> float | None:
-        """Return the median of a figure, or None where it was not measured."""
+        """Return the median of a figure, or None if it was not measured."""
         values = self._values(scenario, server, figure)
         return median(values) if values else None
 
@@ -128,7 +128,7 @@ class Results:
         return self.rounds.get(scenario, {})
 
     def starved(self) -> float:
-        """Tell for which part of the bursts a server was ready to run and others had its core, in the median."""
+        """Return for which part of the bursts a server was ready to run and others had its core, in the median."""
         rounds = [figures for servers in self.rounds.values() for each in servers.values() for figures in each]
         return median([figures["starved"] for figures in rounds if "starved" in figures] or [0.0])
 
@@ -202,7 +202,7 @@ def plot(results: Results, path: Path, title: str) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot  # noqa: PLC0415
 
-    # A server that was only named by its address tells no CPU time and no memory.
+    # A server that was only named by its address has no CPU time and no memory.
     drawn = [measure for measure in MEASURES if _is_known(results, measure)]
     if not drawn:
         return

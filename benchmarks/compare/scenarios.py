@@ -1,4 +1,4 @@
-"""What servers are measured at. Each scenario is one short burst, and tells its figures by name."""
+"""What servers are measured at. Each scenario is one short burst, and returns its figures by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from benchmarks.compare.dialects import Dialect, Joining, Member
-from benchmarks.compare.generator import Crowd, Expected, Link, Task, WrongAnswerError
+from benchmarks.compare.generator import Expected, Link, LoadGenerator, Task, WrongAnswerError
 from benchmarks.compare.meter import Meter
 from benchmarks.compare.payloads import CANDIDATES_PER_SDP, candidate, mix, sdp
 from benchmarks.report import latency
@@ -66,12 +66,12 @@ class Stage:
     """One server that is ready for a burst.
 
     Args:
-        meter: None where its process is not known; then there are no figures about it.
-        store: of what its nodes share; None where they share nothing.
+        meter: None if its process is not known; then there are no figures about it.
+        store: of what its nodes share; None if they share nothing.
     """
 
     dialect: Dialect
-    crowd: Crowd
+    generator: LoadGenerator
     meter: Meter | None
     scale: Scale
     store: Meter | None = None
@@ -79,10 +79,10 @@ class Stage:
 
     def join(self, topic: str) -> Joining:
         """Connect and join."""
-        return self.dialect.join(self.crowd.connect(), topic, f"peer{next(_serial)}")
+        return self.dialect.join(self.generator.connect(), topic, f"peer{next(_serial)}")
 
     def members(self, topic: str, count: int) -> list[Member]:
-        """Let some join one after the other."""
+        """Let ``count`` peers join one after the other."""
         members: list[Member] = []
 
         def enter() -> Task:
@@ -90,16 +90,16 @@ class Stage:
                 member = yield from self.join(topic)
                 if judge := self.dialect.joined(member.id):
                     for other in members:
-                        yield from other.link.hear(Expected(judge))
+                        yield from other.link.expect(Expected(judge))
                 members.append(member)
 
-        self.crowd.run([enter()])
+        self.generator.run([enter()])
         return members
 
     @contextmanager
     def measured(self, operations: int) -> Iterator[None]:
         """Measure what happens inside, for each of so many operations."""
-        self.settle()
+        self.wait_until_idle()
         gc.collect()
         gc.disable()
         cpu, starved = self._used()
@@ -111,7 +111,7 @@ class Stage:
             gc.enable()
         elapsed = time.perf_counter() - start
         self.figures["per_second"] = operations / elapsed
-        self.settle()
+        self.wait_until_idle()
         if self.meter:
             cpu_after, starved_after = self._used()
             self.figures["cpu_us"] = 1e6 * (cpu_after - cpu) / operations
@@ -122,10 +122,10 @@ class Stage:
     def _used(self) -> tuple[float, float]:
         return (self.meter.cpu_seconds(), self.meter.starved_seconds()) if self.meter else (0.0, 0.0)
 
-    def settle(self) -> None:
+    def wait_until_idle(self) -> None:
         """Wait until the server has nothing to do."""
         if self.meter:
-            self.meter.settle()
+            self.meter.wait_until_idle()
 
     def tell_latency(self, seconds: list[float]) -> None:
         """Add latencies to the figures."""
@@ -134,7 +134,7 @@ class Stage:
 
 
 class Saying(NamedTuple):
-    """One message from one peer to another: the frame that is sent, and what is heard."""
+    """One message from one peer to another: the frame that is sent, and what is expected."""
 
     frame: bytes
     expected: Expected
@@ -190,7 +190,7 @@ def _relay(stage: Stage, depth: int) -> None:
     each = max(1, stage.scale.messages // len(lanes))
     latencies: list[float] = []
     with stage.measured(each * len(lanes)):
-        stage.crowd.run([lane.pump(each, depth, latencies) for lane in lanes])
+        stage.generator.run([lane.pump(each, depth, latencies) for lane in lanes])
     stage.tell_latency(latencies)
 
 
@@ -205,14 +205,14 @@ def burst(stage: Stage) -> None:
 
 
 def _concurrently(stage: Stage, count: int, work: Callable[[int], Task]) -> None:
-    """Do something ``count`` times, some at once."""
+    """Do something ``count`` times, several at once."""
     numbers = iter(range(count))
 
     def worker() -> Task:
         for number in numbers:
             yield from work(number)
 
-    stage.crowd.run([worker() for _ in range(stage.scale.concurrent)])
+    stage.generator.run([worker() for _ in range(stage.scale.concurrent)])
 
 
 _CALL = [
@@ -227,16 +227,16 @@ def _call(stage: Stage, number: int) -> Task:
     caller = yield from stage.join(f"call{number}")
     callee = yield from stage.join(f"call{number}")
     if joined := dialect.joined(callee.id):
-        yield from caller.link.hear(Expected(joined))
+        yield from caller.link.expect(Expected(joined))
     sender, target = caller, callee
     for kind, payload in _CALL:
         saying = say(dialect, sender, target, kind, payload)
         sender.link.send(saying.frame)
-        yield from target.link.hear(saying.expected)
+        yield from target.link.expect(saying.expected)
         sender, target = target, sender
     yield from caller.link.close()
     if left := dialect.left(caller.id):
-        yield from callee.link.hear(Expected(left))
+        yield from callee.link.expect(Expected(left))
     yield from callee.link.close()
 
 
@@ -258,7 +258,7 @@ def connect(stage: Stage) -> None:
 
 
 def room(stage: Stage) -> None:
-    """One topic fills, and everybody hears of everybody who comes later."""
+    """One topic fills, and every peer is informed of each later one."""
     size = stage.scale.room
     with stage.measured(size * (size - 1) // 2):
         stage.members("room", size)
@@ -270,7 +270,7 @@ def idle(stage: Stage) -> None:
         raise WrongAnswerError("idle measures a process: say which by --pid")
     # What a server loads or builds with its first connections is no part of the others.
     _concurrently(stage, 2 * stage.scale.concurrent, partial(_visit, stage))
-    stage.settle()
+    stage.wait_until_idle()
     before = stage.meter.resident_bytes()
     stored = stage.store.resident_bytes() if stage.store else 0
 
@@ -278,7 +278,7 @@ def idle(stage: Stage) -> None:
         yield from stage.join(f"idle{number // 2}")
 
     _concurrently(stage, stage.scale.idle, stay)
-    stage.settle()
+    stage.wait_until_idle()
     stage.figures["bytes"] = (stage.meter.resident_bytes() - before) / stage.scale.idle
     if stage.store:
         stage.figures["store_bytes"] = (stage.store.resident_bytes() - stored) / stage.scale.idle
@@ -299,16 +299,16 @@ class OpenLoop:
         self.latencies: list[float] = []
         self.late: list[float] = []
 
-    def run(self, crowd: Crowd) -> None:
-        """Send and hear all; this spins, because a sleep would be longer than what is measured."""
+    def run(self, generator: LoadGenerator) -> None:
+        """Send and receive all; this spins, because a sleep would be longer than what is measured."""
         start, clock, sent = time.perf_counter(), time.perf_counter, 0
         while len(self.latencies) < self._count:
             now = clock()
             while sent < self._count and (due := start + sent / self._rate) <= now:
                 self._send(due, clock())
                 sent += 1
-            readable = crowd.poll()
-            self._hear(readable, clock())
+            readable = generator.poll()
+            self._receive(readable, clock())
             if now - start > _LAST_SECONDS + self._count / self._rate:
                 raise WrongAnswerError(f"{sent - len(self.latencies)} messages did not come")
 
@@ -318,7 +318,7 @@ class OpenLoop:
         self.late.append(now - due)
         lane.send(frame)
 
-    def _hear(self, readable: list[Link], now: float) -> None:
+    def _receive(self, readable: list[Link], now: float) -> None:
         for link in readable:
             queue = self._queues[link]
             while queue and link.takes(queue[0][1]):
@@ -329,7 +329,7 @@ def open_loop(stage: Stage) -> None:
     """Pairs relay at a fixed rate, and each message is timed."""
     loop = OpenLoop(_lanes(stage), stage.scale.rate, stage.scale.seconds)
     with stage.measured(int(stage.scale.rate * stage.scale.seconds)):
-        loop.run(stage.crowd)
+        loop.run(stage.generator)
     stage.tell_latency(loop.latencies)
     stage.figures["late_p99_ms"] = latency(1000 * late for late in loop.late).p99
 
@@ -340,7 +340,7 @@ def steady(stage: Stage) -> None:
     open_loop(stage)
 
 
-class Contestant(Protocol):
+class MeasuredServer(Protocol):
     """A server that a scenario may suit."""
 
     @property
@@ -367,8 +367,8 @@ class Scenario:
     announced: bool = False
     own: bool = False
 
-    def suits(self, server: Contestant) -> bool:
-        """Tell whether there is such a thing with a server."""
+    def suits(self, server: MeasuredServer) -> bool:
+        """Return whether there is such a thing with a server."""
         return (not self.announced or server.dialect.joined("") is not None) and (server.is_ours or not self.own)
 
 

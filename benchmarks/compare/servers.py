@@ -8,11 +8,9 @@ import os
 import resource
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -21,10 +19,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from benchmarks.client import HOST
 from benchmarks.compare.dialects import Dialect, PeerJs, Wire, YWebrtc
 from benchmarks.compare.meter import Meter
-from benchmarks.processes import free_port, pin
+from benchmarks.processes import pin
+from tests.harness.server import HOST, launch
+from tests.harness.server import Server as Watched
+from tests.programs import free_port
 
 SERVER_CORE, GENERATOR_CORE = 0, 1
 OURS = "ours"
@@ -32,7 +32,6 @@ NPM_PACKAGES = {"peer": "1.0.2", "y-webrtc": "10.3.0"}
 
 _PEERS = Path(__file__).parents[1] / "peers"
 _START_SECONDS = 30.0
-_STOP_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -66,91 +65,54 @@ class CannotStartError(Exception):
     """A server did not start; the text says why, for the person at the terminal."""
 
 
-class Process:
-    """One process on the servers' core.
+def _launch(name: str, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> Watched:
+    """Start a process on the servers' core; ``{port}`` stands for its port."""
+    port = free_port()
+    # Threads that a server starts at once inherit the core, which a later change would not reach.
+    pin(0, SERVER_CORE)
+    try:
+        words = [word.replace("{port}", str(port)) for word in command]
+        return launch(words, env={"PORT": str(port), **environment}, cwd=folder, port=port)
+    except OSError as error:
+        raise CannotStartError(f"{name}: {error}") from error
+    finally:
+        pin(0, GENERATOR_CORE)
 
-    Args:
-        name: for its log, and where it does not start.
-        command: ``{port}`` stands for the port.
-        environment: variables beside this process's own.
-    """
 
-    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
-        self._name = name
-        self.port = free_port()
-        self._log = (folder / f"{name}-{self.port}.log").open("w+")
-        # Threads that a server starts at once inherit the core, which a later change would not reach.
-        pin(0, SERVER_CORE)
-        try:
-            self._process = subprocess.Popen(
-                [word.replace("{port}", str(self.port)) for word in command],
-                env={**os.environ, "PORT": str(self.port), **environment},
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=self._log,
-                stderr=subprocess.STDOUT,
-            )
-        except OSError as error:
-            raise CannotStartError(f"{name}: {error}") from error
-        finally:
-            pin(0, GENERATOR_CORE)
-
-    @property
-    def pid(self) -> int:
-        """The process's id."""
-        return self._process.pid
-
-    def stop(self) -> None:
-        """End it."""
-        self._process.kill()
-        self._process.wait(_STOP_SECONDS)
-        self._log.close()
-
-    def wait(self) -> None:
-        """Wait until it accepts connections."""
-        deadline = time.monotonic() + _START_SECONDS
-        while True:
-            try:
-                socket.create_connection((HOST, self.port), 1).close()
-            except OSError:
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise CannotStartError(f"{self._name} does not start:\n{self._said()}") from None
-                time.sleep(0.05)  # A port that opens tells nobody.
-            else:
-                return
-
-    def _said(self) -> str:
-        self._log.seek(0)
-        return self._log.read()[-2000:]
+def _wait(name: str, process: Watched) -> None:
+    try:
+        process.wait_until_accepting(_START_SECONDS)
+    except AssertionError:
+        raise CannotStartError(f"{name} does not start:\n{process.log[-2000:]}") from None
 
 
 class Running:
-    """A server that accepts connections, and the store of its nodes, where there is one."""
+    """A server that accepts connections, and the store of its nodes, if there is one."""
 
     def __init__(self, server: Server, folder: Path) -> None:
         self.server = server
         self._folder = folder
-        self._store: Process | None = None
-        self._nodes: list[Process] = []
+        self._store: Watched | None = None
+        self._nodes: list[Watched] = []
 
     def __enter__(self) -> Self:
         try:
             if self.server.needs_store:
                 command = ["redis-server", "--port", "{port}", "--save", "", "--appendonly", "no"]
-                self._store = Process("redis-server", command, {}, self._folder)
-                self._store.wait()
+                self._store = _launch("redis-server", command, {}, self._folder)
+                _wait("redis-server", self._store)
             self._nodes = [self._node() for _ in range(self.server.nodes)]
             for node in self._nodes:
-                node.wait()
+                _wait(self.server.name, node)
         except BaseException:
             self.stop()
             raise
         return self
 
-    def _node(self) -> Process:
+    def _node(self) -> Watched:
         store = str(self._store.port) if self._store is not None else ""
         command = [word.replace("{store}", store) for word in self.server.command]
-        return Process(self.server.name, command, self.server.environment, self._folder)
+        return _launch(self.server.name, command, self.server.environment, self._folder)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.stop()
@@ -173,11 +135,11 @@ class Running:
     def stop(self) -> None:
         """End it."""
         for process in (*self._nodes, *([self._store] if self._store is not None else [])):
-            process.stop()
+            process.end()
 
 
-class Stable:
-    """All servers alive at once, in the order of their names' first mention."""
+class RunningServers:
+    """All servers running at once, in the order of their names' first mention."""
 
     def __init__(self, servers: Iterable[Server]) -> None:
         self._servers = servers
@@ -237,7 +199,7 @@ def workers(count: int) -> Server:
 
 
 def has_redis() -> bool:
-    """Tell whether a Redis server is installed, for clusters."""
+    """Return whether a Redis server is installed, for clusters."""
     return shutil.which("redis-server") is not None
 
 
@@ -264,10 +226,10 @@ def parse_server(text: str) -> Server:
 
 
 def others(names: Iterable[str]) -> list[Server]:
-    """Tell how to start other projects' servers; npm's are installed first.
+    """Return how to start other projects' servers; npm's are installed first.
 
     Raises:
-        CannotStartError: where npm cannot install them.
+        CannotStartError: if npm cannot install them.
     """
     return [_OTHERS[name]() for name in names]
 
@@ -284,7 +246,7 @@ def _autobahn() -> Server:
 
 def _peerjs() -> Server:
     script = npm_modules() / "peer/dist/bin/peerjs.js"
-    # Its default of 5,000 would refuse the last of the idle connections while some of before linger.
+    # Its default of 5,000 would refuse the last of the idle connections while earlier ones are still open.
     command = ["node", str(script), "--port", "{port}", "--concurrent_limit", "100000"]
     return Server("peerjs-server", command, PeerJs(), version=NPM_PACKAGES["peer"])
 
@@ -307,7 +269,7 @@ NEED_NODE = frozenset({"peerjs-server", "y-webrtc", "y-webrtc-inboxes"})
 
 
 def has_node() -> bool:
-    """Tell whether Node.js and npm are installed."""
+    """Return whether Node.js and npm are installed."""
     return shutil.which("node") is not None and shutil.which("npm") is not None
 
 

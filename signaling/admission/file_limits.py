@@ -1,27 +1,27 @@
-"""How many connections the process's limit on open files leaves room for."""
+"""How many connections the process's limit on open files allows."""
 
 from __future__ import annotations
 
 import resource
 
-_MOST = 1 << 20
-_SELECT = 1024
+_MAX_FILES = 1 << 20
+_MAX_SELECT_FILES = 1024
 
 
 def file_limit(reactor: object) -> int:
-    """Return how many files the process may have open; at most a million, also where there is no limit.
+    """Return how many files the process may open, at most a million.
 
     Args:
-        reactor: the one that watches them; ``select`` knows no descriptor from 1,024 up (select(2)).
+        reactor: watches them; ``select`` supports only descriptors below 1,024 (select(2)).
     """
-    most = _SELECT if type(reactor).__name__ == "SelectReactor" else _MOST
-    return min(most, _bounded(resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
+    maximum = _MAX_SELECT_FILES if type(reactor).__name__ == "SelectReactor" else _MAX_FILES
+    return min(maximum, _bounded(resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
 
 
 def raise_file_limit() -> None:
-    """Let the process have as many files open as it may allow itself.
+    """Raise the soft limit on open files to the hard one.
 
-    The soft limit is low only for the sake of programs that call ``select``; see ``file_limit`` for that.
+    The soft limit is low only for programs that call ``select``, which ``file_limit`` takes into account.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if _bounded(soft) < _bounded(hard):
@@ -29,14 +29,14 @@ def raise_file_limit() -> None:
 
 
 def _bounded(limit: int) -> int:
-    return _MOST if limit == resource.RLIM_INFINITY else min(limit, _MOST)
+    return _MAX_FILES if limit == resource.RLIM_INFINITY else min(limit, _MAX_FILES)
 
 
 def own_files(limit: int) -> int:
-    """Return how many descriptors are kept for the process itself: listeners, log, reactor, modules."""
+    """Return how many descriptors are reserved for the process itself: listeners, log, reactor, modules."""
     return max(16, min(64, limit // 4))
 
 
 def spare_connections(limit: int) -> int:
-    """Return how many connections that are no peers are kept room for: requests on their way, ``/healthz``."""
+    """Return how many connections are reserved for unjoined clients: pending requests, ``/healthz``."""
     return max(8, min(1024, limit // 8))

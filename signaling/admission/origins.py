@@ -1,7 +1,4 @@
-"""Which pages may use the server: the Origin header (RFC 6454) against a list, for handshakes and for CORS alike.
-
-And by which names an endpoint may be asked that is not meant for pages at all: its Host header.
-"""
+"""The checks of the ``Origin`` header (RFC 6454), for handshakes and CORS, and of the ``Host`` header."""
 
 from __future__ import annotations
 
@@ -16,21 +13,21 @@ _PATTERN = re.compile(
 )
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _ANY = "*"
-_LONGEST = 100
+_MAX_SHOWN = 100
 
 
 class Origins:
-    """The origins that are let in.
+    """The list of allowed origins.
 
-    A client that is no browser sends no Origin, or the one that it likes: the list protects people's browsers from
-    foreign pages, not the server from other programs. So a request without one is let in.
+    It protects users of browsers from foreign pages. Other programs can send any Origin, so a request without one is
+    allowed.
 
     Args:
-        patterns: each an origin as browsers write it (``https://example.com``, ``null``), or one whose host starts
-            with ``*.`` for all its subdomains. None at all, or ``*``, means every origin.
+        patterns: origins as browsers write them (``https://example.com``, ``null``); a host that starts with ``*.``
+            means all subdomains. An empty list, or ``*``, allows every origin.
 
     Raises:
-        ValueError: where a pattern is none of these.
+        ValueError: a pattern is not an origin.
     """
 
     def __init__(self, patterns: Iterable[str] = ()) -> None:
@@ -43,11 +40,9 @@ class Origins:
                 self._add(pattern)
 
     def _add(self, pattern: str) -> None:
-        origin = _normal(pattern)
+        origin = _normalized(pattern)
         if origin is None:
-            raise ValueError(
-                f"{pattern!r} is not an origin (right are for example https://example.com and https://*.example.com)"
-            )
+            raise ValueError(f"{pattern!r} is not an origin (for example https://example.com or https://*.example.com)")
         scheme, wildcard, parent = origin.partition("://*.")
         if wildcard:
             self._parents.add((scheme, f".{parent}"))
@@ -55,7 +50,7 @@ class Origins:
             self._exact.add(origin)
 
     def check(self, values: Sequence[bytes]) -> None:
-        """Refuse a request with a foreign Origin.
+        """Refuse a request from an origin that is not allowed.
 
         Args:
             values: the request's Origin headers.
@@ -64,13 +59,13 @@ class Origins:
             Refused: 403.
         """
         if not self._allow(values):
-            # Only what is an origin is repeated: it has no character that could do harm in a log.
-            origin = _normal(values[0].decode("latin-1").lower()) if len(values) == 1 else None
-            named = f"the origin {origin[:_LONGEST]}" if origin else "this origin"
+            # Only a well-formed origin is quoted: it has no characters that could harm a log.
+            origin = _normalized(values[0].decode("latin-1").lower()) if len(values) == 1 else None
+            named = f"the origin {origin[:_MAX_SHOWN]}" if origin else "this origin"
             raise Refused(403, f"{named} is not on the server's list (--allow-origin)")
 
     def cors(self, values: Sequence[bytes]) -> dict[bytes, bytes]:
-        """Return the headers that let a page of an allowed origin read the answer.
+        """Return the CORS headers, which let a page of an allowed origin read the answer.
 
         Args:
             values: the request's Origin headers.
@@ -84,7 +79,7 @@ class Origins:
     def _allow(self, values: Sequence[bytes]) -> bool:
         if self._any or not values:
             return True
-        origin = _normal(values[0].decode("latin-1").lower()) if len(values) == 1 else None
+        origin = _normalized(values[0].decode("latin-1").lower()) if len(values) == 1 else None
         return origin is not None and "*" not in origin and (origin in self._exact or self._has_parent(origin))
 
     def _has_parent(self, origin: str) -> bool:
@@ -96,17 +91,17 @@ _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]*)?")
 
 
 class Hosts:
-    """The names by which an endpoint may be asked.
+    """The host names that requests may ask for; a defence against DNS rebinding.
 
-    A page can let its own name resolve to an address of its visitor's network (DNS rebinding), and read what answers
-    there as if it came from its own server. Such a name has a dot: addresses, ``localhost`` and names of one label, as
-    containers have, are always let in, and so is a request without a Host, which no browser sends.
+    A web page can make its own host name resolve to an address in its visitor's network, and then read the answers of a
+    server there. Such a name has a dot. So addresses, ``localhost`` and names of one label (containers) are always
+    allowed, and so is a request without a Host, which no browser sends.
 
     Args:
-        names: others that are let in.
+        names: additional names.
 
     Raises:
-        ValueError: if one is not a name.
+        ValueError: an entry is not a host name.
     """
 
     def __init__(self, names: Iterable[str] = ()) -> None:
@@ -117,7 +112,7 @@ class Hosts:
                 raise ValueError(f"{name!r} is not a host name (for example metrics.example.com)")
 
     def check(self, values: Sequence[bytes]) -> None:
-        """Refuse a request that was meant for another host.
+        """Refuse a request for a host name that is not allowed.
 
         Args:
             values: the request's Host headers.
@@ -144,8 +139,8 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def _normal(origin: str) -> str | None:
-    """Return the origin without its scheme's default port; None where it is no origin."""
+def _normalized(origin: str) -> str | None:
+    """Return the origin without its scheme's default port; None if it is not an origin."""
     if origin == "null":
         return origin
     match = _PATTERN.fullmatch(origin)

@@ -1,4 +1,4 @@
-"""Token buckets: so many a second, and so many at once."""
+"""Token buckets: a rate per second, and a burst."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ K = TypeVar("K")
 
 
 class TokenBucket:
-    """Holds up to ``burst`` tokens, fills by ``rate`` tokens a second, and can be owed more than it held.
+    """A token bucket that may go below zero.
 
     Args:
-        rate: more than 0.
-        burst: from 1 up.
+        rate: tokens added per second, more than 0.
+        burst: the most tokens it holds, at least 1.
     """
 
     __slots__ = ("_at", "_burst", "_rate", "_tokens")
@@ -24,28 +24,28 @@ class TokenBucket:
         self._tokens = float(burst)
         self._at = 0.0
 
-    def left(self, now: float) -> float:
-        """Return how many tokens there are.
+    def available(self, now: float) -> float:
+        """Return the number of tokens.
 
         Args:
-            now: seconds. A clock that was set back fills nothing, and takes nothing away.
+            now: seconds; if the clock went back, nothing is added or removed.
         """
         return min(self._burst, self._tokens + max(0.0, now - self._at) * self._rate)
 
     def take(self, now: float, tokens: float = 1) -> float:
-        """Take tokens; returns how many are left, less than 0 if some are owed."""
-        self._tokens, self._at = self.left(now) - tokens, now
-        # Time is a float: a token that is due now may seem to be a billionth short.
+        """Take tokens; returns how many remain, less than 0 if there were not enough."""
+        self._tokens, self._at = self.available(now) - tokens, now
+        # Rounding errors of times must not make a token that is due appear incomplete.
         return round(self._tokens, 6)
 
 
 class TokenBuckets(Generic[K]):
-    """A bucket for each key; full ones take no memory.
+    """A token bucket for each key; full buckets take no memory.
 
     Args:
-        rate: tokens a second for each key.
-        burst: tokens at once for each key.
-        seconds: tells the time.
+        rate: tokens added per second to each bucket.
+        burst: the most tokens that a bucket holds.
+        seconds: a monotonic clock.
     """
 
     def __init__(self, rate: float, burst: int, seconds: Callable[[], float]) -> None:
@@ -58,17 +58,17 @@ class TokenBuckets(Generic[K]):
         return len(self._buckets)
 
     def take(self, key: K) -> float:
-        """Take a token of ``key``.
+        """Take a token from the bucket of ``key``.
 
         Returns:
-            0, or how many seconds to wait for the next one where there was none.
+            0, or the seconds until the next token if the bucket is empty.
         """
         now = self._seconds()
         self._forget_full(now)
         bucket = self._buckets.pop(key, None) or TokenBucket(self._rate, self._burst)
-        # Back at the end: the one that was used longest ago stands first.
+        # Move it to the end: the least recently used bucket stands first.
         self._buckets[key] = bucket
-        missing = round(1 - bucket.left(now), 6)
+        missing = round(1 - bucket.available(now), 6)
         if missing > 0:
             return missing / self._rate
         bucket.take(now)
@@ -77,6 +77,6 @@ class TokenBuckets(Generic[K]):
     def _forget_full(self, now: float) -> None:
         while self._buckets:
             key = next(iter(self._buckets))
-            if self._buckets[key].left(now) < self._burst:
+            if self._buckets[key].available(now) < self._burst:
                 return
             del self._buckets[key]

@@ -1,6 +1,7 @@
 """One node of a cluster: its peers and those of other nodes share topics, over any engine (docs/cluster.md).
 
-What concerns peers of this node alone happens at once and asks nobody.
+This module puts the parts together and passes on what happens: `Membership` reports the state of the cluster, and the
+channel brings events and messages. What concerns peers of this node alone happens at once, and involves none of this.
 """
 
 from __future__ import annotations
@@ -11,20 +12,31 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from signaling.backplane.interfaces import ClusterLog, Engine
-from signaling.backplane.joins import Arrival, Arrivals
-from signaling.backplane.membership import Registration
-from signaling.backplane.messages import NODE_CHARACTERS, Ask, Beat, Claim, Event, Kind, Outcomes, Relays, decode
-from signaling.backplane.presence import Entrants, Presence
-from signaling.backplane.redis.scripts import Keys
-from signaling.backplane.relays import Relaying
-from signaling.backplane.session_handoffs import HandOffs
-from signaling.backplane.store import Store
+from signaling.backplane.joins import Joins
+from signaling.backplane.membership import Membership
+from signaling.backplane.messages import (
+    NODE_CHARACTERS,
+    EventKind,
+    HeartbeatEcho,
+    OutcomeQuery,
+    Outcomes,
+    RelayBatch,
+    SessionReply,
+    SessionRequest,
+    TopicEvent,
+    decode,
+)
+from signaling.backplane.pending_joins import PendingJoin, PendingJoins
+from signaling.backplane.presence import Presence
+from signaling.backplane.relays import RemoteRelays
+from signaling.backplane.session_handoffs import SessionHandoffs
+from signaling.backplane.store import Keys, Store
 from signaling.core.interfaces import Forwarding, JoinTicket, Node, ResumeProof
 from signaling.core.peer_ids import PeerIds
 from signaling.limits import Limits
 from signaling.timing.clock import Clock
 
-_LOOK_SECONDS = 1.0
+_CHECK_SECONDS = 1.0
 _STOP_SECONDS = 2.0
 _ID_CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -33,13 +45,13 @@ class Cluster:
     """A ``Backplane`` over an engine.
 
     Args:
-        engine: that all nodes share.
-        clock: tells the time.
+        engine: shared by all nodes.
+        clock: for timers.
         limits: of a topic, over all nodes.
-        prefix: of all names in the store; clusters with different ones never meet.
-        ids: make the ids of this node's peers.
-        log: where an operator is told what happens to the node; None means nowhere.
-        wall_clock: tells the seconds since 1970.
+        prefix: of all names in the store; clusters with different ones are separate.
+        ids: makes the ids of this node's peers.
+        log: where an operator sees what happens to the node; None logs nothing.
+        wall_clock: seconds since 1970.
         choose: makes this node's own ids; a seeded one for tests.
     """
 
@@ -55,101 +67,107 @@ class Cluster:
         wall_clock: Callable[[], float] = time.time,
         choose: random.Random | None = None,
     ) -> None:
-        self._engine = engine
         self._clock = clock
         self._choose = choose or random.SystemRandom()
         self._ids = ids or PeerIds()
-        keys, entrants = Keys(prefix), Entrants()
-        most = limits.max_peers_per_topic, limits.max_peer_list_bytes
-        self._registration = Registration(engine, clock, keys, self._new_id, self, log, wall_clock)
-        store = Store(engine, keys, self._registration)
-        self._presence = Presence(store, entrants, self._moved)
-        self._relaying = Relaying(self._new_id, clock, store, self._presence, entrants, self._registration)
-        self._hand_offs = HandOffs(self._new_id, store, self._relaying)
-        self._arrivals = Arrivals(store, self._presence, self._hand_offs, entrants, clock, self._ids, most)
+        self._store = store = Store(engine, Keys(prefix), limits, self._new_id())
+        self._membership = membership = Membership(store, clock, self._new_id, self, log, wall_clock)
+        pending = PendingJoins()
+        self._presence = presence = Presence(store, membership, pending, self._peer_moved)
+        self._relays = RemoteRelays(self._new_id, clock, store, membership, presence, pending)
+        self._handoffs = SessionHandoffs(self._new_id, store, self._relays)
+        most = limits.max_peers_per_topic
+        self._joins = Joins(store, membership, presence, self._handoffs, pending, clock, self._ids, most)
         self._timer: Any = None
+
+        self._receivers: dict[type, Callable[[Any], None]] = {
+            HeartbeatEcho: membership.echoed,
+            TopicEvent: self._apply_event,
+            RelayBatch: self._relays.receive,
+            Outcomes: self._relays.apply_outcomes,
+            OutcomeQuery: self._relays.answer,
+            SessionRequest: self._handoffs.answer,
+            SessionReply: self._joins.take_session,
+        }
 
     def _new_id(self) -> str:
         return "".join(self._choose.choices(_ID_CHARACTERS, k=NODE_CHARACTERS))
 
     @property
     def node(self) -> str:
-        """The id of this node, as the others know it."""
-        return self._registration.node
+        """The id of this node, as the other nodes know it."""
+        return self._store.node
 
     @property
     def unready_reasons(self) -> list[str]:
-        """Why a balancer should send newcomers elsewhere."""
-        registration = self._registration
-        # Where its timers stand still, a node is not told that the store serves it no longer.
-        served = registration.good and registration.may_deliver
-        return [] if served else ["the backplane is out of reach"]
+        """Why a load balancer should send new clients elsewhere."""
+        # If this process stands still, its lease ends before it notices that the store does not serve it any more.
+        is_served = self._membership.is_registered and self._membership.has_lease
+        return [] if is_served else ["the backplane is out of reach"]
 
     @property
     def forwarding(self) -> int:
         """How many relays to other nodes have no outcome yet."""
-        return self._relaying.forwarding
+        return self._relays.forwarding
 
     def start(self, node: Node) -> None:
         """Connect."""
-        for room in (self._presence, self._arrivals, self._relaying, self._hand_offs):
-            room.start(node)
-        self._registration.connect()
-        self._look()
+        for part in (self._presence, self._joins, self._relays, self._handoffs):
+            part.start(node)
+        self._membership.start()
+        self._check()
 
-    def _look(self) -> None:
-        self._timer = self._clock.callLater(_LOOK_SECONDS, self._look)
-        self._registration.look()
-        self._relaying.look()
-        self._arrivals.forget_claims()
-        self._hand_offs.forget_offers()
-        self._presence.look()
+    def _check(self) -> None:
+        self._timer = self._clock.callLater(_CHECK_SECONDS, self._check)
+        self._membership.check()
+        self._relays.check()
+        self._joins.forget_requests()
+        self._handoffs.forget_offers()
+        self._presence.check()
 
     def stop(self, done: Callable[[], None]) -> None:
-        """Tell what is left to tell, and go."""
+        """Report what is left to report, deregister, and disconnect."""
         if self._timer is None:
             done()
             return
         self._timer.cancel()
         self._timer = None
-        self._arrivals.admit_all()
-        self._arrivals.rest()
-        self._relaying.tell_all()
+        self._joins.stop()
+        self._relays.report_all()
 
-        def gone() -> None:
+        def disconnect() -> None:
             # What came meanwhile has an outcome too.
-            self._relaying.tell_all()
-            self._engine.disconnect()
+            self._relays.report_all()
+            self._membership.stop()
             done()
 
-        late = self._clock.callLater(_STOP_SECONDS, gone)
+        timeout = self._clock.callLater(_STOP_SECONDS, disconnect)
 
-        def resigned(reply: list[Any] | None) -> None:
-            if late.active():
-                late.cancel()
-                gone()
+        def deregistered(_: bool | None) -> None:
+            if timeout.active():
+                timeout.cancel()
+                disconnect()
 
-        self._registration.resign(resigned)
+        self._store.deregister(deregistered)
 
-    # What the server asks
+    # Called by the server
 
     def request_join(
         self,
         topic: str,
         metadata: bytes | None,
-        entered: Callable[[JoinTicket], None],
+        on_ticket: Callable[[JoinTicket], None],
         proof: ResumeProof | None = None,
     ) -> None:
         """Announce a peer that is about to join."""
-        arrival = Arrival(topic, self._ids.next(), metadata, entered, proof)
-        self._arrivals.request_join(arrival, away=self._registration.away)
+        self._joins.request_join(PendingJoin(topic, self._ids.next(), metadata, on_ticket, proof))
 
     def finish_join(self, topic: str, peer: str, *, joined: bool) -> None:
-        """Hear that an entrant is in its topic now, or will never be."""
-        self._arrivals.finish_join(topic, peer, joined=joined)
+        """End a join: its peer is in the topic now, or will never be."""
+        self._joins.finish_join(topic, peer, joined=joined)
 
     def leave(self, topic: str, peer: str) -> None:
-        """Tell the others that a peer of this node left."""
+        """Announce to the other nodes that a peer of this node left."""
         self._presence.leave(topic, peer)
 
     def resync(self, topic: str) -> None:
@@ -157,77 +175,64 @@ class Cluster:
         self._presence.resync(topic)
 
     def remote_members(self, topic: str) -> Iterable[tuple[str, bytes | None]]:
-        """List the peers of other nodes."""
-        view = self._presence.find(topic)
-        if view is None:
-            return ()
-        return [(peer, other.metadata) for peer, other in view.others.items() if peer not in view.unannounced]
+        """List the members of other nodes that were announced here: ids and metadata."""
+        return self._presence.remote_members(topic)
 
     def forward(self, topic: str, to: str, sender: str, frame: bytes, forwarding: Forwarding) -> bool | None:
         """Send a relay to a peer of another node."""
-        return self._relaying.forward(topic, to, sender, frame, forwarding)
+        return self._relays.forward(topic, to, sender, frame, forwarding)
 
-    def _moved(self, topic: str, peer: str, node: str) -> None:
-        self._hand_offs.moved(topic, peer, node)
-
-    # What the registration says
+    # Called by the membership
 
     def registered(self, topics: Iterable[str]) -> None:
-        """Go on, or begin: the engine serves this node."""
-        self._presence.doubt_some(topics)
-        self._arrivals.ask_again()
-        self._relaying.go_on()
+        """Go on, or begin: the store serves this node."""
+        self._presence.resync_soon(topics)
+        self._joins.ask_again()
+        self._relays.resume()
         self._presence.sync_some()
 
     def lost(self) -> None:
-        """Do without the engine: it does not answer."""
-        self._relaying.drop_unpublished()
-        self._arrivals.admit_all()
+        """Go on without the store."""
+        self._relays.drop_unpublished()
+        self._joins.decide_all()
 
-    def doubted(self) -> None:
-        """Believe nothing of what is known: events may be missing."""
-        self._presence.doubt_all()
+    def events_missed(self) -> None:
+        """Compare all topics with the store."""
+        self._presence.resync_all()
 
-    def forgotten(self) -> None:
-        """Wait for the others to tell the store again who is there: it lost data."""
-        self._presence.doubt_all()
-        self._presence.keep_for_now()
+    def store_lost_data(self) -> None:
+        """Compare all topics with the store, and wait for other nodes to put their peers back."""
+        self._presence.resync_all()
+        self._presence.keep_unlisted()
 
     def renamed(self) -> None:
-        """Take up another id: this node was taken for dead."""
-        self._relaying.forget_incoming()
+        """Go on under another id."""
+        self._relays.forget_incoming()
 
-    def died(self, node: str) -> None:
-        """Give up on a node that is dead."""
-        self._relaying.died(node)
+    def node_evicted(self, node: str) -> None:
+        """Drop the relays to a node that is dead."""
+        self._relays.drop_sent_to(node)
 
     @property
-    def mentioned(self) -> Iterable[str]:
-        """The nodes that have peers, or owe an answer."""
-        return self._presence.nodes | self._relaying.nodes
+    def expected_nodes(self) -> Iterable[str]:
+        """The nodes that have peers, or owe an outcome."""
+        return self._presence.nodes | self._relays.nodes
 
     def received(self, data: bytes) -> None:
-        """Take what came on this node's channel."""
+        """Pass on what came on this node's channel."""
         try:
             message = decode(data)
         except ValueError:
-            # Another version's, or a stranger's.
+            # Another version of this server sent it, or another program.
             return
-        if isinstance(message, Beat):
-            self._registration.take_beat(message)
-        elif isinstance(message, Event):
-            self._registration.events += 1
-            self._presence.take_event(message)
-            if message.kind is Kind.MOVED:
-                # What is sent to the peer's new node must not overtake what waits for its old one.
-                self._relaying.publish_all()
-        elif isinstance(message, Relays):
-            self._relaying.take(message)
-        elif isinstance(message, Outcomes):
-            self._relaying.hear(message)
-        elif isinstance(message, Ask):
-            self._relaying.answer(message)
-        elif isinstance(message, Claim):
-            self._hand_offs.answer(message)
-        else:
-            self._arrivals.take_session(message)
+        self._receivers[type(message)](message)
+
+    def _apply_event(self, event: TopicEvent) -> None:
+        self._membership.count_event()
+        self._presence.apply_event(event)
+        if event.kind is EventKind.MOVED:
+            # What is sent to the peer's new node must not overtake what waits for its old one.
+            self._relays.publish_all()
+
+    def _peer_moved(self, topic: str, peer: str, node: str) -> None:
+        self._handoffs.peer_moved(topic, peer, node)

@@ -1,4 +1,8 @@
-"""The backplane that a URL asks for, and what to install where its engine is missing."""
+"""Which engine a URL asks for.
+
+This is the only module of the backplane that knows the engines by name: each imports from the backplane, and needs an
+extra to be installed.
+"""
 
 from __future__ import annotations
 
@@ -17,35 +21,34 @@ from signaling.timing.clock import SteadyClock
 
 
 def make_backplane(url: StoreUrl | str, limits: Limits, reactor: Any, events: Events | None = None) -> Backplane:
-    """Make what lets a ``SignalingFactory`` share its topics with those of other processes.
+    """Make the backplane with which a ``SignalingFactory`` shares its topics with other processes.
 
     It connects when it is started: ``factory.backplane.start(factory.local)``.
 
     Args:
-        url: of the store that all of them share (docs/options.md).
+        url: of the store that the processes share (docs/options.md).
         limits: the factory's.
         reactor: the global one.
-        events: where outages are logged; None means a log of its own.
+        events: where outages are logged; None makes a log of its own.
 
     Raises:
-        ValueError: where the URL is none.
-        StartError: as ``make_engine`` does.
+        ValueError: the URL is wrong.
+        StartError: as in ``make_engine``.
     """
     parsed = parse(url) if isinstance(url, str) else url
     log = events or Events(LogLevel.info, reactor.seconds)
     engine = make_engine(parsed, reactor, log)
-    # A lease must not end sooner or later because somebody set the clock.
+    # A lease must not end sooner or later because the wall clock is set.
     return Cluster(engine, SteadyClock(reactor), limits, prefix=parsed.prefix, log=log)
 
 
 def make_engine(url: StoreUrl, reactor: Any, events: Events) -> Engine:
-    """Make the engine of a store; it connects to nothing yet.
+    """Make the engine of a store; it does not connect yet.
 
     Raises:
-        StartError: where the extra is not installed, or a file that the URL names is not what it should be.
+        StartError: the extra is not installed, or a file that the URL names is not what it should be.
     """
     try:
-        # txredisapi imports the global reactor: only who asks for a backplane may have that.
         from signaling.backplane.redis.engine import RedisEngine  # noqa: PLC0415
         from signaling.backplane.redis.tls import client_options  # noqa: PLC0415
     except ImportError as error:

@@ -1,7 +1,7 @@
-"""Who is dead: nodes whose beats nobody saw for too long.
+"""Which nodes are dead: those that sent no heartbeat for too long.
 
-Time counts for a verdict only while the watcher itself is served: when the store or the watcher stood still, nobody
-else is suspected for it.
+Time counts against a node only while this node itself is served: if the store or this node stood still, no other node
+is suspected for it.
 """
 
 from __future__ import annotations
@@ -11,52 +11,53 @@ from typing import NamedTuple
 
 
 class Suspect(NamedTuple):
-    """A node that did not beat for too long.
+    """A node without a heartbeat for too long.
 
     Args:
-        beats: as the store had them last; empty for none.
+        heartbeat: its latest as the store had it; empty for none.
     """
 
     node: str
-    beats: bytes
+    heartbeat: bytes
 
 
-class Watch:
-    """Compares each look at all nodes' beats with the one before.
+class FailureDetector:
+    """Compares all nodes' heartbeats with those at the check before.
 
     Args:
-        patience_seconds: without a beat.
-        longest_look_seconds: between two looks; what is beyond does not count.
+        timeout_seconds: without a heartbeat, until a node is suspected.
+        max_check_seconds: between two checks; time beyond that does not count.
     """
 
-    def __init__(self, patience_seconds: float, longest_look_seconds: float) -> None:
-        self._patience = patience_seconds
-        self._longest_look = longest_look_seconds
+    def __init__(self, timeout_seconds: float, max_check_seconds: float) -> None:
+        self._timeout = timeout_seconds
+        self._max_check = max_check_seconds
+        # The latest heartbeat of each node, and when it was first seen.
         self._seen: dict[str, tuple[bytes, float]] = {}
-        self._looked = float("-inf")
+        self._checked_at = float("-inf")
 
-    def look(self, beats: Mapping[str, bytes], mentioned: Iterable[str], now: float) -> list[Suspect]:
-        """Take all nodes' beats.
+    def check(self, heartbeats: Mapping[str, bytes], expected: Iterable[str], now: float) -> list[Suspect]:
+        """Compare all nodes' heartbeats.
 
         Args:
-            mentioned: nodes that have to be there: their peers are.
+            expected: nodes that have to be there, because their peers are.
 
         Returns:
-            Those that are dead; again at each look, until they are forgotten.
+            The suspects; again at each check until they are no longer expected.
         """
-        missed = max(0.0, now - self._looked - self._longest_look) if self._seen else 0.0
-        self._looked = now
-        for node, (last, since) in self._seen.items():
-            self._seen[node] = last, since + missed
-        known = {*beats, *mentioned}
+        missed = max(0.0, now - self._checked_at - self._max_check) if self._seen else 0.0
+        self._checked_at = now
+        for node, (latest, since) in self._seen.items():
+            self._seen[node] = latest, since + missed
+        known = {*heartbeats, *expected}
         for node in known:
-            count = beats.get(node, b"")
-            # One that is gone from the store has not beaten either; it keeps its time.
-            if node not in self._seen or (count and count != self._seen[node][0]):
-                self._seen[node] = count, now
+            latest = heartbeats.get(node, b"")
+            # A node that is gone from the store has sent no heartbeat either: its time runs on.
+            if node not in self._seen or (latest and latest != self._seen[node][0]):
+                self._seen[node] = latest, now
         self._seen = {node: seen for node, seen in self._seen.items() if node in known}
         return [
-            Suspect(node, beats.get(node, b""))
+            Suspect(node, heartbeats.get(node, b""))
             for node, (_, since) in self._seen.items()
-            if now - since >= self._patience
+            if now - since >= self._timeout
         ]

@@ -1,333 +1,295 @@
-"""How a peer gets into its topic: the store is asked first, and without an answer it joins with those who are here.
+"""How a peer joins a topic: the store is asked first; without a reply it joins with the peers of this node alone.
 
-A peer that comes back from another node is asked of that node, which writes its session down; then the store is told
-where it is now (``handoffs``).
+The way of a join; an arrow shows what a step leads to:
+
+request_join
+    The store is known to be unreachable -> decide, without it. The client has a proof of being a peer that another node
+    may have -> resume. Else -> add. After 2 s without a decision -> decide.
+resume
+    Find the peer's node, after comparing the topic with the store if need be, and ask it for the session. It agrees ->
+    move. It refuses, or no other node has the peer -> add, as a new peer.
+move
+    The store moves the peer to this node -> decide, with the session. It does not -> add, as a new peer.
+add
+    The store adds the peer -> decide. The id is too small -> add, with a greater one. The topic is full, or there is no
+    reply -> decide.
+decide
+    The peer gets its ticket: at once if it resumes, else in joining order, each after the join before it is finished.
+finish_join
+    The relays that wait for the peer are delivered. A peer that did not join leaves the store.
+
+A step whose reply comes too late, because something else was decided meanwhile, is undone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import NamedTuple
 
-from signaling.backplane.messages import Claim, Session
-from signaling.backplane.presence import Entrants, Presence
-from signaling.backplane.session_handoffs import HandOffs, ReceivedSession
-from signaling.backplane.store import Store
-from signaling.backplane.topic_replica import TopicReplica
+from signaling.backplane.membership import Membership
+from signaling.backplane.messages import SessionReply, SessionRequest
+from signaling.backplane.pending_joins import PendingJoin, PendingJoins, ReceivedSession, Stored
+from signaling.backplane.presence import Presence
+from signaling.backplane.session_handoffs import SessionHandoffs
+from signaling.backplane.store import IdTooSmall, Snapshot, Store, TopicFull
 from signaling.core.interfaces import JoinTicket, Node, ResumeProof
 from signaling.core.peer_ids import PeerIds
 from signaling.timing.clock import Clock
 from signaling.timing.timeouts import Timeouts
 
-_ENTER_SECONDS = 2.0
+_JOIN_SECONDS = 2.0
 
 
-class Arrival:
-    """A peer between its request and its peer-list.
+class _Request(NamedTuple):
+    """A request for a session that has no reply yet."""
 
-    Args:
-        entered: is called once, when it is this peer's turn.
-        proof: of being a peer that another node may have.
-
-    Attributes:
-        asked: whether the store was told of it.
-        stored: whether the store surely has it.
-        taken_out: whether it was taken out of there again: until its own call is answered it cannot be put back.
-        held: what came for it and has to wait for its peer-list.
-        session: that the other node handed off; None before the store confirmed it.
-        verdict: how it is let in when it is its turn; None before the store answered, or is known not to.
-    """
-
-    def __init__(
-        self,
-        topic: str,
-        peer: str,
-        metadata: bytes | None,
-        entered: Callable[[JoinTicket], None],
-        proof: ResumeProof | None,
-    ) -> None:
-        self.topic = topic
-        self.id = peer
-        self.metadata = metadata
-        self.entered: Callable[[JoinTicket], None] | None = entered
-        self.proof = proof
-        self.asked = self.stored = self.taken_out = False
-        self.held: list[Callable[[], None]] = []
-        self.session: ReceivedSession | None = None
-        self.verdict: JoinTicket | None = None
-
-    @property
-    def returns(self) -> bool:
-        """Whether it comes as the peer that another node has, or had a moment ago."""
-        return self.proof is not None and self.id == self.proof.peer
-
-    @property
-    def may_go_in(self) -> bool:
-        """Whether it is decided how it is let in, and that was not done yet."""
-        return self.verdict is not None and self.entered is not None
-
-    @property
-    def waits(self) -> bool:
-        """Whether nothing is decided yet."""
-        return self.verdict is None
+    join: PendingJoin
+    node: str
 
 
-class Arrivals:
-    """Lets peers in.
+class Joins:
+    """Announces peers of this node to the others, and decides how they join.
 
     Args:
-        store: is asked for each.
-        presence: has the views.
-        hand_offs: get sessions from other nodes.
-        entrants: where those are who are on their way.
-        clock: tells the time.
-        ids: make the ids of this node's peers.
-        most: peers and bytes of a topic.
+        store: asked for each join.
+        membership: says whether the store serves this node.
+        presence: has the replicas of topics.
+        handoffs: for sessions of other nodes.
+        pending: where the joins are until they are finished.
+        clock: for timeouts.
+        ids: makes the ids of this node's peers.
+        max_peers: of a topic, for the text of a refusal.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917 - what an arrival depends on
+    def __init__(  # noqa: PLR0913, PLR0917 - what a join depends on
         self,
         store: Store,
+        membership: Membership,
         presence: Presence,
-        hand_offs: HandOffs,
-        entrants: Entrants,
+        handoffs: SessionHandoffs,
+        pending: PendingJoins,
         clock: Clock,
         ids: PeerIds,
-        most: tuple[int, int],
+        max_peers: int,
     ) -> None:
         self._store = store
+        self._membership = membership
         self._presence = presence
-        self._hand_offs = hand_offs
-        self._entrants = entrants.by_topic
-        self._first: Callable[[str], Arrival | None] = entrants.first
+        self._handoffs = handoffs
+        self._pending = pending
         self._ids = ids
-        self._most = most
+        self._max_peers = max_peers
         self._node: Node
-        self._deadlines: Timeouts[Arrival] = Timeouts(clock, _ENTER_SECONDS, self._admit)
-        self._claims = 0
-        self._claiming: dict[int, tuple[Arrival, str]] = {}
-        # The topics whose newcomers are being let in, further up on the stack.
-        self._letting_in: set[str] = set()
+        self._timeouts: Timeouts[PendingJoin] = Timeouts(clock, _JOIN_SECONDS, self._decide)
+        self._last_request = 0
+        self._requests: dict[int, _Request] = {}
+        # The topics whose tickets are being handed out, further up on the stack.
+        self._handing_out: set[str] = set()
 
     def start(self, node: Node) -> None:
-        """Let peers into ``node``."""
+        """Announce the peers of ``node``."""
         self._node = node
 
-    def rest(self) -> None:
-        """Leave no timer behind when nobody is on the way."""
-        self._deadlines.rest()
+    def stop(self) -> None:
+        """Decide all joins, and leave no timer behind."""
+        self.decide_all()
+        self._timeouts.rest()
 
-    def request_join(self, arrival: Arrival, *, away: bool) -> None:
-        """Announce a peer; to nobody where the engine is away."""
-        self._entrants.setdefault(arrival.topic, {})[arrival.id] = arrival
-        self._presence.view(arrival.topic)
-        if away:
-            self._admit(arrival)
+    def request_join(self, join: PendingJoin) -> None:
+        """Begin a join."""
+        self._pending.add(join)
+        self._presence.replica(join.topic)
+        if self._membership.is_outage:
+            self._decide(join)
             return
-        self._deadlines.set(arrival)
-        if self._store.good:
-            self._ask(arrival)
+        self._timeouts.set(join)
+        if self._membership.is_registered:
+            self._ask(join)
 
     def ask_again(self) -> None:
-        """Announce those who wait, now that the engine is there."""
-        for arrival in self._all():
-            if arrival.waits and not arrival.asked:
-                self._ask(arrival)
+        """Ask for the joins that wait, now that the store serves this node."""
+        for join in self._pending:
+            if not join.is_decided and join.stored is Stored.NO:
+                self._ask(join)
 
-    def admit_all(self) -> None:
-        """Let all in who wait: there will be no answer."""
-        for arrival in self._all():
-            self._admit(arrival)
+    def decide_all(self) -> None:
+        """Decide all joins without the store: there will be no reply."""
+        for join in self._pending:
+            self._decide(join)
 
-    def _all(self) -> list[Arrival]:
-        return [arrival for arrivals in self._entrants.values() for arrival in arrivals.values()]
-
-    def _ask(self, arrival: Arrival) -> None:
-        if arrival.proof is not None:
-            self._seek(arrival, arrival.proof)
+    def _ask(self, join: PendingJoin) -> None:
+        if join.proof is not None:
+            self._resume(join, join.proof)
         else:
-            self._join(arrival)
+            self._add(join)
 
-    def _join(self, arrival: Arrival) -> None:
-        arrival.asked = True
-        peer = arrival.id
-        view = self._presence.view(arrival.topic)
-        view.calls += 1
-        done = partial(self._joined, arrival, peer, view)
-        self._store.join(arrival.topic, peer, arrival.metadata, self._most, done)
+    def _resume(self, join: PendingJoin, proof: ResumeProof) -> None:
+        """Find the node that has the peer, and ask it for the session."""
+        replica = self._presence.replica(join.topic)
 
-    def _joined(self, arrival: Arrival, peer: str, view: TopicReplica, reply: list[Any] | None) -> None:
-        view.calls -= 1
-        if peer != arrival.id:
-            # It took another id since.
-            if reply is None or reply[0] == b"joined":
-                self._presence.leave(arrival.topic, peer)
-        elif reply is None:
-            self._admit(arrival)
-        elif reply[0] == b"joined":
-            arrival.stored = True
-            self._presence.take_snapshot(arrival.topic, view, reply)
-            self._admit(arrival)
-        elif not arrival.waits:
-            # It was let in without waiting for this, or is gone.
-            self._presence.resync(arrival.topic)
-        elif reply[0] == b"behind":
-            self._join_later(arrival, reply[1].decode())
+        def request(_: Snapshot | None = None) -> None:
+            member = replica.find(proof.peer)
+            if join.is_decided:
+                return
+            if member is None or member.node == self._store.node:
+                self._add(join)
+                return
+            number = self._last_request = self._last_request + 1
+            self._requests[number] = _Request(join, member.node)
+            message = SessionRequest(self._store.node, number, join.topic, proof.peer, proof.text)
+
+            def sent(listeners: int | None) -> None:
+                if listeners == 0:
+                    # That node is dead and will not reply; many peers come from it at once.
+                    self.take_session(SessionReply(number, None))
+
+            self._store.send(member.node, message, sent)
+
+        if replica.is_current:
+            request()
         else:
-            self._admit(arrival, full=self._full(reply[1]))
-        self._presence.check(arrival.topic, view)
+            self._presence.sync(join.topic, replica, request)
 
-    def _full(self, why: bytes) -> str:
-        if why == b"bytes":
-            return "the list of the topic's peers is as long as is allowed"
-        return f"the topic has {self._most[0]} peers, which is the most"
+    def take_session(self, reply: SessionReply) -> None:
+        """Go on with the reply to a ``SessionRequest``."""
+        request = self._requests.pop(reply.number, None)
+        if request is None or request.join.is_decided:
+            return
+        join, proof = request.join, request.join.proof
+        if join.stored is not Stored.NO or proof is None:
+            return
+        # If a token is used twice at once, there is one peer, and the later connection takes it over.
+        is_here = self._pending.find(join.topic, proof.peer) or self._node.has(join.topic, proof.peer)
+        session = self._handoffs.receive(reply, request.node) if not is_here else None
+        if session is not None:
+            self._move(join, session, proof.peer)
+        else:
+            self._add(join)
 
-    def _join_later(self, arrival: Arrival, last: str) -> None:
-        """Take an id that is greater than all in the topic: another node's clock is ahead, or as fast."""
+    def forget_requests(self) -> None:
+        """Forget the requests for sessions that are not needed any more."""
+        self._requests = {number: each for number, each in self._requests.items() if not each.join.is_decided}
+
+    def _move(self, join: PendingJoin, session: ReceivedSession, peer: str) -> None:
+        """Have the store move the peer to this node."""
+        replica = self._presence.replica(join.topic)
+
+        def moved(snapshot: Snapshot | None) -> None:
+            replica.snapshot_answered()
+            if snapshot is not None and not join.is_decided and self._membership.has_lease:
+                join.stored, join.session = Stored.YES, session
+                self._presence.apply_snapshot(join.topic, replica, snapshot)
+                self._decide(join)
+            else:
+                if snapshot is not None:
+                    # It joined as a new peer meanwhile, or is gone; or the senders of its relays may have got
+                    # their errors, because this node was evicted.
+                    self._handoffs.refuse(session)
+                    self._presence.leave(join.topic, peer)
+                else:
+                    # A third node was faster, or there was no reply.
+                    self._handoffs.forget(session)
+                if not join.is_decided:
+                    self._rename(join, self._ids.next())
+                    self._timeouts.set(join)
+                    self._add(join)
+            self._presence.resync_if_needed(join.topic, replica)
+
+        # Only the store knows which node has the peer, so there is no timeout: if there is no reply at all,
+        # ``decide_all`` ends this, and the reply comes before those to the next heartbeats.
+        self._timeouts.clear(join)
+        replica.snapshot_requested()
+        self._rename(join, peer)
+        join.stored = Stored.UNKNOWN
+        self._store.move(join.topic, peer, session.node, moved)
+
+    def _add(self, join: PendingJoin) -> None:
+        """Have the store add the peer, with a greater id if it must be."""
+        peer, replica = join.id, self._presence.replica(join.topic)
+
+        def replied(reply: Snapshot | IdTooSmall | TopicFull | None) -> None:
+            replica.snapshot_answered()
+            if peer != join.id:
+                # It has another id by now.
+                if reply is None or isinstance(reply, Snapshot):
+                    self._presence.leave(join.topic, peer)
+            elif reply is None:
+                self._decide(join)
+            elif isinstance(reply, Snapshot):
+                join.stored = Stored.YES
+                self._presence.apply_snapshot(join.topic, replica, reply)
+                self._decide(join)
+            elif join.is_decided:
+                # It joined without waiting for this, or is gone.
+                self._presence.resync(join.topic)
+            elif isinstance(reply, TopicFull):
+                self._decide(join, full=reply)
+            else:
+                self._add_with_greater_id(join, reply.greatest)
+            self._presence.resync_if_needed(join.topic, replica)
+
+        join.stored = Stored.UNKNOWN
+        replica.snapshot_requested()
+        self._store.join(join.topic, peer, join.metadata, replied)
+
+    def _add_with_greater_id(self, join: PendingJoin, greatest: str) -> None:
         try:
-            self._ids.follow(last)
+            self._ids.advance_past(greatest)
         except ValueError:
-            # Not an id of ours, whoever wrote it.
-            self._admit(arrival)
+            # Some other program wrote that id.
+            self._decide(join)
             return
-        self._rename(arrival, self._ids.next())
-        if self._store.good:
-            self._join(arrival)
+        self._rename(join, self._ids.next())
+        if self._membership.is_registered:
+            self._add(join)
 
-    def _rename(self, arrival: Arrival, peer: str) -> None:
-        arrivals = self._entrants[arrival.topic]
-        del arrivals[arrival.id]
-        arrival.id = peer
-        arrivals[peer] = arrival
-        arrival.asked = False
-        self._go_on(arrival.topic)
+    def _rename(self, join: PendingJoin, peer: str) -> None:
+        self._pending.rename(join, peer)
+        self._hand_out_tickets(join.topic)
 
-    def _admit(self, arrival: Arrival, full: str | None = None) -> None:
-        if not arrival.waits:
+    def _decide(self, join: PendingJoin, full: TopicFull | None = None) -> None:
+        if join.is_decided:
             return
-        self._deadlines.clear(arrival)
-        if arrival.returns and not arrival.stored:
-            # Whether that peer is this node's now nobody knows; a new one surely is.
-            self._rename(arrival, self._ids.next())
-        arrival.verdict = JoinTicket(arrival.id, full, arrival.session)
-        if arrival.returns:
-            self._let_in(arrival)
+        self._timeouts.clear(join)
+        if join.resumes and join.stored is not Stored.YES:
+            # Nobody knows whether this node has that peer now; it surely has a new one.
+            self._rename(join, self._ids.next())
+        reasons = {
+            TopicFull.BYTES: "the list of the topic's peers is as long as is allowed",
+            TopicFull.PEERS: f"the topic has {self._max_peers} peers, which is the most",
+        }
+        join.ticket = JoinTicket(join.id, reasons[full] if full else None, join.session)
+        if join.resumes:
+            join.hand_out_ticket()
         else:
-            self._go_on(arrival.topic)
+            self._hand_out_tickets(join.topic)
 
-    def _let_in(self, arrival: Arrival) -> None:
-        entered, arrival.entered = arrival.entered, None
-        if entered is not None and arrival.verdict is not None:
-            entered(arrival.verdict)
-
-    def _go_on(self, topic: str) -> None:
-        """Let newcomers in, and tell of those elsewhere, in joining order: each once the one before has settled."""
+    def _hand_out_tickets(self, topic: str) -> None:
+        """Hand out tickets in joining order, each after the join before it is finished; announce members of others."""
         self._presence.announce(topic)
-        if topic in self._letting_in:
+        if topic in self._handing_out:
             return
-        self._letting_in.add(topic)
+        self._handing_out.add(topic)
         try:
-            while (first := self._first(topic)) is not None and first.may_go_in:
-                self._let_in(first)
+            while (
+                (first := self._pending.first(topic)) is not None and first.is_decided and first.on_ticket is not None
+            ):
+                first.hand_out_ticket()
         finally:
-            self._letting_in.remove(topic)
+            self._handing_out.remove(topic)
 
     def finish_join(self, topic: str, peer: str, *, joined: bool) -> None:
-        """Hand over what came for a peer that was on its way, or take it back."""
-        arrival = self._entrants[topic].pop(peer)
-        if not self._entrants[topic]:
-            del self._entrants[topic]
+        """End a join: its peer is in the topic now, or will never be."""
+        join = self._pending.remove(topic, peer)
         if joined:
-            self._presence.arrived(topic, peer)
-        if arrival.session is not None:
-            end = self._hand_offs.take if joined else self._hand_offs.refuse
-            end(arrival.session)
-        for hand_over in arrival.held:
-            hand_over()
-        if joined and (arrival.taken_out or not arrival.stored):
+            self._presence.peer_is_here(topic, peer)
+        if join.session is not None:
+            end = self._handoffs.accept if joined else self._handoffs.refuse
+            end(join.session)
+        for deliver in join.waiting_relays:
+            deliver()
+        if joined and (join.was_removed or join.stored is not Stored.YES):
             self._presence.resync(topic)
-        elif not joined and arrival.asked:
+        elif not joined and join.stored is not Stored.NO:
             self._presence.leave(topic, peer)
-        self._go_on(topic)
-        self._presence.forget_empty(topic)
-
-    # From another node
-
-    def _seek(self, arrival: Arrival, proof: ResumeProof) -> None:
-        """Find the node that has the peer which this one says to be."""
-        view = self._presence.view(arrival.topic)
-        if view.current:
-            self._claim(arrival, view, proof)
-        else:
-            self._presence.sync(arrival.topic, view, lambda reply: self._claim(arrival, view, proof))
-
-    def _claim(self, arrival: Arrival, view: TopicReplica, proof: ResumeProof) -> None:
-        other = view.others.get(proof.peer)
-        if not arrival.waits:
-            return
-        if other is None or other.node == self._store.node:
-            self._join(arrival)
-            return
-        number = self._claims = self._claims + 1
-        self._claiming[number] = arrival, other.node
-        claim = Claim(self._store.node, number, arrival.topic, proof.peer, proof.text)
-
-        def told(listeners: int | None) -> None:
-            if listeners == 0:
-                # That node is dead: there will be no answer, and many come from it at once.
-                self.take_session(Session(number, None))
-
-        self._store.tell(other.node, claim, told)
-
-    def take_session(self, answer: Session) -> None:
-        """Take what another node gave up, or did not."""
-        arrival, node = self._claiming.pop(answer.number, (None, ""))
-        if arrival is None or not arrival.waits or arrival.asked or arrival.proof is None:
-            return
-        peer = arrival.proof.peer
-        # Who shows one token twice at once has one peer by it, which the later connection takes over.
-        is_here = self._entrants[arrival.topic].get(peer) is not None or self._node.has(arrival.topic, peer)
-        session = self._hand_offs.receive(answer, node) if not is_here else None
-        if session is not None:
-            self._move(arrival, session, peer)
-        else:
-            self._join(arrival)
-
-    def forget_claims(self) -> None:
-        """Wait no longer for answers that nobody needs."""
-        self._claiming = {number: claim for number, claim in self._claiming.items() if claim[0].waits}
-
-    def _move(self, arrival: Arrival, session: ReceivedSession, peer: str) -> None:
-        # The store says who has the peer. It is waited for as long as it may: without a sign of it ``admit_all`` ends
-        # this, and its answer comes before those to the next beats.
-        self._deadlines.clear(arrival)
-        view = self._presence.view(arrival.topic)
-        view.calls += 1
-        self._rename(arrival, peer)
-        arrival.asked = True
-        self._store.move(arrival.topic, peer, session.node, partial(self._moved, arrival, session, view, peer))
-
-    def _moved(
-        self, arrival: Arrival, session: ReceivedSession, view: TopicReplica, peer: str, reply: list[Any] | None
-    ) -> None:
-        view.calls -= 1
-        moved = reply is not None and reply[0] == b"moved"
-        if moved and arrival.waits and self._store.may_deliver:
-            arrival.stored, arrival.session = True, session
-            self._presence.take_snapshot(arrival.topic, view, reply)
-            self._admit(arrival)
-        else:
-            if moved:
-                # It was let in as a new peer without waiting for this, or is gone; or its senders may have been told
-                # that this node is dead.
-                self._hand_offs.refuse(session)
-                self._presence.leave(arrival.topic, peer)
-            else:
-                # Another node was quicker.
-                self._hand_offs.forget(session)
-            if arrival.waits:
-                self._rename(arrival, self._ids.next())
-                self._deadlines.set(arrival)
-                self._join(arrival)
-        self._presence.check(arrival.topic, view)
+        self._hand_out_tickets(topic)
+        self._presence.forget_if_empty(topic)

@@ -1,6 +1,6 @@
-"""What nodes tell each other on their channels: events of topics, from the store, and messages of their own.
+"""What comes on a node's channel: events of topics, from the store, and messages of other nodes.
 
-An event is a line of text with what may be anything behind it, as ``lua/prelude.lua`` writes it; a message is
+An event is a line of text and then a topic and a value, as ``redis/lua/prelude.lua`` writes it. A message is
 MessagePack, which never starts with a letter.
 """
 
@@ -17,42 +17,42 @@ Version = tuple[int, int, int]
 """When a topic was made (seconds and microseconds of the store's clock), and how many events it has had since."""
 
 
-class Kind(StrEnum):
+class EventKind(StrEnum):
     """What happened to a peer."""
 
     JOINED = "joined"
     LEFT = "left"
     MOVED = "moved"
-    """It came back to another node."""
+    """It resumed at another node."""
 
 
-class Other(NamedTuple):
+class Member(NamedTuple):
     """A member of a topic, on some node."""
 
     node: str
     metadata: bytes | None
 
 
-class Event(NamedTuple):
+class TopicEvent(NamedTuple):
     """Something that happened in a topic.
 
     Args:
-        other: of the peer; None where it left.
+        member: what the store has of the peer; None if it left.
     """
 
-    kind: Kind
+    kind: EventKind
     version: Version
     topic: str
     peer: str
-    other: Other | None
+    member: Member | None
 
 
-class Beat(NamedTuple):
-    """A beat of this node, as the store heard it.
+class HeartbeatEcho(NamedTuple):
+    """A heartbeat of this node, which the store publishes on the node's own channel.
 
     Args:
-        number: of the beat.
-        events: how many the store had sent to this node before, and another version of this server not counted.
+        number: of the heartbeat.
+        events: how many the store had sent to this node before.
     """
 
     number: int
@@ -64,7 +64,7 @@ class Relay(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     Args:
         number: counted from 1 for each origin and target node.
-        frame: what the target's connection is written.
+        frame: for the target's connection.
     """
 
     number: int
@@ -74,14 +74,14 @@ class Relay(msgspec.Struct, frozen=True, array_like=True, gc=False):
     frame: bytes
 
 
-class Relays(msgspec.Struct, frozen=True, array_like=True, tag="r"):
-    """Relays for peers of the node that hears this, in order.
+class RelayBatch(msgspec.Struct, frozen=True, array_like=True, tag="r"):
+    """Relays for peers of the node that receives this, in order.
 
     Args:
-        origin: whose numbers they have.
+        origin: the series that numbers them.
         reply_to: the node that waits for their outcomes.
-        low: all smaller numbers are settled.
-        expires: by the store's clock, in milliseconds; afterwards they must not be delivered.
+        low: all smaller numbers have their outcome.
+        expires: by the store's clock, in milliseconds; later they must not be delivered.
     """
 
     origin: str
@@ -91,8 +91,8 @@ class Relays(msgspec.Struct, frozen=True, array_like=True, tag="r"):
     relays: list[Relay]
 
 
-class Ask(msgspec.Struct, frozen=True, array_like=True, tag="a"):
-    """Asks what became of relays; whatever is not greater than ``high`` and has not come yet must not be delivered."""
+class OutcomeQuery(msgspec.Struct, frozen=True, array_like=True, tag="a"):
+    """Asks for the outcomes of relays; one up to ``high`` that has not come yet must not be delivered any more."""
 
     origin: str
     reply_to: str
@@ -101,13 +101,13 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag="a"):
 
 
 class Outcomes(msgspec.Struct, frozen=True, array_like=True, tag="o"):
-    """Tells what became of relays.
+    """The outcomes of relays.
 
     Args:
         node: that was to deliver them.
         delivered: the first and the last number of each run.
         failed: numbers, and the code of each.
-        held: numbers of those that wait in their target's queue, and have no end yet.
+        held: numbers of those that wait in their target's queue, and have no outcome yet.
     """
 
     origin: str
@@ -117,11 +117,11 @@ class Outcomes(msgspec.Struct, frozen=True, array_like=True, tag="o"):
     held: list[int]
 
 
-class Claim(msgspec.Struct, frozen=True, array_like=True, tag="c"):
-    """Asks the node that has a peer to let it go on at another node.
+class SessionRequest(msgspec.Struct, frozen=True, array_like=True, tag="c"):
+    """Asks the node that has a peer to hand off its session.
 
     Args:
-        number: comes back in the answer.
+        number: repeated in the reply.
         proof: for that node to check.
     """
 
@@ -132,13 +132,13 @@ class Claim(msgspec.Struct, frozen=True, array_like=True, tag="c"):
     proof: bytes
 
 
-class Session(msgspec.Struct, frozen=True, array_like=True, tag="s"):
-    """Answers a claim.
+class SessionReply(msgspec.Struct, frozen=True, array_like=True, tag="s"):
+    """The reply to a ``SessionRequest``.
 
     Args:
-        session: of the peer; None where it stays.
-        origin: under which the outcomes of both nodes' open relays are told.
-        waiting: the numbers of the relays that the session has and nobody has written yet.
+        session: of the peer; None if it stays.
+        origin: the series in which both nodes number the open relays of the session.
+        waiting: the numbers of the relays to the peer that are not written yet.
     """
 
     number: int
@@ -147,50 +147,50 @@ class Session(msgspec.Struct, frozen=True, array_like=True, tag="s"):
     waiting: list[int] = []
 
 
-Message = Relays | Ask | Outcomes | Claim | Session
+Message = RelayBatch | OutcomeQuery | Outcomes | SessionRequest | SessionReply
 
 encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Message).decode
 _LETTER = b"a"[0]
 
 
-def decode(data: bytes) -> Event | Beat | Message:
+def decode(data: bytes) -> TopicEvent | HeartbeatEcho | Message:
     """Decode what came on a channel.
 
     Raises:
-        ValueError: where it is nothing of ours.
+        ValueError: it is neither an event nor a message.
     """
     try:
-        if data.startswith(b"beat "):
+        if data.startswith(b"heartbeat "):
             _, number, events = data.split(b" ")
-            return Beat(int(number), int(events))
+            return HeartbeatEcho(int(number), int(events))
         if _LETTER <= data[0] < _LETTER + 26:
-            return _event(data)
+            return _parse_event(data)
         message: Message = _decode(data)
         return message
     except (IndexError, RecursionError, msgspec.MsgspecError) as error:
         raise ValueError(str(error)) from None
 
 
-def _event(data: bytes) -> Event:
+def _parse_event(data: bytes) -> TopicEvent:
     head, _, rest = data.partition(b"\n")
     kind, gen, seq, peer, size = head.decode().split(" ")
     topic, value = rest[: int(size)], rest[int(size) :]
-    if len(topic) != int(size) or (kind == Kind.LEFT) == bool(value):
+    if len(topic) != int(size) or (kind == EventKind.LEFT) == bool(value):
         raise ValueError(f"no event: {kind}")
-    other = member(value) if value else None
-    return Event(Kind(kind), version(gen, seq), topic.decode(), peer, other)
+    found = parse_member(value) if value else None
+    return TopicEvent(EventKind(kind), parse_version(gen, seq), topic.decode(), peer, found)
 
 
-def version(gen: str, seq: str | int) -> Version:
-    """Read a topic's version."""
+def parse_version(gen: str, seq: str | int) -> Version:
+    """Parse a topic's version."""
     seconds, _, fraction = gen.partition(".")
     return int(seconds or 0), int(fraction or 0), int(seq)
 
 
-def member(value: bytes) -> Other:
-    """Read what the store keeps of a member."""
-    return Other(value[:NODE_CHARACTERS].decode(), value[NODE_CHARACTERS:] or None)
+def parse_member(value: bytes) -> Member:
+    """Parse what the store keeps of a member."""
+    return Member(value[:NODE_CHARACTERS].decode(), value[NODE_CHARACTERS:] or None)
 
 
 def runs(numbers: list[int]) -> list[tuple[int, int]]:

@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
-from signaling.backplane.membership import Registration
-from signaling.backplane.messages import Ask, Outcomes, Relay, Relays
-from signaling.backplane.presence import Entrants, Presence
-from signaling.backplane.relay_link import Incoming, Outgoing, RemoteSender
+from signaling.backplane.membership import Membership
+from signaling.backplane.messages import OutcomeQuery, Outcomes, Relay, RelayBatch
+from signaling.backplane.pending_joins import PendingJoins
+from signaling.backplane.presence import Presence
+from signaling.backplane.relay_link import IncomingLink, OutgoingLink, RemoteSender
 from signaling.backplane.store import Store
 from signaling.core.interfaces import Forwarding, Node
 from signaling.errors import ErrorCode, Rejected
 from signaling.timing.clock import Clock
 
-# Under load the outcomes of many relays are told together.
-_TELL_SECONDS = 0.005
-_ASK_SECONDS = 2.0
+# Under load the outcomes of many relays are reported together.
+_REPORT_SECONDS = 0.005
+_QUERY_SECONDS = 2.0
 _GIVE_UP_SECONDS = 40.0
 _EXPIRE_SECONDS = 30.0
 _REMEMBER_SECONDS = 60.0
 
 
-class Relaying:
-    """Sends and takes relays.
+class RemoteRelays:
+    """Sends relays to other nodes, and delivers theirs.
 
     Args:
-        new_origin: makes up whose numbers the relays to a node have.
-        clock: tells the time.
-        store: reaches the other nodes.
+        new_origin: makes the name of a series of numbers.
+        clock: for timeouts.
+        store: to send to other nodes.
+        membership: says whether this node may deliver.
         presence: knows who is where.
-        entrants: peers of this node that have no peer-list yet.
-        registration: knows whether this node may deliver.
+        pending: peers of this node that have no peer-list yet.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - what a relay depends on
@@ -39,22 +41,23 @@ class Relaying:
         new_origin: Callable[[], str],
         clock: Clock,
         store: Store,
+        membership: Membership,
         presence: Presence,
-        entrants: Entrants,
-        registration: Registration,
+        pending: PendingJoins,
     ) -> None:
         self._new_origin = new_origin
         self._clock = clock
         self._store = store
+        self._membership = membership
         self._presence = presence
-        self._entrants = entrants
-        self._registration = registration
+        self._pending = pending
         self._node: Node
-        self._outgoing: dict[str, Outgoing] = {}
-        # Of relays that came to another node by a hand-off: that node and the link, by origin.
-        self._handed_off: dict[str, tuple[str, Outgoing]] = {}
-        self._incoming: dict[tuple[str, str], Incoming] = {}
-        self._timer: Any = None
+        self._outgoing: dict[str, OutgoingLink] = {}
+        # The node and the link of relays that a hand-off took to another node, by origin.
+        self._handed_off: dict[str, tuple[str, OutgoingLink]] = {}
+        # By origin, and the id that this node had when they were sent.
+        self._incoming: dict[tuple[str, str], IncomingLink] = {}
+        self._report_call: Any = None
 
     def start(self, node: Node) -> None:
         """Deliver to ``node``."""
@@ -67,192 +70,180 @@ class Relaying:
 
     @property
     def nodes(self) -> set[str]:
-        """The nodes that owe an answer."""
+        """The nodes that owe an outcome."""
         return {node for node, link in self._links if len(link)}
 
     @property
-    def _links(self) -> list[tuple[str, Outgoing]]:
+    def _links(self) -> list[tuple[str, OutgoingLink]]:
         return [*self._outgoing.items(), *self._handed_off.values()]
 
     # To other nodes
 
     def forward(self, topic: str, to: str, sender: str, frame: bytes, forwarding: Forwarding) -> bool | None:
         """Send a relay straight to the node that has its target; as ``Backplane.forward``."""
-        other = self._presence.other(topic, to)
-        if other is None:
+        member = self._presence.remote_member(topic, to)
+        if member is None:
             return None
-        if not self._registration.good or other.node == self._store.node:
+        if not self._membership.is_registered or member.node == self._store.node:
             return False
-        link = self._outgoing.get(other.node)
+        link = self._outgoing.get(member.node)
         if link is None:
-            link = self._outgoing[other.node] = Outgoing(self._new_origin(), self._teller(other.node))
+            link = OutgoingLink(self._new_origin(), partial(self._store.send, member.node))
+            self._outgoing[member.node] = link
         if not link.send((topic, to, sender, frame), forwarding, self._clock.seconds()):
             return False
         self._flush(link)
         return True
 
-    def _flush(self, link: Outgoing) -> None:
-        link.flush(self._store.node, self._registration.store_ms(_EXPIRE_SECONDS))
+    def _flush(self, link: OutgoingLink, *, at_once: bool = False) -> None:
+        link.flush(self._store.node, self._membership.store_ms(_EXPIRE_SECONDS), at_once=at_once)
 
-    def _teller(self, node: str) -> Callable[[Relays | Ask, Callable[[int | None], None]], None]:
-        return lambda message, done: self._store.tell(node, message, done)
-
-    def hear(self, outcomes: Outcomes) -> None:
-        """Take what another node says of relays."""
+    def apply_outcomes(self, outcomes: Outcomes) -> None:
+        """Report the outcomes that another node sent to the senders."""
         handed_off = self._handed_off.get(outcomes.origin)
         link = handed_off[1] if handed_off is not None else self._outgoing.get(outcomes.node)
         if link is not None and outcomes.origin == link.origin:
-            link.hear(outcomes, self._clock.seconds())
+            link.apply_outcomes(outcomes, self._clock.seconds())
 
-    def go_on(self) -> None:
-        """Ask what became of everything, for answers may have been lost, and send what waits."""
+    def resume(self) -> None:
+        """Ask for all outcomes, because some may have been lost, and send what waits."""
         for _, link in self._links:
-            link.ask(self._store.node, self._clock.seconds())
+            link.query(self._store.node, self._clock.seconds())
             self._flush(link)
 
     def publish_all(self) -> None:
-        """Send what waits behind other relays: what is said after this call must not overtake it."""
+        """Publish what waits behind other relays: what is sent after this call must not overtake it."""
         for link in self._outgoing.values():
-            link.flush(self._store.node, self._registration.store_ms(_EXPIRE_SECONDS), at_once=True)
+            self._flush(link, at_once=True)
 
     def drop_unpublished(self) -> None:
-        """Give up on what cannot be sent for now."""
+        """Drop what cannot be sent for now."""
         for link in self._outgoing.values():
             link.drop_unpublished()
 
-    def died(self, node: str) -> None:
-        """Give up on what was sent to a node that is dead."""
+    def drop_sent_to(self, node: str) -> None:
+        """Drop what was sent to a node that is dead."""
         dead = [link for owner, link in self._links if owner == node]
         self._outgoing.pop(node, None)
         self._handed_off = {origin: pair for origin, pair in self._handed_off.items() if pair[0] != node}
         for link in dead:
             link.give_up(float("inf"))
 
-    def look(self) -> None:
-        """Ask where an answer is long in coming, and forget what is over; to be called once a second."""
+    def check(self) -> None:
+        """Ask for outcomes that are overdue, and forget what is over; to be called once a second."""
         now = self._clock.seconds()
         for _, link in self._links:
-            if self._registration.good:
-                link.ask(self._store.node, now - _ASK_SECONDS)
+            if self._membership.is_registered:
+                link.query(self._store.node, now - _QUERY_SECONDS)
             link.give_up(now - _GIVE_UP_SECONDS)
-        knows = self._registration.knows
-        self._outgoing = {node: link for node, link in self._outgoing.items() if len(link) or knows(node)}
+        is_alive = self._membership.is_alive
+        self._outgoing = {node: link for node, link in self._outgoing.items() if len(link) or is_alive(node)}
         self._handed_off = {origin: pair for origin, pair in self._handed_off.items() if len(pair[1])}
         for incoming in self._incoming.values():
             incoming.forget(now - _REMEMBER_SECONDS)
         self._incoming = {
-            key: each
-            for key, each in self._incoming.items()
-            if not each.idle or (each.is_link and knows(each.reply_to))
+            key: link
+            for key, link in self._incoming.items()
+            if not link.is_idle or (link.has_batches and is_alive(link.reply_to))
         }
 
     # Relays that go from one node to another with the session of their target or of their sender
 
-    def expect(self, origin: str, node: str, forwardings: Mapping[int, Forwarding]) -> None:
-        """Have another node tell the outcomes of relays that it owes to this one by a hand-off."""
+    def await_outcomes(self, origin: str, node: str, forwardings: Mapping[int, Forwarding]) -> None:
+        """Wait for the outcomes of relays that another node has by a hand-off."""
         if forwardings:
-            link = Outgoing(origin, self._teller(node))
-            link.expect(forwardings, self._clock.seconds())
+            link = OutgoingLink(origin, partial(self._store.send, node))
+            link.await_outcomes(forwardings, self._clock.seconds())
             self._handed_off[origin] = node, link
-            # It may have told some of them before this node knew that it would.
-            link.ask(self._store.node, self._clock.seconds())
+            # That node may have reported some of them before this one waited for them.
+            link.query(self._store.node, self._clock.seconds())
 
-    def owe(self, origin: str, reply_to: str, numbers: Collection[int]) -> Callable[[int, ErrorCode | None], None]:
-        """Owe another node the outcomes of relays; returns what takes each number with its outcome, None for written.
+    def adopt(self, origin: str, reply_to: str, numbers: Collection[int]) -> Callable[[int, ErrorCode | None], None]:
+        """Report to another node the outcomes of relays that this one has by a hand-off.
 
-        Until then that node is told that they are held.
+        Returns:
+            What has to be called with each number and its outcome, None for written; until then the relay is held.
         """
-        incoming = self._from(origin) if numbers else Incoming(origin, self._store.node)
-        incoming.owe(numbers, reply_to)
-        return lambda number, code: self._settle(incoming, number, code)
+        link = self._incoming_link(origin) if numbers else IncomingLink(origin, self._store.node)
+        link.adopt(numbers, reply_to)
+        return partial(self._finish, link)
 
-    def disown(self, origin: str) -> None:
-        """Know no more of what is owed: whoever asks is told that it is dropped."""
+    def forget_adopted(self, origin: str) -> None:
+        """Forget relays of a hand-off: if their outcomes are asked for, they are dropped."""
         self._incoming.pop((origin, self._store.node), None)
 
     # From other nodes
 
     def forget_incoming(self) -> None:
-        """Begin anew: nobody sends to this node's former id any more."""
+        """Forget all links to this node: it has another id now, and nothing more comes for the former one."""
         self._incoming.clear()
 
-    def take(self, relays: Relays) -> None:
-        """Deliver what came, and say what became of it."""
-        incoming = self._from(relays.origin)
-        for relay in incoming.receive(relays):
-            self._deliver(incoming, relay, relays.expires)
+    def receive(self, batch: RelayBatch) -> None:
+        """Deliver relays, and report their outcomes."""
+        link = self._incoming_link(batch.origin)
+        for relay in link.receive(batch):
+            self._deliver(link, relay, batch.expires)
 
-    def _expects(self, incoming: Incoming, expires: int) -> bool:
-        """Tell whether the origin has not been told yet that nothing comes of it."""
-        alive = incoming.node == self._store.node and self._registration.may_deliver
-        return alive and self._registration.store_ms() <= expires
-
-    def _from(self, origin: str) -> Incoming:
+    def _incoming_link(self, origin: str) -> IncomingLink:
         key = origin, self._store.node
-        incoming = self._incoming.get(key)
-        if incoming is None:
-            incoming = self._incoming[key] = Incoming(*key)
-        return incoming
+        link = self._incoming.get(key)
+        if link is None:
+            link = self._incoming[key] = IncomingLink(*key)
+        return link
 
-    def _deliver(self, incoming: Incoming, relay: Relay, expires: int) -> None:
-        if not self._expects(incoming, expires):
-            self._settle(incoming, relay.number, ErrorCode.DROPPED)
+    def _deliver(self, link: IncomingLink, relay: Relay, expires: int) -> None:
+        """Deliver a relay, or keep it until its target has its peer-list and the sender was announced to it."""
+        # Else the origin may have reported already that the relay was dropped.
+        may_deliver = link.node == self._store.node and self._membership.has_lease
+        if not may_deliver or self._membership.store_ms() > expires:
+            self._finish(link, relay.number, ErrorCode.DROPPED)
             return
-        entrant = self._entrants.find(relay.topic, relay.to)
-        view = self._presence.find(relay.topic)
-        if entrant is not None:
-            # Its own peer-list comes first.
-            entrant.held.append(lambda: self._deliver(incoming, relay, expires))
-        elif view is not None and (
-            relay.sender in view.unannounced or (not view.current and (view.parked or relay.sender not in view.others))
-        ):
-            # The target has not heard of the sender yet, or an earlier relay waits for the same.
-            view.parked.append(lambda: self._deliver(incoming, relay, expires))
-        elif view is None or relay.sender in view.others:
-            self._hand_over(incoming, relay)
-        else:
-            self._settle(incoming, relay.number, ErrorCode.DROPPED)
-
-    def _hand_over(self, incoming: Incoming, relay: Relay) -> None:
-        sender = RemoteSender(lambda code: self._settle(incoming, relay.number, code))
+        join = self._pending.find(relay.topic, relay.to)
+        replica = self._presence.find(relay.topic)
+        if join is not None:
+            join.waiting_relays.append(partial(self._deliver, link, relay, expires))
+            return
+        if replica is not None and replica.must_park(relay.sender):
+            replica.park(partial(self._deliver, link, relay, expires))
+            return
+        if replica is not None and replica.find(relay.sender) is None:
+            self._finish(link, relay.number, ErrorCode.DROPPED)
+            return
+        sender = RemoteSender(partial(self._finish, link, relay.number))
         try:
-            written = self._node.deliver(relay.topic, relay.to, relay.frame, (sender, None))
+            is_written = self._node.deliver(relay.topic, relay.to, relay.frame, (sender, None))
         except Rejected as rejected:
-            # Who went on at another node is in the topic, and its sender has been told of nothing else.
-            is_elsewhere = self._presence.is_elsewhere(relay.topic, relay.to)
-            self._settle(incoming, relay.number, ErrorCode.DROPPED if is_elsewhere else rejected.code)
+            # A target that moved away is still in the topic for its sender.
+            is_remote = self._presence.is_remote(relay.topic, relay.to)
+            self._finish(link, relay.number, ErrorCode.DROPPED if is_remote else rejected.code)
         else:
-            if written:
-                self._settle(incoming, relay.number, None)
+            if is_written:
+                self._finish(link, relay.number, None)
             else:
-                incoming.hold(relay.number)
-                self._tell_soon(incoming)
+                link.hold(relay.number)
+                self._report_soon(link)
 
-    def _settle(self, incoming: Incoming, number: int, code: ErrorCode | None) -> None:
-        incoming.settle(number, code, self._clock.seconds())
-        self._tell_soon(incoming)
+    def _finish(self, link: IncomingLink, number: int, code: ErrorCode | None) -> None:
+        link.finish(number, code, self._clock.seconds())
+        self._report_soon(link)
 
-    def _tell_soon(self, incoming: Incoming) -> None:
-        if self._timer is None:
-            delay = incoming.told_at + _TELL_SECONDS - self._clock.seconds()
-            self._timer = self._clock.callLater(max(0.0, delay), self._tell_later)
+    def _report_soon(self, link: IncomingLink) -> None:
+        if self._report_call is None:
+            delay = link.reported_at + _REPORT_SECONDS - self._clock.seconds()
+            self._report_call = self._clock.callLater(max(0.0, delay), self.report_all)
 
-    def answer(self, ask: Ask) -> None:
-        """Say what became of relays that another node asks about."""
-        incoming = self._from(ask.origin)
-        self._store.tell(ask.reply_to, incoming.asked(ask, self._clock.seconds()))
+    def answer(self, query: OutcomeQuery) -> None:
+        """Send the outcomes that another node asks for."""
+        outcomes = self._incoming_link(query.origin).answer(query, self._clock.seconds())
+        self._store.send(query.reply_to, outcomes)
 
-    def _tell_later(self) -> None:
-        self._timer = None
-        self.tell_all()
-
-    def tell_all(self) -> None:
-        """Say what has not been said yet, without any further wait."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        for incoming in self._incoming.values():
-            if incoming.untold:
-                incoming.told_at = self._clock.seconds()
-                # Where it is lost, the origin asks.
-                self._store.tell(incoming.reply_to, incoming.tell())
+    def report_all(self) -> None:
+        """Send the outcomes that have not been reported yet, at once."""
+        if self._report_call is not None and self._report_call.active():
+            self._report_call.cancel()
+        self._report_call = None
+        for link in self._incoming.values():
+            if link.has_report:
+                link.reported_at = self._clock.seconds()
+                # If it is lost, the origin asks.
+                self._store.send(link.reply_to, link.take_report())

@@ -1,4 +1,4 @@
-"""The backplane of a server that is alone: there is nobody elsewhere, and nothing to wait for."""
+"""The backplane of a single server: there are no other nodes, and nothing to wait for."""
 
 from __future__ import annotations
 
@@ -6,45 +6,45 @@ from collections.abc import Callable, Iterable
 
 from signaling.core.interfaces import Forwarding, JoinTicket, Node, ResumeProof
 
-_ENTRANT = JoinTicket()
+_TICKET = JoinTicket()
 
 
 class StandaloneBackplane:
-    """Everybody is here."""
+    """A ``Backplane`` without other nodes."""
 
     unready_reasons: list[str] = []  # noqa: RUF012 - there never are any
     forwarding = 0
 
     def start(self, node: Node) -> None:
-        """Need nothing."""
+        """No-op."""
 
     def stop(self, done: Callable[[], None]) -> None:
-        """Need nothing."""
+        """No-op."""
         done()
 
     def request_join(
         self,
         topic: str,
         metadata: bytes | None,
-        entered: Callable[[JoinTicket], None],
+        on_ticket: Callable[[JoinTicket], None],
         proof: ResumeProof | None = None,
     ) -> None:
         """Let the peer join at once."""
-        entered(_ENTRANT)
+        on_ticket(_TICKET)
 
     def finish_join(self, topic: str, peer: str, *, joined: bool) -> None:
-        """Need nothing."""
+        """No-op."""
 
     def leave(self, topic: str, peer: str) -> None:
-        """Need nothing."""
+        """No-op."""
 
     def resync(self, topic: str) -> None:
-        """Need nothing."""
+        """No-op."""
 
     def remote_members(self, topic: str) -> Iterable[tuple[str, bytes | None]]:
-        """Return nobody."""
+        """Return none."""
         return ()
 
     def forward(self, topic: str, to: str, sender: str, frame: bytes, forwarding: Forwarding) -> bool | None:
-        """Find nobody."""
+        """Return None: no other node has the target."""
         return None

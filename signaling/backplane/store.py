@@ -1,89 +1,262 @@
-"""What a node asks of the store and of other nodes, by the names that things have there."""
+"""The store, as one node of a cluster uses it: its scripts, what they reply, and messages to other nodes.
+
+Replies are parsed here and nowhere else. A callback gets None if the result is not known: there was no connection or no
+reply, this node has been evicted (its next heartbeat says so), or the reply made no sense, which is logged.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from enum import Enum
+from typing import Any, NamedTuple, TypeVar
 
-from signaling.backplane.interfaces import Engine, Reply
-from signaling.backplane.membership import KEEP_SECONDS, Registration
-from signaling.backplane.messages import Message, encode
-from signaling.backplane.redis.scripts import Keys
+from twisted.logger import Logger
+
+from signaling.backplane.interfaces import Engine, EngineListener
+from signaling.backplane.messages import Member, Message, Version, encode, parse_member, parse_version
+from signaling.limits import Limits
+
+# What is stored outlives the latest heartbeat of its nodes by this.
+KEEP_SECONDS = 3600
+# Peers in one call of ``evict``: the store runs one script at a time, and a node may have had ten thousand.
+_MAX_EVICTED_AT_ONCE = 200
+
+_log = Logger()
+_T = TypeVar("_T")
+
+
+class Keys:
+    """The names of the keys and channels of a cluster.
+
+    Args:
+        prefix: of every name, so that clusters can share a store.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix.encode()
+        self.nodes = self.prefix + b"nodes"
+
+    def topic(self, name: bytes) -> list[bytes]:
+        """Return the keys of a topic's members and of its state."""
+        return [self.prefix + b"members:" + name, self.prefix + b"state:" + name]
+
+    def index(self, node: bytes) -> bytes:
+        """Return the key of the set of topics in which a node has members."""
+        return self.prefix + b"topics:" + node
+
+    def tombstone(self, node: bytes) -> bytes:
+        """Return the key that exists if a node has been evicted."""
+        return self.prefix + b"tombstone:" + node
+
+    def channel(self, node: bytes) -> bytes:
+        """Return the channel of a node."""
+        return self.prefix + b"node:" + node
+
+
+class Snapshot(NamedTuple):
+    """The members of a topic: the reply to ``join``, ``sync`` or ``move`` if it did what it was asked for."""
+
+    version: Version
+    members: dict[str, Member]
+
+
+class IdTooSmall(NamedTuple):
+    """The id of a peer that wants to join is not greater than all in its topic: another node's clock is ahead."""
+
+    greatest: str
+
+
+class TopicFull(Enum):
+    """A topic takes no further peer; which limit it has reached."""
+
+    PEERS = b"peers"
+    BYTES = b"bytes"
+
+
+class Evicted:
+    """The reply to a heartbeat of a node that has been evicted."""
+
+
+class Alive(NamedTuple):
+    """The reply to a heartbeat.
+
+    Args:
+        previous: the number of this node's heartbeat before; 0 if the store knew none.
+        milliseconds: the store's clock.
+        heartbeats: the latest number of each node's heartbeat, as text.
+        topics: in which the store has members of this node; empty unless the node asked for them.
+    """
+
+    previous: int
+    milliseconds: int
+    heartbeats: dict[str, bytes]
+    topics: list[str]
 
 
 class Store:
-    """The engine, as one node uses it.
+    """The scripts and channels of a cluster.
 
     Args:
-        engine: that all nodes share.
-        keys: name what is in the store.
-        registration: knows this node's id, and whether the engine serves it.
+        engine: shared by all nodes.
+        keys: the names in the store.
+        limits: of a topic, over all nodes.
+        node: the id of this node.
+
+    Attributes:
+        node: the id of this node.
+        former_nodes: the ids that it had before it was evicted.
+        replies: how many replies have come.
     """
 
-    def __init__(self, engine: Engine, keys: Keys, registration: Registration) -> None:
+    def __init__(self, engine: Engine, keys: Keys, limits: Limits, node: str) -> None:
         self._engine = engine
         self._keys = keys
-        self._registration = registration
+        self._topic_limits = b"%d" % limits.max_peers_per_topic, b"%d" % limits.max_peer_list_bytes
+        self.node = self._previous_node = node
+        self.former_nodes: set[str] = set()
+        self.replies = 0
 
-    @property
-    def node(self) -> str:
-        """The id of this node."""
-        return self._registration.node
+    def rename(self, node: str) -> None:
+        """Use another id of this node from now on."""
+        self.former_nodes.add(self.node)
+        self._previous_node, self.node = self.node, node
 
-    @property
-    def formers(self) -> set[str]:
-        """The ids that this node had before."""
-        return self._registration.formers
+    def connect(self, listener: EngineListener) -> None:
+        """Connect, or connect again, and listen to this node's channel."""
+        self._engine.connect(self._keys.channel(self.node.encode()), listener)
 
-    @property
-    def good(self) -> bool:
-        """Whether the engine serves this node."""
-        return self._registration.good
+    def disconnect(self) -> None:
+        """End the connection; the listener is not called any more."""
+        self._engine.disconnect()
 
-    @property
-    def may_deliver(self) -> bool:
-        """Whether nobody can take this node for dead."""
-        return self._registration.may_deliver
+    # Topics
 
-    def join(self, topic: str, peer: str, metadata: bytes | None, most: tuple[int, int], done: Reply) -> None:
-        """Run ``join.lua``; ``most`` are peers and bytes of a topic."""
-        most_peers, most_bytes = most
-        arguments = [peer.encode(), metadata or b"", b"%d" % most_peers, b"%d" % most_bytes]
-        self._call("join", topic, [b"%d" % KEEP_SECONDS, self.node.encode(), *arguments], done)
+    def join(
+        self,
+        topic: str,
+        peer: str,
+        metadata: bytes | None,
+        done: Callable[[Snapshot | IdTooSmall | TopicFull | None], None],
+    ) -> None:
+        """Add a peer to a topic."""
 
-    def leave(self, topic: str, peer: str, done: Reply) -> bool:
-        """Run ``leave.lua``; returns False where it cannot, because the engine is not connected."""
-        if not self._registration.reachable:
-            return False
-        self._call("leave", topic, [self.node.encode(), peer.encode()], done)
-        return True
+        def parse(reply: list[Any]) -> Snapshot | IdTooSmall | TopicFull:
+            if reply[0] == b"behind":
+                return IdTooSmall(reply[1].decode())
+            return TopicFull(reply[1]) if reply[0] == b"full" else _snapshot(b"joined", reply)
 
-    def sync(self, topic: str, own: Sequence[tuple[str, bytes]], done: Reply) -> None:
-        """Run ``sync.lua``; ``own`` are ids and what the script wants to be told of each."""
-        arguments = [b"%d" % KEEP_SECONDS, self.node.encode(), self._registration.former.encode()]
-        self._call("sync", topic, [*arguments, *(part for peer, text in own for part in (peer.encode(), text))], done)
+        arguments = [b"%d" % KEEP_SECONDS, self.node.encode(), peer.encode(), metadata or b"", *self._topic_limits]
+        self._call_for_topic("join", topic, arguments, parse, done)
 
-    def move(self, topic: str, peer: str, old_node: str, done: Reply) -> None:
-        """Run ``move.lua``."""
+    def leave(self, topic: str, peer: str, done: Callable[[bool | None], None]) -> None:
+        """Remove a peer of this node; ``done`` gets True, or None if that is not known."""
+        self._call_for_topic("leave", topic, [self.node.encode(), peer.encode()], _completed, done)
+
+    def sync(self, topic: str, own: Sequence[tuple[str, bytes]], done: Callable[[Snapshot | None], None]) -> None:
+        """State which peers this node has in a topic, and get the others.
+
+        Args:
+            own: ids, and ``+`` and the metadata, or ``?`` for a peer whose join has no reply yet.
+        """
+        arguments = [b"%d" % KEEP_SECONDS, self.node.encode(), self._previous_node.encode()]
+        arguments += [part for peer, text in own for part in (peer.encode(), text)]
+        self._call_for_topic("sync", topic, arguments, lambda reply: _snapshot(b"synced", reply), done)
+
+    def move(self, topic: str, peer: str, old_node: str, done: Callable[[Snapshot | None], None]) -> None:
+        """Move a peer to this node; ``done`` gets None as well if the old node does not have the peer any more."""
+
+        def parse(reply: list[Any]) -> Snapshot | None:
+            return None if reply[0] == b"gone" else _snapshot(b"moved", reply)
+
         arguments = [b"%d" % KEEP_SECONDS, self.node.encode(), old_node.encode(), peer.encode()]
-        self._call("move", topic, arguments, done, self._keys.index(old_node.encode()))
+        self._call_for_topic("move", topic, arguments, parse, done, self._keys.index(old_node.encode()))
 
-    def _call(self, script: str, topic: str, arguments: Sequence[bytes], done: Reply, *keys: bytes) -> None:
+    def _call_for_topic(
+        self,
+        script: str,
+        topic: str,
+        arguments: Sequence[bytes],
+        parse: Callable[[list[Any]], _T],
+        done: Callable[[_T | None], None],
+        *keys: bytes,
+    ) -> None:
         name = topic.encode()
         all_keys = [*self._keys.topic(name), self._keys.index(self.node.encode()), *keys]
+        self._call(script, all_keys, [self._keys.prefix, name, *arguments], parse, done)
 
+    # Nodes
+
+    def heartbeat(self, number: int, *, registers: bool, done: Callable[[Alive | Evicted | None], None]) -> None:
+        """Send a heartbeat; a node that registers also gets the topics in which it has members."""
+
+        def parse(reply: list[Any]) -> Alive | Evicted:
+            if reply[0] == b"evicted":
+                return Evicted()
+            _, previous, milliseconds, nodes, topics = reply
+            heartbeats = dict(zip([node.decode() for node in nodes[::2]], nodes[1::2], strict=True))
+            return Alive(int(previous or 0), int(milliseconds), heartbeats, [topic.decode() for topic in topics])
+
+        arguments = [b"%d" % KEEP_SECONDS, self.node.encode(), b"%d" % number, b"%d" % registers, self._keys.prefix]
+        self._call("heartbeat", self._node_keys(self.node), arguments, parse, done)
+
+    def evict(self, node: str, heartbeat: bytes, done: Callable[[int | None], None]) -> None:
+        """Evict a node, or go on with that.
+
+        Args:
+            heartbeat: the node's latest as it was seen; empty for none.
+            done: gets how many topics are left, in which the node may have members; None as well if the node is alive.
+        """
+
+        def parse(reply: list[Any]) -> int | None:
+            return None if reply[0] == b"alive" else int(reply[1])
+
+        limit = b"%d" % _MAX_EVICTED_AT_ONCE
+        arguments = [self._keys.prefix, b"%d" % KEEP_SECONDS, node.encode(), heartbeat, limit]
+        self._call("evict", self._node_keys(node), arguments, parse, done)
+
+    def deregister(self, done: Callable[[bool | None], None]) -> None:
+        """Remove this node, which shuts down."""
+        node = self.node.encode()
+        keys, arguments = [self._keys.nodes, self._keys.index(node)], [node, self._keys.prefix]
+        self._call("deregister", keys, arguments, _completed, done)
+
+    def send(self, node: str, message: Message, done: Callable[[int | None], None] | None = None) -> None:
+        """Send a message to another node; ``done`` gets the number of listeners, or None if that is not known."""
+        # No-op by default: if the answer matters, the sender asks again.
+        self._engine.publish(self._keys.channel(node.encode()), encode(message), done or (lambda listeners: None))
+
+    def _node_keys(self, node: str) -> list[bytes]:
+        name = node.encode()
+        return [self._keys.nodes, self._keys.tombstone(name), self._keys.index(name)]
+
+    def _call(
+        self,
+        script: str,
+        keys: Sequence[bytes],
+        arguments: Sequence[bytes],
+        parse: Callable[[list[Any]], _T],
+        done: Callable[[_T | None], None],
+    ) -> None:
         def replied(reply: list[Any] | None) -> None:
+            result: _T | None = None
             if reply is not None:
-                self._registration.answered()
-            # A node that was taken for dead is refused: its next beat tells it, and it begins anew.
-            done(None if reply == [b"buried"] else reply)
+                self.replies += 1
+                try:
+                    result = None if reply == [b"evicted"] and script != "heartbeat" else parse(reply)
+                except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+                    _log.failure("the reply of {script} is not understood", script=script)
+            done(result)
 
-        self._engine.call(script, all_keys, [self._keys.prefix, name, *arguments], replied)
-
-    def tell(self, node: str, message: Message, done: Callable[[int | None], None] | None = None) -> None:
-        """Send a message to another node; ``done`` gets how many listened, or None where that is not known."""
-        self._engine.publish(self._keys.channel(node.encode()), encode(message), done or _ignore)
+        self._engine.call(script, keys, arguments, replied)
 
 
-def _ignore(listeners: int | None) -> None:
-    """Need no answer: where it matters, somebody asks again."""
+def _completed(_: list[Any]) -> bool:
+    return True
+
+
+def _snapshot(status: bytes, reply: list[Any]) -> Snapshot:
+    found, gen, seq, stored = reply
+    if found != status:
+        raise ValueError(f"{found!r} in place of {status!r}")
+    members = {peer.decode(): parse_member(value) for peer, value in zip(stored[::2], stored[1::2], strict=True)}
+    return Snapshot(parse_version(gen.decode(), seq), members)

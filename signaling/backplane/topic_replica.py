@@ -1,144 +1,233 @@
 """What one node knows of one topic: the members that other nodes have there.
 
-The store numbers a topic's events. They count in their order; where one is missing, a snapshot takes the place of all.
+The store numbers a topic's events. They are applied in their order; if one is missing, a snapshot replaces them all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from signaling.backplane.messages import Event, Kind, Other, Version
+from signaling.backplane.messages import Member, TopicEvent, Version
+from signaling.backplane.pending_joins import PendingJoins
+from signaling.backplane.store import Snapshot, Store
+from signaling.core.interfaces import Node
 
-_MOST_EARLY = 1000
+_MAX_EARLY_EVENTS = 1000
+_NO_VERSION: Version = (0, 0, 0)
 
 
 class Change(NamedTuple):
-    """What a node's own peers have to hear, or, for a move of one of them, the node itself."""
+    """A change that the node has to act on.
 
-    kind: Kind
-    peer: str
-    metadata: bytes | None = None
-    node: str = ""
-    """To which the peer moved."""
-
-
-class Own(Protocol):
-    """The peers that a node has in a topic."""
-
-    def __contains__(self, peer: object) -> bool:
-        """Tell whether the peer is here, or about to join."""
-
-    def expects(self, peer: str) -> bool:
-        """Tell whether the peer is on its way here from another node: those who are here know it, or have to."""
-
-
-class TopicReplica:
-    """A topic as one node sees it.
-
-    Attributes:
-        others: the members of other nodes, and those that are on their way from one to this node.
-        unannounced: those of the others that nobody here was told of, for earlier ones are on their way into the topic.
-        current: False where events may be missing: a snapshot is needed, and events wait for it.
-        calls: how many replies with a snapshot are on their way.
-        parked: what waits for the view to be current.
-        kept: those of the others that a store which lost its data does not list (any more); their nodes may.
+    Args:
+        moved_to: the node to which a peer of this node has moved; None if a peer of another node left that had been
+            announced here.
     """
 
-    def __init__(self) -> None:
-        self.others: dict[str, Other] = {}
-        self.unannounced: set[str] = set()
-        self.current = False
-        self.calls = 0
-        self.parked: list[Callable[[], None]] = []
-        self.kept: set[str] = set()
-        self._version: Version = (0, 0, 0)
-        self._early: list[Event] = []
+    peer: str
+    moved_to: str | None = None
 
-    def resync(self) -> None:
-        """Notice that events may be missing, and that even their numbers may have begun anew."""
-        self.current = False
-        self._version = (0, 0, 0)
+
+class OwnPeers:
+    """The peers that this node has in a topic, or is about to have.
+
+    One that resumes is not among them until it is here: the peers here know it already, and get ``peer-left`` if it
+    never gets here.
+    """
+
+    __slots__ = ("_node", "_pending", "_store", "_topic")
+
+    def __init__(self, topic: str, node: Node, pending: PendingJoins, store: Store) -> None:
+        self._topic = topic
+        self._node = node
+        self._pending = pending
+        self._store = store
+
+    @property
+    def node(self) -> str:
+        """The id of this node."""
+        return self._store.node
+
+    def __contains__(self, peer: str) -> bool:
+        join = self._pending.find(self._topic, peer)
+        return (join is not None and not join.resumes) or self._node.has(self._topic, peer)
+
+    def expects(self, peer: str) -> bool:
+        """Return whether the peer resumes here, and is still on its way."""
+        join = self._pending.find(self._topic, peer)
+        return join is not None and join.resumes and not self._node.has(self._topic, peer)
+
+
+@dataclass(eq=False, slots=True)
+class TopicReplica:
+    """The members that other nodes have in a topic, and those on their way from one of them to this node.
+
+    Members that join are not announced at once: ``take_announceable`` returns them when it is their turn.
+
+    Attributes:
+        is_current: False if events may be missing: then a snapshot is needed.
+    """
+
+    _own: OwnPeers
+    is_current: bool = False
+    _members: dict[str, Member] = field(default_factory=dict)
+    # Those of the members that were not announced here yet.
+    _unannounced: set[str] = field(default_factory=set)
+    # Those that a store which lost its data does not list (any more); their nodes may still have them.
+    _unlisted: frozenset[str] = frozenset()
+    _version: Version = _NO_VERSION
+    # Events that cannot be applied before a snapshot.
+    _early: list[TopicEvent] = field(default_factory=list)
+    # How many calls whose reply is a snapshot have none yet.
+    _requests: int = 0
+    _parked: list[Callable[[], None]] = field(default_factory=list)
+
+    # Members
+
+    def find(self, peer: str) -> Member | None:
+        """Return a member of another node, announced or not."""
+        return self._members.get(peer)
+
+    def announced(self) -> list[tuple[str, bytes | None]]:
+        """List the members of other nodes that were announced here: ids and metadata."""
+        return [(peer, each.metadata) for peer, each in self._members.items() if peer not in self._unannounced]
+
+    def nodes(self) -> Iterable[str]:
+        """List the nodes of the members, perhaps more than once."""
+        return (member.node for member in self._members.values())
+
+    def remove(self, peer: str) -> None:
+        """Forget a member that is this node's from now on."""
+        self._members.pop(peer, None)
+
+    def take_announceable(self, may_announce: Callable[[str], bool]) -> list[tuple[str, bytes | None]]:
+        """Return members to announce now, in joining order: ids and metadata."""
+        if not self._unannounced:
+            return []
+        # Those that are this node's by now joined here.
+        self._unannounced &= self._members.keys()
+        ready = sorted(filter(may_announce, self._unannounced))
+        self._unannounced.difference_update(ready)
+        return [(peer, self._members[peer].metadata) for peer in ready]
+
+    # Snapshots
+
+    @property
+    def needs_snapshot(self) -> bool:
+        """Whether events may be missing and no snapshot was requested."""
+        return not self.is_current and not self._requests
+
+    def snapshot_requested(self) -> None:
+        """Count a call whose reply is a snapshot."""
+        self._requests += 1
+
+    def snapshot_answered(self) -> None:
+        """Count the reply to such a call, whatever it is."""
+        self._requests -= 1
+
+    def invalidate(self) -> None:
+        """Require a snapshot: events may be missing, and even their numbers may have begun again."""
+        self.is_current = False
+        self._version = _NO_VERSION
         self._early = []
 
-    def began_anew(self, version: Version) -> bool:
-        """Tell whether the topic was made again though somebody is here: then the store has lost its data."""
-        return self._version != (0, 0, 0) and version[:2] > self._version[:2]
+    def was_recreated(self, version: Version) -> bool:
+        """Return whether the store made the topic again while it had peers here: then it has lost its data."""
+        return self._version != _NO_VERSION and version[:2] > self._version[:2]
 
-    def take_event(self, event: Event, node: str, own: Own) -> list[Change]:
-        """Take the next event.
+    # Relays that wait for a snapshot, or for their sender to be announced
 
-        Args:
-            node: the id of the node whose view this is.
-            own: the peers that this node has in the topic.
-        """
+    def must_park(self, sender: str) -> bool:
+        """Return whether a relay has to wait: its sender was not announced to its target, or an earlier relay waits."""
+        is_unknown = not self.is_current and (bool(self._parked) or sender not in self._members)
+        return is_unknown or sender in self._unannounced
+
+    def park(self, deliver: Callable[[], None]) -> None:
+        """Keep a relay until ``take_parked``."""
+        self._parked.append(deliver)
+
+    def take_parked(self, *, forced: bool = False) -> list[Callable[[], None]]:
+        """Return what was parked, once; nothing unless the replica is current, or ``forced``."""
+        if not (self.is_current or forced):
+            return []
+        parked, self._parked = self._parked, []
+        return parked
+
+    # Events and snapshots
+
+    def apply_event(self, event: TopicEvent) -> list[Change]:
+        """Apply the next event, or keep it until a snapshot if one before it is missing."""
         if event.version <= self._version:
             return []
-        if self.current and event.version == (*self._version[:2], self._version[2] + 1):
-            self._version = event.version
-            return self._apply(event, node, own)
-        self.current = False
-        self._early = [*self._early[1 - _MOST_EARLY :], event]
+        if not self.is_current or event.version != (*self._version[:2], self._version[2] + 1):
+            self.is_current = False
+            self._early = [*self._early[1 - _MAX_EARLY_EVENTS :], event]
+            return []
+        self._version = event.version
+        peer, member = event.peer, event.member
+        self._unlisted -= {peer}
+        if member is None:
+            return self._left([peer]) if self._members.pop(peer, None) is not None else []
+        is_known = peer in self._members
+        if member.node == self._own.node and (peer in self._own or not (is_known or self._own.expects(peer))):
+            self._members.pop(peer, None)
+            return []
+        self._members[peer] = member
+        if peer in self._own:
+            return [Change(peer, member.node)]
+        if not is_known:
+            self._unannounced.add(peer)
         return []
 
-    def take_snapshot(
-        self, version: Version, members: Mapping[str, Other], node: str, own: Own, *, keep: bool = False
-    ) -> list[Change]:
-        """Take who is there, and then the events that came early; arguments as for ``take_event``.
+    def apply_snapshot(self, snapshot: Snapshot, *, keep_unlisted: bool = False) -> list[Change]:
+        """Replace the members, and then apply the events that came early.
 
         Args:
-            keep: whether others may be there who are not listed; they stay.
+            keep_unlisted: whether members may exist that are not listed; they stay until ``drop_unlisted``.
         """
-        changes: list[Change] = []
+        version, listed = snapshot
+        own, before, changes = self._own, self._members, []
         if version >= self._version:
-            others = {
-                peer: other
-                for peer, other in members.items()
-                if other.node != node or (peer not in own and (peer in self.others or own.expects(peer)))
+            members = {
+                peer: member
+                for peer, member in listed.items()
+                if member.node != own.node or (peer not in own and (peer in before or own.expects(peer)))
             }
-            self.kept = {peer for peer in self.others if keep and peer not in members and peer not in own}
-            others |= {peer: self.others[peer] for peer in self.kept}
-            left = [Change(Kind.LEFT, peer) for peer in self.others if peer not in others and peer not in own]
-            moved = [Change(Kind.MOVED, peer, node=others[peer].node) for peer in others if peer in own]
-            joined = [
-                Change(Kind.JOINED, peer, others[peer].metadata)
-                for peer in sorted(others)
-                if peer not in self.others and peer not in own
-            ]
-            changes = left + moved + joined
-            self.others, self._version, self.current = others, version, True
-        elif not self.current:
+            kept = (peer for peer in before if keep_unlisted and peer not in listed and peer not in own)
+            self._unlisted = frozenset(kept)
+            members |= {peer: before[peer] for peer in self._unlisted}
+            changes = self._left([peer for peer in before if peer not in members and peer not in own])
+            changes += [Change(peer, members[peer].node) for peer in members if peer in own]
+            self._unannounced.update(peer for peer in members if peer not in before and peer not in own)
+            self._members, self._version, self.is_current = members, version, True
+        elif not self.is_current:
             # Events that came early are newer than this: another snapshot is needed.
             return []
         early, self._early = self._early, []
         for event in early:
-            changes += self.take_event(event, node, own)
+            changes += self.apply_event(event)
         return changes
 
-    def give_up_kept(self) -> list[Change]:
-        """Believe that those who were kept are gone: nobody said otherwise."""
-        kept, self.kept = self.kept, set()
-        for peer in kept:
-            del self.others[peer]
-        return [Change(Kind.LEFT, peer) for peer in sorted(kept)]
+    @property
+    def has_unlisted(self) -> bool:
+        """Whether members are kept that the store does not list."""
+        return bool(self._unlisted)
 
-    def _apply(self, event: Event, node: str, own: Own) -> list[Change]:
-        peer, other = event.peer, event.other
-        self.kept.discard(peer)
-        if other is None:
-            return [Change(Kind.LEFT, peer)] if self.others.pop(peer, None) is not None else []
-        known = peer in self.others
-        if other.node == node and (peer in own or not (known or own.expects(peer))):
-            self.others.pop(peer, None)
-            return []
-        self.others[peer] = other
-        if peer in own:
-            return [Change(Kind.MOVED, peer, node=other.node)]
-        return [] if known else [Change(Kind.JOINED, peer, other.metadata)]
+    def drop_unlisted(self) -> list[Change]:
+        """Remove the members that the store does not list: no node has said that they are there."""
+        unlisted, self._unlisted = sorted(self._unlisted), frozenset()
+        for peer in unlisted:
+            del self._members[peer]
+        return self._left(unlisted)
 
-    def take_parked(self) -> list[Callable[[], None]]:
-        """Return what waited, once, where the view is current."""
-        if not self.current:
-            return []
-        parked, self.parked = self.parked, []
-        return parked
+    def _left(self, peers: Iterable[str]) -> list[Change]:
+        """Return the changes for members that are gone; there is none for one that was never announced."""
+        changes = []
+        for peer in peers:
+            if peer in self._unannounced:
+                self._unannounced.remove(peer)
+            else:
+                changes.append(Change(peer))
+        return changes

@@ -1,4 +1,4 @@
-"""Who may do what, without I/O: credentials as they came, and what a grant allows (docs/access.md)."""
+"""Credentials as received, and grants: what an authenticated client may do (docs/access.md)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _KEYS = {"topics", "prefixes", "send", "metadata"}
 
 @dataclass(frozen=True, slots=True)
 class Bearer:
-    """A token, as it came; nobody has checked it."""
+    """A bearer token, not yet checked."""
 
     token: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Password:
-    """A name and a password, as they came."""
+    """A user name and a password, not yet checked."""
 
     username: bytes
     password: bytes = field(repr=False)
@@ -33,21 +33,21 @@ Credential = Bearer | Password
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
-    """What somebody may do.
+    """What an authenticated client may do.
 
     Args:
-        topics: names of topics, each as it is.
-        prefixes: beginnings of names; the empty one covers every topic.
-        may_send: False for who only receives.
-        metadata: shown to the others in place of what the client says; None leaves that to the client.
-        expires: when the connection ends, in seconds since 1970; None means never.
-        subject: whose grant it is; a session is resumed with a grant of the same subject and metadata only. Without one
-            a session belongs to the token, or to the name beside the password, that it was opened with.
-        token_id: tells the token from all others, where there is no subject; None means that its text does.
-        issuer: who gave the subject or the token its name; the same name by another issuer is another one.
+        topics: the exact names of topics that it may join.
+        prefixes: it may also join topics whose names start with one of these; "" covers every topic.
+        may_send: False for a client that may only receive.
+        metadata: replaces the client's own metadata; None keeps that.
+        expires: when the connection is closed, in seconds since the Unix epoch; None means never.
+        subject: the owner. A session can be resumed only with a grant of the same subject and metadata; without a
+            subject, with the same token or user name.
+        token_id: identifies the token if there is no subject; None means that its text does.
+        issuer: the namespace of ``subject`` and ``token_id``.
 
     Raises:
-        ValueError: where the metadata is no JSON object, or one of the names is no Unicode text.
+        ValueError: the metadata is not a JSON object, or a text is not valid Unicode.
     """
 
     topics: frozenset[str] = frozenset()
@@ -63,21 +63,21 @@ class Grant:
         _ = self.metadata_text, [(name or "").encode() for name in (self.subject, self.token_id, self.issuer)]
 
     def covers(self, topic: str) -> bool:
-        """Tell whether the topic may be joined."""
+        """Return whether the grant allows joining a topic."""
         return topic in self.topics or topic.startswith(self.prefixes)
 
     @property
     def metadata_text(self) -> bytes | None:
-        """The JSON text of the metadata."""
+        """The metadata as JSON text."""
         return None if self.metadata is None else _json_text(self.metadata)
 
 
 def session_owner(credential: Credential, grant: Grant) -> bytes:
-    """Return what tells the owner of a session from all others: a digest, for it is kept and travels between nodes.
+    """Return a digest that identifies the owner of a session; it is stored and sent between nodes.
 
     Args:
-        credential: that was presented.
-        grant: that it was given.
+        credential: the credential that the client presented.
+        grant: the grant that it received.
     """
     if isinstance(credential, Password):
         identity = ("name", grant.subject) if grant.subject else ("user", credential.username.hex())
@@ -92,20 +92,20 @@ def session_owner(credential: Credential, grant: Grant) -> bytes:
 
 
 def grant_from_claims(claims: Mapping[str, Any], leeway_seconds: float = 0.0) -> Grant:
-    """Read what a token's claims allow; whether they are true was checked before.
+    """Return the grant of a verified token.
 
     Args:
-        claims: of a JSON Web Token. Without the claim ``signaling`` they cover no topic.
-        leeway_seconds: how long after ``exp`` the grant ends.
+        claims: the claims of a JSON Web Token; without the claim ``signaling`` the grant covers no topic.
+        leeway_seconds: how long after ``exp`` the grant expires.
 
     Raises:
-        ValueError: naming the claim that is not as it should be, without its value.
+        ValueError: a claim is invalid; the text names it, without its value.
     """
     own = claims.get(CLAIM, {})
     if not isinstance(own, Mapping):
         raise ValueError(f"its claim {CLAIM} has to be an object")
     if not own.keys() <= _KEYS:
-        # A misspelt "send" would let everybody send.
+        # Otherwise a misspelt "send" would allow sending.
         raise ValueError(f"its claim {CLAIM} has a key beside {', '.join(sorted(_KEYS))}")
     send, metadata = own.get("send", True), own.get("metadata")
     if not isinstance(send, bool):
@@ -126,10 +126,10 @@ def grant_from_claims(claims: Mapping[str, Any], leeway_seconds: float = 0.0) ->
 
 
 def seconds_of(claims: Mapping[str, Any], name: str) -> float | None:
-    """Return a claim that is a moment, in seconds since 1970; None where it is absent or null.
+    """Return a claim that is a time, in seconds since the Unix epoch; None if it is absent or null.
 
     Raises:
-        ValueError: naming the claim, where it is anything else.
+        ValueError: it is not a number; the text names the claim.
     """
     value = claims.get(name)
     if value is None:
@@ -138,7 +138,7 @@ def seconds_of(claims: Mapping[str, Any], name: str) -> float | None:
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             return float(value)
     except OverflowError:
-        # An integer that no float is as large as.
+        # An integer too large for a float.
         pass
     raise ValueError(f"{name} has to be a number of seconds")
 
@@ -151,7 +151,7 @@ def _text(claims: Mapping[str, Any], name: str) -> str | None:
 
 
 def _is_unicode(text: str) -> bool:
-    # JSON can write half of a surrogate pair.
+    # A JSON escape can be a lone surrogate.
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,7 +1,7 @@
-"""STUN and TURN servers that peers are told of, with credentials that live for a limited time.
+"""The STUN and TURN servers that peers receive, with time-limited TURN credentials.
 
-The credentials follow draft-uberti-behave-turn-rest-00, which coturn calls ``use-auth-secret``: the user name is the
-time of its end and a name, the password its HMAC under a secret that only the two servers know.
+The credentials follow draft-uberti-behave-turn-rest-00 (coturn's ``use-auth-secret``): the user name is an expiry time
+and a name, the password its HMAC with a secret that both servers know.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ import msgspec
 IceServer = dict[str, Any]
 """One ``RTCIceServer`` dictionary of the WebRTC specification, section 4.2.4."""
 
-# RFC 7064 and RFC 7065, less stuns: no browser speaks it, and some throw.
+# RFC 7064 and RFC 7065 without stuns, which no browser supports and some throw on.
 _URI = re.compile(
     r"(?P<scheme>stun|turns?):(?:\[(?P<ipv6>[^\]]*)\]|(?P<host>[^:/?#@\[\]]*))"
     r"(?P<port>:[0-9]{0,5})?(?P<transport>\?transport=(?:udp|tcp))?"
 )
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
-_LONGEST_HOST = 253
-# A browser throws where a user name is longer (RFC 8489, section 14.3).
-_LONGEST_USERNAME_BYTES = 509
+_MAX_HOST_LENGTH = 253
+# Browsers throw if a user name is longer (RFC 8489, section 14.3).
+_MAX_USERNAME_BYTES = 509
 DEFAULT_TTL_SECONDS = 3_600
 _KEYS = {"urls", "username", "credential"}
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """TURN servers that share a secret with us.
+    """TURN servers that share a secret with this server.
 
     Args:
         uris: for example ``turn:turn.example.com:3478?transport=udp``.
         secret: coturn's ``static-auth-secret``.
-        ttl_seconds: how long a credential is good.
+        ttl_seconds: lifetime of a credential.
 
     Raises:
-        ValueError: where an argument is of no use; the text says which and what would be.
+        ValueError: an argument is invalid; the text says which, and what would be right.
     """
 
     uris: tuple[str, ...]
@@ -59,10 +59,10 @@ class Turn:
             raise ValueError(f"{self.ttl_seconds} is not a whole number of seconds from 2 up")
 
     def server(self, name: str, now: float) -> IceServer:
-        """Make one peer's credential.
+        """Return the servers with a new credential.
 
         Args:
-            name: of the peer; anything without a colon.
+            name: identifies the peer; no colon.
             now: seconds since the Unix epoch.
         """
         user = f"{int(now) + self.ttl_seconds}:{name}"
@@ -71,15 +71,15 @@ class Turn:
 
 
 class IceServers:
-    """What peers are told of STUN and TURN servers; of none by default.
+    """The STUN and TURN servers that peers receive; none by default.
 
     Args:
-        fixed: the same for every peer.
-        turn: servers with a credential for each peer.
-        wall_clock: tells the seconds since the Unix epoch.
+        fixed: servers that are the same for every peer.
+        turn: TURN servers with a credential for each peer.
+        wall_clock: returns seconds since the Unix epoch.
 
     Raises:
-        ValueError: where a browser would not take ``fixed``.
+        ValueError: browsers would not accept ``fixed``.
     """
 
     def __init__(
@@ -93,21 +93,21 @@ class IceServers:
 
     @property
     def renewal_seconds(self) -> float:
-        """After how long a peer needs new ones, with half of their life left; 0 means never."""
+        """When a peer receives new credentials: after half of their lifetime; 0 means never."""
         return self._turn.ttl_seconds / 2 if self._turn else 0.0
 
     def text(self, peer_id: str) -> bytes | None:
-        """Return the JSON text of what ``peer_id`` is told, or None where there is nothing to tell."""
+        """Return the servers for a peer as a JSON array, or None if there are none."""
         if self._turn is None:
             return self._text
         return msgspec.json.encode([*self._fixed, self._turn.server(peer_id, self._wall_clock())])
 
 
 def check_turn_uri(uri: str) -> None:
-    """Refuse what is no TURN URI, or one that clients throw on.
+    """Check that clients accept a TURN URI.
 
     Raises:
-        ValueError: with an example of one.
+        ValueError: they do not; the text has an example.
     """
     try:
         if _scheme(uri) != "stun":
@@ -119,10 +119,10 @@ def check_turn_uri(uri: str) -> None:
 
 
 def _scheme(uri: str) -> str:
-    """Return the scheme of a STUN or TURN URI that browsers and aiortc take.
+    """Return the scheme of a STUN or TURN URI, after checking that browsers and aiortc accept it.
 
     Raises:
-        ValueError: saying what is wrong, without quoting anything: people put passwords into URIs.
+        ValueError: they do not. The text does not quote the URI: it may contain a password.
     """
     match = _URI.fullmatch(uri)
     if match is None:
@@ -150,7 +150,7 @@ def _check_ipv6(text: str) -> None:
 
 def _check_host(text: str) -> None:
     labels = text.removesuffix(".").split(".")
-    if not text or len(text) > _LONGEST_HOST or not all(map(_LABEL.fullmatch, labels)):
+    if not text or len(text) > _MAX_HOST_LENGTH or not all(map(_LABEL.fullmatch, labels)):
         raise ValueError("its host is neither a name nor an address")
     if labels[-1].isdigit():
         try:
@@ -160,10 +160,10 @@ def _check_host(text: str) -> None:
 
 
 def parse_ice_servers(text: bytes) -> list[IceServer]:
-    """Read a JSON array of ``RTCIceServer`` dictionaries.
+    """Parse a JSON array of ``RTCIceServer`` dictionaries.
 
     Raises:
-        ValueError: says where what is wrong. Never quotes a credential.
+        ValueError: it is invalid; the text says where and why, without quoting a credential.
     """
     try:
         servers = msgspec.json.decode(text)
@@ -176,39 +176,39 @@ def parse_ice_servers(text: bytes) -> list[IceServer]:
 
 
 def check_ice_servers(servers: Sequence[Any]) -> None:
-    """Refuse a list that a client would throw on.
+    """Check that clients accept a list of ``RTCIceServer`` dictionaries.
 
     Raises:
-        ValueError: says where what is wrong. Never quotes a credential.
+        ValueError: they do not; the text says where and why, without quoting a credential.
     """
     for number, server in enumerate(servers):
         _check_server(f"[{number}]", server)
 
 
-def _check_server(where: str, server: Any) -> None:
+def _check_server(path: str, server: Any) -> None:
     if not isinstance(server, dict):
-        raise ValueError(f'{where}: not an object, for example {{"urls": "stun:stun.example.com"}}')
+        raise ValueError(f'{path}: not an object, for example {{"urls": "stun:stun.example.com"}}')
     unknown = sorted(server.keys() - _KEYS)
     if unknown:
-        raise ValueError(f"{where}: {unknown[0]!r} is not one of urls, username and credential")
+        raise ValueError(f"{path}: {unknown[0]!r} is not one of urls, username and credential")
     urls = server.get("urls")
     uris = [urls] if isinstance(urls, str) else urls
     if not isinstance(uris, list) or not uris:
-        raise ValueError(f"{where}.urls: neither a URI nor an array of them")
-    schemes = {_scheme_at(f"{where}.urls", uri) for uri in uris}
+        raise ValueError(f"{path}.urls: neither a URI nor an array of them")
+    schemes = {_scheme_at(f"{path}.urls", uri) for uri in uris}
     for key in ("username", "credential"):
         if key in server and not isinstance(server[key], str):
-            raise ValueError(f"{where}.{key}: not a string")
+            raise ValueError(f"{path}.{key}: not a string")
         if schemes != {"stun"} and not server.get(key):
-            # A browser throws InvalidAccessError where one is missing or empty.
-            raise ValueError(f"{where}.{key}: a TURN server needs one, a string")
-    if len(server.get("username", "").encode()) > _LONGEST_USERNAME_BYTES:
-        raise ValueError(f"{where}.username: at most {_LONGEST_USERNAME_BYTES} bytes")
+            # Browsers throw InvalidAccessError if one is missing or empty.
+            raise ValueError(f"{path}.{key}: a TURN server needs one, a string")
+    if len(server.get("username", "").encode()) > _MAX_USERNAME_BYTES:
+        raise ValueError(f"{path}.username: at most {_MAX_USERNAME_BYTES} bytes")
 
 
-def _scheme_at(where: str, uri: Any) -> str:
+def _scheme_at(path: str, uri: Any) -> str:
     try:
         return _scheme(uri) if isinstance(uri, str) else _scheme("")
     except ValueError as error:
         example = "for example stun:stun.example.com:3478"
-        raise ValueError(f"{where}: not a STUN or TURN URI ({example}): {error}") from None
+        raise ValueError(f"{path}: not a STUN or TURN URI ({example}): {error}") from None

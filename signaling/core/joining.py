@@ -14,9 +14,10 @@ from signaling.admission.connection_limits import ConnectionLimits, ConnectionSl
 from signaling.core.counters import Counters
 from signaling.core.ice import IceServers
 from signaling.core.interfaces import Backplane, IncomingSession, JoinTicket
-from signaling.core.join_request import JoinRequest, ResumeClaim
+from signaling.core.join_request import JoinRequest
 from signaling.core.peer import Peer
-from signaling.core.session import ResumablePeer, Sessions, Way, proof
+from signaling.core.session import PeerSession, SessionConnection, resume_proof
+from signaling.core.session_registry import SessionRegistry
 from signaling.core.topics import TopicMap
 from signaling.errors import ErrorCode, Refused, Rejected
 
@@ -79,7 +80,7 @@ class JoinAttempt:
         self._ticket: JoinTicket | None = None
         self._slot: ConnectionSlot | None = None
         # The session that gave its slot to this connection, and is given it back if the connection is lost.
-        self._donor: ResumablePeer | None = None
+        self._donor: PeerSession | None = None
 
     def start(self) -> None:
         """Take a connection slot; then open the connection, or ask the backplane for a ticket first.
@@ -105,7 +106,7 @@ class JoinAttempt:
             self._open()
             return
         self._change_to(JoinState.ANNOUNCING)
-        services.backplane.request_join(request.topic, request.metadata, self.ticket_arrived, proof(request))
+        services.backplane.request_join(request.topic, request.metadata, self.ticket_arrived, resume_proof(request))
         if self.state is JoinState.ANNOUNCING:
             self._connection.hold()
 
@@ -132,21 +133,15 @@ class JoinAttempt:
         self._change_to(JoinState.OPEN)
         # The slot is the connection's from now on, and no session's any more.
         self._donor = None
-        request, claim, services = self.request, self.request.claim, self._services
+        request, services = self.request, self._services
         session = services.sessions.find(request)
-        if session is not None and claim is not None:
-            # What the peer has to be answered now may push out what its client has not seen yet.
-            services.sessions.back(session)
-            if session.reaches(claim.seen):
-                self._resume(session, claim)
-                self._finish_ticket(joined=False)
-                return
-            services.sessions.dismiss(session, "it came back for more than is kept")
+        if session is not None and self._resume(session):
+            self._finish_ticket(joined=False)
+            return
         ticket = self._ticket
         if ticket is not None and ticket.session is not None:
-            received = self._receive(ticket, ticket.session)
-            if received is not None and claim is not None:
-                self._resume(received, claim)
+            restored = self._restore(ticket, ticket.session)
+            if restored is not None and self._resume(restored):
                 self._finish_ticket(joined=True)
                 return
             self._finish_ticket(joined=False)
@@ -185,33 +180,34 @@ class JoinAttempt:
         services.events.joined(peer.id, request.topic, self._client.text)
         self._finish_ticket(joined=True)
 
-    def _resume(self, session: ResumablePeer, claim: ResumeClaim) -> None:
-        """Go on with a session of this node on this connection."""
+    def _resume(self, session: PeerSession) -> bool:
+        """Resume a session of this node on this connection; False if that closed it: the client has to join anew."""
         request, services, connection = self.request, self._services, self._connection
+        if not session.resume(connection, request, services.ice_servers.text(session.id)):
+            return False
         connection.slot, self._slot = self._slot, None
         self._change_to(JoinState.RESUMED)
-        session.come_back(connection, claim, services.ice_servers.text(session.id))
-        session.expires = request.expires
         connection.attach(session)
         services.counters.resumes += 1
         services.events.resumed(session.id, request.topic, self._client.text)
+        return True
 
-    def _receive(self, ticket: JoinTicket, handed_off: IncomingSession) -> ResumablePeer | None:
+    def _restore(self, ticket: JoinTicket, handed_off: IncomingSession) -> PeerSession | None:
         """Take over a session that another node handed off; None if it is unreadable here, or the topic is full."""
         claim = self.request.claim
-        session = self._services.new_peer(self.request, self._connection, ticket)
-        if claim is None or not isinstance(session, ResumablePeer):
+        if claim is None:
             return None
-        return session if session.revive(handed_off, self.request.topic, claim) else None
+        peer = self._services.new_peer(self.request, self._connection, ticket)
+        return peer.restore(handed_off, self.request.topic, claim)
 
     def _abort(self) -> None:
         """Give back what is held. A session that another node handed off stays here, detached, with the slot."""
         services, slot, ticket, donor = self._services, self._slot, self._ticket, self._donor
         self._slot = session = None
         if ticket is not None and ticket.session is not None and not services.draining:
-            session = self._receive(ticket, ticket.session)
+            session = self._restore(ticket, ticket.session)
         if session is not None:
-            services.sessions.keep(session, slot)
+            session.detach(slot)
             services.events.detached(session.id, self.request.topic, self._connection.end_reason)
         elif slot is not None and donor is not None:
             donor.return_slot(slot)
@@ -231,7 +227,7 @@ class JoinAttempt:
         self.state = state
 
 
-class JoiningConnection(Way, Protocol):
+class JoiningConnection(SessionConnection, Protocol):
     """A connection on its way into a topic."""
 
     @property
@@ -283,7 +279,7 @@ class JoinServices(Protocol):
 
     crowd_size: int
     topics: TopicMap[Peer]
-    sessions: Sessions
+    sessions: SessionRegistry
     connection_limits: ConnectionLimits
     backplane: Backplane
     ice_servers: IceServers

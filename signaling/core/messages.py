@@ -1,7 +1,7 @@
 """The JSON wire: decode one client message, encode each server message (docs/protocol.md).
 
-``payload``, ``metadata`` and ``msgId`` are carried as the bytes that their sender wrote and are never built as Python
-objects, so what Python or msgspec would not keep (``1e400``, key order, escapes) survives.
+``payload``, ``metadata`` and ``msgId`` are relayed as the bytes that the sender wrote, never as Python objects, so that
+numbers (``1e400``), key order and escapes stay as they are.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class ClientMessage(msgspec.Struct, frozen=True, gc=False):
     Args:
         type: one of ``RELAYED_TYPES``.
         to: the target's id, not empty.
-        payload: JSON text as the sender wrote it; None where the key is absent.
-        msg_id: the JSON text of a string that is not empty; None where absent.
+        payload: JSON text as the sender wrote it; None if absent.
+        msg_id: the JSON text of a non-empty string; None if absent.
     """
 
     type: str
@@ -38,9 +38,9 @@ class ClientMessage(msgspec.Struct, frozen=True, gc=False):
 
 
 MAX_DEPTH = 64
-"""How many arrays and objects of a message, or of metadata, may stand in each other."""
+"""How deeply arrays and objects may be nested, in a message or in metadata."""
 MAX_DIGITS = 100
-"""How many digits a number in metadata may have: Python, and so a client, converts no more than 4,300."""
+"""How many digits a number in metadata may have; a Python client cannot convert more than 4,300."""
 
 
 class _Fields(msgspec.Struct):
@@ -50,7 +50,7 @@ class _Fields(msgspec.Struct):
     msgId: msgspec.Raw = _ABSENT
 
 
-class _Texts(msgspec.Struct):
+class _RawFields(msgspec.Struct):
     type: msgspec.Raw = _ABSENT
     to: msgspec.Raw = _ABSENT
     payload: msgspec.Raw = _ABSENT
@@ -62,11 +62,11 @@ class _MsgId(msgspec.Struct):
 
 
 class _Object(msgspec.Struct):
-    """Any object: unknown keys are passed over, but their values have to be JSON."""
+    """Any object: unknown keys are ignored, but their values must be JSON."""
 
 
 _decode_fields = msgspec.json.Decoder(_Fields).decode
-_decode_texts = msgspec.json.Decoder(_Texts).decode
+_decode_raw_fields = msgspec.json.Decoder(_RawFields).decode
 _decode_msg_id = msgspec.json.Decoder(_MsgId).decode
 _decode_object = msgspec.json.Decoder(_Object).decode
 
@@ -75,15 +75,15 @@ def decode(data: bytes) -> ClientMessage:
     """Decode one message of a client.
 
     Args:
-        data: valid UTF-8; the WebSocket layer has checked that.
+        data: valid UTF-8, as checked by the WebSocket layer.
 
     Raises:
-        Rejected: with the code of the first check that fails, in the order of the protocol.
+        Rejected: a check failed; the code is that of the first, in the order of docs/protocol.md.
     """
     try:
         fields = _decode_fields(data)
     except (msgspec.MsgspecError, RecursionError):
-        kind, target, payload, msg_id = _read_carefully(data)
+        kind, target, payload, msg_id = _decode_raw(data)
     else:
         kind, target = fields.type, fields.to
         payload, msg_id = bytes(fields.payload) or None, _msg_id(bytes(fields.msgId))
@@ -99,16 +99,16 @@ def decode(data: bytes) -> ClientMessage:
 def msg_id_of(data: bytes) -> bytes | None:
     """Return the JSON text of a message's ``msgId``; None if there is none, or if the message is not a JSON object.
 
-    For messages that are refused whatever they say: nothing else of them is looked at.
+    For messages that are rejected in any case; nothing else is checked.
     """
     try:
-        return _msg_id(_shown(_decode_object_of(data, _decode_msg_id).msgId))
+        return _msg_id(_restore_escapes(_decode_object_of(data, _decode_msg_id).msgId))
     except Rejected:
         return None
 
 
 def _msg_id(text: bytes) -> bytes | None:
-    """Return the JSON text of a ``msgId``, or None where it counts as absent."""
+    """Return the JSON text of a ``msgId``, or None if it counts as absent."""
     if text in (b"", b"null", b'""'):
         return None
     if not text.startswith(b'"'):
@@ -116,12 +116,13 @@ def _msg_id(text: bytes) -> bytes | None:
     return text
 
 
-def _read_carefully(data: bytes) -> tuple[str | None, str | None, bytes | None, bytes | None]:
-    """Read what msgspec refuses: a wrong type, to name it, or valid JSON with a lone surrogate escape, to relay it."""
-    texts = _decode_object_of(data, _decode_texts)
-    msg_id = _msg_id(_shown(texts.msgId))
-    kind, target = (_string(key, _shown(text), msg_id) for key, text in (("type", texts.type), ("to", texts.to)))
-    return kind, target, _shown(texts.payload) or None, msg_id
+def _decode_raw(data: bytes) -> tuple[str | None, str | None, bytes | None, bytes | None]:
+    """Decode a message that msgspec refuses: to name a wrong type, or to relay a lone surrogate escape."""
+    raw = _decode_object_of(data, _decode_raw_fields)
+    msg_id = _msg_id(_restore_escapes(raw.msgId))
+    kind = _string("type", _restore_escapes(raw.type), msg_id)
+    target = _string("to", _restore_escapes(raw.to), msg_id)
+    return kind, target, _restore_escapes(raw.payload) or None, msg_id
 
 
 def _string(key: str, text: bytes, msg_id: bytes | None) -> str | None:
@@ -137,47 +138,47 @@ _TOO_DEEP = f"nested too deeply: at most {MAX_DEPTH} arrays and objects in each 
 
 
 def _decode_object_of(data: bytes, decode: Callable[[bytes], D]) -> D:
-    """Decode an object in which lone surrogate escapes may stand: texts in it are hidden, see ``_shown``.
+    """Decode an object that may contain lone surrogate escapes; ``_restore_escapes`` gives back its raw values.
 
     Raises:
-        Rejected: ``invalid_message``, if it is not an object.
+        Rejected: it is not an object (``invalid_message``).
     """
     try:
-        return decode(_hidden(data))
+        return decode(_replace_escapes(data))
     except RecursionError:
         raise Rejected(ErrorCode.INVALID_MESSAGE, _TOO_DEEP) from None
     except msgspec.MsgspecError:
         raise Rejected(ErrorCode.INVALID_MESSAGE, "the message must be one JSON object") from None
 
 
-# Bytes that no UTF-8 has stand in for what msgspec refuses in a string that nobody decodes.
+# Bytes that do not occur in UTF-8 replace the escapes that msgspec refuses.
 _BACKSLASH, _ESCAPE = b"\xfe", b"\xff"
 _SURROGATE = re.compile(rb"\\u(?=[dD][89a-fA-F][0-9a-fA-F]{2})")
 
 
-def _hidden(data: bytes) -> bytes:
-    """Hide the escapes of surrogates, paired or not; an escaped backslash before a ``u`` is not the start of one."""
+def _replace_escapes(data: bytes) -> bytes:
+    """Replace the escapes of surrogates, paired or not. An escaped backslash before a ``u`` does not start one."""
     return _SURROGATE.sub(_ESCAPE, data.replace(b"\\\\", _BACKSLASH)) if b"\\" in data else data
 
 
-def _shown(text: msgspec.Raw) -> bytes:
-    """Return a hidden text as its sender wrote it."""
+def _restore_escapes(text: msgspec.Raw) -> bytes:
+    """Return a raw value as its sender wrote it."""
     return bytes(text).replace(_ESCAPE, b"\\u").replace(_BACKSLASH, b"\\\\")
 
 
-# Possessive: a quote without an end is not looked for again from every later one.
+# Possessive quantifiers keep the time linear if a string has no end.
 _STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _ALL_BUT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 _STEPS = {byte: 1 if byte in b"[{" else -1 for byte in b"[]{}"}
 
 
 def _is_too_deep(data: bytes) -> bool:
-    """Tell whether arrays and objects stand in each other more than ``MAX_DEPTH`` deep.
+    """Return whether arrays and objects are nested deeper than ``MAX_DEPTH``.
 
     Args:
         data: valid JSON.
     """
-    # Nearly every message ends here.
+    # True of nearly every message, and much faster than counting.
     if not (_has_many(b"[", data) or _has_many(b"{", data)):
         return False
     brackets = _STRINGS.sub(b"", data).translate(None, _ALL_BUT_BRACKETS)
@@ -185,7 +186,7 @@ def _is_too_deep(data: bytes) -> bool:
 
 
 def _has_many(bracket: bytes, data: bytes) -> bool:
-    """Tell whether half of ``MAX_DEPTH`` are there; to find the first few is faster than to count all."""
+    """Return whether there are at least ``MAX_DEPTH / 2`` of a bracket; faster than counting all."""
     at = -1
     for _ in range(MAX_DEPTH // 2):
         at = data.find(bracket, at + 1)
@@ -205,7 +206,7 @@ def check_metadata(data: bytes) -> None:
     """
     try:
         data.decode()
-        _decode_object(_hidden(data))
+        _decode_object(_replace_escapes(data))
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     except (UnicodeDecodeError, msgspec.MsgspecError):
@@ -216,7 +217,7 @@ def check_metadata(data: bytes) -> None:
         raise ValueError(f"a number with more than {MAX_DIGITS} digits")
 
 
-# Ids and codes are ASCII without quotes; they need no escaping.
+# Ids and codes are ASCII without quotes and need no escaping.
 
 
 def welcome(
@@ -226,8 +227,8 @@ def welcome(
 
     Args:
         ice_servers: the JSON text of an array of ``RTCIceServer`` dictionaries.
-        resume: a token, and the seconds that it takes for the peer to be gone.
-        resumed: whether the peer was there before.
+        resume: the resume token, and the resume window in seconds.
+        resumed: whether the peer resumed its session.
     """
     pieces = [b'{"type":"welcome","selfId":"%b"' % peer_id.encode()]
     if ice_servers is not None:
@@ -241,7 +242,7 @@ def welcome(
 
 
 def ice_servers(text: bytes) -> bytes:
-    """Encode the ICE servers that take the place of those before.
+    """Encode the ICE servers that replace the earlier ones.
 
     Args:
         text: the JSON text of an array of ``RTCIceServer`` dictionaries.
@@ -250,7 +251,7 @@ def ice_servers(text: bytes) -> bytes:
 
 
 def peer_list(peers: Iterable[tuple[str, bytes | None]]) -> bytes:
-    """Encode who is there: ids with their metadata, in joining order."""
+    """Encode the peers of a topic: ids and metadata, in the order of joining."""
     return b'{"type":"peer-list","peers":[%b]}' % b",".join(_listed(*peer) for peer in peers)
 
 
@@ -259,7 +260,7 @@ def _listed(peer_id: str, metadata: bytes | None) -> bytes:
 
 
 def listed_bytes(peer_id: str, metadata: bytes | None) -> int:
-    """Return how much a peer adds to a ``peer-list``."""
+    """Return the bytes that a peer adds to a ``peer-list``."""
     return len(_listed(peer_id, metadata)) + len(",")
 
 
@@ -277,7 +278,7 @@ _RELAYED_HEADS = {kind: b'{"type":"%b","from":"' % kind.encode() for kind in REL
 
 
 def relayed(message: ClientMessage, sender_id: str) -> bytes:
-    """Encode ``message`` for its target; its payload is copied once."""
+    """Encode a message for its target; the payload is copied once."""
     pieces = [_RELAYED_HEADS[message.type], sender_id.encode(), b'"']
     if message.payload is not None:
         pieces += (b',"payload":', message.payload)
@@ -288,10 +289,10 @@ def relayed(message: ClientMessage, sender_id: str) -> bytes:
 
 
 def error(code: ErrorCode, text: str, msg_id: bytes | None) -> bytes:
-    """Encode the answer to a message that was not relayed.
+    """Encode the error for a message that was not relayed.
 
     Args:
-        text: ours, for a person; ASCII without quotes.
+        text: for a person; ASCII without quotes.
     """
     return b'{"type":"error","code":"%b","message":"%b"%b}' % (code.encode(), text.encode(), _msg_id_pair(msg_id))
 

@@ -1,27 +1,54 @@
-"""One peer's session, without I/O: joining, relaying, leaving.
+"""A member of a topic, without I/O: joining, relaying, leaving.
 
-A peer outlives its connection: it is attached to a way out and can be detached from it. While it is detached, it is
-still there, and what is relayed to it is ``dropped``.
+A plain peer lives as long as its connection. A peer that can resume is a ``PeerSession`` (``core/session.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from operator import itemgetter
+from typing import TYPE_CHECKING, ClassVar
 
 from signaling.core import messages
 from signaling.core.announcer import Announcer, Block
 from signaling.core.counters import Counters
-from signaling.core.interfaces import Backplane, Outbound, Receipt
+from signaling.core.interfaces import Backplane, Forwarding, IncomingSession, Outbound, OutgoingSession, Receipt
 from signaling.core.topics import Topic, TopicMap
 from signaling.errors import ErrorCode, Rejected
+from signaling.limits import Limits
 from signaling.websocket.frames import text_frame
 
-TEXTS = {
+if TYPE_CHECKING:
+    from signaling.admission.connection_limits import ConnectionSlot
+    from signaling.core.join_request import ResumeClaim
+    from signaling.core.session import PeerSession
+    from signaling.core.session_registry import SessionRegistry
+
+RELAY_ERRORS = {
     ErrorCode.TARGET_NOT_FOUND: "peer not found",
     ErrorCode.DROPPED: "the peer takes no messages now; this one was not delivered",
 }
-"""What an error says of a relay, on whatever node its target was looked for."""
+"""The text of a relay's error, whatever node its target was looked for on."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerServices:
+    """What all peers of one server share: one reference, because an idle peer has to be light.
+
+    Args:
+        topics: the topics that peers join and leave.
+        announcer: announces events to the members of a topic.
+        backplane: has the topics' peers on other nodes.
+        sessions: finds and ends detached sessions.
+    """
+
+    topics: TopicMap[Peer]
+    announcer: Announcer
+    backplane: Backplane
+    counters: Counters
+    limits: Limits
+    sessions: SessionRegistry
 
 
 class Peer:
@@ -30,34 +57,22 @@ class Peer:
     Args:
         peer_id: a ULID.
         metadata: the JSON text of an object, or None.
-        topics: the map that it joins and leaves.
-        announcer: tells the topic's peers of this one, and this one of them.
-        backplane: knows the topic's peers on other nodes.
-        counters: the server's.
 
     Attributes:
-        since: when it came to this server, in seconds of the reactor.
+        joined_at: when it joined this server, in seconds of the reactor.
+        resumable: whether the peer can outlive its connection.
     """
 
-    __slots__ = ("_announcer", "_backplane", "_counters", "_outbound", "_topics", "id", "metadata", "since", "topic")
+    __slots__ = ("_outbound", "_services", "id", "joined_at", "metadata", "topic")
 
-    def __init__(  # noqa: PLR0913, PLR0917 - what a peer depends on
-        self,
-        peer_id: str,
-        metadata: bytes | None,
-        topics: TopicMap[Peer],
-        announcer: Announcer,
-        backplane: Backplane,
-        counters: Counters,
-    ) -> None:
+    resumable: ClassVar[bool] = False
+
+    def __init__(self, peer_id: str, metadata: bytes | None, services: PeerServices) -> None:
         self.id = peer_id
         self.metadata = metadata
         self.topic: Topic[Peer] | None = None
-        self.since = 0.0
-        self._topics = topics
-        self._announcer = announcer
-        self._backplane = backplane
-        self._counters = counters
+        self.joined_at = 0.0
+        self._services = services
         self._outbound: Outbound | None = None
 
     @property
@@ -66,77 +81,108 @@ class Peer:
         return messages.listed_bytes(self.id, self.metadata)
 
     @property
-    def lent(self) -> bool:
-        """Whether it may go on at another node by now."""
-        return False
-
-    @property
     def blocked(self) -> bool:
-        """Whether what is offered has to wait."""
+        """Whether offered frames have to wait."""
         return self._outbound is not None and self._outbound.blocked
 
     def attach(self, outbound: Outbound) -> None:
         """Send to ``outbound`` from now on."""
         self._outbound = outbound
 
-    def detach(self) -> None:
-        """Send nowhere from now on."""
-        self._outbound = None
+    # Joining and leaving
 
     def join(self, topic_name: str, ice_servers: bytes | None = None) -> None:
-        """Join the topic: welcome, then who is there; and everyone there is told.
+        """Join the topic: the peer gets ``welcome`` and ``peer-list``, the other members ``peer-joined``.
 
         Args:
-            ice_servers: the JSON text of what the peer is told of them, or None.
+            ice_servers: the JSON text of the welcome's ``iceServers``, or None.
 
         Raises:
             Rejected: ``topic_full``; nothing happened.
         """
-        topic = self.topic = self._topics.join(topic_name, self)
-        self._greet(topic, ice_servers)
-        self._announcer.announce(topic, text_frame(messages.peer_joined(self.id, self.metadata)), newcomer=self)
+        topic = self.topic = self._services.topics.join(topic_name, self)
+        self._send_welcome(topic, ice_servers)
+        event = text_frame(messages.peer_joined(self.id, self.metadata))
+        self._services.announcer.announce(topic, event, newcomer=self)
 
-    def _greet(self, topic: Topic[Peer], ice_servers: bytes | None) -> None:
-        self._announcer.skip(topic, self)
+    def _send_welcome(self, topic: Topic[Peer], ice_servers: bytes | None) -> None:
+        self._services.announcer.skip(topic, self)
         self._answer(messages.welcome(self.id, ice_servers))
         self._answer(messages.peer_list(self._listed(topic)))
 
     def _listed(self, topic: Topic[Peer]) -> Iterable[tuple[str, bytes | None]]:
         here = [(peer.id, peer.metadata) for peer in topic if peer is not self]
-        elsewhere = self._backplane.remote_members(topic.name)
-        # Ids increase in joining order, on whatever node they were made.
-        # Who comes back is elsewhere until it is here.
-        listed = [*here, *(entry for entry in elsewhere if entry[0] != self.id)]
-        return sorted(listed, key=itemgetter(0)) if elsewhere else here
+        remote = self._services.backplane.remote_members(topic.name)
+        # A peer that resumes here is another node's until this node has reported it.
+        listed = [*here, *(entry for entry in remote if entry[0] != self.id)]
+        # Ids increase in joining order, whatever node made them.
+        return sorted(listed, key=itemgetter(0)) if remote else here
 
     def renew(self, ice_servers: bytes) -> None:
-        """Tell the peer of new ICE servers."""
+        """Send new ICE servers."""
         self._answer(messages.ice_servers(ice_servers))
 
     def leave(self) -> None:
-        """Leave the topic, if it is in one; and everyone there is told."""
+        """Leave the topic, if the peer is in one; the other members get ``peer-left``."""
         topic = self._leave_topic()
         if topic is not None:
-            self._announcer.announce(topic, text_frame(messages.peer_left(self.id)))
-            self._backplane.leave(topic.name, self.id)
-
-    def vanish(self) -> None:
-        """Leave without a word: it goes on elsewhere."""
-        self._leave_topic()
+            self._services.announcer.announce(topic, text_frame(messages.peer_left(self.id)))
+            self._services.backplane.leave(topic.name, self.id)
 
     def _leave_topic(self) -> Topic[Peer] | None:
-        topic, self.topic = self.topic, None
+        topic, self.topic, self._outbound = self.topic, None, None
         if topic is not None:
-            self._topics.leave(topic, self)
+            self._services.topics.leave(topic, self)
             if not topic:
-                self._announcer.forget(topic)
+                self._services.announcer.forget(topic)
         return topic
+
+    # Resuming, which a plain peer cannot: see PeerSession
+
+    @property
+    def is_handing_off(self) -> bool:
+        """Whether another node may have taken this peer's session."""
+        return False
+
+    @property
+    def ping_payload(self) -> bytes:
+        """What a ping to this peer carries, for ``acknowledge``."""
+        return b""
+
+    def acknowledge(self, payload: bytes) -> None:
+        """Process the payload of a pong."""
+
+    def detach(self, slot: ConnectionSlot | None) -> bool:
+        """Keep this peer without its connection, which was lost; False if it cannot outlive it.
+
+        Args:
+            slot: the connection's, which the peer keeps.
+        """
+        return False
+
+    def session_for(self, token: bytes, owner: bytes | None) -> PeerSession | None:
+        """Return this peer's session, if ``token`` and ``owner`` permit to resume it."""
+        return None
+
+    def prepare_handoff(self, proof: bytes) -> OutgoingSession | None:
+        """Offer this peer's session to another node, as ``Node.prepare_handoff``."""
+        return None
+
+    def moved(self, taken: Collection[int]) -> Mapping[int, Forwarding]:
+        """Remove this peer, which resumed at another node, as ``Node.moved``."""
+        return {}
+
+    def restore(self, session: IncomingSession, topic_name: str, claim: ResumeClaim) -> PeerSession | None:
+        """Become the peer of a session that another node handed off; None if that is not possible."""
+        return None
+
+    # Messages from this peer
 
     def receive(self, data: bytes) -> messages.ClientMessage | Rejected:
         """Relay one message of this peer, or answer it with an error.
 
         Returns:
-            The message where its target's queue took it, else why not.
+            The message if it was delivered or queued, else why not.
         """
         try:
             message = messages.decode(data)
@@ -148,72 +194,69 @@ class Peer:
 
     def reject(self, rejected: Rejected) -> None:
         """Answer one message of this peer with an error."""
-        self._counters.errors_sent[rejected.code] += 1
+        self._services.counters.errors_sent[rejected.code] += 1
         self._answer(messages.error(rejected.code, rejected.text, rejected.msg_id))
 
     def _relay(self, message: messages.ClientMessage) -> None:
-        topic = self.topic
+        topic, services = self.topic, self._services
         target = topic.get(message.to) if topic is not None else None
         frame = text_frame(messages.relayed(message, self.id))
-        if target is None:
-            self._forward(message, frame)
+        if target is not None:
+            target.catch_up()
+            if not target.offer(frame, (self, message.msg_id)):
+                raise self.refused(message.type, ErrorCode.DROPPED, message.msg_id)
+            services.counters.relays_accepted[message.type] += 1
+            services.counters.relayed_bytes += len(frame)
             return
-        target.catch_up()
-        if target.offer(frame, (self, message.msg_id)):
-            counters = self._counters
-            counters.relays_accepted[message.type] += 1
-            counters.relayed_bytes += len(frame)
-        else:
-            raise self.refused(message.type, ErrorCode.DROPPED, message.msg_id)
-
-    def _forward(self, message: messages.ClientMessage, frame: bytes) -> None:
-        taken = None
-        if self.topic is not None:
-            forwarded = Forwarded(self, message.type, len(frame), message.msg_id)
-            taken = self._backplane.forward(self.topic.name, message.to, self.id, frame, forwarded)
-        if taken:
-            self.relay_queued(message.msg_id)
-        else:
-            code = ErrorCode.TARGET_NOT_FOUND if taken is None else ErrorCode.DROPPED
+        sent = None
+        if topic is not None:
+            relay = _RemoteRelay(self, message.type, len(frame), message.msg_id)
+            sent = services.backplane.forward(topic.name, message.to, self.id, frame, relay)
+        if not sent:
+            code = ErrorCode.TARGET_NOT_FOUND if sent is None else ErrorCode.DROPPED
             raise self.refused(message.type, code, message.msg_id)
+        self.relay_queued(message.msg_id)
 
-    def delivered_elsewhere(self, kind: str, size: int) -> None:
+    def delivered_remotely(self, kind: str, size: int) -> None:
         """Count a relay that another node wrote."""
-        self._counters.relays_accepted[kind] += 1
-        self._counters.relayed_bytes += size
-        self._counters.relays_delivered_remotely += 1
+        counters = self._services.counters
+        counters.relays_accepted[kind] += 1
+        counters.relayed_bytes += size
+        counters.relays_delivered_remotely += 1
 
     def refused(self, kind: str, code: ErrorCode, msg_id: bytes | None) -> Rejected:
-        """Count a relay that is not delivered, and say so."""
-        self._counters.relays_rejected[kind, code] += 1
-        return Rejected(code, TEXTS[code], msg_id)
+        """Count a relay that is not delivered, and return its error."""
+        self._services.counters.relays_rejected[kind, code] += 1
+        return Rejected(code, RELAY_ERRORS[code], msg_id)
 
     def relay_queued(self, msg_id: bytes | None) -> None:
-        """No-op: a peer that cannot resume has nothing to hand off."""
+        """No-op: a plain peer does not hand off the outcomes of its relays."""
 
     def relay_written(self, msg_id: bytes | None) -> None:
         """No-op: a successful delivery needs no reply."""
 
     def relay_failed(self, msg_id: bytes | None, code: ErrorCode) -> None:
         """Answer a relay that was accepted and is not delivered."""
-        self.reject(Rejected(code, TEXTS[code], msg_id))
+        self.reject(Rejected(code, RELAY_ERRORS[code], msg_id))
+
+    # Frames to this peer
 
     def offer(self, frame: bytes, receipt: Receipt | None = None) -> bool:
-        """Hand ``frame`` to this peer's way out, if it has one that takes it."""
+        """Pass ``frame`` to the outbound queue; False if it was refused."""
         return self._outbound is not None and self._outbound.offer(frame, receipt)
 
     def catch_up(self) -> None:
-        """Take the events so far of the topic, ahead of a relay."""
+        """Take the topic's events so far, ahead of a relay."""
         if self.topic is not None:
-            self._announcer.catch_up(self.topic, self)
+            self._services.announcer.catch_up(self.topic, self)
 
     def take_block(self, block: Block) -> int:
-        """Take events of the topic; returns how many its way out refused."""
+        """Take events of the topic; returns how many were refused."""
         if not self.blocked:
             return 0 if self._write_block(block) else len(block.events)
         for number, event in enumerate(block.events):
             if not self.offer(event):
-                # A full queue refuses what comes behind it as well.
+                # A full queue refuses the following events as well.
                 return len(block.events) - number
         return 0
 
@@ -225,8 +268,8 @@ class Peer:
             self._outbound.answer(text_frame(message))
 
 
-class Forwarded:
-    """A relay that is on its way to another node."""
+class _RemoteRelay:
+    """A relay to a peer of another node that has no outcome yet."""
 
     __slots__ = ("_kind", "_msg_id", "_sender", "_size")
 
@@ -237,18 +280,18 @@ class Forwarded:
         self._msg_id = msg_id
 
     def delivered(self) -> None:
-        """Count it."""
-        self._sender.delivered_elsewhere(self._kind, self._size)
+        """Count the relay."""
+        self._sender.delivered_remotely(self._kind, self._size)
         self._sender.relay_written(self._msg_id)
 
     def failed(self, code: ErrorCode) -> None:
-        """Tell its sender."""
+        """Answer the relay with an error."""
         self._sender.refused(self._kind, code, self._msg_id)
         self._sender.relay_failed(self._msg_id, code)
 
 
-def return_undelivered(receipts: Iterable[Receipt], counters: Counters) -> None:
-    """Tell the senders of relays that were queued for a peer and never written."""
+def drop_undelivered(receipts: Iterable[Receipt], counters: Counters) -> None:
+    """Answer relays that were queued for a peer and will not be written with ``dropped``."""
     for sender, msg_id in receipts:
         counters.relays_undelivered += 1
         sender.relay_failed(msg_id, ErrorCode.DROPPED)

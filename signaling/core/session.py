@@ -1,242 +1,184 @@
-"""Peers that survive the loss of their connection (docs/protocol.md, "Resuming").
+"""A session: a peer that can outlive its connection (docs/protocol.md, "Resuming").
 
-A connection is only one way to a peer. Where it is lost, a queue takes its place, until the peer comes back on another
-connection or the window is over. What was sent is kept until pongs tell that it arrived, for a connection can be lost
-together with what was written to it.
+A connection can be lost together with what was written to it, so frames stay in a replay buffer until a pong
+acknowledges them. While a session has no connection, a queue stands in for it, until the client resumes here or at
+another node, or the resume window or the client's token expires.
 """
 
 from __future__ import annotations
 
 import secrets
-import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
+from enum import Enum
 from hmac import compare_digest
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import msgspec
 
 from signaling.admission.client_address import Client
 from signaling.admission.connection_limits import ConnectionSlot
 from signaling.core import messages
-from signaling.core.announcer import Announcer, Block
+from signaling.core.announcer import Block
 from signaling.core.counters import Counters
 from signaling.core.interfaces import (
-    Backplane,
     Forwarding,
     IncomingSession,
     Outbound,
     OutgoingSession,
     Receipt,
+    RelaySender,
     ResumeProof,
 )
 from signaling.core.join_request import JoinRequest, ResumeClaim
-from signaling.core.peer import Peer, return_undelivered
+from signaling.core.peer import Peer, PeerServices, drop_undelivered
 from signaling.core.peer_ids import ID_CHARACTERS
 from signaling.core.replay_buffer import ReplayBuffer
-from signaling.core.topics import Topic, TopicMap
+from signaling.core.topics import Topic
 from signaling.errors import ErrorCode, Rejected
 from signaling.limits import Limits
-from signaling.timing.clock import Clock
-from signaling.timing.timeouts import Timeouts
-from signaling.timing.wall_clock_timers import WallClockTimers
 from signaling.websocket.frames import text_frame
 from signaling.websocket.outbound_queue import OutboundQueue
 
-# How much is on its way at the most before the other end is asked what has arrived, besides the usual pings.
-_ASK_AFTER_FRAMES = 8
-_ASK_AFTER_BYTES = 16_384
+# How much may be unacknowledged before the client is asked for an acknowledgment, besides the usual pings.
+_REQUEST_ACK_FRAMES = 8
+_REQUEST_ACK_BYTES = 16_384
 _SECRET_BYTES = 18
-# For the node that asked for a peer to say that it has it.
-_LOAN_SECONDS = 5.0
 # A pong may carry anything.
-_LONGEST_MARK = 15
+_MAX_ACK_DIGITS = 15
 
 
-class Way(Outbound, Protocol):
-    """A way to a resumable peer.
+class SessionState(Enum):
+    """The states of a ``PeerSession``."""
+
+    CONNECTED = "connected"  # frames go to a connection
+    DETACHED = "detached"  # the connection was lost: frames wait for the client to resume
+    HANDING_OFF = "handing off"  # detached, and offered to another node: frames are refused
+    CLOSED = "closed"  # the peer left its topic, or resumed at another node
+
+
+TRANSITIONS: dict[SessionState, frozenset[SessionState]] = {
+    # To itself: the client resumes on another connection before the loss of the first one is noticed.
+    SessionState.CONNECTED: frozenset({SessionState.CONNECTED, SessionState.DETACHED, SessionState.CLOSED}),
+    SessionState.DETACHED: frozenset({SessionState.CONNECTED, SessionState.HANDING_OFF, SessionState.CLOSED}),
+    # A client that resumes here cancels the hand-off first.
+    SessionState.HANDING_OFF: frozenset({SessionState.DETACHED, SessionState.CLOSED}),
+    SessionState.CLOSED: frozenset(),
+}
+
+
+class SessionConnection(Outbound, Protocol):
+    """The connection of a session.
 
     Attributes:
-        slot: the connection slot that it holds; None if it was given to another connection.
+        slot: its connection slot; None if that was transferred to another connection.
     """
 
     slot: ConnectionSlot | None
 
     @property
     def said_goodbye(self) -> bool:
-        """Whether it ends by a close frame, and its peer with it."""
+        """Whether either end sent a close frame, which ends the session as well."""
 
-    def ask(self, mark: bytes) -> None:
-        """Ask the other end to return ``mark`` once everything before it has arrived."""
+    def request_ack(self, payload: bytes) -> None:
+        """Send a ping whose pong acknowledges everything before it."""
 
-    def give_up(self) -> None:
-        """End; the peer knows what was never written."""
+    def give_up_session(self) -> None:
+        """End the connection; its session continues without it, and knows what was never written."""
 
 
-class Away(OutboundQueue[Receipt]):
-    """Takes the place of a connection that was lost: what is offered waits, up to the marks.
+class DetachedQueue(OutboundQueue[Receipt]):
+    """Stands in for the connection of a detached session: what is offered waits, up to the high-water marks.
 
-    Attributes:
-        lent: whether its peer is about to go on at another node; then nothing is taken.
+    Nothing leaves it: a client that resumes is sent the replay buffer.
     """
 
-    __slots__ = ("lent", "slot")
+    __slots__ = ("slot",)
 
     said_goodbye = False
 
     def __init__(self, limits: Limits, slot: ConnectionSlot | None) -> None:
         super().__init__(lambda frame: None, lambda receipt: None, limits.high_water_messages, limits.high_water_bytes)
         self.slot = slot
-        self.lent = False
         self.block()
 
-    def offer(self, frame: bytes, receipt: Receipt | None = None) -> bool:
-        """Queue ``frame``, or refuse it."""
-        return not self.lent and super().offer(frame, receipt)
+    def request_ack(self, payload: bytes) -> None:
+        """No-op: there is no client to ask."""
 
-    def ask(self, mark: bytes) -> None:
-        """Ask nobody."""
-
-    def give_up(self) -> None:
-        """Forget all that waits."""
-        self.abandon()
+    def give_up_session(self) -> None:
+        """No-op: there is no connection to end."""
 
 
-class _Unwritten:
-    """A relay that waits for a resumable peer, as the sender that the peer's way knows."""
+class PeerSession(Peer):
+    """A peer that keeps what it was sent, and that a client can resume on another connection.
 
-    __slots__ = ("_number", "_target")
+    It knows the relays to it that are not written yet, and its own that have no outcome yet: a hand-off to another
+    node includes both.
 
-    def __init__(self, target: ResumablePeer, number: int) -> None:
-        self._target = target
-        self._number = number
+    Args:
+        request: the request that it joins or resumes by.
 
-    def relay_queued(self, msg_id: bytes | None) -> None:
-        """No-op: its target knows."""
-
-    def relay_written(self, msg_id: bytes | None) -> None:
-        """Report it to the true sender."""
-        self._target.report(self._number, None)
-
-    def relay_failed(self, msg_id: bytes | None, code: ErrorCode) -> None:
-        """Report it to the true sender."""
-        self._target.report(self._number, code)
-
-
-class _HandedOff:
-    """A relay whose target another node has taken over, with all that waited for it."""
-
-    __slots__ = ("_counters", "_receipt")
-
-    def __init__(self, receipt: Receipt, counters: Counters) -> None:
-        self._receipt = receipt
-        self._counters = counters
-
-    def delivered(self) -> None:
-        """Report that the other node wrote it."""
-        self._counters.relays_delivered_remotely += 1
-        sender, msg_id = self._receipt
-        sender.relay_written(msg_id)
-
-    def failed(self, code: ErrorCode) -> None:
-        """Report that it is not delivered; whatever became of its target, it was there when the relay came."""
-        return_undelivered([self._receipt], self._counters)
-
-
-class _Followed:
-    """A relay that its sender sent at another node, before it was handed off to this one."""
-
-    __slots__ = ("_msg_id", "_sender")
-
-    def __init__(self, sender: ResumablePeer, msg_id: bytes | None) -> None:
-        self._sender = sender
-        self._msg_id = msg_id
-
-    def delivered(self) -> None:
-        """The other node has counted it."""
-        self._sender.relay_written(self._msg_id)
-
-    def failed(self, code: ErrorCode) -> None:
-        """Answer it; the other node has counted it."""
-        self._sender.relay_failed(self._msg_id, code)
-
-
-class ResumablePeer(Peer):
-    """A peer that remembers what it was sent, and can prove to be the same on another connection.
-
-    It knows the relays to it that are not written yet, and its own that have no outcome yet: both go with it to another
-    node.
+    Attributes:
+        state: changes by the table ``TRANSITIONS``. A new session counts as connected.
+        owner: whose session it is; None if everybody may do everything.
+        expires: when the token of its latest connection expires, in seconds since 1970; None means never.
     """
 
     __slots__ = (
-        "_asked_at",
-        "_history",
-        "_offers",
-        "_open",
-        "_opened",
-        "_proven_at",
+        "_bytes_since_ack_request",
+        "_deferred_errors",
+        "_handoffs",
+        "_last_pending",
+        "_pending",
+        "_replay",
         "_secrets",
-        "_since_asked",
-        "_unanswered",
+        "_sent_at_ack_request",
+        "_token_sent_at",
         "_unwritten",
-        "_window",
         "expires",
         "owner",
-        "way",
+        "state",
     )
 
-    way: Way
+    resumable: ClassVar[bool] = True
+    _outbound: SessionConnection
 
-    def __init__(  # noqa: PLR0913, PLR0917 - what a peer needs, and its bounds
-        self,
-        peer_id: str,
-        join: JoinRequest,
-        topics: TopicMap[Peer],
-        announcer: Announcer,
-        backplane: Backplane,
-        counters: Counters,
-        limits: Limits,
-    ) -> None:
-        super().__init__(peer_id, join.metadata, topics, announcer, backplane, counters)
-        self.owner = join.owner
-        # Of the token of its latest connection, in seconds since 1970; None means never.
-        self.expires = join.expires
-        self._window = limits.resume_window_seconds
-        self._history = ReplayBuffer(16 * limits.high_water_messages, 2 * limits.high_water_bytes)
+    def __init__(self, peer_id: str, request: JoinRequest, services: PeerServices) -> None:
+        super().__init__(peer_id, request.metadata, services)
+        self.state = SessionState.CONNECTED
+        self.owner = request.owner
+        self.expires = request.expires
+        limits = services.limits
+        self._replay = ReplayBuffer(16 * limits.high_water_messages, 2 * limits.high_water_bytes)
+        # The secrets of its tokens, the latest first: a connection may be lost before the client reads its new token.
         self._secrets: list[bytes] = []
-        self._asked_at = self._since_asked = self._proven_at = 0
-        # Relays to it that no way has written yet, by their numbers in the history.
+        # The number of the message that brought the latest token.
+        self._token_sent_at = 0
+        self._sent_at_ack_request = self._bytes_since_ack_request = 0
+        # The relays to this peer that are not written yet, by their numbers in the replay buffer.
         self._unwritten: dict[int, Receipt] = {}
-        # Its own relays without an outcome, by msgId, with numbers of their own; what other nodes were offered, and may
-        # still take; and what this peer has to be answered if none takes it.
-        self._open: dict[bytes | None, list[int]] = {}
-        self._opened = 0
-        self._offers: list[OutgoingSession] = []
-        self._unanswered: list[tuple[bytes | None, ErrorCode]] = []
+        # This peer's own relays without an outcome: by msgId, their numbers, which count these relays.
+        self._pending: dict[bytes | None, list[int]] = {}
+        self._last_pending = 0
+        # What was offered to other nodes, which may still take it, and the errors to send if none does.
+        self._handoffs: list[OutgoingSession] = []
+        self._deferred_errors: list[tuple[bytes | None, ErrorCode]] = []
+
+    def _change_state(self, state: SessionState) -> None:
+        if state not in TRANSITIONS[self.state]:
+            raise RuntimeError(f"a session that is {self.state.value} cannot become {state.value}")
+        self.state = state
 
     @property
-    def lent(self) -> bool:
-        """Whether it may go on at another node by now."""
-        return isinstance(self.way, Away) and self.way.lent
-
-    @property
-    def waiting(self) -> int:
-        """How many relays wait for it."""
+    def unwritten(self) -> int:
+        """How many relays wait for this peer."""
         return len(self._unwritten)
 
-    def stay(self) -> None:
-        """Be this node's for sure: no other one took it."""
-        if isinstance(self.way, Away):
-            self.way.lent = False
-        unanswered, self._unanswered = self._unanswered, []
-        for msg_id, code in unanswered:
-            super().relay_failed(msg_id, code)
-        if self.topic is not None:
-            self._backplane.resync(self.topic.name)
+    @property
+    def is_handing_off(self) -> bool:
+        """Whether another node may have taken this session."""
+        return self.state is SessionState.HANDING_OFF
 
-    def go(self, way: Way) -> None:
-        """Send to ``way`` from now on."""
-        self.way = way
-        self.attach(way)
+    # The connection slot
 
     def transfer_slot(self, client: Client) -> ConnectionSlot | None:
         """Give the connection slot to a connection that is about to resume this session.
@@ -247,190 +189,263 @@ class ResumablePeer(Peer):
         Raises:
             Refused: 429; then the slot is still held.
         """
-        held = self.way.slot
+        held = self._outbound.slot
         if held is None:
             return None
         slot = held.transfer(client)
-        self.way.slot = None
+        self._outbound.slot = None
         return slot
 
     def return_slot(self, slot: ConnectionSlot) -> None:
-        """Take back the slot of a connection that ended before it resumed this session; release it if not needed."""
-        if self.topic is not None and self.way.slot is None:
-            self.way.slot = slot
+        """Take the slot back from a connection that ended before it resumed this session, or release it."""
+        if self.state is not SessionState.CLOSED and self._outbound.slot is None:
+            self._outbound.slot = slot
         else:
             slot.release()
 
-    def knows(self, secret: bytes) -> bool:
-        """Tell whether a token's secret is this peer's; how long that takes tells nothing of it."""
-        return any(compare_digest(secret, own) for own in self._secrets)
+    def _release(self) -> None:
+        """Release the slot and the timers: the session resumes or ends."""
+        self._services.sessions.forget(self)
+        slot, self._outbound.slot = self._outbound.slot, None
+        if slot is not None:
+            slot.release()
 
-    def reaches(self, seen: int) -> bool:
-        """Tell whether everything after the ``seen``-th message can be sent again."""
-        return self._history.reaches(seen)
+    # Detaching, resuming, closing
 
-    def hand_off(self) -> OutgoingSession:
-        """Write down what another node needs to go on with this peer, which takes nothing from now on.
-
-        Outcomes of its relays are reported to that node, whether it takes the peer or not.
-        """
-        if isinstance(self.way, Away) and not self.way.lent:
-            self.way.lent = True
-            history, waiting = self._history, list(self._unwritten)
-            opened = [(number, msg_id) for msg_id, numbers in self._open.items() for number in numbers]
-            text = _encode(_Session(self.metadata, self.owner, history.sent, history.kept, waiting, opened))
-            self._offers.append(OutgoingSession(text, waiting, {number for number, _ in opened}))
-        return self._offers[-1]
-
-    def revive(self, session: IncomingSession, topic: str, claim: ResumeClaim) -> bool:
-        """Be the peer whose session another node wrote down, in its topic, without a word to anybody.
+    def detach(self, slot: ConnectionSlot | None) -> bool:
+        """Wait for the client to resume.
 
         Args:
-            claim: that the other node found good.
+            slot: the connection's, which the session keeps: a client that connects and disconnects again and again
+                must not have more sessions than it may have connections.
+        """
+        self._change_state(SessionState.DETACHED)
+        self._outbound = DetachedQueue(self._services.limits, slot)
+        self._services.sessions.start_window(self)
+        return True
+
+    def session_for(self, token: bytes, owner: bytes | None) -> PeerSession | None:
+        """Return this session if ``token`` and ``owner`` permit to resume it; the time that takes reveals nothing."""
+        if owner != self.owner or self._outbound.said_goodbye:
+            return None
+        secret = token[ID_CHARACTERS:]
+        return self if any(compare_digest(secret, own) for own in self._secrets) else None
+
+    def resume(self, connection: SessionConnection, request: JoinRequest, ice_servers: bytes | None) -> bool:
+        """Continue on another connection: welcome, peer list, and the messages that the client has not received.
+
+        Args:
+            request: whose claim ``session_for`` accepted, here or at the node that the session comes from.
+            ice_servers: the JSON text of the welcome's ``iceServers``, or None.
 
         Returns:
-            False where it cannot: another version's session, or a topic that is full.
+            False if the claim's ``seen`` is out of range: the session was closed, and the client has to join anew.
+        """
+        claim = request.claim
+        if claim is None:
+            raise ValueError("only a request with a claim can resume a session")
+        if self._outbound is not connection:
+            self._release()
+        if self.state is SessionState.HANDING_OFF:
+            # First: the errors that it sends may push messages out of the replay buffer that the client has not seen.
+            self.cancel_handoff()
+        if not self._replay.reaches(claim.seen):
+            self.close("its client missed more messages than are kept")
+            return False
+        if self._outbound is not connection:
+            self._outbound.give_up_session()
+        self._trim_handoffs()
+        missed = self._replay.rewind(claim.seen)
+        # If this connection is lost at once, the new token may be lost with it: the token that the client used stays
+        # valid until a pong shows that the new one arrived.
+        self._secrets = [claim.token[ID_CHARACTERS:]]
+        self._change_state(SessionState.CONNECTED)
+        self._outbound = connection
+        self.expires = request.expires
+        if self.topic is not None:
+            self._send_welcome(self.topic, ice_servers)
+        for number, frame in missed:
+            connection.answer(frame)
+            self._replay.add(frame)
+            self.finish_relay(number, None)
+        # A client may say that it has seen messages that it was never sent: those are not sent any more.
+        self._drop_unwritten()
+        self._request_ack()
+        return True
+
+    def close(self, reason: str) -> None:
+        """Leave the topic, with a connection or without one.
+
+        Args:
+            reason: for the log.
+        """
+        self._release()
+        self._services.sessions.on_closed(self, reason)
+        self._outbound.give_up_session()
+        self.leave()
+
+    def leave(self) -> None:
+        """Leave the topic; relays that were never written fail."""
+        self._change_state(SessionState.CLOSED)
+        super().leave()
+        self._drop_unwritten()
+
+    # Handing off to another node
+
+    def prepare_handoff(self, proof: bytes) -> OutgoingSession | None:
+        """Offer the session to another node, as ``Node.prepare_handoff``; it lacks whatever is sent from now on."""
+        try:
+            proven = _decode_proof(proof)
+        except msgspec.MsgspecError:
+            # It comes from another version.
+            return None
+        if self.session_for(proven.token, proven.owner) is None:
+            return None
+        if not self._replay.reaches(proven.seen):
+            self.close("its client missed more messages than are kept")
+            return None
+        if self.state is SessionState.CONNECTED:
+            connection = self._outbound
+            slot, connection.slot = connection.slot, None
+            connection.give_up_session()
+            self.detach(slot)
+        self._services.sessions.start_handoff(self)
+        if self.state is SessionState.DETACHED:
+            self._change_state(SessionState.HANDING_OFF)
+            replay, waiting = self._replay, list(self._unwritten)
+            pending = [(number, msg_id) for msg_id, numbers in self._pending.items() for number in numbers]
+            text = _encode(_SessionText(self.metadata, self.owner, replay.sent, replay.frames, waiting, pending))
+            # The outcomes of its pending relays are reported to the other node, whether that takes the session or not.
+            self._handoffs.append(OutgoingSession(text, waiting, {number for number, _ in pending}))
+        return self._handoffs[-1]
+
+    def cancel_handoff(self) -> None:
+        """Keep the session at this node: no other node took it."""
+        self._change_state(SessionState.DETACHED)
+        errors, self._deferred_errors = self._deferred_errors, []
+        for msg_id, code in errors:
+            super().relay_failed(msg_id, code)
+        if self.topic is not None:
+            self._services.backplane.resync(self.topic.name)
+
+    def moved(self, taken: Collection[int]) -> Mapping[int, Forwarding]:
+        """Remove the peer, as ``Node.moved``: the session continues at another node."""
+        self._release()
+        self._outbound.give_up_session()
+        self._change_state(SessionState.CLOSED)
+        self._leave_topic()
+        counters = self._services.counters
+        unwritten, self._unwritten = self._unwritten, {}
+        drop_undelivered([receipt for number, receipt in unwritten.items() if number not in taken], counters)
+        return {number: _HandedOffRelay(receipt, counters) for number, receipt in unwritten.items() if number in taken}
+
+    def restore(self, session: IncomingSession, topic_name: str, claim: ResumeClaim) -> PeerSession | None:
+        """Become the peer of a session that another node handed off, in its topic; the members are told nothing.
+
+        Args:
+            claim: that the other node accepted.
+
+        Returns:
+            None if that is not possible: another version's session, or the topic is full.
         """
         try:
             text = _decode_session(session.text)
             self.metadata = text.metadata
-            self._history.restore(text.sent, text.kept)
-            if not self.reaches(claim.seen):
-                return False
-            self.topic = self._topics.join(topic, self)
+            self._replay.restore(text.sent, text.frames)
+            if not self._replay.reaches(claim.seen):
+                return None
+            self.topic = self._services.topics.join(topic_name, self)
         except (msgspec.MsgspecError, Rejected):
-            return False
+            return None
         self._secrets = [claim.token[ID_CHARACTERS:]]
         self._unwritten = {number: session.receipt(number) for number in text.waiting}
-        self._counters.relays_received += len(text.waiting)
-        for number, msg_id in text.open:
-            self._opened = max(self._opened, number)
-            self._open.setdefault(msg_id, []).append(number)
-            session.follow(number, _Followed(self, msg_id))
-        return True
+        self._services.counters.relays_received += len(text.waiting)
+        for number, msg_id in text.pending:
+            self._last_pending = max(self._last_pending, number)
+            self._pending.setdefault(msg_id, []).append(number)
+            session.follow(number, _FollowedRelay(self, msg_id))
+        return self
 
-    def go_elsewhere(self, taken: Collection[int]) -> Mapping[int, Forwarding]:
-        """Leave without a word, as another node has this peer; as ``Node.moved``."""
-        self.detach()
-        self.vanish()
-        unwritten, self._unwritten = self._unwritten, {}
-        return_undelivered([receipt for number, receipt in unwritten.items() if number not in taken], self._counters)
-        return {number: _HandedOff(receipt, self._counters) for number, receipt in unwritten.items() if number in taken}
+    def _trim_handoffs(self) -> None:
+        """Keep of each offered session only the relays whose outcome the other node still needs."""
+        for handoff in self._handoffs:
+            # The relays that waited for this peer are finished here, and the replay buffer counts anew.
+            handoff.waiting = ()
+        pending = {number for numbers in self._pending.values() for number in numbers} if self._handoffs else set()
+        self._handoffs = [handoff for handoff in self._handoffs if not pending.isdisjoint(handoff.open)]
 
-    def come_back(self, way: Way, claim: ResumeClaim, ice_servers: bytes | None) -> None:
-        """Go on where the other end lost its connection.
+    # The outcomes of relays to this peer
 
-        Args:
-            way: to the other end's new connection.
-            claim: what it said; ``knows`` and ``reaches`` hold.
-            ice_servers: as for ``join``.
-        """
-        if self.way is not way:
-            self.way.give_up()
-        self._outdate_offers()
-        missed = self._history.rewind(claim.seen)
-        # A connection that breaks at once may take the new token with it: the one that was used holds until a pong
-        # proves that the new one arrived.
-        self._secrets = [claim.token[ID_CHARACTERS:]]
-        self.go(way)
-        if self.topic is not None:
-            self._greet(self.topic, ice_servers)
-        for number, frame in missed:
-            way.answer(frame)
-            self._history.add(frame)
-            self.report(number, None)
-        # A client that counts what it was never sent gets none of it.
-        self._drop_unwritten()
-        self._ask()
-
-    def _outdate_offers(self) -> None:
-        """Keep what was offered to other nodes to what they may still have to be told."""
-        for offer in self._offers:
-            # What waited has its end here, and numbers begin anew.
-            offer.waiting = ()
-        opened = {number for numbers in self._open.values() for number in numbers} if self._offers else set()
-        self._offers = [offer for offer in self._offers if not opened.isdisjoint(offer.open)]
-
-    def _wait(self, receipt: Receipt) -> Receipt:
-        """Remember that the next frame waits; returns the receipt for the way."""
-        number = self._history.sent + 1
-        self._unwritten[number] = receipt
-        return _Unwritten(self, number), receipt[1]
-
-    def report(self, number: int, code: ErrorCode | None) -> None:
-        """Report the outcome of a relay that waited to its sender, unless that was done before; None for written."""
+    def finish_relay(self, number: int, code: ErrorCode | None) -> None:
+        """Report the outcome of a relay that waited, unless it was reported before; None for written."""
         sender, msg_id = self._unwritten.pop(number, (None, None))
-        if sender is not None and code is None:
-            sender.relay_written(msg_id)
-        elif sender is not None and code is not None:
-            sender.relay_failed(msg_id, code)
-
-    def acknowledge(self, mark: bytes) -> None:
-        """Take a pong's payload: what it numbers has arrived."""
-        if not (mark.isdigit() and len(mark) <= _LONGEST_MARK):
+        if sender is None:
             return
-        # What was not written did not arrive, whatever the other end says.
-        number = min(int(mark), next(iter(self._unwritten), self._history.sent + 1) - 1)
-        self._history.forget(number)
-        if number >= self._proven_at:
-            # The other end has its new token, and the one that it used is good for nothing any more.
-            del self._secrets[1:]
-
-    @property
-    def mark(self) -> bytes:
-        """What a ping asks to be returned."""
-        self._since_asked, self._asked_at = 0, self._history.sent
-        return b"%d" % self._history.sent
-
-    def leave(self) -> None:
-        """Leave, and tell the senders of what was never written."""
-        super().leave()
-        self._drop_unwritten()
+        if code is None:
+            sender.relay_written(msg_id)
+        else:
+            sender.relay_failed(msg_id, code)
 
     def _drop_unwritten(self) -> None:
         unwritten, self._unwritten = self._unwritten, {}
-        return_undelivered(unwritten.values(), self._counters)
+        drop_undelivered(unwritten.values(), self._services.counters)
+
+    # The outcomes of relays from this peer
 
     def relay_queued(self, msg_id: bytes | None) -> None:
         """Remember a relay that has no outcome yet."""
-        self._opened += 1
-        self._open.setdefault(msg_id, []).append(self._opened)
+        self._last_pending += 1
+        self._pending.setdefault(msg_id, []).append(self._last_pending)
 
     def relay_written(self, msg_id: bytes | None) -> None:
-        """Report it to the node that may have taken this peer."""
-        self._close(msg_id, None)
+        """Report the outcome to the node that may have taken this session."""
+        self._finish_pending(msg_id, None)
 
     def relay_failed(self, msg_id: bytes | None, code: ErrorCode) -> None:
-        """Answer a relay that was accepted and is not delivered, at this node or the one that has taken this peer."""
-        self._close(msg_id, code)
-        if self.topic is not None and self.lent:
-            self._unanswered.append((msg_id, code))
-        elif self.topic is not None:
+        """Answer a relay that was accepted and is not delivered, here or at the node that has taken this session."""
+        self._finish_pending(msg_id, code)
+        if self.state is SessionState.HANDING_OFF:
+            self._deferred_errors.append((msg_id, code))
+        elif self.state is not SessionState.CLOSED:
             super().relay_failed(msg_id, code)
 
-    def _close(self, msg_id: bytes | None, code: ErrorCode | None) -> None:
-        numbers = self._open.get(msg_id)
+    def _finish_pending(self, msg_id: bytes | None, code: ErrorCode | None) -> None:
+        numbers = self._pending.get(msg_id)
         if numbers is None:
             return
-        # Of relays with the same msgId it does not matter which is which: their answers differ in nothing else.
+        # Relays with the same msgId are interchangeable: their answers differ in nothing else.
         number = numbers.pop()
         if not numbers:
-            del self._open[msg_id]
-        for offer in self._offers:
-            if number in offer.open:
-                offer.report(number, code)
+            del self._pending[msg_id]
+        for handoff in self._handoffs:
+            if number in handoff.open:
+                handoff.report(number, code)
+
+    # Frames to this peer
 
     def offer(self, frame: bytes, receipt: Receipt | None = None) -> bool:
-        """Hand ``frame`` to the way, and remember it where that took it."""
+        """Pass ``frame`` to the connection or the queue, and keep it if that took it."""
+        if self.state is SessionState.HANDING_OFF:
+            return False
         if receipt is None or not self.blocked:
             taken = super().offer(frame, receipt)
         else:
             taken = self._offer_waiting(frame, receipt)
         if taken:
-            # An event makes no sense a second time: the list that comes first has what came of it, and of those that
-            # were dropped, or missed on the way from one node to another.
+            # Events are not sent again: the peer list that a resumed client gets first contains their effect, also of
+            # those that were dropped, or missed between two nodes.
             self._remember(len(frame), frame if receipt is not None else None)
         return taken
+
+    def _offer_waiting(self, frame: bytes, receipt: Receipt) -> bool:
+        number = self._replay.sent + 1
+        sender, msg_id = receipt
+        self._unwritten[number] = receipt
+        if not super().offer(frame, (_QueuedRelay(self, number), msg_id)):
+            del self._unwritten[number]
+            return False
+        sender.relay_queued(msg_id)
+        return True
 
     def _write_block(self, block: Block) -> bool:
         taken = super()._write_block(block)
@@ -438,57 +453,131 @@ class ResumablePeer(Peer):
             self._remember(len(block.data), *(None for _ in block.events))
         return taken
 
-    def _offer_waiting(self, frame: bytes, receipt: Receipt) -> bool:
-        if not super().offer(frame, self._wait(receipt)):
-            del self._unwritten[self._history.sent + 1]
-            return False
-        sender, msg_id = receipt
-        sender.relay_queued(msg_id)
-        return True
-
     def renew(self, ice_servers: bytes) -> None:
-        """Tell the peer of new ICE servers, once: those in the welcome of a resume are fresher."""
+        """Send new ICE servers; not again after a resume, whose welcome has newer ones."""
         frame = text_frame(messages.ice_servers(ice_servers))
-        self.way.answer(frame)
+        self._outbound.answer(frame)
         self._remember(len(frame), None)
 
     def _answer(self, message: bytes) -> None:
         frame = text_frame(message)
-        self.way.answer(frame)
+        self._outbound.answer(frame)
         self._remember(len(frame), frame)
 
-    def _remember(self, size: int, *frames: bytes | None) -> None:
-        """Remember what was sent: so many bytes, and None for each frame that makes no sense a second time."""
-        for frame in frames:
-            self._history.add(frame)
-        self._since_asked += size
-        if self._history.sent - self._asked_at >= _ASK_AFTER_FRAMES or self._since_asked >= _ASK_AFTER_BYTES:
-            self._ask()
-
-    def _ask(self) -> None:
-        self.way.ask(self.mark)
-
-    def _greet(self, topic: Topic[Peer], ice_servers: bytes | None) -> None:
-        self._announcer.skip(topic, self)
+    def _send_welcome(self, topic: Topic[Peer], ice_servers: bytes | None) -> None:
+        self._services.announcer.skip(topic, self)
         resumed = bool(self._secrets)
         secret = secrets.token_urlsafe(_SECRET_BYTES)
         self._secrets = [secret.encode(), *self._secrets]
+        resume = (self.id + secret, self._services.limits.resume_window_seconds)
         for message in (
-            messages.welcome(self.id, ice_servers, (self.id + secret, self._window), resumed=resumed),
+            messages.welcome(self.id, ice_servers, resume, resumed=resumed),
             messages.peer_list(self._listed(topic)),
         ):
-            self.way.answer(text_frame(message))
-            self._history.add(None)
-        self._proven_at = self._history.sent
+            self._outbound.answer(text_frame(message))
+            self._replay.add(None)
+        self._token_sent_at = self._replay.sent
+
+    # Acknowledgments
+
+    def _remember(self, size: int, *frames: bytes | None) -> None:
+        """Add frames of ``size`` bytes in all to the replay buffer; None stands for one that is not sent again."""
+        for frame in frames:
+            self._replay.add(frame)
+        self._bytes_since_ack_request += size
+        if (
+            self._replay.sent - self._sent_at_ack_request >= _REQUEST_ACK_FRAMES
+            or self._bytes_since_ack_request >= _REQUEST_ACK_BYTES
+        ):
+            self._request_ack()
+
+    def _request_ack(self) -> None:
+        self._outbound.request_ack(self.ping_payload)
+
+    @property
+    def ping_payload(self) -> bytes:
+        """What a ping to this peer carries: the number of the latest message, which the pong acknowledges."""
+        self._bytes_since_ack_request, self._sent_at_ack_request = 0, self._replay.sent
+        return b"%d" % self._replay.sent
+
+    def acknowledge(self, payload: bytes) -> None:
+        """Forget the messages that a pong acknowledges."""
+        if not (payload.isdigit() and len(payload) <= _MAX_ACK_DIGITS):
+            return
+        # Messages that were not written did not arrive, whatever the client says.
+        number = min(int(payload), next(iter(self._unwritten), self._replay.sent + 1) - 1)
+        self._replay.acknowledge(number)
+        if number >= self._token_sent_at:
+            # The client has its new token; the one that it resumed with is not valid any more.
+            del self._secrets[1:]
 
 
-class _Session(msgspec.Struct, array_like=True):
+class _QueuedRelay:
+    """The receipt of a relay that waits for a session: reports the outcome to the session, which knows the sender."""
+
+    __slots__ = ("_number", "_target")
+
+    def __init__(self, target: PeerSession, number: int) -> None:
+        self._target = target
+        self._number = number
+
+    def relay_queued(self, msg_id: bytes | None) -> None:
+        """No-op: the session has recorded it."""
+
+    def relay_written(self, msg_id: bytes | None) -> None:
+        """Report it to the sender."""
+        self._target.finish_relay(self._number, None)
+
+    def relay_failed(self, msg_id: bytes | None, code: ErrorCode) -> None:
+        """Report it to the sender."""
+        self._target.finish_relay(self._number, code)
+
+
+class _HandedOffRelay:
+    """A relay whose target moved to another node, together with the relay."""
+
+    __slots__ = ("_counters", "_receipt")
+
+    def __init__(self, receipt: Receipt, counters: Counters) -> None:
+        self._receipt = receipt
+        self._counters = counters
+
+    def delivered(self) -> None:
+        """Report that the other node wrote the relay."""
+        self._counters.relays_delivered_remotely += 1
+        sender, msg_id = self._receipt
+        sender.relay_written(msg_id)
+
+    def failed(self, code: ErrorCode) -> None:
+        """Report ``dropped``, whatever the other node says: the target was here when the relay was accepted."""
+        drop_undelivered([self._receipt], self._counters)
+
+
+class _FollowedRelay:
+    """A relay that a session sent at the node which handed it off; that node counts it."""
+
+    __slots__ = ("_msg_id", "_sender")
+
+    def __init__(self, sender: RelaySender, msg_id: bytes | None) -> None:
+        self._sender = sender
+        self._msg_id = msg_id
+
+    def delivered(self) -> None:
+        """Report that the relay was written."""
+        self._sender.relay_written(self._msg_id)
+
+    def failed(self, code: ErrorCode) -> None:
+        """Answer the relay with an error."""
+        self._sender.relay_failed(self._msg_id, code)
+
+
+class _SessionText(msgspec.Struct, array_like=True):
     metadata: bytes | None
     owner: bytes | None
     sent: int
-    kept: list[bytes | None]
+    frames: list[bytes | None]
     waiting: list[int]
-    open: list[tuple[int, bytes | None]]
+    pending: list[tuple[int, bytes | None]]
 
 
 class _ProofText(msgspec.Struct, array_like=True):
@@ -498,168 +587,18 @@ class _ProofText(msgspec.Struct, array_like=True):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode_session = msgspec.msgpack.Decoder(_Session).decode
+_decode_session = msgspec.msgpack.Decoder(_SessionText).decode
 _decode_proof = msgspec.msgpack.Decoder(_ProofText).decode
 
 
-def proof(join: JoinRequest) -> ResumeProof | None:
-    """Write down what a request says of being a peer again; None where it says nothing."""
-    claim = join.claim
+def resume_proof(request: JoinRequest) -> ResumeProof | None:
+    """Return the proof for the other nodes that a request may resume a session; None if it asks for none."""
+    claim = request.claim
     if claim is None:
         return None
-    peer = claim.token[:ID_CHARACTERS].decode("ascii", "replace")
-    return ResumeProof(peer, _encode(_ProofText(claim.token, claim.seen, join.owner)))
+    return ResumeProof(peer_id_of(claim.token), _encode(_ProofText(claim.token, claim.seen, request.owner)))
 
 
-class Sessions:
-    """The peers of one server that can come back.
-
-    Args:
-        limits: the bounds.
-        clock: tells the time.
-        topics: where the peers are.
-        on_gone: hears of a peer that is about to leave without having come back.
-        wall_clock: tells when tokens expire, in seconds since 1970.
-
-    Attributes:
-        away: those without a connection, in the order in which they lost it.
-    """
-
-    def __init__(
-        self,
-        limits: Limits,
-        clock: Clock,
-        topics: TopicMap[Peer],
-        on_gone: Callable[[ResumablePeer, str], None],
-        wall_clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._limits = limits
-        self._topics = topics
-        self._on_gone = on_gone
-        self.away: dict[ResumablePeer, None] = {}
-        self._windows: Timeouts[ResumablePeer] = Timeouts(clock, limits.resume_window_seconds, self._gone)
-        self._loans: Timeouts[ResumablePeer] = Timeouts(clock, _LOAN_SECONDS, self._stay)
-        self._wall_clock = wall_clock
-        self._expiries: WallClockTimers[ResumablePeer] = WallClockTimers(clock, wall_clock, self._expired)
-
-    @property
-    def waiting(self) -> int:
-        """How many relays wait for those without a connection."""
-        return sum(peer.waiting for peer in self.away)
-
-    def find(self, join: JoinRequest) -> ResumablePeer | None:
-        """Return the peer that the request may be again: of that topic, with that token, and of the same owner."""
-        claim = join.claim
-        if claim is None:
-            return None
-        topic = self._topics.find(join.topic)
-        peer = topic.get(claim.token[:ID_CHARACTERS].decode("ascii", "replace")) if topic is not None else None
-        return self._proven(peer, claim.token, join.owner)
-
-    def _proven(self, peer: Peer | None, token: bytes, owner: bytes | None) -> ResumablePeer | None:
-        if not isinstance(peer, ResumablePeer) or peer.owner != owner or peer.way.said_goodbye:
-            return None
-        return peer if peer.knows(token[ID_CHARACTERS:]) else None
-
-    def prepare_handoff(self, peer: Peer, text: bytes) -> OutgoingSession | None:
-        """Get a peer ready to go on at another node.
-
-        Until that node has it, or for some seconds, it takes nothing: what it were given would be missing there.
-
-        Args:
-            text: of the proof.
-
-        Returns:
-            Its session; None where the proof is not good, or reaches too far back.
-        """
-        try:
-            told = _decode_proof(text)
-        except msgspec.MsgspecError:
-            # Another version's.
-            return None
-        proven = self._proven(peer, told.token, told.owner)
-        if proven is None:
-            return None
-        if not proven.reaches(told.seen):
-            self.dismiss(proven, "it came back for more than is kept")
-            return None
-        way = proven.way
-        if not isinstance(way, Away):
-            slot, way.slot = way.slot, None
-            way.give_up()
-            self.keep(proven, slot)
-        self._loans.set(proven)
-        # It must not leave while another node takes it over.
-        self._windows.clear(proven)
-        return proven.hand_off()
-
-    def _stay(self, peer: ResumablePeer) -> None:
-        self._windows.set(peer)
-        peer.stay()
-
-    def keep(self, peer: ResumablePeer, slot: ConnectionSlot | None) -> None:
-        """Let a peer stay whose connection was lost.
-
-        Args:
-            slot: the connection's, which the peer holds on to: who comes and breaks off again and again must not
-                hold more than connections could.
-        """
-        peer.go(Away(self._limits, slot))
-        self.away[peer] = None
-        self._windows.set(peer)
-        if peer.expires is not None:
-            self._expiries.set(peer, peer.expires)
-
-    def back(self, peer: ResumablePeer) -> None:
-        """Notice that a peer is back on another connection."""
-        was_lent = peer.lent
-        self._release(peer)
-        if was_lent:
-            peer.stay()
-
-    def _release(self, peer: ResumablePeer) -> None:
-        """Free what a peer needed while it waited, or on its former connection."""
-        self.away.pop(peer, None)
-        self._windows.clear(peer)
-        self._loans.clear(peer)
-        self._expiries.clear(peer)
-        self._expiries.rest()
-        slot, peer.way.slot = peer.way.slot, None
-        if slot is not None:
-            slot.release()
-
-    def dismiss(self, peer: ResumablePeer, reason: str) -> None:
-        """Let a peer leave, whether it has a connection or not."""
-        self._release(peer)
-        self._on_gone(peer, reason)
-        peer.way.give_up()
-        peer.detach()
-        peer.leave()
-
-    def hand_over(self, peer: ResumablePeer, taken: Collection[int]) -> Mapping[int, Forwarding]:
-        """Forget a peer that goes on elsewhere, without a word; as ``Node.moved``."""
-        self._release(peer)
-        peer.way.give_up()
-        return peer.go_elsewhere(taken)
-
-    def dismiss_away(self, peer: ResumablePeer) -> None:
-        """Let a peer leave because the server stops, unless it is gone already."""
-        if peer in self.away:
-            self.dismiss(peer, "the server is stopping")
-
-    def rest(self) -> None:
-        """Take no timer where nobody is away."""
-        self._windows.rest()
-        self._loans.rest()
-        self._expiries.rest()
-
-    def _expired(self, peer: ResumablePeer) -> None:
-        if peer.lent:
-            # Another node, which was shown a good token, may have it by now: look again when that is settled.
-            self._expiries.set(peer, self._wall_clock() + _LOAN_SECONDS)
-        else:
-            self.dismiss(peer, "its token has expired")
-            self.rest()
-
-    def _gone(self, peer: ResumablePeer) -> None:
-        self.dismiss(peer, "it did not come back")
+def peer_id_of(token: bytes) -> str:
+    """Return the id that a resume token begins with; the token comes from a client, and may be anything."""
+    return token[:ID_CHARACTERS].decode("ascii", "replace")

@@ -1,4 +1,4 @@
-"""The topic map: which peers are in which topic, in joining order."""
+"""The topic map: which peers are in which topic, in joining order, and how many a topic takes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from signaling.errors import ErrorCode, Rejected
 
 
 class Member(Protocol):
-    """Whatever joins a topic under an id of its own."""
+    """A member of a topic."""
 
     @property
     def id(self) -> str:
@@ -17,7 +17,7 @@ class Member(Protocol):
 
     @property
     def listed_bytes(self) -> int:
-        """How long its entry in a ``peer-list`` is."""
+        """The length of its entry in a ``peer-list``."""
 
 
 M = TypeVar("M", bound=Member)
@@ -34,7 +34,7 @@ class Topic(Generic[M]):
         self._members: dict[str, M] = {}
 
     def __iter__(self) -> Iterator[M]:
-        """Walk over the members as they are now, also where the walk makes one leave."""
+        """Iterate over the members as they are now; members may leave during the iteration."""
         return iter(tuple(self._members.values()))
 
     def __len__(self) -> int:
@@ -45,22 +45,22 @@ class Topic(Generic[M]):
         return self._members.get(member_id)
 
     def add(self, member: M) -> None:
-        """Let ``member`` in, after all others."""
+        """Append ``member``."""
         self._members[member.id] = member
         self.listed_bytes += member.listed_bytes
 
     def remove(self, member: M) -> None:
-        """Let ``member`` out."""
+        """Remove ``member``."""
         del self._members[member.id]
         self.listed_bytes -= member.listed_bytes
 
 
 class TopicMap(Generic[M]):
-    """All topics that have a member. A topic comes with its first member and goes with its last.
+    """All topics that have a member: a topic is made by its first member and deleted with its last.
 
     Args:
         max_members: of one topic.
-        max_listed_bytes: of one topic's ``peer-list``: each who joins is sent it, and may leave it unread.
+        max_listed_bytes: of one topic's ``peer-list``, which every client that joins is sent and may leave unread.
     """
 
     def __init__(self, max_members: int, max_listed_bytes: int) -> None:
@@ -87,7 +87,7 @@ class TopicMap(Generic[M]):
         return len(topic) if topic is not None else 0
 
     def join(self, name: str, member: M) -> Topic[M]:
-        """Put ``member`` into the topic, which is made where it does not exist.
+        """Add ``member`` to the topic, which is made if it does not exist.
 
         Raises:
             Rejected: ``topic_full``.
@@ -103,7 +103,7 @@ class TopicMap(Generic[M]):
         return topic
 
     def leave(self, topic: Topic[M], member: M) -> None:
-        """Take ``member`` out of the topic; the empty topic is deleted at once."""
+        """Remove ``member`` from the topic; an empty topic is deleted at once."""
         topic.remove(member)
         if not topic:
             del self._topics[topic.name]

@@ -54,7 +54,7 @@ class PacedLog:
         if len(self._queue) >= _MAX_QUEUED_LINES:
             # A flood must not make the server's memory grow.
             line()
-        elif self._queue or self._burst.left(now) < 1:
+        elif self._queue or self._burst.available(now) < 1:
             self._queue.add(line)
         else:
             self._burst.take(now)
@@ -148,7 +148,7 @@ class Events:
         Args:
             status: the HTTP status of the answer, or None if the connection was closed without one.
         """
-        if self._refusals.left(self._seconds()) < 1:
+        if self._refusals.available(self._seconds()) < 1:
             self._suppressed_refusals += 1
             return
         self._refusals.take(self._seconds())
@@ -177,17 +177,19 @@ class Events:
         text = "the cluster is out of reach, peers here go on among themselves: {reason}"
         self.log.warn(text, event="node_unregistered", reason=reason)
 
-    def node_buried(self, node: str) -> None:
-        """Another node did not beat for too long, and its peers leave."""
-        self.log.warn("node {node} is taken for dead, and its peers leave", event="node_buried", node=node)
+    def node_evicted(self, node: str) -> None:
+        """Another node had sent no heartbeat for too long, and its peers leave."""
+        self.log.warn(
+            "node {node} sends no heartbeats and is evicted; its peers leave", event="node_evicted", node=node
+        )
 
-    def node_taken_for_dead(self, node: str) -> None:
-        """The others took this node for dead."""
-        text = "the others took node {node}, this one, for dead; it goes on under a new id"
-        self.log.warn(text, event="node_taken_for_dead", node=node)
+    def this_node_evicted(self, node: str) -> None:
+        """The other nodes had evicted this node."""
+        text = "the other nodes have evicted node {node}, this one; it goes on under a new id"
+        self.log.warn(text, event="this_node_evicted", node=node)
 
     def clocks_differ(self, seconds: float) -> None:
-        """The store's wall clock is ahead of this node's by so many seconds, or behind where they are less than 0."""
+        """The store's wall clock is ahead of this node's by so many seconds, or behind if they are negative."""
         text = "the wall clocks of this node and of its store differ by {seconds} s: set the one that is wrong"
         self.log.warn(text, event="clocks_differ", seconds=seconds)
 
@@ -202,7 +204,7 @@ class Events:
 
     def backplane_error(self, url: str, code: str, reason: str) -> None:
         """The store answered with an error; at most one a second is logged."""
-        if self._store_errors.left(self._seconds()) < 1:
+        if self._store_errors.available(self._seconds()) < 1:
             self._suppressed_store_errors += 1
             return
         self._store_errors.take(self._seconds())

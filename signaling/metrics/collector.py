@@ -29,7 +29,7 @@ from signaling.server.http import HttpFactory
 from signaling.timing.clock import Clock
 from signaling.web.resources import Endpoint, Refusal
 from signaling.web.site import BoundedRequest, request_headers
-from signaling.websocket.protocol import LeanWebSocketProtocol
+from signaling.websocket.protocol import WebSocketConnection
 
 _TOPIC_SIZES = (1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _LAG_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -95,7 +95,7 @@ class SignalingCollector:
                 "python": platform.python_version(),
                 "twisted": version("Twisted"),
                 "autobahn": version("autobahn"),
-                "fast_path": "on" if LeanWebSocketProtocol.fast else "off",
+                "fast_path": "on" if WebSocketConnection.fast else "off",
             },
         )
 
@@ -122,7 +122,7 @@ class SignalingCollector:
             sizes.add(len(topic))
         yield _gauge("peers", "Peers in topics.", sizes.total)
         detached = "Detached peers: they lost their connection and may resume; signaling_peers includes them."
-        yield _gauge("peers_detached", detached, len(factory.sessions.away))
+        yield _gauge("peers_detached", detached, len(factory.sessions.detached))
         yield _gauge("topics", "Topics.", len(factory.topics))
         yield _histogram("topic_peers", "Topics by the number of their peers.", sizes)
         yield _counter("joins", "Peers that joined.", counters.joins)

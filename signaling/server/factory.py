@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,13 +14,14 @@ from twisted.logger import LogLevel
 from signaling.backplane.standalone import StandaloneBackplane
 from signaling.core.announcer import Announcer
 from signaling.core.ice import IceServers
-from signaling.core.interfaces import Backplane, Forwarding, JoinTicket
+from signaling.core.interfaces import Backplane, JoinTicket
 from signaling.core.join_request import JoinRequest
 from signaling.core.joining import JoiningConnection
 from signaling.core.local_peers import LocalPeers
-from signaling.core.peer import Peer
+from signaling.core.peer import Peer, PeerServices
 from signaling.core.peer_ids import PeerIds
-from signaling.core.session import ResumablePeer, Sessions
+from signaling.core.session import PeerSession
+from signaling.core.session_registry import SessionRegistry
 from signaling.core.topics import TopicMap
 from signaling.errors import LeaveReason
 from signaling.limits import Limits
@@ -65,7 +66,7 @@ class SignalingFactory(HttpFactory):
         gate: the connections that have not joined.
         events: the log.
         paced_log: spreads a burst of its lines over time.
-        sessions: who lost a connection and may come back.
+        sessions: finds sessions to resume, and closes those that are not resumed.
 
     Raises:
         ValueError: where an origin or a proxy is none.
@@ -103,8 +104,11 @@ class SignalingFactory(HttpFactory):
         self.topics: TopicMap[Peer] = TopicMap(self.limits.max_peers_per_topic, self.limits.max_peer_list_bytes)
         self.announcer = Announcer(clock, self.counters.count_dropped_events)
         self.backplane: Backplane = backplane or StandaloneBackplane()
-        self.sessions = Sessions(self.limits, clock, self.topics, self._not_back, wall_clock)
-        self.local = LocalPeers(self.topics, self.announcer, self.counters, self.sessions.prepare_handoff, self._moved)
+        self.sessions = SessionRegistry(self.limits, clock, self.topics, self._session_closed, wall_clock)
+        self._peer_services = PeerServices(
+            self.topics, self.announcer, self.backplane, self.counters, self.limits, self.sessions
+        )
+        self.local = LocalPeers(self._peer_services, self._session_moved)
         self.ice_servers = ice_servers or IceServers()
         self.renewals: Timeouts[SignalingProtocol] = Timeouts(
             clock, self.ice_servers.renewal_seconds, SignalingProtocol.renewIceServers
@@ -117,7 +121,7 @@ class SignalingFactory(HttpFactory):
     @property
     def relays_queued(self) -> int:
         """How many accepted relays wait for their target's transport now; counted anew at each look."""
-        return sum(connection.waiting for connection in self.connections) + self.sessions.waiting
+        return sum(connection.waiting for connection in self.connections) + self.sessions.relays_waiting
 
     @property
     def relays_written(self) -> int:
@@ -131,27 +135,22 @@ class SignalingFactory(HttpFactory):
         peer_id = ticket.id or self.ids.next()
         peer: Peer
         if self.limits.resume_window_seconds:
-            peer = resumable = ResumablePeer(
-                peer_id, request, self.topics, self.announcer, self.backplane, self.counters, self.limits
-            )
-            resumable.go(connection)
+            peer = PeerSession(peer_id, request, self._peer_services)
         else:
-            peer = Peer(peer_id, request.metadata, self.topics, self.announcer, self.backplane, self.counters)
-            peer.attach(connection)
-        # Not its id's time: the wall clock may be set, and a node that is behind takes later ids.
-        peer.since = self.reactor.seconds()
+            peer = Peer(peer_id, request.metadata, self._peer_services)
+        peer.attach(connection)
+        # Not the time in its id: the wall clock may be set, and a node whose clock is behind makes later ids.
+        peer.joined_at = self.reactor.seconds()
         return peer
 
-    def _not_back(self, peer: Peer, reason: str) -> None:
+    def _session_closed(self, peer: Peer, reason: str) -> None:
         self.counters.leaves[LeaveReason.SHUTDOWN if self.draining else LeaveReason.RESUME_TIMEOUT] += 1
         if peer.topic is not None:
-            self.events.left(peer.id, peer.topic.name, reason, peer.since)
+            self.events.left(peer.id, peer.topic.name, reason, peer.joined_at)
 
-    def _moved(self, peer: Peer, taken: Collection[int]) -> Mapping[int, Forwarding]:
-        if not isinstance(peer, ResumablePeer) or peer.topic is None:
-            return {}
-        self.events.handed_off(peer.id, peer.topic.name)
-        return self.sessions.hand_over(peer, taken)
+    def _session_moved(self, peer: Peer) -> None:
+        if peer.topic is not None:
+            self.events.handed_off(peer.id, peer.topic.name)
 
     def rest(self) -> None:
         """Leave no timer behind when the last connection is gone, and go on with a drain."""
@@ -186,7 +185,7 @@ class SignalingFactory(HttpFactory):
         peers = sum(map(len, self.topics))
         if peers:
             self.events.stopping(peers)
-        return [partial(self.sessions.dismiss_away, peer) for peer in self.sessions.away]
+        return [partial(self.sessions.close_detached, session) for session in self.sessions.detached]
 
     def last_connection_lost(self) -> Deferred[None]:
         """Stop the backplane."""

@@ -38,7 +38,7 @@ from signaling.web.resources import site_root
 from signaling.web.site import BoundedChannel, SignalingSite
 from signaling.web.static_files import pages
 from signaling.websocket.handshake import asks_for_websocket, check_upgrade
-from signaling.websocket.protocol import LeanWebSocketFactory, LeanWebSocketProtocol
+from signaling.websocket.protocol import WebSocketConnection, WebSocketConnectionFactory
 from signaling.websocket.request_head import Head, HeaderValues
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ _PREFIX = b"/ws/"
 R = TypeVar("R")
 
 
-class HttpProtocol(LeanWebSocketProtocol[R]):
+class HttpProtocol(WebSocketConnection[R]):
     """A connection that serves HTTP requests, until one of them opens a WebSocket on it."""
 
     factory: HttpFactory
@@ -103,7 +103,7 @@ class HttpProtocol(LeanWebSocketProtocol[R]):
 
     def schedule_next_request(self) -> None:
         """Let the HTTP channel read its next request when it is this connection's turn."""
-        self.factory.turns.add(self)
+        self.factory.scheduler.add(self)
 
     def goOn(self) -> None:
         """Go on with what waited, in the HTTP channel or here."""
@@ -146,7 +146,7 @@ class HttpProtocol(LeanWebSocketProtocol[R]):
 
 
 @implementer(IProtocolNegotiationFactory)
-class HttpFactory(LeanWebSocketFactory):
+class HttpFactory(WebSocketConnectionFactory):
     """What such connections share: bounds, the site, the log, and the end.
 
     Args:

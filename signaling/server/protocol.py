@@ -19,8 +19,7 @@ from signaling.core.grants import Grant, session_owner
 from signaling.core.interfaces import Receipt
 from signaling.core.join_request import JoinRequest
 from signaling.core.joining import JoinAttempt
-from signaling.core.peer import Peer, return_undelivered
-from signaling.core.session import ResumablePeer
+from signaling.core.peer import Peer, drop_undelivered
 from signaling.errors import ErrorCode, Refused, Rejected
 from signaling.limits import FRAMES_PER_TOKEN
 from signaling.server.http import HttpProtocol
@@ -142,7 +141,7 @@ class SignalingProtocol(HttpProtocol[Receipt]):
             factory.renewals.set(self)
             factory.clock_steps.watch()
         if attempt.request.grant is not None:
-            self._be_bound_by(attempt.request.grant)
+            self._apply_grant(attempt.request.grant)
         attempt.opened()
 
     def attach(self, peer: Peer) -> None:
@@ -151,52 +150,40 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         self._attempt = self._address = None
         self.resume_reading(ReadPause.JOIN)
 
-    # The peer
-
-    def _be_bound_by(self, grant: Grant) -> None:
-        self._may_send = grant.may_send
-        if grant.expires is not None:
-            self.factory.expiries.set(self, grant.expires)
-
-    def expire(self) -> None:
-        """End the connection because its token did."""
-        self.close(_TOKEN_EXPIRED, "the token has expired")
+    # The peer's messages
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
-        """Relay one message, or answer it."""
-        peer = self._peer
+        """Relay one message of the peer, or answer it with an error."""
+        peer, factory = self._peer, self.factory
         if peer is None:
             return
-        if self.factory.limits.max_messages_per_second and not self._within_rate(peer, payload, isBinary):
-            return
-        if not self._may_send:
-            msg_id = None if isBinary else messages.msg_id_of(payload)
-            outcome: Any = Rejected(ErrorCode.FORBIDDEN, "the token allows to receive only", msg_id)
-            peer.reject(outcome)
-        elif isBinary:
-            outcome = Rejected(ErrorCode.INVALID_MESSAGE, "send text messages, not binary ones")
-            peer.reject(outcome)
-        else:
+        tokens = self._take_tokens(1) if factory.limits.max_messages_per_second else 0.0
+        outcome: messages.ClientMessage | Rejected
+        if tokens >= 0 and self._may_send and not isBinary:
             outcome = peer.receive(payload)
-        if self.factory.events.debug:
-            self.factory.events.message(peer.id, outcome)
+        else:
+            outcome = self._rejection(payload, isBinary, tokens)
+            peer.reject(outcome)
+        if factory.events.debug:
+            factory.events.message(peer.id, outcome)
+        if tokens < 0:
+            self._close_if_flooding(tokens)
 
-    def _within_rate(self, peer: Peer, payload: bytes, is_binary: bool) -> bool:
-        left = self._take_tokens(1)
-        if left >= 0:
-            return True
-        text = f"at most {self.factory.limits.max_messages_per_second:g} messages a second; this one was not delivered"
-        rejected = Rejected(ErrorCode.RATE_LIMITED, text, None if is_binary else messages.msg_id_of(payload))
-        peer.reject(rejected)
-        if self.factory.events.debug:
-            self.factory.events.message(peer.id, rejected)
-        self._close_beyond_rate(left)
-        return False
+    def _rejection(self, payload: bytes, is_binary: bool, tokens: float) -> Rejected:
+        """Return the error of a message that is rejected whatever it says."""
+        msg_id = None if is_binary else messages.msg_id_of(payload)
+        if tokens < 0:
+            rate = self.factory.limits.max_messages_per_second
+            text = f"at most {rate:g} messages a second; this one was not delivered"
+            return Rejected(ErrorCode.RATE_LIMITED, text, msg_id)
+        if not self._may_send:
+            return Rejected(ErrorCode.FORBIDDEN, "the token allows to receive only", msg_id)
+        return Rejected(ErrorCode.INVALID_MESSAGE, "send text messages, not binary ones")
 
     def onOverhead(self) -> None:
-        """Count a ping, an unasked pong or a fragment against the rate of messages."""
+        """Count a ping, an unexpected pong or a fragment against the rate of messages."""
         if self.factory.limits.max_messages_per_second:
-            self._close_beyond_rate(self._take_tokens(1 / FRAMES_PER_TOKEN))
+            self._close_if_flooding(self._take_tokens(1 / FRAMES_PER_TOKEN))
 
     def _take_tokens(self, tokens: float) -> float:
         limits = self.factory.limits
@@ -204,64 +191,82 @@ class SignalingProtocol(HttpProtocol[Receipt]):
             self._bucket = TokenBucket(limits.max_messages_per_second, limits.message_burst)
         return self._bucket.take(self.factory.reactor.seconds(), tokens)
 
-    def _close_beyond_rate(self, left: float) -> None:
+    def _close_if_flooding(self, tokens: float) -> None:
         limits = self.factory.limits
-        if left < -limits.message_burst:
+        if tokens < -limits.message_burst:
             self.close(_POLICY_VIOLATION, f"at most {limits.max_messages_per_second:g} messages a second")
 
-    def onUndelivered(self, receipts: list[Receipt]) -> None:
-        """Tell the senders of what will not be written, unless the peer may come back for it."""
-        if not (isinstance(self._peer, ResumablePeer) and self._may_come_back):
-            return_undelivered(receipts, self.factory.counters)
+    # The grant and the ICE servers expire
+
+    def _apply_grant(self, grant: Grant) -> None:
+        self._may_send = grant.may_send
+        if grant.expires is not None:
+            self.factory.expiries.set(self, grant.expires)
+
+    def expire(self) -> None:
+        """Close the connection because its token expired."""
+        self.close(_TOKEN_EXPIRED, "the token has expired")
 
     def renewIceServers(self) -> None:
-        """Tell the peer of new ICE servers, before those that it knows of expire."""
+        """Send the peer new ICE servers before the credentials of the last ones expire."""
         peer = self._peer
         text = self.factory.ice_servers.text(peer.id) if peer is not None else None
         if peer is not None and text is not None:
             peer.renew(text)
             self.factory.renewals.set(self)
 
+    # What became of frames to the peer
+
+    def onWritten(self, receipt: Receipt) -> None:
+        """Report a relay that had to wait to its sender."""
+        sender, msg_id = receipt
+        sender.relay_written(msg_id)
+
+    def onUndelivered(self, receipts: list[Receipt]) -> None:
+        """Answer relays that will not be written with ``dropped``, unless the client may resume and receive them."""
+        if self._peer is None or not (self._peer.resumable and self._may_resume):
+            drop_undelivered(receipts, self.factory.counters)
+
     def onQueueFull(self, depth: int) -> None:
-        """Count how full a queue was that refused something."""
+        """Count how full the queue was when it refused a frame."""
         self.factory.counters.queue_depths_at_drop.add(depth)
 
     def onRoundTrip(self, seconds: float) -> None:
         """Count how long a ping and its pong took."""
         self.factory.counters.ping_round_trips.add(seconds)
 
-    def onWritten(self, receipt: Receipt) -> None:
-        """Tell who waits for that."""
-        sender, msg_id = receipt
-        sender.relay_written(msg_id)
-
-    # What a resumable peer asks
+    # Acknowledgments: the pongs of a session say which messages arrived
 
     def pingMark(self) -> bytes:
-        """Ask a resumable peer what has arrived."""
-        return self._peer.mark if isinstance(self._peer, ResumablePeer) else b""
+        """Return what a ping carries."""
+        return self._peer.ping_payload if self._peer is not None else b""
 
-    def ask(self, mark: bytes) -> None:
-        """Ask the other end to return ``mark``, unless messages wait, which a ping would take room from."""
+    def request_ack(self, payload: bytes) -> None:
+        """Send a ping, unless messages wait: it would take their room in the queue."""
         if self._queue is None:
-            self.sendPing(mark)
+            self.sendPing(payload)
 
     def onPong(self, payload: bytes) -> None:
-        """Take a sign of life, and what it says of what has arrived."""
+        """Stop the ping timeout, and pass on what the pong acknowledges."""
         super().onPong(payload)
-        if isinstance(self._peer, ResumablePeer):
+        if self._peer is not None:
             self._peer.acknowledge(payload)
 
-    def give_up(self) -> None:
-        """Make room for another connection of the same peer."""
+    # The end
+
+    def give_up_session(self) -> None:
+        """End the connection; its session continues on another one, or at another node."""
         self.takeUndelivered()
         self._peer = None
-        self.cut("its peer came back on another connection")
+        self.cut("its session continues on another connection")
 
-    # The way out
+    def cut(self, reason: str) -> None:
+        """End the connection at once, without a close frame."""
+        super().cut(reason)
+        self._lose_peer()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Take the peer out of its topic."""
+        """Clean up; ``onClose``, in the middle of it, removes or detaches the peer."""
         self.factory.renewals.clear(self)
         self.factory.expiries.clear(self)
         super().connectionLost(reason)
@@ -273,33 +278,25 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         if self.slot is not None:
             self.slot.release()
 
-    def cut(self, reason: str) -> None:
-        """End the connection at once; a resumable peer waits for another from now on."""
-        super().cut(reason)
-        if isinstance(self._peer, ResumablePeer):
-            self._lose_peer(self._peer)
-
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
-        """Take the peer out of its topic, or let it wait for another connection."""
-        if self._peer is not None:
-            self._lose_peer(self._peer)
+        """Remove or detach the peer."""
+        self._lose_peer()
 
     @property
-    def _may_come_back(self) -> bool:
+    def _may_resume(self) -> bool:
         return not (self.said_goodbye or self.factory.draining)
 
-    def _lose_peer(self, peer: Peer) -> None:
-        topic, self._peer = peer.topic, None
-        if topic is None:
+    def _lose_peer(self) -> None:
+        """Detach the peer if its client may resume; otherwise the peer leaves."""
+        peer, self._peer = self._peer, None
+        topic = peer.topic if peer is not None else None
+        if peer is None or topic is None:
             return
-        if isinstance(peer, ResumablePeer) and self._may_come_back:
-            slot, self.slot = self.slot, None
-            self.factory.sessions.keep(peer, slot)
-            self.factory.paced_log.write(partial(self.factory.events.detached, peer.id, topic.name, self.end_reason))
+        factory = self.factory
+        if self._may_resume and peer.detach(self.slot):
+            self.slot = None
+            factory.paced_log.write(partial(factory.events.detached, peer.id, topic.name, self.end_reason))
             return
-        self.factory.paced_log.write(
-            partial(self.factory.events.left, peer.id, topic.name, self.end_reason, peer.since)
-        )
-        self.factory.counters.leaves[self.ending] += 1
-        peer.detach()
+        factory.paced_log.write(partial(factory.events.left, peer.id, topic.name, self.end_reason, peer.joined_at))
+        factory.counters.leaves[self.ending] += 1
         peer.leave()

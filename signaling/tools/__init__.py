@@ -1,1 +1,1 @@
-"""Commands beside the server: probe, health check, tokens for trying."""
+"""Commands: a probe, a health check, and tokens for trying access control."""

@@ -1,7 +1,7 @@
-"""``signaling-health``: whether the server in this container answers, wherever it was told to listen.
+"""``signaling-health``: checks that the server in this container answers, on whatever it listens.
 
-It asks the sockets that this user's processes listen on, as Linux lists them, so that it needs no options of its own:
-``--port``, ``--listen`` and ``PORT`` all count. It exits with 0 if one of them answers ``/healthz``, else with 1.
+It needs no options: it requests ``/healthz`` from every socket on which this user's processes listen, as Linux lists
+them. It exits with 0 if one of them answers, else with 1.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from pathlib import Path
 _TIMEOUT_SECONDS = 2.0
 _REQUEST = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 _HEALTHY = re.compile(rb"HTTP/1\.1 200 .*\r\n\r\nok$", re.DOTALL)
-# What a haproxy: endpoint waits for.
+# The header that a haproxy: endpoint expects.
 _PROXY_PROTOCOL = b"PROXY TCP4 127.0.0.1 127.0.0.1 1 1\r\n"
 _TCP_LISTENING = "0A"
 _UNIX_LISTENING = 0x10000
 
 Address = tuple[str, int] | str
-"""Of a TCP port, or the path of a UNIX socket."""
+"""A host and a port, or the path of a UNIX socket."""
 
 
 def main(proc: Path = Path("/proc")) -> int:
-    """Look.
+    """Run the check.
 
     Args:
-        proc: where Linux shows its processes, proc(5).
+        proc: the proc(5) file system.
 
     Returns:
         The exit status.
@@ -44,7 +44,7 @@ def main(proc: Path = Path("/proc")) -> int:
 
 
 def _listening(proc: Path) -> Iterator[Address]:
-    """List where the processes listen whose files this user may see."""
+    """List the listening sockets of the processes whose files this user may see."""
     own = set(_sockets(proc))
     for name, family in (("tcp", IPv4Address), ("tcp6", IPv6Address)):
         for fields in _table(proc / "net" / name):
@@ -58,7 +58,7 @@ def _listening(proc: Path) -> Iterator[Address]:
 
 def _sockets(proc: Path) -> Iterator[str]:
     for descriptor in proc.glob("[0-9]*/fd/*"):
-        # Not every process is ours, and some end meanwhile.
+        # Other users' processes are not readable, and some end meanwhile.
         with suppress(OSError):
             match = re.fullmatch(r"socket:\[(\d+)\]", str(descriptor.readlink()))
             if match is not None:
@@ -72,14 +72,14 @@ def _table(path: Path) -> list[list[str]]:
 
 
 def _reachable(family: type[IPv4Address] | type[IPv6Address], text: str) -> str:
-    # The kernel shows words of four bytes, in the machine's order.
+    # The kernel prints words of four bytes, in the byte order of the machine.
     words = [bytes.fromhex(text[at : at + 8]) for at in range(0, len(text), 8)]
     address = family(b"".join(word[::-1] if sys.byteorder == "little" else word for word in words))
     return "localhost" if address.is_unspecified else str(address)
 
 
 def _answers(address: Address) -> bool:
-    """Tell whether a server of ours answers there, in the clear or by TLS, with the PROXY protocol or without."""
+    """Return whether the server answers there, with or without TLS and the PROXY protocol."""
     return any(
         _ask(address, preamble + _REQUEST, encrypted=encrypted)
         for encrypted in (False, True)
@@ -106,7 +106,7 @@ def _connected(address: Address) -> socket.socket:
 
 
 def _context() -> ssl.SSLContext:
-    # It is asked for its health, and told nothing: whom its certificate is for does not matter.
+    # The request has no secrets, so the certificate does not matter.
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context

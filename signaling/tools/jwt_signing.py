@@ -1,4 +1,4 @@
-"""The other half of ``keys``: what signs tokens, and the JWKS that verifies them. Only ``signaling-token`` needs it."""
+"""Keys that sign tokens, and the JWKS that verifies them, for ``signaling-token``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read_signing_key(data: bytes, kid: str | None = None) -> Key:
     """Read a PEM private key or a secret.
 
     Raises:
-        ValueError: where it is neither, or not of a kind that the server takes.
+        ValueError: it is neither, or the server does not support its kind.
     """
     try:
         if not data.lstrip().startswith(b"-----BEGIN "):
@@ -39,6 +39,6 @@ def jwks(key: Key) -> dict[str, Any]:
     """Return the JWKS that verifies what ``key`` signs: the public half, or the secret itself."""
     material = key.material if key.algorithm == "HS256" else key.material.public_key()
     jwk = _TO_JWK[key.algorithm](material, as_dict=True)
-    # PyJWT adds what the key may be used for; its kind says that here.
+    # PyJWT adds key_ops; "use" says the same.
     jwk.pop("key_ops", None)
     return {"keys": [{**jwk, "alg": key.algorithm, "use": "sig", **({"kid": key.kid} if key.kid else {})}]}

@@ -1,4 +1,4 @@
-"""Mints tokens for trying access control: the command ``signaling-token``. Needs the extra ``[jwt]``."""
+"""``signaling-token``: mints tokens for trying access control. Needs the extra ``jwt``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print a token, or the keys that verify it.
 
     Raises:
-        SystemExit: with one line, where something is wrong.
+        SystemExit: something is wrong, with one line that says what.
     """
     given = _parser().parse_args(arguments)
     try:
@@ -42,22 +42,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     headers = None if key.kid is None else {"kid": key.kid}
     print(jwt.encode(claims, key.material, algorithm=key.algorithm, headers=headers))
     if not given.topic and not given.prefix:
-        print("signaling-token: it covers no topic; see --topic and --prefix", file=sys.stderr)
+        print("signaling-token: the token allows no topic; see --topic and --prefix", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="signaling-token", description="Mint a token for trying access control.")
     parser.add_argument("--key", required=True, help="file with a PEM private key or a secret")
     parser.add_argument("--kid", help="the key's id, as in the server's JWKS")
-    parser.add_argument("--topic", action="append", default=[], help="topic that it covers; repeatable")
-    parser.add_argument("--prefix", action="append", default=[], help="beginning of topics; repeatable, '' is all")
-    parser.add_argument("--receive-only", action="store_true", help="its bearer may not send")
-    parser.add_argument("--metadata", type=_object, help="JSON object that the others are shown")
-    parser.add_argument("--subject", help="whose it is (sub)")
-    parser.add_argument("--audience", help="whom it is for (aud)")
-    parser.add_argument("--issuer", help="who mints it (iss)")
-    parser.add_argument("--seconds", type=int, default=3600, help="how long it is good [default: 3600]")
-    parser.add_argument("--jwks", action="store_true", help="print the JWKS that verifies it instead")
+    parser.add_argument("--topic", action="append", default=[], help="topic that it allows; repeatable")
+    parser.add_argument(
+        "--prefix", action="append", default=[], help="allowed start of topics; repeatable, '' means all"
+    )
+    parser.add_argument("--receive-only", action="store_true", help="do not allow sending")
+    parser.add_argument("--metadata", type=_object, help="JSON object that replaces the client's own metadata")
+    parser.add_argument("--subject", help="the owner (sub)")
+    parser.add_argument("--audience", help="the audience (aud)")
+    parser.add_argument("--issuer", help="the issuer (iss)")
+    parser.add_argument("--seconds", type=int, default=3600, help="lifetime in seconds [default: 3600]")
+    parser.add_argument("--jwks", action="store_true", help="print the JWKS that verifies its tokens instead")
     return parser
 
 

@@ -1,6 +1,6 @@
-"""``signaling-probe URL``: two peers meet and relay once each way, for cron jobs and monitors.
+"""``signaling-probe URL``: joins a topic with two peers and relays once each way, for cron jobs and monitors.
 
-It prints the times and exits with 0, or names what failed and exits with 1.
+It prints the times and exits with 0, or says what failed and exits with 1.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from websockets.exceptions import InvalidHandshake, InvalidStatus, WebSocketExce
 
 R = TypeVar("R")
 
-_LONGEST_FAILURE = 500
+_MAX_FAILURE_CHARACTERS = 500
 _SCHEMES = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
 
 
 class ProbeError(Exception):
-    """What failed, for a person."""
+    """The probe failed; the text says how."""
 
 
 class Probe:
-    """One look at a server.
+    """One probe of a server.
 
     Args:
-        url: of the server, or of its ``/ws/``.
-        timeout_seconds: for each step.
-        token: as a bearer; None where none is needed.
-        authorities: a PEM file that is trusted in place of the system's certificates.
+        url: the URL of the server, or of its ``/ws/``.
+        timeout_seconds: the timeout of each step.
+        token: a bearer token; None if the server needs none.
+        authorities: a PEM file of certificates to trust instead of the system's.
 
     Raises:
-        ProbeError: where the URL is none.
+        ProbeError: the URL is invalid.
     """
 
     def __init__(self, url: str, timeout_seconds: float, token: str | None, authorities: Path | None) -> None:
@@ -52,18 +52,18 @@ class Probe:
         if self._url.startswith("wss:"):
             self._ssl = ssl.create_default_context(cafile=authorities)
 
-    async def look(self) -> str:
-        """Let two peers meet, and relay once each way.
+    async def run(self) -> str:
+        """Join with two peers, and relay once each way.
 
         Returns:
-            How long each step took.
+            The time of each step, for a person.
 
         Raises:
-            ProbeError: naming the step that failed, and how.
+            ProbeError: a step failed.
         """
         connected, first = await _timed("connecting", self._connect())
         async with first:
-            joined, (second, ids) = await _timed("joining", self._meet(first))
+            joined, (second, ids) = await _timed("joining", self._join(first))
             async with second:
                 there, _ = await _timed("relaying", self._relay(first, second, *ids))
                 back, _ = await _timed("relaying back", self._relay(second, first, *reversed(ids)))
@@ -79,7 +79,7 @@ class Probe:
             proxy=None,
         )
 
-    async def _meet(self, first: ClientConnection) -> tuple[ClientConnection, tuple[str, str]]:
+    async def _join(self, first: ClientConnection) -> tuple[ClientConnection, tuple[str, str]]:
         first_id = (await self._expect(first, "welcome"))["selfId"]
         await self._expect(first, "peer-list")
         second = await self._connect()
@@ -100,16 +100,16 @@ class Probe:
     async def _expect(self, connection: ClientConnection, kind: str) -> dict[str, Any]:
         message: dict[str, Any] = json.loads(await asyncio.wait_for(connection.recv(), self._timeout))
         if message["type"] != kind:
-            told = f": {message['code']}" if message["type"] == "error" else ""
-            raise ProbeError(f"expected {kind}, not {message['type']}{told}")
+            code = f": {message['code']}" if message["type"] == "error" else ""
+            raise ProbeError(f"expected {kind}, not {message['type']}{code}")
         return message
 
 
 def topic_url(url: str) -> str:
-    """Return where a fresh topic of the server is.
+    """Return the URL of a new topic on the server.
 
     Raises:
-        ProbeError: where ``url`` is none of ours.
+        ProbeError: ``url`` is not the URL of a server.
     """
     try:
         parts = urlsplit(url)
@@ -153,13 +153,15 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         token = options.token_file.read_text().strip() if options.token_file else os.environ.get("SIGNALING_TOKEN")
-        told = asyncio.run(Probe(options.url, options.timeout, token, options.ca).look())
+        times = asyncio.run(Probe(options.url, options.timeout, token, options.ca).run())
     except (ProbeError, OSError) as error:
-        # The server wrote a part of it: no line of its own, and nothing that steers a terminal.
-        text = "".join(letter if letter.isprintable() else " " for letter in str(error)[:_LONGEST_FAILURE])
+        # Parts of the text come from the server: print one line, without control characters.
+        text = "".join(
+            character if character.isprintable() else " " for character in str(error)[:_MAX_FAILURE_CHARACTERS]
+        )
         print(f"failed: {' '.join(text.split())}", file=sys.stderr)
         return 1
-    print(f"ok: {told}")
+    print(f"ok: {times}")
     return 0
 
 

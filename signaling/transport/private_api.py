@@ -192,8 +192,8 @@ class DirectWrites:
         self.write_to_transport(data)
 
     def write_to_transport(self, data: bytes) -> None:
-        """Write ``data`` to the transport; for a subclass to extend."""
-        self.transport.write(data)
+        """Write ``data`` to the transport; for a subclass."""
+        raise NotImplementedError
 
 
 def pending_bytes(transport: Any) -> int:

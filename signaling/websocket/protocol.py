@@ -1,21 +1,16 @@
-"""A lean WebSocket server protocol on top of Autobahn's, for any application.
+"""A WebSocket server protocol on top of Autobahn's, for any application.
 
-What nearly every frame is, a whole text message or a control frame, is read here on a fast path; the rest, and what
-control frames mean, is left to Autobahn's state machine.
-The handshake is ours (Autobahn's own HTTP is neither bounded nor exact), and so are the bounded queue in front of the
-transport, deadlines that share a timer, and closings that let the other end read why.
-
-If ``SIGNALING_FAST_PATH=off`` is set, or if the installed Autobahn is not as expected, all frames are left to it.
+The handshake is our own (Autobahn's HTTP is neither bounded nor exact), and so are a bounded queue in front of the
+transport, timeouts that share a timer, and a way to close that lets the other end read the reason.
 """
 
 from __future__ import annotations
 
-import os
 from base64 import b64encode
 from contextlib import suppress
 from hashlib import sha1
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from autobahn.twisted.websocket import WebSocketServerFactory
 from twisted.internet.interfaces import ISSLTransport
@@ -28,8 +23,9 @@ from signaling.limits import Limits
 from signaling.timing.clock import Clock
 from signaling.timing.fair_scheduler import FairScheduler
 from signaling.timing.timeouts import Timeouts
-from signaling.transport.private_api import FITS, AutobahnProtocol, DirectWrites, pending_bytes, with_initial_state
-from signaling.websocket.frames import CLOSE, INCOMPLETE, PING, PONG, TEXT, Frame, close_frame, frame, masked_frame_at
+from signaling.transport.private_api import DirectWrites, pending_bytes, with_initial_state
+from signaling.websocket.fast_path import FrameReader
+from signaling.websocket.frames import CLOSE, PING, PONG, close_frame, frame
 from signaling.websocket.handshake import check_upgrade
 from signaling.websocket.outbound_queue import OutboundQueue
 from signaling.websocket.read_pause import ReadPause
@@ -47,49 +43,43 @@ _ACCEPTED = (
 _MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _log = Logger()
 
-_FRAMES_PER_TURN = 16
-# Autobahn takes two steps for a frame, its head and its payload.
-_STEPS_PER_TURN = 2 * _FRAMES_PER_TURN
-_PIECE = 4_096
 _TURNS_PER_PASS = 4
 
 R = TypeVar("R")
 
 
-class LeanWebSocketProtocol(AutobahnProtocol, DirectWrites, Generic[R]):
+class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
     """One connection: its handshake, its frames, its queue, its end.
 
-    An application overrides ``requestReceived`` to look at the request, and ``onOpen``, ``onMessage``, ``onClose`` as
-    with Autobahn; it sends with ``offer`` and ``answer``. ``R`` is the receipt that ``offer`` takes.
+    An application overrides ``requestReceived`` to check the request, and ``onOpen``, ``onMessage``, ``onClose`` as
+    with Autobahn; it sends with ``offer`` and ``answer``. ``R`` is the type of the receipts that ``offer`` takes.
 
     Attributes:
-        fast: whether the fast path is taken.
         end_reason: why the connection ended, for a log.
         ending: the same, for a counter.
         said_goodbye: whether either end sent a close frame.
-        subprotocol: that the handshake answers; empty for none.
+        subprotocol: the one that the handshake answers; empty for none.
     """
 
-    fast: ClassVar[bool] = FITS["frames"] and os.environ.get("SIGNALING_FAST_PATH", "on") != "off"
-    factory: LeanWebSocketFactory
+    factory: WebSocketConnectionFactory
     end_reason = "the connection was lost"
     ending = LeaveReason.CONNECTION_LOST
     said_goodbye = False
     subprotocol = b""
-    _read_pauses = 0
     _pongs_due = 0
-    _buffered_bytes = 0
-    _taken_bytes = 0
+    # By the transport, in all; and how many of these had left it when the write timeout was set.
+    _accepted_bytes = 0
+    _sent_bytes = 0
     _key = b""
     _queue: OutboundQueue[R] | None = None
-    _corked: list[bytes] | None = None
+    _held: list[bytes] | None = None
 
     def __init__(self) -> None:
         if not self.fast:
             super().__init__()
 
     def connectionMade(self) -> None:
-        """Start the deadline of the handshake."""
+        """Start the handshake timeout."""
         if not self.fast:
             super().connectionMade()
         else:
@@ -98,9 +88,9 @@ class LeanWebSocketProtocol(AutobahnProtocol, DirectWrites, Generic[R]):
         self.factory.connection_made(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Forget the connection, after ``onUndelivered`` and ``onClose`` were told."""
+        """Clean up, and call ``onUndelivered`` and ``onClose``."""
         self.state = self.STATE_CLOSED
-        self._forget_deadlines()
+        self._clear_timeouts()
         self.factory.closings.clear(self)
         self.factory.connections.discard(self)
         self._abandon_queue()
@@ -112,7 +102,7 @@ class LeanWebSocketProtocol(AutobahnProtocol, DirectWrites, Generic[R]):
     # The handshake
 
     def dataReceived(self, data: bytes) -> None:
-        """Take bytes off the wire. What comes after our close frame is not looked at."""
+        """Handle bytes of the other end; those that come after our close frame are dropped."""
         if self.state == self.STATE_OPEN:
             self.data = self.data + data if self.data else data
             # TLS delivers what it has decrypted already.
@@ -138,10 +128,10 @@ class LeanWebSocketProtocol(AutobahnProtocol, DirectWrites, Generic[R]):
             self.factory.handshakes.set(self)
 
     def requestReceived(self, head: Head) -> None:
-        """Decide on a complete request head; this class accepts every upgrade.
+        """Accept or refuse a request, whose head is complete; this class accepts every upgrade.
 
         Args:
-            head: what came after it is in ``self.data``.
+            head: of the request; bytes that came behind it are in ``self.data``.
         """
         try:
             if not head.may_upgrade:
@@ -160,48 +150,46 @@ class LeanWebSocketProtocol(AutobahnProtocol, DirectWrites, Generic[R]):
         self.transport.registerProducer(self, True)
         self.factory.pings.set(self)
         self.state = self.STATE_OPEN
-        self.factory.cork()
+        self.factory.hold_writes()
         try:
             chosen = b"Sec-WebSocket-Protocol: %b\r\n" % self.subprotocol if self.subprotocol else b""
             self._put(_ACCEPTED % (b64encode(sha1(key + _MAGIC).digest()), chosen))
             self.onOpen()
         finally:
-            self.factory.uncork()
+            self.factory.flush_writes()
         if self._read_pauses:
             self.resume_reading(ReadPause.HANDSHAKE)
         elif self.data:
             self.consumeData()
 
     def acceptInTurn(self, key: bytes) -> None:
-        """Answer the handshake when it is this connection's turn, for an application whose ``onOpen`` takes long.
+        """Call ``accept`` when it is this connection's turn, for an application whose ``onOpen`` takes long.
 
         Args:
             key: the checked ``Sec-WebSocket-Key``.
         """
         self._key = key
         self.pause_reading(ReadPause.HANDSHAKE)
-        self.factory.turns.add(self)
+        self.factory.scheduler.add(self)
 
     def takeTurn(self) -> None:
-        """Do what waited for this connection's turn."""
+        """Called by the scheduler when it is this connection's turn."""
         try:
             self.goOn()
         except Exception:
-            # A transport would do the same with what its protocol raises.
+            # A transport does the same with what its protocol raises.
             _log.failure("an error in the turn of a connection")
             self.cut("an error in its turn")
 
     def goOn(self) -> None:
-        """Go on with what waited."""
+        """Continue what waited for this turn."""
         if self.state == self.STATE_CONNECTING:
             self.accept(self._key)
-        elif self._read_pauses == ReadPause.TURN:
-            self.consumeData()
         else:
-            self._read_pauses &= ~ReadPause.TURN
+            self.take_read_turn()
 
     def refuse(self, refused: Refused) -> None:
-        """Answer the request with an HTTP error and end the connection; nothing where that was done already."""
+        """Answer the request with an HTTP error and end the connection; no-op if it was answered already."""
         if self.state != self.STATE_CONNECTING:
             return
         status = HTTPStatus(refused.status)
@@ -219,119 +207,19 @@ class LeanWebSocketProtocol(AutobahnProtocol, DirectWrites, Generic[R]):
         self.endGently()
 
     def handshakeLate(self) -> None:
-        """End a connection whose request did not come in time."""
+        """End a connection whose request did not arrive in time."""
         self.end_reason = f"no complete request within {self.factory.limits.handshake_timeout_seconds:g} s"
         self._full_close()
 
-    # Reading
-
-    def pause_reading(self, reason: ReadPause) -> None:
-        """Stop reading until ``resume_reading`` was called for ``reason``, and for every other one.
-
-        Nothing happens once the connection is closing: the other end's close would go unnoticed.
-        """
-        if self.state not in (self.STATE_CONNECTING, self.STATE_OPEN):
-            return
-        if not self._read_pauses:
-            self.transport.pauseProducing()
-        self._read_pauses |= reason
-
-    def resume_reading(self, reason: ReadPause) -> None:
-        """Remove a reason not to read; after the last one, handle what was read before, in turn, and read on."""
-        if not self._read_pauses & reason:
-            return
-        self._read_pauses &= ~reason
-        if self._read_pauses:
-            return
-        if self.data and self.state == self.STATE_OPEN:
-            self._read_pauses = ReadPause.TURN
-            self.factory.turns.add(self)
-        else:
-            self.transport.resumeProducing()
-
-    def consumeData(self) -> None:
-        """Process what was read, for one turn, or until there is a reason to pause."""
-        more: bool | None = None
-        if self.fast and self.current_frame is None and not self.inside_message:
-            more = self._read_whole_frames()
-        if more is None:
-            more = self._read_frames()
-        if self.state != self.STATE_OPEN:
-            self.data = b""
-        elif self._read_pauses > ReadPause.TURN:
-            self._read_pauses &= ~ReadPause.TURN
-        elif more:
-            self.pause_reading(ReadPause.TURN)
-            self.factory.turns.add(self)
-        elif self._read_pauses:
-            self._read_pauses = 0
-            self.transport.resumeProducing()
-
-    def _read_whole_frames(self) -> bool | None:
-        """Handle the whole text messages and control frames in front of what was read.
-
-        Returns:
-            Whether there is more to do in another turn; None where Autobahn has to go on.
-        """
-        data = self.data
-        found = masked_frame_at(data, 0, self.maxMessagePayloadSize)
-        if found is None or found is INCOMPLETE:
-            return None
-        self.data = b""
-        opcode, payload, end = found
-        if end == len(data):
-            self._take_frame(opcode, payload)
-            return False
-        self.factory.cork()
-        try:
-            return self._read_burst(data, found)
-        finally:
-            self.factory.uncork()
-
-    def _read_burst(self, data: bytes, found: Frame) -> bool | None:
-        upcoming: Frame | None = found
-        for _ in range(_FRAMES_PER_TURN):
-            if upcoming is None or upcoming is INCOMPLETE or self._read_pauses > ReadPause.TURN:
-                break
-            opcode, payload, end = upcoming
-            self._take_frame(opcode, payload)
-            if self.state != self.STATE_OPEN:
-                return False
-            upcoming = masked_frame_at(data, end, self.maxMessagePayloadSize)
-        self.data = data[end:]
-        if self.data and (upcoming is None or upcoming is INCOMPLETE):
-            return None
-        return bool(self.data)
-
-    def _take_frame(self, opcode: int, payload: bytes) -> None:
-        if opcode == TEXT:
-            self.onMessage(payload, False)
-            return
-        self.handle_control_frame(opcode, payload)
-
-    def _read_frames(self) -> bool:
-        """Let Autobahn handle what was read; returns whether there is more to do in another turn."""
-        # Autobahn copies all that it has with each step.
-        data, at = self.data, _PIECE
-        self.data = data[:at]
-        for _ in range(_STEPS_PER_TURN):
-            if self.state != self.STATE_OPEN or self._read_pauses > ReadPause.TURN:
-                break
-            if not self.processData():
-                if at >= len(data):
-                    return False
-                self.data += data[at : at + _PIECE]
-                at += _PIECE
-        self.data += data[at:]
-        return True
+    # Pings and pongs
 
     def onPing(self, payload: bytes) -> None:
-        """Answer a ping in its turn; Autobahn would write past the queue."""
+        """Answer a ping behind what is queued; Autobahn would write past the queue."""
         self.onOverhead()
         self.answer(frame(PONG, payload))
 
     def onPong(self, payload: bytes) -> None:
-        """Take any pong as a sign of life."""
+        """Clear the pong timeout; any pong does."""
         if self._pongs_due:
             self._pongs_due -= 1
         else:
@@ -341,10 +229,35 @@ class LeanWebSocketProtocol(AutobahnProtocol, DirectWrites, Generic[R]):
             factory = self.factory
             self.onRoundTrip(factory.reactor.seconds() - due + factory.limits.ping_timeout_seconds)
 
+    def ping(self) -> None:
+        """Send a ping, unless frames wait for the transport, and set the timers of the next ping and of the pong."""
+        self.factory.pings.set(self)
+        if self._queue is None:
+            self.sendPing(self.pingMark())
+            self.factory.pongs.set_once(self)
+
+    def sendPing(self, mark: bytes) -> None:
+        """Send a ping, whose pong does not count as overhead.
+
+        Args:
+            mark: its payload, which the pong returns.
+        """
+        self._pongs_due += 1
+        self.answer(frame(PING, mark))
+
+    def pingMark(self) -> bytes:
+        """Return the payload of the next ping, which its pong returns; for an application to override."""
+        return b""
+
+    def pongLate(self) -> None:
+        """Abort the connection, because its pong did not arrive in time."""
+        self.ending = LeaveReason.PING_TIMEOUT
+        self.cut(f"no pong within {self.factory.limits.ping_timeout_seconds:g} s")
+
     # Writing
 
     def offer(self, frame: bytes, receipt: R | None = None) -> bool:
-        """Write or queue ``frame``; False where the queue is full or the connection is not open."""
+        """Write or queue ``frame``; returns False if the queue is full or the connection is not open."""
         if self.state != self.STATE_OPEN:
             return False
         if self._queue is not None:
@@ -356,7 +269,7 @@ class LeanWebSocketProtocol(AutobahnProtocol, DirectWrites, Generic[R]):
         return True
 
     def answer(self, frame: bytes) -> None:
-        """Write or queue ``frame``, however full the queue is; nothing where the connection is not open."""
+        """Write or queue ``frame``, however full the queue is; no-op if the connection is not open."""
         if self.state != self.STATE_OPEN:
             return
         if self._queue is not None:
@@ -367,63 +280,62 @@ class LeanWebSocketProtocol(AutobahnProtocol, DirectWrites, Generic[R]):
             self._put(frame)
 
     def _put(self, frame: bytes) -> None:
-        corked = self.factory.corked
-        if corked is None:
+        holding = self.factory.holding
+        if holding is None:
             self.write_now(frame)
-        elif self._corked is None:
-            self._corked = [frame]
-            corked.append(self)
+        elif self._held is None:
+            self._held = [frame]
+            holding.append(self)
         else:
-            self._corked.append(frame)
+            self._held.append(frame)
 
-    def uncork(self) -> None:
-        """Write in one piece what came out of one burst."""
-        frames, self._corked = self._corked, None
+    def flush(self) -> None:
+        """Write the frames that were held back, in one piece."""
+        frames, self._held = self._held, None
         if frames:
             self.write_now(b"".join(frames))
 
     def write_to_transport(self, data: bytes) -> None:
-        """Write to the transport, with a write timeout."""
+        """Write to the transport, and start the write timeout if nothing waited there."""
         waited = self.pending_bytes
-        self._buffered_bytes += len(data)
-        super().write_to_transport(data)
+        self._accepted_bytes += len(data)
+        self.transport.write(data)
         if not waited and self.state == self.STATE_OPEN:
-            self._watch_progress()
+            self._start_write_timeout()
 
-    def _watch_progress(self) -> None:
-        """Start the write timeout."""
-        self._taken_bytes = self._buffered_bytes - self.pending_bytes
+    def _start_write_timeout(self) -> None:
+        self._sent_bytes = self._accepted_bytes - self.pending_bytes
         self.factory.stalls.set(self)
 
     @property
     def pending_bytes(self) -> int:
-        """What the transport holds and the other end has not taken."""
+        """How many bytes wait in the transport."""
         return pending_bytes(self.transport)
 
     @property
     def blocked(self) -> bool:
-        """Whether what is offered has to wait."""
+        """Whether frames have to wait for the transport."""
         return self._queue is not None and self._queue.blocked
 
     @property
     def waiting(self) -> int:
-        """How many offers with a receipt wait for the transport."""
+        """How many frames with a receipt wait for the transport."""
         return self._queue.receipts if self._queue is not None else 0
 
     def pauseProducing(self) -> None:
-        """Hear from the transport that it takes nothing for the moment."""
+        """Called by the transport when it is not writable: queue frames from now on."""
         if self._queue is None:
             limits = self.factory.limits
             self._queue = OutboundQueue(
                 self.write_now, self.onWritten, limits.high_water_messages, limits.high_water_bytes
             )
         self._queue.block()
-        self._watch_progress()
-        # The ping may be stuck behind what waits: until the transport takes data again, only the write timeout counts.
+        self._start_write_timeout()
+        # A ping may be stuck behind what waits: until the transport is writable again, only the write timeout counts.
         self.factory.pongs.clear(self)
 
     def resumeProducing(self) -> None:
-        """Hear from the transport that it takes data again."""
+        """Called by the transport when it is writable again: write what is queued."""
         self.factory.stalls.clear(self)
         if self._queue is not None:
             self._queue.unblock()
@@ -433,52 +345,27 @@ class LeanWebSocketProtocol(AutobahnProtocol, DirectWrites, Generic[R]):
             self.resume_reading(ReadPause.QUEUE_FULL)
 
     def stopProducing(self) -> None:
-        """Hear from the transport that it is gone; ``connectionLost`` follows."""
+        """Called by the transport when it is lost; ``connectionLost`` follows."""
 
     def stalled(self) -> None:
-        """Cut the connection off, if its transport took nothing at all for the whole write timeout."""
+        """Abort the connection if nothing at all was sent during the write timeout."""
         pending = self.pending_bytes
         if not pending:
             return
-        if self._buffered_bytes - pending > self._taken_bytes:
-            self._watch_progress()
+        if self._accepted_bytes - pending > self._sent_bytes:
+            self._start_write_timeout()
         else:
             self.ending = LeaveReason.WRITE_TIMEOUT
             self.cut(f"it took nothing for {self.factory.limits.write_timeout_seconds:g} s")
-
-    def ping(self) -> None:
-        """Ask for a sign of life, and for the next time to ask."""
-        self.factory.pings.set(self)
-        if self._queue is None:
-            self.sendPing(self.pingMark())
-            self.factory.pongs.set_once(self)
-
-    def sendPing(self, mark: bytes) -> None:
-        """Send a ping; its pong is no overhead.
-
-        Args:
-            mark: what the pong returns.
-        """
-        self._pongs_due += 1
-        self.answer(frame(PING, mark))
-
-    def pingMark(self) -> bytes:
-        """Tell what a ping carries and its pong returns; for an application to override."""
-        return b""
-
-    def pongLate(self) -> None:
-        """Cut the connection off, because it gave no sign of life."""
-        self.ending = LeaveReason.PING_TIMEOUT
-        self.cut(f"no pong within {self.factory.limits.ping_timeout_seconds:g} s")
 
     # The end
 
     def close(self, code: int, reason: str) -> None:
         """Send a close frame and end the connection.
 
-        The other end can read why, also where it is in the middle of sending: we close our half, and read on without
-        looking until it closes its own or the close timeout is over. A full close with unread bytes would reset the
-        connection and could take the close frame with it.
+        The other end can read the reason even in the middle of sending: we half-close, and drop what we read until it
+        closes its half or the close timeout is over. A full close with unread bytes would reset the connection, and the
+        close frame could be lost.
 
         Args:
             code: RFC 6455, section 7.4.
@@ -486,7 +373,7 @@ class LeanWebSocketProtocol(AutobahnProtocol, DirectWrites, Generic[R]):
         """
         if self.state != self.STATE_OPEN:
             return
-        self.uncork()
+        self.flush()
         self.write_now(close_frame(code, reason))
         self.said_goodbye = True
         self.ending = LeaveReason.CLOSED_BY_SERVER
@@ -494,15 +381,15 @@ class LeanWebSocketProtocol(AutobahnProtocol, DirectWrites, Generic[R]):
         self.endGently()
 
     def cut(self, reason: str) -> None:
-        """End the connection at once, without a word to an end that does not listen."""
+        """Abort the connection, without a close frame; ``reason`` is for the log."""
         self.end_reason = f"cut off: {reason}"
         self.state = self.STATE_CLOSING
-        self._forget_deadlines()
+        self._clear_timeouts()
         self._abandon_queue()
         self.transport.abortConnection()
 
     def goAway(self, code: int = GOING_AWAY) -> None:
-        """End the connection because the server stops."""
+        """End the connection because the server shuts down."""
         if self.state == self.STATE_OPEN:
             self.close(code, "the server is stopping")
             self.ending = LeaveReason.SHUTDOWN
@@ -510,32 +397,29 @@ class LeanWebSocketProtocol(AutobahnProtocol, DirectWrites, Generic[R]):
             self._full_close()
 
     def closeLate(self) -> None:
-        """Abort a connection that did not end in time."""
+        """Abort a connection that did not close in time."""
         self.transport.abortConnection()
 
     def onQueueFull(self, depth: int) -> None:
-        """Hear that the queue refused a frame; for an application to override.
+        """Called when the queue refused a frame; for an application to override.
 
         Args:
-            depth: how many wait.
+            depth: how many frames wait.
         """
 
-    def onOverhead(self) -> None:
-        """Hear of a frame besides whole messages and pongs that were asked for; for an application to override."""
-
     def onRoundTrip(self, seconds: float) -> None:
-        """Hear how long a ping and its pong took; for an application to override."""
+        """Called with the time from a ping to its pong; for an application to override."""
 
     def onWritten(self, receipt: R) -> None:
-        """Hear that what had to wait was written; for an application to override."""
+        """Called when a frame that was queued is written; for an application to override."""
 
     def onUndelivered(self, receipts: list[R]) -> None:
-        """Hear of what was queued and will not be written, oldest first; for an application to override."""
+        """Called with what was queued and will never be written, oldest first; for an application to override."""
 
     def endGently(self) -> None:
-        """End the connection so that the other end can read all that was written, within the close timeout."""
+        """Half-close: the other end can read all that was written, and has the close timeout to close its half."""
         self._start_closing()
-        # TLS has no half of a connection to close; its own closing alert waits for the other end's.
+        # TLS cannot half-close; its own closing alert waits for the other end's.
         if ISSLTransport.providedBy(self.transport):
             self.transport.loseConnection()
         else:
@@ -547,14 +431,11 @@ class LeanWebSocketProtocol(AutobahnProtocol, DirectWrites, Generic[R]):
 
     def _start_closing(self) -> None:
         self.state = self.STATE_CLOSING
-        self.data = b""
-        self._forget_deadlines()
+        self._clear_timeouts()
         self.factory.closings.set(self)
         # A transport with a producer never closes; one that is not read never notices that the other end did.
         self.transport.unregisterProducer()
-        if self._read_pauses:
-            self._read_pauses = 0
-            self.transport.resumeProducing()
+        self.read_until_closed()
         self._abandon_queue()
 
     def takeUndelivered(self) -> list[R]:
@@ -567,41 +448,42 @@ class LeanWebSocketProtocol(AutobahnProtocol, DirectWrites, Generic[R]):
         if receipts:
             self.onUndelivered(receipts)
 
-    def _forget_deadlines(self) -> None:
+    def _clear_timeouts(self) -> None:
         factory = self.factory
-        for deadlines in (factory.handshakes, factory.pings, factory.pongs, factory.stalls):
-            deadlines.clear(self)
-        factory.turns.remove(self)
+        for timeouts in (factory.handshakes, factory.pings, factory.pongs, factory.stalls):
+            timeouts.clear(self)
+        factory.scheduler.remove(self)
 
-    # Autobahn's own ways to an end, led to ours
+    # What Autobahn calls after a close frame of the other end
 
     def sendCloseFrame(self, code: int | None = None, reasonUtf8: bytes | None = None, isReply: bool = False) -> None:
-        """Answer the other end's close frame, behind what was written before."""
-        self.uncork()
+        """Answer the close frame of the other end, behind what was written before."""
+        self.flush()
         self.write_now(frame(CLOSE, b"" if code is None else code.to_bytes(2, "big") + (reasonUtf8 or b"")))
         self.state = self.STATE_CLOSING
         self.said_goodbye = True
 
     def dropConnection(self, abort: bool = False) -> None:
-        """End the connection after the other end's close frame was answered."""
+        """End the connection after the close frame of the other end was answered."""
         self.ending = LeaveReason.CLOSED
         self.end_reason = f"closed by the peer with {self.remoteCloseCode or 'no code'}"
         self._full_close()
 
 
-class LeanWebSocketFactory(WebSocketServerFactory):
-    """What the connections of one server share: their bounds and their deadlines.
+class WebSocketConnectionFactory(WebSocketServerFactory):
+    """What the connections of one server share: their limits, their timeouts and their scheduler.
 
     Args:
-        limits: the bounds.
-        reactor: tells the time.
+        limits: the limits of each connection.
+        reactor: the clock of all timeouts.
     """
 
-    protocol: Any = LeanWebSocketProtocol
+    protocol: Any = WebSocketConnection
     noisy = False
-    corked: list[LeanWebSocketProtocol[Any]] | None = None
-    _prepared_from: Any = None
-    _prepared: Any = None
+    # The connections with frames that are held back; None if frames are written at once.
+    holding: list[WebSocketConnection[Any]] | None = None
+    _declared_class: Any = None
+    _class: Any = None
 
     def __init__(self, limits: Limits, reactor: IReactorTime) -> None:
         super().__init__(server="", reactor=reactor)
@@ -614,7 +496,7 @@ class LeanWebSocketFactory(WebSocketServerFactory):
             closeHandshakeTimeout=0,
         )
         self.limits = limits
-        self.connections: set[LeanWebSocketProtocol[Any]] = set()
+        self.connections: set[WebSocketConnection[Any]] = set()
         clock: Clock = reactor
         self.handshakes: Timeouts[Any] = Timeouts(
             clock, limits.handshake_timeout_seconds, lambda connection: connection.handshakeLate()
@@ -629,15 +511,16 @@ class LeanWebSocketFactory(WebSocketServerFactory):
         self.closings: Timeouts[Any] = Timeouts(
             clock, limits.close_timeout_seconds, lambda connection: connection.closeLate()
         )
-
-        self.turns: FairScheduler[Any] = FairScheduler(clock, _TURNS_PER_PASS, lambda connection: connection.takeTurn())
+        self.scheduler: FairScheduler[Any] = FairScheduler(
+            clock, _TURNS_PER_PASS, lambda connection: connection.takeTurn()
+        )
 
     def buildProtocol(self, addr: Any) -> Any:
-        """Make a connection of the class ``protocol``, with Autobahn's initial state in the class."""
-        if self.protocol is not self._prepared_from:
-            self._prepared_from = self.protocol
-            self._prepared = with_initial_state(self.protocol, self) if self.protocol.fast else self.protocol
-        connection = self._prepared()
+        """Return a connection of the class ``protocol``; if it is fast, of a subclass with the initial state."""
+        if self.protocol is not self._declared_class:
+            self._declared_class = self.protocol
+            self._class = with_initial_state(self.protocol, self) if self.protocol.fast else self.protocol
+        connection = self._class()
         connection.factory = self
         return connection
 
@@ -647,19 +530,19 @@ class LeanWebSocketFactory(WebSocketServerFactory):
         self.handshakes.set(connection)
 
     def rest(self) -> None:
-        """Leave no timer behind when the last connection is gone; an application's tests would find a dirty reactor."""
-        for deadlines in (self.handshakes, self.pings, self.pongs, self.stalls, self.closings):
-            deadlines.rest()
+        """Cancel the timers when the last connection is gone; an application's tests would find the reactor dirty."""
+        for timeouts in (self.handshakes, self.pings, self.pongs, self.stalls, self.closings):
+            timeouts.rest()
 
-    def cork(self) -> None:
-        """Hold back what is written until ``uncork``: a burst to one peer leaves in one piece."""
-        self.corked = []
+    def hold_writes(self) -> None:
+        """Hold frames back until ``flush_writes``: what one burst sends to a connection is written in one piece."""
+        self.holding = []
 
-    def uncork(self) -> None:
-        """Write what was held back."""
-        held, self.corked = self.corked or [], None
-        for connection in held:
-            connection.uncork()
+    def flush_writes(self) -> None:
+        """Write all frames that were held back."""
+        connections, self.holding = self.holding or [], None
+        for connection in connections:
+            connection.flush()
 
 
 def _set_no_delay(transport: Any) -> None:

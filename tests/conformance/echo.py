@@ -16,7 +16,7 @@ from twisted.logger import (
 
 from signaling.limits import Limits
 from signaling.websocket.frames import TEXT, frame
-from signaling.websocket.protocol import LeanWebSocketFactory, LeanWebSocketProtocol
+from signaling.websocket.protocol import WebSocketConnection, WebSocketConnectionFactory
 
 _BINARY = 0x2
 _LARGEST_MESSAGE_BYTES = 16 * 2**20
@@ -31,7 +31,7 @@ _LIMITS = Limits(
 )
 
 
-class Echo(LeanWebSocketProtocol[None]):
+class Echo(WebSocketConnection[None]):
     """Answers every message with itself, in one frame; what piles up is bounded by reading no further."""
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
@@ -43,7 +43,7 @@ def main() -> None:
     errors_only = LogLevelFilterPredicate(defaultLogLevel=LogLevel.error)
     observer = FilteringLogObserver(textFileLogObserver(sys.stderr), [errors_only])
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
-    factory = LeanWebSocketFactory(_LIMITS, reactor)
+    factory = WebSocketConnectionFactory(_LIMITS, reactor)
     factory.protocol = Echo
     endpoint = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
     endpoint.listen(factory).addCallback(lambda port: print(f"listening on {port.getHost().port}", flush=True))

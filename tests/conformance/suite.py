@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.conformance.installation import python2_environment
 from tests.conformance.verdicts import Case
-from tests.system.twistd import Server
+from tests.harness.server import Server, launch
 
 # How the echo server is started; the suite has to pass with each.
 MODES: dict[str, tuple[str, ...]] = {"default": ()}
@@ -109,8 +109,7 @@ class Suite:
 @contextmanager
 def _echo_server(arguments: Sequence[str]) -> Iterator[Server]:
     command = [sys.executable, "-m", "tests.conformance.echo", *arguments]
-    process = subprocess.Popen(command, cwd=_TREE, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    server = Server(process)
+    server = launch(command, cwd=_TREE)
     try:
         server.port = int(server.wait_for(r"^listening on (\d+)$")[1])
         yield server

@@ -1,40 +1,39 @@
-"""A server that lives as long as the process, a observer in it, and one stranger after another who says anything.
+"""A server that lives as long as the process, an observer in its topic, and one client after another with any input.
 
-Leaner than the world of ``tests.integration``, for thousands of strangers in a second. Time stands still, ids repeat
-and a transport takes everything at once, so that two strangers who say the same are answered the same.
+Leaner than the harness of ``tests.integration``, for thousands of clients in a second. Time stands still and ids
+repeat, so that two clients with the same input get the same answer.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
-from twisted.internet.address import IPv4Address
-from twisted.internet.interfaces import IPushProducer, ITCPTransport
 from twisted.internet.protocol import connectionDone
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel, formatEvent, globalLogPublisher
-from zope.interface import implementer
 
 from signaling import SignalingFactory
 from signaling.server.protocol import SignalingProtocol
 from signaling.timing.timeouts import Timeouts
 from tests.fuzz import model
+from tests.harness.frames import masked, server_frames
+from tests.harness.memory_transport import MemoryTransport
 
 TOPIC = "room"
-OBSERVER_ID, STRANGER_ID = f"{1:026}", f"{2:026}"
+OBSERVER_ID, CLIENT_ID = f"{1:026}", f"{2:026}"
 UPGRADE = (
     b"GET /ws/room HTTP/1.1\r\nHost: server\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
 )
 
-_ADDRESS = IPv4Address("TCP", "192.0.2.1", 40_000)
 _DATE = re.compile(rb"\r\nDate: [^\r]*")
-_JOINED = b'{"type":"peer-joined","peerId":"%b"}' % STRANGER_ID.encode()
-_LEFT = b'{"type":"peer-left","peerId":"%b"}' % STRANGER_ID.encode()
+_JOINED = b'{"type":"peer-joined","peerId":"%b"}' % CLIENT_ID.encode()
+_LEFT = b'{"type":"peer-left","peerId":"%b"}' % CLIENT_ID.encode()
 _BETWEEN_PEERS = {
     '"peer-joined"': ({"type", "peerId"}, {"metadata"}),
     '"peer-left"': ({"type", "peerId"}, set()),
@@ -42,124 +41,69 @@ _BETWEEN_PEERS = {
 }
 
 
-class Find(AssertionError):
+class Finding(AssertionError):
     """A property does not hold."""
 
 
 def expect(holds: bool, what: str, seen: object = "") -> None:
-    """Raise a find where a property does not hold."""
+    """Raise a finding if a property does not hold."""
     if not holds:
-        raise Find(f"{what}: {seen!r}" if seen else what)
+        raise Finding(f"{what}: {seen!r}" if seen else what)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a stranger and the observer could see of one connection.
+    """What the client and the observer could see of one connection.
 
     Args:
-        answer: all bytes that the stranger got.
-        ending: how the server ended the connection, empty where it did not.
-        heard: all bytes that the observer got.
+        answer: all bytes that the client received.
+        ending: how the server ended the connection, empty if it did not.
+        observed: all bytes that the observer received.
     """
 
     answer: bytes
     ending: str
-    heard: bytes
+    observed: bytes
 
 
-@implementer(ITCPTransport, IPushProducer)
-class Transport:
-    """The server's end of a connection.
+class FuzzTransport(MemoryTransport):
+    """A transport whose client takes each write at once, or stalls until ``take``.
 
     Args:
-        stalls: whether it pushes back after each write, until ``take``.
+        stalls: whether it stalls after each write.
     """
 
-    dataBuffer = b""
-    offset = _tempDataLen = 0
-
     def __init__(self, stalls: bool = False) -> None:
-        self.written = b""
-        self.reading = True
-        self.ending = ""
-        self._stalls = stalls
-        self._paused = False
-        self._producer: Any = None
+        super().__init__()
+        self.taking = not stalls
+        self.bufferSize = 0 if stalls else sys.maxsize
 
     @property
-    def disconnecting(self) -> bool:
-        """Whether nothing more is read: both halves are closed."""
-        return self.ending in ("closed", "aborted")
-
-    def take(self) -> bool:
-        """Take what was pushed back; returns whether there was anything."""
-        if not self._paused:
-            return False
-        self._paused = False
-        self._producer.resumeProducing()
-        return True
+    def ending(self) -> str:
+        """How the server ended the connection; empty if it did not."""
+        if self.aborted or self.disconnecting:
+            return "aborted" if self.aborted else "closed"
+        return "half closed" if self.write_ended else ""
 
     def write(self, data: bytes) -> None:
-        if self.ending or not data:
-            return
-        self.written += data
-        if self._stalls and self._producer is not None and not self._paused:
-            self._paused = True
-            self._producer.pauseProducing()
+        if not self.ending:
+            super().write(data)
+            if self.taking:
+                self.dataBuffer = b""
 
-    def writeSequence(self, data: Iterable[bytes]) -> None:
-        self.write(b"".join(data))
-
-    def registerProducer(self, producer: Any, streaming: bool) -> None:
-        expect(self._producer is None, "a second producer")
-        self._producer = producer
-
-    def unregisterProducer(self) -> None:
-        self._producer, self._paused = None, False
-
-    def loseConnection(self) -> None:
-        self.ending = "closed"
-
-    def loseWriteConnection(self) -> None:
-        self.ending = self.ending or "half closed"
-
-    def abortConnection(self) -> None:
-        self.ending = "aborted"
-
-    def pauseProducing(self) -> None:
-        self.reading = False
-
-    def resumeProducing(self) -> None:
-        self.reading = True
-
-    def stopProducing(self) -> None:
-        self.loseConnection()
-
-    def setTcpNoDelay(self, enabled: bool) -> None: ...
-
-    def getTcpNoDelay(self) -> bool:
-        return True
-
-    def setTcpKeepAlive(self, enabled: bool) -> None: ...
-
-    def getTcpKeepAlive(self) -> bool:
-        return False
-
-    def getPeer(self) -> IPv4Address:
-        return _ADDRESS
-
-    def getHost(self) -> IPv4Address:
-        return _ADDRESS
+    def forget(self) -> None:
+        """Drop what was written so far."""
+        self._log.clear()
 
 
 class _Ids:
-    """Gives the first peer the observer's id, and every later one the stranger's: there is one at a time."""
+    """Gives the first peer the observer's id, and every later one the client's: there is one at a time."""
 
     def __init__(self) -> None:
         self._next = OBSERVER_ID
 
     def next(self) -> str:
-        given, self._next = self._next, STRANGER_ID
+        given, self._next = self._next, CLIENT_ID
         return given
 
 
@@ -168,21 +112,21 @@ class _LeftToAutobahn(SignalingProtocol):
 
 
 class FuzzHarness:
-    """One server with a observer who is in the topic ``room``.
+    """One server with an observer in the topic ``room``.
 
     Args:
         fast: whether the server may take its fast path; otherwise Autobahn reads every frame.
-        talks: whether the server logs all that it can, which takes half of its time.
+        verbose: whether the server logs all that it can, which takes half of its time.
     """
 
-    def __init__(self, fast: bool = True, talks: bool = True) -> None:
+    def __init__(self, fast: bool = True, verbose: bool = True) -> None:
         self._clock = Clock()
         # Every way in that an operator can open has something to read in a request.
         self._factory = SignalingFactory(
             allow_origins=["https://example.org", "https://*.example.com", "null"],
             trusted_proxies=["192.0.2.0/24"],
             reactor=self._clock,  # type: ignore[arg-type]
-            log_level=LogLevel.debug if talks else LogLevel.warn,
+            log_level=LogLevel.debug if verbose else LogLevel.warn,
         )
         if not fast:
             self._factory.protocol = _LeftToAutobahn
@@ -192,73 +136,71 @@ class FuzzHarness:
         # Autobahn pretty-prints its options for a debug log that nobody reads: half the time of a connection.
         self._plain = mock.patch("autobahn.websocket.protocol.pformat", str)
         self._plain.start()
-        self._transport = Transport()
-        self._witness = self._connected(self._transport)
-        self._witness.dataReceived(UPGRADE)
+        self._transport = FuzzTransport()
+        self._observer = self._connected(self._transport)
+        self._observer.dataReceived(UPGRADE)
         self._echo(b"first")
 
     def close(self) -> None:
-        """Stop looking at the log."""
+        """Stop watching the log."""
         globalLogPublisher.removeObserver(self._logged.append)
         self._plain.stop()
 
-    def meet(self, pieces: Sequence[bytes], *, stalls: bool = False, careful: bool = True) -> Seen:
-        """Let a stranger connect, say ``pieces``, and hang up; checks that nobody else is worse off for it.
+    def exchange(self, pieces: Sequence[bytes], *, stalls: bool = False, careful: bool = True) -> Seen:
+        """Let a client connect, send ``pieces`` and hang up; check that nobody else is worse off for it.
 
         Args:
-            stalls: whether the stranger takes answers only after each piece.
-            careful: whether the observer relays afterwards, and each log event is formatted, as an observer would.
+            stalls: whether the client takes answers only after each piece.
+            careful: whether the observer relays afterwards, and each log event is formatted, as a log would.
         """
         self._logged.clear()
-        self._transport.written = b""
-        transport = Transport(stalls)
-        stranger = self._connected(transport)
+        self._transport.forget()
+        transport = FuzzTransport(stalls)
+        client = self._connected(transport)
         for piece in pieces:
-            stranger.dataReceived(piece)
-            self._settle(transport)
-            if transport.disconnecting:
+            client.dataReceived(piece)
+            self._run(transport)
+            if transport.disconnecting or transport.aborted:
                 break
-        ending = transport.ending
-        answer = transport.written
-        stranger.connectionLost(connectionDone)
-        self._settle(transport)
+        ending, answer = transport.ending, transport.written
+        client.connectionLost(connectionDone)
+        self._run(transport)
         expect(transport.written == answer, "written after the end", transport.written)
-        heard = self._transport.written
-        _check_heard(heard)
-        self._check_rest()
+        observed = self._transport.written
+        _check_observed(observed)
+        self._check_nothing_left()
         if careful:
             self._echo(b"again")
         self._check_log(formats=careful)
-        return Seen(_DATE.sub(b"\r\nDate: then", answer), ending, heard)
+        return Seen(_DATE.sub(b"\r\nDate: then", answer), ending, observed)
 
-    def _connected(self, transport: Transport) -> Any:
-        protocol = self._factory.buildProtocol(_ADDRESS)
+    def _connected(self, transport: FuzzTransport) -> Any:
+        protocol = self._factory.buildProtocol(transport.getPeer())
         protocol.makeConnection(transport)
         return protocol
 
-    def _settle(self, transport: Transport) -> None:
+    def _run(self, transport: FuzzTransport) -> None:
         """Let everything happen that happens without time."""
-        while True:
+        self._clock.advance(0)
+        while transport.take():
             self._clock.advance(0)
-            if not transport.take():
-                break
         expect(transport.reading or bool(transport.ending), "not read any more")
 
     def _echo(self, msg_id: bytes) -> None:
         """Let the observer send itself a message, and get it."""
-        self._transport.written = b""
+        self._transport.forget()
         text = b'{"type":"offer","to":"%b","msgId":"%b"}' % (OBSERVER_ID.encode(), msg_id)
-        self._witness.dataReceived(masked(0x81, text))
+        self._observer.dataReceived(masked(0x81, text))
         self._clock.advance(0)
         echo = b'{"type":"offer","from":"%b","msgId":"%b"}' % (OBSERVER_ID.encode(), msg_id)
         got = server_messages(self._transport.written.rpartition(b"\r\n\r\n")[2])
         expect(got[-1:] == [echo], "the observer cannot relay", got)
 
-    def _check_rest(self) -> None:
+    def _check_nothing_left(self) -> None:
         factory = self._factory
-        expect(factory.connections == {self._witness}, "a connection is left")
+        expect(factory.connections == {self._observer}, "a connection is left")
         expect([topic.name for topic in factory.topics] == [TOPIC], "a topic is left")
-        # Those of the shared deadlines stay, one for each kind, until they find nothing.
+        # The timers of shared timeouts stay, one for each kind, until they find nothing.
         timers = [call for call in self._clock.getDelayedCalls() if not isinstance(_owner(call.func), Timeouts)]
         expect(not timers, "a timer is left", timers)
 
@@ -274,38 +216,6 @@ def _owner(function: Any) -> Any:
     return getattr(function, "__self__", None)
 
 
-def masked(first: int, payload: bytes) -> bytes:
-    """Frame what a client says, under a mask of zeros.
-
-    Args:
-        first: the frame's first byte.
-    """
-    size = len(payload)
-    if size < 126:
-        return bytes([first, 0x80 | size, 0, 0, 0, 0]) + payload
-    if size < 65_536:
-        return bytes([first, 0xFE]) + size.to_bytes(2, "big") + bytes(4) + payload
-    return bytes([first, 0xFF]) + size.to_bytes(8, "big") + bytes(4) + payload
-
-
-def server_frames(data: bytes) -> list[tuple[int, bytes]]:
-    """Split what a server wrote into final, unmasked frames of the shortest form."""
-    frames = []
-    at = 0
-    while at < len(data):
-        size, head = data[at + 1], 2
-        if size == 126:
-            size, head = int.from_bytes(data[at + 2 : at + 4], "big"), 4
-            expect(size > 125, "a length that is not the shortest")
-        elif size == 127:
-            size, head = int.from_bytes(data[at + 2 : at + 10], "big"), 10
-            expect(size > 65_535, "a length that is not the shortest")
-        frames.append((data[at], data[at + head : at + head + size]))
-        at += head + size
-    expect(at == len(data), "half a frame", data)
-    return frames
-
-
 def server_messages(data: bytes) -> list[bytes]:
     """Split what a server wrote into messages; there is nothing else."""
     frames = server_frames(data)
@@ -313,12 +223,12 @@ def server_messages(data: bytes) -> list[bytes]:
     return [payload for _, payload in frames]
 
 
-def _check_heard(data: bytes) -> None:
+def _check_observed(data: bytes) -> None:
     messages = server_messages(data)
     if messages not in ([], [_JOINED, _LEFT]):
         for message in messages:
             _check_between_peers(message)
-        expect(messages[-1] == _LEFT, "a stranger who did not leave", data)
+        expect(messages[-1] == _LEFT, "a client that did not leave", data)
 
 
 def _check_between_peers(message: bytes) -> None:
@@ -328,4 +238,4 @@ def _check_between_peers(message: bytes) -> None:
     assert members is not None
     needed, optional = _BETWEEN_PEERS[kind]
     expect(needed <= members.keys() <= needed | optional, "keys", message)
-    expect(members.get("from", members.get("peerId")) == f'"{STRANGER_ID}"', "not from the stranger", message)
+    expect(members.get("from", members.get("peerId")) == f'"{CLIENT_ID}"', "not from the client", message)

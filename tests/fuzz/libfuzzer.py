@@ -31,7 +31,7 @@ _GUIDES = (
     *(messages, model, join_parsing, handshake, frames, protocol.SignalingProtocol, resources, site, http.HTTPChannel),
     *(
         http._ChunkedTransferDecoder,
-        websocket_protocol.LeanWebSocketProtocol,
+        websocket_protocol.WebSocketConnection,
         WebSocketProtocol,
         client_address,
         origins,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from tests.fuzz.harness import masked
+from tests.harness.frames import masked
 
 Mutate = Callable[[bytes, int], bytes]
 _Frame = tuple[int, bytes]

@@ -14,7 +14,8 @@ from pathlib import Path
 from signaling.core import messages
 from signaling.errors import ErrorCode, Rejected
 from tests.fuzz import model
-from tests.fuzz.harness import UPGRADE, FuzzHarness, Seen, expect, server_frames
+from tests.fuzz.harness import UPGRADE, FuzzHarness, Seen, expect
+from tests.harness.frames import server_frames
 
 CORPUS = Path(__file__).parent / "corpus"
 
@@ -68,13 +69,13 @@ def _check_relay(message: messages.ClientMessage) -> None:
 
 def handshake(data: bytes, careful: bool = True) -> None:
     """Send ``data`` on a fresh connection."""
-    seen = _meet([data], data, careful)
+    seen = _exchange([data], data, careful)
     expect(not seen.answer or seen.answer.startswith(b"HTTP/1."), "no HTTP", seen.answer)
 
 
 def frames(data: bytes, careful: bool = True) -> None:
     """Send ``data`` on an open connection."""
-    seen = _meet([UPGRADE, data], data, careful)
+    seen = _exchange([UPGRADE, data], data, careful)
     answer = seen.answer.partition(b"\r\n\r\n")[2]
     opcodes = [first for first, _ in server_frames(answer)]
     expect(opcodes[:2] == [0x81, 0x81], "no welcome", answer)
@@ -87,29 +88,29 @@ def frames(data: bytes, careful: bool = True) -> None:
 Target = Callable[[bytes, bool], None]
 TARGETS: dict[str, Target] = {"decoder": decoder, "handshake": handshake, "frames": frames}
 
-_arenas: list[FuzzHarness] = []
+_harnesses: list[FuzzHarness] = []
 
 
-def _meet(pieces: list[bytes], data: bytes, careful: bool) -> Seen:
+def _exchange(pieces: list[bytes], data: bytes, careful: bool) -> Seen:
     """Send ``pieces`` in the harness; where ``careful``, also cut, to a reader that stalls, and past the fast path."""
-    if not _arenas:
-        _arenas.extend((FuzzHarness(talks=False), FuzzHarness(), FuzzHarness(fast=False)))
-    quick, harness, plain = _arenas
+    if not _harnesses:
+        _harnesses.extend((FuzzHarness(verbose=False), FuzzHarness(), FuzzHarness(fast=False)))
+    quick, harness, plain = _harnesses
     try:
-        whole = quick.meet(pieces, careful=False)
+        whole = quick.exchange(pieces, careful=False)
         if careful:
             *before, last = pieces
-            expect(harness.meet(pieces) == whole, "depends on the log")
+            expect(harness.exchange(pieces) == whole, "depends on the log")
             for cut in (_bytewise(last), _cut(last)):
-                seen = harness.meet([*before, *cut])
+                seen = harness.exchange([*before, *cut])
                 expect(seen == whole, "depends on the cut", (len(cut), whole, seen))
-            harness.meet([*before, *_cut(last)], stalls=True)
-            seen = plain.meet([*before, *_cut(last)])
+            harness.exchange([*before, *_cut(last)], stalls=True)
+            seen = plain.exchange([*before, *_cut(last)])
             expect(seen == whole, "depends on the fast path", (whole, seen))
     except BaseException:
         # What broke it must not be found again by the next input.
-        while _arenas:
-            _arenas.pop().close()
+        while _harnesses:
+            _harnesses.pop().close()
         raise
     return whole
 

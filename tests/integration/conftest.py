@@ -1,4 +1,4 @@
-"""Every way in: the same scenarios run over the own port, in a foreign site, and over the nodes of a cluster."""
+"""Every setup of a server: its own port, a foreign site, and the nodes of a cluster, each for the same scenarios."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 
-from tests.integration.engines import Redis
+from tests.integration.backends import RedisStore
 from tests.integration.harness import Harness
 from tests.redis_server import redis_server
 
 MakeHarness = Callable[..., Harness]
+
+SITE = pytest.param("site", marks=pytest.mark.site)
+THREE_NODES = pytest.param("three nodes", marks=pytest.mark.cluster)
+ON_REDIS = pytest.param("three nodes on Redis", marks=[pytest.mark.cluster, pytest.mark.redis])
 
 
 @pytest.fixture(scope="session")
@@ -22,11 +26,11 @@ def redis_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield path
 
 
-def _make_worlds(**ways: Any) -> Iterator[MakeHarness]:
+def _make_harnesses(**variant: Any) -> Iterator[MakeHarness]:
     harnesses: list[Harness] = []
 
     def make(**limits: Any) -> Harness:
-        harnesses.append(Harness(**ways, **limits))
+        harnesses.append(Harness(**variant, **limits))
         return harnesses[-1]
 
     yield make
@@ -34,22 +38,22 @@ def _make_worlds(**ways: Any) -> Iterator[MakeHarness]:
         harness.close()
 
 
-@pytest.fixture(params=["port", "site"])
+@pytest.fixture(params=["port", SITE])
 def make_server(request: pytest.FixtureRequest) -> Iterator[MakeHarness]:
-    """Make a harness of one server, for what is each server's own business."""
-    yield from _make_worlds(site=request.param == "site")
+    """Make a harness of one server, for what does not depend on other nodes."""
+    yield from _make_harnesses(site=request.param == "site")
 
 
-@pytest.fixture(params=["port", "site", "three nodes", "three nodes on Redis"])
+@pytest.fixture(params=["port", SITE, THREE_NODES, ON_REDIS])
 def make_harness(request: pytest.FixtureRequest) -> Iterator[MakeHarness]:
     """Make a harness with the limits that a test needs."""
     if request.param == "three nodes":
-        yield from _make_worlds(nodes=3)
+        yield from _make_harnesses(nodes=3)
     elif request.param == "three nodes on Redis":
         path = request.getfixturevalue("redis_socket")
-        yield from _make_worlds(nodes=3, store=lambda seconds: Redis(path))
+        yield from _make_harnesses(nodes=3, store=lambda seconds: RedisStore(path))
     else:
-        yield from _make_worlds(site=request.param == "site")
+        yield from _make_harnesses(site=request.param == "site")
 
 
 @pytest.fixture

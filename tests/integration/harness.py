@@ -1,7 +1,6 @@
 """A server and its clients in memory: a fake clock, transports that can stall, and clients that are not ours.
 
-A transport behaves like Twisted's TCP transport: it buffers, pauses its producer above 64 KiB and resumes it when it is
-empty. Nothing moves until ``Harness.run`` moves it, so an action never calls back into the code that caused it.
+Nothing moves until ``Harness.run`` moves it, so an action never calls back into the code that caused it.
 """
 
 from __future__ import annotations
@@ -16,10 +15,8 @@ from random import Random
 from typing import Any
 from urllib.parse import quote
 
-from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
-from twisted.internet.interfaces import IPushProducer, ITCPTransport
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
@@ -28,137 +25,15 @@ from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
-from zope.interface import implementer
 
 from signaling import IceServers, Limits, SignalingFactory, SignalingResource
 from signaling.backplane.cluster import Cluster
 from signaling.core.counters import Counters
-from tests.integration.engines import MemoryEngine, Model, Store
+from tests.harness.memory_transport import MemoryTransport, PassingClock
+from tests.integration.backends import MemoryEngine, MemoryStore, Store
 
 # How long nodes may wait to say several things at once.
 SOON = 0.006
-
-
-class PassingClock(Clock):
-    """A fake clock that leaves to the next pass what is called for during one, as a reactor does."""
-
-    def advance(self, amount: float) -> None:
-        self.rightNow += amount
-        for call in [call for call in self.calls if call.getTime() <= self.seconds()]:
-            if call.active():
-                self.calls.remove(call)
-                call.called = 1
-                call.func(*call.args, **call.kw)
-
-
-@implementer(ITCPTransport, IPushProducer)
-class MemoryTransport:
-    """The server's end of one connection."""
-
-    bufferSize = 65_536
-    disconnecting = False
-
-    def __init__(self, host: str, port: int) -> None:
-        self.protocol: Any = None
-        self._host = host
-        self.dataBuffer = b""
-        self._log: list[bytes] = []
-        self.offset = 0
-        self._tempDataLen = 0
-        self.taking = True
-        self.reading = True
-        self.no_delay = False
-        self.aborted = False
-        self.lost = False
-        self.write_ended = False
-        self.producer: Any = None
-        self.producer_paused = False
-        self._port = port
-
-    def write(self, data: bytes) -> None:
-        if self.lost or self.write_ended or not data:
-            return
-        self.dataBuffer += data
-        self._log.append(data)
-        if self.producer is not None and len(self.dataBuffer) > self.bufferSize:
-            self.producer_paused = True
-            self.producer.pauseProducing()
-
-    def writeSequence(self, data: Any) -> None:
-        self.write(b"".join(data))
-
-    @property
-    def writes(self) -> int:
-        """How often the server wrote so far."""
-        return len(self._log)
-
-    def texts_written(self) -> list[str]:
-        """Return all text messages that the server wrote so far, taken or not."""
-        _, _, data = b"".join(self._log).partition(b"\r\n\r\n")
-        texts = []
-        while len(data) >= 2:
-            opcode, size, at = data[0] & 0xF, data[1], 2
-            if size == 126:
-                size, at = int.from_bytes(data[2:4], "big"), 4
-            elif size == 127:
-                size, at = int.from_bytes(data[2:10], "big"), 10
-            if opcode == Opcode.TEXT:
-                texts.append(data[at : at + size].decode())
-            data = data[at + size :]
-        return texts
-
-    def take(self, size: int | None = None) -> bytes:
-        """Take bytes out of the buffer, as a kernel does; None means all."""
-        taken = self.dataBuffer if size is None else self.dataBuffer[:size]
-        self.dataBuffer = self.dataBuffer[len(taken) :]
-        if not self.dataBuffer and self.producer_paused:
-            self.producer_paused = False
-            self.producer.resumeProducing()
-        return taken
-
-    def registerProducer(self, producer: Any, streaming: bool) -> None:
-        assert self.producer is None, "a producer is registered already"
-        self.producer = producer
-
-    def unregisterProducer(self) -> None:
-        self.producer = None
-        self.producer_paused = False
-
-    def loseConnection(self) -> None:
-        self.disconnecting = True
-
-    def loseWriteConnection(self) -> None:
-        self.write_ended = True
-
-    def abortConnection(self) -> None:
-        self.aborted = True
-
-    def pauseProducing(self) -> None:
-        self.reading = False
-
-    def resumeProducing(self) -> None:
-        self.reading = not self.disconnecting
-
-    def stopProducing(self) -> None:
-        self.loseConnection()
-
-    def setTcpNoDelay(self, enabled: bool) -> None:
-        self.no_delay = bool(enabled)
-
-    def getTcpNoDelay(self) -> bool:
-        return self.no_delay
-
-    def setTcpKeepAlive(self, enabled: bool) -> None: ...
-
-    def getTcpKeepAlive(self) -> bool:
-        return False
-
-    def getPeer(self) -> Any:
-        kind = IPv6Address if ":" in self._host else IPv4Address
-        return kind("TCP", self._host, self._port)
-
-    def getHost(self) -> IPv4Address:
-        return IPv4Address("TCP", "192.0.2.2", 8081)
 
 
 class Connection:
@@ -405,7 +280,7 @@ class Harness:
         site: bool = False,
         *,
         nodes: int = 1,
-        store: Callable[[Callable[[], float]], Store] = Model,
+        store: Callable[[Callable[[], float]], Store] = MemoryStore,
         buffer_bytes: int = 65_536,
         ice_servers: Callable[[Clock], IceServers] = lambda clock: IceServers(),
         allow_origins: Any = (),

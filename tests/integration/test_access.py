@@ -391,6 +391,7 @@ def test_a_peer_that_came_back_is_away_until_its_new_token_ends(resuming: Harnes
     assert observer.heard() == [{"type": "peer-left", "peerId": session.peer.id}]
 
 
+@pytest.mark.cluster
 def test_a_peer_that_another_node_did_not_take_leaves_when_its_token_ends(tmp_path: Path) -> None:
     harness = Harness(nodes=3, portal=issuer.portal(tmp_path), resume_window_seconds=300)
     observer = enter(harness, token())

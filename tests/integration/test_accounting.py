@@ -1,7 +1,7 @@
 """Whatever peers do, every relay is written or answered, in order, and everyone knows who is there.
 
-A machine drives a server with peers that join, leave, stall, resume, vanish, flood and talk nonsense, and compares what
-the server wrote with a model. ``make test`` runs a few hundred examples; for more::
+A machine drives a server with peers that join, leave, stall, resume, disappear, flood and send invalid messages, and
+compares what the server wrote with a model. ``make test`` runs a hundred examples; for more::
 
     python -m pytest tests/integration/test_accounting.py --hypothesis-profile=thorough --timeout=900
 """
@@ -12,11 +12,13 @@ import json
 from collections import Counter
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from websockets.frames import Frame, Opcode
 
+from tests.harness.delivery_log import DeliveryLog
 from tests.integration.harness import Harness, Peer
 
 TOPICS = ("a", "b")
@@ -26,25 +28,15 @@ VIOLATION = bytes([0x83, 0x80, 0, 0, 0, 0])
 some = st.integers(0, 99)
 
 
-class Sent:
-    """A relay that was sent, and what the server made of it."""
-
-    def __init__(self, sender: Peer, target: Peer) -> None:
-        self.sender = sender
-        self.target = target
-        self.written = 0
-        self.errors: list[str] = []
-
-
 class Accounting(RuleBasedStateMachine):
     """A server, its peers, and what has to be true of them."""
 
-    WAYS: tuple[dict[str, Any], ...] = ({}, {"site": True})
+    SETUPS: tuple[dict[str, Any], ...] = ({}, {"site": True})
 
-    @initialize(way=some)
-    def start(self, way: int) -> None:
+    @initialize(setup=some)
+    def start(self, setup: int) -> None:
         self.harness = Harness(
-            **self.WAYS[way % len(self.WAYS)],
+            **self.SETUPS[setup % len(self.SETUPS)],
             buffer_bytes=3000,
             high_water_messages=3,
             high_water_bytes=4000,
@@ -53,10 +45,9 @@ class Accounting(RuleBasedStateMachine):
         )
         self.peers: list[Peer] = []
         self.topic: dict[Peer, str] = {}
-        self.sent: list[Sent] = []
+        self.log = DeliveryLog()
         self.ended: set[Peer] = set()
         self.missed_events: set[Peer] = set()
-        self.last_relay: dict[tuple[Peer, Peer], int] = {}
         self.known: dict[Peer, set[str]] = {}
         self.seen: Counter[Peer] = Counter()
         self.dropped = 0
@@ -93,8 +84,8 @@ class Accounting(RuleBasedStateMachine):
         to_peer = self.peers[to % len(self.peers)]
         messages = []
         for _ in range(count):
-            messages.append({"type": "offer", "to": to_peer.id, "payload": "x" * size, "msgId": str(len(self.sent))})
-            self.sent.append(Sent(from_peer, to_peer))
+            msg_id = self.log.sent(from_peer, to_peer)
+            messages.append({"type": "offer", "to": to_peer.id, "payload": "x" * size, "msgId": msg_id})
         from_peer.say_many(messages)
 
     @precondition(lambda self: self.talking)
@@ -136,8 +127,8 @@ class Accounting(RuleBasedStateMachine):
             for text in texts[self.seen[peer] :]:
                 self._read(peer, json.loads(text))
             self.seen[peer] = len(texts)
-        for sent in self.sent:
-            assert sent.written + len(sent.errors) <= 1
+        assert not self.log.breaches, self.log.examples
+        assert not self.log.count["both"]
 
     def _read(self, peer: Peer, message: dict[str, Any]) -> None:
         if message["type"] == "peer-list":
@@ -151,29 +142,21 @@ class Accounting(RuleBasedStateMachine):
         elif message["type"] == "offer":
             self._read_relay(peer, message)
         elif message["type"] == "error" and "msgId" in message:
-            sent = self.sent[int(message["msgId"])]
-            assert sent.sender is peer
-            sent.errors.append(message["code"])
+            self.log.answered(message["msgId"], peer, message["code"])
 
     def _read_relay(self, peer: Peer, message: dict[str, Any]) -> None:
-        number = int(message["msgId"])
-        sent = self.sent[number]
-        assert sent.target is peer
-        assert message["from"] == sent.sender.id
-        assert self.topic[sent.sender] == self.topic[peer]
-        assert number > self.last_relay.get((sent.sender, peer), -1), "out of order"
-        self.last_relay[sent.sender, peer] = number
-        sent.written += 1
+        relay = self.log.delivered(message["msgId"], peer)
+        assert relay is not None
+        assert message["from"] == relay.sender.id
+        assert self.topic[relay.sender] == self.topic[peer]
 
     @invariant()
     def the_counters_tell_the_same(self) -> None:
         counters = self.harness.counters
-        assert self.harness.relays_written == sum(sent.written for sent in self.sent)
-        dropped = sum(sent.errors == ["dropped"] for sent in self.sent)
-        assert counters.errors_sent["dropped"] >= dropped
+        assert self.harness.relays_written == self.log.count["delivered"]
+        assert counters.errors_sent["dropped"] >= self.log.answers["dropped"]
         if not self.ended:
-            refused = sum(len(sent.errors) for sent in self.sent)
-            assert sum(counters.errors_sent.values()) >= refused
+            assert sum(counters.errors_sent.values()) >= self.log.answers.total()
 
     @invariant()
     def everyone_knows_who_is_there(self) -> None:
@@ -197,9 +180,8 @@ class Accounting(RuleBasedStateMachine):
         for peer in self.talking:
             peer.resume()
         self.every_frame_that_was_written_is_accounted_for()
-        for sent in self.sent:
-            if sent.sender in self.talking:
-                assert sent.written + len(sent.errors) == 1
+        for peer in self.talking:
+            assert not self.log.open(peer)
         self.everyone_knows_who_is_there()
         self.the_counters_tell_the_same()
         self.harness.drain()
@@ -207,19 +189,19 @@ class Accounting(RuleBasedStateMachine):
         assert not self.harness.open_connections
         assert len(self.harness.topics) == 0
         self.every_frame_that_was_written_is_accounted_for()
-        assert self.harness.relays_written == sum(sent.written for sent in self.sent)
+        assert self.harness.relays_written == self.log.count["delivered"]
         assert self.harness.relays_queued == 0
 
 
-TestAccounting = Accounting.TestCase
+TestAccounting = pytest.mark.unmeasured(Accounting.TestCase)
 TestAccounting.settings = settings(settings.default, stateful_step_count=40)
 
 
 class AccountingOverNodes(Accounting):
     """The same over nodes of a cluster: who comes later is on another node."""
 
-    WAYS = ({"nodes": 3},)
+    SETUPS = ({"nodes": 3},)
 
 
-TestAccountingOverNodes = AccountingOverNodes.TestCase
+TestAccountingOverNodes = pytest.mark.cluster(AccountingOverNodes.TestCase)
 TestAccountingOverNodes.settings = TestAccounting.settings

@@ -12,7 +12,8 @@ from twisted.protocols.haproxy._wrapper import HAProxyWrappingFactory
 from websockets.frames import Frame, Opcode
 
 from signaling.limits import FRAMES_PER_TOKEN
-from tests.integration.harness import Connection, Harness, MemoryTransport, Peer, upgrade
+from tests.harness.memory_transport import MemoryTransport
+from tests.integration.harness import Connection, Harness, Peer, upgrade
 
 MakeHarness = Callable[..., Harness]
 

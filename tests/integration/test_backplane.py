@@ -1,6 +1,6 @@
-"""What a backplane has to do, whichever it is: the same tests over each, with peers on one node, on two, on three.
+"""What every backplane has to do: the same tests over each, with peers on one node, on two, on three.
 
-For another one, add what ``WAYS`` needs to make its harnesses. Every peer that comes is on the next node.
+For another backplane, add to ``SETUPS`` what makes its harnesses. Each new peer is on the next node.
 """
 
 from __future__ import annotations
@@ -11,28 +11,29 @@ from typing import Any
 
 import pytest
 
-from tests.integration.engines import Model, Redis
+from tests.integration.backends import MemoryStore, RedisStore
 from tests.integration.harness import Harness, Peer
 
-WAYS = {
-    "memory": {"nodes": 1},
-    "model, two nodes": {"nodes": 2, "store": Model},
-    "model, three nodes": {"nodes": 3, "store": Model},
-    "Redis, two nodes": {"nodes": 2, "store": Redis},
-    "Redis, three nodes": {"nodes": 3, "store": Redis},
-}
+MODEL, REDIS = pytest.mark.cluster, [pytest.mark.cluster, pytest.mark.redis]
+SETUPS = [
+    pytest.param({"nodes": 1}, id="one node"),
+    pytest.param({"nodes": 2, "store": MemoryStore}, id="model, two nodes", marks=MODEL),
+    pytest.param({"nodes": 3, "store": MemoryStore}, id="model, three nodes", marks=MODEL),
+    pytest.param({"nodes": 2, "store": RedisStore}, id="Redis, two nodes", marks=REDIS),
+    pytest.param({"nodes": 3, "store": RedisStore}, id="Redis, three nodes", marks=REDIS),
+]
 
 
-@pytest.fixture(params=WAYS)
+@pytest.fixture(params=SETUPS)
 def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., Harness]]:
-    way = dict(WAYS[request.param])
-    if way.get("store") is Redis:
+    setup = dict(request.param)
+    if setup.get("store") is RedisStore:
         path = request.getfixturevalue("redis_socket")
-        way["store"] = lambda seconds: Redis(path)
+        setup["store"] = lambda seconds: RedisStore(path)
     harnesses: list[Harness] = []
 
     def make_harness(**limits: Any) -> Harness:
-        harnesses.append(Harness(**way, **limits))
+        harnesses.append(Harness(**setup, **limits))
         return harnesses[-1]
 
     yield make_harness

@@ -11,9 +11,11 @@ import pytest
 from websockets.frames import Frame, Opcode
 
 from signaling.backplane.cluster import Cluster
-from signaling.backplane.redis.scripts import Keys
+from signaling.backplane.store import Keys
 from signaling.core.interfaces import OutgoingSession
 from tests.integration.harness import Harness, Peer
+
+pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture
@@ -46,14 +48,14 @@ def ask(*peers: Peer) -> None:
 # A lost connection to the store
 
 
-def test_a_node_goes_on_where_its_connection_is_lost_under_a_join(harness: Harness) -> None:
+def test_a_join_survives_the_loss_of_the_connection_to_the_store(harness: Harness) -> None:
     peer = harness.knock("/ws/room", node=0)
     ask(peer)
     assert harness.engines[0].waiting == 1
-    harness.engines[0].lose()
+    harness.engines[0].lose_connection()
     harness.run()
     assert [message["type"] for message in peer.heard()] == ["welcome", "peer-list"]
-    harness.engines[0].come_back()
+    harness.engines[0].reconnect()
     harness.run()
     assert len(arrive(harness, 1).heard()[1]["peers"]) == 1
 
@@ -66,10 +68,10 @@ def unready_reasons(harness: Harness, node: int = 0) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["left", "joined"])
-def test_an_event_that_got_lost_without_a_sign_is_made_up_for_within_seconds(harness: Harness, kind: str) -> None:
+def test_an_event_that_was_lost_silently_is_recovered_within_seconds(harness: Harness, kind: str) -> None:
     watcher, other = arrive(harness, 0), arrive(harness, 1)
     watcher.heard()
-    harness.engines[0].deaf_for = 1
+    harness.engines[0].dropping = 1
     if kind == "left":
         other.leave()
     else:
@@ -80,32 +82,32 @@ def test_an_event_that_got_lost_without_a_sign_is_made_up_for_within_seconds(har
     assert harness.engines[0].connects == 1
 
 
-def test_no_event_is_missed_where_none_got_lost(harness: Harness) -> None:
+def test_no_topic_is_compared_if_no_event_was_lost(harness: Harness) -> None:
     for node in (0, 1, 2, 0):
         arrive(harness, node).leave()
     harness.advance(5)
     calls = [engine.calls for engine in harness.engines]
     harness.advance(5)
-    # Each beat, and no comparison of a topic.
+    # Each heartbeat, and no comparison of a topic.
     assert [engine.calls - before for engine, before in zip(harness.engines, calls, strict=True)] == [5, 5, 5]
 
 
-def test_a_channel_that_alone_falls_silent_is_connected_anew_and_readyz_says_so(harness: Harness) -> None:
-    harness.engines[0].deaf_for = float("inf")
+def test_a_node_whose_channel_falls_silent_reconnects_and_is_unready_meanwhile(harness: Harness) -> None:
+    harness.engines[0].dropping = float("inf")
     while harness.engines[0].connects == 1:
         harness.clock.advance(0.25)
         for engine in harness.engines:
             engine.step()
         assert harness.clock.seconds() <= 4.5
-    harness.engines[0].deaf_for = 0
+    harness.engines[0].dropping = 0
     assert unready_reasons(harness) == ["the backplane is out of reach"]
     harness.run()
     assert unready_reasons(harness) == []
 
 
-def test_a_node_that_stood_still_does_not_blame_the_engine(harness: Harness) -> None:
+def test_a_node_that_was_paused_does_not_blame_the_engine(harness: Harness) -> None:
     harness.advance(1)
-    # A look, whose beat is not answered before the next one.
+    # A check, whose heartbeat is not answered before the next one.
     harness.clock.advance(1)
     for _ in range(2):
         harness.clock.advance(5)
@@ -114,8 +116,8 @@ def test_a_node_that_stood_still_does_not_blame_the_engine(harness: Harness) -> 
     assert [engine.connects for engine in harness.engines] == [1, 1, 1]
 
 
-def test_an_engine_that_answers_joins_is_there_however_late_it_answers_a_beat(harness: Harness) -> None:
-    harness.engines[0].refused = {"beat"}
+def test_an_engine_that_answers_joins_is_reachable_however_late_it_answers_heartbeats(harness: Harness) -> None:
+    harness.engines[0].refused = {"heartbeat"}
     for _ in range(12):
         harness.advance(0.5)
         arrive(harness, 0)
@@ -128,7 +130,7 @@ def test_an_engine_that_answers_joins_is_there_however_late_it_answers_a_beat(ha
 # Claims that cross
 
 
-def test_a_token_that_is_shown_twice_at_once_makes_one_of_both_that_peer(harness: Harness) -> None:
+def test_a_token_that_is_used_twice_at_once_resumes_one_peer(harness: Harness) -> None:
     watcher = arrive(harness, 0)
     watcher.id, _ = greeting(watcher)
     own, token = greeting(peer := arrive(harness, 1))
@@ -143,7 +145,7 @@ def test_a_token_that_is_shown_twice_at_once_makes_one_of_both_that_peer(harness
     assert {entry["id"] for entry in arrive(harness, 0).heard()[1]["peers"]} == {own, watcher.id}
 
 
-def test_who_breaks_off_while_it_comes_back_is_nobody_s_ghost(harness: Harness) -> None:
+def test_a_client_that_disconnects_while_it_resumes_leaves_no_peer_behind(harness: Harness) -> None:
     watchers = [arrive(harness, node) for node in range(3)]
     own, token = greeting(peer := arrive(harness, 1))
     peer.reset()
@@ -158,7 +160,7 @@ def test_who_breaks_off_while_it_comes_back_is_nobody_s_ghost(harness: Harness) 
 
 
 @pytest.mark.parametrize("is_alone", [False, True])
-def test_a_relay_that_meets_a_peer_on_its_way_to_another_node_is_dropped(harness: Harness, is_alone: bool) -> None:
+def test_a_relay_to_a_peer_that_is_being_handed_off_is_dropped(harness: Harness, is_alone: bool) -> None:
     sender = arrive(harness, 0)
     if not is_alone:
         arrive(harness, 1)
@@ -178,7 +180,7 @@ def test_a_relay_that_meets_a_peer_on_its_way_to_another_node_is_dropped(harness
 
 
 @pytest.mark.parametrize("steps", range(4))
-def test_who_breaks_off_while_it_comes_back_may_come_back_again(harness: Harness, steps: int) -> None:
+def test_a_client_that_disconnects_while_it_resumes_may_resume_again(harness: Harness, steps: int) -> None:
     watchers = [arrive(harness, node) for node in range(3)]
     sender = watchers[0]
     own, token = greeting(peer := arrive(harness, 1))
@@ -200,13 +202,13 @@ def test_who_breaks_off_while_it_comes_back_may_come_back_again(harness: Harness
     assert [message for watcher in watchers for message in watcher.heard()] == []
 
 
-def test_who_comes_back_to_a_full_node_is_turned_away_and_nothing_breaks() -> None:
+def test_resuming_on_a_full_node_is_refused_and_nothing_breaks() -> None:
     harness = Harness(nodes=3, resume_window_seconds=30, max_peers_per_topic=3)
     own, token = greeting(peer := arrive(harness, 0))
     peer.reset()
-    harness.engines[2].lose()
+    harness.engines[2].lose_connection()
     others = [arrive(harness, 2) for _ in range(3)]
-    harness.engines[2].come_back()
+    harness.engines[2].reconnect()
     harness.run()
     back = arrive(harness, 2, f"?resume={token}&seen=2")
     assert (back.heard()[0]["code"], back.closed) == ("topic_full", 1013)
@@ -223,7 +225,7 @@ def test_a_session_that_cannot_be_read_makes_a_new_peer(harness: Harness) -> Non
     assert (welcome["selfId"] != own, "resumed" in welcome, peer_list["peers"]) == (True, False, [])
 
 
-def test_what_is_sent_before_the_welcome_of_a_late_newcomer_is_relayed(harness: Harness) -> None:
+def test_messages_sent_before_a_late_welcome_are_relayed(harness: Harness) -> None:
     other = arrive(harness, 0)
     other.id, _ = greeting(other)
     _, token = greeting(peer := arrive(harness, 1))
@@ -253,12 +255,12 @@ ODD = {
     "an array without an end": b"\xdd\xff\xff\xff\xff",
     "a deep nest": b"\x98\xa1a\xa1o\xa1n\x01\x90" + b"\x91" * 100_000,
     "outcomes of no relay": msgspec.msgpack.encode(["o", "o" * 16, "n" * 16, [(1, 2**62)], [(1, "new")], [7]]),
-    "a session that nobody asked for": msgspec.msgpack.encode(["s", 1, b"x"]),
+    "a session that was not asked for": msgspec.msgpack.encode(["s", 1, b"x"]),
 }
 
 
 @pytest.mark.parametrize("what", ODD)
-def test_what_is_not_ours_on_a_node_s_channel_is_passed_over(harness: Harness, what: str) -> None:
+def test_unknown_data_on_a_node_s_channel_is_ignored(harness: Harness, what: str) -> None:
     here, there = arrive(harness, 0), arrive(harness, 1)
     here.heard()
     say(harness, 0, ODD[what])
@@ -266,14 +268,14 @@ def test_what_is_not_ours_on_a_node_s_channel_is_passed_over(harness: Harness, w
     assert [message["type"] for message in here.heard()] == ["peer-joined"]
 
 
-def test_a_claim_that_proves_nothing_is_answered(harness: Harness) -> None:
+def test_a_session_request_without_a_valid_proof_is_answered(harness: Harness) -> None:
     own, _ = greeting(arrive(harness, 0))
     say(harness, 0, msgspec.msgpack.encode(["c", "n" * 16, 1, "room", own, b"what is this"]))
     assert [entry["id"] for entry in arrive(harness, 1).heard()[1]["peers"]] == [own]
 
 
 @pytest.mark.parametrize("last", ["~no ulid~", "7ZZZZZZZZZZZZZZZZZZZZZZZZZ"])
-def test_an_id_that_nobody_can_follow_keeps_nobody_out(harness: Harness, last: str) -> None:
+def test_an_id_without_a_greater_one_does_not_block_a_topic(harness: Harness, last: str) -> None:
     keys = Keys("signaling:")
     values = [b"signaling:", b"room", b"60", b"n" * 16, last.encode(), b"", b"9", b"9999"]
     harness.engines[0].call("join", [*keys.topic(b"room"), keys.index(b"n" * 16)], values, lambda reply: None)
@@ -294,7 +296,7 @@ def say(harness: Harness, node: int, data: bytes) -> None:
 # Slow readers
 
 
-def test_peers_that_take_nothing_cost_nobody_else_the_way_to_their_node(harness: Harness) -> None:
+def test_peers_that_read_nothing_do_not_block_relays_to_other_peers_of_their_node(harness: Harness) -> None:
     sender, reader = arrive(harness, 0), arrive(harness, 1)
     reader_id, _ = greeting(reader)
     absent = [arrive(harness, 1) for _ in range(70)]
@@ -313,10 +315,10 @@ def test_peers_that_take_nothing_cost_nobody_else_the_way_to_their_node(harness:
     assert harness.relays_queued == 0
 
 
-# A node that dies, or a store that is away
+# A node that dies, or a store that is unreachable
 
 
-def test_who_comes_back_from_a_node_that_is_gone_waits_for_nobody(harness: Harness) -> None:
+def test_a_client_that_resumes_from_a_dead_node_does_not_wait(harness: Harness) -> None:
     arrive(harness, 1)
     _, token = greeting(arrive(harness, 0))
     harness.engines[0].disconnect()
@@ -326,17 +328,17 @@ def test_who_comes_back_from_a_node_that_is_gone_waits_for_nobody(harness: Harne
     assert harness.clock.seconds() - before < 1
 
 
-def test_topics_that_came_and_went_while_the_store_was_away_are_not_asked_about(harness: Harness) -> None:
+def test_topics_that_came_and_went_while_the_store_was_unreachable_are_not_compared(harness: Harness) -> None:
     stayed = arrive(harness, 0, topic="stays")
     left = arrive(harness, 0, topic="left")
-    harness.engines[0].lose()
+    harness.engines[0].lose_connection()
     left.leave()
     for number in range(50):
         arrive(harness, 0, topic=f"t{number}").leave()
     scripts: list[str] = []
     call = harness.engines[0].call
     harness.engines[0].call = lambda script, *rest: (scripts.append(script), call(script, *rest))  # type: ignore
-    harness.engines[0].come_back()
+    harness.engines[0].reconnect()
     harness.run()
     assert scripts.count("sync") == 2
     assert arrive(harness, 1, topic="left").heard()[1]["peers"] == []
@@ -367,7 +369,7 @@ def test_a_node_stops_in_time_whatever_the_store_does(harness: Harness, reachabl
     if reachable:
         harness.engines[0].step = lambda: False  # type: ignore[method-assign]
     else:
-        harness.engines[0].lose()
+        harness.engines[0].lose_connection()
     stopped: list[float] = []
     harness.factories[0].backplane.stop(lambda: stopped.append(harness.clock.seconds()))
     harness.advance(10)
@@ -375,7 +377,7 @@ def test_a_node_stops_in_time_whatever_the_store_does(harness: Harness, reachabl
     assert stopped[0] <= 3
 
 
-def test_a_token_that_is_shown_to_two_nodes_at_once_resumes_at_one_of_them(harness: Harness) -> None:
+def test_a_token_that_is_used_on_two_nodes_at_once_resumes_on_one_of_them(harness: Harness) -> None:
     watcher = arrive(harness, 1)
     own, token = greeting(peer := arrive(harness, 1))
     peer.reset()
@@ -390,7 +392,7 @@ def test_a_token_that_is_shown_to_two_nodes_at_once_resumes_at_one_of_them(harne
 
 
 @pytest.mark.parametrize("steps", range(6))
-def test_a_peer_that_two_connections_came_for_holds_one_place(steps: int) -> None:
+def test_a_peer_that_two_connections_resume_holds_one_slot(steps: int) -> None:
     harness = Harness(nodes=3, resume_window_seconds=30, max_connections_per_address=2)
     _, token = greeting(peer := arrive(harness, 1))
     peer.reset()
@@ -424,7 +426,7 @@ def test_a_store_that_refuses_is_not_asked_again_at_every_event(harness: Harness
     assert len(arrive(harness, 1, topic="t7").heard()[1]["peers"]) == 1
 
 
-# What a balancer and an operator are told
+# What a load balancer and an operator see
 
 
 def readyz(harness: Harness, query: str = "") -> tuple[int, dict]:
@@ -433,13 +435,13 @@ def readyz(harness: Harness, query: str = "") -> tuple[int, dict]:
     return status, json.loads(body) if status != 400 else {"said": body}
 
 
-def test_readyz_tells_that_the_store_is_away_and_can_be_asked_past_it(harness: Harness) -> None:
+def test_readyz_says_that_the_store_is_unreachable_unless_that_is_excluded(harness: Harness) -> None:
     assert [readyz(harness) for _ in harness.factories] == [(200, {"ready": True})] * 3
     for engine in harness.engines:
-        engine.lose()
+        engine.lose_connection()
     harness.advance(5)
-    away = 503, {"ready": False, "reasons": ["the backplane is out of reach"]}
-    assert [readyz(harness) for _ in harness.factories] == [away] * 3
+    unready = 503, {"ready": False, "reasons": ["the backplane is out of reach"]}
+    assert [readyz(harness) for _ in harness.factories] == [unready] * 3
     assert readyz(harness, "?exclude=backplane&exclude=workers") == (200, {"ready": True})
     harness.factories[0].shutdown.become_unready()
     harness.factories[1].shutdown.become_unready()
@@ -451,8 +453,8 @@ def test_readyz_says_which_checks_there_are(harness: Harness) -> None:
     assert (status, answer["said"]) == (400, "exclude: there are the checks backplane, drain, workers\n")
 
 
-class Told:
-    """Keeps what an operator is told."""
+class RecordedLog:
+    """Keeps what is logged."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, ...]] = []
@@ -463,49 +465,49 @@ class Told:
     def node_unregistered(self, reason: str) -> None:
         self.lines.append(("unregistered", reason))
 
-    def node_buried(self, node: str) -> None:
-        self.lines.append(("buried", node))
+    def node_evicted(self, node: str) -> None:
+        self.lines.append(("evicted", node))
 
-    def node_taken_for_dead(self, node: str) -> None:
-        self.lines.append(("taken for dead", node))
+    def this_node_evicted(self, node: str) -> None:
+        self.lines.append(("this node evicted", node))
 
     def clocks_differ(self, seconds: float) -> None:
         self.lines.append(("clocks differ", f"{seconds:g}"))
 
 
-def test_the_log_tells_of_nodes_that_come_and_go() -> None:
-    told = Told()
-    harness = Harness(nodes=2, log=told)
+def test_nodes_that_register_and_are_evicted_are_logged() -> None:
+    log = RecordedLog()
+    harness = Harness(nodes=2, log=log)
     first, second = (factory.backplane.node for factory in harness.factories)  # type: ignore[attr-defined]
-    assert told.lines == [("registered", first), ("registered", second)]
-    told.lines.clear()
+    assert log.lines == [("registered", first), ("registered", second)]
+    log.lines.clear()
     arrive(harness, 1)
-    harness.engines[1].lose()
+    harness.engines[1].lose_connection()
     harness.advance(15, step=0.5)
-    assert told.lines == [("unregistered", "it was lost"), ("buried", second)]
-    told.lines.clear()
-    harness.engines[1].come_back()
+    assert log.lines == [("unregistered", "it was lost"), ("evicted", second)]
+    log.lines.clear()
+    harness.engines[1].reconnect()
     harness.run()
-    assert told.lines == [("taken for dead", second), ("registered", harness.factories[1].backplane.node)]  # type: ignore[attr-defined]
+    assert log.lines == [("this node evicted", second), ("registered", harness.factories[1].backplane.node)]  # type: ignore[attr-defined]
     harness.close()
 
 
-def test_the_log_tells_of_a_wall_clock_that_is_not_the_store_s() -> None:
-    told, ahead = Told(), [0.0]
-    harness = Harness(nodes=2, log=told, wall_ahead=lambda: ahead[0])
-    told.lines.clear()
+def test_a_wall_clock_that_differs_from_the_store_s_is_logged() -> None:
+    log, ahead = RecordedLog(), [0.0]
+    harness = Harness(nodes=2, log=log, wall_ahead=lambda: ahead[0])
+    log.lines.clear()
     for ahead[0] in (3600.0, 3601.0, 0.0):
         harness.advance(3)
     # Once by each node.
-    assert told.lines == [("clocks differ", "-3600")] * 2 + [("clocks differ", "0")] * 2
+    assert log.lines == [("clocks differ", "-3600")] * 2 + [("clocks differ", "0")] * 2
     harness.close()
 
 
 # Joining order
 
 
-def heard_in_order(peer: Peer) -> list[str]:
-    """Return the ids that a peer was told of, with its own where it is told its own; it was told nothing else."""
+def announced_in_order(peer: Peer) -> list[str]:
+    """Return the ids in the messages that a peer got, its own included; it got no other messages."""
     welcome, peer_list, *later = peer.heard()
     assert {message["type"] for message in later} <= {"peer-joined"}
     return [
@@ -516,7 +518,7 @@ def heard_in_order(peer: Peer) -> list[str]:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_everybody_hears_of_everybody_in_joining_order_however_joins_of_several_nodes_cross(seed: int) -> None:
+def test_every_peer_is_announced_in_joining_order_however_joins_on_several_nodes_cross(seed: int) -> None:
     harness, choose = Harness(nodes=3), random.Random(seed)
     peers: list[Peer] = []
     while len(peers) < 150 or any(mover.step() for mover in (*harness.engines, *peers)):
@@ -528,12 +530,12 @@ def test_everybody_hears_of_everybody_in_joining_order_however_joins_of_several_
             peers.append(harness.knock("/ws/room", node=choose.randrange(3)))
         harness.clock.advance(0)
     harness.run()
-    in_order = sorted(heard_in_order(peers[0]))
+    in_order = sorted(announced_in_order(peers[0]))
     assert len(in_order) == len(peers)
-    assert [order for peer in peers[1:] if (order := heard_in_order(peer)) != in_order] == []
+    assert [order for peer in peers[1:] if (order := announced_in_order(peer)) != in_order] == []
 
 
-def test_a_relay_of_a_newcomer_waits_until_its_target_has_heard_of_it() -> None:
+def test_a_relay_from_a_new_peer_waits_until_that_peer_is_announced_to_the_target() -> None:
     harness = Harness(nodes=3)
     target = arrive(harness, 0)
     target.id = target.heard()[0]["selfId"]

@@ -15,7 +15,7 @@ from twisted.web.server import Site
 from signaling import Limits, SignalingFactory, SignalingResource
 from signaling.backplane.cluster import Cluster
 from signaling.server.shutdown import ShutdownState
-from tests.integration.engines import MemoryEngine, Model
+from tests.integration.backends import MemoryEngine, MemoryStore
 from tests.integration.workers_harness import WatchingClock
 
 
@@ -33,7 +33,7 @@ class Application:
 
     def __init__(self) -> None:
         self.reactor = ListeningClock()
-        self.store = Model(self.reactor.seconds)
+        self.store = MemoryStore(self.reactor.seconds)
         self.engine = MemoryEngine(self.store)
         cluster = Cluster(self.engine, self.reactor, Limits(), prefix=self.store.prefix, choose=Random(1))
         self.factory = SignalingFactory(backplane=cluster, reactor=self.reactor)  # type: ignore[arg-type]

@@ -13,6 +13,8 @@ from twisted.internet.task import Clock
 from signaling import IceServers, Turn
 from tests.integration.harness import Harness, Peer
 
+pytestmark = pytest.mark.cluster
+
 WINDOW = 30.0
 # A dead node's peers are announced within this time.
 BURIED = 15.0
@@ -22,7 +24,7 @@ class Client:
     """A client that resumes on the node that a test names; it counts what it receives."""
 
     def __init__(self, harness: Harness, node: int, topic: str = "room") -> None:
-        self._world = harness
+        self._harness = harness
         self._topic = topic
         self.id = self.token = ""
         self.seen = 0
@@ -32,8 +34,8 @@ class Client:
         self.read()
 
     def _connect(self, node: int, query: str) -> Peer:
-        connection = self._world.knock(f"/ws/{self._topic}{query}", node=node)
-        self._world.run()
+        connection = self._harness.knock(f"/ws/{self._topic}{query}", node=node)
+        self._harness.run()
         return connection
 
     def read(self) -> list[Any]:
@@ -84,7 +86,7 @@ class Client:
 @pytest.fixture
 def harness() -> Iterator[Harness]:
     harness = Harness(nodes=3, resume_window_seconds=WINDOW)
-    # Every node knows the topic, and asks nobody about it.
+    # Every node knows the topic, and asks no other node about it.
     for node in range(3):
         Client(harness, node)
     yield harness
@@ -100,7 +102,7 @@ def dropped(*numbers: int) -> list[tuple[str, int]]:
 
 @pytest.mark.parametrize("nodes", [[1], [1, 2], [1, 0], [1, 2, 1]])
 @pytest.mark.parametrize("target_node", [0, 2])
-def test_a_sender_that_moved_is_told_that_its_relay_was_dropped(
+def test_a_sender_that_moved_gets_the_error_of_its_dropped_relay(
     harness: Harness, nodes: list[int], target_node: int
 ) -> None:
     sender, target = Client(harness, 0), Client(harness, target_node)
@@ -114,7 +116,7 @@ def test_a_sender_that_moved_is_told_that_its_relay_was_dropped(
 
 
 @pytest.mark.parametrize("target_node", [0, 2])
-def test_a_sender_that_moved_is_told_nothing_of_what_was_delivered(harness: Harness, target_node: int) -> None:
+def test_a_sender_that_moved_gets_no_error_for_a_delivered_relay(harness: Harness, target_node: int) -> None:
     sender, target = Client(harness, 0), Client(harness, target_node)
     target.lose()
     sender.offer(target, 1, 2)
@@ -125,7 +127,7 @@ def test_a_sender_that_moved_is_told_nothing_of_what_was_delivered(harness: Harn
     assert sum(factory.backplane.forwarding for factory in harness.factories) == 0
 
 
-def test_a_sender_that_moved_is_told_when_the_target_s_node_dies(harness: Harness) -> None:
+def test_a_sender_that_moved_gets_an_error_when_the_target_s_node_dies(harness: Harness) -> None:
     sender, target = Client(harness, 0), Client(harness, 2)
     harness.engines[2].step = lambda: False  # type: ignore[method-assign]
     sender.offer(target, 1, 2, 3)
@@ -134,12 +136,12 @@ def test_a_sender_that_moved_is_told_when_the_target_s_node_dies(harness: Harnes
     assert sender.errors() == dropped(1, 2, 3)
 
 
-def test_a_sender_that_moved_is_told_when_its_old_node_dies(harness: Harness) -> None:
+def test_a_sender_that_moved_gets_an_error_when_its_old_node_dies(harness: Harness) -> None:
     sender, target = Client(harness, 0), Client(harness, 0)
     target.lose()
     sender.offer(target, 1, 2, 3)
     sender.move(1)
-    harness.engines[0].lose()
+    harness.engines[0].lose_connection()
     harness.advance(BURIED)
     assert sender.errors() == dropped(1, 2, 3)
 
@@ -206,7 +208,7 @@ def test_what_is_sent_while_a_target_moves_there_and_back_arrives_in_order(harne
 
 @pytest.mark.parametrize("sender_node", [0, 1, 2])
 @pytest.mark.parametrize("moves_too", [False, True])
-def test_what_waits_for_a_target_that_breaks_off_again_is_dropped(
+def test_relays_that_wait_for_a_target_that_disconnects_again_are_dropped(
     harness: Harness, sender_node: int, moves_too: bool
 ) -> None:
     sender, target = Client(harness, sender_node), Client(harness, 0)
@@ -241,7 +243,9 @@ def test_a_session_is_resumed_though_the_store_is_late(harness: Harness) -> None
 
 @pytest.mark.parametrize("sender_node", [0, 2])
 @pytest.mark.parametrize("seconds", [4.0, 5.5])
-def test_what_waits_is_dropped_where_the_store_is_too_late(harness: Harness, sender_node: int, seconds: float) -> None:
+def test_waiting_relays_are_dropped_if_the_store_is_too_late(
+    harness: Harness, sender_node: int, seconds: float
+) -> None:
     sender, target = Client(harness, sender_node), Client(harness, 0)
     target.lose()
     sender.offer(target, *range(10))
@@ -256,7 +260,7 @@ def test_what_waits_is_dropped_where_the_store_is_too_late(harness: Harness, sen
     assert sender.errors() == dropped(*range(10))
 
 
-def test_a_session_that_a_node_s_marks_would_not_hold_is_resumed() -> None:
+def test_a_session_beyond_the_new_node_s_high_water_mark_is_resumed() -> None:
     marks = [{"high_water_messages": 64}, {"high_water_messages": 1}, {}]
     harness = Harness(nodes=3, resume_window_seconds=WINDOW, of_nodes=marks)
     sender, target = Client(harness, 0), Client(harness, 0)
@@ -288,7 +292,7 @@ def test_what_waits_for_a_peer_is_dropped_when_the_node_dies_that_has_it_by_now(
     sender.offer(target, 1, 2)
     harness.engines[1].holds_replies = True
     assert target.resume(1) == []
-    harness.engines[1].lose()
+    harness.engines[1].lose_connection()
     harness.advance(BURIED)
     assert sender.errors() == dropped(1, 2)
 
@@ -308,7 +312,7 @@ steps = st.one_of(
 
 
 @given(steps=st.lists(steps, min_size=5, max_size=40), at=st.tuples(nodes, nodes), returns=st.booleans())
-def test_each_relay_has_one_end_and_they_arrive_in_order(
+def test_each_relay_has_one_outcome_and_they_arrive_in_order(
     steps: list[tuple[str, int]], at: tuple[int, int], returns: bool
 ) -> None:
     harness = Harness(nodes=3, resume_window_seconds=WINDOW, high_water_messages=4)

@@ -14,14 +14,14 @@ URI = "turn:turn.example.com"
 TTL_SECONDS = 600
 
 
-def world_with_turn(**limits: float) -> Harness:
+def harness_with_turn(**limits: float) -> Harness:
     return Harness(
         ice_servers=lambda clock: IceServers(turn=Turn((URI,), b"s", TTL_SECONDS), wall_clock=clock.seconds), **limits
     )
 
 
-def test_each_peer_is_welcomed_with_its_own_credential() -> None:
-    harness = world_with_turn()
+def test_each_peer_receives_its_own_credential() -> None:
+    harness = harness_with_turn()
     welcomes = [json.loads(harness.peer("/ws/room").texts[0]) for _ in range(2)]
     for welcome in welcomes:
         (server,) = welcome["iceServers"]
@@ -29,8 +29,8 @@ def test_each_peer_is_welcomed_with_its_own_credential() -> None:
     assert welcomes[0]["iceServers"] != welcomes[1]["iceServers"]
 
 
-def test_a_new_one_comes_at_half_of_its_life_and_again() -> None:
-    harness = world_with_turn()
+def test_a_credential_is_renewed_at_half_of_its_lifetime_repeatedly() -> None:
+    harness = harness_with_turn()
     peer = harness.join("room")
     for half in (1, 2, 3):
         harness.advance(TTL_SECONDS / 2 - 1)
@@ -43,7 +43,7 @@ def test_a_new_one_comes_at_half_of_its_life_and_again() -> None:
 
 
 @pytest.mark.parametrize("seconds", [-3600.0, 3600.0], ids=["back", "forward"])
-def test_when_the_wall_clock_is_set_everybody_gets_a_new_one_within_seconds(seconds: float) -> None:
+def test_credentials_are_renewed_within_seconds_after_the_wall_clock_is_set(seconds: float) -> None:
     ahead = [0.0]
 
     def servers(clock: Clock) -> IceServers:
@@ -63,15 +63,15 @@ def test_when_the_wall_clock_is_set_everybody_gets_a_new_one_within_seconds(seco
     assert [message for peer in peers for message in peer.heard()] == []
 
 
-def test_who_left_is_told_nothing_and_leaves_no_timer() -> None:
-    harness = world_with_turn()
+def test_a_peer_that_left_receives_no_renewal_and_leaves_no_timer() -> None:
+    harness = harness_with_turn()
     harness.join("room").leave()
     harness.advance(6)
     assert [call for call in harness.clock.getDelayedCalls() if call.active()] == []
 
 
-def test_who_comes_back_has_a_fresh_one() -> None:
-    harness = world_with_turn(resume_window_seconds=30)
+def test_a_resumed_peer_receives_a_new_credential() -> None:
+    harness = harness_with_turn(resume_window_seconds=30)
     peer = harness.peer("/ws/room")
     welcome = json.loads(peer.texts[0])
     harness.advance(100)
@@ -86,5 +86,5 @@ def test_servers_without_a_credential_are_never_renewed() -> None:
     harness = Harness(ice_servers=lambda clock: IceServers([{"urls": "stun:stun.example.com"}]))
     peer = harness.peer("/ws/room")
     assert peer.heard()[0]["iceServers"] == [{"urls": "stun:stun.example.com"}]
-    harness.advance(100_000)
+    harness.advance(100_000, step=10)
     assert peer.heard() == []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Callable
 
 import pytest
 
+from signaling.core.joining import JoinAttempt
 from tests.integration.harness import Harness, upgrade
 
 MakeHarness = Callable[..., Harness]
@@ -232,3 +234,15 @@ def test_an_upgrade_may_announce_an_empty_body(harness: Harness) -> None:
     connection.send(upgrade("/ws/room", Content_Length="0").encode() + b"\x89\x82\0\0\0\0hi")
     assert connection.received.startswith(b"HTTP/1.1 101 ")
     assert connection.received.endswith(b"\x8a\x02hi")
+
+
+@pytest.mark.parametrize("limits", [{}, {"resume_window_seconds": 30}, {"max_peers_per_topic": 2}])
+def test_nothing_holds_an_attempt_to_join_that_is_settled(make_harness: MakeHarness, limits: dict[str, float]) -> None:
+    harness = make_harness(**limits)
+    harness.join("room")
+    harness.join("room").reset()
+    rejected = harness.peer("/ws/room")
+    rejected.leave()
+    gc.collect()
+    held = [attempt.state.value for attempt in gc.get_objects() if isinstance(attempt, JoinAttempt)]
+    assert held == []

@@ -1,4 +1,4 @@
-"""Connections that are not handed off yet: how long that may take, how many there may be, and which worker gets them."""
+"""Connections that are not handed off yet: how long that may take, how many there may be, and who gets them."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ from signaling.log.forwarding import decode
 from signaling.workers.ipc import CONNECTION_HEADER
 from signaling.workers.topic_router import TopicRouter
 from signaling.workers.worker import WorkerFactory, WorkerProcess
+from tests.harness.raw_client import upgrade
 from tests.integration.workers_harness import WatchingClock, is_open
-from tests.system.failing import upgrade
 
 COUNT, NUMBER = 3, 1
 ROUTER = TopicRouter(COUNT, Limits())

@@ -1,4 +1,4 @@
-"""Tells stories of a cluster, one for each seed: ``python -m tests.simulator --help``."""
+"""Runs scenarios of a cluster, one for each seed: ``python -m tests.simulator --help``."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 
-from tests.simulator.story import Breach, Story
-from tests.simulator.travels import TravelStory
+from tests.simulator.resuming import ResumingScenario
+from tests.simulator.scenario import InvariantViolation, Scenario
 
 LONGEST_SECONDS = 60
 
 
-def story_of(seed: str, log: Callable[[str], None] | None = None) -> Story:
-    """Make a seed's story: a number's own, or with a t in front, one of peers that come back."""
-    return TravelStory(int(seed[1:]), log) if seed.startswith("t") else Story(int(seed), log)
+def scenario_of(seed: str, log: Callable[[str], None] | None = None) -> Scenario:
+    """Make a seed's scenario: a number's own, or with a t in front, one of peers that come back."""
+    return ResumingScenario(int(seed[1:]), log) if seed.startswith("t") else Scenario(int(seed), log)
 
 
 def seeds_in(text: str) -> list[str]:
@@ -35,29 +35,29 @@ def seeds_in(text: str) -> list[str]:
 
 
 def outcome(seed: str) -> tuple[str, str | None, Counter[str], Counter[str]]:
-    """Tell one seed's story; returns what was wrong, None where nothing was, what happened, and what was excused."""
-    story = story_of(seed)
+    """Run one seed's scenario; returns what was wrong, None where nothing was, what happened, and what was excused."""
+    scenario = scenario_of(seed)
     # Whatever turns in circles is interrupted.
     signal.signal(signal.SIGALRM, signal.default_int_handler)
     signal.alarm(LONGEST_SECONDS)
     try:
-        story.tell()
-    except Breach as breach:
-        return seed, str(breach), story.counts, story.excuses
+        scenario.run()
+    except InvariantViolation as violation:
+        return seed, str(violation), scenario.counts, scenario.excuses
     except (Exception, KeyboardInterrupt):
-        return seed, traceback.format_exc(), story.counts, story.excuses
+        return seed, traceback.format_exc(), scenario.counts, scenario.excuses
     finally:
         signal.alarm(0)
-    counts = story.counts + Counter({"relays": len(story.sent), "early": story.early})
-    return seed, None, counts, story.excuses
+    counts = scenario.counts + Counter({"relays": len(scenario.sent), "early": scenario.early})
+    return seed, None, counts, scenario.excuses
 
 
 def main() -> int:
-    """Tell what the command line asks for; returns the exit status."""
+    """Run what the command line asks for; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulator", description=__doc__)
-    parser.add_argument("--seed", help="tell one story, like 120 or t28")
+    parser.add_argument("--seed", help="run one scenario, like 120 or t28")
     parser.add_argument("--trace", action="store_true", help="with --seed: print everything that happens")
-    parser.add_argument("--seeds", default="0-499,t0-499", help="tell many (default: %(default)s)")
+    parser.add_argument("--seeds", default="0-499,t0-499", help="run many (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="at the same time (default: %(default)s)")
     parser.add_argument("--most", type=int, default=10, help="stop after so many failures (default: %(default)s)")
     options = parser.parse_args()
@@ -67,13 +67,13 @@ def main() -> int:
 
 
 def _one(seed: str, trace: bool) -> int:
-    story = story_of(seed, print if trace else None)
+    scenario = scenario_of(seed, print if trace else None)
     try:
-        story.tell()
-    except Breach as breach:
-        print(f"seed {seed} FAILED:\n{breach}")
+        scenario.run()
+    except InvariantViolation as violation:
+        print(f"seed {seed} FAILED:\n{violation}")
         return 1
-    print(f"seed {seed} passed: {dict(story.counts)}; excused: {dict(story.excuses)}")
+    print(f"seed {seed} passed: {dict(scenario.counts)}; excused: {dict(scenario.excuses)}")
     return 0
 
 
@@ -96,7 +96,7 @@ def _many(seeds: list[str], jobs: int, most: int) -> int:
             if failed >= most:
                 break
     seconds = time.monotonic() - started
-    print(f"{done} stories in {seconds:.1f} s ({done / seconds:.1f} a second), {failed} failed; {dict(totals)}")
+    print(f"{done} scenarios in {seconds:.1f} s ({done / seconds:.1f} a second), {failed} failed; {dict(totals)}")
     print(f"{excused.total()} of {totals['relays']} relays excused: {dict(excused.most_common())}")
     return 1 if failed else 0
 

@@ -1,4 +1,4 @@
-"""Clients that believe what they are told, and notice what cannot be true."""
+"""Simulated clients, which believe what they are told and notice what cannot be true."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from signaling.core.interfaces import Receipt
-from signaling.websocket.outbound_queue import OutboundQueue
+from signaling.core.join_request import JoinRequest
+from tests.simulator.connections import SimulatedConnection
 
 if TYPE_CHECKING:
-    from signaling.core.peer import Peer
     from tests.simulator.nodes import SimulatedNode
 
 
@@ -53,39 +52,18 @@ class Sent:
         self.errors: list[tuple[float, str]] = []
 
 
-class Way(OutboundQueue[Receipt]):
-    """The way to one client, which notices what its queue refuses."""
-
-    __slots__ = ("client",)
-
-    def __init__(self, client: Client, limits: Any) -> None:
-        super().__init__(client.take, _written, limits.high_water_messages, limits.high_water_bytes)
-        self.client = client
-
-    def offer(self, frame: bytes, receipt: Receipt | None = None) -> bool:
-        taken = super().offer(frame, receipt)
-        if taken and self.blocked and receipt is not None:
-            self.client.hold(frame)
-        if not taken and receipt is None:
-            self.client.missed_events = True
-        return taken
-
-
-def _written(receipt: Receipt) -> None:
-    sender, msg_id = receipt
-    sender.relay_written(msg_id)
-
-
 class Client:
     """One client, and its connection to a node.
 
     Attributes:
         id: from its welcome; empty before.
-        peer: at its node; None before it joined, and after it left.
-        gone: whether its connection has ended.
+        connection: its latest; None if it has none.
+        gone: whether it has ended for good.
         known: ids and metadata of the topic's other peers, by what it was told; None before its list.
         missed_events: whether its queue refused one, so that it may believe what is not true.
     """
+
+    connection: SimulatedConnection | None = None
 
     def __init__(self, node: SimulatedNode, name: str, topic: str, metadata: Any) -> None:
         self.node = node
@@ -93,12 +71,11 @@ class Client:
         self.topic = topic
         self.metadata = metadata
         self.id = ""
-        self.peer: Peer | None = None
         self.gone = False
         self.known: dict[str, Any] | None = None
         self.missed_events = False
-        self.way = Way(self, node.limits)
-        self._story = node.story
+        self._scenario = node.scenario
+        self.address = self._scenario.joins.address()
         self._latest: dict[str, int] = {}
         self._kinds: dict[str, Callable[[Any], None]] = {
             "welcome": self._welcome,
@@ -109,9 +86,15 @@ class Client:
             "error": self._error,
         }
 
+    def connect(self) -> None:
+        """Connect to its node."""
+        self.connection = SimulatedConnection(self.node, self)
+        self.node.connect(self.connection, JoinRequest(self.topic, self.metadata_text))
+
     @property
     def live(self) -> bool:
-        return self.peer is not None and not self.gone
+        """Whether it has joined and not left."""
+        return not self.gone and self.connection is not None and self.connection.peer is not None
 
     @property
     def lenient(self) -> bool:
@@ -120,16 +103,16 @@ class Client:
 
     @property
     def waits(self) -> bool:
-        """Whether it has not joined yet."""
-        return not self.gone and self.peer is None
+        """Whether it has not joined yet, and nobody told it why."""
+        return not self.gone and not self.live
 
     @property
     def metadata_text(self) -> bytes | None:
         return None if self.metadata is None else json.dumps(self.metadata).encode()
 
-    def hold(self, frame: bytes) -> None:
-        """Notice a relay that has to wait."""
-        self._story.relay_in(frame).held_by = self.node.cluster.node
+    def waits_at(self, frame: bytes) -> None:
+        """Notice a relay that has to wait for this client's connection."""
+        self._scenario.relay_in(frame).held_by = self.node.backplane.node
 
     def take(self, data: bytes) -> None:
         """Take what its node writes to it: one frame, or several events together."""
@@ -139,74 +122,74 @@ class Client:
     def receive(self, frame: bytes) -> None:
         """Take one frame."""
         text = payload(frame)
-        if self._story.tracing:
-            self._story.trace(self.name, "<-", text.decode())
+        if self._scenario.tracing:
+            self._scenario.trace(self.name, "<-", text.decode())
         message = json.loads(text)
         self._kinds[message["type"]](message)
 
-    def breach(self, what: str) -> None:
-        self._story.breach(f"{self.name} ({self.id}): {what}")
+    def violation(self, what: str) -> None:
+        self._scenario.violation(f"{self.name} ({self.id}): {what}")
 
     def _welcome(self, message: Any) -> None:
         if self.id:
-            self.breach("is welcomed twice")
+            self.violation("is welcomed twice")
         self.id = message["selfId"]
-        self._story.named(self)
+        self._scenario.named(self)
 
     def _list(self, message: Any) -> None:
         ids = [entry["id"] for entry in message["peers"]]
         if self.known is not None or not self.id:
-            self.breach("a list at the wrong time")
+            self.violation("a list at the wrong time")
         if self.id in ids or len(set(ids)) < len(ids):
-            self.breach(f"a list that cannot be: {ids}")
+            self.violation(f"a list that cannot be: {ids}")
         self.known = {entry["id"]: entry.get("metadata") for entry in message["peers"]}
 
     def _joined(self, message: Any) -> None:
         peer = message["peerId"]
         if self.known is None:
-            self.breach("hears of a newcomer before its list")
+            self.violation("is told of a new peer before its list")
             return
         if peer == self.id or (peer in self.known and not self.lenient):
-            self.breach(f"is told again that {peer} joined")
+            self.violation(f"is told again that {peer} joined")
         self.known[peer] = message.get("metadata")
 
     def _left(self, message: Any) -> None:
         peer = message["peerId"]
         if self.known is None:
-            self.breach("hears of somebody who left before its list")
+            self.violation("is told that a peer left before its list")
             return
         if peer not in self.known and not self.lenient:
-            self.breach(f"is told that {peer} left, whom it does not know")
+            self.violation(f"is told that {peer} left, whom it does not know")
         self.known.pop(peer, None)
-        self._story.heard_left(self, peer)
+        self._scenario.heard_left(self, peer)
 
     def _relayed(self, message: Any) -> None:
-        sent = self._story.sent[int(message["payload"])]
-        now = self._story.now
+        sent = self._scenario.sent[int(message["payload"])]
+        now = self._scenario.now
         if self.known is None:
-            self.breach("is sent a relay before its list")
+            self.violation("is sent a relay before its list")
         elif message["from"] not in self.known and message["from"] != self.id and not self.lenient:
-            self._story.early += 1
+            self._scenario.early += 1
         if sent.target_id != self.id or message["from"] != sent.sender_id or sent.sender.topic != self.topic:
-            self.breach(f"is sent what is for another: {message}")
+            self.violation(f"is sent what is for another: {message}")
         if sent.written:
-            self.breach(f"is sent relay {sent.number} again")
+            self.violation(f"is sent relay {sent.number} again")
         if sent.number <= self._latest.get(sent.sender_id, -1):
-            self.breach(f"is sent relay {sent.number} out of order")
+            self.violation(f"is sent relay {sent.number} out of order")
         self._latest[sent.sender_id] = sent.number
-        sent.written.append((now, self.node.cluster.node))
+        sent.written.append((now, self.node.backplane.node))
 
     def _error(self, message: Any) -> None:
         if "msgId" not in message:
             return
-        sent = self._story.sent[int(message["msgId"])]
+        sent = self._scenario.sent[int(message["msgId"])]
         if sent.sender_id != self.id:
-            self.breach(f"is told of another's relay: {message}")
+            self.violation(f"is told of another's relay: {message}")
         if sent.errors:
-            self.breach(f"is told twice that relay {sent.number} failed")
-        sent.errors.append((self._story.now, message["code"]))
+            self.violation(f"is told twice that relay {sent.number} failed")
+        sent.errors.append((self._scenario.now, message["code"]))
         if message["code"] == "target_not_found":
-            self._story.not_found(sent)
+            self._scenario.not_found(sent)
 
 
 def payload(frame: bytes) -> bytes:

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections import Counter
+from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from signaling.admission.client_address import Client as Address
+from signaling.admission.connection_limits import ConnectionLimits, ConnectionSlot
 from signaling.backplane.cluster import Cluster
 from signaling.core.announcer import Announcer
 from signaling.core.counters import Counters
-from signaling.core.interfaces import Forwarding, JoinTicket
+from signaling.core.interfaces import JoinTicket, OutgoingSession, ResumeProof
+from signaling.core.join_request import JoinRequest
+from signaling.core.joining import TRANSITIONS, JoinAttempt
 from signaling.core.local_peers import LocalPeers
-from signaling.core.peer import Peer, return_undelivered
+from signaling.core.peer import Peer, PeerServices
 from signaling.core.peer_ids import PeerIds
+from signaling.core.session import PeerSession
+from signaling.core.session_registry import SessionRegistry
 from signaling.core.topics import TopicMap
-from signaling.errors import ErrorCode, Rejected
 from signaling.limits import Limits
-from tests.simulator.clients import Client, Sent
+from signaling.timing.fair_scheduler import FairScheduler
+from tests.simulator.connections import SimulatedConnection
 from tests.simulator.engine import SimulatedEngine, StoreServer
 from tests.simulator.network import Process
 
 if TYPE_CHECKING:
-    from tests.simulator.story import Story
+    from tests.simulator.clients import Sent
+    from tests.simulator.scenario import Scenario
 
 PREFIX = "s:"
+JOINS_PER_PASS = 4
 
 
 class SimulatedIds(PeerIds):
@@ -49,36 +58,134 @@ class SimulatedIds(PeerIds):
             self._rest += 1
         return f"{self._ms:010d}{self._rest:016d}"
 
-    def follow(self, peer_id: str) -> None:
+    def advance_past(self, peer_id: str) -> None:
         ms = int(peer_id[:10]) + 1
         if ms > self._ms:
             self._ms, self._rest = ms, self._random.randrange(10**15)
 
 
-class SimulatedNode:
-    """One process of the cluster, from its start to its end.
+class CountedLimits(ConnectionLimits):
+    """Connection limits that keep a count of their own.
 
     Attributes:
-        clients: that have a connection to it, joined or not.
+        held: how many slots there are, by network.
+        networks: of all slots there ever were.
     """
 
-    def __init__(self, story: Story, name: str, store: StoreServer, latency: Callable[[], float], skew_ms: int) -> None:
-        self.story = story
-        self.limits: Limits = story.make_limits()
-        self.process = Process(story.timeline, name)
+    def __init__(self, limits: Limits, seconds: Callable[[], float]) -> None:
+        super().__init__(limits, 10_000, seconds)
+        self.held: Counter[str | None] = Counter()
+        self.networks: dict[ConnectionSlot, str | None] = {}
+        self._latest: str | None = None
+
+    def admit(self, client: Address) -> ConnectionSlot:
+        slot = super().admit(client)
+        self.networks[slot] = self._latest
+        return slot
+
+    def add(self, network: str | None) -> None:
+        super().add(network)
+        self.held[network] += 1
+        self._latest = network
+
+    def remove(self, network: str | None) -> None:
+        super().remove(network)
+        self.held[network] -= 1
+
+
+class SimulatedCluster(Cluster):
+    """A cluster that notices a ticket which is finished twice.
+
+    Attributes:
+        violation: is told of it.
+        tickets_due: how many tickets were asked for and are not given yet.
+        unfinished: tickets that were given and are not finished, by topic and id.
+    """
+
+    violation: Callable[[str], None]
+    tickets_due = 0
+
+    def request_join(
+        self,
+        topic: str,
+        metadata: bytes | None,
+        on_ticket: Callable[[JoinTicket], None],
+        proof: ResumeProof | None = None,
+    ) -> None:
+        def arrived(ticket: JoinTicket) -> None:
+            self.tickets_due -= 1
+            self.unfinished.add((topic, ticket.id))
+            on_ticket(ticket)
+
+        self.tickets_due += 1
+        super().request_join(topic, metadata, arrived, proof)
+
+    def finish_join(self, topic: str, peer: str, *, joined: bool) -> None:
+        if (topic, peer) not in self.unfinished:
+            self.violation(f"the ticket of {peer} in {topic} is finished twice")
+        self.unfinished.discard((topic, peer))
+        super().finish_join(topic, peer, joined=joined)
+
+
+class ObservedPeers(LocalPeers):
+    """The peers of a node, which notice that another node asks for one of them."""
+
+    def __init__(self, node: SimulatedNode) -> None:
+        super().__init__(node.peer_services, self._peer_moved)
+        self._node = node
+
+    def prepare_handoff(self, topic: str, proof: ResumeProof) -> OutgoingSession | None:
+        if self.has(topic, proof.peer):
+            # If this node ends before it is told whether the other one has taken the peer, it cannot tell.
+            self._node.scenario.left_behind(proof.peer, self._node.backplane.node)
+        return super().prepare_handoff(topic, proof)
+
+    def _peer_moved(self, peer: Peer) -> None:
+        if not peer.resumable:
+            self._node.scenario.violation(f"{self._node.name}: {peer.id} moved, and cannot resume")
+
+
+class SimulatedNode:
+    """One process of the cluster, from its start to its end: to a ``JoinAttempt``, its ``JoinServices``.
+
+    Attributes:
+        connections: that have not ended.
+        attempts: to join, since the last check.
+        turns: of connections whose topic is large.
+        draining: whether nobody joins any more.
+    """
+
+    def __init__(
+        self, scenario: Scenario, name: str, store: StoreServer, latency: Callable[[], float], skew_ms: int
+    ) -> None:
+        self.scenario = scenario
+        self.limits = scenario.joins.limit(scenario.make_limits())
+        self.crowd_size = scenario.joins.crowd_size
+        self.process = Process(scenario.timeline, name)
         self.engine = SimulatedEngine(self.process, store, latency)
         self.counters = Counters()
         self.topics: TopicMap[Peer] = TopicMap(self.limits.max_peers_per_topic, self.limits.max_peer_list_bytes)
-        random = Random(story.random.random())
+        random = Random(scenario.random.random())
         # Events are announced at once, or take turns, or now this and now that.
         at_once = random.choice((0, 4, 256))
         self.announcer = Announcer(self.process, self.counters.count_dropped_events, offers_at_once=at_once)
-        ids = SimulatedIds(lambda: 1_000_000 + int(story.now * 1000) + skew_ms, random)
-        self.cluster = Cluster(self.engine, self.process, self.limits, prefix=PREFIX, ids=ids, choose=random)
-        self.clients: dict[Client, None] = {}
+        ids = SimulatedIds(lambda: 1_000_000 + int(scenario.now * 1000) + skew_ms, random)
+        self.backplane = SimulatedCluster(self.engine, self.process, self.limits, prefix=PREFIX, ids=ids, choose=random)
+        self.backplane.unfinished = set()
+        self.backplane.violation = lambda what: scenario.violation(f"{name}: {what}")
+        self.connection_limits = CountedLimits(self.limits, self.process.seconds)
+        self.sessions = SessionRegistry(self.limits, self.process, self.topics, lambda peer, reason: None)
+        self.peer_services = PeerServices(
+            self.topics, self.announcer, self.backplane, self.counters, self.limits, self.sessions
+        )
+        self.turns: FairScheduler[SimulatedConnection] = FairScheduler(
+            self.process, JOINS_PER_PASS, lambda connection: connection.accept(b"")
+        )
+        self.connections: dict[SimulatedConnection, None] = {}
+        self.attempts: list[JoinAttempt] = []
         self.crashed_at: float | None = None
-        self.stopping = False
-        self.cluster.start(self._local_peers())
+        self.draining = False
+        self.backplane.start(ObservedPeers(self))
 
     @property
     def name(self) -> str:
@@ -86,88 +193,115 @@ class SimulatedNode:
 
     @property
     def serves(self) -> bool:
-        return self.process.alive and not self.stopping
+        return self.process.alive and not self.draining
 
-    def _local_peers(self) -> LocalPeers:
-        return LocalPeers(self.topics, self.announcer, self.counters, lambda peer, text: None, self._moved)
+    # What a JoinAttempt asks for
 
-    def _moved(self, peer: Peer, taken: Collection[int]) -> Mapping[int, Forwarding]:
-        self.story.breach(f"{self.name}: {peer.id} moved, which nobody did")
-        return {}
+    @property
+    def events(self) -> SimulatedNode:
+        return self
+
+    @property
+    def ice_servers(self) -> SimulatedNode:
+        return self
+
+    def text(self, peer_id: str) -> bytes | None:
+        """Make ICE servers that tell when they were made, for clients that resume."""
+        return json.dumps(self.scenario.now).encode() if self.limits.resume_window_seconds else None
+
+    def new_peer(self, request: JoinRequest, connection: SimulatedConnection, ticket: JoinTicket) -> Peer:
+        assert ticket.id is not None
+        peer: Peer
+        if self.limits.resume_window_seconds:
+            peer = PeerSession(ticket.id, request, self.peer_services)
+        else:
+            peer = Peer(ticket.id, request.metadata, self.peer_services)
+        peer.attach(connection)
+        return peer
+
+    def joined(self, peer: str, topic: str, address: str | None) -> None:
+        self.scenario.trace(self.name, peer, "joined", topic)
+
+    def resumed(self, peer: str, topic: str, address: str | None) -> None:
+        self.scenario.trace(self.name, peer, "resumed in", topic)
+
+    def rejected(self, topic: str, address: str | None, reason: str) -> None:
+        self.scenario.trace(self.name, topic, "was full:", reason)
+
+    def detached(self, peer: str, topic: str, reason: str) -> None:
+        self.scenario.trace(self.name, peer, "was resumed and detached at once in", topic)
 
     # What clients do; what they send to a process that stands still waits
 
-    def connect(self, client: Client) -> None:
-        self.clients[client] = None
-        self.process.take(client, self._connected, client)
+    def connect(self, connection: SimulatedConnection, request: JoinRequest) -> None:
+        self.connections[connection] = None
+        self.process.take(connection.source, self._log_in, (connection, request))
 
-    def _connected(self, client: Client) -> None:
-        if self.stopping:
-            client.gone = True
-            self.clients.pop(client, None)
-            return
+    def _log_in(self, requested: tuple[SimulatedConnection, JoinRequest]) -> None:
+        connection, request = requested
+        joins = self.scenario.joins
+        seconds = joins.login_seconds()
+        end = connection.refuse if joins.login_is_refused() else connection.start_joining
+        outcome: Any = "its login was refused" if end == connection.refuse else request
+        if seconds is None:
+            end(outcome)
+        else:
+            connection.hold()
+            connection.later(seconds, end, outcome)
 
-        def entered(entrant: JoinTicket) -> None:
-            self._entered(client, entrant)
+    def lose(self, connection: SimulatedConnection) -> None:
+        """Notice that a connection was lost."""
+        self.process.take(connection.source, SimulatedConnection.finish, connection)
 
-        self.cluster.request_join(client.topic, client.metadata_text, entered)
-
-    def _entered(self, client: Client, entrant: JoinTicket) -> None:
-        joined = False
-        assert entrant.id is not None
-        if not client.gone and not self.stopping and entrant.full is None:
-            peer = Peer(entrant.id, client.metadata_text, self.topics, self.announcer, self.cluster, self.counters)
-            peer.attach(client.way)
-            try:
-                peer.join(client.topic)
-                client.peer = peer
-                joined = True
-            except Rejected:
-                pass
-        if not joined:
-            client.gone = True
-            self.clients.pop(client, None)
-        self.cluster.finish_join(client.topic, entrant.id, joined=joined)
-
-    def disconnect(self, client: Client) -> None:
-        self.process.take(client, self._disconnected, client)
-
-    def _disconnected(self, client: Client) -> None:
-        if client.gone:
-            return
-        client.gone = True
-        self.clients.pop(client, None)
-        peer, client.peer = client.peer, None
-        if peer is not None:
-            return_undelivered(client.way.abandon(), self.counters)
-            peer.detach()
-            peer.leave()
+    def say_goodbye(self, connection: SimulatedConnection) -> None:
+        self.process.take(connection.source, SimulatedConnection.say_goodbye, connection)
 
     def relay(self, sent: Sent) -> None:
-        self.process.take(sent.sender, self._relay, sent)
+        connection = sent.sender.connection
+        assert connection is not None
+        self.process.take(sent.sender, connection.receive, sent)
 
-    def _relay(self, sent: Sent) -> None:
-        sender, target = sent.sender, sent.target
-        if sender.gone or sender.peer is None:
-            return
-        message = {"type": "offer", "to": target.id, "payload": sent.number, "msgId": str(sent.number)}
-        outcome = sender.peer.receive(json.dumps(message).encode())
-        # A relay that is refused takes no room; events that happened before it do.
-        room = len(target.way) < self.limits.high_water_messages
-        if target.node is self and target.live and room and isinstance(outcome, Rejected):
-            self.story.breach(f"{self.name}: relay {sent.number} to a peer of the same node: {outcome.code}")
-        if target.node is self and not target.live and not self._refused(outcome):
-            self.story.breach(f"{self.name}: relay {sent.number} was taken for a peer that is gone")
+    def relay_from(self, peer: Peer, sent: Sent) -> None:
+        sent.nodes.add(self.backplane.node)
+        # A client that sends before its welcome does not know who it will be.
+        sent.sender_id = peer.id
+        message = {"type": "offer", "to": sent.target_id, "payload": sent.number, "msgId": str(sent.number)}
+        outcome = peer.receive(json.dumps(message).encode())
+        self.scenario.relayed(self, sent, outcome)
 
-    @staticmethod
-    def _refused(outcome: Any) -> bool:
-        return isinstance(outcome, Rejected) and outcome.code is ErrorCode.TARGET_NOT_FOUND
+    def stall(self, connection: SimulatedConnection) -> None:
+        self.process.take(connection.client, lambda _: connection.block(), None)
 
-    def stall(self, client: Client) -> None:
-        self.process.take(client, lambda _: client.way.block(), None)
+    def unstall(self, connection: SimulatedConnection) -> None:
+        self.process.take(connection.client, lambda _: connection.unblock() if not connection.ended else None, None)
 
-    def unstall(self, client: Client) -> None:
-        self.process.take(client, lambda _: client.way.unblock(), None)
+    def renew(self, connection: SimulatedConnection) -> None:
+        self.process.take(connection.source, self._renew, connection)
+
+    def _renew(self, connection: SimulatedConnection) -> None:
+        ice_servers = self.text("")
+        if connection.peer is not None and ice_servers is not None:
+            connection.peer.renew(ice_servers)
+
+    # What has to be true when all is calm
+
+    def check_joins(self) -> None:
+        """See that no join is under way, and that each peer has one connection slot."""
+        violation, backplane, limits = self.backplane.violation, self.backplane, self.connection_limits
+        for attempt in self.attempts:
+            self.scenario.counts[f"joins {attempt.state.value}"] += 1
+            if TRANSITIONS[attempt.state]:
+                violation(f"a join is {attempt.state.value}")
+        self.attempts.clear()
+        if backplane.tickets_due or backplane.unfinished:
+            violation(f"{backplane.tickets_due} tickets are not given, {backplane.unfinished} not finished")
+        slots = [connection.slot for connection in self.connections if connection.slot is not None]
+        if len(slots) < len(self.connections):
+            violation(f"{len(self.connections) - len(slots)} connections have no slot")
+        of_connections = Counter(limits.networks[slot] for slot in slots)
+        of_sessions = limits.held.total() - len(slots)
+        if of_sessions != len(self.sessions.detached) or not of_connections <= limits.held:
+            violation(f"slots: {limits.held}, {of_connections} of connections, {len(self.sessions.detached)} detached")
 
     # What happens to it
 
@@ -178,38 +312,48 @@ class SimulatedNode:
             noticed: whether the store sees the end of the connections, as it does when the machine goes on.
         """
         self._ended()
-        connection = self.engine.connection
-        if connection is not None:
+        to_store = self.engine.connection
+        if to_store is not None:
             if not noticed:
-                connection.swallow(connection.links)
-            connection.waiting.clear()
-            connection.close()
-        for client in self.clients:
-            client.gone = True
-            client.peer = None
-        self.clients.clear()
+                to_store.swallow(to_store.links)
+            to_store.waiting.clear()
+            to_store.close()
+        connections, self.connections = list(self.connections), {}
+        for connection in connections:
+            connection.node_crashed()
 
     def stop(self) -> None:
         """Stop as a service does: its peers leave first."""
-        self.process.take(self, self._stop, None)
+        self.process.take(self, self._drain, None)
 
-    def _stop(self, _: None) -> None:
-        if self.stopping:
+    def _drain(self, _: None) -> None:
+        if self.draining:
             return
-        self.stopping = True
-        self.story.ended[self.cluster.node] = self.story.now
-        for client in tuple(self.clients):
-            self._disconnected(client)
-        self.cluster.stop(self._stopped)
+        self.draining = True
+        seconds = self.scenario.joins.drain_seconds()
+        if seconds:
+            self.process.callLater(seconds, self._close_all)
+        else:
+            self._close_all()
+
+    def _close_all(self) -> None:
+        self.scenario.ended[self.backplane.node] = self.scenario.now
+        for connection in tuple(self.connections):
+            connection.say_goodbye()
+        for session in tuple(self.sessions.detached):
+            self.sessions.close_detached(session)
+        self.sessions.rest()
+        self.backplane.stop(self._stopped)
 
     def _stopped(self) -> None:
+        self.check_joins()
         if self.process.timers:
             left = [call.function.__qualname__ for call in self.process.calls]
-            self.story.breach(f"{self.name}: timers are left of a node that stopped: {left}")
+            self.scenario.violation(f"{self.name}: timers are left of a node that stopped: {left}")
         if self.process.alive:
             self._ended()
 
     def _ended(self) -> None:
-        self.crashed_at = self.story.now
-        self.story.ended.setdefault(self.cluster.node, self.story.now)
+        self.crashed_at = self.scenario.now
+        self.scenario.ended.setdefault(self.backplane.node, self.scenario.now)
         self.process.end()

@@ -34,7 +34,7 @@ class ModelStore:
     Args:
         seconds: the store's clock, in seconds.
         publish: hands data to the subscribers of a channel; returns how many there are.
-        random: chooses where the store would.
+        random: chooses if the store would.
     """
 
     def __init__(
@@ -54,9 +54,9 @@ class ModelStore:
             "leave": self._leave,
             "sync": self._sync,
             "move": self._move,
-            "beat": self._beat,
-            "bury": self._bury,
-            "resign": self._resign,
+            "heartbeat": self._heartbeat,
+            "evict": self._evict,
+            "deregister": self._deregister,
         }
 
     def run(self, script: str, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
@@ -65,7 +65,7 @@ class ModelStore:
         return self._scripts[script](keys, arguments)
 
     def dump(self) -> dict[bytes, tuple[Any, int | None]]:
-        """Return all that is stored, and how many seconds each key has left, None where it stays."""
+        """Return all that is stored, and how many seconds each key has left, None if it stays."""
         self._expire()
         return {key: (_plain(value), self._left(key)) for key, value in self._data.items()}
 
@@ -117,7 +117,7 @@ class ModelStore:
         self._hset(key, field, b"%d" % value)
         return value
 
-    def _keep(self, seconds: bytes, *keys: bytes) -> None:
+    def _expire_after(self, seconds: bytes, *keys: bytes) -> None:
         for key in keys:
             if key in self._data:
                 self._ends[key] = self._seconds() + int(seconds)
@@ -129,18 +129,18 @@ class ModelStore:
 
     # The prelude
 
-    def _tell(self, topic: _Topic, kind: bytes, peer: bytes, value: bytes) -> bytes:
+    def _publish_event(self, topic: _Topic, kind: bytes, peer: bytes, value: bytes) -> bytes:
         text = self._event(topic, kind, peer, value)
-        self._spread(topic, text)
+        self._send_to_members(topic, text)
         return text
 
-    def _spread(self, topic: _Topic, text: bytes, also: bytes | None = None) -> None:
+    def _send_to_members(self, topic: _Topic, text: bytes, also: bytes | None = None) -> None:
         nodes = [field[1:] for field in self._data.get(topic.state, {}) if field[:1] == b"@"]
         for node in nodes if also is None or also in nodes else [*nodes, also]:
-            self._inform(topic.prefix, node, text)
+            self._send(topic.prefix, node, text)
 
-    def _inform(self, prefix: bytes, node: bytes, text: bytes) -> None:
-        self._hincrby(prefix + b"told", node, 1)
+    def _send(self, prefix: bytes, node: bytes, text: bytes) -> None:
+        self._hincrby(prefix + b"sent", node, 1)
         self.publish(prefix + b"node:" + node, text)
 
     def _event(self, topic: _Topic, kind: bytes, peer: bytes, value: bytes) -> bytes:
@@ -160,7 +160,7 @@ class ModelStore:
             self._hset(topic.state, b"seq", b"0")
             self._hset(topic.state, b"gen", b"%d.%d" % self._time())
         self._hset(topic.members, peer, value)
-        self._hincrby(topic.state, b"bytes", listed(value))
+        self._hincrby(topic.state, b"bytes", listed_bytes(value))
         self._count(topic, value[:NODE], 1)
         self._sadd(topic.index, topic.name)
         last = self._hget(topic.state, b"last")
@@ -169,7 +169,7 @@ class ModelStore:
 
     def _remove(self, topic: _Topic, peer: bytes, value: bytes) -> bool:
         self._hdel(topic.members, peer)
-        self._hincrby(topic.state, b"bytes", -listed(value))
+        self._hincrby(topic.state, b"bytes", -listed_bytes(value))
         if not self._count(topic, value[:NODE], -1):
             self._srem(topic.index, topic.name)
         if topic.members not in self._data:
@@ -187,18 +187,18 @@ class ModelStore:
         prefix, name, seconds, node, peer, metadata, most_peers, most_bytes = arguments
         topic = _Topic(prefix, name, *keys)
         value = node + metadata
-        if prefix + b"buried:" + node in self._data:
-            return [b"buried"]
+        if prefix + b"tombstone:" + node in self._data:
+            return [b"evicted"]
         last = self._hget(topic.state, b"last")
         if last is not None and peer <= last:
             return [b"behind", last]
         if len(self._data.get(topic.members, ())) >= int(most_peers):
             return [b"full", b"peers"]
-        if int(self._hget(topic.state, b"bytes") or 0) + listed(value) > int(most_bytes):
+        if int(self._hget(topic.state, b"bytes") or 0) + listed_bytes(value) > int(most_bytes):
             return [b"full", b"bytes"]
         self._add(topic, peer, value)
-        self._tell(topic, b"joined", peer, value)
-        self._keep(seconds, *keys)
+        self._publish_event(topic, b"joined", peer, value)
+        self._expire_after(seconds, *keys)
         return self._snapshot(b"joined", topic)
 
     def _leave(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
@@ -206,14 +206,14 @@ class ModelStore:
         topic = _Topic(prefix, name, *keys)
         value = self._hget(topic.members, peer)
         if value is not None and value[:NODE] == node and self._remove(topic, peer, value):
-            self._tell(topic, b"left", peer, b"")
+            self._publish_event(topic, b"left", peer, b"")
         return [b"left"]
 
     def _sync(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
         prefix, name, seconds, node, former = arguments[:5]
         topic = _Topic(prefix, name, *keys)
-        if prefix + b"buried:" + node in self._data:
-            return [b"buried"]
+        if prefix + b"tombstone:" + node in self._data:
+            return [b"evicted"]
         peers = dict(zip(arguments[5::2], arguments[6::2], strict=True))
         own = {peer: node + metadata[1:] for peer, metadata in peers.items() if metadata[:1] == b"+"}
         unsure = {peer for peer, metadata in peers.items() if metadata[:1] != b"+"}
@@ -225,25 +225,25 @@ class ModelStore:
                     self._srem(prefix + b"topics:" + former, name)
                 self._count(topic, node, 1)
                 self._sadd(topic.index, name)
-                self._tell(topic, b"moved", peer, own[peer])
+                self._publish_event(topic, b"moved", peer, own[peer])
             elif of in (node, former) and not (peer in own or peer in unsure):
                 text = self._event(topic, b"left", peer, b"")
                 self._remove(topic._replace(index=prefix + b"topics:" + of), peer, value)
-                self._spread(topic, text, node)
+                self._send_to_members(topic, text, node)
             own.pop(peer, None)
         for peer in peers:
             if peer in own:
                 self._add(topic, peer, own[peer])
-                self._tell(topic, b"joined", peer, own[peer])
-        self._keep(seconds, *keys)
+                self._publish_event(topic, b"joined", peer, own[peer])
+        self._expire_after(seconds, *keys)
         return self._snapshot(b"synced", topic)
 
     def _move(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
         *own_keys, old_index = keys
         prefix, name, seconds, node, old, peer = arguments
         topic = _Topic(prefix, name, *own_keys)
-        if prefix + b"buried:" + node in self._data:
-            return [b"buried"]
+        if prefix + b"tombstone:" + node in self._data:
+            return [b"evicted"]
         value = self._hget(topic.members, peer)
         if value is None or value[:NODE] != old:
             return [b"gone"]
@@ -254,36 +254,36 @@ class ModelStore:
             self._srem(old_index, name)
         self._count(topic, node, 1)
         self._sadd(topic.index, name)
-        text = self._tell(topic, b"moved", peer, value)
+        text = self._publish_event(topic, b"moved", peer, value)
         if not has_more:
-            self._inform(prefix, old, text)
-        self._keep(seconds, *own_keys)
+            self._send(prefix, old, text)
+        self._expire_after(seconds, *own_keys)
         return self._snapshot(b"moved", topic)
 
-    def _beat(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
-        nodes, tomb, index = keys
+    def _heartbeat(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
+        nodes, tombstone, index = keys
         seconds, node, number, registers, prefix = arguments
-        told = prefix + b"told"
-        if tomb in self._data:
-            return [b"buried"]
+        sent = prefix + b"sent"
+        if tombstone in self._data:
+            return [b"evicted"]
         before = self._hget(nodes, node) or b""
         self._hset(nodes, node, number)
-        self._keep(seconds, nodes, index, told)
-        events = self._hget(told, node) or b"0"
-        self.publish(prefix + b"node:" + node, b"beat %b %b" % (number, events))
+        self._expire_after(seconds, nodes, index, sent)
+        events = self._hget(sent, node) or b"0"
+        self.publish(prefix + b"node:" + node, b"heartbeat %b %b" % (number, events))
         whole, micros = self._time()
         topics = list(self._data.get(index, ())) if registers == b"1" else []
         return [b"alive", before, whole * 1000 + micros // 1000, self._hgetall(nodes), topics]
 
-    def _bury(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
-        nodes, tomb, index = keys
+    def _evict(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
+        nodes, tombstone, index = keys
         prefix, seconds, node, seen, _ = arguments
         most = int(arguments[4])
-        if tomb not in self._data:
+        if tombstone not in self._data:
             if (self._hget(nodes, node) or b"") != seen:
                 return [b"alive"]
-            self._data[tomb] = b"1"
-            self._keep(seconds, tomb)
+            self._data[tombstone] = b"1"
+            self._expire_after(seconds, tombstone)
             self._hdel(nodes, node)
         while most > 0 and index in self._data:
             name = self._random.choice(list(self._data[index]))
@@ -292,24 +292,24 @@ class ModelStore:
                 if most > 0 and value[:NODE] == node:
                     most -= 1
                     if self._remove(topic, peer, value):
-                        self._tell(topic, b"left", peer, b"")
+                        self._publish_event(topic, b"left", peer, b"")
             if most > 0:
                 self._srem(index, name)
         left = len(self._data.get(index, ()))
         if not left:
-            self._hdel(prefix + b"told", node)
-        return [b"buried", left]
+            self._hdel(prefix + b"sent", node)
+        return [b"evicted", left]
 
-    def _resign(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
+    def _deregister(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
         nodes, index = keys
         node, prefix = arguments
         if index not in self._data:
             self._hdel(nodes, node)
-            self._hdel(prefix + b"told", node)
-        return [b"resigned"]
+            self._hdel(prefix + b"sent", node)
+        return [b"deregistered"]
 
 
-def listed(value: bytes) -> int:
+def listed_bytes(value: bytes) -> int:
     """Tell how long a member's entry in a ``peer-list`` is, as ``prelude.lua`` does."""
     metadata = len(value) - NODE
     return 36 + (metadata + 12 if metadata > 0 else 0)

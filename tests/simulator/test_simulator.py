@@ -1,4 +1,4 @@
-"""Some hundred stories, and those that found something once; for more: ``python -m tests.simulator --help``."""
+"""Some hundred scenarios, and those that found something once; for more: ``python -m tests.simulator --help``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from tests.simulator.story import Story
+from tests.simulator.scenario import Scenario
 
-# A seed tells another story whenever the simulator changes; these are kept as long as they tell theirs.
+# A seed runs another scenario whenever the simulator changes; these are kept as long as they run theirs.
 KEPT = {
     "t3": "ICE servers from before a resume came behind those of its welcome",
     "t4": "a sender that had moved was not told of what it had sent before",
@@ -25,15 +25,15 @@ KEPT = {
 
 
 def test_what_was_found_once_is_not_found_again() -> None:
-    tell(",".join(KEPT))
+    run(",".join(KEPT))
 
 
 def test_whatever_happens_all_is_true_in_the_end() -> None:
-    tell("10000-10099,t10000-10099")
+    run("10000-10099,t10000-10099")
 
 
-def tell(seeds: str) -> None:
-    # In a process of its own, where sets have the order that they have wherever a seed is told.
+def run(seeds: str) -> None:
+    # In a process of its own, where sets have the order that they have wherever a seed is run.
     command = [sys.executable, "-m", "tests.simulator", "--seeds", seeds]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -41,43 +41,47 @@ def tell(seeds: str) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_store_that_loses_its_data_makes_nobody_leave_who_is_there(seed: int) -> None:
-    story = Story(seed)
-    story.run_for(3)
+    scenario = Scenario(seed)
+    scenario.run_for(3)
     for _ in range(8):
-        story.join()
-    story.run_for(3)
-    gone = story.live()[0]
-    story.store.crash(None)
-    story.run_for(1)
-    gone.node.disconnect(gone)
-    story.run_for(4)
-    story.store.restart()
-    story.run_for(20)
-    assert len(story.live()) == 7
-    for client in story.live():
+        scenario.join()
+    scenario.run_for(3)
+    gone = scenario.live()[0]
+    scenario.store.crash(None)
+    scenario.run_for(1)
+    gone.node.lose(gone.connection)
+    scenario.run_for(4)
+    scenario.store.restart()
+    scenario.run_for(20)
+    assert len(scenario.live()) == 7
+    for client in scenario.live():
         assert client.known is not None
-        assert client.known.keys() == {other.id for other in story.live() if other.topic == client.topic} - {client.id}
-    assert not story.counts["left for a while"]
+        assert client.known.keys() == {other.id for other in scenario.live() if other.topic == client.topic} - {
+            client.id
+        }
+    assert not scenario.counts["left for a while"]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_store_that_is_emptied_while_it_runs_makes_nobody_leave(seed: int) -> None:
-    story = Story(seed)
-    story.run_for(3)
+    scenario = Scenario(seed)
+    scenario.run_for(3)
     for _ in range(6):
-        story.join()
-    story.run_for(3.3)
-    story.store.model.load(None)
+        scenario.join()
+    scenario.run_for(3.3)
+    scenario.store.model.load(None)
     for _ in range(2):
-        story.join()
-    story.run_for(20)
-    for client in story.live():
+        scenario.join()
+    scenario.run_for(20)
+    for client in scenario.live():
         assert client.known is not None
-        assert client.known.keys() == {other.id for other in story.live() if other.topic == client.topic} - {client.id}
-    assert not story.counts["left for a while"]
+        assert client.known.keys() == {other.id for other in scenario.live() if other.topic == client.topic} - {
+            client.id
+        }
+    assert not scenario.counts["left for a while"]
 
 
-def test_a_seed_tells_the_same_story_in_every_process() -> None:
+def test_a_seed_runs_the_same_scenario_in_every_process() -> None:
     command = [sys.executable, "-m", "tests.simulator", "--seed", "7", "--trace"]
     traces = [subprocess.run(command, capture_output=True, check=True, env=environment(n)).stdout for n in range(2)]
     assert len(traces[0].splitlines()) > 100

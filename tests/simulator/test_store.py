@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from signaling.backplane.redis.scripts import Keys
+from signaling.backplane.store import Keys
 from tests.redis_server import RedisClient, redis_server
 from tests.simulator.store import ModelStore
 
@@ -21,7 +21,7 @@ STEPS = 60
 
 
 class Real:
-    """The real store, and who listens to its channels."""
+    """The real store, and listeners to its channels."""
 
     def __init__(self, client: RedisClient, path: Any) -> None:
         self.client = client
@@ -35,7 +35,7 @@ class Real:
         for listener in self._listeners.values():
             listener.close()
 
-    def heard(self, node: bytes) -> list[bytes]:
+    def received(self, node: bytes) -> list[bytes]:
         """Read what was published on a node's channel since the last time."""
         self.client.command("PUBLISH", KEYS.channel(node), b"fence")
         return list(iter(lambda: self._listeners[node].read()[2], b"fence"))
@@ -63,22 +63,22 @@ class Real:
 
 
 class Model:
-    """The model, and who listens to its channels."""
+    """The model, and listeners to its channels."""
 
     def __init__(self) -> None:
         self.now = 1_000.000001
-        self._heard: dict[bytes, list[bytes]] = {KEYS.channel(node): [] for node in NODES}
+        self._received: dict[bytes, list[bytes]] = {KEYS.channel(node): [] for node in NODES}
         self.store = ModelStore(lambda: self.now, self._publish)
 
     def _publish(self, channel: bytes, data: bytes) -> int:
-        if channel not in self._heard:
+        if channel not in self._received:
             return 0
-        self._heard[channel].append(data)
+        self._received[channel].append(data)
         return 1
 
-    def heard(self, node: bytes) -> list[bytes]:
-        heard, self._heard[KEYS.channel(node)] = self._heard[KEYS.channel(node)], []
-        return heard
+    def received(self, node: bytes) -> list[bytes]:
+        received, self._received[KEYS.channel(node)] = self._received[KEYS.channel(node)], []
+        return received
 
 
 class Gens:
@@ -97,7 +97,7 @@ class Gens:
     def reply(self, reply: list[Any]) -> list[Any]:
         if reply[0] in (b"joined", b"synced", b"moved"):
             return [reply[0], self.name(reply[1]), *reply[2:]]
-        # A beat's time is another one.
+        # A heartbeat's time is another one.
         return [*reply[:2], None, reply[3], sorted(reply[4])] if reply[0] == b"alive" and len(reply) > 1 else reply
 
     def dump(self, dump: dict[bytes, Any]) -> dict[bytes, Any]:
@@ -119,10 +119,17 @@ class Both:
         self._gens = Gens(), Gens()
         self._random = random
         self._ids = 0
-        self._last_beats = dict.fromkeys(NODES, b"")
+        self._latest = dict.fromkeys(NODES, b"")
 
     def step(self) -> None:
-        names = ["join"] * 6 + ["leave"] * 3 + ["sync"] * 3 + ["move"] * 3 + ["beat"] * 3 + ["bury", "resign", "wait"]
+        names = (
+            ["join"] * 6
+            + ["leave"] * 3
+            + ["sync"] * 3
+            + ["move"] * 3
+            + ["heartbeat"] * 3
+            + ["evict", "deregister", "wait"]
+        )
         getattr(self, self._random.choice(names))()
 
     def run(self, script: str, keys: list[bytes], *arguments: bytes) -> list[Any]:
@@ -135,8 +142,8 @@ class Both:
 
     def compare(self) -> None:
         for node in NODES:
-            real = [self._gens[0].event(text) for text in self.real.heard(node)]
-            assert [self._gens[1].event(text) for text in self.model.heard(node)] == real
+            real = [self._gens[0].event(text) for text in self.real.received(node)]
+            assert [self._gens[1].event(text) for text in self.model.received(node)] == real
         real_dump, model_dump = self._gens[0].dump(self.real.dump()), self._gens[1].dump(self.model.store.dump())
         assert {key: value for key, (value, _) in model_dump.items()} == {
             k: value for k, (value, _) in real_dump.items()
@@ -181,38 +188,38 @@ class Both:
         keys = [*KEYS.topic(topic), KEYS.index(node), KEYS.index(old)]
         self.run("move", keys, KEYS.prefix, topic, self._seconds(), node, old, self._peer())
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         node, wants = self._node(), self._random.choice([b"0", b"1"])
         number = b"%d" % self._random.randint(1, 9)
-        keys = [KEYS.nodes, KEYS.tomb(node), KEYS.index(node)]
-        reply = self.run("beat", keys, self._seconds(), node, number, wants, KEYS.prefix)
+        keys = [KEYS.nodes, KEYS.tombstone(node), KEYS.index(node)]
+        reply = self.run("heartbeat", keys, self._seconds(), node, number, wants, KEYS.prefix)
         if reply[0] == b"alive":
-            self._last_beats[node] = number
+            self._latest[node] = number
 
-    def bury(self) -> None:
+    def evict(self) -> None:
         node = self._node()
-        seen = self._random.choice([self._last_beats[node], self._last_beats[node], b"0", b""])
-        keys = [KEYS.nodes, KEYS.tomb(node), KEYS.index(node)]
-        # The order of topics is the store's choice: what matters is a burial's end, and one of a single topic.
+        seen = self._random.choice([self._latest[node], self._latest[node], b"0", b""])
+        keys = [KEYS.nodes, KEYS.tombstone(node), KEYS.index(node)]
+        # The order of topics is the store's choice: what matters is the end of an eviction, and one of a single topic.
         topics = len(self.model.store.dump().get(KEYS.index(node), (set(), None))[0])
         arguments = [KEYS.prefix, self._seconds(), node, seen, b"1" if topics < 2 else b"1000"]
         self.compare()
-        while self.run("bury", keys, *arguments) not in ([b"alive"], [b"buried", 0]):
+        while self.run("evict", keys, *arguments) not in ([b"alive"], [b"evicted", 0]):
             pass
         if topics > 1:
             self._compare_by_topic()
 
     def _compare_by_topic(self) -> None:
         for node in NODES:
-            heard = [
-                sorted((text.partition(b"\n")[2], text) for text in map(gens.event, side.heard(node)))
+            received = [
+                sorted((text.partition(b"\n")[2], text) for text in map(gens.event, side.received(node)))
                 for gens, side in zip(self._gens, (self.real, self.model), strict=True)
             ]
-            assert heard[0] == heard[1]
+            assert received[0] == received[1]
 
-    def resign(self) -> None:
+    def deregister(self) -> None:
         node = self._node()
-        self.run("resign", [KEYS.nodes, KEYS.index(node)], node, KEYS.prefix)
+        self.run("deregister", [KEYS.nodes, KEYS.index(node)], node, KEYS.prefix)
 
     def wait(self) -> None:
         seconds = self._random.choice([20, 70])

@@ -56,7 +56,7 @@ def wait_until(driver: webdriver.Chrome, script: str) -> None:
 
 
 def run(driver: webdriver.Chrome, body: str, *arguments: Any) -> Any:
-    """Run the body of an async function in the page; returns what it returns, and fails where it throws.
+    """Run the body of an async function in the page; returns what it returns, and fails if it throws.
 
     Args:
         arguments: which it finds in the array ``given``.

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tests.harness.server import Server, launch
 from tests.programs import need
-from tests.system.twistd import Server
 
 CONFIGURATION = Path(__file__).parents[2] / "deploy" / "turnserver.conf"
 # The loopback is what the shipped configuration keeps relays out of.
@@ -37,15 +36,7 @@ def coturn(folder: Path, secret: str, *options: str) -> Iterator[Server]:
     for _ in range(3):
         # Another each time: three starts on one port were deaf, so it may be that port.
         port = free_port()
-        process = subprocess.Popen(
-            [*command, f"--listening-port={port}"],
-            text=True,
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        server = Server(process)
-        server.port = port
+        server = launch([*command, f"--listening-port={port}"], cwd=folder, port=port)
         try:
             server.wait_for(r"UDP listener opened")
             # Now and then, on a busy machine, coturn starts and stays deaf.
@@ -71,7 +62,7 @@ def answers(port: int) -> bool:
 
 
 def free_port() -> int:
-    """Return a port that nobody has: coturn takes 0 for its default."""
+    """Return a free port: coturn takes 0 for its default."""
     with socket.socket(type=socket.SOCK_DGRAM) as held:
         held.bind(("127.0.0.1", 0))
         return held.getsockname()[1]

@@ -25,7 +25,7 @@ PREFERENCES = {
     # A page in the background is a page all the same.
     "dom.min_background_timeout_value": 4,
     "dom.timeout.enable_budget_timer_throttling": False,
-    # Ask nobody on the network for anything.
+    # Make no request to the network.
     "app.normandy.enabled": False,
     "app.update.disabledForTesting": True,
     "browser.safebrowsing.downloads.remote.enabled": False,

@@ -16,8 +16,8 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from tests import issuer
+from tests.harness.server import Server, running, start
 from tests.system.test_webrtc import chromium
-from tests.system.twistd import Server, running, start
 
 
 def join(server: Server, transport: str, token: str, topic: str = "room") -> ClientConnection:
@@ -88,7 +88,7 @@ def test_a_page_presents_its_token_as_a_subprotocol_and_learns_that_it_expired(s
         soon = issuer.token(aud="us", exp=int(time.time()) + 3)
         assert run(server, soon) == ["open as signaling", "welcome", "peer-list", 4401, "the token has expired"]
         assert run(server, soon) == [1006, ""]
-        # One page serves where access is not controlled, too.
+        # The page is the same if access is not controlled.
         assert run(open_server, soon, True) == ["open as signaling", "welcome", "peer-list", 4000, ""]
 
 
@@ -103,7 +103,7 @@ def test_rotated_keys_count_without_a_restart(server: Server, keys: Path) -> Non
             with join(server, "header", token):
                 break
         except InvalidStatus:
-            # The file is looked at once a second, when somebody asks.
+            # The file is checked at most once a second, when a client joins.
             assert time.monotonic() < deadline
             time.sleep(0.2)
     server.wait_for("--auth jwt: keys.json: read again; keys: 2")
@@ -125,7 +125,7 @@ def test_passwords_of_a_file(tmp_path: Path) -> None:
 
 @pytest.fixture
 def without_the_extra(tmp_path: Path) -> dict[str, str]:
-    """An environment where PyJWT is not to be found."""
+    """An environment without PyJWT."""
     (tmp_path / "jwt.py").write_text('raise ModuleNotFoundError("No module named \'jwt\'", name="jwt")\n')
     return {"PYTHONPATH": str(tmp_path)}
 

@@ -21,8 +21,8 @@ from aiortc import RTCIceCandidate, RTCPeerConnection, RTCSessionDescription
 from signaling.client import Lost, NotDelivered, PeerJoined, PeerLeft, Signaling, join
 from signaling.client.aiortc import BYE, TopicSignaling, deliver
 from signaling.client.mesh import Mesh
+from tests.harness.server import Server, launch, running
 from tests.programs import missing
-from tests.system.twistd import Server, running
 
 SECONDS = 30
 THEIRS = "from aiortc.contrib.signaling import BYE, add_signaling_arguments, create_signaling"
@@ -38,7 +38,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wanted = ["--no-deps", "--no-build-isolation", "--no-binary", "aiortc", f"aiortc=={version('aiortc')}"]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", *wanted]
     if subprocess.run([*command, "--dest", str(folder)], check=False, timeout=100).returncode:
-        missing("aiortc's source distribution")
+        raise missing("aiortc's source distribution")
     [archive] = folder.glob("aiortc-*.tar.gz")
     with tarfile.open(archive) as opened:
         member = f"{archive.name.removesuffix('.tar.gz')}/examples/datachannel-cli/cli.py"
@@ -53,8 +53,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def role(example: Path, name: str, url: str) -> Iterator[Server]:
     """Run one role of the example."""
     command = [sys.executable, "-u", str(example), name, "-s", url]
-    process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    watched = Server(process)
+    watched = launch(command)
     try:
         yield watched
     finally:
@@ -83,7 +82,7 @@ def interrupt(program: Server) -> None:
     while still < 5:
         now = " ".join(stat.read_text().split()[13:15])
         before, still = now, still + 1 if now == before else 0
-        time.sleep(0.05)  # A program that waits tells nobody.
+        time.sleep(0.05)  # There is no event for a program that waits.
     assert program.stop(signal.SIGINT) == 0, program.log
     # Ctrl-C may come while a task of aiortc's own runs, which then says so.
     assert not re.search("signaling/client|destroyed", program.log), program.log
@@ -188,11 +187,11 @@ def test_what_aiortc_cannot_take_is_left_out() -> None:
             for kind, payload in [*NONSENSE, *[("ice-candidate", candidate)] * 250]:
                 await deliver(mallory, kind, target, payload)
             await mallory.deliver("offer", target, {"type": "offer", "sdp": offer.sdp})
-            heard = []
-            while not heard or heard[-1] != offer:
-                heard.append(await ada.receive())
-            assert 0 < len(heard) <= 101
-            assert {type(obj) for obj in heard[:-1]} == {RTCIceCandidate}
+            received = []
+            while not received or received[-1] != offer:
+                received.append(await ada.receive())
+            assert 0 < len(received) <= 101
+            assert {type(obj) for obj in received[:-1]} == {RTCIceCandidate}
             await ada.close()
 
     with running() as server:
@@ -283,7 +282,7 @@ class Member:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self.heard: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+        self.received: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
         self.id = ""
 
     async def run(self) -> None:
@@ -294,7 +293,7 @@ class Member:
 
     def _prepare(self, connection: RTCPeerConnection, peer_id: str, offers: bool) -> None:
         def use(channel) -> None:
-            channel.on("message", lambda text: self.heard.put_nowait((peer_id, text)))
+            channel.on("message", lambda text: self.received.put_nowait((peer_id, text)))
             greet = lambda: channel.send(f"hello from {self.id}")  # noqa: E731
             if channel.readyState == "open":
                 greet()
@@ -312,9 +311,9 @@ def test_a_mesh_connects_everyone_to_everyone() -> None:
         running_members = [asyncio.create_task(member.run()) for member in members]
         async with asyncio.timeout(SECONDS):
             for member in members:
-                heard = {await member.heard.get() for _ in range(2)}
+                received = {await member.received.get() for _ in range(2)}
                 others = {other.id for other in members} - {member.id}
-                assert heard == {(other, f"hello from {other}") for other in others}
+                assert received == {(other, f"hello from {other}") for other in others}
             await members[0].signaling.leave()
             await running_members[0]
             assert members[0].mesh.connections == {}

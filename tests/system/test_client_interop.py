@@ -15,8 +15,8 @@ from aiortc import RTCIceCandidate, RTCPeerConnection, RTCSessionDescription
 from signaling.client import join
 from signaling.client.aiortc import BYE, TopicSignaling
 from signaling.client.mesh import Mesh
+from tests.harness.server import Server, running
 from tests.system.test_webrtc import chromium, wait_until
-from tests.system.twistd import Server, running
 
 SECONDS = 40
 
@@ -24,25 +24,25 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::Depr
 
 PAGE = """
 const [url] = arguments;
-window.heard = [];
+window.received = [];
 import("/signaling.js").then(({join, Mesh}) => {
   const signaling = join(url);
   window.signaling = signaling;
   window.mesh = new Mesh(signaling);
-  mesh.addEventListener("data", ({detail: {data}}) => { heard.push(data); mesh.broadcast("hello from the page"); });
+  mesh.addEventListener("data", ({detail: {data}}) => { received.push(data); mesh.broadcast("hello from the page"); });
 });
 """
 
 
 async def meet(server: Server, driver, *, page_first: bool) -> str:
-    """Let a page and an aiortc program meet; returns what the program hears."""
-    heard: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    """Let a page and an aiortc program meet; returns what the program receives."""
+    received: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def prepare(connection, peer_id: str, offers: bool) -> None:
         # The browser's mesh agrees on its channel beforehand.
         channel = connection.createDataChannel("mesh", negotiated=True, id=0)
         channel.on("open", lambda: channel.send("hello from aiortc"))
-        channel.on("message", lambda text: heard.done() or heard.set_result(text))
+        channel.on("message", lambda text: received.done() or received.set_result(text))
 
     async def open_page() -> None:
         await asyncio.to_thread(driver.execute_script, PAGE, server.url + "room")
@@ -55,8 +55,8 @@ async def meet(server: Server, driver, *, page_first: bool) -> str:
             task = asyncio.create_task(Mesh(signaling, prepare).run())
             if not page_first:
                 await open_page()
-            text = await heard
-            await asyncio.to_thread(wait_until, driver, "heard.includes('hello from aiortc')")
+            text = await received
+            await asyncio.to_thread(wait_until, driver, "received.includes('hello from aiortc')")
             await signaling.leave()
             await task
             await asyncio.to_thread(wait_until, driver, "mesh.peers.size === 0")
@@ -74,12 +74,12 @@ OFFERERS = int(os.environ.get("OFFERERS", "3"))
 
 
 async def call_with_a_page(url: str, driver) -> str:
-    """Let an aiortc program that offers wait for a page with a mesh; returns what it hears on the data channel."""
-    heard: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    """Let an aiortc program that offers wait for a page with a mesh; returns what it receives on the data channel."""
+    received: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     connection = RTCPeerConnection()
     channel = connection.createDataChannel("mesh", negotiated=True, id=0)
     channel.on("open", lambda: channel.send("hello from aiortc"))
-    channel.on("message", lambda text: heard.done() or heard.set_result(text))
+    channel.on("message", lambda text: received.done() or received.set_result(text))
     signaling = TopicSignaling(url)
 
     async def offer() -> None:
@@ -91,10 +91,10 @@ async def call_with_a_page(url: str, driver) -> str:
         await signaling.connect()
         offering = asyncio.create_task(offer())
         await asyncio.to_thread(driver.execute_script, PAGE, url)
-        await asyncio.wait({offering, heard}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({offering, received}, return_when=asyncio.FIRST_COMPLETED)
         if offering.done():
             offering.result()
-        text = await heard
+        text = await received
         await asyncio.to_thread(driver.execute_script, "signaling.leave()")
         await offering
         await connection.close()

@@ -17,8 +17,9 @@ from websockets.asyncio.client import connect as async_connect
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect, unix_connect
 
-from tests.system.certificates import self_signed
-from tests.system.twistd import Server, running
+from tests.harness.certificates import self_signed
+from tests.harness.peer import joined_id, receive
+from tests.harness.server import Server, running
 
 UPGRADE = (
     b"GET /ws/room HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -26,26 +27,15 @@ UPGRADE = (
 )
 
 
-def hear(peer) -> dict:
-    return json.loads(peer.recv(5))
-
-
-def enter(peer) -> str:
-    """Return the id from a new peer's welcome, after its peer-list."""
-    own = hear(peer)["selfId"]
-    assert hear(peer)["type"] == "peer-list"
-    return own
-
-
 def test_two_clients_meet_and_signal() -> None:
     with running() as server, connect(server.url + "room") as caller:
-        caller_id = enter(caller)
+        caller_id = joined_id(caller)
         with connect(server.url + "room") as callee:
-            callee_id = enter(callee)
-            assert hear(caller) == {"type": "peer-joined", "peerId": callee_id}
+            callee_id = joined_id(callee)
+            assert receive(caller) == {"type": "peer-joined", "peerId": callee_id}
             caller.send(json.dumps({"type": "offer", "to": callee_id, "payload": {"sdp": "x"}, "msgId": "1"}))
-            assert hear(callee) == {"type": "offer", "from": caller_id, "payload": {"sdp": "x"}, "msgId": "1"}
-        assert hear(caller) == {"type": "peer-left", "peerId": callee_id}
+            assert receive(callee) == {"type": "offer", "from": caller_id, "payload": {"sdp": "x"}, "msgId": "1"}
+        assert receive(caller) == {"type": "peer-left", "peerId": callee_id}
 
 
 def test_many_clients_agree_on_who_is_there() -> None:
@@ -71,12 +61,12 @@ def test_a_killed_client_is_told_to_its_topic() -> None:
         "import sys; from websockets.sync.client import connect; c = connect(sys.argv[1]); [c.recv() for _ in range(9)]"
     )
     with running() as server, connect(server.url + "room") as observer:
-        enter(observer)
+        joined_id(observer)
         client = subprocess.Popen([sys.executable, "-c", code, server.url + "room"], stdout=subprocess.PIPE)
         with client:
-            assert hear(observer)["type"] == "peer-joined"
+            assert receive(observer)["type"] == "peer-joined"
             client.kill()
-        assert hear(observer)["type"] == "peer-left"
+        assert receive(observer)["type"] == "peer-left"
 
 
 @pytest.mark.parametrize(("frame", "code"), [(b"\x81\x81\0\0\0\0\xff", 1007), (b"\x81\x01x", 1002)])
@@ -89,7 +79,7 @@ def test_a_framing_error_is_answered_with_a_close_frame_and_an_end(frame: bytes,
 
 def test_an_oversized_message_is_1009() -> None:
     with running() as server, connect(server.url + "room") as peer:
-        enter(peer)
+        joined_id(peer)
         peer.send("x" * 65_537)
         with pytest.raises(ConnectionClosed, match="1009"):
             peer.recv(5)
@@ -98,13 +88,13 @@ def test_an_oversized_message_is_1009() -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost"])
 def test_the_port_is_open_on_ipv6_and_ipv4(host: str) -> None:
     with running() as server, connect(f"ws://{host}:{server.port}/ws/room") as peer:
-        assert enter(peer)
+        assert joined_id(peer)
 
 
 def test_a_unix_socket_serves(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     with running(["--listen", f"unix:{path}"]), unix_connect(str(path), "ws://x/ws/room") as peer:
-        assert enter(peer)
+        assert joined_id(peer)
 
 
 def test_a_unix_client_writes_no_lines_into_the_log(tmp_path: Path) -> None:
@@ -128,9 +118,9 @@ def test_tls_serves_and_closes_with_1001(tmp_path: Path) -> None:
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     with running(["--listen", f"ssl:0:interface=127.0.0.1:privateKey={pem}:certKey={pem}"]) as server:
         with connect(f"wss://localhost:{server.port}/ws/room", ssl=context) as peer:
-            own = enter(peer)
+            own = joined_id(peer)
             peer.send(json.dumps({"type": "offer", "to": own, "payload": "x" * 60_000}))
-            assert len(hear(peer)["payload"]) == 60_000
+            assert len(receive(peer)["payload"]) == 60_000
             server.process.terminate()
             with pytest.raises(ConnectionClosed, match="1001"):
                 peer.recv(5)
@@ -154,7 +144,7 @@ def test_sighup_reads_the_certificate_anew_and_drops_nobody(tmp_path: Path) -> N
     with running(["--listen", f"ssl:0:interface=127.0.0.1:privateKey={pem}:certKey={pem}"]) as server:
         first = presented(server)
         with connect(f"wss://localhost:{server.port}/ws/room", ssl=context) as peer:
-            own = enter(peer)
+            own = joined_id(peer)
             pem.write_bytes(self_signed())
             server.process.send_signal(signal.SIGHUP)
             server.wait_for("the certificate was reloaded")
@@ -165,7 +155,7 @@ def test_sighup_reads_the_certificate_anew_and_drops_nobody(tmp_path: Path) -> N
             server.wait_for("the old one stays in use")
             assert presented(server) == second
             peer.send(json.dumps({"type": "offer", "to": own}))
-            assert hear(peer)["type"] == "offer"
+            assert receive(peer)["type"] == "offer"
 
 
 def test_sighup_without_a_certificate_says_so() -> None:
@@ -225,13 +215,13 @@ def test_behind_haproxy_the_clients_address_is_logged() -> None:
 
 def test_a_slow_reader_gets_all_that_was_accepted_and_its_sender_hears_the_rest() -> None:
     with running() as server, connect(server.url + "room") as sender:
-        enter(sender)
+        joined_id(sender)
         with socket.socket() as slow:
             slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             slow.settimeout(5)
             slow.connect(("127.0.0.1", server.port))
             slow.sendall(UPGRADE)
-            target = hear(sender)["peerId"]
+            target = receive(sender)["peerId"]
             refused: set[str] = set()
             sent = 0
             while not refused:
@@ -240,7 +230,7 @@ def test_a_slow_reader_gets_all_that_was_accepted_and_its_sender_hears_the_rest(
                     sender.send(json.dumps(payload))
                     sent += 1
                 sender.send('{"type":"offer","msgId":"end"}')
-                while (answer := hear(sender))["msgId"] != "end":
+                while (answer := receive(sender))["msgId"] != "end":
                     assert answer["code"] == "dropped"
                     refused.add(answer["msgId"])
             accepted = [f"m{n}" for n in range(sent) if f"m{n}" not in refused]
@@ -258,8 +248,8 @@ def test_readers_that_never_read_do_not_hold_up_the_end() -> None:
         stuck.sendall(UPGRADE)
         server.wait_for("joined")
         with connect(server.url + "room") as sender:
-            hear(sender)
-            target = hear(sender)["peers"][0]["id"]
+            receive(sender)
+            target = receive(sender)["peers"][0]["id"]
             message = json.dumps({"type": "offer", "to": target, "payload": "x" * 60_000})
             answer = None
             while answer is None:

@@ -5,35 +5,36 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from tests.system.clustered import Call, Peer, listening, new_topic, nodes, ready, wait_until, wait_until_ready
-from tests.system.failing import join_raw, masked, read_to_the_end
-from tests.system.proxy import Proxy, proxied
-from tests.system.redis import RedisServer, redis_running
-from tests.system.twistd import Server, start
+from tests.harness.fault_proxy import FaultProxy, fault_proxy
+from tests.harness.frames import masked
+from tests.harness.peer import Call, Peer, new_topic
+from tests.harness.raw_client import join_raw, read_to_the_end
+from tests.harness.redis import RedisServer, redis_running
+from tests.harness.server import Server, nodes, start, wait_until
 
 HIGH_WATER_MARK = 16
 MOST_PEERS = 3
-# Two noisy cores may delay anything by some tenths of a second.
+# Two noisy cores may delay anything by tenths of a second.
 UNNOTICED_SECONDS = 1.0
 
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[list[Server]]:
-    """Two nodes that nothing befalls."""
+    """Two nodes that nothing happens to."""
     with redis_running() as redis:
         options = (f"--max-peers-per-topic={MOST_PEERS}", "--resume-window=30", "--write-timeout=60")
         with nodes([redis.url] * 2, *options) as servers:
             for server in servers:
-                wait_until_ready(server)
+                server.wait_until_ready()
             yield servers
 
 
@@ -62,7 +63,7 @@ def test_a_full_topic_is_full_on_every_node(pair: list[Server]) -> None:
         assert [(message["type"], message["code"]) for message in refused.messages] == [("error", "topic_full")]
         assert refused.closed() == 1013
     peers.pop().close()
-    # Where it was, its place is free at once; at the other node as soon as that has heard of it.
+    # Where it was, its place is free at once; at the other node as soon as that has received of it.
     wait_until(lambda: len(peers[1].view) == MOST_PEERS - 2)
     peers.append(Peer(pair[1], topic))
     assert peers[-1].id
@@ -91,7 +92,7 @@ def text_of_dropped(sender: Peer, server: Server, topic: str) -> str:
         flood(sender, target)
         name = next(iter(name for name in sender.answers if name.startswith(target)))
         # It leaves in peace, once it has read all.
-        stuck.sendall(masked(8))
+        stuck.sendall(masked(0x88, b""))
         read_to_the_end(stuck)
     return sender.text(name).replace(name, "m")
 
@@ -174,7 +175,7 @@ def test_a_wrong_url_is_one_clear_line(url: str, said: str) -> None:
 
 
 def test_a_missing_extra_is_one_clear_line(tmp_path: Path) -> None:
-    (tmp_path / "txredisapi.py").write_text("raise ImportError('not here')")
+    (tmp_path / "hiredis.py").write_text("raise ImportError('not here')")
     path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
     status, text = run_to_end("--backplane=redis://127.0.0.1", PYTHONPATH=path)
     assert status == 1
@@ -186,8 +187,9 @@ def test_a_store_that_refuses_one_command_of_the_scripts_is_out_of_reach() -> No
     with redis_running(users=[everything_else]) as redis:
         node = start(["--port=0", f"--backplane=redis://ada:north@127.0.0.1:{redis.port}"])
         try:
-            listening(node).wait_for("beat: ERR, the user may not; docs/options.md has the rights")
-            assert ready(node)[0] == 503
+            node.wait_until_listening()
+            node.wait_for("heartbeat: ERR, the user may not; docs/options.md has the rights")
+            assert node.readiness()[0] == 503
         finally:
             node.end()
 
@@ -212,15 +214,15 @@ def test_nodes_serve_their_own_peers_before_there_is_a_store_and_meet_once_it_co
             assert time.monotonic() - began < 3
             peers[0].sees(peers[1])
             peers[2].sees()
-            assert ready(a) == (503, {"ready": False, "reasons": ["the backplane is out of reach"]})
+            assert a.readiness() == (503, {"ready": False, "reasons": ["the backplane is out of reach"]})
             call = Call(peers[0], peers[1])
             call.goes_on()
             redis.start()
             peers[0].sees(*peers[1:])
             peers[2].sees(*peers[:2])
             assert call.ends().keys() == {"delivered"}
-            wait_until_ready(a)
-            wait_until_ready(b)
+            a.wait_until_ready()
+            b.wait_until_ready()
             close(*peers)
 
 
@@ -232,23 +234,22 @@ def close(*peers: Peer) -> None:
 # Failures
 
 
-class Trio:
+class Trio(NamedTuple):
     """Three nodes; the last of them reaches the store through a link that can fail."""
 
-    def __init__(self, redis: RedisServer, link: Proxy, servers: list[Server]) -> None:
-        self.redis = redis
-        self.link = link
-        self.servers = servers
+    redis: RedisServer
+    link: FaultProxy
+    servers: list[Server]
 
     def wait_until_ready(self) -> None:
         for server in self.servers:
-            wait_until_ready(server)
+            server.wait_until_ready()
 
 
 @pytest.fixture(scope="module")
 def trio() -> Iterator[Trio]:
-    """Three nodes that survive what befalls them, but for the last test."""
-    with redis_running() as redis, proxied(redis.port) as link:
+    """Three nodes that survive each failure, but for the last test."""
+    with redis_running() as redis, fault_proxy(redis.port) as link:
         with nodes([redis.url, redis.url, f"redis://127.0.0.1:{link.port}"]) as servers:
             trio = Trio(redis, link, servers)
             trio.wait_until_ready()
@@ -270,7 +271,7 @@ def test_without_redis_each_node_goes_on_alone_and_all_agree_when_it_is_back(
     far.goes_on()
     begin(trio.redis)
     gone = time.monotonic()
-    wait_until_ready(a, 503)
+    a.wait_until_ready(503)
     joining = time.monotonic()
     peers.append(Peer(a, topic))
     assert time.monotonic() - joining < UNNOTICED_SECONDS
@@ -286,25 +287,25 @@ def test_without_redis_each_node_goes_on_alone_and_all_agree_when_it_is_back(
     assert near.ends().keys() == {"delivered"}
     assert near.longest_gap() < UNNOTICED_SECONDS
     assert far.ends().keys() == {"delivered", "dropped"}
-    assert [m["peerId"] for m in peers[0].messages if m["type"] == "peer-left"] == [peer.id for peer in left]
+    assert [message["peerId"] for message in peers[0].of_type("peer-left")] == [peer.id for peer in left]
     close(*peers)
 
 
-def test_a_node_that_stands_still_for_5_s_is_not_buried(trio: Trio) -> None:
+def test_a_node_that_is_paused_for_5_s_is_not_evicted(trio: Trio) -> None:
     topic = new_topic()
     peers = [Peer(server, topic) for server in (*trio.servers, trio.servers[0])]
     near, far = Call(peers[0], peers[3]), Call(peers[0], peers[2])
     far.goes_on()
-    trio.servers[2].process.send_signal(signal.SIGSTOP)
+    trio.servers[2].pause()
     try:
         time.sleep(5)  # The length of the failure.
     finally:
-        trio.servers[2].process.send_signal(signal.SIGCONT)
+        trio.servers[2].resume()
     far.goes_on()
     assert near.ends().keys() == {"delivered"}
     assert near.longest_gap() < UNNOTICED_SECONDS
     assert far.ends().keys() == {"delivered"}
-    assert not any(message["type"] == "peer-left" for message in peers[0].messages)
+    assert not peers[0].of_type("peer-left")
     close(*peers)
 
 
@@ -317,20 +318,19 @@ def test_the_peers_of_a_node_that_stops_are_told_1001_and_all_others_at_once_tha
         assert stopping.stop() == 0
         assert own.closed() == 1001
         other.sees()
-        left_at = next(at for at, _, message in other.heard if message["type"] == "peer-left")
-        assert left_at - stopped < UNNOTICED_SECONDS
+        assert other.left_at(own.id)[0] - stopped < UNNOTICED_SECONDS
         other.close()
 
 
-class Gone:
+class TwoFailures:
     """What came of two failures in the same moment: the second node was killed, and the third one's link cut."""
 
     def __init__(self, trio: Trio) -> None:
         self.trio = trio
         topic = new_topic()
         a, b, c = trio.servers
-        self.watcher, self.dead, self.cut = Peer(a, topic), Peer(b, topic), [Peer(c, topic), Peer(c, topic)]
-        self.watcher.sees(self.dead, *self.cut)
+        self.observer, self.dead, self.cut = Peer(a, topic), Peer(b, topic), [Peer(c, topic), Peer(c, topic)]
+        self.observer.sees(self.dead, *self.cut)
         for each in self.cut:
             each.wait_for(lambda each=each: len(each.view) == 3)
         self.among_cut = Call(*self.cut)
@@ -338,51 +338,49 @@ class Gone:
         self.began = time.monotonic()
         b.process.kill()
         trio.link.swallow()
-        self.to_dead, self.to_cut = Call(self.watcher, self.dead), Call(self.watcher, self.cut[0])
-        self.watcher.sees(seconds=15)
-        self.readiness = ready(c)
+        self.to_dead, self.to_cut = Call(self.observer, self.dead), Call(self.observer, self.cut[0])
+        self.observer.sees(seconds=15)
+        self.readiness = c.readiness()
         self.late = Peer(c, topic)
 
-    def told_after(self, peer: Peer) -> list[float]:
-        """Return when the watcher was told that a peer left."""
-        event = {"type": "peer-left", "peerId": peer.id}
-        return [at - self.began for at, _, message in self.watcher.heard if message == event]
+    def announced_after(self, peer: Peer) -> list[float]:
+        """Return when the observer was informed that a peer left."""
+        return [at - self.began for at in self.observer.left_at(peer.id)]
 
 
 @pytest.fixture(scope="module")
-def gone(trio: Trio) -> Gone:
+def gone(trio: Trio) -> TwoFailures:
     """Both failures together take no longer than one."""
-    return Gone(trio)
+    return TwoFailures(trio)
 
 
-def test_the_peers_of_a_killed_node_are_announced_once_within_15_s(gone: Gone) -> None:
-    [after] = gone.told_after(gone.dead)
+def test_the_peers_of_a_killed_node_are_announced_once_within_15_s(gone: TwoFailures) -> None:
+    [after] = gone.announced_after(gone.dead)
     assert after < 15
 
 
-def test_all_relays_to_a_killed_node_are_answered(gone: Gone) -> None:
-    ends = gone.to_dead.ends(0)
+def test_all_relays_to_a_killed_node_are_answered(gone: TwoFailures) -> None:
+    ends = gone.to_dead.ends(gone.observer)
     assert ends["dropped"]
     assert not ends["delivered"]
 
 
-def test_a_node_that_is_cut_off_is_announced_too_and_says_that_it_is_not_ready(gone: Gone) -> None:
+def test_a_node_that_is_cut_off_is_announced_too_and_says_that_it_is_not_ready(gone: TwoFailures) -> None:
     for peer in gone.cut:
-        [after] = gone.told_after(peer)
+        [after] = gone.announced_after(peer)
         assert after < 15
     assert gone.readiness == (503, {"ready": False, "reasons": ["the backplane is out of reach"]})
 
 
-def test_peers_of_a_node_that_is_cut_off_go_on_among_themselves(gone: Gone) -> None:
+def test_peers_of_a_node_that_is_cut_off_go_on_among_themselves(gone: TwoFailures) -> None:
     gone.among_cut.goes_on()
-    gone.late.sees(gone.watcher, gone.dead, *gone.cut)
+    gone.late.sees(gone.observer, gone.dead, *gone.cut)
 
 
-def test_a_node_that_was_cut_off_comes_back_with_its_peers(gone: Gone) -> None:
-    gone.trio.link.cut()
-    gone.trio.link.allow()
-    wait_until_ready(gone.trio.servers[2])
-    here = [gone.watcher, *gone.cut, gone.late]
+def test_a_node_that_was_cut_off_comes_back_with_its_peers(gone: TwoFailures) -> None:
+    gone.trio.link.heal()
+    gone.trio.servers[2].wait_until_ready()
+    here = [gone.observer, *gone.cut, gone.late]
     for peer in here:
         peer.sees(*(other for other in here if other is not peer))
     gone.to_cut.goes_on()

@@ -25,6 +25,6 @@ def test_frames_fragments_utf8_and_closing_are_as_rfc_6455_says(
     try:
         folder = install(python)
     except NotInstalled as error:
-        missing(f"{error}\nso the Autobahn|Testsuite")
+        raise missing(f"{error}\nso the Autobahn|Testsuite") from error
     cases = Suite(python, folder, tmp_path).run(QUICK_CASES, server_arguments, 240)
     assert [str(case) for case in cases if not case.passed] == []

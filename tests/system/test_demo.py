@@ -14,8 +14,8 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 from websockets.sync.client import ClientConnection, connect
 
+from tests.harness.server import Server, running
 from tests.system.browser import chromium, run, wait_until
-from tests.system.twistd import Server, running
 
 MESH_SECONDS = 3
 MOST_STOPS = 60
@@ -77,7 +77,7 @@ def driver(browser: webdriver.Chrome) -> Iterator[webdriver.Chrome]:
 
 
 def address(server: Server, topic: str) -> str:
-    # A query of its own makes the browser load the page again where only the fragment differs.
+    # A query of its own makes the browser load the page again if only the fragment differs.
     return f"http://127.0.0.1:{server.port}/?{urlencode({'for': topic})}#{quote(topic, safe='')}"
 
 
@@ -314,10 +314,10 @@ def test_call_outlives_the_server(driver: webdriver.Chrome) -> None:
             join(driver, lost, "loss", name)
         run(driver, MOVING, 2)
         lost.end()
-        told = "/^Signaling lost: next attempt in \\d+ s$/.test(document.getElementById('state-text').textContent)"
+        result = "/^Signaling lost: next attempt in \\d+ s$/.test(document.getElementById('state-text').textContent)"
         for handle in driver.window_handles:
             driver.switch_to.window(handle)
-            wait_until(driver, told)
+            wait_until(driver, result)
             wait_for_text(driver, ".row[data-level=error]", "signaling lost")
             run(driver, MOVING, 2)
     with running([f"--port={lost.port}", "--demo"]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import urllib.request
 from pathlib import Path
@@ -12,15 +11,14 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from tests.system.twistd import Server
+from tests.harness.server import launch
 
 EMBED = Path(__file__).parents[2] / "examples" / "embed.py"
 
 
 def test_embedded_signaling_serves_beside_the_applications_own_page() -> None:
     command = [sys.executable, str(EMBED), "--port", "0"]
-    process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    server = Server(process)
+    server = launch(command)
     try:
         server.port = int(server.wait_for(r"listening on (\d+)")[1])
         with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/", timeout=5) as page:
@@ -31,9 +29,9 @@ def test_embedded_signaling_serves_beside_the_applications_own_page() -> None:
             caller.send(json.dumps({"type": "offer", "to": target, "payload": 1}))
             callee.recv(5)
             assert json.loads(callee.recv(5)) == {"type": "offer", "from": caller_id, "payload": 1}
-            process.terminate()
+            server.process.terminate()
             with pytest.raises(ConnectionClosed, match="1001"):
                 callee.recv(5)
-        process.wait(20)
+        server.process.wait(20)
     finally:
         server.end()

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import pytest
 from selenium import webdriver
 
+from tests.harness.server import Server, running
 from tests.system.browser import chromium, run
 from tests.system.firefox import firefox
 from tests.system.test_javascript import CLIENT, HERE, serve
-from tests.system.twistd import Server, running
 
 # Of each kind: `BROWSER_CALLS=20 pytest -s tests/system/test_firefox.py` is the long run.
 CALLS = int(os.environ.get("BROWSER_CALLS", "2"))

@@ -1,4 +1,4 @@
-"""The image's health check finds the server wherever it was told to listen."""
+"""The image's health check finds the server on whatever it listens."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from threading import Thread
 import pytest
 
 from signaling.tools import health
-from tests.system.certificates import self_signed
-from tests.system.twistd import Server, running
+from tests.harness.certificates import self_signed
+from tests.harness.server import Server, running
 
 TREE = Path(__file__).parents[2]
 DOCKERFILE = (TREE / "Dockerfile").read_text()
@@ -70,7 +70,7 @@ def test_a_server_on_the_port_of_the_environment_is_healthy(proc: Path) -> None:
         assert health.main(proc) == 0
 
 
-def test_what_listens_and_is_no_server_of_ours_is_unhealthy(proc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_server_is_unhealthy(proc: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (proc / "1").symlink_to(Path("/proc/self").resolve())
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]

@@ -12,7 +12,7 @@ from aiortc import RTCPeerConnection
 from signaling.client import Answer, Backoff, Signaling, join
 from signaling.client.aiortc import deliver
 from signaling.client.mesh import BEGINNINGS_SECONDS, MAX_BEGINNINGS, Mesh
-from tests.system.twistd import Server, running
+from tests.harness.server import Server, running
 
 SECONDS = 60
 
@@ -76,12 +76,12 @@ def hostilities() -> Iterator[list[tuple[str, object]]]:
 
 
 class Member:
-    """A mesh whose peers say hello, and echo what they are told."""
+    """A mesh whose peers say hello, and echo what they receive."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self.channels: dict[str, asyncio.Future] = {}
-        self.heard: asyncio.Queue[str] = asyncio.Queue()
+        self.received: asyncio.Queue[str] = asyncio.Queue()
         self.begun = 0
 
     async def run(self) -> None:
@@ -94,7 +94,7 @@ class Member:
         channel = connection.createDataChannel("mesh", negotiated=True, id=0)
         opened = self.channels[peer_id] = asyncio.get_running_loop().create_future()
         channel.on("open", lambda: opened.done() or opened.set_result(channel))
-        channel.on("message", self.heard.put_nowait)
+        channel.on("message", self.received.put_nowait)
 
     async def channel_to(self, other: Member):
         """Wait until there is an open channel."""
@@ -118,7 +118,7 @@ async def pair(url: str) -> AsyncIterator[tuple[Member, Member]]:
             yield ada, ben
             assert await ada.channel_to(ben) is channel
             channel.send("still here")
-            assert await ben.heard.get() == "still here"
+            assert await ben.received.get() == "still here"
             assert not any(task.done() for task in tasks)
         finally:
             for task in tasks:
@@ -146,14 +146,14 @@ def test_a_mesh_goes_on_whatever_one_peer_sends(server: Server) -> None:
                 mallory = await stack.enter_async_context(join(server.url + "room"))
                 for member in (ada, ben):
                     await attack(mallory, member.signaling.self_id, messages)
-            # A newcomer is connected to both.
-            newcomer = Member(server.url + "room")
-            task = asyncio.create_task(newcomer.run())
-            while not hasattr(newcomer, "mesh"):
+            # A new peer is connected to both.
+            late = Member(server.url + "room")
+            task = asyncio.create_task(late.run())
+            while not hasattr(late, "mesh"):
                 await asyncio.sleep(0)
             for member in (ada, ben):
-                await newcomer.channel_to(member)
-                await member.channel_to(newcomer)
+                await late.channel_to(member)
+                await member.channel_to(late)
             task.cancel()
             await asyncio.wait([task])
         return unretrieved

@@ -26,9 +26,9 @@ from signaling.client import (
     join,
 )
 from signaling.client.aiortc import TopicSignaling
+from tests.harness.server import running
 from tests.system.test_python_client import joined
 from tests.system.test_twisted_client import program
-from tests.system.twistd import running
 
 SECONDS = 30
 WELCOME = json.dumps({"type": "welcome", "selfId": "b"})
@@ -39,7 +39,7 @@ Play = Callable[[ServerConnection], Awaitable[None]]
 
 @asynccontextmanager
 async def playing(play: Play) -> AsyncIterator[tuple[str, list[ServerConnection]]]:
-    """Run a server that does as it is told with each connection; yields its URL and its connections so far."""
+    """Run a server that handles each connection as the test says; yields its URL and its connections so far."""
     connections: list[ServerConnection] = []
 
     async def handle(connection: ServerConnection) -> None:
@@ -213,23 +213,23 @@ def test_a_program_that_only_sends_stays_in_its_topic_and_holds_little(monkeypat
     monkeypatch.setattr("signaling.client.connection.MAX_UNHEARD", 2_000)
     monkeypatch.setattr("signaling.client.connection.PING_SECONDS", 0.1)
     monkeypatch.setattr("signaling.client.connection.PONG_SECONDS", 2.0)
-    heard: list[str | bytes] = []
+    received: list[str | bytes] = []
 
     async def flood(connection: ServerConnection) -> None:
         for text in (WELCOME, EMPTY, *(JOINED, OFFERED, LEFT) * 3_000):
             await connection.send(text)
-        heard.append("all was sent")
+        received.append("all was sent")
         async for text in connection:
-            heard.append(text)
+            received.append(text)
 
     async def scenario() -> None:
         async with playing(flood) as (url, connections), join(url, backoff=soon()) as signaling:
             await signaling.send("offer", "a", "first")
-            while not heard:
+            while not received:
                 await asyncio.sleep(0.01)
             await asyncio.sleep(3)
             await signaling.send("offer", "a", "last")
-            while not any("last" in text for text in heard):
+            while not any("last" in text for text in received):
                 await asyncio.sleep(0.01)
             assert len(connections) == 1
             assert list(signaling.peers) == []
@@ -318,7 +318,7 @@ ANSWERS = {
 
 @asynccontextmanager
 async def answering(first: bytes) -> AsyncIterator[str]:
-    """Run a server that answers its first connection as it is told, and any other by 404; yields its URL."""
+    """Run a server that answers its first connection as the test says, and any other by 404; yields its URL."""
     answers = iter([first])
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from selenium import webdriver
 
+from tests.harness.fault_proxy import fault_proxy
+from tests.harness.server import running
 from tests.system.browser import chromium, run, wait_until
-from tests.system.proxy import proxied
-from tests.system.twistd import running
-from tests.system.unauthorized import unauthorized_turn
+from tests.system.refusing_turn import refusing_turn
 
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parents[1] / "docs" / "clients.md"
@@ -123,7 +123,7 @@ def test_200_pairs_that_offer_at_the_same_moment_need_no_third_attempt(page: web
           const pair = [1, 2].map(() => p.peer(`${given[0]}glare-${done + pairs.length}`));
           for (const one of pair) hold(one, held);
           pairs.push(pair);
-          // Chromium delays WebSocket connections by seconds where many are opened at once.
+          // Chromium delays WebSocket connections by seconds if many are opened at once.
           if (pairs.length % 5 === 0) await Promise.all(pairs.flat().map(({ signaling }) => signaling.ready));
         }
         await p.until(() => pairs.flat().every((one) => p.linked(one, 1)), "all pairs are linked");
@@ -162,7 +162,7 @@ def test_a_call_goes_on_while_the_server_is_killed_and_comes_back(page: webdrive
       };
       while (!(await frames())) await p.pause(20);
     """
-    # Nothing but the data channels and the video can tell that time passes.
+    # Only the data channels and the video show that time passes.
     gap = """
       await p.until(() => trio.every(({ signaling }) => signaling.state === "waiting"), "all have noticed");
       const [messages, decoded] = [trio.map(({ got }) => got.length), await frames()];
@@ -199,11 +199,11 @@ def test_a_call_goes_on_while_the_server_is_killed_and_comes_back(page: webdrive
         server.end()
         run(page, gap)
     with running([f"--port={server.port}"]) as server:
-        told = run(page, after, server.url + "room")
-    print(told)
-    assert told.pop("joined") < 5000
-    assert told.pop("linked") < 5000
-    assert told == {
+        result = run(page, after, server.url + "room")
+    print(result)
+    assert result.pop("joined") < 5000
+    assert result.pop("linked") < 5000
+    assert result == {
         "gaps": 0,
         "kept": 6,
         "removed": 0,
@@ -236,15 +236,15 @@ SEND_A_THOUSAND = """
 
 
 def test_resumed_sessions_lose_nothing_in_twenty_cuts(page: webdriver.Chrome) -> None:
-    with running(["--port=0", "--resume-window=60"]) as server, proxied(server.port) as proxy:
+    with running(["--port=0", "--resume-window=60"]) as server, fault_proxy(server.port) as proxy:
         run(page, SEND_A_THOUSAND, f"ws://127.0.0.1:{proxy.port}/ws/room")
         for cut in range(20):
             open_again = "pair.every(({ signaling }) => signaling.state === 'open')"
             wait_until(page, f"pair[1].relayed.length > {cut * 48 + 5} && {open_again}")
-            proxy.cut()
+            proxy.cut(refuse=True)
             wait_until(page, "pair.every(({ signaling }) => signaling.state === 'waiting')")
-            proxy.allow()
-        told = run(
+            proxy.accept()
+        result = run(
             page,
             """
               await sending;
@@ -258,11 +258,11 @@ def test_resumed_sessions_lose_nothing_in_twenty_cuts(page: webdriver.Chrome) ->
               };
             """,
         )
-    print("welcomes:", told["welcomes"])
-    assert told["numbers"] == list(range(1000))
-    assert told["left"] == []
-    assert told["joined"] == [1, 0]
-    assert all(count > 20 for count in told["welcomes"])
+    print("welcomes:", result["welcomes"])
+    assert result["numbers"] == list(range(1000))
+    assert result["left"] == []
+    assert result["joined"] == [1, 0]
+    assert all(count > 20 for count in result["welcomes"])
 
 
 def test_connections_outlive_twenty_cuts_without_resuming(page: webdriver.Chrome) -> None:
@@ -285,17 +285,17 @@ def test_connections_outlive_twenty_cuts_without_resuming(page: webdriver.Chrome
         offers: pair.flatMap(({ sent }) => sent).filter((type) => type === "offer").length,
       };
     """
-    with running() as server, proxied(server.port) as proxy:
+    with running() as server, fault_proxy(server.port) as proxy:
         run(page, begin, f"ws://127.0.0.1:{proxy.port}/ws/room")
         for _ in range(20):
             wait_until(page, "pair.every(({ signaling }) => signaling.state === 'open')")
-            proxy.cut()
+            proxy.cut(refuse=True)
             wait_until(page, "pair.every(({ signaling }) => signaling.state === 'waiting')")
-            proxy.allow()
-        told = run(page, end)
-    assert told.pop("numbers") == list(range(1000))
-    assert all(count >= 20 for count in told.pop("left"))
-    assert told == {"added": [1, 1], "removed": [0, 0], "offers": 1}
+            proxy.accept()
+        result = run(page, end)
+    assert result.pop("numbers") == list(range(1000))
+    assert all(count >= 20 for count in result.pop("left"))
+    assert result == {"added": [1, 1], "removed": [0, 0], "offers": 1}
 
 
 @pytest.mark.parametrize(("window", "left", "ids"), [(60, 0, 1), (0, 1, 2)])
@@ -313,22 +313,22 @@ def test_a_connection_that_died_silently_is_replaced(page: webdriver.Chrome, win
       dispatchEvent(new Event("online"));
       await p.until(() => pair[1].states.filter((state) => state === "open").length === 2, "it is back");
       pair[1].signaling.send("ice-candidate", pair[0].signaling.selfId, "the last");
-      await p.until(() => pair[0].relayed.at(-1).payload === "the last", "it is heard");
+      await p.until(() => pair[0].relayed.at(-1).payload === "the last", "it is received");
       pair[1].mesh.broadcast("still there");
       await p.until(() => pair[0].got.length, "the connection goes on");
       const peers = pair.map(({ mesh }) => mesh.peers.size);
       return [pair[0].left.length, ids.size, pair.flatMap(({ removed }) => removed).length, peers];
     """
     with running(["--port=0", f"--resume-window={window}", "--ping-interval=1", "--ping-timeout=1"]) as server:
-        with proxied(server.port) as proxy:
+        with fault_proxy(server.port) as proxy:
             run(page, begin, server.url + "room", f"ws://127.0.0.1:{proxy.port}/ws/room")
             proxy.freeze()
-            told = run(page, end)
+            result = run(page, end)
             if left:
                 run(page, "await p.until(() => pair[0].left.length, 'the server has noticed')")
-                told[0] = run(page, "return pair[0].left.length")
+                result[0] = run(page, "return pair[0].left.length")
                 assert run(page, "return pair.map(({ mesh }) => mesh.peers.size)") == [1, 1]
-    assert told == [left, ids, 0, [1, 1]]
+    assert result == [left, ids, 0, [1, 1]]
 
 
 def test_a_mesh_made_anew_or_late_is_connected_soon(page: webdriver.Chrome) -> None:
@@ -344,9 +344,9 @@ def test_a_mesh_made_anew_or_late_is_connected_soon(page: webdriver.Chrome) -> N
       }
       const anew = performance.now() - started;
       const signaling = join(given[0]);
-      let unheard = 0;
-      signaling.addEventListener("offer", () => unheard++);
-      await p.until(() => unheard === 2, "both have offered, and no mesh heard it");
+      let unanswered = 0;
+      signaling.addEventListener("offer", () => unanswered++);
+      await p.until(() => unanswered === 2, "both have offered, and no mesh received it");
       const offered = performance.now();
       const third = { signaling, mesh: new Mesh(signaling) };
       await p.allLinked([first, second, third]);
@@ -411,11 +411,11 @@ def test_what_is_dropped_is_sent_again_in_order(page: webdriver.Chrome) -> None:
       return [caller.errors.every((code) => code === "dropped"), received, order, away.sent.includes("offer")];
     """
     options = ["--port=0", "--resume-window=60", "--high-water-mark=1"]
-    with running(options) as server, proxied(server.port) as proxy:
+    with running(options) as server, fault_proxy(server.port) as proxy:
         run(page, begin, f"ws://127.0.0.1:{proxy.port}/ws/room")
-        proxy.cut()
+        proxy.cut(refuse=True)
         run(page, call, server.url + "room")
-        proxy.allow()
+        proxy.accept()
         dropped, received, order, offered_itself = run(page, end)
     assert dropped
     assert received == order != []
@@ -452,12 +452,12 @@ def test_a_page_that_is_closed_is_gone_at_once(page: webdriver.Chrome, pages: st
 
 
 def test_connects_again_at_once_when_the_browser_is_online_again(page: webdriver.Chrome) -> None:
-    with running() as server, proxied(server.port) as proxy:
+    with running() as server, fault_proxy(server.port) as proxy:
         begin = "globalThis.one = p.peer(given[0], { backoff: { first: 600_000 } }); await one.signaling.ready"
         run(page, begin, f"ws://127.0.0.1:{proxy.port}/ws/room")
-        proxy.cut()
+        proxy.cut(refuse=True)
         wait_until(page, "one.signaling.state === 'waiting'")
-        proxy.allow()
+        proxy.accept()
         run(page, "dispatchEvent(new Event('online')); await p.until(() => one.signaling.state === 'open')")
         assert run(page, "return one.states") == ["open", "waiting", "connecting", "open"]
 
@@ -465,13 +465,13 @@ def test_connects_again_at_once_when_the_browser_is_online_again(page: webdriver
 def test_tracks_reach_those_who_are_there_and_those_who_come(page: webdriver.Chrome) -> None:
     script = """
       const track = document.createElement("canvas").captureStream().getVideoTracks()[0];
-      const heard = (one) => new Promise((done) => one.mesh.addEventListener("track", ({ detail }) => done(detail)));
+      const received = (one) => new Promise((done) => one.mesh.addEventListener("track", ({ detail }) => done(detail)));
       const [first, second] = [p.peer(given[0]), p.peer(given[0])];
       await p.allLinked([first, second]);
-      const there = heard(second);
+      const there = received(second);
       first.mesh.addTrack(track, new MediaStream());
       const third = p.peer(given[0]);
-      const details = await Promise.all([there, heard(third)]);
+      const details = await Promise.all([there, received(third)]);
       const removed = ({ streams }) => new Promise((done) => streams[0].addEventListener("removetrack", done));
       const gone = details.map(removed);
       first.mesh.removeTrack(track);
@@ -501,7 +501,7 @@ def test_refused_turn_credentials_are_replaced_by_newer_ones(page: webdriver.Chr
       }, "each side has newer credentials and gathers anew", 6_000);
       return pair.map(({ received }) => received.includes("ice-servers"));
     """
-    with unauthorized_turn() as port:
+    with refusing_turn() as port:
         options = ["--port=0", f"--turn-uri=turn:127.0.0.1:{port}?transport=udp", "--turn-ttl=4"]
         with running(options, env={"TURN_SECRET": "not a secret"}) as server:
             assert run(page, script, server.url + "room") == [True, True]
@@ -525,7 +525,7 @@ def test_the_documented_page_does_what_it_says(browser: webdriver.Chrome, pages:
 
 def test_closing_is_a_goodbye(page: webdriver.Chrome) -> None:
     script = """
-      const heard = [];
+      const received = [];
       const goodbyes = {
         mesh: ({ mesh }) => mesh.close(),
         signaling: ({ signaling }) => signaling.leave(),
@@ -547,13 +547,13 @@ def test_closing_is_a_goodbye(page: webdriver.Chrome) -> None:
 def test_a_peer_that_began_anew_without_a_goodbye_gets_a_new_connection(page: webdriver.Chrome) -> None:
     script = """
       const { Mesh } = await import("/signaling.js");
-      const unheard = (prototype, goodbye) => {
+      const unanswered = (prototype, goodbye) => {
         prototype.addEventListener = function (type, ...rest) {
           if (type !== goodbye) EventTarget.prototype.addEventListener.call(this, type, ...rest);
         };
       };
-      unheard(RTCDataChannel.prototype, "close");
-      unheard(RTCDtlsTransport.prototype, "statechange");
+      unanswered(RTCDataChannel.prototype, "close");
+      unanswered(RTCDtlsTransport.prototype, "statechange");
       const [stays, leaves] = [1, 2].map(() => p.peer(given[0]));
       await p.allLinked([stays, leaves]);
       const [connection] = p.connections(stays);
@@ -597,7 +597,7 @@ def test_one_side_restarts_ice_on_a_dead_path(page: webdriver.Chrome, state: str
 
 def test_a_peer_that_left_is_removed_once_its_connection_is_dead(page: webdriver.Chrome) -> None:
     script = """
-      // As after a crash: nobody says goodbye.
+      // As after a crash: no close frame, no message.
       const [stays, leaves] = pair;
       leaves.mesh.close = () => {};
       leaves.signaling.leave();
@@ -631,7 +631,7 @@ def test_a_hostile_peer_costs_a_page_nothing(page: webdriver.Chrome) -> None:
 
       const hostile = join(given[0], { metadata: { instance: kept.metadata.instance } });
       await hostile.ready;
-      const hears = async (type, payload) => {
+      const receives = async (type, payload) => {
         hostile.send(type, id, payload);
         const passed = new Promise((done) => hostile.addEventListener("ice-candidate", done, { once: true }));
         hostile.send("ice-candidate", hostile.selfId, "a fence");
@@ -642,28 +642,28 @@ def test_a_hostile_peer_costs_a_page_nothing(page: webdriver.Chrome) -> None:
       const { sdp } = await source.createOffer();
       for (let number = 0; number < 1200; number++) {
         const certificate = number.toString(16).padStart(64, "0").replace(/(..)(?=.)/g, "$1:").toUpperCase();
-        await hears("offer", { type: "offer", sdp: sdp.replace(/(a=fingerprint:sha-256 ).*/, `$1${certificate}`) });
+        await receives("offer", { type: "offer", sdp: sdp.replace(/(a=fingerprint:sha-256 ).*/, `$1${certificate}`) });
       }
       for (const text of ["a=fingerprint:" + " ".repeat(60_000) + "x", "x", "", "m=audio 0\\n".repeat(6_000)]) {
-        for (const type of ["offer", "answer"]) await hears(type, { type, sdp: text });
+        for (const type of ["offer", "answer"]) await receives(type, { type, sdp: text });
       }
       for (const odd of [null, 5, [], {}, "x", { toString: 1 }, { candidate: "x" }, { candidate: {} }, { sdp: {} }]) {
-        for (const type of ["offer", "answer", "ice-candidate"]) await hears(type, odd);
+        for (const type of ["offer", "answer", "ice-candidate"]) await receives(type, odd);
       }
       for (let number = 0; number < 300; number++) {
-        await hears("ice-candidate", { candidate: `candidate:1 1 udp 1 127.0.0.1 ${number} typ host`, sdpMid: "0" });
+        await receives("ice-candidate", { candidate: `candidate:1 1 udp 1 127.0.0.1 ${number} typ host`, sdpMid: "0" });
       }
       const third = p.peer(given[0]);
       const open = (one, { signaling }) => one.mesh.peers.get(signaling.selfId)?.channel.readyState === "open";
       const friends = [victim, other, third];
       const all = () => friends.every((one) => friends.every((friend) => friend === one || open(one, friend)));
-      await p.until(all, "the newcomer is linked with both");
+      await p.until(all, "the new peer is linked with both");
       const goesOn = victim.mesh.peers.get(other.signaling.selfId) === kept;
       return { made, uncaught, goesOn };
     """
     with running() as server:
-        told = run(page, script, server.url + "room")
-    print(told)
-    assert told["made"] < 20
-    assert told["uncaught"] == []
-    assert told["goesOn"]
+        result = run(page, script, server.url + "room")
+    print(result)
+    assert result["made"] < 20
+    assert result["uncaught"] == []
+    assert result["goesOn"]

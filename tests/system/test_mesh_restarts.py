@@ -17,8 +17,8 @@ from aiortc import RTCPeerConnection
 
 from signaling.client import Backoff, join
 from signaling.client.mesh import Mesh
+from tests.harness.server import Server, running
 from tests.system.test_webrtc import chromium, wait_until
-from tests.system.twistd import Server, running
 
 SECONDS = 60
 RESTARTS = int(os.environ.get("MESH_RESTARTS", "3"))
@@ -30,14 +30,14 @@ pytestmark = [
 
 PAGE = """
 const [url] = arguments;
-window.heard = [];
+window.received = [];
 import("/signaling.js").then(({ join, Mesh }) => {
   window.signaling = join(url, { backoff: { first: 50, most: 500 } });
   window.mesh = new Mesh(signaling);
   mesh.addEventListener("peer-added", ({ detail: { channel } }) => {
     channel.addEventListener("open", () => channel.send(`hello from ${signaling.selfId}`));
   });
-  mesh.addEventListener("data", ({ detail: { data } }) => heard.push(data));
+  mesh.addEventListener("data", ({ detail: { data } }) => received.push(data));
 });
 """
 
@@ -66,7 +66,7 @@ class Member:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self.heard: asyncio.Queue[str] = asyncio.Queue()
+        self.received: asyncio.Queue[str] = asyncio.Queue()
 
     async def run(self) -> None:
         async with join(self._url, backoff=Backoff(0.05, 0.5)) as signaling:
@@ -74,7 +74,7 @@ class Member:
             def prepare(connection: RTCPeerConnection, peer_id: str, offers: bool) -> None:
                 channel = connection.createDataChannel("mesh", negotiated=True, id=0)
                 channel.on("open", lambda: channel.send(f"hello from {signaling.self_id}"))
-                channel.on("message", self.heard.put_nowait)
+                channel.on("message", self.received.put_nowait)
 
             await Mesh(signaling, prepare).run()
 
@@ -100,9 +100,9 @@ def test_python_meshes_are_connected_again_after_each_restart(number: int) -> No
                 await asyncio.to_thread(server.start)
                 async with asyncio.timeout(SECONDS):
                     for member in made:
-                        heard = {await member.heard.get() for _ in range(number - 1)}
-                        assert len(heard) == number - 1
-            assert all(member.heard.empty() for member in made)
+                        received = {await member.received.get() for _ in range(number - 1)}
+                        assert len(received) == number - 1
+            assert all(member.received.empty() for member in made)
 
     with ExitStack() as stack:
         asyncio.run(scenario(Restarting(stack)))
@@ -113,8 +113,8 @@ def test_a_python_and_a_browser_mesh_are_connected_again_after_each_restart(tmp_
         async with members(server.url, 1) as [member]:
             for count in range(1, 2 + RESTARTS):
                 async with asyncio.timeout(SECONDS):
-                    await member.heard.get()
-                await asyncio.to_thread(wait_until, driver, f"heard.length >= {count}")
+                    await member.received.get()
+                await asyncio.to_thread(wait_until, driver, f"received.length >= {count}")
                 if count <= RESTARTS:
                     await asyncio.to_thread(server.start)
 

@@ -11,8 +11,8 @@ import pytest
 
 from signaling._version import VERSION
 from tests import issuer
+from tests.harness.server import running
 from tests.programs import free_port, need
-from tests.system.twistd import running
 
 TREE = Path(__file__).parents[2]
 SHIPPED = {
@@ -70,12 +70,12 @@ IN_NODE = f"""
 import {{ WebSocket }} from "WS";
 import {{ join }} from "{NAME}";
 globalThis.WebSocket = WebSocket;
-const told = [];
+const states_of = [];
 const signaling = join(process.argv[1], {{ backoff: {{ first: 1, most: 1 }} }});
 signaling.addEventListener("statechange", ({{ detail }}) => {{
-  told.push(detail.state);
-  if (told.length < 6 && detail.state !== "closed") return;
-  console.log([...told, detail.reason].join(", "));
+  states_of.push(detail.state);
+  if (states_of.length < 6 && detail.state !== "closed") return;
+  console.log([...states_of, detail.reason].join(", "));
   signaling.leave();
 }});
 """
@@ -87,14 +87,14 @@ def test_a_program_in_node_outlives_a_server_that_is_not_there_and_ends_with_one
     run(need("npm"), "install", "ws@8", cwd=tmp_path)
     script = IN_NODE.replace('"WS"', json.dumps(str(tmp_path / "node_modules" / "ws" / "wrapper.mjs")))
 
-    def told(url: str) -> list[str]:
+    def states_of(url: str) -> list[str]:
         return run(need("node"), "--input-type=module", "-e", script, url, cwd=installed).splitlines()[0].split(", ")
 
-    *states, reason = told(f"ws://127.0.0.1:{free_port()}/ws/room")
+    *states, reason = states_of(f"ws://127.0.0.1:{free_port()}/ws/room")
     assert states == ["waiting", "connecting"] * 3
     assert reason == ""
     keys = tmp_path / "keys.json"
     keys.write_bytes(issuer.key_set(issuer.jwk("EdDSA", "EdDSA")))
     with running(["--port=0", "--auth", f"jwt:{keys}:audience=us"]) as server:
-        refused = told(f"{server.url}room?token={issuer.token(aud='us', number=1)}")
+        refused = states_of(f"{server.url}room?token={issuer.token(aud='us', number=1)}")
     assert refused == ["closed", "the server refuses (HTTP 401)"]

@@ -10,8 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from contextlib import closing
 from pathlib import Path
 
@@ -19,8 +17,8 @@ import pytest
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
+from tests.harness.server import Server, running, start
 from tests.programs import need
-from tests.system.twistd import Server, running, start
 
 TWISTD = Path(sys.executable).parent / "twistd"
 SECRET_SDP = "v=0 o=secret-session"
@@ -67,7 +65,7 @@ def call(server: Server, topic: str = "room") -> None:
         (["--listen", "nope:1"], {}, "signaling: --listen nope:1: there is no kind of endpoint 'nope'; for example"),
     ],
 )
-def test_a_mistake_is_one_line_that_names_it(options: list[str], environ: dict[str, str], line: str) -> None:
+def test_an_error_is_one_line_that_names_it(options: list[str], environ: dict[str, str], line: str) -> None:
     status, output = run_to_end(*options, **environ)
     assert status != 0
     assert output.startswith(line)
@@ -83,7 +81,7 @@ def last_line_of_failed_start(*options: str) -> str:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_a_taken_port_is_said_in_one_line(host: str) -> None:
+def test_a_port_in_use_is_one_line(host: str) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, 0), family=family) as taken:
         port = taken.getsockname()[1]
@@ -105,7 +103,7 @@ def unprivileged() -> list[str]:
     return [need("setpriv"), "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
 
 
-def test_a_folder_that_takes_no_pid_file_is_no_obstacle(tmp_path: Path) -> None:
+def test_the_server_starts_in_a_folder_that_is_not_writable(tmp_path: Path) -> None:
     if os.geteuid() == 0:
         os.chown(tmp_path, 65534, 65534)
     tmp_path.chmod(0o555)
@@ -113,7 +111,7 @@ def test_a_folder_that_takes_no_pid_file_is_no_obstacle(tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
-def test_a_privileged_port_is_said_in_one_line() -> None:
+def test_a_privileged_port_is_one_line() -> None:
     if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) <= 80:
         pytest.skip("every port is open to every user here")
     server = start(["--port", "80"], command=[*unprivileged(), str(TWISTD)])
@@ -138,7 +136,7 @@ def test_twistd_help_lists_the_server() -> None:
     assert re.search(r"^\s+signaling\s+A WebRTC signaling server", output, re.MULTILINE)
 
 
-def test_the_version_is_ours() -> None:
+def test_the_version_is_that_of_the_server() -> None:
     command = [TWISTD, "signaling", "--version"]
     output = subprocess.run(command, cwd="/", capture_output=True, text=True, check=True, timeout=60).stdout
     assert re.fullmatch(r"twisted-signaling \d+\.\d+\.\d+\S*\n", output)
@@ -157,8 +155,7 @@ def test_several_endpoints_serve_one_server(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     with running(["--listen", "tcp:0:interface=127.0.0.1", "--listen", f"unix:{path}"]) as server:
         server.wait_for(re.escape(f"listening on unix:{path}"))
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/healthz", timeout=5) as answer:
-            assert answer.read() == b"ok"
+        assert server.get("/healthz") == (200, b"ok")
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(5)
             client.connect(str(path))
@@ -178,7 +175,7 @@ def test_every_reactor_of_twistd_serves(reactor: str) -> None:
 # The log
 
 
-def test_the_log_tells_who_joined_and_left_which_topic_and_why() -> None:
+def test_joins_and_leaves_are_logged_with_topic_and_reason() -> None:
     with running() as server:
         call(server, "a%0Atopic")
         server.wait_for(r"signaling#info\] [0-9A-Z]{26} joined 'a\\ntopic' from 127\.0\.0\.1:\d+")
@@ -201,7 +198,7 @@ def test_refused_handshakes_are_logged_with_their_reason() -> None:
         assert SECRET_METADATA not in server.log
 
 
-def test_cut_offs_are_logged_with_their_reason() -> None:
+def test_aborted_connections_are_logged_with_their_reason() -> None:
     with running(["--port=0", "--ping-interval=0.2", "--ping-timeout=0.2"]) as server:
         with socket.create_connection(("127.0.0.1", server.port), 5) as silent:
             silent.sendall(
@@ -218,7 +215,7 @@ def test_no_payload_is_logged_at_any_level(level: str) -> None:
     server = start(["--port", str(port), "--log-level", level])
     try:
         server.port = port
-        server.wait_until_healthy()
+        server.wait_until_accepting()
         started = len(server.lines)
         call(server)
         assert server.stop() == 0
@@ -229,13 +226,13 @@ def test_no_payload_is_logged_at_any_level(level: str) -> None:
         server.end()
 
 
-def test_the_log_as_json_is_one_object_a_line_from_the_first_to_the_last() -> None:
+def test_the_json_log_is_one_object_on_each_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     server = start(["--port", str(port), "--log-format", "json", "--log-level", "debug"])
     try:
         server.port = port
-        server.wait_until_healthy()
+        server.wait_until_accepting()
         call(server)
         assert server.stop() == 0
     finally:
@@ -249,21 +246,21 @@ def test_the_log_as_json_is_one_object_a_line_from_the_first_to_the_last() -> No
         assert secret not in server.log
 
 
-def test_the_log_as_json_goes_where_twistd_was_told(tmp_path: Path) -> None:
+def test_the_json_log_goes_to_the_log_file_of_twistd(tmp_path: Path) -> None:
     path = tmp_path / "signaling.log"
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     server = start(["--port", str(port), "--log-format", "json"], twistd_options=[f"--logfile={path}"])
     try:
         server.port = port
-        server.wait_until_healthy()
+        server.wait_until_accepting()
         assert server.stop() == 0
     finally:
         server.end()
     assert "listening" in [json.loads(line)["event"] for line in path.read_text().splitlines()]
 
 
-def test_a_log_format_that_does_not_fit_is_named() -> None:
+def test_an_invalid_log_format_is_named() -> None:
     assert run_to_end("--log-format", "xml") == (1, "signaling: --log-format: 'xml' is not a format (text or json)")
     server = start(["--log-format", "json"], twistd_options=["--logger=twisted.logger.globalLogPublisher"])
     assert server.process.wait(20) == 1
@@ -271,26 +268,21 @@ def test_a_log_format_that_does_not_fit_is_named() -> None:
     assert server.log.startswith("signaling: --log-format json: it is written to a file or to standard output")
 
 
-def test_metrics_are_served_on_the_port_or_on_an_endpoint_of_their_own() -> None:
+def test_metrics_are_served_on_the_port_or_on_their_own_endpoint() -> None:
     with running(["--port", "0", "--metrics"]) as server:
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=5) as answer:
-            assert b"signaling_peers 0.0" in answer.read()
+        assert server.scrape()["peers",] == 0
     own = ["--listen", "tcp:0:interface=127.0.0.1", "--metrics-listen", "tcp:0:interface=127.0.0.1"]
     with running(own) as server:
-        with pytest.raises(urllib.error.HTTPError, match="404"):
-            urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=5)
+        assert server.get("/metrics")[0] == 404
         ports = re.findall(r"listening on 127\.0\.0\.1:(\d+)", server.log)
-        with urllib.request.urlopen(f"http://127.0.0.1:{ports[1]}/metrics", timeout=5) as answer:
-            assert b"process_open_fds" in answer.read()
+        assert server.scrape(int(ports[1]))["process_open_fds",] > 0
 
 
 @pytest.mark.parametrize(
     ("host", "status"),
     [("evil.example:9090", 421), ("metrics.example.com", 200), ("signaling:9090", 200), ("localhost", 200)],
 )
-def test_metrics_on_an_endpoint_of_their_own_are_asked_by_address_or_name(
-    host: str, status: int, tmp_path: Path
-) -> None:
+def test_the_metrics_endpoint_checks_the_host_name(host: str, status: int, tmp_path: Path) -> None:
     own = ["--listen", f"unix:{tmp_path}/socket", "--metrics-listen", "tcp:0:interface=127.0.0.1"]
     with running([*own, "--metrics-host", "metrics.example.com"]) as server:
         port = int(server.wait_for(r"listening on 127\.0\.0\.1:(\d+)")[1])
@@ -301,7 +293,7 @@ def test_metrics_on_an_endpoint_of_their_own_are_asked_by_address_or_name(
             assert (b"signaling_peers" in answer.read()) == (status == 200)
 
 
-def test_metrics_without_their_extra_are_one_clear_line(tmp_path: Path) -> None:
+def test_metrics_without_the_extra_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "prometheus_client.py").write_text("raise ImportError('not here')")
     status, text = run_to_end("--metrics", PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     assert status == 1
@@ -332,21 +324,15 @@ def test_no_secret_is_logged_at_any_level(level: str, tmp_path: Path) -> None:
 # Signals
 
 
-def test_during_the_drain_delay_newcomers_are_let_in_and_readyz_says_503() -> None:
+def test_during_the_drain_delay_peers_may_join_and_readyz_answers_503() -> None:
     with running(["--port", "0", "--drain-delay", "1.5", "--drain-spread", "0.5"]) as server:
-        address = f"http://127.0.0.1:{server.port}"
-        with urllib.request.urlopen(f"{address}/readyz", timeout=5) as answer:
-            assert json.load(answer) == {"ready": True}
+        assert server.readiness() == (200, {"ready": True})
         with connect(server.url + "room") as early:
             early.recv(5)
             server.process.send_signal(signal.SIGTERM)
             server.wait_for("SIGTERM: stopping")
-            with pytest.raises(urllib.error.HTTPError) as unready:
-                urllib.request.urlopen(f"{address}/readyz", timeout=5)
-            assert unready.value.code == 503
-            assert json.load(unready.value) == {"ready": False, "reasons": ["the server is stopping"]}
-            with urllib.request.urlopen(f"{address}/healthz", timeout=5) as answer:
-                assert answer.status == 200
+            assert server.readiness() == (503, {"ready": False, "reasons": ["the server is stopping"]})
+            assert server.get("/healthz")[0] == 200
             with connect(server.url + "room") as late:
                 assert json.loads(late.recv(5))["type"] == "welcome"
             with pytest.raises(ConnectionClosedError, match="1012"):
@@ -363,7 +349,7 @@ def test_a_second_signal_ends_the_drain_delay() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_closes_everyone_with_1001_and_ends_with_status_0(number: int) -> None:
+def test_a_signal_closes_all_peers_with_1001_and_ends_with_status_0(number: int) -> None:
     with running() as server:
         with connect(server.url + "room") as peer:
             peer.recv(5)
@@ -375,7 +361,7 @@ def test_a_signal_closes_everyone_with_1001_and_ends_with_status_0(number: int) 
         assert "Traceback" not in server.log
 
 
-def test_a_signal_right_after_the_start_is_no_failure() -> None:
+def test_a_signal_right_after_the_start_ends_with_status_0() -> None:
     for _ in range(5):
         with running() as server:
             assert server.stop() == 0

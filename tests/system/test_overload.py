@@ -9,9 +9,7 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import threading
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -21,33 +19,15 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from tests.programs import missing, need
-from tests.system.failing import (
-    BODY_TO_COME,
-    MIB,
-    REQUEST,
-    assert_no_exception,
-    dial,
-    enter,
-    hear,
-    join_raw,
-    masked,
-    open_files,
-    pair,
-    peak_bytes,
-    read_to_the_end,
-    relay,
-    serving,
-    upgrade,
-)
-from tests.system.twistd import Server, running, start
-
-TWISTD = str(Path(sys.executable).parent / "twistd")
+from tests.harness.frames import masked
+from tests.harness.peer import joined_id, observed, receive
+from tests.harness.raw_client import BODY_TO_COME, MIB, REQUEST, dial, join_raw, read_to_the_end, relay, upgrade
+from tests.harness.server import TWISTD, Server, running, serving, start
+from tests.programs import free_port, missing, need
 
 
 def healthy(server: Server) -> bool:
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/healthz", timeout=5) as answer:
-        return answer.read() == b"ok"
+    return server.get("/healthz") == (200, b"ok")
 
 
 def refusal(url: str, **how: object) -> tuple[int, str | None]:
@@ -101,26 +81,26 @@ def send_and_read(client: socket.socket, data: bytes) -> None:
 
 
 FLOODS: dict[str, Callable[[str], bytes]] = {
-    "pings": lambda peer: masked(9, b"x" * 100) * 1_000,
-    "relays": lambda peer: masked(1, relay(peer)) * 500,
-    "long relays": lambda peer: masked(1, relay(peer, "x" * 60_000)) * 10,
-    "nonsense": lambda peer: masked(1, b"?") * 1_000,
+    "pings": lambda peer: masked(0x89, b"x" * 100) * 1_000,
+    "relays": lambda peer: masked(0x81, relay(peer)) * 500,
+    "long relays": lambda peer: masked(0x81, relay(peer, "x" * 60_000)) * 10,
+    "nonsense": lambda peer: masked(0x81, b"?") * 1_000,
     "empty fragments": lambda peer: b"\x01\x80" + bytes(4) + (b"\0\x80" + bytes(4)) * 5_000 + b"\x80\x80" + bytes(4),
 }
 
 
 def test_floods_on_open_connections_disturb_nobody() -> None:
-    with serving() as server, pair(server) as observers, ExitStack() as stack:
-        before = peak_bytes(server)
+    with serving() as server, observed(server) as observers, ExitStack() as stack:
+        before = server.memory_bytes("VmHWM")
         floods = []
         for flood in FLOODS.values():
             client, peer = join_raw(server, "flood")
             stack.enter_context(client).setblocking(False)
             floods.append(stack.enter_context(repeating(partial(send_and_read, client, flood(peer)))))
         assert all(flood.wait(20) for flood in floods)
-        observers.relays_on(20)
+        observers.goes_on(20)
         assert healthy(server)
-        assert peak_bytes(server) - before < 16 * MIB
+        assert server.memory_bytes("VmHWM") - before < 16 * MIB
 
 
 RANDOM = random.Random(1).randbytes(25_000)
@@ -141,13 +121,13 @@ def test_floods_of_junk_disturb_nobody() -> None:
             client.shutdown(socket.SHUT_WR)
             read_to_the_end(client)
 
-    with serving() as server, pair(server) as observers, ExitStack() as stack:
-        before = peak_bytes(server)
+    with serving() as server, observed(server) as observers, ExitStack() as stack:
+        before = server.memory_bytes("VmHWM")
         floods = [stack.enter_context(repeating(partial(knock, data))) for data in JUNK.values()]
         assert all(flood.wait(20) for flood in floods)
-        observers.relays_on(20)
+        observers.goes_on(20)
         assert healthy(server)
-        assert peak_bytes(server) - before < 16 * MIB
+        assert server.memory_bytes("VmHWM") - before < 16 * MIB
 
 
 # More connections than there is room for
@@ -158,7 +138,7 @@ def many_files() -> Iterator[None]:
     """Let the tests themselves have 4,096 files open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < 4096:
-        missing("room for 4096 open files (ulimit -Hn)")
+        raise missing("room for 4096 open files (ulimit -Hn)")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4096), hard))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -172,34 +152,34 @@ def with_files(count: int) -> list[str]:
 @pytest.mark.usefixtures("many_files")
 @pytest.mark.parametrize("files", [64, 256])
 def test_thousands_of_silent_connections_leave_room_for_everyone_else(files: int) -> None:
-    with serving(command=with_files(files)) as server, pair(server) as observers, ExitStack() as stack:
-        before = peak_bytes(server)
+    with serving(command=with_files(files)) as server, observed(server) as observers, ExitStack() as stack:
+        before = server.memory_bytes("VmHWM")
         for _ in range(20):
             for _ in range(100):
                 stack.enter_context(dial(server))
             assert healthy(server)
-            assert open_files(server) < files
-        observers.relays_on()
-        with pair(server):
+            assert server.open_files() < files
+        observers.goes_on()
+        with observed(server):
             pass
-        assert peak_bytes(server) - before < 16 * MIB
+        assert server.memory_bytes("VmHWM") - before < 16 * MIB
         assert "EMFILE" not in server.log
 
 
 @pytest.mark.usefixtures("many_files")
 def test_a_burst_of_connections_takes_no_more_descriptors_than_there_are() -> None:
-    with serving(command=with_files(256)) as server, pair(server), ExitStack() as stack:
-        server.process.send_signal(signal.SIGSTOP)
+    with serving(command=with_files(256)) as server, observed(server), ExitStack() as stack:
+        server.pause()
         for _ in range(500):
             stack.enter_context(dial(server))
-        server.process.send_signal(signal.SIGCONT)
+        server.resume()
         assert healthy(server)
         assert "EMFILE" not in server.log
 
 
 @pytest.mark.usefixtures("many_files")
 def test_a_server_full_of_peers_answers_503_and_recovers() -> None:
-    with serving(command=with_files(128)) as server, pair(server) as observers, ExitStack() as stack:
+    with serving(command=with_files(128)) as server, observed(server) as observers, ExitStack() as stack:
         peers = [stack.enter_context(join_raw(server, observers.topic)[0]) for _ in range(78)]
         assert refusal(server.url + observers.topic) == (503, "10")
         for _ in range(500):
@@ -208,8 +188,8 @@ def test_a_server_full_of_peers_answers_503_and_recovers() -> None:
         assert healthy(server)
         for peer in peers:
             peer.close()
-        observers.hears_leaving(len(peers))
-        with pair(server):
+        observers.sees_leaving(len(peers))
+        with observed(server):
             pass
         assert "EMFILE" not in server.log
 
@@ -219,24 +199,24 @@ def test_a_server_full_of_peers_answers_503_and_recovers() -> None:
 
 def test_connections_are_bounded_in_all() -> None:
     with serving("--max-connections=1") as server, connect(server.url + "room") as peer:
-        enter(peer)
+        joined_id(peer)
         assert refusal(server.url + "room") == (503, "10")
 
 
 def test_connections_of_one_address_are_bounded() -> None:
     with serving("--max-connections-per-address=1") as server, connect(server.url + "room") as peer:
-        enter(peer)
+        joined_id(peer)
         assert refusal(server.url + "room") == (429, "10")
         elsewhere = f"ws://[::1]:{server.port}/ws/room"
         with connect(elsewhere) as other:
-            enter(other)
+            joined_id(other)
 
 
 def test_new_connections_of_one_address_have_a_rate() -> None:
     with serving("--max-connection-rate=0.1", "--connection-burst=2") as server:
         for _ in range(2):
             with connect(server.url + "room") as peer:
-                enter(peer)
+                joined_id(peer)
         status, later = refusal(server.url + "room")
         assert status == 429
         assert 1 <= int(later or 0) <= 10
@@ -246,7 +226,7 @@ def test_foreign_origins_are_refused() -> None:
     with serving("--allow-origin=https://example.com") as server:
         assert refusal(server.url + "room", origin="https://evil.example") == (403, None)
         with connect(server.url + "room", origin="https://example.com") as peer:
-            enter(peer)
+            joined_id(peer)
 
 
 def test_behind_a_trusted_proxy_its_clients_are_bounded() -> None:
@@ -255,27 +235,27 @@ def test_behind_a_trusted_proxy_its_clients_are_bounded() -> None:
 
     with serving("--max-connections-per-address=1", "--trusted-proxy=127.0.0.1") as server, ExitStack() as stack:
         for address in ("203.0.113.1", "203.0.113.2"):
-            enter(stack.enter_context(connect(server.url + "room", **named(address))))
+            joined_id(stack.enter_context(connect(server.url + "room", **named(address))))
         assert refusal(server.url + "room", **named("198.51.100.7, 203.0.113.1")) == (429, "10")
         server.wait_for("joined 'room' from 203.0.113.2")
 
 
 def test_messages_have_a_rate_and_who_ignores_it_is_closed() -> None:
     with serving("--max-message-rate=0.1", "--message-burst=3") as server, connect(server.url + "room") as peer:
-        own = enter(peer)
+        own = joined_id(peer)
         for _ in range(7):
             peer.send(relay(own).decode())
-        assert [hear(peer).get("code") for _ in range(7)] == [None] * 3 + ["rate_limited"] * 4
+        assert [receive(peer).get("code") for _ in range(7)] == [None] * 3 + ["rate_limited"] * 4
         with pytest.raises(ConnectionClosed, match="1008"):
-            hear(peer)
+            receive(peer)
 
 
 def test_a_full_topic_turns_newcomers_away() -> None:
-    with serving("--max-peers-per-topic=2") as server, pair(server) as observers:
+    with serving("--max-peers-per-topic=2") as server, observed(server) as observers:
         with connect(server.url + observers.topic) as third:
-            assert hear(third)["code"] == "topic_full"
+            assert receive(third)["code"] == "topic_full"
             with pytest.raises(ConnectionClosed, match="1013"):
-                hear(third)
+                receive(third)
         assert observers.events == []
 
 
@@ -284,17 +264,16 @@ def test_a_full_topic_turns_newcomers_away() -> None:
 
 def serve_with_deaf_log(command: list[str], cwd: Path, *options: str) -> None:
     """Let two peers meet on a server whose log cannot be written, and stop it; the log is no reason to fail."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     server = start(["--port", str(port)], command=command, twistd_options=options, cwd=cwd)
     try:
         server.port = port
-        server.wait_until_healthy()
+        server.wait_until_accepting()
         for _ in range(10):
-            with pair(server):
+            with observed(server):
                 pass
         assert server.stop() == 0
-        assert_no_exception(server)
+        server.assert_no_problem()
     finally:
         server.end()
 
@@ -338,4 +317,4 @@ def test_sigterm_amid_floods_stalls_and_half_handshakes_is_a_clean_end() -> None
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(1 + 3) == 0
         server.join()
-        assert_no_exception(server)
+        server.assert_no_problem()

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.server import running, start
 from tests.system.test_options import unprivileged
-from tests.system.twistd import running, start
 
 TREE = Path(__file__).parents[2]
 MODULES = {str(path.relative_to(TREE)) for path in (TREE / "signaling").rglob("*.py")}

@@ -13,8 +13,8 @@ import pytest
 from websockets.sync.server import serve
 
 from signaling.tools.probe import ProbeError, main, topic_url
-from tests.system.certificates import self_signed
-from tests.system.twistd import running
+from tests.harness.certificates import self_signed
+from tests.harness.server import running
 
 
 def probe(*arguments: str, **environ: str) -> tuple[int, str]:
@@ -24,7 +24,7 @@ def probe(*arguments: str, **environ: str) -> tuple[int, str]:
     return ended.returncode, ended.stdout + ended.stderr
 
 
-def test_a_good_server_is_ok_with_its_times() -> None:
+def test_a_working_server_is_ok_with_times() -> None:
     with running() as server:
         for url in (f"ws://127.0.0.1:{server.port}", f"http://127.0.0.1:{server.port}/ws/"):
             status, text = probe(url)
@@ -33,7 +33,7 @@ def test_a_good_server_is_ok_with_its_times() -> None:
             assert re.fullmatch(rf"ok: connect {number}, join {number}, relay {number} there, {number} back\n", text)
 
 
-def test_a_server_that_is_not_there_is_named() -> None:
+def test_a_failed_connection_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     status, text = probe(f"ws://127.0.0.1:{port}")
@@ -41,14 +41,14 @@ def test_a_server_that_is_not_there_is_named() -> None:
     assert text.startswith("failed: connecting: ConnectionRefusedError")
 
 
-def test_a_refusal_is_quoted() -> None:
+def test_a_refused_request_is_quoted() -> None:
     with running(["--port", "0", "--max-connections", "1"]) as server:
         status, text = probe(f"ws://127.0.0.1:{server.port}")
     assert status == 1
     assert text == "failed: joining: the server answered 503: the server is full: it takes 1 connections\n"
 
 
-def test_a_server_that_says_nothing_is_given_up() -> None:
+def test_a_silent_server_is_a_timeout() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         status, text = probe(f"ws://127.0.0.1:{silent.getsockname()[1]}", "--timeout", "0.3")
     assert status == 1
@@ -73,12 +73,12 @@ def test_a_certificate_that_is_not_trusted_fails(tmp_path: Path) -> None:
         ("wss://a/x?y=z", "wss://a/x/ws/probe-"),
     ],
 )
-def test_where_the_topics_are(url: str, start: str) -> None:
+def test_the_url_of_a_topic(url: str, start: str) -> None:
     assert topic_url(url).startswith(start)
 
 
 @pytest.mark.parametrize("url", ["", "a", "ws://[::1", "ftp://a", "ws://", "localhost:8081"])
-def test_what_is_no_server_is_named(url: str) -> None:
+def test_an_invalid_url_is_named(url: str) -> None:
     with pytest.raises(ProbeError, match="is not the address of a server"):
         topic_url(url)
 
@@ -99,9 +99,7 @@ def test_what_is_no_server_is_named(url: str) -> None:
         b"\xff",
     ],
 )
-def test_whatever_a_server_says_the_probe_fails_in_one_printable_line(
-    said: str | bytes, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_any_invalid_answer_is_one_printable_line(said: str | bytes, capsys: pytest.CaptureFixture[str]) -> None:
     with serve(lambda connection: connection.send(said), "127.0.0.1", 0) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

@@ -23,8 +23,8 @@ from signaling.client import (
     Welcome,
     join,
 )
-from tests.system.cutting import CuttingProxy, cutting
-from tests.system.twistd import running
+from tests.harness.fault_proxy import FaultProxy, fault_proxy
+from tests.harness.server import running
 
 SECONDS = 30
 RESUMING = ["--port=0", "--resume-window=20"]
@@ -36,13 +36,13 @@ def soon() -> Backoff:
 
 async def until(signaling: Signaling, kind: type) -> list:
     """Return the messages up to the first of a kind."""
-    heard = []
+    received = []
     async with asyncio.timeout(SECONDS):
         async for message in signaling:
-            heard.append(message)
+            received.append(message)
             if isinstance(message, kind):
-                return heard
-    raise AssertionError(f"no {kind.__name__}: {heard}")
+                return received
+    raise AssertionError(f"no {kind.__name__}: {received}")
 
 
 @asynccontextmanager
@@ -81,8 +81,8 @@ def test_what_was_delivered_is_there_even_if_the_sender_leaves_at_once() -> None
             async with joined(url) as ben:
                 for number in range(10):
                     await ben.send("offer", ada.self_id, number)
-            heard = await until(ada, PeerLeft)
-            assert [message.payload for message in heard if isinstance(message, Offer)] == list(range(10))
+            received = await until(ada, PeerLeft)
+            assert [message.payload for message in received if isinstance(message, Offer)] == list(range(10))
 
     with running() as server:
         asyncio.run(scenario(server.url + "room"))
@@ -101,9 +101,9 @@ def test_a_killed_and_restarted_server_is_joined_again_as_somebody_else() -> Non
             before = ben.self_id
             first.process.kill()
         with running([f"--listen=tcp:{port}:interface=127.0.0.1"]):
-            heard = await until(ada, Welcome)
-            assert [type(message) for message in heard] == [Welcome]
-            assert not heard[-1].resumed
+            received = await until(ada, Welcome)
+            assert [type(message) for message in received] == [Welcome]
+            assert not received[-1].resumed
             left = joined_again = 0
             while not (left and joined_again):
                 message = await asyncio.wait_for(anext(ada), SECONDS)
@@ -120,15 +120,14 @@ def test_a_killed_and_restarted_server_is_joined_again_as_somebody_else() -> Non
 
 
 def test_a_cut_connection_is_resumed_and_nobody_notices() -> None:
-    async def scenario(url: str, port: int) -> None:
-        async with cutting(port) as proxy, joined(url) as observer:
+    async def scenario(url: str, proxy: FaultProxy) -> None:
+        async with joined(url) as observer:
             async with joined(f"ws://127.0.0.1:{proxy.port}/ws/room") as ada:
                 await until(observer, PeerJoined)
                 before = ada.self_id
-                proxy.refuse()
-                proxy.cut()
+                proxy.cut(refuse=True)
                 await observer.deliver("offer", before, "while you were away")
-                await proxy.listen()
+                proxy.accept()
                 welcome, offer = await until(ada, Offer)
                 assert welcome.resumed
                 assert ada.self_id == before
@@ -136,14 +135,14 @@ def test_a_cut_connection_is_resumed_and_nobody_notices() -> None:
                 await ada.deliver("offer", observer.self_id, "back")
                 assert [message.payload for message in await until(observer, Offer)] == ["back"]
 
-    with running(RESUMING) as server:
-        asyncio.run(scenario(server.url + "room", server.port))
+    with running(RESUMING) as server, fault_proxy(server.port) as proxy:
+        asyncio.run(scenario(server.url + "room", proxy))
 
 
 TOTAL, CUTS = 1_000, 20
 
 
-async def send_over_cuts(ada: Signaling, target: str, proxy: CuttingProxy) -> None:
+async def send_over_cuts(ada: Signaling, target: str, proxy: FaultProxy) -> None:
     for number in range(TOTAL):
         if number % (TOTAL // CUTS) == TOTAL // CUTS // 2:
             # While the message is under way.
@@ -152,11 +151,11 @@ async def send_over_cuts(ada: Signaling, target: str, proxy: CuttingProxy) -> No
             pass
 
 
-def cut(proxy: CuttingProxy, number: int) -> None:
+def cut(proxy: FaultProxy, number: int) -> None:
     if number % 100 < 50:
-        # For a while nobody gets through.
+        # For a while no connection gets through.
         proxy.refuse()
-        asyncio.get_running_loop().call_later(0.05, lambda: asyncio.ensure_future(proxy.listen()))
+        asyncio.get_running_loop().call_later(0.05, proxy.accept)
     proxy.cut()
 
 
@@ -172,39 +171,39 @@ async def delivered(ada: Signaling, target: str, number: int) -> bool:
 
 async def hear_candidates(ben: Signaling) -> tuple[list[int], int]:
     """Return the payloads of all candidates, and how often the session was resumed meanwhile."""
-    heard, resumed = [], 0
-    while len(heard) < TOTAL:
+    received, resumed = [], 0
+    while len(received) < TOTAL:
         message = await anext(ben)
         assert isinstance(message, Welcome | IceCandidate)
         if isinstance(message, Welcome):
             resumed += message.resumed
         else:
-            heard.append(message.payload)
-    return heard, resumed
+            received.append(message.payload)
+    return received, resumed
 
 
 def test_a_thousand_messages_over_twenty_cuts_arrive_once_and_in_order() -> None:
-    async def scenario(url: str, port: int) -> None:
-        async with cutting(port) as proxy, joined(url) as observer:
+    async def scenario(url: str, proxy: FaultProxy) -> None:
+        async with joined(url) as observer:
             through = f"ws://127.0.0.1:{proxy.port}/ws/room"
             async with joined(through) as ada, joined(through) as ben:
                 first = (ada.self_id, ben.self_id)
                 sending = asyncio.create_task(send_over_cuts(ada, ben.self_id, proxy))
-                heard, resumed = await hear_candidates(ben)
+                received, resumed = await hear_candidates(ben)
                 await sending
-                assert heard == list(range(TOTAL))
+                assert received == list(range(TOTAL))
                 assert resumed == CUTS
                 assert (ada.self_id, ben.self_id) == first
                 assert len(await until(observer, PeerJoined)) + len(await until(observer, PeerJoined)) == 2
             assert {type(await anext(observer)), type(await anext(observer))} == {PeerLeft}
 
-    with running(RESUMING) as server:
-        asyncio.run(asyncio.wait_for(scenario(server.url + "room", server.port), 60))
+    with running(RESUMING) as server, fault_proxy(server.port) as proxy:
+        asyncio.run(asyncio.wait_for(scenario(server.url + "room", proxy), 60))
 
 
 def test_a_burst_sent_without_waiting_survives_a_cut() -> None:
-    async def scenario(url: str, port: int) -> None:
-        async with cutting(port) as proxy, joined(url) as ben:
+    async def scenario(url: str, proxy: FaultProxy) -> None:
+        async with joined(url) as ben:
             async with joined(f"ws://127.0.0.1:{proxy.port}/ws/room") as ada:
                 for number in range(100):
                     if number == 50:
@@ -213,20 +212,19 @@ def test_a_burst_sent_without_waiting_survives_a_cut() -> None:
                 await until(ben, PeerJoined)
                 assert [(await anext(ben)).payload for _ in range(100)] == list(range(100))
 
-    with running(RESUMING) as server:
-        asyncio.run(scenario(server.url + "room", server.port))
+    with running(RESUMING) as server, fault_proxy(server.port) as proxy:
+        asyncio.run(scenario(server.url + "room", proxy))
 
 
 def test_without_reconnect_a_loss_ends_the_iteration() -> None:
-    async def scenario(url: str, port: int) -> None:
-        async with cutting(port) as proxy:
-            async with joined(f"ws://127.0.0.1:{proxy.port}/ws/room", reconnect=False) as ada:
-                proxy.cut()
-                with pytest.raises(Lost):
-                    await anext(ada)
+    async def scenario(url: str, proxy: FaultProxy) -> None:
+        async with joined(f"ws://127.0.0.1:{proxy.port}/ws/room", reconnect=False) as ada:
+            proxy.cut()
+            with pytest.raises(Lost):
+                await anext(ada)
 
-    with running() as server:
-        asyncio.run(scenario(server.url + "room", server.port))
+    with running() as server, fault_proxy(server.port) as proxy:
+        asyncio.run(scenario(server.url + "room", proxy))
 
 
 def test_what_is_refused_for_good_is_not_asked_again() -> None:

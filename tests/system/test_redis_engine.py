@@ -23,14 +23,14 @@ from twisted.trial.unittest import TestCase
 
 from signaling.backplane.engines import make_engine
 from signaling.backplane.redis.engine import RedisEngine
-from signaling.backplane.redis.scripts import Keys
 from signaling.backplane.redis.url import parse
+from signaling.backplane.store import Keys
 from signaling.errors import StartError
 from signaling.log.events import Events
 from signaling.log.json_format import format_json
-from tests.system.certificates import self_signed
-from tests.system.proxy import proxied
-from tests.system.redis import redis_running, sentinel_running
+from tests.harness.certificates import self_signed
+from tests.harness.fault_proxy import fault_proxy
+from tests.harness.redis import redis_running, sentinel_running
 
 KEYS = Keys("signaling:")
 NODE, OTHER = "n" * 16, "o" * 16
@@ -120,10 +120,10 @@ class EngineCase(TestCase):
         keys = [*KEYS.topic(topic.encode()), KEYS.index(node.encode())]
         return await self.call(engine, "join", keys, "signaling:", topic, "60", node, peer, "", "10", "10000")
 
-    async def beat(self, engine: RedisEngine) -> Any:
+    async def heartbeat(self, engine: RedisEngine) -> Any:
         node = NODE.encode()
-        keys = [KEYS.nodes, KEYS.tomb(node), KEYS.index(node)]
-        return await self.call(engine, "beat", keys, "60", NODE, "1", "1", "signaling:")
+        keys = [KEYS.nodes, KEYS.tombstone(node), KEYS.index(node)]
+        return await self.call(engine, "heartbeat", keys, "60", NODE, "1", "1", "signaling:")
 
     async def publish(self, engine: RedisEngine, data: bytes, channel: bytes = CHANNEL) -> int | None:
         answered: Deferred[int | None] = Deferred()
@@ -155,7 +155,7 @@ class EngineCase(TestCase):
     async def talk(self, url: str) -> RedisEngine:
         """Use everything that an engine can do."""
         engine, listener = await self.connected(url)
-        assert (await self.beat(engine))[:2] == [b"alive", b""]
+        assert (await self.heartbeat(engine))[:2] == [b"alive", b""]
         status, gen, seq, members = await self.join(engine, "room", "1")
         assert (status, seq, members) == (b"joined", b"1", [b"1", NODE.encode()])
         other = await self.join(engine, "room", "2", OTHER)
@@ -165,7 +165,7 @@ class EngineCase(TestCase):
         assert await self.publish(engine, b"", KEYS.channel(OTHER.encode())) == 0
         heard = await listener.until("received", 4)
         assert heard == [
-            b"beat 1 0",
+            b"heartbeat 1 0",
             b"joined %b 1 1 4\nroom%b" % (gen, NODE.encode()),
             b"joined %b 2 2 4\nroom%b" % (gen, OTHER.encode()),
             b"\x00\r\n\xff",
@@ -218,19 +218,19 @@ class WaysInTests(EngineCase):
         moved = await self.call(engine, "move", [*members, old], "signaling:", "room", "60", NODE, OTHER, "2")
         assert moved[0] == b"moved"
         own = [KEYS.nodes, KEYS.index(node)]
-        assert await self.call(engine, "resign", own, NODE, "signaling:") == [b"resigned"]
-        buried = [KEYS.nodes, KEYS.tomb(node), KEYS.index(node)]
-        assert (await self.call(engine, "bury", buried, "signaling:", "60", NODE, "1", "9")) == [b"buried", 0]
+        assert await self.call(engine, "deregister", own, NODE, "signaling:") == [b"deregistered"]
+        evicted = [KEYS.nodes, KEYS.tombstone(node), KEYS.index(node)]
+        assert (await self.call(engine, "evict", evicted, "signaling:", "60", NODE, "1", "9")) == [b"evicted", 0]
         server.command("SCRIPT", "FLUSH")
-        assert (await self.beat(engine))[0] == b"buried"
-        assert await self.call(engine, "resign", [b"other", b"keys"], NODE, "signaling:") is None
-        assert "resign: NOPERM, the user may not" in self.text
+        assert (await self.heartbeat(engine))[0] == b"evicted"
+        assert await self.call(engine, "deregister", [b"other", b"keys"], NODE, "signaling:") is None
+        assert "deregister: NOPERM, the user may not" in self.text
 
-    async def test_a_user_that_may_do_all_but_one_thing_is_refused_at_the_first_beat(self) -> None:
+    async def test_a_user_that_may_do_all_but_one_thing_is_refused_at_the_first_heartbeat(self) -> None:
         server = self.server(users=[f"ada on >north {ACL} -hincrby"])
         engine, _ = await self.connected(f"redis://ada:north@127.0.0.1:{server.port}")
-        assert await self.beat(engine) is None
-        assert "beat: ERR, the user may not" in self.text
+        assert await self.heartbeat(engine) is None
+        assert "heartbeat: ERR, the user may not" in self.text
 
     async def test_a_unix_socket(self) -> None:
         await self.talk(self.server(unix=True).unix_url)
@@ -264,10 +264,10 @@ class OrderTests(EngineCase):
     async def test_calls_and_publications_keep_their_order(self) -> None:
         engine, listener = await self.connected(self.server().url)
         node = [NODE.encode()]
-        beat = [KEYS.nodes, KEYS.tomb(node[0]), KEYS.index(node[0])]
+        heartbeat = [KEYS.nodes, KEYS.tombstone(node[0]), KEYS.index(node[0])]
         for number in range(500):
             arguments = [b"60", *node, b"%d" % number, b"0", b"other:"]
-            engine.call("beat", beat, arguments, lambda reply: listener.answered(int(reply[1] or -1)))
+            engine.call("heartbeat", heartbeat, arguments, lambda reply: listener.answered(int(reply[1] or -1)))
             engine.publish(CHANNEL, b"%d" % number, lambda count: listener.answered(-(count or 0)))
         replies = await listener.until("answered", 1000)
         # Each is told the number of the one before.
@@ -287,7 +287,7 @@ class OrderTests(EngineCase):
         engine, listener = await self.connected(server.url)
         for _ in range(2):
             server.command("SCRIPT", "FLUSH")
-            assert (await self.beat(engine))[0] == b"alive"
+            assert (await self.heartbeat(engine))[0] == b"alive"
             assert (await self.join(engine, "room", "1"))[0] in (b"joined", b"behind")
         assert listener.all("disconnected") == []
 
@@ -295,13 +295,13 @@ class OrderTests(EngineCase):
         server = self.server()
         engine, listener = await self.connected(server.url)
         server.command("SCRIPT", "FLUSH")
-        beat = [KEYS.nodes, KEYS.tomb(NODE.encode()), KEYS.index(NODE.encode())]
+        heartbeat = [KEYS.nodes, KEYS.tombstone(NODE.encode()), KEYS.index(NODE.encode())]
         for _ in range(10):
-            engine.call("beat", beat, [b"60", NODE.encode(), b"1", b"0", b"other:"], listener.answered)
+            engine.call("heartbeat", heartbeat, [b"60", NODE.encode(), b"1", b"0", b"other:"], listener.answered)
         await listener.until("connected", 2)
         assert listener.all("answered") == [None] * 10
         assert [what for what, _ in listener.heard][-2:] == ["disconnected", "connected"]
-        assert (await self.beat(engine))[:2] == [b"alive", b""]
+        assert (await self.heartbeat(engine))[:2] == [b"alive", b""]
 
 
 class _LossyClient(portforward.ProxyClient):
@@ -343,33 +343,33 @@ class OutageTests(EngineCase):
         lost = ensureDeferred(self.call(engine, "leave", keys, "signaling:", "room", NODE, "1"))
         while lossy.losing:
             await deferLater(reactor, 0.01)
-        assert await self.beat(engine) is None
+        assert await self.heartbeat(engine) is None
         assert await lost is None
         await listener.until("connected", 2)
         assert listener.all("disconnected") == ["a reply was lost on its way"]
-        assert (await self.beat(engine))[0] == b"alive"
+        assert (await self.heartbeat(engine))[0] == b"alive"
 
     async def test_it_comes_back_to_a_server_that_was_killed(self) -> None:
         server = self.server()
         engine, listener = await self.connected(server.url)
         server.pause()
         engine.publish(CHANNEL, b"lost", listener.answered)
-        engine.call("resign", [b"a", b"b"], [b"c"], listener.answered)
+        engine.call("deregister", [b"a", b"b"], [b"c"], listener.answered)
         server.restart()
         await listener.until("connected", 2)
         whats = [what for what, _ in listener.heard]
         assert whats == ["connected", "answered", "answered", "disconnected", "connected"]
         assert listener.all("answered") == [None, None]
-        assert (await self.beat(engine))[0] == b"alive"
+        assert (await self.heartbeat(engine))[0] == b"alive"
         assert await self.publish(engine, b"again") == 1
-        assert await listener.until("received", 2) == [b"beat 1 0", b"again"]
+        assert await listener.until("received", 2) == [b"heartbeat 1 0", b"again"]
 
     async def test_without_a_connection_there_is_no_reply(self) -> None:
         server = self.server()
         engine, listener = await self.connected(server.url)
         server.kill()
         await listener.until("disconnected")
-        assert await self.beat(engine) is None
+        assert await self.heartbeat(engine) is None
         assert await self.publish(engine, b"x") is None
 
     async def test_an_outage_is_two_lines_however_long_it_takes(self) -> None:
@@ -417,7 +417,7 @@ class OutageTests(EngineCase):
     async def test_an_attempt_that_is_not_answered_is_given_up(self) -> None:
         server = self.server()
         server.pause()
-        _, listener = self.engine(server.url, attempt_seconds=0.2)
+        _, listener = self.engine(server.url, connect_seconds=0.2)
         lost = await self.logs("backplane_disconnected")
         assert lost["reason"] == "no answer within 0.2 s"
         server.resume()
@@ -425,9 +425,9 @@ class OutageTests(EngineCase):
 
     async def test_a_server_that_says_nothing_is_noticed(self) -> None:
         server = self.server()
-        engine, listener = await self.connected(server.url, look_seconds=0.05)
+        engine, listener = await self.connected(server.url, check_seconds=0.05)
         server.pause()
-        engine.call("resign", [b"a", b"b"], [b"c"], listener.answered)
+        engine.call("deregister", [b"a", b"b"], [b"c"], listener.answered)
         assert await listener.until("disconnected") == ["it does not answer"]
         assert listener.all("answered") == [None]
         server.resume()
@@ -435,8 +435,8 @@ class OutageTests(EngineCase):
 
     async def test_a_network_that_swallows_everything_is_noticed(self) -> None:
         server = self.server()
-        proxy = self.enter(proxied(server.port))
-        engine, listener = await self.connected(f"redis://127.0.0.1:{proxy.port}", look_seconds=0.05)
+        proxy = self.enter(fault_proxy(server.port))
+        engine, listener = await self.connected(f"redis://127.0.0.1:{proxy.port}", check_seconds=0.05)
         proxy.freeze()
         await listener.until("connected", 2)
         assert listener.all("disconnected") == ["it does not answer"]
@@ -445,7 +445,7 @@ class OutageTests(EngineCase):
         assert await listener.until("received") == [b"x"]
 
     async def test_idle_connections_stay(self) -> None:
-        _, listener = await self.connected(self.server().url, look_seconds=0.01)
+        _, listener = await self.connected(self.server().url, check_seconds=0.01)
         await self.pause(0.3)
         assert listener.heard == [("connected", None)]
 
@@ -505,18 +505,18 @@ class FailoverTests(EngineCase):
         master.kill()
         await listener.until("connected", 2)
         assert listener.all("disconnected") == ["the server closed the connection"]
-        assert (await self.beat(engine))[0] == b"alive"
+        assert (await self.heartbeat(engine))[0] == b"alive"
         assert CHANNEL in replica.command("PUBSUB", "CHANNELS")
 
     async def test_a_server_that_becomes_a_replica_is_left(self) -> None:
         server, master = self.server(), self.server()
         engine, listener = await self.connected(server.url)
         server.command("REPLICAOF", "127.0.0.1", str(master.port))
-        assert await self.beat(engine) is None
-        assert await listener.until("disconnected") == ["beat: READONLY, it is a replica"]
+        assert await self.heartbeat(engine) is None
+        assert await listener.until("disconnected") == ["heartbeat: READONLY, it is a replica"]
         server.command("REPLICAOF", "NO", "ONE")
         await listener.until("connected", 2)
-        assert (await self.beat(engine))[0] == b"alive"
+        assert (await self.heartbeat(engine))[0] == b"alive"
 
     async def test_sentinels_that_know_nothing_are_asked_again(self) -> None:
         server = self.server()
@@ -618,7 +618,7 @@ def test_files_that_a_url_names_are_read_before_the_start() -> None:
         make_engine(parse("rediss://localhost?cert=/dev/null"), reactor, events)
 
 
-@pytest.mark.parametrize("package", ["hiredis", "txredisapi"])
+@pytest.mark.parametrize("package", ["hiredis", "service_identity"])
 def test_without_the_extra_one_line_says_what_to_install(package: str) -> None:
     code = """if True:
         import sys

@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.serialization import (
 from twisted.python.usage import UsageError
 
 from signaling import Options, StartError, makeService
-from tests.system.certificates import self_signed
-from tests.system.twistd import running, start
+from tests.harness.certificates import self_signed
+from tests.harness.server import running, start
 
 _CERTIFICATE = b"-----BEGIN CERTIFICATE"
 _TCP = "; for example tcp:8081:interface=127.0.0.1"
@@ -117,7 +117,7 @@ def problem_of(*options: str) -> str:
         ("http:8081", "there is no kind of endpoint 'http'; for example tcp:8081"),
     ],
 )
-def test_an_endpoint_that_cannot_be_had_says_what_is_wrong(folder: Path, endpoint: str, problem: str) -> None:
+def test_an_endpoint_that_cannot_listen_is_named_with_the_reason(folder: Path, endpoint: str, problem: str) -> None:
     for option in ("listen", "metrics-listen"):
         said = problem_of(f"--{option}", endpoint)
         assert said.startswith(f"--{option} {endpoint}: {problem}")
@@ -185,7 +185,7 @@ def test_tls_is_served_without_a_warning(folder: Path) -> None:
         assert "arning" not in server.log
 
 
-def test_a_pid_file_that_was_left_behind_is_no_obstacle(tmp_path: Path) -> None:
+def test_an_old_pid_file_does_not_prevent_the_start(tmp_path: Path) -> None:
     # Of a process that lives, as after a restart of the machine.
     left = tmp_path / "twistd.pid"
     left.write_text(str(os.getpid()))

@@ -8,17 +8,15 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 from websockets.sync.client import connect
 
-from tests.programs import need
-from tests.system.proxies import ActivatedNode
-from tests.system.twistd import running
+from tests.harness.server import TWISTD, running
+from tests.programs import free_port, need
+from tests.system.reverse_proxies import ActivatedNode
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-TWISTD = Path(sys.executable).parent / "twistd"
 SERVICE = DEPLOY / "signaling.service"
 
 
@@ -30,8 +28,8 @@ def analyze(*arguments: str | Path) -> str:
 
 def test_the_units_verify_without_a_word(tmp_path: Path) -> None:
     # The installed program stands elsewhere on this machine; all else is verified as it is shipped.
-    text = SERVICE.read_text().replace("/opt/signaling/bin/twistd", str(TWISTD))
-    assert str(TWISTD) in text
+    text = SERVICE.read_text().replace("/opt/signaling/bin/twistd", TWISTD)
+    assert TWISTD in text
     (tmp_path / SERVICE.name).write_text(text)
     (tmp_path / "signaling.socket").write_text((DEPLOY / "signaling.socket").read_text())
     assert analyze("verify", tmp_path / SERVICE.name, tmp_path / "signaling.socket") == ""
@@ -45,11 +43,10 @@ def test_the_service_is_little_exposed() -> None:
 
 
 def test_a_socket_handed_over_is_served() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     options = re.search(r"--listen (\S+)", SERVICE.read_text())
     assert options
-    command = [need("systemd-socket-activate"), f"--listen=[::]:{port}", "--fdname=signaling", str(TWISTD)]
+    command = [need("systemd-socket-activate"), f"--listen=[::]:{port}", "--fdname=signaling", TWISTD]
     with socket.socket() as first:
         with running(
             ["--listen", options[1]], command=command, ready=lambda: first.connect(("127.0.0.1", port))
@@ -73,6 +70,7 @@ def test_readiness_and_stopping_are_told(tmp_path: Path) -> None:
 
 def test_a_restart_behind_an_activated_socket_refuses_no_connection() -> None:
     node = ActivatedNode()
+    node.start()
 
     async def answer() -> bytes:
         # A port that is closed would refuse this, and a connection that is given up answers b"".

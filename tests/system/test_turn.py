@@ -1,4 +1,4 @@
-"""Peers that can only meet through a TURN server get there with what the server told them: a real coturn."""
+"""Peers that can only meet through a TURN server get there with the ice servers of the welcome: a real coturn."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from aiortc.rtcconfiguration import RTCIceTransportPolicy
 
 from signaling.client import IceServers, Signaling, join
 from signaling.client.mesh import Mesh
+from tests.harness.server import Server, running
 from tests.programs import need
 from tests.system.coturn import LOOPBACK, coturn
 from tests.system.test_webrtc import chromium, wait_until
-from tests.system.twistd import Server, running
 
 SECRET = "not much of a secret"
 SECONDS = 40
@@ -26,7 +26,7 @@ SECONDS = 40
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 
 PAGE = """
-window.heard = []; window.pairs = [];
+window.received = []; window.pairs = [];
 const [url] = arguments, socket = new WebSocket(url);
 let pc, other;
 const send = (type, payload) => socket.send(JSON.stringify({type, to: other, payload}));
@@ -45,7 +45,7 @@ socket.onmessage = async ({data}) => {
         if (report.type !== "candidate-pair" || !report.nominated) continue;
         pairs.push(stats.get(report.localCandidateId).candidateType);
       }
-      heard.push(data);
+      received.push(data);
     };
     await pc.setLocalDescription();
     send("offer", pc.localDescription.toJSON());
@@ -71,7 +71,7 @@ class Member:
 
     def __init__(self, signaling: Signaling) -> None:
         self.signaling = signaling
-        self.heard: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.received: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.mesh = Mesh(signaling, self._prepare, iceTransportPolicy=RTCIceTransportPolicy.RELAY)
         self.candidates: list[str] = []
 
@@ -84,8 +84,8 @@ class Member:
             def on_message(text: str) -> None:
                 sdp = connection.localDescription.sdp
                 self.candidates = re.findall(r"a=candidate:.* typ (\w+)", sdp)
-                if not self.heard.done():
-                    self.heard.set_result(text)
+                if not self.received.done():
+                    self.received.set_result(text)
 
             if channel.readyState == "open":
                 channel.send("hello")
@@ -108,7 +108,7 @@ def test_two_aiortc_peers_meet_over_coturn_alone(tmp_path: Path) -> None:
         async with asyncio.timeout(SECONDS), join(url) as first, join(url) as second:
             members = [Member(first), Member(second)]
             tasks = [asyncio.create_task(member.run()) for member in members]
-            assert await asyncio.gather(*(member.heard for member in members)) == ["hello", "hello"]
+            assert await asyncio.gather(*(member.received for member in members)) == ["hello", "hello"]
             assert {kind for member in members for kind in member.candidates} == {"relay"}
             ids = [first.self_id, second.self_id]
             await asyncio.gather(first.leave(), second.leave())
@@ -126,8 +126,8 @@ def test_a_chromium_and_aiortc_meet_over_coturn_alone(tmp_path: Path) -> None:
             member = Member(signaling)
             task = asyncio.create_task(member.run())
             await asyncio.to_thread(driver.execute_script, PAGE, server.url + "room")
-            assert await member.heard == "hello"
-            await asyncio.to_thread(wait_until, driver, "heard.includes('hello')")
+            assert await member.received == "hello"
+            await asyncio.to_thread(wait_until, driver, "received.includes('hello')")
             assert set(member.candidates) == {"relay"}
             ids = [signaling.self_id, *signaling.peers]
             await signaling.leave()
@@ -184,7 +184,7 @@ def test_the_shipped_configuration_relays_to_no_private_address(
     tmp_path: Path, options: tuple[str, ...], arrives: bool
 ) -> None:
     with coturn(tmp_path, SECRET, *options) as turn, running(turn_options(tmp_path, turn)) as server:
-        [ice_server] = asyncio.run(told(server.url + "room"))
+        [ice_server] = asyncio.run(ice_servers_of(server.url + "room"))
         command = [need("turnutils_uclient"), "-y", "-n", "1", "-m", "1", "-p", str(turn.port)]
         command += ["-u", ice_server["username"], "-w", ice_server["credential"], "127.0.0.1"]
         with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as client:
@@ -197,7 +197,7 @@ def test_the_shipped_configuration_relays_to_no_private_address(
 
 def test_the_shipped_configuration_knows_an_ipv4_address_by_its_other_names(tmp_path: Path) -> None:
     with coturn(tmp_path, SECRET, "--relay-ip=::1") as turn, running(turn_options(tmp_path, turn)) as server:
-        [ice_server] = asyncio.run(told(server.url + "room"))
+        [ice_server] = asyncio.run(ice_servers_of(server.url + "room"))
         command = [need("turnutils_uclient"), "-x", "-n", "1", "-m", "1", "-p", str(turn.port)]
         command += ["-u", ice_server["username"], "-w", ice_server["credential"]]
         for peer, outcome in (
@@ -217,6 +217,6 @@ def turn_options(folder: Path, turn: Server) -> list[str]:
     return ["--port=0", f"--turn-secret-file={secret}", f"--turn-uri=turn:127.0.0.1:{turn.port}"]
 
 
-async def told(url: str) -> list[dict]:
+async def ice_servers_of(url: str) -> list[dict]:
     async with join(url) as signaling:
         return signaling.ice_servers

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from signaling.client import Answer, PeerJoined, PeerLeft, Signaling
-from tests.system.cutting import cutting
+from tests.harness.fault_proxy import FaultProxy, fault_proxy
+from tests.harness.server import Server, launch, running
 from tests.system.test_python_client import RESUMING, joined, until
-from tests.system.twistd import Server, running
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SECONDS = 30
@@ -22,8 +22,7 @@ SECONDS = 30
 def program(name: str, *arguments: str) -> Iterator[Server]:
     """Run an example."""
     command = [sys.executable, str(EXAMPLES / name), *arguments]
-    process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    watched = Server(process)
+    watched = launch(command)
     try:
         yield watched
     finally:
@@ -32,16 +31,16 @@ def program(name: str, *arguments: str) -> Iterator[Server]:
 
 async def echoes(ada: Signaling, echo_id: str, numbers: range) -> list[object]:
     """Offer numbers to the echo, and return what it answers."""
-    heard = []
+    received = []
     for number in numbers:
         await ada.deliver("offer", echo_id, number)
-        heard += [message.payload for message in await until(ada, Answer) if isinstance(message, Answer)]
-    return heard
+        received += [message.payload for message in await until(ada, Answer) if isinstance(message, Answer)]
+    return received
 
 
 def test_it_answers_over_a_cut_and_leaves_when_it_is_told_to() -> None:
-    async def scenario(server: Server) -> None:
-        async with cutting(server.port) as proxy, joined(server.url + "room") as ada:
+    async def scenario(server: Server, proxy: FaultProxy) -> None:
+        async with joined(server.url + "room") as ada:
             with program("echo_service.py", f"ws://127.0.0.1:{proxy.port}/ws/room") as echo:
                 [there] = await until(ada, PeerJoined)
                 assert there.metadata == {"name": "echo"}
@@ -55,8 +54,8 @@ def test_it_answers_over_a_cut_and_leaves_when_it_is_told_to() -> None:
                 assert await asyncio.to_thread(echo.process.wait, SECONDS) == 0
                 assert "Traceback" not in echo.log
 
-    with running(RESUMING) as server:
-        asyncio.run(asyncio.wait_for(scenario(server), SECONDS))
+    with running(RESUMING) as server, fault_proxy(server.port) as proxy:
+        asyncio.run(asyncio.wait_for(scenario(server, proxy), SECONDS))
 
 
 STOPPED_IN_ITS_HANDSHAKE = """

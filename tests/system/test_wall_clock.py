@@ -10,15 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.wallclock import WallClock
+from tests.harness.peer import Peer, new_topic, observed
+from tests.harness.raw_client import STAYS
+from tests.harness.redis import redis_running
+from tests.harness.server import serving, start
+from tests.harness.wall_clock import WallClock
 from tests.programs import need
-from tests.system.clustered import Peer, listening, new_topic, ready, wait_until_ready
-from tests.system.failing import assert_no_exception, pair, serving
-from tests.system.redis import redis_running
-from tests.system.twistd import start
 
 HOUR = 3600.0
-STAYS = "import sys; from websockets.sync.client import connect; [*connect(sys.argv[1])]"
 
 
 @pytest.mark.parametrize("seconds", [-HOUR, HOUR], ids=["back", "forward"])
@@ -26,16 +25,16 @@ STAYS = "import sys; from websockets.sync.client import connect; [*connect(sys.a
 def test_deadlines_go_on(seconds: float, options: tuple[str, ...], tmp_path: Path) -> None:
     wall = WallClock(tmp_path)
     often = ("--ping-interval=1", "--ping-timeout=1")
-    with serving(*often, *options, env=wall.environment) as server, pair(server) as observers:
+    with serving(*often, *options, env=wall.environment) as server, observed(server) as observers:
         with subprocess.Popen([sys.executable, "-c", STAYS, server.url + observers.topic]) as client:
             try:
-                peer = observers.hears_joining()
+                peer = observers.sees_joining()
                 client.send_signal(signal.SIGSTOP)
                 wall.step(seconds)
-                observers.hears("peer-left", peer)
+                observers.first.event("peer-left", peer)
             finally:
                 client.kill()
-        observers.relays_on()
+        observers.goes_on()
         server.wait_for(f"{peer} left '{observers.topic}': cut off: no pong within 1 s")
 
 
@@ -49,7 +48,8 @@ def test_a_node_stays_one_of_its_cluster(seconds: float, tmp_path: Path) -> None
         for server in servers:
             stack.callback(server.end)
         for server in servers:
-            wait_until_ready(listening(server))
+            server.wait_until_listening()
+            server.wait_until_ready()
         topic = new_topic()
         here, there, dead = (Peer(server, topic) for server in servers)
         here.sees(there, dead)
@@ -58,15 +58,15 @@ def test_a_node_stays_one_of_its_cluster(seconds: float, tmp_path: Path) -> None
         # The others miss its beats after 9 s, and a node that did not beat since the step as well.
         here.sees(there)
         there.sees(here)
-        assert ready(stepped)[0] == ready(other)[0] == 200
+        assert stepped.readiness()[0] == other.readiness()[0] == 200
         late = Peer(other, topic)
         here.sees(there, late)
         here.relay(late.id, "on")
         late.text("on")
         for peer in (here, there):
-            assert [message["peerId"] for message in peer.messages if message["type"] == "peer-left"] == [dead.id]
+            assert [message["peerId"] for message in peer.of_type("peer-left")] == [dead.id]
         for server in (stepped, other):
             assert "for dead; it goes on" not in server.log
-            assert_no_exception(server)
+            server.assert_no_problem()
         for peer in (here, there, late):
             peer.close()

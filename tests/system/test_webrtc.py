@@ -20,8 +20,8 @@ from aiortc.sdp import candidate_from_sdp
 from selenium import webdriver
 from websockets.asyncio.client import connect
 
+from tests.harness.server import Server, running
 from tests.system.browser import OPEN_SECONDS, chromium, wait_until
-from tests.system.twistd import Server, running
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CONNECT_SECONDS = 15
@@ -57,7 +57,7 @@ class AiortcPeer:
         self.url = url
         self.id = ""
         self.signals: list[str] = []
-        self.heard: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.received: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.joined = asyncio.Event()
         self.connection = RTCPeerConnection()
         self.connection.on("datachannel", self.use)
@@ -65,8 +65,8 @@ class AiortcPeer:
     def use(self, channel) -> None:
         @channel.on("message")
         def on_message(text: str) -> None:
-            if not self.heard.done():
-                self.heard.set_result(text)
+            if not self.received.done():
+                self.received.set_result(text)
 
         if channel.readyState == "open":
             channel.send("hello")
@@ -171,7 +171,10 @@ def test_an_aiortc_pair_opens_a_data_channel() -> None:
         await first.joined.wait()
         second = AiortcPeer(url)
         second_task = asyncio.create_task(second.run())
-        assert await asyncio.wait_for(asyncio.gather(first.heard, second.heard), OPEN_SECONDS) == ["hello", "hello"]
+        assert await asyncio.wait_for(asyncio.gather(first.received, second.received), OPEN_SECONDS) == [
+            "hello",
+            "hello",
+        ]
         await close((first, first_task), (second, second_task))
         return {first.id: first.signals, second.id: second.signals}
 
@@ -186,16 +189,16 @@ def test_a_chromium_pair_opens_a_data_channel(pages: str, tmp_path: Path) -> Non
         first = driver.current_window_handle
         driver.switch_to.new_window("window")
         driver.get(page_url(pages, server))
-        wait_until(driver, "heard.includes('hello')")
+        wait_until(driver, "received.includes('hello')")
         second = driver.current_window_handle
         joined = page_signals(driver)
         driver.find_element("id", "say").send_keys("over the wire\n")
         driver.switch_to.window(first)
-        wait_until(driver, "heard.includes('over the wire')")
+        wait_until(driver, "received.includes('over the wire')")
         driver.find_element("id", "say").send_keys("and back\n")
         there = page_signals(driver)
         driver.switch_to.window(second)
-        wait_until(driver, "heard.includes('and back')")
+        wait_until(driver, "received.includes('and back')")
         print("there first:", there, "\njoined:", joined)
         assert ["sent offer" in next(iter(signals.values())) for signals in (there, joined)] == [False, True]
         assert_all_passed(server, there | joined)
@@ -248,12 +251,12 @@ def call_between_aiortc_and_chromium(scenario: Scenario, tmp_path: Path) -> None
 
 async def meet(peer: AiortcPeer, task: asyncio.Task, driver: webdriver.Chrome) -> Passed:
     """Wait until both said hello; returns what each recorded."""
-    await asyncio.wait({peer.heard, task}, timeout=CONNECT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({peer.received, task}, timeout=CONNECT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
     if task.done():
         task.result()
-    opened = peer.heard.done()
+    opened = peer.received.done()
     if opened:
-        await asyncio.to_thread(wait_until, driver, "heard.includes('hello')")
+        await asyncio.to_thread(wait_until, driver, "received.includes('hello')")
     passed = {peer.id: peer.signals, **await asyncio.to_thread(page_signals, driver)}
     await close((peer, task))
     if not opened:

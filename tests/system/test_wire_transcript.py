@@ -30,7 +30,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.twistd import running
+from tests.harness.server import running
 
 TRANSCRIPT = Path(__file__).with_name("wire_transcript.txt")
 PATIENCE_SECONDS = 15.0

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import socket
-import sys
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -17,27 +16,14 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect, unix_connect
 
-from tests.programs import need
+from tests.harness.certificates import self_signed
+from tests.harness.peer import joined_id, observed, receive
+from tests.harness.raw_client import REQUEST, dial, read_to_the_end, read_until, relay, upgrade
+from tests.harness.server import TWISTD, Server, running, start
+from tests.programs import free_port, need
 from tests.system import test_failures as failures
-from tests.system.certificates import self_signed
-from tests.system.failing import (
-    REQUEST,
-    Pair,
-    assert_no_exception,
-    dial,
-    enter,
-    hear,
-    pair,
-    read_to_the_end,
-    read_until,
-    relay,
-    upgrade,
-)
-from tests.system.sharing import ending, get, pids, port_in, scrape, shared, topic_of
 from tests.system.test_options import last_line_of_failed_start
-from tests.system.twistd import Server, running, start
-
-TWISTD = Path(sys.executable).parent / "twistd"
+from tests.system.worker_processes import ending, pids, port_in, shared, topic_of
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +57,8 @@ def test_peers_of_a_topic_meet_whichever_way_they_write_it(server: Server, worke
         known = []
         for path in encodings(topic_of(worker, "encoded")):
             peer = stack.enter_context(connect(server.url + path))
-            own = hear(peer)["selfId"]
-            assert [entry["id"] for entry in hear(peer)["peers"]] == known
+            own = receive(peer)["selfId"]
+            assert [entry["id"] for entry in receive(peer)["peers"]] == known
             known.append(own)
 
 
@@ -89,11 +75,11 @@ def test_peers_meet_over_every_request_that_is_understood_at_all(server: Server,
     for worker in (0, 1):
         topic = topic_of(worker, "spelled")
         with connect(server.url + topic) as observer:
-            enter(observer)
+            joined_id(observer)
             with dial(server, request_of(topic)) as client:
                 read_until(client, b'"peers":[{')
-                assert hear(observer)["type"] == "peer-joined"
-            assert hear(observer)["type"] == "peer-left"
+                assert receive(observer)["type"] == "peer-joined"
+            assert receive(observer)["type"] == "peer-left"
 
 
 def test_a_second_request_of_a_connection_asks_no_wrong_worker(server: Server) -> None:
@@ -124,13 +110,13 @@ def test_what_is_wrong_is_answered_as_by_one_process(server: Server, data: bytes
 
 
 def test_health_readiness_and_metrics_are_those_of_all(server: Server) -> None:
-    assert get(server, "/healthz") == "ok"
-    assert json.loads(get(server, "/readyz")) == {"ready": True}
-    before = scrape(server)
+    assert server.get("/healthz") == (200, b"ok")
+    assert server.readiness()[1] == {"ready": True}
+    before = server.scrape()
     with connect(server.url + topic_of(0, "seen")) as first, connect(server.url + topic_of(1, "seen")) as second:
-        enter(first)
-        enter(second)
-        now = scrape(server)
+        joined_id(first)
+        joined_id(second)
+        now = server.scrape()
     assert now["peers",] - before["peers",] == 2
     assert now["topics",] - before["topics",] == 2
     assert now["joins_total",] - before["joins_total",] == 2
@@ -141,8 +127,7 @@ def test_health_readiness_and_metrics_are_those_of_all(server: Server) -> None:
 
 
 def test_one_log_tells_of_all_workers() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     server = start(["--port", str(port), "--workers=2", "--log-format=json"])
     try:
         server.wait_for('"worker_started".*"worker": 0')
@@ -150,7 +135,7 @@ def test_one_log_tells_of_all_workers() -> None:
         server.port = port_in(server.log)
         for worker in (0, 1):
             with connect(server.url + topic_of(worker)) as peer:
-                enter(peer)
+                joined_id(peer)
             server.wait_for(f'"left".*"worker": {worker}')
         assert server.stop() == 0
     finally:
@@ -171,11 +156,11 @@ def test_what_a_worker_says_before_it_has_a_log_is_in_the_log(tmp_path: Path) ->
         os.kill(process, signal.SIGKILL)
         server.wait_for(rf"#warn\] worker 0: signaling: --ice-servers: {servers}: No such file")
         server.wait_for("worker 0 died: exit status 1; it is restarted in 0.5 s")
-        assert get(server, "/healthz") == "ok"
-        assert json.loads(get(server, "/readyz")) == {"ready": False, "reasons": ["worker 0 is starting"]}
+        assert server.get("/healthz") == (200, b"ok")
+        assert server.readiness()[1] == {"ready": False, "reasons": ["worker 0 is starting"]}
         servers.write_text("[]")
         server.wait_for(rf"worker 0 is ready, as process (?!{process}\b)")
-        assert json.loads(get(server, "/readyz")) == {"ready": True}
+        assert server.readiness()[1] == {"ready": True}
         assert server.stop() == 0
 
 
@@ -195,18 +180,17 @@ def test_a_worker_that_is_killed_costs_the_other_ones_peers_nothing() -> None:
     doomed, safe = topic_of(0, "doomed"), topic_of(1, "safe")
     with running(["--port=0", "--workers=2", "--metrics"]) as server, ExitStack() as stack:
         (process, _), count = pids(server), 5
-        watching = Pair(safe, *(stack.enter_context(connect(server.url + safe)) for _ in range(2)))
+        observers = stack.enter_context(observed(server, safe))
         peers = [stack.enter_context(connect(server.url + doomed)) for _ in range(count)]
-        assert scrape(server)["joins_total",] == 2 + count
+        assert server.scrape()["joins_total",] == 2 + count
         os.kill(process, signal.SIGKILL)
-        watching.relays_on()
+        observers.goes_on(3)
         assert [until_closed(peer) for peer in peers] == [None] * count
-        # They come back at once; who is too early waits for the new process.
+        # They reconnect at once; a connection that is too early waits for the new process.
         back = [stack.enter_context(connect(server.url + doomed, open_timeout=20)) for _ in range(count)]
-        assert len({enter(peer) for peer in back}) == count
-        watching.relays_on()
-        watching.stop()
-        now = scrape(server)
+        assert len({joined_id(peer) for peer in back}) == count
+        observers.goes_on(3)
+        now = server.scrape()
         server.wait_for("worker 0 died: signal SIGKILL; it is restarted now")
     assert (now["worker_restarts_total", "worker-0"], now["joins_total",]) == (1, 2 + 2 * count)
 
@@ -220,13 +204,13 @@ def test_all_peers_are_told_when_the_server_stops(options: list[str], code: int)
         with ExitStack() as stack:
             peers = [stack.enter_context(connect(server.url + topic_of(worker))) for worker in (0, 1, 0, 1)]
             for peer in peers:
-                enter(peer)
+                joined_id(peer)
             server.process.send_signal(signal.SIGTERM)
             assert [until_closed(peer) for peer in peers] == [code] * 4
         assert server.process.wait(20) == 0
         workers.wait()
         server.join()
-        assert_no_exception(server)
+        server.assert_no_problem()
         assert server.log.count("stopping: closing 2 peers") == 2
 
 
@@ -235,9 +219,9 @@ def test_newcomers_are_let_in_while_balancers_look_away() -> None:
         pids(server)
         server.process.send_signal(signal.SIGTERM)
         server.wait_for("SIGTERM: stopping")
-        assert json.loads(get(server, "/readyz")) == {"ready": False, "reasons": ["the server is stopping"]}
+        assert server.readiness()[1] == {"ready": False, "reasons": ["the server is stopping"]}
         with connect(server.url + topic_of(1)) as peer:
-            enter(peer)
+            joined_id(peer)
             assert server.stop() == 0
             server.wait_for("SIGTERM again: not waiting any longer")
             with pytest.raises(ConnectionClosed):
@@ -246,11 +230,11 @@ def test_newcomers_are_let_in_while_balancers_look_away() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_whole_group_is_a_drain_too(number: int) -> None:
-    command = [need("setsid"), str(TWISTD)]
+    command = [need("setsid"), TWISTD]
     with running(["--port=0", "--workers=2"], command=command) as server, ending(*pids(server)) as workers:
         with connect(server.url + topic_of(0)) as first, connect(server.url + topic_of(1)) as second:
-            enter(first)
-            enter(second)
+            joined_id(first)
+            joined_id(second)
             os.killpg(server.process.pid, number)
             assert (until_closed(first), until_closed(second)) == (1001, 1001)
             assert server.process.wait(20) == 0
@@ -261,7 +245,7 @@ def test_a_signal_to_the_whole_group_is_a_drain_too(number: int) -> None:
 def test_workers_do_not_outlive_a_listener_that_is_killed() -> None:
     with running(["--port=0", "--workers=2"]) as server, ending(*pids(server)) as workers:
         with connect(server.url + topic_of(0)) as peer:
-            enter(peer)
+            joined_id(peer)
             server.process.kill()
             assert until_closed(peer) == 1001
         workers.wait()
@@ -276,27 +260,26 @@ def test_a_unix_socket_serves(tmp_path: Path) -> None:
         for worker in (0, 1):
             uri = f"ws://x/ws/{topic_of(worker)}"
             with unix_connect(str(path), uri) as first, unix_connect(str(path), uri) as second:
-                own = enter(first)
-                target = enter(second)
-                assert hear(first)["peerId"] == target
+                own = joined_id(first)
+                target = joined_id(second)
+                assert receive(first)["peerId"] == target
                 second.send(relay(own, "hello").decode())
-                assert hear(first)["payload"] == "hello"
+                assert receive(first)["payload"] == "hello"
         server.wait_for("joined .* from a UNIX socket")
         assert server.stop() == 0
     assert not path.exists()
 
 
 def test_a_socket_handed_over_is_shared_too() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [need("systemd-socket-activate"), f"--listen=[::]:{port}", "--fdname=signaling", str(TWISTD)]
+    port = free_port()
+    command = [need("systemd-socket-activate"), f"--listen=[::]:{port}", "--fdname=signaling", TWISTD]
     options = ["--listen", "systemd:domain=INET6:index=0", "--workers=2"]
     with socket.socket() as first:
         with running(options, command=command, ready=lambda: first.connect(("127.0.0.1", port))) as server:
             server.port = port
             for worker in (0, 1):
                 with connect(server.url + topic_of(worker), open_timeout=20) as peer:
-                    enter(peer)
+                    joined_id(peer)
             for process in pids(server):
                 assert b"LISTEN_" not in Path(f"/proc/{process}/environ").read_bytes()
             assert server.stop() == 0
@@ -305,7 +288,7 @@ def test_a_socket_handed_over_is_shared_too() -> None:
 @pytest.mark.parametrize("reactor", ["asyncio", "select", "lean-epoll"])
 def test_workers_run_the_listeners_reactor(reactor: str) -> None:
     with running(["--port=0", "--workers=2"], twistd_options=[f"--reactor={reactor}"]) as server:
-        with pair(server):
+        with observed(server):
             pass
         assert server.stop() == 0
 
@@ -327,10 +310,10 @@ def test_where_the_request_line_is_hidden_it_says_what_to_do(tmp_path: Path) -> 
 def test_connections_are_divided_and_options_reach_every_worker() -> None:
     options = ["--max-connections=3", "--allow-origin=https://example.com", "--metrics", "--max-topic-bytes=20"]
     with shared(*options) as server, ExitStack() as stack:
-        assert scrape(server)["connections_max",] == 3
+        assert server.scrape()["connections_max",] == 3
         for worker, share in ((0, 2), (1, 1)):
             for _ in range(share):
-                enter(stack.enter_context(connect(server.url + topic_of(worker))))
+                joined_id(stack.enter_context(connect(server.url + topic_of(worker))))
             with pytest.raises(Exception, match="HTTP 503"):
                 stack.enter_context(connect(server.url + topic_of(worker)))
             with pytest.raises(Exception, match="HTTP 403"):
@@ -344,7 +327,7 @@ def test_a_secret_of_the_environment_reaches_every_worker() -> None:
     with running(options, env={"TURN_SECRET": "secret"}) as server:
         for worker in (0, 1):
             with connect(server.url + topic_of(worker)) as peer:
-                assert hear(peer)["iceServers"][0]["urls"] == ["turn:turn.example.com"]
+                assert receive(peer)["iceServers"][0]["urls"] == ["turn:turn.example.com"]
         assert "secret" not in server.log
         assert server.stop() == 0
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from signaling.core.announcer import Announcer, Block
-from tests.integration.harness import PassingClock
+from tests.harness.memory_transport import PassingClock
 
 FRAME_BYTES = 60
 

@@ -1,4 +1,4 @@
-"""Where clients come from, directly and behind proxies."""
+"""The addresses of clients, direct and behind proxies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def client(host: str | None, *forwarded: str, trusted: list[str] = TRUSTED) -> C
         (None, None),
     ],
 )
-def test_a_direct_client_counts_by_its_address(host: str | None, network: str | None) -> None:
+def test_a_direct_client_has_its_own_address(host: str | None, network: str | None) -> None:
     direct = client(host, "203.0.113.1", trusted=[])
     assert (direct.text, direct.network) == ("direct", network)
 
@@ -57,11 +57,11 @@ def test_the_log_names_the_client_and_not_its_proxy() -> None:
     assert client("10.0.0.1").text == "direct"
 
 
-def test_no_text_of_a_client_reaches_the_log_with_its_address() -> None:
+def test_the_log_shows_a_parsed_address_and_no_text_of_the_client() -> None:
     assert client("10.0.0.1", "fe80::1%\x1b[2J").text == "fe80::1"
 
 
-def test_a_trusted_network_may_be_written_as_ipv6_sees_it() -> None:
+def test_a_trusted_network_may_be_ipv4_mapped_ipv6() -> None:
     assert client("10.0.0.1", "203.0.113.1", trusted=["::ffff:10.0.0.0/104"]).network == "203.0.113.1"
 
 
@@ -71,7 +71,7 @@ def test_a_proxy_on_a_unix_socket_is_trusted_by_name() -> None:
 
 
 @pytest.mark.parametrize("text", ["10.0.0.1/8", "proxy", "10.0.0", "", "10.0.0.0/33"])
-def test_what_is_no_network_is_named(text: str) -> None:
+def test_an_invalid_network_is_named(text: str) -> None:
     with pytest.raises(ValueError, match="is not an address or a network") as caught:
         TrustedProxies([text])
     assert repr(text) in str(caught.value)
@@ -91,10 +91,10 @@ def test_what_is_no_network_is_named(text: str) -> None:
         (IPv4Address("TCP", "a\x1b[31m", 8081), r"a\x1b[31m:8081"),
     ],
 )
-def test_an_address_harms_no_log(address: object, text: str) -> None:
+def test_an_address_has_no_characters_that_harm_a_log(address: object, text: str) -> None:
     assert address_text(address) == text
 
 
-def test_more_proxies_in_a_row_than_anybody_has_are_not_looked_through() -> None:
+def test_a_chain_of_proxies_is_read_up_to_a_limit() -> None:
     assert client("10.0.0.1", "203.0.113.9, " + ", ".join(["10.0.0.2"] * 21)).host == "10.0.0.2"
     assert client("10.0.0.1", "203.0.113.9, " + ", ".join(["10.0.0.2"] * 20)).host == "203.0.113.9"

@@ -11,8 +11,8 @@ from unittest.mock import patch
 import pytest
 from twisted.internet.task import Clock
 
-from benchmarks.wallclock import WallClock
 from signaling.timing.clock import SteadyClock, use_monotonic_timers
+from tests.harness.wall_clock import WallClock
 
 # Two timers, and a wall clock that is set once they wait.
 TIMERS = """
@@ -22,7 +22,7 @@ from signaling import use_monotonic_timers
 
 import_module("twisted.internet." + sys.argv[1]).install()
 from twisted.internet import reactor
-from benchmarks.wallclock import WallClock
+from tests.harness.wall_clock import WallClock
 from pathlib import Path
 
 use_monotonic_timers(reactor)

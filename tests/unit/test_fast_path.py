@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-PRINT_FAST = "from signaling.websocket.protocol import LeanWebSocketProtocol; print(LeanWebSocketProtocol.fast)"
+PRINT_FAST = "from signaling.websocket.fast_path import FrameReader; print(FrameReader.fast)"
 BROKEN = """
 from autobahn.websocket.protocol import WebSocketProtocol
 def broken(self):

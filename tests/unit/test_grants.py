@@ -1,4 +1,4 @@
-"""What claims allow, and where requests carry tokens."""
+"""Grants from claims, and credentials of requests."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_claims_become_a_grant() -> None:
     assert grant.metadata_text == '{"name":"é","n":[1,null]}'.encode()
 
 
-def test_claims_of_somebody_else_allow_nothing() -> None:
+def test_claims_of_other_applications_allow_nothing() -> None:
     grant = grant_from_claims({"exp": 1.5, "topics": ["room"], "scope": "*"})
     assert not grant.covers("room")
     assert not grant.covers("")
@@ -79,7 +79,7 @@ def nested(depth: int) -> dict[str, Any]:
         {"exp": 10**400},
     ],
 )
-def test_claims_of_a_wrong_form_are_refused(claims: dict[str, Any]) -> None:
+def test_malformed_claims_are_refused(claims: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"^(its claim signaling|signaling\.\w+|sub|jti|iss|exp) ha"):
         grant_from_claims(claims)
 
@@ -110,11 +110,11 @@ ADA, EVE = Bearer(b"a.b.c"), Bearer(b"d.e.f")
         ((Password(b"x", b"1"), Grant(subject="x")), (ADA, Grant(subject="x")), False),
     ],
 )
-def test_whose_session_it_is(one: Any, other: Any, same: bool) -> None:
+def test_the_owner_of_a_session(one: Any, other: Any, same: bool) -> None:
     assert (session_owner(*one) == session_owner(*other)) is same
 
 
-def test_a_subject_that_is_no_unicode_is_no_grant() -> None:
+def test_a_subject_must_be_unicode() -> None:
     for wrong in ({"subject": "\ud800"}, {"token_id": "\ud800"}, {"issuer": "\ud800"}):
         with pytest.raises(ValueError, match="surrogates"):
             Grant(**wrong)
@@ -125,7 +125,7 @@ VALUES = st.none() | st.booleans() | st.floats() | st.text(max_size=5)
 
 
 @given(VALUES | st.lists(VALUES, max_size=2) | st.dictionaries(st.text(max_size=5), VALUES, max_size=2))
-def test_no_claim_is_anything_but_a_grant_or_a_value_error(value: Any) -> None:
+def test_any_claims_become_a_grant_or_a_value_error(value: Any) -> None:
     for claims in (
         {"signaling": value},
         {"exp": value},
@@ -138,7 +138,7 @@ def test_no_claim_is_anything_but_a_grant_or_a_value_error(value: Any) -> None:
             continue
 
 
-def test_each_place_is_looked_at() -> None:
+def test_a_token_is_found_wherever_it_is_sent() -> None:
     assert presented(headers(), b"", passwords=True) is None
     assert presented(headers(authorization="bEaReR  a.b-c"), b"", passwords=False) == Bearer(b"a.b-c")
     assert presented(headers(), b"x=1&token=a%2Bb%3D&y", passwords=False) == Bearer(b"a+b=")
@@ -168,7 +168,7 @@ def status(values: Any, query: bytes) -> int:
 
 
 @given(st.binary(max_size=40), st.binary(max_size=40))
-def test_whatever_is_presented_is_a_credential_or_a_400(header: bytes, query: bytes) -> None:
+def test_any_credentials_are_parsed_or_answered_400(header: bytes, query: bytes) -> None:
     for prefix in (b"", b"Basic ", b"Bearer ", b"signaling.bearer."):
         assert status(lambda name, value=prefix + header: [value], b"token=" + query) in (101, 400)
 

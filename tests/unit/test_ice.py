@@ -1,4 +1,4 @@
-"""What peers are told of STUN and TURN servers."""
+"""The STUN and TURN servers that peers receive."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from signaling.core.ice import parse_ice_servers
 URI = "turn:turn.example.com:3478?transport=udp"
 
 
-def test_a_credential_is_what_coturn_makes_of_the_same_secret() -> None:
+def test_a_credential_is_the_one_that_coturn_computes() -> None:
     servers = IceServers(turn=Turn((URI,), b"north", ttl_seconds=600), wall_clock=lambda: 1_800_000_000.9)
     (server,) = json.loads(servers.text("01ABC") or b"")
     assert server["urls"] == [URI]
@@ -32,12 +32,12 @@ def test_fixed_servers_come_first_and_are_kept_as_they_are() -> None:
     assert both[2]["urls"] == [URI]
 
 
-def test_there_is_nothing_to_tell_by_default() -> None:
+def test_there_are_no_ice_servers_by_default() -> None:
     assert IceServers().text("x") is None
     assert IceServers().renewal_seconds == 0
 
 
-def test_credentials_are_renewed_at_half_of_their_life() -> None:
+def test_credentials_are_renewed_at_half_of_their_lifetime() -> None:
     assert IceServers(turn=Turn((URI,), b"s", ttl_seconds=600)).renewal_seconds == 300
 
 
@@ -76,7 +76,7 @@ WRONG_PORTS = [":", ":0", ":65536", ":99999", ":100000", ":-1", ":+1", ":x", ":\
     ],
 )
 @pytest.mark.parametrize("scheme", ["stun", "turn", "turns"])
-def test_what_a_client_throws_on_is_refused(scheme: str, wrong: str) -> None:
+def test_uris_on_which_clients_throw_are_refused(scheme: str, wrong: str) -> None:
     server = {"urls": f"{scheme}:{wrong}", "username": "u", "credential": "hidden"}
     for refused in (
         lambda: parse_ice_servers(json.dumps([server]).encode()),
@@ -88,7 +88,7 @@ def test_what_a_client_throws_on_is_refused(scheme: str, wrong: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["", "stuns:", "STUN:", "http:", "turn://"])
-def test_no_other_scheme_is_taken(scheme: str) -> None:
+def test_other_schemes_are_refused(scheme: str) -> None:
     with pytest.raises(ValueError, match=r"not a STUN or TURN URI .*it has to be stun:HOST"):
         IceServers([{"urls": [f"{scheme}stun.example.com"]}])
 
@@ -112,7 +112,7 @@ def test_a_stun_uri_has_no_transport() -> None:
         "turn:a:0",
     ],
 )
-def test_what_is_no_turn_uri_is_named(uri: str) -> None:
+def test_an_invalid_turn_uri_is_named(uri: str) -> None:
     with pytest.raises(ValueError, match=r"is not a TURN URI \(for example turn:turn.example.com"):
         Turn((uri,), b"s")
 
@@ -137,7 +137,7 @@ def test_what_is_no_turn_uri_is_named(uri: str) -> None:
         ('[{"urls": [null]}]', r"\[0\]\.urls: not a STUN or TURN URI"),
     ],
 )
-def test_what_is_wrong_with_a_list_is_said(text: str, reason: str) -> None:
+def test_an_error_in_a_list_is_named_with_its_path(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason) as caught:
         parse_ice_servers(text.encode())
     assert "hidden" not in str(caught.value)

@@ -61,6 +61,12 @@ def test_imports_point_one_way_between_packages(name: str) -> None:
             assert RANK[module.partition(".")[0]] <= own, f"{name} imports {module}"
 
 
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("backplane.")])
+def test_the_backplane_knows_its_engines_in_one_place(name: str) -> None:
+    if not name.startswith(("backplane.redis", "backplane.engines")):
+        assert not [imported for imported in imports(MODULES[name]) if imported.startswith("signaling.backplane.redis")]
+
+
 @pytest.mark.parametrize("name", [name for name in MODULES if name.startswith(WITHOUT_TWISTED)])
 def test_the_core_knows_no_twisted(name: str) -> None:
     known = {imported.partition(".")[0] for imported in imports(MODULES[name])}

@@ -12,11 +12,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.worst_case import GROUPS, Case, ordinary
+from benchmarks.worst_case import GROUPS, PRINTABLE, Case, ordinary
 
 _AT_MOST = 3
 _FEW = 6
 _ATTEMPTS = 12
+
+
+# Coverage would measure itself.
+pytestmark = pytest.mark.unmeasured
+
+# Letters and digits are read alike: these stand for their kinds.
+_ALIKE = {repr(byte) for byte in PRINTABLE if byte.isalnum()} - {repr(byte) for byte in (b"0", b"a", b"z", b"Z")}
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +39,7 @@ def untraced() -> Iterator[None]:
 def test_twice_the_bytes_take_at_most_three_times_the_time(group: str) -> None:
     usual = ordinary(group)
     floor = _FEW * min(usual.cost(usual.size) for _ in range(20))
-    breaches = [str(case) for case in GROUPS[group]() if grows_too_fast(case, floor)]
+    breaches = [str(case) for case in GROUPS[group]() if case.what not in _ALIKE and grows_too_fast(case, floor)]
     assert not breaches
 
 

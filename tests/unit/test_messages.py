@@ -51,7 +51,7 @@ def is_metadata(data: bytes) -> bool:
 
 
 @given(client_messages, st.booleans())
-def test_every_message_is_judged_as_the_table_says(message: dict[str, Any], ascii_only: bool) -> None:
+def test_every_message_has_the_outcome_of_the_table(message: dict[str, Any], ascii_only: bool) -> None:
     text = json.dumps(message, ensure_ascii=ascii_only)
     data = text.encode(errors="surrogatepass")
     try:
@@ -73,7 +73,7 @@ def test_every_message_is_judged_as_the_table_says(message: dict[str, Any], asci
 
 
 @given(client_messages, st.booleans())
-def test_what_is_refused_whatever_it_says_keeps_its_msg_id(message: dict[str, Any], ascii_only: bool) -> None:
+def test_the_msg_id_of_a_rejected_message_is_read(message: dict[str, Any], ascii_only: bool) -> None:
     data = json.dumps(message, ensure_ascii=ascii_only).encode(errors="replace")
     judged = outcome(data)
     assert messages.msg_id_of(data) == judged.msg_id
@@ -82,7 +82,7 @@ def test_what_is_refused_whatever_it_says_keeps_its_msg_id(message: dict[str, An
 @pytest.mark.parametrize(
     "msg_id", [r'"\ud800"', r'"\\\ud800\\ud800"', r'"\ud83d\ude00\n\\"', '"é\\\\"', r'"\ud800\u00e9"']
 )
-def test_a_msg_id_with_lone_surrogates_is_what_its_sender_wrote(msg_id: str) -> None:
+def test_a_msg_id_with_lone_surrogates_stays_as_it_is(msg_id: str) -> None:
     data = f'{{"type":"offer","to":"x","payload":[{msg_id}],"msgId":{msg_id}}}'.encode()
     decoded = outcome(data)
     assert isinstance(decoded, messages.ClientMessage)
@@ -105,7 +105,7 @@ def test_a_relay_is_json_with_the_payload_verbatim(message: dict[str, Any]) -> N
 
 
 @given(st.text() | st.text(alphabet='{}[]",:\\/utfnal0123456789.eE+- \t\r\n"typeomsgId'))
-def test_any_text_has_an_outcome_and_both_readers_agree(text: str) -> None:
+def test_any_text_has_an_outcome_and_both_decoders_agree(text: str) -> None:
     data = text.encode(errors="replace")
     result = outcome(data)
     try:

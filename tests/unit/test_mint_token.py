@@ -51,7 +51,7 @@ def test_the_printed_keys_verify_the_printed_token(mint: Any, tmp_path: Path, al
     )
 
 
-def test_who_says_nothing_may_send_and_is_shown_as_the_client_says(mint: Any, tmp_path: Path) -> None:
+def test_by_default_a_token_allows_sending_and_keeps_the_metadata(mint: Any, tmp_path: Path) -> None:
     keys = tmp_path / "public.pem"
     keys.write_bytes(issuer.public_pem("EdDSA"))
     grant = checker(str(keys)).requestAvatarId(BearerToken(mint("EdDSA", "--topic", "a").encode()))
@@ -67,7 +67,7 @@ def test_who_says_nothing_may_send_and_is_shown_as_the_client_says(mint: Any, tm
         (issuer.SECRET, ["--metadata", '{"x":NaN}'], "signaling-token: "),
     ],
 )
-def test_a_mistake_is_one_line(tmp_path: Path, content: Any, arguments: list[str], line: str) -> None:
+def test_an_error_is_one_line(tmp_path: Path, content: Any, arguments: list[str], line: str) -> None:
     key = tmp_path / "key"
     if content is not None:
         key.write_bytes(content if isinstance(content, bytes) else content())
@@ -77,8 +77,10 @@ def test_a_mistake_is_one_line(tmp_path: Path, content: Any, arguments: list[str
     assert "\n" not in str(exit_.value.code)
 
 
-def test_a_token_for_nothing_is_noticed(mint: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_token_that_allows_no_topic_causes_a_warning(
+    mint: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     key = tmp_path / "key"
     key.write_bytes(issuer.SECRET)
     main(["--key", str(key)])
-    assert capsys.readouterr().err == "signaling-token: it covers no topic; see --topic and --prefix\n"
+    assert capsys.readouterr().err == "signaling-token: the token allows no topic; see --topic and --prefix\n"

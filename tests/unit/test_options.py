@@ -178,7 +178,7 @@ def test_an_error_in_ice_servers_is_named(arguments: list[str], text: str) -> No
     assert refusal(*arguments) == text
 
 
-def test_a_wrong_turn_uri_or_ttl_is_named() -> None:
+def test_an_invalid_turn_uri_or_ttl_is_named() -> None:
     assert refusal("--turn-uri=a", TURN_SECRET="s").startswith("--turn-uri: 'a' is not a TURN URI (for example")
     right = "is not a whole number of seconds from 2 to 2678400 (for example 3600)"
     for text in ("1", "soon", "99999999999", "-5"):
@@ -222,8 +222,7 @@ def test_a_time_that_is_not_a_number_is_named(option: str, text: str) -> None:
         ("--max-message-rate=-1", "--max-message-rate: -1.0 is not from 0 to 1000000 a second"),
         (
             "--allow-origin=example.com",
-            "--allow-origin: 'example.com' is not an origin"
-            " (right are for example https://example.com and https://*.example.com)",
+            "--allow-origin: 'example.com' is not an origin (for example https://example.com or https://*.example.com)",
         ),
         (
             "--metrics-host=https://a.example",
@@ -232,7 +231,7 @@ def test_a_time_that_is_not_a_number_is_named(option: str, text: str) -> None:
         (
             "--trusted-proxy=proxy",
             "--trusted-proxy: 'proxy' is not an address or a network"
-            " (right are for example 127.0.0.1, 10.0.0.0/8, fd00::/8 and unix)",
+            " (for example 127.0.0.1, 10.0.0.0/8, fd00::/8 or unix)",
         ),
         ("--high-water-mark=1.5", "--high-water-mark: '1.5' is not a whole number from 1 up (for example 16)"),
     ],

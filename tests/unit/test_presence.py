@@ -1,28 +1,29 @@
-"""Who sees to the topics of a node, and how often."""
+"""Which topics of a node are compared with the store, and how often."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
-from signaling.backplane.presence import Entrants, Presence
+from signaling.backplane.pending_joins import PendingJoins
+from signaling.backplane.presence import Presence
+from signaling.backplane.store import Snapshot
 
 
 class FakeStore:
-    """Knows of nobody, and keeps what it was asked."""
+    """A store without members, and the membership of a node that it serves."""
 
     node = "n" * 16
-    good = True
+    is_connected = is_registered = True
 
     def __init__(self) -> None:
         self.synced: list[str] = []
 
     def sync(self, topic: str, own: Any, done: Any) -> None:
         self.synced.append(topic)
-        done([b"synced", b"1.1", b"1", []])
+        done(Snapshot((1, 1, 1), {}))
 
-    def leave(self, topic: str, peer: str, done: Any) -> bool:
-        return True
+    def leave(self, topic: str, peer: str, done: Any) -> None: ...
 
 
 class FakeNode:
@@ -41,17 +42,17 @@ class FakeNode:
         return False
 
 
-def test_every_topic_is_seen_to_however_many_others_end() -> None:
+def test_every_topic_is_compared_however_many_others_end() -> None:
     store, node = FakeStore(), FakeNode()
-    presence = Presence(store, Entrants(), lambda topic, peer, node: None)  # type: ignore[arg-type]
+    presence = Presence(store, store, PendingJoins(), lambda topic, peer, node: None)  # type: ignore[arg-type]
     presence.start(node)  # type: ignore[arg-type]
     older = [f"older{number}" for number in range(1300)]
     lasting = ["first", "second"]
     for topic in older + lasting:
         node.topics.add(topic)
-        presence.view(topic)
+        presence.replica(topic)
     for topic in older[:1200]:
         node.topics.discard(topic)
         presence.leave(topic, "peer")
-        presence.look()
+        presence.check()
     assert {*lasting} <= {*store.synced}

@@ -9,13 +9,13 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
 from signaling.limits import Limits
-from signaling.websocket.protocol import LeanWebSocketFactory, LeanWebSocketProtocol
+from signaling.websocket.protocol import WebSocketConnection, WebSocketConnectionFactory
 from signaling.websocket.read_pause import ReadPause
 
 MESSAGE = b"\x81\x84\0\0\0\0text"
 
 
-class Connection(LeanWebSocketProtocol[None]):
+class Connection(WebSocketConnection[None]):
     def __init__(self) -> None:
         super().__init__()
         self.received: list[bytes] = []
@@ -31,7 +31,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def connection(clock: Clock) -> Any:
-    factory = LeanWebSocketFactory(Limits(), clock)
+    factory = WebSocketConnectionFactory(Limits(), clock)
     factory.protocol = Connection
     connection = factory.buildProtocol(None)
     connection.makeConnection(StringTransport())

@@ -1,4 +1,4 @@
-"""The URL of a cluster's store: what it may say, and what is said of one that is wrong."""
+"""The URL of a cluster's store: its parts, and the errors for one that is wrong."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ SENTINELS = "redis+sentinel://a,b:1,[::1]/main"
         ),
     ],
 )
-def test_it_says_where_who_and_how(text: str, parsed: StoreUrl) -> None:
+def test_it_has_an_address_credentials_and_options(text: str, parsed: StoreUrl) -> None:
     assert parse(text) == parsed
 
 
@@ -68,7 +68,7 @@ def test_it_says_where_who_and_how(text: str, parsed: StoreUrl) -> None:
         (SENTINELS + "?sentinel-password=north", "redis+sentinel://a:26379,b:1,[::1]:26379/main/0"),
     ],
 )
-def test_its_text_is_fit_for_a_log(text: str, shown: str) -> None:
+def test_its_text_may_be_logged(text: str, shown: str) -> None:
     url = parse(text)
     assert str(url) == shown
     assert "north" not in str(url) + repr(url)
@@ -109,7 +109,7 @@ def test_its_text_is_fit_for_a_log(text: str, shown: str) -> None:
         ("redis://:north@host?password-file=/dev/null", "password-file= is in place of a password"),
     ],
 )
-def test_what_is_wrong_is_said_without_the_password(text: str, reason: str) -> None:
+def test_an_error_says_what_is_wrong_without_the_password(text: str, reason: str) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the text is looked at here
         parse(text)
     assert reason in str(caught.value)
@@ -127,7 +127,7 @@ def test_however_a_password_is_written_no_error_shows_it(before: str, after: str
 
 
 @given(text=st.text(), scheme=st.sampled_from(["redis", "rediss", "redis+unix", "redis+sentinel"]))
-def test_any_text_is_a_url_or_told_why_not(text: str, scheme: str) -> None:
+def test_any_text_is_a_url_or_an_error(text: str, scheme: str) -> None:
     with suppress(ValueError):
         assert parse(f"{scheme}://{text}").scheme == scheme
 
@@ -140,5 +140,5 @@ def test_a_password_may_be_in_a_file(tmp_path: Path) -> None:
     sentinels = parse(f"redis+sentinel://a/b?sentinel-password-file={file}")
     assert sentinels.sentinel_credentials == Credentials("", "north ß")
     file.write_bytes(b"\xff")
-    with pytest.raises(ValueError, match="it is no text in UTF-8"):
+    with pytest.raises(ValueError, match="it is not text in UTF-8"):
         parse(f"redis://host?password-file={file}")

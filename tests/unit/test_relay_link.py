@@ -6,34 +6,34 @@ from collections.abc import Callable
 
 import pytest
 
-from signaling.backplane.messages import Ask, Outcomes, Relays, decode, encode, runs
-from signaling.backplane.relay_link import Incoming, Outgoing
+from signaling.backplane.messages import OutcomeQuery, Outcomes, RelayBatch, decode, encode, runs
+from signaling.backplane.relay_link import IncomingLink, OutgoingLink
 from signaling.errors import ErrorCode
 
 
 class Sent:
-    """A relay's sender, and what it heard."""
+    """A relay's sender, and the outcomes that it got."""
 
     def __init__(self) -> None:
-        self.heard: list[str] = []
+        self.outcomes: list[str] = []
 
     def delivered(self) -> None:
-        self.heard.append("delivered")
+        self.outcomes.append("delivered")
 
     def failed(self, code: ErrorCode) -> None:
-        self.heard.append(str(code))
+        self.outcomes.append(str(code))
 
 
 class Link:
     """An origin, its link to a target, and what is on the way between the two."""
 
     def __init__(self) -> None:
-        self.messages: list[Relays | Ask] = []
+        self.messages: list[RelayBatch | OutcomeQuery] = []
         self.replies: list[Callable[[int | None], None]] = []
-        self.outgoing = Outgoing("origin", self._publish)
-        self.incoming = Incoming("origin", "target")
+        self.outgoing = OutgoingLink("origin", self._send)
+        self.incoming = IncomingLink("origin", "target")
 
-    def _publish(self, message: Relays | Ask, done: Callable[[int | None], None]) -> None:
+    def _send(self, message: RelayBatch | OutcomeQuery, done: Callable[[int | None], None]) -> None:
         self.messages.append(decode(encode(message)))
         self.replies.append(done)
 
@@ -45,15 +45,15 @@ class Link:
         return sent
 
     def arrive(self) -> list[int]:
-        """Let the oldest message arrive, and its publisher hear that; returns the numbers to deliver."""
+        """Let the oldest message arrive, and report that to its sender; returns the numbers to deliver."""
         message = self.messages.pop(0)
         self.replies.pop(0)(1)
         return [relay.number for relay in self.incoming.receive(message)]
 
-    def settle(self, *numbers: int, code: ErrorCode | None = None) -> None:
+    def finish(self, *numbers: int, code: ErrorCode | None = None) -> None:
         for number in numbers:
-            self.incoming.settle(number, code, 0.0)
-        self.outgoing.hear(self.incoming.tell(), 0.0)
+            self.incoming.finish(number, code, 0.0)
+        self.outgoing.apply_outcomes(self.incoming.take_report(), 0.0)
 
 
 @pytest.fixture
@@ -67,47 +67,47 @@ def test_what_is_sent_while_a_publication_is_under_way_goes_together_with_the_ne
     assert link.arrive() == [2, 3, 4, 5]
 
 
-def test_each_sender_hears_its_own_outcome_once(link: Link) -> None:
+def test_each_sender_gets_its_own_outcome_once(link: Link) -> None:
     sent = link.send(3)
     link.arrive(), link.arrive()
-    link.settle(1, 3)
-    link.settle(2, code=ErrorCode.TARGET_NOT_FOUND)
-    link.settle(1, 2, 3)
-    assert [each.heard for each in sent] == [["delivered"], ["target_not_found"], ["delivered"]]
+    link.finish(1, 3)
+    link.finish(2, code=ErrorCode.TARGET_NOT_FOUND)
+    link.finish(1, 2, 3)
+    assert [each.outcomes for each in sent] == [["delivered"], ["target_not_found"], ["delivered"]]
 
 
 def test_what_nobody_listened_to_is_dropped(link: Link) -> None:
     sent = link.send(2)
     link.replies.pop(0)(0)
-    assert (sent[0].heard, sent[1].heard) == (["dropped"], [])
+    assert (sent[0].outcomes, sent[1].outcomes) == (["dropped"], [])
 
 
 def test_what_was_lost_is_asked_about_and_then_refused_should_it_still_come(link: Link) -> None:
     sent = link.send()
     late = link.messages.pop()
     link.replies.pop()(None)
-    link.outgoing.ask("origin's node", 0.0)
+    link.outgoing.query("origin's node", 0.0)
     question = link.messages.pop()
-    assert isinstance(question, Ask)
-    link.outgoing.hear(link.incoming.asked(question, 0.0), 0.0)
-    assert sent[0].heard == ["dropped"]
+    assert isinstance(question, OutcomeQuery)
+    link.outgoing.apply_outcomes(link.incoming.answer(question, 0.0), 0.0)
+    assert sent[0].outcomes == ["dropped"]
     assert link.incoming.receive(late) == []
 
 
-def test_an_outcome_that_was_lost_is_told_again_when_asked(link: Link) -> None:
+def test_an_outcome_that_was_lost_is_reported_again_when_asked_for(link: Link) -> None:
     sent = link.send(2)
     link.arrive(), link.arrive()
-    link.incoming.settle(1, None, 0.0)
-    link.incoming.tell()
-    link.outgoing.ask("origin's node", 0.0)
-    link.outgoing.hear(link.incoming.asked(link.messages.pop(), 0.0), 0.0)
-    assert [each.heard for each in sent] == [["delivered"], []]
+    link.incoming.finish(1, None, 0.0)
+    link.incoming.take_report()
+    link.outgoing.query("origin's node", 0.0)
+    link.outgoing.apply_outcomes(link.incoming.answer(link.messages.pop(), 0.0), 0.0)
+    assert [each.outcomes for each in sent] == [["delivered"], []]
 
 
-def test_what_was_heard_of_lately_is_not_asked_about(link: Link) -> None:
+def test_recent_relays_are_not_asked_about(link: Link) -> None:
     link.send()
-    link.outgoing.ask("origin's node", -1.0)
-    assert [type(message) for message in link.messages] == [Relays]
+    link.outgoing.query("origin's node", -1.0)
+    assert [type(message) for message in link.messages] == [RelayBatch]
 
 
 def test_too_many_on_the_way_are_refused_and_those_that_wait_at_the_target_are_not_counted(link: Link) -> None:
@@ -115,7 +115,7 @@ def test_too_many_on_the_way_are_refused_and_those_that_wait_at_the_target_are_n
     assert not link.outgoing.send(("room", "to", "from", b""), Sent(), 0.0)
     link.arrive()
     link.incoming.hold(1)
-    link.outgoing.hear(link.incoming.tell(), 0.0)
+    link.outgoing.apply_outcomes(link.incoming.take_report(), 0.0)
     assert link.outgoing.send(("room", "to", "from", b""), Sent(), 0.0)
 
 
@@ -130,7 +130,7 @@ def test_what_its_sender_gave_up_on_is_not_published_later(link: Link) -> None:
     link.messages.clear()
     link.outgoing.give_up(0.0)
     link.outgoing.flush("origin's node", 99)
-    assert waiting.heard == ["dropped"]
+    assert waiting.outcomes == ["dropped"]
     assert link.messages == []
 
 
@@ -141,34 +141,34 @@ def test_large_relays_are_published_apart(link: Link) -> None:
 
 def test_outcomes_of_what_was_never_sent_change_nothing(link: Link) -> None:
     [sent] = link.send()
-    link.outgoing.hear(Outcomes("origin", "target", [(-5, 10**15)], [(10**15, "dropped")], [10**15]), 0.0)
-    assert sent.heard == ["delivered"]
+    link.outgoing.apply_outcomes(Outcomes("origin", "target", [(-5, 10**15)], [(10**15, "dropped")], [10**15]), 0.0)
+    assert sent.outcomes == ["delivered"]
 
 
 def test_a_code_that_only_another_version_knows_is_dropped(link: Link) -> None:
     [sent] = link.send()
-    link.outgoing.hear(Outcomes("origin", "target", [], [(1, "too_early")], []), 0.0)
-    assert sent.heard == ["dropped"]
+    link.outgoing.apply_outcomes(Outcomes("origin", "target", [], [(1, "too_early")], []), 0.0)
+    assert sent.outcomes == ["dropped"]
 
 
 def test_outcomes_that_the_origin_asks_no_more_about_are_forgotten(link: Link) -> None:
     link.send(5)
     link.arrive(), link.arrive()
     for number in (1, 3, 4, 5):
-        link.incoming.settle(number, None, 0.0)
-    told = link.incoming.asked(Ask("origin", "here", 4, [2, 4]), 0.0)
-    assert (told.delivered, told.held) == ([(4, 4)], [2])
-    told = link.incoming.asked(Ask("origin", "here", 5, [1, 2, 3, 4, 5]), 0.0)
-    assert (told.delivered, told.failed, told.held) == ([(4, 5)], [(1, "dropped"), (3, "dropped")], [2])
+        link.incoming.finish(number, None, 0.0)
+    outcomes = link.incoming.answer(OutcomeQuery("origin", "here", 4, [2, 4]), 0.0)
+    assert (outcomes.delivered, outcomes.held) == ([(4, 4)], [2])
+    outcomes = link.incoming.answer(OutcomeQuery("origin", "here", 5, [1, 2, 3, 4, 5]), 0.0)
+    assert (outcomes.delivered, outcomes.failed, outcomes.held) == ([(4, 5)], [(1, "dropped"), (3, "dropped")], [2])
 
 
-def test_numbers_are_told_in_runs() -> None:
+def test_numbers_are_reported_in_runs() -> None:
     assert runs([1, 2, 3, 5, 8, 9]) == [(1, 3), (5, 5), (8, 9)]
 
 
 @pytest.mark.parametrize(
     "data", [b"", b"joined", b"left 1.1 x y 3\nabc", b"\xc1", b"\x90", b"[]", b"moved 1.1 1 p 99999\n"]
 )
-def test_what_is_no_message_is_told_apart(data: bytes) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 - the reason is nobody's business
+def test_what_is_neither_an_event_nor_a_message_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - the text does not matter
         decode(data)

@@ -1,4 +1,4 @@
-"""In what order relays from other nodes reach a peer."""
+"""The order in which relays from other nodes reach a peer."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ from typing import Any
 
 from twisted.internet.task import Clock
 
-from signaling.backplane.messages import Event, Kind, Other, Relay, Relays
-from signaling.backplane.presence import Entrants, Presence
-from signaling.backplane.relays import Relaying
+from signaling.backplane.messages import EventKind, Member, Relay, RelayBatch, TopicEvent
+from signaling.backplane.pending_joins import PendingJoins
+from signaling.backplane.presence import Presence
+from signaling.backplane.relays import RemoteRelays
+from signaling.backplane.store import Snapshot
 
 HERE, THERE = "h" * 16, "t" * 16
 
 
 class FakeCluster:
-    """A node that has one peer, with its registration and the store."""
+    """A node that has one peer, with its membership and the store."""
 
     node = HERE
-    formers: frozenset[str] = frozenset()
-    good = may_deliver = True
+    former_nodes: frozenset[str] = frozenset()
+    is_registered = has_lease = True
 
     def __init__(self) -> None:
         self.delivered: list[bytes] = []
@@ -28,7 +30,7 @@ class FakeCluster:
 
     def sync(self, topic: str, own: Any, done: Any) -> None: ...
 
-    def tell(self, node: str, message: Any) -> None: ...
+    def send(self, node: str, message: Any) -> None: ...
 
     def members(self, topic: str) -> list[tuple[str, bytes | None]]:
         return [("target", None)]
@@ -48,23 +50,23 @@ class FakeCluster:
 
 def test_a_relay_does_not_overtake_one_that_waits_for_the_snapshot() -> None:
     here: Any = FakeCluster()
-    entrants = Entrants()
-    presence = Presence(here, entrants, lambda topic, peer, node: None)
-    relaying = Relaying(lambda: "o" * 16, Clock(), here, presence, entrants, here)
+    pending = PendingJoins()
+    presence = Presence(here, here, pending, lambda topic, peer, node: None)
+    relays = RemoteRelays(lambda: "o" * 16, Clock(), here, here, presence, pending)
     presence.start(here)
-    relaying.start(here)
-    view = presence.view("room")
+    relays.start(here)
+    replica = presence.replica("room")
 
     def relay(number: int) -> None:
         frames = [Relay(number, "room", "target", "sender", b"%d" % number)]
-        relaying.take(Relays("origin", THERE, 1, 0, frames))
+        relays.receive(RelayBatch("origin", THERE, 1, 0, frames))
 
     def event(number: int) -> None:
-        other = Other(THERE, None)
-        presence.take_event(Event(Kind.JOINED, (1, 1, number), "room", f"peer {number}", other))
+        member = Member(THERE, None)
+        presence.apply_event(TopicEvent(EventKind.JOINED, (1, 1, number), "room", f"peer {number}", member))
 
     def snapshot(number: int) -> None:
-        presence.take_snapshot("room", view, [b"synced", b"1.1", number, [b"sender", THERE.encode()]])
+        presence.apply_snapshot("room", replica, Snapshot((1, 1, number), {"sender": Member(THERE, None)}))
 
     relay(1)
     event(4)

@@ -57,7 +57,7 @@ class Member:
         self.listed_bytes = 30
 
 
-def test_a_topic_keeps_joining_order_and_goes_with_its_last_member() -> None:
+def test_a_topic_keeps_joining_order_and_is_deleted_with_its_last_member() -> None:
     topics: TopicMap[Member] = TopicMap(max_members=10, max_listed_bytes=1000)
     first, second = Member("b"), Member("a")
     topic = topics.join("room", first)
@@ -72,7 +72,7 @@ def test_a_topic_keeps_joining_order_and_goes_with_its_last_member() -> None:
     assert len(topics) == 0
 
 
-def test_members_may_leave_while_the_topic_is_walked() -> None:
+def test_members_may_leave_during_iteration() -> None:
     topics: TopicMap[Member] = TopicMap(max_members=10, max_listed_bytes=1000)
     members = [Member(str(n)) for n in range(3)]
     for member in members:
@@ -82,7 +82,7 @@ def test_members_may_leave_while_the_topic_is_walked() -> None:
     assert not topics
 
 
-def test_limits_do_not_change() -> None:
+def test_limits_are_immutable() -> None:
     with pytest.raises(FrozenInstanceError):
         Limits().max_message_bytes = 1  # type: ignore[misc]
 
@@ -99,6 +99,6 @@ def test_limits_do_not_change() -> None:
         ("shutdown_timeout_seconds", float("inf"), "shutdown_timeout_seconds: inf is not"),
     ],
 )
-def test_impossible_limits_are_refused_by_name(name: str, value: float, text: str) -> None:
+def test_invalid_limits_are_named(name: str, value: float, text: str) -> None:
     with pytest.raises(ValueError, match=re.escape(text)):
         Limits(**{name: value})

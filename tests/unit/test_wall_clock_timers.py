@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signaling.timing.wall_clock_timers import WallClockTimers
-from tests.integration.harness import PassingClock
+from tests.harness.memory_transport import PassingClock
 
 
 class Wall:

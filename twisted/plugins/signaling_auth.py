@@ -1,4 +1,4 @@
-"""Lets ``twistd``'s ``--auth`` find the checker of JSON Web Tokens."""
+"""The plugin for ``twistd``'s ``--auth jwt:``: checks JSON Web Tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from zope.interface import implementer
 
 @implementer(ICheckerFactory, IPlugin)
 class JwtCheckerFactory:
-    """Makes checkers of JSON Web Tokens; every application that asks for checkers loads it, so it imports late."""
+    """Makes checkers of JSON Web Tokens. Imports late: every application that looks for checkers loads this plugin."""
 
     authType = "jwt"
     argStringFormat = "FILE[:alg=HS256|RS256|ES256|EdDSA][:audience=TEXT][:issuer=TEXT][:leeway=SECONDS]"
@@ -27,13 +27,13 @@ Needs PyJWT: pip install 'twisted-signaling[jwt]'
 
     @property
     def credentialInterfaces(self) -> tuple[Any, ...]:
-        """What the checkers take."""
+        """The credentials that the checkers support."""
         from signaling.auth.cred import IBearerToken  # noqa: PLC0415
 
         return (IBearerToken,)
 
     def generateChecker(self, argstring: str) -> Any:
-        """Make a checker.
+        """Make a checker from the argument of ``--auth jwt:``.
 
         Raises:
             InvalidAuthArgumentString: one line that says what is wrong.

@@ -1,4 +1,4 @@
-"""Lets ``twistd`` find the server."""
+"""The plugin for ``twistd signaling``."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from typing import Any
 from twisted.application.service import ServiceMaker
 
 
-class _SignalingMaker(ServiceMaker):
-    """Ends ``twistd`` with one line where the server cannot be imported, as on a system without POSIX."""
+class _SignalingServiceMaker(ServiceMaker):
+    """Ends ``twistd`` with one line if the server cannot be imported, for example on a system without POSIX."""
 
     @property
     def options(self) -> Any:
-        """The command line's options."""
-        with _one_line():
+        """The options class."""
+        with _import_errors_as_one_line():
             return super().options
 
     @property
     def makeService(self) -> Any:
-        """Makes the service of parsed options."""
-        with _one_line():
+        """The function that makes the service from parsed options."""
+        with _import_errors_as_one_line():
             return super().makeService
 
 
 @contextmanager
-def _one_line() -> Iterator[None]:
+def _import_errors_as_one_line() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
         raise SystemExit(f"signaling: {error}") from None
 
 
-signaling = _SignalingMaker(
+signaling = _SignalingServiceMaker(
     "WebRTC signaling server",
     "signaling",
-    "A WebRTC signaling server: peers meet in topics and exchange offers, answers and ICE candidates.",
+    "A WebRTC signaling server: peers join topics and exchange offers, answers and ICE candidates.",
     "signaling",
 )

@@ -1,4 +1,4 @@
-"""Where the store is, and the way there: a host, a UNIX socket, or the master that sentinels name."""
+"""Where the Redis server is, and how to connect to it: a host, a UNIX socket, or the master that sentinels name."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from signaling.backplane.redis.url import Address, StoreUrl
 _SENTINEL_SECONDS = 1.0
 
 
-class _Quiet(Factory):
-    """Says nothing of each attempt, which may be many."""
+class _QuietFactory(Factory):
+    """Logs no line for each attempt: there may be many."""
 
     noisy = False
 
@@ -28,10 +28,11 @@ class NoMaster(Exception):
 
 
 class Dialer:
-    """Connects to the store of a URL.
+    """Connects to the server of a URL.
 
     Args:
-        reactor: connects.
+        url: of the server, or of its sentinels.
+        reactor: for endpoints and timeouts.
     """
 
     def __init__(self, url: StoreUrl, reactor: Any) -> None:
@@ -43,7 +44,7 @@ class Dialer:
         """Return where the server is now; None for a UNIX socket.
 
         Raises:
-            NoMaster: where no sentinel knows.
+            NoMaster: no sentinel knows.
         """
         if self._url.socket:
             return None
@@ -53,7 +54,7 @@ class Dialer:
 
     async def dial(self, address: Address | None, connection: Connection) -> None:
         """Connect; raises what the endpoint does."""
-        await self._endpoint(address).connect(_Quiet.forProtocol(lambda: connection))
+        await self._endpoint(address).connect(_QuietFactory.forProtocol(lambda: connection))
 
     def _endpoint(self, address: Address | None) -> IStreamClientEndpoint:
         if address is None:
@@ -67,17 +68,17 @@ class Dialer:
             sentinel = self._sentinels[0]
             try:
                 asked = ensureDeferred(self._ask(sentinel))
-                return await asked.addTimeout(_SENTINEL_SECONDS, self._reactor, _late)
+                return await asked.addTimeout(_SENTINEL_SECONDS, self._reactor, _timed_out)
             except CancelledError:
                 raise
             except Exception as error:
                 reason = f"{sentinel}: {describe(error)}"
-                # The next attempt begins with another one, however many do not answer.
+                # The next attempt begins with another sentinel, however many do not answer.
                 self._sentinels.rotate(-1)
         raise NoMaster(f"no sentinel names a master of {self._url.service!r} ({reason})")
 
     async def _ask(self, sentinel: Address) -> Address:
-        connection = Connection(_unheard)
+        connection = Connection(lambda reason: None)
         try:
             await self.dial(sentinel, connection)
             question = (b"SENTINEL", b"get-master-addr-by-name", self._url.service.encode())
@@ -89,9 +90,5 @@ class Dialer:
         return Address(reply[0].decode(), int(reply[1]))
 
 
-def _unheard(_: str) -> None:
-    pass
-
-
-def _late(_: object, seconds: float) -> Any:
+def _timed_out(_: object, seconds: float) -> Any:
     raise NoMaster(f"no answer within {seconds:g} s")

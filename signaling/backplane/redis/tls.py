@@ -1,4 +1,9 @@
-"""Whom to trust over TLS: a server whose certificate names the host that was asked for, by a subjectAltName."""
+"""Which Redis server to trust over TLS: one whose certificate names its host in a subjectAltName.
+
+Twisted's own check does not do: Twisted 26.10.0 with service-identity 26.1.0 logs the ``CertificateError`` that a
+certificate without a subjectAltName raises, and then accepts that certificate for any host. (Twisted 24.7.0 with
+service-identity 23.1.0 or 26.1.0 refuses it; with 21.1.0 it accepts it if its common name is that of the host.)
+"""
 
 from __future__ import annotations
 
@@ -21,7 +26,7 @@ _END = b"-----END CERTIFICATE-----"
 
 
 class Untrusted(Exception):
-    """A server whose certificate is not for its host."""
+    """The server's certificate is not for its host."""
 
 
 def client_options(url: StoreUrl, host: str) -> IOpenSSLClientConnectionCreator:
@@ -63,7 +68,7 @@ def _read(option: str, path: str) -> bytes:
 
 @implementer(IOpenSSLClientConnectionCreator)
 class _Strict:
-    """Twisted's options, less their leniency: they take a certificate without a subjectAltName for any host."""
+    """Twisted's options with a check of the certificate's subjectAltName in place of Twisted's own."""
 
     def __init__(self, options: Any, host: str) -> None:
         self._options = options
@@ -71,11 +76,11 @@ class _Strict:
         self._id = _service(host)
 
     def clientConnectionForTLS(self, tlsProtocol: Any) -> Any:
-        """Return a connection that the certificate is checked for; Twisted asks for each."""
+        """Return a connection that checks the server's certificate."""
         connection = self._options.clientConnectionForTLS(tlsProtocol)
 
         def verified(_: Any, certificate: Any, error: int, depth: int, chains: int) -> bool:
-            # Nothing may be raised here: OpenSSL would not hear of it.
+            # OpenSSL ignores what is raised here, and would go on.
             if depth == 0 and chains and not self._is_for_host(certificate):
                 reason = Untrusted(f"its certificate is not for {self._host}, by any subjectAltName")
                 tlsProtocol.failVerification(Failure(reason))

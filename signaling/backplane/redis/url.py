@@ -1,6 +1,6 @@
-"""The URL of a cluster's store: where it is, who asks, and how its keys begin.
+"""The URL of a cluster's store: its address, its credentials, and the prefix of its keys.
 
-No error quotes what it is about: a password with a character that should have been escaped may stand anywhere.
+No error quotes the URL: a password with a character that should have been escaped may be anywhere in it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ PORT = 6379
 SENTINEL_PORT = 26379
 
 _SCHEMES = ("redis", "rediss", "redis+unix", "redis+sentinel", "rediss+sentinel")
-_OF_TLS = ("ca", "cert", "key")
-_OF_SENTINELS = ("sentinel-user", "sentinel-password", "sentinel-password-file")
-_EVERYWHERE = ("prefix", "password-file")
+_TLS_OPTIONS = ("ca", "cert", "key")
+_SENTINEL_OPTIONS = ("sentinel-user", "sentinel-password", "sentinel-password-file")
+_COMMON_OPTIONS = ("prefix", "password-file")
 _ESCAPES = "in a user or a password, / is written %2F, ? %3F, # %23, @ %40 and % %25"
-_MOST_DATABASES = 1_000_000
+_MAX_DATABASES = 1_000_000
 
 
 class Address(NamedTuple):
@@ -35,10 +35,10 @@ class Address(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Who asks.
+    """A user and a password.
 
     Args:
-        user: empty means the default user, with the password of ``requirepass``.
+        user: empty for the default user, with the password of ``requirepass``.
     """
 
     user: str
@@ -47,16 +47,16 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class StoreUrl:
-    """A parsed URL. As text it is fit for a log.
+    """A parsed URL. Its text has no passwords, and may be logged.
 
     Args:
         scheme: one of five.
-        addresses: the server's, or those of its sentinels; empty where ``socket`` counts.
+        addresses: the server's, or those of its sentinels; empty if there is a ``socket``.
         socket: the path of a UNIX socket, or empty.
-        service: what the sentinels call the server; empty where there are none.
-        credentials: None means that nobody is asked.
-        sentinel_credentials: the same for the sentinels, which have users of their own.
-        ca: a file with the certificates to trust; empty means the system's.
+        service: what the sentinels call the server; empty if there are none.
+        credentials: None to connect without.
+        sentinel_credentials: those for the sentinels, which have users of their own.
+        ca: a file with the certificates to trust; empty for the system's.
         cert: a file with our certificate, or empty.
         key: a file with its key.
     """
@@ -75,7 +75,7 @@ class StoreUrl:
 
     @property
     def tls(self) -> bool:
-        """Whether every connection is encrypted, those to sentinels included."""
+        """Whether every connection is encrypted, including those to sentinels."""
         return self.scheme.startswith("rediss")
 
     def __str__(self) -> str:
@@ -89,7 +89,7 @@ def parse(text: str) -> StoreUrl:
     """Parse the URL of a store, and read its password from the file that it names.
 
     Raises:
-        ValueError: what is wrong and what would be right.
+        ValueError: says what is wrong, and what would be right.
     """
     scheme, separator, rest = text.partition("://")
     if not separator or scheme not in _SCHEMES:
@@ -112,7 +112,7 @@ def _over_tcp(scheme: str, hosts: str, path: str, given: Credentials | None, opt
     if "," in hosts:
         raise ValueError(f"only {scheme}+sentinel:// takes several hosts, and the name of the service behind them")
     addresses = (_address(hosts, PORT),)
-    tls = {name: options.get(name, "") for name in _OF_TLS}
+    tls = {name: options.get(name, "") for name in _TLS_OPTIONS}
     return StoreUrl(scheme, addresses, "", "", _database(path), given, None, options["prefix"], **tls)
 
 
@@ -136,15 +136,15 @@ def _behind_sentinels(
         options.get("sentinel-password-file"),
         "sentinel-",
     )
-    tls = {name: options.get(name, "") for name in _OF_TLS}
+    tls = {name: options.get(name, "") for name in _TLS_OPTIONS}
     number = _database(database)
     return StoreUrl(scheme, addresses, "", _decoded(service), number, given, theirs, options["prefix"], **tls)
 
 
 def _options(query: str, scheme: str) -> dict[str, str]:
-    taken = list(_EVERYWHERE)
-    taken += _OF_TLS if scheme.startswith("rediss") else ()
-    taken += _OF_SENTINELS if scheme.endswith("+sentinel") else ()
+    taken = list(_COMMON_OPTIONS)
+    taken += _TLS_OPTIONS if scheme.startswith("rediss") else ()
+    taken += _SENTINEL_OPTIONS if scheme.endswith("+sentinel") else ()
     taken += ("db",) if scheme == "redis+unix" else ()
     options = {"prefix": DEFAULT_PREFIX}
     for part in query.split("&") if query else ():
@@ -180,7 +180,7 @@ def _read(path: str, option: str) -> str:
     try:
         password = Path(path).read_text(encoding="utf-8").strip()
     except UnicodeDecodeError:
-        raise ValueError(f"{option}: {path}: it is no text in UTF-8") from None
+        raise ValueError(f"{option}: {path}: it is not text in UTF-8") from None
     except OSError as error:
         raise ValueError(f"{option}: {path}: {error.strerror}") from None
     if not password:
@@ -208,7 +208,7 @@ def _whole(text: str, most: int) -> int:
 
 
 def _database(text: str) -> int:
-    if text and not (text.isascii() and text.isdigit() and int(text[:9]) < _MOST_DATABASES):
+    if text and not (text.isascii() and text.isdigit() and int(text[:9]) < _MAX_DATABASES):
         raise ValueError(f"the database is not a whole number from 0 up; {_ESCAPES}")
     return int(text or 0)
 

@@ -1,13 +1,13 @@
--- What the scripts share, and stands in front of each (docs/cluster.md, "The store").
+-- Shared by all scripts, and put in front of each (docs/cluster.md, "The store").
 --
 -- A topic is two hashes. Its members: peer -> node .. metadata. Its state: gen (when it was made), seq (of its latest
 -- event), last (the greatest id that joined), bytes (of its peer-list), and "@" .. node -> how many members a node has.
--- Those nodes, and no others, are told of each event, on the channel of each.
+-- Each event is sent to those nodes, on the channel of each.
 
 local NODE = 16 -- characters of a node's id
 
-local function listed(value)
-    -- {"id":"..."}, with its comma, and ,"metadata":... where there is any: signaling/core/messages.py.
+local function listed_bytes(value)
+    -- {"id":"..."}, with its comma, and ,"metadata":... if there is any: signaling/core/messages.py.
     local metadata = #value - NODE
     return 36 + (metadata > 0 and metadata + 12 or 0)
 end
@@ -31,29 +31,29 @@ local function event(state, topic, kind, peer, value)
     return table.concat({kind, gen, seq, peer, #topic}, ' ') .. '\n' .. topic .. value
 end
 
--- How many events each node was told of is counted: it compares with what it got (beat.lua).
-local function inform(prefix, node, text)
-    redis.call('HINCRBY', prefix .. 'told', node, 1)
+-- The events that are sent to each node are counted: the node compares the count with what it got (heartbeat.lua).
+local function send(prefix, node, text)
+    redis.call('HINCRBY', prefix .. 'sent', node, 1)
     redis.call('PUBLISH', prefix .. 'node:' .. node, text)
 end
 
--- Tell all nodes with members, the one that caused it as well: a call of a connection that broke can run late, and only
--- its own node sees that it is not so (any more). One more can be named, which may have none left.
-local function spread(prefix, state, text, also)
+-- Send an event to all nodes with members, its cause included: a call of a connection that broke can run late, and only
+-- the caller sees that its event is not true (any more). ``also`` is one more node, which may have no members left.
+local function send_to_members(prefix, state, text, also)
     for _, node in ipairs(nodes_of(state)) do
-        inform(prefix, node, text)
+        send(prefix, node, text)
         if node == also then
             also = nil
         end
     end
     if also then
-        inform(prefix, also, text)
+        send(prefix, also, text)
     end
 end
 
-local function tell(prefix, state, topic, kind, peer, value)
+local function publish_event(prefix, state, topic, kind, peer, value)
     local text = event(state, topic, kind, peer, value)
-    spread(prefix, state, text)
+    send_to_members(prefix, state, text)
     return text
 end
 
@@ -71,7 +71,7 @@ local function add(members, state, index, topic, peer, value)
         redis.call('HSET', state, 'gen', time[1] .. '.' .. time[2])
     end
     redis.call('HSET', members, peer, value)
-    redis.call('HINCRBY', state, 'bytes', listed(value))
+    redis.call('HINCRBY', state, 'bytes', listed_bytes(value))
     count(state, owner(value), 1)
     redis.call('SADD', index, topic)
     local last = redis.call('HGET', state, 'last')
@@ -80,10 +80,10 @@ local function add(members, state, index, topic, peer, value)
     end
 end
 
--- Take a member out; returns whether anyone is left.
+-- Remove a member; returns whether any is left.
 local function remove(members, state, index, topic, peer, value)
     redis.call('HDEL', members, peer)
-    redis.call('HINCRBY', state, 'bytes', -listed(value))
+    redis.call('HINCRBY', state, 'bytes', -listed_bytes(value))
     if not count(state, owner(value), -1) then
         redis.call('SREM', index, topic)
     end
@@ -94,12 +94,12 @@ local function remove(members, state, index, topic, peer, value)
     return true
 end
 
--- A call of a node that was taken for dead can come late. What it brings back nobody would bury a second time.
-local function is_buried(prefix, node)
-    return redis.call('EXISTS', prefix .. 'buried:' .. node) == 1
+-- A call of an evicted node can come late. Nobody would evict the members that it adds: the node has been evicted.
+local function is_evicted(prefix, node)
+    return redis.call('EXISTS', prefix .. 'tombstone:' .. node) == 1
 end
 
-local function keep(seconds, ...)
+local function expire(seconds, ...)
     for _, key in ipairs({...}) do
         redis.call('EXPIRE', key, seconds)
     end
@@ -110,8 +110,8 @@ local function snapshot(status, members, state)
     return {status, known[1] or '', known[2] or '0', redis.call('HGETALL', members)}
 end
 
--- Try every command that any of the scripts needs, and leave nothing behind: a store that refuses one would fail each join.
-local function try_all(scratch)
+-- Run every command that any of the scripts needs, and leave nothing behind: a store that refuses one would fail each join.
+local function try_all_commands(scratch)
     redis.call('DEL', scratch)
     redis.call('HSETNX', scratch, 'a', 0)
     redis.call('HSET', scratch, 'b', 0)

@@ -1,14 +1,14 @@
--- A node says which members of a topic are its own, and learns of the others.
+-- A node states which members of a topic are its own, and gets the others.
 -- KEYS members, state, index of the node
 -- ARGV prefix, topic, seconds, node, the id that the node had before, and its peers: id, metadata, id, metadata...
--- In front of the metadata stands +, or ? for a peer whose joining has no answer yet: it may stay, and is not added.
--- Members that were the former id's are this node's, or nobody's. A peer that another node has stays that node's.
--- Replies with buried where others took the node for dead, or synced and a snapshot.
+-- The metadata begins with +, or with ? for a peer whose join has no reply yet: it may stay, and is not added.
+-- Members of the former id become this node's, or leave. A peer that another node has stays that node's.
+-- Replies with evicted if the node has a tombstone, or synced and a snapshot.
 local members, state, index = KEYS[1], KEYS[2], KEYS[3]
 local prefix, topic, seconds, node, former = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 
-if is_buried(prefix, node) then
-    return {'buried'}
+if is_evicted(prefix, node) then
+    return {'evicted'}
 end
 local own, unsure = {}, {}
 for at = 6, #ARGV, 2 do
@@ -30,11 +30,11 @@ for at = 1, #stored, 2 do
         end
         count(state, node, 1)
         redis.call('SADD', index, topic)
-        tell(prefix, state, topic, 'moved', peer, own[peer])
+        publish_event(prefix, state, topic, 'moved', peer, own[peer])
     elseif (of == node or of == former) and not own[peer] and not unsure[peer] then
         local text = event(state, topic, 'left', peer, '')
         remove(members, state, prefix .. 'topics:' .. of, topic, peer, value)
-        spread(prefix, state, text, node)
+        send_to_members(prefix, state, text, node)
     end
     own[peer] = nil
 end
@@ -42,8 +42,8 @@ for at = 6, #ARGV, 2 do
     local peer = ARGV[at]
     if own[peer] then
         add(members, state, index, topic, peer, own[peer])
-        tell(prefix, state, topic, 'joined', peer, own[peer])
+        publish_event(prefix, state, topic, 'joined', peer, own[peer])
     end
 end
-keep(seconds, members, state, index)
+expire(seconds, members, state, index)
 return snapshot('synced', members, state)

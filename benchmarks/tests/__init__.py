@@ -1,0 +1,1 @@
+"""Tests of the load tools: ``make test-benchmarks``."""

@@ -1,0 +1,71 @@
+"""The comparison with other servers: whether it runs and prints its figures, not what they are."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.harness.server import running
+
+TREE = Path(__file__).parents[2]
+
+
+def compare(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks.compare", "--quick", "--rounds=1", "--no-plot", f"--output={folder}"]
+    return subprocess.run([*command, *options], cwd=TREE, capture_output=True, text=True, check=False, timeout=60)
+
+
+def lines_of(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
+
+
+def test_ours_is_compared_with_a_peer_and_with_a_variant_of_itself(tmp_path: Path) -> None:
+    scenarios = ["--scenario=relay", "--scenario=connect"]
+    done = compare(tmp_path, *scenarios, "--peer=websockets", "--variant=poll=--reactor=poll LOG_LEVEL=error")
+    assert (done.returncode, done.stderr) == (0, "")
+    _, _, *lines = lines_of(done.stdout)
+    assert [line[0:3] for line in lines] == [
+        ["relay", "µs CPU", "poll"],
+        ["relay", "µs CPU", "websockets"],
+        ["connect", "µs CPU", "poll"],
+        ["connect", "µs CPU", "websockets"],
+    ]
+    assert lines[1][7] == "≤ 0.3"
+    assert all(float(line[5]) > 0 for line in lines)
+    assert (tmp_path / "results.md").read_text() == done.stdout
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert {name: len(rounds) for name, rounds in written["rounds"]["relay"].items()} == {
+        "ours": 1,
+        "poll": 1,
+        "websockets": 1,
+    }
+
+
+def test_a_server_that_runs_already_is_measured_alone(tmp_path: Path) -> None:
+    with running() as server:
+        scenarios = ["--scenario=relay", "--scenario=latency"]
+        done = compare(tmp_path, *scenarios, f"--url={server.url}", f"--pid={server.process.pid}")
+    assert (done.returncode, done.stderr) == (0, "")
+    _, _, *lines = lines_of(done.stdout)
+    assert [line[2] for line in lines if line[0] == "relay"] == ["per_second", "cpu_us", "starved", "p50_ms", "p99_ms"]
+    assert {line[2] for line in lines if line[0] == "latency"} > {"p50_ms", "p99_ms"}
+
+
+GARBLING = """
+import json, runpy
+dumps = json.dumps
+json.dumps = lambda message: dumps({**message, "payload": {}} if "payload" in message else message)
+runpy.run_module("benchmarks.peers.plain_websockets", run_name="__main__")
+"""
+
+
+def test_a_server_that_garbles_payloads_has_no_figures(tmp_path: Path) -> None:
+    script = tmp_path / "garbling.py"
+    script.write_text(GARBLING)
+    command = f"garbling=env PYTHONPATH={TREE} {sys.executable} {script} {{port}}"
+    done = compare(tmp_path, "--scenario=relay", "--no-peers", f"--server={command}")
+    assert done.returncode == 1
+    assert done.stderr.startswith("compare: garbling: unexpected message")
+    assert done.stdout == ""

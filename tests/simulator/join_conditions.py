@@ -1,0 +1,90 @@
+"""What makes joins of a scenario hard besides faults: limits, logins, turns, and clients that send early."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+from signaling.limits import Limits
+
+HANDSHAKE_SECONDS = 10.0
+
+
+class JoinConditions:
+    """The conditions of one scenario; about two of three scenarios have some.
+
+    They are drawn from a generator of their own, so that what else happens under a seed stays what it was.
+
+    Args:
+        seed: of the scenario.
+
+    Attributes:
+        crowd_size: from how many peers in a topic on joins take turns.
+        calm: whether nobody comes back who was turned away, as everybody has to be in or out before long.
+        handshake_seconds: how long a handshake may take; 0 means any time.
+    """
+
+    def __init__(self, seed: int | str) -> None:
+        # The number is chosen so that the seeds that test_simulator.py keeps have no such conditions.
+        self.random = random = Random(f"{SALT} {seed}")
+        self.active = random.random() < 0.65
+        self._limits: dict[str, Any] = {}
+        self._addresses = 1
+        self._login_seconds: list[float] = []
+        self._refused_share = self._early_share = 0.0
+        self._drain_seconds = [0.0]
+        self.crowd_size = 32
+        self.calm = False
+        self.handshake_seconds = HANDSHAKE_SECONDS if self.active else 0.0
+        if self.active:
+            self._draw(random)
+
+    def _draw(self, random: Random) -> None:
+        self._addresses = random.choice([1, 2, 4])
+        if random.random() < 0.4:
+            self._limits["max_connections"] = random.choice([1, 2, 3, 5, 8])
+        if random.random() < 0.4:
+            self._limits["max_connections_per_address"] = random.choice([1, 2, 4])
+        if random.random() < 0.2:
+            self._limits["max_connections_per_address_per_second"] = 0.5
+            self._limits["connection_burst"] = random.choice([1, 3])
+        if random.random() < 0.4:
+            self._limits["max_peers_per_topic"] = random.choice([1, 2, 3, 5])
+        if random.random() < 0.4:
+            self._login_seconds = random.choice([[0.0], [0.0, 0.05, 2.0], [2.0, 9.0, 15.0]])
+            self._refused_share = random.choice([0.0, 0.2])
+        self._early_share = random.choice([0.0, 0.3, 0.9])
+        self._drain_seconds = random.choice([[0.0], [0.0, 0.5, 3.0]])
+        self.crowd_size = random.choice([0, 1, 3, 32])
+
+    def limit(self, limits: Limits) -> Limits:
+        """Add the conditions to a node's limits."""
+        fields = {name: getattr(limits, name) for name in ("high_water_messages", "resume_window_seconds")}
+        return Limits(**fields, **self._limits)
+
+    def address(self) -> str:
+        """Choose where a client connects from."""
+        return f"192.0.2.{self.random.randrange(self._addresses)}"
+
+    def login_seconds(self) -> float | None:
+        """Choose how long a login takes; None if it takes no time."""
+        return (self.random.choice(self._login_seconds) or None) if self._login_seconds else None
+
+    def login_is_refused(self) -> bool:
+        """Choose how a login ends."""
+        return bool(self._refused_share) and self.random.random() < self._refused_share
+
+    def is_early(self) -> bool:
+        """Choose whether a client sends before its welcome."""
+        return bool(self._early_share) and self.random.random() < self._early_share
+
+    def comes_back(self) -> bool:
+        """Choose what a client does that was turned away."""
+        return not self.calm and self.random.random() < 0.6
+
+    def drain_seconds(self) -> float:
+        """Choose how long a node that stops keeps its connections."""
+        return self.random.choice(self._drain_seconds)
+
+
+SALT = 1494

@@ -1,0 +1,313 @@
+"""Scenarios of clients that lose their connections and resume, on whatever node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+from typing import Any
+
+from signaling.core.join_request import JoinRequest, ResumeClaim
+from signaling.limits import Limits
+from tests.simulator.clients import Client, Sent, payload
+from tests.simulator.connections import SimulatedConnection
+from tests.simulator.network import Link, Process
+from tests.simulator.nodes import SimulatedNode
+from tests.simulator.scenario import Scenario
+
+WINDOW_SECONDS = 20.0
+_ACCEPTED: Any = object()
+_END: Any = object()
+_OFFER = b'{"type":"offer"'
+
+
+class DelayedConnection(SimulatedConnection):
+    """A connection that delivers what is written a little later, unless it is lost before."""
+
+    client: ResumingClient
+    scenario: ResumingScenario
+
+    def __init__(self, node: SimulatedNode, client: ResumingClient) -> None:
+        super().__init__(node, client)
+        self._link = Link(self.scenario.all_clients, self._arrived, self.scenario.latency)
+
+    @property
+    def source(self) -> object:
+        return self
+
+    def write(self, frame: bytes) -> None:
+        if payload(frame).startswith(_OFFER):
+            self.scenario.wrote(self.node, frame)
+        self._link.send((None, frame))
+
+    def request_ack(self, payload: bytes) -> None:
+        self._link.send((payload, b""))
+
+    def tell_accepted(self) -> None:
+        if self.scenario.joins.is_early():
+            self._link.send(_ACCEPTED)
+
+    def tell_end(self) -> None:
+        self._link.send(_END)
+
+    def node_crashed(self) -> None:
+        self.ended = True
+        self.client.lose(self)
+
+    def _arrived(self, item: Any) -> None:
+        if self.lost:
+            return
+        if item is _ACCEPTED:
+            self.client.send_early()
+        elif item is _END:
+            self.client.lose(self)
+        elif item[0] is not None:
+            self.node.process.take(self, self._acknowledge, item[0])
+        else:
+            self.client.take(item[1])
+
+    def _acknowledge(self, payload: bytes) -> None:
+        if self.peer is not None:
+            self.peer.acknowledge(payload)
+
+
+class ResumingClient(Client):
+    """A client that resumes.
+
+    Attributes:
+        turned_away: whether the node that it asked last did not let it join.
+        welcomed: what it does as soon as it can send.
+    """
+
+    _scenario: ResumingScenario
+
+    def __init__(self, node: SimulatedNode, name: str, topic: str, metadata: Any) -> None:
+        super().__init__(node, name, topic, metadata)
+        self.token = b""
+        self.seen = 0
+        self.turned_away = False
+        self._last_node: SimulatedNode | None = None
+        self._resumed = False
+        # When the ICE servers were made that it knows.
+        self._made = 0.0
+        self.welcomed: Callable[[], Any] | None = None
+        self._kinds["ice-servers"] = self._ice_servers
+
+    @property
+    def live(self) -> bool:
+        return super().live and self.known is not None
+
+    @property
+    def lenient(self) -> bool:
+        # What is sent again may be known already.
+        return self.missed_events or self._resumed
+
+    @property
+    def waits(self) -> bool:
+        return super().waits and not self.turned_away
+
+    def connect_to(self, node: SimulatedNode) -> None:
+        """Connect, and ask for the session that it had, if any."""
+        connection = DelayedConnection(node, self)
+        self.node, self.connection = node, connection
+        self.known = None
+        self._scenario.trace(self.name, "connects to", node.name, self.topic, "as", self.id, self.seen)
+        claim = ResumeClaim(self.token, self.seen) if self.token else None
+        node.connect(connection, JoinRequest(self.topic, self.metadata_text, claim))
+
+    def lose(self, connection: SimulatedConnection) -> None:
+        """Notice that a connection ended, and make another soon."""
+        connection.lost = True
+        if connection is not self.connection or self.gone:
+            return
+        self.connection = None
+        self._scenario.trace(self.name, "has lost its connection", connection.turned_away)
+        self.turned_away = bool(connection.turned_away)
+        if self.turned_away and not self._scenario.joins.comes_back():
+            self.gone = True
+        else:
+            self._scenario.come_back(self)
+
+    def send_early(self) -> None:
+        """Send to somebody before the welcome, if this is not the first connection."""
+        if self.id:
+            self._scenario.send_early(self)
+
+    def receive(self, frame: bytes) -> None:
+        self.seen += 1
+        super().receive(frame)
+
+    def _welcome(self, message: Any) -> None:
+        self.token = message["resume"]["token"].encode()
+        self.known = None
+        if message.get("resumed"):
+            if message["selfId"] != self.id:
+                self.violation(f"goes on as {message['selfId']}")
+            if self._last_node is not self.node:
+                self._scenario.counts["moved"] += 1
+            self._scenario.counts["resumed"] += 1
+            self._resumed = True
+        else:
+            self.seen = 1
+            self.id = message["selfId"]
+            self._latest.clear()
+            self._scenario.named(self)
+            self._resumed = False
+        self.turned_away = False
+        # The list that follows has all.
+        self.missed_events = False
+        self._last_node = self.node
+        self._ice_servers(message)
+
+    def _error(self, message: Any) -> None:
+        if "msgId" not in message:
+            # The topic is full: nothing that the session was sent.
+            self.seen -= 1
+        super()._error(message)
+
+    def _list(self, message: Any) -> None:
+        super()._list(message)
+        welcomed, self.welcomed = self.welcomed, None
+        if welcomed is not None:
+            self._scenario.timeline.after(0, welcomed)
+
+    def _ice_servers(self, message: Any) -> None:
+        made = message["iceServers"]
+        if made < self._made:
+            self.violation(f"is told of ICE servers of {made} after those of {self._made}")
+        self._made = made
+
+
+class ResumingScenario(Scenario):
+    """A scenario of clients that resume.
+
+    What else nobody can promise: what a client said just before its connection was lost may not have reached its node;
+    what was written to a connection may be lost with it, if its client never comes back; and a relay may be written and
+    answered ``dropped`` if a node dies that its sender or its target had left for another one.
+    """
+
+    kind = "t"
+
+    def __init__(self, seed: int, log: Any = None) -> None:
+        super().__init__(seed, log)
+        # The relays that were written to a connection.
+        self.put: set[int] = set()
+        self.all_clients = Process(self.timeline, "everybody")
+
+    def make_limits(self) -> Limits:
+        window = self.random.choice([WINDOW_SECONDS, WINDOW_SECONDS, 3.0, 30.0])
+        return Limits(high_water_messages=self.random.choice([4, 4, 1, 16]), resume_window_seconds=window)
+
+    def join(self) -> None:
+        nodes = self.serving()
+        if nodes and sum(not client.gone for client in self.clients) <= 12:
+            metadata = self.random.choice([None, {"name": "Ada"}])
+            node, topic = self.random.choice(nodes), self.random.choice(self.topics)
+            client = ResumingClient(node, f"c{len(self.clients)}", topic, metadata)
+            self.clients.append(client)
+            client.connect_to(node)
+
+    def wrote(self, node: SimulatedNode, frame: bytes) -> None:
+        """Notice that a relay was written to a connection, which may be lost with it."""
+        sent = self.relay_in(frame)
+        sent.nodes.add(node.backplane.node)
+        self.put.add(sent.number)
+
+    def relay(self) -> None:
+        """Relay, and sometimes do what makes that hard: renew somebody's ICE servers, or change nodes in between."""
+        live: list[Any] = self.live()
+        choice = self.random.random()
+        if live and choice < 0.1:
+            connection = self.random.choice(live).connection
+            connection.node.renew(connection)
+        elif live and choice < 0.25:
+            self._relay_on_the_move(self.random.choice(live))
+        else:
+            super().relay()
+
+    def _relay_on_the_move(self, sender: ResumingClient) -> None:
+        """Send, resume on any node at once, and send more."""
+        target = self.random.choice([client for client in self.live() if client.topic == sender.topic])
+        for _ in range(self.random.choice([1, 3, 7])):
+            self.send(sender, target)
+        connection = sender.connection
+        assert connection is not None
+        sender.welcomed = lambda: [self.send(sender, target) for _ in range(3) if sender.live]
+        connection.lost, sender.connection = True, None
+        self.timeline.after(self.random.choice([0, 0.01, 2]), connection.node.lose, connection)
+        self._come_back(sender)
+
+    def send_early(self, sender: ResumingClient) -> None:
+        """Send to somebody in the topic, or who was there, before the sender's welcome."""
+        known = [client for client in self.clients if client.id and client.topic == sender.topic]
+        self.counts["early relays"] += 1
+        self.send(sender, self.joins.random.choice(known))
+
+    def come_back(self, client: ResumingClient) -> None:
+        self.timeline.after(self.random.choice([0.01, 1, 8, 25]) * self.random.random(), self._come_back, client)
+
+    def _come_back(self, client: ResumingClient) -> None:
+        nodes = self.serving()
+        if client.gone or client.connection is not None:
+            return
+        if nodes:
+            client.connect_to(self.random.choice(nodes))
+        else:
+            self.come_back(client)
+
+    def leave(self) -> None:
+        """Let somebody go, or lose a connection, which its node notices sooner or later."""
+        there: list[Any] = [client for client in self.clients if not client.gone]
+        if not there:
+            return
+        client = self.random.choice(there)
+        connection = client.connection
+        if connection is None or self.random.random() < 0.8:
+            if connection is not None:
+                client.lose(connection)
+                seconds = self.random.choice([0, 0, 0.01, 2, 15])
+                self.timeline.after(seconds, connection.node.lose, connection)
+            return
+        self.trace(client.name, "says goodbye")
+        client.gone, client.connection, connection.lost = True, None, True
+        connection.node.say_goodbye(connection)
+
+    def verdict(self, sent: Sent) -> str | None:
+        if sent.errors and (sent.written or sent.number in self.put):
+            return self._excuse(sent)
+        if sent.written or sent.errors:
+            return None
+        if sent.lost:
+            excuse = "unheard: lost with its sender's connection"
+        elif not sent.sender.live or sent.sender.id != sent.sender_id:
+            excuse = "unheard: its sender's session has ended"
+        elif sent.number in self.put and not (sent.target.live and sent.target.id == sent.target_id):
+            excuse = "cut: written to a connection, and its target's session has ended"
+        else:
+            return "no end"
+        self.excuses[excuse] += 1
+        return None
+
+    def _excuse(self, sent: Sent) -> str | None:
+        told_at, _ = sent.errors[0]
+        left = self.left_nodes.get(sent.target_id, set()) | self.left_nodes.get(sent.sender_id, set())
+        if any(sent.at <= self._death(node) <= told_at for node in left | sent.nodes):
+            self.excuses["both: a node died or stopped that had to do with it"] += 1
+            return None
+        return super()._excuse(sent) if sent.written else f"written to a connection, and answered at {told_at:.4f}"
+
+    def _death(self, node_id: str) -> float:
+        return min(self.buried.get(node_id, inf), self.ended.get(node_id, inf))
+
+    def _die(self) -> None:
+        """Leave it to others: whoever was there comes back."""
+
+    def heard_left(self, client: Client, peer: str) -> None:
+        """Notice that somebody hears of a leave; a client that asks two nodes at once may lose its session by it."""
+        if peer not in self.left_nodes:
+            super().heard_left(client, peer)
+
+    def relayed(self, node: SimulatedNode, sent: Sent, outcome: Any) -> None:
+        """Pass it over: a target may be about to leave or to come back."""
+
+    def not_found(self, sent: Sent) -> None:
+        """Pass it over: a sender that resumed hears of it when its target may have come meanwhile."""
