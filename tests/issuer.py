@@ -34,6 +34,10 @@ def material(algorithm: str, number: int = 0) -> Any:
     return ec.generate_private_key(ec.SECP256R1()) if algorithm == "ES256" else ed25519.Ed25519PrivateKey.generate()
 
 
+# One moment for all: a session without a subject belongs to the very token that it was opened with.
+_EXPIRES = int(time.time()) + 3600
+
+
 def public_pem(algorithm: str) -> bytes:
     """Return the public half of a key."""
     return material(algorithm).public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -73,7 +77,7 @@ def token(
         headers: besides.
     """
     named = {} if kid is None else {"kid": kid or algorithm}
-    values = {"exp": int(time.time()) + 3600, "signaling": {"topics": ["room"]} if own is None else own} | claims
+    values = {"exp": _EXPIRES, "signaling": {"topics": ["room"]} if own is None else own} | claims
     values = {name: value for name, value in values.items() if value is not None}
     return jwt.encode(values, material(algorithm, number), algorithm=algorithm, headers={**named, **(headers or {})})
 

@@ -91,6 +91,8 @@ class Running:
         self._started = time.monotonic()
         command = [sys.executable, "-m", *(("coverage", "run", "-m") if part.covered else ()), "pytest"]
         environment = dict(os.environ)
+        # Without caches, each of the hundreds of servers and Pythons that tests start compiles the whole package.
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         if not part.fast_path:
             environment["SIGNALING_FAST_PATH"] = "off"
         with self._log.open("wb") as log:

@@ -1,1 +1,1 @@
-"""Which connections are let in: limits for the server and for each address, rates, origins, trusted proxies."""
+"""Admission of connections: limits for the server and for each address, rates, origins, trusted proxies."""

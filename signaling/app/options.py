@@ -295,17 +295,12 @@ class Options(usage.Options, AuthOptionMixin):
         """
         self.arguments = list(sys.argv[1:] if options is None else options)
         try:
-            self._parse(self.arguments)
+            super().parseOptions(self.arguments)
         except usage.UsageError as error:
+            text = self._explain(str(error))
             if self.run_by_twistd:
-                raise SystemExit(f"signaling: {error}") from None
-            raise
-
-    def _parse(self, options: list[str]) -> None:
-        try:
-            super().parseOptions(options)
-        except usage.UsageError as error:
-            raise usage.UsageError(self._explain(str(error))) from None
+                raise SystemExit(f"signaling: {text}") from None
+            raise usage.UsageError(text) from None
 
     def _explain(self, text: str) -> str:
         unknown = text.removesuffix(" not recognized").removeprefix("option ")

@@ -1,4 +1,4 @@
-"""Access control by ``twisted.cred``: what a request presents becomes a grant, or a refusal."""
+"""Access control by ``twisted.cred``: the credential of a request becomes a grant, or is refused."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _BASIC = 'Basic realm="signaling", charset="UTF-8"'
 
 
 class IBearerToken(ICredentials):
-    """A token whose bearer may do what it says (RFC 6750)."""
+    """A bearer token (RFC 6750)."""
 
-    token: bytes = Attribute("The token as it came, in ASCII; nobody has checked it.")
+    token: bytes = Attribute("The token as received, in ASCII and not checked.")
 
 
 class IGrant(Interface):
-    """What a realm is asked for: its avatars are ``Grant`` objects."""
+    """The interface that a realm is asked for; its avatars are ``Grant`` objects."""
 
 
 classImplements(Grant, IGrant)
@@ -50,23 +50,23 @@ class _NameAndPassword(UsernamePassword):
     """A name and a password that a client presented."""
 
     def checkPassword(self, password: Any) -> bool:
-        """Compare with the right one, in a time that tells nothing of it."""
+        """Compare with the right password in constant time."""
         return isinstance(password, bytes) and compare_digest(self.password, password)
 
 
 class TokenRefused(UnauthorizedLogin):
-    """A token that is not good here; the text is for a person, and never quotes the token."""
+    """A token is not accepted; the text is for a person, and never quotes the token."""
 
 
 @implementer(IRealm)
 class GrantRealm:
-    """Gives everyone what their checker grants.
+    """A realm for checkers that decide what is granted.
 
-    A checker of tokens returns a ``Grant`` as its avatar id. Who has a name from any other checker may do everything.
+    A checker of tokens returns a ``Grant`` as its avatar id. A name from any other checker may do everything.
     """
 
     def requestAvatar(self, avatarId: Any, mind: object, *interfaces: Any) -> tuple[Any, Any, Logout]:
-        """Return the grant behind an avatar id."""
+        """Return the grant of an avatar id."""
         if IGrant not in interfaces:
             raise NotImplementedError("this realm knows grants only")
         if isinstance(avatarId, Grant):
@@ -78,26 +78,27 @@ def _name(avatar_id: Any) -> str | None:
     try:
         return avatar_id.decode() if isinstance(avatar_id, bytes) else str(avatar_id)
     except UnicodeDecodeError:
-        # Two names must not become one; what was presented tells them apart.
+        # Two names must not become one; their credentials keep them apart.
         return None
 
 
 def _nothing() -> None:
-    """Need nothing at a logout."""
+    """No-op: a logout needs nothing."""
 
 
 def forbidden() -> Refused:
-    """Return what answers a request for a topic that the grant does not cover."""
+    """Return the error for a topic that the grant does not cover."""
     headers = {b"WWW-Authenticate": f'{_BEARER}, error="insufficient_scope"'.encode()}
     return Refused(403, "the token does not cover this topic", headers)
 
 
 class Access:
-    """Asks a portal who may come in.
+    """Logs clients in at a portal.
 
     Args:
-        portal: its realm is asked for an ``IGrant``; its checkers take ``IBearerToken``, ``IUsernamePassword`` or both.
-        log: where failures of the portal go.
+        portal: its realm is asked for an ``IGrant``; its checkers accept ``IBearerToken``, ``IUsernamePassword`` or
+            both.
+        log: of failures of the portal.
     """
 
     def __init__(self, portal: Portal, log: Logger) -> None:
@@ -105,7 +106,7 @@ class Access:
         self._log = log
 
     def presented(self, values: HeaderValues, query: bytes) -> Credential | None:
-        """Find what a request presents.
+        """Return the credential of a request; None if it has none.
 
         Raises:
             Refused: 400.
@@ -113,11 +114,11 @@ class Access:
         return presented(values, query, passwords=self._takes(IUsernamePassword))
 
     def login(self, credential: Credential | None) -> Deferred[tuple[Any, Grant, Logout]]:
-        """Log somebody in.
+        """Log a client in.
 
         Returns:
-            Fires with the interface, the grant and what to call at the end; fails with ``Refused``: 401, 500 where the
-            portal failed, or 503 where the login was cancelled.
+            Fires with the interface, the grant and the function to call at the end; fails with ``Refused``: 401, 500 if
+            the portal failed, or 503 if the login was cancelled.
         """
         login: Deferred[Any] = maybeDeferred(self._ask, credential)
         return login.addErrback(self._refuse, credential)
@@ -145,7 +146,7 @@ class Access:
         return interface in self._portal.listCredentialsInterfaces()
 
     def _log_failure(self, failure: Failure) -> None:
-        # Its text may quote what was presented.
+        # Its text may quote the credential.
         frames = traceback.extract_tb(failure.getTracebackObject())
         where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "nowhere"
         self._log.error("a login failed: {type} at {where}", type=type(failure.value).__name__, where=where)

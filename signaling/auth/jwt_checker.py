@@ -20,17 +20,17 @@ from signaling.core.grants import Grant, grant_from_claims, seconds_of
 _OPTION = re.compile(r":(?=[a-z]+=)")
 _OPTIONS = ("alg", "audience", "issuer", "leeway")
 _MOST_LEEWAY_SECONDS = 300
-# By which the clock of who mints may be ahead. A token that is taken a little early harms nobody; one that is taken
-# after its end may.
+# How far ahead the issuer's clock may be. A token that is accepted a little early does no harm; one that is accepted
+# after its expiry may.
 _SKEW_SECONDS = 60
-# Their types and times are checked here: PyJWT has one leeway for all of them, and takes "1" and true for numbers.
+# Their types and times are checked here: PyJWT has one leeway for all of them, and accepts "1" and true as numbers.
 _PYJWT_OPTIONS: Any = {
     "require": ["exp"],
     **{f"verify_{claim}": False for claim in ("exp", "nbf", "iat", "sub", "jti")},
 }
 _log = Logger(namespace="signaling")
 
-# The first that fits a failure tells why.
+# The first one that matches a failure gives the reason.
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (jwt.InvalidSignatureError, "the token's signature is wrong"),
     (jwt.InvalidAudienceError, "the token is for another audience"),
@@ -41,14 +41,14 @@ _NO_TOKEN = "the token is no JSON Web Token that is taken here"
 
 @implementer(ICredentialsChecker)
 class JwtChecker:
-    """Checks tokens against the keys of a file; the avatar id is the ``Grant`` that the token's claims make.
+    """Checks tokens against the keys of a file; the avatar id is the ``Grant`` of the token's claims.
 
     Args:
-        keys: which verify.
-        audience: which has to be among a token's; None means that a token must not have one.
-        issuer: which a token has to have; None means any.
-        leeway_seconds: by how much the clock of who mints may be wrong.
-        wall_clock: tells the seconds since 1970.
+        keys: verify the signatures.
+        audience: must be among those of a token; None means that a token must have none.
+        issuer: of every token; None means any.
+        leeway_seconds: how wrong the issuer's clock may be.
+        wall_clock: returns the seconds since 1970.
     """
 
     credentialInterfaces = (IBearerToken,)
@@ -71,7 +71,7 @@ class JwtChecker:
         """Return the grant of a token.
 
         Raises:
-            TokenRefused: saying which check failed.
+            TokenRefused: with the check that failed.
         """
         token = credentials.token
         try:
@@ -120,10 +120,10 @@ def _reason(error: Exception) -> str:
 
 
 def checker(description: str) -> JwtChecker:
-    """Make a checker from what follows ``jwt:`` in ``--auth``.
+    """Return a checker for the text after ``jwt:`` in ``--auth``.
 
     Raises:
-        InvalidAuthArgumentString: saying what is wrong; it quotes no key.
+        InvalidAuthArgumentString: with what is wrong; it quotes no key.
     """
     path, *pairs = _OPTION.split(description)
     if not path:
@@ -136,7 +136,7 @@ def checker(description: str) -> JwtChecker:
         raise InvalidAuthArgumentString("an option is given twice")
     algorithm = options.get("alg")
     if algorithm not in (None, *ALGORITHMS):
-        raise InvalidAuthArgumentString(f"alg={algorithm}: right are {', '.join(ALGORITHMS)}")
+        raise InvalidAuthArgumentString(f"alg={algorithm}: choose one of {', '.join(ALGORITHMS)}")
     leeway_seconds = _leeway(options.get("leeway", "0"))
     try:
         keys = KeyFile(path, algorithm, _log_read, _log_problem)

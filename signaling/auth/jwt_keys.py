@@ -1,6 +1,6 @@
-"""The keys that verify tokens: read from a file, and read again when that changes (docs/access.md).
+"""The keys that verify tokens: read from a file, and again when it changes (docs/access.md).
 
-What a key is decides its algorithm: nothing that a token says does.
+The kind of a key decides its algorithm, never the header of a token.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _FROM_JWK: dict[Any, Callable[[Any], Any]] = {
 
 
 class KeyProblem(Exception):
-    """Keys that cannot be used; the text says why, and never quotes a key."""
+    """Keys cannot be used; the text says why, and never quotes a key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Key:
     """A key and the one algorithm that it is for.
 
     Args:
-        kid: its id; None where it has none.
+        kid: its id; None if it has none.
     """
 
     kid: str | None
@@ -74,7 +74,7 @@ class Keys:
         return len(self._keys)
 
     def find(self, kid: object) -> Key | None:
-        """Return the key that a token names; a single key without an id is meant by every token."""
+        """Return the key that a token names; every token names a single key without an id."""
         if len(self._keys) == 1 and (kid is None or self._keys[0].kid is None):
             return self._keys[0]
         return next((key for key in self._keys if key.kid is not None and key.kid == kid), None)
@@ -85,11 +85,11 @@ def read_keys(data: bytes, algorithm: str | None = None) -> Keys:
 
     Args:
         data: the file's content.
-        algorithm: the only one that is wanted; None means any that fits a key. A secret has to be asked for by
-            ``HS256``: no other kind of file is then taken for one.
+        algorithm: of all keys; None means that of each key. A secret is read only with ``HS256``, so that no other
+            kind of file is taken for one.
 
     Raises:
-        KeyProblem: saying why they cannot be used.
+        KeyProblem: with the reason why they cannot be used.
     """
     if data.lstrip().startswith(_PEM):
         return Keys([_wanted(_public_key(data), algorithm)])
@@ -107,10 +107,10 @@ def _wanted(key: Key, algorithm: str | None) -> Key:
 
 
 def secret_key(secret: bytes, kid: str | None = None) -> Key:
-    """Make a key of a secret.
+    """Return the key of a secret.
 
     Raises:
-        KeyProblem: where it is too short, or looks like a public key: that would be a secret which everybody knows.
+        KeyProblem: if it is too short, or looks like a public key, which is no secret.
     """
     if len(secret) < LEAST_SECRET_BYTES:
         raise KeyProblem(f"a secret needs at least {LEAST_SECRET_BYTES} bytes, and this one has {len(secret)}")
@@ -131,10 +131,10 @@ def _public_key(data: bytes) -> Key:
 
 
 def public_key(material: Any, kid: str | None = None) -> Key:
-    """Make a key of a public one.
+    """Return the key of a public key.
 
     Raises:
-        KeyProblem: where it is of a kind or size that is not taken.
+        KeyProblem: if its kind or size is not accepted.
     """
     if isinstance(material, RSAPublicKey):
         if material.key_size < LEAST_RSA_BITS:
@@ -158,7 +158,7 @@ def _read_jwks(data: bytes, algorithm: str | None) -> Keys:
         raise KeyProblem('it is not a JWKS: "keys" has to be an array of objects')
     keys: dict[int, Key] = {}
     left_out: dict[int, str] = {}
-    # RFC 7517, section 5: leave alone what is not understood. A provider may use other keys for other things.
+    # RFC 7517, section 5: ignore keys that are not understood. A provider may use them for other purposes.
     for number, entry in enumerate(entries, 1):
         try:
             keys[number] = _wanted(_from_jwk(entry), algorithm)
@@ -171,7 +171,7 @@ def _read_jwks(data: bytes, algorithm: str | None) -> Keys:
 
 
 def _ambiguous(keys: Mapping[int, Key]) -> dict[int, str]:
-    """Say which keys a token cannot name without naming another one too."""
+    """Return the keys that a token cannot name unambiguously, with the reasons."""
     uses = Counter(key.kid for key in keys.values())
     reasons = {}
     for number, key in keys.items():
@@ -215,13 +215,13 @@ class KeyFile:
     Args:
         path: of the file.
         algorithm: as for ``read_keys``.
-        on_read: hears of keys that were read again.
-        on_problem: called with what cannot be used: keys that are left out each time that the file is read, and a file
-            that cannot be used any more, once for each reason.
-        seconds: tells the time; the file is looked at once a second at the most.
+        on_read: called with a text after the keys were read again.
+        on_problem: called with a text: each time that keys are left out of a file, and once for each reason why the
+            file cannot be used any more.
+        seconds: a monotonic clock; the file is checked at most once a second.
 
     Raises:
-        KeyProblem: where the file cannot be used now.
+        KeyProblem: if the file cannot be used now.
     """
 
     def __init__(
@@ -232,31 +232,31 @@ class KeyFile:
         on_problem: Callable[[str], None],
         seconds: Callable[[], float] = time.monotonic,
     ) -> None:
-        # A daemon changes its folder.
+        # A daemon changes its working directory.
         self._path = Path(path).absolute()
         self._algorithm = algorithm
         self._on_read = on_read
         self._on_problem = on_problem
         self._seconds = seconds
         self._problem = ""
-        self._looked_at = seconds()
+        self._checked_at = seconds()
         self._state = self._stat()
         self._keys = self._read()
         self._report_left_out()
 
     @property
     def keys(self) -> Keys:
-        """The keys that count now; a file that cannot be used leaves the old ones as they are."""
+        """The current keys; if the file cannot be used any more, the old ones stay."""
         now = self._seconds()
-        if now - self._looked_at >= _CHECK_INTERVAL_SECONDS:
-            self._looked_at = now
-            self._look()
+        if now - self._checked_at >= _CHECK_INTERVAL_SECONDS:
+            self._checked_at = now
+            self._check()
         return self._keys
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         try:
             state = self._stat()
-            # What could not be read may have been half written, within one tick of the file's clock.
+            # A file that could not be used may have been half written, within one tick of its timestamp.
             if state != self._state or self._problem:
                 self._keys, self._state = self._read(), state
                 self._problem = ""

@@ -92,7 +92,7 @@ class Joins:
     def stop(self) -> None:
         """Decide all joins, and leave no timer behind."""
         self.decide_all()
-        self._timeouts.rest()
+        self._timeouts.cancel_if_idle()
 
     def request_join(self, join: PendingJoin) -> None:
         """Begin a join."""

@@ -1,1 +1,1 @@
-"""What the server is about, without I/O: topics, peers, relays, joins and sessions."""
+"""The signaling logic, without I/O: topics, peers, relays, joins and sessions."""

@@ -138,25 +138,25 @@ class Announcer:
         self._backlogs: dict[Audience, _Backlog] = {}
         self._turns: FairScheduler[Audience] = FairScheduler(clock, _TURNS_PER_PASS, self._take_turn)
 
-    def announce(self, topic: Audience, event: bytes, newcomer: Member | None = None) -> None:
+    def announce(self, topic: Audience, event: bytes, exclude: Member | None = None) -> None:
         """Announce an event to the members of a topic.
 
         Args:
             event: its frame.
-            newcomer: the member that joined by this event, and does not get it; None for any other event.
+            exclude: the member that does not get the event, because it joined by it; None for any other event.
         """
         backlog = self._backlogs.get(topic)
         if backlog is None:
             now = self._clock.seconds()
             if self._at_once.available(now) >= len(topic):
                 self._at_once.take(now, len(topic))
-                self._on_dropped(sum(not member.offer(event) for member in topic if member is not newcomer))
+                self._on_dropped(sum(not member.offer(event) for member in topic if member is not exclude))
                 return
             backlog = self._backlogs[topic] = _Backlog()
             self._turns.add(topic)
         backlog.events.append(event)
-        if newcomer is not None:
-            backlog.skip(newcomer)
+        if exclude is not None:
+            backlog.skip(exclude)
 
     def skip(self, topic: Audience, member: Member) -> None:
         """Do not deliver the events so far to a member whose ``peer-list`` contains their effect."""

@@ -126,7 +126,7 @@ class JoinAttempt:
             self._connection.accept(self._key)
         else:
             self._change_to(JoinState.AWAITING_TURN)
-            self._connection.acceptInTurn(self._key)
+            self._connection.accept_in_turn(self._key)
 
     def opened(self) -> None:
         """Resume the session that the client asks for; otherwise join as a new peer, once there is a ticket for one."""
@@ -241,7 +241,7 @@ class JoiningConnection(SessionConnection, Protocol):
     def accept(self, key: bytes) -> None:
         """Answer the handshake, and call ``JoinAttempt.opened`` at once."""
 
-    def acceptInTurn(self, key: bytes) -> None:
+    def accept_in_turn(self, key: bytes) -> None:
         """Accept when it is this connection's turn, unless it ends before."""
 
     def hold(self) -> None:

@@ -103,7 +103,7 @@ class Peer:
         topic = self.topic = self._services.topics.join(topic_name, self)
         self._send_welcome(topic, ice_servers)
         event = text_frame(messages.peer_joined(self.id, self.metadata))
-        self._services.announcer.announce(topic, event, newcomer=self)
+        self._services.announcer.announce(topic, event, exclude=self)
 
     def _send_welcome(self, topic: Topic[Peer], ice_servers: bytes | None) -> None:
         self._services.announcer.skip(topic, self)

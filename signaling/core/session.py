@@ -76,7 +76,7 @@ class SessionConnection(Outbound, Protocol):
     slot: ConnectionSlot | None
 
     @property
-    def said_goodbye(self) -> bool:
+    def close_frame_seen(self) -> bool:
         """Whether either end sent a close frame, which ends the session as well."""
 
     def request_ack(self, payload: bytes) -> None:
@@ -94,7 +94,7 @@ class DetachedQueue(OutboundQueue[Receipt]):
 
     __slots__ = ("slot",)
 
-    said_goodbye = False
+    close_frame_seen = False
 
     def __init__(self, limits: Limits, slot: ConnectionSlot | None) -> None:
         super().__init__(lambda frame: None, lambda receipt: None, limits.high_water_messages, limits.high_water_bytes)
@@ -226,7 +226,7 @@ class PeerSession(Peer):
 
     def session_for(self, token: bytes, owner: bytes | None) -> PeerSession | None:
         """Return this session if ``token`` and ``owner`` permit to resume it; the time that takes reveals nothing."""
-        if owner != self.owner or self._outbound.said_goodbye:
+        if owner != self.owner or self._outbound.close_frame_seen:
             return None
         secret = token[ID_CHARACTERS:]
         return self if any(compare_digest(secret, own) for own in self._secrets) else None

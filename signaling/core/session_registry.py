@@ -47,7 +47,7 @@ class SessionRegistry:
         self._expiries: WallClockTimers[PeerSession] = WallClockTimers(clock, wall_clock, self._token_expired)
 
     @property
-    def relays_waiting(self) -> int:
+    def relays_queued(self) -> int:
         """How many relays wait for detached sessions."""
         return sum(session.unwritten for session in self.detached)
 
@@ -77,18 +77,18 @@ class SessionRegistry:
         self._windows.clear(session)
         self._handoffs.clear(session)
         self._expiries.clear(session)
-        self._expiries.rest()
+        self._expiries.cancel_if_idle()
 
     def close_detached(self, session: PeerSession) -> None:
         """Close a session because the server stops, unless it was resumed or closed meanwhile."""
         if session in self.detached:
             session.close("the server is stopping")
 
-    def rest(self) -> None:
+    def cancel_idle_timers(self) -> None:
         """Cancel the timers if no session is detached."""
-        self._windows.rest()
-        self._handoffs.rest()
-        self._expiries.rest()
+        self._windows.cancel_if_idle()
+        self._handoffs.cancel_if_idle()
+        self._expiries.cancel_if_idle()
 
     def _handoff_timed_out(self, session: PeerSession) -> None:
         self._windows.set(session)
@@ -100,7 +100,7 @@ class SessionRegistry:
             self._expiries.set(session, self._wall_clock() + _HANDOFF_SECONDS)
         else:
             session.close("its token has expired")
-            self.rest()
+            self.cancel_idle_timers()
 
 
 def _not_resumed(session: PeerSession) -> None:

@@ -1,1 +1,1 @@
-"""What the server logs, as events with fields, and how they are written and forwarded."""
+"""The log: its events, their format as JSON, and how workers forward them."""

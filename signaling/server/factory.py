@@ -121,7 +121,7 @@ class SignalingFactory(HttpFactory):
     @property
     def relays_queued(self) -> int:
         """How many accepted relays wait for their target's transport now; counted anew at each look."""
-        return sum(connection.waiting for connection in self.connections) + self.sessions.relays_waiting
+        return sum(connection.waiting for connection in self.connections) + self.sessions.relays_queued
 
     @property
     def relays_written(self) -> int:
@@ -152,13 +152,13 @@ class SignalingFactory(HttpFactory):
         if peer.topic is not None:
             self.events.handed_off(peer.id, peer.topic.name)
 
-    def rest(self) -> None:
+    def cancel_idle_timers(self) -> None:
         """Leave no timer behind when the last connection is gone, and go on with a drain."""
-        self.renewals.rest()
-        self.clock_steps.rest()
-        self.expiries.rest()
-        self.sessions.rest()
-        super().rest()
+        self.renewals.cancel_if_idle()
+        self.clock_steps.stop()
+        self.expiries.cancel_if_idle()
+        self.sessions.cancel_idle_timers()
+        super().cancel_idle_timers()
 
     @property
     def draining(self) -> bool:
@@ -189,6 +189,6 @@ class SignalingFactory(HttpFactory):
 
     def last_connection_lost(self) -> Deferred[None]:
         """Stop the backplane."""
-        self.sessions.rest()
+        self.sessions.cancel_idle_timers()
         self.paced_log.flush()
         return super().last_connection_lost()

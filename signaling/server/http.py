@@ -54,7 +54,7 @@ class HttpProtocol(WebSocketConnection[R]):
     """A connection that serves HTTP requests, until one of them opens a WebSocket on it."""
 
     factory: HttpFactory
-    _channel: BoundedChannel | None = None
+    _http: BoundedChannel | None = None
     # For the log, once a request has named it.
     _address: str | None = None
 
@@ -69,8 +69,8 @@ class HttpProtocol(WebSocketConnection[R]):
         segment = path.removeprefix(_PREFIX)
         if segment in (path, b"") or b"/" in segment or not head.may_upgrade or not asks_for_websocket(head.values):
             data, self.data = self.data, b""
-            self.factory.handshakes.clear(self)
-            self._channel = channel = self.factory.site.channel_for(self)
+            self.factory.handshake_timeouts.clear(self)
+            self._http = channel = self.factory.site.channel_for(self)
             channel.makeConnection(self.transport)
             self.dataReceived = channel.dataReceived  # type: ignore[method-assign]
             channel.begin(head, data)
@@ -93,24 +93,19 @@ class HttpProtocol(WebSocketConnection[R]):
 
     def leave_http(self) -> None:
         """Handle all further bytes here instead of in the HTTP channel."""
-        self._channel = None
+        self._http = None
         self.__dict__.pop("dataReceived", None)
-
-    def http_done(self) -> None:
-        """End the connection after its last HTTP answer."""
-        self.leave_http()
-        self.endGently()
 
     def schedule_next_request(self) -> None:
         """Let the HTTP channel read its next request when it is this connection's turn."""
         self.factory.scheduler.add(self)
 
-    def goOn(self) -> None:
+    def on_turn(self) -> None:
         """Go on with what waited, in the HTTP channel or here."""
-        if self._channel is not None:
-            self._channel.answer_next()
+        if self._http is not None:
+            self._http.answer_next()
         else:
-            super().goOn()
+            super().on_turn()
 
     def refuse_join(self, refused: Refused, values: HeaderValues) -> None:
         """Refuse a request to join; only a page of an allowed origin can read why."""
@@ -126,9 +121,9 @@ class HttpProtocol(WebSocketConnection[R]):
         self.factory.counters.requests_refused[refused.status] += 1
         self._log_refusal(refused.status, refused.reason)
 
-    def handshakeLate(self) -> None:
+    def handshake_timed_out(self) -> None:
         """End a connection whose request did not come in time, and log it."""
-        super().handshakeLate()
+        super().handshake_timed_out()
         self.factory.counters.handshake_timeouts += 1
         self._log_refusal(None, self.end_reason)
 
@@ -137,7 +132,7 @@ class HttpProtocol(WebSocketConnection[R]):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Clean up after the connection was lost."""
-        channel = self._channel
+        channel = self._http
         self.leave_http()
         if channel is not None:
             channel.connectionLost(reason)
@@ -196,7 +191,7 @@ class HttpFactory(WebSocketConnectionFactory):
         self.connection_limits = ConnectionLimits(self.limits, files, reactor.seconds)
         self.gate: ConnectionGate[Any] = ConnectionGate(
             self.connections,
-            self.handshakes,
+            self.handshake_timeouts,
             self.connection_limits,
             self.limits.max_connections_per_address,
             self._proxies,
@@ -258,9 +253,9 @@ class HttpFactory(WebSocketConnectionFactory):
         self.counters.requests_refused[refused.status] += 1
         self.events.refused(address_text(address), refused.status, refused.reason)
 
-    def rest(self) -> None:
+    def cancel_idle_timers(self) -> None:
         """Leave no timer behind when the last connection is gone, and go on with a drain."""
-        super().rest()
+        super().cancel_idle_timers()
         self.shutdown.connection_lost()
 
     @property

@@ -49,12 +49,12 @@ class SignalingProtocol(HttpProtocol[Receipt]):
 
     # The way in
 
-    def handshakeLate(self) -> None:
+    def handshake_timed_out(self) -> None:
         """End a connection whose request, or whose login, did not come in time."""
         if self._login is not None:
             self._login.cancel()
         else:
-            super().handshakeLate()
+            super().handshake_timed_out()
 
     def join(self, request: JoinRequest, key: bytes, values: HeaderValues) -> None:
         """Check the client's token, if tokens are checked; then let it join its topic, or refuse it.
@@ -97,9 +97,9 @@ class SignalingProtocol(HttpProtocol[Receipt]):
             self.refuse_join(failure.value, values)
 
     def _login_broken(self, failure: Failure) -> None:
-        # A transport would do the same with what its protocol raises.
+        # A transport does the same with what its protocol raises.
         self.factory.events.log.failure("an error after a login", failure)
-        self.cut("an error after its login")
+        self.abort("an error after its login")
 
     def _log_out(self) -> None:
         logout, self._logout = self._logout, None
@@ -128,7 +128,7 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         if self.state == self.STATE_CONNECTING:
             self.pause_reading(ReadPause.HANDSHAKE)
             # The deadline of a request that twisted.web read is over.
-            self.factory.handshakes.set_once(self)
+            self.factory.handshake_timeouts.set_once(self)
         else:
             self.pause_reading(ReadPause.JOIN)
 
@@ -237,7 +237,7 @@ class SignalingProtocol(HttpProtocol[Receipt]):
 
     # Acknowledgments: the pongs of a session say which messages arrived
 
-    def pingMark(self) -> bytes:
+    def ping_payload(self) -> bytes:
         """Return what a ping carries."""
         return self._peer.ping_payload if self._peer is not None else b""
 
@@ -256,13 +256,13 @@ class SignalingProtocol(HttpProtocol[Receipt]):
 
     def give_up_session(self) -> None:
         """End the connection; its session continues on another one, or at another node."""
-        self.takeUndelivered()
+        self.take_undelivered()
         self._peer = None
-        self.cut("its session continues on another connection")
+        self.abort("its session continues on another connection")
 
-    def cut(self, reason: str) -> None:
+    def abort(self, reason: str) -> None:
         """End the connection at once, without a close frame."""
-        super().cut(reason)
+        super().abort(reason)
         self._lose_peer()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -284,7 +284,7 @@ class SignalingProtocol(HttpProtocol[Receipt]):
 
     @property
     def _may_resume(self) -> bool:
-        return not (self.said_goodbye or self.factory.draining)
+        return not (self.close_frame_seen or self.factory.draining)
 
     def _lose_peer(self) -> None:
         """Detach the peer if its client may resume; otherwise the peer leaves."""

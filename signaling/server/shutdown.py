@@ -45,10 +45,10 @@ TRANSITIONS: dict[ShutdownState, frozenset[ShutdownState]] = {
 class ClosableConnection(Protocol):
     """A connection, as a shutdown sees it."""
 
-    def goAway(self, code: int) -> None:
+    def close_for_shutdown(self, code: int) -> None:
         """Send a close frame with ``code`` and end; without one if the connection is no WebSocket yet."""
 
-    def closeLate(self) -> None:
+    def close_timed_out(self) -> None:
         """Abort, without a close frame."""
 
 
@@ -160,9 +160,9 @@ class Shutdown:
     def _close(self, connection: ClosableConnection, spread_seconds: float) -> None:
         if spread_seconds:
             moment = random.uniform(0, spread_seconds)
-            self._timers.append(self._clock.callLater(moment, connection.goAway, _SERVICE_RESTART))
+            self._timers.append(self._clock.callLater(moment, connection.close_for_shutdown, _SERVICE_RESTART))
         else:
-            self._closes.add(lambda: connection.goAway(_GOING_AWAY))
+            self._closes.add(lambda: connection.close_for_shutdown(_GOING_AWAY))
 
     def connection_lost(self) -> None:
         """Go on with a drain, if no connection is left."""
@@ -183,7 +183,7 @@ class Shutdown:
         """Wait no longer: skip the delay before the drain, and abort every connection."""
         self._end_delay()
         for connection in tuple(self._server.connections):
-            connection.closeLate()
+            connection.close_timed_out()
         self._server.abort_rest()
 
     def _become(self, state: ShutdownState) -> None:

@@ -1,4 +1,4 @@
-"""Time, as the server asks for it."""
+"""The clock interface of the server, and clocks that setting the wall clock does not change."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 
 class Clock(Protocol):
-    """The part of ``IReactorTime`` that is needed; ``twisted.internet.task.Clock`` is one too."""
+    """The part of ``IReactorTime`` that the server uses; ``twisted.internet.task.Clock`` provides it."""
 
     def seconds(self) -> float:
         """Return the time now, in seconds."""
@@ -18,26 +18,26 @@ class Clock(Protocol):
 
 
 class SteadyClock:
-    """A reactor's timers, with a time that nobody sets, whatever ``reactor.seconds`` is.
+    """A reactor's timers, with a monotonic time, whatever ``reactor.seconds`` is.
 
     Args:
-        reactor: has the timers.
+        reactor: runs the timers.
     """
 
     def __init__(self, reactor: Clock) -> None:
         self.callLater = reactor.callLater
 
     def seconds(self) -> float:
-        """Return the time since the machine started, in seconds; that in which it slept counts where that is known."""
+        """Return the seconds since the machine started; time that it was suspended counts if the system knows it."""
         return _steady_seconds()
 
 
 def use_monotonic_timers(reactor: Any) -> None:
-    """Let a reactor's timers run on a clock that nobody sets; call it before anything else uses the reactor.
+    """Make a reactor's timers independent of the wall clock; call it before anything else uses the reactor.
 
-    Twisted's reactors keep ``callLater`` by ``time.time``: when the wall clock is set back by an hour, no timer runs
-    for an hour. From here on ``reactor.seconds()`` is the time since 1970 as of this call, and steadily on from there.
-    The second call, and one with a reactor that keeps another time already, changes nothing.
+    Twisted's reactors measure ``callLater`` by ``time.time``: if the wall clock is set back by an hour, no timer runs
+    for an hour. From here on ``reactor.seconds()`` is the time since 1970 as of this call, and monotonic from then on.
+    A second call, and one with a reactor that measures another time, is a no-op.
 
     Args:
         reactor: one that this process owns; an application decides for its own.

@@ -1,7 +1,7 @@
-"""FairScheduler: many connections with much to do each, and nobody who waits long for their own.
+"""Turns for items that have much to do, so that no other one waits long.
 
-What one connection sends in a burst is handled a few frames at a time, in passes between which the reactor looks after
-everyone else. The work of all such connections together is bounded in each pass.
+What one connection sends in a burst, for example, is handled a few frames at a time. The reactor handles its other
+events between two passes, and the work of all items together is bounded in each pass.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ T = TypeVar("T")
 
 
 class FairScheduler(Generic[T]):
-    """Gives each waiting item a turn, in the order in which they came, a few in each pass of the reactor.
+    """Gives each waiting item a turn, first in, first out, and a few turns in each pass of the reactor.
 
     Args:
-        clock: calls for the next pass.
-        turns_per_pass: how many turns may be taken before the reactor looks after everyone else.
-        take_turn: does a bounded part of an item's work; adds the item again where there is more.
+        clock: schedules the next pass.
+        turns_per_pass: how many turns are given before the reactor handles its other events.
+        take_turn: does a bounded part of an item's work, and adds the item again if there is more.
     """
 
     def __init__(self, clock: Clock, turns_per_pass: int, take_turn: Callable[[T], None]) -> None:
@@ -34,25 +34,25 @@ class FairScheduler(Generic[T]):
         return len(self._waiting)
 
     def add(self, item: T) -> None:
-        """Let ``item`` wait for its turn, behind all others, unless it waits already."""
+        """Add ``item`` behind all others, unless it waits already."""
         self._waiting.setdefault(item)
         if self._timer is None:
             self._timer = self._clock.callLater(0, self._pass)
 
     def extend(self, items: Iterable[T]) -> None:
-        """Let all of ``items`` wait for their turns."""
+        """Add all of ``items``."""
         for item in items:
             self.add(item)
 
     def remove(self, item: T) -> None:
-        """Forget ``item``; nothing happens where it was not waiting."""
+        """Remove ``item``; no-op if it does not wait."""
         if item in self._waiting:
             del self._waiting[item]
             if not self._waiting:
                 self._stop()
 
     def pop(self) -> T | None:
-        """Forget the item whose turn is next, and return it: it has its turn now; None if none waits."""
+        """Remove the item whose turn is next, and return it instead of giving it the turn; None if none waits."""
         item = next(iter(self._waiting), None)
         if item is not None:
             self.remove(item)
@@ -64,7 +64,7 @@ class FairScheduler(Generic[T]):
             self._timer = None
 
     def begin(self) -> None:
-        """Give the first turns now instead of in the next pass."""
+        """Give the first turns now, instead of in the next pass."""
         self._stop()
         self._pass()
 

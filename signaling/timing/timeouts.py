@@ -13,17 +13,17 @@ from signaling.timing.clock import Clock
 
 T = TypeVar("T")
 
-# What expires together, as all peers behind a proxy that fails, must not hold up everyone else.
+# Many may expire together, for example all peers behind a proxy that fails; others must not wait for all of them.
 _MOST_IN_ONE_PASS = 16
 
 
 class Timeouts(Generic[T]):
-    """Calls back for every item that stays set for the whole time.
+    """Calls back for each item that is not cleared in time.
 
     Args:
-        clock: tells the time and waits.
-        seconds: how long an item may stay; 0 means for ever.
-        on_expired: called with an item whose time is over, after the item was cleared.
+        clock: the clock and its timers.
+        seconds: the timeout of every item; 0 means no timeout.
+        on_expired: called with an item whose timeout is over, after the item was cleared.
     """
 
     def __init__(self, clock: Clock, seconds: float, on_expired: Callable[[T], None]) -> None:
@@ -34,7 +34,7 @@ class Timeouts(Generic[T]):
         self._timer: Any = None
 
     def set(self, item: T) -> None:
-        """Give ``item`` the whole time from now on."""
+        """Start the timeout of ``item``, anew if it is running."""
         if not self._seconds:
             return
         self._due.pop(item, None)
@@ -43,30 +43,30 @@ class Timeouts(Generic[T]):
             self._timer = self._clock.callLater(self._seconds, self._expire)
 
     def set_once(self, item: T) -> None:
-        """Give ``item`` the whole time from now on, unless its time is running."""
+        """Start the timeout of ``item``, unless it is running."""
         if item not in self._due:
             self.set(item)
 
     def clear(self, item: T) -> float | None:
-        """Forget ``item``; nothing happens where it was not set.
+        """Cancel the timeout of ``item``; no-op if it is not running.
 
-        The timer is left alone: to let it find nothing costs less than to cancel and start one for each connection.
+        The timer stays: letting it find nothing costs less than cancelling and starting one for each connection.
 
         Returns:
-            When it was due, in the clock's seconds; None where it was not set.
+            When the timeout would have been over, in the clock's seconds; None if it was not running.
         """
         return self._due.pop(item, None)
 
     def expire_all(self) -> None:
-        """Let the time of all items be over, a few in each pass from the next one on."""
+        """End all timeouts now; ``on_expired`` is called for a few items in each pass, from the next one on."""
         if self._due:
             self._due = dict.fromkeys(self._due, self._clock.seconds())
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = self._clock.callLater(0, self._expire)
 
-    def rest(self) -> None:
-        """Take no timer where no item is set."""
+    def cancel_if_idle(self) -> None:
+        """Cancel the timer if nothing is pending."""
         if not self._due and self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -84,7 +84,7 @@ class Timeouts(Generic[T]):
                 del self._due[item]
                 self._on_expired(item)
         finally:
-            # What expired may have set items anew, with a timer for the whole time; what is due first was there before.
+            # on_expired may have set items, with a timer for the whole timeout; older items are due before that.
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None

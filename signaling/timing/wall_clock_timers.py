@@ -1,4 +1,4 @@
-"""Moments of the wall clock, one for each of many items, on one timer; and what to do when somebody sets that clock."""
+"""Timers by the wall clock, for many items on one timer of the reactor; and a watch for changes of that clock."""
 
 from __future__ import annotations
 
@@ -11,51 +11,51 @@ from signaling.timing.clock import Clock
 
 T = TypeVar("T")
 
-# What expires together, as tokens that were minted together, must not hold up everyone else.
+# Many may expire together, for example tokens that were minted together; others must not wait for all of them.
 _MOST_IN_ONE_PASS = 16
-# A wall clock may be set, and a reactor cannot wait for a thousand years.
+# The wall clock may be set meanwhile, and a reactor cannot wait for a thousand years.
 _LONGEST_WAIT_SECONDS = 60.0
-# How many entries of items that are gone are kept before they are thrown away together.
-_MOST_GONE = 64
-_LOOK_SECONDS = 10.0
-# Clocks that are kept right run faster or slower by less than this between two looks.
+# How many entries of cleared items are kept until they are removed together.
+_MOST_CLEARED = 64
+_CHECK_INTERVAL_SECONDS = 10.0
+# A clock that NTP adjusts runs faster or slower by less than this between two checks.
 _STEP_SECONDS = 1.0
 
 
 class WallClockTimers(Generic[T]):
-    """Calls back for every item that is still set when its moment comes.
+    """Calls back for each item that is not cleared before its time.
 
     Args:
-        clock: waits.
-        wall_clock: tells the time, in seconds since 1970.
-        on_expired: called with an item whose moment came, after the item was cleared.
+        clock: runs the timer.
+        wall_clock: returns the time, in seconds since 1970.
+        on_expired: called with an item whose time has come, after the item was cleared.
     """
 
     def __init__(self, clock: Clock, wall_clock: Callable[[], float], on_expired: Callable[[T], None]) -> None:
         self._clock = clock
         self._wall_clock = wall_clock
         self._on_expired = on_expired
-        # Where two are due at once, the number decides: items need not be comparable.
+        # If two are due at once, the number decides: items need not be comparable.
         self._numbers = count()
         self._set: dict[T, int] = {}
         self._heap: list[tuple[float, int, T]] = []
         self._timer: Any = None
 
     def set(self, item: T, at: float) -> None:
-        """Let ``item``, which is not set, expire ``at`` seconds since 1970; where that is past, in the next pass."""
+        """Set the time of ``item``, which is not set, in seconds since 1970; a past time expires in the next pass."""
         number = self._set[item] = next(self._numbers)
         heapq.heappush(self._heap, (at, number, item))
         if self._heap[0][1] == number:
             self._wait()
 
     def clear(self, item: T) -> None:
-        """Forget ``item``; nothing happens where it was not set."""
-        if self._set.pop(item, None) is not None and len(self._heap) > 2 * len(self._set) + _MOST_GONE:
+        """Clear ``item``; no-op if it is not set."""
+        if self._set.pop(item, None) is not None and len(self._heap) > 2 * len(self._set) + _MOST_CLEARED:
             self._heap = [entry for entry in self._heap if self._is_set(entry)]
             heapq.heapify(self._heap)
 
-    def rest(self) -> None:
-        """Take no timer where no item is set."""
+    def cancel_if_idle(self) -> None:
+        """Cancel the timer if nothing is pending."""
         if not self._set:
             self._heap.clear()
             self._stop()
@@ -89,12 +89,12 @@ class WallClockTimers(Generic[T]):
 
 
 class ClockSteps:
-    """Notices, within some seconds, that the wall clock was set.
+    """Notices within about ten seconds that the wall clock was set.
 
     Args:
-        clock: tells a time that nobody sets, and waits.
-        wall_clock: tells the time, in seconds since 1970.
-        on_step: called when it was set, forward or back.
+        clock: a monotonic clock.
+        wall_clock: returns the time, in seconds since 1970.
+        on_step: called when the wall clock was set, forward or back.
     """
 
     def __init__(self, clock: Clock, wall_clock: Callable[[], float], on_step: Callable[[], None]) -> None:
@@ -105,19 +105,19 @@ class ClockSteps:
         self._timer: Any = None
 
     def watch(self) -> None:
-        """Look from now on, until ``rest``."""
+        """Start to watch; no-op if it does already."""
         if self._timer is None:
             self._ahead = self._wall_clock() - self._clock.seconds()
-            self._timer = self._clock.callLater(_LOOK_SECONDS, self._look)
+            self._timer = self._clock.callLater(_CHECK_INTERVAL_SECONDS, self._check)
 
-    def rest(self) -> None:
-        """Look no more."""
+    def stop(self) -> None:
+        """Stop to watch."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _look(self) -> None:
-        self._timer = self._clock.callLater(_LOOK_SECONDS, self._look)
+    def _check(self) -> None:
+        self._timer = self._clock.callLater(_CHECK_INTERVAL_SECONDS, self._check)
         before, self._ahead = self._ahead, self._wall_clock() - self._clock.seconds()
         if abs(self._ahead - before) > _STEP_SECONDS:
             self._on_step()

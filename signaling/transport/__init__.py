@@ -1,1 +1,1 @@
-"""What carries bytes: the reactor, and what a WebSocket asks of any transport."""
+"""Transports of bytes: a reactor with less overhead, and what is used of Twisted's and Autobahn's private names."""

@@ -1,7 +1,15 @@
-"""All that uses private names of Twisted and Autobahn, and a trial of each at import.
+"""Everything that uses private names of Twisted or Autobahn, with a trial of each at import.
 
-What the installed versions do otherwise is in ``MISFITS``, and in one line of the log. It is then done without: frames
-and writes go the way of Autobahn and Twisted, which is slower, and the rest says below what is missing.
+A part whose trial fails is named in ``MISFITS`` and in one line of the log, and the server works without it:
+
+- ``frames`` and ``buffers``: Autobahn reads all frames and Twisted writes them, which is slower; without ``buffers``
+  the write timeout is the time for all that the transport holds.
+- ``endpoints``: SIGHUP reloads no certificates.
+- ``PROXY header``: until its first bytes, a connection of a ``haproxy:`` endpoint counts for the proxy's address.
+- ``epoll``: the reactor ``lean-epoll`` is Twisted's ``epoll``.
+- ``exit signal``: ``twistd`` ends by the signal that stopped it, not with status 0.
+- ``log observers``: ``--log-level`` does not filter the log of other libraries.
+- ``twistd's log``: the log as JSON is not rotated by SIGUSR1.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where a request carries a token or a password: an Authorization header, the query, or a subprotocol."""
+"""The token or password of a request, in its Authorization header, its query, or a subprotocol."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ _BEARER = SUBPROTOCOL + b".bearer."
 _OWN = listing(SUBPROTOCOL)
 _QUERY_KEY = b"token"
 _B64TOKEN = re.compile(rb"[A-Za-z0-9._~+/-]+=*")
-# What a log must not repeat, and names that could be written for it; a resume token is as good as a session.
-# Both start at a parameter only: one that could start anywhere would take time by the square of the query's length.
+# Values that a log must not repeat, and encoded names that could stand for theirs; a resume token opens a session.
+# Both match only at the start of a parameter: elsewhere they would take quadratic time.
 _SECRET_VALUES = re.compile(rb"(?<![^&?])((?:token|resume)=)[^&]*")
 _ENCODED_NAME = re.compile(rb"(?<![^&?])[^&?=%]*%[^&]*")
 
 
 def presented(values: HeaderValues, query: bytes, *, passwords: bool) -> Credential | None:
-    """Find what a request presents.
+    """Return the credential of a request.
 
     Args:
-        values: looks a header up.
-        query: of its target, still encoded.
-        passwords: whether names and passwords are taken; otherwise they are somebody else's business.
+        values: looks up headers.
+        query: of the target, still encoded.
+        passwords: whether names and passwords are accepted; otherwise they are ignored.
 
     Returns:
-        None where it presents nothing.
+        None if the request has none.
 
     Raises:
-        Refused: 400 where it presents more than one, or something unreadable.
+        Refused: 400 if there is more than one, or if it is malformed.
     """
     found = [_from_authorization(values(b"authorization"), passwords), _from_query(query), _from_protocols(values)]
     given = [credential for credential in found if credential is not None]
@@ -77,7 +77,7 @@ def _from_protocols(values: HeaderValues) -> Bearer | None:
     if len(given) > 1:
         raise Refused(400, f"at most one subprotocol {_BEARER.decode()}TOKEN")
     if given and SUBPROTOCOL not in offered:
-        # A browser fails a connection that answers none of its subprotocols, and a token is never repeated.
+        # A browser fails the connection if none of its subprotocols is answered, and the one with the token never is.
         raise Refused(400, f"offer the subprotocol {SUBPROTOCOL.decode()} beside the one with the token")
     return _bearer(given[0], "the subprotocol") if given else None
 
@@ -93,11 +93,11 @@ def _bearer(token: bytes, where: str) -> Bearer:
 
 
 def subprotocol(values: HeaderValues) -> bytes:
-    """Choose a subprotocol of those that are offered; empty for none. One with a token is never chosen."""
+    """Return the subprotocol to answer, never the one with a token; empty if none of ours is offered."""
     return SUBPROTOCOL if any(map(_OWN.search, values(b"sec-websocket-protocol"))) else b""
 
 
 def without_secrets(target: bytes) -> bytes:
-    """Return a request's target as a log may show it."""
+    """Return the target of a request without its tokens, for a log."""
     path, mark, query = target.partition(b"?")
     return path + mark + _SECRET_VALUES.sub(rb"\1...", _ENCODED_NAME.sub(b"...", query))

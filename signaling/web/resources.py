@@ -1,4 +1,4 @@
-"""The HTTP side: ``/healthz``, the ``/ws`` mount, files for browsers, and clear answers to all else, with CORS."""
+"""The HTTP resources: ``/healthz``, ``/readyz``, ``/ws``, files for browsers, and an error for all else, with CORS."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from signaling.websocket.request_head import HeaderValues
 
 _METHODS = b"GET, OPTIONS"
 CHECKS = frozenset({"drain", "workers", "backplane"})
-"""What ``/readyz`` looks at."""
+"""The checks of ``/readyz``."""
 
 
 class ConnectionFactory(Protocol):
@@ -33,23 +33,23 @@ class ConnectionFactory(Protocol):
 
     @property
     def unready_reasons(self) -> dict[str, list[str]]:
-        """Why a balancer should send newcomers elsewhere, by what is checked."""
+        """Why a load balancer should send no new connections here, by check."""
 
     def doStart(self) -> None:
-        """Start, as for a port that begins to listen."""
+        """Start the server, as a port does that begins to listen."""
 
     def buildProtocol(self, addr: Any) -> HttpConnection:
-        """Make a connection."""
+        """Return a new connection."""
 
     def check(self, segment: bytes, query: bytes, values: HeaderValues) -> tuple[JoinRequest, bytes]:
-        """Check a request; raises ``Refused``."""
+        """Check a request to join; raises ``Refused``."""
 
     def handshakeRefused(self, address: Any, refused: Refused) -> None:
-        """Hear of a refused handshake."""
+        """Called after a handshake was refused."""
 
 
 class Endpoint(Resource):
-    """A resource that answers GET, HEAD and OPTIONS on the paths it knows, and says what is wrong with the rest."""
+    """A resource that answers GET, HEAD and OPTIONS on the paths that it has, and other requests with an error."""
 
     isLeaf = True
     readable_by_pages = True
@@ -59,7 +59,7 @@ class Endpoint(Resource):
         self._factory = factory
 
     def render(self, request: Request) -> Any:
-        """Answer ``request``; nothing that it can contain raises."""
+        """Answer ``request``; never raises ``Refused``."""
         request.responseHeaders.removeHeader(b"server")
         values = request_headers(request)
         upgrading = asks_for_websocket(values)
@@ -96,7 +96,7 @@ class Refusal(Resource):
     """Answers any request with an error.
 
     Args:
-        refused: says which.
+        refused: the error.
     """
 
     isLeaf = True
@@ -112,15 +112,15 @@ class Refusal(Resource):
 
 
 class NotFound(Endpoint):
-    """Every unknown path."""
+    """Answers every unknown path with 404."""
 
     def check_path(self, segments: list[bytes]) -> None:
-        """Refuse whatever follows."""
+        """Refuse every path."""
         raise not_found()
 
 
 class Health(Endpoint):
-    """Says that the server answers."""
+    """``/healthz``: the server answers."""
 
     def answer(self, request: Request) -> Any:
         """Answer ``ok``."""
@@ -128,7 +128,7 @@ class Health(Endpoint):
 
 
 class Readiness(Endpoint):
-    """Says whether a balancer should send newcomers here, and why not.
+    """``/readyz``: whether a load balancer should send new connections here, and why not.
 
     As in Kubernetes' own servers, ``?exclude=`` leaves a check out, and may be repeated.
     """
@@ -149,18 +149,18 @@ class Readiness(Endpoint):
 
 
 class PageResource(Endpoint):
-    """One of the files that browsers are served."""
+    """One of the files for browsers."""
 
     def __init__(self, factory: ConnectionFactory, page: Page) -> None:
         super().__init__(factory)
         self._page = page
 
     def answer(self, request: Request) -> Any:
-        """Answer the file, or that the browser has it already."""
+        """Answer with the file, or with 304."""
         for name, value in self._page.headers.items():
             request.setHeader(name, value)
         if request.setETag(b'"%b"' % self._page.etag) is CACHED:
-            # The length would be that of an empty answer, and RFC 9110, section 8.6, wants the file's or none.
+            # The length would be that of an empty answer; RFC 9110, section 8.6, requires the file's or none.
             request.finish()
             return NOT_DONE_YET
         return answer_body(request, self._page.body)
@@ -175,14 +175,14 @@ class TopicResource(Endpoint):
             raise Refused(404, "a topic is exactly one path segment: connect to /ws/{topic}")
 
     def render(self, request: Request) -> Any:
-        """Answer ``request``, and leave nothing secret of it to the site's own log."""
+        """Answer ``request``, and hide its secrets from the site's access log."""
         try:
             return super().render(request)
         finally:
             request.uri = without_secrets(request.uri)
 
     def answer(self, request: Request) -> Any:
-        """Let the request become a peer of its topic."""
+        """Join the topic on the connection of ``request``."""
         values = request_headers(request)
         path, _, query = request.uri.partition(b"?")
         join, key = self._factory.check(path.rpartition(b"/")[2], query, values)
@@ -197,18 +197,18 @@ class SignalingResource(TopicResource):
     """Mounts a signaling server in any ``twisted.web`` site: ``root.putChild(b"ws", SignalingResource(factory))``.
 
     Args:
-        factory: a ``SignalingFactory``; its bounds hold, but what comes before a complete request, and how large that
-            may be, is the site's.
+        factory: a ``SignalingFactory``; its limits hold, but those of a request up to the end of its head are the
+            site's.
     """
 
     def __init__(self, factory: ConnectionFactory) -> None:
         super().__init__(factory)
-        # A site of its own has a port that does this.
+        # Our own site has a port that does this.
         factory.doStart()
 
 
 def not_found() -> Refused:
-    """Return what answers an unknown path."""
+    """Return the error for an unknown path."""
     return Refused(404, "not found: there are /healthz, /readyz and /ws/{topic}")
 
 
@@ -225,7 +225,7 @@ def _answer_text(request: Request, text: str) -> bytes:
 
 
 def answer_body(request: Request, body: bytes) -> bytes:
-    """Answer ``body``, or with its length alone where only the head was asked for."""
+    """Return ``body``, or for HEAD set only its length."""
     if request.method == b"HEAD":
         request.setHeader(b"Content-Length", b"%d" % len(body))
         return b""

@@ -40,8 +40,8 @@ class HttpConnection(Protocol):
     def leave_http(self) -> None:
         """Handle all further bytes here instead of in the HTTP channel."""
 
-    def http_done(self) -> None:
-        """End the connection after its last HTTP answer."""
+    def half_close(self) -> None:
+        """End the connection behind what was written."""
 
     def schedule_next_request(self) -> None:
         """Call ``answer_next`` of its HTTP channel when it is this connection's turn."""
@@ -49,7 +49,7 @@ class HttpConnection(Protocol):
     def refuse(self, refused: Refused) -> None:
         """Answer the request with an error and end the connection."""
 
-    def goAway(self) -> None:
+    def close_for_shutdown(self) -> None:
         """End the connection."""
 
 
@@ -234,7 +234,8 @@ class BoundedChannel(HTTPChannel):
     def loseConnection(self) -> None:
         """End the connection after its last answer, within the close timeout."""
         self._end_requests()
-        self.owner.http_done()
+        self.owner.leave_http()
+        self.owner.half_close()
 
     def refuse(self, refused: Refused) -> None:
         """End the connection with an error, and with the request unread."""
@@ -257,7 +258,7 @@ class BoundedChannel(HTTPChannel):
 
     def timeoutConnection(self) -> None:
         """End a connection that was idle, or whose request did not arrive in time."""
-        self.owner.goAway()
+        self.owner.close_for_shutdown()
 
 
 class SignalingSite(Site):

@@ -1,4 +1,4 @@
-"""The files that browsers are served: the JavaScript client, and the demo that uses it."""
+"""The files for browsers: the JavaScript client, and the demo that uses it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TYPES = {
     "css": b"text/css; charset=utf-8",
     "svg": b"image/svg+xml",
 }
-# What the demo needs and no more: what a peer calls itself could otherwise become a script.
+# Only what the demo needs: otherwise a peer's name could become a script.
 _POLICY = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none';"
     b" form-action 'none'; frame-ancestors 'none'"
@@ -28,8 +28,8 @@ class Page:
 
     Args:
         body: its bytes.
-        headers: what its answer carries besides.
-        etag: names this version of it (RFC 9110, section 8.8.3), without quotes.
+        headers: of the answer.
+        etag: of this version (RFC 9110, section 8.8.3), without quotes.
     """
 
     body: bytes
@@ -38,14 +38,14 @@ class Page:
 
 
 def pages(*, client: bool, demo: bool) -> dict[str, Page]:
-    """Read what is served.
+    """Read the files that are served.
 
     Args:
-        client: whether the JavaScript client is.
-        demo: whether the demo is, and the client with it.
+        client: whether to serve the JavaScript client.
+        demo: whether to serve the demo, and the client with it.
 
     Returns:
-        Pages by their path without its first slash.
+        Files by their path without its first slash.
     """
     paths = [*(_CLIENT if client or demo else ()), *(_DEMO if demo else ())]
     return {"" if name == _INDEX else name: _page(folder, name) for folder, name in paths}
@@ -55,7 +55,7 @@ def _page(folder: str, name: str) -> Page:
     body = (files("signaling") / "browser" / folder / name).read_bytes()
     headers = {
         b"Content-Type": _TYPES[name.rpartition(".")[2]],
-        # Asked for again each time, and seldom sent again: after an upgrade nobody runs the old one.
+        # A browser asks each time, and is seldom sent the file: after an upgrade no browser runs the old one.
         b"Cache-Control": b"no-cache",
         b"X-Content-Type-Options": b"nosniff",
         b"Content-Security-Policy": _POLICY,

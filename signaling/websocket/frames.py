@@ -1,4 +1,4 @@
-"""Frames (RFC 6455, section 5.2): those that a server writes, and those of a client that are read in one piece."""
+"""WebSocket frames (RFC 6455, section 5.2): all that a server writes, and the most frequent ones of a client."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Frame = tuple[int, bytes, int]
 """A frame's opcode, its payload, and where the next frame starts."""
 
 INCOMPLETE: Frame = (-1, b"", -1)
-"""What ``masked_frame_at`` returns where more bytes are needed."""
+"""``masked_frame_at`` returns it if more bytes are needed."""
 
 MAX_REASON_BYTES = 123
 
 
 def frame(opcode: int, payload: bytes) -> bytes:
-    """Frame ``payload``, however long."""
+    """Return a final, unmasked frame."""
     size = len(payload)
     if size < 126:
         return _SHORT(_FINAL | opcode, size) + payload
@@ -35,33 +35,29 @@ def frame(opcode: int, payload: bytes) -> bytes:
 
 
 def text_frame(message: bytes) -> bytes:
-    """Frame one text message.
-
-    Args:
-        message: UTF-8.
-    """
+    """Return the frame of a text message, which is UTF-8."""
     return frame(TEXT, message)
 
 
 def close_frame(code: int, reason: str) -> bytes:
-    """Frame a close with its code and as much of ``reason`` as a control frame holds (section 5.5)."""
+    """Return a close frame, with as much of ``reason`` as a control frame holds (section 5.5)."""
     kept = reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore").encode()
     return frame(CLOSE, _CODE(code) + kept)
 
 
-# The first bytes of final frames, and how much each opcode allows.
+# The first byte of each kind of frame that is read here, and how long its payload may be.
 _MOST_BYTES = {_FINAL | TEXT: 65_535, _FINAL | CLOSE: 125, _FINAL | PING: 125, _FINAL | PONG: 125}
 
 
 def masked_frame_at(data: bytes, at: int, longest: int) -> Frame | None:  # noqa: PLR0911
-    """Read a client's frame that is a whole text message, or a control frame.
+    """Read a frame of a client that is a whole text message of up to 65,535 bytes, or a control frame.
 
     Args:
         at: where the frame starts.
-        longest: bytes that a message may have.
+        longest: how many bytes a message may have.
 
     Returns:
-        The frame; ``INCOMPLETE``; None where it is anything else, right or wrong.
+        The frame; ``INCOMPLETE``; None for any other frame, valid or not.
     """
     size = len(data)
     if size - at < 2:
@@ -75,7 +71,7 @@ def masked_frame_at(data: bytes, at: int, longest: int) -> Frame | None:  # noqa
         if size < start:
             return INCOMPLETE
         length = data[at + 2] << 8 | data[at + 3]
-        # What fits into seven bits has to stand there.
+        # A length that fits into seven bits must use them.
         longest = longest if length > 125 else -1
     end = start + length
     if length > longest:
@@ -97,13 +93,13 @@ def _is_utf8(data: bytes) -> bool:
 
 
 def unmask_slowly(data: bytes, mask: bytes) -> bytes:
-    """Mask or unmask (RFC 6455, section 5.3) without an extension module."""
+    """Mask or unmask a payload (RFC 6455, section 5.3) without an extension module."""
     whole = (mask * (len(data) // 4 + 1))[: len(data)]
     return (int.from_bytes(data) ^ int.from_bytes(whole)).to_bytes(len(data))
 
 
 unmask: Callable[[bytes, bytes], bytes] = unmask_slowly
-# It is built for every common platform; elsewhere unmasking takes ten times as long.
+# Wheels exist for every common platform; without it unmasking takes ten times as long.
 with suppress(ImportError):
     from websockets.speedups import apply_mask
 

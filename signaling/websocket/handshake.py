@@ -1,6 +1,6 @@
 """The server's side of a WebSocket opening handshake (RFC 6455, section 4.2.1).
 
-The port's own reader and the twisted.web resource ask here, so both refuse the same requests for the same reasons.
+Our own ports and the twisted.web resource both use it, so they refuse the same requests for the same reasons.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from signaling.websocket.request_head import HeaderValues, listing
 
 _WEBSOCKET = listing(b"websocket", re.IGNORECASE)
 _CONNECTION_UPGRADE = listing(b"upgrade", re.IGNORECASE)
-# Upgrade has to be named in Connection (RFC 9110, section 7.8), and a refused upgrade ends its connection.
+# Connection must name Upgrade (RFC 9110, section 7.8), and a refused upgrade ends its connection.
 _UPGRADE = {b"Upgrade": b"websocket", b"Connection": b"upgrade, close"}
 
 
 def asks_for_websocket(values: HeaderValues) -> bool:
-    """Tell whether the request wants to become a WebSocket connection."""
+    """Return whether the request asks for a WebSocket connection."""
     return any(map(_WEBSOCKET.search, values(b"upgrade")))
 
 
 def check_upgrade(values: HeaderValues) -> bytes:
-    """Check what a WebSocket client has to send.
+    """Check the headers that a WebSocket client must send.
 
     Returns:
-        Its ``Sec-WebSocket-Key``.
+        The ``Sec-WebSocket-Key``.
 
     Raises:
-        Refused: naming the header that is missing or wrong.
+        Refused: with the header that is missing or wrong.
     """
     if not asks_for_websocket(values):
         raise Refused(426, "this is a WebSocket endpoint: connect with a WebSocket client", {**_UPGRADE})
@@ -45,7 +45,7 @@ def check_upgrade(values: HeaderValues) -> bytes:
     if len(keys) != 1 or not _is_key(keys[0]):
         raise Refused(400, "exactly one Sec-WebSocket-Key header with 16 bytes in base64 is needed")
     if values(b"transfer-encoding") or list(values(b"content-length")) not in ([], [b"0"]):
-        # twisted.web keeps what it read together with the end of a body, and the first frames would be lost.
+        # twisted.web keeps bytes that it read together with the end of a body, and the first frames would be lost.
         raise Refused(400, "a request that opens a WebSocket connection has no body")
     return keys[0]
 

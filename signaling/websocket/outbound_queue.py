@@ -1,4 +1,4 @@
-"""The queue between one peer and a transport that takes nothing for the moment."""
+"""A bounded queue of frames for a connection whose transport is not writable."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ R = TypeVar("R")
 class OutboundQueue(Generic[R]):
     """A bounded first-in, first-out queue of frames.
 
-    While it is not blocked, frames go straight through. An answer to the peer's own message is never refused; the
-    peer's messages are not read while ``overfull``, so answers are bounded as well.
+    While it is not blocked, frames are written at once. An answer to the peer's own message is never refused; the
+    peer's messages are not read while the queue is ``overfull``, so answers are bounded as well.
 
     Args:
-        write: takes a frame; may call ``block`` before it returns.
-        written: takes the receipt of a frame that had waited and was written.
-        max_messages: the high-water mark, in messages.
-        max_bytes: the high-water mark, in bytes of frames.
+        write: writes a frame; may call ``block`` before it returns.
+        written: called with the receipt of a frame that had waited and was written.
+        max_messages: high-water mark, in messages.
+        max_bytes: high-water mark, in bytes of frames.
     """
 
     __slots__ = ("_blocked", "_bytes", "_frames", "_max_bytes", "_max_messages", "_write", "_written")
@@ -40,17 +40,17 @@ class OutboundQueue(Generic[R]):
 
     @property
     def blocked(self) -> bool:
-        """Whether frames have to wait."""
+        """Whether frames are queued instead of written."""
         return self._blocked
 
     @property
     def receipts(self) -> int:
-        """How many frames wait that carry a receipt."""
+        """How many frames with a receipt wait."""
         return sum(receipt is not None for _, receipt in self._frames or ())
 
     @property
     def overfull(self) -> bool:
-        """Whether answers fill the queue to twice its mark: time to stop reading what they answer."""
+        """Whether answers fill the queue to twice its high-water mark: no more messages should be read."""
         return self._frames is not None and (
             len(self._frames) >= 2 * self._max_messages or self._bytes >= 2 * self._max_bytes
         )
@@ -59,10 +59,10 @@ class OutboundQueue(Generic[R]):
         """Write or queue ``frame``, or refuse it.
 
         Args:
-            receipt: where the frame is queued, handed over once it is written, or by ``abandon`` if it never is.
+            receipt: if the frame is queued, passed to ``written`` later, or returned by ``abandon``.
 
         Returns:
-            False where a mark would be passed: nothing was queued.
+            False if a high-water mark would be exceeded: nothing was queued.
         """
         if not self._blocked:
             self._write(frame)
@@ -75,18 +75,18 @@ class OutboundQueue(Generic[R]):
         return True
 
     def answer(self, frame: bytes) -> None:
-        """Write or queue ``frame``, whatever the marks say."""
+        """Write or queue ``frame``, regardless of the high-water marks."""
         if self._blocked:
             self._queue(frame, None)
         else:
             self._write(frame)
 
     def block(self) -> None:
-        """Hold everything back from now on."""
+        """Queue all frames from now on."""
         self._blocked = True
 
     def unblock(self) -> None:
-        """Write what waits, oldest first, until there is no more or a write blocks again."""
+        """Write what waits, oldest first, until the queue is empty or a write blocks again."""
         self._blocked = False
         while self._frames and not self._blocked:
             frame, receipt = self._frames.popleft()
@@ -95,11 +95,11 @@ class OutboundQueue(Generic[R]):
             if receipt is not None:
                 self._written(receipt)
         if not self._frames:
-            # An empty deque holds 600 bytes; most connections never need one.
+            # An empty deque takes 600 bytes; most connections never need one.
             self._frames = None
 
     def abandon(self) -> list[R]:
-        """Forget what waits; returns the receipts of what was never written, oldest first."""
+        """Empty the queue; returns the receipts of frames that were never written, oldest first."""
         waiting, self._frames, self._bytes = self._frames or (), None, 0
         return [receipt for _, receipt in waiting if receipt is not None]
 

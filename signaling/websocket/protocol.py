@@ -57,14 +57,14 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
     Attributes:
         end_reason: why the connection ended, for a log.
         ending: the same, for a counter.
-        said_goodbye: whether either end sent a close frame.
+        close_frame_seen: whether either end sent a close frame.
         subprotocol: the one that the handshake answers; empty for none.
     """
 
     factory: WebSocketConnectionFactory
     end_reason = "the connection was lost"
     ending = LeaveReason.CONNECTION_LOST
-    said_goodbye = False
+    close_frame_seen = False
     subprotocol = b""
     _pongs_due = 0
     # By the transport, in all; and how many of these had left it when the write timeout was set.
@@ -91,13 +91,13 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
         """Clean up, and call ``onUndelivered`` and ``onClose``."""
         self.state = self.STATE_CLOSED
         self._clear_timeouts()
-        self.factory.closings.clear(self)
+        self.factory.close_timeouts.clear(self)
         self.factory.connections.discard(self)
         self._abandon_queue()
         self.forget_socket()
         self.onClose(self.wasClean, self.remoteCloseCode, self.remoteCloseReason)
         if not self.factory.connections:
-            self.factory.rest()
+            self.factory.cancel_idle_timers()
 
     # The handshake
 
@@ -125,7 +125,7 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
             head, self.data = taken
             self.requestReceived(head)
         elif not searched:
-            self.factory.handshakes.set(self)
+            self.factory.handshake_timeouts.set(self)
 
     def requestReceived(self, head: Head) -> None:
         """Accept or refuse a request, whose head is complete; this class accepts every upgrade.
@@ -146,9 +146,9 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
         Args:
             key: the checked ``Sec-WebSocket-Key``.
         """
-        self.factory.handshakes.clear(self)
+        self.factory.handshake_timeouts.clear(self)
         self.transport.registerProducer(self, True)
-        self.factory.pings.set(self)
+        self.factory.ping_timers.set(self)
         self.state = self.STATE_OPEN
         self.factory.hold_writes()
         try:
@@ -162,7 +162,7 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
         elif self.data:
             self.consumeData()
 
-    def acceptInTurn(self, key: bytes) -> None:
+    def accept_in_turn(self, key: bytes) -> None:
         """Call ``accept`` when it is this connection's turn, for an application whose ``onOpen`` takes long.
 
         Args:
@@ -172,16 +172,16 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
         self.pause_reading(ReadPause.HANDSHAKE)
         self.factory.scheduler.add(self)
 
-    def takeTurn(self) -> None:
+    def take_turn(self) -> None:
         """Called by the scheduler when it is this connection's turn."""
         try:
-            self.goOn()
+            self.on_turn()
         except Exception:
             # A transport does the same with what its protocol raises.
             _log.failure("an error in the turn of a connection")
-            self.cut("an error in its turn")
+            self.abort("an error in its turn")
 
-    def goOn(self) -> None:
+    def on_turn(self) -> None:
         """Continue what waited for this turn."""
         if self.state == self.STATE_CONNECTING:
             self.accept(self._key)
@@ -204,9 +204,9 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
         lines += [b"%b: %b" % header for header in headers.items()]
         self.transport.write(b"\r\n".join(lines) + _END_OF_HEAD + body)
         self.end_reason = refused.reason
-        self.endGently()
+        self.half_close()
 
-    def handshakeLate(self) -> None:
+    def handshake_timed_out(self) -> None:
         """End a connection whose request did not arrive in time."""
         self.end_reason = f"no complete request within {self.factory.limits.handshake_timeout_seconds:g} s"
         self._full_close()
@@ -224,17 +224,17 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
             self._pongs_due -= 1
         else:
             self.onOverhead()
-        due = self.factory.pongs.clear(self)
+        due = self.factory.pong_timeouts.clear(self)
         if due is not None:
             factory = self.factory
             self.onRoundTrip(factory.reactor.seconds() - due + factory.limits.ping_timeout_seconds)
 
     def ping(self) -> None:
         """Send a ping, unless frames wait for the transport, and set the timers of the next ping and of the pong."""
-        self.factory.pings.set(self)
+        self.factory.ping_timers.set(self)
         if self._queue is None:
-            self.sendPing(self.pingMark())
-            self.factory.pongs.set_once(self)
+            self.sendPing(self.ping_payload())
+            self.factory.pong_timeouts.set_once(self)
 
     def sendPing(self, mark: bytes) -> None:
         """Send a ping, whose pong does not count as overhead.
@@ -245,14 +245,14 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
         self._pongs_due += 1
         self.answer(frame(PING, mark))
 
-    def pingMark(self) -> bytes:
+    def ping_payload(self) -> bytes:
         """Return the payload of the next ping, which its pong returns; for an application to override."""
         return b""
 
-    def pongLate(self) -> None:
+    def pong_timed_out(self) -> None:
         """Abort the connection, because its pong did not arrive in time."""
         self.ending = LeaveReason.PING_TIMEOUT
-        self.cut(f"no pong within {self.factory.limits.ping_timeout_seconds:g} s")
+        self.abort(f"no pong within {self.factory.limits.ping_timeout_seconds:g} s")
 
     # Writing
 
@@ -305,7 +305,7 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
 
     def _start_write_timeout(self) -> None:
         self._sent_bytes = self._accepted_bytes - self.pending_bytes
-        self.factory.stalls.set(self)
+        self.factory.write_timeouts.set(self)
 
     @property
     def pending_bytes(self) -> int:
@@ -332,11 +332,11 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
         self._queue.block()
         self._start_write_timeout()
         # A ping may be stuck behind what waits: until the transport is writable again, only the write timeout counts.
-        self.factory.pongs.clear(self)
+        self.factory.pong_timeouts.clear(self)
 
     def resumeProducing(self) -> None:
         """Called by the transport when it is writable again: write what is queued."""
-        self.factory.stalls.clear(self)
+        self.factory.write_timeouts.clear(self)
         if self._queue is not None:
             self._queue.unblock()
             if not self._queue.blocked:
@@ -347,7 +347,7 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
     def stopProducing(self) -> None:
         """Called by the transport when it is lost; ``connectionLost`` follows."""
 
-    def stalled(self) -> None:
+    def write_timed_out(self) -> None:
         """Abort the connection if nothing at all was sent during the write timeout."""
         pending = self.pending_bytes
         if not pending:
@@ -356,7 +356,7 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
             self._start_write_timeout()
         else:
             self.ending = LeaveReason.WRITE_TIMEOUT
-            self.cut(f"it took nothing for {self.factory.limits.write_timeout_seconds:g} s")
+            self.abort(f"it read nothing for {self.factory.limits.write_timeout_seconds:g} s")
 
     # The end
 
@@ -375,20 +375,20 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
             return
         self.flush()
         self.write_now(close_frame(code, reason))
-        self.said_goodbye = True
+        self.close_frame_seen = True
         self.ending = LeaveReason.CLOSED_BY_SERVER
         self.end_reason = f"closed with {code}: {reason}"
-        self.endGently()
+        self.half_close()
 
-    def cut(self, reason: str) -> None:
+    def abort(self, reason: str) -> None:
         """Abort the connection, without a close frame; ``reason`` is for the log."""
-        self.end_reason = f"cut off: {reason}"
+        self.end_reason = f"aborted: {reason}"
         self.state = self.STATE_CLOSING
         self._clear_timeouts()
         self._abandon_queue()
         self.transport.abortConnection()
 
-    def goAway(self, code: int = GOING_AWAY) -> None:
+    def close_for_shutdown(self, code: int = GOING_AWAY) -> None:
         """End the connection because the server shuts down."""
         if self.state == self.STATE_OPEN:
             self.close(code, "the server is stopping")
@@ -396,7 +396,7 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
         elif self.state == self.STATE_CONNECTING:
             self._full_close()
 
-    def closeLate(self) -> None:
+    def close_timed_out(self) -> None:
         """Abort a connection that did not close in time."""
         self.transport.abortConnection()
 
@@ -416,7 +416,7 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
     def onUndelivered(self, receipts: list[R]) -> None:
         """Called with what was queued and will never be written, oldest first; for an application to override."""
 
-    def endGently(self) -> None:
+    def half_close(self) -> None:
         """Half-close: the other end can read all that was written, and has the close timeout to close its half."""
         self._start_closing()
         # TLS cannot half-close; its own closing alert waits for the other end's.
@@ -432,26 +432,28 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
     def _start_closing(self) -> None:
         self.state = self.STATE_CLOSING
         self._clear_timeouts()
-        self.factory.closings.set(self)
+        self.factory.close_timeouts.set(self)
         # A transport with a producer never closes; one that is not read never notices that the other end did.
         self.transport.unregisterProducer()
         self.read_until_closed()
         self._abandon_queue()
 
-    def takeUndelivered(self) -> list[R]:
+    def take_undelivered(self) -> list[R]:
         """Empty the queue; returns the receipts of what will not be written, oldest first."""
         queue, self._queue = self._queue, None
         return queue.abandon() if queue is not None else []
 
     def _abandon_queue(self) -> None:
-        receipts = self.takeUndelivered()
+        receipts = self.take_undelivered()
         if receipts:
             self.onUndelivered(receipts)
 
     def _clear_timeouts(self) -> None:
         factory = self.factory
-        for timeouts in (factory.handshakes, factory.pings, factory.pongs, factory.stalls):
-            timeouts.clear(self)
+        factory.handshake_timeouts.clear(self)
+        factory.ping_timers.clear(self)
+        factory.pong_timeouts.clear(self)
+        factory.write_timeouts.clear(self)
         factory.scheduler.remove(self)
 
     # What Autobahn calls after a close frame of the other end
@@ -461,7 +463,7 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
         self.flush()
         self.write_now(frame(CLOSE, b"" if code is None else code.to_bytes(2, "big") + (reasonUtf8 or b"")))
         self.state = self.STATE_CLOSING
-        self.said_goodbye = True
+        self.close_frame_seen = True
 
     def dropConnection(self, abort: bool = False) -> None:
         """End the connection after the close frame of the other end was answered."""
@@ -498,21 +500,30 @@ class WebSocketConnectionFactory(WebSocketServerFactory):
         self.limits = limits
         self.connections: set[WebSocketConnection[Any]] = set()
         clock: Clock = reactor
-        self.handshakes: Timeouts[Any] = Timeouts(
-            clock, limits.handshake_timeout_seconds, lambda connection: connection.handshakeLate()
+        self.handshake_timeouts: Timeouts[Any] = Timeouts(
+            clock, limits.handshake_timeout_seconds, lambda connection: connection.handshake_timed_out()
         )
-        self.pings: Timeouts[Any] = Timeouts(clock, limits.ping_interval_seconds, lambda connection: connection.ping())
-        self.pongs: Timeouts[Any] = Timeouts(
-            clock, limits.ping_timeout_seconds, lambda connection: connection.pongLate()
+        self.ping_timers: Timeouts[Any] = Timeouts(
+            clock, limits.ping_interval_seconds, lambda connection: connection.ping()
         )
-        self.stalls: Timeouts[Any] = Timeouts(
-            clock, limits.write_timeout_seconds, lambda connection: connection.stalled()
+        self.pong_timeouts: Timeouts[Any] = Timeouts(
+            clock, limits.ping_timeout_seconds, lambda connection: connection.pong_timed_out()
         )
-        self.closings: Timeouts[Any] = Timeouts(
-            clock, limits.close_timeout_seconds, lambda connection: connection.closeLate()
+        self.write_timeouts: Timeouts[Any] = Timeouts(
+            clock, limits.write_timeout_seconds, lambda connection: connection.write_timed_out()
+        )
+        self.close_timeouts: Timeouts[Any] = Timeouts(
+            clock, limits.close_timeout_seconds, lambda connection: connection.close_timed_out()
+        )
+        self._all_timeouts = (
+            self.handshake_timeouts,
+            self.ping_timers,
+            self.pong_timeouts,
+            self.write_timeouts,
+            self.close_timeouts,
         )
         self.scheduler: FairScheduler[Any] = FairScheduler(
-            clock, _TURNS_PER_PASS, lambda connection: connection.takeTurn()
+            clock, _TURNS_PER_PASS, lambda connection: connection.take_turn()
         )
 
     def buildProtocol(self, addr: Any) -> Any:
@@ -525,14 +536,14 @@ class WebSocketConnectionFactory(WebSocketServerFactory):
         return connection
 
     def connection_made(self, connection: Any) -> None:
-        """Take a new connection, and start its handshake timeout."""
+        """Register a new connection, and start its handshake timeout."""
         self.connections.add(connection)
-        self.handshakes.set(connection)
+        self.handshake_timeouts.set(connection)
 
-    def rest(self) -> None:
-        """Cancel the timers when the last connection is gone; an application's tests would find the reactor dirty."""
-        for timeouts in (self.handshakes, self.pings, self.pongs, self.stalls, self.closings):
-            timeouts.rest()
+    def cancel_idle_timers(self) -> None:
+        """Cancel the timers if nothing is pending; else an application's tests would find the reactor dirty."""
+        for timeouts in self._all_timeouts:
+            timeouts.cancel_if_idle()
 
     def hold_writes(self) -> None:
         """Hold frames back until ``flush_writes``: what one burst sends to a connection is written in one piece."""

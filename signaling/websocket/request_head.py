@@ -1,7 +1,7 @@
 """The head of an HTTP request (RFC 9112): its request line and its headers, read in linear time.
 
-Whatever is in doubt is refused here, so nothing behind this module, twisted.web included, meets a malformed head: no
-bare line feeds, no continued header lines, no bytes in the target that have to be percent-encoded.
+A malformed or doubtful head is refused here: nothing behind this module, twisted.web included, has to expect a bare
+line feed, a continued header line, or bytes in the target that must be percent-encoded.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from signaling.errors import Refused
 
 HeaderValues = Callable[[bytes], Sequence[bytes]]
-"""Looks a header up by its lower-case name: its values in the order received, empty where it is absent."""
+"""Looks up a header by its lower-case name: its values in the order received, empty if it is absent."""
 
 MAX_HEADERS = 100
 
@@ -21,7 +21,7 @@ _END = b"\r\n\r\n"
 _METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _TARGET = re.compile(rb"[!-~]+")
 _VERSIONS = (b"HTTP/1.1", b"HTTP/1.0")
-# Nothing in it can match in two ways: a line that almost matches would take time by the square of its length.
+# No part can match in two ways: a line that almost matches would take quadratic time.
 _HEADER_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t !-~\x80-\xff]*)")
 _ORIGIN = re.compile(rb"[hH][tT][tT][pP][sS]?://[^/?#]+")
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
@@ -32,7 +32,7 @@ class Head:
     """A well-formed head.
 
     Args:
-        method: as it came.
+        method: as received.
         target: in origin form (``/ws/a?b``), or ``*``.
         version: ``HTTP/1.1`` or ``HTTP/1.0``.
         headers: values by lower-case name, in the order received.
@@ -44,28 +44,28 @@ class Head:
     headers: dict[bytes, list[bytes]]
 
     def values(self, name: bytes) -> Sequence[bytes]:
-        """Look a header up by its lower-case name."""
+        """Return the values of a header by its lower-case name."""
         return self.headers.get(name, ())
 
     @property
     def may_upgrade(self) -> bool:
-        """Whether a WebSocket connection can be opened by it (RFC 6455, section 4.1)."""
+        """Whether it can open a WebSocket connection (RFC 6455, section 4.1)."""
         return self.method == b"GET" and self.version == b"HTTP/1.1"
 
 
 def take_head(data: bytes, searched: int, longest: int) -> tuple[Head, bytes] | None:
-    """Take the first request's head off what a client has sent.
+    """Split the head of the first request from what a client has sent.
 
     Args:
-        data: all that came and was not taken yet.
-        searched: how many of these bytes an earlier call has seen.
+        data: all bytes that were received and not handled.
+        searched: how many of them an earlier call has seen.
         longest: how many bytes the head may have, without its empty line.
 
     Returns:
-        The head and what stands behind it; None if more bytes are needed.
+        The head and the bytes behind it; None if more bytes are needed.
 
     Raises:
-        Refused: 400 or 431, as soon as that is certain.
+        Refused: 400 or 431, as early as possible.
     """
     end = data.find(_END, max(0, searched - len(_END) + 1))
     if end > longest or (end < 0 and len(data) > longest + len(_END)):
@@ -73,13 +73,13 @@ def take_head(data: bytes, searched: int, longest: int) -> tuple[Head, bytes] | 
     # A carriage return may have come before its line feed.
     fresh = data[max(0, searched - 1) : end if end >= 0 else len(data)]
     if fresh.count(b"\n") - fresh.startswith(b"\n") * (searched > 0) != fresh.count(b"\r\n"):
-        # A proxy in front may have seen other lines than we would (RFC 9112, section 2.2 leaves it to us).
+        # A proxy in front may split lines otherwise (RFC 9112, section 2.2 leaves it to the server).
         raise Refused(400, "a line ends with CR LF, not with LF alone")
     return (_parse(data[:end]), data[end + len(_END) :]) if end >= 0 else None
 
 
 def _parse(text: bytes) -> Head:
-    # One empty line in front of a request is passed over (RFC 9112, section 2.2).
+    # One empty line in front of a request is ignored (RFC 9112, section 2.2).
     text = text.removeprefix(b"\r\n")
     if text.count(b"\r\n") > MAX_HEADERS:
         raise Refused(431, f"at most {MAX_HEADERS} headers")
@@ -111,12 +111,12 @@ def _parse_request_line(line: bytes) -> tuple[bytes, bytes, bytes]:
 
 
 def listing(token: bytes, flags: int = 0) -> re.Pattern[bytes]:
-    """Return what finds ``token`` in a comma-separated list (RFC 9110, section 5.6.1)."""
+    """Return a pattern that finds ``token`` in a comma-separated list (RFC 9110, section 5.6.1)."""
     return re.compile(rb"(?:^|,)[ \t]*%b[ \t]*(?:,|\Z)" % token, flags)
 
 
 def origin_form(target: bytes) -> bytes:
-    """Return a target without scheme and authority, which every server has to take (RFC 9112, section 3.2.2)."""
+    """Return a target without scheme and authority, which every server must accept (RFC 9112, section 3.2.2)."""
     origin = _ORIGIN.match(target)
     if origin is None:
         return target

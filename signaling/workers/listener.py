@@ -144,7 +144,7 @@ class UnroutedConnection:
             return CONNECTION_DONE
         if not self._data:
             self._first_byte_at = self._listener.reactor.seconds()
-            self._listener.handshakes.set(self)
+            self._listener.handshake_timeouts.set(self)
         self._data += data
         worker = self._listener.router.route(self._data)
         if worker is not None:
@@ -191,19 +191,19 @@ class UnroutedConnection:
         """Close it, because the client did."""
         self._close()
 
-    def cut(self, reason: str) -> None:
+    def abort(self, reason: str) -> None:
         """Close it, because it is evicted."""
         self._close()
 
-    def goAway(self, code: int) -> None:
+    def close_for_shutdown(self, code: int) -> None:
         """Close it, because the server stops."""
         self._close()
 
-    def closeLate(self) -> None:
+    def close_timed_out(self) -> None:
         """Close it, because the server waits no longer."""
         self._close()
 
-    def handshakeLate(self) -> None:
+    def handshake_timed_out(self) -> None:
         """Close it, because its request did not arrive in time, or its worker did not take it in time."""
         listener = self._listener
         listener.counters.handshake_timeouts += 1

@@ -149,7 +149,7 @@ class WorkerProcess:
         except Exception:
             # A transport would do the same with what its protocol raises.
             self._factory.events.log.failure("an error in a connection's first bytes")
-            connection.cut("an error in its first bytes")
+            connection.abort("an error in its first bytes")
         if handshake_seconds > _NEGLIGIBLE_SECONDS:
             left = self._factory.limits.handshake_timeout_seconds - handshake_seconds
             self._reactor.callLater(max(0.0, left), self._factory.gate.end_handshake, connection)

@@ -337,7 +337,7 @@ def test_a_wall_clock_that_is_set_back_ends_nothing_too_early(harness: Harness) 
 
 
 class Session:
-    """A peer that may come back."""
+    """A client that may resume."""
 
     def __init__(self, harness: Harness, text: str) -> None:
         self._world = harness
@@ -345,7 +345,7 @@ class Session:
         self.welcome, *_ = self.peer.heard()
         self.peer.reset()
 
-    def come_back(self, text: str | None, topic: str = "room") -> Peer:
+    def resume(self, text: str | None, topic: str = "room") -> Peer:
         headers = {} if text is None else {"Authorization": f"Bearer {text}"}
         return self._world.peer(f"/ws/{topic}?resume={self.welcome['resume']['token']}&seen=2", headers)
 
@@ -358,7 +358,7 @@ def resuming(make_harness: MakeHarness, tmp_path: Path) -> Harness:
 
 def test_resuming_with_another_token_of_the_same_owner(resuming: Harness) -> None:
     session = Session(resuming, token(sub="Ada", exp=int(resuming.start) + 30))
-    peer = session.come_back(token({"prefixes": ["r"], "send": False}, sub="Ada", exp=int(resuming.start) + 100))
+    peer = session.resume(token({"prefixes": ["r"], "send": False}, sub="Ada", exp=int(resuming.start) + 100))
     assert peer.heard()[0]["resumed"]
     peer.say("x")
     assert peer.heard()[-1]["code"] == "forbidden"
@@ -368,7 +368,7 @@ def test_resuming_with_another_token_of_the_same_owner(resuming: Harness) -> Non
     assert peer.closed == 4401
 
 
-def test_a_peer_that_is_away_leaves_when_its_token_ends(resuming: Harness) -> None:
+def test_a_detached_peer_leaves_when_its_token_expires(resuming: Harness) -> None:
     observer = enter(resuming, token())
     session = Session(resuming, token(exp=int(resuming.start) + 100))
     observer.heard()
@@ -377,13 +377,13 @@ def test_a_peer_that_is_away_leaves_when_its_token_ends(resuming: Harness) -> No
     resuming.advance(2)
     assert observer.heard() == [{"type": "peer-left", "peerId": session.peer.id}]
     assert resuming.relays_queued == 0
-    assert "resumed" not in session.come_back(token(exp=int(resuming.start) + 300)).heard()[0]
+    assert "resumed" not in session.resume(token(exp=int(resuming.start) + 300)).heard()[0]
 
 
 def test_a_peer_that_came_back_is_away_until_its_new_token_ends(resuming: Harness) -> None:
     observer = enter(resuming, token())
     session = Session(resuming, token(sub="Ada", exp=int(resuming.start) + 100))
-    session.come_back(token(sub="Ada", exp=int(resuming.start) + 200)).reset()
+    session.resume(token(sub="Ada", exp=int(resuming.start) + 200)).reset()
     observer.heard()
     resuming.advance(199)
     assert observer.heard() == []
@@ -392,14 +392,14 @@ def test_a_peer_that_came_back_is_away_until_its_new_token_ends(resuming: Harnes
 
 
 @pytest.mark.cluster
-def test_a_peer_that_another_node_did_not_take_leaves_when_its_token_ends(tmp_path: Path) -> None:
+def test_a_peer_that_another_node_did_not_take_leaves_when_its_token_expires(tmp_path: Path) -> None:
     harness = Harness(nodes=3, portal=issuer.portal(tmp_path), resume_window_seconds=300)
     observer = enter(harness, token())
     session = Session(harness, token(sub="Ada", exp=int(harness.start) + 100))
     harness.advance(98)
     harness.engines[2].refused = {"move"}
     observer.heard()
-    assert "resumed" not in session.come_back(token(sub="Ada")).heard()[0]
+    assert "resumed" not in session.resume(token(sub="Ada")).heard()[0]
     harness.advance(1)
     assert [message["type"] for message in observer.heard()] == ["peer-joined"]
     harness.advance(9)
@@ -422,8 +422,8 @@ def test_no_timer_is_left_when_who_was_away_is_gone(
 )
 def test_resuming_needs_a_good_token(resuming: Harness, make: Callable[[], str | None], status: int) -> None:
     session = Session(resuming, token())
-    assert response(session.come_back(make()).received)[0] == status
-    assert session.come_back(token()).heard()[0]["resumed"]
+    assert response(session.resume(make()).received)[0] == status
+    assert session.resume(token()).heard()[0]["resumed"]
 
 
 @pytest.mark.parametrize(
@@ -437,9 +437,9 @@ def test_resuming_needs_a_good_token(resuming: Harness, make: Callable[[], str |
 )
 def test_who_has_another_name_is_another_peer(resuming: Harness, other: Callable[[], str]) -> None:
     session = Session(resuming, token(sub="Ada"))
-    welcome, *_ = session.come_back(other()).heard()
+    welcome, *_ = session.resume(other()).heard()
     assert "resumed" not in welcome
-    assert session.come_back(token(sub="Ada")).heard()[0]["resumed"]
+    assert session.resume(token(sub="Ada")).heard()[0]["resumed"]
 
 
 @pytest.mark.parametrize(
@@ -455,23 +455,23 @@ def test_a_token_without_a_subject_resumes_its_own_sessions_only(
     resuming: Harness, own: dict[str, Any], others: dict[str, Any]
 ) -> None:
     session = Session(resuming, token(**own))
-    assert "resumed" not in session.come_back(token(**others)).heard()[0]
-    assert session.come_back(token(**own)).heard()[0]["resumed"]
+    assert "resumed" not in session.resume(token(**others)).heard()[0]
+    assert session.resume(token(**own)).heard()[0]["resumed"]
 
 
 def test_a_token_that_was_minted_anew_with_its_id_resumes_the_session(resuming: Harness) -> None:
     session = Session(resuming, token(jti="1"))
-    assert session.come_back(token(jti="1", exp=NOW + 7200)).heard()[0]["resumed"]
+    assert session.resume(token(jti="1", exp=NOW + 7200)).heard()[0]["resumed"]
 
 
 @pytest.mark.parametrize("subject", ["\ud800", "\0", "a\nb\x1b[0m", "x" * 10_000, 7, ["Ada"]])
 def test_no_subject_beside_a_claim_to_a_session_raises(resuming: Harness, logged: list[str], subject: Any) -> None:
     session = Session(resuming, token(sub="Ada"))
-    status, _, body = response(session.come_back(token(sub=subject)).received)
+    status, _, body = response(session.resume(token(sub=subject)).received)
     expected = 101 if isinstance(subject, str) and subject != "\ud800" else 401
     assert (status, '"resumed"' in body) == (expected, False)
     assert "Traceback" not in "\n".join(logged)
-    assert session.come_back(token(sub="Ada")).heard()[0]["resumed"]
+    assert session.resume(token(sub="Ada")).heard()[0]["resumed"]
 
 
 class OpaqueChecker:
@@ -486,8 +486,8 @@ class OpaqueChecker:
 def test_a_portal_that_names_nobody_keeps_sessions_apart_by_token(make_harness: MakeHarness) -> None:
     harness = make_harness(portal=Portal(GrantRealm(), [OpaqueChecker()]), resume_window_seconds=300)  # type: ignore[list-item]
     session = Session(harness, "one")
-    assert "resumed" not in session.come_back("another").heard()[0]
-    assert session.come_back("one").heard()[0]["resumed"]
+    assert "resumed" not in session.resume("another").heard()[0]
+    assert session.resume("one").heard()[0]["resumed"]
 
 
 def test_names_that_are_no_text_keep_sessions_apart(make_harness: MakeHarness) -> None:

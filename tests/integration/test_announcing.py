@@ -107,7 +107,7 @@ def test_a_full_queue_takes_no_more_events_of_a_mass_leave_than_its_mark(make_se
     assert len(left(observer)) == len(crowd)
 
 
-def test_who_comes_back_while_events_wait_is_told_by_its_list_alone(make_server: MakeHarness) -> None:
+def test_a_client_that_resumes_while_events_wait_gets_only_its_list(make_server: MakeHarness) -> None:
     server = make_server(resume_window_seconds=5)
     *crowd, observer = [server.join("room") for _ in range(CROWD)]
     lost = server.peer("/ws/room")

@@ -1,4 +1,4 @@
-"""Peers that lose their connection and come back to their session."""
+"""Clients that lose their connection and resume their session."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def harness(make_harness: MakeHarness) -> Harness:
     return make_harness(resume_window_seconds=WINDOW)
 
 
-class Guest:
+class ResumingClient:
     """A client that resumes: it counts what it receives, and keeps its latest token."""
 
     def __init__(self, harness: Harness, topic: str = "room", query: str = "") -> None:
-        self._world = harness
+        self._harness = harness
         self._topic = topic
         self.seen = 0
         self.token = ""
@@ -54,18 +54,18 @@ class Guest:
                 self.id, self.token = message["selfId"], message["resume"]["token"]
         return messages
 
-    def lose(self) -> None:
+    def lose_connection(self) -> None:
         """Lose the connection without a close frame."""
         self.heard()
         self.peer.reset()
 
-    def come_back(self, topic: str | None = None, token: str | None = None, seen: int | None = None) -> list[Any]:
+    def resume(self, topic: str | None = None, token: str | None = None, seen: int | None = None) -> list[Any]:
         """Connect again; returns what comes at once."""
         seen = self.seen if seen is None else seen
-        self.peer = self._world.peer(f"/ws/{topic or self._topic}?resume={token or self.token}&seen={seen}")
+        self.peer = self._harness.peer(f"/ws/{topic or self._topic}?resume={token or self.token}&seen={seen}")
         return self.heard()
 
-    def offer(self, target: Guest | Peer | str, msg_id: str, payload: Any = None) -> None:
+    def offer(self, target: ResumingClient | Peer | str, msg_id: str, payload: Any = None) -> None:
         """Send an offer."""
         self.peer.offer(target if isinstance(target, str) else target.id, msg_id, payload)
 
@@ -85,7 +85,7 @@ def errors(messages: list[Any]) -> list[tuple[str, str]]:
     return [(message["code"], message.get("msgId")) for message in messages if message["type"] == "error"]
 
 
-def test_off_by_default_nothing_tells_of_it(make_harness: MakeHarness) -> None:
+def test_without_a_window_nothing_can_be_resumed(make_harness: MakeHarness) -> None:
     harness = make_harness()
     peer = harness.peer("/ws/room?resume=anything&seen=none")
     text = peer.texts[0]
@@ -96,171 +96,171 @@ def test_off_by_default_nothing_tells_of_it(make_harness: MakeHarness) -> None:
 
 
 def test_the_welcome_brings_a_token_and_the_window(harness: Harness) -> None:
-    guest = Guest(harness)
-    assert guest.welcome["resume"] == {"token": guest.token, "window": WINDOW}
-    assert "resumed" not in guest.welcome
-    assert len(guest.token) >= 40
+    client = ResumingClient(harness)
+    assert client.welcome["resume"] == {"token": client.token, "window": WINDOW}
+    assert "resumed" not in client.welcome
+    assert len(client.token) >= 40
 
 
-def test_a_lost_connection_is_no_news_for_the_others(harness: Harness) -> None:
-    observer, guest = harness.join("room"), Guest(harness)
+def test_the_others_do_not_notice_a_lost_connection(harness: Harness) -> None:
+    observer, client = harness.join("room"), ResumingClient(harness)
     observer.heard()
-    guest.lose()
+    client.lose_connection()
     harness.advance(WINDOW - 1)
     assert observer.heard() == []
-    assert [peer["id"] for peer in harness.join("room").peers] == [observer.id, guest.id]
+    assert [peer["id"] for peer in harness.join("room").peers] == [observer.id, client.id]
 
 
-def test_who_comes_back_is_the_same_peer(harness: Harness) -> None:
-    observer, guest = harness.join("room"), Guest(harness)
+def test_a_resumed_client_is_the_same_peer(harness: Harness) -> None:
+    observer, client = harness.join("room"), ResumingClient(harness)
     observer.heard()
-    peer_id, token = guest.id, guest.token
-    guest.lose()
-    welcome, peer_list = guest.come_back()
+    peer_id, token = client.id, client.token
+    client.lose_connection()
+    welcome, peer_list = client.resume()
     assert (welcome["selfId"], welcome["resumed"]) == (peer_id, True)
     assert welcome["resume"]["token"] != token
     assert peer_list == {"type": "peer-list", "peers": [{"id": observer.id}]}
-    observer.offer(guest.id, "after")
-    assert offers(guest.heard()) == ["after"]
+    observer.offer(client.id, "after")
+    assert offers(client.heard()) == ["after"]
     assert observer.heard() == []
 
 
-def test_what_was_said_meanwhile_arrives_in_order(harness: Harness) -> None:
-    sender, guest = harness.join("room"), Guest(harness)
-    guest.lose()
+def test_relays_to_a_detached_peer_arrive_in_order(harness: Harness) -> None:
+    sender, client = harness.join("room"), ResumingClient(harness)
+    client.lose_connection()
     for number in range(5):
-        sender.offer(guest.id, str(number))
-    assert offers(guest.come_back()) == ["0", "1", "2", "3", "4"]
+        sender.offer(client.id, str(number))
+    assert offers(client.resume()) == ["0", "1", "2", "3", "4"]
     assert errors(sender.heard()) == []
 
 
-def test_what_was_lost_with_the_connection_is_sent_again(harness: Harness) -> None:
-    sender, guest = harness.join("room"), Guest(harness)
-    sender.offer(guest.id, "received")
-    guest.heard()
-    guest.peer.vanish()
+def test_messages_that_were_lost_with_the_connection_are_sent_again(harness: Harness) -> None:
+    sender, client = harness.join("room"), ResumingClient(harness)
+    sender.offer(client.id, "received")
+    client.heard()
+    client.peer.vanish()
     for number in range(3):
-        sender.offer(guest.id, f"lost {number}")
-    guest.peer.reset()
-    sender.offer(guest.id, "meanwhile")
-    assert offers(guest.come_back()) == ["lost 0", "lost 1", "lost 2", "meanwhile"]
+        sender.offer(client.id, f"lost {number}")
+    client.peer.reset()
+    sender.offer(client.id, "meanwhile")
+    assert offers(client.resume()) == ["lost 0", "lost 1", "lost 2", "meanwhile"]
 
 
-def test_what_waited_for_a_stalled_connection_is_sent_again(make_harness: MakeHarness) -> None:
+def test_messages_that_waited_for_a_stalled_connection_are_sent_again(make_harness: MakeHarness) -> None:
     harness = make_harness(resume_window_seconds=WINDOW, buffer_bytes=2000)
-    sender, guest = harness.join("room"), Guest(harness)
-    guest.peer.stall()
+    sender, client = harness.join("room"), ResumingClient(harness)
+    client.peer.stall()
     for number in range(8):
-        sender.offer(guest.id, str(number), "x" * 1000)
-    guest.lose()
+        sender.offer(client.id, str(number), "x" * 1000)
+    client.lose_connection()
     assert errors(sender.heard()) == []
-    assert offers(guest.come_back()) == [str(number) for number in range(8)]
+    assert offers(client.resume()) == [str(number) for number in range(8)]
 
 
-def test_up_to_the_high_water_mark_waits_and_the_rest_is_dropped(harness: Harness) -> None:
-    sender, guest = harness.join("room"), Guest(harness)
-    guest.lose()
+def test_relays_wait_up_to_the_high_water_mark_and_the_rest_is_dropped(harness: Harness) -> None:
+    sender, client = harness.join("room"), ResumingClient(harness)
+    client.lose_connection()
     sender.heard()
     for number in range(18):
-        sender.offer(guest.id, str(number))
+        sender.offer(client.id, str(number))
     assert errors(sender.heard()) == [("dropped", "16"), ("dropped", "17")]
-    assert offers(guest.come_back()) == [str(number) for number in range(16)]
+    assert offers(client.resume()) == [str(number) for number in range(16)]
 
 
-def test_who_does_not_come_back_is_gone_after_the_window_and_its_senders_are_told(harness: Harness) -> None:
-    sender, guest = harness.join("room"), Guest(harness)
-    guest.lose()
+def test_a_peer_that_does_not_resume_leaves_after_the_window_and_its_senders_get_errors(harness: Harness) -> None:
+    sender, client = harness.join("room"), ResumingClient(harness)
+    client.lose_connection()
     sender.heard()
-    sender.offer(guest.id, "in vain")
+    sender.offer(client.id, "in vain")
     harness.advance(WINDOW)
     left, error = sorted(sender.heard(), key=lambda message: str(message["type"]), reverse=True)
-    assert left == {"type": "peer-left", "peerId": guest.id}
+    assert left == {"type": "peer-left", "peerId": client.id}
     assert (error["code"], error["msgId"]) == ("dropped", "in vain")
     assert harness.relays_queued == 0
     assert harness.counters.relays_undelivered == 1
-    welcome, *_ = guest.come_back()
+    welcome, *_ = client.resume()
     assert welcome["selfId"] != left["peerId"]
     assert "resumed" not in welcome
 
 
-def test_senders_are_told_of_exactly_what_was_never_written(make_harness: MakeHarness) -> None:
+def test_senders_get_errors_for_exactly_the_relays_that_were_never_written(make_harness: MakeHarness) -> None:
     harness = make_harness(resume_window_seconds=WINDOW, buffer_bytes=2000)
-    sender, guest = harness.join("room"), Guest(harness)
-    guest.peer.stall()
+    sender, client = harness.join("room"), ResumingClient(harness)
+    client.peer.stall()
     for number in range(4):
-        sender.offer(guest.id, f"first {number}", "x" * 1000)
-    written = [text for text in guest.peer.transport.texts_written() if "first" in text]
-    guest.lose()
-    sender.offer(guest.id, "meanwhile")
+        sender.offer(client.id, f"first {number}", "x" * 1000)
+    written = [text for text in client.peer.transport.texts_written() if "first" in text]
+    client.lose_connection()
+    sender.offer(client.id, "meanwhile")
     sender.heard()
     harness.advance(WINDOW)
-    untold = [f"first {number}" for number in range(len(written))]
-    told = [msg_id for _, msg_id in errors(sender.heard())]
-    assert 0 < len(untold) < 4
-    assert sorted([*untold, *told]) == [*(f"first {number}" for number in range(4)), "meanwhile"]
-    assert harness.relays_written == len(untold)
+    delivered = [f"first {number}" for number in range(len(written))]
+    failed = [msg_id for _, msg_id in errors(sender.heard())]
+    assert 0 < len(delivered) < 4
+    assert sorted([*delivered, *failed]) == [*(f"first {number}" for number in range(4)), "meanwhile"]
+    assert harness.relays_written == len(delivered)
 
 
-def test_a_vanished_peer_may_come_back_before_and_after_it_is_noticed(harness: Harness) -> None:
-    observer, guest = harness.join("room"), Guest(harness)
+def test_a_client_may_resume_before_and_after_its_loss_is_noticed(harness: Harness) -> None:
+    observer, client = harness.join("room"), ResumingClient(harness)
     observer.heard()
-    guest.peer.vanish()
-    guest.come_back()
-    guest.peer.vanish()
+    client.peer.vanish()
+    client.resume()
+    client.peer.vanish()
     harness.advance(34)
-    welcome, *_ = guest.come_back()
+    welcome, *_ = client.resume()
     assert welcome["resumed"]
     assert observer.heard() == []
 
 
-def test_a_connection_that_hangs_is_cut_off_when_its_peer_comes_back(harness: Harness) -> None:
-    guest = Guest(harness)
-    old = guest.peer
+def test_a_connection_that_hangs_is_cut_off_when_its_client_resumes(harness: Harness) -> None:
+    client = ResumingClient(harness)
+    old = client.peer
     old.vanish()
-    guest.come_back()
+    client.resume()
     assert old.lost
     assert old.transport.aborted
-    assert not guest.peer.lost
+    assert not client.peer.lost
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 4000])
-def test_a_close_frame_leaves_at_once(harness: Harness, code: int) -> None:
-    observer, guest = harness.join("room"), Guest(harness)
+def test_a_peer_leaves_at_once_with_a_close_frame(harness: Harness, code: int) -> None:
+    observer, client = harness.join("room"), ResumingClient(harness)
     observer.heard()
-    guest.peer.leave(code)
-    assert observer.heard() == [{"type": "peer-left", "peerId": guest.id}]
-    welcome, *_ = guest.come_back()
+    client.peer.leave(code)
+    assert observer.heard() == [{"type": "peer-left", "peerId": client.id}]
+    welcome, *_ = client.resume()
     assert "resumed" not in welcome
 
 
-def test_who_is_closed_by_the_server_leaves_at_once(harness: Harness) -> None:
-    observer, guest = harness.join("room"), Guest(harness)
+def test_a_peer_that_the_server_closes_leaves_at_once(harness: Harness) -> None:
+    observer, client = harness.join("room"), ResumingClient(harness)
     observer.heard()
-    guest.peer.say_frame(Frame(Opcode.CONT, b"out of place"))
+    client.peer.say_frame(Frame(Opcode.CONT, b"out of place"))
     harness.advance(6)
     assert [event["type"] for event in observer.heard()] == ["peer-left"]
 
 
-def test_a_token_is_good_for_one_use(harness: Harness) -> None:
-    guest = Guest(harness)
-    used = guest.token
-    guest.lose()
-    guest.come_back()
-    again = Guest(harness, query=f"?resume={used}&seen=2")
+def test_a_token_is_valid_once(harness: Harness) -> None:
+    client = ResumingClient(harness)
+    used = client.token
+    client.lose_connection()
+    client.resume()
+    again = ResumingClient(harness, query=f"?resume={used}&seen=2")
     assert "resumed" not in again.welcome
-    assert not guest.peer.lost
+    assert not client.peer.lost
 
 
-def test_a_welcome_that_never_arrived_leaves_the_token_good(harness: Harness) -> None:
-    sender, guest = harness.join("room"), Guest(harness)
-    guest.lose()
-    sender.offer(guest.id, "kept")
+def test_a_token_stays_valid_if_the_next_welcome_is_lost(harness: Harness) -> None:
+    sender, client = harness.join("room"), ResumingClient(harness)
+    client.lose_connection()
+    sender.offer(client.id, "kept")
     connection = harness.connect()
     connection.vanish()
-    connection.transport.protocol.dataReceived(request(f"resume={guest.token}&seen={guest.seen}"))
+    connection.transport.protocol.dataReceived(request(f"resume={client.token}&seen={client.seen}"))
     harness.run()
     assert harness.counters.resumes == 1
-    welcome, peer_list, offer = guest.come_back()
+    welcome, peer_list, offer = client.resume()
     assert welcome["resumed"]
     assert peer_list["type"] == "peer-list"
     assert offer["msgId"] == "kept"
@@ -268,14 +268,14 @@ def test_a_welcome_that_never_arrived_leaves_the_token_good(harness: Harness) ->
 
 @pytest.mark.parametrize("token", ["x", "01JD0000000000000000000000aaaaaaaaaaaaaaaaaaaaaaaa", "%C3%A9", ""])
 def test_a_wrong_token_makes_a_new_peer(harness: Harness, token: str) -> None:
-    guest = Guest(harness)
-    stranger = Guest(harness, query=f"?resume={token}&seen=2")
+    client = ResumingClient(harness)
+    stranger = ResumingClient(harness, query=f"?resume={token}&seen=2")
     assert "resumed" not in stranger.welcome
-    assert stranger.peer_list["peers"] == [{"id": guest.id}]
+    assert stranger.peer_list["peers"] == [{"id": client.id}]
 
 
 @pytest.mark.parametrize(("equal", "wrong"), [(True, "x"), (True, ""), (False, "")])
-def test_what_compares_tokens_takes_the_same_time_for_all(
+def test_comparing_tokens_takes_constant_time(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, equal: bool, wrong: str
 ) -> None:
     compared: list[bytes] = []
@@ -284,131 +284,131 @@ def test_what_compares_tokens_takes_the_same_time_for_all(
         compared.append(presented)
         return equal
 
-    guest = Guest(harness)
-    guest.lose()
+    client = ResumingClient(harness)
+    client.lose_connection()
     # What hmac.compare_digest says decides, and nothing else does.
     monkeypatch.setattr("signaling.core.session.compare_digest", compare)
-    secret = guest.token[26:] + wrong
-    welcome, *_ = guest.come_back(token=guest.id + secret)
+    secret = client.token[26:] + wrong
+    welcome, *_ = client.resume(token=client.id + secret)
     assert bool(welcome.get("resumed")) is equal
     assert set(compared) == {secret.encode()}
 
 
 def test_a_token_has_144_random_bits(harness: Harness) -> None:
-    secrets = {Guest(harness, topic=str(number)).token[26:] for number in range(20)}
+    secrets = {ResumingClient(harness, topic=str(number)).token[26:] for number in range(20)}
     assert len(secrets) == 20
     assert {len(base64.urlsafe_b64decode(secret)) for secret in secrets} == {18}
 
 
 def test_a_token_of_another_topic_makes_a_new_peer(harness: Harness) -> None:
-    guest = Guest(harness)
-    guest.lose()
-    welcome, peer_list = guest.come_back(topic="other")
+    client = ResumingClient(harness)
+    client.lose_connection()
+    welcome, peer_list = client.resume(topic="other")
     assert "resumed" not in welcome
     assert peer_list["peers"] == []
 
 
 def test_the_id_of_a_peer_with_a_secret_of_another_makes_a_new_peer(harness: Harness) -> None:
-    guest, other = Guest(harness), Guest(harness)
-    stranger = Guest(harness, query=f"?resume={guest.id}{other.token[26:]}&seen=2")
+    client, other = ResumingClient(harness), ResumingClient(harness)
+    stranger = ResumingClient(harness, query=f"?resume={client.id}{other.token[26:]}&seen=2")
     assert "resumed" not in stranger.welcome
 
 
 @pytest.mark.parametrize("seen", [3, 10**14])
-def test_who_says_to_have_seen_more_than_was_sent_is_a_new_peer_and_the_old_one_is_gone(
+def test_a_client_that_has_seen_more_than_was_sent_joins_anew_and_the_old_peer_leaves(
     harness: Harness, seen: int
 ) -> None:
-    observer, guest = harness.join("room"), Guest(harness)
+    observer, client = harness.join("room"), ResumingClient(harness)
     observer.heard()
-    guest.lose()
-    old = guest.id
-    welcome, peer_list = guest.come_back(seen=seen)
+    client.lose_connection()
+    old = client.id
+    welcome, peer_list = client.resume(seen=seen)
     assert "resumed" not in welcome
     assert peer_list["peers"] == [{"id": observer.id}]
     assert [event["type"] for event in observer.heard()] == ["peer-left", "peer-joined"]
-    assert old != guest.id
+    assert old != client.id
 
 
 @pytest.mark.parametrize("query", ["resume=x", "resume=x&seen=", "resume=x&seen=-1", "resume=x&seen=two"])
-def test_a_resume_without_a_number_is_refused(harness: Harness, query: str) -> None:
+def test_a_resume_without_seen_is_refused(harness: Harness, query: str) -> None:
     status, _, body = harness.request(request(query))
     assert status == 400
     assert body == "seen: has to be the number of messages received so far, beside resume\n"
 
 
-def test_what_arrived_is_forgotten(harness: Harness) -> None:
-    sender, guest = harness.join("room"), Guest(harness)
+def test_acknowledged_messages_are_not_kept(harness: Harness) -> None:
+    sender, client = harness.join("room"), ResumingClient(harness)
     for number in range(100):
-        sender.offer(guest.id, str(number))
-    guest.heard()
-    early = guest.seen - 50
-    guest.lose()
-    assert "resumed" not in guest.come_back(seen=early)[0]
+        sender.offer(client.id, str(number))
+    client.heard()
+    early = client.seen - 50
+    client.lose_connection()
+    assert "resumed" not in client.resume(seen=early)[0]
 
 
-def test_a_peer_that_confirms_nothing_can_come_back_only_from_what_is_kept(make_harness: MakeHarness) -> None:
+def test_a_client_that_acknowledges_nothing_can_resume_only_within_the_replay_buffer(make_harness: MakeHarness) -> None:
     harness = make_harness(resume_window_seconds=WINDOW, high_water_messages=2)
-    sender, guest = harness.join("room"), Guest(harness)
-    guest.peer.vanish()
+    sender, client = harness.join("room"), ResumingClient(harness)
+    client.peer.vanish()
     for number in range(40):
-        sender.offer(guest.id, str(number))
-    assert "resumed" not in guest.come_back()[0]
+        sender.offer(client.id, str(number))
+    assert "resumed" not in client.resume()[0]
 
 
-def test_metadata_stays_as_it_was(harness: Harness) -> None:
-    guest = Guest(harness, query="?metadata=%7B%22name%22%3A%22Ada%22%7D")
-    guest.lose()
-    guest.come_back()
-    assert harness.join("room").peers == [{"id": guest.id, "metadata": {"name": "Ada"}}]
+def test_a_resume_does_not_change_the_metadata(harness: Harness) -> None:
+    client = ResumingClient(harness, query="?metadata=%7B%22name%22%3A%22Ada%22%7D")
+    client.lose_connection()
+    client.resume()
+    assert harness.join("room").peers == [{"id": client.id, "metadata": {"name": "Ada"}}]
 
 
-def test_answers_to_its_own_messages_reach_it_too(server: Harness) -> None:
-    guest, target = Guest(server), Guest(server)
-    guest.heard()
-    target.lose()
-    guest.offer(target, "late")
-    guest.lose()
+def test_errors_to_its_own_messages_are_sent_again(server: Harness) -> None:
+    client, target = ResumingClient(server), ResumingClient(server)
+    client.heard()
+    target.lose_connection()
+    client.offer(target, "late")
+    client.lose_connection()
     server.advance(WINDOW - 1)
-    guest.come_back()
+    client.resume()
     server.advance(1)
-    assert ("dropped", "late") in errors(guest.heard())
+    assert ("dropped", "late") in errors(client.heard())
 
 
-def test_a_peer_that_is_away_keeps_its_place(make_server: MakeHarness) -> None:
+def test_a_detached_session_keeps_its_slot(make_server: MakeHarness) -> None:
     harness = make_server(resume_window_seconds=WINDOW, max_connections_per_address=2, max_connections=2)
-    guest, other = Guest(harness), Guest(harness)
-    guest.lose()
+    client, other = ResumingClient(harness), ResumingClient(harness)
+    client.lose_connection()
     assert harness.peer("/ws/room").texts == []
-    assert guest.come_back()[0]["resumed"]
-    guest.lose()
+    assert client.resume()[0]["resumed"]
+    client.lose_connection()
     harness.host = "192.0.2.77"
-    assert guest.come_back()[0]["resumed"]
-    guest.peer.leave()
+    assert client.resume()[0]["resumed"]
+    client.peer.leave()
     other.peer.leave()
     assert harness.join("room")
     assert harness.join("room")
     assert harness.peer("/ws/room").texts == []
 
 
-def test_a_connection_that_hangs_gives_its_place_up_once(make_server: MakeHarness) -> None:
+def test_a_connection_that_hangs_gives_up_its_slot_once(make_server: MakeHarness) -> None:
     harness = make_server(resume_window_seconds=WINDOW, max_connections=1)
-    guest = Guest(harness)
+    client = ResumingClient(harness)
     for _ in range(3):
-        guest.peer.vanish()
-        assert guest.come_back()[0]["resumed"]
+        client.peer.vanish()
+        assert client.resume()[0]["resumed"]
     assert harness.peer("/ws/room").texts == []
 
 
-def test_the_place_is_free_after_the_window(make_harness: MakeHarness) -> None:
+def test_the_slot_is_free_after_the_window(make_harness: MakeHarness) -> None:
     harness = make_harness(resume_window_seconds=WINDOW, max_connections=1)
-    Guest(harness).lose()
+    ResumingClient(harness).lose_connection()
     harness.advance(WINDOW)
     assert harness.join("room").peers == []
 
 
-def test_a_server_that_stops_waits_for_nobody_who_is_away(server: Harness) -> None:
-    guest = Guest(server)
-    guest.lose()
+def test_a_server_that_stops_does_not_wait_for_detached_sessions(server: Harness) -> None:
+    client = ResumingClient(server)
+    client.lose_connection()
     drained: list[None] = []
     server.drain().addCallback(drained.append)
     server.run()
@@ -418,29 +418,29 @@ def test_a_server_that_stops_waits_for_nobody_who_is_away(server: Harness) -> No
 
 
 @given(
-    steps=st.lists(st.sampled_from(["relay", "relay", "relay", "vanish", "lose", "return", "wait"]), max_size=60),
+    steps=st.lists(st.sampled_from(["relay", "relay", "relay", "hang", "lose", "resume", "wait"]), max_size=60),
     site=st.booleans(),
 )
-def test_nothing_is_missing_or_doubled_whatever_happens(steps: list[str], site: bool) -> None:
+def test_each_relay_arrives_once_or_is_dropped_whatever_happens(steps: list[str], site: bool) -> None:
     harness = Harness(site=site, resume_window_seconds=WINDOW)
-    sender, guest = harness.join("room"), Guest(harness)
+    sender, client = harness.join("room"), ResumingClient(harness)
     observer = harness.join("room")
     sent = 0
     received: list[str] = []
     dropped: list[str] = []
-    for step in [*steps, "return"]:
+    for step in [*steps, "resume"]:
         if step == "relay":
-            sender.offer(guest.id, str(sent))
+            sender.offer(client.id, str(sent))
             sent += 1
-        elif step == "vanish":
-            received += offers(guest.heard())
-            guest.peer.vanish()
+        elif step == "hang":
+            received += offers(client.heard())
+            client.peer.vanish()
         elif step == "lose":
-            received += offers(guest.heard())
-            guest.peer.reset()
-        elif step == "return":
-            received += offers(guest.heard())
-            received += offers(guest.come_back())
+            received += offers(client.heard())
+            client.peer.reset()
+        elif step == "resume":
+            received += offers(client.heard())
+            received += offers(client.resume())
         else:
             harness.advance(2)
         dropped += [msg_id for code, msg_id in errors(sender.heard()) if code == "dropped"]
@@ -450,40 +450,40 @@ def test_nothing_is_missing_or_doubled_whatever_happens(steps: list[str], site: 
     assert harness.relays_queued == 0
 
 
-def test_who_breaks_off_before_its_turn_gives_the_place_back(make_server: MakeHarness) -> None:
+def test_a_connection_that_is_lost_before_its_turn_gives_the_slot_back(make_server: MakeHarness) -> None:
     harness = make_server(resume_window_seconds=WINDOW, max_connections=40)
-    crowd = [Guest(harness) for _ in range(34)]
-    for guest in crowd:
-        newcomer = harness.connect()
-        newcomer.transport.protocol.dataReceived(request(f"resume={guest.token}&seen={guest.seen}"))
-        newcomer.transport.protocol.connectionLost(Failure(ConnectionLost()))
+    crowd = [ResumingClient(harness) for _ in range(34)]
+    for client in crowd:
+        connection = harness.connect()
+        connection.transport.protocol.dataReceived(request(f"resume={client.token}&seen={client.seen}"))
+        connection.transport.protocol.connectionLost(Failure(ConnectionLost()))
     harness.run()
     welcomed = [harness.peer("/ws/other") for _ in range(10)]
     assert sum(bool(peer.texts) for peer in welcomed) == 6
 
 
-def test_who_was_closed_by_the_server_is_nobody_to_come_back_to(harness: Harness) -> None:
-    sender, guest = harness.join("room"), Guest(harness)
-    guest.peer.stall()
-    guest.peer.say_frame(Frame(Opcode.CONT, b"out of place"))
-    sender.offer(guest.id, "too late")
+def test_a_peer_that_the_server_closed_cannot_be_resumed(harness: Harness) -> None:
+    sender, client = harness.join("room"), ResumingClient(harness)
+    client.peer.stall()
+    client.peer.say_frame(Frame(Opcode.CONT, b"out of place"))
+    sender.offer(client.id, "too late")
     assert errors(sender.heard()) == [("dropped", "too late")]
-    welcome, *_ = guest.come_back()
+    welcome, *_ = client.resume()
     assert "resumed" not in welcome
 
 
 def test_a_token_survives_any_number_of_welcomes_that_are_lost(harness: Harness) -> None:
-    guest = Guest(harness)
-    guest.lose()
+    client = ResumingClient(harness)
+    client.lose_connection()
     for _ in range(3):
         connection = harness.connect()
         connection.vanish()
-        connection.transport.protocol.dataReceived(request(f"resume={guest.token}&seen={guest.seen}"))
+        connection.transport.protocol.dataReceived(request(f"resume={client.token}&seen={client.seen}"))
         harness.run()
-    assert guest.come_back()[0]["resumed"]
+    assert client.resume()[0]["resumed"]
 
 
-def test_questions_of_what_arrived_take_no_room_from_relays(make_harness: MakeHarness) -> None:
+def test_requests_for_acknowledgments_take_no_room_from_relays(make_harness: MakeHarness) -> None:
     waiting = []
     for window in (0.0, WINDOW):
         harness = make_harness(resume_window_seconds=window, buffer_bytes=2000)
@@ -497,16 +497,16 @@ def test_questions_of_what_arrived_take_no_room_from_relays(make_harness: MakeHa
     assert waiting == [16, 16]
 
 
-def test_who_came_back_and_left_leaves_no_timer(server: Harness) -> None:
-    guest = Guest(server)
-    guest.lose()
-    guest.come_back()
-    guest.peer.leave()
+def test_a_resumed_client_that_leaves_leaves_no_timer(server: Harness) -> None:
+    client = ResumingClient(server)
+    client.lose_connection()
+    client.resume()
+    client.peer.leave()
     server.advance(6)
     assert [call for call in server.clock.getDelayedCalls() if call.active()] == []
 
 
-def test_those_who_are_away_leave_in_turns_at_a_drain(make_server: MakeHarness) -> None:
+def test_detached_peers_leave_in_turns_during_a_drain(make_server: MakeHarness) -> None:
     server = make_server(resume_window_seconds=5)
     observer = server.join("room")
     for _ in range(150):

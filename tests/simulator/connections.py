@@ -49,7 +49,7 @@ class SimulatedConnection(OutboundQueue[Receipt]):
         self.scenario = node.scenario
         self.slot: ConnectionSlot | None = None
         self.peer: Peer | None = None
-        self.said_goodbye = self.ended = self.lost = False
+        self.close_frame_seen = self.ended = self.lost = False
         self.turned_away = ""
         self._attempt: JoinAttempt | None = None
         self._accepted = self._holds_messages = self._finished = False
@@ -90,7 +90,7 @@ class SimulatedConnection(OutboundQueue[Receipt]):
         if not self._holds_messages:
             self._read()
 
-    def acceptInTurn(self, key: bytes) -> None:
+    def accept_in_turn(self, key: bytes) -> None:
         self.scenario.counts["joins in turn"] += 1
         self.node.turns.add(self)
 
@@ -114,7 +114,7 @@ class SimulatedConnection(OutboundQueue[Receipt]):
             self.later(0, self._read)
 
     def close(self, code: int, reason: str) -> None:
-        self.said_goodbye = True
+        self.close_frame_seen = True
         self._close(reason)
 
     def _close(self, reason: str) -> None:
@@ -183,7 +183,7 @@ class SimulatedConnection(OutboundQueue[Receipt]):
         self.node.turns.remove(self)
         for sent in self._unread:
             sent.lost = True
-        if peer is not None and not (self.said_goodbye or self.node.draining) and peer.detach(self.slot):
+        if peer is not None and not (self.close_frame_seen or self.node.draining) and peer.detach(self.slot):
             self.slot = None
         elif peer is not None:
             drop_undelivered(receipts, self.node.counters)
@@ -194,7 +194,7 @@ class SimulatedConnection(OutboundQueue[Receipt]):
             self.slot.release()
 
     def say_goodbye(self) -> None:
-        self.said_goodbye = True
+        self.close_frame_seen = True
         self.finish()
 
     def node_crashed(self) -> None:

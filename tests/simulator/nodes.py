@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 PREFIX = "s:"
 JOINS_PER_PASS = 4
+LARGEST_HIGH_WATER = 16
 
 
 class SimulatedIds(PeerIds):
@@ -94,16 +95,20 @@ class CountedLimits(ConnectionLimits):
 
 
 class SimulatedCluster(Cluster):
-    """A cluster that notices a ticket which is finished twice.
+    """The backplane of a node, which checks how tickets are finished.
 
     Attributes:
-        violation: is told of it.
+        owner: the node.
         tickets_due: how many tickets were asked for and are not given yet.
         unfinished: tickets that were given and are not finished, by topic and id.
     """
 
-    violation: Callable[[str], None]
+    owner: SimulatedNode
     tickets_due = 0
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.unfinished: dict[tuple[str, str | None], JoinTicket] = {}
 
     def request_join(
         self,
@@ -114,16 +119,14 @@ class SimulatedCluster(Cluster):
     ) -> None:
         def arrived(ticket: JoinTicket) -> None:
             self.tickets_due -= 1
-            self.unfinished.add((topic, ticket.id))
+            self.unfinished[topic, ticket.id] = ticket
             on_ticket(ticket)
 
         self.tickets_due += 1
         super().request_join(topic, metadata, arrived, proof)
 
     def finish_join(self, topic: str, peer: str, *, joined: bool) -> None:
-        if (topic, peer) not in self.unfinished:
-            self.violation(f"the ticket of {peer} in {topic} is finished twice")
-        self.unfinished.discard((topic, peer))
+        self.owner.check_ticket(self.unfinished.pop((topic, peer), None), topic, peer, joined)
         super().finish_join(topic, peer, joined=joined)
 
 
@@ -142,7 +145,7 @@ class ObservedPeers(LocalPeers):
 
     def _peer_moved(self, peer: Peer) -> None:
         if not peer.resumable:
-            self._node.scenario.violation(f"{self._node.name}: {peer.id} moved, and cannot resume")
+            self._node.violation(f"{peer.id} moved, and cannot resume")
 
 
 class SimulatedNode:
@@ -171,8 +174,7 @@ class SimulatedNode:
         self.announcer = Announcer(self.process, self.counters.count_dropped_events, offers_at_once=at_once)
         ids = SimulatedIds(lambda: 1_000_000 + int(scenario.now * 1000) + skew_ms, random)
         self.backplane = SimulatedCluster(self.engine, self.process, self.limits, prefix=PREFIX, ids=ids, choose=random)
-        self.backplane.unfinished = set()
-        self.backplane.violation = lambda what: scenario.violation(f"{name}: {what}")
+        self.backplane.owner = self
         self.connection_limits = CountedLimits(self.limits, self.process.seconds)
         self.sessions = SessionRegistry(self.limits, self.process, self.topics, lambda peer, reason: None)
         self.peer_services = PeerServices(
@@ -185,7 +187,8 @@ class SimulatedNode:
         self.attempts: list[JoinAttempt] = []
         self.crashed_at: float | None = None
         self.draining = False
-        self.backplane.start(ObservedPeers(self))
+        self._peers = ObservedPeers(self)
+        self.backplane.start(self._peers)
 
     @property
     def name(self) -> str:
@@ -283,18 +286,34 @@ class SimulatedNode:
         if connection.peer is not None and ice_servers is not None:
             connection.peer.renew(ice_servers)
 
-    # What has to be true when all is calm
+    # What has to be true
+
+    def violation(self, what: str) -> None:
+        self.scenario.violation(f"{self.name}: {what}")
+
+    def check_ticket(self, ticket: JoinTicket | None, topic: str, peer: str, joined: bool) -> None:
+        """See that a ticket is finished once, and says what became of its peer."""
+        is_here = self._peers.has(topic, peer)
+        if ticket is None:
+            self.violation(f"the ticket of {peer} in {topic} is finished twice")
+        elif joined != is_here and not (is_here and ticket.session is not None):
+            self.violation(f"the ticket of {peer} in {topic} says that it joined: {joined}, which is not true")
+        elif ticket.session is not None and not (is_here or self.draining):
+            # The replay buffers of other nodes may hold more than this one's.
+            has_room = self.topics.size(topic) < self.limits.max_peers_per_topic
+            if has_room and self.limits.high_water_messages == LARGEST_HIGH_WATER:
+                self.violation(f"the session of {peer} in {topic}, which another node gave up, is lost")
 
     def check_joins(self) -> None:
         """See that no join is under way, and that each peer has one connection slot."""
-        violation, backplane, limits = self.backplane.violation, self.backplane, self.connection_limits
+        violation, backplane, limits = self.violation, self.backplane, self.connection_limits
         for attempt in self.attempts:
             self.scenario.counts[f"joins {attempt.state.value}"] += 1
             if TRANSITIONS[attempt.state]:
                 violation(f"a join is {attempt.state.value}")
         self.attempts.clear()
         if backplane.tickets_due or backplane.unfinished:
-            violation(f"{backplane.tickets_due} tickets are not given, {backplane.unfinished} not finished")
+            violation(f"{backplane.tickets_due} tickets are not given, {list(backplane.unfinished)} not finished")
         slots = [connection.slot for connection in self.connections if connection.slot is not None]
         if len(slots) < len(self.connections):
             violation(f"{len(self.connections) - len(slots)} connections have no slot")
@@ -342,14 +361,14 @@ class SimulatedNode:
             connection.say_goodbye()
         for session in tuple(self.sessions.detached):
             self.sessions.close_detached(session)
-        self.sessions.rest()
+        self.sessions.cancel_idle_timers()
         self.backplane.stop(self._stopped)
 
     def _stopped(self) -> None:
         self.check_joins()
         if self.process.timers:
             left = [call.function.__qualname__ for call in self.process.calls]
-            self.scenario.violation(f"{self.name}: timers are left of a node that stopped: {left}")
+            self.violation(f"timers are left of a node that stopped: {left}")
         if self.process.alive:
             self._ended()
 

@@ -11,7 +11,7 @@ from signaling.limits import Limits
 from tests.simulator.clients import Client, Sent, payload
 from tests.simulator.connections import SimulatedConnection
 from tests.simulator.network import Link, Process
-from tests.simulator.nodes import SimulatedNode
+from tests.simulator.nodes import LARGEST_HIGH_WATER, SimulatedNode
 from tests.simulator.scenario import Scenario
 
 WINDOW_SECONDS = 20.0
@@ -195,7 +195,9 @@ class ResumingScenario(Scenario):
 
     def make_limits(self) -> Limits:
         window = self.random.choice([WINDOW_SECONDS, WINDOW_SECONDS, 3.0, 30.0])
-        return Limits(high_water_messages=self.random.choice([4, 4, 1, 16]), resume_window_seconds=window)
+        return Limits(
+            high_water_messages=self.random.choice([4, 4, 1, LARGEST_HIGH_WATER]), resume_window_seconds=window
+        )
 
     def join(self) -> None:
         nodes = self.serving()

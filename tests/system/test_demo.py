@@ -314,10 +314,10 @@ def test_call_outlives_the_server(driver: webdriver.Chrome) -> None:
             join(driver, lost, "loss", name)
         run(driver, MOVING, 2)
         lost.end()
-        result = "/^Signaling lost: next attempt in \\d+ s$/.test(document.getElementById('state-text').textContent)"
+        shown = "/^Signaling lost: next attempt in \\d+ s$/.test(document.getElementById('state-text').textContent)"
         for handle in driver.window_handles:
             driver.switch_to.window(handle)
-            wait_until(driver, result)
+            wait_until(driver, shown)
             wait_for_text(driver, ".row[data-level=error]", "signaling lost")
             run(driver, MOVING, 2)
     with running([f"--port={lost.port}", "--demo"]):

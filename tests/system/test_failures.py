@@ -55,7 +55,7 @@ def test_a_stopped_client_is_told_gone_within_interval_and_timeout() -> None:
             finally:
                 client.kill()
         assert 1 - 0.1 < gone_after < 1 + 1 + 1
-        server.wait_for(f"{peer} left '{observers.topic}': cut off: no pong within 1 s")
+        server.wait_for(f"{peer} left '{observers.topic}': aborted: no pong within 1 s")
 
 
 # Resets and half-closes
@@ -154,7 +154,7 @@ def test_a_target_that_never_reads_costs_its_sender_dropped_and_itself_the_conne
                 answers += answers_to_ten(sender, target)
             assert "peer-left" in answers
             observers.first.event("peer-left", target)
-            server.wait_for(f"{target} left '{observers.topic}': cut off: it took nothing for 1 s")
+            server.wait_for(f"{target} left '{observers.topic}': aborted: it read nothing for 1 s")
         assert server.memory_bytes("VmHWM") - before < 16 * MIB
 
 
@@ -180,7 +180,7 @@ def test_a_client_that_never_reads_its_answers_is_not_read_and_then_cut(frame: b
                 while True:
                     stuck.sendall(frame * 10_000)
             observers.first.event("peer-left", peer)
-            server.wait_for(f"{peer} left '{observers.topic}': cut off: it took nothing for 0.5 s")
+            server.wait_for(f"{peer} left '{observers.topic}': aborted: it read nothing for 0.5 s")
         assert server.memory_bytes("VmHWM") - before < 8 * MIB
 
 

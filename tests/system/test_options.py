@@ -205,7 +205,7 @@ def test_aborted_connections_are_logged_with_their_reason() -> None:
                 b"GET /ws/room HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                 b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
             )
-            server.wait_for(r"left 'room': cut off: no pong within 0\.2 s")
+            server.wait_for(r"left 'room': aborted: no pong within 0\.2 s")
 
 
 @pytest.mark.parametrize("level", ["debug", "info", "warn", "error"])

@@ -17,7 +17,7 @@ from tests.system.test_options import unprivileged
 TREE = Path(__file__).parents[2]
 MODULES = {str(path.relative_to(TREE)) for path in (TREE / "signaling").rglob("*.py")}
 STATIC = {str(path.relative_to(TREE)) for path in (TREE / "signaling" / "browser").glob("*/*")}
-SCRIPTS = {str(path.relative_to(TREE)) for path in (TREE / "signaling" / "backplane" / "lua").glob("*.lua")}
+SCRIPTS = {str(path.relative_to(TREE)) for path in (TREE / "signaling" / "backplane" / "redis" / "lua").glob("*.lua")}
 SHIPPED = (
     MODULES
     | SCRIPTS

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from unittest import SkipTest
 
 import pytest
 from twisted.internet import reactor
@@ -92,10 +91,7 @@ class EngineCase(TestCase):
         return self.enter(redis_running(**options))
 
     def enter(self, context: Any) -> Any:
-        try:
-            entered = context.__enter__()
-        except pytest.skip.Exception as skipped:
-            raise SkipTest(str(skipped)) from None
+        entered = context.__enter__()
         self.addCleanup(context.__exit__, None, None, None)
         return entered
 

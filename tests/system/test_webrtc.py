@@ -189,16 +189,16 @@ def test_a_chromium_pair_opens_a_data_channel(pages: str, tmp_path: Path) -> Non
         first = driver.current_window_handle
         driver.switch_to.new_window("window")
         driver.get(page_url(pages, server))
-        wait_until(driver, "received.includes('hello')")
+        wait_until(driver, "heard.includes('hello')")
         second = driver.current_window_handle
         joined = page_signals(driver)
         driver.find_element("id", "say").send_keys("over the wire\n")
         driver.switch_to.window(first)
-        wait_until(driver, "received.includes('over the wire')")
+        wait_until(driver, "heard.includes('over the wire')")
         driver.find_element("id", "say").send_keys("and back\n")
         there = page_signals(driver)
         driver.switch_to.window(second)
-        wait_until(driver, "received.includes('and back')")
+        wait_until(driver, "heard.includes('and back')")
         print("there first:", there, "\njoined:", joined)
         assert ["sent offer" in next(iter(signals.values())) for signals in (there, joined)] == [False, True]
         assert_all_passed(server, there | joined)
@@ -256,7 +256,7 @@ async def meet(peer: AiortcPeer, task: asyncio.Task, driver: webdriver.Chrome) -
         task.result()
     opened = peer.received.done()
     if opened:
-        await asyncio.to_thread(wait_until, driver, "received.includes('hello')")
+        await asyncio.to_thread(wait_until, driver, "heard.includes('hello')")
     passed = {peer.id: peer.signals, **await asyncio.to_thread(page_signals, driver)}
     await close((peer, task))
     if not opened:

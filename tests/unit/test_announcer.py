@@ -82,16 +82,16 @@ def test_an_event_of_a_small_topic_is_announced_at_once(clock: PassingClock) -> 
     assert not clock.getDelayedCalls()
 
 
-def test_a_newcomer_does_not_get_its_own_event(clock: PassingClock) -> None:
+def test_a_member_that_joins_does_not_get_its_own_event(clock: PassingClock) -> None:
     for at_once in (0, 10):
         room, one = Room(), announcer(clock, at_once)
-        member, newcomer = room.add(), room.add()
-        one.announce(room, frame(1), newcomer)
+        member, joining = room.add(), room.add()
+        one.announce(room, frame(1), joining)
         one.announce(room, frame(2))
         for _ in passes(clock):
             pass
         assert member.got == [frame(1), frame(2)]
-        assert newcomer.got == [frame(2)]
+        assert joining.got == [frame(2)]
 
 
 def test_what_is_too_much_for_one_moment_takes_turns(clock: PassingClock) -> None:

@@ -19,10 +19,10 @@ class FakeConnection:
 
     ended: str | None = None
 
-    def cut(self, reason: str) -> None:
+    def abort(self, reason: str) -> None:
         self.ended = reason
 
-    def handshakeLate(self) -> None:
+    def handshake_timed_out(self) -> None:
         self.ended = "late"
 
 
@@ -33,11 +33,11 @@ class GateHarness:
         self.clock = Clock()
         self.connections: set[FakeConnection] = set()
         self.counters = Counters()
-        handshakes: Timeouts[FakeConnection] = Timeouts(self.clock, HANDSHAKE_SECONDS, FakeConnection.handshakeLate)
+        timeouts: Timeouts[FakeConnection] = Timeouts(self.clock, HANDSHAKE_SECONDS, FakeConnection.handshake_timed_out)
         bounds = Limits(max_connections=2, spare_connections=2, **limits)
         self.gate: ConnectionGate[FakeConnection] = ConnectionGate(
             self.connections,
-            handshakes,
+            timeouts,
             ConnectionLimits(bounds, 1024, self.clock.seconds),
             bounds.max_connections_per_address,
             TrustedProxies(trusted_proxies),

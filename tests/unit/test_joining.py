@@ -108,7 +108,7 @@ class Connection:
 
     def __init__(self, server: Server) -> None:
         self.slot: ConnectionSlot | None = None
-        self.said_goodbye = self.ended = self.opened = self.reads = self.awaits_turn = False
+        self.close_frame_seen = self.ended = self.opened = self.reads = self.awaits_turn = False
         self.closed: int | None = None
         self.peer: Peer | None = None
         self.messages: list[Any] = []
@@ -121,7 +121,7 @@ class Connection:
         assert self.attempt is not None
         self.attempt.opened()
 
-    def acceptInTurn(self, key: bytes) -> None:
+    def accept_in_turn(self, key: bytes) -> None:
         self.awaits_turn = True
 
     def take_turn(self) -> None:
@@ -138,7 +138,7 @@ class Connection:
 
     def close(self, code: int, reason: str) -> None:
         self.closed = code
-        self.said_goodbye = True
+        self.close_frame_seen = True
         self.begin_to_end()
 
     def begin_to_end(self) -> None:
@@ -148,7 +148,7 @@ class Connection:
     def be_lost(self) -> None:
         self.begin_to_end()
         peer, self.peer = self.peer, None
-        if peer is not None and not self.said_goodbye and peer.detach(self.slot):
+        if peer is not None and not self.close_frame_seen and peer.detach(self.slot):
             self.slot = None
         elif peer is not None:
             peer.leave()

@@ -291,7 +291,7 @@ def test_a_relative_path_stays_what_it_was(tmp_path: Path, monkeypatch: pytest.M
     [
         ("", "a file with keys is needed"),
         (":alg=HS256", "a file with keys is needed"),
-        ("{path}:alg=none", "alg=none: right are HS256, RS256, ES256, EdDSA"),
+        ("{path}:alg=none", "alg=none: choose one of HS256, RS256, ES256, EdDSA"),
         ("{path}:algorithm=HS256", "algorithm= is none of alg, audience, issuer, leeway"),
         ("{path}:audience=", "audience= is none of"),
         ("{path}:alg=EdDSA:alg=EdDSA", "given twice"),

@@ -47,8 +47,10 @@ def is_private(name: str) -> bool:
 def uses(path: Path) -> list[str]:
     """Return the private attributes of others, and the private imports, that a module uses."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Attribute) and is_private(node.attr):
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    own_names = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in own_names:
             own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
             through_super = isinstance(node.value, ast.Call) and ast.unparse(node.value) == "super()"
             if not (own or through_super):

@@ -39,7 +39,7 @@ class Connection:
 
     def __init__(self, client: SimulatedClient, slot: ConnectionSlot | None) -> None:
         self.slot = slot
-        self.said_goodbye = False
+        self.close_frame_seen = False
         self.session: PeerSession | None = None
         self._client = client
 
@@ -125,7 +125,7 @@ class SimulatedClient:
 
     def say_goodbye(self) -> None:
         if self.connection.session is not None:
-            self.connection.said_goodbye = True
+            self.connection.close_frame_seen = True
             self.connection.session = None
             self.session.leave()
             if self.connection.slot is not None:

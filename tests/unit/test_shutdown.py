@@ -23,10 +23,10 @@ class FakeConnection:
         self._server = server
         self.codes: list[int] = []
 
-    def goAway(self, code: int) -> None:
+    def close_for_shutdown(self, code: int) -> None:
         self.codes.append(code)
 
-    def closeLate(self) -> None:
+    def close_timed_out(self) -> None:
         self.end()
 
     def end(self) -> None:

@@ -73,7 +73,7 @@ def test_any_number_of_items_take_one_timer_and_none_takes_none(bench: Bench) ->
     assert len(bench.clock.getDelayedCalls()) == 1
     for n in range(100):
         bench.deadlines.clear(str(n))
-    bench.deadlines.rest()
+    bench.deadlines.cancel_if_idle()
     assert bench.clock.getDelayedCalls() == []
 
 

@@ -81,10 +81,10 @@ def test_a_wall_clock_that_is_set_forward_is_noticed_within_a_minute() -> None:
 def test_rest_leaves_no_timer_where_nobody_is_set() -> None:
     wall = Wall()
     wall.expiries.set("x", 2000.0)
-    wall.expiries.rest()
+    wall.expiries.cancel_if_idle()
     assert wall.timers() == 1
     wall.expiries.clear("x")
-    wall.expiries.rest()
+    wall.expiries.cancel_if_idle()
     assert wall.timers() == 0
 
 
