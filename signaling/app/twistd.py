@@ -44,7 +44,7 @@ class TwistdService(MultiService):
             self._exit(str(error))
 
     def startService(self) -> None:
-        """Take over the signals once more, after the reactor, and tell systemd that the server is ready."""
+        """Handle signals instead of the reactor, which starts later, and tell systemd that the server is ready."""
         super().startService()
         self._warn_of_shortfall()
         self._factory.reactor.callWhenRunning(self._handle_signals)

@@ -46,19 +46,19 @@ class SignalingFactory(HttpFactory):
         limits: the bounds; None means the defaults.
         allow_origins: the pages that may connect, as for ``Origins``; none means any.
         trusted_proxies: whose ``X-Forwarded-For`` counts, as for ``TrustedProxies``.
-        ice_servers: what peers are told of STUN and TURN servers; None means nothing.
-        serve_client: whether ``/signaling.js`` is served, the client for browsers.
-        demo: whether ``/`` is, a page that shows it.
-        portal: who may do what (docs/access.md); None means that everybody may do everything.
+        ice_servers: the STUN and TURN servers that peers are sent; None means none.
+        serve_client: whether ``/signaling.js``, the client for browsers, is served.
+        demo: whether ``/`` serves the demo.
+        portal: checks tokens (docs/access.md); None means that everybody may join.
         backplane: shares the topics with other servers (docs/cluster.md); None means that there are none. It starts
             with the first port, or the first ``SignalingResource``, and stops at the end of a drain.
-        wall_clock: tells when tokens and TURN credentials expire, in seconds since 1970.
-        reactor: tells the time; None means the global reactor.
+        wall_clock: returns the seconds since 1970, for tokens and TURN credentials.
+        reactor: runs the timers; None means the global reactor.
         log_level: events below it are not logged.
 
     Attributes:
-        topics: who is there, by topic.
-        announcer: tells them of each other.
+        topics: the peers in each topic.
+        announcer: tells peers who joined and left.
         counters: what happened so far.
         shutdown: the end of the server; ``shutdown.drain()`` is what an application calls.
         crowd_size: from how many peers in a topic on joins take turns.
@@ -69,7 +69,7 @@ class SignalingFactory(HttpFactory):
         sessions: finds sessions to resume, and closes those that are not resumed.
 
     Raises:
-        ValueError: where an origin or a proxy is none.
+        ValueError: if an origin or a proxy is malformed.
     """
 
     protocol = SignalingProtocol
@@ -120,7 +120,7 @@ class SignalingFactory(HttpFactory):
 
     @property
     def relays_queued(self) -> int:
-        """How many accepted relays wait for their target's transport now; counted anew at each look."""
+        """How many accepted relays wait for their target's transport now; each access counts them."""
         return sum(connection.waiting for connection in self.connections) + self.sessions.relays_queued
 
     @property

@@ -151,7 +151,7 @@ class HttpFactory(WebSocketConnectionFactory):
         serve_client: whether ``/signaling.js`` is served.
         demo: whether ``/`` is served.
         portal: checks tokens; None means that there are none.
-        reactor: tells the time; None means the global reactor.
+        reactor: runs the timers; None means the global reactor.
         log_level: events below it are not logged.
         reserved_files: descriptors that are not for connections.
 
