@@ -55,7 +55,7 @@ TRANSITIONS: dict[JoinState, frozenset[JoinState]] = {
 
 
 class JoinAttempt:
-    """One client's way into its topic.
+    """One join, from its request until it is settled.
 
     Args:
         request: checked; if the server checks tokens, with its grant.
@@ -228,7 +228,7 @@ class JoinAttempt:
 
 
 class JoiningConnection(SessionConnection, Protocol):
-    """A connection on its way into a topic."""
+    """A connection whose client joins."""
 
     @property
     def ended(self) -> bool:

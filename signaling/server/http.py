@@ -101,7 +101,7 @@ class HttpProtocol(WebSocketConnection[R]):
         self.factory.scheduler.add(self)
 
     def on_turn(self) -> None:
-        """Go on with what waited, in the HTTP channel or here."""
+        """Continue what waited for this turn, in the HTTP channel or here."""
         if self._http is not None:
             self._http.answer_next()
         else:
@@ -122,7 +122,7 @@ class HttpProtocol(WebSocketConnection[R]):
         self._log_refusal(refused.status, refused.reason)
 
     def handshake_timed_out(self) -> None:
-        """End a connection whose request did not come in time, and log it."""
+        """End a connection whose request took too long, and log it."""
         super().handshake_timed_out()
         self.factory.counters.handshake_timeouts += 1
         self._log_refusal(None, self.end_reason)

@@ -1,4 +1,4 @@
-"""One connection of a signaling server: its way into a topic, its peer, and its end."""
+"""The protocol of a signaling connection: its login, its join, and its peer's messages."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class SignalingProtocol(HttpProtocol[Receipt]):
     _logout: Logout | None = None
     _may_send = True
 
-    # The way in
+    # The request and the login
 
     def handshake_timed_out(self) -> None:
-        """End a connection whose request, or whose login, did not come in time."""
+        """End a connection whose request or login took too long."""
         if self._login is not None:
             self._login.cancel()
         else:
@@ -116,7 +116,7 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         else:
             self.factory.gate.discard(self)
 
-    # What the attempt to join asks
+    # The join: what ``JoinAttempt`` asks of its connection
 
     @property
     def ended(self) -> bool:
