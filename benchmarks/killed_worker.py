@@ -22,7 +22,7 @@ from benchmarks.compare.payloads import candidate
 from benchmarks.observe import metered
 from benchmarks.processes import judge
 from signaling import Limits
-from signaling.workers.topic_router import Router
+from signaling.workers.topic_router import TopicRouter
 from tests.harness.delivery_log import DeliveryLog
 from tests.harness.server import Samples
 
@@ -131,7 +131,7 @@ async def load(
     pid: int, port: int, scrape: Callable[[], Samples], options: argparse.Namespace
 ) -> tuple[list[WorkerLog], Samples]:
     """Let pairs relay, kill the first worker, and wait for all; returns the logs by worker, and the last metrics."""
-    router, logs = Router(options.workers, Limits()), [WorkerLog() for _ in range(options.workers)]
+    router, logs = TopicRouter(options.workers, Limits()), [WorkerLog() for _ in range(options.workers)]
     topics = [f"pair-{number}" for number in range(options.pairs)]
     until = time.monotonic() + options.seconds
     running = [asyncio.create_task(Pair(port, topic, logs[router.owner(topic)]).run(until)) for topic in topics]

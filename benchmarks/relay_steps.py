@@ -24,6 +24,7 @@ from twisted.python.failure import Failure
 from benchmarks.compare.payloads import mix
 from signaling import Limits, SignalingFactory
 from signaling.admission.rate_limit import TokenBucket
+from signaling.core import messages as wire
 from signaling.websocket.frames import masked_frame_at, text_frame, unmask
 
 _MASK = b"\x17\x2a\x99\x04"
@@ -137,7 +138,7 @@ def _ours(messages: list[bytes], frames: list[bytes], repeats: int) -> Iterator[
     many = len(frames)
     longest = Limits().max_message_bytes
     bucket = TokenBucket(1e9, 1000)
-    decoded = [messages.decode(message) for message in messages]
+    decoded = [wire.decode(message) for message in messages]
     members = {_ID: None}
 
     yield (
@@ -150,12 +151,12 @@ def _ours(messages: list[bytes], frames: list[bytes], repeats: int) -> Iterator[
     )
     yield (
         "check the JSON, take `type`, `to` and `msgId` out of it",
-        _microseconds(lambda number: messages.decode(messages[number % many]), repeats),
+        _microseconds(lambda number: wire.decode(messages[number % many]), repeats),
     )
     yield "find the target", _microseconds(lambda number: members.get(decoded[number % many].to), repeats)
     yield (
         "write and frame what is relayed",
-        _microseconds(lambda number: text_frame(messages.relayed(decoded[number % many], _ID)), repeats),
+        _microseconds(lambda number: text_frame(wire.relayed(decoded[number % many], _ID)), repeats),
     )
 
 
@@ -209,7 +210,7 @@ def steps(repeats: int) -> list[tuple[str, float]]:
         b'{"type":"%b","to":"%b","payload":%b}' % (kind.encode(), _ID.encode(), payload) for kind, payload in mix(0)
     ]
     frames = [_client_frame(message) for message in messages]
-    sent = [text_frame(messages.relayed(messages.decode(message), _ID)) for message in messages]
+    sent = [text_frame(wire.relayed(wire.decode(message), _ID)) for message in messages]
     nothing = _microseconds(lambda number: frames[number % len(frames)], repeats)
     lines = _Lines()
     return [

@@ -27,8 +27,8 @@ from zope.interface import implementer
 
 from signaling import Grant, GrantRealm, IBearerToken, Limits, SignalingFactory, SignalingResource
 from signaling.server.protocol import SignalingProtocol
-from signaling.workers.listener import Dispatcher
-from signaling.workers.supervisor import Plan
+from signaling.workers.listener import WorkerListener
+from signaling.workers.supervisor import WorkerSettings
 from tests.harness.frames import masked
 
 REQUEST_BYTES = 16_000
@@ -124,7 +124,7 @@ class Server:
         self._router = None
         self._factory: SignalingFactory
         if way == "listener":
-            self._factory = listener = Dispatcher(Plan(2, [], 1.0), **how)
+            self._factory = listener = WorkerListener(WorkerSettings(2, [], 1.0), **how)
             self._router = listener.router
         else:
             self._factory = SignalingFactory(**how, portal=Portal(GrantRealm(), [_Checker()]))

@@ -10,7 +10,7 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 fi
 if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
     if [ "${INSTALL:-yes}" != no ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        echo "installing as root, unless you stop it and set INSTALL=no: python3-venv" >&2
+        echo "installing this Debian package as root (INSTALL=no installs none): python3-venv" >&2
         apt-get update -qq
         apt-get install -y -qq python3-venv
     else

@@ -24,11 +24,11 @@ need redis-server redis-server
 
 [ -z "$packages" ] && exit 0
 if [ "${INSTALL:-yes}" != no ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    echo "installing as root, unless you stop it and say INSTALL=no make test:$packages" >&2
+    echo "installing these Debian packages as root (INSTALL=no installs none):$packages" >&2
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq
     # shellcheck disable=SC2086 # one word for each package
     apt-get install -y -qq --no-install-recommends $packages >/dev/null
 else
-    echo "tests that need these Debian packages are skipped:$packages" >&2
+    echo "these Debian packages are missing, and the tests that need them are skipped:$packages" >&2
 fi

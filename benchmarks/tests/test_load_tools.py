@@ -106,3 +106,7 @@ def test_all_peers_of_a_dead_node_are_announced_and_nobody_else() -> None:
 
 def test_answers_that_nobody_reads_are_measured() -> None:
     assert "KB for each connection" in run("unread_answers", "--connections=5")
+
+
+def test_each_step_of_a_relay_is_measured() -> None:
+    assert "| find the target | " in run("relay_steps", "--repeats=100")

@@ -1,6 +1,6 @@
-"""The command line of a worker process; the listener writes it, nobody else.
+"""The command line of a worker process, for the listener alone.
 
-It takes the options of ``twistd signaling`` again, for what they make cannot be sent to another process.
+A worker parses the options of ``twistd signaling`` itself, because what they stand for cannot be sent to it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from twisted.logger import FilteringLogObserver, LogLevelFilterPredicate, global
 from twisted.python import usage
 
 from signaling.app.options import Options
-from signaling.app.service import backplane_of, factory_arguments
+from signaling.app.service import factory_arguments, requested_backplane
 from signaling.server.factory import SignalingFactory
 from signaling.timing.clock import use_monotonic_timers
 from signaling.workers.supervisor import CHANNEL_DESCRIPTOR
@@ -33,7 +33,7 @@ def _reactor_of(module: str) -> Any:
 def _metrics(options: Options, factory: SignalingFactory, reactor: Any, number: int) -> Callable[[], Any] | None:
     if not (options["metrics"] or options["metrics-listen"]):
         return None
-    # An extra, as in the service.
+    # Of the extra metrics.
     from signaling.metrics.aggregation import snapshot, worker_name  # noqa: PLC0415
     from signaling.metrics.collector import ReactorLag, make_registry  # noqa: PLC0415
 
@@ -43,14 +43,14 @@ def _metrics(options: Options, factory: SignalingFactory, reactor: Any, number: 
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run a worker until the listener wants no more of it.
+    """Run a worker until the listener stops it, or is gone.
 
     Args:
         arguments: the module of the reactor, the worker's number, the number of workers, and the options of
             ``twistd signaling``.
 
     Raises:
-        SystemExit: where the options are wrong by now, because of a file that they name.
+        SystemExit: if the options have become wrong, because of a file that they name.
     """
     reactor, number, options = _reactor_of(arguments[0]), int(arguments[1]), Options()
     use_monotonic_timers(reactor)
@@ -58,15 +58,20 @@ def main(arguments: Sequence[str]) -> None:
         options.parseOptions(list(arguments[3:]))
     except usage.UsageError as error:
         raise SystemExit(f"signaling: {error}") from None
-    # --workers 0 may come to another number by now.
+    # The number of cores, for --workers 0, may have changed.
     options.workers = int(arguments[2])
-    backplane = backplane_of(options, reactor)
-    factory = WorkerFactory(number, options.workers, **factory_arguments(options, number), backplane=backplane)
+    factory = WorkerFactory(
+        number,
+        options.workers,
+        **factory_arguments(options, number),
+        ice_servers=options.ice_servers,
+        backplane=requested_backplane(options, reactor),
+    )
     end = socket.socket(fileno=CHANNEL_DESCRIPTOR)
     process = WorkerProcess(reactor, factory, end, _metrics(options, factory, reactor, number))
     predicate = LogLevelFilterPredicate(defaultLogLevel=options.log_level)
     globalLogBeginner.beginLoggingTo([FilteringLogObserver(process.log, [predicate])])
-    reactor.callWhenRunning(process.begin)
+    reactor.callWhenRunning(process.start)
     reactor.run(installSignalHandlers=False)
 
 

@@ -6,7 +6,7 @@ has no I/O: it asks its connection (``JoiningConnection``) and what the joins of
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import Protocol
 
 from signaling.admission.client_address import Client
@@ -24,7 +24,7 @@ from signaling.errors import ErrorCode, Refused, Rejected
 _TRY_AGAIN_LATER = 1013
 
 
-class JoinState(Enum):
+class JoinState(StrEnum):
     """Where a join stands."""
 
     REQUESTED = "requested"  # nothing is held yet
@@ -55,7 +55,7 @@ TRANSITIONS: dict[JoinState, frozenset[JoinState]] = {
 
 
 class JoinAttempt:
-    """One client's way into its topic.
+    """One join, from its request until it is settled.
 
     Args:
         request: checked; if the server checks tokens, with its grant.
@@ -228,7 +228,7 @@ class JoinAttempt:
 
 
 class JoiningConnection(SessionConnection, Protocol):
-    """A connection on its way into a topic."""
+    """A connection whose client joins."""
 
     @property
     def ended(self) -> bool:

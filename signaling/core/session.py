@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Mapping
-from enum import Enum
+from enum import StrEnum
 from hmac import compare_digest
 from typing import ClassVar, Protocol
 
@@ -47,7 +47,7 @@ _SECRET_BYTES = 18
 _MAX_ACK_DIGITS = 15
 
 
-class SessionState(Enum):
+class SessionState(StrEnum):
     """The states of a ``PeerSession``."""
 
     CONNECTED = "connected"  # frames go to a connection

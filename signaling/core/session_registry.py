@@ -53,7 +53,8 @@ class SessionRegistry:
 
     def find(self, request: JoinRequest) -> PeerSession | None:
         """Return the session that the request may resume: in its topic, with its token, and of the same owner."""
-        claim, topic = request.claim, self._topics.find(request.topic)
+        claim = request.claim
+        topic = self._topics.find(request.topic) if claim is not None else None
         if claim is None or topic is None:
             return None
         peer = topic.get(peer_id_of(claim.token))

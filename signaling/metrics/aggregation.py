@@ -14,8 +14,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from signaling.metrics.collector import MetricsResource, ReactorLag
-from signaling.workers.listener import Dispatcher
-from signaling.workers.supervisor import Answer, Workers
+from signaling.workers.listener import WorkerListener
+from signaling.workers.supervisor import Answer, Supervisor
 
 # Not summed, but labelled with the process.
 _PER_PROCESS = ("process_", "signaling_reactor_lag_seconds")
@@ -123,19 +123,19 @@ class AggregatedMetricsResource(MetricsResource):
     """``/metrics`` of a listener and its workers, together.
 
     Args:
-        dispatcher: the listener's server.
+        listener: the listener of the workers.
         lag: measures its reactor.
     """
 
-    def __init__(self, dispatcher: Dispatcher, lag: ReactorLag) -> None:
-        super().__init__(dispatcher, lag)
-        self._workers = dispatcher.workers
+    def __init__(self, listener: WorkerListener, lag: ReactorLag) -> None:
+        super().__init__(listener, lag)
+        self._workers = listener.supervisor
         self._worker_metrics = [WorkerMetrics() for _ in self._workers]
 
     def collect(self) -> None:
         """Ask the workers for their metrics, then answer the waiting requests."""
         pids = [worker.pid for worker in self._workers]
-        self._workers.ask().addCallback(self._answered, pids).addErrback(self.failed)
+        self._workers.request_metrics().addCallback(self._answered, pids).addErrback(self.failed)
 
     def _answered(self, answers: list[Answer | None], pids: list[int | None]) -> None:
         sums = MetricSums()
@@ -146,7 +146,7 @@ class AggregatedMetricsResource(MetricsResource):
         self.answer_all(sums)
 
 
-def _worker_states(workers: Workers, answers: list[Answer | None]) -> Answer:
+def _worker_states(workers: Supervisor, answers: list[Answer | None]) -> Answer:
     up = GaugeMetricFamily("signaling_worker_up", "1 if the worker answered this scrape.", labels=["process"])
     restarts = CounterMetricFamily("signaling_worker_restarts", "How often the worker died.", labels=["process"])
     for worker, answer in zip(workers, answers, strict=True):

@@ -25,6 +25,7 @@ from signaling.admission.origins import Hosts
 from signaling.core.counters import Histogram
 from signaling.errors import ErrorCode, Refused
 from signaling.server.factory import SignalingFactory
+from signaling.server.http import HttpFactory
 from signaling.timing.clock import Clock
 from signaling.web.resources import Endpoint, Refusal
 from signaling.web.site import BoundedRequest, request_headers
@@ -70,21 +71,22 @@ class SignalingCollector:
     """Lists the metrics of one server, for ``prometheus_client``.
 
     Args:
-        factory: the server.
+        factory: the server; that of the workers' listener has no peers.
         lag: measures its reactor.
     """
 
-    def __init__(self, factory: SignalingFactory, lag: ReactorLag) -> None:
+    def __init__(self, factory: HttpFactory, lag: ReactorLag) -> None:
         self._factory = factory
         self._lag = lag
 
     def collect(self) -> Iterator[Metric]:
         """List all metrics."""
-        yield from self._state()
-        yield from self._peers()
-        yield from self._relays()
-        yield from self._backplane()
-        yield from self._histograms()
+        yield from self._connections()
+        if isinstance(self._factory, SignalingFactory):
+            yield from self._peers(self._factory)
+            yield from self._relays(self._factory)
+            yield from self._backplane(self._factory)
+        yield _histogram("reactor_lag_seconds", "How late the reactor ran a timer.", self._lag.histogram)
         yield InfoMetricFamily(
             "signaling_build",
             "Versions, and whether the fast path is on.",
@@ -97,27 +99,11 @@ class SignalingCollector:
             },
         )
 
-    def _state(self) -> Iterator[Metric]:
-        factory = self._factory
-        sizes = Histogram(_TOPIC_SIZES)
-        for topic in factory.topics:
-            sizes.add(len(topic))
+    def _connections(self) -> Iterator[Metric]:
+        factory, counters = self._factory, self._factory.counters
         yield _gauge("connections", "Open connections, including those that have not joined.", len(factory.connections))
         yield _gauge("connections_max", "The largest number of connections of peers.", factory.connection_limits.most)
-        yield _gauge("peers", "Peers in topics.", sizes.total)
-        detached = "Detached peers: they lost their connection and may resume; signaling_peers includes them."
-        yield _gauge("peers_detached", detached, len(factory.sessions.detached))
-        yield _gauge("topics", "Topics.", len(factory.topics))
-        yield _histogram("topic_peers", "Topics by the number of their peers.", sizes)
         yield _gauge("ready", "1 if /readyz answers 200.", not any(factory.unready_reasons.values()))
-
-    def _peers(self) -> Iterator[Metric]:
-        counters = self._factory.counters
-        yield _counter("joins", "Peers that joined.", counters.joins)
-        yield _counter("resumes", "Peers that resumed on another connection.", counters.resumes)
-        yield _counters(
-            "leaves", "Peers that left, by reason.", ["reason"], (((key,), n) for key, n in counters.leaves.items())
-        )
         outcomes = {"accepted": counters.joins + counters.resumes, "timeout": counters.handshake_timeouts}
         outcomes["topic_full"] = counters.errors_sent[ErrorCode.TOPIC_FULL]
         outcomes |= {str(status): count for status, count in counters.requests_refused.items()}
@@ -130,22 +116,40 @@ class SignalingCollector:
         evicted = "Connections that had not joined, closed to make room for newer ones."
         yield _counter("connections_evicted", evicted, counters.connections_evicted)
 
-    def _relays(self) -> Iterator[Metric]:
-        counters = self._factory.counters
+    def _peers(self, factory: SignalingFactory) -> Iterator[Metric]:
+        counters, sizes = factory.counters, Histogram(_TOPIC_SIZES)
+        for topic in factory.topics:
+            sizes.add(len(topic))
+        yield _gauge("peers", "Peers in topics.", sizes.total)
+        detached = "Detached peers: they lost their connection and may resume; signaling_peers includes them."
+        yield _gauge("peers_detached", detached, len(factory.sessions.detached))
+        yield _gauge("topics", "Topics.", len(factory.topics))
+        yield _histogram("topic_peers", "Topics by the number of their peers.", sizes)
+        yield _counter("joins", "Peers that joined.", counters.joins)
+        yield _counter("resumes", "Peers that resumed on another connection.", counters.resumes)
+        yield _counters(
+            "leaves", "Peers that left, by reason.", ["reason"], (((key,), n) for key, n in counters.leaves.items())
+        )
+        depths = "Messages in an outbound queue when it refused one."
+        yield _histogram("queue_depth_at_drop", depths, counters.queue_depths_at_drop)
+        yield _histogram("ping_round_trip_seconds", "Time from a ping to its pong.", counters.ping_round_trips)
+
+    def _relays(self, factory: SignalingFactory) -> Iterator[Metric]:
+        counters = factory.counters
         accepted = [((kind, "accepted"), count) for kind, count in counters.relays_accepted.items()]
         rejected = [((kind, str(code)), count) for (kind, code), count in counters.relays_rejected.items()]
         yield _counters("relays", "Well-formed relays, by outcome.", ["type", "outcome"], [*accepted, *rejected])
         undelivered = "Accepted relays whose target left before they were written; the sender got dropped."
         yield _counter("relays_undelivered", undelivered, counters.relays_undelivered)
-        yield _gauge("relays_queued", "Accepted relays in outbound queues.", self._factory.relays_queued)
+        yield _gauge("relays_queued", "Accepted relays in outbound queues.", factory.relays_queued)
         yield _counter("relayed_bytes", "Accepted relays, in bytes of frames.", counters.relayed_bytes)
         codes = (((str(code),), count) for code, count in counters.errors_sent.items())
         yield _counters("errors_sent", "Error messages sent to clients, by code.", ["code"], codes)
         dropped = "peer-joined and peer-left messages dropped because a queue was full."
         yield _counter("events_dropped", dropped, counters.events_dropped)
 
-    def _backplane(self) -> Iterator[Metric]:
-        counters, backplane = self._factory.counters, self._factory.backplane
+    def _backplane(self, factory: SignalingFactory) -> Iterator[Metric]:
+        counters, backplane = factory.counters, factory.backplane
         yield _gauge("backplane_up", "1 if peers on other nodes can be reached.", not backplane.unready_reasons)
         yield _gauge("relays_in_flight", "Relays to other nodes without an outcome yet.", backplane.forwarding)
         remotely = "Accepted relays that another node wrote."
@@ -153,15 +157,8 @@ class SignalingCollector:
         received = "Relays from peers of other nodes, written or queued here; signaling_relays_total excludes them."
         yield _counter("relays_received", received, counters.relays_received)
 
-    def _histograms(self) -> Iterator[Metric]:
-        counters = self._factory.counters
-        depths = "Messages in an outbound queue when it refused one."
-        yield _histogram("queue_depth_at_drop", depths, counters.queue_depths_at_drop)
-        yield _histogram("ping_round_trip_seconds", "Time from a ping to its pong.", counters.ping_round_trips)
-        yield _histogram("reactor_lag_seconds", "How late the reactor ran a timer.", self._lag.histogram)
 
-
-def make_registry(factory: SignalingFactory, lag: ReactorLag) -> CollectorRegistry:
+def make_registry(factory: HttpFactory, lag: ReactorLag) -> CollectorRegistry:
     """Return a registry with all metrics of one process."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(SignalingCollector(factory, lag))
@@ -208,7 +205,7 @@ class MetricsResource(Endpoint):
     # A web page in an operator's browser must not read metrics bound to the operator's machine.
     readable_by_pages = False
 
-    def __init__(self, factory: SignalingFactory, lag: ReactorLag) -> None:
+    def __init__(self, factory: HttpFactory, lag: ReactorLag) -> None:
         super().__init__(factory)
         self._registry = make_registry(factory, lag)
         self._clock: Clock = factory.reactor

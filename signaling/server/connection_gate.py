@@ -32,7 +32,7 @@ class ConnectionGate(Generic[C]):
 
     Args:
         connections: all open connections of the server, joined ones included.
-        handshakes: the handshake timeouts.
+        handshake_timeouts: of the connections whose handshake is not complete.
         limits: the bounds.
         most_of_one_address: how many unjoined connections an address may have; 0 means no bound.
         proxies: say which addresses count as one.
@@ -42,14 +42,14 @@ class ConnectionGate(Generic[C]):
     def __init__(  # noqa: PLR0913, PLR0917 - what it bounds, and by what
         self,
         connections: set[C],
-        handshakes: Timeouts[C],
+        handshake_timeouts: Timeouts[C],
         limits: ConnectionLimits,
         most_of_one_address: int,
         proxies: TrustedProxies,
         counters: Counters,
     ) -> None:
         self._connections = connections
-        self._handshakes = handshakes
+        self._handshake_timeouts = handshake_timeouts
         self._limits = limits
         self._most_of_one_address = most_of_one_address
         self._proxies = proxies
@@ -67,7 +67,7 @@ class ConnectionGate(Generic[C]):
             address: returns the client's address as text; empty if it is not known yet.
         """
         self._connections.add(connection)
-        self._handshakes.set(connection)
+        self._handshake_timeouts.set(connection)
         network = self._proxies.network(address()) if self._most_of_one_address else None
         self._networks[connection] = network
         if network is not None:
@@ -97,10 +97,10 @@ class ConnectionGate(Generic[C]):
     def remove(self, connection: C) -> None:
         """Forget ``connection``, which goes to another owner or is closed."""
         self.discard(connection)
-        self._handshakes.clear(connection)
+        self._handshake_timeouts.clear(connection)
         self._connections.discard(connection)
 
     def end_handshake(self, connection: C) -> None:
         """Let the handshake timeout of ``connection`` be over now, if it is still running."""
-        if self._handshakes.clear(connection) is not None:
+        if self._handshake_timeouts.clear(connection) is not None:
             connection.handshake_timed_out()

@@ -28,7 +28,7 @@ _BACKLOG = 1024
 
 @implementer(IStreamServerEndpoint)
 class AllInterfaces:
-    """A TCP port on all interfaces: IPv6 and IPv4 on one socket, IPv4 alone where there is no IPv6.
+    """A TCP port on all interfaces: IPv6 and IPv4 on one socket, or IPv4 alone if there is no IPv6.
 
     Args:
         reactor: accepts; it has to provide ``IReactorSocket``.
@@ -97,46 +97,46 @@ class Certificates:
         self._context = self._load().getContext()
 
 
-class Listener(NamedTuple):
-    """Somewhere to listen.
+class ListenAddress(NamedTuple):
+    """Where to listen.
 
     Args:
-        where: the words that asked for it, for an error.
-        protocols: who answers there, an ``IProtocolFactory``; None means the signaling server.
+        text: the option that asked for it, for an error.
+        site: an ``IProtocolFactory`` for its connections; None means the signaling server.
     """
 
-    where: str
+    text: str
     endpoint: IStreamServerEndpoint
-    protocols: Any = None
+    site: Any = None
 
     @property
     def certificates(self) -> Certificates | None:
-        """What its connections are given; None where they are not encrypted here."""
+        """The certificates of its connections; None if they are not encrypted here."""
         found = get_certificates(self.endpoint)
         return found if isinstance(found, Certificates) else None
 
 
-def listeners(reactor: Any, descriptions: Sequence[str], port: int) -> list[Listener]:
+def listen_addresses(reactor: Any, descriptions: Sequence[str], port: int) -> list[ListenAddress]:
     """Return where to listen.
 
     Args:
-        descriptions: Twisted endpoint descriptions; where there is none, ``port`` counts.
+        descriptions: Twisted endpoint descriptions; ``port`` counts if there are none.
 
     Raises:
-        StartError: naming the description that is not one.
+        StartError: if a description is wrong; its text names the description.
     """
     if not descriptions:
-        return [Listener(f"port {port}", AllInterfaces(reactor, port))]
-    return [Listener(f"--listen {text}", endpoint(reactor, "listen", text)) for text in descriptions]
+        return [ListenAddress(f"port {port}", AllInterfaces(reactor, port))]
+    return [ListenAddress(f"--listen {text}", endpoint(reactor, "listen", text)) for text in descriptions]
 
 
 def endpoint(reactor: Any, option: str, text: str) -> IStreamServerEndpoint:
     """Parse a Twisted endpoint description.
 
     Raises:
-        StartError: naming the option and the description, where it is none.
+        StartError: if it is wrong; the text names the option and the description.
     """
-    kind, arguments = _words(text)
+    kind, arguments = _split(text)
     problem = _problem(kind, arguments)
     if problem is not None:
         raise StartError(f"--{option} {text}: {problem}")
@@ -147,20 +147,20 @@ def endpoint(reactor: Any, option: str, text: str) -> IStreamServerEndpoint:
             set_certificates(parsed, Certificates(lambda: get_certificates(again(reactor, text))))
     except Exception as error:
         # Each endpoint's parser fails in its own way: KeyError, TypeError, OSError, OpenSSL's errors.
-        raise StartError(f"--{option} {text}: {why(kind, error)}") from None
+        raise StartError(f"--{option} {text}: {explain(kind, error)}") from None
     return parsed
 
 
-def _words(text: str) -> tuple[str, list[str]]:
+def _split(text: str) -> tuple[str, list[str]]:
     """Split a description into its kind and arguments; ``haproxy:tcp:8081`` is of the kind ``tcp``."""
-    kind, *arguments = [re.sub(r"\\(.)", r"\1", word) for word in re.split(r"(?<!\\):", text)]
+    kind, *arguments = [re.sub(r"\\(.)", r"\1", part) for part in re.split(r"(?<!\\):", text)]
     while kind == "haproxy":
         kind, *arguments = arguments or [""]
     return kind, arguments
 
 
 def _problem(kind: str, arguments: list[str]) -> str | None:
-    """Say what Twisted's parsers say in no words, or say too late."""
+    """Return what is wrong with a description that Twisted's parsers refuse without a reason, or too late."""
     named = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     first = arguments[0] if arguments and "=" not in arguments[0] else ""
     if kind == "stdio":
@@ -188,7 +188,7 @@ def _unreadable_file(named: Mapping[str, str]) -> str | None:
 
 
 _FILES = ("privateKey", "certKey", "extraCertChain", "dhParameters")
-_RIGHT = {
+_EXAMPLES = {
     "tcp": "tcp:8081:interface=127.0.0.1",
     "tcp6": r"tcp6:8081:interface=\:\:1",
     "ssl": "ssl:8443:privateKey=key.pem:certKey=cert.pem",
@@ -196,8 +196,8 @@ _RIGHT = {
     "systemd": "systemd:domain=INET6:index=0",
 }
 _PEM = "privateKey= has to hold a private key without a password, and certKey= its certificate, in PEM"
-# What the parsers raise, and what is wrong with the words then; the first that fits counts.
-_MEANINGS = (
+# What the parsers raise, and what is wrong with the description then; the first match counts.
+_EXPLANATIONS = (
     (r"Unknown endpoint type: (.*)", r"there is no kind of endpoint \1"),
     (r"unexpected keyword argument '(\w+)'", r"there is no \1="),
     (r"multiple values for argument '(\w+)'", r"\1= is given twice; a colon inside of a value is written \\:"),
@@ -211,11 +211,11 @@ _MEANINGS = (
 
 
 def _example(kind: str) -> str:
-    return f"for example {_RIGHT.get(kind) or ', '.join((_RIGHT['tcp'], _RIGHT['unix'], _RIGHT['ssl']))}"
+    return f"for example {_EXAMPLES.get(kind) or ', '.join((_EXAMPLES['tcp'], _EXAMPLES['unix'], _EXAMPLES['ssl']))}"
 
 
-def why(kind: str, error: Exception) -> str:
-    """Say in words for a person why a description, or its files, cannot be used.
+def explain(kind: str, error: Exception) -> str:
+    """Return, for a person, why a description or its files cannot be used.
 
     Args:
         kind: of the endpoint.
@@ -223,7 +223,7 @@ def why(kind: str, error: Exception) -> str:
     if isinstance(error, ImportError | NotImplementedError):
         return f"needs a package that is not installed (for TLS: the extra tls, as in pip install '.[tls]'): {error}"
     text = f"{type(error).__name__}: {error}".replace("\n", " ")
-    for pattern, meaning in _MEANINGS:
+    for pattern, meaning in _EXPLANATIONS:
         match = re.search(pattern, text)
         if match is not None:
             return f"{match.expand(meaning)}; {_example(kind)}"
@@ -232,26 +232,26 @@ def why(kind: str, error: Exception) -> str:
     return f"{_PEM} ({text})" if kind == "ssl" else f"{text}; {_example(kind)}"
 
 
-def start_error(where: str, error: BaseException | None) -> StartError:
-    """Say in one line why listening failed, and what would help.
+def start_error(text: str, error: BaseException | None) -> StartError:
+    """Return one line that says why listening failed, and what would help.
 
     Args:
-        where: the words that asked for it.
+        text: the option that asked for it.
     """
     cause = error.socketError if isinstance(error, CannotListenError) else error
-    # Twisted's lock beside a socket says by words alone that another server has it.
+    # For Twisted's lock beside a socket, only the text says that another server has it.
     number = errno.EADDRINUSE if "acquire lock" in str(cause) else getattr(cause, "errno", None)
-    if re.match(r"--\S+ (haproxy:)*unix:", where) and number in _UNIX_REASONS:
-        return StartError(f"{where}: {_UNIX_REASONS[number]}")
+    if re.match(r"--\S+ (haproxy:)*unix:", text) and number in _UNIX_REASONS:
+        return StartError(f"{text}: {_UNIX_REASONS[number]}")
     if number == errno.EADDRINUSE:
-        return StartError(f"{where}: the address is in use; stop the other server or choose another port")
-    if "interface=" in where and (number in _NO_ADDRESS or isinstance(cause, socket.gaierror)):
-        return StartError(f"{where}: interface= is not an address of this machine")
+        return StartError(f"{text}: the address is in use; stop the other server or choose another port")
+    if "interface=" in text and (number in _NO_ADDRESS or isinstance(cause, socket.gaierror)):
+        return StartError(f"{text}: interface= is not an address of this machine")
     if number == errno.EACCES:
         return StartError(
-            f"{where}: this user may not listen there; choose a port from 1024 up, or let systemd hand the socket over"
+            f"{text}: this user may not listen there; choose a port from 1024 up, or let systemd hand the socket over"
         )
-    return StartError(f"{where}: cannot listen: {cause}".replace("\n", " "))
+    return StartError(f"{text}: cannot listen: {cause}".replace("\n", " "))
 
 
 # A link-local address without its zone is an invalid argument.

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from constantly import NamedConstant
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IProtocolNegotiationFactory
 from twisted.logger import LogLevel
-from zope.interface import implementer
 
-from signaling.admission import file_limits
-from signaling.admission.client_address import Client, TrustedProxies
-from signaling.admission.connection_limits import ConnectionLimits
-from signaling.admission.origins import Origins
-from signaling.auth.cred import Access
 from signaling.backplane.standalone import StandaloneBackplane
 from signaling.core.announcer import Announcer
-from signaling.core.counters import Counters
 from signaling.core.ice import IceServers
 from signaling.core.interfaces import Backplane, JoinTicket
 from signaling.core.join_request import JoinRequest
@@ -32,22 +23,12 @@ from signaling.core.peer_ids import PeerIds
 from signaling.core.session import PeerSession
 from signaling.core.session_registry import SessionRegistry
 from signaling.core.topics import TopicMap
-from signaling.errors import LeaveReason, Refused
+from signaling.errors import LeaveReason
 from signaling.limits import Limits
-from signaling.log.events import Events, PacedLog
-from signaling.server.address_text import address_text
-from signaling.server.connection_gate import ConnectionGate
-from signaling.server.shutdown import Shutdown
+from signaling.log.events import PacedLog
+from signaling.server.http import HttpFactory
 from signaling.timing.timeouts import Timeouts
 from signaling.timing.wall_clock_timers import ClockSteps, WallClockTimers
-from signaling.web.credentials import subprotocol
-from signaling.web.join_parsing import check_join
-from signaling.web.resources import site_root
-from signaling.web.site import SignalingSite
-from signaling.web.static_files import pages
-from signaling.websocket.handshake import check_upgrade
-from signaling.websocket.protocol import WebSocketConnectionFactory
-from signaling.websocket.request_head import HeaderValues
 
 if TYPE_CHECKING:
     from twisted.cred.portal import Portal
@@ -56,8 +37,7 @@ if TYPE_CHECKING:
 from signaling.server.protocol import SignalingProtocol
 
 
-@implementer(IProtocolNegotiationFactory)
-class SignalingFactory(WebSocketConnectionFactory):
+class SignalingFactory(HttpFactory):
     """A signaling server, ready to listen: ``endpoint.listen(SignalingFactory())`` is all of it.
 
     Two factories in one process never meet: topics, counters, bounds and log level are the factory's own.
@@ -66,19 +46,19 @@ class SignalingFactory(WebSocketConnectionFactory):
         limits: the bounds; None means the defaults.
         allow_origins: the pages that may connect, as for ``Origins``; none means any.
         trusted_proxies: whose ``X-Forwarded-For`` counts, as for ``TrustedProxies``.
-        ice_servers: what peers are told of STUN and TURN servers; None means nothing.
-        serve_client: whether ``/signaling.js`` is served, the client for browsers.
-        demo: whether ``/`` is, a page that shows it.
-        portal: who may do what (docs/access.md); None means that everybody may do everything.
+        ice_servers: the STUN and TURN servers that peers are sent; None means none.
+        serve_client: whether ``/signaling.js``, the client for browsers, is served.
+        demo: whether ``/`` serves the demo.
+        portal: checks tokens (docs/access.md); None means that everybody may join.
         backplane: shares the topics with other servers (docs/cluster.md); None means that there are none. It starts
             with the first port, or the first ``SignalingResource``, and stops at the end of a drain.
-        wall_clock: tells when tokens and TURN credentials expire, in seconds since 1970.
-        reactor: tells the time; None means the global reactor.
+        wall_clock: returns the seconds since 1970, for tokens and TURN credentials.
+        reactor: runs the timers; None means the global reactor.
         log_level: events below it are not logged.
 
     Attributes:
-        topics: who is there, by topic.
-        announcer: tells them of each other.
+        topics: the peers in each topic.
+        announcer: tells peers who joined and left.
         counters: what happened so far.
         shutdown: the end of the server; ``shutdown.drain()`` is what an application calls.
         crowd_size: from how many peers in a topic on joins take turns.
@@ -89,7 +69,7 @@ class SignalingFactory(WebSocketConnectionFactory):
         sessions: finds sessions to resume, and closes those that are not resumed.
 
     Raises:
-        ValueError: where an origin or a proxy is none.
+        ValueError: if an origin or a proxy is malformed.
     """
 
     protocol = SignalingProtocol
@@ -110,49 +90,37 @@ class SignalingFactory(WebSocketConnectionFactory):
         reactor: IReactorTime | None = None,
         log_level: NamedConstant = LogLevel.info,
     ) -> None:
-        reactor = reactor or _global_reactor()
-        super().__init__(limits or Limits(), reactor)
+        super().__init__(
+            limits,
+            allow_origins=allow_origins,
+            trusted_proxies=trusted_proxies,
+            serve_client=serve_client,
+            demo=demo,
+            portal=portal,
+            reactor=reactor,
+            log_level=log_level,
+        )
+        clock = self.reactor
         self.topics: TopicMap[Peer] = TopicMap(self.limits.max_peers_per_topic, self.limits.max_peer_list_bytes)
-        self.counters = Counters()
-        self.announcer = Announcer(reactor, self.counters.count_dropped_events)
+        self.announcer = Announcer(clock, self.counters.count_dropped_events)
         self.backplane: Backplane = backplane or StandaloneBackplane()
-        self.origins = Origins(allow_origins)
-        self.connection_limits = ConnectionLimits(self.limits, file_limits.file_limit(reactor), reactor.seconds)
-        self.sessions = SessionRegistry(self.limits, reactor, self.topics, self._session_closed, wall_clock)
+        self.sessions = SessionRegistry(self.limits, clock, self.topics, self._session_closed, wall_clock)
         self._peer_services = PeerServices(
             self.topics, self.announcer, self.backplane, self.counters, self.limits, self.sessions
         )
         self.local = LocalPeers(self._peer_services, self._session_moved)
         self.ice_servers = ice_servers or IceServers()
         self.renewals: Timeouts[SignalingProtocol] = Timeouts(
-            reactor, self.ice_servers.renewal_seconds, SignalingProtocol.renewIceServers
+            clock, self.ice_servers.renewal_seconds, SignalingProtocol.renewIceServers
         )
-        self.clock_steps = ClockSteps(reactor, wall_clock, self.renewals.expire_all)
-        self.expiries: WallClockTimers[SignalingProtocol] = WallClockTimers(
-            reactor, wall_clock, SignalingProtocol.expire
-        )
-        self._proxies = TrustedProxies(trusted_proxies)
-        self.gate: ConnectionGate[SignalingProtocol] = ConnectionGate(
-            self.connections,
-            self.handshake_timeouts,
-            self.connection_limits,
-            self.limits.max_connections_per_address,
-            self._proxies,
-            self.counters,
-        )
+        self.clock_steps = ClockSteps(clock, wall_clock, self.renewals.expire_all)
+        self.expiries: WallClockTimers[SignalingProtocol] = WallClockTimers(clock, wall_clock, SignalingProtocol.expire)
         self.ids = PeerIds()
-        self.site = SignalingSite(
-            site_root(self, pages(client=serve_client, demo=demo)), self.limits, self.origins, reactor
-        )
-        self.events = Events(log_level, reactor.seconds)
-        self.paced_log = PacedLog(reactor)
-        self.access = Access(portal, self.events.log) if portal is not None else None
-        self.shutdown = Shutdown(self, reactor, self.limits)
-        self._backplane_start: Any = None
+        self.paced_log = PacedLog(clock)
 
     @property
     def relays_queued(self) -> int:
-        """How many accepted relays wait for their target's transport now; counted anew at each look."""
+        """How many accepted relays wait for their target's transport now; each access counts them."""
         return sum(connection.waiting for connection in self.connections) + self.sessions.relays_queued
 
     @property
@@ -161,36 +129,6 @@ class SignalingFactory(WebSocketConnectionFactory):
         counters = self.counters
         taken = counters.total_relays_accepted - counters.relays_delivered_remotely + counters.relays_received
         return taken - counters.relays_undelivered - self.relays_queued
-
-    def acceptableProtocols(self) -> list[bytes]:
-        """Offer HTTP/1.1 over TLS; Twisted would refuse every client that names protocols, as all browsers do."""
-        return [b"http/1.1"]
-
-    def check(self, segment: bytes, query: bytes, values: HeaderValues) -> tuple[JoinRequest, bytes]:
-        """Check all of a request that can be checked without asking anybody.
-
-        Args:
-            segment: the topic, still percent-encoded.
-            query: what follows the question mark, still encoded.
-            values: the request's headers.
-
-        Returns:
-            What is asked for, and the checked ``Sec-WebSocket-Key``.
-
-        Raises:
-            Refused: for the first reason of 400, 426, 403 and 421.
-        """
-        join, key = check_join(segment, query, self.limits), check_upgrade(values)
-        if self.access is not None:
-            join = replace(join, credential=self.access.presented(values, query))
-        self.origins.check(values(b"origin"))
-        if not self.owns(join.topic):
-            raise Refused(421, "this topic lives in another process: open a new connection, with a plain request")
-        return replace(join, subprotocol=subprotocol(values)), key
-
-    def owns(self, topic: str) -> bool:
-        """Tell whether a topic is this server's; where several processes share them, only one of them may have it."""
-        return True
 
     def new_peer(self, request: JoinRequest, connection: JoiningConnection, ticket: JoinTicket) -> Peer:
         """Make a peer that is in no topic yet, by the ticket's id if it has one."""
@@ -216,31 +154,11 @@ class SignalingFactory(WebSocketConnectionFactory):
 
     def cancel_idle_timers(self) -> None:
         """Leave no timer behind when the last connection is gone, and go on with a drain."""
-        super().cancel_idle_timers()
         self.renewals.cancel_if_idle()
         self.clock_steps.stop()
         self.expiries.cancel_if_idle()
         self.sessions.cancel_idle_timers()
-        self.shutdown.connection_lost()
-
-    def client(self, address: Any, values: HeaderValues) -> Client:
-        """Tell where a request comes from.
-
-        Args:
-            address: of the connection's other end, an ``IAddress`` provider.
-            values: the request's headers.
-        """
-        host = getattr(address, "host", None)
-        return self._proxies.client(host, address_text(address), values(b"x-forwarded-for"))
-
-    def connection_made(self, connection: SignalingProtocol) -> None:
-        """Take a new connection; if there are too many that have not joined, evict the oldest."""
-        self.gate.open(connection, connection.address_of_connection)
-
-    def handshakeRefused(self, address: Any, refused: Refused) -> None:
-        """Say in the log who was refused, and why."""
-        self.counters.requests_refused[refused.status] += 1
-        self.events.refused(address_text(address), refused.status, refused.reason)
+        super().cancel_idle_timers()
 
     @property
     def draining(self) -> bool:
@@ -249,18 +167,18 @@ class SignalingFactory(WebSocketConnectionFactory):
 
     @property
     def unready_reasons(self) -> dict[str, list[str]]:
-        """Why a balancer should send newcomers elsewhere, by what is checked."""
-        stopping = ["the server is stopping"] if self.shutdown.unready else []
-        return {"drain": stopping, "backplane": self.backplane.unready_reasons}
+        """Why a balancer should send new clients elsewhere, by what is checked."""
+        return {**super().unready_reasons, "backplane": self.backplane.unready_reasons}
 
-    # The backplane and the end
+    def start_services(self) -> None:
+        """Start the backplane."""
+        self.backplane.start(self.local)
 
-    def startFactory(self) -> None:
-        """Start the backplane; Twisted calls this when the first port begins to listen."""
-        self.shutdown.restart()
-        if self._backplane_start is None:
-            # Not at once: twistd listens before it sheds its privileges.
-            self._backplane_start = self.reactor.callLater(0, self.backplane.start, self.local)
+    def stop_services(self) -> Deferred[None]:
+        """Stop the backplane; fires when the other nodes know, or after some seconds without the store."""
+        stopped: Deferred[None] = Deferred()
+        self.backplane.stop(lambda: stopped.callback(None))
+        return stopped
 
     def drain_started(self) -> Iterable[Callable[[], object]]:
         """Log the drain; detached peers are left to remove."""
@@ -270,22 +188,7 @@ class SignalingFactory(WebSocketConnectionFactory):
         return [partial(self.sessions.close_detached, session) for session in self.sessions.detached]
 
     def last_connection_lost(self) -> Deferred[None]:
-        """Stop the backplane; fires when the other nodes know, or after some seconds without the store."""
+        """Stop the backplane."""
         self.sessions.cancel_idle_timers()
         self.paced_log.flush()
-        start, self._backplane_start = self._backplane_start, None
-        if start is not None and start.active():
-            start.cancel()
-        stopped: Deferred[None] = Deferred()
-        self.backplane.stop(lambda: stopped.callback(None))
-        return stopped
-
-    def abort_rest(self) -> None:
-        """No-op: a server has nothing but connections that could be aborted."""
-
-
-def _global_reactor() -> Any:
-    # Importing it installs it, which is the application's to decide.
-    from twisted.internet import reactor  # noqa: PLC0415
-
-    return reactor
+        return super().last_connection_lost()

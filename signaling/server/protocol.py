@@ -1,8 +1,4 @@
-"""The signaling server: one protocol for each connection, and the factory that holds the topic map.
-
-A connection speaks WebSocket first and web second: a well-formed upgrade of ``/ws/{topic}`` is answered here,
-everything else is handed, with the bytes read so far, to a ``twisted.web`` site.
-"""
+"""The protocol of a signaling connection: its login, its join, and its peer's messages."""
 
 from __future__ import annotations
 
@@ -26,103 +22,39 @@ from signaling.core.joining import JoinAttempt
 from signaling.core.peer import Peer, drop_undelivered
 from signaling.errors import ErrorCode, Refused, Rejected
 from signaling.limits import FRAMES_PER_TOKEN
-from signaling.server.address_text import address_text
-from signaling.transport.private_api import awaits_proxy_header
-from signaling.web.site import BoundedChannel
-from signaling.websocket.handshake import asks_for_websocket
-from signaling.websocket.protocol import WebSocketConnection
+from signaling.server.http import HttpProtocol
 from signaling.websocket.read_pause import ReadPause
-from signaling.websocket.request_head import Head, HeaderValues
+from signaling.websocket.request_head import HeaderValues
 
 if TYPE_CHECKING:
     from signaling.server.factory import SignalingFactory
 
-_PREFIX = b"/ws/"
 _POLICY_VIOLATION = 1008
 # Of the range for applications, after HTTP's 401.
 _TOKEN_EXPIRED = 4401
 
 
-class SignalingProtocol(WebSocketConnection[Receipt]):
+class SignalingProtocol(HttpProtocol[Receipt]):
     """One connection of a signaling server, and the peer attached to it once it is open."""
 
     factory: SignalingFactory
-    _http: BoundedChannel | None = None
     _peer: Peer | None = None
     # None before the login, and again once there is a peer.
     _attempt: JoinAttempt | None = None
-    _address: str | None = None
     slot: ConnectionSlot | None = None
     _bucket: TokenBucket | None = None
     _login: Deferred[Any] | None = None
     _logout: Logout | None = None
     _may_send = True
 
-    # The way in
-
-    def address_of_connection(self) -> str:
-        """Return the text of the client's address; empty if it is not known yet."""
-        # A haproxy: endpoint reads the client's address from the first bytes; until then it has the proxy's.
-        return "" if awaits_proxy_header(self.transport) else address_text(self.transport.getPeer())
-
-    def requestReceived(self, head: Head) -> None:
-        """Answer an upgrade of ``/ws/{topic}`` here, leave everything else to the site."""
-        path, _, query = head.target.partition(b"?")
-        segment = path.removeprefix(_PREFIX)
-        if segment in (path, b"") or b"/" in segment or not head.may_upgrade or not asks_for_websocket(head.values):
-            self._serve_http(head)
-            return
-        try:
-            join, key = self.factory.check(segment, query, head.values)
-        except Refused as refused:
-            self._refuse_join(refused, head.values)
-        else:
-            self.join(join, key, head.values)
-
-    def _serve_http(self, head: Head) -> None:
-        data, self.data = self.data, b""
-        self.factory.handshake_timeouts.clear(self)
-        self._http = web = self.factory.site.channel_for(self)
-        web.makeConnection(self.transport)
-        self.dataReceived = web.dataReceived  # type: ignore[method-assign]
-        web.begin(head, data)
-
-    def leave_http(self) -> None:
-        """Handle all further bytes here instead of in the site's channel."""
-        self._http = None
-        self.__dict__.pop("dataReceived", None)
-
-    def schedule_next_request(self) -> None:
-        """Have the site's channel read its next request when it is this connection's turn."""
-        self.factory.scheduler.add(self)
-
-    def on_turn(self) -> None:
-        """Continue what waited for this turn, in the site's channel or here."""
-        if self._http is not None:
-            self._http.answer_next()
-        else:
-            super().on_turn()
-
-    def refuse(self, refused: Refused) -> None:
-        """Answer the request with an HTTP error that a page of any origin can read, and end the connection."""
-        if self.state != self.STATE_CONNECTING:
-            return
-        refused.headers = {**self.factory.origins.cors(()), **refused.headers}
-        super().refuse(refused)
-        self.factory.counters.requests_refused[refused.status] += 1
-        self._log_refusal(refused.status, refused.reason)
+    # The request and the login
 
     def handshake_timed_out(self) -> None:
-        """End a connection whose request or login took too long, and log it."""
+        """End a connection whose request or login took too long."""
         if self._login is not None:
             self._login.cancel()
-            return
-        super().handshake_timed_out()
-        self.factory.counters.handshake_timeouts += 1
-        self._log_refusal(None, self.end_reason)
-
-    def _log_refusal(self, status: int | None, reason: str) -> None:
-        self.factory.events.refused(self._address or address_text(self.transport.getPeer()), status, reason)
+        else:
+            super().handshake_timed_out()
 
     def join(self, request: JoinRequest, key: bytes, values: HeaderValues) -> None:
         """Check the client's token, if tokens are checked; then let it join its topic, or refuse it.
@@ -150,7 +82,7 @@ class SignalingProtocol(WebSocketConnection[Receipt]):
         if self.state != self.STATE_CONNECTING:
             self._log_out()
         elif not grant.covers(request.topic):
-            self._refuse_join(forbidden(), values)
+            self.refuse_join(forbidden(), values)
         else:
             metadata = request.metadata if grant.metadata is None else grant.metadata_text
             owner = session_owner(request.credential, grant) if request.credential is not None else None
@@ -162,7 +94,7 @@ class SignalingProtocol(WebSocketConnection[Receipt]):
         if not isinstance(failure.value, Refused):
             failure.raiseException()
         else:
-            self._refuse_join(failure.value, values)
+            self.refuse_join(failure.value, values)
 
     def _login_broken(self, failure: Failure) -> None:
         # A transport does the same with what its protocol raises.
@@ -180,15 +112,11 @@ class SignalingProtocol(WebSocketConnection[Receipt]):
         try:
             attempt.start()
         except Refused as refused:
-            self._refuse_join(refused, values)
+            self.refuse_join(refused, values)
         else:
             self.factory.gate.discard(self)
 
-    def _refuse_join(self, refused: Refused, values: HeaderValues) -> None:
-        refused.headers |= self.factory.origins.cors(values(b"origin"))
-        self.refuse(refused)
-
-    # What the attempt to join asks
+    # The join: what ``JoinAttempt`` asks of its connection
 
     @property
     def ended(self) -> bool:
@@ -339,14 +267,9 @@ class SignalingProtocol(WebSocketConnection[Receipt]):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Clean up; ``onClose``, in the middle of it, removes or detaches the peer."""
-        web = self._http
-        self.leave_http()
-        if web is not None:
-            web.connectionLost(reason)
         self.factory.renewals.clear(self)
         self.factory.expiries.clear(self)
         super().connectionLost(reason)
-        self.factory.gate.discard(self)
         if self._login is not None:
             self._login.cancel()
         self._log_out()

@@ -74,7 +74,7 @@ class Shutdown:
 
     Args:
         server: is ended.
-        clock: tells the time.
+        clock: runs the timers.
         limits: ``drain_spread_seconds`` and ``shutdown_timeout_seconds`` count here.
 
     Attributes:

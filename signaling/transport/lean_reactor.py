@@ -13,7 +13,7 @@ from signaling.transport.private_api import FITS, poll_without_log_context
 
 
 class LeanEPollReactor(EPollReactor):
-    """Twisted's epoll reactor, less the log context of each event."""
+    """Twisted's epoll reactor without a log context for each event."""
 
     if FITS["epoll"]:
         doIteration = doPoll = poll_without_log_context

@@ -65,7 +65,7 @@ class AutobahnProtocol(WebSocketServerProtocol):
         raise NotImplementedError
 
     def onOverhead(self) -> None:
-        """Called for each ping, unasked pong and fragment; for a subclass."""
+        """Called for each ping, unsolicited pong and fragment; for a subclass."""
 
     def handle_control_frame(self, opcode: int, payload: bytes) -> None:
         """Let Autobahn handle a control frame that was read without it."""

@@ -22,7 +22,7 @@ def check_join(segment: bytes, query: bytes, limits: Limits) -> JoinRequest:
 
     Args:
         segment: the path's last segment, still percent-encoded.
-        query: what follows the question mark, still encoded; empty where there is none.
+        query: what follows the question mark, still encoded; empty if there is none.
 
     Raises:
         Refused: 400, naming what is wrong with which of them.

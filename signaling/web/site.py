@@ -268,7 +268,7 @@ class SignalingSite(Site):
         root: of its resources.
         limits: the bounds.
         origins: which pages may read the error of a request that no resource answers.
-        reactor: tells the time.
+        reactor: runs the timeouts.
 
     Attributes:
         most_requests: of one connection, before an answer ends it.

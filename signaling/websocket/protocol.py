@@ -40,7 +40,7 @@ _ACCEPTED = (
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Accept: %b\r\n%b\r\n"
 )
-_MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _log = Logger()
 
 _TURNS_PER_PASS = 4
@@ -153,7 +153,7 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
         self.factory.hold_writes()
         try:
             chosen = b"Sec-WebSocket-Protocol: %b\r\n" % self.subprotocol if self.subprotocol else b""
-            self._put(_ACCEPTED % (b64encode(sha1(key + _MAGIC).digest()), chosen))
+            self._put(_ACCEPTED % (b64encode(sha1(key + _GUID).digest()), chosen))
             self.onOpen()
         finally:
             self.factory.flush_writes()

@@ -1,7 +1,7 @@
-"""A channel between two processes of one server: whole messages, and descriptors of connections along with them.
+"""A channel between the listener and a worker: whole messages, and descriptors of connections along with them.
 
-It is one end of a pair of sockets that keep messages apart (``SOCK_SEQPACKET``, unix(7)), so there is no framing, and a
-message arrives with its descriptor or not at all. When one process ends, however it does, the other one's end tells.
+It is a pair of sockets that keep messages apart (``SOCK_SEQPACKET``, unix(7)): a message needs no framing, and arrives
+with its descriptor or not at all. When one process ends, however it does, the other reads the end of the channel.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import os
 import socket
+import struct
 from collections import deque
 from typing import Any, Protocol
 
@@ -17,29 +18,37 @@ from twisted.internet.main import CONNECTION_LOST
 from twisted.logger import Logger
 from zope.interface import implementer
 
-MOST_BYTES = 65_536
-"""Of one message; the kernel takes more."""
+# The first byte of a message of the listener
+CONNECTION, METRICS_REQUEST, DRAIN, ABORT = b"C", b"?", b"D", b"A"
+# The first byte of a message of a worker
+READY, METRICS, LOG, HEARTBEAT = b"R", b"M", b"L", b"B"
+
+CONNECTION_HEADER = struct.Struct("!dB")
+"""In front of a connection's first bytes: how many seconds its handshake has taken so far, and its address family."""
+
+MAX_MESSAGE_BYTES = 65_536
+"""The kernel takes more."""
 
 _MESSAGES_PER_PASS = 64
 _ONE_DESCRIPTOR = socket.CMSG_SPACE(array.array("i").itemsize)
 _log = Logger()
 
 
-class Correspondent(Protocol):
-    """What hears of a channel."""
+class ChannelOwner(Protocol):
+    """Receives what comes on a channel."""
 
     def message_received(self, message: bytes, descriptor: int | None) -> None:
-        """Take a message.
+        """Handle a message.
 
         Args:
-            descriptor: that came along, for the correspondent to close.
+            descriptor: that came along, for the owner to close.
         """
 
     def channel_writable(self) -> None:
-        """Hear that the channel takes messages again."""
+        """Go on sending: the channel takes messages again."""
 
     def channel_lost(self) -> None:
-        """Hear that the other process is gone, or means to go."""
+        """Clean up: the other process has ended, or has closed its end."""
 
 
 @implementer(IReadDescriptor, IWriteDescriptor)
@@ -49,21 +58,21 @@ class Channel:
     Args:
         reactor: watches it.
         end: a connected ``SOCK_SEQPACKET`` socket, which the channel closes.
-        correspondent: hears of it.
-        most_per_pass: how many messages to take in one pass of the reactor.
+        owner: receives messages.
+        most_per_pass: how many messages to read in one pass of the reactor.
 
     Attributes:
         waiting: messages that the kernel has not taken yet.
     """
 
     def __init__(
-        self, reactor: Any, end: socket.socket, correspondent: Correspondent, most_per_pass: int = _MESSAGES_PER_PASS
+        self, reactor: Any, end: socket.socket, owner: ChannelOwner, most_per_pass: int = _MESSAGES_PER_PASS
     ) -> None:
         self._reactor = reactor
         self._end = end
-        self._correspondent = correspondent
+        self._owner = owner
         self._most_per_pass = most_per_pass
-        self._buffer = bytearray(MOST_BYTES)
+        self._buffer = bytearray(MAX_MESSAGE_BYTES)
         self._fileno = end.fileno()
         self._lost = False
         self.waiting: deque[bytes] = deque()
@@ -71,11 +80,11 @@ class Channel:
         reactor.addReader(self)
 
     def fileno(self) -> int:
-        """Tell the descriptor, for the reactor; also of a channel that is lost, which the reactor asks again."""
+        """Return the descriptor; also after the channel was closed, when the reactor still asks."""
         return self._fileno
 
     def logPrefix(self) -> str:
-        """Name it in a log."""
+        """Return its name in a log."""
         return "channel"
 
     # Writing
@@ -84,12 +93,12 @@ class Channel:
         """Send a message at once, or not at all.
 
         Returns:
-            False where it was not sent; then the correspondent hears when it is time to try again.
+            False if it was not sent; then ``channel_writable`` is called when it is time to try again.
 
         Raises:
-            ValueError: where it is longer than ``MOST_BYTES``.
+            ValueError: if it is longer than ``MAX_MESSAGE_BYTES``.
         """
-        if len(message) > MOST_BYTES:
+        if len(message) > MAX_MESSAGE_BYTES:
             raise ValueError(f"a message of {len(message)} bytes")
         if self._lost or self.waiting:
             return False
@@ -99,7 +108,7 @@ class Channel:
         return False
 
     def post(self, message: bytes) -> None:
-        """Send a message as soon as the other end takes it; nothing where that is gone."""
+        """Send a message as soon as the other end takes it; no-op if the channel is closed."""
         if not self._lost and (self.waiting or not self.send(message)):
             self.waiting.append(message)
 
@@ -110,7 +119,7 @@ class Channel:
         try:
             self._end.sendmsg([message], rights)
         except OSError:
-            # Full, or the other end is gone, which reading will tell.
+            # Full, or closed at the other end, which reading will find.
             return False
         return True
 
@@ -121,12 +130,12 @@ class Channel:
                 return
             self.waiting.popleft()
         self._reactor.removeWriter(self)
-        self._correspondent.channel_writable()
+        self._owner.channel_writable()
 
     # Reading
 
     def doRead(self) -> Any:
-        """Take some messages."""
+        """Read a bounded number of messages."""
         for _ in range(self._most_per_pass):
             if self._lost:
                 break
@@ -138,26 +147,23 @@ class Channel:
                 return CONNECTION_LOST
             if not size:
                 return CONNECTION_LOST
-            self._take(bytes(self._buffer[:size]), _descriptor(ancillary))
+            try:
+                self._owner.message_received(bytes(self._buffer[:size]), _descriptor(ancillary))
+            except Exception:
+                # A message that cannot be handled must not cost the others, and the connections that they bring.
+                _log.failure("an error in a message between processes")
         return None
-
-    def _take(self, message: bytes, descriptor: int | None) -> None:
-        try:
-            self._correspondent.message_received(message, descriptor)
-        except Exception:
-            # One message that nobody understands must not cost the others, and the connections that they bring.
-            _log.failure("an error in a message between processes")
 
     # The end
 
     def connectionLost(self, reason: Any) -> None:
-        """Hear of the other end's end."""
+        """Close, because the other end did."""
         if not self._lost:
             self.close()
-            self._correspondent.channel_lost()
+            self._owner.channel_lost()
 
     def close(self) -> None:
-        """End it; the other end hears of that."""
+        """Close this end; the other end reads the end of the channel."""
         if self._lost:
             return
         self._lost = True

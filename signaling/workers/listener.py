@@ -1,7 +1,6 @@
-"""The listener in front of workers: it reads a request line, and gives the connection to the worker of its topic.
+"""The listener in front of the workers: it reads the path of a request, and gives the connection to a worker.
 
-The bytes that it read travel with the descriptor. What names no topic it answers itself, as a signaling server that
-lets nobody join. For the connections that it has not given away the bounds of that server hold.
+The bytes that it read go with the descriptor. Requests that name no topic it answers itself.
 """
 
 from __future__ import annotations
@@ -18,121 +17,122 @@ from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.internet.protocol import Factory, Protocol
 from zope.interface import implementer
 
-from signaling.admission import file_limits
-from signaling.admission.connection_limits import ConnectionLimits
 from signaling.errors import StartError
 from signaling.server.address_text import address_text
-from signaling.server.endpoints import Listener
-from signaling.server.factory import SignalingFactory
+from signaling.server.endpoints import ListenAddress
+from signaling.server.http import HttpFactory
 from signaling.transport.private_api import speaks_proxy_protocol
-from signaling.workers.supervisor import ABOUT, Plan, Workers
-from signaling.workers.topic_router import ELSEWHERE, Router
+from signaling.workers.ipc import CONNECTION_HEADER
+from signaling.workers.supervisor import Supervisor, WorkerSettings
+from signaling.workers.topic_router import NO_TOPIC, TopicRouter
 
 _READ_BYTES = 4_096
-# Its channel and what it writes past its log, and one more while another takes its place.
-_FILES_OF_A_WORKER = 4
+# The channel, two pipes for what the worker prints, and one more while a new worker takes the place of another.
+_FILES_PER_WORKER = 4
 
 
-class Dispatcher(SignalingFactory):
-    """The listener's own server, and its workers.
+class WorkerListener(HttpFactory):
+    """Accepts connections, and gives each to the worker that owns its topic.
 
     Args:
-        plan: how the workers are run.
-        how: what ``SignalingFactory`` takes; of the bounds, a worker's share.
+        settings: how the workers are run.
+        arguments: of ``HttpFactory``; of the bounds on connections, a worker's share.
 
     Attributes:
-        workers: the processes that topics live in.
-        router: tells them apart.
+        supervisor: runs the workers.
+        router: says which worker owns a topic.
     """
 
-    def __init__(self, plan: Plan, **how: Any) -> None:
-        super().__init__(**how)
-        # Fewer connections than a worker has: some of the files are the workers'.
-        files = file_limits.file_limit(self.reactor) - _FILES_OF_A_WORKER * plan.count
-        self.connection_limits = ConnectionLimits(self.limits, max(1, files), self.reactor.seconds)
-        self.router = Router(plan.count, self.limits)
-        self.workers = Workers(self.reactor, plan, self.events)
+    def __init__(self, settings: WorkerSettings, **arguments: Any) -> None:
+        super().__init__(**arguments, reserved_files=_FILES_PER_WORKER * settings.count)
+        self.router = TopicRouter(settings.count, self.limits)
+        self.supervisor = Supervisor(self.reactor, settings, self.events)
+        # A second request on a connection could be for a worker.
         self.site.most_requests = 1
 
     def owns(self, topic: str) -> bool:
-        """Let nobody join here."""
+        """Return False: every topic is a worker's."""
         return False
 
     @property
     def unready_reasons(self) -> dict[str, list[str]]:
-        """Why a balancer should send newcomers elsewhere: one of the workers is missing, or all stop."""
-        own, workers = super().unready_reasons, self.workers
-        return own if own["drain"] else {**own, "workers": workers.missing, "backplane": workers.unready_reasons}
+        """Why a balancer should send new clients elsewhere: the server stops, or a worker is not ready."""
+        reasons, supervisor = super().unready_reasons, self.supervisor
+        if reasons["drain"]:
+            return reasons
+        return {**reasons, "backplane": supervisor.backplane_reasons, "workers": supervisor.worker_reasons}
 
-    def drain_started(self) -> Iterable[Callable[[], object]]:
-        """Let the workers close their peers and end."""
-        self.workers.drain()
-        return ()
-
-    def last_connection_lost(self) -> Deferred[None]:
-        """Wait for the workers."""
-        return self.workers.drain()
-
-    def abort_rest(self) -> None:
-        """End every connection of the workers at once."""
-        self.workers.hurry()
-
-    def arrive(self, connection: socket.socket, protocol: Any, address: Any, port: Any, *rest: Any) -> Arrival:
-        """Take a connection in place of a transport; ``twisted.internet.tcp.Port.transport`` tells of the arguments."""
+    def accept(self, connection: socket.socket, protocol: Any, address: Any, port: Any, *rest: Any) -> Any:
+        """Take a connection in place of a transport; the arguments are those of ``tcp.Port.transport``."""
 
         def serve() -> Any:
-            answering = self.buildProtocol(_peer_address(port, address))
-            transport: Any = type(port).transport(connection, answering, address, port, *rest)
-            answering.makeConnection(transport)
-            return answering
+            served = self.buildProtocol(_peer_address(port, address))
+            transport: Any = type(port).transport(connection, served, address, port, *rest)
+            served.makeConnection(transport)
+            return served
 
-        return Arrival(self, connection, lambda: address_text(_peer_address(port, address)), serve)
+        return UnroutedConnection(self, connection, lambda: address_text(_peer_address(port, address)), serve)
+
+    def start_services(self) -> None:
+        """Start the workers."""
+        self.supervisor.start()
+
+    def drain_started(self) -> Iterable[Callable[[], object]]:
+        """Let the workers drain at the same time as the listener."""
+        self.supervisor.drain()
+        return ()
+
+    def stop_services(self) -> Deferred[None]:
+        """Wait until the workers have ended."""
+        return self.supervisor.drain()
+
+    def abort_rest(self) -> None:
+        """Abort the workers' connections."""
+        self.supervisor.abort()
 
 
 @implementer(IReadDescriptor)
-class Arrival:
-    """A connection that nobody has yet. To the factory it is one of its connections of no peer.
+class UnroutedConnection:
+    """A connection whose topic is not known yet, or whose worker does not take it yet.
 
     Args:
-        dispatcher: bounds it, and knows the workers.
+        listener: bounds it, and knows the workers.
         connection: accepted.
-        address: writes the client's down, for the log.
-        serve: makes the dispatcher's own protocol on the connection.
+        address: returns the client's address as text.
+        serve: builds an HTTP connection of the listener on it.
     """
 
-    waiting = 0
-
     def __init__(
-        self, dispatcher: Dispatcher, connection: socket.socket, address: Callable[[], str], serve: Callable[[], Any]
+        self, listener: WorkerListener, connection: socket.socket, address: Callable[[], str], serve: Callable[[], Any]
     ) -> None:
-        self._dispatcher = dispatcher
+        self._listener = listener
         self._socket = connection
         self._fileno = connection.fileno()
         self._family = int(connection.family)
         self._address = address
         self._serve = serve
         self._data = b""
-        self._since = 0.0
+        self._first_byte_at = 0.0
         self._worker: int | None = None
-        self._ours = True
-        dispatcher.gate.open(self, address)  # type: ignore[arg-type]
-        # Most requests are there already, and then the reactor need not hear of this connection.
+        self._is_open = True
+        listener.gate.open(self, address)
+        # Most requests are there already, and then the reactor need not watch this connection.
         if self.doRead() is not None:
             self._close()
-        elif self._ours and self._worker is None:
-            dispatcher.reactor.addReader(self)
+        elif self._is_open and self._worker is None:
+            listener.reactor.addReader(self)
 
     def fileno(self) -> int:
-        """Tell the descriptor, for the reactor; also after it was given away, which the reactor asks again."""
+        """Return the descriptor; also after it was given away, when the reactor still asks."""
         return self._fileno
 
     def logPrefix(self) -> str:
-        """Name it in a log."""
-        return "arrival"
+        """Return its name in a log."""
+        return "unrouted connection"
 
     def doRead(self) -> Any:
         """Read until the request's path is there."""
-        if not self._ours:
+        if not self._is_open:
             return None
         try:
             data = self._socket.recv(_READ_BYTES, socket.MSG_DONTWAIT)
@@ -143,77 +143,74 @@ class Arrival:
         if not data:
             return CONNECTION_DONE
         if not self._data:
-            self._since = self._dispatcher.reactor.seconds()
-            self._dispatcher.handshake_timeouts.set(self)
+            self._first_byte_at = self._listener.reactor.seconds()
+            self._listener.handshake_timeouts.set(self)
         self._data += data
-        worker = self._dispatcher.router.route(self._data)
+        worker = self._listener.router.route(self._data)
         if worker is not None:
-            self._dispatch(worker)
+            self._worker = worker
+            self._listener.reactor.removeReader(self)
+            if worker == NO_TOPIC:
+                self._leave()
+                self._serve().dataReceived(self._data)
+            else:
+                self._listener.supervisor[worker].take(self)
         return None
-
-    def _dispatch(self, worker: int) -> None:
-        self._worker = worker
-        self._dispatcher.reactor.removeReader(self)
-        if worker == ELSEWHERE:
-            self._leave()
-            self._serve().dataReceived(self._data)
-        else:
-            self._dispatcher.workers[worker].take(self)
 
     # For a worker
 
-    def parcel(self) -> bytes:
-        """Write ``ABOUT`` it, and the bytes that were read."""
-        return ABOUT.pack(self._dispatcher.reactor.seconds() - self._since, self._family) + self._data
+    def handoff_message(self) -> bytes:
+        """Return a ``CONNECTION_HEADER`` and the bytes that were read."""
+        handshake_seconds = self._listener.reactor.seconds() - self._first_byte_at
+        return CONNECTION_HEADER.pack(handshake_seconds, self._family) + self._data
 
-    def handed_over(self) -> None:
-        """Close this process's descriptor, and leave the connection alone."""
+    def handed_off(self) -> None:
+        """Close this process's descriptor, and leave the connection open."""
         self._leave()
         self._socket.close()
-        self._dispatcher.shutdown.connection_lost()
+        self._listener.shutdown.connection_lost()
 
     # The end
 
     def _leave(self) -> None:
-        """Be no connection of the dispatcher's any more."""
-        self._ours = False
-        self._dispatcher.gate.remove(self)  # type: ignore[arg-type]
+        self._is_open = False
+        self._listener.gate.remove(self)
 
     def _close(self) -> None:
-        if not self._ours:
+        if not self._is_open:
             return
         self._leave()
         if self._worker is None:
-            self._dispatcher.reactor.removeReader(self)
+            self._listener.reactor.removeReader(self)
         else:
-            self._dispatcher.workers[self._worker].forget(self)
+            self._listener.supervisor[self._worker].forget(self)
         self._socket.close()
-        self._dispatcher.shutdown.connection_lost()
+        self._listener.shutdown.connection_lost()
 
     def connectionLost(self, reason: Any) -> None:
-        """Hear that the client is gone."""
+        """Close it, because the client did."""
         self._close()
 
     def abort(self, reason: str) -> None:
-        """End it at once."""
+        """Close it, because it is evicted."""
         self._close()
 
-    def close_for_shutdown(self, code: int = 0) -> None:
-        """End it because the server stops."""
+    def close_for_shutdown(self, code: int) -> None:
+        """Close it, because the server stops."""
         self._close()
 
     def close_timed_out(self) -> None:
-        """End it at once."""
+        """Close it, because the server waits no longer."""
         self._close()
 
     def handshake_timed_out(self) -> None:
-        """End it because its request, or its worker, did not come in time."""
-        dispatcher = self._dispatcher
-        dispatcher.counters.handshake_timeouts += 1
-        reason = f"no complete request within {dispatcher.limits.handshake_timeout_seconds:g} s"
+        """Close it, because its request did not arrive in time, or its worker did not take it in time."""
+        listener = self._listener
+        listener.counters.handshake_timeouts += 1
+        reason = f"no complete request within {listener.limits.handshake_timeout_seconds:g} s"
         if self._worker is not None:
-            reason = f"{dispatcher.workers[self._worker].state or 'its worker took no connections'}"
-        dispatcher.events.refused(self._address(), None, reason)
+            reason = listener.supervisor[self._worker].unready_reason or "its worker took no connections"
+        listener.events.refused(self._address(), None, reason)
         self._close()
 
 
@@ -225,26 +222,35 @@ def _peer_address(port: tcp.Port, address: Any) -> Any:
     return kind("TCP", *address)
 
 
-class _Arrivals(Factory):
-    """Stands in for the dispatcher at a port, whose connections are no protocol's yet."""
+class _NoProtocol(Protocol):
+    def makeConnection(self, transport: Any) -> None:
+        """Do nothing: an ``UnroutedConnection`` reads."""
+
+
+_NO_PROTOCOL = _NoProtocol()
+
+
+class _PortFactory(Factory):
+    """Stands in for the listener at a port, because a connection has no protocol before it is routed."""
 
     noisy = False
 
+    def __init__(self, listener: WorkerListener) -> None:
+        self._listener = listener
+
+    def startFactory(self) -> None:
+        self._listener.doStart()
+
+    def stopFactory(self) -> None:
+        self._listener.doStop()
+
     def buildProtocol(self, addr: Any) -> Any:
-        return _UNHEARD
-
-
-class _Unheard(Protocol):
-    def makeConnection(self, transport: Any) -> None:
-        """Leave the connection to its ``Arrival``."""
-
-
-_UNHEARD = _Unheard()
+        return _NO_PROTOCOL
 
 
 @implementer(IStreamServerEndpoint)
-class PeekedEndpoint:
-    """An endpoint whose connections are looked at before anybody has them.
+class RoutingEndpoint:
+    """An endpoint whose connections are routed to workers.
 
     Args:
         endpoint: listens.
@@ -254,33 +260,33 @@ class PeekedEndpoint:
         self._endpoint = endpoint
 
     def listen(self, protocolFactory: Any) -> Deferred[IListeningPort]:
-        """Listen for a dispatcher; fails with ``StartError`` where the endpoint hides what connections bring."""
-        front = _Arrivals()
-        listening: Deferred[IListeningPort] = self._endpoint.listen(front)
-        return listening.addCallback(self._look, front, protocolFactory)
+        """Listen for a ``WorkerListener``; fails with ``StartError`` if what clients send cannot be read here."""
+        factory = _PortFactory(protocolFactory)
+        listening: Deferred[IListeningPort] = self._endpoint.listen(factory)
+        return listening.addCallback(self._route, factory, protocolFactory)
 
-    def _look(self, port: Any, front: _Arrivals, dispatcher: Dispatcher) -> IListeningPort:
-        if not (isinstance(port, tcp.Port) and port.factory is front):
+    def _route(self, port: Any, factory: _PortFactory, listener: WorkerListener) -> IListeningPort:
+        if not (isinstance(port, tcp.Port) and port.factory is factory):
             port.stopListening()
             raise StartError("this kind of endpoint hides the request line; run without --workers")
-        port.transport = dispatcher.arrive  # type: ignore[assignment]
+        port.transport = listener.accept  # type: ignore[assignment]
         return port
 
 
-def peeked(listener: Listener) -> Listener:
-    """Let workers share what comes to ``listener``.
+def routing(address: ListenAddress) -> ListenAddress:
+    """Return ``address`` with a ``RoutingEndpoint``.
 
     Raises:
-        StartError: where it cannot be peeked at, and what to do.
+        StartError: if what clients send cannot be read there, and what to do.
     """
-    if listener.certificates is not None:
+    if address.certificates is not None:
         raise StartError(
-            f"{listener.where}: --workers cannot read what is encrypted here; end TLS at a proxy in front"
+            f"{address.text}: --workers cannot read what is encrypted here; end TLS at a proxy in front"
             " (docs/proxies.md), or run without --workers"
         )
-    if speaks_proxy_protocol(listener.endpoint):
+    if speaks_proxy_protocol(address.endpoint):
         raise StartError(
-            f"{listener.where}: --workers does not read the PROXY protocol; let the proxy send X-Forwarded-For"
+            f"{address.text}: --workers does not read the PROXY protocol; let the proxy send X-Forwarded-For"
             " (--trusted-proxy), or run without --workers"
         )
-    return listener._replace(endpoint=PeekedEndpoint(listener.endpoint))
+    return address._replace(endpoint=RoutingEndpoint(address.endpoint))

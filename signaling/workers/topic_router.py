@@ -1,7 +1,7 @@
-"""Which worker a topic belongs to, and what the first bytes of a connection say about that.
+"""Which worker owns a topic, and which topic the first bytes of a connection name.
 
-The topic is the one that ``upgrade.check_join`` reads, so however a client encodes a path, peers of one topic meet in
-one process. The path alone is looked at: a request's other parts are for the process that answers it.
+The topic is read as ``web.join_parsing.check_join`` reads it, so peers of one topic meet in one process however their
+clients encode the path. Only the path is read here: the rest of a request is for the process that answers it.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from signaling.errors import Refused
 from signaling.limits import Limits
 from signaling.web.join_parsing import ENCODED, read_topic
 
-ELSEWHERE = -1
-"""Where requests go that name no topic: they are answered by whoever has them."""
+NO_TOPIC = -1
+"""The owner of requests that name no topic: the listener answers them."""
 
-# Methods other than GET open no connection. ``heads`` passes over one empty line, and over scheme and authority;
-# twisted.web decodes the mount's name.
+# Methods other than GET open no connection. ``take_head`` skips one empty line, and a target's scheme and authority;
+# twisted.web decodes the first segment of the path.
 _PATH = re.compile(rb"(?:\r\n)?GET (?:[hH][tT][tT][pP][sS]?://[^\s/?#]+)?/([^\s?/]+)/([^\s?/]+)[ ?]")
 _MOUNT = b"ws"
-# Of the longest line that still may name a topic: all but the topic. A host's name has up to 253 bytes.
-_ROOM = 400
+# The longest request line that may name a topic, without the topic. A host name has up to 253 bytes.
+_BYTES_BESIDES_TOPIC = 400
 
 
-class Router:
-    """Tells workers apart by topics.
+class TopicRouter:
+    """Maps topics, and requests, to workers.
 
     Args:
         workers: how many there are.
@@ -36,37 +36,37 @@ class Router:
     def __init__(self, workers: int, limits: Limits) -> None:
         self._workers = workers
         self._limits = limits
-        self._longest = min(limits.max_header_bytes, _ROOM + ENCODED * limits.max_topic_bytes)
+        self._max_line_bytes = min(limits.max_header_bytes, _BYTES_BESIDES_TOPIC + ENCODED * limits.max_topic_bytes)
 
     def owner(self, topic: str) -> int:
-        """Return the worker that a topic lives in; the same one in every process, and after every restart."""
+        """Return the worker that owns a topic: the same one in every process, and after every restart."""
         digest = blake2b(topic.encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big") % self._workers
 
     def route(self, data: bytes) -> int | None:
-        """Tell where a connection goes.
+        """Return where a connection goes.
 
         Args:
-            data: the first bytes that it brought.
+            data: its first bytes.
 
         Returns:
-            A worker, ``ELSEWHERE``, or None where more bytes are needed.
+            A worker, ``NO_TOPIC``, or None if more bytes are needed.
         """
         path = _PATH.match(data)
         if path is not None:
             return self._route(*path.groups())
-        over = b"\n" in data.removeprefix(b"\r\n") or len(data) > self._longest
-        return ELSEWHERE if over else None
+        over = b"\n" in data.removeprefix(b"\r\n") or len(data) > self._max_line_bytes
+        return NO_TOPIC if over else None
 
     def _route(self, mount: bytes, segment: bytes) -> int:
         if len(mount) > ENCODED * len(_MOUNT) or unquote_to_bytes(mount) != _MOUNT:
-            return ELSEWHERE
+            return NO_TOPIC
         try:
             return self.owner(read_topic(segment, self._limits.max_topic_bytes))
         except Refused:
-            return ELSEWHERE
+            return NO_TOPIC
 
 
 def share(total: int, workers: int, number: int) -> int:
-    """Return what one worker, counted from 0, has of a bound on all of them together; from 1 up."""
+    """Return the part of a bound on all workers together that is one worker's, counted from 0; at least 1."""
     return max(1, total // workers + (number < total % workers))

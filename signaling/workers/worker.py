@@ -1,7 +1,7 @@
-"""One worker process of ``twistd signaling --workers``: a whole signaling server for some of the topics.
+"""A worker process of ``twistd signaling --workers``: a whole signaling server for the topics that it owns.
 
-It listens nowhere: connections come from the listener over the channel, and so do its orders. It ends when it is told
-to, and when the listener is gone. Signals are the listener's to handle; they are blocked here.
+It does not listen: connections come from the listener over the channel, and so do its orders. It ends when it is told
+to, and when the listener is gone. The listener handles signals; they are blocked here.
 """
 
 from __future__ import annotations
@@ -16,50 +16,52 @@ from typing import Any
 from signaling.log.forwarding import LogForwarder
 from signaling.server.factory import SignalingFactory
 from signaling.server.protocol import SignalingProtocol
-from signaling.workers.ipc import MOST_BYTES, Channel
-from signaling.workers.supervisor import (
-    ABOUT,
+from signaling.server.shutdown import ShutdownState
+from signaling.workers.ipc import (
+    ABORT,
+    CONNECTION_HEADER,
     DRAIN,
-    HURRY,
+    HEARTBEAT,
     LOG,
-    NUMBERS,
-    QUESTION,
+    MAX_MESSAGE_BYTES,
+    METRICS,
+    METRICS_REQUEST,
     READY,
-    TROUBLES,
+    Channel,
 )
-from signaling.workers.topic_router import Router
+from signaling.workers.topic_router import TopicRouter
 
-# Batches of the log that may wait for a listener that is busy: some 4 MB.
-_MOST_BATCHES = 64
-# A deadline of its own for each connection would cost more than to be a little late.
-_EARLY_SECONDS = 0.01
+# Batches of the log that may wait for a listener that is busy: about 4 MB.
+_MAX_WAITING_BATCHES = 64
+# A timeout of its own for each connection would cost more than to be a little late.
+_NEGLIGIBLE_SECONDS = 0.01
 _FLUSH_SECONDS = 1.0
-_LOOK_SECONDS = 1.0
+_HEARTBEAT_SECONDS = 1.0
 
 
 class WorkerFactory(SignalingFactory):
-    """A server of the topics that are one worker's.
+    """A server of the topics that one worker owns.
 
     Args:
         number: of the worker, counted from 0.
         count: of all workers.
-        how: what ``SignalingFactory`` takes.
+        arguments: of ``SignalingFactory``.
     """
 
-    def __init__(self, number: int, count: int, **how: Any) -> None:
-        super().__init__(**how)
+    def __init__(self, number: int, count: int, **arguments: Any) -> None:
+        super().__init__(**arguments)
         self._number = number
-        self._router = Router(count, self.limits)
+        self._router = TopicRouter(count, self.limits)
         # A second request on a connection could be for another worker's topic.
         self.site.most_requests = 1
 
     def owns(self, topic: str) -> bool:
-        """Tell whether the listener sends the topic's peers here."""
+        """Return whether the listener sends the topic's peers here."""
         return self._router.owner(topic) == self._number
 
 
-class _Adopting:
-    """Makes one connection, and remembers it."""
+class _OneConnectionFactory:
+    """Builds one connection, and keeps it."""
 
     connection: SignalingProtocol | None = None
 
@@ -72,75 +74,75 @@ class _Adopting:
 
 
 class WorkerProcess:
-    """What the listener talks to.
+    """The worker's end of the channel.
 
     Args:
         reactor: runs it.
         factory: the server.
         end: of the channel.
-        numbers: tells the metrics; None where nobody asks for any.
+        metrics: returns the metrics of this process; None if they are off.
 
     Attributes:
-        log: observes this process's log, for the listener to publish.
+        log: an observer of this process's log, which the listener publishes.
     """
 
     def __init__(
-        self, reactor: Any, factory: SignalingFactory, end: socket.socket, numbers: Callable[[], Any] | None = None
+        self, reactor: Any, factory: SignalingFactory, end: socket.socket, metrics: Callable[[], Any] | None = None
     ) -> None:
         self._reactor = reactor
         self._factory = factory
-        self._numbers = numbers
-        self._ending = self._stopped = False
+        self._metrics = metrics
         self._channel = Channel(reactor, end, self, factory.connection_limits.accepts_per_pass)
         self.log = LogForwarder(
-            partial(reactor.callLater, 0), self._send_log, factory.events.log_lines_lost, MOST_BYTES - len(LOG)
+            partial(reactor.callLater, 0), self._send_log, factory.events.log_lines_lost, MAX_MESSAGE_BYTES - len(LOG)
         )
 
     def _send_log(self, batch: bytes) -> bool:
-        if len(self._channel.waiting) >= _MOST_BATCHES:
+        if len(self._channel.waiting) >= _MAX_WAITING_BATCHES:
             return False
         self._channel.post(LOG + batch)
         return True
 
-    def begin(self) -> None:
-        """Tell the listener that connections can come."""
+    def start(self) -> None:
+        """Start the server, and report that connections can come."""
         self._factory.doStart()
         self._channel.post(READY)
-        self._reactor.callLater(_LOOK_SECONDS, self._tell_troubles)
+        self._reactor.callLater(_HEARTBEAT_SECONDS, self._send_heartbeat)
 
-    def _tell_troubles(self) -> None:
-        """Tell the listener, again and again, that this worker runs, and what a balancer should know of it."""
-        self._reactor.callLater(_LOOK_SECONDS, self._tell_troubles)
+    def _send_heartbeat(self) -> None:
+        """Report, once a second, that this worker runs, and whether its backplane is ready."""
+        self._reactor.callLater(_HEARTBEAT_SECONDS, self._send_heartbeat)
         if not self._channel.waiting:
-            self._channel.post(TROUBLES + json.dumps(self._factory.backplane.unready_reasons).encode())
+            self._channel.post(HEARTBEAT + json.dumps(self._factory.backplane.unready_reasons).encode())
 
-    # What the listener says
+    # Messages of the listener
 
     def message_received(self, message: bytes, descriptor: int | None) -> None:
-        """Do what the listener says."""
+        """Handle a message of the listener."""
         kind, rest = message[:1], message[1:]
         if descriptor is not None:
-            used, family = ABOUT.unpack_from(rest)
+            handshake_seconds, family = CONNECTION_HEADER.unpack_from(rest)
             try:
-                self._adopt(descriptor, used, family, rest[ABOUT.size :])
+                self._adopt(descriptor, handshake_seconds, family, rest[CONNECTION_HEADER.size :])
             finally:
                 os.close(descriptor)
-        elif kind == QUESTION:
-            self._channel.post(NUMBERS + json.dumps(self._numbers() if self._numbers else []).encode())
+        elif kind == METRICS_REQUEST:
+            self._channel.post(METRICS + json.dumps(self._metrics() if self._metrics else []).encode())
         elif kind == DRAIN:
-            self._end()
-        elif kind == HURRY:
+            self._drain()
+        elif kind == ABORT:
             self._factory.shutdown.abort()
-            self._end()
+            self._drain()
 
-    def _adopt(self, descriptor: int, used: float, family: int, data: bytes) -> None:
-        adopting = _Adopting(self._factory)
+    def _adopt(self, descriptor: int, handshake_seconds: float, family: int, data: bytes) -> None:
+        """Serve a connection whose handshake has taken ``handshake_seconds`` so far, and which has sent ``data``."""
+        one = _OneConnectionFactory(self._factory)
         try:
-            self._reactor.adoptStreamConnection(descriptor, socket.AddressFamily(family), adopting)
+            self._reactor.adoptStreamConnection(descriptor, socket.AddressFamily(family), one)
         except OSError:
             # It was reset on the way, and has no other end any more.
             return
-        connection = adopting.connection
+        connection = one.connection
         assert connection is not None
         try:
             connection.dataReceived(data)
@@ -148,36 +150,33 @@ class WorkerProcess:
             # A transport would do the same with what its protocol raises.
             self._factory.events.log.failure("an error in a connection's first bytes")
             connection.abort("an error in its first bytes")
-        if used > _EARLY_SECONDS:
-            left = self._factory.limits.handshake_timeout_seconds - used
+        if handshake_seconds > _NEGLIGIBLE_SECONDS:
+            left = self._factory.limits.handshake_timeout_seconds - handshake_seconds
             self._reactor.callLater(max(0.0, left), self._factory.gate.end_handshake, connection)
 
     # The end
 
     def channel_lost(self) -> None:
-        """End without a listener; if that is started anew, it has workers of its own."""
-        self._end()
+        """End without a listener; if that is started again, it has workers of its own."""
+        self._drain()
 
-    def _end(self) -> None:
-        if self._ending:
-            return
-        self._ending = True
-        self._factory.shutdown.drain().addCallback(self._flush)
+    def _drain(self) -> None:
+        if not self._factory.shutdown.draining:
+            self._factory.shutdown.drain().addCallback(self._flush_log)
 
-    def _flush(self, _: None) -> None:
-        """Let the last lines of the log leave, for a bounded time."""
+    def _flush_log(self, _: None) -> None:
+        """Send the last lines of the log, for a bounded time."""
         self.log.flush()
-        self._stopped = True
         if self._channel.waiting:
-            self._reactor.callLater(_FLUSH_SECONDS, self._stop)
+            self._reactor.callLater(_FLUSH_SECONDS, self._stop_reactor)
         else:
-            self._stop()
+            self._stop_reactor()
 
     def channel_writable(self) -> None:
-        """Hear that all was sent."""
-        if self._stopped:
-            self._stop()
+        """End, if the last lines of the log were sent."""
+        if self._factory.shutdown.state is ShutdownState.STOPPED:
+            self._stop_reactor()
 
-    def _stop(self) -> None:
+    def _stop_reactor(self) -> None:
         if self._reactor.running:
             self._reactor.stop()

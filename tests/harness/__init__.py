@@ -1,4 +1,4 @@
-"""What tests of real processes and the benchmarks share: servers, Redis, faults, clients and the delivery log.
+"""What tests and benchmarks share: a transport in memory, real servers, Redis, faults, clients and the delivery log.
 
 Nothing here needs pytest.
 """

@@ -9,12 +9,11 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from random import Random
 from typing import Any, Protocol
 
 from signaling.backplane.interfaces import EngineListener, Reply
-from tests.redis_server import RedisClient
+from tests.harness.redis_client import RedisClient
 from tests.simulator.store import ModelStore
 
 _numbers = itertools.count(1)
@@ -83,7 +82,7 @@ class RedisStore:
         path: of its socket.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         self.prefix = f"harness{next(_numbers)}:"
         self._commands = RedisClient(path)
         self._channels = RedisClient(path)

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.harness.redis import redis_running
 from tests.integration.backends import RedisStore
 from tests.integration.harness import Harness
-from tests.redis_server import redis_server
 
 MakeHarness = Callable[..., Harness]
 
 SITE = pytest.param("site", marks=pytest.mark.site)
-THREE_NODES = pytest.param("three nodes", marks=pytest.mark.cluster)
+THREE_NODES = pytest.param("three nodes", marks=[pytest.mark.cluster, pytest.mark.unmeasured])
 ON_REDIS = pytest.param("three nodes on Redis", marks=[pytest.mark.cluster, pytest.mark.redis])
 
 
 @pytest.fixture(scope="session")
-def redis_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def redis_socket() -> Iterator[str]:
     """Run one redis-server for all tests."""
-    with redis_server(tmp_path_factory.mktemp("redis")) as path:
-        yield path
+    with redis_running(unix=True) as server:
+        yield server.socket
 
 
 def _make_harnesses(**variant: Any) -> Iterator[MakeHarness]:

@@ -51,7 +51,7 @@ class Connection:
         self.ended = False
         self._outgoing: list[bytes] = []
         self._leaving: Failure | None = None
-        self._vanished = False
+        self._silent = False
 
     def send(self, data: bytes) -> None:
         """Send bytes, as one segment."""
@@ -62,9 +62,9 @@ class Connection:
         """Have segments on their way; they move with the next ``Harness.run``."""
         self._outgoing += segments
 
-    def vanish(self) -> None:
+    def go_silent(self) -> None:
         """Go without a word: nothing is sent any more, and what the kernel takes nobody reads."""
-        self._vanished = True
+        self._silent = True
         self._outgoing = []
 
     def hang_up(self) -> None:
@@ -110,7 +110,7 @@ class Connection:
         transport = self.transport
         if transport.dataBuffer and transport.taking:
             data = transport.take()
-            if not self._vanished:
+            if not self._silent:
                 self.receive(data)
             return True
         if not transport.dataBuffer and transport.write_ended and not self.ended and not transport.disconnecting:

@@ -25,17 +25,17 @@ class MeteredListener:
         self.harness = WorkersHarness()
         self.harness.all_ready()
         lag = ReactorLag(self.harness.reactor)
-        resource = AggregatedMetricsResource(self.harness.dispatcher, lag)
-        self.harness.dispatcher.site.resource.putChild(b"metrics", resource)
+        resource = AggregatedMetricsResource(self.harness.listener, lag)
+        self.harness.listener.site.resource.putChild(b"metrics", resource)
         self.servers = [MeteredServer(), MeteredServer()]
 
     def answer(self, worker: int) -> None:
         """Let a worker answer, if it was asked."""
         process = next(p for p in reversed(self.harness.processes) if p.protocol.number == worker)
-        if b"?" in process.heard():
+        if b"?" in process.received():
             server = self.servers[worker]
             registry = make_registry(server.harness.factory, server.lag)
-            process.say(b"N" + json.dumps(snapshot(registry, f"worker-{worker}")).encode())
+            process.say(b"M" + json.dumps(snapshot(registry, f"worker-{worker}")).encode())
 
     def scrape(self, *answering: int) -> Samples:
         """Ask for all metrics; some workers answer."""

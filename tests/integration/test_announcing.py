@@ -54,14 +54,14 @@ def test_leaves_that_happen_together_are_written_together(harness: Harness) -> N
     assert writes([observer]) - before < CROWD / 3
 
 
-def test_a_newcomer_hears_of_nobody_who_was_gone_before_it_came(server: Harness) -> None:
+def test_a_joining_peer_is_told_of_nobody_that_left_before_it_joined(server: Harness) -> None:
     *crowd, observer = [server.join("room") for _ in range(CROWD)]
     observer.heard()
-    newcomer = server.knock("/ws/room")
+    connection = server.knock("/ws/room")
     reset_together(crowd)
-    newcomer.step()
+    connection.step()
     server.run()
-    messages = newcomer.heard()
+    messages = connection.heard()
     assert [message["type"] for message in messages] == ["welcome", "peer-list"]
     assert [entry["id"] for entry in messages[1]["peers"]] == [observer.id]
     assert [message["type"] for message in observer.heard()] == ["peer-left"] * len(crowd) + ["peer-joined"]
@@ -71,11 +71,11 @@ def test_a_relay_comes_behind_the_announcement_of_its_sender(harness: Harness) -
     crowd = [harness.join("room") for _ in range(CROWD)]
     target = crowd[0]
     target.heard()
-    newcomers = [harness.connect() for _ in range(10)]
+    joining = [harness.connect() for _ in range(10)]
     relay = b'{"type":"offer","to":"%b"}' % target.id.encode()
     frame = b"\x81%c\0\0\0\0%b" % (0x80 | len(relay), relay)
-    for newcomer in newcomers:
-        newcomer.send_together(upgrade("/ws/room").encode() + frame)
+    for connection in joining:
+        connection.send_together(upgrade("/ws/room").encode() + frame)
     harness.run()
     known: set[str] = set()
     relays = 0
@@ -85,7 +85,7 @@ def test_a_relay_comes_behind_the_announcement_of_its_sender(harness: Harness) -
         else:
             assert message["from"] in known
             relays += 1
-    assert relays == len(newcomers)
+    assert relays == len(joining)
 
 
 @pytest.mark.parametrize("window", [0, 5])

@@ -53,7 +53,7 @@ def codes(peer: Peer) -> list[str]:
 # Presence
 
 
-def test_a_newcomer_is_told_who_is_there_and_everyone_there_of_the_newcomer(harness: Harness) -> None:
+def test_a_joining_peer_gets_the_peer_list_and_all_others_its_peer_joined(harness: Harness) -> None:
     first, second, third = harness.join("room"), harness.join("room", {"name": "Ada"}), harness.join("room")
     assert [peer.peers for peer in (first, second)] == [[], [{"id": first.id}]]
     assert third.peers == [{"id": first.id}, {"id": second.id, "metadata": {"name": "Ada"}}]
@@ -241,8 +241,8 @@ def test_a_wrong_token_makes_a_new_peer_and_leaves_the_old_one_where_it_is(make:
     harness = make(resume_window_seconds=30)
     peer = harness.peer("/ws/room")
     own = peer.heard()[0]["selfId"]
-    stranger = harness.peer(f"/ws/room?resume={own}{'x' * 24}&seen=2")
-    welcome, peer_list = stranger.heard()
+    outsider = harness.peer(f"/ws/room?resume={own}{'x' * 24}&seen=2")
+    welcome, peer_list = outsider.heard()
     assert "resumed" not in welcome
     assert [entry["id"] for entry in peer_list["peers"]] == [own]
     assert peer.heard() == [{"type": "peer-joined", "peerId": welcome["selfId"]}]

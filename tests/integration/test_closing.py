@@ -25,22 +25,22 @@ def test_a_ping_goes_out_every_20_seconds(harness: Harness) -> None:
 
 
 def test_a_peer_that_vanished_is_gone_and_told_within_35_seconds(harness: Harness) -> None:
-    observer, vanished = harness.join("room"), harness.join("room")
+    observer, silent = harness.join("room"), harness.join("room")
     observer.heard()
     harness.advance(20)
-    vanished.vanish()
+    silent.go_silent()
     harness.advance(34.75)
     assert observer.heard() == []
     harness.advance(0.25)
-    assert observer.heard() == [{"type": "peer-left", "peerId": vanished.id}]
-    assert vanished.lost
+    assert observer.heard() == [{"type": "peer-left", "peerId": silent.id}]
+    assert silent.lost
 
 
 def test_ping_interval_and_timeout_are_options(make_harness: MakeHarness) -> None:
     harness = make_harness(ping_interval_seconds=2.0, ping_timeout_seconds=1.0)
-    observer, vanished = harness.join("room"), harness.join("room")
+    observer, silent = harness.join("room"), harness.join("room")
     observer.heard()
-    vanished.vanish()
+    silent.go_silent()
     harness.advance(2.75)
     assert observer.heard() == []
     harness.advance(0.25)
@@ -57,10 +57,10 @@ def test_an_interval_of_0_sends_no_pings(make_harness: MakeHarness) -> None:
 
 def test_pings_that_are_due_while_a_pong_is_awaited_do_not_prolong_the_wait(make_harness: MakeHarness) -> None:
     harness = make_harness(ping_interval_seconds=2.0, ping_timeout_seconds=5.0)
-    vanished = harness.join("room")
-    vanished.vanish()
+    silent = harness.join("room")
+    silent.go_silent()
     harness.advance(7)
-    assert vanished.lost
+    assert silent.lost
 
 
 def test_a_client_may_ping(harness: Harness) -> None:

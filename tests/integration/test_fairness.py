@@ -78,8 +78,8 @@ def test_a_crowd_that_joins_does_not_hold_up_those_who_are_there(harness: Harnes
     for member in members:
         member.heard()
     crowd = [harness.connect() for _ in range(30)]
-    for newcomer in crowd:
-        newcomer.send_together(upgrade("/ws/room").encode() + text(members[0], members[0], "early"))
+    for connection in crowd:
+        connection.send_together(upgrade("/ws/room").encode() + text(members[0], members[0], "early"))
     members[0].send_together(text(members[0], members[1], "quick"))
     harness.run()
     kinds = [message["type"] for message in members[1].heard()]
@@ -91,8 +91,8 @@ def test_a_crowd_that_joins_does_not_hold_up_those_who_are_there(harness: Harnes
 def test_who_leaves_before_its_turn_to_join_never_joined(server: Harness) -> None:
     members = [server.join("room") for _ in range(40)]
     crowd = [server.connect() for _ in range(30)]
-    for newcomer in crowd:
-        newcomer.send_together(upgrade("/ws/room").encode())
+    for connection in crowd:
+        connection.send_together(upgrade("/ws/room").encode())
     server.run_once()
     crowd[-1].transport.abortConnection()
     server.run()

@@ -372,7 +372,7 @@ def test_a_resumed_client_ends_with_the_latest_ice_servers(node: int) -> None:
     harness = Harness(nodes=2, resume_window_seconds=WINDOW, ice_servers=servers)
     sender, target = Client(harness, 0), Client(harness, 0)
     target.read()
-    target.connection.vanish()
+    target.connection.go_silent()
     sender.offer(target, 1)
     harness.advance(11)
     assert any("ice-servers" in text for text in target.connection.transport.texts_written())

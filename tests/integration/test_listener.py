@@ -1,4 +1,4 @@
-"""Connections in the listener's hands: how long they may take, how many they may be, and who gets them."""
+"""Connections that are not handed off yet: how long that may take, how many there may be, and who gets them."""
 
 from __future__ import annotations
 
@@ -8,135 +8,135 @@ from typing import Any
 import pytest
 from twisted.internet.defer import succeed
 
-from signaling.workers.listener import PeekedEndpoint
-from signaling.workers.supervisor import ABOUT
+from signaling.workers.ipc import CONNECTION_HEADER
+from signaling.workers.listener import RoutingEndpoint
 from tests.integration.workers_harness import WorkersHarness, is_open
 
 
 @pytest.fixture
-def shop() -> Iterator[WorkersHarness]:
-    shop = WorkersHarness()
-    shop.all_ready()
-    yield shop
-    shop.end()
+def harness() -> Iterator[WorkersHarness]:
+    harness = WorkersHarness()
+    harness.all_ready()
+    yield harness
+    harness.end()
 
 
 def line(topic: bytes) -> bytes:
     return b"GET /ws/" + topic + b" HTTP/1.1\r\n"
 
 
-def test_a_connection_goes_to_the_worker_of_its_topic_with_all_that_was_read(shop: WorkersHarness) -> None:
-    for number, process in enumerate(shop.processes):
-        client = shop.connect(line(shop.topic_of(number)) + b"Host: a\r\n")
-        (message,) = process.heard()
+def test_a_connection_goes_to_the_owner_of_its_topic_with_all_bytes_that_were_read(harness: WorkersHarness) -> None:
+    for number, process in enumerate(harness.processes):
+        client = harness.connect(line(harness.topic_of(number)) + b"Host: a\r\n")
+        (message,) = process.received()
         assert message[:1] == b"C"
-        assert message[1 + ABOUT.size :] == line(shop.topic_of(number)) + b"Host: a\r\n"
+        assert message[1 + CONNECTION_HEADER.size :] == line(harness.topic_of(number)) + b"Host: a\r\n"
         assert is_open(client)
-    assert not shop.dispatcher.connections
+    assert not harness.listener.connections
 
 
-def test_a_trickled_line_waits_for_its_end(shop: WorkersHarness) -> None:
-    topic = shop.topic_of(1)
-    client = shop.connect()
+def test_a_trickled_request_line_is_read_to_its_end(harness: WorkersHarness) -> None:
+    topic = harness.topic_of(1)
+    client = harness.connect()
     for byte in b"GET /ws/" + topic:
-        shop.send(client, bytes([byte]))
-        assert shop.processes[1].heard() == []
-    shop.send(client, b" ")
-    (message,) = shop.processes[1].heard()
+        harness.send(client, bytes([byte]))
+        assert harness.processes[1].received() == []
+    harness.send(client, b" ")
+    (message,) = harness.processes[1].received()
     assert message.endswith(b"GET /ws/" + topic + b" ")
 
 
-def test_the_worker_hears_how_much_of_the_deadline_is_over(shop: WorkersHarness) -> None:
-    client = shop.connect()
-    shop.advance(3)
-    shop.send(client, b"GET /ws/")
-    shop.advance(4)
-    shop.send(client, shop.topic_of(0) + b" ")
-    (message,) = shop.processes[0].heard()
+def test_the_worker_gets_how_long_the_handshake_has_taken(harness: WorkersHarness) -> None:
+    client = harness.connect()
+    harness.advance(3)
+    harness.send(client, b"GET /ws/")
+    harness.advance(4)
+    harness.send(client, harness.topic_of(0) + b" ")
+    (message,) = harness.processes[0].received()
     # It counts from the first byte.
-    assert ABOUT.unpack_from(message, 1)[0] == pytest.approx(4.0)
+    assert CONNECTION_HEADER.unpack_from(message, 1)[0] == pytest.approx(4.0)
 
 
-def test_a_line_that_trickles_too_slowly_is_cut(shop: WorkersHarness) -> None:
-    client = shop.connect(b"GET /ws/")
+def test_a_request_line_that_trickles_too_slowly_is_closed(harness: WorkersHarness) -> None:
+    client = harness.connect(b"GET /ws/")
     for _ in range(9):
-        shop.advance(1)
-        shop.send(client, b"a")
+        harness.advance(1)
+        harness.send(client, b"a")
     assert is_open(client)
-    shop.advance(1)
+    harness.advance(1)
     assert not is_open(client)
-    assert shop.dispatcher.counters.handshake_timeouts == 1
+    assert harness.listener.counters.handshake_timeouts == 1
 
 
-def test_a_silent_connection_is_cut(shop: WorkersHarness) -> None:
-    client = shop.connect()
-    shop.advance(9.5)
+def test_a_silent_connection_is_closed(harness: WorkersHarness) -> None:
+    client = harness.connect()
+    harness.advance(9.5)
     assert is_open(client)
-    shop.advance(0.5)
+    harness.advance(0.5)
     assert not is_open(client)
 
 
-def test_the_oldest_of_too_many_is_cut() -> None:
-    shop = WorkersHarness(max_connections=2, spare_connections=3)
-    clients = [shop.connect() for _ in range(7)]
+def test_the_oldest_connection_is_evicted_if_there_are_too_many() -> None:
+    harness = WorkersHarness(max_connections=2, spare_connections=3)
+    clients = [harness.connect() for _ in range(7)]
     assert [is_open(client) for client in clients] == [False, False, True, True, True, True, True]
-    assert shop.dispatcher.counters.connections_evicted == 2
-    shop.end()
+    assert harness.listener.counters.connections_evicted == 2
+    harness.end()
 
 
-def test_a_client_that_goes_is_forgotten(shop: WorkersHarness) -> None:
-    shop.connect(b"GET /").close()
-    shop.reactor.run()
-    assert not shop.dispatcher.connections
-    assert not shop.dispatcher.gate
+def test_a_connection_that_its_client_closes_is_forgotten(harness: WorkersHarness) -> None:
+    harness.connect(b"GET /").close()
+    harness.reactor.run()
+    assert not harness.listener.connections
+    assert not harness.listener.gate
 
 
-def test_what_names_no_topic_is_answered_here(shop: WorkersHarness) -> None:
-    client = shop.connect(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+def test_a_request_that_names_no_topic_is_answered_by_the_listener(harness: WorkersHarness) -> None:
+    client = harness.connect(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
     answer = client.recv(65_536)
     assert answer.startswith(b"HTTP/1.1 200 OK\r\nConnection: close\r\n")
     assert answer.endswith(b"\r\n\r\nok")
 
 
 @pytest.mark.parametrize("garbage", [b"\x16\x03\x01\x02\r\n\r\n", b"x" * 20_000])
-def test_garbage_is_answered_here(shop: WorkersHarness, garbage: bytes) -> None:
-    client = shop.connect(garbage)
+def test_garbage_is_answered_by_the_listener(harness: WorkersHarness, garbage: bytes) -> None:
+    client = harness.connect(garbage)
     assert client.recv(12) in (b"HTTP/1.1 400", b"HTTP/1.1 431")
 
 
-def test_a_worker_that_is_not_there_is_waited_for() -> None:
-    shop = WorkersHarness()
-    client = shop.connect(line(shop.topic_of(0)))
-    shop.advance(5)
-    assert shop.processes[0].heard() == []
-    shop.all_ready()
-    (message,) = shop.processes[0].heard()
-    assert ABOUT.unpack_from(message, 1)[0] == pytest.approx(5.0)
+def test_a_connection_waits_for_a_worker_that_starts() -> None:
+    harness = WorkersHarness()
+    client = harness.connect(line(harness.topic_of(0)))
+    harness.advance(5)
+    assert harness.processes[0].received() == []
+    harness.all_ready()
+    (message,) = harness.processes[0].received()
+    assert CONNECTION_HEADER.unpack_from(message, 1)[0] == pytest.approx(5.0)
     assert is_open(client)
-    shop.end()
+    harness.end()
 
 
-def test_nobody_waits_for_a_worker_longer_than_for_a_request() -> None:
-    shop = WorkersHarness()
-    client = shop.connect(line(shop.topic_of(0)))
-    shop.advance(10)
+def test_no_connection_waits_longer_than_the_handshake_timeout() -> None:
+    harness = WorkersHarness()
+    client = harness.connect(line(harness.topic_of(0)))
+    harness.advance(10)
     assert not is_open(client)
-    shop.all_ready()
-    assert shop.processes[0].heard() == []
-    shop.end()
+    harness.all_ready()
+    assert harness.processes[0].received() == []
+    harness.end()
 
 
-def test_those_who_wait_are_handed_over_in_order(shop: WorkersHarness) -> None:
-    topic = shop.topic_of(0)
+def test_waiting_connections_are_handed_off_in_order(harness: WorkersHarness) -> None:
+    topic = harness.topic_of(0)
     for number in range(600):
-        shop.connect(b"GET /ws/" + topic + b"?%d " % number)
-    assert shop.dispatcher.connections
+        harness.connect(b"GET /ws/" + topic + b"?%d " % number)
+    assert harness.listener.connections
     heard = []
-    while messages := shop.processes[0].heard():
+    while messages := harness.processes[0].received():
         heard += messages
-        shop.reactor.run()
+        harness.reactor.run()
     assert [message.partition(b"?")[2] for message in heard] == [b"%d " % number for number in range(600)]
-    assert not shop.dispatcher.connections
+    assert not harness.listener.connections
 
 
 class Wrapping:
@@ -152,15 +152,15 @@ class Wrapping:
         self.stopped = True
 
 
-def test_an_endpoint_that_shows_no_sockets_is_refused(shop: WorkersHarness) -> None:
+def test_an_endpoint_that_hides_its_sockets_is_refused(harness: WorkersHarness) -> None:
     endpoint, failures = Wrapping(), []
-    PeekedEndpoint(endpoint).listen(shop.dispatcher).addErrback(failures.append)
+    RoutingEndpoint(endpoint).listen(harness.listener).addErrback(failures.append)
     assert "run without --workers" in str(failures[0].value)
     assert endpoint.stopped
 
 
-def test_the_drain_ends_those_that_nobody_has(shop: WorkersHarness) -> None:
-    client = shop.connect(b"GET /ws/")
-    shop.dispatcher.shutdown.drain()
-    shop.reactor.run()
+def test_a_drain_closes_unrouted_connections(harness: WorkersHarness) -> None:
+    client = harness.connect(b"GET /ws/")
+    harness.listener.shutdown.drain()
+    harness.reactor.run()
     assert not is_open(client)

@@ -179,10 +179,10 @@ def test_a_binary_message_is_invalid(harness: Harness) -> None:
 
 
 def test_a_peer_of_another_topic_is_not_found(harness: Harness) -> None:
-    peer, stranger = harness.join("room"), harness.join("elsewhere")
-    peer.offer(stranger, "m")
+    peer, outsider = harness.join("room"), harness.join("elsewhere")
+    peer.offer(outsider, "m")
     assert [answer["code"] for answer in peer.heard()] == ["target_not_found"]
-    assert stranger.heard() == []
+    assert outsider.heard() == []
 
 
 def test_a_peer_that_left_is_not_found(harness: Harness) -> None:

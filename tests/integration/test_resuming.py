@@ -138,7 +138,7 @@ def test_messages_that_were_lost_with_the_connection_are_sent_again(harness: Har
     sender, client = harness.join("room"), ResumingClient(harness)
     sender.offer(client.id, "received")
     client.heard()
-    client.peer.vanish()
+    client.peer.go_silent()
     for number in range(3):
         sender.offer(client.id, f"lost {number}")
     client.peer.reset()
@@ -204,9 +204,9 @@ def test_senders_get_errors_for_exactly_the_relays_that_were_never_written(make_
 def test_a_client_may_resume_before_and_after_its_loss_is_noticed(harness: Harness) -> None:
     observer, client = harness.join("room"), ResumingClient(harness)
     observer.heard()
-    client.peer.vanish()
+    client.peer.go_silent()
     client.resume()
-    client.peer.vanish()
+    client.peer.go_silent()
     harness.advance(34)
     welcome, *_ = client.resume()
     assert welcome["resumed"]
@@ -216,7 +216,7 @@ def test_a_client_may_resume_before_and_after_its_loss_is_noticed(harness: Harne
 def test_a_connection_that_hangs_is_cut_off_when_its_client_resumes(harness: Harness) -> None:
     client = ResumingClient(harness)
     old = client.peer
-    old.vanish()
+    old.go_silent()
     client.resume()
     assert old.lost
     assert old.transport.aborted
@@ -256,7 +256,7 @@ def test_a_token_stays_valid_if_the_next_welcome_is_lost(harness: Harness) -> No
     client.lose_connection()
     sender.offer(client.id, "kept")
     connection = harness.connect()
-    connection.vanish()
+    connection.go_silent()
     connection.transport.protocol.dataReceived(request(f"resume={client.token}&seen={client.seen}"))
     harness.run()
     assert harness.counters.resumes == 1
@@ -269,9 +269,9 @@ def test_a_token_stays_valid_if_the_next_welcome_is_lost(harness: Harness) -> No
 @pytest.mark.parametrize("token", ["x", "01JD0000000000000000000000aaaaaaaaaaaaaaaaaaaaaaaa", "%C3%A9", ""])
 def test_a_wrong_token_makes_a_new_peer(harness: Harness, token: str) -> None:
     client = ResumingClient(harness)
-    stranger = ResumingClient(harness, query=f"?resume={token}&seen=2")
-    assert "resumed" not in stranger.welcome
-    assert stranger.peer_list["peers"] == [{"id": client.id}]
+    outsider = ResumingClient(harness, query=f"?resume={token}&seen=2")
+    assert "resumed" not in outsider.welcome
+    assert outsider.peer_list["peers"] == [{"id": client.id}]
 
 
 @pytest.mark.parametrize(("equal", "wrong"), [(True, "x"), (True, ""), (False, "")])
@@ -310,8 +310,8 @@ def test_a_token_of_another_topic_makes_a_new_peer(harness: Harness) -> None:
 
 def test_the_id_of_a_peer_with_a_secret_of_another_makes_a_new_peer(harness: Harness) -> None:
     client, other = ResumingClient(harness), ResumingClient(harness)
-    stranger = ResumingClient(harness, query=f"?resume={client.id}{other.token[26:]}&seen=2")
-    assert "resumed" not in stranger.welcome
+    outsider = ResumingClient(harness, query=f"?resume={client.id}{other.token[26:]}&seen=2")
+    assert "resumed" not in outsider.welcome
 
 
 @pytest.mark.parametrize("seen", [3, 10**14])
@@ -349,7 +349,7 @@ def test_acknowledged_messages_are_not_kept(harness: Harness) -> None:
 def test_a_client_that_acknowledges_nothing_can_resume_only_within_the_replay_buffer(make_harness: MakeHarness) -> None:
     harness = make_harness(resume_window_seconds=WINDOW, high_water_messages=2)
     sender, client = harness.join("room"), ResumingClient(harness)
-    client.peer.vanish()
+    client.peer.go_silent()
     for number in range(40):
         sender.offer(client.id, str(number))
     assert "resumed" not in client.resume()[0]
@@ -394,7 +394,7 @@ def test_a_connection_that_hangs_gives_up_its_slot_once(make_server: MakeHarness
     harness = make_server(resume_window_seconds=WINDOW, max_connections=1)
     client = ResumingClient(harness)
     for _ in range(3):
-        client.peer.vanish()
+        client.peer.go_silent()
         assert client.resume()[0]["resumed"]
     assert harness.peer("/ws/room").texts == []
 
@@ -434,7 +434,7 @@ def test_each_relay_arrives_once_or_is_dropped_whatever_happens(steps: list[str]
             sent += 1
         elif step == "hang":
             received += offers(client.heard())
-            client.peer.vanish()
+            client.peer.go_silent()
         elif step == "lose":
             received += offers(client.heard())
             client.peer.reset()
@@ -477,7 +477,7 @@ def test_a_token_survives_any_number_of_welcomes_that_are_lost(harness: Harness)
     client.lose_connection()
     for _ in range(3):
         connection = harness.connect()
-        connection.vanish()
+        connection.go_silent()
         connection.transport.protocol.dataReceived(request(f"resume={client.token}&seen={client.seen}"))
         harness.run()
     assert client.resume()[0]["resumed"]

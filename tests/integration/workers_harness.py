@@ -14,8 +14,8 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from signaling import Limits
-from signaling.workers.listener import Arrival, Dispatcher
-from signaling.workers.supervisor import Plan, Worker
+from signaling.workers.listener import UnroutedConnection, WorkerListener
+from signaling.workers.supervisor import Worker, WorkerSettings
 
 
 class FakeProcess:
@@ -34,7 +34,7 @@ class FakeProcess:
         assert name == "KILL"
         self.killed = True
 
-    def heard(self) -> list[bytes]:
+    def received(self) -> list[bytes]:
         """Return the messages that came since the last time."""
         messages = []
         while True:
@@ -105,7 +105,7 @@ class WatchingClock(Clock):
 
 
 class WorkersHarness:
-    """A dispatcher with its workers.
+    """A listener with its workers.
 
     Attributes:
         reactor: the clock.
@@ -114,11 +114,12 @@ class WorkersHarness:
 
     def __init__(self, count: int = 2, drain_seconds: float = 1.0, **limits: Any) -> None:
         self.reactor = WatchingClock()
-        plan = Plan(count, [], drain_seconds)
-        self.dispatcher = Dispatcher(plan, limits=Limits(**limits), reactor=self.reactor)
+        settings = WorkerSettings(count, [], drain_seconds)
+        self.listener = WorkerListener(settings, limits=Limits(**limits), reactor=self.reactor)
         self._port = unix.Port("socket", Factory(), reactor=self.reactor)
         self._clients: list[socket.socket] = []
-        self.dispatcher.workers.start()
+        self.listener.doStart()
+        self.reactor.advance(0)
 
     @property
     def processes(self) -> list[FakeProcess]:
@@ -136,8 +137,8 @@ class WorkersHarness:
         client.setblocking(False)
         self._clients.append(client)
         client.sendall(data)
-        arrival = self.dispatcher.arrive(accepted, None, "", self._port, 0, self.reactor)
-        assert isinstance(arrival, Arrival)
+        unrouted = self.listener.accept(accepted, None, "", self._port, 0, self.reactor)
+        assert isinstance(unrouted, UnroutedConnection)
         self.reactor.run()
         return client
 
@@ -155,7 +156,7 @@ class WorkersHarness:
     def topic_of(self, worker: int) -> bytes:
         """Return a topic that is one worker's."""
         names = (f"topic-{number}" for number in range(1000))
-        return next(name for name in names if self.dispatcher.router.owner(name) == worker).encode()
+        return next(name for name in names if self.listener.router.owner(name) == worker).encode()
 
     def end(self) -> None:
         """Close everything."""
@@ -164,7 +165,7 @@ class WorkersHarness:
         for process in self.processes:
             process.close()
         self.reactor.run()
-        self.dispatcher.shutdown.abort()
+        self.listener.shutdown.abort()
 
 
 def is_open(client: socket.socket) -> bool:

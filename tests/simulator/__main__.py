@@ -20,7 +20,7 @@ LONGEST_SECONDS = 60
 
 
 def scenario_of(seed: str, log: Callable[[str], None] | None = None) -> Scenario:
-    """Make a seed's scenario: a number's own, or with a t in front, one of peers that come back."""
+    """Make a seed's scenario: a number's own, or with a t in front, one of clients that resume."""
     return ResumingScenario(int(seed[1:]), log) if seed.startswith("t") else Scenario(int(seed), log)
 
 
@@ -35,7 +35,7 @@ def seeds_in(text: str) -> list[str]:
 
 
 def outcome(seed: str) -> tuple[str, str | None, Counter[str], Counter[str]]:
-    """Run one seed's scenario; returns what was wrong, None where nothing was, what happened, and what was excused."""
+    """Run one seed's scenario; returns the violation or None, counts of what happened, and excuses."""
     scenario = scenario_of(seed)
     # Whatever turns in circles is interrupted.
     signal.signal(signal.SIGALRM, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""Simulated clients, which believe what they are told and notice what cannot be true."""
+"""Simulated clients, which check each message that they receive."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 class Sent:
-    """A relay, and all that came of it.
+    """A relay and its outcome.
 
     Attributes:
-        held_by: the id that the target's node had when it began to wait in a queue; empty where it did not.
+        held_by: the id that the target's node had when the relay began to wait in a queue; empty if it did not wait.
         lost: whether it never reached its sender's node.
-        nodes: the ids of the nodes that had to do with it.
+        nodes: the ids of the nodes that handled it.
         written: when it was written to its target, and the id that the target's node had then.
-        errors: when its sender was told so, and the code.
+        errors: when its sender received an error, and the code.
     """
 
     __slots__ = (
@@ -59,8 +59,8 @@ class Client:
         id: from its welcome; empty before.
         connection: its latest; None if it has none.
         gone: whether it has ended for good.
-        known: ids and metadata of the topic's other peers, by what it was told; None before its list.
-        missed_events: whether its queue refused one, so that it may believe what is not true.
+        known: ids and metadata of the topic's other peers, by the messages received; None before its list.
+        missed_events: whether its queue refused one, so that ``known`` may be wrong.
     """
 
     connection: SimulatedConnection | None = None
@@ -98,12 +98,12 @@ class Client:
 
     @property
     def lenient(self) -> bool:
-        """Whether it may be told what it knows, or what it cannot know."""
+        """Whether it may receive events that it knows already, or of peers that it does not know."""
         return self.missed_events
 
     @property
     def waits(self) -> bool:
-        """Whether it has not joined yet, and nobody told it why."""
+        """Whether it has not joined yet, and does not know why."""
         return not self.gone and not self.live
 
     @property
@@ -147,21 +147,21 @@ class Client:
     def _joined(self, message: Any) -> None:
         peer = message["peerId"]
         if self.known is None:
-            self.violation("is told of a new peer before its list")
+            self.violation("receives peer-joined before its list")
             return
         if peer == self.id or (peer in self.known and not self.lenient):
-            self.violation(f"is told again that {peer} joined")
+            self.violation(f"receives peer-joined of {peer} again")
         self.known[peer] = message.get("metadata")
 
     def _left(self, message: Any) -> None:
         peer = message["peerId"]
         if self.known is None:
-            self.violation("is told that a peer left before its list")
+            self.violation("receives peer-left before its list")
             return
         if peer not in self.known and not self.lenient:
-            self.violation(f"is told that {peer} left, whom it does not know")
+            self.violation(f"receives peer-left of {peer}, which it does not know")
         self.known.pop(peer, None)
-        self._scenario.heard_left(self, peer)
+        self._scenario.peer_left(self, peer)
 
     def _relayed(self, message: Any) -> None:
         sent = self._scenario.sent[int(message["payload"])]
@@ -184,9 +184,9 @@ class Client:
             return
         sent = self._scenario.sent[int(message["msgId"])]
         if sent.sender_id != self.id:
-            self.violation(f"is told of another's relay: {message}")
+            self.violation(f"receives the error of another's relay: {message}")
         if sent.errors:
-            self.violation(f"is told twice that relay {sent.number} failed")
+            self.violation(f"receives two errors of relay {sent.number}")
         sent.errors.append((self._scenario.now, message["code"]))
         if message["code"] == "target_not_found":
             self._scenario.not_found(sent)

@@ -62,7 +62,7 @@ class SimulatedConnection(OutboundQueue[Receipt]):
         """Whose events arrive at the node in order."""
         return self.client
 
-    # The way in
+    # Joining
 
     def start_joining(self, request: JoinRequest) -> None:
         if self.ended:
@@ -162,7 +162,7 @@ class SimulatedConnection(OutboundQueue[Receipt]):
     def request_ack(self, payload: bytes) -> None:
         """Do nothing: only a client that resumes answers pings."""
 
-    # The way out
+    # The end
 
     def give_up_session(self) -> None:
         self.peer = None
@@ -205,7 +205,7 @@ class SimulatedConnection(OutboundQueue[Receipt]):
     # What the client notices
 
     def tell_accepted(self) -> None:
-        """Do nothing: a client that does not resume knows nobody to send to before its list."""
+        """Do nothing: a new client knows no peer to send to before its list."""
 
     def tell_end(self) -> None:
         self.client.gone = True

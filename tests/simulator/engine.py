@@ -13,7 +13,7 @@ from tests.simulator.store import ModelStore
 CONNECT_SECONDS = 5.0
 FIRST_RETRY_SECONDS = 0.1
 LAST_RETRY_SECONDS = 5.0
-LOOK_SECONDS = 5.0
+PING_SECONDS = 5.0
 MOST_UNANSWERED = 2
 
 
@@ -77,7 +77,7 @@ class Connection:
     Args:
         engine: of the node.
         store: the other end.
-        channel: that the node wants to hear.
+        channel: that the node subscribes to.
     """
 
     def __init__(self, engine: SimulatedEngine, store: StoreServer, channel: bytes) -> None:
@@ -91,11 +91,11 @@ class Connection:
         self.commands = Link(store, self._execute, latency)
         self.replies = Link(engine.process, self._replied, lambda: latency() + engine.reply_delay)
         self.subscriptions = Link(store, self._subscribe, latency)
-        self.messages = Link(engine.process, self._heard, latency)
+        self.messages = Link(engine.process, self._received, latency)
         self.links = (self.commands, self.replies, self.subscriptions, self.messages)
         self.waiting: deque[Callable[[Any], None]] = deque()
         self._unanswered = [0, 0]
-        self._look_call: Any = None
+        self._ping_call: Any = None
         store.connections[self] = None
         self.subscriptions.send(channel)
 
@@ -126,7 +126,7 @@ class Connection:
             self.replies.send(reply)
 
     def server_ended(self) -> None:
-        """Break at the store's end; the node hears of it unless the link swallows that too."""
+        """Break at the store's end; the node is told unless the link swallows that too."""
         self.store_open = False
         self.commands.cut(keep=False)
         self.subscriptions.cut(keep=False)
@@ -146,24 +146,24 @@ class Connection:
         else:
             self.waiting.popleft()(reply)
 
-    def _heard(self, data: bytes | None) -> None:
+    def _received(self, data: bytes | None) -> None:
         if not self.node_open:
             return
         if data is None:
             self.established = True
-            self._look_call = self._engine.process.callLater(LOOK_SECONDS, self._look)
+            self._ping_call = self._engine.process.callLater(PING_SECONDS, self._ping)
             self._engine.established(self)
         elif data is _PING:
             self._unanswered[1] = 0
         else:
             self._engine.heard(data)
 
-    def _look(self) -> None:
+    def _ping(self) -> None:
         """Ask on both connections whether the other end is there, as ``RedisEngine`` does."""
         if max(self._unanswered) >= MOST_UNANSWERED:
             self._engine.lost(self, "no answer")
             return
-        self._look_call = self._engine.process.callLater(LOOK_SECONDS, self._look)
+        self._ping_call = self._engine.process.callLater(PING_SECONDS, self._ping)
         self._unanswered = [count + 1 for count in self._unanswered]
         self.commands.send(_PING)
         self.subscriptions.send(_PING)
@@ -173,8 +173,8 @@ class Connection:
         if not self.node_open:
             return
         self.node_open = False
-        if self._look_call is not None and self._look_call.active():
-            self._look_call.cancel()
+        if self._ping_call is not None and self._ping_call.active():
+            self._ping_call.cancel()
         for link in (self.commands, self.subscriptions):
             link.cut()
         self.commands.send(_END)
@@ -198,8 +198,8 @@ class Connection:
                 ("its commands", (commands, replies)),
                 ("its channel", (subscriptions, messages)),
                 ("what it sends", (commands,)),
-                ("what it is answered", (replies,)),
-                ("what it hears", (messages,)),
+                ("its replies", (replies,)),
+                ("what it is sent", (messages,)),
             ]
         )
 
@@ -243,7 +243,7 @@ class SimulatedEngine:
     def connect(self, channel: bytes, listener: EngineListener) -> None:
         self._drop()
         if self.connection is not None:
-            # Who heard that there is no reply connected anew.
+            # The caller of an unanswered command connected anew.
             return
         self._channel, self._listener, self._failures = channel, listener, 0
         self._try()
@@ -303,7 +303,7 @@ class SimulatedEngine:
             self._listener.received(data)
 
     def lost(self, connection: Connection, reason: str) -> None:
-        """Hear that a connection broke, and make another."""
+        """Replace a connection that broke."""
         if connection is not self.connection or self._listener is None:
             return
         was_established, listener = connection.established, self._listener

@@ -8,32 +8,36 @@ from typing import Any
 from signaling.limits import Limits
 
 HANDSHAKE_SECONDS = 10.0
+SALT = 1494
 
 
 class JoinConditions:
-    """The conditions of one scenario; about two of three scenarios have some.
+    """The conditions of one scenario; about a third of the scenarios have none.
 
-    They are drawn from a generator of their own, so that what else happens under a seed stays what it was.
+    They are drawn from a random generator of their own, so that everything else under a seed stays as it was.
 
     Args:
         seed: of the scenario.
+        any_at_all: False for a scenario without conditions.
 
     Attributes:
         crowd_size: from how many peers in a topic on joins take turns.
-        calm: whether nobody comes back who was turned away, as everybody has to be in or out before long.
+        calm: whether the faults are over: clients that were refused do not come back then.
+        turn_seconds: how long a pass of the reactor takes in which joins have their turns.
         handshake_seconds: how long a handshake may take; 0 means any time.
     """
 
-    def __init__(self, seed: int | str) -> None:
-        # The number is chosen so that the seeds that test_simulator.py keeps have no such conditions.
+    def __init__(self, seed: str, *, any_at_all: bool = True) -> None:
+        # SALT is chosen so that the seeds which test_simulator.py keeps have no such conditions.
         self.random = random = Random(f"{SALT} {seed}")
-        self.active = random.random() < 0.65
+        self.active = any_at_all and random.random() < 0.65
         self._limits: dict[str, Any] = {}
         self._addresses = 1
         self._login_seconds: list[float] = []
         self._refused_share = self._early_share = 0.0
         self._drain_seconds = [0.0]
         self.crowd_size = 32
+        self.turn_seconds = 0.0
         self.calm = False
         self.handshake_seconds = HANDSHAKE_SECONDS if self.active else 0.0
         if self.active:
@@ -56,6 +60,7 @@ class JoinConditions:
         self._early_share = random.choice([0.0, 0.3, 0.9])
         self._drain_seconds = random.choice([[0.0], [0.0, 0.5, 3.0]])
         self.crowd_size = random.choice([0, 1, 3, 32])
+        self.turn_seconds = random.choice([0.0, 0.1, 2.0])
 
     def limit(self, limits: Limits) -> Limits:
         """Add the conditions to a node's limits."""
@@ -63,7 +68,7 @@ class JoinConditions:
         return Limits(**fields, **self._limits)
 
     def address(self) -> str:
-        """Choose where a client connects from."""
+        """Choose the address of a client."""
         return f"192.0.2.{self.random.randrange(self._addresses)}"
 
     def login_seconds(self) -> float | None:
@@ -79,12 +84,9 @@ class JoinConditions:
         return bool(self._early_share) and self.random.random() < self._early_share
 
     def comes_back(self) -> bool:
-        """Choose what a client does that was turned away."""
+        """Choose whether a client that was refused comes back."""
         return not self.calm and self.random.random() < 0.6
 
     def drain_seconds(self) -> float:
         """Choose how long a node that stops keeps its connections."""
         return self.random.choice(self._drain_seconds)
-
-
-SALT = 1494

@@ -1,4 +1,4 @@
-"""Simulated time, processes that stop and go on, and connections that keep their order and nothing else."""
+"""Simulated time, processes that can be paused, and links that keep the order of what they deliver."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Call:
-    """Something that is going to happen; an ``IDelayedCall`` as far as anybody needs one."""
+    """A scheduled call: as much of an ``IDelayedCall`` as the server uses."""
 
     __slots__ = ("_state", "arguments", "function", "when")
 
@@ -37,11 +37,11 @@ class Call:
 
 
 class Timeline:
-    """What is going to happen, in order. All chance comes from one source, so a seed tells all.
+    """The scheduled calls, in order, and the random generator: a seed decides everything.
 
     Args:
-        seed: of all chance.
-        log: takes each line of the story; None keeps none.
+        seed: of the random generator.
+        log: is called with each line of the trace; None traces nothing.
     """
 
     def __init__(self, seed: int, log: Callable[[str], None] | None = None) -> None:
@@ -52,9 +52,9 @@ class Timeline:
         self._count = 0
         self.tracing = log is not None
 
-    def trace(self, who: str, what: str, *details: Any) -> None:
+    def trace(self, source: str, what: str, *details: Any) -> None:
         if self._log is not None:
-            self._log(f"{self.now:10.4f} {who:10} {what} {' '.join(map(str, details))}")
+            self._log(f"{self.now:10.4f} {source:10} {what} {' '.join(map(str, details))}")
 
     def at(self, when: float, function: Callable[..., Any], *arguments: Any) -> Call:
         call = Call(max(when, self.now), function, arguments)
@@ -74,11 +74,11 @@ class Timeline:
 
 
 class Process:
-    """Something that runs, stands still for a while, or has ended. While it stands still, what comes waits.
+    """A process that runs, is paused, or has ended. What arrives during a pause waits.
 
     Args:
         timeline: on which it lives.
-        name: for the story.
+        name: for the trace.
     """
 
     def __init__(self, timeline: Timeline, name: str) -> None:
@@ -90,7 +90,7 @@ class Process:
         self._arrived: dict[int, list[tuple[Callable[[Any], None], Any]]] = {}
         self.calls: set[Call] = set()
 
-    # What the process itself asks for: it is its own clock
+    # The process is its own clock
 
     def seconds(self) -> float:
         return self.timeline.now
@@ -119,7 +119,7 @@ class Process:
     # What happens to it
 
     def take(self, source: object, take: Callable[[Any], None], item: Any) -> None:
-        """Have something arrive."""
+        """Let an item arrive."""
         if self.paused:
             self._arrived.setdefault(id(source), []).append((take, item))
         elif self.alive:
@@ -129,7 +129,7 @@ class Process:
         self.paused = True
 
     def resume(self) -> None:
-        """Go on: whatever is late happens now, timers or what came first, as chance will have it."""
+        """End the pause: what is due happens now, in a random order of timers and sources."""
         if not self.paused:
             return
         self.paused = False
@@ -187,13 +187,13 @@ class Link:
         self._timeline.at(self._last, self._arrive)
 
     def cut(self, keep: bool = True) -> None:
-        """Lose what is on its way, but for what is read already: the beginning of it, if ``keep``."""
+        """Lose what is on its way; if ``keep``, a random part from its beginning still arrives."""
         kept = self._timeline.random.randint(0, len(self._queue)) if keep and self._queue else 0
         while len(self._queue) > kept:
             self._queue.pop()
 
     def heal(self) -> None:
-        """Hold back nothing any more; what was held back arrives."""
+        """Stop swallowing; what was swallowed arrives."""
         self.swallowing = False
         held, self._held = self._held, 0
         for _ in range(held):

@@ -1,4 +1,4 @@
-"""A node: what is real is real, but for its connections to clients and to the store."""
+"""A node: all of it is the server's own code, except its connections to clients and to the store."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from signaling.core.announcer import Announcer
 from signaling.core.counters import Counters
 from signaling.core.interfaces import JoinTicket, OutgoingSession, ResumeProof
 from signaling.core.join_request import JoinRequest
-from signaling.core.joining import TRANSITIONS, JoinAttempt
+from signaling.core.joining import TRANSITIONS, JoinAttempt, JoinState
 from signaling.core.local_peers import LocalPeers
 from signaling.core.peer import Peer, PeerServices
 from signaling.core.peer_ids import PeerIds
@@ -63,6 +63,20 @@ class SimulatedIds(PeerIds):
         ms = int(peer_id[:10]) + 1
         if ms > self._ms:
             self._ms, self._rest = ms, self._random.randrange(10**15)
+
+
+class SlowClock:
+    """The clock of a process whose passes of the reactor take time."""
+
+    def __init__(self, process: Process, seconds: float) -> None:
+        self._process = process
+        self._seconds = seconds
+
+    def seconds(self) -> float:
+        return self._process.seconds()
+
+    def callLater(self, delay: float, function: Callable[..., Any], *arguments: Any) -> Any:
+        return self._process.callLater(delay + self._seconds, function, *arguments)
 
 
 class CountedLimits(ConnectionLimits):
@@ -139,7 +153,7 @@ class ObservedPeers(LocalPeers):
 
     def prepare_handoff(self, topic: str, proof: ResumeProof) -> OutgoingSession | None:
         if self.has(topic, proof.peer):
-            # If this node ends before it is told whether the other one has taken the peer, it cannot tell.
+            # If this node ends before it knows whether the other node has taken the peer, relays may have two outcomes.
             self._node.scenario.left_behind(proof.peer, self._node.backplane.node)
         return super().prepare_handoff(topic, proof)
 
@@ -153,9 +167,9 @@ class SimulatedNode:
 
     Attributes:
         connections: that have not ended.
-        attempts: to join, since the last check.
+        attempts: to join that are not settled, and those that were settled since the last check.
         turns: of connections whose topic is large.
-        draining: whether nobody joins any more.
+        draining: whether the node refuses joins.
     """
 
     def __init__(
@@ -169,7 +183,7 @@ class SimulatedNode:
         self.counters = Counters()
         self.topics: TopicMap[Peer] = TopicMap(self.limits.max_peers_per_topic, self.limits.max_peer_list_bytes)
         random = Random(scenario.random.random())
-        # Events are announced at once, or take turns, or now this and now that.
+        # Announcements go out at once, or in turns, or mixed.
         at_once = random.choice((0, 4, 256))
         self.announcer = Announcer(self.process, self.counters.count_dropped_events, offers_at_once=at_once)
         ids = SimulatedIds(lambda: 1_000_000 + int(scenario.now * 1000) + skew_ms, random)
@@ -181,7 +195,9 @@ class SimulatedNode:
             self.topics, self.announcer, self.backplane, self.counters, self.limits, self.sessions
         )
         self.turns: FairScheduler[SimulatedConnection] = FairScheduler(
-            self.process, JOINS_PER_PASS, lambda connection: connection.accept(b"")
+            SlowClock(self.process, scenario.joins.turn_seconds),
+            JOINS_PER_PASS,
+            lambda connection: connection.accept(b""),
         )
         self.connections: dict[SimulatedConnection, None] = {}
         self.attempts: list[JoinAttempt] = []
@@ -209,7 +225,7 @@ class SimulatedNode:
         return self
 
     def text(self, peer_id: str) -> bytes | None:
-        """Make ICE servers that tell when they were made, for clients that resume."""
+        """Return ICE servers that name the time, for clients that resume."""
         return json.dumps(self.scenario.now).encode() if self.limits.resume_window_seconds else None
 
     def new_peer(self, request: JoinRequest, connection: SimulatedConnection, ticket: JoinTicket) -> Peer:
@@ -234,7 +250,7 @@ class SimulatedNode:
     def detached(self, peer: str, topic: str, reason: str) -> None:
         self.scenario.trace(self.name, peer, "was resumed and detached at once in", topic)
 
-    # What clients do; what they send to a process that stands still waits
+    # What clients do; a process that is paused takes it later
 
     def connect(self, connection: SimulatedConnection, request: JoinRequest) -> None:
         self.connections[connection] = None
@@ -242,11 +258,13 @@ class SimulatedNode:
 
     def _log_in(self, requested: tuple[SimulatedConnection, JoinRequest]) -> None:
         connection, request = requested
+        if connection.ended:
+            return
         joins = self.scenario.joins
         seconds = joins.login_seconds()
         end = connection.refuse if joins.login_is_refused() else connection.start_joining
         outcome: Any = "its login was refused" if end == connection.refuse else request
-        if seconds is None:
+        if seconds is None or self.draining:
             end(outcome)
         else:
             connection.hold()
@@ -292,7 +310,7 @@ class SimulatedNode:
         self.scenario.violation(f"{self.name}: {what}")
 
     def check_ticket(self, ticket: JoinTicket | None, topic: str, peer: str, joined: bool) -> None:
-        """See that a ticket is finished once, and says what became of its peer."""
+        """Check that a ticket is finished once, and with the truth."""
         is_here = self._peers.has(topic, peer)
         if ticket is None:
             self.violation(f"the ticket of {peer} in {topic} is finished twice")
@@ -302,25 +320,32 @@ class SimulatedNode:
             # The replay buffers of other nodes may hold more than this one's.
             has_room = self.topics.size(topic) < self.limits.max_peers_per_topic
             if has_room and self.limits.high_water_messages == LARGEST_HIGH_WATER:
-                self.violation(f"the session of {peer} in {topic}, which another node gave up, is lost")
+                self.violation(f"the session of {peer} in {topic}, which another node handed off, is lost")
+
+    def check_slots(self) -> None:
+        """Check that each connection, each join and each detached session has one connection slot."""
+        settled = [attempt for attempt in self.attempts if not TRANSITIONS[attempt.state]]
+        self.scenario.counts.update(f"joins {attempt.state.value}" for attempt in settled)
+        self.attempts = [attempt for attempt in self.attempts if TRANSITIONS[attempt.state]]
+        if any(attempt.state is JoinState.AWAITING_TURN for attempt in self.attempts):
+            # It may have the slot of a session, which has none meanwhile.
+            return
+        slots = [connection.slot for connection in self.connections if connection.slot is not None]
+        of_connections = Counter(self.connection_limits.networks[slot] for slot in slots)
+        held = self.connection_limits.held
+        expected = len(slots) + len(self.attempts) + len(self.sessions.detached)
+        without_slot = [connection for connection in self.connections if connection.peer and not connection.slot]
+        if held.total() != expected or without_slot or not of_connections <= held:
+            self.violation(f"{dict(held)} slots, not {expected}; {len(without_slot)} peers have none")
 
     def check_joins(self) -> None:
-        """See that no join is under way, and that each peer has one connection slot."""
-        violation, backplane, limits = self.violation, self.backplane, self.connection_limits
-        for attempt in self.attempts:
-            self.scenario.counts[f"joins {attempt.state.value}"] += 1
-            if TRANSITIONS[attempt.state]:
-                violation(f"a join is {attempt.state.value}")
-        self.attempts.clear()
-        if backplane.tickets_due or backplane.unfinished:
-            violation(f"{backplane.tickets_due} tickets are not given, {list(backplane.unfinished)} not finished")
-        slots = [connection.slot for connection in self.connections if connection.slot is not None]
-        if len(slots) < len(self.connections):
-            violation(f"{len(self.connections) - len(slots)} connections have no slot")
-        of_connections = Counter(limits.networks[slot] for slot in slots)
-        of_sessions = limits.held.total() - len(slots)
-        if of_sessions != len(self.sessions.detached) or not of_connections <= limits.held:
-            violation(f"slots: {limits.held}, {of_connections} of connections, {len(self.sessions.detached)} detached")
+        """Check that no join is unsettled."""
+        self.check_slots()
+        if self.attempts:
+            self.violation(f"joins are {[attempt.state.value for attempt in self.attempts]}")
+        due, unfinished = self.backplane.tickets_due, list(self.backplane.unfinished)
+        if due or unfinished:
+            self.violation(f"{due} tickets are not given, {unfinished} not finished")
 
     # What happens to it
 

@@ -128,7 +128,7 @@ class ResumingClient(Client):
             self._scenario.come_back(self)
 
     def send_early(self) -> None:
-        """Send to somebody before the welcome, if this is not the first connection."""
+        """Send before the welcome, if this is not the first connection."""
         if self.id:
             self._scenario.send_early(self)
 
@@ -173,15 +173,15 @@ class ResumingClient(Client):
     def _ice_servers(self, message: Any) -> None:
         made = message["iceServers"]
         if made < self._made:
-            self.violation(f"is told of ICE servers of {made} after those of {self._made}")
+            self.violation(f"receives ICE servers of {made} after those of {self._made}")
         self._made = made
 
 
 class ResumingScenario(Scenario):
     """A scenario of clients that resume.
 
-    What else nobody can promise: what a client said just before its connection was lost may not have reached its node;
-    what was written to a connection may be lost with it, if its client never comes back; and a relay may be written and
+    More is excused: a relay that was sent just before its connection was lost may not have reached its node; a relay
+    that was written to a connection is lost with it if the client never resumes; and a relay may be written *and*
     answered ``dropped`` if a node dies that its sender or its target had left for another one.
     """
 
@@ -190,8 +190,8 @@ class ResumingScenario(Scenario):
     def __init__(self, seed: int, log: Any = None) -> None:
         super().__init__(seed, log)
         # The relays that were written to a connection.
-        self.put: set[int] = set()
-        self.all_clients = Process(self.timeline, "everybody")
+        self.put_on_connections: set[int] = set()
+        self.all_clients = Process(self.timeline, "clients")
 
     def make_limits(self) -> Limits:
         window = self.random.choice([WINDOW_SECONDS, WINDOW_SECONDS, 3.0, 30.0])
@@ -212,21 +212,21 @@ class ResumingScenario(Scenario):
         """Notice that a relay was written to a connection, which may be lost with it."""
         sent = self.relay_in(frame)
         sent.nodes.add(node.backplane.node)
-        self.put.add(sent.number)
+        self.put_on_connections.add(sent.number)
 
     def relay(self) -> None:
-        """Relay, and sometimes do what makes that hard: renew somebody's ICE servers, or change nodes in between."""
+        """Relay; sometimes renew ICE servers instead, or change nodes between two relays."""
         live: list[Any] = self.live()
         choice = self.random.random()
         if live and choice < 0.1:
             connection = self.random.choice(live).connection
             connection.node.renew(connection)
         elif live and choice < 0.25:
-            self._relay_on_the_move(self.random.choice(live))
+            self._relay_while_resuming(self.random.choice(live))
         else:
             super().relay()
 
-    def _relay_on_the_move(self, sender: ResumingClient) -> None:
+    def _relay_while_resuming(self, sender: ResumingClient) -> None:
         """Send, resume on any node at once, and send more."""
         target = self.random.choice([client for client in self.live() if client.topic == sender.topic])
         for _ in range(self.random.choice([1, 3, 7])):
@@ -239,7 +239,7 @@ class ResumingScenario(Scenario):
         self._come_back(sender)
 
     def send_early(self, sender: ResumingClient) -> None:
-        """Send to somebody in the topic, or who was there, before the sender's welcome."""
+        """Send to a present or former peer of the topic, before the sender's welcome."""
         known = [client for client in self.clients if client.id and client.topic == sender.topic]
         self.counts["early relays"] += 1
         self.send(sender, self.joins.random.choice(known))
@@ -257,7 +257,7 @@ class ResumingScenario(Scenario):
             self.come_back(client)
 
     def leave(self) -> None:
-        """Let somebody go, or lose a connection, which its node notices sooner or later."""
+        """Let a client leave, or lose its connection, which its node notices now or later."""
         there: list[Any] = [client for client in self.clients if not client.gone]
         if not there:
             return
@@ -274,42 +274,42 @@ class ResumingScenario(Scenario):
         connection.node.say_goodbye(connection)
 
     def verdict(self, sent: Sent) -> str | None:
-        if sent.errors and (sent.written or sent.number in self.put):
+        if sent.errors and (sent.written or sent.number in self.put_on_connections):
             return self._excuse(sent)
         if sent.written or sent.errors:
             return None
         if sent.lost:
-            excuse = "unheard: lost with its sender's connection"
+            excuse = "no outcome: lost with its sender's connection"
         elif not sent.sender.live or sent.sender.id != sent.sender_id:
-            excuse = "unheard: its sender's session has ended"
-        elif sent.number in self.put and not (sent.target.live and sent.target.id == sent.target_id):
-            excuse = "cut: written to a connection, and its target's session has ended"
+            excuse = "no outcome: its sender's session has ended"
+        elif sent.number in self.put_on_connections and not (sent.target.live and sent.target.id == sent.target_id):
+            excuse = "lost: written to a connection, and its target's session has ended"
         else:
-            return "no end"
+            return "no outcome"
         self.excuses[excuse] += 1
         return None
 
     def _excuse(self, sent: Sent) -> str | None:
-        told_at, _ = sent.errors[0]
+        answered_at, _ = sent.errors[0]
         left = self.left_nodes.get(sent.target_id, set()) | self.left_nodes.get(sent.sender_id, set())
-        if any(sent.at <= self._death(node) <= told_at for node in left | sent.nodes):
+        if any(sent.at <= self._died_or_stopped_at(node) <= answered_at for node in left | sent.nodes):
             self.excuses["both: a node died or stopped that had to do with it"] += 1
             return None
-        return super()._excuse(sent) if sent.written else f"written to a connection, and answered at {told_at:.4f}"
+        return super()._excuse(sent) if sent.written else f"written to a connection, and answered at {answered_at:.4f}"
 
-    def _death(self, node_id: str) -> float:
-        return min(self.buried.get(node_id, inf), self.ended.get(node_id, inf))
+    def _died_or_stopped_at(self, node_id: str) -> float:
+        return min(self.evicted.get(node_id, inf), self.ended.get(node_id, inf))
 
-    def _die(self) -> None:
-        """Leave it to others: whoever was there comes back."""
+    def _crash_in_calm(self) -> None:
+        """Do nothing: the clients of the node would reconnect."""
 
-    def heard_left(self, client: Client, peer: str) -> None:
-        """Notice that somebody hears of a leave; a client that asks two nodes at once may lose its session by it."""
+    def peer_left(self, client: Client, peer: str) -> None:
+        # A client that asks two nodes at once may lose its session.
         if peer not in self.left_nodes:
-            super().heard_left(client, peer)
+            super().peer_left(client, peer)
 
     def relayed(self, node: SimulatedNode, sent: Sent, outcome: Any) -> None:
-        """Pass it over: a target may be about to leave or to come back."""
+        """Check nothing: the target may be about to leave or to resume."""
 
     def not_found(self, sent: Sent) -> None:
-        """Pass it over: a sender that resumed hears of it when its target may have come meanwhile."""
+        """Check nothing: a sender that resumed is answered late, and its target may have joined meanwhile."""

@@ -1,16 +1,15 @@
-"""One story: a seed tells who joins, who says what to whom and what breaks, and in the end everything has to be true.
+"""One scenario: its seed decides which clients join and relay and what fails; in the end, all invariants have to hold.
 
-**What has to hold.** Each client's view is checked with every message that it gets, and against the truth once all
-faults are over and ``CALM_SECONDS`` have passed. Every relay is written to its target at most once, in order, and ends
-in one way: written, or answered by one error. Two things are nobody's to promise, and only those are let pass and
-counted by kind (``Scenario.excuses``):
+Each client checks every message that it receives. After the faults, and ``CALM_SECONDS`` later, all clients, the store
+and the connection slots are compared with the truth. Every relay is written to its target at most once, in order, and
+has one outcome: it is written, or its sender receives one error. No server can promise that in two cases; only these
+are excused, and counted by kind (``Scenario.excuses``):
 
-- A sender that is gone, by itself or with its node, hears nothing.
-- A relay that was written *and* answered ``dropped``: where its target's node crashed or was taken for dead after it
-  wrote the relay and before the sender heard of it, nobody can tell; likewise where the sender's own node could not
-  reach the engine for so long that it gave up. The same goes for what waited in its target's queue while that node
-  stood still for so long that the others took it for dead, and was written afterwards; and for a node that was taken
-  for dead, and does not hear of it because the store lost its data after that.
+- The sender is gone, by itself or with its node, and receives no outcome.
+- The relay was written *and* answered ``dropped``. The target's node crashed or was evicted after it wrote the relay
+  and before the sender received the outcome; or the sender's node could not reach the store for so long that it gave
+  up. The same holds for a relay that waited in a queue while the target's node was paused, was evicted, and wrote the
+  relay afterwards; and for a node that does not learn of its eviction because the store lost its data after that.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ from tests.simulator.nodes import PREFIX, SimulatedNode
 from tests.simulator.store import listed_bytes
 
 CALM_SECONDS = 60.0
-# A dead node's peers are announced within this time.
-BURIED_SECONDS = 15.0
-# After which a sender's node gives up on an answer.
+# Within this time a dead node is evicted, and its peers' leaving is announced.
+EVICTION_SECONDS = 15.0
+# After this time a sender's node gives up waiting for an outcome.
 GIVE_UP_SECONDS = 30.0
 # The least time between two losses of data.
 DATA_SECONDS = 0.5
@@ -42,34 +41,37 @@ KEYS = Keys(PREFIX)
 
 
 class InvariantViolation(Exception):
-    """Something that must not be was seen; the text says all."""
+    """An invariant does not hold; the text says which ones."""
 
 
 class Scenario:
-    """One seed's story.
+    """The scenario of one seed.
 
     Args:
-        seed: of all chance.
-        log: takes each line of the story; None keeps none.
+        seed: of the random generator.
+        log: is called with each line of the trace; None traces nothing.
+        with_join_conditions: False for joins that always succeed, and at once.
 
     Attributes:
         sent: all relays, by number.
-        buried: when each node's id was taken for dead.
+        evicted: when each node's id was evicted.
         ended: when a node crashed or began to stop, by the id that it had then.
-        counts: of what happened, to see that anything did.
-        excuses: how many relays have an end that nobody could promise, by kind.
+        counts: of what happened, to show that it was tested.
+        excuses: how many relays have an outcome that is excused, by kind.
     """
 
     kind = ""
 
-    def __init__(self, seed: int, log: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, seed: int, log: Callable[[str], None] | None = None, *, with_join_conditions: bool = True
+    ) -> None:
         self.timeline = Timeline(seed, log)
-        self.joins = JoinConditions(f"{self.kind}{seed}")
+        self.joins = JoinConditions(f"{self.kind}{seed}", any_at_all=with_join_conditions)
         self.random = self.timeline.random
         self.trace = self.timeline.trace
         self.tracing = self.timeline.tracing
         self.sent: list[Sent] = []
-        self.buried: dict[str, float] = {}
+        self.evicted: dict[str, float] = {}
         self.ended: dict[str, float] = {}
         self.counts: Counter[str] = Counter()
         self.excuses: Counter[str] = Counter()
@@ -118,6 +120,9 @@ class Scenario:
 
     def run_for(self, seconds: float) -> None:
         self.timeline.run_until(self.now + seconds)
+        for node in self.nodes:
+            if node.process.alive:
+                node.check_slots()
         self.check()
 
     # What the nodes and clients report
@@ -151,22 +156,22 @@ class Scenario:
 
     def _ran(self, script: str, arguments: Sequence[bytes], reply: list[Any]) -> None:
         if script == "evict" and reply[0] == b"evicted":
-            self.buried.setdefault(arguments[2].decode(), self.now)
-            self.counts["buried"] += 1
+            self.evicted.setdefault(arguments[2].decode(), self.now)
+            self.counts["evicted"] += 1
 
-    def heard_left(self, client: Client, peer: str) -> None:
+    def peer_left(self, client: Client, peer: str) -> None:
         left = self.by_id.get(peer)
         if left is None or not left.live or left.id != peer:
             return
-        # The others took its node for dead, or the store forgot it.
-        self.counts["left for a while"] += 1
-        if not (self.lost_data_at or self.buried or self.store.stale):
+        # Its node was evicted, or the store lost its data.
+        self.counts["left for a time"] += 1
+        if not (self.lost_data_at or self.evicted or self.store.stale):
             self.violation(f"{client.name} is told that {left.name} left, which did not")
 
     def not_found(self, sent: Sent) -> None:
         target, sender = sent.target, sent.sender
         known = sender.known is not None and target.id in sender.known and not sender.missed_events
-        if target.live and known and not (self.lost_data_at or self.buried or self.store.stale):
+        if target.live and known and not (self.lost_data_at or self.evicted or self.store.stale):
             self.violation(f"relay {sent.number}: {target.name} is there, and was not found")
 
     # Actions
@@ -236,7 +241,7 @@ class Scenario:
             client.node.unstall(client.connection)
 
     def _later(self, seconds: float, heal: Callable[[], None]) -> None:
-        """Heal a fault after some time, or at the end of the storm."""
+        """End a fault after a time, or with the phase of faults."""
         self._healing.append(heal)
 
         def now() -> None:
@@ -369,13 +374,13 @@ class Scenario:
         self.trace("store", "goes on")
         self.store.resume()
 
-    # The story
+    # The phases
 
     def run(self) -> None:
-        """Let it happen.
+        """Run it.
 
         Raises:
-        InvariantViolation: where something happened that must not.
+            InvariantViolation: if an invariant does not hold.
         """
         self.run_for(self.random.choice([0, 0.001, 0.5, 3]))
         for _ in range(self.random.choice([1, 1, 2])):
@@ -383,7 +388,7 @@ class Scenario:
             self._calm()
         self._mesh()
         if self.random.random() < 0.5:
-            self._die()
+            self._crash_in_calm()
         self._end()
 
     def _storm(self) -> None:
@@ -408,7 +413,7 @@ class Scenario:
                 random.choice(actions)()
 
     def _calm(self) -> None:
-        self.trace("story", "all faults are over")
+        self.trace("scenario", "all faults are over")
         while self._healing:
             self._healing.pop()()
         if not self.serving():
@@ -416,14 +421,14 @@ class Scenario:
         self.joins.calm = True
         self.run_for(CALM_SECONDS * (2 if self.joins.active else 1))
         self.joins.calm = False
-        self.trace("story", "everything has to be true")
+        self.trace("scenario", "all invariants have to hold")
         self._check_clients()
         self._check_relays()
         self._check_store()
         for node in self.serving():
             node.check_joins()
             if node.backplane.forwarding:
-                self.violation(f"{node.name}: {node.backplane.forwarding} relays have no end")
+                self.violation(f"{node.name}: {node.backplane.forwarding} relays have no outcome")
             if node.backplane.unready_reasons:
                 self.violation(f"{node.name}: {node.backplane.unready_reasons}")
             self.counts["most timers"] = max(self.counts["most timers"], node.process.timers)
@@ -462,42 +467,42 @@ class Scenario:
                 )
 
     def verdict(self, sent: Sent) -> str | None:
-        """Tell what is wrong with the end of a relay, None where nothing is."""
+        """Return what is wrong with the outcome of a relay, None if nothing is."""
         if sent.written and sent.errors:
             return self._excuse(sent)
         if sent.written or sent.errors:
             return None
         if sent.sender.live:
-            return "no end"
-        self.excuses["unheard: its sender is gone"] += 1
+            return "no outcome"
+        self.excuses["no outcome: its sender is gone"] += 1
         return None
 
     def _excuse(self, sent: Sent) -> str | None:  # noqa: PLR0911 - one for each excuse
-        (written_at, node_id), (told_at, code) = sent.written[0], sent.errors[0]
+        (written_at, node_id), (answered_at, code) = sent.written[0], sent.errors[0]
         if code != "dropped":
             return f"written, and answered {code}"
         died_at = self._died_at(sent.target.node, node_id)
         if sent.held_by:
             held_died_at = self._died_at(sent.target.node, sent.held_by)
-            if held_died_at is not None and held_died_at < max(written_at, told_at):
+            if held_died_at is not None and held_died_at < max(written_at, answered_at):
                 self.excuses["both: had waited at a node that died"] += 1
                 return None
         forgotten = died_at is not None and any(died_at <= at <= written_at for at in self.lost_data_at)
-        if told_at < written_at and forgotten:
-            self.excuses["both: the store forgot that its target's node was taken for dead"] += 1
+        if answered_at < written_at and forgotten:
+            self.excuses["both: the store forgot that its target's node was evicted"] += 1
             return None
-        if told_at < written_at:
-            return f"answered at {told_at:.4f}, and written at {written_at:.4f}"
-        if died_at is not None and died_at <= told_at:
+        if answered_at < written_at:
+            return f"answered at {answered_at:.4f}, and written at {written_at:.4f}"
+        if died_at is not None and died_at <= answered_at:
             self.excuses["both: its target's node died"] += 1
             return None
-        if told_at - sent.at >= GIVE_UP_SECONDS:
+        if answered_at - sent.at >= GIVE_UP_SECONDS:
             self.excuses["both: its node gave up on the engine"] += 1
             return None
-        return f"written at {written_at:.4f}, and answered at {told_at:.4f}"
+        return f"written at {written_at:.4f}, and answered at {answered_at:.4f}"
 
     def _died_at(self, node: SimulatedNode, node_id: str) -> float | None:
-        times = [time for time in (node.crashed_at, self.buried.get(node_id)) if time is not None]
+        times = [time for time in (node.crashed_at, self.evicted.get(node_id)) if time is not None]
         return min(times, default=None)
 
     def _check_store(self) -> None:
@@ -517,12 +522,12 @@ class Scenario:
             if key.startswith(KEYS.index(b"")) and owner not in live_nodes and not dump[key][0] <= unseen:
                 self.violation(f"the store lists topics of {owner}, which is dead: {dump[key]}")
         for topic in unseen:
-            # Peers of dead nodes, of whom the store knew nothing any more when they could have been buried: whoever
-            # comes next buries them, and they expire by themselves.
+            # Peers of dead nodes, which the store had forgotten when they could have been evicted: the next node that
+            # serves the topic evicts them, and they expire.
             members = dump.get(KEYS.topic(topic)[0], ({}, 0))[0]
-            self.counts["forgotten and seen by nobody"] += len(members)
+            self.counts["left in the store by dead nodes"] += len(members)
             if any(value[:16].decode() in live_nodes for value in members.values()):
-                self.violation(f"the store has {members} in {topic!r}, where nobody is")
+                self.violation(f"the store has {members} in {topic!r}, which has no peers")
 
     def _check_topic(self, topic: str, here: list[Client], dump: dict[bytes, Any]) -> None:
         members_key, state_key = KEYS.topic(topic.encode())
@@ -542,7 +547,7 @@ class Scenario:
             self.violation(f"the store counts {state.get(b'bytes')} bytes in {topic}, not {lengths}")
 
     def _mesh(self) -> None:
-        """See that everybody reaches everybody once all is calm."""
+        """Check that after the faults every peer reaches every other one."""
         for sender in self.live():
             for target in self.live():
                 if sender.topic == target.topic and not (sender.missed_events or target.missed_events):
@@ -555,16 +560,16 @@ class Scenario:
                 self.violation(f"relay {sent.number} does not arrive though all is calm: {sent.errors}")
         self.check()
 
-    def _die(self) -> None:
-        """See that a node's death is noticed in time."""
+    def _crash_in_calm(self) -> None:
+        """Crash a node after the faults, and check that it is evicted in time."""
         nodes = self.serving()
         if len(nodes) < 2:
             return
         self._crash(self.random.choice(nodes))
-        self.run_for(BURIED_SECONDS)
+        self.run_for(EVICTION_SECONDS)
         self._check_clients()
         self.check()
-        self.counts["deaths in calm"] += 1
+        self.counts["crashes in calm"] += 1
 
     def _end(self) -> None:
         for node in self.serving():

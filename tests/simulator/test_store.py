@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from signaling.backplane.store import Keys
-from tests.redis_server import RedisClient, redis_server
+from tests.harness.redis import redis_running
+from tests.harness.redis_client import RedisClient
 from tests.simulator.store import ModelStore
 
 KEYS = Keys("it:")
@@ -23,7 +24,7 @@ STEPS = 60
 class Real:
     """The real store, and listeners to its channels."""
 
-    def __init__(self, client: RedisClient, path: Any) -> None:
+    def __init__(self, client: RedisClient, path: str) -> None:
         self.client = client
         self._listeners = {}
         for node in NODES:
@@ -227,10 +228,10 @@ class Both:
         self.model.now += seconds
 
 
-def test_the_model_does_what_the_store_does(tmp_path_factory: pytest.TempPathFactory) -> None:
-    with redis_server(tmp_path_factory.mktemp("redis")) as path:
-        client = RedisClient(path)
-        real = Real(client, path)
+def test_the_model_does_what_the_store_does() -> None:
+    with redis_running(unix=True) as server:
+        client = RedisClient(server.socket)
+        real = Real(client, server.socket)
         for seed in range(SEQUENCES):
             client.command("FLUSHALL")
             both = Both(real, Random(seed))

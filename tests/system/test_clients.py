@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from websockets.sync.client import connect, unix_connect
 
 from tests.harness.certificates import self_signed
 from tests.harness.peer import joined_id, receive
+from tests.harness.raw_client import upgrade
 from tests.harness.server import Server, running
 
 UPGRADE = (
@@ -27,10 +29,17 @@ UPGRADE = (
 )
 
 
-def test_two_clients_meet_and_signal() -> None:
-    with running() as server, connect(server.url + "room") as caller:
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A server with the default options; each test has topics of its own."""
+    with running() as server:
+        yield server
+
+
+def test_two_clients_meet_and_signal(server: Server) -> None:
+    with connect(server.url + "call") as caller:
         caller_id = joined_id(caller)
-        with connect(server.url + "room") as callee:
+        with connect(server.url + "call") as callee:
             callee_id = joined_id(callee)
             assert receive(caller) == {"type": "peer-joined", "peerId": callee_id}
             caller.send(json.dumps({"type": "offer", "to": callee_id, "payload": {"sdp": "x"}, "msgId": "1"}))
@@ -38,7 +47,7 @@ def test_two_clients_meet_and_signal() -> None:
         assert receive(caller) == {"type": "peer-left", "peerId": callee_id}
 
 
-def test_many_clients_agree_on_who_is_there() -> None:
+def test_many_clients_agree_on_who_is_there(server: Server) -> None:
     async def join(url: str) -> tuple[ClientConnection, str, set[str]]:
         peer = await async_connect(url)
         own = json.loads(await peer.recv())["selfId"]
@@ -52,17 +61,16 @@ def test_many_clients_agree_on_who_is_there() -> None:
                 known.add(json.loads(await peer.recv())["peerId"])
         await asyncio.gather(*(peer.close() for peer, _, _ in joined))
 
-    with running() as server:
-        asyncio.run(asyncio.wait_for(scenario(server.url + "room"), 30))
+    asyncio.run(asyncio.wait_for(scenario(server.url + "many"), 30))
 
 
-def test_a_killed_client_is_told_to_its_topic() -> None:
+def test_a_killed_client_is_told_to_its_topic(server: Server) -> None:
     code = (
         "import sys; from websockets.sync.client import connect; c = connect(sys.argv[1]); [c.recv() for _ in range(9)]"
     )
-    with running() as server, connect(server.url + "room") as observer:
+    with connect(server.url + "killed") as observer:
         joined_id(observer)
-        client = subprocess.Popen([sys.executable, "-c", code, server.url + "room"], stdout=subprocess.PIPE)
+        client = subprocess.Popen([sys.executable, "-c", code, server.url + "killed"], stdout=subprocess.PIPE)
         with client:
             assert receive(observer)["type"] == "peer-joined"
             client.kill()
@@ -70,15 +78,15 @@ def test_a_killed_client_is_told_to_its_topic() -> None:
 
 
 @pytest.mark.parametrize(("frame", "code"), [(b"\x81\x81\0\0\0\0\xff", 1007), (b"\x81\x01x", 1002)])
-def test_a_framing_error_is_answered_with_a_close_frame_and_an_end(frame: bytes, code: int) -> None:
-    with running() as server, socket.create_connection(("127.0.0.1", server.port), 5) as client:
-        client.sendall(UPGRADE + frame + b"more" * 10_000)
+def test_a_framing_error_is_answered_with_a_close_frame_and_an_end(server: Server, frame: bytes, code: int) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), 5) as client:
+        client.sendall(upgrade(f"framing-{code}") + frame + b"more" * 10_000)
         received = client.makefile("rb").read()
     assert code.to_bytes(2, "big") in received.split(b'"peers":[]}')[1][:4]
 
 
-def test_an_oversized_message_is_1009() -> None:
-    with running() as server, connect(server.url + "room") as peer:
+def test_an_oversized_message_is_1009(server: Server) -> None:
+    with connect(server.url + "oversized") as peer:
         joined_id(peer)
         peer.send("x" * 65_537)
         with pytest.raises(ConnectionClosed, match="1009"):
@@ -86,8 +94,8 @@ def test_an_oversized_message_is_1009() -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost"])
-def test_the_port_is_open_on_ipv6_and_ipv4(host: str) -> None:
-    with running() as server, connect(f"ws://{host}:{server.port}/ws/room") as peer:
+def test_the_port_is_open_on_ipv6_and_ipv4(server: Server, host: str) -> None:
+    with connect(f"ws://{host}:{server.port}/ws/ip") as peer:
         assert joined_id(peer)
 
 
@@ -192,18 +200,18 @@ def test_nothing_older_than_tls_1_2_is_spoken(tmp_path: Path) -> None:
                 assert client.version() == "TLSv1.2"
 
 
-@pytest.mark.parametrize("offered", [["http/1.1"], ["h2", "http/1.1"]])
-def test_tls_serves_clients_that_name_protocols_as_browsers_do(tmp_path: Path, offered: list[str]) -> None:
+def test_tls_serves_clients_that_name_protocols_as_browsers_do(tmp_path: Path) -> None:
     pem = tmp_path / "server.pem"
     pem.write_bytes(self_signed())
-    context = ssl.create_default_context(cafile=str(pem))
-    context.set_alpn_protocols(offered)
     with running(["--listen", f"ssl:0:interface=127.0.0.1:privateKey={pem}:certKey={pem}"]) as server:
-        with socket.create_connection(("127.0.0.1", server.port), 5) as plain:
-            with context.wrap_socket(plain, server_hostname="localhost") as client:
-                assert client.selected_alpn_protocol() == "http/1.1"
-                client.sendall(UPGRADE)
-                assert client.recv(65_536).startswith(b"HTTP/1.1 101 ")
+        for offered in (["http/1.1"], ["h2", "http/1.1"]):
+            context = ssl.create_default_context(cafile=str(pem))
+            context.set_alpn_protocols(offered)
+            with socket.create_connection(("127.0.0.1", server.port), 5) as plain:
+                with context.wrap_socket(plain, server_hostname="localhost") as client:
+                    assert client.selected_alpn_protocol() == "http/1.1"
+                    client.sendall(UPGRADE)
+                    assert client.recv(65_536).startswith(b"HTTP/1.1 101 ")
 
 
 def test_behind_haproxy_the_clients_address_is_logged() -> None:
@@ -213,14 +221,14 @@ def test_behind_haproxy_the_clients_address_is_logged() -> None:
             server.wait_for(r"joined 'room' from 203\.0\.113\.9:4711")
 
 
-def test_a_slow_reader_gets_all_that_was_accepted_and_its_sender_hears_the_rest() -> None:
-    with running() as server, connect(server.url + "room") as sender:
+def test_a_slow_reader_gets_all_that_was_accepted_and_its_sender_hears_the_rest(server: Server) -> None:
+    with connect(server.url + "slow") as sender:
         joined_id(sender)
         with socket.socket() as slow:
             slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             slow.settimeout(5)
             slow.connect(("127.0.0.1", server.port))
-            slow.sendall(UPGRADE)
+            slow.sendall(upgrade("slow"))
             target = receive(sender)["peerId"]
             refused: set[str] = set()
             sent = 0

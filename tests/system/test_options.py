@@ -56,12 +56,8 @@ def call(server: Server, topic: str = "room") -> None:
 @pytest.mark.parametrize(
     ("options", "environ", "line"),
     [
-        (["--port", "http"], {}, "signaling: --port: 'http' is not a port"),
         ([], {"PORT": "http"}, "signaling: PORT: 'http' is not a port"),
-        ([], {"LOG_LEVEL": "loud"}, "signaling: LOG_LEVEL: 'loud' is not a log level"),
         (["--ping-interval", "soon"], {}, "signaling: --ping-interval: 'soon' is not a number of seconds"),
-        (["--prot", "1"], {}, "signaling: --prot: there is no such option; did you mean --port?"),
-        (["8081"], {}, "signaling: '8081': only options are taken"),
         (["--listen", "nope:1"], {}, "signaling: --listen nope:1: there is no kind of endpoint 'nope'; for example"),
     ],
 )
@@ -208,7 +204,7 @@ def test_aborted_connections_are_logged_with_their_reason() -> None:
             server.wait_for(r"left 'room': aborted: no pong within 0\.2 s")
 
 
-@pytest.mark.parametrize("level", ["debug", "info", "warn", "error"])
+@pytest.mark.parametrize("level", ["debug", "warn"])
 def test_no_payload_is_logged_at_any_level(level: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -220,7 +216,7 @@ def test_no_payload_is_logged_at_any_level(level: str) -> None:
         call(server)
         assert server.stop() == 0
         assert "secret" not in server.log
-        if level in ("warn", "error"):
+        if level == "warn":
             assert server.lines[started:] == []
     finally:
         server.end()
@@ -278,19 +274,17 @@ def test_metrics_are_served_on_the_port_or_on_their_own_endpoint() -> None:
         assert server.scrape(int(ports[1]))["process_open_fds",] > 0
 
 
-@pytest.mark.parametrize(
-    ("host", "status"),
-    [("evil.example:9090", 421), ("metrics.example.com", 200), ("signaling:9090", 200), ("localhost", 200)],
-)
-def test_the_metrics_endpoint_checks_the_host_name(host: str, status: int, tmp_path: Path) -> None:
+def test_the_metrics_endpoint_checks_the_host_name(tmp_path: Path) -> None:
     own = ["--listen", f"unix:{tmp_path}/socket", "--metrics-listen", "tcp:0:interface=127.0.0.1"]
     with running([*own, "--metrics-host", "metrics.example.com"]) as server:
         port = int(server.wait_for(r"listening on 127\.0\.0\.1:(\d+)")[1])
-        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as asking:
-            asking.request("GET", "/metrics", headers={"Host": host, "Connection": "close"})
-            answer = asking.getresponse()
-            assert answer.status == status
-            assert (b"signaling_peers" in answer.read()) == (status == 200)
+        statuses = {"evil.example:9090": 421, "metrics.example.com": 200, "signaling:9090": 200, "localhost": 200}
+        for host, status in statuses.items():
+            with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as asking:
+                asking.request("GET", "/metrics", headers={"Host": host, "Connection": "close"})
+                answer = asking.getresponse()
+                assert answer.status == status, host
+                assert (b"signaling_peers" in answer.read()) == (status == 200), host
 
 
 def test_metrics_without_the_extra_are_one_line(tmp_path: Path) -> None:
@@ -300,12 +294,11 @@ def test_metrics_without_the_extra_are_one_line(tmp_path: Path) -> None:
     assert text == "signaling: --metrics: needs the extra metrics, as in pip install '.[metrics]': not here"
 
 
-@pytest.mark.parametrize("level", ["debug", "info"])
-def test_no_secret_is_logged_at_any_level(level: str, tmp_path: Path) -> None:
+def test_no_secret_is_logged(tmp_path: Path) -> None:
     secret = tmp_path / "turn-secret"
     secret.write_text("the-turn-secret\n")
     turn = ("--turn-secret-file", str(secret), "--turn-uri", "turn:127.0.0.1")
-    with running(["--port", "0", "--log-level", level, "--resume-window", "30", *turn]) as server:
+    with running(["--port", "0", "--log-level", "debug", "--resume-window", "30", *turn]) as server:
         with connect(server.url + "room") as peer:
             welcome = json.loads(peer.recv(5))
             peer.recv(5)
@@ -362,7 +355,7 @@ def test_a_signal_closes_all_peers_with_1001_and_ends_with_status_0(number: int)
 
 
 def test_a_signal_right_after_the_start_ends_with_status_0() -> None:
-    for _ in range(5):
+    for _ in range(3):
         with running() as server:
             assert server.stop() == 0
 

@@ -55,7 +55,7 @@ def test_a_node_stays_one_of_its_cluster(seconds: float, tmp_path: Path) -> None
         here.sees(there, dead)
         wall.step(seconds)
         dying.process.kill()
-        # The others miss its beats after 9 s, and a node that did not beat since the step as well.
+        # The others miss its heartbeats after 9 s, and those of a node that sent none since the step as well.
         here.sees(there)
         there.sees(here)
         assert stepped.readiness()[0] == other.readiness()[0] == 200

@@ -1251,9 +1251,9 @@ def pings(notes: Notes, folder: Path) -> None:
 
 
 def delayed(notes: Notes, folder: Path) -> None:
-    """A server that still lets newcomers in while it stops, until it is told to hurry."""
+    """A server that still accepts joins while it stops, until a second signal."""
     with stage(notes, "--drain-delay=60") as on:
-        on.title("newcomers are let in")
+        on.title("joins are accepted")
         a = on.join("a")
         kept = on.client("http")
         on.terminate()

@@ -22,7 +22,7 @@ from tests.harness.raw_client import REQUEST, dial, read_to_the_end, read_until,
 from tests.harness.server import TWISTD, Server, running, start
 from tests.programs import free_port, need
 from tests.system import test_failures as failures
-from tests.system.test_options import last_line_of_failed_start
+from tests.system.test_starting import problem_of
 from tests.system.worker_processes import ending, pids, port_in, shared, topic_of
 
 
@@ -285,7 +285,7 @@ def test_a_socket_handed_over_is_shared_too() -> None:
             assert server.stop() == 0
 
 
-@pytest.mark.parametrize("reactor", ["asyncio", "select", "lean-epoll"])
+@pytest.mark.parametrize("reactor", ["asyncio", "lean-epoll"])
 def test_workers_run_the_listeners_reactor(reactor: str) -> None:
     with running(["--port=0", "--workers=2"], twistd_options=[f"--reactor={reactor}"]) as server:
         with observed(server):
@@ -297,39 +297,32 @@ def test_where_the_request_line_is_hidden_it_says_what_to_do(tmp_path: Path) -> 
     pem = tmp_path / "server.pem"
     pem.write_bytes(self_signed())
     tls = f"ssl:0:interface=127.0.0.1:privateKey={pem}:certKey={pem}"
-    assert last_line_of_failed_start("--workers=2", "--listen", tls) == (
-        f"signaling: --listen {tls}: --workers cannot read what is encrypted here; end TLS at a proxy in front"
+    assert problem_of("--workers=2", "--listen", tls) == (
+        f"--listen {tls}: --workers cannot read what is encrypted here; end TLS at a proxy in front"
         " (docs/proxies.md), or run without --workers"
     )
-    assert "let the proxy send X-Forwarded-For" in last_line_of_failed_start("--workers=2", "--listen=haproxy:tcp:0")
+    assert "let the proxy send X-Forwarded-For" in problem_of("--workers=2", "--listen", "haproxy:tcp:0")
 
 
 # What options mean
 
 
-def test_connections_are_divided_and_options_reach_every_worker() -> None:
+def test_connections_are_divided_and_options_and_secrets_reach_every_worker() -> None:
     options = ["--max-connections=3", "--allow-origin=https://example.com", "--metrics", "--max-topic-bytes=20"]
-    with shared(*options) as server, ExitStack() as stack:
+    turn = "--turn-uri=turn:turn.example.com"
+    with shared(*options, turn, env={"TURN_SECRET": "secret"}) as server, ExitStack() as stack:
         assert server.scrape()["connections_max",] == 3
         for worker, share in ((0, 2), (1, 1)):
             for _ in range(share):
-                joined_id(stack.enter_context(connect(server.url + topic_of(worker))))
+                welcome = receive(stack.enter_context(connect(server.url + topic_of(worker))))
+                assert welcome["iceServers"][0]["urls"] == ["turn:turn.example.com"]
             with pytest.raises(Exception, match="HTTP 503"):
                 stack.enter_context(connect(server.url + topic_of(worker)))
             with pytest.raises(Exception, match="HTTP 403"):
                 stack.enter_context(connect(server.url + topic_of(worker), origin="https://example.org"))
         with pytest.raises(Exception, match="HTTP 400"):
             stack.enter_context(connect(server.url + urllib.parse.quote("a topic that is too long")))
-
-
-def test_a_secret_of_the_environment_reaches_every_worker() -> None:
-    options = ["--port=0", "--workers=2", "--turn-uri=turn:turn.example.com"]
-    with running(options, env={"TURN_SECRET": "secret"}) as server:
-        for worker in (0, 1):
-            with connect(server.url + topic_of(worker)) as peer:
-                assert receive(peer)["iceServers"][0]["urls"] == ["turn:turn.example.com"]
         assert "secret" not in server.log
-        assert server.stop() == 0
 
 
 def test_a_peer_comes_back_to_its_worker() -> None:

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from signaling import Limits
-from signaling.workers.topic_router import Router
+from signaling.workers.topic_router import TopicRouter
 from tests.harness.server import Server, serving
 
 WORKERS = 2
 END_SECONDS = 20.0
-_ROUTER = Router(WORKERS, Limits())
+_ROUTER = TopicRouter(WORKERS, Limits())
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-// What a stranger may send to a page, as a peer or as a server: nothing of it costs the page or the other peers anything.
+// What a hostile peer or server may send to a page: nothing of it costs the page or the other peers anything.
 
 import assert from "node:assert/strict";
 import { afterEach, beforeEach, mock, test } from "node:test";
@@ -30,13 +30,13 @@ afterEach(() => {
 });
 
 /** Lets promises go on. */
-const settle = () => new Promise((done) => setImmediate(done));
+const nextTurn = () => new Promise((done) => setImmediate(done));
 
 async function pass(ms, step = ms) {
   for (let passed = 0; passed < ms; passed += step) {
     now += step;
     mock.timers.tick(step);
-    await settle();
+    await nextTurn();
   }
 }
 
@@ -101,7 +101,7 @@ async function cost(reads, text, times) {
   for (let time = 0; time < times; time++) {
     const before = process.cpuUsage();
     reads(text);
-    await settle();
+    await nextTurn();
     const { user, system } = process.cpuUsage(before);
     least = Math.min(least, user + system);
   }
@@ -171,10 +171,10 @@ test("messages of any form throw nothing, and leave the client as it was", async
   signaling.addEventListener("received", ({ detail }) => said.push(summary(detail, names), readable(detail), jsonBytes(detail)));
   for (const text of oddTexts()) {
     sockets.at(-1).receiveText(text);
-    await settle();
+    await nextTurn();
   }
   sockets.at(-1).receive(welcome("m"), list("a", "z"), offer("z", "9"));
-  await settle();
+  await nextTurn();
   assert.deepEqual([...signaling.peers.keys()], ["a", "z"]);
   assert.equal(mesh.peers.get("z").certificate, "sha-256 9");
   sockets.at(-1).lose();
@@ -198,9 +198,9 @@ test("metadata is an object, whatever the server shows of a peer", () => {
 test("a peer that begins anew all the time gets a few connections, and costs the others none", async () => {
   const { mesh, say, failed } = meet([{ id: "a" }, { id: "b" }]);
   say(offer("b", "b"));
-  await settle();
+  await nextTurn();
   for (let number = 0; number < 1200; number++) say(offer("a", number));
-  await settle();
+  await nextTurn();
   assert.ok(connections.length <= 8, `${connections.length} connections`);
   assert.equal(alive().length, 2);
   assert.equal(mesh.peers.get("b").connection.connectionState, "new");
@@ -250,7 +250,7 @@ test("where the browser makes no more connections an event says so, and it is tr
 test("a peer is not taken over by who shows its instance", async () => {
   const { mesh, say } = meet([shows("a", "one")]);
   say(offer("a", "its"));
-  await settle();
+  await nextTurn();
   const [connection] = connections;
   connection.connect();
   say(joins("thief", "one"));
@@ -267,7 +267,7 @@ test("a peer that came back is known at once by its certificate, and by its inst
     connections.length = 0;
     const { mesh, say } = meet([shows("a", "one")]);
     say(offer("a", "its"));
-    await settle();
+    await nextTurn();
     connections[0].connect();
     say(joins("b", "one"));
     assert.deepEqual([...mesh.peers.keys()], ["a"]);
@@ -282,20 +282,20 @@ test("a peer that came back is known at once by its certificate, and by its inst
 test("what was to be negotiated while a server restarted is, once the peer is back", async () => {
   const { say } = meet([shows("x", "one")]);
   say(offer("x", "its"));
-  await settle();
+  await nextTurn();
   connections[0].connect();
   sockets[0].lose(1001);
   connections[0].dispatchEvent(new Event("negotiationneeded")); // A track was added.
   await pass(1_000);
   say(welcome("n"), list(), joins("y", "one"));
-  await settle();
+  await nextTurn();
   assert.deepEqual(sockets.at(-1).sent.map(({ type, to }) => [type, to]), [["offer", "y"]]);
 });
 
 test("if several show the instance of a peer that is gone, none is believed, and each is met in the end", async () => {
   const { mesh, say } = meet([shows("a", "one")]);
   say(offer("a", "its"));
-  await settle();
+  await nextTurn();
   connections[0].connect();
   say(joins("thief", "one"), leaves("a"), joins("b", "one"));
   // "thief" was alone when "a" left; its own certificate shows that it is somebody else.
@@ -309,21 +309,21 @@ test("if several show the instance of a peer that is gone, none is believed, and
 test("after a description that the browser rejects there is a new connection, and an event says why", async () => {
   const { mesh, say, failed } = meet([{ id: "a" }]);
   say(offer("a", "1"));
-  await settle();
+  await nextTurn();
   connections[0].connect();
   const removed = [];
   mesh.addEventListener("peer-removed", ({ detail }) => removed.push(detail.connection));
   say(offer("a", "1", "rejected"));
-  await settle();
+  await nextTurn();
   assert.deepEqual(failed, ["a: rejected"]);
   assert.deepEqual([removed, mesh.peers.get("a").connection], [[connections[0]], connections[1]]);
   assert.equal(sockets[0].sent.at(-1).payload.sdp, "a=fingerprint:own 1");
   // What the other side offered before it heard of that is of the connection that is gone.
   say(offer("a", "1"));
-  await settle();
+  await nextTurn();
   assert.equal(connections[1].remoteDescription, null);
   say({ type: "answer", from: "a", payload: { sdp: sdp("2") } });
-  await settle();
+  await nextTurn();
   assert.equal(connections[1].remoteDescription.sdp, sdp("2"));
 });
 
@@ -331,7 +331,7 @@ test("descriptions that are rejected all the time make few connections", async (
   const { say } = meet([{ id: "a" }]);
   for (let number = 0; number < 1000; number++) {
     say(offer("a", "1", "rejected"));
-    await settle();
+    await nextTurn();
   }
   assert.ok(connections.length <= 6, `${connections.length} connections`);
 });
@@ -339,7 +339,7 @@ test("descriptions that are rejected all the time make few connections", async (
 test("two peers that both rejected the first offer of the other still connect", async () => {
   const { mesh, say } = meet([{ id: "a" }]);
   say(offer("a", "1", "rejected"));
-  await settle();
+  await nextTurn();
   // "a" has the older id and rejected this side's offer as well, so it goes on with its own.
   await pass(2_500);
   say(offer("a", "1"));
@@ -376,12 +376,12 @@ test("of candidates without end a few hundred are used, before a description and
   };
   flood();
   say(offer("a", "1"));
-  await settle();
+  await nextTurn();
   flood();
   say(offer("a", "1"));
-  await settle();
+  await nextTurn();
   flood();
-  await settle();
+  await nextTurn();
   assert.equal(connections[0].candidates, 256);
 });
 
@@ -517,7 +517,7 @@ test("a message that is too large is an error, is never sent, and does no harm t
     signaling.send("offer", "a", "é".repeat(longest / 2 + 1), "3");
     const own = signaling.send("offer", "a", "x".repeat(70_000));
     signaling.send("offer", "a", "after", "4");
-    await settle();
+    await nextTurn();
     assert.deepEqual(errors, [["too_large", "2"], ["too_large", "3"], ["too_large", own]]);
     const sent = () => sockets.at(-1).sent.filter(({ payload }) => isText(payload)).map(({ msgId }) => msgId);
     assert.deepEqual(sent(), ["1", "4"]);

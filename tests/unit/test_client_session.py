@@ -309,7 +309,7 @@ def test_nobody_is_remembered_after_they_are_gone(played: Played) -> None:
         own, other = f"own-{number}", f"other-{number}"
         played.enter(own, other, f"own-{number - 1}")
         played.hear(type="offer", **{"from": other}, msgId="~1")
-        played.hear(type="offer", **{"from": f"stranger-{number}"}, msgId="~1")
+        played.hear(type="offer", **{"from": f"unknown-{number}"}, msgId="~1")
         played.session.lost()
     assert len(pickle.dumps(played.session)) < 10_000
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from signaling.workers.ipc import MOST_BYTES, Channel
+from signaling.workers.ipc import MAX_MESSAGE_BYTES, Channel
 
 
 class Watched:
@@ -75,10 +75,10 @@ def fill(end: End) -> int:
 
 def test_messages_arrive_whole_and_in_order(ends: tuple[End, End]) -> None:
     one, other = ends
-    for message in (b"a", b"b" * MOST_BYTES, b"c"):
+    for message in (b"a", b"b" * MAX_MESSAGE_BYTES, b"c"):
         assert one.channel.send(message)
     other.channel.doRead()
-    assert [message for message, _ in other.heard] == [b"a", b"b" * MOST_BYTES, b"c"]
+    assert [message for message, _ in other.heard] == [b"a", b"b" * MAX_MESSAGE_BYTES, b"c"]
 
 
 def test_a_descriptor_arrives_with_its_message_and_is_not_inherited(ends: tuple[End, End]) -> None:
@@ -154,4 +154,4 @@ def test_a_message_that_raises_costs_no_other(ends: tuple[End, End]) -> None:
 
 def test_a_message_that_is_too_long_is_an_error(ends: tuple[End, End]) -> None:
     with pytest.raises(ValueError, match="65537"):
-        ends[0].channel.send(b"x" * (MOST_BYTES + 1))
+        ends[0].channel.send(b"x" * (MAX_MESSAGE_BYTES + 1))

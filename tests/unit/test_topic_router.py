@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from signaling.errors import Refused
 from signaling.limits import Limits
 from signaling.web.join_parsing import check_join
-from signaling.workers.topic_router import ELSEWHERE, Router, share
+from signaling.workers.topic_router import NO_TOPIC, TopicRouter, share
 
 LIMITS = Limits()
-ROUTER = Router(8, LIMITS)
+ROUTER = TopicRouter(8, LIMITS)
 topics = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
 segments = st.binary(min_size=1, max_size=40).map(
     lambda data: bytes(byte for byte in data if byte not in b" \t\n\r\v\f?/") or b"a"
@@ -45,7 +45,7 @@ def test_the_listener_reads_the_topic_that_the_worker_reads(segment: bytes) -> N
     try:
         expected = ROUTER.owner(check_join(segment, b"", LIMITS).topic)
     except Refused:
-        expected = ELSEWHERE
+        expected = NO_TOPIC
     assert ROUTER.route(request(b"/ws/" + segment)) == expected
     assert ROUTER.route(request(b"/ws/" + segment + b"?metadata=%7B%7D")) == expected
     assert ROUTER.route(request(b"http://server/ws/" + segment)) == expected
@@ -83,12 +83,12 @@ def test_any_line_that_ended_is_decided(garbage: bytes) -> None:
     ],
 )
 def test_what_names_no_topic_goes_nowhere(path: bytes) -> None:
-    assert ROUTER.route(request(path)) == ELSEWHERE
+    assert ROUTER.route(request(path)) == NO_TOPIC
 
 
 @pytest.mark.parametrize("segment", [b"%", b"%zz", b"%ff", b"a" * 257])
 def test_a_topic_that_is_none_goes_nowhere(segment: bytes) -> None:
-    assert ROUTER.route(request(b"/ws/" + segment)) == ELSEWHERE
+    assert ROUTER.route(request(b"/ws/" + segment)) == NO_TOPIC
 
 
 def test_the_longest_topic_goes_to_its_worker_however_it_is_encoded() -> None:
@@ -114,12 +114,12 @@ def test_lines_that_a_worker_takes_are_taken_too(line: bytes) -> None:
     "line", [b"GET  /ws/a HTTP/1.1\n", b"GET\t/ws/a\tHTTP/1.1\n", b"GET /ws/a\r\n", b"\nGET /ws/a \n"]
 )
 def test_lines_that_nobody_takes_go_nowhere(line: bytes) -> None:
-    assert ROUTER.route(line) == ELSEWHERE
+    assert ROUTER.route(line) == NO_TOPIC
 
 
 @pytest.mark.parametrize("method", [b"POST", b"OPTIONS", b"HEAD", b"get"])
 def test_other_methods_open_no_connection(method: bytes) -> None:
-    assert ROUTER.route(method + b" /ws/a HTTP/1.1\r\n") == ELSEWHERE
+    assert ROUTER.route(method + b" /ws/a HTTP/1.1\r\n") == NO_TOPIC
 
 
 @pytest.mark.parametrize("data", [b"", b"\r\n", b"G", b"GET /ws/a", b"GET /ws/" + b"a" * 700])
@@ -128,8 +128,8 @@ def test_an_unfinished_path_waits(data: bytes) -> None:
 
 
 def test_a_path_longer_than_any_topic_waits_no_longer() -> None:
-    assert ROUTER.route(b"GET /ws/" + b"a" * 1500) == ELSEWHERE
-    assert Router(2, Limits(max_header_bytes=100)).route(b"GET /ws/" + b"a" * 100) == ELSEWHERE
+    assert ROUTER.route(b"GET /ws/" + b"a" * 1500) == NO_TOPIC
+    assert TopicRouter(2, Limits(max_header_bytes=100)).route(b"GET /ws/" + b"a" * 100) == NO_TOPIC
 
 
 def test_a_topic_has_the_same_worker_in_every_process() -> None:
@@ -137,7 +137,7 @@ def test_a_topic_has_the_same_worker_in_every_process() -> None:
 
 
 def test_topics_spread_evenly() -> None:
-    counted = Counter(Router(4, LIMITS).owner(f"room-{number}") for number in range(4000))
+    counted = Counter(TopicRouter(4, LIMITS).owner(f"room-{number}") for number in range(4000))
     assert all(900 < counted[worker] < 1100 for worker in range(4))
 
 

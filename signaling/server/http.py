@@ -1,0 +1,304 @@
+"""What a signaling server and the workers' listener share: ports that speak HTTP first.
+
+A connection's first request is read here. An upgrade of ``/ws/{topic}`` is checked and can join; every other request is
+given, with the bytes read so far, to a ``twisted.web`` site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from constantly import NamedConstant
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IProtocolNegotiationFactory
+from twisted.internet.protocol import connectionDone
+from twisted.logger import LogLevel
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from signaling.admission import file_limits
+from signaling.admission.client_address import Client, TrustedProxies
+from signaling.admission.connection_limits import ConnectionLimits
+from signaling.admission.origins import Origins
+from signaling.auth.cred import Access
+from signaling.core.counters import Counters
+from signaling.core.join_request import JoinRequest
+from signaling.errors import Refused
+from signaling.limits import Limits
+from signaling.log.events import Events
+from signaling.server.address_text import address_text
+from signaling.server.connection_gate import ConnectionGate
+from signaling.server.shutdown import Shutdown
+from signaling.transport.private_api import awaits_proxy_header
+from signaling.web.credentials import subprotocol
+from signaling.web.join_parsing import check_join
+from signaling.web.resources import site_root
+from signaling.web.site import BoundedChannel, SignalingSite
+from signaling.web.static_files import pages
+from signaling.websocket.handshake import asks_for_websocket, check_upgrade
+from signaling.websocket.protocol import WebSocketConnection, WebSocketConnectionFactory
+from signaling.websocket.request_head import Head, HeaderValues
+
+if TYPE_CHECKING:
+    from twisted.cred.portal import Portal
+    from twisted.internet.interfaces import IReactorTime
+
+_PREFIX = b"/ws/"
+
+R = TypeVar("R")
+
+
+class HttpProtocol(WebSocketConnection[R]):
+    """A connection that serves HTTP requests, until one of them opens a WebSocket on it."""
+
+    factory: HttpFactory
+    _http: BoundedChannel | None = None
+    # For the log, once a request has named it.
+    _address: str | None = None
+
+    def address_of_connection(self) -> str:
+        """Return the text of the client's address; empty if it is not known yet."""
+        # A haproxy: endpoint reads the client's address from the first bytes; until then it has the proxy's.
+        return "" if awaits_proxy_header(self.transport) else address_text(self.transport.getPeer())
+
+    def requestReceived(self, head: Head) -> None:
+        """Answer an upgrade of ``/ws/{topic}`` here, and leave every other request to the site."""
+        path, _, query = head.target.partition(b"?")
+        segment = path.removeprefix(_PREFIX)
+        if segment in (path, b"") or b"/" in segment or not head.may_upgrade or not asks_for_websocket(head.values):
+            data, self.data = self.data, b""
+            self.factory.handshake_timeouts.clear(self)
+            self._http = channel = self.factory.site.channel_for(self)
+            channel.makeConnection(self.transport)
+            self.dataReceived = channel.dataReceived  # type: ignore[method-assign]
+            channel.begin(head, data)
+            return
+        try:
+            request, key = self.factory.check(segment, query, head.values)
+        except Refused as refused:
+            self.refuse_join(refused, head.values)
+        else:
+            self.join(request, key, head.values)
+
+    def join(self, request: JoinRequest, key: bytes, values: HeaderValues) -> None:
+        """Let a client join its topic, or refuse it; for a server that has topics to override.
+
+        Args:
+            key: the checked ``Sec-WebSocket-Key``.
+            values: the request's headers.
+        """
+        raise NotImplementedError
+
+    def leave_http(self) -> None:
+        """Handle all further bytes here instead of in the HTTP channel."""
+        self._http = None
+        self.__dict__.pop("dataReceived", None)
+
+    def schedule_next_request(self) -> None:
+        """Let the HTTP channel read its next request when it is this connection's turn."""
+        self.factory.scheduler.add(self)
+
+    def on_turn(self) -> None:
+        """Continue what waited for this turn, in the HTTP channel or here."""
+        if self._http is not None:
+            self._http.answer_next()
+        else:
+            super().on_turn()
+
+    def refuse_join(self, refused: Refused, values: HeaderValues) -> None:
+        """Refuse a request to join; only a page of an allowed origin can read why."""
+        refused.headers |= self.factory.origins.cors(values(b"origin"))
+        self.refuse(refused)
+
+    def refuse(self, refused: Refused) -> None:
+        """Answer the request with an HTTP error that a page of any origin can read, and end the connection."""
+        if self.state != self.STATE_CONNECTING:
+            return
+        refused.headers = {**self.factory.origins.cors(()), **refused.headers}
+        super().refuse(refused)
+        self.factory.counters.requests_refused[refused.status] += 1
+        self._log_refusal(refused.status, refused.reason)
+
+    def handshake_timed_out(self) -> None:
+        """End a connection whose request took too long, and log it."""
+        super().handshake_timed_out()
+        self.factory.counters.handshake_timeouts += 1
+        self._log_refusal(None, self.end_reason)
+
+    def _log_refusal(self, status: int | None, reason: str) -> None:
+        self.factory.events.refused(self._address or address_text(self.transport.getPeer()), status, reason)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Clean up after the connection was lost."""
+        channel = self._http
+        self.leave_http()
+        if channel is not None:
+            channel.connectionLost(reason)
+        super().connectionLost(reason)
+        self.factory.gate.discard(self)
+
+
+@implementer(IProtocolNegotiationFactory)
+class HttpFactory(WebSocketConnectionFactory):
+    """What such connections share: bounds, the site, the log, and the end.
+
+    Args:
+        limits: the bounds.
+        allow_origins: the pages that may connect, as for ``Origins``.
+        trusted_proxies: whose ``X-Forwarded-For`` counts, as for ``TrustedProxies``.
+        serve_client: whether ``/signaling.js`` is served.
+        demo: whether ``/`` is served.
+        portal: checks tokens; None means that there are none.
+        reactor: runs the timers; None means the global reactor.
+        log_level: events below it are not logged.
+        reserved_files: descriptors that are not for connections.
+
+    Attributes:
+        counters: what happened so far.
+        connection_limits: how many connections may join.
+        gate: the connections that have not joined.
+        shutdown: the end of the server.
+        site: answers requests.
+        events: the log.
+
+    Raises:
+        ValueError: if an origin or a proxy is malformed.
+    """
+
+    protocol: Any = HttpProtocol
+
+    def __init__(  # noqa: PLR0913 - each is one thing that an operator may want
+        self,
+        limits: Limits | None = None,
+        *,
+        allow_origins: Iterable[str] = (),
+        trusted_proxies: Iterable[str] = (),
+        serve_client: bool = False,
+        demo: bool = False,
+        portal: Portal | None = None,
+        reactor: IReactorTime | None = None,
+        log_level: NamedConstant = LogLevel.info,
+        reserved_files: int = 0,
+    ) -> None:
+        reactor = reactor or _global_reactor()
+        super().__init__(limits or Limits(), reactor)
+        self.counters = Counters()
+        self.origins = Origins(allow_origins)
+        self._proxies = TrustedProxies(trusted_proxies)
+        files = max(1, file_limits.file_limit(reactor) - reserved_files)
+        self.connection_limits = ConnectionLimits(self.limits, files, reactor.seconds)
+        self.gate: ConnectionGate[Any] = ConnectionGate(
+            self.connections,
+            self.handshake_timeouts,
+            self.connection_limits,
+            self.limits.max_connections_per_address,
+            self._proxies,
+            self.counters,
+        )
+        self.shutdown = Shutdown(self, reactor, self.limits)
+        served = pages(client=serve_client, demo=demo)
+        self.site = SignalingSite(site_root(self, served), self.limits, self.origins, reactor)
+        self.events = Events(log_level, reactor.seconds)
+        self.access = Access(portal, self.events.log) if portal is not None else None
+        self._start: Any = None
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """Offer HTTP/1.1 over TLS; Twisted would refuse every client that names protocols, as all browsers do."""
+        return [b"http/1.1"]
+
+    def check(self, segment: bytes, query: bytes, values: HeaderValues) -> tuple[JoinRequest, bytes]:
+        """Check all of a request to join that needs no I/O.
+
+        Args:
+            segment: the topic, still percent-encoded.
+            query: what follows the question mark, still encoded.
+            values: the request's headers.
+
+        Returns:
+            The request, and the checked ``Sec-WebSocket-Key``.
+
+        Raises:
+            Refused: for the first reason of 400, 426, 403 and 421.
+        """
+        request, key = check_join(segment, query, self.limits), check_upgrade(values)
+        if self.access is not None:
+            request = replace(request, credential=self.access.presented(values, query))
+        self.origins.check(values(b"origin"))
+        if not self.owns(request.topic):
+            raise Refused(421, "this topic lives in another process: open a new connection, with a plain request")
+        return replace(request, subprotocol=subprotocol(values)), key
+
+    def owns(self, topic: str) -> bool:
+        """Return whether clients join the topic in this process."""
+        return True
+
+    def client(self, address: Any, values: HeaderValues) -> Client:
+        """Return where a request comes from.
+
+        Args:
+            address: of the connection's other end, an ``IAddress`` provider.
+            values: the request's headers.
+        """
+        host = getattr(address, "host", None)
+        return self._proxies.client(host, address_text(address), values(b"x-forwarded-for"))
+
+    def connection_made(self, connection: HttpProtocol[Any]) -> None:
+        """Take a new connection; if there are too many that have not joined, evict the oldest."""
+        self.gate.open(connection, connection.address_of_connection)
+
+    def handshakeRefused(self, address: Any, refused: Refused) -> None:
+        """Count and log a request to join that the site refused."""
+        self.counters.requests_refused[refused.status] += 1
+        self.events.refused(address_text(address), refused.status, refused.reason)
+
+    def cancel_idle_timers(self) -> None:
+        """Leave no timer behind when the last connection is gone, and go on with a drain."""
+        super().cancel_idle_timers()
+        self.shutdown.connection_lost()
+
+    @property
+    def unready_reasons(self) -> dict[str, list[str]]:
+        """Why a balancer should send new clients elsewhere, by what is checked."""
+        return {"drain": ["the server is stopping"] if self.shutdown.unready else []}
+
+    def startFactory(self) -> None:
+        """Call ``start_services`` in the reactor's next pass; Twisted calls this with the first port."""
+        self.shutdown.restart()
+        if self._start is None:
+            # Not at once: twistd listens before it sheds its privileges.
+            self._start = self.reactor.callLater(0, self.start_services)
+
+    def stopFactory(self) -> None:
+        """Forget a start that is still to come; what runs is stopped by a drain."""
+        if self._start is not None and self._start.active():
+            self._start.cancel()
+            self._start = None
+
+    def start_services(self) -> None:
+        """Start what lives as long as the server; for a subclass to override."""
+
+    def stop_services(self) -> Deferred[None]:
+        """Stop it, after the last connection; fires when that is done."""
+        return succeed(None)
+
+    def drain_started(self) -> Iterable[Callable[[], object]]:
+        """Return what is to be closed besides connections: nothing."""
+        return ()
+
+    def last_connection_lost(self) -> Deferred[None]:
+        """Stop the services, if they were started."""
+        self.stopFactory()
+        started, self._start = self._start, None
+        return self.stop_services() if started is not None else succeed(None)
+
+    def abort_rest(self) -> None:
+        """No-op: there is nothing to abort but connections."""
+
+
+def _global_reactor() -> Any:
+    # Importing it installs it, which is the application's to decide.
+    from twisted.internet import reactor  # noqa: PLC0415
+
+    return reactor
