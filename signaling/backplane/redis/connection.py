@@ -129,8 +129,8 @@ class Connection(Protocol):
         answered: Deferred[Any] = Deferred()
 
         def failed(_: object, message: str | None) -> None:
-            lost = message is None
-            answered.errback(Lost("the connection was lost") if lost else ServerError(command[0].decode(), message or ""))
+            verb = command[0].decode()
+            answered.errback(Lost("the connection was lost") if message is None else ServerError(verb, message))
 
         self.send(hiredis.pack_command(command), answered.callback, failed)
         return answered
