@@ -124,21 +124,21 @@ class Connection(Protocol):
         self._waiting.append((done, failed))
         self.transport.write(command)
 
-    def ask(self, *words: bytes) -> Deferred[Any]:
+    def ask(self, *command: bytes) -> Deferred[Any]:
         """Send a command; fires with its reply, or fails with ``ServerError`` or ``Lost``."""
         answered: Deferred[Any] = Deferred()
 
         def failed(_: object, message: str | None) -> None:
-            lost = message is None
-            answered.errback(Lost("the connection was lost") if lost else ServerError(words[0].decode(), message or ""))
+            verb = command[0].decode()
+            answered.errback(Lost("the connection was lost") if message is None else ServerError(verb, message))
 
-        self.send(hiredis.pack_command(words), answered.callback, failed)
+        self.send(hiredis.pack_command(command), answered.callback, failed)
         return answered
 
     async def ask_all(self, *commands: tuple[bytes, ...]) -> list[Any]:
         """Send commands, all at once; returns their replies, or raises the first that failed."""
         try:
-            replies = await gatherResults([self.ask(*words) for words in commands], consumeErrors=True)
+            replies = await gatherResults([self.ask(*command) for command in commands], consumeErrors=True)
         except FirstError as error:
             # A server that refuses a connection says so once, and ends it.
             raise error.subFailure.value or Lost() from None
