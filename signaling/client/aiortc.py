@@ -1,7 +1,7 @@
-"""Takes the place of ``aiortc.contrib.signaling``: two aiortc programs find each other in a topic.
+"""Replaces ``aiortc.contrib.signaling``: two aiortc programs find each other in a topic.
 
-A session description, a candidate and ``BYE`` go to the one other peer of the topic and come from it. Descriptions and
-candidates have the form that browsers give them, so the other one may be a page.
+Session descriptions, candidates and ``BYE`` go to the one other peer of the topic and come from it. Descriptions and
+candidates have the form that browsers use, so the other peer may be a page.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _LONGEST_PAUSE_SECONDS = 5.0
 MAX_SDP_LINES = 2_000
 MAX_SDP_SECTIONS = 32
 MAX_SECTION_LINES = 500
-"""Of one description. aiortc compares lines of a section with each other, which takes time in the square of them."""
+"""Of one description. aiortc compares the lines of a section with each other, which takes quadratic time."""
 # aiortc copies such a line to every codec of its section.
 _LINES_OF_A_WILDCARD = 20
 MAX_CANDIDATES = 100
-"""Of one description, and after it: each of them makes aiortc send packets to an address of the other's choice."""
+"""In and after one description: each makes aiortc send packets to an address that the other peer chooses."""
 _MAX_CANDIDATE_LENGTH = 1_024
 
-# What receive finds at the end of the queue, once nothing else will come.
+# Marks the end of the queue for receive.
 _END = object()
 
 
@@ -59,11 +59,11 @@ def create_signaling(args: argparse.Namespace) -> TopicSignaling:
 class TopicSignaling:
     """The four methods of aiortc's own signaling classes, over a topic.
 
-    The other peer is the one that is there, or else the first that joins, or speaks; anybody else is not heard. When it
-    leaves, that is its ``BYE``, and the next one takes its place.
+    The other peer is the one that is in the topic, or else the first that joins or sends a message; all others are
+    ignored. When it leaves, this is received as ``BYE``, and the next peer becomes the other one.
 
-    aiortc takes no offer back. If both peers offer at once, the offer of the one that joined first stands: this class
-    leaves out an offer that meets an earlier joined peer's own, and an answer to no offer.
+    aiortc cannot roll back an offer. If both peers offer at once, the offer of the peer that joined first counts: this
+    class ignores the other offer, and an answer without an offer.
 
     Args:
         url: of the topic.
@@ -79,7 +79,7 @@ class TopicSignaling:
         self._closed = self._ended = self._said_bye = False
         self._other: str | None = None
         self._gone: set[str] = set()
-        # Whom an offer went to that is not answered yet, "" while it waits for somebody.
+        # The peer that has an unanswered offer; "" while an offer waits for a peer.
         self._offered_to: str | None = None
         self._candidates = 0
         self._changed = asyncio.Event()
@@ -87,10 +87,10 @@ class TopicSignaling:
         self._received: asyncio.Queue[Any] = asyncio.Queue()
 
     async def connect(self) -> None:
-        """Join the topic; does nothing where that is done, or after ``close``.
+        """Join the topic; no-op if that is done, or after ``close``.
 
         Raises:
-            SignalingError: ``Refused``, or ``Lost`` where it must not connect again.
+            SignalingError: ``Refused``, or ``Lost`` if it is not to connect again.
         """
         if self._closed or self._signaling is not None:
             return
@@ -105,10 +105,10 @@ class TopicSignaling:
             self._reading = start(self._read(signaling))
 
     async def close(self) -> None:
-        """Leave the topic, which the other one receives as ``BYE``, and so does this program.
+        """Leave the topic, which both programs receive as ``BYE``.
 
-        As with aiortc's own classes, whoever still waits in another task gets to its end: ``connect`` and ``send``
-        return, and ``receive`` returns ``BYE``.
+        As with aiortc's own classes, calls that still wait in another task end: ``connect`` and ``send`` return, and
+        ``receive`` returns ``BYE``.
         """
         if not self._closed:
             self._closed = True
@@ -119,14 +119,14 @@ class TopicSignaling:
             await asyncio.wait([self._reading])
 
     async def send(self, descr: Any) -> None:
-        """Send to the other peer, and wait for it where nobody is there yet; after ``close`` it sends nothing.
+        """Send to the other peer, and wait for one if there is none yet; no-op after ``close``.
 
         Args:
             descr: an ``RTCSessionDescription``, an ``RTCIceCandidate`` or ``BYE``.
 
         Raises:
             NotDelivered: if the server does not deliver it, though the other peer is there.
-            ValueError: if it is longer than the server takes.
+            ValueError: if it is longer than the server accepts.
         """
         await self.connect()
         kind, payload = to_payload(descr)
@@ -144,21 +144,21 @@ class TopicSignaling:
             except NotDelivered as error:
                 if error.code != ErrorCode.TARGET_NOT_FOUND and not self._closed:
                     raise
-            self._part_from(other)
+            self._forget_peer(other)
 
     async def receive(self) -> Any:
-        """Return what the other peer sent next.
+        """Return the next object from the other peer.
 
         After ``close`` it returns ``BYE`` once.
 
         Raises:
-            SignalingError: ``Lost`` when it is called again after that ``BYE``, or what ended the signaling.
+            SignalingError: ``Lost`` if it is called again after that ``BYE``, or the error that ended the signaling.
         """
         await self.connect()
         while (waiting := await self._received.get()) is not _END:
             self._room.set()
             received, sender = waiting
-            if self._is_in_turn(received, sender):
+            if self._is_usable(received, sender):
                 return received
         self._received.put_nowait(_END)
         if self._failure is not None and not self._closed:
@@ -181,7 +181,7 @@ class TopicSignaling:
             await self._changed.wait()
         return None
 
-    def _part_from(self, peer_id: str) -> None:
+    def _forget_peer(self, peer_id: str) -> None:
         if self._signaling is not None:
             self._gone &= self._signaling.peers.keys()
         self._gone.add(peer_id)
@@ -196,9 +196,9 @@ class TopicSignaling:
                     case PeerList() | PeerJoined():
                         self._changed.set()
                     case PeerLeft(peer_id):
-                        self._hear_leave(peer_id)
+                        self._peer_left(peer_id)
                     case Offer() | Answer() | IceCandidate():
-                        await self._hear(message)
+                        await self._receive_relayed(message)
                     case Error():
                         _log.warning("not delivered: %s", message.code)
         except SignalingError as failure:
@@ -215,10 +215,10 @@ class TopicSignaling:
         self._changed.set()
         self._room.set()
 
-    async def _hear(self, message: Offer | Answer | IceCandidate) -> None:
+    async def _receive_relayed(self, message: Offer | Answer | IceCandidate) -> None:
         if self._other is None and message.sender not in self._gone:
             self._other = message.sender
-        # Once too much waits for the program, nothing is read, and the server tells the other one ``dropped``.
+        # While too much waits for the application, nothing is read, and the other peer gets ``dropped``.
         while self._received.qsize() >= MAX_UNREAD and message.sender == self._other and not self._ended:
             self._room.clear()
             await self._room.wait()
@@ -228,19 +228,19 @@ class TopicSignaling:
         if received is not None:
             self._received.put_nowait((received, message.sender))
         if received is BYE:
-            self._part_from(message.sender)
+            self._forget_peer(message.sender)
 
-    def _is_in_turn(self, received: Any, sender: str) -> bool:
-        """Tell whether aiortc can take this now, and note it."""
+    def _is_usable(self, received: Any, sender: str) -> bool:
+        """Return whether aiortc can use this now, and note it."""
         if isinstance(received, RTCIceCandidate):
-            # Before the answer they belong to an offer that was left out.
+            # Before the answer they belong to an offer that was ignored.
             self._candidates += 1
             return self._offered_to is None and self._candidates <= MAX_CANDIDATES
         match received:
             case RTCSessionDescription(type="answer"):
                 in_turn = ends_offer = self._offered_to is not None
             case RTCSessionDescription():
-                # Of two peers that offer, the one that joined later gives way.
+                # If both offer, the offer of the peer that joined later is ignored.
                 earlier = self._signaling is not None and sender < self._signaling.self_id
                 in_turn = ends_offer = self._offered_to is None or earlier
             case _:
@@ -251,10 +251,10 @@ class TopicSignaling:
             self._candidates = 0
         return in_turn
 
-    def _hear_leave(self, peer_id: str) -> None:
+    def _peer_left(self, peer_id: str) -> None:
         if peer_id == self._other:
             self._received.put_nowait((BYE, peer_id))
-        self._part_from(peer_id)
+        self._forget_peer(peer_id)
 
 
 async def deliver(signaling: Signaling, kind: str, to: str, payload: Any) -> None:
@@ -275,7 +275,7 @@ async def deliver(signaling: Signaling, kind: str, to: str, payload: Any) -> Non
 
 
 def to_payload(descr: Any) -> tuple[str, dict[str, Any]]:
-    """Return the type of message and the payload that carry an object of aiortc's."""
+    """Return the message type and the payload for an object of aiortc."""
     if isinstance(descr, RTCSessionDescription):
         return descr.type, {"type": descr.type, "sdp": descr.sdp}
     if isinstance(descr, RTCIceCandidate):
@@ -291,7 +291,7 @@ def to_payload(descr: Any) -> tuple[str, dict[str, Any]]:
 
 
 def from_payload(message: Offer | Answer | IceCandidate) -> Any:
-    """Return the object of aiortc's that a message carries; None for the end of candidates, and for what is none."""
+    """Return the aiortc object in a message; None for the end of candidates, and if there is none."""
     payload = message.payload
     try:
         match message:
@@ -303,7 +303,7 @@ def from_payload(message: Offer | Answer | IceCandidate) -> Any:
             return BYE if payload else None
         return _candidate(payload) if payload["candidate"] else None
     except Exception as error:
-        # Another peer wrote it, and aiortc's parser raises whatever comes. Never the text: it holds addresses.
+        # Another peer wrote it, and aiortc's parser raises any exception. Its text is not logged: it has addresses.
         _log.info("a peer sent a %s that aiortc cannot read: %s", type(message).__name__, type(error).__name__)
         return None
 

@@ -1,4 +1,4 @@
-"""When to connect again after a loss, so that a server is not overrun by those who come back."""
+"""When to connect again after a loss, so that clients that come back do not overload the server."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _GOING_AWAY = (1001, 1012)
 _POLICY_VIOLATION = 1008
 _TRY_AGAIN_LATER = 1013
 _TOKEN_EXPIRED = 4401
-# Of the statuses 4xx, these alone speak of the moment and not of the request.
-_OF_THE_MOMENT = (408, 425, 429)
+# The only 4xx statuses for which the same request may succeed later.
+_TEMPORARY = (408, 425, 429)
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Loss:
 
     Args:
         reason: for a person.
-        code: the WebSocket close code, where there was a close frame.
-        retry_after_seconds: what the server asked for.
+        code: the WebSocket close code; None without a close frame.
+        retry_after_seconds: the ``Retry-After`` of the answer; 0 without one.
     """
 
     reason: str
@@ -36,18 +36,18 @@ class Loss:
 
 
 def refusal(status: int, phrase: str, body: bytes | bytearray | None, headers: Mapping[str, str]) -> Loss:
-    """Judge an HTTP answer that was not 101.
+    """Return the loss that an HTTP answer other than 101 means.
 
     Args:
-        phrase: the reason phrase, which is told if there is no body.
-        body: in which the server says what would be right.
-        headers: its headers; the names in lower case, or in a mapping that does not care.
+        phrase: the reason phrase, used if there is no body.
+        body: the server's reason.
+        headers: its headers; names in lower case, unless the mapping ignores case.
 
     Raises:
-        Refused: where the same request would be refused again.
+        Refused: if the same request would be refused again.
     """
     reason = _one_line((body or b"").decode("utf-8", "replace")) or _one_line(phrase)
-    if 400 <= status < 500 and status not in _OF_THE_MOMENT:
+    if 400 <= status < 500 and status not in _TEMPORARY:
         raise Refused(status, reason)
     wanted = headers.get("retry-after", "")[:10]
     seconds = float(wanted) if wanted.isascii() and wanted.isdigit() else 0.0
@@ -55,7 +55,7 @@ def refusal(status: int, phrase: str, body: bytes | bytearray | None, headers: M
 
 
 def closing(code: int | None, reason: str) -> Loss:
-    """Judge the end of a connection.
+    """Return the loss that the end of a connection means.
 
     Args:
         code: the close code; None if there was no close frame.
@@ -67,24 +67,24 @@ def closing(code: int | None, reason: str) -> Loss:
     reason = _one_line(reason)
     if code == _TOKEN_EXPIRED:
         raise Refused(code, reason or "the token has expired")
-    told = f"{code}: {reason}" if reason else f"{code or 'no close frame'}"
-    return Loss(f"the connection was lost ({told})", code)
+    cause = f"{code}: {reason}" if reason else f"{code or 'no close frame'}"
+    return Loss(f"the connection was lost ({cause})", code)
 
 
 def _one_line(text: str) -> str:
-    """Make a server's words fit for a log: one line of printable characters, and not a long one."""
+    """Return a server's text as one short line of printable characters, for a log."""
     printable = "".join(letter if letter.isprintable() else " " for letter in text[:_LONGEST_REASON])
     return " ".join(printable.split())
 
 
 class Backoff:
-    """The times between attempts to connect: doubling, less a random part of up to a half.
+    """The times between attempts to connect: they double, less a random part of up to a half.
 
     Args:
         first_seconds: about the first time.
-        most_seconds: the longest, but for what a server asks for by ``Retry-After``.
-        clock: tells seconds that only rise.
-        chance: a random number from 0 to 1.
+        most_seconds: the longest, except for a server's ``Retry-After``.
+        clock: returns monotonic seconds.
+        chance: returns a random number from 0 to 1.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Backoff:
         self._opened_at: float | None = None
 
     def opened(self) -> None:
-        """Notice that a connection is good; only one that lasts starts the doubling anew."""
+        """Note that a connection is open; if it lasts, the times start again at the first."""
         self._opened_at = self._clock()
 
     def delay(self, loss: Loss) -> float:
@@ -117,7 +117,7 @@ class Backoff:
         if loss.retry_after_seconds:
             return loss.retry_after_seconds + span * self._chance()
         if loss.code in _GOING_AWAY:
-            # A server that stops closes everybody at once; who comes back spreads over a while.
+            # A server that stops closes all connections at once: spread the reconnects.
             return self._chance() * min(self._most, max(span, 4 * self._first))
         if loss.code == _POLICY_VIOLATION:
             span = self._most

@@ -31,10 +31,10 @@ _MAX_RECEIVED_BYTES = 16 * 1_048_576
 
 MAX_UNREAD = 256
 MAX_UNREAD_BYTES = 1_048_576
-"""Messages that wait for the application, and their JSON; then the socket is not read, and the server pushes back."""
+"""Messages that wait for the application, and the bytes of their JSON; beyond that the socket is not read."""
 _FLOOD_FACTOR = 8
-MAX_UNHEARD = 16_384
-"""Events of a program that has never iterated and may never do so."""
+MAX_NEVER_READ = 16_384
+"""Events that wait for an application that has never iterated, and may never do so."""
 
 
 def join(
@@ -49,15 +49,15 @@ def join(
     """Return a peer for one topic; entering it joins.
 
     Args:
-        url: of the topic; its name percent-encoded.
-        metadata: shown to the others; JSON of at most 4 KiB.
+        url: of the topic, with its name percent-encoded.
+        metadata: shown to the other peers; JSON of at most 4 KiB.
         reconnect: whether to connect again after a loss.
         backoff: when to; None means after about half a second, doubling up to 30.
-        max_message_bytes: what the server takes, ``--max-message-bytes``.
-        options: go to ``websockets.asyncio.client.connect``, for example ``ssl`` or ``additional_headers``.
+        max_message_bytes: the server's ``--max-message-bytes``.
+        options: arguments of ``websockets.asyncio.client.connect``, for example ``ssl`` or ``additional_headers``.
 
     Raises:
-        ValueError: where the URL is none of a WebSocket.
+        ValueError: if the URL is not that of a WebSocket.
     """
     session = Session(url, metadata, max_message_bytes=max_message_bytes)
     return Signaling(session, backoff or Backoff(), reconnect=reconnect, options=options)
@@ -66,8 +66,8 @@ def join(
 class Signaling:
     """One peer of a topic: an asynchronous iterator of messages, between entering and leaving it.
 
-    Entering returns once this peer is in the topic, however many attempts that takes. Iteration ends when this peer
-    left; it raises ``Refused`` where the server will never have it, and ``Lost`` where it must not connect again.
+    Entering returns once this peer is in the topic, however many attempts that takes. Iteration ends when this peer has
+    left; it raises ``Refused`` if the server would refuse it again, and ``Lost`` if it is not to connect again.
     """
 
     def __init__(self, session: Session, backoff: Backoff, *, reconnect: bool, options: dict[str, Any]) -> None:
@@ -90,34 +90,34 @@ class Signaling:
 
     @property
     def self_id(self) -> str:
-        """This peer's id; another one after a loss that was not resumed."""
+        """This peer's id; a new one after a loss that was not resumed."""
         return self._session.self_id
 
     @property
     def peers(self) -> dict[str, Metadata | None]:
-        """The others and their metadata, in joining order: a copy."""
+        """The other peers and their metadata, in joining order: a copy."""
         return dict(self._session.peers)
 
     @property
     def ice_servers(self) -> list[IceServer]:
-        """The ICE servers to use now; empty where the server names none."""
+        """The ICE servers to use now; empty if the server names none."""
         return self._session.ice_servers
 
     async def send(self, kind: str, to: str, payload: Any = None) -> str:
-        """Send one message; where it does not arrive, iteration brings an ``Error``.
+        """Send a message; if it does not arrive, iteration yields an ``Error``.
 
-        While the connection is gone it is kept for the next one, and ``dropped`` where that is another peer's.
+        Without a connection, it waits for the next one, and is ``dropped`` if that cannot resume.
 
         Args:
             kind: ``offer``, ``answer`` or ``ice-candidate``.
             to: the target's id.
-            payload: anything that JSON can say.
+            payload: anything that JSON can represent.
 
         Returns:
-            its ``msgId``, which an ``Error`` about it repeats.
+            Its ``msgId``, which an ``Error`` about it repeats.
 
         Raises:
-            ValueError: if it is not JSON, or longer than the server takes.
+            ValueError: if it is not JSON, or longer than the server accepts.
         """
         msg_id = self._session.send(kind, to, payload)
         self._sends = True
@@ -126,11 +126,11 @@ class Signaling:
         return msg_id
 
     async def deliver(self, kind: str, to: str, payload: Any = None) -> None:
-        """Send one message and wait until the server took it: wrote it to its target, or lets it wait for it.
+        """Send a message, and wait until the server has written it to its target or queued it.
 
         Raises:
             NotDelivered: with the code of the error that answered it.
-            ValueError: if it is not JSON, or longer than the server takes.
+            ValueError: if it is not JSON, or longer than the server accepts.
         """
         ended: asyncio.Future[Error | None] = asyncio.get_running_loop().create_future()
         self._session.send(kind, to, payload, lambda error: None if ended.done() else ended.set_result(error))
@@ -149,7 +149,7 @@ class Signaling:
         running = self._running
         if running is None or running.done():
             return
-        # Read on to the server's close frame, however much waits for the application.
+        # Read until the server's close frame, however much waits for the application.
         self._waiting += 1
         self._make_room()
         socket = self._socket
@@ -197,7 +197,7 @@ class Signaling:
                 if not self._reconnect:
                     raise Lost(loss.reason)
                 delay = self._backoff.delay(loss)
-                # Until this peer has joined, somebody waits for that and sees nothing else.
+                # Until this peer has joined, the application waits for that and sees nothing else.
                 waiting = self._joined is not None and not self._joined.done()
                 level = logging.WARNING if waiting else logging.INFO
                 _log.log(level, "%s; connecting again in %.1f s", loss.reason, delay)
@@ -205,7 +205,7 @@ class Signaling:
         except Exception as failure:
             self._failure = failure
         except (KeyboardInterrupt, SystemExit):
-            # Ctrl-C came while this task ran. The program ends; whoever waits to join does so without an error.
+            # Ctrl-C while this task ran. The program ends; a task that waits to join is cancelled.
             if self._joined is not None:
                 self._joined.cancel()
             raise
@@ -226,7 +226,7 @@ class Signaling:
                 try:
                     return await self._use(socket, opening)
                 except BaseException:
-                    # Without a close frame: the session may go on.
+                    # Without a close frame: the session may be resumed.
                     socket.transport.abort()
                     raise
         except InvalidStatus as refused:
@@ -237,17 +237,17 @@ class Signaling:
             # Its text quotes the proxy's URL, which may hold a password.
             return Loss("no connection: the proxy's URL is not valid (HTTP_PROXY, HTTPS_PROXY or proxy=)")
         except (OSError, WebSocketException) as error:
-            # The timeout around all this has no text of its own.
+            # A TimeoutError has no text.
             words = str(error) or f"no peer list within {OPENING_SECONDS:.0f} s"
             return Loss(f"no connection: {type(error).__name__}: {words}")
 
     async def _open(self) -> ClientConnection:
-        # Our own pings end a dead connection without a close frame, which would end the session if it came through.
+        # Our own pings end a dead connection without a close frame: one that arrived would end the session.
         options = {
             "compression": None,
             "ping_interval": None,
             "max_size": _MAX_RECEIVED_BYTES,
-            # A proxy of the environment leads elsewhere than to this machine.
+            # A proxy from the environment cannot reach this machine.
             "proxy": None if _is_loopback(self._session.url) else True,
             **self._options,
         }
@@ -289,7 +289,7 @@ class Signaling:
             if self._is_too_much(event):
                 self._discard()
                 continue
-            # The list comes once, and its size is the topic's.
+            # The list comes once, and its size depends on the topic.
             counted, size = 0 if isinstance(event, PeerList) else size, 0
             self._unread.put_nowait((event, counted))
             self._unread_bytes += counted
@@ -301,11 +301,11 @@ class Signaling:
     def _is_too_much(self, event: AnyMessage) -> bool:
         if isinstance(event, Relayed):
             return not self._fits(_FLOOD_FACTOR)
-        return not self._iterates and self._unread.qsize() >= MAX_UNHEARD
+        return not self._iterates and self._unread.qsize() >= MAX_NEVER_READ
 
     def _make_room(self) -> None:
-        # Who waits for an answer has to get it, even if nobody takes what comes before. A program that sends and has
-        # never iterated may never do so, and stays in the topic. Once the connection has ended, little is left to read.
+        # A task that waits for an outcome has to get it, even if nobody reads the messages before it. An application
+        # that sends and has never iterated may never do so. Once the connection has ended, little is left to read.
         only_sends = self._sends and not self._iterates
         has_ended = self._socket is not None and self._socket.state is State.CLOSED
         if self._waiting or only_sends or has_ended or self._fits():
@@ -337,11 +337,11 @@ class Signaling:
                 for text in self._session.writes():
                     await socket.send(text)
             except ConnectionClosed:
-                pass  # What was not confirmed is kept.
+                pass  # Unconfirmed messages are kept.
 
 
 def start(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    """Start a task whose exception needs no further word: Ctrl-C, which the program hears as well."""
+    """Start a task whose exception is not logged: Ctrl-C, which the program gets as well."""
     task = asyncio.create_task(work)
     task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     return task

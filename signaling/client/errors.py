@@ -1,10 +1,10 @@
-"""What a client is told instead of an answer."""
+"""The errors that the clients raise."""
 
 from __future__ import annotations
 
 
 class SignalingError(Exception):
-    """The base of what the client raises."""
+    """The base of all errors of the clients."""
 
 
 class Refused(SignalingError):
@@ -22,7 +22,7 @@ class Refused(SignalingError):
 
 
 class Lost(SignalingError):
-    """The connection is gone, and the client was told not to connect again."""
+    """The connection was lost, and the client is not to connect again."""
 
 
 class NotDelivered(SignalingError):
@@ -30,7 +30,7 @@ class NotDelivered(SignalingError):
 
     Args:
         code: the ``code`` of the ``error`` message.
-        text: the server's words for it.
+        text: the ``message`` of the ``error`` message.
     """
 
     def __init__(self, code: str, text: str) -> None:

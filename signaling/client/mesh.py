@@ -1,12 +1,11 @@
-"""An aiortc connection to each of the others in a topic.
+"""An aiortc connection to each other peer of a topic.
 
-aiortc takes no offer back, so who offers is settled beforehand: of two peers the one with the later id, which joined
-later. It makes one offer at a time, and makes it again if it is not answered, so an answer is always to the present
-connection. An offer that comes all the same, or that is for another connection than the present one, gets a new
-connection.
+aiortc cannot roll back an offer, so only one side offers: of two peers the one with the greater id, which joined later.
+It makes one offer at a time, and repeats it if it is not answered, so an answer is always for the current connection.
+If the other side offers all the same, or for another connection than the current one, a new connection is made.
 
-Whatever one of the others sends, it costs no more than the connection to that one: each has a task of its own, a bound
-on what waits for it, and on how often its connection begins anew.
+Whatever a peer sends affects only the connection to it: each peer has its own task, a bound on what waits for it, and
+a bound on how often its connection is made again.
 """
 
 from __future__ import annotations
@@ -31,28 +30,28 @@ _log = logging.getLogger("signaling.client")
 _IDENTITY = re.compile(r"^a=(?:ice-ufrag|fingerprint):.*$", re.MULTILINE)
 
 ANSWER_SECONDS = 10.0
-"""For an answer, before the offer is sent again; doubled each time up to two minutes."""
+"""How long to wait for an answer before the offer is repeated; doubles each time, up to two minutes."""
 _LONGEST_ANSWER_SECONDS = 120.0
 MAX_BEGINNINGS = 5
 BEGINNINGS_SECONDS = 10.0
-"""A peer's connection begins anew at most so often in so many seconds; then the next beginning waits."""
+"""At most so many connections to one peer are made in so many seconds; the next one waits."""
 _CLOSING_SECONDS = 5.0
 
 Prepare = Callable[[Any, str, bool], None]
-"""Takes a new ``RTCPeerConnection``, the other's id, and whether this side offers: it adds tracks and listeners to
-every connection, and creates data channels where it offers."""
+"""Called with a new ``RTCPeerConnection``, the other peer's id, and whether this side offers. It adds tracks and
+listeners to every connection, and creates data channels if this side offers."""
 
 
 class Mesh:
-    """Keeps one connection to each of the others.
+    """Keeps one connection to each other peer.
 
     Args:
-        signaling: a topic that was entered; from now on its messages are the mesh's.
+        signaling: has joined; from now on the mesh reads its messages.
         prepare: prepares each new connection, before its offer or answer is made.
         configuration: further arguments of each ``RTCConfiguration``, besides the server's ICE servers.
 
     Attributes:
-        connections: by the others' ids.
+        connections: by peer id.
     """
 
     def __init__(self, signaling: Signaling, prepare: Prepare, **configuration: Any) -> None:
@@ -65,7 +64,7 @@ class Mesh:
         self._closing: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Keep the connections until this peer left; then they are closed."""
+        """Keep the connections until this peer has left; then close them."""
         try:
             async for message in self._signaling:
                 await self._take(message)
@@ -75,7 +74,7 @@ class Mesh:
                 await asyncio.wait(self._closing, timeout=_CLOSING_SECONDS)
 
     def begin(self, peer_id: str, *, offers: bool) -> Any:
-        """Make a new connection in place of the present one, and let the application prepare it; returns it."""
+        """Replace the connection to a peer by a new one, let the application prepare it, and return it."""
         servers = _usable(self._signaling.ice_servers)
         made = RTCPeerConnection(RTCConfiguration(iceServers=servers, **self._configuration))
         self._close(peer_id)
@@ -95,37 +94,37 @@ class Mesh:
         return made
 
     async def describe(self, peer_id: str, connection: Any, description: Any) -> None:
-        """Make a description the local one, and send it with all candidates."""
-        # In a task of its own: cancelled while it gathers candidates, aiortc leaves sockets open.
+        """Set the local description, and send it with all candidates."""
+        # In its own task: if aiortc is cancelled while it gathers candidates, sockets stay open.
         self._describing[connection] = start(connection.setLocalDescription(description))
         await asyncio.shield(self._describing[connection])
         await self.send(peer_id, connection)
 
     async def send(self, peer_id: str, connection: Any) -> None:
-        """Send the local description of a connection, perhaps again."""
+        """Send the local description of a connection, for the first time or again."""
         kind, payload = to_payload(connection.localDescription)
         await deliver(self._signaling, kind, peer_id, payload)
 
     async def _take(self, message: object) -> None:
         match message:
             case Welcome(self_id, resumed=False):
-                # To the others this is another peer, and they close their connections to the former one. Those that
-                # stay in the topic are not announced again.
+                # The others see a new peer, and close their connections to the old one. Those that stay in the topic
+                # are not announced again.
                 await self._forget_all()
                 if self_id == self._signaling.self_id:
-                    self._meet(*self._signaling.peers)
+                    self._offer_to_new(*self._signaling.peers)
             case PeerList(peers):
-                self._meet(*(peer.id for peer in peers))
+                self._offer_to_new(*(peer.id for peer in peers))
             case PeerJoined(peer_id):
-                self._meet(peer_id)
+                self._offer_to_new(peer_id)
             case PeerLeft(peer_id):
                 await self._forget(peer_id)
             case Offer(sender) | Answer(sender) | IceCandidate(sender) if sender in self._signaling.peers:
                 self._link(sender).put(message)
 
-    def _meet(self, *peer_ids: str) -> None:
+    def _offer_to_new(self, *peer_ids: str) -> None:
         for peer_id in peer_ids:
-            # Where there is a link, it has been told to offer: after a Welcome some are met twice.
+            # If there is a link, it offers already: after a Welcome, some peers come twice.
             if peer_id not in self._links and self._offers_to(peer_id):
                 self._link(peer_id).put(None)
 
@@ -150,7 +149,7 @@ class Mesh:
     def _close(self, peer_id: str) -> None:
         connection = self.connections.pop(peer_id, None)
         if connection is not None:
-            # In a task: closing waits for what belongs to one peer, and the others are not to wait for that.
+            # In a task, so that the other peers do not wait until it is closed.
             closing = asyncio.create_task(self._end(connection))
             self._closing.add(closing)
             closing.add_done_callback(self._closed)
@@ -168,7 +167,7 @@ class Mesh:
 
 
 class _Link:
-    """What is to do for one of the others, one after the other: to describe takes as long as to gather candidates."""
+    """What is to be done for one peer, in order: a description takes as long as gathering its candidates."""
 
     def __init__(self, mesh: Mesh, peer_id: str) -> None:
         self._mesh = mesh
@@ -182,7 +181,7 @@ class _Link:
         self._task = asyncio.create_task(self._work())
 
     def put(self, message: Offer | Answer | IceCandidate | None) -> None:
-        """Take a message; None means to make an offer."""
+        """Queue a message; None means to make an offer."""
         match message:
             case IceCandidate():
                 candidate = from_payload(message)
@@ -195,7 +194,7 @@ class _Link:
                     return
                 self._todo.append(None)
             case Offer() | Answer():
-                # What came before belongs to a description that this one replaces.
+                # Everything before belongs to a description that this one replaces.
                 self._todo.clear()
                 self._candidates = 0
                 self._todo.append(message)
@@ -211,8 +210,8 @@ class _Link:
             try:
                 await self._handle(message)
             except Exception as error:
-                # The other one wrote the description, and aiortc raises whatever comes while it reads and applies it.
-                # Never the text: it may quote that description. One warning is enough for one peer.
+                # The other peer wrote the description, and aiortc raises any exception while it applies it. Its text
+                # is not logged: it may quote the description. One warning is enough for one peer.
                 level, self._level = self._level, logging.INFO
                 _log.log(level, "%s: %s", self._peer_id, type(error).__name__)
 
@@ -245,7 +244,7 @@ class _Link:
                     await self._answer(connection, offer)
             case Answer():
                 answer = from_payload(message)
-                # A second answer comes where the offer was made twice.
+                # A second answer comes if the offer was made twice.
                 if answer is not None and connection is not None and self._awaits_answer():
                     self._unanswered = 0
                     await connection.setRemoteDescription(answer)
@@ -275,7 +274,7 @@ class _Link:
 
 
 def _continues(connection: Any, offer: Any) -> bool:
-    """Tell whether an offer changes what a connection carries, and does not begin another one."""
+    """Return whether an offer is for this connection; otherwise it begins another one."""
     remote = connection.remoteDescription
     if remote is None or connection.signalingState != "stable" or connection.connectionState in ("failed", "closed"):
         return False
@@ -283,7 +282,7 @@ def _continues(connection: Any, offer: Any) -> bool:
 
 
 def _usable(servers: list[IceServer]) -> list[Any]:
-    """Return the ICE servers that aiortc can use: of a list with another one in it, it uses none."""
+    """Return the ICE servers that aiortc can use: if one of a list is unusable, it uses none."""
     usable = []
     for server in servers:
         try:

@@ -1,7 +1,7 @@
-"""What the server says, as typed values (docs/protocol.md, "From the server").
+"""The messages of the server, as typed values (docs/protocol.md, "From the server").
 
-Other peers wrote the metadata and the payloads. What Python cannot hold in them, or what has the wrong type, costs no
-more than itself: the message that carries it is read all the same.
+Other peers wrote the metadata and the payloads. A value that Python cannot represent, or of the wrong type, is left
+out, and the rest of the message is read.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ class Message(msgspec.Struct, frozen=True, rename="camel", tag_field="type"):
 
 
 class Resume(msgspec.Struct, frozen=True):
-    """How to come back to a session; the window is in seconds."""
+    """How to resume the session; the window is in seconds."""
 
     token: str
     window: float
 
     def __repr__(self) -> str:
-        # Whoever has the token has the session; it must not reach a log.
+        # The token gives access to the session: it must not be logged.
         return f"Resume(window={self.window:g})"
 
 
 class Peer(msgspec.Struct, frozen=True):
-    """One of the others in the topic."""
+    """Another peer in the topic."""
 
     id: str
     metadata: Metadata | None = None
 
 
 class Welcome(Message, frozen=True, tag="welcome"):
-    """This peer is in the topic; ``resumed`` tells whether it is still the one that it was."""
+    """This peer is in the topic; ``resumed`` says whether as the same peer as before."""
 
     self_id: str
     ice_servers: list[IceServer] = []
@@ -49,7 +49,7 @@ class Welcome(Message, frozen=True, tag="welcome"):
 
 
 class PeerList(Message, frozen=True, tag="peer-list"):
-    """The others, in joining order."""
+    """The other peers, in joining order."""
 
     peers: list[Peer]
 
@@ -62,17 +62,17 @@ class PeerJoined(Message, frozen=True, tag="peer-joined"):
 
 
 class PeerLeft(Message, frozen=True, tag="peer-left"):
-    """Another peer is gone."""
+    """Another peer left."""
 
     peer_id: str
 
 
 class Relayed(Message, frozen=True):
-    """A message of another peer, or of this one to itself.
+    """A message from another peer, or from this one to itself.
 
     Args:
-        sender: the id of the peer that sent it; the server vouches for it.
-        payload: None where there is none.
+        sender: the id of the peer that sent it, set by the server.
+        payload: None if there is none.
     """
 
     sender: str = msgspec.field(name="from")
@@ -115,7 +115,7 @@ _RELAYED: dict[str, type[Offer | Answer | IceCandidate]] = {
 }
 
 MAX_DEPTH = 100
-"""Of a message that Python cannot read whole, levels of arrays and objects; deeper values are read as None."""
+"""If Python cannot read a message whole, values nested deeper than this are read as None."""
 
 # The next bracket outside strings, or the end. It is possessive and matches everywhere, so its time is linear.
 _NEXT_BRACKETS = re.compile(r'(?:[^\[\]{}"]++|"(?:[^"\\]++|\\.)*+"?)*+([\[{]+|[\]}]+|\Z)', re.DOTALL)

@@ -1,12 +1,13 @@
-"""One peer's session without I/O: what to connect to, what to write, what the application hears.
+"""One peer's session without I/O: what to connect to, what to write, and the events for the application.
 
-A session outlives its connections. An adapter asks ``url`` where to connect, hands every message to ``receive``, tells
-of each end by ``lost``, and takes from ``writes`` and ``events`` after each of these and after ``send``.
+A session outlives its connections. An adapter connects to ``url``, passes every message to ``receive`` and each end of
+a connection to ``lost``, and takes from ``writes`` and ``events`` after each of these and after ``send``.
 
-What was sent is kept until the server is known to have it. A message to oneself, the fence, tells: the server handles
-one connection's messages in order, so when the fence comes back, all before it was taken or answered. On a resumed
-session the rest is sent again, after a fence that lets everything arrive which had been missed. What the server took
-just as the connection broke is then sent twice; a number in ``msgId`` lets the other end leave out the second.
+Sent messages are kept until the server has certainly processed them. A message of the peer to itself, the fence, shows
+that: the server processes the messages of a connection in order, so when the fence returns, all before it were accepted
+or answered. On a resumed session the others are sent again, after a fence behind which all missed messages have
+arrived. A message that the server accepted just as the connection broke is then sent twice; a number in ``msgId`` lets
+the receiver ignore the second one.
 """
 
 from __future__ import annotations
@@ -38,18 +39,18 @@ from signaling.errors import ErrorCode
 
 RELAYED_TYPES = ("offer", "answer", "ice-candidate")
 MOST_KEPT = 256
-"""Messages that wait for a connection; the next one is ``dropped``."""
+"""How many messages wait for a connection; the next one is ``dropped``."""
 MAX_MESSAGE_BYTES = 65_536
-"""Of one message that this peer sends: what a server takes by default."""
+"""The longest message that this peer sends: the default of a server."""
 MESSAGE_TOO_BIG = 1009
-"""The close code of a server to which a message was too long."""
+"""The server's close code for a message that is too long."""
 
 _NUMBERED = re.compile(r"~([0-9]{1,15})")
 _FENCE = re.compile(r"fence ([0-9]{1,15}) ([0-9]{1,15})")
 _SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
 
-Settled = Callable[[Error | None], None]
-"""Hears how a message ended: None once the server took it, else the error that answered it."""
+OnOutcome = Callable[[Error | None], None]
+"""Called with the outcome of a message: None once the server accepted it, otherwise its error."""
 
 
 @dataclass
@@ -57,11 +58,11 @@ class _Entry:
     number: int
     msg_id: str
     text: str
-    settled: Settled | None
+    on_outcome: OnOutcome | None
 
 
 class _Outbox:
-    """What was sent, in order, until the server is known to have it."""
+    """The messages that were sent, in order, until the server has certainly processed them."""
 
     def __init__(self) -> None:
         self._entries: deque[_Entry] = deque()
@@ -73,31 +74,31 @@ class _Outbox:
 
     @property
     def latest_written(self) -> int:
-        """The number of the last message that was written to this connection and not confirmed; 0 without one."""
+        """The number of the last unconfirmed message that was written to this connection; 0 if there is none."""
         return self._entries[self._written - 1].number if self._written else 0
 
-    def make(self, kind: str, to: str, payload: Any, settled: Settled | None) -> _Entry:
+    def make(self, kind: str, to: str, payload: Any, on_outcome: OnOutcome | None) -> _Entry:
         number = self._latest + 1
         msg_id = f"~{number}"
         text = _encode({"type": kind, "to": to, "payload": payload, "msgId": msg_id})
         self._latest = number
-        return _Entry(number, msg_id, text, settled)
+        return _Entry(number, msg_id, text, on_outcome)
 
     def keep(self, entry: _Entry) -> None:
         self._entries.append(entry)
 
     def write(self) -> list[str]:
-        """Return what was not written to this connection."""
+        """Return the messages that were not written to this connection yet."""
         texts = [entry.text for entry in list(self._entries)[self._written :]]
         self._written = len(self._entries)
         return texts
 
     def rewind(self) -> None:
-        """Forget what was written: the connection is gone."""
+        """Write all again to the next connection: this one was lost."""
         self._written = 0
 
     def confirm(self, number: int) -> list[_Entry]:
-        """Take out a message and all before it."""
+        """Remove and return a message and all before it."""
         confirmed = []
         while self._entries and self._entries[0].number <= number:
             confirmed.append(self._entries.popleft())
@@ -105,7 +106,7 @@ class _Outbox:
         return confirmed
 
     def answered(self, msg_id: str | None) -> _Entry | None:
-        """Take out the message that an error answered."""
+        """Remove and return the message that an error answered."""
         for index, entry in enumerate(self._entries):
             if entry.msg_id == msg_id:
                 del self._entries[index]
@@ -114,7 +115,7 @@ class _Outbox:
         return None
 
     def take_longest_written(self) -> list[_Entry]:
-        """Take out the longest message that was written to this connection and not confirmed."""
+        """Remove and return the longest message that was written to this connection and is not confirmed."""
         written = list(self._entries)[: self._written]
         longest = max(written, key=lambda entry: len(entry.text), default=None)
         if longest is None:
@@ -131,21 +132,21 @@ class _Outbox:
 
 
 class Session:
-    """One peer in one topic, over as many connections as it takes.
+    """One peer in one topic, over one connection after another.
 
     Args:
         url: of the topic, for example ``wss://example.com/ws/my-room``.
         metadata: shown to the others.
-        max_message_bytes: of one message that this peer sends; more than the server takes ends the connection.
+        max_message_bytes: the longest message to send; the server closes the connection after a longer one.
 
     Attributes:
-        self_id: this peer's id; another one after a loss that was not resumed, empty before the first ``Welcome``.
-        peers: the others and their metadata, in joining order.
-        ice_servers: as the server said last.
-        open: whether the present connection has brought its ``peer-list``.
+        self_id: this peer's id; a new one after a loss that was not resumed, empty before the first ``Welcome``.
+        peers: the other peers and their metadata, in joining order.
+        ice_servers: the latest from the server.
+        open: whether the current connection has received its ``peer-list``.
 
     Raises:
-        ValueError: where the URL is none of a WebSocket.
+        ValueError: if the URL is not that of a WebSocket.
     """
 
     def __init__(
@@ -161,7 +162,7 @@ class Session:
         self._token: str | None = None
         self._seen = 0
         self._former_ids: set[str] = set()
-        self._heard: dict[str, int] = {}
+        self._last_numbers: dict[str, int] = {}
         self._outbox = _Outbox()
         self._fences = 0
         self._fence: int | None = None
@@ -170,19 +171,19 @@ class Session:
 
     @property
     def url(self) -> str:
-        """Where to connect next."""
+        """The URL for the next connection."""
         if self._token is None:
             return self._url
         mark = "&" if "?" in self._url else "?"
         return f"{self._url}{mark}resume={quote(self._token, safe='', errors='replace')}&seen={self._seen}"
 
     def events(self) -> list[AnyMessage]:
-        """Take what the application has to hear."""
+        """Return and forget the events for the application."""
         events, self._events = self._events, []
         return events
 
     def writes(self) -> list[str]:
-        """Take what has to be written to the present connection."""
+        """Return and forget the messages to write to the current connection."""
         if not self.open or (self._catching_up and self._fence is not None):
             return []
         texts = [] if self._catching_up else self._outbox.write()
@@ -190,24 +191,24 @@ class Session:
             texts.append(self._make_fence())
         return texts
 
-    def send(self, kind: str, to: str, payload: Any = None, settled: Settled | None = None) -> str:
-        """Send one message; it waits while there is no connection.
+    def send(self, kind: str, to: str, payload: Any = None, on_outcome: OnOutcome | None = None) -> str:
+        """Send a message; it waits while there is no connection.
 
         Args:
             kind: ``offer``, ``answer`` or ``ice-candidate``.
             to: the target's id.
-            payload: anything that JSON can say.
-            settled: hears how it ended, in place of an ``Error`` event.
+            payload: anything that JSON can represent.
+            on_outcome: called with its outcome, instead of an ``Error`` event.
 
         Returns:
-            its ``msgId``.
+            Its ``msgId``.
 
         Raises:
-            ValueError: where it is no such message, not JSON, or longer than ``max_message_bytes``.
+            ValueError: if the kind is unknown, the payload not JSON, or the message longer than ``max_message_bytes``.
         """
         if kind not in RELAYED_TYPES:
             raise ValueError(f"{kind!r} is not one of {', '.join(RELAYED_TYPES)}")
-        entry = self._outbox.make(kind, to, payload, settled)
+        entry = self._outbox.make(kind, to, payload, on_outcome)
         if len(entry.text) > self._max_message_bytes:
             raise ValueError(
                 f"the {kind} is a message of {len(entry.text):,} bytes; "
@@ -222,7 +223,7 @@ class Session:
         return entry.msg_id
 
     def receive(self, text: str | bytes) -> None:
-        """Take one message of the server."""
+        """Process one message of the server."""
         self._seen += 1
         match decode(text):
             case Welcome() as welcome:
@@ -244,13 +245,13 @@ class Session:
                 pass
 
     def lost(self, code: int | None = None) -> None:
-        """Notice that the connection is gone.
+        """Note that the connection was lost.
 
         Args:
             code: the close code, if there was a close frame.
         """
         if code == MESSAGE_TOO_BIG:
-            # Not ``dropped``: sent again, it would end the next connection as well.
+            # Not ``dropped``: the application may send that again, which would end the next connection as well.
             longest = self._outbox.take_longest_written()
             self._refuse(longest, "it is longer than the server takes", ErrorCode.INVALID_MESSAGE)
         self.open = False
@@ -258,7 +259,7 @@ class Session:
         self._outbox.rewind()
 
     def leave(self) -> None:
-        """End the session; what was not confirmed is ``dropped``, and so is what is sent from now on."""
+        """End the session; unconfirmed messages are ``dropped``, and so are those sent from now on."""
         self.lost()
         self._over = True
         self.peers = {}
@@ -269,7 +270,7 @@ class Session:
         unsent: list[_Entry] = []
         if not welcome.resumed:
             self._seen = 1
-            self._heard.clear()
+            self._last_numbers.clear()
             if self.self_id:
                 self._former_ids.add(self.self_id)
                 unsent = self._outbox.clear()
@@ -285,9 +286,11 @@ class Session:
         # The server may not have noticed yet that this peer lost its former connection.
         listed = {peer.id: peer.metadata for peer in peer_list.peers}
         now = {peer_id: metadata for peer_id, metadata in listed.items() if peer_id not in self._former_ids}
-        # No id joins twice: of what is not listed any more, nothing will be heard.
+        # No id joins twice: peers that are not listed any more send nothing.
         self._former_ids &= listed.keys()
-        self._heard = {sender: number for sender, number in self._heard.items() if self._knows(sender, now)}
+        self._last_numbers = {
+            sender: number for sender, number in self._last_numbers.items() if self._knows(sender, now)
+        }
         before, self.peers = self.peers, now
         self.open = True
         if not self._listed:
@@ -303,7 +306,7 @@ class Session:
             self._events.append(joined)
 
     def _left(self, left: PeerLeft) -> None:
-        self._heard.pop(left.peer_id, None)
+        self._last_numbers.pop(left.peer_id, None)
         self._former_ids.discard(left.peer_id)
         if left.peer_id in self.peers:
             del self.peers[left.peer_id]
@@ -315,19 +318,19 @@ class Session:
         numbered = _NUMBERED.fullmatch(relayed.msg_id or "")
         if numbered:
             number = int(numbered[1])
-            if number <= self._heard.get(relayed.sender, 0):
+            if number <= self._last_numbers.get(relayed.sender, 0):
                 return
             if self._knows(relayed.sender, self.peers):
-                self._heard[relayed.sender] = number
+                self._last_numbers[relayed.sender] = number
         self._events.append(relayed)
 
     def _error(self, error: Error) -> None:
-        # A fence that was refused tells as much as one that came back.
+        # A refused fence proves as much as one that returns.
         if self._passes_fence(error.msg_id):
             return
         entry = self._outbox.answered(error.msg_id)
-        if entry is not None and entry.settled is not None:
-            entry.settled(error)
+        if entry is not None and entry.on_outcome is not None:
+            entry.on_outcome(error)
         else:
             self._events.append(error)
 
@@ -342,8 +345,8 @@ class Session:
         if fence is None:
             return False
         for entry in self._outbox.confirm(int(fence[2])):
-            if entry.settled is not None:
-                entry.settled(None)
+            if entry.on_outcome is not None:
+                entry.on_outcome(None)
         if int(fence[1]) == self._fence:
             self._fence = None
             self._catching_up = False
@@ -355,8 +358,8 @@ class Session:
     def _refuse(self, entries: list[_Entry], why: str, code: ErrorCode = ErrorCode.DROPPED) -> None:
         for entry in entries:
             error = Error(code, why, entry.msg_id)
-            if entry.settled is not None:
-                entry.settled(error)
+            if entry.on_outcome is not None:
+                entry.on_outcome(error)
             else:
                 self._events.append(error)
 

@@ -1,4 +1,4 @@
-"""The client for services on the reactor, on Autobahn: the same session, as a Twisted service."""
+"""The client as a Twisted service, on Autobahn."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ class SignalingClient(Service):
     Args:
         url: of the topic, for example ``wss://example.com/ws/my-room``.
         on_message: called with each message, in order.
-        metadata: shown to the others.
+        metadata: shown to the other peers.
         backoff: when to connect again; None means after about half a second, doubling up to 30.
-        endpoint: leads to the server; None means the URL's host, by TLS where the URL says so.
+        endpoint: connects to the server; None means the host of the URL, with TLS if the scheme says so.
         clock: None means the global reactor.
-        max_message_bytes: what the server takes, ``--max-message-bytes``.
+        max_message_bytes: the server's ``--max-message-bytes``.
 
     Attributes:
-        on_failure: called with ``Refused`` where the server will never have this peer.
+        on_failure: called with ``Refused`` if the server would refuse this peer again.
 
     Raises:
-        ValueError: where the URL is none of a WebSocket.
+        ValueError: if the URL is not that of a WebSocket.
     """
 
     def __init__(  # noqa: PLR0913 - as for join
@@ -76,17 +76,17 @@ class SignalingClient(Service):
 
     @property
     def self_id(self) -> str:
-        """This peer's id; another one after a loss that was not resumed."""
+        """This peer's id; a new one after a loss that was not resumed."""
         return self._session.self_id
 
     @property
     def peers(self) -> dict[str, Metadata | None]:
-        """The others and their metadata, in joining order: a copy."""
+        """The other peers and their metadata, in joining order: a copy."""
         return dict(self._session.peers)
 
     @property
     def ice_servers(self) -> list[IceServer]:
-        """The ICE servers to use now; empty where the server names none."""
+        """The ICE servers to use now; empty if the server names none."""
         return self._session.ice_servers
 
     def startService(self) -> None:
@@ -95,7 +95,7 @@ class SignalingClient(Service):
         self._connect()
 
     def stopService(self) -> Deferred[None] | None:
-        """Leave the topic, with close code 1000; fires when the connection is gone."""
+        """Leave the topic, with close code 1000; fires when the connection has ended."""
         super().stopService()
         self._end(Lost("left the topic"))
         if self._connecting is not None:
@@ -103,7 +103,7 @@ class SignalingClient(Service):
         if self._handshaking is not None:
             self._handshaking.transport.abortConnection()
             self._handshaking = None
-        # From now on it is a former connection: the service may be started again before it is gone.
+        # The service may be started again before this connection has ended.
         connection, self._connection = self._connection, None
         if connection is None:
             return None
@@ -112,7 +112,7 @@ class SignalingClient(Service):
         return connection.gone
 
     def when_joined(self) -> Deferred[SignalingClient]:
-        """Return a Deferred that fires with this client once it is in the topic; at once where it is."""
+        """Return a Deferred that fires with this client once it is in the topic."""
         joined: Deferred[SignalingClient] = Deferred()
         if self._session.open:
             joined.callback(self)
@@ -121,46 +121,46 @@ class SignalingClient(Service):
         return joined
 
     def send(self, kind: str, to: str, payload: Any = None) -> str:
-        """Send one message, and return its ``msgId``; where it does not arrive, an ``Error`` with it comes.
+        """Send a message, and return its ``msgId``; if it does not arrive, an ``Error`` has the same one.
 
         Raises:
-            ValueError: if it is not JSON, or longer than the server takes.
+            ValueError: if it is not JSON, or longer than the server accepts.
         """
         msg_id = self._session.send(kind, to, payload)
         self._flush()
         return msg_id
 
     def deliver(self, kind: str, to: str, payload: Any = None) -> Deferred[None]:
-        """Send one message; fires once the server took it, or fails with ``NotDelivered``.
+        """Send a message; fires once the server accepted it, or fails with ``NotDelivered``.
 
         Raises:
-            ValueError: if it is not JSON, or longer than the server takes.
+            ValueError: if it is not JSON, or longer than the server accepts.
         """
         delivered: Deferred[None] = Deferred()
 
-        def settled(error: Error | None) -> None:
+        def on_outcome(error: Error | None) -> None:
             if error is None:
                 delivered.callback(None)
             else:
                 delivered.errback(Failure(NotDelivered(error.code, error.message)))
 
-        self._session.send(kind, to, payload, settled)
+        self._session.send(kind, to, payload, on_outcome)
         self._flush()
         return delivered
 
-    # What the connection tells
+    # Called by the connection
 
-    def begun(self, connection: _Connection) -> None:
-        """Take a connection whose handshake begins."""
+    def handshake_started(self, connection: _Connection) -> None:
+        """Use a connection whose handshake begins."""
         self._handshaking = connection
 
     def connected(self, connection: _Connection) -> None:
-        """Take a connection whose handshake is done."""
+        """Use a connection whose handshake is done."""
         if connection is self._handshaking:
             self._connection, self._handshaking = connection, None
 
     def received(self, connection: _Connection, text: bytes) -> None:
-        """Take a message."""
+        """Process a message."""
         if connection is not self._connection or not self.running:
             return
         was_open = self._session.open
@@ -174,11 +174,11 @@ class SignalingClient(Service):
         self._flush()
 
     def uses(self, connection: _Connection) -> bool:
-        """Tell whether a connection is the present one."""
+        """Return whether a connection is the current one."""
         return connection in (self._connection, self._handshaking)
 
     def disconnected(self, loss: Loss) -> None:
-        """Notice the end of the present connection, and come back after a while."""
+        """Note the end of the current connection, and connect again later."""
         self._forget_connection(loss.code)
         if self.running:
             delay = self._backoff.delay(loss)
@@ -231,7 +231,7 @@ class SignalingClient(Service):
             try:
                 self._on_message(event)
             except Exception:
-                # Never the message: it may hold a description.
+                # The message is not logged: it may be a description.
                 _log.failure("on_message failed on {kind}", kind=type(event).__name__)
 
 
@@ -247,12 +247,12 @@ class _Connection(WebSocketClientProtocol):
     def connectionMade(self) -> None:
         super().connectionMade()
         self._client = self.factory.client
-        self._client.begun(self)
-        # From the first byte to the peer list, however far it comes.
+        self._client.handshake_started(self)
+        # From the first byte to the peer list.
         self._opening = self.factory.clock.callLater(OPENING_SECONDS, self.transport.abortConnection)
 
     def opened(self) -> None:
-        """Stop the deadline: the peer list came."""
+        """Cancel the timeout: the peer list arrived."""
         if self._opening is not None and self._opening.active():
             self._opening.cancel()
 
@@ -270,18 +270,18 @@ class _Connection(WebSocketClientProtocol):
         if not self._client.uses(self):
             return
         try:
-            loss = self._judge(code, reason or "")
+            loss = self._loss(code, reason or "")
         except Refused as refused:
             self._client.refused(refused)
         else:
             self._client.disconnected(loss)
 
     def failHandshake(self, reason: str) -> None:
-        # As much of the body as came with the headers; it says more than the reason phrase.
+        # The part of the body that came with the headers; it says more than the reason phrase.
         self._body = self.data.partition(b"\r\n\r\n")[2]
         super().failHandshake(reason)
 
-    def _judge(self, code: int | None, reason: str) -> Loss:
+    def _loss(self, code: int | None, reason: str) -> Loss:
         answer = _STATUS_LINE.fullmatch(str(getattr(self, "http_status_line", "")))
         if answer is not None and int(answer[1]) != _SWITCHING_PROTOCOLS:
             return refusal(int(answer[1]), answer[2] or "", self._body, self.http_headers)
@@ -298,7 +298,7 @@ class _Factory(WebSocketClientFactory):
         super().__init__(url, reactor=clock)
         self.client = client
         self.clock = clock
-        # A ping that stays unanswered drops the connection without a close frame, which would end the session.
+        # A ping without a pong ends the connection without a close frame, which would end the session.
         self.setProtocolOptions(
             autoPingInterval=PING_SECONDS,
             autoPingTimeout=PONG_SECONDS,

@@ -210,7 +210,7 @@ OFFERED = json.dumps({"type": "offer", "from": "a", "payload": 1})
 
 
 def test_a_program_that_only_sends_stays_in_its_topic_and_holds_little(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("signaling.client.connection.MAX_UNHEARD", 2_000)
+    monkeypatch.setattr("signaling.client.connection.MAX_NEVER_READ", 2_000)
     monkeypatch.setattr("signaling.client.connection.PING_SECONDS", 0.1)
     monkeypatch.setattr("signaling.client.connection.PONG_SECONDS", 2.0)
     received: list[str | bytes] = []
