@@ -1,4 +1,4 @@
-"""A Twisted service in a topic that answers every offer with what it said: python examples/echo_service.py ws://..."""
+"""A Twisted service that answers every offer with the payload of the offer: python examples/echo_service.py ws://..."""
 
 from __future__ import annotations
 

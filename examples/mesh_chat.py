@@ -1,4 +1,4 @@
-"""Everyone in a topic greets everyone over data channels (aiortc): python examples/mesh_chat.py ws://... NAME."""
+"""All peers in a topic greet each other over data channels (aiortc): python examples/mesh_chat.py ws://... NAME."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from signaling.client.mesh import Mesh
 
 
 async def main(url: str, name: str) -> None:
-    """Stay in the topic for as long as the program runs."""
+    """Stay in the topic until the program ends."""
 
     def prepare(connection: Any, peer_id: str, offers: bool) -> None:
-        # Of two peers one offers, and makes the channel; the other one is given it.
+        # One of two peers offers and makes the channel; the other one receives it.
         if offers:
             use(connection.createDataChannel("chat"))
         else:

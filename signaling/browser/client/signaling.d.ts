@@ -1,4 +1,4 @@
-/** A message of the wire. A peer without metadata has `{}`; what is not as the protocol says is left out. */
+/** A message of the wire. A peer without metadata has `{}`; keys that are not as in docs/protocol.md are left out. */
 export type WireMessage =
   | { type: "welcome"; selfId: string; iceServers?: RTCIceServer[]; resume?: { token: string; window: number }; resumed?: true }
   | { type: "peer-list"; peers: { id: string; metadata: Metadata }[] }
@@ -27,40 +27,40 @@ export interface OutgoingMessage {
 export type RelayedType = "offer" | "answer" | "ice-candidate";
 export type Metadata = Record<string, unknown>;
 
-/** `waiting`: the connection is gone, and the next attempt is due in a while. `closed`: for good. */
+/** `waiting`: the connection was lost, and the next attempt comes later. `closed`: for good. */
 export type SignalingState = "connecting" | "open" | "waiting" | "closed";
 
 export interface JoinOptions {
-  /** Shown to the others, with one key more: `instance`, a random name by which a `Mesh` knows a peer again that has a new id. */
+  /** Shown to the other peers, with the additional key `instance`: a random name by which a `Mesh` recognises a peer with a new id. */
   metadata?: Metadata;
   /** Leaves when it is aborted. */
   signal?: AbortSignal;
   /** Whether to connect again after a loss; default: true. */
   reconnect?: boolean;
-  /** Milliseconds before the first attempts to connect again, which double from `first` up to `most`, less a random part. */
+  /** Milliseconds before an attempt to connect again: they double from `first` up to `most`, less a random part. */
   backoff?: { first?: number; most?: number };
-  /** Bytes of one message of this peer; default: 65536, which is the server's default as well. */
+  /** The size of one message of this peer, in bytes; default: 65536, as at the server. */
   maxMessageBytes?: number;
 }
 
 export interface SignalingEventMap {
   welcome: CustomEvent<Extract<WireMessage, { type: "welcome" }>>;
-  /** Every list. After all but the first, `peer-joined` and `peer-left` tell what changed while this peer was away. */
+  /** Every list. After each but the first, `peer-joined` and `peer-left` report what changed since the connection was lost. */
   "peer-list": CustomEvent<Extract<WireMessage, { type: "peer-list" }>>;
   "peer-joined": CustomEvent<Extract<WireMessage, { type: "peer-joined" }>>;
   "peer-left": CustomEvent<Extract<WireMessage, { type: "peer-left" }>>;
   "ice-servers": CustomEvent<Extract<WireMessage, { type: "ice-servers" }>>;
-  /** The answer to one message of this peer: by the server, or, where the message could not be sent, by the client itself. */
+  /** The error for a message of this peer: from the server, or, if it could not be sent, from the client itself. */
   error: CustomEvent<Extract<WireMessage, { type: "error" }>>;
   offer: CustomEvent<RelayedMessage>;
   answer: CustomEvent<RelayedMessage>;
   "ice-candidate": CustomEvent<RelayedMessage>;
-  /** Every message of the server, before the event of its own type; but for those that a client sends to itself as a fence. */
+  /** Every message of the server, before the event of its own type, except those that a client sends to itself as a fence. */
   received: CustomEvent<WireMessage>;
   /** Every message that this peer sent. */
   sent: CustomEvent<OutgoingMessage>;
   /**
-   * `retryInMs` is there while `waiting`. `reason` says why a connection ended, for a person, unless this peer left; `code` is
+   * `retryInMs` is set while `waiting`. `reason` says for a person why a connection ended, unless this peer left; `code` is
    * its close code, 4401 if the token expired.
    */
   statechange: CustomEvent<{ state: SignalingState; reason?: string; code?: number; retryInMs?: number }>;
@@ -69,20 +69,20 @@ export interface SignalingEventMap {
 /** One peer of a topic. Events carry their message in `detail`. */
 export class Signaling extends EventTarget {
   private constructor();
-  /** This peer's id; another one after a loss that could not be resumed. Empty before the first `welcome`. */
+  /** This peer's id; a new one after a loss that could not be resumed. Empty before the first `welcome`. */
   readonly selfId: string;
   readonly state: SignalingState;
-  /** The others, in joining order, and their metadata, which is `{}` if they show none. */
+  /** The other peers, in joining order, and their metadata, which is `{}` if they have none. */
   readonly peers: ReadonlyMap<string, Metadata>;
-  /** From the latest `welcome` or `ice-servers`; empty where the server names none. */
+  /** From the latest `welcome` or `ice-servers`; empty if the server names none. */
   readonly iceServers: RTCIceServer[];
-  /** Fulfilled by the first `peer-list`, rejected where this peer left, or gave up, before. */
+  /** Fulfilled by the first `peer-list`; rejected if this peer leaves or gives up before. */
   readonly ready: Promise<void>;
   /**
-   * Sends one message. While the connection is gone, it is kept for the next one, and dropped where that is another peer's;
-   * so is what comes when 256 messages are kept already. An `error` tells what was dropped, or is `too_large` to be sent.
+   * Sends a message. Without a connection, it waits for the next one, and is dropped if that cannot resume, or if 256
+   * messages wait already. An `error` reports messages that were dropped, or that are `too_large`.
    *
-   * @returns its `msgId`, which an `error` about it repeats.
+   * @returns Its `msgId`, which an `error` about it repeats.
    */
   send(type: RelayedType, to: string, payload?: unknown, msgId?: string): string;
   /** Leaves the topic for good. */
@@ -96,63 +96,63 @@ export class Signaling extends EventTarget {
 }
 
 /**
- * Joins the topic of a URL, such as `wss://example.com/ws/my-room`; a path, such as `/ws/my-room`, is the page's own server.
+ * Joins the topic of a URL, such as `wss://example.com/ws/my-room`; a path, such as `/ws/my-room`, means the page's own server.
  */
 export function join(url: string | URL, options?: JoinOptions): Signaling;
 
 export interface MeshOptions {
-  /** Of each connection; the server's ICE servers come before those given here. */
+  /** Of each connection; the server's ICE servers come before those of this configuration. */
   configuration?: RTCConfiguration;
   /** Whether each connection has a data channel, `MeshPeer.channel`; default: true. */
   channel?: boolean;
-  /** Connections at once; default: 64. Who comes then is met once there is room, in joining order. */
+  /** Connections at once; default: 64. Further peers wait, in joining order. */
   maxConnections?: number;
 }
 
-/** One of the others, and the connection to it. */
+/** Another peer and the connection to it. */
 export interface MeshPeer {
-  /** Another one after a loss that could not be resumed, while the connection goes on: the object tells who it is. */
+  /** Changes after a loss that could not be resumed, while the connection goes on; this object stays the same. */
   readonly id: string;
-  /** `{}` if it shows none. */
+  /** `{}` if it has none. */
   readonly metadata: Metadata;
   readonly connection: RTCPeerConnection;
-  /** Whether this side gives way when both make an offer at once. */
+  /** Whether this side is the polite one of perfect negotiation: if both offer at once, its offer is rolled back. */
   readonly polite: boolean;
-  /** For messages of the application; undefined where `channel` is false. To close it is to say goodbye. */
+  /** For messages of the application; undefined if `channel` is false. Closing it ends the connection. */
   readonly channel?: RTCDataChannel;
 }
 
 export interface MeshEventMap {
   /** A connection to a new peer is being made. */
   "peer-added": CustomEvent<MeshPeer>;
-  /** A peer is gone, or began anew, and the connection to it closed. */
+  /** The connection to a peer was closed: the peer left, or a new connection replaces it. */
   "peer-removed": CustomEvent<MeshPeer>;
   track: CustomEvent<{ peer: MeshPeer; track: MediaStreamTrack; streams: readonly MediaStream[] }>;
   /** A message of a peer's data channel. */
   data: CustomEvent<{ peer: MeshPeer; data: unknown }>;
   connectionstatechange: CustomEvent<MeshPeer>;
   /**
-   * What a peer's connection could not do, as the browser says it. After a description that the browser rejects,
-   * `peer-removed` and `peer-added` follow: the connection begins anew.
+   * An error of a peer's connection, from the browser. After a description that the browser rejects, `peer-removed` and
+   * `peer-added` follow: a new connection replaces the old one.
    */
   error: CustomEvent<{ peerId: string; error: Error }>;
 }
 
 /**
- * Keeps one connection to each of the others in the topic (perfect negotiation, WebRTC section 10.7). Make it right after
- * `join`: what others offer before it is there, it does not hear.
+ * Keeps one connection to each other peer in the topic (perfect negotiation, WebRTC section 10.7). Create it right after
+ * `join`: it does not receive offers from before.
  */
 export class Mesh extends EventTarget {
-  /** @throws {Error} where there is no `RTCPeerConnection`. */
+  /** @throws {Error} if there is no `RTCPeerConnection`. */
   constructor(signaling: Signaling, options?: MeshOptions);
   readonly peers: ReadonlyMap<string, MeshPeer>;
-  /** Sends a track to everyone there, and to everyone who comes. */
+  /** Sends a track to all peers, and to those that join later. */
   addTrack(track: MediaStreamTrack, ...streams: MediaStream[]): void;
-  /** Sends it to nobody any more. */
+  /** Stops sending a track. */
   removeTrack(track: MediaStreamTrack): void;
   /** Sends `data` on every open data channel. */
   broadcast(data: string | ArrayBuffer | ArrayBufferView | Blob): void;
-  /** Closes every connection; the signaling stays. Leaving the signaling does it as well. */
+  /** Closes every connection, not the signaling. Leaving the signaling closes them as well. */
   close(): void;
   addEventListener<K extends keyof MeshEventMap>(
     type: K,

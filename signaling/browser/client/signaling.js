@@ -1,12 +1,12 @@
 /**
- * The client of a twisted-signaling server: `join` a topic, and keep a `Mesh` of connections to the others there.
+ * The client of a twisted-signaling server: `join` a topic, and keep a `Mesh` of connections to the other peers.
  *
- * The types, and what everything means, stand in signaling.d.ts; docs/clients.md tells what happens at each kind of loss.
+ * signaling.d.ts has the types and their documentation; docs/clients.md says what happens at each kind of loss.
  */
 
 const RELAYED = ["offer", "answer", "ice-candidate"];
 
-// The metadata key under which a peer is known again when it comes back with another id.
+// The metadata key by which a peer is recognised when it comes back with another id.
 const INSTANCE = "instance";
 
 // Messages that wait for a connection; the next one is `dropped`, as the server does with its own queues.
@@ -15,80 +15,80 @@ const MAX_KEPT = 256;
 // Bytes of one message, unless the options say otherwise: the server's own default.
 const MAX_MESSAGE_BYTES = 65_536;
 
-// Attempts that may fail in a row before the server is heard for the first time: more than a minute, after which a wrong
-// address is likelier than a server that is being restarted.
+// How many attempts may fail in a row before the first connection: more than a minute, after which a wrong address is
+// likelier than a server that restarts.
 const MAX_FIRST_ATTEMPTS = 10;
 
 // Ids that this peer had before: the server may take a minute to notice that one is gone.
 const MAX_FORMER_IDS = 16;
 
-// Connections that seem dead and are not closed yet: a session that the oldest of more could end has ended by itself.
+// Connections that seem dead and are not closed yet. The session of an older one has ended by itself.
 const MAX_ABANDONED = 3;
 
 const TOKEN_EXPIRED = 4401; // a close code
 
-// Of the statuses 4xx, these alone speak of the moment and not of the request.
+// The only 4xx statuses for which the same request may succeed later.
 const MOMENTARY = [408, 425, 429];
 
 // Candidates of one remote description: a browser finds a few dozen.
 const MAX_CANDIDATES = 256;
 
-// Descriptions of one peer that are worked on at once.
+// Descriptions of one peer that are applied at the same time.
 const MAX_DESCRIPTIONS = 8;
 
 // Connections that a mesh keeps, unless the options say otherwise.
 const MAX_CONNECTIONS = 64;
 
-// Connections that a mesh begins at once for one peer; a browser counts those that were closed for a while.
+// Connections that a mesh makes at once for one peer: browsers count closed ones for some time.
 const MAX_BEGUN = 5;
 
 const MS = {
   opening: 15_000, // from a connection's start to its peer list
-  idle: 30_000, // without a message before this side asks whether the server is still there
-  echo: 10_000, // from such a question to any message
-  stable: 5_000, // a connection that lasted as long was a good one: the next loss starts the backoff anew
-  firstOffer: 2_000, // for which the one who was there waits for the newcomer's offer
-  answer: 10_000, // to an offer, before it is made again; doubled each time up to `mostAnswer`
+  idle: 30_000, // without a message, before this side checks that the server is still there
+  echo: 10_000, // from such a check to any message
+  stable: 5_000, // after a connection that lasted this long, the backoff starts again
+  firstOffer: 2_000, // for which the peer that joined first waits for the other's offer
+  answer: 10_000, // from an offer to its answer, before the offer is repeated; doubles up to `mostAnswer`
   mostAnswer: 120_000,
-  ignored: 2_500, // the same, where the other side offered as well
-  gathering: 1_000, // before the first candidate is not waited for any more
-  disconnected: 3_000, // which often mends itself
-  otherSide: 4_000, // for which one side lets the other mend the path
-  repair: 8_000, // for the path to mend, before the next attempt; doubled each time up to `mostRepair`
+  ignored: 2_500, // the same, if the other side offered as well
+  gathering: 1_000, // for the first candidate
+  disconnected: 3_000, // before an ICE restart: the path often recovers
+  otherSide: 4_000, // for which one side lets the other restart ICE
+  repair: 8_000, // from one ICE restart to the next; doubles up to `mostRepair`
   mostRepair: 60_000,
-  resend: 100, // after the first `dropped`; doubled each time up to `mostResend`
+  resend: 100, // after the first `dropped`; doubles up to `mostResend`
   mostResend: 5_000,
-  grace: 60_000, // for a peer to come back whose connection works while its signaling does not
+  grace: 60_000, // for a peer whose connection works to come back to the signaling
   beginAgain: 10_000, // from one connection to the next with the same peer, once `MAX_BEGUN` were made
-  underWay: 2_000, // for what was sent before a connection ended to arrive; less than `ignored`
-  begin: 1_000, // from one connection to the next, once twice as many were made as the mesh may have
+  inFlight: 2_000, // for messages that were sent before a connection ended to arrive; less than `ignored`
+  begin: 1_000, // from one connection to the next, once twice `maxConnections` were made
 };
 
-/** What was sent, in order, until the server is known to have it. */
+/** The messages that were sent, in order, until the server has certainly processed them. */
 class Outbox {
-  #entries = []; // of {number, message, text, told}
-  #written = 0; // as many of them went to the present connection
+  #entries = []; // of {number, message, text, wasSent}
+  #written = 0; // how many of them were written to the current connection
   #last = 0;
 
   get size() {
     return this.#entries.length;
   }
 
-  /** The number of the last message that was written and not confirmed; 0 without one. */
+  /** The number of the last message that was written and is not confirmed; 0 without one. */
   get unconfirmed() {
     return this.#written ? this.#entries[this.#written - 1].number : 0;
   }
 
   add(message, text) {
-    this.#entries.push({ number: ++this.#last, message, text, told: false });
+    this.#entries.push({ number: ++this.#last, message, text, wasSent: false });
   }
 
-  /** Writes what was not written to the present connection. */
+  /** Writes the messages that were not written to the current connection yet. */
   write(write) {
     while (this.#written < this.#entries.length) write(this.#entries[this.#written++]);
   }
 
-  /** The server has this message, and all before it. */
+  /** The server has processed this message, and all before it. */
   confirm(number) {
     const first = this.#entries.findIndex((entry) => entry.number > number);
     const confirmed = first < 0 ? this.#entries.length : first;
@@ -96,25 +96,25 @@ class Outbox {
     this.#written = Math.max(0, this.#written - confirmed);
   }
 
-  /** The connection is gone, and with it the knowledge of what arrived. */
+  /** The connection was lost: nobody knows which messages arrived. */
   rewind() {
     this.#written = 0;
   }
 
-  /** Whether something went to a former connection, and nobody knows whether it arrived. */
-  get doubtful() {
-    return this.#entries.some(({ told }, index) => told && index >= this.#written);
+  /** Whether a message was written to an earlier connection, and may not have arrived. */
+  get hasUncertain() {
+    return this.#entries.some(({ wasSent }, index) => wasSent && index >= this.#written);
   }
 
   /** The server answered a message: it will not be sent again. */
   answered(msgId) {
-    const index = this.#entries.findIndex(({ message, told }) => told && message.msgId === msgId);
+    const index = this.#entries.findIndex(({ message, wasSent }) => wasSent && message.msgId === msgId);
     if (index < 0) return;
     this.#entries.splice(index, 1);
     if (index < this.#written) this.#written--;
   }
 
-  /** Takes out those messages for which `test` holds. */
+  /** Removes and returns the messages for which `test` is true. */
   remove(test) {
     const [kept, removed] = [[], []];
     for (const entry of this.#entries) (test(entry.message) ? removed : kept).push(entry);
@@ -123,7 +123,7 @@ class Outbox {
   }
 }
 
-/** As many actions as `most` at once, and one more after every `ms`. */
+/** Allows `most` actions at once, and one more every `ms`. */
 class Allowance {
   #most;
   #ms;
@@ -158,9 +158,9 @@ const objects = (value) => (Array.isArray(value) ? value.filter(isObject) : []);
 const metadataOf = ({ metadata }) => (isObject(metadata) ? metadata : {});
 
 /**
- * Reads a message of the server: every key that this client or a page relies on is there and has its type.
+ * Reads a message of the server, and makes sure that every key on which this client or a page relies has its type.
  *
- * @returns undefined if it is no message that protocol.md knows.
+ * @returns undefined if it is not a message of docs/protocol.md.
  */
 function read(data) {
   let message;
@@ -196,19 +196,19 @@ function readWelcome({ iceServers, resume, resumed, ...rest }) {
   return {
     ...rest,
     ...(iceServers !== undefined && { iceServers: objects(iceServers) }),
-    // It goes into an address.
+    // It becomes a part of the URL.
     ...(isText(resume?.token) && /^[ -~]{1,1000}$/.test(resume.token) && { resume }),
     ...(resumed === true && { resumed }),
   };
 }
 
-/** The status of a refused handshake; undefined in browsers, which tell no page: the package `ws` names it in its error. */
+/** The status of a refused handshake: the package `ws` has it in its error, browsers do not report it. */
 function statusOf(failure) {
   const [, status] = /^Unexpected server response: (\d{3})$/.exec(failure) ?? [];
   return status && Number(status);
 }
 
-/** When a JWT ends, in milliseconds since 1970; undefined if it is none. */
+/** When a JWT expires, in milliseconds since 1970; undefined if it is not a JWT. */
 function expiryOf(token) {
   try {
     const claims = token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/");
@@ -233,12 +233,12 @@ export class Signaling extends EventTarget {
   #peers = new Map();
   #iceServers = [];
   #ready;
-  #settle; // {resolve, reject} of `ready`
+  #readyResolvers; // {resolve, reject} of `ready`
   #listening = new AbortController();
 
-  #socket; // whose messages count
-  #abandoned = new Set(); // those that seem dead
-  #timer; // of the present state
+  #socket; // the current one
+  #abandoned = new Set(); // sockets that seem dead
+  #timer; // of the current state
   #openedAt;
   #attempts = 0;
 
@@ -247,10 +247,10 @@ export class Signaling extends EventTarget {
   #outbox = new Outbox();
   #messages = 0;
   #fences = 0;
-  #fenced = 0; // the number of the message to this peer itself that is under way; 0 without one
-  #catchingUp = false; // whether what was missed, and tells what arrived, may still come
-  #expecting = false; // whether the server has to be heard soon
-  #heard = new Map(); // peer id -> the number of its last message
+  #pendingFence = 0; // the number of the fence that has not returned; 0 without one
+  #catchingUp = false; // whether missed messages may still arrive
+  #awaitsEcho = false; // whether the server has to send something soon
+  #lastNumbers = new Map(); // peer id -> the number of the last message from it
 
   constructor(
     url,
@@ -261,8 +261,8 @@ export class Signaling extends EventTarget {
     this.#maxMessageBytes = maxMessageBytes;
     this.#reconnect = reconnect;
     this.#backoff = { first: 500, most: 30_000, ...backoff };
-    this.#ready = new Promise((resolve, reject) => (this.#settle = { resolve, reject }));
-    this.#ready.catch(() => {}); // Who does not wait for it does not want to hear of it.
+    this.#ready = new Promise((resolve, reject) => (this.#readyResolvers = { resolve, reject }));
+    this.#ready.catch(() => {}); // An application that does not wait for it is not wasSent of an error.
     if (signal?.aborted) {
       this.#end(undefined, signal.reason);
       return;
@@ -332,9 +332,9 @@ export class Signaling extends EventTarget {
     this.#timer = setTimeout(() => this.#abandon("the server did not answer"), MS.opening);
   }
 
-  /** Leaves a connection that seems dead to itself. */
+  /** Stops using a connection that seems dead. */
   #abandon(reason) {
-    // A close frame would end the session that the next connection resumes, should it arrive after all.
+    // A close frame that arrived after all would end the session that the next connection resumes.
     if (this.#socket.readyState === WebSocket.CONNECTING) this.#socket.close();
     else this.#abandoned.add(this.#socket);
     const [oldest] = this.#abandoned;
@@ -354,8 +354,8 @@ export class Signaling extends EventTarget {
     this.#socket = undefined;
     clearTimeout(this.#timer);
     this.#outbox.rewind();
-    this.#expecting = this.#catchingUp = false;
-    this.#fenced = 0;
+    this.#awaitsEcho = this.#catchingUp = false;
+    this.#pendingFence = 0;
     if (this.#state === "open" && performance.now() - this.#openedAt >= MS.stable) this.#attempts = 0;
     const lost = this.#state === "open" ? `the connection was lost (${code})` : `no connection (${code})`;
     this.#attempts++;
@@ -370,13 +370,13 @@ export class Signaling extends EventTarget {
     this.#change("waiting", { reason: why, code, retryInMs });
   }
 
-  /** Why another attempt would be refused as well; undefined if it may succeed. */
+  /** Why another attempt would be refused too; undefined if it may succeed. */
   #refusal(code, status) {
     if (code === TOKEN_EXPIRED) return "the token has expired";
     if (status >= 400 && status < 500 && !MOMENTARY.includes(status)) return `the server refuses (HTTP ${status})`;
     if (this.#state !== "connecting" || code !== 1006) return undefined;
     if (expiryOf(new URL(this.#url).searchParams.get("token")) < Date.now()) return "the token has expired";
-    // Who was heard once knows that address, origin and token are right.
+    // After one connection, the URL, the origin and the token are known to be right.
     if (this.#seen > 0 || this.#attempts < MAX_FIRST_ATTEMPTS) return undefined;
     return `no connection in ${MAX_FIRST_ATTEMPTS} attempts: is the server there, and does it accept the address, origin and token?`;
   }
@@ -384,13 +384,13 @@ export class Signaling extends EventTarget {
   #delay(code) {
     const { first, most } = this.#backoff;
     const span = Math.min(most, first * 2 ** (this.#attempts - 1));
-    // A server that stops closes everybody at once; who comes back spreads over a while.
+    // A server that stops closes all connections at once: spread the reconnects.
     if (code === 1001 || code === 1012) return Math.random() * Math.min(most, Math.max(span, first * 4));
     if (code === 1008) return less(most);
     return less(code === 1013 ? Math.max(span, most / 4) : span);
   }
 
-  /** There may be a network again, or a connection may have died unnoticed. */
+  /** The network may be back, or a connection may have been lost unnoticed. */
   #wake() {
     this.#attempts = 0;
     if (this.#state === "waiting") this.#connect();
@@ -408,7 +408,7 @@ export class Signaling extends EventTarget {
     this.#forget();
     clearTimeout(this.#timer);
     this.#listening.abort();
-    this.#settle.reject(rejection);
+    this.#readyResolvers.reject(rejection);
     this.#change("closed", { reason: why, code });
     this.#refuse("dropped", this.#outbox.remove(() => true));
   }
@@ -419,34 +419,34 @@ export class Signaling extends EventTarget {
     emit(this, "statechange", { state, ...detail });
   }
 
-  // -- What is sent --
+  // -- Sending --
 
   #flush() {
     if (this.#catchingUp) return;
     this.#outbox.write((entry) => {
       this.#socket.send(entry.text);
-      if (entry.told) return;
-      entry.told = true;
+      if (entry.wasSent) return;
+      entry.wasSent = true;
       emit(this, "sent", entry.message);
     });
     if (this.#state !== "open") return; // A listener left.
     if (!this.#token) this.#outbox.confirm(Infinity);
-    else if (!this.#fenced && this.#outbox.unconfirmed) this.#fence();
+    else if (!this.#pendingFence && this.#outbox.unconfirmed) this.#fence();
   }
 
-  /** Sends a message to this peer itself: once it comes back, the server has all that was sent before it. */
+  /** Sends a message to this peer itself: once it returns, the server has processed all before it. */
   #fence() {
-    this.#fenced = ++this.#fences;
-    const msgId = `fence ${this.#fenced} ${this.#outbox.unconfirmed}`;
+    this.#pendingFence = ++this.#fences;
+    const msgId = `fence ${this.#pendingFence} ${this.#outbox.unconfirmed}`;
     this.#socket.send(JSON.stringify({ type: "ice-candidate", to: this.#selfId, msgId }));
-    if (!this.#expecting) this.#watch(MS.echo, () => this.#abandon("the server is silent"));
-    this.#expecting = true;
+    if (!this.#awaitsEcho) this.#watch(MS.echo, () => this.#abandon("the server is silent"));
+    this.#awaitsEcho = true;
   }
 
-  #passed(fence, number) {
+  #fenceReturned(fence, number) {
     this.#outbox.confirm(number);
-    if (fence !== this.#fenced) return;
-    this.#fenced = 0;
+    if (fence !== this.#pendingFence) return;
+    this.#pendingFence = 0;
     this.#catchingUp = false;
     if (this.#state === "open") this.#flush();
   }
@@ -461,27 +461,27 @@ export class Signaling extends EventTarget {
     for (const { msgId } of messages) emit(this, "error", { type: "error", code, message, msgId });
   }
 
-  // -- What is received --
+  // -- Receiving --
 
   #receive(data) {
     const message = read(data);
     this.#seen++;
     if (this.#state === "open") {
-      this.#expecting = false;
+      this.#awaitsEcho = false;
       this.#watch(MS.idle, () => this.#fence());
     }
     if (!message) return;
     const fence = /^fence (\d+) (\d+)$/.exec(message.msgId)?.slice(1).map(Number);
-    if (fence && (message.from === this.#selfId || message.type === "error")) this.#passed(...fence);
+    if (fence && (message.from === this.#selfId || message.type === "error")) this.#fenceReturned(...fence);
     else if (!this.#repeated(message)) this.#take(message);
   }
 
-  /** Whether a message came already: what was under way when its sender's connection broke is sent again. */
+  /** Whether a message is a duplicate: its sender repeats unconfirmed messages after a loss. */
   #repeated({ from, msgId }) {
     const [, number] = (this.#isThere(from) && /^~(\d+)$/.exec(msgId)) || [];
     if (!number) return false;
-    if (Number(number) <= (this.#heard.get(from) ?? 0)) return true;
-    this.#heard.set(from, Number(number));
+    if (Number(number) <= (this.#lastNumbers.get(from) ?? 0)) return true;
+    this.#lastNumbers.set(from, Number(number));
     return false;
   }
 
@@ -505,7 +505,7 @@ export class Signaling extends EventTarget {
   #enter({ selfId, iceServers, resume, resumed }) {
     if (!resumed) {
       this.#seen = 1;
-      this.#heard.clear();
+      this.#lastNumbers.clear();
       if (this.#selfId) this.#formerIds.add(this.#selfId);
       const [oldest] = this.#formerIds;
       if (this.#formerIds.size > MAX_FORMER_IDS) this.#formerIds.delete(oldest);
@@ -525,16 +525,16 @@ export class Signaling extends EventTarget {
 
   #list(message) {
     const before = this.#openedAt === undefined ? undefined : this.#peers;
-    // The server may not have noticed yet that this peer lost its former connection.
+    // The server may not have noticed yet that this peer lost its earlier connection.
     const others = message.peers.filter(({ id }) => !this.#formerIds.has(id) && id !== this.#selfId);
     this.#peers = new Map(others.map(({ id, metadata }) => [id, metadata]));
-    for (const id of this.#heard.keys()) if (!this.#isThere(id)) this.#heard.delete(id);
+    for (const id of this.#lastNumbers.keys()) if (!this.#isThere(id)) this.#lastNumbers.delete(id);
     this.#openedAt = performance.now();
     this.#watch(MS.idle, () => this.#fence());
     this.#refuse("target_not_found", before ? this.#outbox.remove(({ to }) => !this.#isThere(to)) : []);
-    this.#catchingUp = this.#outbox.doubtful;
+    this.#catchingUp = this.#outbox.hasUncertain;
     this.#change("open");
-    this.#settle.resolve();
+    this.#readyResolvers.resolve();
     emit(this, "peer-list", message);
     if (this.#state !== "open") return; // A listener left.
     if (this.#catchingUp) this.#fence();
@@ -542,7 +542,7 @@ export class Signaling extends EventTarget {
     if (before) this.#compare(before);
   }
 
-  /** Tells what happened while this peer was away. */
+  /** Reports the changes while this peer had no connection. */
   #compare(before) {
     const now = new Map(this.#peers);
     for (const peerId of before.keys()) {
@@ -562,13 +562,13 @@ export class Signaling extends EventTarget {
   }
 
   #left(message) {
-    this.#heard.delete(message.peerId);
+    this.#lastNumbers.delete(message.peerId);
     this.#formerIds.delete(message.peerId);
     if (this.#peers.delete(message.peerId)) emit(this, "peer-left", message);
   }
 }
 
-/** Where to connect, but for what resumes a session. */
+/** The URL to connect to, without the resume token. */
 function address(url, metadata) {
   const made = new URL(url, globalThis.location?.href);
   made.protocol = made.protocol.replace("http", "ws");
@@ -579,7 +579,7 @@ function address(url, metadata) {
   return made.href;
 }
 
-/** A name that nobody else has. */
+/** A unique name. */
 function random() {
   // crypto.randomUUID exists on secure pages only.
   return Array.from(crypto.getRandomValues(new Uint32Array(4)), (word) => word.toString(36)).join("");
@@ -594,10 +594,10 @@ function after(ms) {
   return new Promise((done) => setTimeout(done, ms));
 }
 
-/** One of the others, and the connection to it: perfect negotiation as in section 10.7 of the WebRTC specification. */
+/** Another peer and the connection to it, with perfect negotiation (section 10.7 of the WebRTC specification). */
 class Peer {
   #signaling;
-  #on; // what the mesh wants to hear: track, data, state, ended, error, rejected
+  #on; // callbacks of the mesh: track, data, state, ended, error, rejected
   #closed = false;
   #timers = new Map();
 
@@ -607,14 +607,14 @@ class Peer {
   #ignoring = false;
   #settingAnswer = false;
   #describing = 0;
-  #certificate; // the fingerprint of the other's connection
-  #unanswered = 0; // offers, in a row
+  #certificate; // the fingerprint of the other side's connection
+  #unanswered = 0; // offers in a row
   #early = []; // candidates that came before their description
-  #candidates = 0; // of the other's present path
-  #fragment; // names that path
+  #candidates = 0; // of the current ICE generation of the other side
+  #fragment; // the ice-ufrag of that generation
 
   #sent = new Map(); // msgId -> {number, type, payload}, for `dropped`
-  #waiting = []; // what was dropped, and what came after it
+  #waiting = []; // dropped messages, and those after them
   #numbers = 0;
   #lastOffer = 0;
   #drops = 0;
@@ -647,27 +647,27 @@ class Peer {
     return this.#signaling.selfId > this.id;
   }
 
-  /** Of the other's connection; undefined before its first description. */
+  /** Of the other side's connection; undefined before its first description. */
   get certificate() {
     return this.#certificate;
   }
 
   /**
-   * Who came later offers a channel; the one who was there waits for that, though not for ever.
+   * The peer that joined later offers a channel; the other one waits for that for some time.
    *
-   * @param atOnce - whether not to wait: this mesh is new where both peers were before.
+   * @param atOnce - do not wait: this mesh is new, and both peers were in the topic before.
    */
   start(atOnce = false) {
     if (atOnce || this.polite || !this.channel) this.#permit();
     else this.#later("start", MS.firstOffer, () => this.#permit());
   }
 
-  /** Negotiates what had to wait. */
+  /** Starts a negotiation that had to wait. */
   proceed() {
     if (this.#wanted && !this.#describing && this.connection.signalingState === "stable") this.#negotiate();
   }
 
-  /** The other came back with a new id. */
+  /** The other peer came back with a new id. */
   bind(id) {
     this.id = id;
     this.metadata = this.#signaling.peers.get(id) ?? {};
@@ -676,7 +676,7 @@ class Peer {
     this.proceed();
   }
 
-  /** Signaling between the two begins anew, and what was under way is lost. */
+  /** The signaling between the two peers starts again; messages in flight are lost. */
   recover() {
     const { connection } = this;
     this.#sent.clear();
@@ -687,7 +687,7 @@ class Peer {
     else if (connection.remoteDescription && connection.connectionState !== "connected") this.#repairIn(0);
   }
 
-  /** The other left the signaling: for good, or until it is there with a new id while the connection goes on. */
+  /** The other peer left the topic: for good, or until it comes back with a new id while the connection goes on. */
   orphan() {
     if (this.connection.connectionState !== "connected") this.#on.ended(this);
     else this.#later("grace", MS.grace, () => this.#on.ended(this));
@@ -699,7 +699,7 @@ class Peer {
     this.connection.close();
   }
 
-  /** New ICE servers. */
+  /** Applies new ICE servers. */
   configure(configuration) {
     try {
       this.connection.setConfiguration(configuration);
@@ -711,7 +711,7 @@ class Peer {
     this.#unauthorized = false;
   }
 
-  /** Whether a description is of another connection than the one before. */
+  /** Whether a description is for another connection than the one before. */
   isAnother(certificate) {
     return this.#certificate !== undefined && certificate !== undefined && certificate !== this.#certificate;
   }
@@ -723,20 +723,20 @@ class Peer {
     const ready = !this.#making && (connection.signalingState === "stable" || this.#settingAnswer);
     this.#ignoring = offered && !ready && !this.polite;
     if (this.#ignoring) {
-      // The other's mesh may be younger than this side's offer, and not have heard it.
+      // The other side's mesh may be newer than this side's offer, and not have received it.
       if (!this.#making) this.#expectAnswer(MS.ignored);
       return;
     }
-    // A second answer: the offer was made twice, as nobody answered for long.
+    // A second answer: the offer was repeated.
     if (!offered && (this.#settingAnswer || connection.signalingState !== "have-local-offer")) return;
     this.#cancel("start");
     this.#cancel("answer");
-    this.#wanted = false; // If there is more to say, the browser tells so anew.
+    this.#wanted = false; // If more has to be negotiated, the browser reports it again.
     this.#unanswered = 0;
     this.#certificate = certificateOf(description.sdp) ?? this.#certificate;
     this.#describing++;
     try {
-      // Chromium 156 never gathers again where an offer is rolled back before the first candidate.
+      // Chromium 156 never gathers again if an offer is rolled back before the first candidate.
       const tooEarly = offered && !ready && !connection.remoteDescription;
       if (tooEarly) await Promise.race([this.#gathering, after(MS.gathering)]);
       this.#settingAnswer = !offered;
@@ -750,7 +750,7 @@ class Peer {
       this.#mayOffer = true;
       if (connection.connectionState !== "connected" && !this.#timers.has("repair")) this.#repairIn(MS.repair);
     } catch (error) {
-      // A late answer finds no offer any more; all else would be rejected again, as what this connection is cannot change.
+      // A late answer has no offer any more. Any other description would be rejected again by this connection.
       const isLate = !offered && error.name === "InvalidStateError";
       if (!this.#closed && (isLate || !this.#on.rejected(this, error))) this.#repairIn(MS.otherSide);
     } finally {
@@ -769,7 +769,7 @@ class Peer {
     try {
       await this.connection.addIceCandidate(candidate);
     } catch {
-      // Of a description that has been replaced meanwhile: the new one has its own.
+      // It belongs to a description that was replaced; the new one has its own.
     }
   }
 
@@ -846,7 +846,7 @@ class Peer {
     this.#send(type, { type, sdp });
   }
 
-  // -- What is sent --
+  // -- Sending --
 
   #send(type, payload) {
     const entry = { number: ++this.#numbers, type, payload };
@@ -858,7 +858,7 @@ class Peer {
     else this.#write(entry);
   }
 
-  /** Keeps an entry for later, in order; of a peer that takes nothing for long, only the last ones. */
+  /** Keeps an entry for later, in order; if too many wait, only the last ones. */
   #wait(entry) {
     this.#waiting.push(entry);
     this.#waiting.sort((one, other) => one.number - other.number);
@@ -877,7 +877,7 @@ class Peer {
     if (state === "connected") {
       this.#cancel("repair");
       this.#repairs = 0;
-      this.#expectGoodbye();
+      this.#watchTransport();
     } else if (["disconnected", "failed"].includes(state)) {
       if (this.#timers.has("grace")) {
         this.#on.ended(this);
@@ -888,8 +888,8 @@ class Peer {
     this.#on.state(this);
   }
 
-  /** Closing a connection closes its DTLS transport on the other side at once; one that is lost just falls silent. */
-  #expectGoodbye() {
+  /** Notices that the other side closed the connection, which closes the DTLS transport; a loss does not. */
+  #watchTransport() {
     const transport = (this.connection.sctp ?? this.connection.getSenders()[0])?.transport;
     if (!transport || transport === this.#transport) return;
     this.#transport = transport;
@@ -898,7 +898,7 @@ class Peer {
     });
   }
 
-  /** Restarts ICE, unless the path mends itself or the other side does it first. */
+  /** Restarts ICE, unless the path recovers or the other side restarts it first. */
   #repairIn(ms) {
     this.#later("repair", ms + (this.polite ? 0 : MS.otherSide), () => {
       if (this.connection.connectionState === "connected") return;
@@ -930,18 +930,18 @@ class Peer {
   }
 }
 
-/** The random name of a client; undefined if it shows none. */
+/** The random name of a client; undefined if its metadata has none. */
 function instanceOf(metadata) {
   const instance = metadata?.[INSTANCE];
   return isText(instance) && instance ? instance : undefined;
 }
 
-/** Names the certificate of a connection, which it keeps for life. */
+/** The fingerprint of a connection's certificate, which never changes. */
 function certificateOf(sdp) {
   return attribute(sdp, "fingerprint")?.toLowerCase();
 }
 
-/** The value of the first line `a=NAME:VALUE`. Line by line, as a pattern over the whole may take time without end. */
+/** The value of the first line `a=NAME:VALUE`. Line by line: a pattern over the whole text may take very long. */
 function attribute(sdp, name) {
   const beginning = `a=${name}:`;
   const line = sdp.split(/\r\n?|\n/).find((candidate) => candidate.startsWith(beginning));
@@ -956,21 +956,21 @@ export class Mesh extends EventTarget {
   #peers = new Map();
   #tracks = new Map(); // track -> streams
   #listening = new AbortController();
-  #renewed = false; // whether this peer has a new id that its connections do not know
+  #renewed = false; // whether this peer has a new id that its connections do not use yet
   #allowance; // for connections to new peers
-  #anew; // for new connections in place of others: who begins anew all the time takes nothing from new peers
+  #replacements; // for connections that replace others, so that a peer that restarts all the time takes nothing from new peers
   #allowances = new Map(); // id -> the same for one peer
-  #postponed = new Map(); // id -> since when it has no connection for now
-  #crowded = false; // whether those come before anybody new
+  #postponed = new Map(); // id -> since when it waits for a connection
+  #crowded = false; // whether waiting peers come before new ones
   #ended = new Map(); // id -> {certificate, at} of the last connection that ended
-  #timer; // until those are looked at again
+  #timer; // for the next attempt for waiting peers
 
   constructor(signaling, { configuration = {}, channel = true, maxConnections = MAX_CONNECTIONS } = {}) {
     super();
     if (!globalThis.RTCPeerConnection) throw new Error("There is no WebRTC here: RTCPeerConnection is missing.");
     this.#maxConnections = maxConnections;
     this.#allowance = new Allowance(2 * maxConnections, MS.begin);
-    this.#anew = new Allowance(2 * maxConnections, MS.begin);
+    this.#replacements = new Allowance(2 * maxConnections, MS.begin);
     this.#signaling = signaling;
     this.#configuration = configuration;
     this.#channel = channel;
@@ -978,8 +978,8 @@ export class Mesh extends EventTarget {
     const on = (type, react) => signaling.addEventListener(type, ({ detail }) => react(detail), listening);
     on("welcome", (message) => this.#welcome(message));
     on("statechange", (detail) => this.#statechange(detail));
-    signaling.addEventListener("peer-list", () => this.#meetAll(), { ...listening, once: true }); // Changes follow.
-    on("peer-joined", ({ peerId }) => this.#meet(peerId));
+    signaling.addEventListener("peer-list", () => this.#connectToAll(), { ...listening, once: true }); // Changes come as events.
+    on("peer-joined", ({ peerId }) => this.#connectTo(peerId));
     on("peer-left", ({ peerId }) => this.#left(peerId));
     on("ice-servers", () => this.#configure());
     on("offer", (message) => this.#describe(message));
@@ -987,9 +987,9 @@ export class Mesh extends EventTarget {
     on("ice-candidate", ({ from, payload }) => this.#peers.get(from)?.addCandidate(payload));
     on("error", ({ msgId, code }) => this.#peers.forEach((peer) => peer.undelivered(msgId, code)));
     globalThis.addEventListener?.("pagehide", () => this.#closeAll(), listening);
-    globalThis.addEventListener?.("pageshow", ({ persisted }) => persisted && this.#meetAll(), listening);
-    // Whoever makes a mesh has to have the time to listen.
-    queueMicrotask(() => signaling.state === "open" && this.#meetAll(true));
+    globalThis.addEventListener?.("pageshow", ({ persisted }) => persisted && this.#connectToAll(), listening);
+    // The application has to add its listeners first.
+    queueMicrotask(() => signaling.state === "open" && this.#connectToAll(true));
   }
 
   get peers() {
@@ -1015,7 +1015,7 @@ export class Mesh extends EventTarget {
       try {
         peer.channel.send(data);
       } catch (error) {
-        this.#report(peer.id, error); // It does not read what was sent before; the others do.
+        this.#report(peer.id, error); // It has not read earlier data; the other peers get this.
       }
     }
   }
@@ -1025,7 +1025,7 @@ export class Mesh extends EventTarget {
     this.#closeAll();
   }
 
-  // -- Who is there --
+  // -- The peers in the topic --
 
   #welcome({ resumed }) {
     this.#renewed = !resumed;
@@ -1033,50 +1033,50 @@ export class Mesh extends EventTarget {
   }
 
   #statechange({ state, reason }) {
-    // Without a reason this peer left; a server that is gone leaves the connections alone.
+    // No reason means that this peer left. If the server is gone, the connections stay.
     if (state === "closed" && !reason) this.close();
     if (state !== "open") return;
     for (const peer of this.#peers.values()) {
-      if (!this.#signaling.peers.has(peer.id)) continue; // It has left, and may have a new id as well.
+      if (!this.#signaling.peers.has(peer.id)) continue; // It has left, or has a new id as well.
       if (this.#renewed) peer.recover();
       peer.proceed();
     }
     this.#renewed = false;
   }
 
-  #meetAll(atOnce) {
+  #connectToAll(atOnce) {
     if (this.#listening.signal.aborted) return;
-    for (const id of this.#signaling.peers.keys()) this.#meet(id, atOnce);
+    for (const id of this.#signaling.peers.keys()) this.#connectTo(id, atOnce);
   }
 
-  #meet(id, atOnce) {
+  #connectTo(id, atOnce) {
     if (this.#peers.has(id)) return;
-    const holders = this.#holders(this.#signaling.peers.get(id));
-    const mayBe = holders.find((peer) => this.#heir(peer) === id);
-    if (mayBe) this.#bind(mayBe, id);
-    else if (!holders.length || performance.now() - this.#postponed.get(id) > MS.grace) this.#add(id)?.start(atOnce);
+    const candidates = this.#sameInstance(this.#signaling.peers.get(id));
+    const returned = candidates.find((peer) => this.#successor(peer) === id);
+    if (returned) this.#bind(returned, id);
+    else if (!candidates.length || performance.now() - this.#postponed.get(id) > MS.grace) this.#add(id)?.start(atOnce);
     else this.#postpone(id);
   }
 
-  /** The connections of those who show the same instance. */
-  #holders(metadata) {
+  /** The connections of peers with the same instance in their metadata. */
+  #sameInstance(metadata) {
     const instance = instanceOf(metadata);
     return instance ? [...this.#peers.values()].filter((peer) => instanceOf(peer.metadata) === instance) : [];
   }
 
   /**
-   * The id with which a peer that is gone came back, by what it says of itself. As anybody can say so, nobody is believed as
-   * long as that peer is there, or if several say the same: its certificate, in an offer of its own, is a better proof.
+   * The id with which a peer that left came back, by the instance in its metadata. Anybody can copy that: it does not count
+   * while the peer is still there, or if several peers show it. The certificate in an offer is a better proof.
    */
-  #heir(peer) {
-    if (this.#signaling.peers.has(peer.id) || this.#holders(peer.metadata).length !== 1) return undefined;
-    let heir;
+  #successor(peer) {
+    if (this.#signaling.peers.has(peer.id) || this.#sameInstance(peer.metadata).length !== 1) return undefined;
+    let successor;
     for (const [id, metadata] of this.#signaling.peers) {
       if (this.#peers.has(id) || instanceOf(metadata) !== instanceOf(peer.metadata)) continue;
-      if (heir) return undefined;
-      heir = id;
+      if (successor) return undefined;
+      successor = id;
     }
-    return heir;
+    return successor;
   }
 
   #bind(peer, id) {
@@ -1085,21 +1085,21 @@ export class Mesh extends EventTarget {
     this.#peers.delete(former);
     this.#peers.set(id, peer);
     peer.bind(id);
-    if (this.#signaling.peers.has(former)) this.#postpone(former); // It leaves before long, or is somebody else.
+    if (this.#signaling.peers.has(former)) this.#postpone(former); // It leaves soon, or is another peer.
   }
 
   #left(id) {
     for (const known of [this.#allowances, this.#postponed, this.#ended]) known.delete(id);
     const peer = this.#peers.get(id);
     if (!peer) return;
-    const heir = this.#heir(peer);
-    if (heir) this.#bind(peer, heir);
+    const successor = this.#successor(peer);
+    if (successor) this.#bind(peer, successor);
     else peer.orphan();
   }
 
-  // -- How many connections there are --
+  // -- The number of connections --
 
-  /** Begins a connection to a peer; undefined if that has to wait. */
+  /** Makes a connection to a peer; undefined if that has to wait. */
   #add(id) {
     const isFull = this.#peers.size >= this.#maxConnections;
     const waits = this.#crowded && !this.#postponed.has(id);
@@ -1109,9 +1109,9 @@ export class Mesh extends EventTarget {
     return this.#postpone(id, `no connection: ${why}`);
   }
 
-  /** Begins a connection anew; undefined if that has to wait. */
+  /** Replaces a connection by a new one; undefined if that has to wait. */
   #replace(peer) {
-    if (!this.#allows(peer.id, this.#anew)) {
+    if (!this.#allows(peer.id, this.#replacements)) {
       this.#report(peer.id, new Error("no new connection: too many were begun just now"));
       return undefined;
     }
@@ -1157,14 +1157,14 @@ export class Mesh extends EventTarget {
     try {
       return new RTCPeerConnection(this.#configured);
     } catch (error) {
-      // It may be the server's ICE servers, and many peers are reached without them.
+      // The server's ICE servers may be wrong, and many peers can be reached without them.
       const connection = new RTCPeerConnection(this.#configuration);
       this.#report(id, error);
       return connection;
     }
   }
 
-  /** Looks at a peer again later; an event says why, the first time. */
+  /** Tries again later; an event says why, the first time. */
   #postpone(id, why) {
     if (!this.#postponed.has(id)) {
       this.#postponed.set(id, performance.now());
@@ -1173,7 +1173,7 @@ export class Mesh extends EventTarget {
     this.#timer ??= setTimeout(() => {
       this.#timer = undefined;
       this.#crowded = false;
-      for (const postponed of [...this.#postponed.keys()]) this.#meet(postponed);
+      for (const postponed of [...this.#postponed.keys()]) this.#connectTo(postponed);
     }, MS.begin);
     return undefined;
   }
@@ -1199,7 +1199,7 @@ export class Mesh extends EventTarget {
     emit(this, "error", { peerId, error });
   }
 
-  // -- What they say --
+  // -- Messages from peers --
 
   #describe({ type, from, payload }) {
     const sdp = payload?.sdp;
@@ -1207,12 +1207,12 @@ export class Mesh extends EventTarget {
     const certificate = certificateOf(sdp);
     let peer = this.#returned(from, certificate) ?? this.#peers.get(from);
     if (type === "offer" && certificate && certificate !== peer?.certificate && this.#justEnded(from, certificate)) {
-      // It was under way when the connection ended here: an answer would be another connection's.
+      // It was in flight when the connection ended here: an answer would be for another connection.
       if (!peer) this.#add(from)?.start();
       return;
     }
     if (peer?.isAnother(certificate)) {
-      // The other side began anew, so this side has to.
+      // The other side made a new connection, so this side has to.
       peer = this.#replace(peer);
       if (type !== "offer") {
         peer?.start(true);
@@ -1224,13 +1224,13 @@ export class Mesh extends EventTarget {
 
   #justEnded(id, certificate) {
     const ended = this.#ended.get(id);
-    return ended?.certificate === certificate && performance.now() - ended.at < MS.underWay;
+    return ended?.certificate === certificate && performance.now() - ended.at < MS.inFlight;
   }
 
-  /** The connection of a peer that has another id now, and proves by its certificate who it is. */
+  /** The connection of a peer that has another id now, and proves its identity by its certificate. */
   #returned(id, certificate) {
-    const holders = certificate ? this.#holders(this.#signaling.peers.get(id)) : [];
-    const peer = holders.find((known) => known.certificate === certificate);
+    const candidates = certificate ? this.#sameInstance(this.#signaling.peers.get(id)) : [];
+    const peer = candidates.find((known) => known.certificate === certificate);
     if (!peer || peer.id === id) return undefined;
     const other = this.#peers.get(id);
     if (other) this.#remove(other);
@@ -1239,17 +1239,17 @@ export class Mesh extends EventTarget {
   }
 
   /**
-   * A connection cannot take what the other side says: in Chromium, for example, an offer that meets its own and numbers the
-   * extensions of RTP headers in another way. A new connection can.
+   * Makes a new connection after one that rejected a description. In Chromium, for example, this happens if both sides
+   * offer at once and number the RTP header extensions differently.
    *
-   * @returns whether there is a new one.
+   * @returns whether there is a new connection.
    */
   #rejected(peer, error) {
     this.#report(peer.id, error);
     if (!this.#signaling.peers.has(peer.id)) return false;
-    const anew = this.#replace(peer);
-    anew?.start(true);
-    return anew !== undefined;
+    const replaced = this.#replace(peer);
+    replaced?.start(true);
+    return replaced !== undefined;
   }
 
   get #configured() {

@@ -1,8 +1,8 @@
 /**
- * What the demo says of messages, in words: pure functions of what a server or a peer sent.
+ * Texts for the messages in the demo: pure functions of what a server or a peer sent.
  *
- * They take time in proportion to what they read, and throw for nothing: a peer may send anything. So no pattern here can
- * begin anew in the middle of what it has read; tests/unit/hostile.test.mjs measures it.
+ * A peer may send anything, so they take linear time and never throw; no pattern may backtrack. tests/unit/hostile.test.mjs
+ * measures it.
  */
 
 const LONGEST_WORDS = 80;
@@ -13,7 +13,7 @@ const SECRET = new Set(["credential", "token"]);
 
 export const plural = (count, one, many = `${one}s`) => `${count} ${count === 1 ? one : many}`;
 
-// Controls, and marks that turn the direction of the words beside them.
+// Control characters, and marks that change the direction of text.
 const UNSEEN = /[\p{Cc}\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]+/gu;
 
 /** One line of at most `longest` characters. */
@@ -34,7 +34,7 @@ export function attribute(sdp, name) {
     .trim();
 }
 
-/** What a description negotiates, such as `audio, video, data`. */
+/** The media of a description, such as `audio, video, data`. */
 function media(sdp) {
   const lines = linesOf(sdp);
   const isBundled = lines.includes("a=bundle-only");
@@ -49,7 +49,7 @@ function media(sdp) {
   return [...counts].map(([kind, count]) => (count > 1 ? `${count} × ${kind}` : kind)).join(", ");
 }
 
-/** What a candidate is, such as `host udp`. */
+/** The kind of a candidate, such as `host udp`. */
 function candidate(payload) {
   const text = payload?.candidate;
   if (text === "" || payload === null || payload === undefined) return "end of candidates";
@@ -61,7 +61,7 @@ function candidate(payload) {
   return `${type} ${protocol.toLowerCase()}${address.endsWith(".local") ? " mDNS" : ""}`;
 }
 
-/** What a message says, in a few words. */
+/** A short summary of a message. */
 export function summary(message, names) {
   return oneLine(wordsOf(message, names), LONGEST_WORDS);
 }
@@ -89,18 +89,18 @@ function wordsOf(message, names) {
   }
 }
 
-/** Whether a value is nested deeper than a page should follow: indented it would be far longer than it is. */
+/** Whether a value is nested too deeply to show: indentation would make it far longer. */
 function isDeep(value, levels = DEEPEST) {
   if (typeof value !== "object" || value === null) return false;
   return levels === 0 || Object.values(value).some((inner) => isDeep(inner, levels - 1));
 }
 
-/** The bytes of a value as JSON; 0 where it is too deep to tell. */
+/** The bytes of a value as JSON; 0 if it is nested too deeply. */
 export function jsonBytes(value) {
   return isDeep(value) ? 0 : new TextEncoder().encode(JSON.stringify(value)).length;
 }
 
-/** A message as its reader wants it: descriptions by lines, and no secrets. */
+/** A message for a reader: descriptions line by line, and no secrets. */
 export function readable(message) {
   if (isDeep(message)) return "(nested too deeply to show)";
   const { type, from, to, msgId, ...rest } = message;
@@ -114,14 +114,14 @@ export function readable(message) {
   );
 }
 
-/** What a peer said over its data channel; text that is no JSON object is a line of the chat. */
+/** A message of a peer's data channel; text that is not a JSON object is a line of the chat. */
 export function said(data) {
   if (typeof data !== "string") return {};
   try {
     const value = JSON.parse(data);
     if (typeof value === "object" && value !== null) return value;
   } catch {
-    // Another program's plain text.
+    // Plain text of another program.
   }
   return { text: data };
 }

@@ -1,7 +1,7 @@
 /**
- * The demo: a call of everyone in a topic, and a chart of each signaling message that it took.
+ * The demo: a call of all peers of a topic, and a chart of its signaling messages.
  *
- * What peers say of themselves is text wherever it is shown, never markup; what they sent is shown to this page only.
+ * Whatever peers send is shown as text, never as markup.
  */
 
 import { attribute, jsonBytes, oneLine, readable, said, SHORT, summary } from "./demo-text.js";
@@ -43,12 +43,12 @@ function draw(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** Writes a text where it differs, so that nothing is read aloud twice. */
+/** Writes a text if it differs, so that a screen reader does not repeat it. */
 function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** Says something to those who listen to the page instead of looking at it. */
+/** Announces something to screen readers. */
 function announce(text) {
   write(byId("announcer"), text);
 }
@@ -58,10 +58,10 @@ function notify(element, text) {
   write(element, text);
 }
 
-/** The names of all peers that are or were there. */
+/** The names of all peers that are or were in the topic. */
 class Names {
   #known = new Map(); // id -> name
-  #present = new Map(); // name -> ids of those who are there now
+  #present = new Map(); // name -> ids of the peers in the topic now
 
   learn(id, { name }) {
     this.leave(id);
@@ -82,7 +82,7 @@ class Names {
     this.#known.delete(id);
   }
 
-  /** What to call a peer; two of one name that are there get the end of their ids. */
+  /** The name of a peer; peers with the same name get the end of their ids. */
   of(id) {
     const name = this.#known.get(id) ?? "Guest";
     const namesakes = this.#present.get(name);
@@ -90,7 +90,7 @@ class Names {
   }
 }
 
-// -- What is sent: a test picture, or the camera --
+// -- The media to send: a test picture, or the camera --
 
 /** A moving picture with a name and the time, and a faint tone. */
 class TestMedia {
@@ -165,9 +165,9 @@ const REFUSALS = {
 };
 
 /**
- * Opens what is to be sent; `null` is nothing.
+ * Opens the media to send; `null` means none.
  *
- * @throws {Error} with words for a person, where the camera is refused or absent.
+ * @throws {Error} with a text for a person, if the camera is refused or absent.
  */
 async function openMedia(kind, name) {
   if (kind === "test") return new TestMedia(name);
@@ -179,7 +179,7 @@ async function openMedia(kind, name) {
   }
   const video = { width: { ideal: 640 }, height: { ideal: 360 } };
   let failure;
-  // A machine with only one of the two sends that.
+  // A machine with only a camera or only a microphone sends that.
   for (const wanted of [{ video, audio: true }, { video }, { audio: true }]) {
     try {
       return new CameraMedia(await navigator.mediaDevices.getUserMedia(wanted));
@@ -195,7 +195,7 @@ async function openMedia(kind, name) {
 
 /** The picture of one person. */
 class Tile {
-  /** What the person says of itself. */
+  /** The name and the state of its media. */
   flags = { microphone: true, camera: true };
   #stream = null;
   #words = "";
@@ -225,7 +225,7 @@ class Tile {
     this.video.setAttribute("aria-label", `Picture of ${name}`);
   }
 
-  /** Shows a stream. Returns whether its sound may be heard. */
+  /** Shows a stream. Returns whether the browser plays its sound. */
   async show(stream) {
     if (stream !== this.#stream) {
       this.#stream = stream;
@@ -252,7 +252,7 @@ class Tile {
     this.refresh();
   }
 
-  /** Words for what keeps the picture away; empty when nothing does. */
+  /** Why there is no picture; empty if there is one. */
   explain(words) {
     this.#words = words;
     this.refresh();
@@ -271,7 +271,7 @@ class Tile {
 // -- The chart --
 
 const SERVER = "server";
-/** Where a lifeline stands: this side is the first, the server the second, the peers follow. */
+/** The position of a lifeline: this side is the first, the server the second, the peers follow. */
 function at(index, lanes) {
   return `${(index / (lanes.length + 1)) * 100}%`;
 }
@@ -281,7 +281,7 @@ function clock(seconds) {
   return minutes ? `${minutes}:${(seconds % 60).toFixed(3).padStart(6, "0")}` : seconds.toFixed(3);
 }
 
-/** What passed between this peer, the server and the others, the newest last; only the last are kept. */
+/** The messages between this peer, the server and the others, the newest last; only the last are kept. */
 class Chart {
   #names = new Names();
   #records = [];
@@ -290,7 +290,7 @@ class Chart {
   #began = 0;
   #dropped = 0;
   #selfId = "";
-  #lanes = new Map(); // peer id -> {from, until}: the serials between which it is there
+  #lanes = new Map(); // peer id -> {from, until}: the serials between which it is in the topic
   #offers = new Map(); // peer id -> the record of this side's offer that waits for its answer
   #fragments = new Map(); // `sent id` or `received id` -> ice-ufrag of the last description
 
@@ -316,7 +316,7 @@ class Chart {
     byId("chart-copy").addEventListener("click", ({ target }) => copy(this.text(), target));
   }
 
-  /** Begins anew, with times from now on. */
+  /** Starts again, with times from now on. */
   start(topic, names) {
     this.topic = topic;
     this.#names = names;
@@ -360,12 +360,12 @@ class Chart {
     if (type === "error") this.#refuse(record);
   }
 
-  /** What happened otherwise, to the connection with a peer or with the server. */
+  /** Another event of the connection to a peer or to the server. */
   note(text, { peer = SERVER, level = "" } = {}) {
     this.#add({ direction: "", type: "note", peer, text, level });
   }
 
-  /** Looks for offers that wait for long. */
+  /** Marks offers that have waited long. */
   tick() {
     for (const record of this.#offers.values()) {
       if (record.late || this.#seconds() - record.time < UNANSWERED_SECONDS) continue;
@@ -375,7 +375,7 @@ class Chart {
     }
   }
 
-  /** What is shown, as text, without payloads. */
+  /** The chart as text, without payloads. */
   text() {
     const head = `Signaling in topic "${oneLine(this.topic, 80)}", times in seconds since joining`;
     return [head, ...this.#shown().map((record) => this.#line(record)), ""].join("\n");
@@ -390,7 +390,7 @@ class Chart {
     return [`+${clock(time)}`.padStart(9), "you", arrow, other, ...words, ...marks].filter(Boolean).join("  ");
   }
 
-  // -- What is recorded --
+  // -- Recording --
 
   #seconds() {
     return (performance.now() - this.#began) / 1000;
@@ -422,7 +422,7 @@ class Chart {
     this.#forget(this.#records[0]?.serial ?? Infinity);
   }
 
-  /** Forgets those peers who left before a serial. */
+  /** Forgets peers that left before a serial. */
   #forget(first) {
     for (const [id, { until }] of this.#lanes) {
       if (until >= first) continue;
@@ -458,7 +458,7 @@ class Chart {
     this.#offers.delete(id);
   }
 
-  /** Two offers that met. */
+  /** Glare: both sides made an offer. */
   #meet(record) {
     const own = this.#offers.get(record.peer);
     if (!own) return;
@@ -468,7 +468,7 @@ class Chart {
     this.#changed(own);
   }
 
-  /** The server's answer to a message, which stays undelivered. */
+  /** The server's error for a message that was not delivered. */
   #refuse(record) {
     const { msgId, code, message } = record.message;
     record.level = "error";
@@ -482,7 +482,7 @@ class Chart {
     this.#changed(refused);
   }
 
-  // -- What is drawn --
+  // -- Drawing --
 
   #schedule() {
     if (this.#scheduled) return;
@@ -534,7 +534,7 @@ class Chart {
     this.#labelPause();
   }
 
-  /** Not all where there are too many: first those who are there, the longest first. */
+  /** The lanes to draw; if there are too many, first the peers in the topic, in joining order. */
   #shownLanes() {
     const all = [...this.#lanes.keys()];
     if (all.length <= MOST_LANES) return all;
@@ -634,7 +634,7 @@ class Chart {
     return row;
   }
 
-  /** Lifelines, of those who are there when this happens. */
+  /** The lifelines of the peers in the topic at this moment. */
   #lines({ serial }, lanes) {
     const lines = draw("svg", { class: "lines", "aria-hidden": "true" });
     ["you", SERVER, ...lanes].forEach((id, index) => {
@@ -686,7 +686,7 @@ class Chart {
     return make("div", { class: "detail" }, list, ...(text ? [text] : []));
   }
 
-  // -- What a person does with it --
+  // -- Input --
 
   #recordOf(message) {
     const serial = Number(message?.dataset.serial);
@@ -772,7 +772,7 @@ async function chosenPair(connection) {
   const stats = await connection.getStats();
   const all = [...stats.values()];
   const transport = all.find(({ type, selectedCandidatePairId }) => type === "transport" && selectedCandidatePairId);
-  // Firefox has no transport's choice and marks the pair instead.
+  // Firefox does not name the pair in the transport, but marks the pair itself.
   const pair =
     stats.get(transport?.selectedCandidatePairId) ??
     all.find(({ type, selected }) => type === "candidate-pair" && selected);
@@ -796,7 +796,7 @@ function path({ local, remote }) {
   return `${kind}: ${types[0] ?? "?"} to ${types[1] ?? "?"}, ${transport ?? "?"}`;
 }
 
-/** What is known of one connection, in words. */
+/** The state of one connection, as text. */
 class ConnectionView {
   #began = performance.now();
   #connected;
@@ -815,7 +815,7 @@ class ConnectionView {
     }
   }
 
-  /** The first picture came. */
+  /** The first picture arrived. */
   pictured() {
     this.#pictured ??= performance.now() - this.#began;
   }
@@ -942,7 +942,7 @@ class Call {
 
   #refused(message) {
     announce(`Error of the signaling: ${message.code}`);
-    // The client says this one itself, of what it could not send.
+    // The client reports this one itself, for a message that it could not send.
     if (message !== this.#latest) chart.note(`${message.code}: ${message.message}`, { level: "error" });
   }
 
@@ -970,7 +970,7 @@ class Call {
     element.title = reason ?? "";
   }
 
-  // -- The others --
+  // -- The other peers --
 
   #listenToMesh() {
     const on = (type, react) =>
@@ -979,7 +979,7 @@ class Call {
     on("peer-removed", (peer) => this.#remove(peer));
     on("track", ({ peer, track, streams }) => this.#show(peer, streams[0] ?? new MediaStream([track])));
     on("connectionstatechange", (peer) => this.#connectionChanged(peer));
-    on("data", ({ peer, data }) => this.#hear(peer, data));
+    on("data", ({ peer, data }) => this.#receiveData(peer, data));
     on("error", ({ peerId, error }) => chart.note(oneLine(error.message, 120), { peer: peerId, level: "error" }));
   }
 
@@ -1020,7 +1020,7 @@ class Call {
     this.#refreshPeople();
   }
 
-  /** Once, however many come and go at once. */
+  /** Once for many peers that join or leave together. */
   #refreshSoon() {
     if (this.#refreshing) return;
     this.#refreshing = true;
@@ -1034,7 +1034,7 @@ class Call {
     for (const [peer, { tile, view }] of this.#peers) {
       const name = this.names.of(peer.id);
       if (tile.name.textContent !== name) tile.rename(name);
-      view.refresh(name).catch(() => {}); // A connection that closed meanwhile has no stats.
+      view.refresh(name).catch(() => {}); // A closed connection has no stats.
     }
     const others = this.#peers.size;
     write(byId("people-count"), others ? `${others + 1} people here` : "You are here");
@@ -1050,7 +1050,7 @@ class Call {
     if (state === "waiting") this.#showState({ state, reason: this.reason });
   }
 
-  // -- Chat, and what each says of its own picture --
+  // -- Chat, and the state of each peer's media --
 
   say(text) {
     const heard = [...this.#mesh.peers.values()].filter(({ channel }) => channel.readyState === "open").length;
@@ -1059,7 +1059,7 @@ class Call {
     if (!heard) chat.add("", "Nobody is connected: nobody read this.", "hint");
   }
 
-  #hear(peer, data) {
+  #receiveData(peer, data) {
     const name = this.names.of(peer.id);
     const { text, flags } = said(data);
     if (typeof text === "string") chat.add(name, text.slice(0, 4000));
@@ -1069,9 +1069,9 @@ class Call {
     tile.refresh();
   }
 
-  // -- What this side sends --
+  // -- The media of this side --
 
-  /** Sends another picture; where it cannot be had, the former one stays. */
+  /** Sends another picture; if that fails, the old one stays. */
   async send(kind) {
     const opened = await openMedia(kind, this.name);
     if (this.#ended.signal.aborted) opened?.stop();
@@ -1143,7 +1143,7 @@ async function putOnClipboard(text) {
     await navigator.clipboard.writeText(text);
     return true;
   } catch {
-    // Pages without HTTPS have no clipboard but this.
+    // Pages without HTTPS have no other clipboard.
     const area = make("textarea", { class: "visually-hidden", "aria-hidden": "true" });
     const focused = document.activeElement;
     document.body.append(area);
@@ -1156,7 +1156,7 @@ async function putOnClipboard(text) {
   }
 }
 
-// -- Coming and going --
+// -- Joining and leaving --
 
 const CALM = ["amber", "calm", "clear", "early", "green", "light", "quiet", "silver"];
 const THINGS = ["brook", "cedar", "harbor", "lantern", "meadow", "otter", "pebble", "willow"];
@@ -1169,7 +1169,7 @@ function suggestion() {
   return `${CALM[one % CALM.length]}-${THINGS[two % THINGS.length]}-${(three % 900) + 100}`;
 }
 
-/** The topic that the address names: its fragment, or `topic` in its query. */
+/** The topic in the URL: its fragment, or `topic` in its query. */
 function addressedTopic() {
   const fragment = location.hash.slice(1);
   try {
@@ -1179,11 +1179,11 @@ function addressedTopic() {
   }
 }
 
-/** What is wrong with a topic; empty when nothing is. */
+/** What is wrong with a topic; empty if nothing is. */
 function objection(topic) {
   if (!topic) return "Enter a topic first.";
   if (bytes(topic) > LONGEST_TOPIC_BYTES) return `This topic is too long: at most ${LONGEST_TOPIC_BYTES} bytes.`;
-  // A browser takes them for steps in a path.
+  // A browser treats them as steps of a path.
   if (topic === "." || topic === "..") return "A topic cannot be one or two dots.";
   return "";
 }
@@ -1194,7 +1194,7 @@ function fillIn() {
   byId("name").value ||= oneLine(query.get("name") ?? "", 64);
 }
 
-/** Shows where one joins, the call, or where one joins beside the chart of the call that was. */
+/** Shows the form to join, the call, or the form beside the chart of the last call. */
 function show(view) {
   byId("lobby").hidden = view === "call";
   byId("call").hidden = view !== "call";
