@@ -1,8 +1,9 @@
-"""Imports point one way between packages, and none installs the reactor."""
+"""Imports point one way between packages, as docs/architecture.md draws them, and none installs the reactor."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,25 +15,25 @@ import signaling
 PACKAGE = Path(signaling.__file__).parent
 TREE = PACKAGE.parent
 
-# Each package imports only itself and what stands before it.
-PACKAGES = [
-    "errors limits _version",
-    "timing",
-    "transport",
-    "websocket",
-    "admission",
-    "core",
-    "web",
-    "log",
-    "auth",
-    "backplane",
-    "server",
-    "workers",
-    "metrics",
-    "app",
-    "tools",
-]
-RANK = {name: rank for rank, names in enumerate(PACKAGES) for name in names.split()}
+# Each package imports only itself and those above it.
+RULES = (
+    ("errors limits _version", "what everybody may name: clients import the error codes"),
+    ("timing", "timers work with any clock, so that tests can set the time"),
+    ("transport", "what is private in Twisted and Autobahn is used in one place, for any protocol"),
+    ("websocket", "a WebSocket connection for any application: it knows no topics"),
+    ("admission", "limits count connections, whatever these are for"),
+    ("core", "the signaling logic has no I/O, so that the simulator can run it"),
+    ("web", "HTTP reads requests; what becomes of a join is for the server"),
+    ("log", "events are about the core and connections; the core itself does not log"),
+    ("auth", "tokens are read from requests, and become grants of the core"),
+    ("backplane", "a cluster knows its node only through an interface of the core"),
+    ("server", "puts all of the above together, in one process"),
+    ("workers", "run servers in processes; a server works without them"),
+    ("metrics", "read counters; nothing depends on being measured"),
+    ("app", "parses options; everything else takes arguments, so that applications can embed it"),
+    ("tools", "commands beside the server"),
+)
+RANK = {name: rank for rank, (names, _) in enumerate(RULES) for name in names.split()}
 WITHOUT_TWISTED = ("timing", "admission", "core")
 OUTSIDE = ("client", "__init__.py")
 SERVER = [path for path in sorted(PACKAGE.rglob("*.py")) if path.relative_to(PACKAGE).parts[0] not in OUTSIDE]
@@ -55,10 +56,42 @@ def imports(path: Path) -> list[str]:
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_point_one_way_between_packages(name: str) -> None:
     own = RANK[name.partition(".")[0]]
+    reason = RULES[own][1]
     for imported in imports(MODULES[name]):
         package, _, module = imported.partition(".")
         if package == "signaling" and module:
-            assert RANK[module.partition(".")[0]] <= own, f"{name} imports {module}"
+            assert RANK[module.partition(".")[0]] <= own, f"{name} imports {module}: {reason}"
+
+
+def reduced(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Return the edges that no path of others replaces."""
+
+    def reached(start: str) -> set[str]:
+        following = {to for frm, to in edges if frm == start}
+        return following.union(*(reached(to) for to in following))
+
+    return {
+        (frm, to)
+        for frm, to in edges
+        if not any(to in reached(via) for other, via in edges if other == frm and via != to)
+    }
+
+
+def test_the_diagram_in_the_documents_shows_the_imports_between_packages() -> None:
+    found = set()
+    for path in (*SERVER, *CLIENT):
+        package = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        for name in imports(path):
+            of, _, module = name.partition(".")
+            to = module.partition(".")[0]
+            if of == "signaling" and to not in ("", package):
+                found.add((package, to))
+    text = (TREE / "docs" / "architecture.md").read_text()
+    [diagram] = re.findall(r"```mermaid\nflowchart.*?```", text, re.DOTALL)
+    arrows = re.findall(r"^ *([\w &]+) --> ([\w &]+)$", diagram, re.MULTILINE)
+    drawn = {(frm, to) for left, right in arrows for frm in left.split(" & ") for to in right.split(" & ")}
+    assert len(arrows) == diagram.count("--")
+    assert drawn == reduced(found)
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("backplane.")])
