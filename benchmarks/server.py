@@ -26,15 +26,15 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Cuts:
-    """A log observer that records which peers the server cut off, and when, until it is asked."""
+    """A log observer that records which peers the server aborted, and when, until it is asked."""
 
     def __init__(self) -> None:
         self._cuts: list[tuple[str, float, str]] = []
 
     def __call__(self, event: LogEvent) -> None:
-        """Record the end of a peer that was cut off."""
+        """Record the end of a peer that was aborted."""
         reason = str(event.get("reason", ""))
-        if reason.startswith("cut off") and "peer" in event:
+        if reason.startswith("aborted") and "peer" in event:
             self._cuts.append((event["peer"], time.monotonic(), reason))
 
     def take(self) -> list[tuple[str, float, str]]:
