@@ -22,6 +22,7 @@ _GOING_AWAY = 1001
 _SERVICE_RESTART = 1012
 # Each takes about 50 us.
 _CLOSES_PER_PASS = 64
+_ABORT_AGAIN_SECONDS = 1.0
 
 
 class ShutdownState(Enum):
@@ -154,13 +155,24 @@ class Shutdown:
         if self.state is not ShutdownState.DRAINING:
             self._become(ShutdownState.DRAINING)
             spread = self._limits.drain_spread_seconds
-            self._timers = [self._clock.callLater(spread + self._limits.shutdown_timeout_seconds, self.abort)]
+            self._timers = [self._clock.callLater(spread + self._limits.shutdown_timeout_seconds, self._time_is_over)]
             for connection in tuple(self._server.connections):
                 self._close(connection, spread)
             self._closes.extend(self._server.drain_started())
             self._closes.begin()
             self.connection_lost()
         return drained
+
+    def _time_is_over(self) -> None:
+        self.abort()
+        self._abort_late_connections()
+
+    def _abort_late_connections(self) -> None:
+        # A port that is still open accepts connections, which must not keep the drain from its end.
+        for connection in tuple(self._server.connections):
+            connection.close_timed_out()
+        if self.state is ShutdownState.DRAINING and not self._finishing:
+            self._timers.append(self._clock.callLater(_ABORT_AGAIN_SECONDS, self._abort_late_connections))
 
     def _close(self, connection: ClosableConnection, spread_seconds: float) -> None:
         if spread_seconds:

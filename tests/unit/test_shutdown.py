@@ -191,6 +191,20 @@ def test_a_connection_that_does_not_end_is_aborted_after_the_timeout() -> None:
     assert "aborted the rest" in server.calls
 
 
+def test_connections_that_come_after_the_timeout_do_not_keep_a_drain_from_its_end() -> None:
+    server = FakeServer()
+    drained: list[None] = []
+    server.shutdown.drain().addCallback(drained.append)
+    server.connection.close_timed_out = lambda: None  # type: ignore[method-assign]
+    server.clock.advance(TIMEOUT_SECONDS)
+    server.connections.append(FakeConnection(server))
+    server.connection.end()
+    server.clock.advance(1.0)
+    server.stopped.callback(None)
+    assert drained == [None]
+    assert not server.clock.getDelayedCalls()
+
+
 def test_each_call_of_drain_has_its_own_deferred() -> None:
     server = FakeServer()
     drains = [server.shutdown.drain(), server.shutdown.drain()]
