@@ -215,11 +215,8 @@ def pending_bytes(transport: Any) -> int:
         transport = getattr(transport, "transport", None)
         if transport is None:
             return 0
-    return _buffered(transport)
-
-
-def _buffered(transport: Any) -> int:
-    return int(len(transport.dataBuffer) - transport.offset + transport._tempDataLen)
+    held: int = len(transport.dataBuffer) - transport.offset + transport._tempDataLen
+    return held
 
 
 class _NoReactor:
@@ -232,7 +229,7 @@ def _try_buffers() -> bool:
     descriptor.connected = True
     clean = not descriptor.dataBuffer and not descriptor._tempDataBuffer
     descriptor.write(b"four")
-    kept = bool(descriptor._tempDataBuffer) and _buffered(descriptor) == 4
+    kept = bool(descriptor._tempDataBuffer) and descriptor._tempDataLen == 4 and descriptor.offset == 0
     return clean and kept and "socket" in tcp.Connection.__init__.__code__.co_names
 
 

@@ -297,20 +297,15 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
 
     def write_to_transport(self, data: bytes) -> None:
         """Write to the transport, and start the write timeout if nothing waited there."""
-        waited = self.pending_bytes
+        waited = pending_bytes(self.transport)
         self._accepted_bytes += len(data)
         self.transport.write(data)
         if not waited and self.state == self.STATE_OPEN:
             self._start_write_timeout()
 
     def _start_write_timeout(self) -> None:
-        self._sent_bytes = self._accepted_bytes - self.pending_bytes
+        self._sent_bytes = self._accepted_bytes - pending_bytes(self.transport)
         self.factory.write_timeouts.set(self)
-
-    @property
-    def pending_bytes(self) -> int:
-        """How many bytes wait in the transport."""
-        return pending_bytes(self.transport)
 
     @property
     def blocked(self) -> bool:
@@ -349,7 +344,7 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
 
     def write_timed_out(self) -> None:
         """Abort the connection if nothing at all was sent during the write timeout."""
-        pending = self.pending_bytes
+        pending = pending_bytes(self.transport)
         if not pending:
             return
         if self._accepted_bytes - pending > self._sent_bytes:
