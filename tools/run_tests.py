@@ -54,32 +54,29 @@ def system(*names: str) -> list[str]:
     return [f"tests/system/test_{name}.py" for name in names]
 
 
-# The longest first, so that all processes end at about the same time.
 _SYSTEM = [
     Part("browsers", system("demo", "javascript", "firefox", "webrtc", "npm")),
+    Part("starting", system("options", "starting", "health", "systemd", "access", "kubernetes", "packaging")),
     Part("clients", system("aiortc_client", "client_interop", "mesh_restarts", "turn", "proxies")),
     Part("cluster", system("cluster", "redis_engine", "wall_clock")),
-    Part("workers and packages", system("workers", "packaging")),
+    Part("workers", system("workers")),
 ]
 _NAMED = [path for part in _SYSTEM for path in part.arguments]
-_OTHERS = Part("other system tests", ["tests/system", *(f"--ignore={path}" for path in _NAMED)])
-_SYSTEM_WITH_FRAMES = system("conformance", "failures", "wire_transcript")
 ALL = [
-    _OTHERS,
-    *_SYSTEM,
-    # Coverage doubles the time of what it watches, so it watches the tests in memory that show most.
-    Part(
-        "in memory, measured", ["tests/unit", "tests/integration", "-m", "not redis and not unmeasured"], covered=True
-    ),
-    Part("in memory, unmeasured", ["tests/unit", "tests/integration", "-m", "redis or unmeasured"]),
-    Part("simulator and fuzz", ["tests/simulator", "tests/fuzz"]),
+    # The longest first, so that all processes end at about the same time. Coverage doubles the time of what it watches,
+    # so it watches the tests in memory that show most.
+    Part("measured", ["tests/unit", "tests/integration", "-m", "not redis and not unmeasured"], covered=True),
     # What reads frames runs once more, over one way in, as all ways read frames alike, and without nodes, which send
     # each other none.
     Part(
         "frames read by Autobahn",
-        ["tests/integration", "tests/fuzz", *_SYSTEM_WITH_FRAMES, "-m", _OWN_PORT],
+        ["tests/integration", "tests/fuzz", *system("conformance", "failures", "wire_transcript"), "-m", _OWN_PORT],
         fast_path=False,
     ),
+    Part("other system tests", ["tests/system", *(f"--ignore={path}" for path in _NAMED)]),
+    *_SYSTEM,
+    Part("unmeasured", ["tests/unit", "tests/integration", "-m", "redis or unmeasured"]),
+    Part("simulator and fuzz", ["tests/simulator", "tests/fuzz"]),
 ]
 
 
