@@ -66,7 +66,7 @@ def test_a_node_stays_one_of_its_cluster(seconds: float, tmp_path: Path) -> None
         for peer in (here, there):
             assert [message["peerId"] for message in peer.of_type("peer-left")] == [dead.id]
         for server in (stepped, other):
-            assert "for dead; it goes on" not in server.log
+            assert "this one; it goes on" not in server.log
             server.assert_no_problem()
         for peer in (here, there, late):
             peer.close()

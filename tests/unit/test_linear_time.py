@@ -17,6 +17,7 @@ from benchmarks.worst_case import GROUPS, PRINTABLE, Case, ordinary
 _AT_MOST = 3
 _FEW = 6
 _ATTEMPTS = 12
+_COMPARISONS = 3
 
 
 # Coverage would measure itself.
@@ -39,8 +40,9 @@ def untraced() -> Iterator[None]:
 def test_twice_the_bytes_take_at_most_three_times_the_time(group: str) -> None:
     usual = ordinary(group)
     floor = _FEW * min(usual.cost(usual.size) for _ in range(20))
-    breaches = [str(case) for case in GROUPS[group]() if case.what not in _ALIKE and grows_too_fast(case, floor)]
-    assert not breaches
+    cases = [case for case in GROUPS[group]() if case.what not in _ALIKE]
+    # Noise can last longer than one comparison, but seldom longer than three that each begin anew.
+    assert not [str(case) for case in cases if all(grows_too_fast(case, floor) for _ in range(_COMPARISONS))]
 
 
 def grows_too_fast(case: Case, floor_seconds: float) -> bool:
