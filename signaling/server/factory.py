@@ -104,6 +104,8 @@ class SignalingFactory(HttpFactory):
         self.topics: TopicMap[Peer] = TopicMap(self.limits.max_peers_per_topic, self.limits.max_peer_list_bytes)
         self.announcer = Announcer(clock, self.counters.count_dropped_events)
         self.backplane: Backplane = backplane or StandaloneBackplane()
+        # An application's tests would find the timer of a start in the reactor.
+        self.has_services = backplane is not None
         self.sessions = SessionRegistry(self.limits, clock, self.topics, self._session_closed, wall_clock)
         self._peer_services = PeerServices(
             self.topics, self.announcer, self.backplane, self.counters, self.limits, self.sessions

@@ -30,7 +30,7 @@ from signaling.limits import Limits
 from signaling.log.events import Events
 from signaling.server.address_text import address_text
 from signaling.server.connection_gate import ConnectionGate
-from signaling.server.shutdown import Shutdown
+from signaling.server.shutdown import Shutdown, ShutdownState
 from signaling.transport.private_api import awaits_proxy_header
 from signaling.web.credentials import subprotocol
 from signaling.web.join_parsing import check_join
@@ -162,12 +162,14 @@ class HttpFactory(WebSocketConnectionFactory):
         shutdown: the end of the server.
         site: answers requests.
         events: the log.
+        has_services: whether there is anything for ``start_services`` to start.
 
     Raises:
         ValueError: if an origin or a proxy is malformed.
     """
 
     protocol: Any = HttpProtocol
+    has_services = True
 
     def __init__(  # noqa: PLR0913 - each is one thing that an operator may want
         self,
@@ -263,12 +265,26 @@ class HttpFactory(WebSocketConnectionFactory):
         """Why a balancer should send new clients elsewhere, by what is checked."""
         return {"drain": ["the server is stopping"] if self.shutdown.unready else []}
 
+    def doStart(self) -> None:
+        """Start with the first port, or again after a drain: a ``SignalingResource`` counts as a port that stays."""
+        super().doStart()
+        if self.shutdown.draining:
+            self.startFactory()
+
     def startFactory(self) -> None:
         """Call ``start_services`` in the reactor's next pass; Twisted calls this with the first port."""
+        if self.shutdown.state is ShutdownState.DRAINING:
+            # What runs has to stop first.
+            self.shutdown.drain().addCallback(self._start_if_used)
+            return
         self.shutdown.restart()
-        if self._start is None:
+        if self._start is None and self.has_services:
             # Not at once: twistd listens before it sheds its privileges.
             self._start = self.reactor.callLater(0, self.start_services)
+
+    def _start_if_used(self, _: None) -> None:
+        if self.numPorts:
+            self.startFactory()
 
     def stopFactory(self) -> None:
         """Forget a start that is still to come; what runs is stopped by a drain."""

@@ -22,6 +22,7 @@ _GOING_AWAY = 1001
 _SERVICE_RESTART = 1012
 # Each takes about 50 us.
 _CLOSES_PER_PASS = 64
+_ABORT_AGAIN_SECONDS = 1.0
 
 
 class ShutdownState(Enum):
@@ -86,7 +87,8 @@ class Shutdown:
         self._server = server
         self._clock = clock
         self._limits = limits
-        self._delay: tuple[Any, Deferred[None]] | None = None
+        # The delays that are not over, and their timers.
+        self._delays: dict[Deferred[None], Any] = {}
         self._timers: list[Any] = []
         self._closes: FairScheduler[Callable[[], object]] = FairScheduler(clock, _CLOSES_PER_PASS, _call)
         self._drained: list[Deferred[None]] = []
@@ -114,22 +116,25 @@ class Shutdown:
             seconds: how long to wait; 0 means not at all.
 
         Returns:
-            Fires when the time is over, or at ``abort``.
+            Fires when the time is over, or at ``drain`` or ``abort``; each call has its own.
         """
         if self.state is ShutdownState.RUNNING:
             self._become(ShutdownState.UNREADY)
         waited: Deferred[None] = Deferred()
-        if seconds:
-            self._delay = self._clock.callLater(seconds, self._end_delay), waited
+        if seconds and not self.draining:
+            self._delays[waited] = self._clock.callLater(seconds, self._end_delay, waited)
         else:
             waited.callback(None)
         return waited
 
-    def _end_delay(self) -> None:
-        if self._delay is not None:
-            (timer, waited), self._delay = self._delay, None
-            _cancel([timer])
-            waited.callback(None)
+    def _end_delay(self, waited: Deferred[None]) -> None:
+        _cancel([self._delays.pop(waited)])
+        waited.callback(None)
+
+    def _end_delays(self) -> None:
+        # A callback may drain, which ends the others.
+        while self._delays:
+            self._end_delay(next(iter(self._delays)))
 
     def drain(self) -> Deferred[None]:
         """Close every connection, then stop what they needed: the backplane, or the workers.
@@ -141,6 +146,7 @@ class Shutdown:
         Returns:
             Fires when all is done; each call has its own.
         """
+        self._end_delays()
         drained: Deferred[None] = Deferred()
         if self.state is ShutdownState.STOPPED:
             drained.callback(None)
@@ -149,13 +155,24 @@ class Shutdown:
         if self.state is not ShutdownState.DRAINING:
             self._become(ShutdownState.DRAINING)
             spread = self._limits.drain_spread_seconds
-            self._timers = [self._clock.callLater(spread + self._limits.shutdown_timeout_seconds, self.abort)]
+            self._timers = [self._clock.callLater(spread + self._limits.shutdown_timeout_seconds, self._time_is_over)]
             for connection in tuple(self._server.connections):
                 self._close(connection, spread)
             self._closes.extend(self._server.drain_started())
             self._closes.begin()
             self.connection_lost()
         return drained
+
+    def _time_is_over(self) -> None:
+        self.abort()
+        self._abort_late_connections()
+
+    def _abort_late_connections(self) -> None:
+        # A port that is still open accepts connections, which must not keep the drain from its end.
+        for connection in tuple(self._server.connections):
+            connection.close_timed_out()
+        if self.state is ShutdownState.DRAINING and not self._finishing:
+            self._timers.append(self._clock.callLater(_ABORT_AGAIN_SECONDS, self._abort_late_connections))
 
     def _close(self, connection: ClosableConnection, spread_seconds: float) -> None:
         if spread_seconds:
@@ -181,7 +198,7 @@ class Shutdown:
 
     def abort(self) -> None:
         """Wait no longer: skip the delay before the drain, and abort every connection."""
-        self._end_delay()
+        self._end_delays()
         for connection in tuple(self._server.connections):
             connection.close_timed_out()
         self._server.abort_rest()

@@ -109,16 +109,50 @@ def test_a_node_whose_port_is_opened_anew_goes_on_as_the_same(application: Appli
     assert application.is_registered
 
 
-def test_a_node_that_listens_again_after_a_drain_registers_again(application: Application) -> None:
-    application.listen()
+@pytest.mark.parametrize("way", ["port", "site"])
+def test_a_node_that_listens_again_after_a_drain_registers_again(application: Application, way: str) -> None:
+    application.listen() if way == "port" else application.mount()
     application.run()
     application.close_ports()
     application.factory.shutdown.drain()
     application.run()
+    application.listen() if way == "port" else application.mount()
+    application.run()
+    assert application.factory.shutdown.state is ShutdownState.RUNNING
+    assert application.engine.connects == 2
+
+
+def test_a_node_that_listens_again_during_a_drain_registers_again_after_it(application: Application) -> None:
+    application.listen()
+    application.run()
+    application.close_ports()
+    application.factory.shutdown.drain()
+    assert application.factory.shutdown.state is ShutdownState.DRAINING
     application.listen()
     application.run()
     assert application.factory.shutdown.state is ShutdownState.RUNNING
     assert application.engine.connects == 2
+    assert application.is_registered
+
+
+def test_a_port_that_is_closed_again_during_a_drain_starts_nothing(application: Application) -> None:
+    application.listen()
+    application.run()
+    application.close_ports()
+    application.factory.shutdown.drain()
+    application.listen()
+    application.close_ports()
+    assert application.factory.shutdown.state is ShutdownState.STOPPED
+    assert application.engine.connects == 1
+    assert not application.reactor.getDelayedCalls()
+
+
+def test_a_server_without_a_backplane_sets_no_timer_when_it_is_mounted() -> None:
+    reactor = ListeningClock()
+    factory = SignalingFactory(reactor=reactor)  # type: ignore[arg-type]
+    SignalingResource(factory)  # type: ignore[arg-type]
+    assert not reactor.getDelayedCalls()
+    assert factory.shutdown.drain().called
 
 
 def test_a_drain_before_the_reactor_runs_leaves_nothing_behind(application: Application) -> None:

@@ -6,6 +6,54 @@ import re
 from pathlib import Path
 
 DOCS = Path(__file__).parents[2] / "docs"
+PAGES = [*DOCS.glob("*.md"), DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md"]
+FOLDERS = "|".join(path.name for path in DOCS.parent.iterdir() if path.is_dir() and not path.name.startswith("."))
+PACKAGES = "|".join(path.name for path in (DOCS.parent / "signaling").iterdir() if path.is_dir())
+# Names that metaphors had, before there was a glossary.
+GONE = (
+    "Way|Away|Entrant|Arrival|Place|lender|newcomers|settle|doubt|vanish|revive|lend|loan|hurry|farewell|troubles|bury|"
+    "tomb|resign|parcel|Correspondent|Ledger|Books|Party|residents|Guest|Arena|stranger|witness|Workshop|World|Story|"
+    "Traveller|anatomy|befall"
+)
+
+
+def test_every_path_that_a_document_names_exists() -> None:
+    for page in PAGES:
+        text = page.read_text()
+        for name in re.findall(rf"`((?:{FOLDERS})/[a-z\d_./-]*)", text):
+            assert (DOCS.parent / name).exists(), f"{page.name}: {name}"
+        for name in re.findall(rf"`((?:{PACKAGES})/[\w./-]+\.\w+)`", text):
+            assert (DOCS.parent / "signaling" / name).exists() or (DOCS.parent / name).exists(), f"{page.name}: {name}"
+
+
+def test_every_function_that_the_architecture_names_is_in_its_module() -> None:
+    text = (DOCS / "architecture.md").read_text()
+    found = re.findall(r"`([\w/]+\.py)`,\s+`(?:\w+\.)?(\w+)`", text)
+    assert len(found) > 10
+    for module, name in found:
+        source = (DOCS.parent / "signaling" / module).read_text()
+        assert re.search(rf"^ *(?:def|class) {name}\b", source, re.MULTILINE), f"{module}: {name}"
+
+
+def test_every_make_target_that_a_document_names_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (DOCS.parent / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        # At the start of a line of console, or as code.
+        named = re.findall(r"(?:^\$ |`)(?:\w+=\S+ )*make ([a-z-]+)", page.read_text(), re.MULTILINE)
+        assert set(named) <= targets, page.name
+
+
+def test_every_module_that_a_command_in_a_document_runs_exists() -> None:
+    for page in PAGES:
+        for name in re.findall(r"python -m ((?:benchmarks|tests|tools|signaling)[\w.]*)", page.read_text()):
+            path = DOCS.parent / name.replace(".", "/")
+            assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), f"{page.name}: {name}"
+
+
+def test_no_document_uses_a_name_that_is_gone() -> None:
+    for page in PAGES:
+        code = re.findall(r"`([^`\n]+)`", page.read_text())
+        assert not [text for text in code if re.search(rf"\b(?:{GONE})\b", text)], page.name
 
 
 def test_every_test_that_a_document_names_exists() -> None:
@@ -27,7 +75,7 @@ def test_every_threat_names_a_proof_that_exists() -> None:
 
 
 def test_every_link_between_documents_leads_somewhere() -> None:
-    for page in (*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")):
+    for page in (*PAGES, DOCS.parent / "CHANGELOG.md"):
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
             assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
 

@@ -123,6 +123,29 @@ def test_the_delay_before_a_drain_ends_with_its_time_or_by_an_abort(how: str) ->
     assert not server.clock.getDelayedCalls()
 
 
+def test_each_delay_before_a_drain_has_its_own_deferred() -> None:
+    server = FakeServer()
+    waited: list[str] = []
+    server.shutdown.become_unready(3.0).addCallback(lambda _: waited.append("first"))
+    server.shutdown.become_unready(5.0).addCallback(lambda _: waited.append("second"))
+    server.clock.advance(3.0)
+    assert waited == ["first"]
+    server.clock.advance(2.0)
+    assert waited == ["first", "second"]
+
+
+def test_a_drain_ends_the_delays_before_it() -> None:
+    server = FakeServer()
+    delays = [server.shutdown.become_unready(seconds) for seconds in (3.0, 5.0)]
+    for delay in delays:
+        delay.addCallback(lambda _: server.shutdown.drain())
+    server.shutdown.drain()
+    assert all(delay.called for delay in delays)
+    server.connection.end()
+    server.stopped.callback(None)
+    assert not server.clock.getDelayedCalls()
+
+
 def test_a_drain_closes_connections_and_the_rest_then_stops_the_backplane() -> None:
     server = FakeServer()
     drained: list[None] = []
@@ -166,6 +189,20 @@ def test_a_connection_that_does_not_end_is_aborted_after_the_timeout() -> None:
     server.clock.advance(0.1)
     assert not server.connections
     assert "aborted the rest" in server.calls
+
+
+def test_connections_that_come_after_the_timeout_do_not_keep_a_drain_from_its_end() -> None:
+    server = FakeServer()
+    drained: list[None] = []
+    server.shutdown.drain().addCallback(drained.append)
+    server.connection.close_timed_out = lambda: None  # type: ignore[method-assign]
+    server.clock.advance(TIMEOUT_SECONDS)
+    server.connections.append(FakeConnection(server))
+    server.connection.end()
+    server.clock.advance(1.0)
+    server.stopped.callback(None)
+    assert drained == [None]
+    assert not server.clock.getDelayedCalls()
 
 
 def test_each_call_of_drain_has_its_own_deferred() -> None:
