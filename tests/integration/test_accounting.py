@@ -177,8 +177,9 @@ class Accounting(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "harness"):
             return
-        # Those that ended as well: a relay to one that takes nothing has no end before the server cuts it off.
-        for peer in self.there:
+        # Then those that ended: a relay to one that takes nothing has no end before the server cuts it off. They come
+        # last, so that no event of their end is dropped.
+        for peer in (*self.talking, *self.there):
             peer.resume()
         self.every_frame_that_was_written_is_accounted_for()
         for peer in self.talking:
