@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from signaling.admission import file_limits
+from signaling.admission import open_files
 from signaling.admission.client_address import Client
 from signaling.admission.rate_limit import TokenBuckets
 from signaling.errors import Refused
@@ -70,9 +70,9 @@ class ConnectionLimits:
 
     def __init__(self, limits: Limits, file_limit: int, seconds: Callable[[], float]) -> None:
         self._limits = limits
-        default_spare = file_limits.spare_connections(file_limit)
+        default_spare = open_files.spare_connections(file_limit)
         self.spare = default_spare if limits.spare_connections is None else limits.spare_connections
-        own = file_limits.own_files(file_limit)
+        own = open_files.own_files(file_limit)
         self.accepts_per_pass = max(1, min(own, self.spare) // 4)
         possible = max(1, file_limit - own - self.spare)
         self.most = possible if limits.max_connections is None else min(limits.max_connections, possible)

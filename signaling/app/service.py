@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, may
 from twisted.internet.interfaces import IListeningPort
 from twisted.python.failure import Failure
 
-from signaling.admission.file_limits import raise_file_limit
+from signaling.admission.open_files import raise_file_limit
 from signaling.admission.origins import Hosts
 from signaling.app.options import Options
 from signaling.app.twistd import TwistdService

@@ -160,7 +160,7 @@ class Peer:
         """
         return False
 
-    def session_for(self, token: bytes, owner: bytes | None) -> PeerSession | None:
+    def check_resume_token(self, token: bytes, owner: bytes | None) -> PeerSession | None:
         """Return this peer's session, if ``token`` and ``owner`` permit to resume it."""
         return None
 

@@ -224,7 +224,7 @@ class PeerSession(Peer):
         self._services.sessions.start_window(self)
         return True
 
-    def session_for(self, token: bytes, owner: bytes | None) -> PeerSession | None:
+    def check_resume_token(self, token: bytes, owner: bytes | None) -> PeerSession | None:
         """Return this session if ``token`` and ``owner`` permit to resume it; the time that takes reveals nothing."""
         if owner != self.owner or self._outbound.close_frame_seen:
             return None
@@ -235,7 +235,7 @@ class PeerSession(Peer):
         """Continue on another connection: welcome, peer list, and the messages that the client has not received.
 
         Args:
-            request: whose claim ``session_for`` accepted, here or at the node that the session comes from.
+            request: whose claim ``check_resume_token`` accepted, here or at the node that the session comes from.
             ice_servers: the JSON text of the welcome's ``iceServers``, or None.
 
         Returns:
@@ -299,7 +299,7 @@ class PeerSession(Peer):
         except msgspec.MsgspecError:
             # It comes from another version.
             return None
-        if self.session_for(proven.token, proven.owner) is None:
+        if self.check_resume_token(proven.token, proven.owner) is None:
             return None
         if not self._replay.reaches(proven.seen):
             self.close("its client missed more messages than are kept")

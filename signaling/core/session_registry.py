@@ -1,4 +1,4 @@
-"""The sessions of one server: which one a token resumes, and how long a session may stay detached."""
+"""The sessions of one server: finds the one that a token names, and says how long one may stay detached."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class SessionRegistry:
         if claim is None or topic is None:
             return None
         peer = topic.get(peer_id_of(claim.token))
-        return peer.session_for(claim.token, request.owner) if peer is not None else None
+        return peer.check_resume_token(claim.token, request.owner) if peer is not None else None
 
     def start_window(self, session: PeerSession) -> None:
         """Wait for the client of a detached session, until the resume window or its token expires."""

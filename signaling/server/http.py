@@ -18,7 +18,7 @@ from twisted.logger import LogLevel
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from signaling.admission import file_limits
+from signaling.admission import open_files
 from signaling.admission.client_address import Client, TrustedProxies
 from signaling.admission.connection_limits import ConnectionLimits
 from signaling.admission.origins import Origins
@@ -189,7 +189,7 @@ class HttpFactory(WebSocketConnectionFactory):
         self.counters = Counters()
         self.origins = Origins(allow_origins)
         self._proxies = TrustedProxies(trusted_proxies)
-        files = max(1, file_limits.file_limit(reactor) - reserved_files)
+        files = max(1, open_files.file_limit(reactor) - reserved_files)
         self.connection_limits = ConnectionLimits(self.limits, files, reactor.seconds)
         self.gate: ConnectionGate[Any] = ConnectionGate(
             self.connections,

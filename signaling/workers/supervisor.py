@@ -363,7 +363,7 @@ class Worker(ProcessProtocol):
 
     def channel_lost(self) -> None:
         """Kill a process that nobody can talk to, unless it ends by itself: then its status says why."""
-        self._kill_in(_KILL_AFTER_ABORT_SECONDS)
+        self._kill_in(_KILL_AFTER_DRAIN_SECONDS)
 
     def _post(self, message: bytes) -> None:
         if self._channel is not None:

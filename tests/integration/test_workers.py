@@ -178,7 +178,7 @@ def test_an_abort_makes_workers_abort(harness: WorkersHarness) -> None:
 def test_a_worker_that_closes_its_channel_is_killed(harness: WorkersHarness) -> None:
     harness.processes[0].end.close()
     harness.reactor.run()
-    harness.advance(2)
+    harness.advance(5)
     assert harness.processes[0].killed
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from signaling import Limits
-from signaling.admission import file_limits
+from signaling.admission import open_files
 from signaling.admission.client_address import Client
 from signaling.admission.connection_limits import ConnectionLimits
 from signaling.errors import Refused
@@ -20,8 +20,8 @@ def test_connections_never_take_the_process_s_own_descriptors(file_limit: int) -
     bounds = connection_limits(file_limit)
     assert bounds.most >= 1
     assert bounds.spare >= 8
-    assert bounds.most + bounds.spare + file_limits.own_files(file_limit) == file_limit
-    assert 1 <= bounds.accepts_per_pass <= file_limits.own_files(file_limit) // 4
+    assert bounds.most + bounds.spare + open_files.own_files(file_limit) == file_limit
+    assert 1 <= bounds.accepts_per_pass <= open_files.own_files(file_limit) // 4
 
 
 def test_the_usual_limit_leaves_room_for_most() -> None:
@@ -38,7 +38,7 @@ def test_select_knows_no_more_than_1024() -> None:
     class SelectReactor:
         pass
 
-    assert file_limits.file_limit(SelectReactor()) <= 1024
+    assert open_files.file_limit(SelectReactor()) <= 1024
 
 
 ADA, BOB = Client("192.0.2.1", "192.0.2.1"), Client("192.0.2.2", "192.0.2.2")

@@ -285,7 +285,7 @@ def test_a_plain_peer_cannot_resume() -> None:
     peer = Peer("1" * 26, None, services)
     peer.join("room")
     assert not peer.detach(None)
-    assert peer.session_for(b"1" * 26 + b"anything", None) is None
+    assert peer.check_resume_token(b"1" * 26 + b"anything", None) is None
     assert peer.prepare_handoff(b"anything") is None
     assert not peer.moved(())
     peer.acknowledge(b"1")
