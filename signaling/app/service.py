@@ -86,6 +86,7 @@ class SignalingService(Service):
             for failure in failures:
                 self._stop_listening(self._ports)
                 self._stop_listening(self._metrics_ports)
+                self.factory.postpone_start()
                 raise start_error(address.text, failure.value) from None
 
     def startService(self) -> None:

@@ -286,6 +286,12 @@ class HttpFactory(WebSocketConnectionFactory):
         if self.numPorts:
             self.startFactory()
 
+    def postpone_start(self) -> None:
+        """Put a start that is still to come behind the closing of ports: after the last one there is none."""
+        if self._start is not None and self._start.active():
+            self._start.cancel()
+            self._start = self.reactor.callLater(0, self.start_services)
+
     def stopFactory(self) -> None:
         """Forget a start that is still to come; what runs is stopped by a drain."""
         if self._start is not None and self._start.active():

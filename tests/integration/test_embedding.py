@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from random import Random
 from typing import Any
 
 import pytest
 from twisted.internet import tcp
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.internet.error import CannotListenError
 from twisted.web.resource import Resource
 from twisted.web.server import Site
 
-from signaling import Limits, SignalingFactory, SignalingResource
+from signaling import Limits, SignalingFactory, SignalingResource, StartError
+from signaling.app.service import SignalingService
 from signaling.backplane.cluster import Cluster
+from signaling.server.endpoints import ListenAddress
 from signaling.server.shutdown import ShutdownState
 from tests.integration.backends import MemoryEngine, MemoryStore
 from tests.integration.workers_harness import WatchingClock
@@ -161,3 +166,24 @@ def test_a_drain_before_the_reactor_runs_leaves_nothing_behind(application: Appl
     application.close_ports()
     assert application.engine.connects == 0
     assert not application.reactor.getDelayedCalls()
+
+
+class TakenEndpoint:
+    """An endpoint whose address is in use."""
+
+    def listen(self, factory: Any) -> Deferred[Any]:
+        return fail(CannotListenError("127.0.0.1", 1, OSError(errno.EADDRINUSE, "in use")))
+
+
+@pytest.mark.parametrize("has_another_port", [False, True])
+def test_a_service_that_cannot_listen_starts_no_backplane(application: Application, has_another_port: bool) -> None:
+    if has_another_port:
+        application.listen()
+    free: Any = TCP4ServerEndpoint(application.reactor, 0, interface="127.0.0.1")
+    taken: Any = TakenEndpoint()
+    service = SignalingService(application.factory, [ListenAddress("a port", free), ListenAddress("a port", taken)])
+    with pytest.raises(StartError, match="in use"):
+        service.startService()
+    application.run()
+    assert application.is_registered == has_another_port
+    application.close_ports()
