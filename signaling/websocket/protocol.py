@@ -345,7 +345,8 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
     def write_timed_out(self) -> None:
         """Abort the connection if nothing at all was sent during the write timeout."""
         pending = pending_bytes(self.transport)
-        if not pending:
+        # A transport that is not writable holds something, even if nothing says how much.
+        if not pending and not self.blocked:
             return
         if self._accepted_bytes - pending > self._sent_bytes:
             self._start_write_timeout()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 from websockets.frames import Frame, Opcode
 
+from signaling.transport.private_api import FITS
 from tests.integration.harness import Harness, Peer
 
 MakeHarness = Callable[..., Harness]
@@ -151,6 +153,20 @@ def test_a_slow_peer_is_not_blamed_for_a_pong_stuck_behind_its_data(make_harness
     target.resume()
     harness.advance(40)
     assert not target.lost
+
+
+def test_a_slow_peer_is_cut_off_even_if_nothing_says_what_its_transport_holds(
+    make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FITS, "buffers", False)
+    harness = make_harness(write_timeout_seconds=10.0)
+    sender, target = harness.join("room"), harness.join("room")
+    sender.heard()
+    stall(target, sender)
+    harness.advance(9)
+    assert not target.lost
+    harness.advance(2)
+    assert target.lost
 
 
 def test_a_client_that_reads_no_answers_is_not_read(harness: Harness) -> None:
