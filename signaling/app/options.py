@@ -360,7 +360,7 @@ class Options(usage.Options, AuthOptionMixin):
             if path is not None:
                 raise usage.UsageError("--turn-secret-file: name the servers that know it, with --turn-uri")
             return None
-        secret = secret_text.encode() if path is None else _read("turn-secret-file", path).strip()
+        secret = os.fsencode(secret_text) if path is None else _read("turn-secret-file", path).strip()
         if not secret:
             raise usage.UsageError("--turn-uri: a secret is needed, in a file (--turn-secret-file) or in TURN_SECRET")
         try:

@@ -178,6 +178,11 @@ def test_an_error_in_ice_servers_is_named(arguments: list[str], text: str) -> No
     assert refusal(*arguments) == text
 
 
+def test_a_turn_secret_may_have_any_bytes() -> None:
+    # As os.environ has a byte that is not UTF-8.
+    assert parse("--turn-uri=turn:a", TURN_SECRET="\udcff").ice_servers.text("x")
+
+
 def test_an_invalid_turn_uri_or_ttl_is_named() -> None:
     assert refusal("--turn-uri=a", TURN_SECRET="s").startswith("--turn-uri: 'a' is not a TURN URI (for example")
     right = "is not a whole number of seconds from 2 to 2678400 (for example 3600)"
