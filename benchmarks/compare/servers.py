@@ -28,7 +28,7 @@ from tests.programs import free_port
 
 SERVER_CORE, GENERATOR_CORE = 0, 1
 OURS = "ours"
-NPM_PACKAGES = {"peer": "1.0.2", "y-webrtc": "10.3.0"}
+NPM_PACKAGES = {"peer": "1.0.2", "y-webrtc": "10.3.0", "bun": "1.4.5"}
 
 _PEERS = Path(__file__).parents[1] / "peers"
 _START_SECONDS = 30.0
@@ -245,16 +245,23 @@ def _autobahn() -> Server:
 
 
 def _peerjs() -> Server:
-    script = npm_modules() / "peer/dist/bin/peerjs.js"
+    script = npm_modules("peer") / "peer/dist/bin/peerjs.js"
     # Its default of 5,000 would refuse the last of the idle connections while earlier ones are still open.
     command = ["node", str(script), "--port", "{port}", "--concurrent_limit", "100000"]
     return Server("peerjs-server", command, PeerJs(), version=NPM_PACKAGES["peer"])
 
 
 def _y_webrtc(inboxes: bool = False) -> Server:
-    command = ["node", str(npm_modules() / "y-webrtc/bin/server.js")]
+    command = ["node", str(npm_modules("y-webrtc") / "y-webrtc/bin/server.js")]
     name = "y-webrtc-inboxes" if inboxes else "y-webrtc"
     return Server(name, command, YWebrtc(inboxes=inboxes), version=NPM_PACKAGES["y-webrtc"])
+
+
+def _bun() -> Server:
+    # Its install script, which would put the binary in place, does not run: the package of this platform has it.
+    (binary, *_) = sorted(npm_modules("bun").glob("@oven/bun-*/bin/bun"))
+    command = [str(binary), str(_PEERS / "plain_bun.mjs"), "{port}"]
+    return Server("bun", command, Wire(), version=NPM_PACKAGES["bun"])
 
 
 _OTHERS = {
@@ -262,10 +269,11 @@ _OTHERS = {
     "y-webrtc": _y_webrtc,
     "websockets": _websockets,
     "autobahn": _autobahn,
+    "bun": _bun,
     "y-webrtc-inboxes": lambda: _y_webrtc(inboxes=True),
 }
 OTHERS = tuple(_OTHERS)
-NEED_NODE = frozenset({"peerjs-server", "y-webrtc", "y-webrtc-inboxes"})
+NEED_NODE = frozenset({"bun", "peerjs-server", "y-webrtc", "y-webrtc-inboxes"})
 
 
 def has_node() -> bool:
@@ -273,15 +281,15 @@ def has_node() -> bool:
     return shutil.which("node") is not None and shutil.which("npm") is not None
 
 
-def npm_modules() -> Path:
-    """Return where npm's servers are, and install them there once."""
+def npm_modules(package: str) -> Path:
+    """Return where npm's packages are, and install one there once."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "twisted-signaling" / "benchmark-peers"
-    modules = folder / "node_modules"
-    if any(_installed(modules, package) != wanted for package, wanted in NPM_PACKAGES.items()):
+    modules, wanted = folder / "node_modules", NPM_PACKAGES[package]
+    if _installed(modules, package) != wanted:
         folder.mkdir(parents=True, exist_ok=True)
-        packages = [f"{package}@{wanted}" for package, wanted in NPM_PACKAGES.items()]
-        command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder), *packages]
+        words = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder)]
+        command = [*words, f"{package}@{wanted}"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise CannotStartError(f"{shlex.join(command)}:\n{done.stderr[-2000:]}")
