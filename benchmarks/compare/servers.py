@@ -11,10 +11,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -31,6 +32,8 @@ OURS = "ours"
 NPM_PACKAGES = {"peer": "1.0.2", "y-webrtc": "10.3.0", "bun": "1.4.5"}
 
 _PEERS = Path(__file__).parents[1] / "peers"
+# Where Debian's golang-github-gorilla-websocket-dev is.
+_GO_SOURCES = Path("/usr/share/gocode/src")
 _START_SECONDS = 30.0
 
 
@@ -225,13 +228,30 @@ def parse_server(text: str) -> Server:
 # The others
 
 
-def others(names: Iterable[str]) -> list[Server]:
-    """Return how to start other projects' servers; npm's are installed first.
+@dataclass(frozen=True)
+class Other:
+    """Another project's server.
 
-    Raises:
-        CannotStartError: if npm cannot install them.
+    Args:
+        server: how to start it; what it needs from npm is installed first.
+        programs: that have to be installed.
+        modules: Python's, that have to be installed.
+        sources: paths that have to exist.
     """
-    return [_OTHERS[name]() for name in names]
+
+    server: Callable[[], Server]
+    programs: Sequence[str] = ()
+    modules: Sequence[str] = ()
+    sources: Sequence[Path] = ()
+
+    def missing(self) -> str:
+        """Name what it needs and is not installed; empty if nothing."""
+        wanted = [
+            *((program, shutil.which(program)) for program in self.programs),
+            *((module, find_spec(module)) for module in self.modules),
+            *((str(path), path.exists()) for path in self.sources),
+        ]
+        return " and ".join(name for name, found in wanted if not found)
 
 
 def _websockets() -> Server:
@@ -264,35 +284,48 @@ def _bun() -> Server:
     return Server("bun", command, Wire(), version=NPM_PACKAGES["bun"])
 
 
-_OTHERS = {
-    "peerjs-server": _peerjs,
-    "y-webrtc": _y_webrtc,
-    "websockets": _websockets,
-    "autobahn": _autobahn,
-    "bun": _bun,
-    "y-webrtc-inboxes": lambda: _y_webrtc(inboxes=True),
+def _go() -> Server:
+    binary = _cache() / "plain_go"
+    binary.parent.mkdir(parents=True, exist_ok=True)
+    command = ["go", "build", "-o", str(binary), str(_PEERS / "plain_go.go")]
+    _install(command, {"GO111MODULE": "off", "GOPATH": str(_GO_SOURCES.parent), "GOFLAGS": ""})
+    found = subprocess.run(["go", "env", "GOVERSION"], capture_output=True, text=True, check=False)
+    return Server("go", [str(binary), "{port}"], Wire(), version=found.stdout.strip().removeprefix("go"))
+
+
+_NODE = ("node", "npm")
+OTHERS = {
+    "bun": Other(_bun, programs=["npm"]),
+    "go": Other(_go, programs=["go"], sources=[_GO_SOURCES / "github.com/gorilla/websocket"]),
+    "peerjs-server": Other(_peerjs, programs=_NODE),
+    "y-webrtc": Other(_y_webrtc, programs=_NODE),
+    "websockets": Other(_websockets),
+    "autobahn": Other(_autobahn),
+    "y-webrtc-inboxes": Other(lambda: _y_webrtc(inboxes=True), programs=_NODE),
 }
-OTHERS = tuple(_OTHERS)
-NEED_NODE = frozenset({"bun", "peerjs-server", "y-webrtc", "y-webrtc-inboxes"})
 
 
-def has_node() -> bool:
-    """Return whether Node.js and npm are installed."""
-    return shutil.which("node") is not None and shutil.which("npm") is not None
+def _cache() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "twisted-signaling" / "benchmark-peers"
+
+
+def _install(command: Sequence[str], environment: Mapping[str, str]) -> None:
+    done = subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, check=False, cwd=_cache()
+    )
+    if done.returncode:
+        raise CannotStartError(f"{shlex.join(command)}:\n{done.stderr[-2000:]}")
 
 
 def npm_modules(package: str) -> Path:
     """Return where npm's packages are, and install one there once."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "twisted-signaling" / "benchmark-peers"
+    folder = _cache()
     modules, wanted = folder / "node_modules", NPM_PACKAGES[package]
     if _installed(modules, package) != wanted:
         folder.mkdir(parents=True, exist_ok=True)
         words = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder)]
-        command = [*words, f"{package}@{wanted}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise CannotStartError(f"{shlex.join(command)}:\n{done.stderr[-2000:]}")
+        _install([*words, f"{package}@{wanted}"], {})
     return modules
 
 
