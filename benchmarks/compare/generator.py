@@ -53,17 +53,19 @@ class Link:
 
     Attributes:
         ended: whether the server ended its half.
+        parse: reads the text of a message; JSON unless a dialect says something else.
         echoes: whether a message is one that the server sends besides what was asked for; it is skipped.
         task: the task that waits for the next bytes.
     """
 
-    __slots__ = ("_buffer", "_passed", "echoes", "ended", "recv", "send", "sock", "task")
+    __slots__ = ("_buffer", "_passed", "echoes", "ended", "parse", "recv", "send", "sock", "task")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.send = sock.sendall
         self.recv = sock.recv
         self.ended = False
+        self.parse: Callable[[bytes], Message] = msgspec.json.decode
         self.echoes: Matches | None = None
         self.task: Task | None = None
         self._buffer = b""
@@ -95,7 +97,7 @@ class Link:
         while (raw := self._cut()) is not None:
             if raw in self._passed:
                 continue
-            message = _parsed(raw)
+            message = self.parse(raw[_payload_at(raw) :])
             if expected.matches(message):
                 expected.raw = raw
                 return True
@@ -117,7 +119,7 @@ class Link:
         """Wait for one message, whatever it is."""
         while (raw := self._cut()) is None:
             yield self
-        return _parsed(raw)
+        return self.parse(raw[_payload_at(raw) :])
 
     def expect(self, expected: Expected) -> Task:
         """Wait for one message, which has to be ``expected``."""
@@ -170,11 +172,6 @@ def _frame_size(data: bytes) -> int | None:
         return None
     size = at + (data[1] if at == 2 else int.from_bytes(data[2:at]))
     return size if size <= len(data) else None
-
-
-def _parsed(raw: bytes) -> Message:
-    message: Message = msgspec.json.decode(raw[_payload_at(raw) :])
-    return message
 
 
 class LoadGenerator:

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from benchmarks.compare.dialects import Dialect, PeerJs, Wire, YWebrtc
+from benchmarks.compare.dialects import Dialect, PeerJs, SocketIo, Wire, YWebrtc
 from benchmarks.compare.meter import Meter
 from benchmarks.processes import pin
 from tests.harness.server import HOST, launch
@@ -29,7 +29,14 @@ from tests.programs import free_port
 
 SERVER_CORE, GENERATOR_CORE = 0, 1
 OURS = "ours"
-NPM_PACKAGES = {"peer": "1.0.2", "y-webrtc": "10.3.0", "bun": "1.4.5"}
+NPM_PACKAGES = {
+    "bun": "1.4.5",
+    "deno": "2.9.6",
+    "peer": "1.0.2",
+    "socket.io": "4.8.4",
+    "ws": "8.23.0",
+    "y-webrtc": "10.3.0",
+}
 
 _PEERS = Path(__file__).parents[1] / "peers"
 # Where Debian's golang-github-gorilla-websocket-dev is.
@@ -278,10 +285,31 @@ def _y_webrtc(inboxes: bool = False) -> Server:
 
 
 def _bun() -> Server:
-    # Its install script, which would put the binary in place, does not run: the package of this platform has it.
-    (binary, *_) = sorted(npm_modules("bun").glob("@oven/bun-*/bin/bun"))
+    binary = _binary("bun", "@oven/bun-*/bin/bun")
     command = [str(binary), str(_PEERS / "plain_bun.mjs"), "{port}"]
     return Server("bun", command, Wire(), version=NPM_PACKAGES["bun"])
+
+
+def _deno() -> Server:
+    binary = _binary("deno", "@deno/*/deno")
+    command = [str(binary), "run", "--allow-net", str(_PEERS / "plain_deno.mjs"), "{port}"]
+    return Server("deno", command, Wire(), version=NPM_PACKAGES["deno"])
+
+
+def _ws() -> Server:
+    command = ["node", str(_PEERS / "plain_ws.mjs"), "{port}"]
+    return Server("ws", command, Wire(), {"NODE_PATH": str(npm_modules("ws"))}, NPM_PACKAGES["ws"])
+
+
+def _socket_io() -> Server:
+    command = ["node", str(_PEERS / "plain_socketio.mjs"), "{port}"]
+    environment = {"NODE_PATH": str(npm_modules("socket.io"))}
+    return Server("socket.io", command, SocketIo(), environment, NPM_PACKAGES["socket.io"])
+
+
+def _picows() -> Server:
+    command = [sys.executable, str(_PEERS / "plain_picows.py"), "{port}"]
+    return Server("picows", command, Wire(), version=version("picows"))
 
 
 def _go() -> Server:
@@ -301,6 +329,10 @@ OTHERS = {
     "y-webrtc": Other(_y_webrtc, programs=_NODE),
     "websockets": Other(_websockets),
     "autobahn": Other(_autobahn),
+    "picows": Other(_picows, modules=["picows"]),
+    "deno": Other(_deno, programs=["npm"]),
+    "ws": Other(_ws, programs=_NODE),
+    "socket.io": Other(_socket_io, programs=_NODE),
     "y-webrtc-inboxes": Other(lambda: _y_webrtc(inboxes=True), programs=_NODE),
 }
 
@@ -327,6 +359,14 @@ def npm_modules(package: str) -> Path:
         words = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder)]
         _install([*words, f"{package}@{wanted}"], {})
     return modules
+
+
+def _binary(package: str, pattern: str) -> Path:
+    """Find the program of a package whose install script, which would put it in place, did not run."""
+    found = sorted(npm_modules(package).glob(pattern))
+    if not found:
+        raise CannotStartError(f"{package} has no program for this machine: there is no {pattern}")
+    return found[0]
 
 
 def _installed(modules: Path, package: str) -> str:

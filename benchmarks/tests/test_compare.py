@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from benchmarks.compare.servers import OTHERS
 from tests.harness.server import running
 
 TREE = Path(__file__).parents[2]
@@ -51,6 +54,15 @@ def test_a_server_that_runs_already_is_measured_alone(tmp_path: Path) -> None:
     _, _, *lines = lines_of(done.stdout)
     assert [line[2] for line in lines if line[0] == "relay"] == ["per_second", "cpu_us", "starved", "p50_ms", "p99_ms"]
     assert {line[2] for line in lines if line[0] == "latency"} > {"p50_ms", "p99_ms"}
+
+
+@pytest.mark.parametrize("name", ["peerjs-server", "y-webrtc", "socket.io"])
+def test_a_server_with_a_dialect_of_its_own_is_compared(tmp_path: Path, name: str) -> None:
+    if missing := OTHERS[name].missing():
+        pytest.skip(f"{name} needs {missing}")
+    done = compare(tmp_path, "--scenario=relay", "--scenario=call", f"--peer={name}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line[0] for line in lines_of(done.stdout)[2:]] == ["relay", "call"]
 
 
 GARBLING = """

@@ -13,7 +13,7 @@ from websockets.sync.client import ClientConnection, connect
 from benchmarks.compare.servers import OTHERS, Running
 
 SECONDS = 10
-PLAIN = ("bun", "go", "websockets", "autobahn")
+PLAIN = ("bun", "go", "websockets", "autobahn", "picows", "deno", "ws")
 
 
 @pytest.fixture(params=PLAIN)
