@@ -21,7 +21,7 @@ from benchmarks.compare.results import Results, plain_table, plot, table
 from benchmarks.compare.scenarios import QUICK, SCENARIOS, Scale
 from benchmarks.compare.servers import CannotStartError, RunningServers, Server
 
-_DEFAULT_OTHERS = ("bun", "peerjs-server", "y-webrtc", "websockets", "autobahn")
+_DEFAULT_OTHERS = ("bun", "go", "peerjs-server", "y-webrtc")
 _ALONE = "server"
 
 

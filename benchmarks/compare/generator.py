@@ -19,6 +19,8 @@ import msgspec
 from benchmarks.client import CLOSE, PING, PONG, TEXT, frame
 
 _READ_BYTES = 1 << 18
+# When half of an address's ports are taken, the kernel searches long for a free one.
+_PORTS_OF_AN_ADDRESS = 5_000
 _END_OF_HEAD = b"\r\n\r\n"
 _FINAL = 0x80
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -126,6 +128,17 @@ class Link:
         while not self.takes(expected):
             yield self
 
+    def stay(self) -> Task:
+        """Answer pings and do nothing else, for ever.
+
+        Raises:
+            WrongAnswerError: if a message comes, or the server ends the connection.
+        """
+        while True:
+            if (raw := self._cut()) is not None:
+                raise WrongAnswerError(f"unexpected message: {raw[:300]!r}")
+            yield self
+
     def close(self) -> Task:
         """Close as the protocol wants it: the server ends its half first."""
         self.send(_GOODBYE)
@@ -199,7 +212,10 @@ class LoadGenerator:
 
     def connect(self) -> Link:
         """Open a connection."""
-        sock = socket.create_connection(next(self._addresses), self._patience_seconds)
+        address = next(self._addresses)
+        source = len(self._links) // _PORTS_OF_AN_ADDRESS
+        own = (f"127.0.0.{1 + source}", 0) if source and address[0].startswith("127.") else None
+        sock = socket.create_connection(address, self._patience_seconds, own)
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         link = Link(sock)
@@ -217,30 +233,33 @@ class LoadGenerator:
                 self._epoll.unregister(link.sock.fileno())
         return readable
 
+    def start(self, task: Task) -> bool:
+        """Run a task until it waits, and later on whenever what it waits for comes.
+
+        Returns:
+            False if it is done.
+        """
+        try:
+            next(task).task = task
+        except StopIteration:
+            return False
+        return True
+
     def run(self, tasks: Iterable[Task]) -> None:
         """Run tasks until all of them are done.
 
         Raises:
             WrongAnswerError: if one of them fails, or nothing comes for too long.
         """
-        running = sum([self._step(task) for task in tasks])
+        running = sum([self.start(task) for task in tasks])
         heard_at = time.monotonic()
         while running:
             readable = self.poll(1.0)
             for link in readable:
                 task, link.task = link.task, None
-                if task is not None and not self._step(task):
+                if task is not None and not self.start(task):
                     running -= 1
             if readable:
                 heard_at = time.monotonic()
             elif time.monotonic() - heard_at > self._patience_seconds:
                 raise WrongAnswerError(f"{running} tasks wait in vain")
-
-    @staticmethod
-    def _step(task: Task) -> bool:
-        """Run a task until it waits; returns whether it does."""
-        try:
-            next(task).task = task
-        except StopIteration:
-            return False
-        return True
