@@ -11,7 +11,8 @@ _UNIX = "unix"
 _MAX_HOPS = 20
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen: one is made for each connection.
+@dataclass(slots=True)
 class Client:
     """The origin of a connection.
 
