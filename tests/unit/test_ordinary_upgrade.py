@@ -68,28 +68,54 @@ ASKED_FOR = [
     b"host", b"upgrade", b"connection", b"sec-websocket-version", b"sec-websocket-key", b"sec-websocket-protocol",
     b"origin", b"x-forwarded-for", b"authorization", b"content-length", b"transfer-encoding", b"cookie", b"absent",
 ]  # fmt: skip
-MORE_LINES = st.sampled_from(
-    [
-        b"Host: other", b"host:", b"Upgrade: h2c", b"Upgrade: h2c, websocket", b"UPGRADE:WebSocket\t",
-        b"Connection: close",
-        b"Connection: keep-alive,upgrade", b"Connection:  Upgrade , close", b"Sec-WebSocket-Version: 8",
-        b"Sec-WebSocket-Version:13 ", b"Sec-WebSocket-Key: c2hvcnQ=", b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQA=",
-        b"sec-websocket-key:dGhlIHNhbXBsZSBub25jZR==", b"Sec-WebSocket-Protocol: signaling ", b"Origin:",
-        b"Origin: null",
-        b"X-Forwarded-For: \t \xe9", b"Content-Length: 0", b"Content-Length: 7", b"Transfer-Encoding: chunked",
-        b"Authorization: Bearer abc", b" folded", b"\tfolded", b"", b"no colon", b"Host : a", b": a", b"a:\x7f",
-        b"a: \r",
-        b"a: \n", b"GET / HTTP/1.1", b"Hos: a", b"Hosts: a",
-    ]
-)  # fmt: skip
-REQUEST_LINES = st.sampled_from(
-    [
-        b"GET /ws/%2 HTTP/1.1", b"GET /%zz?a HTTP/1.1", b"GET /a?%zz? HTTP/1.1", b"GET http://a/ws/b HTTP/1.1",
-        b"GET /ws/a HTTP/1.0", b"HEAD /ws/a HTTP/1.1", b"GET /ws/\xe9 HTTP/1.1", b"GET /ws/a  HTTP/1.1",
-        b"OPTIONS * HTTP/1.1",
-        b"GET / HTTP/1.1\r", b"\r\nGET / HTTP/1.1", b"GET  HTTP/1.1", b"get / HTTP/1.1", b"G\x00T / HTTP/1.1",
-    ]
-)  # fmt: skip
+LINES = [
+    b"Host: other", b"host:", b"Hos: a", b"Hosts: a", b"Host : a",
+    b"Upgrade: h2c", b"Upgrade: websocket2", b"Upgrade: h2c, websocket", b"UPGRADE:WebSocket\t",
+    b"Connection: close", b"Connection: keep-alive,upgrade", b"Connection:  Upgrade , close",
+    b"Sec-WebSocket-Version: 8", b"Sec-WebSocket-Version:13 ",
+    b"Sec-WebSocket-Key: c2hvcnQ=", b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQA=",
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25j==", b"sec-websocket-key:dGhlIHNhbXBsZSBub25jZR==",
+    b"Sec-WebSocket-Protocol: signaling ", b"Origin:", b"Origin: null", b"X-Forwarded-For: \t \xe9",
+    b"Content-Length: 0", b"Content-Length: 7", b"Transfer-Encoding: chunked", b"Authorization: Bearer abc",
+    b" folded", b"\tfolded", b"", b"no colon", b": a", b"a:\x7f", b"a: \r", b"a: \n", b"GET / HTTP/1.1",
+]  # fmt: skip
+REQUEST_LINES = [
+    b"GET /ws/%2 HTTP/1.1", b"GET /%zz?a HTTP/1.1", b"GET /a?%zz? HTTP/1.1", b"GET http://a/ws/b HTTP/1.1",
+    b"GET /ws/a HTTP/1.0", b"HEAD /ws/a HTTP/1.1", b"GET /ws/\xe9 HTTP/1.1", b"GET /?\xe9 HTTP/1.1",
+    b"GET /ws/a  HTTP/1.1", b"OPTIONS * HTTP/1.1", b"GET / HTTP/1.1\r", b"\r\nGET / HTTP/1.1", b"GET  HTTP/1.1",
+    b"get / HTTP/1.1", b"G\x00T / HTTP/1.1",
+]  # fmt: skip
+BYTES = [bytes([byte]) for byte in b'\x00\t\n\r !"%(/09:;=?@AZ[\\]az{}\x7f\x80\xff']
+
+
+@pytest.mark.parametrize("request_head", ORDINARY)
+def test_an_upgrade_of_a_browser_or_a_proxy_is_ordinary(request_head: bytes) -> None:
+    taken = take_head(request_head + b"\r\n\r\nbehind", 0, len(request_head))
+    assert taken is not None
+    assert taken[0].key is not None
+    assert taken[1] == b"behind"
+
+
+@pytest.mark.parametrize("request_head", ORDINARY)
+def test_one_line_more_or_less_or_another_one_is_read_as_by_the_model(request_head: bytes) -> None:
+    first, *lines = request_head.split(b"\r\n")
+    changed = [[line, *lines] for line in REQUEST_LINES]
+    for at, line in enumerate(lines):
+        before, after = [first, *lines[:at]], lines[at + 1 :]
+        changed += [[*before, *after], [*before, line, line, *after], [*before, line.swapcase(), *after]]
+        changed += [[*before, other, *after] for other in LINES]
+    changed += [[first, *lines, other] for other in LINES]
+    changed += [[first, *lines, *[b"a: b"] * (count - len(lines))] for count in (MAX_HEADERS, MAX_HEADERS + 1)]
+    for case in changed:
+        check_against_model(b"\r\n".join(case))
+
+
+def test_one_byte_more_or_less_or_another_one_is_read_as_by_the_model() -> None:
+    short = ORDINARY[0]
+    for at in range(len(short)):
+        for changed in (b"", *BYTES):
+            check_against_model(short[:at] + changed + short[at + 1 :])
+            check_against_model(short[:at] + changed + short[at:])
 
 
 @st.composite
@@ -105,7 +131,7 @@ def almost_ordinary(draw: st.DrawFn) -> bytes:
             if change == "move":
                 lines[to:to] = moved
         if change in ("add", "replace"):
-            lines.insert(at, draw(MORE_LINES))
+            lines.insert(at, draw(st.sampled_from(LINES)))
         if change == "repeat":
             lines[to:to] = lines[at : at + 1]
         if change == "case":
@@ -113,7 +139,7 @@ def almost_ordinary(draw: st.DrawFn) -> bytes:
         if change == "many":
             lines[at:at] = [b"a: b"] * draw(st.integers(MAX_HEADERS - len(lines) - 2, MAX_HEADERS - len(lines) + 2))
     if draw(st.integers(0, 4)) == 0:
-        first = draw(REQUEST_LINES)
+        first = draw(st.sampled_from(REQUEST_LINES))
     head = b"\r\n".join([first, *lines])
     for _ in range(draw(st.sampled_from([0, 0, 1, 2]))):
         at, length = draw(st.integers(0, len(head))), draw(st.integers(0, 2))
@@ -121,12 +147,9 @@ def almost_ordinary(draw: st.DrawFn) -> bytes:
     return head
 
 
-@pytest.mark.parametrize("request_head", ORDINARY)
-def test_an_upgrade_of_a_browser_or_a_proxy_is_ordinary(request_head: bytes) -> None:
-    taken = take_head(request_head + b"\r\n\r\nbehind", 0, len(request_head))
-    assert taken is not None
-    assert taken[0].key is not None
-    assert taken[1] == b"behind"
+@given(almost_ordinary(), st.sampled_from([-1, 0, 1000]))
+def test_what_is_almost_an_ordinary_upgrade_is_read_as_by_the_model(text: bytes, room: int) -> None:
+    check_against_model(text, room)
 
 
 Headers = dict[bytes, list[bytes]]
@@ -134,8 +157,7 @@ Read = tuple[bytes, bytes, bytes, Headers, bytes]
 """Method, target, version, headers, and what stands behind the head."""
 
 
-@given(almost_ordinary(), st.sampled_from([-1, 0, 1000]))
-def test_what_is_almost_an_ordinary_upgrade_is_read_as_by_the_model(text: bytes, room: int) -> None:
+def check_against_model(text: bytes, room: int = 0) -> None:
     data, longest = text + b"\r\n\r\nbehind", len(text) + room
     heads: list[Head] = []
     assert outcome(lambda: _take(data, longest, heads)) == outcome(lambda: _model(data, longest))
