@@ -24,7 +24,6 @@ from signaling.server.endpoints import ListenAddress, endpoint, explain, listen_
 from signaling.server.factory import SignalingFactory
 from signaling.server.http import HttpFactory
 from signaling.timing.clock import use_monotonic_timers
-from signaling.transport.private_api import accept_few
 from signaling.workers.listener import WorkerListener, routing
 from signaling.workers.supervisor import WorkerSettings
 from signaling.workers.topic_router import share
@@ -76,8 +75,7 @@ class SignalingService(Service):
         self._is_wanted = True
         for address in self._listen_addresses:
             failures: list[Failure] = []
-            ports = self._ports if address.site is None else self._metrics_ports
-            listening = address.endpoint.listen(address.site or self.factory).addCallback(self._listening, ports)
+            listening = address.endpoint.listen(address.site or self.factory).addCallback(self._listening, address)
             # Twisted's own endpoints fail at once; others may fail later, and then only the log can say so.
             if listening.called:
                 listening.addErrback(failures.append)
@@ -101,13 +99,15 @@ class SignalingService(Service):
         for task in self._background:
             task.start()
 
-    def _listening(self, port: IListeningPort, ports: list[IListeningPort]) -> None:
+    def _listening(self, port: IListeningPort, address: ListenAddress) -> None:
         if not self._is_wanted:
             # The service was stopped before its endpoint was ready.
             maybeDeferred(port.stopListening)
             return
-        ports.append(port)
-        accept_few(port, self.factory.connection_limits.accepts_per_pass)
+        if address.site is not None:
+            self._metrics_ports.append(port)
+        else:
+            self._ports.append(self.factory.accept_on(port))
         self.factory.events.listening(address_text(port.getHost()))
 
     def _log_failure(self, failure: Failure, text: str) -> None:

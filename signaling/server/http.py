@@ -31,6 +31,7 @@ from signaling.server.address_text import address_text
 from signaling.server.connection_gate import ConnectionGate
 from signaling.server.shutdown import Shutdown, ShutdownState
 from signaling.transport.private_api import awaits_proxy_header
+from signaling.transport.tcp_port import accept_on
 from signaling.web.credentials import subprotocol
 from signaling.web.join_parsing import check_join
 from signaling.web.resources import site_root
@@ -251,6 +252,10 @@ class HttpFactory(WebSocketConnectionFactory):
         """
         host = getattr(address, "host", None)
         return self._proxies.client(host, address_text(address), values(b"x-forwarded-for"))
+
+    def accept_on(self, port: Any) -> Any:
+        """Return what to keep in place of a port that has just begun to listen for this server."""
+        return accept_on(port, self, self.poller, self.connection_limits.accepts_per_pass, self.serve)
 
     def connection_made(self, connection: HttpProtocol[Any]) -> None:
         """Take a new connection; if there are too many that have not joined, evict the oldest."""

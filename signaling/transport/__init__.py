@@ -1,1 +1,1 @@
-"""Transports of bytes: a reactor with less overhead, and what is used of Twisted's and Autobahn's private names."""
+"""Transports of bytes: plain TCP without the reactor's cost for each event, and any other through an adapter."""

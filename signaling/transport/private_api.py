@@ -2,11 +2,12 @@
 
 A part whose trial fails is named in ``MISFITS`` and in one line of the log, and the server works without it:
 
-- ``frames`` and ``buffers``: Autobahn reads all frames and Twisted writes them, which is slower; without ``buffers``
-  the write timeout is the time for all that the transport holds.
+- ``frames``: Autobahn reads all frames, which is slower.
+- ``buffers``: the write timeout is the time for all that a transport of Twisted's holds.
+- ``sockets``: an application's own port keeps Twisted's transport, which is slower.
+- ``accept``: a connection has a socket object while it is accepted.
 - ``endpoints``: SIGHUP reloads no certificates.
 - ``PROXY header``: until its first bytes, a connection of a ``haproxy:`` endpoint counts for the proxy's address.
-- ``epoll``: the reactor ``lean-epoll`` is Twisted's ``epoll``.
 - ``exit signal``: ``twistd`` ends by the signal that stopped it, not with status 0.
 - ``log observers``: ``--log-level`` does not filter the log of other libraries.
 - ``twistd's log``: the log as JSON is not rotated by SIGUSR1.
@@ -14,6 +15,7 @@ A part whose trial fails is named in ``MISFITS`` and in one line of the log, and
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Callable
 from functools import cached_property
@@ -170,38 +172,33 @@ def _try_autobahn() -> bool:
 # Twisted's TCP transport
 
 
-class DirectWrites:
-    """Writes to the socket of a TCP connection at once if nothing waits; the reactor would do so in its next pass."""
+def is_plain_tcp(transport: Any) -> bool:
+    """Return whether ``transport`` is Twisted's own for an accepted connection, and ``take_descriptor`` works."""
+    return FITS["sockets"] and type(transport) is tcp.Server
 
-    transport: Any
-    _socket: Any = None
 
-    def use_socket(self) -> None:
-        """Write to the socket of ``transport`` from now on, if that is a plain TCP connection."""
-        if FITS["buffers"] and type(self.transport) is tcp.Server:
-            self._socket = self.transport.socket
+def take_descriptor(transport: Any) -> int:
+    """Return the descriptor of a connection that was just accepted; its transport has none from now on."""
+    transport.stopReading()
+    descriptor: int = transport.socket.detach()
+    return descriptor
 
-    def forget_socket(self) -> None:
-        """Leave the socket to the transport."""
-        self._socket = None
 
-    def write_now(self, data: bytes) -> None:
-        """Write ``data`` to the socket, or what it does not take to the transport."""
-        transport = self.transport
-        if self._socket is not None and not transport.dataBuffer and not transport._tempDataBuffer:
-            try:
-                sent = self._socket.send(data)
-            except OSError:
-                # Full, or broken: the transport finds out in its own way.
-                sent = 0
-            if sent == len(data):
-                return
-            data = data[sent:]
-        self.write_to_transport(data)
+def accept_descriptor(listening: Any) -> tuple[int, Any]:
+    """Accept a connection without a socket object for it.
 
-    def write_to_transport(self, data: bytes) -> None:
-        """Write ``data`` to the transport; for a subclass."""
-        raise NotImplementedError
+    Returns:
+        Its descriptor, and the address that ``socket.accept`` returns.
+    """
+    if FITS["accept"]:
+        accepted: tuple[int, Any] = listening._accept()
+        return accepted
+    connection, address = listening.accept()
+    return connection.detach(), address
+
+
+def _try_accept() -> bool:
+    return callable(getattr(socket.socket, "_accept", None))
 
 
 def pending_bytes(transport: Any) -> int:
@@ -227,13 +224,11 @@ class _NoReactor:
 def _try_buffers() -> bool:
     descriptor: Any = FileDescriptor(_NoReactor())  # type: ignore[arg-type]
     descriptor.connected = True
-    clean = not descriptor.dataBuffer and not descriptor._tempDataBuffer
     descriptor.write(b"four")
-    kept = bool(descriptor._tempDataBuffer) and descriptor._tempDataLen == 4 and descriptor.offset == 0
-    return clean and kept and "socket" in tcp.Connection.__init__.__code__.co_names
+    return bool(descriptor._tempDataLen == 4 and descriptor.offset == 0 and not descriptor.dataBuffer)
 
 
-# Twisted's listening ports, endpoints and reactors
+# Twisted's listening ports and endpoints
 
 
 def accept_few(port: Any, most: int) -> None:
@@ -301,33 +296,6 @@ def forget_exit_signal(reactor: Any) -> None:
     reactor._exitSignal = None
 
 
-def poll_without_log_context(reactor: Any, timeout: float | None) -> None:
-    """Wait for events of Twisted's epoll reactor and handle them without a log context for each; its ``doPoll``.
-
-    Args:
-        timeout: seconds; None means as long as it takes.
-    """
-    try:
-        events = reactor._poller.poll(-1 if timeout is None else timeout, len(reactor._selectables))
-    except InterruptedError:
-        return
-    for fd, event in events:
-        # What was handled before may have closed this one.
-        selectable = reactor._selectables.get(fd)
-        if selectable is not None:
-            reactor._doReadOrWrite(selectable, fd, event)
-
-
-def _try_epoll() -> bool:
-    try:
-        from twisted.internet.epollreactor import EPollReactor  # noqa: PLC0415
-    except ImportError:
-        # A system without epoll has none of its reactors, and needs no line about it.
-        return True
-    names = {*EPollReactor.doPoll.__code__.co_names, *dir(EPollReactor)}
-    return {"_poller", "_selectables", "_doReadOrWrite"} <= names
-
-
 # Twisted's logging
 
 
@@ -372,10 +340,11 @@ def _fits(trial: Callable[[], bool]) -> bool:
 FITS = {
     "frames": _fits(_try_autobahn),
     "buffers": _fits(_try_buffers),
+    "sockets": "socket" in tcp.Connection.__init__.__code__.co_names,
+    "accept": _fits(_try_accept),
     "endpoints": _fits(_try_endpoints),
     "PROXY header": _fits(_try_proxy_header),
     "exit signal": hasattr(ReactorBase, "_exitSignal"),
-    "epoll": _fits(_try_epoll),
     "log observers": hasattr(globalLogPublisher, "_observers"),
     "twistd's log": _fits(_try_twistd_log),
 }

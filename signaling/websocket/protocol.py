@@ -23,7 +23,10 @@ from signaling.limits import Limits
 from signaling.timing.clock import Clock
 from signaling.timing.fair_scheduler import FairScheduler
 from signaling.timing.timeouts import Timeouts
-from signaling.transport.private_api import DirectWrites, pending_bytes, with_initial_state
+from signaling.transport.adapter import adapt
+from signaling.transport.poller import Poller, can_poll
+from signaling.transport.private_api import with_initial_state
+from signaling.transport.tcp_connection import TcpConnection
 from signaling.websocket.fast_path import FrameReader
 from signaling.websocket.frames import CLOSE, PING, PONG, close_frame, frame
 from signaling.websocket.handshake import check_upgrade
@@ -48,7 +51,7 @@ _TURNS_PER_PASS = 4
 R = TypeVar("R")
 
 
-class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
+class WebSocketConnection(FrameReader, Generic[R]):
     """One connection: its handshake, its frames, its queue, its end.
 
     An application overrides ``requestReceived`` to check the request, and ``onOpen``, ``onMessage``, ``onClose`` as
@@ -67,9 +70,8 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
     close_frame_seen = False
     subprotocol = b""
     _pongs_due = 0
-    # By the transport, in all; and how many of these had left it when the write timeout was set.
-    _accepted_bytes = 0
-    _sent_bytes = 0
+    # Of the transport, when the write timeout was set.
+    _progress = 0
     _key = b""
     _queue: OutboundQueue[R] | None = None
     _held: list[bytes] | None = None
@@ -78,13 +80,17 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
         if not self.fast:
             super().__init__()
 
+    def makeConnection(self, transport: Any) -> None:
+        """Start on a transport, whatever kind it is of."""
+        if not isinstance(transport, TcpConnection):
+            _set_no_delay(transport)
+            transport = adapt(transport, self, self.factory.poller)
+        super().makeConnection(transport)
+
     def connectionMade(self) -> None:
         """Start the handshake timeout."""
         if not self.fast:
             super().connectionMade()
-        else:
-            self.use_socket()
-        _set_no_delay(self.transport)
         self.factory.connection_made(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -94,7 +100,8 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
         self.factory.close_timeouts.clear(self)
         self.factory.connections.discard(self)
         self._abandon_queue()
-        self.forget_socket()
+        # Else they would hold each other, until a garbage collector looks for such pairs.
+        self.transport.protocol = None
         self.onClose(self.wasClean, self.remoteCloseCode, self.remoteCloseReason)
         if not self.factory.connections:
             self.factory.cancel_idle_timers()
@@ -153,7 +160,7 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
         self.factory.hold_writes()
         try:
             chosen = b"Sec-WebSocket-Protocol: %b\r\n" % self.subprotocol if self.subprotocol else b""
-            self._put(_ACCEPTED % (b64encode(sha1(key + _GUID).digest()), chosen))
+            self._hold(_ACCEPTED % (b64encode(sha1(key + _GUID).digest()), chosen))
             self.onOpen()
         finally:
             self.factory.flush_writes()
@@ -265,7 +272,10 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
             if not taken:
                 self.onQueueFull(len(self._queue))
             return taken
-        self._put(frame)
+        if self.factory.holding is None:
+            self.transport.write(frame)
+        else:
+            self._hold(frame)
         return True
 
     def answer(self, frame: bytes) -> None:
@@ -276,16 +286,15 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
             self._queue.answer(frame)
             if self._queue.overfull:
                 self.pause_reading(ReadPause.QUEUE_FULL)
+        elif self.factory.holding is None:
+            self.transport.write(frame)
         else:
-            self._put(frame)
+            self._hold(frame)
 
-    def _put(self, frame: bytes) -> None:
-        holding = self.factory.holding
-        if holding is None:
-            self.write_now(frame)
-        elif self._held is None:
+    def _hold(self, frame: bytes) -> None:
+        if self._held is None:
             self._held = [frame]
-            holding.append(self)
+            self.factory.held_back(self)
         else:
             self._held.append(frame)
 
@@ -293,19 +302,13 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
         """Write the frames that were held back, in one piece."""
         frames, self._held = self._held, None
         if frames:
-            self.write_now(b"".join(frames))
+            self.transport.write(b"".join(frames))
 
-    def write_to_transport(self, data: bytes) -> None:
-        """Write to the transport, and start the write timeout if nothing waited there."""
-        waited = pending_bytes(self.transport)
-        self._accepted_bytes += len(data)
-        self.transport.write(data)
-        if not waited and self.state == self.STATE_OPEN:
-            self._start_write_timeout()
-
-    def _start_write_timeout(self) -> None:
-        self._sent_bytes = self._accepted_bytes - pending_bytes(self.transport)
-        self.factory.write_timeouts.set(self)
+    def bytes_wait(self) -> None:
+        """Called by the transport when bytes wait and none did before: start the write timeout."""
+        if self.state == self.STATE_OPEN:
+            self._progress = self.transport.progress
+            self.factory.write_timeouts.set(self)
 
     @property
     def blocked(self) -> bool:
@@ -322,10 +325,10 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
         if self._queue is None:
             limits = self.factory.limits
             self._queue = OutboundQueue(
-                self.write_now, self.onWritten, limits.high_water_messages, limits.high_water_bytes
+                self.transport.write, self.onWritten, limits.high_water_messages, limits.high_water_bytes
             )
         self._queue.block()
-        self._start_write_timeout()
+        self.bytes_wait()
         # A ping may be stuck behind what waits: until the transport is writable again, only the write timeout counts.
         self.factory.pong_timeouts.clear(self)
 
@@ -344,12 +347,11 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
 
     def write_timed_out(self) -> None:
         """Abort the connection if nothing at all was sent during the write timeout."""
-        pending = pending_bytes(self.transport)
         # A transport that is not writable holds something, even if nothing says how much.
-        if not pending and not self.blocked:
+        if not self.transport.pending_bytes and not self.blocked:
             return
-        if self._accepted_bytes - pending > self._sent_bytes:
-            self._start_write_timeout()
+        if self.transport.progress > self._progress:
+            self.bytes_wait()
         else:
             self.ending = LeaveReason.WRITE_TIMEOUT
             self.abort(f"it read nothing for {self.factory.limits.write_timeout_seconds:g} s")
@@ -370,7 +372,7 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
         if self.state != self.STATE_OPEN:
             return
         self.flush()
-        self.write_now(close_frame(code, reason))
+        self.transport.write(close_frame(code, reason))
         self.close_frame_seen = True
         self.ending = LeaveReason.CLOSED_BY_SERVER
         self.end_reason = f"closed with {code}: {reason}"
@@ -457,7 +459,7 @@ class WebSocketConnection(FrameReader, DirectWrites, Generic[R]):
     def sendCloseFrame(self, code: int | None = None, reasonUtf8: bytes | None = None, isReply: bool = False) -> None:
         """Answer the close frame of the other end, behind what was written before."""
         self.flush()
-        self.write_now(frame(CLOSE, b"" if code is None else code.to_bytes(2, "big") + (reasonUtf8 or b"")))
+        self.transport.write(frame(CLOSE, b"" if code is None else code.to_bytes(2, "big") + (reasonUtf8 or b"")))
         self.state = self.STATE_CLOSING
         self.close_frame_seen = True
 
@@ -494,6 +496,7 @@ class WebSocketConnectionFactory(WebSocketServerFactory):
             closeHandshakeTimeout=0,
         )
         self.limits = limits
+        self.poller = Poller(reactor) if can_poll(reactor) else None
         self.connections: set[WebSocketConnection[Any]] = set()
         clock: Clock = reactor
         self.handshake_timeouts: Timeouts[Any] = Timeouts(
@@ -531,6 +534,17 @@ class WebSocketConnectionFactory(WebSocketServerFactory):
         connection.factory = self
         return connection
 
+    def serve(self, descriptor: int, address: Any) -> None:
+        """Serve a connection that a port of ours has accepted.
+
+        Args:
+            descriptor: non-blocking, with ``TCP_NODELAY``.
+            address: of the other end, as ``socket.accept`` returns it.
+        """
+        assert self.poller is not None
+        connection = self.buildProtocol(None)
+        connection.makeConnection(TcpConnection(descriptor, connection, self.poller, address))
+
     def connection_made(self, connection: Any) -> None:
         """Register a new connection, and start its handshake timeout."""
         self.connections.add(connection)
@@ -544,6 +558,11 @@ class WebSocketConnectionFactory(WebSocketServerFactory):
     def hold_writes(self) -> None:
         """Hold frames back until ``flush_writes``: what one burst sends to a connection is written in one piece."""
         self.holding = []
+
+    def held_back(self, connection: WebSocketConnection[Any]) -> None:
+        """Flush ``connection``, which holds a frame back, with the others."""
+        if self.holding is not None:
+            self.holding.append(connection)
 
     def flush_writes(self) -> None:
         """Write all frames that were held back."""

@@ -104,7 +104,7 @@ def test_who_leaves_before_its_turn_to_join_never_joined(server: Harness) -> Non
 
 def test_an_error_in_a_turn_ends_its_connection_alone(server: Harness) -> None:
     broken, target = server.join("room"), server.join("room")
-    protocol = next(c for c in server.factory.connections if c.transport is broken.transport)
+    protocol = next(c for c in server.factory.connections if c.transport.adapted is broken.transport)
     handle, handled = protocol.onMessage, []
 
     def break_at_30(payload: bytes, is_binary: bool) -> None:

@@ -161,7 +161,7 @@ def test_several_endpoints_serve_one_server(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-@pytest.mark.parametrize("reactor", ["epoll", "poll", "select", "asyncio", "lean-epoll"])
+@pytest.mark.parametrize("reactor", ["epoll", "poll", "select", "asyncio"])
 def test_every_reactor_of_twistd_serves(reactor: str) -> None:
     with running(twistd_options=[f"--reactor={reactor}"]) as server:
         call(server)

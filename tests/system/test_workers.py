@@ -285,7 +285,7 @@ def test_a_socket_handed_over_is_shared_too() -> None:
             assert server.stop() == 0
 
 
-@pytest.mark.parametrize("reactor", ["asyncio", "lean-epoll"])
+@pytest.mark.parametrize("reactor", ["asyncio"])
 def test_workers_run_the_listeners_reactor(reactor: str) -> None:
     with running(["--port=0", "--workers=2"], twistd_options=[f"--reactor={reactor}"]) as server:
         with observed(server):

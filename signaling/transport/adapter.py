@@ -1,0 +1,74 @@
+"""What a connection asks of its transport, and how one that is not ours answers that."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from zope.interface import directlyProvides, providedBy
+
+from signaling.transport.poller import Poller
+from signaling.transport.private_api import is_plain_tcp, pending_bytes, take_descriptor
+from signaling.transport.tcp_connection import TcpConnection
+
+
+class WritingProtocol(Protocol):
+    """What an adapted transport asks of the connection on it."""
+
+    def bytes_wait(self) -> None:
+        """Bytes wait for the transport, and none did before."""
+
+
+class AdaptedTransport:
+    """A transport of Twisted's, or of anybody else, for a connection that expects a ``TcpConnection``.
+
+    All that is not defined here is the transport's own.
+
+    Args:
+        transport: an ``ITransport`` and ``IPushProducer`` provider.
+        protocol: the connection on it, until that sets it to None.
+
+    Attributes:
+        adapted: the transport.
+    """
+
+    def __init__(self, transport: Any, protocol: WritingProtocol) -> None:
+        self.protocol: WritingProtocol | None = protocol
+        self.adapted = transport
+        self._accepted_bytes = 0
+        directlyProvides(self, providedBy(transport))
+
+    def write(self, data: bytes) -> None:
+        """Write ``data``, which nearly always waits until the reactor's next pass."""
+        waited = self.pending_bytes
+        self._accepted_bytes += len(data)
+        self.adapted.write(data)
+        if not waited and self.protocol is not None:
+            self.protocol.bytes_wait()
+
+    @property
+    def pending_bytes(self) -> int:
+        """How many bytes wait; 0 if the transport does not say."""
+        return pending_bytes(self.adapted)
+
+    @property
+    def progress(self) -> int:
+        """Grows whenever bytes that had to wait leave."""
+        return self._accepted_bytes - self.pending_bytes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.adapted, name)
+
+
+def adapt(transport: Any, protocol: WritingProtocol, poller: Poller | None) -> Any:
+    """Return a ``TcpConnection``, or what answers like one.
+
+    Args:
+        transport: that a connection is given; if it is a plain TCP connection of Twisted's, its descriptor is taken.
+        protocol: the connection.
+        poller: for its ``TcpConnection``; None if there can be none.
+    """
+    if isinstance(transport, TcpConnection):
+        return transport
+    if poller is not None and is_plain_tcp(transport):
+        return TcpConnection(take_descriptor(transport), protocol, poller)
+    return AdaptedTransport(transport, protocol)

@@ -1,0 +1,332 @@
+"""A TCP connection of a server: it reads when its poller says so, and writes at once if nothing waits."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterable
+from contextlib import suppress
+from enum import IntEnum
+from typing import Any
+
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.error import ConnectionAborted, ConnectionLost
+from twisted.internet.interfaces import IConsumer, IHalfCloseableProtocol, IPushProducer, ITCPTransport
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from signaling.transport.poller import READABLE, WRITABLE, Poller
+
+_READ_BYTES = 65_536
+_RESET = struct.pack("ii", 1, 0)
+_FULL = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM)
+_LOST = Failure(ConnectionLost())
+_ABORTED = Failure(ConnectionAborted())
+
+_read, _write = os.read, os.write
+
+
+class ConnectionState(IntEnum):
+    """What a connection does."""
+
+    OPEN = 0  # reads unless it is paused, and takes what is written
+    FINISHING = 1  # ends as soon as what waits is written
+    ENDING = 2  # ends after the events that are handled now
+    ENDED = 3
+
+
+_OPEN, _FINISHING, _ENDING, _ENDED = ConnectionState
+# In place of bytes that wait, where nothing can be written any more.
+_CLOSED = bytearray()
+
+
+@implementer(ITCPTransport, IPushProducer, IConsumer)
+class TcpConnection:
+    """A transport, with Twisted's interfaces, on a descriptor of its own.
+
+    Unlike Twisted's own it pauses its producer as soon as the kernel takes no more, and has no socket object: that
+    would cost an idle connection more than anything else here.
+
+    Args:
+        descriptor: connected, and non-blocking; it is closed with the connection.
+        address: of the other end, as ``socket.accept`` returns it; None means that it is looked up when it is needed.
+
+    Attributes:
+        protocol: receives what is read; None once the connection has ended.
+        progress: grows whenever bytes that had to wait leave.
+    """
+
+    __slots__ = (
+        "_address",
+        "_descriptor",
+        "_events",
+        "_half_closed",
+        "_poller",
+        "_producer",
+        "_state",
+        "_streaming",
+        "_waiting",
+        "progress",
+        "protocol",
+    )
+
+    # What other code may ask of a transport of Twisted's.
+    connected = True
+
+    def __init__(self, descriptor: int, protocol: Any, poller: Poller, address: Any = None) -> None:
+        self.protocol = protocol
+        self.progress = 0
+        self._descriptor = descriptor
+        self._poller = poller
+        self._address = address
+        self._state = _OPEN
+        self._events = READABLE
+        self._waiting: bytearray | None = None
+        self._half_closed = False
+        self._producer: Any = None
+        self._streaming = True
+        poller.watch(self, descriptor)
+
+    # Reading
+
+    def on_readable(self) -> None:
+        """Read once, and pass it on."""
+        try:
+            data = _read(self._descriptor, _READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._end_soon(_LOST)
+            return
+        if data:
+            self.protocol.dataReceived(data)
+        else:
+            self._reached_end()
+
+    def _reached_end(self) -> None:
+        """End, because the other end closed its half, unless the protocol can live with one half."""
+        if not IHalfCloseableProtocol.providedBy(self.protocol):
+            self._end_soon(connectionDone)
+            return
+        self._watch(self._events & ~READABLE)
+        self.protocol.readConnectionLost()
+
+    def on_events(self, events: int) -> None:
+        """Read, write, or notice that the connection is lost."""
+        if events & READABLE:
+            self.on_readable()
+        elif events & ~WRITABLE:
+            self._end_soon(_LOST)
+        if events & WRITABLE and self._state < _ENDING:
+            self._write_waiting()
+
+    def pauseProducing(self) -> None:
+        """Read nothing."""
+        if self._state == _OPEN:
+            self._watch(self._events & ~READABLE)
+
+    def resumeProducing(self) -> None:
+        """Read again."""
+        if self._state == _OPEN:
+            self._watch(self._events | READABLE)
+
+    def stopProducing(self) -> None:
+        """Close."""
+        self.loseConnection()
+
+    def _watch(self, events: int) -> None:
+        if events != self._events:
+            self._events = events
+            self._poller.change(self._descriptor, events)
+
+    # Writing
+
+    def write(self, data: bytes) -> None:
+        """Write ``data``, or keep what the kernel does not take; it is dropped if nothing can be written any more."""
+        if self._waiting is not None:
+            if self._waiting is not _CLOSED:
+                self._waiting += data
+            return
+        try:
+            sent = _write(self._descriptor, data)
+        except OSError as error:
+            if error.errno not in _FULL:
+                # Broken: that is reported, too, and reading finds out how it ended.
+                return
+            sent = 0
+        if sent != len(data):
+            self._wait(data[sent:])
+
+    def writeSequence(self, data: Iterable[bytes]) -> None:
+        """Write several pieces as one."""
+        self.write(b"".join(data))
+
+    def _wait(self, data: bytes) -> None:
+        self._waiting = bytearray(data)
+        self._watch(self._events | WRITABLE)
+        if self._producer is not None and self._streaming:
+            self._producer.pauseProducing()
+
+    def _write_waiting(self) -> None:
+        waiting = self._waiting
+        if not waiting:
+            return
+        try:
+            sent = _write(self._descriptor, waiting)
+        except OSError as error:
+            if error.errno not in _FULL:
+                self._end_soon(_LOST)
+            return
+        self.progress += sent
+        del waiting[:sent]
+        if not waiting:
+            self._waiting = None
+            self._watch(self._events & ~WRITABLE)
+            if self._half_closed:
+                self._shut_down()
+            if self._producer is not None:
+                self._producer.resumeProducing()
+            self._end_if_finished()
+
+    def _end_if_finished(self) -> None:
+        pulls = self._producer is not None and not self._streaming
+        if self._state == _FINISHING and not self._waiting and not pulls:
+            self._end_soon(connectionDone)
+
+    @property
+    def pending_bytes(self) -> int:
+        """How many bytes wait for the kernel to take them."""
+        return len(self._waiting) if self._waiting is not None else 0
+
+    # Producers
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """Pause a producer while bytes wait, or ask one that does not stream for more whenever all is written.
+
+        Raises:
+            RuntimeError: if there is one already.
+        """
+        if self._producer is not None:
+            raise RuntimeError(f"{self._producer!r} is registered already, so {producer!r} cannot be")
+        if self._state >= _ENDING:
+            producer.stopProducing()
+            return
+        self._producer, self._streaming = producer, streaming
+        if not streaming:
+            producer.resumeProducing()
+        elif self._waiting:
+            producer.pauseProducing()
+
+    def unregisterProducer(self) -> None:
+        """Let the producer go."""
+        self._producer = None
+        self._end_if_finished()
+
+    # The end
+
+    def loseConnection(self) -> None:
+        """Close, after what waits is written."""
+        if self._state == _OPEN:
+            self._state = _FINISHING
+            self._watch(self._events & ~READABLE)
+            self._end_if_finished()
+
+    def loseWriteConnection(self) -> None:
+        """Close this end's half, after what waits is written; what the other end sends is still read."""
+        if self._half_closed or self._state != _OPEN:
+            return
+        self._half_closed = True
+        if not self._waiting:
+            self._shut_down()
+
+    def _shut_down(self) -> None:
+        self._waiting = _CLOSED
+        with suppress(OSError):
+            self._with_socket(lambda end: end.shutdown(socket.SHUT_WR))
+        if IHalfCloseableProtocol.providedBy(self.protocol):
+            self.protocol.writeConnectionLost()
+
+    def abortConnection(self) -> None:
+        """Reset the connection; what waits is dropped."""
+        if self._state < _ENDING:
+            self._end_soon(_ABORTED)
+
+    def fail(self, reason: Failure) -> None:
+        """End soon, because the protocol raised ``reason``."""
+        self._end_soon(reason)
+
+    def _end_soon(self, reason: Failure) -> None:
+        if self._state < _ENDING:
+            self._state = _ENDING
+            self._waiting = _CLOSED
+            self._poller.forget(self._descriptor)
+            self._poller.end_soon(self, reason)
+
+    def end(self, reason: Failure) -> None:
+        """Close the descriptor, and call the protocol's ``connectionLost``."""
+        if self._state == _ENDED:
+            return
+        if self._state < _ENDING:
+            self._poller.forget(self._descriptor)
+        self._state = _ENDED
+        self._waiting = _CLOSED
+        if reason is _ABORTED:
+            with suppress(OSError):
+                self._with_socket(lambda end: end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET))
+        os.close(self._descriptor)
+        self._descriptor = -1
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            producer.stopProducing()
+        protocol, self.protocol = self.protocol, None
+        protocol.connectionLost(reason)
+
+    @property
+    def disconnecting(self) -> bool:
+        """Whether it was closed, at this end or by the other one."""
+        return self._state != _OPEN
+
+    # What a socket can do
+
+    def _with_socket(self, use: Any) -> Any:
+        end = socket.socket(fileno=self._descriptor)
+        try:
+            return use(end)
+        finally:
+            end.detach()
+
+    def getPeer(self) -> IPv4Address | IPv6Address:
+        """Return the address of the other end; of one that is gone, an empty one."""
+        if self._address is None:
+            try:
+                self._address = self._with_socket(lambda end: end.getpeername())
+            except (OSError, ValueError):
+                return IPv4Address("TCP", "", 0)
+        return _address(self._address)
+
+    def getHost(self) -> IPv4Address | IPv6Address:
+        """Return the address of this end."""
+        return _address(self._with_socket(lambda end: end.getsockname()))
+
+    def getTcpNoDelay(self) -> bool:
+        """Return whether small writes leave at once."""
+        return bool(self._with_socket(lambda end: end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)))
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """Let small writes leave at once."""
+        self._with_socket(lambda end: end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, enabled))
+
+    def getTcpKeepAlive(self) -> bool:
+        """Return whether the kernel checks that the other end is there."""
+        return bool(self._with_socket(lambda end: end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)))
+
+    def setTcpKeepAlive(self, enabled: bool) -> None:
+        """Let the kernel check that the other end is there."""
+        self._with_socket(lambda end: end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, enabled))
+
+
+def _address(address: Any) -> IPv4Address | IPv6Address:
+    return IPv4Address("TCP", *address) if len(address) == 2 else IPv6Address("TCP", *address)
