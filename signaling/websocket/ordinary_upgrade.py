@@ -35,7 +35,7 @@ def _pattern() -> bytes:
     # A name that is known matches only once, and only with its value.
     other = rb"(?!(?i:%b):)%b:%b" % (b"|".join((*HEADER_GROUPS, *_UNUSUAL)), TOKEN, VALUE)
     known = [
-        rb"(?(%d)(?!)|(?i:%b):[ \t]*+(%b)[ \t]*+)" % (HEADER_GROUPS[name], name, value)
+        rb"(?i:%b):(?(%d)(?!))[ \t]*+(%b)[ \t]*+" % (name, HEADER_GROUPS[name], value)
         for name, value in (_NEEDED | _POSSIBLE).items()
     ]
     line = b"|".join((other, *known))
