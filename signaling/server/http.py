@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from twisted.cred.portal import Portal
     from twisted.internet.interfaces import IReactorTime
 
-_PREFIX = b"/ws/"
+_FOLDER = b"/ws"
 
 R = TypeVar("R")
 
@@ -66,9 +66,9 @@ class HttpProtocol(WebSocketConnection[R]):
     def requestReceived(self, head: Head) -> None:
         """Answer an upgrade of ``/ws/{topic}`` here, and leave every other request to the site."""
         path, _, query = head.target.partition(b"?")
-        segment = path.removeprefix(_PREFIX)
+        folder, _, segment = path.rpartition(b"/")
         asks = head.key is not None or (head.may_upgrade and asks_for_websocket(head.values))
-        if segment in (path, b"") or b"/" in segment or not asks:
+        if folder != _FOLDER or not segment or not asks:
             data, self.data = self.data, b""
             self.factory.handshake_timeouts.clear(self)
             self._http = channel = self.factory.site.channel_for(self)
@@ -233,7 +233,8 @@ class HttpFactory(WebSocketConnectionFactory):
             key = check_upgrade(values)
         if self.access is not None:
             request.credential = self.access.presented(values, query)
-        self.origins.check(values(b"origin"))
+        if not self.origins.allow_any:
+            self.origins.check(values(b"origin"))
         if not self.owns(request.topic):
             raise Refused(421, "this topic lives in another process: open a new connection, with a plain request")
         request.subprotocol = subprotocol(values)
@@ -250,8 +251,10 @@ class HttpFactory(WebSocketConnectionFactory):
             address: of the connection's other end, an ``IAddress`` provider.
             values: the request's headers.
         """
-        host = getattr(address, "host", None)
-        return self._proxies.client(host, address_text(address), values(b"x-forwarded-for"))
+        host, text = getattr(address, "host", None), address_text(address)
+        if self._proxies.empty:
+            return Client(text, host)
+        return self._proxies.client(host, text, values(b"x-forwarded-for"))
 
     def accept_on(self, port: Any) -> Any:
         """Return what to keep in place of a port that has just begun to listen for this server."""
