@@ -20,11 +20,15 @@ from twisted.internet.tcp import Port
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
+from twisted.web.resource import Resource
+from twisted.web.server import Site
 from zope.interface import implementer
 
+from signaling import SignalingFactory, SignalingResource
 from signaling.transport.poller import Poller
 from signaling.transport.tcp_connection import TcpConnection, serve
 from signaling.transport.tcp_port import TcpPort
+from tests.harness.raw_client import upgrade
 
 HOST = "127.0.0.1"
 Handler = Callable[["Recorder"], object]
@@ -952,3 +956,104 @@ def test_a_port_may_be_closed_in_a_pause(loop: Loop, others: int) -> None:
     loop.run()
     assert not loop.calls
     assert len(loop.reactor.readers) == others
+
+
+# Twisted's own transports
+
+
+def run_twisted(loop: Loop) -> None:
+    """Run until neither the poller nor Twisted's own transports have anything to do."""
+    for _ in range(1_000):
+        readers, writers = loop.reactor.readers, loop.reactor.writers
+        readable, writable, _ = select.select(readers, writers, [], 0)
+        loop.reactor.advance(0)
+        if not readable and not writable:
+            return
+        for ends, kind, method in ((readable, readers, "doRead"), (writable, writers, "doWrite")):
+            for end in ends:
+                lost = getattr(end, method)() if end in kind else None
+                if lost is not None:
+                    end.connectionLost(Failure(lost))
+    raise AssertionError("a busy loop")
+
+
+def listen_with_twisted(loop: Loop, factory: Any) -> tuple[Port, tuple[str, int]]:
+    """Let one of Twisted's own ports serve ``factory``."""
+    port: Any = Port(0, factory, interface=HOST, reactor=loop.reactor)
+    port.startListening()
+    return port, (HOST, port.getHost().port)
+
+
+def test_a_connection_of_an_applications_own_port_is_taken_over(loop: Loop) -> None:
+    factory = SignalingFactory(reactor=loop.reactor)  # type: ignore[arg-type]
+    port, address = listen_with_twisted(loop, factory)
+    client = loop.dial(address)
+    client.send(upgrade())
+    run_twisted(loop)
+    (connection,) = factory.connections
+    assert isinstance(connection.transport, TcpConnection)
+    assert b'"selfId"' in client.recv(65_536)
+    client.close()
+    port.stopListening()
+    run_twisted(loop)
+    assert not factory.connections
+
+
+class Page(Resource):
+    """A page of the application."""
+
+    def render_GET(self, request: Any) -> bytes:
+        return b"a page"
+
+
+def test_an_answer_that_waits_in_a_foreign_site_is_sent_before_the_upgrade(loop: Loop) -> None:
+    factory = SignalingFactory(reactor=loop.reactor)  # type: ignore[arg-type]
+    root = Resource()
+    root.putChild(b"ws", SignalingResource(factory))
+    root.putChild(b"page", Page())
+    port, address = listen_with_twisted(loop, Site(root, reactor=loop.reactor))
+    client = loop.dial(address)
+    client.send(b"GET /page HTTP/1.1\r\nHost: x\r\n\r\n" + upgrade())
+    run_twisted(loop)
+    received = client.recv(65_536)
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert received.count(b"HTTP/1.1 101 ") == received.count(b'"selfId"') == 1
+    client.close()
+    port.stopListening()
+    run_twisted(loop)
+    assert not factory.connections
+
+
+class Switching(Recorder):
+    """Passes everything on to a protocol of another factory, as an application does that serves several on one port."""
+
+    def __init__(self, factory: Any) -> None:
+        super().__init__()
+        self.inner = factory.buildProtocol(None)
+
+    def connectionMade(self) -> None:
+        self.inner.makeConnection(self.transport)
+
+    def dataReceived(self, data: bytes) -> None:
+        super().dataReceived(data)
+        self.inner.dataReceived(data)
+
+    def connectionLost(self, reason: Failure) -> None:
+        super().connectionLost(reason)
+        self.inner.connectionLost(reason)
+
+
+def test_a_connection_stays_with_the_protocol_that_passes_it_on(loop: Loop) -> None:
+    factory = SignalingFactory(reactor=loop.reactor)  # type: ignore[arg-type]
+    loop.factory.build = lambda: Switching(factory)
+    port, address = listen_with_twisted(loop, loop.factory)
+    client = loop.dial(address)
+    client.send(upgrade())
+    run_twisted(loop)
+    assert loop.factory.made[0].received == upgrade()
+    assert b'"selfId"' in client.recv(65_536)
+    loop.factory.made[0].transport.loseConnection()
+    port.stopListening()
+    run_twisted(loop)
+    assert loop.factory.made[0].ends == [ConnectionDone]
+    assert not factory.connections
