@@ -341,7 +341,8 @@ def _connection(passes: int, repeats: int) -> Iterator[Cost]:
 def _read_head(factory: SignalingFactory, request: bytes, _: int) -> None:
     taken = take_head(request, 0, factory.limits.max_header_bytes)
     assert taken is not None
-    factory.check(b"0", b"", taken[0].values)
+    head, _ = taken
+    factory.check(b"0", b"", head.values, head.key)
 
 
 def _microseconds(step: Callable[[int], object], repeats: int) -> float:
