@@ -164,6 +164,11 @@ class Announcer:
         if backlog is not None:
             backlog.skip(member)
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether any topic has events that members have not received yet."""
+        return bool(self._backlogs)
+
     def catch_up(self, topic: Audience, member: Member) -> None:
         """Deliver the events so far to a member at once, ahead of a relay: its sender may have just joined."""
         backlog = self._backlogs.get(topic)

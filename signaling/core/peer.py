@@ -184,12 +184,24 @@ class Peer:
         Returns:
             The message if it was delivered or queued, else why not.
         """
+        topic, services = self.topic, self._services
         try:
             message = messages.decode(data)
-            self._relay(message)
+            frame = text_frame(messages.relayed(message, self.id))
+            target = topic.members.get(message.to) if topic is not None else None
+            if target is None:
+                self._relay_to_another_node(message, frame)
+                return message
+            if services.announcer.is_behind:
+                target.catch_up()
+            if not target.offer(frame, (self, message.msg_id)):
+                raise self.refused(message.type, ErrorCode.DROPPED, message.msg_id)
         except Rejected as rejected:
             self.reject(rejected)
             return rejected
+        counters = services.counters
+        counters.relays_accepted[message.type] += 1
+        counters.relayed_bytes += len(frame)
         return message
 
     def reject(self, rejected: Rejected) -> None:
@@ -197,25 +209,15 @@ class Peer:
         self._services.counters.errors_sent[rejected.code] += 1
         self._answer(messages.error(rejected.code, rejected.text, rejected.msg_id))
 
-    def _relay(self, message: messages.ClientMessage) -> None:
-        topic, services = self.topic, self._services
-        target = topic.get(message.to) if topic is not None else None
-        frame = text_frame(messages.relayed(message, self.id))
-        if target is not None:
-            target.catch_up()
-            if not target.offer(frame, (self, message.msg_id)):
-                raise self.refused(message.type, ErrorCode.DROPPED, message.msg_id)
-            services.counters.relays_accepted[message.type] += 1
-            services.counters.relayed_bytes += len(frame)
-            return
-        sent = None
+    def _relay_to_another_node(self, message: messages.ClientMessage, frame: bytes) -> None:
+        sent, topic, msg_id = None, self.topic, message.msg_id
         if topic is not None:
-            relay = _RemoteRelay(self, message.type, len(frame), message.msg_id)
-            sent = services.backplane.forward(topic.name, message.to, self.id, frame, relay)
+            relay = _RemoteRelay(self, message.type, len(frame), msg_id)
+            sent = self._services.backplane.forward(topic.name, message.to, self.id, frame, relay)
         if not sent:
             code = ErrorCode.TARGET_NOT_FOUND if sent is None else ErrorCode.DROPPED
-            raise self.refused(message.type, code, message.msg_id)
-        self.relay_queued(message.msg_id)
+            raise self.refused(message.type, code, msg_id)
+        self.relay_queued(msg_id)
 
     def delivered_remotely(self, kind: str, size: int) -> None:
         """Count a relay that another node wrote."""

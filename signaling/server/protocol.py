@@ -157,6 +157,9 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         peer, factory = self._peer, self.factory
         if peer is None:
             return
+        if self._may_send and not isBinary and not factory.judges_messages:
+            peer.receive(payload)
+            return
         tokens = self._take_tokens(1) if factory.limits.max_messages_per_second else 0.0
         outcome: messages.ClientMessage | Rejected
         if tokens >= 0 and self._may_send and not isBinary:

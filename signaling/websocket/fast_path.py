@@ -11,7 +11,7 @@ import os
 from typing import Any, ClassVar
 
 from signaling.transport.private_api import FITS, AutobahnProtocol
-from signaling.websocket.frames import INCOMPLETE, TEXT, Frame, masked_frame_at
+from signaling.websocket.frames import INCOMPLETE, TEXT, Frame, masked_frame_at, whole_text
 from signaling.websocket.read_pause import ReadPause
 
 _FRAMES_PER_TURN = 16
@@ -71,6 +71,20 @@ class FrameReader(AutobahnProtocol):
             self.consumeData()
         else:
             self._read_pauses &= ~ReadPause.TURN
+
+    def read_message(self, data: bytes) -> bool:
+        """Handle ``data`` at once, if it is exactly one whole text message; returns whether it was.
+
+        Args:
+            data: just read; nothing that was read before waits, and there is no reason to pause.
+        """
+        if not self.fast or self.current_frame is not None or self.inside_message:
+            return False
+        message = whole_text(data, self.maxMessagePayloadSize)
+        if message is None:
+            return False
+        self.onMessage(message, False)
+        return True
 
     def consumeData(self) -> None:
         """Handle what was read, for one turn, or until there is a reason to pause."""

@@ -47,6 +47,7 @@ _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _log = Logger()
 
 _TURNS_PER_PASS = 4
+_OPEN = FrameReader.STATE_OPEN
 
 R = TypeVar("R")
 
@@ -110,8 +111,13 @@ class WebSocketConnection(FrameReader, Generic[R]):
 
     def dataReceived(self, data: bytes) -> None:
         """Handle bytes of the other end; those that come after our close frame are dropped."""
-        if self.state == self.STATE_OPEN:
-            self.data = self.data + data if self.data else data
+        if self.state == _OPEN:
+            if self.data:
+                self.data += data
+            elif self._read_pauses or not self.read_message(data):
+                self.data = data
+            else:
+                return
             # TLS delivers what it has decrypted already.
             if not self._read_pauses:
                 self.consumeData()
@@ -265,7 +271,7 @@ class WebSocketConnection(FrameReader, Generic[R]):
 
     def offer(self, frame: bytes, receipt: R | None = None) -> bool:
         """Write or queue ``frame``; returns False if the queue is full or the connection is not open."""
-        if self.state != self.STATE_OPEN:
+        if self.state != _OPEN:
             return False
         if self._queue is not None:
             taken = self._queue.offer(frame, receipt)
