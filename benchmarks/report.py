@@ -22,6 +22,7 @@ class Latency:
 
     p50: float
     p99: float
+    p999: float
     max: float
 
     def __str__(self) -> str:
@@ -31,7 +32,7 @@ class Latency:
 def latency(milliseconds: Iterable[float]) -> Latency:
     """Sum up latencies by nearest rank."""
     ordered = sorted(milliseconds) or [0.0]
-    return Latency(ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)], ordered[-1])
+    return Latency(*(ordered[len(ordered) * rank // 1000] for rank in (500, 990, 999)), ordered[-1])
 
 
 @dataclass(frozen=True)

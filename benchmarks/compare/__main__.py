@@ -21,7 +21,7 @@ from benchmarks.compare.results import Results, plain_table, plot, table
 from benchmarks.compare.scenarios import QUICK, SCENARIOS, Scale
 from benchmarks.compare.servers import CannotStartError, RunningServers, Server
 
-_DEFAULT_OTHERS = ("peerjs-server", "y-webrtc", "websockets", "autobahn")
+_DEFAULT_OTHERS = ("bun", "go", "peerjs-server", "y-webrtc")
 _ALONE = "server"
 
 
@@ -56,7 +56,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=1, help="of the order in each round")
     compared = parser.add_argument_group("what is compared")
-    compared.add_argument("--peer", action="append", choices=servers.OTHERS, help="default: the first four; repeatable")
+    compared.add_argument(
+        "--peer", action="append", choices=servers.OTHERS, help=f"default: {', '.join(_DEFAULT_OTHERS)}; repeatable"
+    )
     compared.add_argument("--no-peers", action="store_true", help="compare with variants and --server alone")
     compared.add_argument("--reactor", default="", help="twistd's, for ours")
     compared.add_argument(
@@ -104,18 +106,20 @@ def _progress(names: Iterator[str], total: int) -> Iterable[str]:
 
 
 def _chosen(options: argparse.Namespace) -> list[Server]:
-    """List the servers; npm's are left out with a warning if Node.js is not installed."""
-    names = [] if options.no_peers else list(options.peer or _DEFAULT_OTHERS)
-    if not servers.has_node():
-        for name in servers.NEED_NODE.intersection(names):
-            print(f"{name} is left out: it needs node and npm", file=sys.stderr)
-            names.remove(name)
+    """List the servers; those that need what is not installed are left out with a warning."""
+    others = []
+    for name in [] if options.no_peers else options.peer or _DEFAULT_OTHERS:
+        other = servers.OTHERS[name]
+        if missing := other.missing():
+            print(f"{name} is left out: it needs {missing}", file=sys.stderr)
+        else:
+            others.append(other.server())
     return [
         servers.ours(options.reactor),
         *options.variant,
         *_several(options),
         *options.server,
-        *servers.others(names),
+        *others,
     ]
 
 

@@ -10,7 +10,7 @@ from typing import Protocol
 import msgspec
 
 from benchmarks.client import text_frame
-from benchmarks.compare.generator import Link, Matches, WrongAnswerError
+from benchmarks.compare.generator import Link, Matches, Message, WrongAnswerError
 
 _NONCE = base64.b64encode(b"the sample nonce").decode()
 
@@ -130,6 +130,53 @@ class PeerJs:
 
 def _loud(kind: str) -> str:
     return "CANDIDATE" if kind == "ice-candidate" else kind.upper()
+
+
+class SocketIo:
+    """Socket.IO over WebSocket alone: events with arguments, in packets of Engine.IO 4.
+
+    A message is read as ``{"packet": "42", "data": [event, *arguments]}``.
+    """
+
+    def join(self, link: Link, topic: str, name: str) -> Joining:
+        """Connect to the default namespace; the server joins the topic of the query, and names the peer."""
+        link.parse = _packet
+        link.send(_upgrade(f"/socket.io/?EIO=4&transport=websocket&topic={topic}"))
+        yield from link.head()
+        opened = yield from link.message()
+        link.send(text_frame(b"40"))
+        connected = yield from link.message()
+        peer_list = yield from link.message()
+        packets = [opened["packet"], connected["packet"], peer_list["packet"]]
+        if packets != ["0", "40", "42"] or peer_list["data"][0] != "peer-list":
+            raise WrongAnswerError(f"{opened}, {connected} and {peer_list} in place of a connection and a peer-list")
+        return Member(link, topic, connected["data"]["sid"])
+
+    def joined(self, member_id: str) -> Matches:
+        """Judge a ``peer-joined``."""
+        return _event("peer-joined", member_id)
+
+    def left(self, member_id: str) -> Matches:
+        """Judge a ``peer-left``."""
+        return _event("peer-left", member_id)
+
+    def relay(self, sender: Member, target: Member, kind: str, payload: bytes) -> bytes:
+        """Address it by the first argument."""
+        return text_frame(b'42["%b","%b",%b]' % (kind.encode(), target.id.encode(), payload))
+
+    def relayed(self, sender: Member, target: Member, kind: str, payload: bytes) -> Matches:
+        """Judge it by its arguments, the sender and the payload."""
+        return _event(kind, sender.id, msgspec.json.decode(payload))
+
+
+def _packet(text: bytes) -> Message:
+    content = text.lstrip(b"0123456789")
+    packet = text[: len(text) - len(content)].decode()
+    return {"packet": packet, "data": msgspec.json.decode(content) if content else None}
+
+
+def _event(*words: object) -> Matches:
+    return _equals({"packet": "42", "data": [*words]})
 
 
 class YWebrtc:

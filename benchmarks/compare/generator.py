@@ -19,6 +19,8 @@ import msgspec
 from benchmarks.client import CLOSE, PING, PONG, TEXT, frame
 
 _READ_BYTES = 1 << 18
+# When half of an address's ports are taken, the kernel searches long for a free one.
+_PORTS_OF_AN_ADDRESS = 5_000
 _END_OF_HEAD = b"\r\n\r\n"
 _FINAL = 0x80
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -53,17 +55,19 @@ class Link:
 
     Attributes:
         ended: whether the server ended its half.
+        parse: reads the text of a message; JSON unless a dialect says something else.
         echoes: whether a message is one that the server sends besides what was asked for; it is skipped.
         task: the task that waits for the next bytes.
     """
 
-    __slots__ = ("_buffer", "_passed", "echoes", "ended", "recv", "send", "sock", "task")
+    __slots__ = ("_buffer", "_passed", "echoes", "ended", "parse", "recv", "send", "sock", "task")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.send = sock.sendall
         self.recv = sock.recv
         self.ended = False
+        self.parse: Callable[[bytes], Message] = msgspec.json.decode
         self.echoes: Matches | None = None
         self.task: Task | None = None
         self._buffer = b""
@@ -95,7 +99,7 @@ class Link:
         while (raw := self._cut()) is not None:
             if raw in self._passed:
                 continue
-            message = _parsed(raw)
+            message = self.parse(raw[_payload_at(raw) :])
             if expected.matches(message):
                 expected.raw = raw
                 return True
@@ -117,11 +121,22 @@ class Link:
         """Wait for one message, whatever it is."""
         while (raw := self._cut()) is None:
             yield self
-        return _parsed(raw)
+        return self.parse(raw[_payload_at(raw) :])
 
     def expect(self, expected: Expected) -> Task:
         """Wait for one message, which has to be ``expected``."""
         while not self.takes(expected):
+            yield self
+
+    def stay(self) -> Task:
+        """Answer pings and do nothing else, for ever.
+
+        Raises:
+            WrongAnswerError: if a message comes, or the server ends the connection.
+        """
+        while True:
+            if (raw := self._cut()) is not None:
+                raise WrongAnswerError(f"unexpected message: {raw[:300]!r}")
             yield self
 
     def close(self) -> Task:
@@ -172,11 +187,6 @@ def _frame_size(data: bytes) -> int | None:
     return size if size <= len(data) else None
 
 
-def _parsed(raw: bytes) -> Message:
-    message: Message = msgspec.json.decode(raw[_payload_at(raw) :])
-    return message
-
-
 class LoadGenerator:
     """Connections to one server, and the tasks that use them.
 
@@ -202,7 +212,10 @@ class LoadGenerator:
 
     def connect(self) -> Link:
         """Open a connection."""
-        sock = socket.create_connection(next(self._addresses), self._patience_seconds)
+        address = next(self._addresses)
+        source = len(self._links) // _PORTS_OF_AN_ADDRESS
+        own = (f"127.0.0.{1 + source}", 0) if source and address[0].startswith("127.") else None
+        sock = socket.create_connection(address, self._patience_seconds, own)
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         link = Link(sock)
@@ -220,30 +233,33 @@ class LoadGenerator:
                 self._epoll.unregister(link.sock.fileno())
         return readable
 
+    def start(self, task: Task) -> bool:
+        """Run a task until it waits, and later on whenever what it waits for comes.
+
+        Returns:
+            False if it is done.
+        """
+        try:
+            next(task).task = task
+        except StopIteration:
+            return False
+        return True
+
     def run(self, tasks: Iterable[Task]) -> None:
         """Run tasks until all of them are done.
 
         Raises:
             WrongAnswerError: if one of them fails, or nothing comes for too long.
         """
-        running = sum([self._step(task) for task in tasks])
+        running = sum([self.start(task) for task in tasks])
         heard_at = time.monotonic()
         while running:
             readable = self.poll(1.0)
             for link in readable:
                 task, link.task = link.task, None
-                if task is not None and not self._step(task):
+                if task is not None and not self.start(task):
                     running -= 1
             if readable:
                 heard_at = time.monotonic()
             elif time.monotonic() - heard_at > self._patience_seconds:
                 raise WrongAnswerError(f"{running} tasks wait in vain")
-
-    @staticmethod
-    def _step(task: Task) -> bool:
-        """Run a task until it waits; returns whether it does."""
-        try:
-            next(task).task = task
-        except StopIteration:
-            return False
-        return True

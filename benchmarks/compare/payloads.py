@@ -8,6 +8,9 @@ import msgspec
 
 CANDIDATES_PER_SDP = 10
 
+# Kinds, and payloads as JSON.
+Messages = list[tuple[str, bytes]]
+
 _CODECS = (
     "a=rtpmap:{0} VP8/90000\r\na=rtcp-fb:{0} goog-remb\r\na=rtcp-fb:{0} transport-cc\r\na=rtcp-fb:{0} ccm fir\r\n"
     "a=rtcp-fb:{0} nack\r\na=rtcp-fb:{0} nack pli\r\n"
@@ -46,9 +49,18 @@ def candidate(number: int) -> bytes:
     return msgspec.json.encode({"candidate": line, "sdpMid": "0", "sdpMLineIndex": 0, "usernameFragment": "u001"})
 
 
-def mix(number: int) -> list[tuple[str, bytes]]:
+def mix(number: int) -> Messages:
     """List what one direction of a pair says over and over: one SDP, then its candidates, all of them different."""
-    first = number * CANDIDATES_PER_SDP
-    candidates = [("ice-candidate", candidate(first + index)) for index in range(CANDIDATES_PER_SDP)]
+    return [*descriptions(number), *candidates(number)]
+
+
+def descriptions(number: int) -> Messages:
+    """The same with the SDP alone."""
     kind = "answer" if number % 2 else "offer"
-    return [(kind, sdp(kind, number)), *candidates]
+    return [(kind, sdp(kind, number))]
+
+
+def candidates(number: int) -> Messages:
+    """The same with the candidates alone."""
+    first = number * CANDIDATES_PER_SDP
+    return [("ice-candidate", candidate(first + index)) for index in range(CANDIDATES_PER_SDP)]

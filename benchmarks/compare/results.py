@@ -39,24 +39,35 @@ class Measure:
 # A relay that crosses nodes costs at most six times one that does not, one in a worker at most a tenth more.
 _CLUSTERS = dict.fromkeys(("cluster-2", "cluster-3"), 1 / 6)
 _WORKERS = dict.fromkeys(("workers-2", "workers-4"), 0.9)
-_BEST = dict.fromkeys(("peerjs-server", "y-webrtc", "websockets", "autobahn"), 1.0)
+_OTHERS = ("bun", "go", "peerjs-server", "y-webrtc")
+
+
+def _of(bun: float, go: float, peerjs: float | None, y_webrtc: float) -> dict[str, float]:
+    """Name the goals beside each of the servers that have one."""
+    goals = zip(_OTHERS, (bun, go, peerjs, y_webrtc), strict=True)
+    return {name: goal for name, goal in goals if goal is not None}
+
+
+_LATENCY = _of(1.0, 0.6, 1.0, 1.0)
 
 MEASURES = (
-    Measure(
-        "relay",
-        "cpu_us",
-        "µs CPU",
-        {"peerjs-server": 0.6, "y-webrtc": 0.45, "websockets": 0.3, "autobahn": 0.22},
-        floors=_CLUSTERS,
-    ),
-    Measure("burst", "cpu_us", "µs CPU", {"peerjs-server": 0.4}),
-    Measure("call", "cpu_us", "µs CPU", {"peerjs-server": 0.6, "websockets": 0.4, "autobahn": 0.3}),
-    Measure("connect", "cpu_us", "µs CPU", {"peerjs-server": 0.6}),
-    Measure("room", "cpu_us", "µs CPU", {"y-webrtc": 0.75}),
-    Measure("idle", "bytes", "bytes", {}, bound=2_500.0),
+    Measure("relay", "cpu_us", "µs CPU", _of(1.25, 0.5, 0.5, 0.4), floors=_CLUSTERS),
+    Measure("relay-small", "cpu_us", "µs CPU", {}),
+    Measure("relay-large", "cpu_us", "µs CPU", {}),
+    Measure("burst", "cpu_us", "µs CPU", _of(0.8, 0.3, 0.35, 0.25)),
+    Measure("call", "cpu_us", "µs CPU", _of(1.8, 0.7, 0.5, 0.45)),
+    Measure("connect", "cpu_us", "µs CPU", _of(2.0, 0.85, 0.5, 0.45)),
+    Measure("room", "cpu_us", "µs CPU", _of(1.0, 0.4, None, 0.6)),
+    Measure("churn", "cpu_us", "µs CPU", {}),
+    Measure("idle", "bytes", "bytes", _of(0.25, 0.04, 0.14, 0.13), bound=1_300.0),
     Measure("latency", "cpu_us", "µs CPU", {}),
     Measure("latency", "p50_ms", "ms p50", {}),
-    Measure("latency", "p99_ms", "ms p99", _BEST),
+    Measure("latency", "p99_ms", "ms p99", _LATENCY),
+    Measure("crowd", "cpu_us", "µs CPU", {}),
+    Measure("crowd", "p50_ms", "ms p50", {}),
+    Measure("crowd", "p99_ms", "ms p99", {}),
+    Measure("crowd", "p999_ms", "ms p99.9", _LATENCY),
+    Measure("crowd", "max_ms", "ms maximum", {}),
     Measure("steady", "cpu_us", "µs CPU", {}, floors=_CLUSTERS | _WORKERS),
     Measure("steady", "p99_ms", "ms p99", {}, ceilings=dict.fromkeys(_CLUSTERS, 20.0)),
 )

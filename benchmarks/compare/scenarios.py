@@ -6,22 +6,23 @@ import gc
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple, Protocol
 
 from benchmarks.compare.dialects import Dialect, Joining, Member
-from benchmarks.compare.generator import Expected, Link, LoadGenerator, Task, WrongAnswerError
+from benchmarks.compare.generator import Expected, Link, LoadGenerator, Matches, Task, WrongAnswerError
 from benchmarks.compare.meter import Meter
-from benchmarks.compare.payloads import CANDIDATES_PER_SDP, candidate, mix, sdp
+from benchmarks.compare.payloads import CANDIDATES_PER_SDP, Messages, candidate, candidates, descriptions, mix, sdp
 from benchmarks.report import latency
 
 Figures = dict[str, float]
 
 _LAST_SECONDS = 20.0
 _STEADY_RATE = 2_000
+_WARM_UP = 40
 
 _serial = itertools.count()
 
@@ -38,6 +39,11 @@ class Scale:
         concurrent: calls, or connections, that are under way at once.
         room: peers of the topic that fills.
         idle: connections that do nothing.
+        crowd: connections that do nothing while others relay.
+        crowd_seconds: for which those others relay.
+        exchanges: of a peer for another one.
+        full: topics in which peers are exchanged.
+        members: of each of these topics.
         rate: relays a second in the open loop.
         seconds: for which the open loop runs.
     """
@@ -49,16 +55,35 @@ class Scale:
     concurrent: int = 10
     room: int = 500
     idle: int = 5_000
+    crowd: int = 15_000
+    crowd_seconds: float = 5.0
+    exchanges: int = 200
+    full: int = 10
+    members: int = 50
     rate: int = 5_000
     seconds: float = 1.0
 
     def times(self, factor: int) -> Scale:
         """Return as many times as much to do at once, in as much time."""
-        names = ("pairs", "messages", "calls", "connects", "concurrent", "rate")
+        names = ("pairs", "messages", "calls", "connects", "concurrent", "exchanges", "full", "rate")
         return replace(self, **{name: factor * getattr(self, name) for name in names})
 
 
-QUICK = Scale(pairs=10, messages=400, calls=10, connects=40, room=20, idle=100, rate=500, seconds=0.3)
+QUICK = Scale(
+    pairs=10,
+    messages=400,
+    calls=10,
+    connects=40,
+    room=20,
+    idle=100,
+    crowd=100,
+    crowd_seconds=0.3,
+    exchanges=10,
+    full=2,
+    members=5,
+    rate=500,
+    seconds=0.3,
+)
 
 
 @dataclass
@@ -88,9 +113,7 @@ class Stage:
         def enter() -> Task:
             for _ in range(count):
                 member = yield from self.join(topic)
-                if judge := self.dialect.joined(member.id):
-                    for other in members:
-                        yield from other.link.expect(Expected(judge))
+                yield from _all_receive(members, self.dialect.joined(member.id))
                 members.append(member)
 
         self.generator.run([enter()])
@@ -130,7 +153,16 @@ class Stage:
     def tell_latency(self, seconds: list[float]) -> None:
         """Add latencies to the figures."""
         summary = latency(1000 * value for value in seconds)
-        self.figures.update(p50_ms=summary.p50, p99_ms=summary.p99)
+        self.figures.update(p50_ms=summary.p50, p99_ms=summary.p99, p999_ms=summary.p999, max_ms=summary.max)
+
+
+def _all_receive(members: Iterable[Member], matches: Matches | None) -> Task:
+    """Wait until each of them received the same; None if a server sends no such thing."""
+    if matches is None:
+        return
+    expected = Expected(matches)
+    for member in members:
+        yield from member.link.expect(expected)
 
 
 class Saying(NamedTuple):
@@ -151,10 +183,10 @@ class Lane:
 
     __slots__ = ("sayings", "send", "target")
 
-    def __init__(self, dialect: Dialect, sender: Member, target: Member, number: int) -> None:
+    def __init__(self, dialect: Dialect, sender: Member, target: Member, messages: Messages) -> None:
         self.send = sender.link.send
         self.target = target.link
-        self.sayings = [say(dialect, sender, target, kind, payload) for kind, payload in mix(number)]
+        self.sayings = [say(dialect, sender, target, kind, payload) for kind, payload in messages]
 
     def pump(self, count: int, depth: int, latencies: list[float]) -> Task:
         """Say ``count`` messages with ``depth`` of them on their way, and time each."""
@@ -176,17 +208,20 @@ class Lane:
                 advance(following)
 
 
-def _lanes(stage: Stage) -> list[Lane]:
+def _lanes(stage: Stage, messages: Callable[[int], Messages] = mix) -> list[Lane]:
     """Let pairs join, each in a topic of its own."""
     lanes = []
     for number in range(stage.scale.pairs):
         one, other = stage.members(f"pair{number}", 2)
-        lanes += [Lane(stage.dialect, one, other, 2 * number), Lane(stage.dialect, other, one, 2 * number + 1)]
+        lanes += [
+            Lane(stage.dialect, one, other, messages(2 * number)),
+            Lane(stage.dialect, other, one, messages(2 * number + 1)),
+        ]
     return lanes
 
 
-def _relay(stage: Stage, depth: int) -> None:
-    lanes = _lanes(stage)
+def _relay(stage: Stage, depth: int = 1, messages: Callable[[int], Messages] = mix) -> None:
+    lanes = _lanes(stage, messages)
     each = max(1, stage.scale.messages // len(lanes))
     latencies: list[float] = []
     with stage.measured(each * len(lanes)):
@@ -196,7 +231,17 @@ def _relay(stage: Stage, depth: int) -> None:
 
 def relay(stage: Stage) -> None:
     """Pairs relay to each other, one message on its way in each direction."""
-    _relay(stage, 1)
+    _relay(stage)
+
+
+def relay_small(stage: Stage) -> None:
+    """The same with candidates alone."""
+    _relay(stage, messages=candidates)
+
+
+def relay_large(stage: Stage) -> None:
+    """The same with session descriptions alone."""
+    _relay(stage, messages=descriptions)
 
 
 def burst(stage: Stage) -> None:
@@ -284,6 +329,26 @@ def idle(stage: Stage) -> None:
         stage.figures["store_bytes"] = (stage.store.resident_bytes() - stored) / stage.scale.idle
 
 
+def churn(stage: Stage) -> None:
+    """In full topics a peer leaves and another joins, one after the other; all others are informed of both."""
+    scale, dialect = stage.scale, stage.dialect
+    each = max(1, scale.exchanges // scale.full)
+
+    def exchange(topic: str, members: deque[Member]) -> Task:
+        for _ in range(each):
+            leaver = members.popleft()
+            yield from leaver.link.close()
+            yield from _all_receive(members, dialect.left(leaver.id))
+            member = yield from stage.join(topic)
+            yield from _all_receive(members, dialect.joined(member.id))
+            members.append(member)
+
+    topics = [f"churn{number}" for number in range(scale.full)]
+    tasks = [exchange(topic, deque(stage.members(topic, scale.members))) for topic in topics]
+    with stage.measured(each * scale.full):
+        stage.generator.run(tasks)
+
+
 class OpenLoop:
     """Messages that leave when they are due, whatever became of those before.
 
@@ -307,8 +372,7 @@ class OpenLoop:
             while sent < self._count and (due := start + sent / self._rate) <= now:
                 self._send(due, clock())
                 sent += 1
-            readable = generator.poll()
-            self._receive(readable, clock())
+            self._receive(generator, clock)
             if now - start > _LAST_SECONDS + self._count / self._rate:
                 raise WrongAnswerError(f"{sent - len(self.latencies)} messages did not come")
 
@@ -318,26 +382,52 @@ class OpenLoop:
         self.late.append(now - due)
         lane.send(frame)
 
-    def _receive(self, readable: list[Link], now: float) -> None:
+    def _receive(self, generator: LoadGenerator, clock: Callable[[], float]) -> None:
+        readable = generator.poll()
+        now = clock()
         for link in readable:
+            if link.task is not None:
+                generator.start(link.task)
+                continue
             queue = self._queues[link]
             while queue and link.takes(queue[0][1]):
                 self.latencies.append(now - queue.popleft()[0])
 
 
-def open_loop(stage: Stage) -> None:
-    """Pairs relay at a fixed rate, and each message is timed."""
-    loop = OpenLoop(_lanes(stage), stage.scale.rate, stage.scale.seconds)
-    with stage.measured(int(stage.scale.rate * stage.scale.seconds)):
+def _open_loop(stage: Stage, lanes: list[Lane], rate: int, seconds: float) -> None:
+    loop = OpenLoop(lanes, rate, seconds)
+    with stage.measured(int(rate * seconds)):
         loop.run(stage.generator)
     stage.tell_latency(loop.latencies)
-    stage.figures["late_p99_ms"] = latency(1000 * late for late in loop.late).p99
+    late = latency(1000 * late for late in loop.late)
+    stage.figures.update(late_p99_ms=late.p99, late_p999_ms=late.p999)
+
+
+def open_loop(stage: Stage) -> None:
+    """Pairs relay at a fixed rate, and each message is timed."""
+    _open_loop(stage, _lanes(stage), stage.scale.rate, stage.scale.seconds)
 
 
 def steady(stage: Stage) -> None:
     """The same at a rate at which a server has time to handle each message by itself, which costs it most."""
-    stage.scale = replace(stage.scale, rate=min(_STEADY_RATE, stage.scale.rate))
-    open_loop(stage)
+    _open_loop(stage, _lanes(stage), min(_STEADY_RATE, stage.scale.rate), stage.scale.seconds)
+
+
+def crowd(stage: Stage) -> None:
+    """The same for longer, while a crowd of other pairs does nothing."""
+
+    def stay(number: int) -> Task:
+        first = yield from stage.join(f"crowd{number}")
+        second = yield from stage.join(f"crowd{number}")
+        yield from _all_receive([first], stage.dialect.joined(second.id))
+        for member in (first, second):
+            stage.generator.start(member.link.stay())
+
+    _concurrently(stage, stage.scale.crowd // 2, stay)
+    lanes = _lanes(stage)
+    # What a server loads or compiles with its first relays is no part of it.
+    stage.generator.run([lane.pump(_WARM_UP, 1, []) for lane in lanes])
+    _open_loop(stage, lanes, min(_STEADY_RATE, stage.scale.rate), stage.scale.crowd_seconds)
 
 
 class MeasuredServer(Protocol):
@@ -351,6 +441,14 @@ class MeasuredServer(Protocol):
     def is_ours(self) -> bool:
         """Whether it is our server, in whatever way it is run."""
 
+    @property
+    def processes(self) -> int:
+        """How many processes share the work."""
+
+    @property
+    def nodes(self) -> int:
+        """How many servers serve together."""
+
 
 @dataclass(frozen=True)
 class Scenario:
@@ -358,27 +456,41 @@ class Scenario:
 
     Args:
         fresh: whether it wants a server that did nothing before.
-        announced: whether it is about hearing of new peers.
+        announced: whether it is about what the others of a topic receive about a new peer.
+        departures: whether it is about what they receive about a peer that left.
         own: whether it compares ways to run our server.
+        single: whether it is about one process that serves alone.
     """
 
     run: Callable[[Stage], None]
     fresh: bool = False
     announced: bool = False
+    departures: bool = False
     own: bool = False
+    single: bool = False
 
     def suits(self, server: MeasuredServer) -> bool:
         """Return whether there is such a thing with a server."""
-        return (not self.announced or server.dialect.joined("") is not None) and (server.is_ours or not self.own)
+        dialect = server.dialect
+        return (
+            (not self.announced or dialect.joined("") is not None)
+            and (not self.departures or dialect.left("") is not None)
+            and (server.is_ours or not self.own)
+            and (server.processes == server.nodes == 1 or not self.single)
+        )
 
 
 SCENARIOS = {
     "relay": Scenario(relay),
+    "relay-small": Scenario(relay_small),
+    "relay-large": Scenario(relay_large),
     "burst": Scenario(burst),
     "call": Scenario(call),
     "connect": Scenario(connect),
     "room": Scenario(room, announced=True),
+    "churn": Scenario(churn, announced=True, departures=True),
     "idle": Scenario(idle, fresh=True),
     "latency": Scenario(open_loop),
+    "crowd": Scenario(crowd, fresh=True, single=True),
     "steady": Scenario(steady, own=True),
 }

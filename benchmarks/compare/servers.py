@@ -11,15 +11,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from benchmarks.compare.dialects import Dialect, PeerJs, Wire, YWebrtc
+from benchmarks.compare.dialects import Dialect, PeerJs, SocketIo, Wire, YWebrtc
 from benchmarks.compare.meter import Meter
 from benchmarks.processes import pin
 from tests.harness.server import HOST, launch
@@ -28,9 +29,18 @@ from tests.programs import free_port
 
 SERVER_CORE, GENERATOR_CORE = 0, 1
 OURS = "ours"
-NPM_PACKAGES = {"peer": "1.0.2", "y-webrtc": "10.3.0"}
+NPM_PACKAGES = {
+    "bun": "1.4.5",
+    "deno": "2.9.6",
+    "peer": "1.0.2",
+    "socket.io": "4.8.4",
+    "ws": "8.23.0",
+    "y-webrtc": "10.3.0",
+}
 
 _PEERS = Path(__file__).parents[1] / "peers"
+# Where Debian's golang-github-gorilla-websocket-dev is.
+_GO_SOURCES = Path("/usr/share/gocode/src")
 _START_SECONDS = 30.0
 
 
@@ -225,13 +235,30 @@ def parse_server(text: str) -> Server:
 # The others
 
 
-def others(names: Iterable[str]) -> list[Server]:
-    """Return how to start other projects' servers; npm's are installed first.
+@dataclass(frozen=True)
+class Other:
+    """Another project's server.
 
-    Raises:
-        CannotStartError: if npm cannot install them.
+    Args:
+        server: how to start it; what it needs from npm is installed first.
+        programs: that have to be installed.
+        modules: Python's, that have to be installed.
+        sources: paths that have to exist.
     """
-    return [_OTHERS[name]() for name in names]
+
+    server: Callable[[], Server]
+    programs: Sequence[str] = ()
+    modules: Sequence[str] = ()
+    sources: Sequence[Path] = ()
+
+    def missing(self) -> str:
+        """Name what it needs and is not installed; empty if nothing."""
+        wanted = [
+            *((program, shutil.which(program)) for program in self.programs),
+            *((module, find_spec(module)) for module in self.modules),
+            *((str(path), path.exists()) for path in self.sources),
+        ]
+        return " and ".join(name for name, found in wanted if not found)
 
 
 def _websockets() -> Server:
@@ -245,47 +272,101 @@ def _autobahn() -> Server:
 
 
 def _peerjs() -> Server:
-    script = npm_modules() / "peer/dist/bin/peerjs.js"
+    script = npm_modules("peer") / "peer/dist/bin/peerjs.js"
     # Its default of 5,000 would refuse the last of the idle connections while earlier ones are still open.
     command = ["node", str(script), "--port", "{port}", "--concurrent_limit", "100000"]
     return Server("peerjs-server", command, PeerJs(), version=NPM_PACKAGES["peer"])
 
 
 def _y_webrtc(inboxes: bool = False) -> Server:
-    command = ["node", str(npm_modules() / "y-webrtc/bin/server.js")]
+    command = ["node", str(npm_modules("y-webrtc") / "y-webrtc/bin/server.js")]
     name = "y-webrtc-inboxes" if inboxes else "y-webrtc"
     return Server(name, command, YWebrtc(inboxes=inboxes), version=NPM_PACKAGES["y-webrtc"])
 
 
-_OTHERS = {
-    "peerjs-server": _peerjs,
-    "y-webrtc": _y_webrtc,
-    "websockets": _websockets,
-    "autobahn": _autobahn,
-    "y-webrtc-inboxes": lambda: _y_webrtc(inboxes=True),
+def _bun() -> Server:
+    binary = _binary("bun", "@oven/bun-*/bin/bun")
+    command = [str(binary), str(_PEERS / "plain_bun.mjs"), "{port}"]
+    return Server("bun", command, Wire(), version=NPM_PACKAGES["bun"])
+
+
+def _deno() -> Server:
+    binary = _binary("deno", "@deno/*/deno")
+    command = [str(binary), "run", "--allow-net", str(_PEERS / "plain_deno.mjs"), "{port}"]
+    return Server("deno", command, Wire(), version=NPM_PACKAGES["deno"])
+
+
+def _ws() -> Server:
+    command = ["node", str(_PEERS / "plain_ws.mjs"), "{port}"]
+    return Server("ws", command, Wire(), {"NODE_PATH": str(npm_modules("ws"))}, NPM_PACKAGES["ws"])
+
+
+def _socket_io() -> Server:
+    command = ["node", str(_PEERS / "plain_socketio.mjs"), "{port}"]
+    environment = {"NODE_PATH": str(npm_modules("socket.io"))}
+    return Server("socket.io", command, SocketIo(), environment, NPM_PACKAGES["socket.io"])
+
+
+def _picows() -> Server:
+    command = [sys.executable, str(_PEERS / "plain_picows.py"), "{port}"]
+    return Server("picows", command, Wire(), version=version("picows"))
+
+
+def _go() -> Server:
+    binary = _cache() / "plain_go"
+    binary.parent.mkdir(parents=True, exist_ok=True)
+    command = ["go", "build", "-o", str(binary), str(_PEERS / "plain_go.go")]
+    _install(command, {"GO111MODULE": "off", "GOPATH": str(_GO_SOURCES.parent), "GOFLAGS": ""})
+    found = subprocess.run(["go", "env", "GOVERSION"], capture_output=True, text=True, check=False)
+    return Server("go", [str(binary), "{port}"], Wire(), version=found.stdout.strip().removeprefix("go"))
+
+
+_NODE = ("node", "npm")
+OTHERS = {
+    "bun": Other(_bun, programs=["npm"]),
+    "go": Other(_go, programs=["go"], sources=[_GO_SOURCES / "github.com/gorilla/websocket"]),
+    "peerjs-server": Other(_peerjs, programs=_NODE),
+    "y-webrtc": Other(_y_webrtc, programs=_NODE),
+    "websockets": Other(_websockets),
+    "autobahn": Other(_autobahn),
+    "picows": Other(_picows, modules=["picows"]),
+    "deno": Other(_deno, programs=["npm"]),
+    "ws": Other(_ws, programs=_NODE),
+    "socket.io": Other(_socket_io, programs=_NODE),
+    "y-webrtc-inboxes": Other(lambda: _y_webrtc(inboxes=True), programs=_NODE),
 }
-OTHERS = tuple(_OTHERS)
-NEED_NODE = frozenset({"peerjs-server", "y-webrtc", "y-webrtc-inboxes"})
 
 
-def has_node() -> bool:
-    """Return whether Node.js and npm are installed."""
-    return shutil.which("node") is not None and shutil.which("npm") is not None
-
-
-def npm_modules() -> Path:
-    """Return where npm's servers are, and install them there once."""
+def _cache() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "twisted-signaling" / "benchmark-peers"
-    modules = folder / "node_modules"
-    if any(_installed(modules, package) != wanted for package, wanted in NPM_PACKAGES.items()):
+    return cache / "twisted-signaling" / "benchmark-peers"
+
+
+def _install(command: Sequence[str], environment: Mapping[str, str]) -> None:
+    done = subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, check=False, cwd=_cache()
+    )
+    if done.returncode:
+        raise CannotStartError(f"{shlex.join(command)}:\n{done.stderr[-2000:]}")
+
+
+def npm_modules(package: str) -> Path:
+    """Return where npm's packages are, and install one there once."""
+    folder = _cache()
+    modules, wanted = folder / "node_modules", NPM_PACKAGES[package]
+    if _installed(modules, package) != wanted:
         folder.mkdir(parents=True, exist_ok=True)
-        packages = [f"{package}@{wanted}" for package, wanted in NPM_PACKAGES.items()]
-        command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder), *packages]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise CannotStartError(f"{shlex.join(command)}:\n{done.stderr[-2000:]}")
+        words = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder)]
+        _install([*words, f"{package}@{wanted}"], {})
     return modules
+
+
+def _binary(package: str, pattern: str) -> Path:
+    """Find the program of a package whose install script, which would put it in place, did not run."""
+    found = sorted(npm_modules(package).glob(pattern))
+    if not found:
+        raise CannotStartError(f"{package} has no program for this machine: there is no {pattern}")
+    return found[0]
 
 
 def _installed(modules: Path, package: str) -> str:

@@ -11,7 +11,8 @@ _UNIX = "unix"
 _MAX_HOPS = 20
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen: one is made for each connection.
+@dataclass(slots=True)
 class Client:
     """The origin of a connection.
 
@@ -53,12 +54,16 @@ class TrustedProxies:
     Args:
         networks: addresses or networks in CIDR notation; ``unix`` means every client of a UNIX socket.
 
+    Attributes:
+        empty: whether no proxy is trusted.
+
     Raises:
         ValueError: an entry is neither.
     """
 
     def __init__(self, networks: Iterable[str] = ()) -> None:
         given = list(networks)
+        self.empty = not given
         self._unix = _UNIX in given
         self._networks: list[IPv4Network | IPv6Network] = [_parse_network(text) for text in given if text != _UNIX]
 
@@ -72,8 +77,6 @@ class TrustedProxies:
             text: the same for the log.
             forwarded: the request's ``X-Forwarded-For`` headers.
         """
-        if not self._unix and not self._networks:
-            return Client(text, host)
         address = parse_address(host) if host is not None else None
         if not self._trusts(address):
             return Client(text, host)

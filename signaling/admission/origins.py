@@ -26,13 +26,16 @@ class Origins:
         patterns: origins as browsers write them (``https://example.com``, ``null``); a host that starts with ``*.``
             means all subdomains. An empty list, or ``*``, allows every origin.
 
+    Attributes:
+        allow_any: whether every origin is allowed: ``check`` need not be called.
+
     Raises:
         ValueError: a pattern is not an origin.
     """
 
     def __init__(self, patterns: Iterable[str] = ()) -> None:
         given = [pattern.lower() for pattern in patterns]
-        self._any = not given or _ANY in given
+        self.allow_any = not given or _ANY in given
         self._exact: set[str] = set()
         self._parents: set[tuple[str, str]] = set()
         for pattern in given:
@@ -70,14 +73,14 @@ class Origins:
         Args:
             values: the request's Origin headers.
         """
-        if self._any and not values:
+        if self.allow_any and not values:
             return {b"Access-Control-Allow-Origin": b"*"}
         if not values or not self._allow(values):
             return {b"Vary": b"Origin"}
         return {b"Access-Control-Allow-Origin": values[0], b"Vary": b"Origin"}
 
     def _allow(self, values: Sequence[bytes]) -> bool:
-        if self._any or not values:
+        if self.allow_any or not values:
             return True
         origin = _normalized(values[0].decode("latin-1").lower()) if len(values) == 1 else None
         return origin is not None and "*" not in origin and (origin in self._exact or self._has_parent(origin))

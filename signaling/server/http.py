@@ -7,7 +7,6 @@ given, with the bytes read so far, to a ``twisted.web`` site.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from constantly import NamedConstant
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
     from twisted.cred.portal import Portal
     from twisted.internet.interfaces import IReactorTime
 
-_PREFIX = b"/ws/"
+_FOLDER = b"/ws"
 
 R = TypeVar("R")
 
@@ -67,8 +66,9 @@ class HttpProtocol(WebSocketConnection[R]):
     def requestReceived(self, head: Head) -> None:
         """Answer an upgrade of ``/ws/{topic}`` here, and leave every other request to the site."""
         path, _, query = head.target.partition(b"?")
-        segment = path.removeprefix(_PREFIX)
-        if segment in (path, b"") or b"/" in segment or not head.may_upgrade or not asks_for_websocket(head.values):
+        folder, _, segment = path.rpartition(b"/")
+        asks = head.key is not None or (head.may_upgrade and asks_for_websocket(head.values))
+        if folder != _FOLDER or not segment or not asks:
             data, self.data = self.data, b""
             self.factory.handshake_timeouts.clear(self)
             self._http = channel = self.factory.site.channel_for(self)
@@ -77,7 +77,7 @@ class HttpProtocol(WebSocketConnection[R]):
             channel.begin(head, data)
             return
         try:
-            request, key = self.factory.check(segment, query, head.values)
+            request, key = self.factory.check(segment, query, head.values, head.key)
         except Refused as refused:
             self.refuse_join(refused, head.values)
         else:
@@ -211,13 +211,16 @@ class HttpFactory(WebSocketConnectionFactory):
         """Offer HTTP/1.1 over TLS; Twisted would refuse every client that names protocols, as all browsers do."""
         return [b"http/1.1"]
 
-    def check(self, segment: bytes, query: bytes, values: HeaderValues) -> tuple[JoinRequest, bytes]:
+    def check(
+        self, segment: bytes, query: bytes, values: HeaderValues, key: bytes | None = None
+    ) -> tuple[JoinRequest, bytes]:
         """Check all of a request to join that needs no I/O.
 
         Args:
             segment: the topic, still percent-encoded.
             query: what follows the question mark, still encoded.
             values: the request's headers.
+            key: ``Head.key``.
 
         Returns:
             The request, and the checked ``Sec-WebSocket-Key``.
@@ -225,13 +228,17 @@ class HttpFactory(WebSocketConnectionFactory):
         Raises:
             Refused: for the first reason of 400, 426, 403 and 421.
         """
-        request, key = check_join(segment, query, self.limits), check_upgrade(values)
+        request = check_join(segment, query, self.limits)
+        if key is None:
+            key = check_upgrade(values)
         if self.access is not None:
-            request = replace(request, credential=self.access.presented(values, query))
-        self.origins.check(values(b"origin"))
+            request.credential = self.access.presented(values, query)
+        if not self.origins.allow_any:
+            self.origins.check(values(b"origin"))
         if not self.owns(request.topic):
             raise Refused(421, "this topic lives in another process: open a new connection, with a plain request")
-        return replace(request, subprotocol=subprotocol(values)), key
+        request.subprotocol = subprotocol(values)
+        return request, key
 
     def owns(self, topic: str) -> bool:
         """Return whether clients join the topic in this process."""
@@ -244,8 +251,10 @@ class HttpFactory(WebSocketConnectionFactory):
             address: of the connection's other end, an ``IAddress`` provider.
             values: the request's headers.
         """
-        host = getattr(address, "host", None)
-        return self._proxies.client(host, address_text(address), values(b"x-forwarded-for"))
+        host, text = getattr(address, "host", None), address_text(address)
+        if self._proxies.empty:
+            return Client(text, host)
+        return self._proxies.client(host, text, values(b"x-forwarded-for"))
 
     def accept_on(self, port: Any) -> Any:
         """Return what to keep in place of a port that has just begun to listen for this server."""

@@ -94,7 +94,8 @@ def _bearer(token: bytes, where: str) -> Bearer:
 
 def subprotocol(values: HeaderValues) -> bytes:
     """Return the subprotocol to answer, never the one with a token; empty if none of ours is offered."""
-    return SUBPROTOCOL if any(map(_OWN.search, values(b"sec-websocket-protocol"))) else b""
+    offered = values(b"sec-websocket-protocol")
+    return SUBPROTOCOL if offered and any(map(_OWN.search, offered)) else b""
 
 
 def without_secrets(target: bytes) -> bytes:

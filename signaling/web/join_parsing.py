@@ -27,6 +27,8 @@ def check_join(segment: bytes, query: bytes, limits: Limits) -> JoinRequest:
     Raises:
         Refused: 400, naming what is wrong with which of them.
     """
+    if not query:
+        return JoinRequest(read_topic(segment, limits.max_topic_bytes), None)
     claim = _resume_claim(query) if limits.resume_window_seconds else None
     return JoinRequest(read_topic(segment, limits.max_topic_bytes), _metadata(query, limits.max_metadata_bytes), claim)
 
@@ -63,9 +65,14 @@ def query_values(query: bytes, key: str) -> list[bytes]:
     if query.count(b"&") >= MAX_PARAMETERS:
         raise Refused(400, f"the query: at most {MAX_PARAMETERS} parameters")
     pairs = [pair.partition(b"=") for pair in query.split(b"&")]
-    longest = ENCODED * len(key)
-    values = [value for name, _, value in pairs if len(name) <= longest and unquote_to_bytes(name) == key.encode()]
-    return [unquote(value.replace(b"+", b" "), key) for value in values]
+    wanted = key.encode()
+    return [unquote(value.replace(b"+", b" "), key) for name, _, value in pairs if _means(name, wanted)]
+
+
+def _means(name: bytes, wanted: bytes) -> bool:
+    if b"%" not in name:
+        return name == wanted
+    return len(name) <= ENCODED * len(wanted) and unquote_to_bytes(name) == wanted
 
 
 def _query_value(query: bytes, key: str) -> bytes | None:
@@ -107,6 +114,8 @@ def unquote(text: bytes, what: str) -> bytes:
     Raises:
         Refused: 400; to pass over what is no escape would take Python twenty times as long.
     """
+    if b"%" not in text:
+        return text
     if _BAD_ESCAPE.search(text):
         raise Refused(400, f"{what}: a % that is not followed by two hexadecimal digits")
     return unquote_to_bytes(text)

@@ -149,7 +149,7 @@ class WebSocketConnection(FrameReader, Generic[R]):
         try:
             if not head.may_upgrade:
                 raise Refused(400, "a WebSocket connection is opened by GET over HTTP/1.1")
-            self.accept(check_upgrade(head.values))
+            self.accept(head.key or check_upgrade(head.values))
         except Refused as refused:
             self.refuse(refused)
 

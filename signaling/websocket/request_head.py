@@ -8,26 +8,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from signaling.errors import Refused
+from signaling.websocket.ordinary_upgrade import (
+    HEADER_GROUPS,
+    KEY_GROUP,
+    MAX_HEADERS,
+    ORDINARY_UPGRADE,
+    TARGET_GROUP,
+    TOKEN,
+    VALUE,
+)
 
 HeaderValues = Callable[[bytes], Sequence[bytes]]
 """Looks up a header by its lower-case name: its values in the order received, empty if it is absent."""
 
-MAX_HEADERS = 100
-
 _END = b"\r\n\r\n"
-_METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_METHOD = re.compile(TOKEN)
 _TARGET = re.compile(rb"[!-~]+")
 _VERSIONS = (b"HTTP/1.1", b"HTTP/1.0")
-# No part can match in two ways: a line that almost matches would take quadratic time.
-_HEADER_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t !-~\x80-\xff]*)")
+_HEADER_LINE = re.compile(rb"(%b):(%b)" % (TOKEN, VALUE))
 _ORIGIN = re.compile(rb"[hH][tT][tT][pP][sS]?://[^/?#]+")
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
-@dataclass(frozen=True, slots=True)
 class Head:
     """A well-formed head.
 
@@ -36,12 +40,24 @@ class Head:
         target: in origin form (``/ws/a?b``), or ``*``.
         version: ``HTTP/1.1`` or ``HTTP/1.0``.
         headers: values by lower-case name, in the order received.
+
+    Attributes:
+        key: the ``Sec-WebSocket-Key`` if ``check_upgrade`` need not look: it would return this; otherwise None.
     """
 
-    method: bytes
-    target: bytes
-    version: bytes
-    headers: dict[bytes, list[bytes]]
+    __slots__ = ("_headers", "key", "method", "target", "version")
+
+    def __init__(self, method: bytes, target: bytes, version: bytes, headers: dict[bytes, list[bytes]]) -> None:
+        self.method = method
+        self.target = target
+        self.version = version
+        self.key: bytes | None = None
+        self._headers = headers
+
+    @property
+    def headers(self) -> dict[bytes, list[bytes]]:
+        """All headers, as they were given."""
+        return self._headers
 
     def values(self, name: bytes) -> Sequence[bytes]:
         """Return the values of a header by its lower-case name."""
@@ -51,6 +67,28 @@ class Head:
     def may_upgrade(self) -> bool:
         """Whether it can open a WebSocket connection (RFC 6455, section 4.1)."""
         return self.method == b"GET" and self.version == b"HTTP/1.1"
+
+
+class _OrdinaryUpgrade(Head):
+    """The head of an ordinary upgrade, whose headers are not read one by one unless somebody asks for all."""
+
+    __slots__ = ("_match",)
+
+    def __init__(self, match: re.Match[bytes]) -> None:
+        self.method, self.version = b"GET", b"HTTP/1.1"
+        self.target, self.key = match.group(TARGET_GROUP, KEY_GROUP)
+        self._match = match
+
+    @property
+    def headers(self) -> dict[bytes, list[bytes]]:
+        return _parse(self._match[0]).headers
+
+    def values(self, name: bytes) -> Sequence[bytes]:
+        group = HEADER_GROUPS.get(name)
+        if group is None:
+            return super().values(name)
+        value = self._match[group]
+        return [value.strip(b" \t")] if value is not None else ()
 
 
 def take_head(data: bytes, searched: int, longest: int) -> tuple[Head, bytes] | None:
@@ -68,6 +106,10 @@ def take_head(data: bytes, searched: int, longest: int) -> tuple[Head, bytes] | 
         Refused: 400 or 431, as early as possible.
     """
     end = data.find(_END, max(0, searched - len(_END) + 1))
+    if 0 <= end <= longest:
+        match = ORDINARY_UPGRADE.fullmatch(data, 0, end)
+        if match is not None:
+            return _OrdinaryUpgrade(match), data[end + len(_END) :]
     if end > longest or (end < 0 and len(data) > longest + len(_END)):
         raise Refused(431, f"the request line and the headers: at most {longest} bytes")
     # A carriage return may have come before its line feed.

@@ -129,8 +129,16 @@ def test_where_a_request_is_cut_makes_no_difference(text: str, drawn: st.DataObj
         assert isinstance(whole, str)
 
 
-def outcome(data: bytes, searched: int) -> tuple[Head, bytes] | str | None:
+def outcome(data: bytes, searched: int) -> tuple[Parts, bytes] | str | None:
     try:
-        return take_head(data, searched, LONGEST)
+        taken = take_head(data, searched, LONGEST)
     except Refused as refused:
         return re.sub("at most .*", "", refused.reason)
+    return (parts(taken[0]), taken[1]) if taken is not None else None
+
+
+Parts = tuple[bytes, bytes, bytes, dict[bytes, list[bytes]]]
+
+
+def parts(head: Head) -> Parts:
+    return head.method, head.target, head.version, head.headers
