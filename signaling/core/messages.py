@@ -10,13 +10,14 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from itertools import accumulate
-from typing import TypeVar
+from typing import Literal, TypeVar, cast, get_args
 
 import msgspec
 
 from signaling.errors import ErrorCode, Rejected
 
-RELAYED_TYPES = frozenset({"offer", "answer", "ice-candidate"})
+RelayedType = Literal["offer", "answer", "ice-candidate"]
+RELAYED_TYPES: frozenset[str] = frozenset(get_args(RelayedType))
 
 _ABSENT = msgspec.Raw(b"")
 
@@ -25,14 +26,14 @@ class ClientMessage(msgspec.Struct, gc=False):
     """A message to relay.
 
     Args:
-        type: one of ``RELAYED_TYPES``.
+        type: its type.
         to: the target's id, not empty.
         payload: JSON text as the sender wrote it; empty if absent.
         msg_id_text: the JSON text of a non-empty string; empty if absent.
     """
 
-    type: str = ""
-    to: str = ""
+    type: RelayedType
+    to: str
     payload: msgspec.Raw = _ABSENT
     msg_id_text: msgspec.Raw = msgspec.field(default=_ABSENT, name="msgId")
 
@@ -81,17 +82,18 @@ def decode(data: bytes) -> ClientMessage:
     try:
         message = _decode_message(data)
     except (msgspec.MsgspecError, RecursionError):
-        message = _decode_raw(data)
-    else:
-        if message.msg_id_text:
-            message.msg_id_text = _msg_id(message.msg_id_text)
-    if _may_be_too_deep(data) and _is_too_deep(data):
+        return _decode_raw(data)
+    if message.msg_id_text:
+        message.msg_id_text = _msg_id(message.msg_id_text)
+    # Without arrays, each level but the innermost begins with at least four bytes ({"":): nearly no message goes on.
+    if (data.rfind(b"{") >= 4 * MAX_DEPTH or b"[" in data) and _is_too_deep(data):
         raise Rejected(ErrorCode.INVALID_MESSAGE, _TOO_DEEP, message.msg_id)
-    if message.type not in RELAYED_TYPES:
-        raise Rejected(ErrorCode.INVALID_TYPE, "type must be offer, answer or ice-candidate", message.msg_id)
     if not message.to:
-        raise Rejected(ErrorCode.MISSING_TARGET, "to must name the peer that the message is for", message.msg_id)
+        raise Rejected(ErrorCode.MISSING_TARGET, _NO_TARGET, message.msg_id)
     return message
+
+
+_NO_TARGET = "to must name the peer that the message is for"
 
 
 def msg_id_of(data: bytes) -> bytes | None:
@@ -116,20 +118,27 @@ def _msg_id(text: msgspec.Raw) -> msgspec.Raw:
 
 
 def _decode_raw(data: bytes) -> ClientMessage:
-    """Decode a message that msgspec refuses: to name a wrong type, or to relay a lone surrogate escape."""
+    """Decode a message that msgspec refuses: to name what is wrong, or to relay a lone surrogate escape."""
     raw = _decode_object_of(data, _decode_raw_fields)
-    msg_id = _msg_id(_restore_escapes(raw.msgId))
+    msg_id_text = _msg_id(_restore_escapes(raw.msgId))
+    msg_id = bytes(msg_id_text) or None
     kind = _string("type", _restore_escapes(raw.type), msg_id)
     target = _string("to", _restore_escapes(raw.to), msg_id)
-    return ClientMessage(kind, target, _restore_escapes(raw.payload), msg_id)
+    if _is_too_deep(data):
+        raise Rejected(ErrorCode.INVALID_MESSAGE, _TOO_DEEP, msg_id)
+    if kind not in RELAYED_TYPES:
+        raise Rejected(ErrorCode.INVALID_TYPE, "type must be offer, answer or ice-candidate", msg_id)
+    if not target:
+        raise Rejected(ErrorCode.MISSING_TARGET, _NO_TARGET, msg_id)
+    return ClientMessage(cast(RelayedType, kind), target, _restore_escapes(raw.payload), msg_id_text)
 
 
-def _string(key: str, text: msgspec.Raw, msg_id: msgspec.Raw) -> str:
+def _string(key: str, text: msgspec.Raw, msg_id: bytes | None) -> str:
     written = bytes(text)
     if written in (b"", b"null"):
         return ""
     if not written.startswith(b'"'):
-        raise Rejected(ErrorCode.INVALID_MESSAGE, f"{key} must be a string", bytes(msg_id) or None)
+        raise Rejected(ErrorCode.INVALID_MESSAGE, f"{key} must be a string", msg_id)
     return str(json.loads(written))
 
 
@@ -170,14 +179,6 @@ def _restore_escapes(text: msgspec.Raw) -> msgspec.Raw:
 _STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _ALL_BUT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 _STEPS = {byte: 1 if byte in b"[{" else -1 for byte in b"[]{}"}
-
-
-def _may_be_too_deep(data: bytes) -> bool:
-    """Return whether ``_is_too_deep`` has to look closer: of nearly no message.
-
-    Without arrays, each level but the innermost begins with at least four bytes: ``{"":``.
-    """
-    return data.rfind(b"{") >= 4 * MAX_DEPTH or b"[" in data
 
 
 def _is_too_deep(data: bytes) -> bool:

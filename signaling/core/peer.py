@@ -192,10 +192,11 @@ class Peer:
             if target is None:
                 self._relay_to_another_node(message, frame)
                 return message
-            if services.announcer.is_behind:
+            if services.announcer.backlogs:
                 target.catch_up()
-            if not target.offer(frame, (self, message.msg_id)):
-                raise self.refused(message.type, ErrorCode.DROPPED, message.msg_id)
+            msg_id = message.msg_id if message.msg_id_text else None
+            if not target.offer(frame, (self, msg_id)):
+                raise self.refused(message.type, ErrorCode.DROPPED, msg_id)
         except Rejected as rejected:
             self.reject(rejected)
             return rejected

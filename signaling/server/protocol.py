@@ -46,6 +46,8 @@ class SignalingProtocol(HttpProtocol[Receipt]):
     _login: Deferred[Any] | None = None
     _logout: Logout | None = None
     _may_send = True
+    # Whether a message is rejected, counted or logged, whatever it says.
+    _judges_messages = False
 
     # The request and the login
 
@@ -147,6 +149,7 @@ class SignalingProtocol(HttpProtocol[Receipt]):
     def attach(self, peer: Peer) -> None:
         """Have a peer; what the client sent before the peer's welcome is read in a turn of its own."""
         self._peer = peer
+        self._judges_messages = self.factory.judges_messages or not self._may_send
         self._attempt = self._address = None
         self.resume_reading(ReadPause.JOIN)
 
@@ -157,7 +160,7 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         peer, factory = self._peer, self.factory
         if peer is None:
             return
-        if self._may_send and not isBinary and not factory.judges_messages:
+        if not (self._judges_messages or isBinary):
             peer.receive(payload)
             return
         tokens = self._take_tokens(1) if factory.limits.max_messages_per_second else 0.0

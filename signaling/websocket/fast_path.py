@@ -11,7 +11,7 @@ import os
 from typing import Any, ClassVar
 
 from signaling.transport.private_api import FITS, AutobahnProtocol
-from signaling.websocket.frames import INCOMPLETE, TEXT, Frame, masked_frame_at, whole_text
+from signaling.websocket.frames import INCOMPLETE, TEXT, Frame, masked_frame_at
 from signaling.websocket.read_pause import ReadPause
 
 _FRAMES_PER_TURN = 16
@@ -33,6 +33,8 @@ class FrameReader(AutobahnProtocol):
     factory: Any
     transport: Any
     _read_pauses = 0
+    # Whether it is open, reads, and has handled all that was read: nearly always.
+    _reads_directly = False
 
     def pause_reading(self, reason: ReadPause) -> None:
         """Stop reading until ``resume_reading`` was called for ``reason``, and for every other one.
@@ -44,6 +46,7 @@ class FrameReader(AutobahnProtocol):
         if not self._read_pauses:
             self.transport.pauseProducing()
         self._read_pauses |= reason
+        self._reads_directly = False
 
     def resume_reading(self, reason: ReadPause) -> None:
         """Remove a reason not to read; after the last one, handle what was read before, in turn, and read on."""
@@ -57,6 +60,8 @@ class FrameReader(AutobahnProtocol):
             self.factory.scheduler.add(self)
         else:
             self.transport.resumeProducing()
+            if self.state == self.STATE_OPEN:
+                self.read_directly()
 
     def read_until_closed(self) -> None:
         """Remove every reason not to read, and forget what was read, because the connection is closing."""
@@ -72,23 +77,14 @@ class FrameReader(AutobahnProtocol):
         else:
             self._read_pauses &= ~ReadPause.TURN
 
-    def read_message(self, data: bytes) -> bool:
-        """Handle ``data`` at once, if it is exactly one whole text message; returns whether it was.
-
-        Args:
-            data: just read; nothing that was read before waits, and there is no reason to pause.
-        """
-        if not self.fast or self.current_frame is not None or self.inside_message:
-            return False
-        message = whole_text(data, self.maxMessagePayloadSize)
-        if message is None:
-            return False
-        self.onMessage(message, False)
-        return True
+    def read_directly(self) -> None:
+        """Handle what is read from now on at once, if it is one whole message: nothing waits, and nothing is begun."""
+        self._reads_directly = self.fast and self.current_frame is None and not self.inside_message
 
     def consumeData(self) -> None:
         """Handle what was read, for one turn, or until there is a reason to pause."""
         more: bool | None = None
+        self._reads_directly = False
         if self.fast and self.current_frame is None and not self.inside_message:
             more = self._read_whole_frames()
         if more is None:
@@ -100,9 +96,12 @@ class FrameReader(AutobahnProtocol):
         elif more:
             self.pause_reading(ReadPause.TURN)
             self.factory.scheduler.add(self)
-        elif self._read_pauses:
-            self._read_pauses = 0
-            self.transport.resumeProducing()
+        else:
+            if self._read_pauses:
+                self._read_pauses = 0
+                self.transport.resumeProducing()
+            if not self.data:
+                self.read_directly()
 
     def _read_whole_frames(self) -> bool | None:
         """Handle the whole text messages and control frames at the start of what was read.

@@ -28,7 +28,7 @@ from signaling.transport.poller import Poller, can_poll
 from signaling.transport.private_api import with_initial_state
 from signaling.transport.tcp_connection import TcpConnection
 from signaling.websocket.fast_path import FrameReader
-from signaling.websocket.frames import CLOSE, PING, PONG, close_frame, frame
+from signaling.websocket.frames import CLOSE, PING, PONG, close_frame, frame, whole_text
 from signaling.websocket.handshake import check_upgrade
 from signaling.websocket.outbound_queue import OutboundQueue
 from signaling.websocket.read_pause import ReadPause
@@ -74,12 +74,15 @@ class WebSocketConnection(FrameReader, Generic[R]):
     # Of the transport, when the write timeout was set.
     _progress = 0
     _key = b""
-    _queue: OutboundQueue[R] | None = None
+    _queue: OutboundQueue[R] | None
     _held: list[bytes] | None = None
 
     def __init__(self) -> None:
         if not self.fast:
             super().__init__()
+        # What each message asks for: an attribute of the class would take Python several times as long.
+        self._reads_directly = False
+        self._queue = None
 
     def makeConnection(self, transport: Any) -> None:
         """Start on a transport, whatever kind it is of."""
@@ -97,6 +100,7 @@ class WebSocketConnection(FrameReader, Generic[R]):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Clean up, and call ``onUndelivered`` and ``onClose``."""
         self.state = self.STATE_CLOSED
+        self._reads_directly = False
         self._clear_timeouts()
         self.factory.close_timeouts.clear(self)
         self.factory.connections.discard(self)
@@ -111,13 +115,16 @@ class WebSocketConnection(FrameReader, Generic[R]):
 
     def dataReceived(self, data: bytes) -> None:
         """Handle bytes of the other end; those that come after our close frame are dropped."""
-        if self.state == _OPEN:
-            if self.data:
-                self.data += data
-            elif self._read_pauses or not self.read_message(data):
-                self.data = data
-            else:
+        if self._reads_directly:
+            message = whole_text(data, self.maxMessagePayloadSize)
+            if message is not None:
+                self.onMessage(message, False)
                 return
+        self._receive(data)
+
+    def _receive(self, data: bytes) -> None:
+        if self.state == _OPEN:
+            self.data = self.data + data if self.data else data
             # TLS delivers what it has decrypted already.
             if not self._read_pauses:
                 self.consumeData()
@@ -174,6 +181,8 @@ class WebSocketConnection(FrameReader, Generic[R]):
             self.resume_reading(ReadPause.HANDSHAKE)
         elif self.data:
             self.consumeData()
+        elif self.state == _OPEN:
+            self.read_directly()
 
     def accept_in_turn(self, key: bytes) -> None:
         """Call ``accept`` when it is this connection's turn, for an application whose ``onOpen`` takes long.
@@ -388,6 +397,7 @@ class WebSocketConnection(FrameReader, Generic[R]):
         """Abort the connection, without a close frame; ``reason`` is for the log."""
         self.end_reason = f"aborted: {reason}"
         self.state = self.STATE_CLOSING
+        self._reads_directly = False
         self._clear_timeouts()
         self._abandon_queue()
         self.transport.abortConnection()
@@ -435,6 +445,7 @@ class WebSocketConnection(FrameReader, Generic[R]):
 
     def _start_closing(self) -> None:
         self.state = self.STATE_CLOSING
+        self._reads_directly = False
         self._clear_timeouts()
         self.factory.close_timeouts.set(self)
         # A transport with a producer never closes; one that is not read never notices that the other end did.
@@ -467,6 +478,7 @@ class WebSocketConnection(FrameReader, Generic[R]):
         self.flush()
         self.transport.write(frame(CLOSE, b"" if code is None else code.to_bytes(2, "big") + (reasonUtf8 or b"")))
         self.state = self.STATE_CLOSING
+        self._reads_directly = False
         self.close_frame_seen = True
 
     def dropConnection(self, abort: bool = False) -> None:
