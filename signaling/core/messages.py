@@ -85,14 +85,15 @@ def decode(data: bytes) -> ClientMessage:
         return _decode_raw(data)
     if message.msg_id_text:
         message.msg_id_text = _msg_id(message.msg_id_text)
-    # Without arrays, each level but the innermost begins with at least four bytes ({"":): nearly no message goes on.
-    if (data.rfind(b"{") >= 4 * MAX_DEPTH or b"[" in data) and _is_too_deep(data):
+    if (b"[" in data or b"{" in data[_SHALLOW_BYTES:]) and _is_too_deep(data):
         raise Rejected(ErrorCode.INVALID_MESSAGE, _TOO_DEEP, message.msg_id)
     if not message.to:
         raise Rejected(ErrorCode.MISSING_TARGET, _NO_TARGET, message.msg_id)
     return message
 
 
+# Without arrays, each level but the innermost takes at least four bytes ({"":): nearly no message is looked at closer.
+_SHALLOW_BYTES = 4 * MAX_DEPTH
 _NO_TARGET = "to must name the peer that the message is for"
 
 
