@@ -269,9 +269,13 @@ def _listed(peer_id: str, metadata: bytes | None) -> bytes:
     return b'{"id":"%b"%b}' % (peer_id.encode(), _metadata(metadata))
 
 
+_METADATA_KEY = b',"metadata":'
+_LISTED_BYTES = len(b'{"id":""},')
+
+
 def listed_bytes(peer_id: str, metadata: bytes | None) -> int:
     """Return the bytes that a peer adds to a ``peer-list``."""
-    return len(_listed(peer_id, metadata)) + len(",")
+    return _LISTED_BYTES + len(peer_id) + (len(_METADATA_KEY) + len(metadata) if metadata is not None else 0)
 
 
 def peer_joined(peer_id: str, metadata: bytes | None) -> bytes:
@@ -311,7 +315,7 @@ def error(code: ErrorCode, text: str, msg_id: bytes | None) -> bytes:
 
 
 def _metadata(text: bytes | None) -> bytes:
-    return b"" if text is None else b',"metadata":' + text
+    return b"" if text is None else _METADATA_KEY + text
 
 
 def _msg_id_pair(text: bytes | None) -> bytes:

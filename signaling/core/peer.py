@@ -102,13 +102,15 @@ class Peer:
         """
         topic = self.topic = self._services.topics.join(topic_name, self)
         self._send_welcome(topic, ice_servers)
-        event = text_frame(messages.peer_joined(self.id, self.metadata))
-        self._services.announcer.announce(topic, event, exclude=self)
+        if len(topic.members) > 1:
+            event = text_frame(messages.peer_joined(self.id, self.metadata))
+            self._services.announcer.announce(topic, event, exclude=self)
 
     def _send_welcome(self, topic: Topic[Peer], ice_servers: bytes | None) -> None:
         self._services.announcer.skip(topic, self)
-        self._answer(messages.welcome(self.id, ice_servers))
-        self._answer(messages.peer_list(self._listed(topic)))
+        welcome = text_frame(messages.welcome(self.id, ice_servers))
+        if self._outbound is not None:
+            self._outbound.answer(welcome + text_frame(messages.peer_list(self._listed(topic))))
 
     def _listed(self, topic: Topic[Peer]) -> Iterable[tuple[str, bytes | None]]:
         here = [(peer.id, peer.metadata) for peer in topic if peer is not self]
@@ -126,7 +128,8 @@ class Peer:
         """Leave the topic, if the peer is in one; the other members get ``peer-left``."""
         topic = self._leave_topic()
         if topic is not None:
-            self._services.announcer.announce(topic, text_frame(messages.peer_left(self.id)))
+            if topic.members:
+                self._services.announcer.announce(topic, text_frame(messages.peer_left(self.id)))
             self._services.backplane.leave(topic.name, self.id)
 
     def _leave_topic(self) -> Topic[Peer] | None:

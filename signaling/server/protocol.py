@@ -301,8 +301,10 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         factory = self.factory
         if self._may_resume and peer.detach(self.slot):
             self.slot = None
-            factory.paced_log.write(partial(factory.events.detached, peer.id, topic.name, self.end_reason))
+            if factory.events.info:
+                factory.paced_log.write(partial(factory.events.detached, peer.id, topic.name, self.end_reason))
             return
-        factory.paced_log.write(partial(factory.events.left, peer.id, topic.name, self.end_reason, peer.joined_at))
+        if factory.events.info:
+            factory.paced_log.write(partial(factory.events.left, peer.id, topic.name, self.end_reason, peer.joined_at))
         factory.counters.leaves[self.ending] += 1
         peer.leave()

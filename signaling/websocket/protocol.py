@@ -99,17 +99,16 @@ class WebSocketConnection(FrameReader, Generic[R]):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Clean up, and call ``onUndelivered`` and ``onClose``."""
-        self.state = self.STATE_CLOSED
-        self._reads_directly = False
-        self._clear_timeouts()
-        self.factory.close_timeouts.clear(self)
-        self.factory.connections.discard(self)
+        self._end(self.STATE_CLOSED)
+        factory = self.factory
+        factory.close_timeouts.clear(self)
+        factory.connections.discard(self)
         self._abandon_queue()
         # Else they would hold each other, until a garbage collector looks for such pairs.
         self.transport.protocol = None
         self.onClose(self.wasClean, self.remoteCloseCode, self.remoteCloseReason)
-        if not self.factory.connections:
-            self.factory.cancel_idle_timers()
+        if not factory.connections:
+            factory.cancel_idle_timers()
 
     # The handshake
 
@@ -129,12 +128,13 @@ class WebSocketConnection(FrameReader, Generic[R]):
             if not self._read_pauses:
                 self.consumeData()
         elif self.state == self.STATE_CONNECTING:
-            if self._read_pauses:
-                self.data += data
-            else:
-                self._collect_request(data)
+            self.request_data_received(data)
 
-    def _collect_request(self, data: bytes) -> None:
+    def request_data_received(self, data: bytes) -> None:
+        """Collect the request, until it is complete."""
+        if self._read_pauses:
+            self.data += data
+            return
         searched, self.data = len(self.data), self.data + data
         try:
             taken = take_head(self.data, searched, self.factory.limits.max_header_bytes)
@@ -396,9 +396,7 @@ class WebSocketConnection(FrameReader, Generic[R]):
     def abort(self, reason: str) -> None:
         """Abort the connection, without a close frame; ``reason`` is for the log."""
         self.end_reason = f"aborted: {reason}"
-        self.state = self.STATE_CLOSING
-        self._reads_directly = False
-        self._clear_timeouts()
+        self._end(self.STATE_CLOSING)
         self._abandon_queue()
         self.transport.abortConnection()
 
@@ -444,9 +442,7 @@ class WebSocketConnection(FrameReader, Generic[R]):
         self.transport.loseConnection()
 
     def _start_closing(self) -> None:
-        self.state = self.STATE_CLOSING
-        self._reads_directly = False
-        self._clear_timeouts()
+        self._end(self.STATE_CLOSING)
         self.factory.close_timeouts.set(self)
         # A transport with a producer never closes; one that is not read never notices that the other end did.
         self.transport.unregisterProducer()
@@ -459,17 +455,24 @@ class WebSocketConnection(FrameReader, Generic[R]):
         return queue.abandon() if queue is not None else []
 
     def _abandon_queue(self) -> None:
-        receipts = self.take_undelivered()
-        if receipts:
-            self.onUndelivered(receipts)
+        if self._queue is not None:
+            receipts = self.take_undelivered()
+            if receipts:
+                self.onUndelivered(receipts)
 
-    def _clear_timeouts(self) -> None:
+    def _end(self, state: int) -> None:
+        """Change to a state in which nothing is handled any more, and stop what was to come."""
+        before, self.state = self.state, state
+        self._reads_directly = False
         factory = self.factory
-        factory.handshake_timeouts.clear(self)
-        factory.ping_timers.clear(self)
-        factory.pong_timeouts.clear(self)
-        factory.write_timeouts.clear(self)
-        factory.scheduler.remove(self)
+        if before == self.STATE_CONNECTING:
+            factory.handshake_timeouts.clear(self)
+            factory.scheduler.remove(self)
+        elif before == _OPEN:
+            factory.ping_timers.clear(self)
+            factory.pong_timeouts.clear(self)
+            factory.write_timeouts.clear(self)
+            factory.scheduler.remove(self)
 
     # What Autobahn calls after a close frame of the other end
 
@@ -477,15 +480,18 @@ class WebSocketConnection(FrameReader, Generic[R]):
         """Answer the close frame of the other end, behind what was written before."""
         self.flush()
         self.transport.write(frame(CLOSE, b"" if code is None else code.to_bytes(2, "big") + (reasonUtf8 or b"")))
-        self.state = self.STATE_CLOSING
-        self._reads_directly = False
+        self._end(self.STATE_CLOSING)
         self.close_frame_seen = True
 
     def dropConnection(self, abort: bool = False) -> None:
         """End the connection after the close frame of the other end was answered."""
         self.ending = LeaveReason.CLOSED
         self.end_reason = f"closed by the peer with {self.remoteCloseCode or 'no code'}"
-        self._full_close()
+        if self.transport.pending_bytes or self._queue is not None:
+            self._full_close()
+        else:
+            # All is written, so there is nothing to wait for.
+            self.transport.loseConnection()
 
 
 class WebSocketConnectionFactory(WebSocketServerFactory):
