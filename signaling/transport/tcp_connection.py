@@ -231,8 +231,9 @@ class TcpConnection:
         """Close, after what waits is written."""
         if self._state == _OPEN:
             self._state = _FINISHING
-            self._watch(self._events & ~READABLE)
             self._end_if_finished()
+            if self._state == _FINISHING:
+                self._watch(self._events & ~READABLE)
 
     def loseWriteConnection(self) -> None:
         """Close this end's half, after what waits is written; what the other end sends is still read."""

@@ -11,15 +11,13 @@ import os
 from typing import Any, ClassVar
 
 from signaling.transport.private_api import FITS, AutobahnProtocol
-from signaling.websocket.frames import CLOSE, INCOMPLETE, TEXT, Frame, masked_frame_at
+from signaling.websocket.frames import INCOMPLETE, TEXT, Frame, masked_frame_at
 from signaling.websocket.read_pause import ReadPause
 
 _FRAMES_PER_TURN = 16
 # Autobahn takes two steps for a frame, its head and its payload.
 _STEPS_PER_TURN = 2 * _FRAMES_PER_TURN
 _PIECE_BYTES = 4_096
-# The whole payload of nearly every close frame: 1000 or 1001 (RFC 6455, section 7.4.1).
-_GOODBYES = (b"\x03\xe8", b"\x03\xe9")
 # Looking up a member of an enum takes six times as long.
 _TURN = ReadPause.TURN
 
@@ -144,11 +142,6 @@ class FrameReader(AutobahnProtocol):
     def _handle_frame(self, opcode: int, payload: bytes) -> None:
         if opcode == TEXT:
             self.onMessage(payload, False)
-        elif opcode == CLOSE and payload in _GOODBYES:
-            self.remoteCloseCode = int.from_bytes(payload)
-            self.wasClean = True
-            self.sendCloseFrame(self.remoteCloseCode, isReply=True)
-            self.dropConnection()
         else:
             self.handle_control_frame(opcode, payload)
 

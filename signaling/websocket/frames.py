@@ -37,8 +37,9 @@ def frame(opcode: int, payload: bytes) -> bytes:
 def text_frame(message: bytes) -> bytes:
     """Return the frame of a text message, which is UTF-8."""
     size = len(message)
-    if 126 <= size < 65_536:
-        # Nearly every message has such a size.
+    if size < 126:
+        return _SHORT(_FINAL | TEXT, size) + message
+    if size < 65_536:
         return _MEDIUM(_FINAL | TEXT, 126, size) + message
     return frame(TEXT, message)
 
@@ -72,6 +73,17 @@ def whole_text(data: bytes, longest: int) -> bytes | None:
         return None
     payload = unmask(data[start:], data[start - 4 : start])
     return payload if payload.isascii() or _is_utf8(payload) else None
+
+
+# Normal closure, and a page that is left: the whole payload of nearly every close frame (RFC 6455, section 7.4.1).
+_GOODBYES = {b"\x03\xe8": 1000, b"\x03\xe9": 1001}
+
+
+def whole_goodbye(data: bytes) -> int | None:
+    """Return the code, if ``data`` is exactly one close frame of a client as browsers send it; else None."""
+    if len(data) != 8 or not data.startswith(b"\x88\x82"):
+        return None
+    return _GOODBYES.get(unmask(data[6:], data[2:6]))
 
 
 # The first byte of each kind of frame that is read here, and how long its payload may be.

@@ -6,7 +6,7 @@ transport, timeouts that share a timer, and a way to close that lets the other e
 
 from __future__ import annotations
 
-from base64 import b64encode
+from binascii import b2a_base64
 from contextlib import suppress
 from hashlib import sha1
 from http import HTTPStatus
@@ -28,7 +28,7 @@ from signaling.transport.poller import Poller, can_poll
 from signaling.transport.private_api import with_initial_state
 from signaling.transport.tcp_connection import TcpConnection
 from signaling.websocket.fast_path import FrameReader
-from signaling.websocket.frames import CLOSE, PING, PONG, close_frame, frame, whole_text
+from signaling.websocket.frames import CLOSE, PING, PONG, close_frame, frame, whole_goodbye, whole_text
 from signaling.websocket.handshake import check_upgrade
 from signaling.websocket.outbound_queue import OutboundQueue
 from signaling.websocket.read_pause import ReadPause
@@ -99,7 +99,9 @@ class WebSocketConnection(FrameReader, Generic[R]):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Clean up, and call ``onUndelivered`` and ``onClose``."""
-        self._end(self.STATE_CLOSED)
+        if self.state in (_OPEN, self.STATE_CONNECTING):
+            self._end(self.STATE_CLOSED)
+        self.state = self.STATE_CLOSED
         factory = self.factory
         factory.close_timeouts.clear(self)
         factory.connections.discard(self)
@@ -119,9 +121,10 @@ class WebSocketConnection(FrameReader, Generic[R]):
             if message is not None:
                 self.onMessage(message, False)
                 return
-        self._receive(data)
-
-    def _receive(self, data: bytes) -> None:
+            code = whole_goodbye(data)
+            if code is not None:
+                self._answer_goodbye(code)
+                return
         if self.state == _OPEN:
             self.data = self.data + data if self.data else data
             # TLS delivers what it has decrypted already.
@@ -166,17 +169,19 @@ class WebSocketConnection(FrameReader, Generic[R]):
         Args:
             key: the checked ``Sec-WebSocket-Key``.
         """
-        self.factory.handshake_timeouts.clear(self)
+        factory = self.factory
+        factory.handshake_timeouts.clear(self)
         self.transport.registerProducer(self, True)
-        self.factory.ping_timers.set(self)
-        self.state = self.STATE_OPEN
-        self.factory.hold_writes()
+        factory.ping_timers.set(self)
+        self.state = _OPEN
+        chosen = b"Sec-WebSocket-Protocol: %b\r\n" % self.subprotocol if self.subprotocol else b""
+        # What onOpen sends is written with it, in one piece.
+        factory.hold_writes()
+        self._hold(_ACCEPTED % (b2a_base64(sha1(key + _GUID).digest(), newline=False), chosen))
         try:
-            chosen = b"Sec-WebSocket-Protocol: %b\r\n" % self.subprotocol if self.subprotocol else b""
-            self._hold(_ACCEPTED % (b64encode(sha1(key + _GUID).digest()), chosen))
             self.onOpen()
         finally:
-            self.factory.flush_writes()
+            factory.flush_writes()
         if self._read_pauses:
             self.resume_reading(ReadPause.HANDSHAKE)
         elif self.data:
@@ -465,14 +470,20 @@ class WebSocketConnection(FrameReader, Generic[R]):
         before, self.state = self.state, state
         self._reads_directly = False
         factory = self.factory
-        if before == self.STATE_CONNECTING:
-            factory.handshake_timeouts.clear(self)
-            factory.scheduler.remove(self)
-        elif before == _OPEN:
+        if before == _OPEN:
             factory.ping_timers.clear(self)
             factory.pong_timeouts.clear(self)
             factory.write_timeouts.clear(self)
+        else:
+            factory.handshake_timeouts.clear(self)
+        if before != _OPEN or self._read_pauses:
             factory.scheduler.remove(self)
+
+    def _answer_goodbye(self, code: int) -> None:
+        self.wasClean = True
+        self.remoteCloseCode = code
+        self.sendCloseFrame(code, isReply=True)
+        self.dropConnection()
 
     # What Autobahn calls after a close frame of the other end
 
