@@ -26,7 +26,7 @@ from signaling.timing.timeouts import Timeouts
 from signaling.transport.adapter import adapt
 from signaling.transport.poller import Poller, can_poll
 from signaling.transport.private_api import with_initial_state
-from signaling.transport.tcp_connection import TcpConnection
+from signaling.transport.tcp_connection import TcpConnection, serve
 from signaling.websocket.fast_path import FrameReader
 from signaling.websocket.frames import CLOSE, PING, PONG, close_frame, frame, whole_goodbye, whole_text
 from signaling.websocket.handshake import check_upgrade
@@ -577,8 +577,7 @@ class WebSocketConnectionFactory(WebSocketServerFactory):
             address: of the other end, as ``socket.accept`` returns it.
         """
         assert self.poller is not None
-        connection = self.buildProtocol(None)
-        connection.makeConnection(TcpConnection(descriptor, connection, self.poller, address))
+        serve(descriptor, address, self, self.poller)
 
     def connection_made(self, connection: Any) -> None:
         """Register a new connection, and start its handshake timeout."""
