@@ -534,16 +534,28 @@ class WebSocketConnectionFactory(WebSocketServerFactory):
         connection.factory = self
         return connection
 
-    def serve(self, descriptor: int, address: Any) -> None:
+    def serve(self, descriptor: int, address: Any, data: bytes = b"") -> Any:
         """Serve a connection that a port of ours has accepted.
 
         Args:
             descriptor: non-blocking, with ``TCP_NODELAY``.
             address: of the other end, as ``socket.accept`` returns it.
+            data: its first bytes, if they have been read.
+
+        Returns:
+            The connection's protocol.
         """
         assert self.poller is not None
         connection = self.buildProtocol(None)
         connection.makeConnection(TcpConnection(descriptor, connection, self.poller, address))
+        if data:
+            try:
+                connection.dataReceived(data)
+            except Exception:
+                # A transport does the same with what its protocol raises.
+                _log.failure("an error in a connection's first bytes")
+                connection.abort("an error in its first bytes")
+        return connection
 
     def connection_made(self, connection: Any) -> None:
         """Register a new connection, and start its handshake timeout."""
