@@ -138,10 +138,11 @@ class Results:
     def _of(self, scenario: str) -> Mapping[str, list[Figures]]:
         return self.rounds.get(scenario, {})
 
-    def starved(self) -> float:
-        """Return for which part of the bursts a server was ready to run and others had its core, in the median."""
+    def median_of_all(self, figure: str) -> float | None:
+        """Return the median of a figure over all bursts of all servers, or None if it was not measured."""
         rounds = [figures for servers in self.rounds.values() for each in servers.values() for figures in each]
-        return median([figures["starved"] for figures in rounds if "starved" in figures] or [0.0])
+        values = [figures[figure] for figures in rounds if figure in figures]
+        return median(values) if values else None
 
     def as_json(self) -> dict[str, object]:
         """Return all figures of all rounds, and the ratios."""
@@ -171,7 +172,10 @@ def table(results: Results) -> str:
 
 
 def _quietness(results: Results) -> str:
-    return f"Servers waited for their core, which others had, for {results.starved():.0%} of the time."
+    starved = results.median_of_all("starved") or 0.0
+    line = f"Servers waited for their core, which others had, for {starved:.0%} of the time."
+    late = results.median_of_all("late_p99_ms")
+    return line if late is None else f"{line} One message in a hundred left {late:.2g} ms late or more."
 
 
 def _bound_line(results: Results, measure: Measure) -> list[str]:

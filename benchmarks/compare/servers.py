@@ -199,8 +199,9 @@ def variant(name: str, words: Sequence[str]) -> Server:
     twistd = str(Path(sys.executable).parent / "twistd")
     listening = ["signaling", "--port", "{port}", "--log-level", "warn", *words[len(of_twistd) + 1 :]]
     command = [sys.executable, twistd, "-n", "--pidfile=", *options, *listening]
-    processes = [int(word.partition("=")[2]) for word in words if word.startswith("--workers=")]
-    return Server(name, command, Wire(), environment, version("twisted-signaling"), *processes, is_ours=True)
+    server = Server(name, command, Wire(), environment, version("twisted-signaling"), is_ours=True)
+    workers = [int(word.partition("=")[2]) for word in words if word.startswith("--workers=")]
+    return replace(server, processes=workers[-1]) if workers else server
 
 
 def workers(count: int) -> Server:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +17,12 @@ from tests.harness.server import running
 TREE = Path(__file__).parents[2]
 
 
-def compare(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def compare(folder: Path, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "benchmarks.compare", "--quick", "--rounds=1", "--no-plot", f"--output={folder}"]
-    return subprocess.run([*command, *options], cwd=TREE, capture_output=True, text=True, check=False, timeout=60)
+    environment = {**os.environ, **variables}
+    return subprocess.run(
+        [*command, *options], cwd=TREE, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
 
 
 def lines_of(table: str) -> list[list[str]]:
@@ -78,6 +82,12 @@ def test_a_server_with_a_dialect_of_its_own_is_compared(tmp_path: Path, name: st
     done = compare(tmp_path, "--scenario=relay", "--scenario=call", f"--peer={name}")
     assert (done.returncode, done.stderr) == (0, "")
     assert [line[0] for line in lines_of(done.stdout)[2:]] == ["relay", "call"]
+
+
+def test_a_server_that_needs_what_is_not_installed_is_left_out(tmp_path: Path) -> None:
+    done = compare(tmp_path, "--scenario=relay", "--peer=ws", "--peer=websockets", PATH=str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "ws is left out: it needs node and npm\n")
+    assert [line[2] for line in lines_of(done.stdout)[2:]] == ["websockets"]
 
 
 GARBLING = """

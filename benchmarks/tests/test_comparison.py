@@ -71,7 +71,11 @@ class Ratios(unittest.TestCase):
 
     def test_how_much_others_took_of_the_servers_core(self) -> None:
         measured = results("relay", "starved", ours=[0.1, 0.3], websockets=[0.2])
-        self.assertIn("for 20% of the time", table(measured))
+        self.assertTrue(table(measured).endswith("for 20% of the time."))
+
+    def test_how_late_the_generator_was(self) -> None:
+        measured = results("latency", "late_p99_ms", ours=[0.004, 4.0], bun=[3.9])
+        self.assertIn("left 3.9 ms late or more", table(measured))
 
     def test_every_server_that_a_goal_names_is_known(self) -> None:
         self.assertLess({name for measure in MEASURES for name in measure.goals}, set(OTHERS))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 _UNIX = "unix"
@@ -48,6 +49,10 @@ def parse_address(text: str) -> IPv4Address | IPv6Address | None:
     return getattr(address, "ipv4_mapped", None) or address
 
 
+# A proxy opens many connections: its own address is parsed once.
+_parse_peer = lru_cache(maxsize=256)(parse_address)
+
+
 class TrustedProxies:
     """The proxies whose ``X-Forwarded-For`` is trusted.
 
@@ -77,7 +82,7 @@ class TrustedProxies:
             text: the same for the log.
             forwarded: the request's ``X-Forwarded-For`` headers.
         """
-        address = parse_address(host) if host is not None else None
+        address = _parse_peer(host) if host is not None else None
         if not self._trusts(address):
             return Client(text, host)
         hops = b",".join(forwarded).decode("latin-1").rsplit(",", _MAX_HOPS)

@@ -15,6 +15,7 @@ VALUE = rb"[\t !-~\x80-\xff]*+"
 MAX_HEADERS = 100
 
 _REQUEST_LINE = rb"GET (/(?:[!-$&->@-~]++|%[0-9A-Fa-f]{2})*+(?:\?[!-~]*+)?) HTTP/1\.1"
+# By lower-case name: the usual values of the headers that ``handshake`` checks, ...
 _NEEDED = {
     b"host": VALUE,
     b"upgrade": rb"(?i:websocket)",
@@ -22,7 +23,9 @@ _NEEDED = {
     b"sec-websocket-version": rb"13",
     b"sec-websocket-key": rb"[A-Za-z0-9+/]{22}==",
 }
+# ... the headers that are asked for in most servers, ...
 _POSSIBLE = dict.fromkeys((b"origin", b"sec-websocket-protocol", b"x-forwarded-for"), VALUE)
+# ... and those that a request without a body does not have.
 _UNUSUAL = (b"content-length", b"transfer-encoding")
 
 TARGET_GROUP = 1
@@ -32,8 +35,8 @@ KEY_GROUP = HEADER_GROUPS[b"sec-websocket-key"]
 
 
 def _pattern() -> bytes:
-    # A name that is known matches only once, and only with its value.
     other = rb"(?!(?i:%b):)%b:%b" % (b"|".join((*HEADER_GROUPS, *_UNUSUAL)), TOKEN, VALUE)
+    # A header that is known matches only here: a second one, or an unusual value, leaves the head unmatched.
     known = [
         rb"(?i:%b):(?(%d)(?!))[ \t]*+(%b)[ \t]*+" % (name, HEADER_GROUPS[name], value)
         for name, value in (_NEEDED | _POSSIBLE).items()

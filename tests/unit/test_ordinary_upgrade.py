@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from signaling.errors import Refused
 from signaling.websocket.handshake import check_upgrade
-from signaling.websocket.request_head import MAX_HEADERS, Head, origin_form, take_head
+from signaling.websocket.ordinary_upgrade import MAX_HEADERS
+from signaling.websocket.request_head import Head, origin_form, take_head
 
 SHORT = """\
 GET /ws/topic HTTP/1.1

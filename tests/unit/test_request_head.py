@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signaling.errors import Refused
-from signaling.websocket.request_head import MAX_HEADERS, Head, origin_form, take_head
+from signaling.websocket.ordinary_upgrade import MAX_HEADERS
+from signaling.websocket.request_head import Head, origin_form, take_head
 
 LONGEST = 16_384
 # Well beyond any limit on headers: only by its square would this take longer than the process may.
