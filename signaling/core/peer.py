@@ -189,6 +189,8 @@ class Peer:
             self._relay(message)
         except Rejected as rejected:
             self.reject(rejected)
+            # Its traceback holds the frame of the caller, which holds what is returned here.
+            rejected.__traceback__ = rejected.__context__ = None
             return rejected
         return message
 
