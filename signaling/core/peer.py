@@ -202,6 +202,8 @@ class Peer:
                 raise self.refused(message.type, ErrorCode.DROPPED, msg_id)
         except Rejected as rejected:
             self.reject(rejected)
+            # Its traceback holds the frame of the caller, which holds what is returned here.
+            rejected.__traceback__ = rejected.__context__ = None
             return rejected
         counters = services.counters
         counters.relays_accepted[message.type] += 1

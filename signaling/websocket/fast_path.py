@@ -35,6 +35,7 @@ class FrameReader(AutobahnProtocol):
     _read_pauses = 0
     # Whether it is open, reads, and has handled all that was read: nearly always.
     _reads_directly = False
+    state: int
 
     def pause_reading(self, reason: ReadPause) -> None:
         """Stop reading until ``resume_reading`` was called for ``reason``, and for every other one.

@@ -569,15 +569,19 @@ class WebSocketConnectionFactory(WebSocketServerFactory):
         connection.factory = self
         return connection
 
-    def serve(self, descriptor: int, address: Any) -> None:
+    def serve(self, descriptor: int, address: Any, data: bytes = b"") -> Any:
         """Serve a connection that a port of ours has accepted.
 
         Args:
             descriptor: non-blocking, with ``TCP_NODELAY``.
             address: of the other end, as ``socket.accept`` returns it.
+            data: its first bytes, if they have been read.
+
+        Returns:
+            The connection's protocol.
         """
         assert self.poller is not None
-        serve(descriptor, address, self, self.poller)
+        return serve(descriptor, address, self, self.poller, data)
 
     def connection_made(self, connection: Any) -> None:
         """Register a new connection, and start its handshake timeout."""
