@@ -191,6 +191,8 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
     else:
         addresses = [routing(address) for address in addresses]
         factory = WorkerListener(_worker_settings(options), **factory_arguments(options, 0))
+        if factory.poller is None:
+            raise StartError("--workers: needs Linux, and a reactor that can watch any descriptor")
     background = _serve_metrics(options, factory, addresses, reactor)
     service = SignalingService(factory, addresses, background)
     return TwistdService(service, options) if options.run_by_twistd else service

@@ -1,4 +1,7 @@
-"""A TCP connection of a server: it reads when its poller says so, and writes at once if nothing waits."""
+"""A TCP connection of a server: it reads when its poller says so, and writes at once if nothing waits.
+
+A UNIX socket takes the same way if its descriptor came from another process.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from contextlib import suppress
 from enum import IntEnum
 from typing import Any
 
-from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import ConnectionAborted, ConnectionLost
 from twisted.internet.interfaces import IConsumer, IHalfCloseableProtocol, IPushProducer, ITCPTransport
 from twisted.internet.protocol import connectionDone
@@ -256,8 +259,9 @@ class TcpConnection:
         """Close, after what waits is written."""
         if self._state == _OPEN:
             self._state = _FINISHING
-            self._watch(self._events & ~READABLE)
             self._finish()
+            if self._state == _FINISHING:
+                self._watch(self._events & ~READABLE)
 
     def loseWriteConnection(self) -> None:
         """Close this end's half, after what waits is written; what the other end sends is still read."""
@@ -301,7 +305,7 @@ class TcpConnection:
             self._poller.unwatch(self._descriptor)
         self._state = _ENDED
         self._waiting = _CLOSED
-        end, self._descriptor = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, self._descriptor), -1
+        end, self._descriptor = socket.SocketType(socket.AF_INET, socket.SOCK_STREAM, 0, self._descriptor), -1
         with suppress(OSError):
             if reason is _ABORTED:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
@@ -337,26 +341,27 @@ class TcpConnection:
         finally:
             end.detach()
 
-    def getPeer(self) -> IPv4Address | IPv6Address:
+    def getPeer(self) -> Any:
         """Return the address of the other end; of one that is gone, an empty one."""
         if self._address is None:
             try:
                 self._address = self._with_socket(lambda end: end.getpeername())
             except (OSError, ValueError):
                 return IPv4Address("TCP", "", 0)
-        return _address(self._address)
+        return to_address(self._address)
 
-    def getHost(self) -> IPv4Address | IPv6Address:
+    def getHost(self) -> Any:
         """Return the address of this end."""
-        return _address(self._with_socket(lambda end: end.getsockname()))
+        return to_address(self._with_socket(lambda end: end.getsockname()))
 
     def getTcpNoDelay(self) -> bool:
         """Return whether small writes leave at once."""
         return bool(self._with_socket(lambda end: end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)))
 
     def setTcpNoDelay(self, enabled: bool) -> None:
-        """Let small writes leave at once."""
-        self._with_socket(lambda end: end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, enabled))
+        """Let small writes leave at once; those of a UNIX socket always do."""
+        with suppress(OSError):
+            self._with_socket(lambda end: end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, enabled))
 
     def getTcpKeepAlive(self) -> bool:
         """Return whether the kernel checks that the other end is there."""
@@ -367,7 +372,10 @@ class TcpConnection:
         self._with_socket(lambda end: end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, enabled))
 
 
-def _address(address: Any) -> IPv4Address | IPv6Address:
+def to_address(address: Any) -> IPv4Address | IPv6Address | UNIXAddress:
+    """Return the ``IAddress`` provider of an address that ``socket.accept`` returned."""
+    if isinstance(address, str | bytes):
+        return UNIXAddress(address)
     if len(address) == 2:
         return IPv4Address("TCP", *address)
     host, *rest = address
@@ -375,23 +383,30 @@ def _address(address: Any) -> IPv4Address | IPv6Address:
     return IPv6Address("TCP", socket.getnameinfo(address, _NUMERIC)[0] if address[3] else host, *rest)
 
 
-def serve(descriptor: int, address: Any, factory: Any, poller: Poller) -> None:
+def serve(descriptor: int, address: Any, factory: Any, poller: Poller, data: bytes = b"") -> Any:
     """Serve a new connection with the protocol that ``factory`` builds; closes it if there is none, or on an error.
 
     Args:
         descriptor: as for ``TcpConnection``.
         address: as for ``TcpConnection``.
+        data: its first bytes, if they have been read.
+
+    Returns:
+        The protocol; None if there is none.
     """
-    transport = None
+    transport = protocol = None
     try:
-        protocol = factory.buildProtocol(_address(address))
+        protocol = factory.buildProtocol(to_address(address) if address is not None else None)
         if protocol is not None:
             transport = TcpConnection(descriptor, protocol, poller, address)
             protocol.makeConnection(transport)
-            return
+            if data:
+                protocol.dataReceived(data)
+            return protocol
     except Exception:
         _log.failure("an error in a new connection")
         if transport is not None:
             transport.fail(Failure())
-            return
+            return protocol
     os.close(descriptor)
+    return None

@@ -22,7 +22,7 @@ _log = Logger()
 _NO_MORE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE_SECONDS = 0.5
 
-Serve = Callable[[int, Any], None]
+Serve = Callable[[int, Any], object]
 """Takes the descriptor of a new connection, which is non-blocking, and the address that came with it."""
 
 

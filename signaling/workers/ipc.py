@@ -9,10 +9,10 @@ from __future__ import annotations
 import array
 import os
 import socket
-import struct
 from collections import deque
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import msgspec
 from twisted.internet.interfaces import IReadDescriptor, IWriteDescriptor
 from twisted.internet.main import CONNECTION_LOST
 from twisted.logger import Logger
@@ -23,15 +23,30 @@ CONNECTION, METRICS_REQUEST, DRAIN, ABORT = b"C", b"?", b"D", b"A"
 # The first byte of a message of a worker
 READY, METRICS, LOG, HEARTBEAT = b"R", b"M", b"L", b"B"
 
-CONNECTION_HEADER = struct.Struct("!dB")
-"""In front of a connection's first bytes: how many seconds its handshake has taken so far, and its address family."""
-
 MAX_MESSAGE_BYTES = 65_536
 """The kernel takes more."""
 
 _MESSAGES_PER_PASS = 64
 _ONE_DESCRIPTOR = socket.CMSG_SPACE(array.array("i").itemsize)
 _log = Logger()
+
+
+class Handoff(NamedTuple):
+    """What goes to a worker along with the descriptor of a connection.
+
+    Args:
+        handshake_seconds: how long its handshake has taken so far.
+        address: of the other end, as ``socket.accept`` returns it; of a UNIX socket in bytes.
+        data: that was read from it.
+    """
+
+    handshake_seconds: float
+    address: Any
+    data: bytes
+
+
+encode_handoff = msgspec.msgpack.Encoder().encode
+decode_handoff = msgspec.msgpack.Decoder(Handoff).decode
 
 
 class ChannelOwner(Protocol):

@@ -5,16 +5,16 @@ The bytes that it read go with the descriptor. Requests that name no topic it an
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from twisted.internet import tcp
-from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IListeningPort, IReadDescriptor, IStreamServerEndpoint
-from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
-from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from signaling.errors import StartError
@@ -22,7 +22,9 @@ from signaling.server.address_text import address_text
 from signaling.server.endpoints import ListenAddress
 from signaling.server.http import HttpFactory
 from signaling.transport.private_api import speaks_proxy_protocol
-from signaling.workers.ipc import CONNECTION_HEADER
+from signaling.transport.tcp_connection import to_address
+from signaling.transport.tcp_port import accept_on
+from signaling.workers.ipc import encode_handoff
 from signaling.workers.supervisor import Supervisor, WorkerSettings
 from signaling.workers.topic_router import NO_TOPIC, TopicRouter
 
@@ -62,16 +64,18 @@ class WorkerListener(HttpFactory):
             return reasons
         return {**reasons, "backplane": supervisor.backplane_reasons, "workers": supervisor.worker_reasons}
 
-    def accept(self, connection: socket.socket, protocol: Any, address: Any, port: Any, *rest: Any) -> Any:
-        """Take a connection in place of a transport; the arguments are those of ``tcp.Port.transport``."""
+    def accept_on(self, port: Any) -> Any:
+        """Return what to keep in place of a port whose connections are routed."""
+        return accept_on(port, port.factory, self.poller, self.connection_limits.accepts_per_pass, self.route)
 
-        def serve() -> Any:
-            served = self.buildProtocol(_peer_address(port, address))
-            transport: Any = type(port).transport(connection, served, address, port, *rest)
-            served.makeConnection(transport)
-            return served
+    def accept(self, connection: socket.socket, protocol: Any, address: Any, *rest: Any) -> None:
+        """Route a connection that a port of Twisted's accepted; the arguments are those of ``tcp.Port.transport``."""
+        connection.setblocking(False)
+        self.route(connection.detach(), address if isinstance(address, tuple) else os.fsencode(address))
 
-        return UnroutedConnection(self, connection, lambda: address_text(_peer_address(port, address)), serve)
+    def route(self, descriptor: int, address: Any) -> None:
+        """Give a connection to the worker of its topic, or answer it; the arguments are those of ``serve``."""
+        UnroutedConnection(self, descriptor, address)
 
     def start_services(self) -> None:
         """Start the workers."""
@@ -91,57 +95,52 @@ class WorkerListener(HttpFactory):
         self.supervisor.abort()
 
 
-@implementer(IReadDescriptor)
 class UnroutedConnection:
     """A connection whose topic is not known yet, or whose worker does not take it yet.
 
     Args:
         listener: bounds it, and knows the workers.
-        connection: accepted.
-        address: returns the client's address as text.
-        serve: builds an HTTP connection of the listener on it.
+        descriptor: accepted, and non-blocking.
+        address: of the other end, as for ``Handoff``.
     """
 
-    def __init__(
-        self, listener: WorkerListener, connection: socket.socket, address: Callable[[], str], serve: Callable[[], Any]
-    ) -> None:
+    __slots__ = ("_address", "_data", "_descriptor", "_first_byte_at", "_is_open", "_listener", "_poller", "_worker")
+
+    def __init__(self, listener: WorkerListener, descriptor: int, address: Any) -> None:
+        assert listener.poller is not None
         self._listener = listener
-        self._socket = connection
-        self._fileno = connection.fileno()
-        self._family = int(connection.family)
+        self._poller = listener.poller
+        self._descriptor = descriptor
         self._address = address
-        self._serve = serve
         self._data = b""
         self._first_byte_at = 0.0
         self._worker: int | None = None
         self._is_open = True
-        listener.gate.open(self, address)
-        # Most requests are there already, and then the reactor need not watch this connection.
-        if self.doRead() is not None:
-            self._close()
-        elif self._is_open and self._worker is None:
-            listener.reactor.addReader(self)
+        # Nearly every request is there already, and is handed off before anything else has to know of it.
+        self.on_readable()
+        if self._is_open:
+            listener.gate.open(self, self._address_text)
+            if self._worker is None:
+                self._poller.watch(self, descriptor)
 
     def fileno(self) -> int:
-        """Return the descriptor; also after it was given away, when the reactor still asks."""
-        return self._fileno
+        """Return the descriptor."""
+        return self._descriptor
 
-    def logPrefix(self) -> str:
-        """Return its name in a log."""
-        return "unrouted connection"
+    def _address_text(self) -> str:
+        return address_text(to_address(self._address))
 
-    def doRead(self) -> Any:
+    def on_readable(self) -> None:
         """Read until the request's path is there."""
-        if not self._is_open:
-            return None
         try:
-            data = self._socket.recv(_READ_BYTES, socket.MSG_DONTWAIT)
+            data = os.read(self._descriptor, _READ_BYTES)
         except BlockingIOError:
-            return None
+            return
         except OSError:
-            return CONNECTION_LOST
+            data = b""
         if not data:
-            return CONNECTION_DONE
+            self._close()
+            return
         if not self._data:
             self._first_byte_at = self._listener.reactor.seconds()
             self._listener.handshake_timeouts.set(self)
@@ -149,26 +148,29 @@ class UnroutedConnection:
         worker = self._listener.router.route(self._data)
         if worker is not None:
             self._worker = worker
-            self._listener.reactor.removeReader(self)
+            self._poller.unwatch(self._descriptor)
             if worker == NO_TOPIC:
                 self._leave()
-                self._serve().dataReceived(self._data)
+                self._listener.serve(self._descriptor, self._address, self._data)
             else:
                 self._listener.supervisor[worker].take(self)
-        return None
+
+    def on_events(self, events: int) -> None:
+        """Find out by reading how it ended."""
+        self.on_readable()
 
     # For a worker
 
     def handoff_message(self) -> bytes:
-        """Return a ``CONNECTION_HEADER`` and the bytes that were read."""
+        """Return a ``Handoff``, encoded."""
         handshake_seconds = self._listener.reactor.seconds() - self._first_byte_at
-        return CONNECTION_HEADER.pack(handshake_seconds, self._family) + self._data
+        return encode_handoff((handshake_seconds, self._address, self._data))
 
     def handed_off(self) -> None:
         """Close this process's descriptor, and leave the connection open."""
         self._leave()
-        self._socket.close()
-        self._listener.shutdown.connection_lost()
+        # At once: it is not watched any more, so no event of this pass is still to come.
+        self._close_descriptor()
 
     # The end
 
@@ -180,15 +182,26 @@ class UnroutedConnection:
         if not self._is_open:
             return
         self._leave()
-        if self._worker is None:
-            self._listener.reactor.removeReader(self)
-        else:
+        if self._worker is not None:
             self._listener.supervisor[self._worker].forget(self)
-        self._socket.close()
-        self._listener.shutdown.connection_lost()
+        self._poller.unwatch(self._descriptor)
+        self._poller.end_soon(self, connectionDone)
 
-    def connectionLost(self, reason: Any) -> None:
-        """Close it, because the client did."""
+    def _close_descriptor(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+            self._listener.shutdown.connection_lost()
+
+    def end(self, reason: Failure) -> None:
+        """Close the descriptor."""
+        if self._is_open:
+            self._leave()
+            self._poller.unwatch(self._descriptor)
+        self._close_descriptor()
+
+    def fail(self, reason: Failure) -> None:
+        """Close it, because routing it raised ``reason``."""
         self._close()
 
     def abort(self, reason: str) -> None:
@@ -210,16 +223,8 @@ class UnroutedConnection:
         reason = f"no complete request within {listener.limits.handshake_timeout_seconds:g} s"
         if self._worker is not None:
             reason = listener.supervisor[self._worker].unready_reason or "its worker took no connections"
-        listener.events.refused(self._address(), None, reason)
+        listener.events.refused(self._address_text(), None, reason)
         self._close()
-
-
-def _peer_address(port: tcp.Port, address: Any) -> Any:
-    """Return the ``IAddress`` provider of the other end of a connection that was accepted."""
-    if port.addressFamily == socket.AF_UNIX:
-        return UNIXAddress(address)
-    kind = IPv6Address if port.addressFamily == socket.AF_INET6 else IPv4Address
-    return kind("TCP", *address)
 
 
 class _NoProtocol(Protocol):

@@ -111,7 +111,7 @@ class RoutedConnection(Protocol):
     """A connection of a topic that a worker owns."""
 
     def handoff_message(self) -> bytes:
-        """Return a ``CONNECTION_HEADER`` and the bytes that were read."""
+        """Return what goes to its worker along with its descriptor."""
 
     def fileno(self) -> int:
         """Return its descriptor."""

@@ -7,19 +7,19 @@ to, and when the listener is gone. The listener handles signals; they are blocke
 from __future__ import annotations
 
 import json
-import os
 import socket
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from signaling.log.forwarding import LogForwarder
+from signaling.server.address_text import address_text
 from signaling.server.factory import SignalingFactory
-from signaling.server.protocol import SignalingProtocol
 from signaling.server.shutdown import ShutdownState
+from signaling.transport.tcp_connection import to_address
 from signaling.workers.ipc import (
     ABORT,
-    CONNECTION_HEADER,
+    CONNECTION,
     DRAIN,
     HEARTBEAT,
     LOG,
@@ -28,6 +28,7 @@ from signaling.workers.ipc import (
     METRICS_REQUEST,
     READY,
     Channel,
+    decode_handoff,
 )
 from signaling.workers.topic_router import TopicRouter
 
@@ -58,19 +59,6 @@ class WorkerFactory(SignalingFactory):
     def owns(self, topic: str) -> bool:
         """Return whether the listener sends the topic's peers here."""
         return self._router.owner(topic) == self._number
-
-
-class _OneConnectionFactory:
-    """Builds one connection, and keeps it."""
-
-    connection: SignalingProtocol | None = None
-
-    def __init__(self, factory: SignalingFactory) -> None:
-        self._factory = factory
-
-    def buildProtocol(self, address: Any) -> Any:
-        self.connection = self._factory.buildProtocol(address)
-        return self.connection
 
 
 class WorkerProcess:
@@ -120,12 +108,8 @@ class WorkerProcess:
     def message_received(self, message: bytes, descriptor: int | None) -> None:
         """Handle a message of the listener."""
         kind, rest = message[:1], message[1:]
-        if descriptor is not None:
-            handshake_seconds, family = CONNECTION_HEADER.unpack_from(rest)
-            try:
-                self._adopt(descriptor, handshake_seconds, family, rest[CONNECTION_HEADER.size :])
-            finally:
-                os.close(descriptor)
+        if kind == CONNECTION:
+            self._serve(descriptor, *decode_handoff(rest))
         elif kind == METRICS_REQUEST:
             self._channel.post(METRICS + json.dumps(self._metrics() if self._metrics else []).encode())
         elif kind == DRAIN:
@@ -134,22 +118,12 @@ class WorkerProcess:
             self._factory.shutdown.abort()
             self._drain()
 
-    def _adopt(self, descriptor: int, handshake_seconds: float, family: int, data: bytes) -> None:
-        """Serve a connection whose handshake has taken ``handshake_seconds`` so far, and which has sent ``data``."""
-        one = _OneConnectionFactory(self._factory)
-        try:
-            self._reactor.adoptStreamConnection(descriptor, socket.AddressFamily(family), one)
-        except OSError:
-            # It was reset on the way, and has no other end any more.
+    def _serve(self, descriptor: int | None, handshake_seconds: float, address: Any, data: bytes) -> None:
+        if descriptor is None:
+            # The kernel delivers the message alone, and closes the connection (unix(7)).
+            self._factory.events.refused(address_text(to_address(address)), None, "its worker may open no more files")
             return
-        connection = one.connection
-        assert connection is not None
-        try:
-            connection.dataReceived(data)
-        except Exception:
-            # A transport would do the same with what its protocol raises.
-            self._factory.events.log.failure("an error in a connection's first bytes")
-            connection.abort("an error in its first bytes")
+        connection = self._factory.serve(descriptor, address, data)
         if handshake_seconds > _NEGLIGIBLE_SECONDS:
             left = self._factory.limits.handshake_timeout_seconds - handshake_seconds
             self._reactor.callLater(max(0.0, left), self._factory.gate.end_handshake, connection)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from twisted.internet import tcp
 from twisted.internet.defer import succeed
 
-from signaling.workers.ipc import CONNECTION_HEADER
+from signaling.workers.ipc import Handoff, decode_handoff
 from signaling.workers.listener import RoutingEndpoint
 from tests.integration.workers_harness import WorkersHarness, is_open
 
@@ -21,6 +23,12 @@ def harness() -> Iterator[WorkersHarness]:
     harness.end()
 
 
+def handoff(message: bytes) -> Handoff:
+    assert message[:1] == b"C"
+    decoded: Handoff = decode_handoff(message[1:])
+    return decoded
+
+
 def line(topic: bytes) -> bytes:
     return b"GET /ws/" + topic + b" HTTP/1.1\r\n"
 
@@ -29,8 +37,7 @@ def test_a_connection_goes_to_the_owner_of_its_topic_with_all_bytes_that_were_re
     for number, process in enumerate(harness.processes):
         client = harness.connect(line(harness.topic_of(number)) + b"Host: a\r\n")
         (message,) = process.received()
-        assert message[:1] == b"C"
-        assert message[1 + CONNECTION_HEADER.size :] == line(harness.topic_of(number)) + b"Host: a\r\n"
+        assert handoff(message).data == line(harness.topic_of(number)) + b"Host: a\r\n"
         assert is_open(client)
     assert not harness.listener.connections
 
@@ -43,7 +50,7 @@ def test_a_trickled_request_line_is_read_to_its_end(harness: WorkersHarness) -> 
         assert harness.processes[1].received() == []
     harness.send(client, b" ")
     (message,) = harness.processes[1].received()
-    assert message.endswith(b"GET /ws/" + topic + b" ")
+    assert handoff(message).data == b"GET /ws/" + topic + b" "
 
 
 def test_the_worker_gets_how_long_the_handshake_has_taken(harness: WorkersHarness) -> None:
@@ -54,7 +61,7 @@ def test_the_worker_gets_how_long_the_handshake_has_taken(harness: WorkersHarnes
     harness.send(client, harness.topic_of(0) + b" ")
     (message,) = harness.processes[0].received()
     # It counts from the first byte.
-    assert CONNECTION_HEADER.unpack_from(message, 1)[0] == pytest.approx(4.0)
+    assert handoff(message).handshake_seconds == pytest.approx(4.0)
 
 
 def test_a_request_line_that_trickles_too_slowly_is_closed(harness: WorkersHarness) -> None:
@@ -111,7 +118,7 @@ def test_a_connection_waits_for_a_worker_that_starts() -> None:
     assert harness.processes[0].received() == []
     harness.all_ready()
     (message,) = harness.processes[0].received()
-    assert CONNECTION_HEADER.unpack_from(message, 1)[0] == pytest.approx(5.0)
+    assert handoff(message).handshake_seconds == pytest.approx(5.0)
     assert is_open(client)
     harness.end()
 
@@ -137,6 +144,58 @@ def test_waiting_connections_are_handed_off_in_order(harness: WorkersHarness) ->
         harness.reactor.run()
     assert [message.partition(b"?")[2] for message in heard] == [b"%d " % number for number in range(600)]
     assert not harness.listener.connections
+
+
+def test_what_a_client_sends_to_its_worker_wakes_the_listener_no_more(harness: WorkersHarness) -> None:
+    client, other = harness.connect(b"GET /ws/"), harness.connect(b"GET /ws/")
+    harness.send(client, harness.topic_of(0) + b" ")
+    client.send(b"for the worker")
+    assert not harness.woken()
+    other.send(b"a")
+    assert harness.woken()
+
+
+def test_the_descriptors_of_closed_and_handed_off_connections_are_closed(harness: WorkersHarness) -> None:
+    kept = harness.connect(b"GET /ws/")
+    files = len(os.listdir("/proc/self/fd"))
+    for data in (b"", b"GET /ws/", line(harness.topic_of(0)), line(harness.topic_of(1))[:-3]):
+        with harness.connect(data):
+            pass
+        harness.reactor.run()
+    for process in harness.processes:
+        process.received()
+        process.close_descriptors()
+    assert len(os.listdir("/proc/self/fd")) == files
+    assert is_open(kept)
+
+
+def test_a_connection_that_is_evicted_in_a_pass_is_not_read_in_it() -> None:
+    harness = WorkersHarness(max_connections=1, spare_connections=1)
+    harness.all_ready()
+    with harness.listen() as connect:
+        older = [connect(b"GET /ws/") for _ in range(2)]
+        harness.reactor.run()
+        # The port is ready before them, and what it accepts evicts the first.
+        newer = connect(b"GET /ws/")
+        for client in older:
+            client.send(harness.topic_of(0) + b" ")
+        harness.reactor.run()
+        assert [is_open(client) for client in (*older, newer)] == [False, True, True]
+        assert len(harness.processes[0].received()) == 1
+        assert harness.listener.counters.connections_evicted == 1
+    harness.end()
+
+
+def test_a_tcp_port_accepts_without_a_transport_of_the_reactor(harness: WorkersHarness) -> None:
+    with harness.listen() as connect:
+        client = connect(line(harness.topic_of(0)))
+        silent = connect(b"")
+        harness.reactor.run()
+        (message,) = harness.processes[0].received()
+        assert handoff(message).address == [*client.getsockname()]
+        assert harness.listener.poller in harness.reactor.readers
+        assert not [reader for reader in harness.reactor.readers if isinstance(reader, tcp.Server | tcp.Port)]
+        assert is_open(silent)
 
 
 class Wrapping:

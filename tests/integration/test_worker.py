@@ -5,20 +5,21 @@ from __future__ import annotations
 import array
 import json
 import os
+import resource
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from twisted.internet import unix
-from twisted.logger import Logger, formatEvent
+from twisted.logger import Logger, formatEvent, globalLogPublisher
 
 from signaling import Limits
 from signaling.log.forwarding import decode
-from signaling.workers.ipc import CONNECTION_HEADER
+from signaling.workers.ipc import encode_handoff
 from signaling.workers.topic_router import TopicRouter
 from signaling.workers.worker import WorkerFactory, WorkerProcess
-from tests.harness.raw_client import upgrade
+from tests.harness.raw_client import REQUEST, reset, upgrade
 from tests.integration.workers_harness import WatchingClock, is_open
 
 COUNT, NUMBER = 3, 1
@@ -28,11 +29,7 @@ THEIRS = next(f"t{n}" for n in range(100) if ROUTER.owner(f"t{n}") != NUMBER)
 
 
 class Reactor(WatchingClock):
-    """A fake clock that adopts connections as Twisted's reactors do, and notices that it is stopped."""
-
-    def adoptStreamConnection(self, descriptor: int, family: int, factory: Any) -> Any:
-        assert family == socket.AF_UNIX
-        return unix.Server._fromConnectedSocket(descriptor, factory, self)
+    """A fake clock that notices that it is stopped."""
 
     def stop(self) -> None:
         self.running = False
@@ -69,14 +66,46 @@ class Listener:
         """Pass a connection on; returns the client's end."""
         client, passed = socket.socketpair()
         client.setblocking(False)
-        with passed:
-            self.say(b"C" + CONNECTION_HEADER.pack(handshake_seconds, socket.AF_UNIX) + data, passed.fileno())
+        self.pass_on(passed, data, handshake_seconds, b"")
         return client
+
+    def pass_on(
+        self, passed: socket.socket, data: bytes, handshake_seconds: float = 0.0, address: Any = ("127.0.0.1", 1)
+    ) -> None:
+        with passed:
+            passed.setblocking(False)
+            self.say(b"C" + encode_handoff((handshake_seconds, address, data)), passed.fileno())
 
     def advance(self, seconds: float) -> None:
         for _ in range(round(seconds / 0.25)):
             self.reactor.advance(0.25)
             self.reactor.run()
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """Return a client's end, and the one that was accepted."""
+    with socket.create_server(("127.0.0.1", 0)) as port:
+        client = socket.create_connection(port.getsockname())
+        return client, port.accept()[0]
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """Let only the test itself open files: a limit holds for this process, and a pair that it passes has to exist."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    ends = socket.socketpair()
+    free = [end.fileno() for end in ends]
+    for end in ends:
+        end.close()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(free) + 1, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.fixture
@@ -129,17 +158,56 @@ def test_a_connection_whose_handshake_is_nearly_over_is_still_read(listener: Lis
         assert b'"type":"welcome"' in client.recv(65_536)
 
 
-def test_a_connection_that_ended_before_the_hand_off_is_no_error(
+@pytest.mark.parametrize("data", [upgrade(MINE), upgrade(MINE)[:20], REQUEST, b""])
+def test_a_connection_that_was_reset_on_the_way_leaves_nothing_behind(listener: Listener, data: bytes) -> None:
+    with listener.hand_off(b"GET /"):
+        files = open_files()
+        client, accepted = tcp_pair()
+        reset(client)
+        listener.pass_on(accepted, data)
+        assert len(listener.factory.connections) == 1
+        assert not listener.factory.topics
+        assert open_files() == files
+
+
+def test_a_peer_has_the_address_that_the_listener_saw(listener: Listener) -> None:
+    joined = []
+    globalLogPublisher.addObserver(joined.append)
+    client, accepted = tcp_pair()
+    reset(client)
+    listener.pass_on(accepted, upgrade(MINE), address=("192.0.2.1", 4000))
+    globalLogPublisher.removeObserver(joined.append)
+    assert [event["address"] for event in joined if event.get("event") == "joined"] == ["192.0.2.1:4000"]
+
+
+def test_a_connection_that_the_worker_has_no_descriptor_for_is_closed_and_logged(listener: Listener) -> None:
+    logged = []
+    with listener.hand_off(b"GET /"), no_more_files():
+        globalLogPublisher.addObserver(logged.append)
+        client = listener.hand_off(upgrade(MINE))
+        globalLogPublisher.removeObserver(logged.append)
+        with client:
+            assert not is_open(client)
+    assert [event["reason"] for event in logged if event.get("event") == "refused"] == [
+        "its worker may open no more files"
+    ]
+    with listener.hand_off(upgrade(MINE)) as client:
+        assert b'"type":"welcome"' in client.recv(65_536)
+
+
+def test_an_error_in_the_first_bytes_ends_their_connection_alone(
     listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def adopt(*_: Any) -> None:
-        raise OSError(107, "Transport endpoint is not connected")
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError
 
-    monkeypatch.setattr(listener.reactor, "adoptStreamConnection", adopt)
-    files = len(os.listdir("/proc/self/fd"))
-    with listener.hand_off(upgrade(MINE)) as client:
-        assert not is_open(client)
-    assert len(os.listdir("/proc/self/fd")) == files
+    with listener.hand_off(upgrade(MINE)) as other:
+        with monkeypatch.context() as patched:
+            patched.setattr(listener.factory, "check", broken)
+            with listener.hand_off(upgrade(MINE)) as client:
+                assert not is_open(client)
+        assert is_open(other)
+    assert len(listener.factory.connections) == 1
 
 
 def test_metrics_are_sent_on_request(listener: Listener) -> None:

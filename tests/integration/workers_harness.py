@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from twisted.internet import unix
+from twisted.internet import tcp
+from twisted.internet.defer import succeed
 from twisted.internet.error import ProcessDone, ProcessTerminated
-from twisted.internet.protocol import Factory
+from twisted.internet.interfaces import IReactorFDSet
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from signaling import Limits
-from signaling.workers.listener import UnroutedConnection, WorkerListener
+from signaling.workers.listener import RoutingEndpoint, WorkerListener
 from signaling.workers.supervisor import Worker, WorkerSettings
 
 
@@ -47,8 +52,11 @@ class FakeProcess:
 
     def close(self) -> None:
         self.end.close()
-        for descriptor in self.descriptors:
-            os.close(descriptor)
+        self.close_descriptors()
+
+    def close_descriptors(self) -> None:
+        while self.descriptors:
+            os.close(self.descriptors.pop())
 
     def say(self, message: bytes) -> None:
         self.end.send(message)
@@ -61,6 +69,7 @@ class FakeProcess:
         self.protocol.processEnded(Failure(how))
 
 
+@implementer(IReactorFDSet)
 class WatchingClock(Clock):
     """A fake clock that also is a reactor, of descriptors and processes."""
 
@@ -96,12 +105,23 @@ class WatchingClock(Clock):
     def run(self) -> None:
         """Let everything be read and written that can be."""
         for _ in range(5):
+            self.advance(0)
             for watched, do in [*((r, r.doRead) for r in self.readers), *((w, w.doWrite) for w in self.writers)]:
                 if watched in self.readers or watched in self.writers:
                     reason = do()
                     if reason is not None:
                         self.removeReader(watched)
                         watched.connectionLost(Failure(reason))
+
+
+class _Endpoint:
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def listen(self, factory: Any) -> Any:
+        port = tcp.Port(0, factory, interface="127.0.0.1", reactor=self._reactor)
+        port.startListening()
+        return succeed(port)
 
 
 class WorkersHarness:
@@ -116,7 +136,6 @@ class WorkersHarness:
         self.reactor = WatchingClock()
         settings = WorkerSettings(count, [], drain_seconds)
         self.listener = WorkerListener(settings, limits=Limits(**limits), reactor=self.reactor)
-        self._port = unix.Port("socket", Factory(), reactor=self.reactor)
         self._clients: list[socket.socket] = []
         self.listener.doStart()
         self.reactor.advance(0)
@@ -137,10 +156,31 @@ class WorkersHarness:
         client.setblocking(False)
         self._clients.append(client)
         client.sendall(data)
-        unrouted = self.listener.accept(accepted, None, "", self._port, 0, self.reactor)
-        assert isinstance(unrouted, UnroutedConnection)
+        # As a port of Twisted's for a UNIX socket does; the test of the port itself has a TCP port.
+        self.listener.accept(accepted, None, "")
         self.reactor.run()
         return client
+
+    @contextmanager
+    def listen(self) -> Iterator[Callable[[bytes], socket.socket]]:
+        """Listen on a TCP port; yields what connects there and sends, without a pass of the reactor."""
+        ports: list[Any] = []
+        RoutingEndpoint(_Endpoint(self.reactor)).listen(self.listener).addCallback(ports.append)
+        port = self.listener.accept_on(ports[0])
+
+        def connect(data: bytes) -> socket.socket:
+            client = socket.create_connection(("127.0.0.1", port.getHost().port))
+            client.setblocking(False)
+            client.sendall(data)
+            self._clients.append(client)
+            return client
+
+        yield connect
+        port.stopListening()
+
+    def woken(self) -> bool:
+        """Tell whether an unrouted connection wakes the listener."""
+        return bool(select.select([self.listener.poller], [], [], 0)[0])
 
     def send(self, client: socket.socket, data: bytes) -> None:
         client.sendall(data)
@@ -162,6 +202,8 @@ class WorkersHarness:
         """Close everything."""
         for client in self._clients:
             client.close()
+        # A worker that died may be started again here.
+        self.reactor.run()
         for process in self.processes:
             process.close()
         self.reactor.run()

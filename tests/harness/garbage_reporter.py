@@ -1,0 +1,43 @@
+"""``twistd`` that prints on SIGUSR2, as JSON, what cyclic garbage there is: how many objects of each class.
+
+First what a young collection finds, then what only a full one does. Run it by
+``python -m tests.harness.garbage_reporter``.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from twisted.scripts.twistd import run
+
+
+def _count(objects: Iterable[Any]) -> Counter[str]:
+    return Counter(type(each).__qualname__ for each in objects)
+
+
+def _report(*_: Any) -> None:
+    gc.collect(0)
+    # They stay, so that what they hold is not found by the full collection.
+    young = gc.garbage[:]
+    gc.garbage.clear()
+    gc.collect()
+    found = [_count(young), _count(gc.garbage)]
+    young.clear()
+    gc.garbage.clear()
+    gc.set_debug(0)
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    # sys.stdout is the log by now.
+    os.write(1, f"garbage {json.dumps(found)}\n".encode())
+
+
+if __name__ == "__main__":
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    signal.signal(signal.SIGUSR2, _report)
+    run()
