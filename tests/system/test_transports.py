@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import signal
 import socket
 import ssl
 import struct
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -443,3 +445,77 @@ def test_own_tcp_serves_on_every_reactor(reactor: str) -> None:
         last.end.close()
         assert server.process.wait(PATIENCE_SECONDS) == 0
         server.assert_no_problem()
+
+
+APPLICATION_TEST = """
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint, connectProtocol
+from twisted.internet.protocol import Protocol
+from twisted.internet.task import deferLater
+from twisted.trial.unittest import TestCase
+
+from signaling import SignalingFactory
+from tests.harness.raw_client import upgrade
+
+
+class Client(Protocol):
+    def __init__(self):
+        self.joined, self.ended = Deferred(), Deferred()
+        self.received = b""
+
+    def connectionMade(self):
+        self.transport.write(upgrade())
+
+    def dataReceived(self, data):
+        self.received += data
+        if b'"peers"' in self.received and not self.joined.called:
+            self.joined.callback(None)
+
+    def connectionLost(self, reason):
+        self.ended.callback(None)
+
+
+class ApplicationTests(TestCase):
+    @inlineCallbacks
+    def end(self, how):
+        factory = SignalingFactory()
+        port = yield TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(factory)
+        if TAKES_PORT:
+            port = factory.accept_on(port)
+        endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", port.getHost().port)
+        clients = []
+        for _ in range(3):
+            clients.append((yield connectProtocol(endpoint, Client())))
+            yield clients[-1].joined
+        assert len(factory.connections) == 3
+        how(factory, clients)
+        for client in clients:
+            yield client.ended
+        while factory.connections:
+            yield deferLater(reactor, 0, lambda: None)
+        yield port.stopListening()
+
+    def test_clients_that_close(self):
+        return self.end(lambda factory, clients: [client.transport.loseConnection() for client in clients])
+
+    def test_clients_that_abort(self):
+        return self.end(lambda factory, clients: [client.transport.abortConnection() for client in clients])
+
+    def test_a_server_that_aborts(self):
+        return self.end(lambda factory, clients: [c.abort("a test") for c in list(factory.connections)])
+"""
+
+
+@pytest.mark.parametrize("takes_port", [False, True])
+@pytest.mark.parametrize("reactor", ["select", "epoll", "asyncio"])
+def test_an_applications_tests_leave_a_clean_reactor(reactor: str, takes_port: bool, tmp_path: Path) -> None:
+    (tmp_path / "test_application.py").write_text(APPLICATION_TEST.replace("TAKES_PORT", str(takes_port)))
+    command = [sys.executable, "-m", "twisted.trial", f"--reactor={reactor}", "test_application"]
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    environment = {**os.environ, "PYTHONPATH": path}
+    trial = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert trial.returncode == 0, trial.stdout + trial.stderr
+    assert "PASSED (successes=3)" in trial.stdout
