@@ -153,7 +153,9 @@ class Announcer:
             now = self._clock.seconds()
             if self._at_once.available(now) >= len(topic):
                 self._at_once.take(now, len(topic))
-                self._on_dropped(sum(not member.offer(event) for member in topic if member is not exclude))
+                for member in topic:
+                    if member is not exclude and not member.offer(event):
+                        self._on_dropped(1)
                 return
             backlog = self.backlogs[topic] = _Backlog()
             self._turns.add(topic)
@@ -171,7 +173,7 @@ class Announcer:
         """Deliver the events so far to a member at once, ahead of a relay: its sender may have just joined."""
         backlog = self.backlogs.get(topic)
         if backlog is not None:
-            self._deliver(member, backlog.take(member))
+            self._on_dropped(sum(map(member.take_block, backlog.take(member))))
 
     def forget(self, topic: Audience) -> None:
         """Delete the events of a topic that has no members any more."""
@@ -192,7 +194,10 @@ class Announcer:
         """Continue with a topic's backlog; returns how much of ``room`` that took, in blocks at the usual pace."""
         backlog, taken = self.backlogs[topic], 0.0
         for member, blocks in backlog.deliveries(topic):
-            self._deliver(member, blocks)
+            for block in blocks:
+                refused = member.take_block(block)
+                if refused:
+                    self._on_dropped(refused)
             taken += len(blocks) / backlog.pace
             if taken >= room:
                 break
@@ -201,9 +206,6 @@ class Announcer:
         else:
             del self.backlogs[topic]
         return taken
-
-    def _deliver(self, member: Member, blocks: Sequence[Block]) -> None:
-        self._on_dropped(sum(map(member.take_block, blocks)))
 
 
 def _blocks(events: Sequence[bytes]) -> list[Block]:

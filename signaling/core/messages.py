@@ -262,11 +262,13 @@ def ice_servers(text: bytes) -> bytes:
 
 def peer_list(peers: Iterable[tuple[str, bytes | None]]) -> bytes:
     """Encode the peers of a topic: ids and metadata, in the order of joining."""
-    return b'{"type":"peer-list","peers":[%b]}' % b",".join(_listed(*peer) for peer in peers)
-
-
-def _listed(peer_id: str, metadata: bytes | None) -> bytes:
-    return b'{"id":"%b"%b}' % (peer_id.encode(), _metadata(metadata))
+    entries = [
+        b'{"id":"%b"}' % peer_id.encode()
+        if metadata is None
+        else b'{"id":"%b","metadata":%b}' % (peer_id.encode(), metadata)
+        for peer_id, metadata in peers
+    ]
+    return b'{"type":"peer-list","peers":[%b]}' % b",".join(entries)
 
 
 _METADATA_KEY = b',"metadata":'

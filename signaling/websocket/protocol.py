@@ -298,6 +298,16 @@ class WebSocketConnection(FrameReader, Generic[R]):
             self._hold(frame)
         return True
 
+    def offer_at_once(self, frames: bytes) -> bool:
+        """Write several frames in one piece; returns False if they have to wait or the connection is not open."""
+        if self.state != _OPEN or self._queue is not None:
+            return False
+        if self.factory.holding is None:
+            self.transport.write(frames)
+        else:
+            self._hold(frames)
+        return True
+
     def answer(self, frame: bytes) -> None:
         """Write or queue ``frame``, however full the queue is; no-op if the connection is not open."""
         if self.state != self.STATE_OPEN:
