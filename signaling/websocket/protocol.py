@@ -28,7 +28,7 @@ from signaling.transport.poller import Poller, can_poll
 from signaling.transport.private_api import with_initial_state
 from signaling.transport.tcp_connection import TcpConnection, serve
 from signaling.websocket.fast_path import FrameReader
-from signaling.websocket.frames import CLOSE, PING, PONG, close_frame, frame, whole_goodbye, whole_text
+from signaling.websocket.frames import CLOSE, PING, PONG, close_frame, frame, text_at, whole_goodbye
 from signaling.websocket.handshake import check_upgrade
 from signaling.websocket.outbound_queue import OutboundQueue
 from signaling.websocket.read_pause import ReadPause
@@ -117,13 +117,14 @@ class WebSocketConnection(FrameReader, Generic[R]):
     def dataReceived(self, data: bytes) -> None:
         """Handle bytes of the other end; those that come after our close frame are dropped."""
         if self._reads_directly:
-            message = whole_text(data, self.maxMessagePayloadSize)
-            if message is not None:
-                self.onMessage(message, False)
-                return
-            code = whole_goodbye(data)
-            if code is not None:
-                self._answer_goodbye(code)
+            text = text_at(data, 0, self.maxMessagePayloadSize)
+            if text is None:
+                code = whole_goodbye(data)
+                if code is not None:
+                    self._answer_goodbye(code)
+                    return
+            elif text[1] == len(data):
+                self.onMessage(text[0], False)
                 return
         if self.state == _OPEN:
             self.data = self.data + data if self.data else data
