@@ -509,11 +509,13 @@ class WebSocketConnection(FrameReader, Generic[R]):
         """End the connection after the close frame of the other end was answered."""
         self.ending = LeaveReason.CLOSED
         self.end_reason = f"closed by the peer with {self.remoteCloseCode or 'no code'}"
-        if self.transport.pending_bytes or self._queue is not None:
-            self._full_close()
-        else:
+        transport = self.transport
+        if isinstance(transport, TcpConnection) and not transport.pending_bytes and self._queue is None:
             # All is written, so there is nothing to wait for.
-            self.transport.loseConnection()
+            transport.loseConnection()
+        else:
+            # Others write later, and may not say what waits until then.
+            self._full_close()
 
 
 class WebSocketConnectionFactory(WebSocketServerFactory):
