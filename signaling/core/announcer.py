@@ -127,6 +127,9 @@ class Announcer:
         clock: returns the time, and schedules turns.
         on_dropped: called with how many events were refused, by members whose queues are full or that are closing.
         offers_at_once: how many offers may be made at once, before other events of the reactor are handled.
+
+    Attributes:
+        backlogs: of the topics with events that members have not received yet.
     """
 
     def __init__(
@@ -135,7 +138,7 @@ class Announcer:
         self._clock = clock
         self._on_dropped = on_dropped
         self._at_once = TokenBucket(_OFFERS_PER_SECOND, offers_at_once)
-        self._backlogs: dict[Audience, _Backlog] = {}
+        self.backlogs: dict[Audience, _Backlog] = {}
         self._turns: FairScheduler[Audience] = FairScheduler(clock, _TURNS_PER_PASS, self._take_turn)
 
     def announce(self, topic: Audience, event: bytes, exclude: Member | None = None) -> None:
@@ -145,14 +148,14 @@ class Announcer:
             event: its frame.
             exclude: the member that does not get the event, because it joined by it; None for any other event.
         """
-        backlog = self._backlogs.get(topic)
+        backlog = self.backlogs.get(topic)
         if backlog is None:
             now = self._clock.seconds()
             if self._at_once.available(now) >= len(topic):
                 self._at_once.take(now, len(topic))
                 self._on_dropped(sum(not member.offer(event) for member in topic if member is not exclude))
                 return
-            backlog = self._backlogs[topic] = _Backlog()
+            backlog = self.backlogs[topic] = _Backlog()
             self._turns.add(topic)
         backlog.events.append(event)
         if exclude is not None:
@@ -160,19 +163,19 @@ class Announcer:
 
     def skip(self, topic: Audience, member: Member) -> None:
         """Do not deliver the events so far to a member whose ``peer-list`` contains their effect."""
-        backlog = self._backlogs.get(topic)
+        backlog = self.backlogs.get(topic)
         if backlog is not None:
             backlog.skip(member)
 
     def catch_up(self, topic: Audience, member: Member) -> None:
         """Deliver the events so far to a member at once, ahead of a relay: its sender may have just joined."""
-        backlog = self._backlogs.get(topic)
+        backlog = self.backlogs.get(topic)
         if backlog is not None:
             self._deliver(member, backlog.take(member))
 
     def forget(self, topic: Audience) -> None:
         """Delete the events of a topic that has no members any more."""
-        if self._backlogs.pop(topic, None) is not None:
+        if self.backlogs.pop(topic, None) is not None:
             self._turns.remove(topic)
 
     def _take_turn(self, topic: Audience) -> None:
@@ -187,7 +190,7 @@ class Announcer:
 
     def _deliver_backlog(self, topic: Audience, room: float) -> float:
         """Continue with a topic's backlog; returns how much of ``room`` that took, in blocks at the usual pace."""
-        backlog, taken = self._backlogs[topic], 0.0
+        backlog, taken = self.backlogs[topic], 0.0
         for member, blocks in backlog.deliveries(topic):
             self._deliver(member, blocks)
             taken += len(blocks) / backlog.pace
@@ -196,7 +199,7 @@ class Announcer:
         if backlog.events:
             self._turns.add(topic)
         else:
-            del self._backlogs[topic]
+            del self.backlogs[topic]
         return taken
 
     def _deliver(self, member: Member, blocks: Sequence[Block]) -> None:

@@ -102,13 +102,15 @@ class Peer:
         """
         topic = self.topic = self._services.topics.join(topic_name, self)
         self._send_welcome(topic, ice_servers)
-        event = text_frame(messages.peer_joined(self.id, self.metadata))
-        self._services.announcer.announce(topic, event, exclude=self)
+        if len(topic.members) > 1:
+            event = text_frame(messages.peer_joined(self.id, self.metadata))
+            self._services.announcer.announce(topic, event, exclude=self)
 
     def _send_welcome(self, topic: Topic[Peer], ice_servers: bytes | None) -> None:
         self._services.announcer.skip(topic, self)
-        self._answer(messages.welcome(self.id, ice_servers))
-        self._answer(messages.peer_list(self._listed(topic)))
+        welcome = text_frame(messages.welcome(self.id, ice_servers))
+        if self._outbound is not None:
+            self._outbound.answer(welcome + text_frame(messages.peer_list(self._listed(topic))))
 
     def _listed(self, topic: Topic[Peer]) -> Iterable[tuple[str, bytes | None]]:
         here = [(peer.id, peer.metadata) for peer in topic if peer is not self]
@@ -126,7 +128,8 @@ class Peer:
         """Leave the topic, if the peer is in one; the other members get ``peer-left``."""
         topic = self._leave_topic()
         if topic is not None:
-            self._services.announcer.announce(topic, text_frame(messages.peer_left(self.id)))
+            if topic.members:
+                self._services.announcer.announce(topic, text_frame(messages.peer_left(self.id)))
             self._services.backplane.leave(topic.name, self.id)
 
     def _leave_topic(self) -> Topic[Peer] | None:
@@ -184,14 +187,27 @@ class Peer:
         Returns:
             The message if it was delivered or queued, else why not.
         """
+        topic, services = self.topic, self._services
         try:
             message = messages.decode(data)
-            self._relay(message)
+            frame = text_frame(messages.relayed(message, self.id))
+            target = topic.members.get(message.to) if topic is not None else None
+            if target is None:
+                self._relay_to_another_node(message, frame)
+                return message
+            if services.announcer.backlogs:
+                target.catch_up()
+            msg_id = message.msg_id if message.msg_id_text else None
+            if not target.offer(frame, (self, msg_id)):
+                raise self.refused(message.type, ErrorCode.DROPPED, msg_id)
         except Rejected as rejected:
             self.reject(rejected)
             # Its traceback holds the frame of the caller, which holds what is returned here.
             rejected.__traceback__ = rejected.__context__ = None
             return rejected
+        counters = services.counters
+        counters.relays_accepted[message.type] += 1
+        counters.relayed_bytes += len(frame)
         return message
 
     def reject(self, rejected: Rejected) -> None:
@@ -199,25 +215,15 @@ class Peer:
         self._services.counters.errors_sent[rejected.code] += 1
         self._answer(messages.error(rejected.code, rejected.text, rejected.msg_id))
 
-    def _relay(self, message: messages.ClientMessage) -> None:
-        topic, services = self.topic, self._services
-        target = topic.get(message.to) if topic is not None else None
-        frame = text_frame(messages.relayed(message, self.id))
-        if target is not None:
-            target.catch_up()
-            if not target.offer(frame, (self, message.msg_id)):
-                raise self.refused(message.type, ErrorCode.DROPPED, message.msg_id)
-            services.counters.relays_accepted[message.type] += 1
-            services.counters.relayed_bytes += len(frame)
-            return
-        sent = None
+    def _relay_to_another_node(self, message: messages.ClientMessage, frame: bytes) -> None:
+        sent, topic, msg_id = None, self.topic, message.msg_id
         if topic is not None:
-            relay = _RemoteRelay(self, message.type, len(frame), message.msg_id)
-            sent = services.backplane.forward(topic.name, message.to, self.id, frame, relay)
+            relay = _RemoteRelay(self, message.type, len(frame), msg_id)
+            sent = self._services.backplane.forward(topic.name, message.to, self.id, frame, relay)
         if not sent:
             code = ErrorCode.TARGET_NOT_FOUND if sent is None else ErrorCode.DROPPED
-            raise self.refused(message.type, code, message.msg_id)
-        self.relay_queued(message.msg_id)
+            raise self.refused(message.type, code, msg_id)
+        self.relay_queued(msg_id)
 
     def delivered_remotely(self, kind: str, size: int) -> None:
         """Count a relay that another node wrote."""

@@ -24,34 +24,39 @@ M = TypeVar("M", bound=Member)
 
 
 class Topic(Generic[M]):
-    """The members of one topic, in joining order."""
+    """The members of one topic, in joining order.
 
-    __slots__ = ("_members", "listed_bytes", "name")
+    Attributes:
+        members: by id; only a topic changes its own.
+        listed_bytes: of all members.
+    """
+
+    __slots__ = ("listed_bytes", "members", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.listed_bytes = 0
-        self._members: dict[str, M] = {}
+        self.members: dict[str, M] = {}
 
     def __iter__(self) -> Iterator[M]:
         """Iterate over the members as they are now; members may leave during the iteration."""
-        return iter(tuple(self._members.values()))
+        return iter(tuple(self.members.values()))
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self.members)
 
     def get(self, member_id: str) -> M | None:
         """Return the member with that id, or None."""
-        return self._members.get(member_id)
+        return self.members.get(member_id)
 
     def add(self, member: M) -> None:
         """Append ``member``."""
-        self._members[member.id] = member
+        self.members[member.id] = member
         self.listed_bytes += member.listed_bytes
 
     def remove(self, member: M) -> None:
         """Remove ``member``."""
-        del self._members[member.id]
+        del self.members[member.id]
         self.listed_bytes -= member.listed_bytes
 
 

@@ -66,6 +66,7 @@ class SignalingFactory(HttpFactory):
         gate: the connections that have not joined.
         events: the log.
         paced_log: spreads a burst of its lines over time.
+        judges_messages: whether each message counts against a rate, or is logged.
         sessions: finds sessions to resume, and closes those that are not resumed.
 
     Raises:
@@ -119,6 +120,7 @@ class SignalingFactory(HttpFactory):
         self.expiries: WallClockTimers[SignalingProtocol] = WallClockTimers(clock, wall_clock, SignalingProtocol.expire)
         self.ids = PeerIds()
         self.paced_log = PacedLog(clock)
+        self.judges_messages = bool(self.limits.max_messages_per_second) or self.events.debug
 
     @property
     def relays_queued(self) -> int:

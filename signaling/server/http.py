@@ -73,7 +73,6 @@ class HttpProtocol(WebSocketConnection[R]):
             self.factory.handshake_timeouts.clear(self)
             self._http = channel = self.factory.site.channel_for(self)
             channel.makeConnection(self.transport)
-            self.dataReceived = channel.dataReceived  # type: ignore[method-assign]
             channel.begin(head, data)
             return
         try:
@@ -95,7 +94,13 @@ class HttpProtocol(WebSocketConnection[R]):
     def leave_http(self) -> None:
         """Handle all further bytes here instead of in the HTTP channel."""
         self._http = None
-        self.__dict__.pop("dataReceived", None)
+
+    def request_data_received(self, data: bytes) -> None:
+        """Pass on what belongs to HTTP requests."""
+        if self._http is not None:
+            self._http.dataReceived(data)
+        else:
+            super().request_data_received(data)
 
     def schedule_next_request(self) -> None:
         """Let the HTTP channel read its next request when it is this connection's turn."""
@@ -133,8 +138,7 @@ class HttpProtocol(WebSocketConnection[R]):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Clean up after the connection was lost."""
-        channel = self._http
-        self.leave_http()
+        channel, self._http = self._http, None
         if channel is not None:
             channel.connectionLost(reason)
         super().connectionLost(reason)

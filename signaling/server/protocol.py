@@ -46,6 +46,8 @@ class SignalingProtocol(HttpProtocol[Receipt]):
     _login: Deferred[Any] | None = None
     _logout: Logout | None = None
     _may_send = True
+    # Whether a message is rejected, counted or logged, whatever it says.
+    _judges_messages = False
 
     # The request and the login
 
@@ -147,6 +149,7 @@ class SignalingProtocol(HttpProtocol[Receipt]):
     def attach(self, peer: Peer) -> None:
         """Have a peer; what the client sent before the peer's welcome is read in a turn of its own."""
         self._peer = peer
+        self._judges_messages = self.factory.judges_messages or not self._may_send
         self._attempt = self._address = None
         self.resume_reading(ReadPause.JOIN)
 
@@ -156,6 +159,9 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         """Relay one message of the peer, or answer it with an error."""
         peer, factory = self._peer, self.factory
         if peer is None:
+            return
+        if not (self._judges_messages or isBinary):
+            peer.receive(payload)
             return
         tokens = self._take_tokens(1) if factory.limits.max_messages_per_second else 0.0
         outcome: messages.ClientMessage | Rejected
@@ -295,8 +301,10 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         factory = self.factory
         if self._may_resume and peer.detach(self.slot):
             self.slot = None
-            factory.paced_log.write(partial(factory.events.detached, peer.id, topic.name, self.end_reason))
+            if factory.events.info:
+                factory.paced_log.write(partial(factory.events.detached, peer.id, topic.name, self.end_reason))
             return
-        factory.paced_log.write(partial(factory.events.left, peer.id, topic.name, self.end_reason, peer.joined_at))
+        if factory.events.info:
+            factory.paced_log.write(partial(factory.events.left, peer.id, topic.name, self.end_reason, peer.joined_at))
         factory.counters.leaves[self.ending] += 1
         peer.leave()

@@ -63,12 +63,13 @@ def adapt(transport: Any, protocol: WritingProtocol, poller: Poller | None) -> A
     """Return a ``TcpConnection``, or what answers like one.
 
     Args:
-        transport: that a connection is given; if it is a plain TCP connection of Twisted's, its descriptor is taken.
+        transport: that a connection is given; its descriptor is taken if it is a plain TCP connection of Twisted's that
+            is all the protocol's, with nothing to write.
         protocol: the connection.
         poller: for its ``TcpConnection``; None if there can be none.
     """
     if isinstance(transport, TcpConnection):
         return transport
-    if poller is not None and is_plain_tcp(transport):
+    if poller is not None and is_plain_tcp(transport, protocol):
         return TcpConnection(take_descriptor(transport), protocol, poller)
     return AdaptedTransport(transport, protocol)

@@ -22,6 +22,7 @@ _MOST_EVENTS = 256
 
 READABLE = getattr(select, "EPOLLIN", 0x1)
 WRITABLE = getattr(select, "EPOLLOUT", 0x4)
+BROKEN = getattr(select, "EPOLLERR", 0x8)
 
 
 def can_poll(reactor: Any) -> bool:
@@ -73,24 +74,27 @@ class Poller:
         """Report events of a descriptor from now on."""
         if self._epoll is None:
             self._start()
-        self._epoll.register(descriptor, events)
+        try:
+            self._epoll.register(descriptor, events)
+        except OSError:
+            if not self._watched:
+                self._stop()
+            raise
         self._watched[descriptor] = watched
 
     def change(self, descriptor: int, events: int) -> None:
         """Report other events; that the connection broke is always reported."""
         self._epoll.modify(descriptor, events)
 
-    def forget(self, descriptor: int) -> None:
-        """Report nothing any more of a descriptor that is about to be closed, which makes the kernel forget it."""
-        self._watched.pop(descriptor, None)
-        if not self._watched and not self._busy:
-            self._stop()
-
     def unwatch(self, descriptor: int) -> None:
-        """Report nothing any more of a descriptor that stays open, here or in another process."""
-        if descriptor in self._watched:
+        """Report nothing any more of a descriptor, which is still open; no-op if it is not watched.
+
+        To close it is not enough: the kernel goes on reporting it as long as another process has it, too.
+        """
+        if self._watched.pop(descriptor, None) is not None:
             self._epoll.unregister(descriptor)
-            self.forget(descriptor)
+            if not self._watched and not self._busy:
+                self._stop()
 
     def end_soon(self, watched: Watched, reason: Failure) -> None:
         """Call ``watched.end`` after the events that are handled now, or in the reactor's next pass."""
@@ -108,7 +112,7 @@ class Poller:
         for watched, reason in self._ending:
             try:
                 watched.end(reason)
-            except Exception:
+            except BaseException:
                 _log.failure("an error at the end of a connection")
         self._ending.clear()
         self._busy = False
@@ -138,8 +142,8 @@ class Poller:
                         watched.on_readable()
                     else:
                         watched.on_events(events)
-                except Exception:
-                    # Twisted's transports do the same with what their protocols raise.
+                except BaseException:
+                    # A reactor does the same; what reached it would end all connections, not one.
                     _log.failure("an error in a connection")
                     watched.fail(Failure())
         self._busy = False
@@ -161,4 +165,4 @@ class Poller:
         if self._epoll is not None:
             self.reactor.removeReader(self)
             self._epoll.close()
-            self._epoll = None
+            self._epoll, self._fileno = None, -1

@@ -172,9 +172,18 @@ def _try_autobahn() -> bool:
 # Twisted's TCP transport
 
 
-def is_plain_tcp(transport: Any) -> bool:
-    """Return whether ``transport`` is Twisted's own for an accepted connection, and ``take_descriptor`` works."""
-    return FITS["sockets"] and type(transport) is tcp.Server
+def is_plain_tcp(transport: Any, protocol: Any) -> bool:
+    """Return whether ``take_descriptor`` works, and harms nobody.
+
+    That is, ``transport`` is Twisted's own for an accepted connection, serves ``protocol`` alone, and holds nothing to
+    write: in a foreign site, for example, answers to earlier requests may wait there.
+    """
+    return (
+        FITS["sockets"]
+        and type(transport) is tcp.Server
+        and transport.protocol is protocol
+        and not pending_bytes(transport)
+    )
 
 
 def take_descriptor(transport: Any) -> int:

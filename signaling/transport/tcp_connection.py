@@ -18,14 +18,18 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import ConnectionAborted, ConnectionLost
 from twisted.internet.interfaces import IConsumer, IHalfCloseableProtocol, IPushProducer, ITCPTransport
 from twisted.internet.protocol import connectionDone
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from signaling.transport.poller import READABLE, WRITABLE, Poller
+from signaling.transport.poller import BROKEN, READABLE, WRITABLE, Poller
+
+_log = Logger()
 
 _READ_BYTES = 65_536
 _RESET = struct.pack("ii", 1, 0)
 _FULL = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM)
+_NUMERIC = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
 _LOST = Failure(ConnectionLost())
 _ABORTED = Failure(ConnectionAborted())
 
@@ -51,7 +55,8 @@ class TcpConnection:
     """A transport, with Twisted's interfaces, on a descriptor of its own.
 
     Unlike Twisted's own it pauses its producer as soon as the kernel takes no more, and has no socket object: that
-    would cost an idle connection more than anything else here.
+    would cost an idle connection more than anything else here. ``loseConnection`` waits until a producer that does not
+    stream is unregistered, but not for one that streams.
 
     Args:
         descriptor: connected, and non-blocking; it is closed with the connection.
@@ -75,9 +80,6 @@ class TcpConnection:
         "progress",
         "protocol",
     )
-
-    # What other code may ask of a transport of Twisted's.
-    connected = True
 
     def __init__(self, descriptor: int, protocol: Any, poller: Poller, address: Any = None) -> None:
         self.protocol = protocol
@@ -111,8 +113,12 @@ class TcpConnection:
 
     def _reached_end(self) -> None:
         """End, because the other end closed its half, unless the protocol can live with one half."""
+        if not self._events & READABLE:
+            # It was paused after the poller had asked the kernel: the end will be reported again.
+            return
         if not IHalfCloseableProtocol.providedBy(self.protocol):
-            self._end_soon(connectionDone)
+            # What could not be written has used up the error.
+            self._end_soon(_LOST if self._waiting is _CLOSED and not self._half_closed else connectionDone)
             return
         self._watch(self._events & ~READABLE)
         self.protocol.readConnectionLost()
@@ -122,7 +128,9 @@ class TcpConnection:
         if events & READABLE:
             self.on_readable()
         elif events & ~WRITABLE:
-            self._end_soon(_LOST)
+            # Without an error both ends have closed their half.
+            both = self._half_closed and self._waiting is _CLOSED
+            self._end_soon(connectionDone if both and not events & BROKEN else _LOST)
         if events & WRITABLE and self._state < _ENDING:
             self._write_waiting()
 
@@ -152,12 +160,15 @@ class TcpConnection:
         if self._waiting is not None:
             if self._waiting is not _CLOSED:
                 self._waiting += data
+                # For a producer that does not stream, everything waits: it is asked again when all is written.
+                self._watch(self._events | WRITABLE)
             return
         try:
             sent = _write(self._descriptor, data)
         except OSError as error:
             if error.errno not in _FULL:
-                # Broken: that is reported, too, and reading finds out how it ended.
+                # Broken: that is reported, too, after what can still be read.
+                self._waiting = _CLOSED
                 return
             sent = 0
         if sent != len(data):
@@ -176,6 +187,8 @@ class TcpConnection:
     def _write_waiting(self) -> None:
         waiting = self._waiting
         if not waiting:
+            self._watch(self._events & ~WRITABLE)
+            self._finish()
             return
         try:
             sent = _write(self._descriptor, waiting)
@@ -185,19 +198,27 @@ class TcpConnection:
             return
         self.progress += sent
         del waiting[:sent]
-        if not waiting:
+        if waiting:
+            return
+        self._watch(self._events & ~WRITABLE)
+        if not self._asks:
             self._waiting = None
-            self._watch(self._events & ~WRITABLE)
-            if self._half_closed:
-                self._shut_down()
-            if self._producer is not None:
-                self._producer.resumeProducing()
-            self._end_if_finished()
+        if self._producer is not None:
+            self._producer.resumeProducing()
+        self._finish()
 
-    def _end_if_finished(self) -> None:
-        pulls = self._producer is not None and not self._streaming
-        if self._state == _FINISHING and not self._waiting and not pulls:
+    @property
+    def _asks(self) -> bool:
+        return self._producer is not None and not self._streaming
+
+    def _finish(self) -> None:
+        """Close what was asked to be closed, if nothing waits, and nothing more is asked for."""
+        if self._waiting or self._asks:
+            return
+        if self._state == _FINISHING:
             self._end_soon(connectionDone)
+        elif self._half_closed and self._waiting is None:
+            self._shut_down()
 
     @property
     def pending_bytes(self) -> int:
@@ -214,11 +235,13 @@ class TcpConnection:
         """
         if self._producer is not None:
             raise RuntimeError(f"{self._producer!r} is registered already, so {producer!r} cannot be")
-        if self._state >= _ENDING:
+        if self._waiting is _CLOSED:
             producer.stopProducing()
             return
         self._producer, self._streaming = producer, streaming
         if not streaming:
+            if self._waiting is None:
+                self._waiting = bytearray()
             producer.resumeProducing()
         elif self._waiting:
             producer.pauseProducing()
@@ -226,7 +249,9 @@ class TcpConnection:
     def unregisterProducer(self) -> None:
         """Let the producer go."""
         self._producer = None
-        self._end_if_finished()
+        if not self._waiting and self._waiting is not _CLOSED:
+            self._waiting = None
+        self._finish()
 
     # The end
 
@@ -234,16 +259,20 @@ class TcpConnection:
         """Close, after what waits is written."""
         if self._state == _OPEN:
             self._state = _FINISHING
-            self._watch(self._events & ~READABLE)
-            self._end_if_finished()
+            self._finish()
+            if self._state == _FINISHING:
+                self._watch(self._events & ~READABLE)
 
     def loseWriteConnection(self) -> None:
         """Close this end's half, after what waits is written; what the other end sends is still read."""
         if self._half_closed or self._state != _OPEN:
             return
         self._half_closed = True
-        if not self._waiting:
-            self._shut_down()
+        if IHalfCloseableProtocol.providedBy(self.protocol):
+            # It is called back in a pass of its own.
+            self._watch(self._events | WRITABLE)
+        else:
+            self._finish()
 
     def _shut_down(self) -> None:
         self._waiting = _CLOSED
@@ -265,7 +294,7 @@ class TcpConnection:
         if self._state < _ENDING:
             self._state = _ENDING
             self._waiting = _CLOSED
-            self._poller.forget(self._descriptor)
+            self._poller.unwatch(self._descriptor)
             self._poller.end_soon(self, reason)
 
     def end(self, reason: Failure) -> None:
@@ -273,19 +302,30 @@ class TcpConnection:
         if self._state == _ENDED:
             return
         if self._state < _ENDING:
-            self._poller.forget(self._descriptor)
+            self._poller.unwatch(self._descriptor)
         self._state = _ENDED
         self._waiting = _CLOSED
-        if reason is _ABORTED:
-            with suppress(OSError):
-                self._with_socket(lambda end: end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET))
-        os.close(self._descriptor)
-        self._descriptor = -1
+        end, self._descriptor = socket.SocketType(socket.AF_INET, socket.SOCK_STREAM, 0, self._descriptor), -1
+        with suppress(OSError):
+            if reason is _ABORTED:
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            else:
+                # To close it is not enough while another process has it, too.
+                end.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):
+            end.close()
         producer, self._producer = self._producer, None
-        if producer is not None:
-            producer.stopProducing()
         protocol, self.protocol = self.protocol, None
-        protocol.connectionLost(reason)
+        try:
+            if producer is not None:
+                producer.stopProducing()
+        finally:
+            protocol.connectionLost(reason)
+
+    @property
+    def connected(self) -> bool:
+        """Whether ``connectionLost`` of the protocol is still to come."""
+        return self._state != _ENDED
 
     @property
     def disconnecting(self) -> bool:
@@ -336,4 +376,37 @@ def to_address(address: Any) -> IPv4Address | IPv6Address | UNIXAddress:
     """Return the ``IAddress`` provider of an address that ``socket.accept`` returned."""
     if isinstance(address, str | bytes):
         return UNIXAddress(address)
-    return IPv4Address("TCP", *address) if len(address) == 2 else IPv6Address("TCP", *address)
+    if len(address) == 2:
+        return IPv4Address("TCP", *address)
+    host, *rest = address
+    # Of a link-local address, the interface is part of the text.
+    return IPv6Address("TCP", socket.getnameinfo(address, _NUMERIC)[0] if address[3] else host, *rest)
+
+
+def serve(descriptor: int, address: Any, factory: Any, poller: Poller, data: bytes = b"") -> Any:
+    """Serve a new connection with the protocol that ``factory`` builds; closes it if there is none, or on an error.
+
+    Args:
+        descriptor: as for ``TcpConnection``.
+        address: as for ``TcpConnection``.
+        data: its first bytes, if they have been read.
+
+    Returns:
+        The protocol; None if there is none.
+    """
+    transport = protocol = None
+    try:
+        protocol = factory.buildProtocol(to_address(address) if address is not None else None)
+        if protocol is not None:
+            transport = TcpConnection(descriptor, protocol, poller, address)
+            protocol.makeConnection(transport)
+            if data:
+                protocol.dataReceived(data)
+            return protocol
+    except Exception:
+        _log.failure("an error in a new connection")
+        if transport is not None:
+            transport.fail(Failure())
+            return protocol
+    os.close(descriptor)
+    return None

@@ -49,11 +49,15 @@ class TcpPort:
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._timer: Any = None
         port.stopReading()
-        self._watch()
+        poller.watch(self, self._socket.fileno())
 
     def _watch(self) -> None:
         self._timer = None
-        self._poller.watch(self, self._socket.fileno())
+        try:
+            self._poller.watch(self, self._socket.fileno())
+        except OSError as error:
+            # The poller takes a descriptor itself if it watches nothing else.
+            self._pause(error)
 
     def on_readable(self) -> None:
         """Accept what waits, and pass it on."""
@@ -69,10 +73,9 @@ class TcpPort:
                 # What became of a connection that waited is reported here, too (accept(2)).
                 continue
             os.set_blocking(descriptor, False)
-            try:
-                self._serve(descriptor, address)
-            except Exception:
-                _log.failure("an error in a new connection")
+            self._serve(descriptor, address)
+            if self._port.disconnecting:
+                return
 
     def on_events(self, events: int) -> None:
         """Find out what it is by accepting."""

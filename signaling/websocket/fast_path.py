@@ -33,6 +33,9 @@ class FrameReader(AutobahnProtocol):
     factory: Any
     transport: Any
     _read_pauses = 0
+    # Whether it is open, reads, and has handled all that was read: nearly always.
+    _reads_directly = False
+    state: int
 
     def pause_reading(self, reason: ReadPause) -> None:
         """Stop reading until ``resume_reading`` was called for ``reason``, and for every other one.
@@ -44,6 +47,7 @@ class FrameReader(AutobahnProtocol):
         if not self._read_pauses:
             self.transport.pauseProducing()
         self._read_pauses |= reason
+        self._reads_directly = False
 
     def resume_reading(self, reason: ReadPause) -> None:
         """Remove a reason not to read; after the last one, handle what was read before, in turn, and read on."""
@@ -57,6 +61,8 @@ class FrameReader(AutobahnProtocol):
             self.factory.scheduler.add(self)
         else:
             self.transport.resumeProducing()
+            if self.state == self.STATE_OPEN:
+                self.read_directly()
 
     def read_until_closed(self) -> None:
         """Remove every reason not to read, and forget what was read, because the connection is closing."""
@@ -72,9 +78,14 @@ class FrameReader(AutobahnProtocol):
         else:
             self._read_pauses &= ~ReadPause.TURN
 
+    def read_directly(self) -> None:
+        """Handle what is read from now on at once, if it is one whole message: nothing waits, and nothing is begun."""
+        self._reads_directly = self.fast and self.current_frame is None and not self.inside_message
+
     def consumeData(self) -> None:
         """Handle what was read, for one turn, or until there is a reason to pause."""
         more: bool | None = None
+        self._reads_directly = False
         if self.fast and self.current_frame is None and not self.inside_message:
             more = self._read_whole_frames()
         if more is None:
@@ -86,9 +97,12 @@ class FrameReader(AutobahnProtocol):
         elif more:
             self.pause_reading(ReadPause.TURN)
             self.factory.scheduler.add(self)
-        elif self._read_pauses:
-            self._read_pauses = 0
-            self.transport.resumeProducing()
+        else:
+            if self._read_pauses:
+                self._read_pauses = 0
+                self.transport.resumeProducing()
+            if not self.data:
+                self.read_directly()
 
     def _read_whole_frames(self) -> bool | None:
         """Handle the whole text messages and control frames at the start of what was read.

@@ -36,6 +36,11 @@ def frame(opcode: int, payload: bytes) -> bytes:
 
 def text_frame(message: bytes) -> bytes:
     """Return the frame of a text message, which is UTF-8."""
+    size = len(message)
+    if size < 126:
+        return _SHORT(_FINAL | TEXT, size) + message
+    if size < 65_536:
+        return _MEDIUM(_FINAL | TEXT, 126, size) + message
     return frame(TEXT, message)
 
 
@@ -43,6 +48,42 @@ def close_frame(code: int, reason: str) -> bytes:
     """Return a close frame, with as much of ``reason`` as a control frame holds (section 5.5)."""
     kept = reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore").encode()
     return frame(CLOSE, _CODE(code) + kept)
+
+
+def whole_text(data: bytes, longest: int) -> bytes | None:
+    """Return the message, if ``data`` is exactly one whole text frame of a client, as nearly all that is read is.
+
+    Args:
+        longest: how many bytes a message may have.
+
+    Returns:
+        Valid UTF-8; None for anything else, which ``masked_frame_at`` or Autobahn has to judge.
+    """
+    size = len(data)
+    if size < 8 or data[0] != _FINAL | TEXT:
+        return None
+    length, start = data[1] - _MASKED, 6
+    if length == 126:
+        length, start = data[2] << 8 | data[3], 8
+        if length < 126:
+            return None
+    elif not 0 <= length < 126:
+        return None
+    if start + length != size or length > longest:
+        return None
+    payload = unmask(data[start:], data[start - 4 : start])
+    return payload if payload.isascii() or _is_utf8(payload) else None
+
+
+# Normal closure, and a page that is left: the whole payload of nearly every close frame (RFC 6455, section 7.4.1).
+_GOODBYES = {b"\x03\xe8": 1000, b"\x03\xe9": 1001}
+
+
+def whole_goodbye(data: bytes) -> int | None:
+    """Return the code, if ``data`` is exactly one close frame of a client as browsers send it; else None."""
+    if len(data) != 8 or not data.startswith(b"\x88\x82"):
+        return None
+    return _GOODBYES.get(unmask(data[6:], data[2:6]))
 
 
 # The first byte of each kind of frame that is read here, and how long its payload may be.

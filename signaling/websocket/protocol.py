@@ -6,7 +6,7 @@ transport, timeouts that share a timer, and a way to close that lets the other e
 
 from __future__ import annotations
 
-from base64 import b64encode
+from binascii import b2a_base64
 from contextlib import suppress
 from hashlib import sha1
 from http import HTTPStatus
@@ -26,9 +26,9 @@ from signaling.timing.timeouts import Timeouts
 from signaling.transport.adapter import adapt
 from signaling.transport.poller import Poller, can_poll
 from signaling.transport.private_api import with_initial_state
-from signaling.transport.tcp_connection import TcpConnection
+from signaling.transport.tcp_connection import TcpConnection, serve
 from signaling.websocket.fast_path import FrameReader
-from signaling.websocket.frames import CLOSE, PING, PONG, close_frame, frame
+from signaling.websocket.frames import CLOSE, PING, PONG, close_frame, frame, whole_goodbye, whole_text
 from signaling.websocket.handshake import check_upgrade
 from signaling.websocket.outbound_queue import OutboundQueue
 from signaling.websocket.read_pause import ReadPause
@@ -47,6 +47,7 @@ _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _log = Logger()
 
 _TURNS_PER_PASS = 4
+_OPEN = FrameReader.STATE_OPEN
 
 R = TypeVar("R")
 
@@ -73,12 +74,15 @@ class WebSocketConnection(FrameReader, Generic[R]):
     # Of the transport, when the write timeout was set.
     _progress = 0
     _key = b""
-    _queue: OutboundQueue[R] | None = None
+    _queue: OutboundQueue[R] | None
     _held: list[bytes] | None = None
 
     def __init__(self) -> None:
         if not self.fast:
             super().__init__()
+        # What each message asks for: an attribute of the class would take Python several times as long.
+        self._reads_directly = False
+        self._queue = None
 
     def makeConnection(self, transport: Any) -> None:
         """Start on a transport, whatever kind it is of."""
@@ -95,33 +99,45 @@ class WebSocketConnection(FrameReader, Generic[R]):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Clean up, and call ``onUndelivered`` and ``onClose``."""
+        if self.state in (_OPEN, self.STATE_CONNECTING):
+            self._end(self.STATE_CLOSED)
         self.state = self.STATE_CLOSED
-        self._clear_timeouts()
-        self.factory.close_timeouts.clear(self)
-        self.factory.connections.discard(self)
+        factory = self.factory
+        factory.close_timeouts.clear(self)
+        factory.connections.discard(self)
         self._abandon_queue()
         # Else they would hold each other, until a garbage collector looks for such pairs.
         self.transport.protocol = None
         self.onClose(self.wasClean, self.remoteCloseCode, self.remoteCloseReason)
-        if not self.factory.connections:
-            self.factory.cancel_idle_timers()
+        if not factory.connections:
+            factory.cancel_idle_timers()
 
     # The handshake
 
     def dataReceived(self, data: bytes) -> None:
         """Handle bytes of the other end; those that come after our close frame are dropped."""
-        if self.state == self.STATE_OPEN:
+        if self._reads_directly:
+            message = whole_text(data, self.maxMessagePayloadSize)
+            if message is not None:
+                self.onMessage(message, False)
+                return
+            code = whole_goodbye(data)
+            if code is not None:
+                self._answer_goodbye(code)
+                return
+        if self.state == _OPEN:
             self.data = self.data + data if self.data else data
             # TLS delivers what it has decrypted already.
             if not self._read_pauses:
                 self.consumeData()
         elif self.state == self.STATE_CONNECTING:
-            if self._read_pauses:
-                self.data += data
-            else:
-                self._collect_request(data)
+            self.request_data_received(data)
 
-    def _collect_request(self, data: bytes) -> None:
+    def request_data_received(self, data: bytes) -> None:
+        """Collect the request, until it is complete."""
+        if self._read_pauses:
+            self.data += data
+            return
         searched, self.data = len(self.data), self.data + data
         try:
             taken = take_head(self.data, searched, self.factory.limits.max_header_bytes)
@@ -153,21 +169,25 @@ class WebSocketConnection(FrameReader, Generic[R]):
         Args:
             key: the checked ``Sec-WebSocket-Key``.
         """
-        self.factory.handshake_timeouts.clear(self)
+        factory = self.factory
+        factory.handshake_timeouts.clear(self)
         self.transport.registerProducer(self, True)
-        self.factory.ping_timers.set(self)
-        self.state = self.STATE_OPEN
-        self.factory.hold_writes()
+        factory.ping_timers.set(self)
+        self.state = _OPEN
+        chosen = b"Sec-WebSocket-Protocol: %b\r\n" % self.subprotocol if self.subprotocol else b""
+        # What onOpen sends is written with it, in one piece.
+        factory.hold_writes()
+        self._hold(_ACCEPTED % (b2a_base64(sha1(key + _GUID).digest(), newline=False), chosen))
         try:
-            chosen = b"Sec-WebSocket-Protocol: %b\r\n" % self.subprotocol if self.subprotocol else b""
-            self._hold(_ACCEPTED % (b64encode(sha1(key + _GUID).digest()), chosen))
             self.onOpen()
         finally:
-            self.factory.flush_writes()
+            factory.flush_writes()
         if self._read_pauses:
             self.resume_reading(ReadPause.HANDSHAKE)
         elif self.data:
             self.consumeData()
+        elif self.state == _OPEN:
+            self.read_directly()
 
     def accept_in_turn(self, key: bytes) -> None:
         """Call ``accept`` when it is this connection's turn, for an application whose ``onOpen`` takes long.
@@ -265,7 +285,7 @@ class WebSocketConnection(FrameReader, Generic[R]):
 
     def offer(self, frame: bytes, receipt: R | None = None) -> bool:
         """Write or queue ``frame``; returns False if the queue is full or the connection is not open."""
-        if self.state != self.STATE_OPEN:
+        if self.state != _OPEN:
             return False
         if self._queue is not None:
             taken = self._queue.offer(frame, receipt)
@@ -381,8 +401,7 @@ class WebSocketConnection(FrameReader, Generic[R]):
     def abort(self, reason: str) -> None:
         """Abort the connection, without a close frame; ``reason`` is for the log."""
         self.end_reason = f"aborted: {reason}"
-        self.state = self.STATE_CLOSING
-        self._clear_timeouts()
+        self._end(self.STATE_CLOSING)
         self._abandon_queue()
         self.transport.abortConnection()
 
@@ -428,8 +447,7 @@ class WebSocketConnection(FrameReader, Generic[R]):
         self.transport.loseConnection()
 
     def _start_closing(self) -> None:
-        self.state = self.STATE_CLOSING
-        self._clear_timeouts()
+        self._end(self.STATE_CLOSING)
         self.factory.close_timeouts.set(self)
         # A transport with a producer never closes; one that is not read never notices that the other end did.
         self.transport.unregisterProducer()
@@ -442,17 +460,30 @@ class WebSocketConnection(FrameReader, Generic[R]):
         return queue.abandon() if queue is not None else []
 
     def _abandon_queue(self) -> None:
-        receipts = self.take_undelivered()
-        if receipts:
-            self.onUndelivered(receipts)
+        if self._queue is not None:
+            receipts = self.take_undelivered()
+            if receipts:
+                self.onUndelivered(receipts)
 
-    def _clear_timeouts(self) -> None:
+    def _end(self, state: int) -> None:
+        """Change to a state in which nothing is handled any more, and stop what was to come."""
+        before, self.state = self.state, state
+        self._reads_directly = False
         factory = self.factory
-        factory.handshake_timeouts.clear(self)
-        factory.ping_timers.clear(self)
-        factory.pong_timeouts.clear(self)
-        factory.write_timeouts.clear(self)
-        factory.scheduler.remove(self)
+        if before == _OPEN:
+            factory.ping_timers.clear(self)
+            factory.pong_timeouts.clear(self)
+            factory.write_timeouts.clear(self)
+        else:
+            factory.handshake_timeouts.clear(self)
+        if before != _OPEN or self._read_pauses:
+            factory.scheduler.remove(self)
+
+    def _answer_goodbye(self, code: int) -> None:
+        self.wasClean = True
+        self.remoteCloseCode = code
+        self.sendCloseFrame(code, isReply=True)
+        self.dropConnection()
 
     # What Autobahn calls after a close frame of the other end
 
@@ -460,14 +491,18 @@ class WebSocketConnection(FrameReader, Generic[R]):
         """Answer the close frame of the other end, behind what was written before."""
         self.flush()
         self.transport.write(frame(CLOSE, b"" if code is None else code.to_bytes(2, "big") + (reasonUtf8 or b"")))
-        self.state = self.STATE_CLOSING
+        self._end(self.STATE_CLOSING)
         self.close_frame_seen = True
 
     def dropConnection(self, abort: bool = False) -> None:
         """End the connection after the close frame of the other end was answered."""
         self.ending = LeaveReason.CLOSED
         self.end_reason = f"closed by the peer with {self.remoteCloseCode or 'no code'}"
-        self._full_close()
+        if self.transport.pending_bytes or self._queue is not None:
+            self._full_close()
+        else:
+            # All is written, so there is nothing to wait for.
+            self.transport.loseConnection()
 
 
 class WebSocketConnectionFactory(WebSocketServerFactory):
@@ -546,16 +581,7 @@ class WebSocketConnectionFactory(WebSocketServerFactory):
             The connection's protocol.
         """
         assert self.poller is not None
-        connection = self.buildProtocol(None)
-        connection.makeConnection(TcpConnection(descriptor, connection, self.poller, address))
-        if data:
-            try:
-                connection.dataReceived(data)
-            except Exception:
-                # A transport does the same with what its protocol raises.
-                _log.failure("an error in a connection's first bytes")
-                connection.abort("an error in its first bytes")
-        return connection
+        return serve(descriptor, address, self, self.poller, data)
 
     def connection_made(self, connection: Any) -> None:
         """Register a new connection, and start its handshake timeout."""

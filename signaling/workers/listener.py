@@ -184,7 +184,7 @@ class UnroutedConnection:
         self._leave()
         if self._worker is not None:
             self._listener.supervisor[self._worker].forget(self)
-        self._poller.forget(self._descriptor)
+        self._poller.unwatch(self._descriptor)
         self._poller.end_soon(self, connectionDone)
 
     def _close_descriptor(self) -> None:
@@ -197,7 +197,7 @@ class UnroutedConnection:
         """Close the descriptor."""
         if self._is_open:
             self._leave()
-            self._poller.forget(self._descriptor)
+            self._poller.unwatch(self._descriptor)
         self._close_descriptor()
 
     def fail(self, reason: Failure) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from signaling.core.messages import ClientMessage
 from signaling.errors import ErrorCode
 
 _TOKEN = re.compile(
@@ -89,6 +89,20 @@ class _Reader:
         return True
 
 
+class Relay(NamedTuple):
+    """A message to relay.
+
+    Args:
+        payload: JSON text; empty if absent.
+        msg_id: JSON text; None if absent.
+    """
+
+    type: str
+    to: str
+    payload: bytes
+    msg_id: bytes | None
+
+
 @dataclass(frozen=True)
 class Rejection:
     """What answers a message that is not relayed."""
@@ -108,7 +122,7 @@ def read_object(text: str) -> tuple[dict[str, str] | None, int]:
     return (reader.members if is_object else None), reader.deepest
 
 
-def judge(members: dict[str, str] | None) -> ClientMessage | Rejection:
+def judge(members: dict[str, str] | None) -> Relay | Rejection:
     """Judge a message in the order of the protocol's table.
 
     Args:
@@ -128,4 +142,4 @@ def judge(members: dict[str, str] | None) -> ClientMessage | Rejection:
     if not target:
         return Rejection(ErrorCode.MISSING_TARGET, msg_id)
     payload = members.get("payload")
-    return ClientMessage(kind, target, None if payload is None else payload.encode(), msg_id)
+    return Relay(kind, target, b"" if payload is None else payload.encode(), msg_id)

@@ -38,8 +38,6 @@ def decoder(data: bytes, careful: bool = True) -> None:
         return
     expect(verdict == right, "another verdict", (verdict, right))
     expect(bool(_DIGITS.search(text)) or _is_metadata(data) == (members is not None), "metadata", members)
-    if isinstance(verdict, messages.ClientMessage):
-        _check_relay(verdict)
 
 
 def _is_metadata(data: bytes) -> bool:
@@ -50,17 +48,20 @@ def _is_metadata(data: bytes) -> bool:
     return True
 
 
-def _decoded(data: bytes) -> messages.ClientMessage | model.Rejection:
+def _decoded(data: bytes) -> model.Relay | model.Rejection:
     try:
-        return messages.decode(data)
+        message = messages.decode(data)
     except Rejected as rejected:
         return model.Rejection(rejected.code, rejected.msg_id)
+    relay = model.Relay(message.type, message.to, bytes(message.payload), message.msg_id)
+    _check_relay(relay, messages.relayed(message, _SENDER))
+    return relay
 
 
-def _check_relay(message: messages.ClientMessage) -> None:
-    relayed, _ = model.read_object(messages.relayed(message, _SENDER).decode())
+def _check_relay(message: model.Relay, written: bytes) -> None:
+    relayed, _ = model.read_object(written.decode())
     expected = {"type": f'"{message.type}"', "from": f'"{_SENDER}"'}
-    if message.payload is not None:
+    if message.payload:
         expected["payload"] = message.payload.decode()
     if message.msg_id is not None:
         expected["msgId"] = message.msg_id.decode()

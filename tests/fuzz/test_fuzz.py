@@ -234,7 +234,7 @@ def test_the_handshake_takes_anything(data: bytes) -> None:
 def test_a_decoder_that_judges_otherwise_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(messages, "RELAYED_TYPES", frozenset({"offer"}))
     with pytest.raises(Finding, match="another verdict"):
-        decoder(b'{"type":"answer","to":"a"}')
+        decoder(rb'{"type":"answer","to":"a","payload":"\ud800"}')
 
 
 def raises(connection: Any, data: bytes) -> None:
