@@ -498,11 +498,12 @@ class WebSocketConnection(FrameReader, Generic[R]):
         """End the connection after the close frame of the other end was answered."""
         self.ending = LeaveReason.CLOSED
         self.end_reason = f"closed by the peer with {self.remoteCloseCode or 'no code'}"
-        if self.transport.pending_bytes or self._queue is not None:
-            self._full_close()
+        transport = self.transport
+        if isinstance(transport, TcpConnection) and not transport.pending_bytes and self._queue is None:
+            # All is written, so there is nothing to wait for; TLS would wait for the producer, and for an alert.
+            transport.loseConnection()
         else:
-            # All is written, so there is nothing to wait for.
-            self.transport.loseConnection()
+            self._full_close()
 
 
 class WebSocketConnectionFactory(WebSocketServerFactory):
