@@ -282,6 +282,7 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         self._log_out()
         if self._attempt is not None:
             self._attempt.connection_lost()
+            self._attempt = None
         if self.slot is not None:
             self.slot.release()
 

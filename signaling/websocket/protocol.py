@@ -511,10 +511,9 @@ class WebSocketConnection(FrameReader, Generic[R]):
         self.end_reason = f"closed by the peer with {self.remoteCloseCode or 'no code'}"
         transport = self.transport
         if isinstance(transport, TcpConnection) and not transport.pending_bytes and self._queue is None:
-            # All is written, so there is nothing to wait for.
+            # All is written, so there is nothing to wait for; others write later, and TLS waits for an alert.
             transport.loseConnection()
         else:
-            # Others write later, and may not say what waits until then.
             self._full_close()
 
 
