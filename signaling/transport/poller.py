@@ -107,7 +107,7 @@ class Poller:
             if self._timer.active():
                 self._timer.cancel()
             self._timer = None
-        busy, self._busy = self._busy, True
+        self._busy = True
         # What ends may end others, which are appended meanwhile.
         for watched, reason in self._ending:
             try:
@@ -115,8 +115,8 @@ class Poller:
             except BaseException:
                 _log.failure("an error at the end of a connection")
         self._ending.clear()
-        self._busy = busy
-        if not self._watched and not busy:
+        self._busy = False
+        if not self._watched:
             self._stop()
 
     # For the reactor
@@ -133,29 +133,22 @@ class Poller:
         """Handle the events of one pass."""
         get = self._watched.get
         self._busy = True
-        left = _MOST_EVENTS
-        while left > 0 and self._watched:
-            # Most often more has happened meanwhile, and to look here takes a tenth of another pass of the reactor.
-            ready = self._epoll.poll(0, left)
-            left = left - len(ready) if ready else 0
-            for descriptor, events in ready:
-                watched = get(descriptor)
-                # What was handled before may have ended this one.
-                if watched is not None:
-                    try:
-                        if events == READABLE:
-                            watched.on_readable()
-                        else:
-                            watched.on_events(events)
-                    except BaseException:
-                        # A reactor does the same; what reached it would end all connections, not one.
-                        _log.failure("an error in a connection")
-                        watched.fail(Failure())
-            if self._ending:
-                self._end_all()
+        for descriptor, events in self._epoll.poll(0, _MOST_EVENTS):
+            watched = get(descriptor)
+            # What was handled before may have ended this one.
+            if watched is not None:
+                try:
+                    if events == READABLE:
+                        watched.on_readable()
+                    else:
+                        watched.on_events(events)
+                except BaseException:
+                    # A reactor does the same; what reached it would end all connections, not one.
+                    _log.failure("an error in a connection")
+                    watched.fail(Failure())
         self._busy = False
-        if not self._watched:
-            self._stop()
+        if self._ending or not self._watched:
+            self._end_all()
 
     def connectionLost(self, reason: Failure) -> None:
         """End everything, because the reactor stops."""
