@@ -99,6 +99,7 @@ def measure(options: argparse.Namespace) -> None:
     with RunningServers([_server(options.settings)]) as servers:
         [running] = servers.running.values()
         recording = Recording(servers.folder / _FILE)
+        running.meter.wait_until_idle()
         print(f"{_HEAD}\n{_row('start', recording.take())}")
         with LoadGenerator(running.addresses) as generator:
             stage = Stage(Wire(), generator, running.meter, scale)

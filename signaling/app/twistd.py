@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import MultiService
 
+from signaling.app.garbage_collection import tune_garbage_collector
 from signaling.errors import StartError
 from signaling.transport.private_api import filter_all_logs, forget_exit_signal
 
@@ -48,6 +49,7 @@ class TwistdService(MultiService):
         super().startService()
         self._warn_of_shortfall()
         self._factory.reactor.callWhenRunning(self._handle_signals)
+        tune_garbage_collector()
         notify("READY=1")
 
     def _warn_of_shortfall(self) -> None:

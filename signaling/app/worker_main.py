@@ -15,6 +15,7 @@ from typing import Any
 from twisted.logger import FilteringLogObserver, LogLevelFilterPredicate, globalLogBeginner
 from twisted.python import usage
 
+from signaling.app.garbage_collection import tune_garbage_collector
 from signaling.app.options import Options
 from signaling.app.service import factory_arguments, requested_backplane
 from signaling.server.factory import SignalingFactory
@@ -72,6 +73,7 @@ def main(arguments: Sequence[str]) -> None:
     predicate = LogLevelFilterPredicate(defaultLogLevel=options.log_level)
     globalLogBeginner.beginLoggingTo([FilteringLogObserver(process.log, [predicate])])
     reactor.callWhenRunning(process.start)
+    tune_garbage_collector()
     reactor.run(installSignalHandlers=False)
 
 

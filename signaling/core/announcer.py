@@ -95,25 +95,52 @@ class _Backlog:
         self.skip(member)
         return _blocks(self.events[received:])
 
-    def deliveries(self, topic: Audience) -> Iterator[tuple[Member, list[Block]]]:
-        """Continue the pass over the members, or begin one: to each member, with the events that it has not received.
+    def deliver(self, topic: Audience, room: float, on_dropped: Callable[[int], None]) -> float:
+        """Continue the pass over the members, or begin one: deliver to each the events that it has not received.
 
         At the end of a pass the events that all members have received are deleted.
+
+        Args:
+            topic: whose backlog this is.
+            room: how many blocks to deliver at the usual pace.
+            on_dropped: called with how many events a member refused.
+
+        Returns:
+            How much of ``room`` that took.
         """
         if self._pass is None:
-            self._pass = iter(topic)
-            self._length = len(self.events)
-            before, self._blocks = len(self._blocks), _blocks(self.events)
-            if before and len(self._blocks) > before:
-                self.pace = min(2 * self.pace, _FASTEST)
-            elif 2 * len(self._blocks) < before:
-                self.pace = max(1, self.pace // 2)
+            self._begin_pass(topic)
+        assert self._pass is not None
+        received, length, taken = self._received, self._length, 0.0
+        cost = len(self._blocks) / self.pace
         for member in self._pass:
-            received = self._received.get(member, 0)
-            if member.topic is topic and received < self._length:
-                self._received[member] = self._length
-                yield member, _blocks(self.events[received : self._length]) if received else self._blocks
+            before = received.get(member, 0)
+            if member.topic is topic and before < length:
+                received[member] = length
+                for block in _blocks(self.events[before:length]) if before else self._blocks:
+                    refused = member.take_block(block)
+                    if refused:
+                        on_dropped(refused)
+                taken += cost
+                if taken >= room:
+                    return taken
+        self._end_pass()
+        return taken
+
+    def _begin_pass(self, topic: Audience) -> None:
+        self._pass = iter(topic)
+        self._length = len(self.events)
+        before, self._blocks = len(self._blocks), _blocks(self.events)
+        if before and len(self._blocks) > before:
+            self.pace = min(2 * self.pace, _FASTEST)
+        elif 2 * len(self._blocks) < before:
+            self.pace = max(1, self.pace // 2)
+
+    def _end_pass(self) -> None:
         self._pass = None
+        if self._length == len(self.events):
+            self.events, self._received = [], {}
+            return
         del self.events[: self._length]
         self._received = {
             member: received - self._length for member, received in self._received.items() if received > self._length
@@ -153,7 +180,9 @@ class Announcer:
             now = self._clock.seconds()
             if self._at_once.available(now) >= len(topic):
                 self._at_once.take(now, len(topic))
-                self._on_dropped(sum(not member.offer(event) for member in topic if member is not exclude))
+                for member in topic:
+                    if member is not exclude and not member.offer(event):
+                        self._on_dropped(1)
                 return
             backlog = self.backlogs[topic] = _Backlog()
             self._turns.add(topic)
@@ -171,7 +200,7 @@ class Announcer:
         """Deliver the events so far to a member at once, ahead of a relay: its sender may have just joined."""
         backlog = self.backlogs.get(topic)
         if backlog is not None:
-            self._deliver(member, backlog.take(member))
+            self._on_dropped(sum(map(member.take_block, backlog.take(member))))
 
     def forget(self, topic: Audience) -> None:
         """Delete the events of a topic that has no members any more."""
@@ -190,20 +219,13 @@ class Announcer:
 
     def _deliver_backlog(self, topic: Audience, room: float) -> float:
         """Continue with a topic's backlog; returns how much of ``room`` that took, in blocks at the usual pace."""
-        backlog, taken = self.backlogs[topic], 0.0
-        for member, blocks in backlog.deliveries(topic):
-            self._deliver(member, blocks)
-            taken += len(blocks) / backlog.pace
-            if taken >= room:
-                break
+        backlog = self.backlogs[topic]
+        taken = backlog.deliver(topic, room, self._on_dropped)
         if backlog.events:
             self._turns.add(topic)
         else:
             del self.backlogs[topic]
         return taken
-
-    def _deliver(self, member: Member, blocks: Sequence[Block]) -> None:
-        self._on_dropped(sum(map(member.take_block, blocks)))
 
 
 def _blocks(events: Sequence[bytes]) -> list[Block]:

@@ -31,7 +31,7 @@ Receipt = tuple[RelaySender, bytes | None]
 
 
 class Outbound(Protocol):
-    """Where a peer's frames go: a bounded queue in front of its connection. Neither method closes or calls back."""
+    """Where a peer's frames go: a bounded queue in front of its connection. No method closes or calls back."""
 
     @property
     def blocked(self) -> bool:
@@ -39,6 +39,9 @@ class Outbound(Protocol):
 
     def offer(self, frame: bytes, receipt: Receipt | None = None) -> bool:
         """Take ``frame``, or return False if the queue is full or the connection is closing."""
+
+    def offer_at_once(self, frames: bytes) -> bool:
+        """Take several frames in one piece, or return False if they have to wait or the connection is closing."""
 
     def answer(self, frame: bytes) -> None:
         """Take ``frame``, however full the queue is."""

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from itertools import accumulate
-from typing import Literal, TypeVar, cast, get_args
+from typing import Literal, Protocol, TypeVar, cast, get_args
 
 import msgspec
 
@@ -260,13 +260,27 @@ def ice_servers(text: bytes) -> bytes:
     return b'{"type":"ice-servers","iceServers":%b}' % text
 
 
-def peer_list(peers: Iterable[tuple[str, bytes | None]]) -> bytes:
-    """Encode the peers of a topic: ids and metadata, in the order of joining."""
-    return b'{"type":"peer-list","peers":[%b]}' % b",".join(_listed(*peer) for peer in peers)
+class ListedPeer(Protocol):
+    """A peer, as a ``peer-list`` shows it."""
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+
+    @property
+    def metadata(self) -> bytes | None:
+        """The JSON text of its metadata, or None."""
 
 
-def _listed(peer_id: str, metadata: bytes | None) -> bytes:
-    return b'{"id":"%b"%b}' % (peer_id.encode(), _metadata(metadata))
+def peer_list(peers: Iterable[ListedPeer]) -> bytes:
+    """Encode the peers of a topic, in the order of joining."""
+    entries = [
+        b'{"id":"%b"}' % peer.id.encode()
+        if peer.metadata is None
+        else b'{"id":"%b","metadata":%b}' % (peer.id.encode(), peer.metadata)
+        for peer in peers
+    ]
+    return b'{"type":"peer-list","peers":[%b]}' % b",".join(entries)
 
 
 _METADATA_KEY = b',"metadata":'

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from operator import itemgetter
-from typing import TYPE_CHECKING, ClassVar
+from operator import attrgetter
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from signaling.core import messages
 from signaling.core.announcer import Announcer, Block
@@ -112,13 +112,15 @@ class Peer:
         if self._outbound is not None:
             self._outbound.answer(welcome + text_frame(messages.peer_list(self._listed(topic))))
 
-    def _listed(self, topic: Topic[Peer]) -> Iterable[tuple[str, bytes | None]]:
-        here = [(peer.id, peer.metadata) for peer in topic if peer is not self]
+    def _listed(self, topic: Topic[Peer]) -> Iterable[messages.ListedPeer]:
+        here = [peer for peer in topic.members.values() if peer is not self]
         remote = self._services.backplane.remote_members(topic.name)
+        if not remote:
+            return here
         # A peer that resumes here is another node's until this node has reported it.
-        listed = [*here, *(entry for entry in remote if entry[0] != self.id)]
+        there = [_RemotePeer(*entry) for entry in remote if entry[0] != self.id]
         # Ids increase in joining order, whatever node made them.
-        return sorted(listed, key=itemgetter(0)) if remote else here
+        return sorted([*here, *there], key=attrgetter("id"))
 
     def renew(self, ice_servers: bytes) -> None:
         """Send new ICE servers."""
@@ -260,20 +262,25 @@ class Peer:
 
     def take_block(self, block: Block) -> int:
         """Take events of the topic; returns how many were refused."""
-        if not self.blocked:
-            return 0 if self._write_block(block) else len(block.events)
+        if self._outbound is not None and self._outbound.offer_at_once(block.data):
+            return 0
+        return self._offer_each(block)
+
+    def _offer_each(self, block: Block) -> int:
         for number, event in enumerate(block.events):
             if not self.offer(event):
                 # A full queue refuses the following events as well.
                 return len(block.events) - number
         return 0
 
-    def _write_block(self, block: Block) -> bool:
-        return self._outbound is not None and self._outbound.offer(block.data)
-
     def _answer(self, message: bytes) -> None:
         if self._outbound is not None:
             self._outbound.answer(text_frame(message))
+
+
+class _RemotePeer(NamedTuple):
+    id: str
+    metadata: bytes | None
 
 
 class _RemoteRelay:

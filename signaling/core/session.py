@@ -101,6 +101,10 @@ class DetachedQueue(OutboundQueue[Receipt]):
         self.slot = slot
         self.block()
 
+    def offer_at_once(self, frames: bytes) -> bool:
+        """Return False: everything waits."""
+        return False
+
     def request_ack(self, payload: bytes) -> None:
         """No-op: there is no client to ask."""
 
@@ -447,11 +451,12 @@ class PeerSession(Peer):
         sender.relay_queued(msg_id)
         return True
 
-    def _write_block(self, block: Block) -> bool:
-        taken = super()._write_block(block)
-        if taken:
-            self._remember(len(block.data), *(None for _ in block.events))
-        return taken
+    def take_block(self, block: Block) -> int:
+        """Take events of the topic, and number them; returns how many were refused."""
+        if not self._outbound.offer_at_once(block.data):
+            return self._offer_each(block)
+        self._remember(len(block.data), *(None for _ in block.events))
+        return 0
 
     def renew(self, ice_servers: bytes) -> None:
         """Send new ICE servers; not again after a resume, whose welcome has newer ones."""

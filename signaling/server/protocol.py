@@ -151,6 +151,7 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         self._peer = peer
         self._judges_messages = self.factory.judges_messages or not self._may_send
         self._attempt = self._address = None
+        self.transport.forget_address()
         self.resume_reading(ReadPause.JOIN)
 
     # The peer's messages
@@ -281,6 +282,7 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         self._log_out()
         if self._attempt is not None:
             self._attempt.connection_lost()
+            self._attempt = None
         if self.slot is not None:
             self.slot.release()
 

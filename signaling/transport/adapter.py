@@ -55,6 +55,9 @@ class AdaptedTransport:
         """Grows whenever bytes that had to wait leave."""
         return self._accepted_bytes - self.pending_bytes
 
+    def forget_address(self) -> None:
+        """No-op: the address is the transport's."""
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.adapted, name)
 

@@ -60,7 +60,7 @@ class TcpConnection:
 
     Args:
         descriptor: connected, and non-blocking; it is closed with the connection.
-        address: of the other end, as ``socket.accept`` returns it; None means that it is looked up when it is needed.
+        address: of the other end, an ``IAddress`` provider; None means that it is looked up when it is needed.
 
     Attributes:
         protocol: receives what is read; None once the connection has ended.
@@ -306,14 +306,16 @@ class TcpConnection:
         self._state = _ENDED
         self._waiting = _CLOSED
         end, self._descriptor = socket.SocketType(socket.AF_INET, socket.SOCK_STREAM, 0, self._descriptor), -1
-        with suppress(OSError):
+        try:
             if reason is _ABORTED:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             else:
                 # To close it is not enough while another process has it, too.
                 end.shutdown(socket.SHUT_RDWR)
-        with suppress(OSError):
-            end.close()
+        except OSError:
+            # It was reset before.
+            pass
+        end.close()
         producer, self._producer = self._producer, None
         protocol, self.protocol = self.protocol, None
         try:
@@ -343,12 +345,16 @@ class TcpConnection:
 
     def getPeer(self) -> Any:
         """Return the address of the other end; of one that is gone, an empty one."""
-        if self._address is None:
-            try:
-                self._address = self._with_socket(lambda end: end.getpeername())
-            except (OSError, ValueError):
-                return IPv4Address("TCP", "", 0)
-        return to_address(self._address)
+        if self._address is not None:
+            return self._address
+        try:
+            return to_address(self._with_socket(lambda end: end.getpeername()))
+        except (OSError, ValueError):
+            return IPv4Address("TCP", "", 0)
+
+    def forget_address(self) -> None:
+        """Ask the kernel if the address of the other end is needed again: it takes a tenth of an idle connection."""
+        self._address = None
 
     def getHost(self) -> Any:
         """Return the address of this end."""
@@ -388,7 +394,7 @@ def serve(descriptor: int, address: Any, factory: Any, poller: Poller, data: byt
 
     Args:
         descriptor: as for ``TcpConnection``.
-        address: as for ``TcpConnection``.
+        address: of the other end, as ``socket.accept`` returns it; None means that it is looked up when it is needed.
         data: its first bytes, if they have been read.
 
     Returns:
@@ -396,9 +402,10 @@ def serve(descriptor: int, address: Any, factory: Any, poller: Poller, data: byt
     """
     transport = protocol = None
     try:
-        protocol = factory.buildProtocol(to_address(address) if address is not None else None)
+        peer = to_address(address) if address is not None else None
+        protocol = factory.buildProtocol(peer)
         if protocol is not None:
-            transport = TcpConnection(descriptor, protocol, poller, address)
+            transport = TcpConnection(descriptor, protocol, poller, peer)
             protocol.makeConnection(transport)
             if data:
                 protocol.dataReceived(data)

@@ -11,7 +11,7 @@ import os
 from typing import Any, ClassVar
 
 from signaling.transport.private_api import FITS, AutobahnProtocol
-from signaling.websocket.frames import INCOMPLETE, TEXT, Frame, masked_frame_at
+from signaling.websocket.frames import INCOMPLETE, TEXT, masked_frame_at, text_at
 from signaling.websocket.read_pause import ReadPause
 
 _FRAMES_PER_TURN = 16
@@ -110,35 +110,30 @@ class FrameReader(AutobahnProtocol):
         Returns:
             Whether there is more to do in another turn; None if Autobahn has to continue.
         """
-        data = self.data
-        found = masked_frame_at(data, 0, self.maxMessagePayloadSize)
-        if found is None or found is INCOMPLETE:
-            return None
+        data, end, longest = self.data, 0, self.maxMessagePayloadSize
         self.data = b""
-        opcode, payload, end = found
-        if end == len(data):
-            self._handle_frame(opcode, payload)
-            return False
         self.factory.hold_writes()
         try:
-            return self._read_burst(data, found)
+            for _ in range(_FRAMES_PER_TURN):
+                text = text_at(data, end, longest)
+                if text is not None:
+                    message, end = text
+                    self.onMessage(message, False)
+                else:
+                    found = masked_frame_at(data, end, longest)
+                    if found is None or found is INCOMPLETE:
+                        self.data = data[end:]
+                        return None if self.data else False
+                    opcode, payload, end = found
+                    self._handle_frame(opcode, payload)
+                if self.state != self.STATE_OPEN:
+                    return False
+                if self._read_pauses > _TURN:
+                    break
+            self.data = data[end:]
+            return bool(self.data)
         finally:
             self.factory.flush_writes()
-
-    def _read_burst(self, data: bytes, found: Frame) -> bool | None:
-        upcoming: Frame | None = found
-        for _ in range(_FRAMES_PER_TURN):
-            if upcoming is None or upcoming is INCOMPLETE or self._read_pauses > _TURN:
-                break
-            opcode, payload, end = upcoming
-            self._handle_frame(opcode, payload)
-            if self.state != self.STATE_OPEN:
-                return False
-            upcoming = masked_frame_at(data, end, self.maxMessagePayloadSize)
-        self.data = data[end:]
-        if self.data and (upcoming is None or upcoming is INCOMPLETE):
-            return None
-        return bool(self.data)
 
     def _handle_frame(self, opcode: int, payload: bytes) -> None:
         if opcode == TEXT:

@@ -50,29 +50,36 @@ def close_frame(code: int, reason: str) -> bytes:
     return frame(CLOSE, _CODE(code) + kept)
 
 
-def whole_text(data: bytes, longest: int) -> bytes | None:
-    """Return the message, if ``data`` is exactly one whole text frame of a client, as nearly all that is read is.
+_TEXT_HEAD = Struct("!HH").unpack_from
+_EMPTY_TEXT = (_FINAL | TEXT) << 8 | _MASKED
+
+
+def text_at(data: bytes, at: int, longest: int) -> tuple[bytes, int] | None:
+    """Read a whole text message of a client, of up to 65,535 bytes, as nearly all that is read is.
 
     Args:
+        at: where its frame starts.
         longest: how many bytes a message may have.
 
     Returns:
-        Valid UTF-8; None for anything else, which ``masked_frame_at`` or Autobahn has to judge.
+        The message, which is valid UTF-8, and where the next frame starts; None for anything else, which
+        ``masked_frame_at`` or Autobahn has to judge.
     """
-    size = len(data)
-    if size < 8 or data[0] != _FINAL | TEXT:
+    if len(data) < at + 8:
         return None
-    length, start = data[1] - _MASKED, 6
+    head, extended = _TEXT_HEAD(data, at)
+    length, start = head - _EMPTY_TEXT, at + 6
     if length == 126:
-        length, start = data[2] << 8 | data[3], 8
-        if length < 126:
+        if extended < 126:
             return None
+        length, start = extended, at + 8
     elif not 0 <= length < 126:
         return None
-    if start + length != size or length > longest:
+    end = start + length
+    if end > len(data) or length > longest:
         return None
-    payload = unmask(data[start:], data[start - 4 : start])
-    return payload if payload.isascii() or _is_utf8(payload) else None
+    message = unmask(data[start:end], data[start - 4 : start])
+    return (message, end) if message.isascii() or _is_utf8(message) else None
 
 
 # Normal closure, and a page that is left: the whole payload of nearly every close frame (RFC 6455, section 7.4.1).

@@ -28,7 +28,7 @@ from signaling.transport.poller import Poller, can_poll
 from signaling.transport.private_api import with_initial_state
 from signaling.transport.tcp_connection import TcpConnection, serve
 from signaling.websocket.fast_path import FrameReader
-from signaling.websocket.frames import CLOSE, PING, PONG, close_frame, frame, whole_goodbye, whole_text
+from signaling.websocket.frames import CLOSE, PING, PONG, close_frame, frame, text_at, whole_goodbye
 from signaling.websocket.handshake import check_upgrade
 from signaling.websocket.outbound_queue import OutboundQueue
 from signaling.websocket.read_pause import ReadPause
@@ -117,13 +117,14 @@ class WebSocketConnection(FrameReader, Generic[R]):
     def dataReceived(self, data: bytes) -> None:
         """Handle bytes of the other end; those that come after our close frame are dropped."""
         if self._reads_directly:
-            message = whole_text(data, self.maxMessagePayloadSize)
-            if message is not None:
-                self.onMessage(message, False)
-                return
-            code = whole_goodbye(data)
-            if code is not None:
-                self._answer_goodbye(code)
+            text = text_at(data, 0, self.maxMessagePayloadSize)
+            if text is None:
+                code = whole_goodbye(data)
+                if code is not None:
+                    self._answer_goodbye(code)
+                    return
+            elif text[1] == len(data):
+                self.onMessage(text[0], False)
                 return
         if self.state == _OPEN:
             self.data = self.data + data if self.data else data
@@ -296,6 +297,16 @@ class WebSocketConnection(FrameReader, Generic[R]):
             self.transport.write(frame)
         else:
             self._hold(frame)
+        return True
+
+    def offer_at_once(self, frames: bytes) -> bool:
+        """Write several frames in one piece; returns False if they have to wait or the connection is not open."""
+        if self.state != _OPEN or self._queue is not None:
+            return False
+        if self.factory.holding is None:
+            self.transport.write(frames)
+        else:
+            self._hold(frames)
         return True
 
     def answer(self, frame: bytes) -> None:
@@ -500,10 +511,9 @@ class WebSocketConnection(FrameReader, Generic[R]):
         self.end_reason = f"closed by the peer with {self.remoteCloseCode or 'no code'}"
         transport = self.transport
         if isinstance(transport, TcpConnection) and not transport.pending_bytes and self._queue is None:
-            # All is written, so there is nothing to wait for.
+            # All is written, so there is nothing to wait for; others write later, and TLS waits for an alert.
             transport.loseConnection()
         else:
-            # Others write later, and may not say what waits until then.
             self._full_close()
 
 

@@ -1,7 +1,8 @@
 """A channel between the listener and a worker: whole messages, and descriptors of connections along with them.
 
-It is a pair of sockets that keep messages apart (``SOCK_SEQPACKET``, unix(7)): a message needs no framing, and arrives
-with its descriptor or not at all. When one process ends, however it does, the other reads the end of the channel.
+It is a pair of sockets that keep messages apart (``SOCK_SEQPACKET``, unix(7)): a message needs no framing. Its
+descriptor is lost if the process that reads it may open no more files. When one process ends, however it does, the
+other reads the end of the channel.
 """
 
 from __future__ import annotations

@@ -119,6 +119,9 @@ class WorkerProcess:
             self._drain()
 
     def _serve(self, descriptor: int | None, handshake_seconds: float, address: Any, data: bytes) -> None:
+        if isinstance(address, list):
+            # What the encoding makes of the tuple.
+            address = tuple(address)
         if descriptor is None:
             # The kernel delivers the message alone, and closes the connection (unix(7)).
             self._factory.events.refused(address_text(to_address(address)), None, "its worker may open no more files")

@@ -27,7 +27,7 @@ def _report(*_: Any) -> None:
     young = gc.garbage[:]
     gc.garbage.clear()
     gc.collect()
-    found = [_count(young), _count(gc.garbage)]
+    found = {"young": _count(young), "full": _count(gc.garbage), "frozen": gc.get_freeze_count()}
     young.clear()
     gc.garbage.clear()
     gc.set_debug(0)

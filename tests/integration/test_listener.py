@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from twisted.internet import tcp
 from twisted.internet.defer import succeed
+from twisted.internet.error import ConnectionDone
+from twisted.python.failure import Failure
 
 from signaling.workers.ipc import Handoff, decode_handoff
 from signaling.workers.listener import RoutingEndpoint
@@ -216,6 +218,20 @@ def test_an_endpoint_that_hides_its_sockets_is_refused(harness: WorkersHarness) 
     RoutingEndpoint(endpoint).listen(harness.listener).addErrback(failures.append)
     assert "run without --workers" in str(failures[0].value)
     assert endpoint.stopped
+
+
+def test_unrouted_connections_end_with_the_reactor(harness: WorkersHarness) -> None:
+    files = len(os.listdir("/proc/self/fd"))
+    clients = [harness.connect(b"GET /ws/") for _ in range(3)]
+    # One of them ends by itself as well.
+    harness.listener.connections.copy().pop().abort("evicted")
+    assert harness.listener.poller is not None
+    harness.listener.poller.connectionLost(Failure(ConnectionDone()))
+    assert not [client for client in clients if is_open(client)]
+    assert not harness.listener.connections
+    for client in clients:
+        client.close()
+    assert len(os.listdir("/proc/self/fd")) <= files
 
 
 def test_a_drain_closes_unrouted_connections(harness: WorkersHarness) -> None:

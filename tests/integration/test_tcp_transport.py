@@ -26,7 +26,7 @@ from zope.interface import implementer
 
 from signaling import SignalingFactory, SignalingResource
 from signaling.transport.poller import Poller
-from signaling.transport.tcp_connection import TcpConnection, serve
+from signaling.transport.tcp_connection import TcpConnection, serve, to_address
 from signaling.transport.tcp_port import TcpPort
 from tests.harness.raw_client import upgrade
 
@@ -176,7 +176,7 @@ class Loop:
         accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)
         descriptor = accepted.detach()
         protocol = protocol or Recorder()
-        protocol.makeConnection(TcpConnection(descriptor, protocol, self.poller, address))
+        protocol.makeConnection(TcpConnection(descriptor, protocol, self.poller, to_address(address)))
         self.descriptors.append(descriptor)
         return client, protocol, protocol.transport
 

@@ -170,14 +170,24 @@ def test_a_connection_that_was_reset_on_the_way_leaves_nothing_behind(listener: 
         assert open_files() == files
 
 
-def test_a_peer_has_the_address_that_the_listener_saw(listener: Listener) -> None:
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        (("192.0.2.1", 4000), "192.0.2.1:4000"),
+        (("2001:db8::1", 4000, 0, 0), "[2001:db8::1]:4000"),
+        (("fe80::1", 4000, 0, 1), "[fe80::1%lo]:4000"),
+        (b"/run/client", "unix:/run/client"),
+        (b"", "a UNIX socket"),
+    ],
+)
+def test_a_peer_has_the_address_that_the_listener_saw(listener: Listener, address: Any, text: str) -> None:
     joined = []
     globalLogPublisher.addObserver(joined.append)
     client, accepted = tcp_pair()
     reset(client)
-    listener.pass_on(accepted, upgrade(MINE), address=("192.0.2.1", 4000))
+    listener.pass_on(accepted, upgrade(MINE), address=address)
     globalLogPublisher.removeObserver(joined.append)
-    assert [event["address"] for event in joined if event.get("event") == "joined"] == ["192.0.2.1:4000"]
+    assert [event["address"] for event in joined if event.get("event") == "joined"] == [text]
 
 
 def test_a_connection_that_the_worker_has_no_descriptor_for_is_closed_and_logged(listener: Listener) -> None:

@@ -159,6 +159,9 @@ class SimulatedConnection(OutboundQueue[Receipt]):
             self.client.missed_events = True
         return taken
 
+    def offer_at_once(self, frames: bytes) -> bool:
+        return not self.blocked and self.offer(frames)
+
     def request_ack(self, payload: bytes) -> None:
         """Do nothing: only a client that resumes answers pings."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -118,11 +118,16 @@ def test_any_text_has_an_outcome_and_both_decoders_agree(text: str) -> None:
     assert is_metadata(data) == isinstance(parsed, dict)
 
 
+class ListedPeer(NamedTuple):
+    id: str
+    metadata: bytes | None
+
+
 def test_server_messages_are_json_without_null_keys() -> None:
     encoded = [
         messages.welcome("ID"),
         messages.peer_list([]),
-        messages.peer_list([("A", None), ("B", b'{"n":1}')]),
+        messages.peer_list([ListedPeer("A", None), ListedPeer("B", b'{"n":1}')]),
         messages.peer_joined("A", None),
         messages.peer_joined("A", b"{}"),
         messages.peer_left("A"),
