@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import pairwise
+from random import Random
 from typing import Any
 
 import pytest
@@ -804,6 +805,95 @@ def test_a_producer_may_end_its_connection_when_it_is_resumed(loop: Loop, end: s
         read(loop, client)
     assert producer.asked[:2] == ["pause", "resume"]
     assert len(protocol.ends) == 1
+
+
+# All at once
+
+
+class Life:
+    """One connection, whose two ends do anything that they may."""
+
+    def __init__(self, loop: Loop, random: Random) -> None:
+        self.random = random
+        self.client, self.protocol, self.transport = loop.connect(random.choice([Recorder, HalfCloseable])())
+        self.client.setblocking(False)
+        self.closed = False
+        self.written = self.sent = self.read = 0
+        self.actions: list[Callable[[], object]] = [
+            *[self.write, self.send, self.receive] * 4,
+            self.transport.pauseProducing,
+            *[self.transport.resumeProducing] * 2,
+            lambda: self.transport.registerProducer(Producer(), random.random() < 0.7),
+            *[self.transport.unregisterProducer] * 2,
+            self.transport.loseWriteConnection,
+            self.transport.loseConnection,
+            self.transport.abortConnection,
+            lambda: self.client.shutdown(socket.SHUT_WR),
+            self.close,
+        ]
+
+    def write(self) -> None:
+        """Write the next bytes of a stream that repeats itself every 251 bytes."""
+        size = self.random.choice([1, 100, 70_000, 400_000])
+        self.transport.write(stream(self.written, size))
+        self.written += size
+
+    def send(self) -> None:
+        self.sent += self.client.send(stream(self.sent, self.random.choice([1, 100, 200_000])))
+
+    def receive(self) -> None:
+        received = self.client.recv(self.random.choice([1, 5_000, 300_000]))
+        assert received == stream(self.read, len(received))
+        self.read += len(received)
+
+    def close(self) -> None:
+        self.closed = True
+        if self.random.random() < 0.5:
+            reset(self.client)
+        else:
+            self.client.close()
+
+    def act(self) -> None:
+        # A socket that is closed or full, and a second producer.
+        with suppress(OSError, RuntimeError):
+            self.random.choice(self.actions)()
+
+    def check(self) -> None:
+        assert self.protocol.received == stream(0, len(self.protocol.received))
+        assert len(self.protocol.received) <= self.sent
+        assert len(self.protocol.ends) == (not self.transport.connected)
+
+
+def stream(start: int, size: int) -> bytes:
+    """Return bytes of an endless stream."""
+    first = start % 251
+    return (bytes(range(251)) * (size // 251 + 2))[first : first + size]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_whatever_the_ends_of_connections_do_bytes_keep_their_order_and_each_ends_once(loop: Loop, seed: int) -> None:
+    random = Random(seed)
+    lives = [Life(loop, random) for _ in range(4)]
+
+    def act_on_any(_: Recorder) -> None:
+        if random.random() < 0.3:
+            random.choice(lives).act()
+
+    for life in lives:
+        life.protocol.on_data = life.protocol.on_end = act_on_any
+    for _ in range(random.choice([20, 100, 300])):
+        random.choice(lives).act()
+        if random.random() < 0.5:
+            loop.run_pass()
+    loop.run()
+    for life in lives:
+        life.check()
+        life.protocol.on_data = life.protocol.on_end = nothing
+        life.transport.unregisterProducer()
+        life.transport.loseConnection()
+        life.client.close()
+    loop.run()
+    assert [len(life.protocol.ends) for life in lives] == [1] * 4
 
 
 # What a socket knows
