@@ -102,9 +102,9 @@ def parser(data: bytes, careful: bool = True) -> None:
     whole = right if isinstance(right, tuple) else (None, b"", 0)
     text = whole[1:] if whole[0] == 0x1 and len(data) >= at + 8 else None
     expect(text_at(data, at, longest) == text, "another text", right)
+    goodbyes = {(0x8, code.to_bytes(2), len(data)): code for code in (1000, 1001)}
     goodbye = model.read_frame(data, 0, longest)
-    code = int.from_bytes(goodbye[1]) if isinstance(goodbye, tuple) and goodbye[::2] == (0x8, len(data)) else None
-    expect(whole_goodbye(data) == (code if code in (1000, 1001) else None), "another goodbye", goodbye)
+    expect(whole_goodbye(data) == goodbyes.get(goodbye), "another goodbye", goodbye)
 
 
 Target = Callable[[bytes, bool], None]
