@@ -110,3 +110,10 @@ def test_answers_that_nobody_reads_are_measured() -> None:
 
 def test_each_step_of_a_relay_is_measured() -> None:
     assert "| find the target | " in run("relay_steps", "--repeats=100")
+
+
+def test_the_collections_of_a_server_are_counted() -> None:
+    output = run("garbage", "--peers=50", "--seconds=0.2", "--settings=50,2,2 frozen")
+    rows = {cells[1].strip(): cells[2:-1] for line in output.splitlines() if len(cells := line.split("|")) > 2}
+    assert float(rows["50 peers join"][0]) > 0
+    assert float(rows["5 full collections"][4]) == 5
