@@ -112,7 +112,7 @@ class FrameReader(AutobahnProtocol):
         """
         data, end, longest = self.data, 0, self.maxMessagePayloadSize
         self.data = b""
-        self.factory.hold_writes()
+        holds = self.factory.hold_writes()
         try:
             for _ in range(_FRAMES_PER_TURN):
                 text = text_at(data, end, longest)
@@ -133,7 +133,8 @@ class FrameReader(AutobahnProtocol):
             self.data = data[end:]
             return bool(self.data)
         finally:
-            self.factory.flush_writes()
+            if holds:
+                self.factory.flush_writes()
 
     def _handle_frame(self, opcode: int, payload: bytes) -> None:
         if opcode == TEXT:

@@ -177,12 +177,13 @@ class WebSocketConnection(FrameReader, Generic[R]):
         self.state = _OPEN
         chosen = b"Sec-WebSocket-Protocol: %b\r\n" % self.subprotocol if self.subprotocol else b""
         # What onOpen sends is written with it, in one piece.
-        factory.hold_writes()
+        holds = factory.hold_writes()
         self._hold(_ACCEPTED % (b2a_base64(sha1(key + _GUID).digest(), newline=False), chosen))
         try:
             self.onOpen()
         finally:
-            factory.flush_writes()
+            if holds:
+                factory.flush_writes()
         if self._read_pauses:
             self.resume_reading(ReadPause.HANDSHAKE)
         elif self.data:
@@ -605,9 +606,17 @@ class WebSocketConnectionFactory(WebSocketServerFactory):
         for timeouts in self._all_timeouts:
             timeouts.cancel_if_idle()
 
-    def hold_writes(self) -> None:
-        """Hold frames back until ``flush_writes``: what one burst sends to a connection is written in one piece."""
+    def hold_writes(self) -> bool:
+        """Hold frames back until ``flush_writes``: what one burst sends to a connection is written in one piece.
+
+        Returns:
+            False if they are held back already, and will be flushed by whoever began: a join that is finished may let
+            the next one begin.
+        """
+        if self.holding is not None:
+            return False
         self.holding = []
+        return True
 
     def held_back(self, connection: WebSocketConnection[Any]) -> None:
         """Flush ``connection``, which holds a frame back, with the others."""

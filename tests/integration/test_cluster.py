@@ -60,6 +60,28 @@ def test_a_join_survives_the_loss_of_the_connection_to_the_store(harness: Harnes
     assert len(arrive(harness, 1).heard()[1]["peers"]) == 1
 
 
+# Joins that wait for each other
+
+
+def test_a_join_in_turn_whose_end_lets_the_next_one_begin_is_answered() -> None:
+    harness = Harness(nodes=2)
+    node = harness.factories[0]
+    node.crowd_size = 2
+    members = [arrive(harness, 0) for _ in range(2)]
+    newcomers = [harness.knock("/ws/room", node=0) for _ in range(3)]
+    ask(*newcomers)
+    while not len(node.scheduler):
+        assert harness.engines[0].step()
+    # The first has to wait for its turn, the next ones for the first; by then there is no crowd any more.
+    for member in members:
+        member.transport.abortConnection()
+    ask(*members)
+    harness.run()
+    for newcomer in newcomers:
+        assert [message["type"] for message in newcomer.heard()[:2]] == ["welcome", "peer-list"]
+    harness.close()
+
+
 # A channel that loses something, and an engine that is not the one to blame
 
 
