@@ -1,4 +1,4 @@
-"""Fuzzes the decoder, the handshake and the frame parser: ``python -m tests.fuzz --help`` (docs/fuzzing.md)."""
+"""Fuzzes the decoder, the handshake, frames and connections: ``python -m tests.fuzz --help`` (docs/fuzzing.md)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.fuzz.targets import CORPUS, TARGETS
 
 # Long enough for two or three messages; what is longer is mostly slower, and the corpus has what has to be long.
-_MAX_BYTES = {"decoder": 256, "handshake": 512, "frames": 256}
+_MAX_BYTES = {"decoder": 256, "handshake": 512, "parser": 256, "frames": 256}
 _LONGEST_INPUT_SECONDS = 10
 _DONE = re.compile(r"^Done (\d+) runs", re.MULTILINE)
 _FIND = re.compile(r"Test unit written to (\S+)")

@@ -143,3 +143,47 @@ def judge(members: dict[str, str] | None) -> Relay | Rejection:
         return Rejection(ErrorCode.MISSING_TARGET, msg_id)
     payload = members.get("payload")
     return Relay(kind, target, b"" if payload is None else payload.encode(), msg_id)
+
+
+INCOMPLETE = "incomplete"
+OTHER = "other"
+
+
+def read_frame(data: bytes, at: int, longest: int) -> tuple[int, bytes, int] | str:  # noqa: C901, PLR0911
+    """Read a client's frame that the server reads without Autobahn (RFC 6455, section 5.2), a bit at a time.
+
+    Returns:
+        The opcode of a whole text message or control frame, its payload, and where it ends; ``INCOMPLETE``; or
+        ``OTHER`` for everything else, valid or not.
+    """
+    rest = data[at:]
+    if len(rest) < 2:
+        return INCOMPLETE
+    final, reserved, opcode = rest[0] >> 7, rest[0] >> 4 & 7, rest[0] & 15
+    is_masked, size = rest[1] >> 7, rest[1] & 127
+    if not final or reserved or opcode not in (1, 8, 9, 10) or not is_masked:
+        return OTHER
+    if opcode == 1 and size == 127:
+        return OTHER
+    if opcode != 1 and (size > 125 or (opcode == 8 and size == 1)):
+        return OTHER
+    head = 2
+    if size == 126:
+        if len(rest) < 8:
+            return INCOMPLETE
+        size, head = rest[2] * 256 + rest[3], 4
+        if size < 126:
+            return OTHER
+    if size > longest:
+        return OTHER
+    end = head + 4 + size
+    if len(rest) < end:
+        return INCOMPLETE
+    mask = rest[head : head + 4]
+    payload = bytes(byte ^ mask[place % 4] for place, byte in enumerate(rest[head + 4 : end]))
+    if opcode == 1:
+        try:
+            payload.decode()
+        except UnicodeDecodeError:
+            return OTHER
+    return opcode, payload, at + end

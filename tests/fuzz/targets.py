@@ -13,6 +13,7 @@ from pathlib import Path
 
 from signaling.core import messages
 from signaling.errors import ErrorCode, Rejected
+from signaling.websocket.frames import INCOMPLETE, masked_frame_at, text_at, whole_goodbye
 from tests.fuzz import model
 from tests.fuzz.harness import UPGRADE, FuzzHarness, Seen, expect
 from tests.harness.frames import server_frames
@@ -86,8 +87,28 @@ def frames(data: bytes, careful: bool = True) -> None:
     expect(closes == 0 or opcodes[-1] == 0x88, "something behind the close frame", answer)
 
 
+_LONGEST = (65_536, 200, 125, 10)
+
+
+def parser(data: bytes, careful: bool = True) -> None:
+    """Read one frame; the first two bytes say from where, and how long a message may be."""
+    if len(data) < 2:
+        return
+    at, longest, data = data[0] % 4, _LONGEST[data[1] % 4], data[2:]
+    right = model.read_frame(data, at, longest)
+    found = masked_frame_at(data, at, longest)
+    expected = {model.OTHER: None, model.INCOMPLETE: INCOMPLETE}.get(right, right) if isinstance(right, str) else right
+    expect(found == expected, "another frame", (found, right))
+    whole = right if isinstance(right, tuple) else (None, b"", 0)
+    text = whole[1:] if whole[0] == 0x1 and len(data) >= at + 8 else None
+    expect(text_at(data, at, longest) == text, "another text", right)
+    goodbyes = {(0x8, code.to_bytes(2), len(data)): code for code in (1000, 1001)}
+    goodbye = model.read_frame(data, 0, longest)
+    expect(whole_goodbye(data) == goodbyes.get(goodbye), "another goodbye", goodbye)
+
+
 Target = Callable[[bytes, bool], None]
-TARGETS: dict[str, Target] = {"decoder": decoder, "handshake": handshake, "frames": frames}
+TARGETS: dict[str, Target] = {"decoder": decoder, "handshake": handshake, "parser": parser, "frames": frames}
 
 _harnesses: list[FuzzHarness] = []
 

@@ -18,7 +18,7 @@ from signaling.server.protocol import SignalingProtocol
 from tests.fuzz import model
 from tests.fuzz.harness import CLIENT_ID, OBSERVER_ID, UPGRADE, Finding
 from tests.fuzz.mutate import mutate_frames, split_frames
-from tests.fuzz.targets import CORPUS, TARGETS, decoder, frames, handshake
+from tests.fuzz.targets import CORPUS, TARGETS, decoder, frames, handshake, parser
 from tests.harness.frames import masked
 
 KEPT = sorted(path for target in TARGETS for path in (CORPUS / target).iterdir())
@@ -152,8 +152,13 @@ def fragmented(draw: st.DrawFn) -> bytes:
 conversations = st.lists(st.builds(framed, st.just(0x81), client_messages, masks, st.none()) | fragmented() | any_frame)
 
 
+@given(st.builds(bytes.__add__, st.binary(min_size=2, max_size=2), any_frame | mutated(any_frame)))
+def test_a_frame_is_read_as_the_model_reads_it(data: bytes) -> None:
+    parser(data)
+
+
 @given(conversations.map(b"".join) | mutated(conversations.map(b"".join)))
-def test_the_frame_parser_takes_anything(data: bytes) -> None:
+def test_a_connection_takes_any_frames(data: bytes) -> None:
     frames(data)
 
 

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import pairwise
+from random import Random
 from typing import Any
 
 import pytest
@@ -359,18 +360,28 @@ def test_connections_end_although_another_process_has_them_too(loop: Loop) -> No
 
 
 def test_a_flood_delays_others_by_one_read(loop: Loop) -> None:
+    order: list[str] = []
     flooding, flood, _ = loop.connect()
     client, quiet, _ = loop.connect()
+    flood.on_data = lambda _: order.append("flood")
+    quiet.on_data = lambda _: order.append("quiet")
     flooding.setblocking(False)
-    for _ in range(10):
-        try:
+    with suppress(BlockingIOError):
+        for _ in range(10):
             flooding.send(b"x" * 100_000)
-        except BlockingIOError:
-            break
+    client.send(b"x")
+    loop.run()
+    assert len(order) > 2
+    assert order.index("quiet") <= 1
+
+
+def test_a_flood_delays_timers_by_a_bounded_number_of_reads(loop: Loop) -> None:
+    client, protocol, _ = loop.connect()
+    protocol.on_data = lambda _: client.send(b"again")
     client.send(b"x")
     loop.run_pass()
-    assert (flood.reads, quiet.reads) == (1, 1)
-    assert len(flood.received) <= 65_536
+    assert 1 <= protocol.reads <= 256
+    protocol.on_data = nothing
 
 
 def test_all_connections_have_their_turn_if_more_are_ready_than_a_pass_handles(loop: Loop) -> None:
@@ -796,6 +807,95 @@ def test_a_producer_may_end_its_connection_when_it_is_resumed(loop: Loop, end: s
     assert len(protocol.ends) == 1
 
 
+# All at once
+
+
+class Life:
+    """One connection, whose two ends do anything that they may."""
+
+    def __init__(self, loop: Loop, random: Random) -> None:
+        self.random = random
+        self.client, self.protocol, self.transport = loop.connect(random.choice([Recorder, HalfCloseable])())
+        self.client.setblocking(False)
+        self.closed = False
+        self.written = self.sent = self.read = 0
+        self.actions: list[Callable[[], object]] = [
+            *[self.write, self.send, self.receive] * 4,
+            self.transport.pauseProducing,
+            *[self.transport.resumeProducing] * 2,
+            lambda: self.transport.registerProducer(Producer(), random.random() < 0.7),
+            *[self.transport.unregisterProducer] * 2,
+            self.transport.loseWriteConnection,
+            self.transport.loseConnection,
+            self.transport.abortConnection,
+            lambda: self.client.shutdown(socket.SHUT_WR),
+            self.close,
+        ]
+
+    def write(self) -> None:
+        """Write the next bytes of a stream that repeats itself every 251 bytes."""
+        size = self.random.choice([1, 100, 70_000, 400_000])
+        self.transport.write(stream(self.written, size))
+        self.written += size
+
+    def send(self) -> None:
+        self.sent += self.client.send(stream(self.sent, self.random.choice([1, 100, 200_000])))
+
+    def receive(self) -> None:
+        received = self.client.recv(self.random.choice([1, 5_000, 300_000]))
+        assert received == stream(self.read, len(received))
+        self.read += len(received)
+
+    def close(self) -> None:
+        self.closed = True
+        if self.random.random() < 0.5:
+            reset(self.client)
+        else:
+            self.client.close()
+
+    def act(self) -> None:
+        # A socket that is closed or full, and a second producer.
+        with suppress(OSError, RuntimeError):
+            self.random.choice(self.actions)()
+
+    def check(self) -> None:
+        assert self.protocol.received == stream(0, len(self.protocol.received))
+        assert len(self.protocol.received) <= self.sent
+        assert len(self.protocol.ends) == (not self.transport.connected)
+
+
+def stream(start: int, size: int) -> bytes:
+    """Return bytes of an endless stream."""
+    first = start % 251
+    return (bytes(range(251)) * (size // 251 + 2))[first : first + size]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_whatever_the_ends_of_connections_do_bytes_keep_their_order_and_each_ends_once(loop: Loop, seed: int) -> None:
+    random = Random(seed)
+    lives = [Life(loop, random) for _ in range(4)]
+
+    def act_on_any(_: Recorder) -> None:
+        if random.random() < 0.3:
+            random.choice(lives).act()
+
+    for life in lives:
+        life.protocol.on_data = life.protocol.on_end = act_on_any
+    for _ in range(random.choice([20, 100, 300])):
+        random.choice(lives).act()
+        if random.random() < 0.5:
+            loop.run_pass()
+    loop.run()
+    for life in lives:
+        life.check()
+        life.protocol.on_data = life.protocol.on_end = nothing
+        life.transport.unregisterProducer()
+        life.transport.loseConnection()
+        life.client.close()
+    loop.run()
+    assert [len(life.protocol.ends) for life in lives] == [1] * 4
+
+
 # What a socket knows
 
 
@@ -838,14 +938,24 @@ def test_the_address_of_an_end_that_is_gone_is_empty(loop: Loop) -> None:
 # Ports
 
 
-def test_a_port_accepts_a_few_in_each_pass(loop: Loop) -> None:
+def test_a_port_accepts_a_few_before_others_are_read(loop: Loop) -> None:
+    unread: list[int] = [0]
+
+    class Counting(Recorder):
+        def connectionMade(self) -> None:
+            unread.append(unread[-1] + 1)
+
+        def dataReceived(self, data: bytes) -> None:
+            unread.append(unread[-1] - 1)
+
     _, address = loop.listen(most_per_pass=2)
-    clients = [loop.dial((HOST, address.port)) for _ in range(5)]
-    counts = []
-    while loop.ready:
-        loop.run_pass()
-        counts.append(len(loop.factory.made))
-    assert counts == [2, 4, 5]
+    loop.factory.build = Counting
+    clients = [loop.dial((HOST, address.port)) for _ in range(20)]
+    for client in clients:
+        client.send(b"x")
+    loop.run()
+    assert max(unread) <= 4
+    assert unread[-1] == 0
     assert [(address.host, address.port) for address in loop.factory.addresses] == [c.getsockname() for c in clients]
     assert loop.factory.made[0].transport.getTcpNoDelay()
 
