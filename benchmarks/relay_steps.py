@@ -31,19 +31,19 @@ from signaling.core import messages as wire
 from signaling.websocket.frames import masked_frame_at, text_frame
 from signaling.websocket.request_head import take_head
 
-_AT_ONCE = 16
+AT_ONCE = 16
 _ROUNDS = 40
 _READ_BYTES = 65_536
-_ID = "01JD0000000000000000000000"
+SOME_ID = "01JD0000000000000000000000"
 _CLOSE = frame(CLOSE, b"\x03\xe8")
 _CLOSED = b"\x88\x02\x03\xe8"
 # As long as the answer to a handshake, a welcome and a peer-list.
 _JOINED = bytes(220)
-_SHORT = (
+SHORT_REQUEST = (
     b"GET /ws/%b HTTP/1.1\r\nHost: localhost:8081\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
 )
-_CHROMIUM = (
+CHROMIUM_REQUEST = (
     b"GET /ws/%b HTTP/1.1\r\nHost: localhost:8081\r\nConnection: Upgrade\r\nPragma: no-cache\r\n"
     b"Cache-Control: no-cache\r\nUser-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko)"
     b" Chrome/140.0.0.0 Safari/537.36\r\nUpgrade: websocket\r\nOrigin: http://localhost:8081\r\n"
@@ -134,7 +134,7 @@ class SystemCalls:
     """The least system calls for the same work."""
 
     def __enter__(self) -> Self:
-        self._listening = socket.create_server(("127.0.0.1", 0), backlog=2 * _AT_ONCE)
+        self._listening = socket.create_server(("127.0.0.1", 0), backlog=2 * AT_ONCE)
         self.port: int = self._listening.getsockname()[1]
         self._poller = select.epoll()
         self._poller.register(self._listening.fileno(), select.EPOLLIN)
@@ -150,7 +150,7 @@ class SystemCalls:
 
     def run(self, work: Work, data: bytes) -> None:
         """Do the work."""
-        ready = [descriptor for descriptor, _ in self._poller.poll(0, _AT_ONCE)]
+        ready = [descriptor for descriptor, _ in self._poller.poll(0, AT_ONCE)]
         if work is Work.ACCEPT:
             self._accept()
             return
@@ -164,12 +164,12 @@ class SystemCalls:
             self._accepted.clear()
 
     def _accept(self) -> None:
-        for _ in range(_AT_ONCE):
+        for _ in range(AT_ONCE):
             descriptor = self._listening.accept()[0].detach()
             os.set_blocking(descriptor, False)
             self._poller.register(descriptor, select.EPOLLIN)
             self._accepted.append(descriptor)
-        self._targets = dict(zip(self._accepted, self._accepted[_AT_ONCE:], strict=False))
+        self._targets = dict(zip(self._accepted, self._accepted[AT_ONCE:], strict=False))
 
 
 # Their clients
@@ -197,7 +197,7 @@ class Clients:
 
     def connect(self) -> None:
         """Connect, and have it accepted."""
-        for _ in range(_AT_ONCE):
+        for _ in range(AT_ONCE):
             end = socket.create_connection(("127.0.0.1", self._server.port))
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._ends.append(end)
@@ -205,7 +205,7 @@ class Clients:
 
     def join(self, request: bytes) -> None:
         """Join a topic each, which is always the same."""
-        self.send([request % b"%d" % number for number in range(_AT_ONCE)])
+        self.send([request % b"%d" % number for number in range(AT_ONCE)])
         self.work(Work.ANSWER, _JOINED)
         found = [re.search(rb'"selfId":"(\w+)"', received) for received in self.receive()]
         self.ids = [match[1].decode() for match in found if match]
@@ -221,7 +221,7 @@ class Clients:
 
     def close(self) -> None:
         """Exchange close frames, behind which the server closes."""
-        self.send([_CLOSE] * _AT_ONCE)
+        self.send([_CLOSE] * AT_ONCE)
         self.work(Work.CLOSE, _CLOSED)
         self.receive()
         self._end()
@@ -240,7 +240,8 @@ class Clients:
 # A relay
 
 
-def _messages(payloads: Messages, to: str) -> list[bytes]:
+def relay_messages(payloads: Messages, to: str) -> list[bytes]:
+    """Return the text that a client sends for each payload."""
     return [b'{"type":"%b","to":"%b","payload":%b}' % (kind.encode(), to.encode(), data) for kind, data in payloads]
 
 
@@ -251,13 +252,15 @@ class _Pairs:
         self._senders, self._targets = Clients(server), Clients(server)
         for clients in (self._senders, self._targets):
             clients.connect()
-            clients.join(_SHORT)
+            clients.join(SHORT_REQUEST)
         # Without ids it is not our server, which has nothing to announce.
         if self._targets.ids:
             self._senders.receive()
-        targets = self._targets.ids or [_ID] * _AT_ONCE
-        self._sent = [[masked_text_frame(text) for text in _messages(payloads, target)] for target in targets]
-        self._written = [text_frame(wire.relayed(wire.decode(text), _ID)) for text in _messages(payloads, _ID)]
+        targets = self._targets.ids or [SOME_ID] * AT_ONCE
+        self._sent = [[masked_text_frame(text) for text in relay_messages(payloads, target)] for target in targets]
+        self._written = [
+            text_frame(wire.relayed(wire.decode(text), SOME_ID)) for text in relay_messages(payloads, SOME_ID)
+        ]
 
     def relay(self, passes: int) -> float:
         """Let every first one of a pair send, again and again; returns the microseconds for each relay."""
@@ -267,7 +270,7 @@ class _Pairs:
             self._senders.send([frames[at] for frames in self._sent])
             self._senders.work(Work.RELAY, self._written[at])
             self._targets.receive()
-        return 1e6 * self._senders.seconds[Work.RELAY] / passes / _AT_ONCE
+        return 1e6 * self._senders.seconds[Work.RELAY] / passes / AT_ONCE
 
     def leave(self) -> None:
         """Let all of them leave."""
@@ -285,7 +288,7 @@ def _relay(step: str, payloads: Messages, passes: int, limits: Limits) -> Cost:
 
 
 def _parts_of_a_relay(repeats: int) -> Iterator[Cost]:
-    messages = _messages(mix(0), _ID)
+    messages = relay_messages(mix(0), SOME_ID)
     frames = [masked_text_frame(message) for message in messages]
     many, longest = len(frames), Limits().max_message_bytes
     decoded = [wire.decode(message) for message in messages]
@@ -293,7 +296,7 @@ def _parts_of_a_relay(repeats: int) -> Iterator[Cost]:
     parts: dict[str, Callable[[int], object]] = {
         "read the frame, unmask it, check its UTF-8": lambda number: masked_frame_at(frames[number % many], 0, longest),
         "check the JSON, take `type`, `to` and `msgId` out of it": lambda number: wire.decode(messages[number % many]),
-        "write and frame what is relayed": lambda number: text_frame(wire.relayed(decoded[number % many], _ID)),
+        "write and frame what is relayed": lambda number: text_frame(wire.relayed(decoded[number % many], SOME_ID)),
         "the sender's rate limit, if there is one": lambda _: bucket.take(time.monotonic()),
     }
     nothing = _microseconds(lambda number: frames[number % many], repeats)
@@ -304,8 +307,13 @@ def _parts_of_a_relay(repeats: int) -> Iterator[Cost]:
 # A connection
 
 
-def _lives(server: Served, request: bytes, passes: int) -> dict[Work, float]:
-    """Return the microseconds of each work for one connection."""
+def lives(server: Served, request: bytes, passes: int) -> dict[Work, float]:
+    """Let connections come and go; returns the microseconds of each work for one of them.
+
+    Args:
+        request: to join, with a place for a number.
+        passes: how often 16 of them end in each of two ways.
+    """
     clients = Clients(server)
     for _ in range(passes):
         for end in (clients.close, clients.leave):
@@ -314,18 +322,23 @@ def _lives(server: Served, request: bytes, passes: int) -> dict[Work, float]:
             end()
     # Each connection is accepted and answered, and half of them end in one of the two ways.
     halves = {work: 1 if work in (Work.CLOSE, Work.LEAVE) else 2 for work in Work}
-    return {work: 1e6 * clients.seconds[work] / passes / _AT_ONCE / halves[work] for work in Work}
+    return {work: 1e6 * clients.seconds[work] / passes / AT_ONCE / halves[work] for work in Work}
 
 
 def _connection(passes: int, repeats: int) -> Iterator[Cost]:
     with OurServer(Limits()) as ours, SystemCalls() as system_calls:
-        lives = [partial(_lives, ours, _SHORT), partial(_lives, ours, _CHROMIUM), partial(_lives, system_calls, _SHORT)]
-        rounds = [[live(passes) for live in lives] for _ in range(_ROUNDS)]
+        servers: list[tuple[Served, bytes]] = [
+            (ours, SHORT_REQUEST),
+            (ours, CHROMIUM_REQUEST),
+            (system_calls, SHORT_REQUEST),
+        ]
+        rounds = [[lives(server, request, passes) for server, request in servers] for _ in range(_ROUNDS)]
         short, chromium, alone = (
             {work: min(each[work] for each in same) for work in Work} for same in zip(*rounds, strict=True)
         )
         head, long_head = (
-            _microseconds(partial(_read_head, ours.factory, request % b"0"), repeats) for request in (_SHORT, _CHROMIUM)
+            _microseconds(partial(read_head, ours.factory, request % b"0"), repeats)
+            for request in (SHORT_REQUEST, CHROMIUM_REQUEST)
         )
     yield Cost("accept", short[Work.ACCEPT], alone[Work.ACCEPT])
     yield Cost("a request: join, welcome and peer-list", short[Work.ANSWER], alone[Work.ANSWER])
@@ -338,7 +351,8 @@ def _connection(passes: int, repeats: int) -> Iterator[Cost]:
     yield Cost("a whole connection, with a close frame", whole, kernel)
 
 
-def _read_head(factory: SignalingFactory, request: bytes, _: int) -> None:
+def read_head(factory: SignalingFactory, request: bytes, _: int) -> None:
+    """Read the head of a request to join, and check it."""
     taken = take_head(request, 0, factory.limits.max_header_bytes)
     assert taken is not None
     head, _ = taken
@@ -364,11 +378,11 @@ def steps(passes: int) -> Iterator[Cost]:
     plain = Limits()
     limited = Limits(max_messages_per_second=1, message_burst=10**9)
     yield _relay("a relay: one SDP to ten candidates", mix(0), passes, plain)
-    yield from _parts_of_a_relay(_AT_ONCE * passes)
+    yield from _parts_of_a_relay(AT_ONCE * passes)
     yield _relay("a relay of a candidate", candidates(0), passes, plain)
     yield _relay("a relay of an SDP", descriptions(0), passes, plain)
     yield _relay("a relay with a rate limit", mix(0), passes, limited)
-    yield from _connection(max(1, passes // 8), _AT_ONCE * passes)
+    yield from _connection(max(1, passes // 8), AT_ONCE * passes)
 
 
 def main() -> None:
