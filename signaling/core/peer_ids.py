@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 
 from ulid import ULID, ULIDGenerator
-from ulid.base32 import ENCODE
 
 ID_CHARACTERS = 26
 # A ULID has 48 bits for its milliseconds; a time in the upper half is an error.
@@ -15,16 +14,6 @@ _MAX_MS = 1 << 47
 
 def _wall_clock_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-# Two characters of Crockford's base 32, by ten bits: a fourth of the time that str(ulid) takes.
-_PAIRS = [one + other for one in ENCODE for other in ENCODE]
-_SHIFTS = range(120, -1, -10)
-
-
-def _text(ulid: ULID) -> str:
-    value, pairs = int.from_bytes(ulid.bytes), _PAIRS
-    return "".join([pairs[value >> shift & 1023] for shift in _SHIFTS])
 
 
 class PeerIds:
@@ -42,11 +31,11 @@ class PeerIds:
     def next(self) -> str:
         """Return a new id: 26 characters of Crockford's base 32, greater than all before."""
         try:
-            return _text(self._ulids.generate())
+            return str(self._ulids.generate())
         except ValueError:
             # The 80 random bits of this millisecond overflowed: use the next millisecond.
             self._latest_ms += 1
-            return _text(self._ulids.generate())
+            return str(self._ulids.generate())
 
     def advance_past(self, peer_id: str) -> None:
         """Make all further ids greater than an id of another node.
