@@ -26,7 +26,6 @@ SHIPPED = (
         "signaling/py.typed",
         "twisted/plugins/signaling_auth.py",
         "twisted/plugins/signaling_plugin.py",
-        "twisted/plugins/signaling_reactor.py",
     }
 )
 METADATA = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE", "top_level.txt"}
