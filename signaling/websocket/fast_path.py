@@ -60,9 +60,10 @@ class FrameReader(AutobahnProtocol):
             self._read_pauses = ReadPause.TURN
             self.factory.scheduler.add(self)
         else:
-            self.transport.resumeProducing()
+            # Before it resumes: a transport may have something to deliver at once.
             if self.state == self.STATE_OPEN:
                 self.read_directly()
+            self.transport.resumeProducing()
 
     def read_until_closed(self) -> None:
         """Remove every reason not to read, and forget what was read, because the connection is closing."""
@@ -98,11 +99,11 @@ class FrameReader(AutobahnProtocol):
             self.pause_reading(ReadPause.TURN)
             self.factory.scheduler.add(self)
         else:
+            if not self.data:
+                self.read_directly()
             if self._read_pauses:
                 self._read_pauses = 0
                 self.transport.resumeProducing()
-            if not self.data:
-                self.read_directly()
 
     def _read_whole_frames(self) -> bool | None:
         """Handle the whole text messages and control frames at the start of what was read.

@@ -172,9 +172,10 @@ class WebSocketConnection(FrameReader, Generic[R]):
         """
         factory = self.factory
         factory.handshake_timeouts.clear(self)
+        # Before it is the producer: if bytes wait, it is paused at once, and has to get its write timeout.
+        self.state = _OPEN
         self.transport.registerProducer(self, True)
         factory.ping_timers.set(self)
-        self.state = _OPEN
         chosen = b"Sec-WebSocket-Protocol: %b\r\n" % self.subprotocol if self.subprotocol else b""
         # What onOpen sends is written with it, in one piece.
         holds = factory.hold_writes()

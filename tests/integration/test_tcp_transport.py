@@ -25,7 +25,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Site
 from zope.interface import implementer
 
-from signaling import SignalingFactory, SignalingResource
+from signaling import Limits, SignalingFactory, SignalingResource
 from signaling.transport.poller import Poller
 from signaling.transport.tcp_connection import TcpConnection, serve, to_address
 from signaling.transport.tcp_port import TcpPort
@@ -1151,6 +1151,19 @@ class Switching(Recorder):
     def connectionLost(self, reason: Failure) -> None:
         super().connectionLost(reason)
         self.inner.connectionLost(reason)
+
+
+def test_who_upgrades_behind_bytes_that_wait_and_takes_nothing_is_cut_off(loop: Loop) -> None:
+    limits = Limits(write_timeout_seconds=5, ping_interval_seconds=0)
+    factory: Any = SignalingFactory(limits, reactor=loop.reactor)  # type: ignore[arg-type]
+    connection = factory.buildProtocol(None)
+    _, _, transport = loop.connect(connection, receive_buffer=4_096)
+    transport.write(bytes(1_000_000))
+    connection.dataReceived(upgrade())
+    assert len(factory.topics) == 1
+    loop.reactor.advance(5)
+    loop.run()
+    assert len(factory.topics) == 0
 
 
 def test_a_connection_stays_with_the_protocol_that_passes_it_on(loop: Loop) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import xor
 from typing import Any
 
 import pytest
@@ -83,6 +84,25 @@ def test_a_pause_in_the_middle_of_a_burst_holds_the_rest_back(connection: Any, c
     connection.resume_reading(ReadPause.JOIN)
     clock.advance(0)
     assert connection.received == [b"text"] * 2
+
+
+@pytest.mark.parametrize("waiting", [0, 1, 20])
+def test_a_transport_may_deliver_at_once_what_it_held_back(connection: Any, clock: Clock, waiting: int) -> None:
+    connection.accept(b"")
+    connection.pause_reading(ReadPause.JOIN)
+    connection.dataReceived(MESSAGE * waiting)
+    resume = connection.transport.resumeProducing
+
+    def deliver() -> None:
+        resume()
+        # The rest looks like a whole message.
+        connection.dataReceived(b"\x81\x86")
+
+    connection.transport.resumeProducing = deliver
+    connection.resume_reading(ReadPause.JOIN)
+    clock.advance(0)
+    connection.dataReceived(b"\x81\x84\0\0" + bytes(map(xor, b"abcdef", b"\x81\x84\0\0\x81\x84")))
+    assert connection.received == [b"text"] * waiting + [b"abcdef"]
 
 
 def test_a_closing_connection_reads_so_that_it_notices_the_other_end(connection: Any) -> None:
