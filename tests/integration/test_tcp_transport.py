@@ -1033,7 +1033,7 @@ def few_files() -> Iterator[None]:
 
 @pytest.mark.usefixtures("few_files")
 def test_without_descriptors_a_port_pauses_and_goes_on(loop: Loop) -> None:
-    _, address = loop.listen()
+    port, address = loop.listen()
     client, quiet, _ = loop.connect()
     for _ in range(3):
         loop.dial((HOST, address.port))
@@ -1045,12 +1045,34 @@ def test_without_descriptors_a_port_pauses_and_goes_on(loop: Loop) -> None:
     assert (quiet.received, loop.logged("no connections are accepted")) == (b"x", 1)
     loop.reactor.advance(0.5)
     loop.run()
-    assert (len(loop.factory.made), loop.logged("no connections are accepted")) == (1, 2)
+    assert (len(loop.factory.made), loop.logged("no connections are accepted")) == (1, 1)
     for descriptor in taken:
         os.close(descriptor)
     loop.reactor.advance(0.5)
     loop.run()
-    assert (len(loop.factory.made), loop.logged("no connections are accepted")) == (3, 2)
+    assert (len(loop.factory.made), loop.logged("no connections are accepted")) == (3, 1)
+    loop.dial((HOST, address.port))
+    taken = use_up_descriptors()
+    loop.run()
+    assert loop.logged("no connections are accepted") == 2
+    for descriptor in taken:
+        os.close(descriptor)
+    port.stopListening()
+    loop.run()
+
+
+def test_a_port_that_another_process_has_shut_down_causes_no_busy_loop(loop: Loop) -> None:
+    listening: Any = Port(0, loop.factory, interface=HOST, reactor=loop.reactor)
+    listening.startListening()
+    port = TcpPort(listening, loop.poller, 10, lambda descriptor, address: os.close(descriptor))
+    with listening.socket.dup() as shared:
+        shared.shutdown(socket.SHUT_RDWR)
+    loop.run()
+    loop.reactor.advance(0.5)
+    loop.run()
+    assert loop.logged("no connections are accepted") == 1
+    port.stopListening()
+    loop.run()
 
 
 @pytest.mark.usefixtures("few_files")
@@ -1062,7 +1084,7 @@ def test_a_port_goes_on_although_there_was_no_descriptor_for_its_poller(loop: Lo
     taken += use_up_descriptors()
     loop.reactor.advance(0.5)
     loop.run()
-    assert loop.logged("no connections are accepted") == 2
+    assert loop.logged("no connections are accepted") == 1
     for descriptor in taken:
         os.close(descriptor)
     loop.reactor.advance(0.5)
