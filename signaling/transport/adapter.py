@@ -74,5 +74,13 @@ def adapt(transport: Any, protocol: WritingProtocol, poller: Poller | None) -> A
     if isinstance(transport, TcpConnection):
         return transport
     if poller is not None and is_plain_tcp(transport, protocol):
-        return TcpConnection(take_descriptor(transport), protocol, poller)
+        try:
+            connection = TcpConnection(transport.fileno(), protocol, poller)
+        except OSError:
+            # No descriptor is left for the poller itself, or there are as many watches as epoll(7) allows. Twisted's
+            # transport is watched already, and stays.
+            pass
+        else:
+            take_descriptor(transport)
+            return connection
     return AdaptedTransport(transport, protocol)

@@ -159,10 +159,18 @@ class Poller:
     def _start(self) -> None:
         self._epoll = select.epoll()
         self._fileno = self._epoll.fileno()
-        self.reactor.addReader(self)
+        try:
+            self.reactor.addReader(self)
+        except OSError:
+            # There are as many watches as epoll(7) allows. The next start tries again.
+            self._close_epoll()
+            raise
 
     def _stop(self) -> None:
         if self._epoll is not None:
             self.reactor.removeReader(self)
-            self._epoll.close()
-            self._epoll, self._fileno = None, -1
+            self._close_epoll()
+
+    def _close_epoll(self) -> None:
+        self._epoll.close()
+        self._epoll, self._fileno = None, -1

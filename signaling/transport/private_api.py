@@ -186,11 +186,10 @@ def is_plain_tcp(transport: Any, protocol: Any) -> bool:
     )
 
 
-def take_descriptor(transport: Any) -> int:
-    """Return the descriptor of a connection that was just accepted; its transport has none from now on."""
+def take_descriptor(transport: Any) -> None:
+    """Take the descriptor of a connection that was just accepted away from its transport, and leave it open."""
     transport.stopReading()
-    descriptor: int = transport.socket.detach()
-    return descriptor
+    transport.socket.detach()
 
 
 def accept_descriptor(listening: Any) -> tuple[int, Any]:

@@ -19,7 +19,8 @@ from signaling.transport.private_api import accept_descriptor, accept_few
 
 _log = Logger()
 
-_NO_MORE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+# The last one: another process that has the socket has shut it down.
+_NO_MORE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EINVAL)
 _PAUSE_SECONDS = 0.5
 
 Serve = Callable[[int, Any], object]
@@ -30,7 +31,8 @@ Serve = Callable[[int, Any], object]
 class TcpPort:
     """A port that Twisted has made listen, and that accepts here.
 
-    If the process has no descriptors left, it stops accepting for a while: clients wait in the kernel's backlog.
+    If the process has no descriptors left, it stops accepting for a while: clients wait in the kernel's backlog. The
+    log has one line for that, until all that waited are accepted.
 
     Args:
         port: a ``tcp.Port`` that listens; it starts and stops its factory, and the reactor does not watch it any more.
@@ -48,6 +50,7 @@ class TcpPort:
         # Connections inherit it (tcp(7)).
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._timer: Any = None
+        self._logged_pause = False
         port.stopReading()
         poller.watch(self, self._socket.fileno())
 
@@ -65,6 +68,7 @@ class TcpPort:
             try:
                 descriptor, address = accept_descriptor(self._socket)
             except BlockingIOError:
+                self._logged_pause = False
                 return
             except OSError as error:
                 if error.errno in _NO_MORE:
@@ -82,7 +86,13 @@ class TcpPort:
         self.on_readable()
 
     def _pause(self, error: OSError) -> None:
-        _log.error("no connections are accepted for {seconds} s: {error}", seconds=_PAUSE_SECONDS, error=error.strerror)
+        if not self._logged_pause:
+            self._logged_pause = True
+            _log.error(
+                "no connections are accepted: {error}; trying again every {seconds} s",
+                error=error.strerror,
+                seconds=_PAUSE_SECONDS,
+            )
         self._poller.unwatch(self._socket.fileno())
         self._timer = self._poller.reactor.callLater(_PAUSE_SECONDS, self._watch)
 

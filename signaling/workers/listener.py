@@ -243,6 +243,10 @@ class _PortFactory(Factory):
     def __init__(self, listener: WorkerListener) -> None:
         self._listener = listener
 
+    def logPrefix(self) -> str:
+        name: str = self._listener.logPrefix()
+        return name
+
     def startFactory(self) -> None:
         self._listener.doStart()
 

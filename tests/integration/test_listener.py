@@ -10,6 +10,7 @@ import pytest
 from twisted.internet import tcp
 from twisted.internet.defer import succeed
 from twisted.internet.error import ConnectionDone
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
 from signaling.workers.ipc import Handoff, decode_handoff
@@ -198,6 +199,17 @@ def test_a_tcp_port_accepts_without_a_transport_of_the_reactor(harness: WorkersH
         assert harness.listener.poller in harness.reactor.readers
         assert not [reader for reader in harness.reactor.readers if isinstance(reader, tcp.Server | tcp.Port)]
         assert is_open(silent)
+
+
+def test_the_log_names_the_listener_that_starts(harness: WorkersHarness) -> None:
+    lines: list[str | None] = []
+    globalLogPublisher.addObserver(observe := lambda event: lines.append(formatEvent(event)))
+    try:
+        with harness.listen():
+            pass
+    finally:
+        globalLogPublisher.removeObserver(observe)
+    assert [line for line in lines if line and line.startswith("WorkerListener starting on ")]
 
 
 class Wrapping:

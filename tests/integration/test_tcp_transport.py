@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import select
@@ -405,6 +406,24 @@ def test_the_reactor_watches_the_poller_while_there_is_something_to_watch(loop: 
         assert protocol.ends == [ConnectionDone]
         assert not loop.reactor.readers
         assert loop.poller.fileno() == -1
+
+
+def test_a_poller_that_the_reactor_could_not_watch_is_watched_later(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(reader: Any) -> None:
+        raise OSError(errno.ENOSPC, "no more watches")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.reactor, "addReader", refuse)
+        client, server = socket.socketpair()
+        assert serve(server.detach(), None, loop.factory, loop.poller) is None
+        assert client.recv(1) == b""
+        client.close()
+    client, protocol, _ = loop.connect()
+    client.send(b"x")
+    loop.run()
+    assert protocol.received == b"x"
 
 
 def test_what_ends_in_the_end_of_another_ends_in_the_same_pass(loop: Loop) -> None:
@@ -1014,7 +1033,7 @@ def few_files() -> Iterator[None]:
 
 @pytest.mark.usefixtures("few_files")
 def test_without_descriptors_a_port_pauses_and_goes_on(loop: Loop) -> None:
-    _, address = loop.listen()
+    port, address = loop.listen()
     client, quiet, _ = loop.connect()
     for _ in range(3):
         loop.dial((HOST, address.port))
@@ -1026,12 +1045,34 @@ def test_without_descriptors_a_port_pauses_and_goes_on(loop: Loop) -> None:
     assert (quiet.received, loop.logged("no connections are accepted")) == (b"x", 1)
     loop.reactor.advance(0.5)
     loop.run()
-    assert (len(loop.factory.made), loop.logged("no connections are accepted")) == (1, 2)
+    assert (len(loop.factory.made), loop.logged("no connections are accepted")) == (1, 1)
     for descriptor in taken:
         os.close(descriptor)
     loop.reactor.advance(0.5)
     loop.run()
-    assert (len(loop.factory.made), loop.logged("no connections are accepted")) == (3, 2)
+    assert (len(loop.factory.made), loop.logged("no connections are accepted")) == (3, 1)
+    loop.dial((HOST, address.port))
+    taken = use_up_descriptors()
+    loop.run()
+    assert loop.logged("no connections are accepted") == 2
+    for descriptor in taken:
+        os.close(descriptor)
+    port.stopListening()
+    loop.run()
+
+
+def test_a_port_that_another_process_has_shut_down_causes_no_busy_loop(loop: Loop) -> None:
+    listening: Any = Port(0, loop.factory, interface=HOST, reactor=loop.reactor)
+    listening.startListening()
+    port = TcpPort(listening, loop.poller, 10, lambda descriptor, address: os.close(descriptor))
+    with listening.socket.dup() as shared:
+        shared.shutdown(socket.SHUT_RDWR)
+    loop.run()
+    loop.reactor.advance(0.5)
+    loop.run()
+    assert loop.logged("no connections are accepted") == 1
+    port.stopListening()
+    loop.run()
 
 
 @pytest.mark.usefixtures("few_files")
@@ -1043,7 +1084,7 @@ def test_a_port_goes_on_although_there_was_no_descriptor_for_its_poller(loop: Lo
     taken += use_up_descriptors()
     loop.reactor.advance(0.5)
     loop.run()
-    assert loop.logged("no connections are accepted") == 2
+    assert loop.logged("no connections are accepted") == 1
     for descriptor in taken:
         os.close(descriptor)
     loop.reactor.advance(0.5)
@@ -1105,6 +1146,26 @@ def test_a_connection_of_an_applications_own_port_is_taken_over(loop: Loop) -> N
     assert b'"selfId"' in client.recv(65_536)
     client.close()
     port.stopListening()
+    run_twisted(loop)
+    assert not factory.connections
+
+
+@pytest.mark.usefixtures("few_files")
+def test_a_connection_that_cannot_be_taken_over_is_served_by_twisted(loop: Loop) -> None:
+    factory = SignalingFactory(reactor=loop.reactor)  # type: ignore[arg-type]
+    port, address = listen_with_twisted(loop, factory)
+    client = loop.dial(address)
+    client.send(upgrade())
+    # One for the connection, and none for the poller's epoll object.
+    taken = use_up_descriptors(leave=1)
+    run_twisted(loop)
+    for descriptor in taken:
+        os.close(descriptor)
+    (connection,) = factory.connections
+    assert not isinstance(connection.transport, TcpConnection)
+    assert b'"selfId"' in client.recv(65_536)
+    port.stopListening()
+    client.close()
     run_twisted(loop)
     assert not factory.connections
 
