@@ -7,7 +7,12 @@ from pathlib import Path
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = [*DOCS.glob("*.md"), DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md"]
-FOLDERS = "|".join(path.name for path in DOCS.parent.iterdir() if path.is_dir() and not path.name.startswith("."))
+# But for build/, where commands write what may be there or not.
+FOLDERS = "|".join(
+    path.name
+    for path in DOCS.parent.iterdir()
+    if path.is_dir() and not path.name.startswith(".") and path.name != "build"
+)
 PACKAGES = "|".join(path.name for path in (DOCS.parent / "signaling").iterdir() if path.is_dir())
 # Names that metaphors had, before there was a glossary.
 GONE = (
