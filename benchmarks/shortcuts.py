@@ -315,7 +315,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.shortcuts", description=__doc__)
     parser.add_argument("--passes", type=int, default=110, help="of each way and round; default: %(default)s")
     parser.add_argument(
-        "--idle", type=float, default=1_100, help="bytes of an idle peer, by benchmarks.compare; default: %(default)s"
+        "--idle", type=float, default=900, help="bytes of an idle peer, by benchmarks.compare; default: %(default)s"
     )
     options = parser.parse_args()
     print("| shortcut | | plain | with it | saves | |\n|---|---|--:|--:|--:|---|")
