@@ -535,7 +535,8 @@ def test_closing_is_a_goodbye(page: webdriver.Chrome) -> None:
         const [stays, leaves] = [1, 2].map(() => p.peer(given[0] + what, {}, { channel }));
         leaves.mesh.addTrack(document.createElement("canvas").captureStream().getVideoTracks()[0]);
         const connected = (one) => p.connections(one)[0]?.connectionState === "connected";
-        await p.until(() => connected(stays) && connected(leaves), "they are connected");
+        const open = (one) => !channel || [...one.mesh.peers.values()][0]?.channel?.readyState === "open";
+        await p.until(() => [stays, leaves].every((one) => connected(one) && open(one)), "they are connected");
         goodbyes[what](leaves);
         await p.until(() => stays.removed.length, `a goodbye by the ${what}`, 2_000);
       }
