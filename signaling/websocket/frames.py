@@ -36,11 +36,6 @@ def frame(opcode: int, payload: bytes) -> bytes:
 
 def text_frame(message: bytes) -> bytes:
     """Return the frame of a text message, which is UTF-8."""
-    size = len(message)
-    if size < 126:
-        return _SHORT(_FINAL | TEXT, size) + message
-    if size < 65_536:
-        return _MEDIUM(_FINAL | TEXT, 126, size) + message
     return frame(TEXT, message)
 
 

@@ -99,9 +99,7 @@ class WebSocketConnection(FrameReader, Generic[R]):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Clean up, and call ``onUndelivered`` and ``onClose``."""
-        if self.state in (_OPEN, self.STATE_CONNECTING):
-            self._end(self.STATE_CLOSED)
-        self.state = self.STATE_CLOSED
+        self._end(self.STATE_CLOSED)
         factory = self.factory
         factory.close_timeouts.clear(self)
         factory.connections.discard(self)
@@ -288,18 +286,12 @@ class WebSocketConnection(FrameReader, Generic[R]):
 
     def offer(self, frame: bytes, receipt: R | None = None) -> bool:
         """Write or queue ``frame``; returns False if the queue is full or the connection is not open."""
-        if self.state != _OPEN:
-            return False
-        if self._queue is not None:
-            taken = self._queue.offer(frame, receipt)
-            if not taken:
-                self.onQueueFull(len(self._queue))
-            return taken
-        if self.factory.holding is None:
-            self.transport.write(frame)
-        else:
-            self._hold(frame)
-        return True
+        if self._queue is None or self.state != _OPEN:
+            return self.offer_at_once(frame)
+        taken = self._queue.offer(frame, receipt)
+        if not taken:
+            self.onQueueFull(len(self._queue))
+        return taken
 
     def offer_at_once(self, frames: bytes) -> bool:
         """Write several frames in one piece; returns False if they have to wait or the connection is not open."""
@@ -313,16 +305,12 @@ class WebSocketConnection(FrameReader, Generic[R]):
 
     def answer(self, frame: bytes) -> None:
         """Write or queue ``frame``, however full the queue is; no-op if the connection is not open."""
-        if self.state != self.STATE_OPEN:
+        if self._queue is None or self.state != _OPEN:
+            self.offer_at_once(frame)
             return
-        if self._queue is not None:
-            self._queue.answer(frame)
-            if self._queue.overfull:
-                self.pause_reading(ReadPause.QUEUE_FULL)
-        elif self.factory.holding is None:
-            self.transport.write(frame)
-        else:
-            self._hold(frame)
+        self._queue.answer(frame)
+        if self._queue.overfull:
+            self.pause_reading(ReadPause.QUEUE_FULL)
 
     def _hold(self, frame: bytes) -> None:
         if self._held is None:
