@@ -63,16 +63,14 @@ class AdaptedTransport:
 
 
 def adapt(transport: Any, protocol: WritingProtocol, poller: Poller | None) -> Any:
-    """Return a ``TcpConnection``, or what answers like one.
+    """Return a ``TcpConnection`` in place of a transport of another kind, or what answers like one.
 
     Args:
-        transport: that a connection is given; its descriptor is taken if it is a plain TCP connection of Twisted's that
-            is all the protocol's, with nothing to write.
+        transport: that a connection is given, and that is no ``TcpConnection``; its descriptor is taken if it is a plain
+            TCP connection of Twisted's that is all the protocol's, with nothing to write.
         protocol: the connection.
         poller: for its ``TcpConnection``; None if there can be none.
     """
-    if isinstance(transport, TcpConnection):
-        return transport
     if poller is not None and is_plain_tcp(transport, protocol):
         try:
             connection = TcpConnection(transport.fileno(), protocol, poller)
