@@ -63,11 +63,11 @@ class AdaptedTransport:
 
 
 def adapt(transport: Any, protocol: WritingProtocol, poller: Poller | None) -> Any:
-    """Return a ``TcpConnection`` in place of a transport of another kind, or what answers like one.
+    """Return a ``TcpConnection``, or what answers like one.
 
     Args:
-        transport: that a connection is given, and that is no ``TcpConnection``; its descriptor is taken if it is a plain
-            TCP connection of Twisted's that is all the protocol's, with nothing to write.
+        transport: of a connection, and no ``TcpConnection``; its descriptor is taken if it is a plain TCP connection of
+            Twisted's that is all the protocol's, with nothing to write.
         protocol: the connection.
         poller: for its ``TcpConnection``; None if there can be none.
     """
