@@ -212,6 +212,7 @@ def test_no_payload_is_logged_at_any_level(level: str) -> None:
     try:
         server.port = port
         server.wait_until_accepting()
+        server.wait_for("reactor class: ")  # twistd's own last line, whatever the level
         started = len(server.lines)
         call(server)
         assert server.stop() == 0
