@@ -341,6 +341,7 @@ class _Connection(WebSocketClientProtocol):
     _client: SignalingClient
     _opening: Any = None
     _body = b""
+    _ended_by: BaseException | None = None
 
     def connectionMade(self) -> None:
         super().connectionMade()
@@ -360,6 +361,10 @@ class _Connection(WebSocketClientProtocol):
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         self._client.received(self, payload)
+
+    def connectionLost(self, reason: Failure) -> None:
+        self._ended_by = reason.value
+        super().connectionLost(reason)
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
         self.opened()
@@ -383,6 +388,9 @@ class _Connection(WebSocketClientProtocol):
         answer = _STATUS_LINE.fullmatch(str(getattr(self, "http_status_line", "")))
         if answer is not None and int(answer[1]) != _SWITCHING_PROTOCOLS:
             return refusal(int(answer[1]), answer[2] or "", self._body, self.http_headers)
+        if type(self._ended_by).__name__ == "Untrusted":
+            # The class is not imported: a client without TLS does not need the extra "tls".
+            return Loss(f"no connection: {self._ended_by}")
         return closing(code, reason)
 
 
@@ -413,6 +421,6 @@ def _endpoint(clock: Any, url: str) -> Any:
     tcp = endpoints.HostnameEndpoint(clock, parts.hostname or "", parts.port or (443 if secure else 80))
     if not secure:
         return tcp
-    from twisted.internet.ssl import optionsForClientTLS  # noqa: PLC0415 - needs the extra "tls"
+    from signaling.server_identity import strict_options  # noqa: PLC0415 - needs the extra "tls"
 
-    return endpoints.wrapClientTLS(optionsForClientTLS(parts.hostname or ""), tcp)
+    return endpoints.wrapClientTLS(strict_options(parts.hostname or ""), tcp)
