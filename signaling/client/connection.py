@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Coroutine
 from contextlib import suppress
 from inspect import isawaitable
@@ -294,6 +295,10 @@ class Signaling:
             "logger": _wire_log,
             **self._options,
         }
+        if options.get("ssl") is None and urlsplit(self._session.url).scheme == "wss":
+            options["ssl"] = context = ssl.create_default_context()
+            # Only a subjectAltName says what host a certificate is for (RFC 9525).
+            context.hostname_checks_common_name = False
         if token is not None:
             given = Headers(self._options.get("additional_headers") or {})
             options["additional_headers"] = [*given.raw_items(), ("Authorization", f"Bearer {token}")]
