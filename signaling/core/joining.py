@@ -229,6 +229,19 @@ class JoinAttempt:
         self.state = state
 
 
+def check_admission(request: JoinRequest, client: Client, services: JoinServices) -> None:
+    """Check whether ``JoinAttempt.start`` would succeed.
+
+    Raises:
+        Refused: as that would.
+    """
+    if services.draining:
+        raise _stopping()
+    session = services.sessions.find(request)
+    if session is None or not session.check_transfer(client):
+        services.connection_limits.check(client)
+
+
 def _stopping() -> Refused:
     return Refused(503, "the server is stopping", {b"Retry-After": b"1"})
 

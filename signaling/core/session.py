@@ -197,6 +197,14 @@ class PeerSession(Peer):
         self._outbound.slot = None
         return slot
 
+    def check_transfer(self, client: Client) -> bool:
+        """Return whether ``transfer_slot`` would give a slot; raises ``Refused`` if that would."""
+        held = self._outbound.slot
+        if held is None:
+            return False
+        held.check_transfer(client)
+        return True
+
     def return_slot(self, slot: ConnectionSlot) -> None:
         """Take the slot back from a connection that ended before it resumed this session, or release it."""
         if self.state is not SessionState.CLOSED and self._outbound.slot is None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from constantly import NamedConstant
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, execute
 from twisted.logger import LogLevel
 
+from signaling.admission.client_address import Client
+from signaling.auth.cred import Logout, granted
 from signaling.backplane.standalone import StandaloneBackplane
 from signaling.core.announcer import Announcer
 from signaling.core.grants import Grant
 from signaling.core.ice import IceServers
 from signaling.core.interfaces import Backplane, JoinTicket
 from signaling.core.join_request import JoinRequest
-from signaling.core.joining import JoiningConnection
+from signaling.core.joining import JoiningConnection, check_admission
 from signaling.core.local_peers import LocalPeers
 from signaling.core.peer import Peer, PeerServices
 from signaling.core.peer_ids import PeerIds
@@ -150,6 +152,27 @@ class SignalingFactory(HttpFactory):
         if grant is None or grant.expires is None:
             return None
         return int(min(max(grant.expires - self._wall_clock(), 0.0), _MOST_SECONDS))
+
+    def would_join(self, request: JoinRequest, client: Client) -> Deferred[None]:
+        """Check whether a client could join, without a connection slot for it.
+
+        Args:
+            request: checked, with its credential.
+            client: where it comes from.
+
+        Returns:
+            Fires if the client could join; fails with ``Refused``. To cancel it ends the login.
+        """
+        if self.access is None:
+            return execute(check_admission, request, client, self)
+        check = self.access.login(request.credential).addCallback(self._would_be_admitted, request, client)
+        check.addTimeout(self.limits.handshake_timeout_seconds, self.reactor)
+        return check
+
+    def _would_be_admitted(self, login: tuple[Any, Grant, Logout], request: JoinRequest, client: Client) -> None:
+        _, grant, logout = login
+        logout()
+        check_admission(granted(request, grant), client, self)
 
     def new_peer(self, request: JoinRequest, connection: JoiningConnection, ticket: JoinTicket) -> Peer:
         """Make a peer that is in no topic yet, by the ticket's id if it has one."""
