@@ -131,6 +131,9 @@ class SignalingFactory(HttpFactory):
         self.clock_steps = ClockSteps(clock, wall_clock, self.renewals.expire_all)
         self._wall_clock = wall_clock
         self.expiries: WallClockTimers[SignalingProtocol] = WallClockTimers(clock, wall_clock, SignalingProtocol.expire)
+        self.token_timeouts: Timeouts[SignalingProtocol] = Timeouts(
+            clock, self.limits.handshake_timeout_seconds, SignalingProtocol.token_timed_out
+        )
         self.ids = PeerIds()
         self.paced_log = PacedLog(clock)
         self.judges_messages = bool(self.limits.max_messages_per_second) or self.events.debug or self.access is not None
@@ -201,6 +204,7 @@ class SignalingFactory(HttpFactory):
         self.renewals.cancel_if_idle()
         self.clock_steps.stop()
         self.expiries.cancel_if_idle()
+        self.token_timeouts.cancel_if_idle()
         self.sessions.cancel_idle_timers()
         super().cancel_idle_timers()
 

@@ -57,7 +57,7 @@ class SignalingProtocol(HttpProtocol[Receipt]):
     # The request and the login
 
     def handshake_timed_out(self) -> None:
-        """End a connection whose request or login took too long, or the check of a new token."""
+        """End a connection whose request or login took too long."""
         if self._login is not None:
             self._login.cancel()
         else:
@@ -234,8 +234,12 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         login.addCallbacks(self._renewed, self._not_renewed, (credential, presented), {}, (presented,))
         login.addErrback(self._login_broken)
         if self._login is not None:
-            # Its deadline is that of a login before the handshake.
-            self.factory.handshake_timeouts.set(self)
+            self.factory.token_timeouts.set(self)
+
+    def token_timed_out(self) -> None:
+        """Give up the check of a new token; the old one stays in use."""
+        if self._login is not None:
+            self._login.cancel()
 
     def _renewed(
         self, login: tuple[Any, Grant, Logout], credential: Bearer, presented: messages.PresentedToken
@@ -270,7 +274,7 @@ class SignalingProtocol(HttpProtocol[Receipt]):
     def _end_check(self, outcome: bytes | Rejected) -> None:
         """Answer a new token, if there still is a peer, and read on."""
         self._login = None
-        self.factory.handshake_timeouts.clear(self)
+        self.factory.token_timeouts.clear(self)
         peer = self._peer
         if peer is not None and isinstance(outcome, Rejected):
             peer.reject(outcome)
@@ -359,7 +363,7 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         """Clean up; ``onClose``, in the middle of it, removes or detaches the peer."""
         self.factory.renewals.clear(self)
         self.factory.expiries.clear(self)
-        self.factory.handshake_timeouts.clear(self)
+        self.factory.token_timeouts.clear(self)
         super().connectionLost(reason)
         if self._login is not None:
             self._login.cancel()
