@@ -175,13 +175,16 @@ class PageResource(Endpoint):
 
     def answer(self, request: Request) -> Any:
         """Answer with the file, or with 304."""
-        for name, value in self._page.headers.items():
+        chosen = self._page.choose(request_headers(request)(b"accept-encoding"))
+        for name, value in chosen.headers.items():
             request.setHeader(name, value)
-        if request.setETag(b'"%b"' % self._page.etag) is CACHED:
+        varies = [*request.responseHeaders.getRawHeaders(b"vary", []), b"Accept-Encoding"]
+        request.setHeader(b"Vary", b", ".join(varies))
+        if request.setETag(b'"%b"' % chosen.etag) is CACHED:
             # The length would be that of an empty answer; RFC 9110, section 8.6, requires the file's or none.
             request.finish()
             return NOT_DONE_YET
-        return answer_body(request, self._page.body)
+        return answer_body(request, chosen.body)
 
 
 class TopicResource(Endpoint):
