@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import inf
+from random import Random
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -191,6 +192,8 @@ class ResumingScenario(Scenario):
         # The relays that were written to a connection.
         self.put_on_connections: set[int] = set()
         self.all_clients = Process(self.timeline, "clients")
+        # Of its own, so that everything else under a seed stays as it was.
+        self._expiries = Random(f"expiries {seed}")
 
     def make_limits(self) -> Limits:
         window = self.random.choice([WINDOW_SECONDS, WINDOW_SECONDS, 3.0, 30.0])
@@ -256,14 +259,17 @@ class ResumingScenario(Scenario):
             self.come_back(client)
 
     def leave(self) -> None:
-        """Let a client leave, or lose its connection, which its node notices now or later."""
+        """Let a client leave, or lose its connection, which its node notices now or later, or let its token expire."""
         there: list[Any] = [client for client in self.clients if not client.gone]
         if not there:
             return
         client = self.random.choice(there)
         connection = client.connection
         if connection is None or self.random.random() < 0.8:
-            if connection is not None:
+            if connection is not None and self.joins.active and self._expiries.random() < 0.35:
+                self.trace(client.name, "its token expires")
+                connection.node.expire(connection)
+            elif connection is not None:
                 client.lose(connection)
                 seconds = self.random.choice([0, 0, 0.01, 2, 15])
                 self.timeline.after(seconds, connection.node.lose, connection)
