@@ -22,7 +22,7 @@ from signaling.client.backoff import Backoff, Loss, closing, one_line, refusal
 from signaling.client.credential import TOKEN_SECONDS, NoToken, TokenSource, checked, raised, timed_out
 from signaling.client.errors import Lost, NotDelivered, Refused
 from signaling.client.messages import AnyMessage, Error, IceServer, Metadata, PeerList, Relayed
-from signaling.client.session import MAX_MESSAGE_BYTES, Session
+from signaling.client.session import MAX_FRAGMENTS, MAX_MESSAGE_BYTES, MAX_RECEIVED_BYTES, Session
 
 _log = logging.getLogger("signaling.client")
 # At level DEBUG, websockets logs tokens and whole messages. Only who sets the level of this logger gets that.
@@ -33,8 +33,6 @@ OPENING_SECONDS = 15.0
 PING_SECONDS = 10.0
 PONG_SECONDS = 10.0
 FLUSH_SECONDS = 5.0
-# A peer list holds up to 1 MiB by default, and the operator may allow more.
-_MAX_RECEIVED_BYTES = 16 * 1_048_576
 
 MAX_UNREAD = 256
 MAX_UNREAD_BYTES = 1_048_576
@@ -289,7 +287,7 @@ class Signaling:
         options = {
             "compression": None,
             "ping_interval": None,
-            "max_size": _MAX_RECEIVED_BYTES,
+            "max_size": MAX_RECEIVED_BYTES,
             # A proxy from the environment cannot reach this machine.
             "proxy": None if _is_loopback(self._session.url) else True,
             "logger": _wire_log,
@@ -311,7 +309,7 @@ class Signaling:
         code = None
         try:
             while True:
-                text = await socket.recv()
+                text = await _receive(socket)
                 self._session.receive(text)
                 if self._session.open and opening.when() is not None:
                     self._opened(opening)
@@ -419,6 +417,16 @@ def start(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
     task = asyncio.create_task(work)
     task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     return task
+
+
+async def _receive(socket: ClientConnection) -> str | bytes:
+    fragments: list[Any] = []
+    async for fragment in socket.recv_streaming():
+        fragments.append(fragment)
+        if len(fragments) > MAX_FRAGMENTS:
+            raise WebSocketException(f"a message of more than {MAX_FRAGMENTS:,} fragments")
+    message: str | bytes = type(fragments[0])().join(fragments)
+    return message
 
 
 async def _bounded(answer: asyncio.Future[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import json
 import re
 import socket
@@ -373,5 +374,22 @@ def test_whatever_a_server_answers_the_twisted_client_asks_again() -> None:
             clients.join()
             for what, url in zip(ANSWERS, urls, strict=True):
                 assert re.search(f"^{re.escape(url)} .*HTTP 404: not here", clients.log, re.MULTILINE), what
+
+    asyncio.run(scenario())
+
+
+def test_a_message_of_endless_fragments_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signaling.client.connection.MAX_FRAGMENTS", 50)
+
+    async def endless(connection: ServerConnection) -> None:
+        await connection.send(iter(WELCOME))
+        await connection.send(EMPTY)
+        await connection.send(itertools.repeat("", 200))
+        await connection.wait_closed()
+
+    async def scenario() -> None:
+        async with playing(endless) as (url, _), join(url, reconnect=False) as signaling:
+            with pytest.raises(Lost, match="a message of more than 50 fragments"):
+                await drain(signaling)
 
     asyncio.run(scenario())
