@@ -39,7 +39,8 @@ MAX_UNREAD_BYTES = 1_048_576
 """Messages that wait for the application, and the bytes of their JSON; beyond that the socket is not read."""
 _FLOOD_FACTOR = 8
 MAX_NEVER_READ = 16_384
-"""Events that wait for an application that has never iterated, and may never do so."""
+MAX_NEVER_READ_BYTES = 16 * 1_048_576
+"""Messages of any kind that wait for an application while the socket has to be read, and the bytes of their JSON."""
 
 
 def join(  # noqa: PLR0913 - as for SignalingClient
@@ -373,7 +374,7 @@ class Signaling:
     def _is_too_much(self, event: AnyMessage) -> bool:
         if isinstance(event, Relayed):
             return not self._fits(_FLOOD_FACTOR)
-        return not self._iterates and self._unread.qsize() >= MAX_NEVER_READ
+        return self._unread.qsize() >= MAX_NEVER_READ or self._unread_bytes >= MAX_NEVER_READ_BYTES
 
     def _make_room(self) -> None:
         # A task that waits for an outcome has to get it, even if nobody reads the messages before it. An application
@@ -448,8 +449,10 @@ async def _keep_alive(socket: ClientConnection) -> None:
     try:
         while True:
             await asyncio.sleep(PING_SECONDS)
-            pong = await socket.ping()
-            await asyncio.wait_for(pong, PONG_SECONDS)
+            async with asyncio.timeout(PONG_SECONDS):
+                # A server that reads nothing does not even take the ping.
+                pong = await socket.ping()
+                await pong
     except TimeoutError:
         socket.transport.abort()
     except ConnectionClosed:
