@@ -139,6 +139,18 @@ def decode(text: str | bytes) -> AnyMessage | None:
         return None
 
 
+def decode_payload(text: bytes) -> Any:
+    """Read a payload that was sealed, as leniently as one that was not.
+
+    Raises:
+        ValueError: if it is not JSON.
+    """
+    try:
+        return _load(text.decode())
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def _load(text: str) -> Any:
     """Read JSON that msgspec refuses: lone surrogates, which browsers write, huge numbers, and deep nesting."""
     try:
