@@ -20,6 +20,7 @@ SHIPPED = {
     "README.md",
     "LICENSE",
     "signaling/browser/client/signaling.js",
+    "signaling/browser/client/sealing.js",
     "signaling/browser/client/signaling.d.ts",
 }
 NAME = "twisted-signaling-client"
