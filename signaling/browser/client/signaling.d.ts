@@ -41,6 +41,12 @@ export interface JoinOptions {
   backoff?: { first?: number; most?: number };
   /** The size of one message of this peer, in bytes; default: 65536, as at the server. */
   maxMessageBytes?: number;
+  /**
+   * Shared by the peers of the topic, of at least 16 bytes: payloads are sealed with it, so that the server can neither read
+   * nor change them (docs/sealing.md). Messages that are not sealed with it are `tampered`. Needs a secure page, and
+   * `sealing.js` beside `signaling.js`.
+   */
+  secret?: string;
 }
 
 export interface SignalingEventMap {
@@ -57,7 +63,9 @@ export interface SignalingEventMap {
   "ice-candidate": CustomEvent<RelayedMessage>;
   /** Every message of the server, before the event of its own type, except those that a client sends to itself as a fence. */
   received: CustomEvent<WireMessage>;
-  /** Every message that this peer sent. */
+  /** With a `secret`: a message that was not passed on, because it is not what its sender sealed for this peer, now. */
+  tampered: CustomEvent<{ from: string; type: RelayedType; reason: string }>;
+  /** Every message that this peer sent, as it was before it was sealed. */
   sent: CustomEvent<OutgoingMessage>;
   /**
    * `retryInMs` is set while `waiting`. `reason` says for a person why a connection ended, unless this peer left; `code` is
@@ -80,12 +88,12 @@ export class Signaling extends EventTarget {
   readonly ready: Promise<void>;
   /**
    * Sends a message. Without a connection, it waits for the next one, and is dropped if that cannot resume, or if 256
-   * messages wait already. An `error` reports messages that were dropped, or that are `too_large`.
+   * messages wait already. An `error` reports messages that were dropped, or that are `too_large`, or `not_sealed`.
    *
    * @returns Its `msgId`, which an `error` about it repeats.
    */
   send(type: RelayedType, to: string, payload?: unknown, msgId?: string): string;
-  /** Leaves the topic for good. */
+  /** Leaves the topic for good. With a `secret`, messages of `send` that are not sealed yet are dropped. */
   leave(): void;
   addEventListener<K extends keyof SignalingEventMap>(
     type: K,
