@@ -12,7 +12,9 @@ import binascii
 import os
 from typing import Any
 
-from signaling.client.messages import decode_payload
+import msgspec
+
+from signaling.client.messages import Answer, IceCandidate, Offer, Tampered, decode_payload
 
 try:
     from cryptography.exceptions import InvalidTag
@@ -115,6 +117,19 @@ class Sealing:
             return decode_payload(plaintext) if plaintext else None
         except ValueError:
             raise Rejected(UNREADABLE) from None
+
+    def receive(
+        self, relayed: Offer | Answer | IceCandidate, own_id: str
+    ) -> Offer | Answer | IceCandidate | Tampered | None:
+        """Return what the application gets in place of a message; None if that is nothing."""
+        kind = str(relayed.__struct_config__.tag)
+        try:
+            payload = self.open(kind, relayed.sender, own_id, relayed.payload, relayed.msg_id)
+        except Duplicate:
+            return None
+        except Rejected as rejected:
+            return Tampered(relayed.sender, kind, str(rejected))
+        return msgspec.structs.replace(relayed, payload=payload)
 
     def _remember(self, sender: str, number: int, msg_id: str) -> None:
         self._last_numbers.pop(sender, None)
