@@ -104,7 +104,7 @@ class Backoff:
         self._chance = chance
         self._attempts = 0
         self._opened_at: float | None = None
-        self._at_once_at: float | None = None
+        self._was_at_once = False
 
     def opened(self) -> None:
         """Note that a connection is open; if it lasts, the times start again at the first."""
@@ -112,13 +112,13 @@ class Backoff:
 
     def delay(self, loss: Loss) -> float:
         """Return the seconds to wait after ``loss``."""
-        now = self._clock()
-        if self._opened_at is not None and now - self._opened_at >= STABLE_SECONDS:
+        if self._opened_at is not None and self._clock() - self._opened_at >= STABLE_SECONDS:
             self._attempts = 0
+            self._was_at_once = False
         self._opened_at = None
-        # Not again soon: a server may end every connection because of its token.
-        if loss.at_once and (self._at_once_at is None or now - self._at_once_at >= STABLE_SECONDS):
-            self._at_once_at = now
+        # Once in a row: a server may end every connection because of its token.
+        if loss.at_once and not self._was_at_once:
+            self._was_at_once = True
             return 0.0
         span = min(self._most, self._first * 2.0**self._attempts)
         if span < self._most:

@@ -24,8 +24,10 @@ SHORTEST_RENEWAL_SECONDS = 1.0
 """The function is called at most so often on one connection, whatever the server says about expiry."""
 LONGEST_RENEWAL_SECONDS = 2_147_483.0
 """Timers of some event loops take no longer time; about 25 days."""
-_RENEWAL_SHARE = 0.8
-_PAUSE_SHARE = 0.25
+RENEWAL_SHARE = 0.8
+"""The share of a token's time after which the function is asked for the next one."""
+PAUSE_SHARE = 0.25
+"""The share of the time that is left after which it is asked again, if that failed."""
 
 _UNAUTHORIZED = 401
 _FORBIDDEN = 403
@@ -143,13 +145,13 @@ class Renewal:
             # In this order NaN is 0.
             seconds = min(max(0.0, seconds), LONGEST_RENEWAL_SECONDS)
             self._expires_at = self._clock() + seconds
-            self._step = Step(max(_RENEWAL_SHARE * seconds, SHORTEST_RENEWAL_SECONDS))
+            self._step = Step(max(RENEWAL_SHARE * seconds, SHORTEST_RENEWAL_SECONDS))
 
     def failed(self, problem: str) -> None:
         """Ask again while there is time."""
         if self._expires_at is not None:
             left = self._expires_at - self._clock()
-            pause = max(_PAUSE_SHARE * left, SHORTEST_RENEWAL_SECONDS)
+            pause = max(PAUSE_SHARE * left, SHORTEST_RENEWAL_SECONDS)
             self._step = Step(pause if pause < left else None, problem)
 
     def end(self) -> None:
