@@ -17,9 +17,19 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from signaling.client.aiortc import MAX_CANDIDATES, deliver, from_payload, to_payload
+from signaling.client.aiortc import MAX_CANDIDATES, TamperLog, deliver, from_payload, to_payload
 from signaling.client.connection import Signaling, start
-from signaling.client.messages import Answer, IceCandidate, IceServer, Offer, PeerJoined, PeerLeft, PeerList, Welcome
+from signaling.client.messages import (
+    Answer,
+    IceCandidate,
+    IceServer,
+    Offer,
+    PeerJoined,
+    PeerLeft,
+    PeerList,
+    Tampered,
+    Welcome,
+)
 
 try:
     from aiortc import RTCConfiguration, RTCIceGatherer, RTCIceServer, RTCPeerConnection
@@ -62,6 +72,7 @@ class Mesh:
         self._links: dict[str, _Link] = {}
         self._describing: dict[Any, asyncio.Task[None]] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._tampering = TamperLog()
 
     async def run(self) -> None:
         """Keep the connections until this peer has left; then close them."""
@@ -119,6 +130,8 @@ class Mesh:
                 self._offer_to_new(peer_id)
             case PeerLeft(peer_id):
                 await self._forget(peer_id)
+            case Tampered():
+                self._tampering.log(message)
             case Offer(sender) | Answer(sender) | IceCandidate(sender) if sender in self._signaling.peers:
                 self._link(sender).put(message)
 
