@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+import re
 from typing import Any
 
 import msgspec
@@ -29,6 +30,8 @@ MIN_SECRET_BYTES = 16
 _LABEL = b"twisted-signaling sealed 1\0"
 _NONCE_BYTES = 12
 _TAG_BYTES = 16
+# Python's decoder takes other characters as well.
+_BASE64URL = re.compile("[A-Za-z0-9_-]*")
 # JavaScript has no greater exact number.
 _MAX_NUMBER = 2**53 - 1
 # The ids of a server have 26 characters. The bound is for what is remembered of each.
@@ -170,9 +173,11 @@ def _fields(payload: Any) -> tuple[int, bytes]:
     if isinstance(version, bool) or isinstance(number, bool) or not 0 < number <= _MAX_NUMBER:
         raise Rejected(UNSEALED)
     try:
-        return number, base64.b64decode(data + "=" * (-len(data) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        raise Rejected(UNOPENED) from None
+        if _BASE64URL.fullmatch(data):
+            return number, base64.urlsafe_b64decode(data + "=" * (-len(data) % 4))
+    except binascii.Error:
+        pass
+    raise Rejected(UNOPENED)
 
 
 def _bound(kind: str, sender: str, target: str, number: int) -> bytes:
