@@ -8,10 +8,12 @@ import sys
 from typing import Any
 
 import pytest
+from twisted.internet.task import Clock
 
 from signaling.client import Error, IceCandidate, Offer, Tampered, join
 from signaling.client.sealing import REPEATED, UNOPENED, UNSEALED, Sealing
 from signaling.client.session import Session
+from signaling.client.twisted import SignalingClient
 
 URL = "ws://example.com/ws/my%2Droom?x=/y"
 SECRET = "correct horse battery staple"
@@ -183,6 +185,8 @@ def test_a_secret_that_is_too_short_is_refused_and_not_shown() -> None:
     with pytest.raises(ValueError, match="token_urlsafe") as raised:
         join(URL, secret="too short")
     assert "too short" not in str(raised.value)
+    with pytest.raises(ValueError, match="token_urlsafe"):
+        SignalingClient(URL, print, secret="too short", clock=Clock())
 
 
 def test_the_client_without_a_secret_needs_no_cryptography() -> None:

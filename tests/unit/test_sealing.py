@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from signaling.client import sealing
 from signaling.client.sealing import Duplicate, Rejected, Sealing, sealed_length
@@ -50,6 +52,26 @@ def outcome(opener: Sealing, to: str, message: dict[str, Any]) -> dict[str, Any]
     except Duplicate:
         return {"duplicate": True}
     return {"payload": payload}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+SEALED_KEYS = {"sealed": st.just(1) | JSON, "number": st.integers(-2, 2**54) | JSON, "data": st.text() | JSON}
+
+
+@settings(max_examples=50, deadline=None)
+@given(JSON | st.fixed_dictionaries({}, optional=SEALED_KEYS), st.text(), st.none() | st.text())
+def test_no_payload_of_a_server_raises_anything_else(payload: Any, sender: str, msg_id: str | None) -> None:
+    with pytest.raises(Rejected):
+        Sealing(SECRET, b"my-room").open("offer", sender, "me", payload, msg_id)
+
+
+def test_an_id_that_is_no_unicode_is_sealed_and_opened_all_the_same() -> None:
+    made = Sealing(SECRET, b"my-room")
+    assert made.open("offer", "\ud800", "\udfff", made.seal("offer", "\ud800", "\udfff", 1, b"1"), None) == 1
 
 
 def test_each_message_has_a_nonce_of_its_own() -> None:
