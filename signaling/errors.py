@@ -19,6 +19,7 @@ class ErrorCode(StrEnum):
     RATE_LIMITED = "rate_limited"
     TOPIC_FULL = "topic_full"
     FORBIDDEN = "forbidden"
+    INVALID_TOKEN = "invalid_token"
 
 
 class LeaveReason(StrEnum):

@@ -52,6 +52,15 @@ class ConnectionSlot:
         self._limits = None
         return slot
 
+    def check_transfer(self, client: Client) -> None:
+        """Raise ``Refused`` if ``transfer`` would."""
+        if self._limits is not None:
+            self._limits.remove(self._network)
+            try:
+                self._limits.check(client)
+            finally:
+                self._limits.add(self._network)
+
 
 class ConnectionLimits:
     """Counts the connections of one server, in all and for each address.
@@ -96,13 +105,21 @@ class ConnectionLimits:
         Raises:
             Refused: 503 if the server is full, 429 if the client's address has too many connections.
         """
+        network = self._check(client, TokenBuckets.take)
+        self.add(network)
+        return ConnectionSlot(self, network)
+
+    def check(self, client: Client) -> None:
+        """Raise ``Refused`` if ``admit`` would; nothing is counted."""
+        self._check(client, TokenBuckets.wait)
+
+    def _check(self, client: Client, wait: Callable[[TokenBuckets[str], str], float]) -> str | None:
         if self._admitted >= self.most:
             raise _later(503, f"the server is full: it takes {self.most} connections", _RETRY_WHEN_FULL_SECONDS)
         network = client.network if self._bounds_addresses else None
         if network is not None:
-            self._check_address(network)
-        self.add(network)
-        return ConnectionSlot(self, network)
+            self._check_address(network, wait)
+        return network
 
     def add(self, network: str | None) -> None:
         """Count one connection more.
@@ -124,11 +141,11 @@ class ConnectionLimits:
             else:
                 del self._by_network[network]
 
-    def _check_address(self, network: str) -> None:
+    def _check_address(self, network: str, wait_for: Callable[[TokenBuckets[str], str], float]) -> None:
         most = self._limits.max_connections_per_address
         if most and self._by_network.get(network, 0) >= most:
             raise _later(429, f"at most {most} connections from one address ({network})", _RETRY_WHEN_FULL_SECONDS)
-        wait = self._rates.take(network) if self._rates is not None else 0.0
+        wait = wait_for(self._rates, network) if self._rates is not None else 0.0
         if wait:
             rate = self._limits.max_connections_per_address_per_second
             raise _later(429, f"at most {rate:g} new connections a second from one address ({network})", wait)

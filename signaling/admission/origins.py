@@ -79,6 +79,11 @@ class Origins:
             return {b"Vary": b"Origin"}
         return {b"Access-Control-Allow-Origin": values[0], b"Vary": b"Origin"}
 
+    @staticmethod
+    def cors_of_all(values: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Return the CORS headers of an answer that every page may read; the argument is that of ``cors``."""
+        return {b"Access-Control-Allow-Origin": values[0] if values else b"*", b"Vary": b"Origin"}
+
     def _allow(self, values: Sequence[bytes]) -> bool:
         if self.allow_any or not values:
             return True

@@ -74,6 +74,12 @@ class TokenBuckets(Generic[K]):
         bucket.take(now)
         return 0.0
 
+    def wait(self, key: K) -> float:
+        """Return what ``take`` would, and take nothing."""
+        bucket = self._buckets.get(key)
+        missing = round(1 - bucket.available(self._seconds()), 6) if bucket is not None else 0
+        return max(0.0, missing / self._rate)
+
     def _forget_full(self, now: float) -> None:
         while self._buckets:
             key = next(iter(self._buckets))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from constantly import NamedConstant
+from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
 from twisted.cred.credentials import IUsernamePassword
 from twisted.cred.portal import Portal
 from twisted.cred.strcred import (
@@ -276,6 +277,9 @@ class Options(usage.Options, AuthOptionMixin):
         interfaces = [interface for interface in checker.credentialInterfaces if self.supportsInterface(interface)]
         if not interfaces:
             raise UnsupportedInterfaces(checker.credentialInterfaces)
+        if isinstance(checker, InMemoryUsernamePasswordDatabaseDontUse):
+            # Twisted puts text there, and compares it with the bytes of a request.
+            checker.users = {os.fsencode(name): os.fsencode(password) for name, password in checker.users.items()}
         self.portal = self.portal or Portal(GrantRealm())
         if set(interfaces) & set(self.portal.listCredentialsInterfaces()):
             raise InvalidAuthArgumentString("there is another --auth that checks the same")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from hmac import compare_digest
 from typing import Any, NoReturn
 
@@ -15,7 +16,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import Attribute, Interface, classImplements, implementer
 
-from signaling.core.grants import Bearer, Credential, Grant, Password
+from signaling.core.grants import Bearer, Credential, Grant, Password, session_owner
+from signaling.core.join_request import JoinRequest
 from signaling.errors import Refused
 from signaling.web.credentials import presented
 from signaling.websocket.request_head import HeaderValues
@@ -90,6 +92,19 @@ def forbidden() -> Refused:
     """Return the error for a topic that the grant does not cover."""
     headers = {b"WWW-Authenticate": f'{_BEARER}, error="insufficient_scope"'.encode()}
     return Refused(403, "the token does not cover this topic", headers)
+
+
+def granted(request: JoinRequest, grant: Grant) -> JoinRequest:
+    """Return a request to join with what its client was granted.
+
+    Raises:
+        Refused: 403 if the grant does not cover the topic.
+    """
+    if not grant.covers(request.topic):
+        raise forbidden()
+    metadata = request.metadata if grant.metadata is None else grant.metadata_text
+    owner = session_owner(request.credential, grant) if request.credential is not None else None
+    return replace(request, metadata=metadata, credential=None, grant=grant, owner=owner)
 
 
 class Access:

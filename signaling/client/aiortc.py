@@ -27,6 +27,9 @@ __all__ = ["BYE", "TopicSignaling", "add_signaling_arguments", "create_signaling
 
 _log = logging.getLogger("signaling.client")
 
+CLOSE_SECONDS = 0.5
+"""How long ``close`` waits for the server's close frame: Ctrl-C has to end a program soon, also if the server hangs."""
+
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 5.0
 
@@ -67,12 +70,12 @@ class TopicSignaling:
 
     Args:
         url: of the topic.
-        options: as for ``signaling.client.join``.
+        options: as for ``signaling.client.join``; ``close_timeout`` is ``CLOSE_SECONDS`` unless it is given.
     """
 
     def __init__(self, url: str, **options: Any) -> None:
         self._url = url
-        self._options = options
+        self._options = {"close_timeout": CLOSE_SECONDS, **options}
         self._signaling: Signaling | None = None
         self._reading: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
@@ -91,7 +94,14 @@ class TopicSignaling:
 
         Raises:
             SignalingError: ``Refused``, or ``Lost`` if it is not to connect again.
+            CancelledError: if ``close`` is called meanwhile, so that the caller does not go on without a topic.
         """
+        if not self._closed:
+            await self._join()
+            if self._closed:
+                raise asyncio.CancelledError
+
+    async def _join(self) -> None:
         if self._closed or self._signaling is not None:
             return
         self._signaling = signaling = join(self._url, **self._options)
@@ -107,8 +117,8 @@ class TopicSignaling:
     async def close(self) -> None:
         """Leave the topic, which both programs receive as ``BYE``.
 
-        As with aiortc's own classes, calls that still wait in another task end: ``connect`` and ``send`` return, and
-        ``receive`` returns ``BYE``.
+        Calls that still wait in another task end: ``connect`` is cancelled, ``send`` returns, and ``receive`` returns
+        ``BYE``.
         """
         if not self._closed:
             self._closed = True
@@ -125,10 +135,11 @@ class TopicSignaling:
             descr: an ``RTCSessionDescription``, an ``RTCIceCandidate`` or ``BYE``.
 
         Raises:
-            NotDelivered: if the server does not deliver it, though the other peer is there.
-            ValueError: if it is longer than the server accepts.
+            NotDelivered: if the server does not deliver it, though the other peer is there; ``invalid_message`` if it
+                is longer than the server accepts, and shorter than ``max_message_bytes``.
+            ValueError: if it is longer than ``max_message_bytes``.
         """
-        await self.connect()
+        await self._join()
         kind, payload = to_payload(descr)
         while (signaling := self._signaling) is not None and not self._closed:
             if kind == "offer":
@@ -149,12 +160,13 @@ class TopicSignaling:
     async def receive(self) -> Any:
         """Return the next object from the other peer.
 
-        After ``close`` it returns ``BYE`` once.
+        After ``close`` it returns ``BYE`` once, so that loops end that wait for it, and then None, as aiortc's own
+        classes do after the last object.
 
         Raises:
-            SignalingError: ``Lost`` if it is called again after that ``BYE``, or the error that ended the signaling.
+            SignalingError: the error that ended the signaling.
         """
-        await self.connect()
+        await self._join()
         while (waiting := await self._received.get()) is not _END:
             self._room.set()
             received, sender = waiting
@@ -163,10 +175,12 @@ class TopicSignaling:
         self._received.put_nowait(_END)
         if self._failure is not None and not self._closed:
             raise self._failure
-        if self._said_bye:
-            raise Lost("closed")
-        self._said_bye = True
-        return BYE
+        if not self._said_bye:
+            self._said_bye = True
+            return BYE
+        # A loop that does not end with None lets the other tasks run.
+        await asyncio.sleep(0)
+        return None
 
     async def _find_other(self, signaling: Signaling) -> str | None:
         """Return the other peer's id, once there is one; None after ``close``."""
@@ -258,7 +272,7 @@ class TopicSignaling:
 
 
 async def deliver(signaling: Signaling, kind: str, to: str, payload: Any) -> None:
-    """Deliver a message, again and again while it is ``dropped``.
+    """Deliver a message, again and again while it is ``dropped`` or ``rate_limited``.
 
     Raises:
         NotDelivered: for any other reason.
@@ -268,7 +282,7 @@ async def deliver(signaling: Signaling, kind: str, to: str, payload: Any) -> Non
         try:
             return await signaling.deliver(kind, to, payload)
         except NotDelivered as error:
-            if error.code != ErrorCode.DROPPED or to not in signaling.peers:
+            if error.code not in (ErrorCode.DROPPED, ErrorCode.RATE_LIMITED) or to not in signaling.peers:
                 raise
         await asyncio.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)

@@ -15,7 +15,8 @@ _LONGEST_REASON = 500
 _GOING_AWAY = (1001, 1012)
 _POLICY_VIOLATION = 1008
 _TRY_AGAIN_LATER = 1013
-_TOKEN_EXPIRED = 4401
+TOKEN_EXPIRED = 4401
+"""The server's close code when the token of a connection expires."""
 # The only 4xx statuses for which the same request may succeed later.
 _TEMPORARY = (408, 425, 429)
 
@@ -28,11 +29,13 @@ class Loss:
         reason: for a person.
         code: the WebSocket close code; None without a close frame.
         retry_after_seconds: the ``Retry-After`` of the answer; 0 without one.
+        at_once: whether the next attempt need not wait, because it is not the same: it has a new token.
     """
 
     reason: str
     code: int | None = None
     retry_after_seconds: float = 0.0
+    at_once: bool = False
 
 
 def refusal(status: int, phrase: str, body: bytes | bytearray | None, headers: Mapping[str, str]) -> Loss:
@@ -46,7 +49,7 @@ def refusal(status: int, phrase: str, body: bytes | bytearray | None, headers: M
     Raises:
         Refused: if the same request would be refused again.
     """
-    reason = _one_line((body or b"").decode("utf-8", "replace")) or _one_line(phrase)
+    reason = one_line((body or b"").decode("utf-8", "replace")) or one_line(phrase)
     if 400 <= status < 500 and status not in _TEMPORARY:
         raise Refused(status, reason)
     wanted = headers.get("retry-after", "")[:10]
@@ -62,16 +65,16 @@ def closing(code: int | None, reason: str) -> Loss:
         reason: that of the close frame.
 
     Raises:
-        Refused: if the access token has expired; the next connection would carry the same one.
+        Refused: if the token has expired.
     """
-    reason = _one_line(reason)
-    if code == _TOKEN_EXPIRED:
+    reason = one_line(reason)
+    if code == TOKEN_EXPIRED:
         raise Refused(code, reason or "the token has expired")
     cause = f"{code}: {reason}" if reason else f"{code or 'no close frame'}"
     return Loss(f"the connection was lost ({cause})", code)
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Return a server's text as one short line of printable characters, for a log."""
     printable = "".join(letter if letter.isprintable() else " " for letter in text[:_LONGEST_REASON])
     return " ".join(printable.split())
@@ -101,6 +104,7 @@ class Backoff:
         self._chance = chance
         self._attempts = 0
         self._opened_at: float | None = None
+        self._was_at_once = False
 
     def opened(self) -> None:
         """Note that a connection is open; if it lasts, the times start again at the first."""
@@ -110,7 +114,12 @@ class Backoff:
         """Return the seconds to wait after ``loss``."""
         if self._opened_at is not None and self._clock() - self._opened_at >= STABLE_SECONDS:
             self._attempts = 0
+            self._was_at_once = False
         self._opened_at = None
+        # Once in a row: a server may end every connection because of its token.
+        if loss.at_once and not self._was_at_once:
+            self._was_at_once = True
+            return 0.0
         span = min(self._most, self._first * 2.0**self._attempts)
         if span < self._most:
             self._attempts += 1

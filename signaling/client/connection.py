@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Coroutine
 from contextlib import suppress
+from inspect import isawaitable
 from ipaddress import ip_address
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed, InvalidProxy, InvalidStatus, WebSocketException
 from websockets.protocol import State
 
-from signaling.client.backoff import Backoff, Loss, closing, refusal
-from signaling.client.errors import Lost, NotDelivered
+from signaling.client.backoff import Backoff, Loss, closing, one_line, refusal
+from signaling.client.credential import TOKEN_SECONDS, NoToken, TokenSource, checked, raised, timed_out
+from signaling.client.errors import Lost, NotDelivered, Refused
 from signaling.client.messages import AnyMessage, Error, IceServer, Metadata, PeerList, Relayed
 from signaling.client.session import MAX_MESSAGE_BYTES, Session
 
 _log = logging.getLogger("signaling.client")
+# At level DEBUG, websockets logs tokens and whole messages. Only who sets the level of this logger gets that.
+_wire_log = logging.getLogger("signaling.client.wire")
+_wire_log.setLevel(logging.INFO)
 
 OPENING_SECONDS = 15.0
 PING_SECONDS = 10.0
@@ -37,10 +44,11 @@ MAX_NEVER_READ = 16_384
 """Events that wait for an application that has never iterated, and may never do so."""
 
 
-def join(
+def join(  # noqa: PLR0913 - as for SignalingClient
     url: str,
     *,
     metadata: Metadata | None = None,
+    token: TokenSource | None = None,
     reconnect: bool = True,
     backoff: Backoff | None = None,
     max_message_bytes: int = MAX_MESSAGE_BYTES,
@@ -51,15 +59,21 @@ def join(
     Args:
         url: of the topic, with its name percent-encoded.
         metadata: shown to the other peers; JSON of at most 4 KiB.
+        token: for a server with access control: a string, or a function that returns one or an awaitable of one. The
+            function is asked before every attempt to connect, and for a token that replaces the one of an open
+            connection before it expires.
         reconnect: whether to connect again after a loss.
         backoff: when to; None means after about half a second, doubling up to 30.
         max_message_bytes: the server's ``--max-message-bytes``.
         options: arguments of ``websockets.asyncio.client.connect``, for example ``ssl`` or ``additional_headers``.
 
     Raises:
-        ValueError: if the URL is not that of a WebSocket.
+        TypeError: if the token is neither a string nor a function.
+        ValueError: if the URL is not that of a WebSocket, or the token malformed or given twice.
     """
-    session = Session(url, metadata, max_message_bytes=max_message_bytes)
+    session = Session(url, metadata, token=token, max_message_bytes=max_message_bytes)
+    if token is not None and "Authorization" in Headers(options.get("additional_headers") or {}):
+        raise ValueError("a token is given twice, in additional_headers and as token=")
     return Signaling(session, backoff or Backoff(), reconnect=reconnect, options=options)
 
 
@@ -86,6 +100,7 @@ class Signaling:
         self._iterates = self._sends = False
         self._joined: asyncio.Future[None] | None = None
         self._running: asyncio.Task[None] | None = None
+        self._renewing: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
 
     @property
@@ -193,7 +208,12 @@ class Signaling:
     async def _run(self) -> None:
         try:
             while True:
-                loss = await self._connect()
+                try:
+                    loss = await self._connect()
+                except Refused as refused:
+                    if not self._reconnect:
+                        raise
+                    loss = self._session.refused(refused)
                 if not self._reconnect:
                     raise Lost(loss.reason)
                 delay = self._backoff.delay(loss)
@@ -221,8 +241,12 @@ class Signaling:
 
     async def _connect(self) -> Loss:
         try:
+            token = await self._ask()
+        except NoToken as missing:
+            return Loss(f"no connection: {missing}")
+        try:
             async with asyncio.timeout(OPENING_SECONDS) as opening:
-                socket = await self._open()
+                socket = await self._open(token)
                 try:
                     return await self._use(socket, opening)
                 except BaseException:
@@ -238,10 +262,29 @@ class Signaling:
             return Loss("no connection: the proxy's URL is not valid (HTTP_PROXY, HTTPS_PROXY or proxy=)")
         except (OSError, WebSocketException) as error:
             # A TimeoutError has no text.
-            words = str(error) or f"no peer list within {OPENING_SECONDS:.0f} s"
+            words = one_line(str(error)) or f"no peer list within {OPENING_SECONDS:.0f} s"
             return Loss(f"no connection: {type(error).__name__}: {words}")
 
-    async def _open(self) -> ClientConnection:
+    async def _ask(self) -> str | None:
+        """Return the token for the next connection, or for a renewal.
+
+        Raises:
+            NoToken: if there is a function, and it returns none.
+        """
+        source = self._session.token_source
+        if not callable(source):
+            return source
+        try:
+            answer = source()
+            if isawaitable(answer):
+                answer = await _bounded(asyncio.ensure_future(answer))
+        except NoToken:
+            raise
+        except Exception as error:
+            raise raised(error) from None
+        return checked(answer)
+
+    async def _open(self, token: str | None) -> ClientConnection:
         # Our own pings end a dead connection without a close frame: one that arrived would end the session.
         options = {
             "compression": None,
@@ -249,8 +292,16 @@ class Signaling:
             "max_size": _MAX_RECEIVED_BYTES,
             # A proxy from the environment cannot reach this machine.
             "proxy": None if _is_loopback(self._session.url) else True,
+            "logger": _wire_log,
             **self._options,
         }
+        if options.get("ssl") is None and urlsplit(self._session.url).scheme == "wss":
+            options["ssl"] = context = ssl.create_default_context()
+            # Only a subjectAltName says what host a certificate is for (RFC 9525).
+            context.hostname_checks_common_name = False
+        if token is not None:
+            given = Headers(self._options.get("additional_headers") or {})
+            options["additional_headers"] = [*given.raw_items(), ("Authorization", f"Bearer {token}")]
         return await connect(self._session.url, open_timeout=None, **options)
 
     async def _use(self, socket: ClientConnection, opening: asyncio.Timeout) -> Loss:
@@ -265,6 +316,7 @@ class Signaling:
                 if self._session.open and opening.when() is not None:
                     self._opened(opening)
                 self._publish(len(text))
+                self._plan_renewal()
                 self._wake.set()
                 await self._room.wait()
         except ConnectionClosed as closed:
@@ -274,6 +326,8 @@ class Signaling:
             self._socket = None
             self._session.lost(code)
             self._publish()
+            if self._renewing is not None:
+                self._renewing.cancel()
             for helper in helpers:
                 helper.cancel()
             await asyncio.gather(*helpers, return_exceptions=True)
@@ -283,6 +337,26 @@ class Signaling:
         self._backoff.opened()
         if self._joined is not None and not self._joined.done():
             self._joined.set_result(None)
+
+    def _plan_renewal(self) -> None:
+        step = self._session.renewal()
+        if step is None:
+            return
+        if step.warning:
+            _log.warning("%s", step.warning)
+        if step.seconds is not None:
+            self._renewing = start(self._renew(step.seconds))
+
+    async def _renew(self, delay: float) -> None:
+        await asyncio.sleep(delay)
+        try:
+            token = await self._ask()
+        except NoToken as missing:
+            self._session.renewal_failed(str(missing))
+            self._plan_renewal()
+        else:
+            self._session.renew(token or "")
+            await self._flush()
 
     def _publish(self, size: int = 0) -> None:
         for event in self._session.events():
@@ -345,6 +419,21 @@ def start(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
     task = asyncio.create_task(work)
     task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     return task
+
+
+async def _bounded(answer: asyncio.Future[str]) -> str:
+    """Wait for a function's answer, also if the function does not end when it is cancelled."""
+    # Its exception is not logged if nobody waits any more.
+    answer.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+    try:
+        await asyncio.wait([answer], timeout=TOKEN_SECONDS)
+        if not answer.done():
+            raise timed_out()
+        if answer.cancelled():
+            raise raised(asyncio.CancelledError())
+        return answer.result()
+    finally:
+        answer.cancel()
 
 
 async def _keep_alive(socket: ClientConnection) -> None:

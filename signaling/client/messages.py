@@ -40,12 +40,18 @@ class Peer(msgspec.Struct, frozen=True):
 
 
 class Welcome(Message, frozen=True, tag="welcome"):
-    """This peer is in the topic; ``resumed`` says whether as the same peer as before."""
+    """This peer is in the topic.
+
+    Args:
+        resumed: whether as the same peer as before.
+        expires_in: how long the token of the connection is valid, in seconds; None if it never expires.
+    """
 
     self_id: str
     ice_servers: list[IceServer] = []
     resume: Resume | None = None
     resumed: bool = False
+    expires_in: float | None = None
 
 
 class PeerList(Message, frozen=True, tag="peer-list"):
@@ -98,6 +104,17 @@ class IceServers(Message, frozen=True, tag="ice-servers"):
     ice_servers: list[IceServer]
 
 
+class Token(Message, frozen=True, tag="token"):
+    """The server accepted a new token; no event for the application.
+
+    Args:
+        expires_in: as in ``Welcome``.
+    """
+
+    expires_in: float | None = None
+    msg_id: str | None = None
+
+
 class Error(Message, frozen=True, tag="error"):
     """The answer to one message of this peer."""
 
@@ -107,6 +124,7 @@ class Error(Message, frozen=True, tag="error"):
 
 
 AnyMessage = Welcome | PeerList | PeerJoined | PeerLeft | Offer | Answer | IceCandidate | IceServers | Error
+"""What an application receives."""
 
 _RELAYED: dict[str, type[Offer | Answer | IceCandidate]] = {
     "offer": Offer,
@@ -120,10 +138,10 @@ MAX_DEPTH = 100
 # The next bracket outside strings, or the end. It is possessive and matches everywhere, so its time is linear.
 _NEXT_BRACKETS = re.compile(r'(?:[^\[\]{}"]++|"(?:[^"\\]++|\\.)*+"?)*+([\[{]+|[\]}]+|\Z)', re.DOTALL)
 
-_decoder: msgspec.json.Decoder[AnyMessage] = msgspec.json.Decoder(AnyMessage)
+_decoder: msgspec.json.Decoder[AnyMessage | Token] = msgspec.json.Decoder(AnyMessage | Token)
 
 
-def decode(text: str | bytes) -> AnyMessage | None:
+def decode(text: str | bytes) -> AnyMessage | Token | None:
     """Read one message.
 
     Returns:
@@ -170,11 +188,11 @@ def _prune(text: str) -> str:
     return "".join(kept) + (text[start:] if depth <= MAX_DEPTH else "")
 
 
-def _typed(message: Any) -> AnyMessage | None:  # noqa: PLR0911 - one for each type
+def _typed(message: Any) -> AnyMessage | Token | None:  # noqa: PLR0911 - one for each type
     match message:
         case {"type": "welcome", "selfId": str(self_id)}:
             resumed = message.get("resumed") is True
-            return Welcome(self_id, _servers(message), _resume(message.get("resume")), resumed)
+            return Welcome(self_id, _servers(message), _resume(message.get("resume")), resumed, _seconds(message))
         case {"type": "peer-list"}:
             peers = _list(message.get("peers"))
             return PeerList([Peer(peer["id"], _metadata(peer)) for peer in peers if isinstance(peer.get("id"), str)])
@@ -186,6 +204,8 @@ def _typed(message: Any) -> AnyMessage | None:  # noqa: PLR0911 - one for each t
             return _RELAYED[kind](sender, message.get("payload"), _text(message, "msgId"))
         case {"type": "ice-servers"}:
             return IceServers(_servers(message))
+        case {"type": "token"}:
+            return Token(_seconds(message), _text(message, "msgId"))
         case {"type": "error", "code": str(code)}:
             return Error(code, _text(message, "message") or "", _text(message, "msgId"))
     return None
@@ -194,6 +214,15 @@ def _typed(message: Any) -> AnyMessage | None:  # noqa: PLR0911 - one for each t
 def _text(message: dict[str, Any], key: str) -> str | None:
     text = message.get(key)
     return text if isinstance(text, str) else None
+
+
+def _seconds(message: dict[str, Any]) -> float | None:
+    match message.get("expiresIn"):
+        case bool():
+            return None
+        case int() | float() as seconds:
+            return seconds
+    return None
 
 
 def _list(items: Any) -> list[dict[str, Any]]:

@@ -8,18 +8,25 @@ that: the server processes the messages of a connection in order, so when the fe
 or answered. On a resumed session the others are sent again, after a fence behind which all missed messages have
 arrived. A message that the server accepted just as the connection broke is then sent twice; a number in ``msgId`` lets
 the receiver ignore the second one.
+
+The server is a stranger as well: whatever it sends, this keeps a bounded amount, and ignores what is out of turn.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
 
+from signaling.client.backoff import Loss, one_line
+from signaling.client.credential import Credential, Renewal, Step, TokenSource
+from signaling.client.errors import Refused
 from signaling.client.messages import (
     Answer,
     AnyMessage,
@@ -32,6 +39,7 @@ from signaling.client.messages import (
     PeerJoined,
     PeerLeft,
     PeerList,
+    Token,
     Welcome,
     decode,
 )
@@ -40,6 +48,14 @@ from signaling.errors import ErrorCode
 RELAYED_TYPES = ("offer", "answer", "ice-candidate")
 MOST_KEPT = 256
 """How many messages wait for a connection; the next one is ``dropped``."""
+MOST_UNCONFIRMED = 16_384
+MOST_UNCONFIRMED_BYTES = 16 * 1_048_576
+"""How many written messages wait until the server has confirmed them; the next one is ``dropped``."""
+MOST_PEERS = 65_536
+MOST_PEERS_BYTES = 16 * 1_048_576
+"""How many other peers a topic has, and the bytes of the messages that named them; further ones are left out."""
+# A server notices within a minute that a peer has lost its connection; that is time for a few others.
+_MOST_FORMER_IDS = 16
 MAX_MESSAGE_BYTES = 65_536
 """The longest message that this peer sends: the default of a server."""
 MESSAGE_TOO_BIG = 1009
@@ -47,6 +63,7 @@ MESSAGE_TOO_BIG = 1009
 
 _NUMBERED = re.compile(r"~([0-9]{1,15})")
 _FENCE = re.compile(r"fence ([0-9]{1,15}) ([0-9]{1,15})")
+_RENEWAL = re.compile(r"token [0-9]{1,15}")
 _SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
 
 OnOutcome = Callable[[Error | None], None]
@@ -68,9 +85,13 @@ class _Outbox:
         self._entries: deque[_Entry] = deque()
         self._written = 0
         self._latest = 0
+        self._bytes = 0
 
-    def __len__(self) -> int:
-        return len(self._entries)
+    def has_room(self, *, connected: bool) -> bool:
+        """Return whether another message may be kept."""
+        if not connected:
+            return len(self._entries) < MOST_KEPT
+        return len(self._entries) < MOST_UNCONFIRMED and self._bytes < MOST_UNCONFIRMED_BYTES
 
     @property
     def latest_written(self) -> int:
@@ -86,6 +107,7 @@ class _Outbox:
 
     def keep(self, entry: _Entry) -> None:
         self._entries.append(entry)
+        self._bytes += len(entry.text)
 
     def write(self) -> list[str]:
         """Return the messages that were not written to this connection yet."""
@@ -102,6 +124,7 @@ class _Outbox:
         confirmed = []
         while self._entries and self._entries[0].number <= number:
             confirmed.append(self._entries.popleft())
+            self._bytes -= len(confirmed[-1].text)
         self._written = max(0, self._written - len(confirmed))
         return confirmed
 
@@ -110,6 +133,7 @@ class _Outbox:
         for index, entry in enumerate(self._entries):
             if entry.msg_id == msg_id:
                 del self._entries[index]
+                self._bytes -= len(entry.text)
                 self._written -= index < self._written
                 return entry
         return None
@@ -121,13 +145,14 @@ class _Outbox:
         if longest is None:
             return []
         self._entries.remove(longest)
+        self._bytes -= len(longest.text)
         self._written -= 1
         return [longest]
 
     def clear(self) -> list[_Entry]:
         entries = list(self._entries)
         self._entries.clear()
-        self._written = 0
+        self._written = self._bytes = 0
         return entries
 
 
@@ -137,7 +162,9 @@ class Session:
     Args:
         url: of the topic, for example ``wss://example.com/ws/my-room``.
         metadata: shown to the others.
+        token: presented to the server in the header ``Authorization``.
         max_message_bytes: the longest message to send; the server closes the connection after a longer one.
+        clock: returns monotonic seconds.
 
     Attributes:
         self_id: this peer's id; a new one after a loss that was not resumed, empty before the first ``Welcome``.
@@ -146,22 +173,36 @@ class Session:
         open: whether the current connection has received its ``peer-list``.
 
     Raises:
-        ValueError: if the URL is not that of a WebSocket.
+        TypeError: if the token is neither a string nor a function.
+        ValueError: if the URL is not that of a WebSocket, or the token given twice or malformed.
     """
 
     def __init__(
-        self, url: str, metadata: Metadata | None = None, *, max_message_bytes: int = MAX_MESSAGE_BYTES
+        self,
+        url: str,
+        metadata: Metadata | None = None,
+        *,
+        token: TokenSource | None = None,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._url = _address(url, metadata)
+        self._url = _address(url, metadata, has_token=token is not None)
+        self._credential = Credential(token)
+        self._renewal = Renewal(clock)
+        self._renewals = 0
+        self._awaited_renewal: str | None = None
+        self._renewing: str | None = None
         self._max_message_bytes = max_message_bytes
         self.self_id = ""
         self.peers: dict[str, Metadata | None] = {}
         self.ice_servers: list[IceServer] = []
         self.open = False
-        self._listed = self._over = False
-        self._token: str | None = None
+        self._welcomed = self._listed = self._over = False
+        self._resume_token: str | None = None
         self._seen = 0
-        self._former_ids: set[str] = set()
+        self._sizes: dict[str, int] = {}
+        self._peers_bytes = 0
+        self._former_ids: deque[str] = deque(maxlen=_MOST_FORMER_IDS)
         self._last_numbers: dict[str, int] = {}
         self._outbox = _Outbox()
         self._fences = 0
@@ -170,12 +211,17 @@ class Session:
         self._events: list[AnyMessage] = []
 
     @property
+    def token_source(self) -> TokenSource | None:
+        """The token for the next connection; a function has to be asked for it, before every attempt."""
+        return self._credential.source
+
+    @property
     def url(self) -> str:
         """The URL for the next connection."""
-        if self._token is None:
+        if self._resume_token is None:
             return self._url
         mark = "&" if "?" in self._url else "?"
-        return f"{self._url}{mark}resume={quote(self._token, safe='', errors='replace')}&seen={self._seen}"
+        return f"{self._url}{mark}resume={quote(self._resume_token, safe='', errors='replace')}&seen={self._seen}"
 
     def events(self) -> list[AnyMessage]:
         """Return and forget the events for the application."""
@@ -184,9 +230,12 @@ class Session:
 
     def writes(self) -> list[str]:
         """Return and forget the messages to write to the current connection."""
-        if not self.open or (self._catching_up and self._fence is not None):
+        if not self.open or (self._catching_up and self._fence is not None and self._renewing is None):
             return []
         texts = [] if self._catching_up else self._outbox.write()
+        if self._renewing is not None:
+            texts.insert(0, self._renewing)
+            self._renewing = None
         if self._fence is None and (self._catching_up or self._outbox.latest_written):
             texts.append(self._make_fence())
         return texts
@@ -216,22 +265,51 @@ class Session:
             )
         if self._over:
             self._refuse([entry], "this peer left")
-        elif not self.open and len(self._outbox) >= MOST_KEPT:
-            self._refuse([entry], "too much waits for a connection")
+        elif not self._outbox.has_room(connected=self.open):
+            self._refuse([entry], "too much waits for the server" if self.open else "too much waits for a connection")
         else:
             self._outbox.keep(entry)
         return entry.msg_id
 
+    def refused(self, refused: Refused) -> Loss:
+        """Return the loss with which to go on after a refusal: the function is to be asked anew.
+
+        Raises:
+            Refused: the same, if the next request would be refused as well.
+        """
+        return self._credential.refused(refused)
+
+    def renewal(self) -> Step | None:
+        """Return and forget when to ask the function for a token that replaces the one of the open connection.
+
+        Returns:
+            None if that has not changed.
+        """
+        return self._renewal.step()
+
+    def renew(self, token: str) -> None:
+        """Send a new token with the next ``writes``; no-op if the connection was lost."""
+        if self._welcomed:
+            self._renewals += 1
+            self._awaited_renewal = f"token {self._renewals}"
+            self._renewing = _encode({"type": "token", "token": token, "msgId": self._awaited_renewal})
+
+    def renewal_failed(self, problem: str) -> None:
+        """Note that there is no new token."""
+        self._renewal.failed(problem)
+
     def receive(self, text: str | bytes) -> None:
         """Process one message of the server."""
+        message = decode(text)
+        if not self._welcomed:
+            self._receive_first(message)
+            return
         self._seen += 1
-        match decode(text):
-            case Welcome() as welcome:
-                self._welcome(welcome)
-            case PeerList() as peer_list:
-                self._list(peer_list)
+        match message:
+            case PeerList() as peer_list if not self.open:
+                self._list(peer_list, len(text))
             case PeerJoined() as joined:
-                self._joined(joined)
+                self._joined(joined, len(text))
             case PeerLeft() as left:
                 self._left(left)
             case IceServers() as renewed:
@@ -239,10 +317,10 @@ class Session:
                 self._events.append(renewed)
             case Offer() | Answer() | IceCandidate() as relayed:
                 self._relayed(relayed)
+            case Token() as token:
+                self._token_accepted(token)
             case Error() as error:
                 self._error(error)
-            case None:
-                pass
 
     def lost(self, code: int | None = None) -> None:
         """Note that the connection was lost.
@@ -254,63 +332,92 @@ class Session:
             # Not ``dropped``: the application may send that again, which would end the next connection as well.
             longest = self._outbox.take_longest_written()
             self._refuse(longest, "it is longer than the server takes", ErrorCode.INVALID_MESSAGE)
-        self.open = False
-        self._fence = None
+        self.open = self._welcomed = False
+        self._fence = self._renewing = None
+        self._awaited_renewal = None
+        self._renewal.end()
         self._outbox.rewind()
 
     def leave(self) -> None:
         """End the session; unconfirmed messages are ``dropped``, and so are those sent from now on."""
         self.lost()
         self._over = True
-        self.peers = {}
-        self._token = None
+        self._keep_peers({}, 0)
+        self._resume_token = None
         self._refuse(self._outbox.clear(), "this peer left")
+
+    def _receive_first(self, message: AnyMessage | Token | None) -> None:
+        # The server has accepted the token. Before its welcome, it sends at most an error, of no session.
+        self._credential.accepted()
+        match message:
+            case Welcome() as welcome:
+                self._welcome(welcome)
+            case Error() as error:
+                self._events.append(error)
 
     def _welcome(self, welcome: Welcome) -> None:
         unsent: list[_Entry] = []
-        if not welcome.resumed:
+        self._welcomed = True
+        if welcome.resumed:
+            self._seen += 1
+        else:
             self._seen = 1
             self._last_numbers.clear()
             if self.self_id:
-                self._former_ids.add(self.self_id)
+                self._former_ids.append(self.self_id)
                 unsent = self._outbox.clear()
         self._over = False
         self._catching_up = welcome.resumed
         self.self_id = welcome.self_id
         self.ice_servers = welcome.ice_servers
-        self._token = welcome.resume.token if welcome.resume else None
+        self._resume_token = welcome.resume.token if welcome.resume else None
+        if callable(self.token_source):
+            self._renewal.expires_in(welcome.expires_in)
         self._events.append(welcome)
         self._refuse(unsent, "it was sent as a peer that is gone")
 
-    def _list(self, peer_list: PeerList) -> None:
+    def _list(self, peer_list: PeerList, size: int) -> None:
         # The server may not have noticed yet that this peer lost its former connection.
         listed = {peer.id: peer.metadata for peer in peer_list.peers}
         now = {peer_id: metadata for peer_id, metadata in listed.items() if peer_id not in self._former_ids}
         # No id joins twice: peers that are not listed any more send nothing.
-        self._former_ids &= listed.keys()
+        self._former_ids = deque((own for own in self._former_ids if own in listed), _MOST_FORMER_IDS)
         self._last_numbers = {
             sender: number for sender, number in self._last_numbers.items() if self._knows(sender, now)
         }
-        before, self.peers = self.peers, now
+        before = self.peers
+        now = self._keep_peers(now, size)
         self.open = True
         if not self._listed:
             self._listed = True
-            self._events.append(peer_list)
+            self._events.append(PeerList([peer for peer in peer_list.peers if peer.id in now]))
             return
         self._events += [PeerLeft(peer_id) for peer_id in before if peer_id not in now]
         self._events += [PeerJoined(peer_id, now[peer_id]) for peer_id in now if peer_id not in before]
 
-    def _joined(self, joined: PeerJoined) -> None:
-        if joined.peer_id not in self.peers and joined.peer_id not in self._former_ids:
+    def _joined(self, joined: PeerJoined, size: int) -> None:
+        known = joined.peer_id in self.peers or joined.peer_id in self._former_ids
+        if not known and len(self.peers) < MOST_PEERS and self._peers_bytes + size <= MOST_PEERS_BYTES:
             self.peers[joined.peer_id] = joined.metadata
+            self._sizes[joined.peer_id] = size
+            self._peers_bytes += size
             self._events.append(joined)
 
     def _left(self, left: PeerLeft) -> None:
         self._last_numbers.pop(left.peer_id, None)
-        self._former_ids.discard(left.peer_id)
+        if left.peer_id in self._former_ids:
+            self._former_ids.remove(left.peer_id)
         if left.peer_id in self.peers:
             del self.peers[left.peer_id]
+            self._peers_bytes -= self._sizes.pop(left.peer_id)
             self._events.append(left)
+
+    def _keep_peers(self, peers: dict[str, Metadata | None], size: int) -> dict[str, Metadata | None]:
+        """Replace the peers by those of a message of ``size`` bytes, or by as many of them as are kept."""
+        kept = dict(islice(peers.items(), MOST_PEERS))
+        each = size // max(len(kept), 1)
+        self.peers, self._sizes, self._peers_bytes = kept, dict.fromkeys(kept, each), each * len(kept)
+        return kept
 
     def _relayed(self, relayed: Offer | Answer | IceCandidate) -> None:
         if relayed.sender == self.self_id and self._passes_fence(relayed.msg_id):
@@ -328,11 +435,21 @@ class Session:
         # A refused fence proves as much as one that returns.
         if self._passes_fence(error.msg_id):
             return
+        if _RENEWAL.fullmatch(error.msg_id or ""):
+            if error.msg_id == self._awaited_renewal:
+                self._awaited_renewal = None
+                self._renewal.failed(f"the server refused the new token: {one_line(error.message)}")
+            return
         entry = self._outbox.answered(error.msg_id)
         if entry is not None and entry.on_outcome is not None:
             entry.on_outcome(error)
         else:
             self._events.append(error)
+
+    def _token_accepted(self, token: Token) -> None:
+        if token.msg_id and token.msg_id == self._awaited_renewal:
+            self._awaited_renewal = None
+            self._renewal.expires_in(token.expires_in)
 
     def _make_fence(self) -> str:
         self._fences += 1
@@ -371,13 +488,17 @@ def _encode(message: dict[str, Any]) -> str:
         raise ValueError("the payload is nested too deeply") from None
 
 
-def _address(url: str, metadata: Metadata | None) -> str:
+def _address(url: str, metadata: Metadata | None, *, has_token: bool) -> str:
     parts = urlsplit(url)
-    if parts.scheme not in _SCHEMES or not parts.hostname:
-        raise ValueError(f"{url!r} is not the URL of a topic (for example wss://example.com/ws/my-room)")
+    if parts.scheme not in _SCHEMES or not parts.hostname or parts.port == 0:
+        # The URL is not quoted: it may have a token or a password.
+        raise ValueError("this is not the URL of a topic (for example wss://example.com/ws/my-room)")
     query = parts.query
+    keys = parse_qs(query, keep_blank_values=True)
+    if has_token and ("token" in keys or parts.username is not None):
+        raise ValueError("a token is given twice, in the URL and as token=")
     if metadata is not None:
-        if "metadata" in parse_qs(query, keep_blank_values=True):
+        if "metadata" in keys:
             raise ValueError("metadata is given twice, in the URL and beside it")
         query += ("&" if query else "") + "metadata=" + quote(_encode(metadata), safe="")
     return urlunsplit((_SCHEMES[parts.scheme], parts.netloc, quote(parts.path, safe="/%:@!$&'()*+,;=~"), query, ""))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from inspect import isawaitable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,7 +16,8 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from signaling.client.backoff import Backoff, Loss, closing, refusal
+from signaling.client.backoff import Backoff, Loss, closing, one_line, refusal
+from signaling.client.credential import TOKEN_SECONDS, NoToken, TokenSource, checked, raised, timed_out
 from signaling.client.errors import Lost, NotDelivered, Refused
 from signaling.client.messages import AnyMessage, Error, IceServer, Metadata
 from signaling.client.session import MAX_MESSAGE_BYTES, Session
@@ -37,6 +39,9 @@ class SignalingClient(Service):
         url: of the topic, for example ``wss://example.com/ws/my-room``.
         on_message: called with each message, in order.
         metadata: shown to the other peers.
+        token: for a server with access control: a string, or a function that returns one, or a Deferred or an awaitable
+            of one. The function is asked before every attempt to connect, and for a token that replaces the one of an
+            open connection before it expires.
         backoff: when to connect again; None means after about half a second, doubling up to 30.
         endpoint: connects to the server; None means the host of the URL, with TLS if the scheme says so.
         clock: None means the global reactor.
@@ -46,7 +51,8 @@ class SignalingClient(Service):
         on_failure: called with ``Refused`` if the server would refuse this peer again.
 
     Raises:
-        ValueError: if the URL is not that of a WebSocket.
+        TypeError: if the token is neither a string nor a function.
+        ValueError: if the URL is not that of a WebSocket, or the token malformed or given twice.
     """
 
     def __init__(  # noqa: PLR0913 - as for join
@@ -55,6 +61,7 @@ class SignalingClient(Service):
         on_message: Callable[[AnyMessage], object],
         *,
         metadata: Metadata | None = None,
+        token: TokenSource | None = None,
         backoff: Backoff | None = None,
         endpoint: IStreamClientEndpoint | None = None,
         clock: Any = None,
@@ -62,7 +69,7 @@ class SignalingClient(Service):
     ) -> None:
         if clock is None:
             from twisted.internet import reactor as clock  # noqa: PLC0415 - importing it installs one
-        self._session = Session(url, metadata, max_message_bytes=max_message_bytes)
+        self._session = Session(url, metadata, token=token, max_message_bytes=max_message_bytes, clock=clock.seconds)
         self._on_message = on_message
         self._backoff = backoff or Backoff(clock=clock.seconds)
         self._clock = clock
@@ -70,7 +77,9 @@ class SignalingClient(Service):
         self._connection: _Connection | None = None
         self._handshaking: _Connection | None = None
         self._connecting: Deferred[Any] | None = None
+        self._question: _Question | None = None
         self._retry: Any = None
+        self._renewal: Any = None
         self._joining: list[Deferred[SignalingClient]] = []
         self.on_failure: Callable[[Exception], object] = lambda failure: _log.error("{failure}", failure=failure)
 
@@ -171,6 +180,7 @@ class SignalingClient(Service):
             joining, self._joining = self._joining, []
             for joined in joining:
                 joined.callback(self)
+        self._plan_renewal()
         self._flush()
 
     def uses(self, connection: _Connection) -> bool:
@@ -186,20 +196,68 @@ class SignalingClient(Service):
             self._retry = self._clock.callLater(delay, self._connect)
 
     def refused(self, refused: Refused) -> None:
-        """Give up."""
-        self._forget_connection(None)
-        if self.running:
-            self._end(refused)
-            self.on_failure(refused)
+        """Give up, unless a new token may help."""
+        try:
+            loss = self._session.refused(refused)
+        except Refused:
+            self._forget_connection(None)
+            if self.running:
+                self._end(refused)
+                self.on_failure(refused)
+        else:
+            self.disconnected(loss)
 
     def _forget_connection(self, code: int | None) -> None:
         self._connection = self._handshaking = None
+        self._stop_asking()
         self._session.lost(code)
         self._flush()
 
     def _connect(self) -> None:
         self._retry = None
-        factory = _Factory(self, self._session.url, self._clock)
+        source = self._session.token_source
+        if callable(source):
+            self._question = _Question(source, self._clock, self._connect_with)
+        else:
+            self._open(source)
+
+    def _connect_with(self, answer: str | NoToken) -> None:
+        if isinstance(answer, NoToken):
+            self.disconnected(Loss(f"no connection: {answer}"))
+        else:
+            self._open(answer)
+
+    def _plan_renewal(self) -> None:
+        step = self._session.renewal()
+        if step is None:
+            return
+        if step.warning:
+            _log.warn("{warning}", warning=step.warning)
+        if step.seconds is not None:
+            self._renewal = self._clock.callLater(step.seconds, self._ask_for_renewal)
+
+    def _ask_for_renewal(self) -> None:
+        self._renewal = None
+        self._question = _Question(self._session.token_source, self._clock, self._renew_with)
+
+    def _renew_with(self, answer: str | NoToken) -> None:
+        if isinstance(answer, NoToken):
+            self._session.renewal_failed(str(answer))
+            self._plan_renewal()
+        else:
+            self._session.renew(answer)
+            self._flush()
+
+    def _stop_asking(self) -> None:
+        if self._renewal is not None:
+            self._renewal.cancel()
+            self._renewal = None
+        if self._question is not None:
+            self._question.stop()
+            self._question = None
+
+    def _open(self, token: str | None) -> None:
+        factory = _Factory(self, self._session.url, self._clock, token)
         self._connecting = self._endpoint.connect(factory)
         self._connecting.addCallbacks(self._connection_made, self._connection_failed)
 
@@ -210,12 +268,14 @@ class SignalingClient(Service):
 
     def _connection_failed(self, failure: Failure) -> None:
         self._connecting = None
-        self.disconnected(Loss(f"no connection: {type(failure.value).__name__}: {failure.getErrorMessage()}"))
+        words = one_line(failure.getErrorMessage())
+        self.disconnected(Loss(f"no connection: {type(failure.value).__name__}: {words}"))
 
     def _end(self, reason: Exception) -> None:
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
+        self._stop_asking()
         self._flush()
         self._session.leave()
         joining, self._joining = self._joining, []
@@ -235,6 +295,44 @@ class SignalingClient(Service):
                 _log.failure("on_message failed on {kind}", kind=type(event).__name__)
 
 
+class _Question:
+    """One call of the token function.
+
+    Args:
+        on_answer: called once, with the token or with why there is none; never after ``stop``.
+    """
+
+    def __init__(self, function: Any, clock: Any, on_answer: Callable[[str | NoToken], None]) -> None:
+        self._on_answer: Callable[[str | NoToken], None] | None = on_answer
+        self._late = clock.callLater(TOKEN_SECONDS, self._end, timed_out())
+        self._asking = Deferred.fromCoroutine(_call(function))
+        self._asking.addCallbacks(self._answered, lambda failure: self._end(raised(failure.value)))
+
+    def stop(self) -> None:
+        """Cancel the call."""
+        self._on_answer = None
+        self._end(None)
+
+    def _answered(self, answer: object) -> None:
+        try:
+            self._end(checked(answer))
+        except NoToken as missing:
+            self._end(missing)
+
+    def _end(self, answer: str | NoToken | None) -> None:
+        on_answer, self._on_answer = self._on_answer, None
+        if self._late.active():
+            self._late.cancel()
+        self._asking.cancel()
+        if on_answer is not None and answer is not None:
+            on_answer(answer)
+
+
+async def _call(function: Callable[[], Any]) -> Any:
+    answer = function()
+    return await answer if isawaitable(answer) else answer
+
+
 class _Connection(WebSocketClientProtocol):
     """One connection of a client."""
 
@@ -243,6 +341,7 @@ class _Connection(WebSocketClientProtocol):
     _client: SignalingClient
     _opening: Any = None
     _body = b""
+    _ended_by: BaseException | None = None
 
     def connectionMade(self) -> None:
         super().connectionMade()
@@ -262,6 +361,10 @@ class _Connection(WebSocketClientProtocol):
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         self._client.received(self, payload)
+
+    def connectionLost(self, reason: Failure) -> None:
+        self._ended_by = reason.value
+        super().connectionLost(reason)
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
         self.opened()
@@ -285,6 +388,9 @@ class _Connection(WebSocketClientProtocol):
         answer = _STATUS_LINE.fullmatch(str(getattr(self, "http_status_line", "")))
         if answer is not None and int(answer[1]) != _SWITCHING_PROTOCOLS:
             return refusal(int(answer[1]), answer[2] or "", self._body, self.http_headers)
+        if type(self._ended_by).__name__ == "Untrusted":
+            # The class is not imported: a client without TLS does not need the extra "tls".
+            return Loss(f"no connection: {self._ended_by}")
         return closing(code, reason)
 
 
@@ -294,8 +400,9 @@ class _Factory(WebSocketClientFactory):
     protocol = _Connection
     noisy = False
 
-    def __init__(self, client: SignalingClient, url: str, clock: Any) -> None:
-        super().__init__(url, reactor=clock)
+    def __init__(self, client: SignalingClient, url: str, clock: Any, token: str | None) -> None:
+        headers = {"Authorization": f"Bearer {token}"} if token is not None else None
+        super().__init__(url, headers=headers, reactor=clock)
         self.client = client
         self.clock = clock
         # A ping without a pong ends the connection without a close frame, which would end the session.
@@ -314,6 +421,6 @@ def _endpoint(clock: Any, url: str) -> Any:
     tcp = endpoints.HostnameEndpoint(clock, parts.hostname or "", parts.port or (443 if secure else 80))
     if not secure:
         return tcp
-    from twisted.internet.ssl import optionsForClientTLS  # noqa: PLC0415 - needs the extra "tls"
+    from signaling.server_identity import strict_options  # noqa: PLC0415 - needs the extra "tls"
 
-    return endpoints.wrapClientTLS(optionsForClientTLS(parts.hostname or ""), tcp)
+    return endpoints.wrapClientTLS(strict_options(parts.hostname or ""), tcp)

@@ -41,8 +41,3 @@ class JoinRequest:
     grant: Grant | None = None
     owner: bytes | None = None
     subprotocol: bytes = b""
-
-    @property
-    def expires(self) -> float | None:
-        """When the token expires, in seconds since 1970; None means never."""
-        return self.grant.expires if self.grant is not None else None

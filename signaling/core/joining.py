@@ -12,6 +12,7 @@ from typing import Protocol
 from signaling.admission.client_address import Client
 from signaling.admission.connection_limits import ConnectionLimits, ConnectionSlot
 from signaling.core.counters import Counters
+from signaling.core.grants import Grant
 from signaling.core.ice import IceServers
 from signaling.core.interfaces import Backplane, IncomingSession, JoinTicket
 from signaling.core.join_request import JoinRequest
@@ -92,7 +93,7 @@ class JoinAttempt:
         session = services.sessions.find(request)
         try:
             if services.draining:
-                raise Refused(503, "the server is stopping", {b"Retry-After": b"1"})
+                raise _stopping()
             if session is not None:
                 self._slot = session.transfer_slot(self._client)
             if self._slot is not None:
@@ -166,7 +167,7 @@ class JoinAttempt:
         try:
             if ticket.full is not None:
                 raise Rejected(ErrorCode.TOPIC_FULL, ticket.full)
-            peer.join(request.topic, services.ice_servers.text(peer.id))
+            peer.join(request.topic, services.ice_servers.text(peer.id), services.expires_in(request.grant))
         except Rejected as rejected:
             self._change_to(JoinState.REJECTED)
             self._finish_ticket(joined=False)
@@ -183,7 +184,8 @@ class JoinAttempt:
     def _resume(self, session: PeerSession) -> bool:
         """Resume a session of this node on this connection; False if that closed it: the client has to join anew."""
         request, services, connection = self.request, self._services, self._connection
-        if not session.resume(connection, request, services.ice_servers.text(session.id)):
+        ice_servers, expires_in = services.ice_servers.text(session.id), services.expires_in(request.grant)
+        if not session.resume(connection, request, ice_servers, expires_in):
             return False
         connection.slot, self._slot = self._slot, None
         self._change_to(JoinState.RESUMED)
@@ -225,6 +227,23 @@ class JoinAttempt:
         if state not in TRANSITIONS[self.state]:
             raise RuntimeError(f"a join that is {self.state.value} cannot become {state.value}")
         self.state = state
+
+
+def check_admission(request: JoinRequest, client: Client, services: JoinServices) -> None:
+    """Check whether ``JoinAttempt.start`` would succeed.
+
+    Raises:
+        Refused: as that would.
+    """
+    if services.draining:
+        raise _stopping()
+    session = services.sessions.find(request)
+    if session is None or not session.check_transfer(client):
+        services.connection_limits.check(client)
+
+
+def _stopping() -> Refused:
+    return Refused(503, "the server is stopping", {b"Retry-After": b"1"})
 
 
 class JoiningConnection(SessionConnection, Protocol):
@@ -292,6 +311,9 @@ class JoinServices(Protocol):
     @property
     def draining(self) -> bool:
         """Whether the server stops, and nobody joins any more."""
+
+    def expires_in(self, grant: Grant | None) -> int | None:
+        """Return the whole seconds until a grant expires; None if it never does, or if there is none."""
 
     def new_peer(self, request: JoinRequest, connection: JoiningConnection, ticket: JoinTicket) -> Peer:
         """Make a peer that is in no topic yet, by the ticket's id if it has one."""

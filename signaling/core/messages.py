@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Literal, Protocol, TypeVar, cast, get_args
 
@@ -43,6 +44,19 @@ class ClientMessage(msgspec.Struct, gc=False):
         return bytes(self.msg_id_text) or None
 
 
+@dataclass(frozen=True, slots=True)
+class PresentedToken:
+    """A message with a new token in place of the one that the client joined with.
+
+    Args:
+        token: as received; empty if it is absent or no string.
+        msg_id: the JSON text of a non-empty string, or None.
+    """
+
+    token: str = field(repr=False)
+    msg_id: bytes | None
+
+
 MAX_DEPTH = 64
 """How deeply arrays and objects may be nested, in a message or in metadata."""
 MAX_DIGITS = 100
@@ -54,6 +68,7 @@ class _RawFields(msgspec.Struct):
     to: msgspec.Raw = _ABSENT
     payload: msgspec.Raw = _ABSENT
     msgId: msgspec.Raw = _ABSENT
+    token: msgspec.Raw = _ABSENT
 
 
 class _MsgId(msgspec.Struct):
@@ -120,6 +135,40 @@ def _msg_id(text: msgspec.Raw) -> msgspec.Raw:
 
 def _decode_raw(data: bytes) -> ClientMessage:
     """Decode a message that msgspec refuses: to name what is wrong, or to relay a lone surrogate escape."""
+    raw, kind, target, msg_id_text = _well_formed(data)
+    msg_id = bytes(msg_id_text) or None
+    if kind not in RELAYED_TYPES:
+        raise Rejected(ErrorCode.INVALID_TYPE, "type must be offer, answer or ice-candidate", msg_id)
+    if not target:
+        raise Rejected(ErrorCode.MISSING_TARGET, _NO_TARGET, msg_id)
+    return ClientMessage(cast(RelayedType, kind), target, _restore_escapes(raw.payload), msg_id_text)
+
+
+def presented_token(data: bytes) -> PresentedToken | None:
+    """Return the token of a message of the type ``token``; None if it is of another type, or ``invalid_message``.
+
+    Args:
+        data: a message that ``decode`` rejects with ``invalid_type``, or one that is rejected whatever its type is.
+    """
+    try:
+        raw, kind, _, msg_id_text = _well_formed(data)
+    except Rejected:
+        return None
+    if kind != _TOKEN_TYPE:
+        return None
+    text = bytes(_restore_escapes(raw.token))
+    return PresentedToken(json.loads(text) if text.startswith(b'"') else "", bytes(msg_id_text) or None)
+
+
+_TOKEN_TYPE = "token"
+
+
+def _well_formed(data: bytes) -> tuple[_RawFields, str, str, msgspec.Raw]:
+    """Return the fields of a message, its ``type``, its ``to`` and the JSON text of its ``msgId``.
+
+    Raises:
+        Rejected: ``invalid_message``.
+    """
     raw = _decode_object_of(data, _decode_raw_fields)
     msg_id_text = _msg_id(_restore_escapes(raw.msgId))
     msg_id = bytes(msg_id_text) or None
@@ -127,11 +176,7 @@ def _decode_raw(data: bytes) -> ClientMessage:
     target = _string("to", _restore_escapes(raw.to), msg_id)
     if _is_too_deep(data):
         raise Rejected(ErrorCode.INVALID_MESSAGE, _TOO_DEEP, msg_id)
-    if kind not in RELAYED_TYPES:
-        raise Rejected(ErrorCode.INVALID_TYPE, "type must be offer, answer or ice-candidate", msg_id)
-    if not target:
-        raise Rejected(ErrorCode.MISSING_TARGET, _NO_TARGET, msg_id)
-    return ClientMessage(cast(RelayedType, kind), target, _restore_escapes(raw.payload), msg_id_text)
+    return raw, kind, target, msg_id_text
 
 
 def _string(key: str, text: msgspec.Raw, msg_id: bytes | None) -> str:
@@ -231,7 +276,12 @@ def check_metadata(data: bytes) -> None:
 
 
 def welcome(
-    peer_id: str, ice_servers: bytes | None = None, resume: tuple[str, float] | None = None, *, resumed: bool = False
+    peer_id: str,
+    ice_servers: bytes | None = None,
+    resume: tuple[str, float] | None = None,
+    *,
+    resumed: bool = False,
+    expires_in: int | None = None,
 ) -> bytes:
     """Encode the first message on every connection.
 
@@ -239,6 +289,7 @@ def welcome(
         ice_servers: the JSON text of an array of ``RTCIceServer`` dictionaries.
         resume: the resume token, and the resume window in seconds.
         resumed: whether the peer resumed its session.
+        expires_in: in how many seconds the client's token expires; None for never, or if there is none.
     """
     pieces = [b'{"type":"welcome","selfId":"%b"' % peer_id.encode()]
     if ice_servers is not None:
@@ -248,7 +299,16 @@ def welcome(
         pieces.append(b',"resume":{"token":"%b","window":%b}' % (token.encode(), f"{window:g}".encode()))
     if resumed:
         pieces.append(b',"resumed":true')
-    return b"".join([*pieces, b"}"])
+    return b"".join([*pieces, _expires_in_pair(expires_in), b"}"])
+
+
+def token_accepted(expires_in: int | None, msg_id: bytes | None) -> bytes:
+    """Encode that a new token has replaced the old one; the arguments are those of ``welcome`` and ``error``."""
+    return b'{"type":"token"%b%b}' % (_expires_in_pair(expires_in), _msg_id_pair(msg_id))
+
+
+def _expires_in_pair(seconds: int | None) -> bytes:
+    return b"" if seconds is None else b',"expiresIn":%d' % seconds
 
 
 def ice_servers(text: bytes) -> bytes:
@@ -323,9 +383,10 @@ def error(code: ErrorCode, text: str, msg_id: bytes | None) -> bytes:
     """Encode the error for a message that was not relayed.
 
     Args:
-        text: for a person; ASCII without quotes.
+        text: for a person.
     """
-    return b'{"type":"error","code":"%b","message":"%b"%b}' % (code.encode(), text.encode(), _msg_id_pair(msg_id))
+    pieces = code.encode(), json.dumps(text).encode(), _msg_id_pair(msg_id)
+    return b'{"type":"error","code":"%b","message":%b%b}' % pieces
 
 
 def _metadata(text: bytes | None) -> bytes:

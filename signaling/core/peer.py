@@ -41,6 +41,7 @@ class PeerServices:
         announcer: announces events to the members of a topic.
         backplane: has the topics' peers on other nodes.
         sessions: finds and ends detached sessions.
+        checks_tokens: whether a message may present a new token.
     """
 
     topics: TopicMap[Peer]
@@ -49,6 +50,7 @@ class PeerServices:
     counters: Counters
     limits: Limits
     sessions: SessionRegistry
+    checks_tokens: bool = False
 
 
 class Peer:
@@ -91,24 +93,25 @@ class Peer:
 
     # Joining and leaving
 
-    def join(self, topic_name: str, ice_servers: bytes | None = None) -> None:
+    def join(self, topic_name: str, ice_servers: bytes | None = None, expires_in: int | None = None) -> None:
         """Join the topic: the peer gets ``welcome`` and ``peer-list``, the other members ``peer-joined``.
 
         Args:
             ice_servers: the JSON text of the welcome's ``iceServers``, or None.
+            expires_in: in how many seconds the client's token expires, or None.
 
         Raises:
             Rejected: ``topic_full``; nothing happened.
         """
         topic = self.topic = self._services.topics.join(topic_name, self)
-        self._send_welcome(topic, ice_servers)
+        self._send_welcome(topic, ice_servers, expires_in)
         if len(topic.members) > 1:
             event = text_frame(messages.peer_joined(self.id, self.metadata))
             self._services.announcer.announce(topic, event, exclude=self)
 
-    def _send_welcome(self, topic: Topic[Peer], ice_servers: bytes | None) -> None:
+    def _send_welcome(self, topic: Topic[Peer], ice_servers: bytes | None, expires_in: int | None) -> None:
         self._services.announcer.skip(topic, self)
-        welcome = text_frame(messages.welcome(self.id, ice_servers))
+        welcome = text_frame(messages.welcome(self.id, ice_servers, expires_in=expires_in))
         if self._outbound is not None:
             self._outbound.answer(welcome + text_frame(messages.peer_list(self._listed(topic))))
 
@@ -122,9 +125,9 @@ class Peer:
         # Ids increase in joining order, whatever node made them.
         return sorted([*here, *there], key=attrgetter("id"))
 
-    def renew(self, ice_servers: bytes) -> None:
-        """Send new ICE servers."""
-        self._answer(messages.ice_servers(ice_servers))
+    def send_once(self, message: bytes) -> None:
+        """Send a message that a client which resumes is not sent again."""
+        self._answer(message)
 
     def leave(self) -> None:
         """Leave the topic, if the peer is in one; the other members get ``peer-left``."""
@@ -183,11 +186,12 @@ class Peer:
 
     # Messages from this peer
 
-    def receive(self, data: bytes) -> messages.ClientMessage | Rejected:
+    def receive(self, data: bytes) -> messages.ClientMessage | messages.PresentedToken | Rejected:
         """Relay one message of this peer, or answer it with an error.
 
         Returns:
-            The message if it was delivered or queued, else why not.
+            The message if it was delivered or queued, or why it was not; a new token, if tokens are checked, is not
+            answered.
         """
         topic, services = self.topic, self._services
         try:
@@ -203,6 +207,10 @@ class Peer:
             if not target.offer(frame, (self, msg_id)):
                 raise self.refused(message.type, ErrorCode.DROPPED, msg_id)
         except Rejected as rejected:
+            if rejected.code is ErrorCode.INVALID_TYPE and services.checks_tokens:
+                presented = messages.presented_token(data)
+                if presented is not None:
+                    return presented
             self.reject(rejected)
             # Its traceback holds the frame of the caller, which holds what is returned here.
             rejected.__traceback__ = rejected.__context__ = None
@@ -215,7 +223,12 @@ class Peer:
     def reject(self, rejected: Rejected) -> None:
         """Answer one message of this peer with an error."""
         self._services.counters.errors_sent[rejected.code] += 1
-        self._answer(messages.error(rejected.code, rejected.text, rejected.msg_id))
+        message = messages.error(rejected.code, rejected.text, rejected.msg_id)
+        if rejected.code is ErrorCode.INVALID_TOKEN:
+            # A client that resumes has presented another token.
+            self.send_once(message)
+        else:
+            self._answer(message)
 
     def _relay_to_another_node(self, message: messages.ClientMessage, frame: bytes) -> None:
         sent, topic, msg_id = None, self.topic, message.msg_id

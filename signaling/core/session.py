@@ -2,7 +2,7 @@
 
 A connection can be lost together with what was written to it, so frames stay in a replay buffer until a pong
 acknowledges them. While a session has no connection, a queue stands in for it, until the client resumes here or at
-another node, or the resume window or the client's token expires.
+another node, or the resume window is over.
 """
 
 from __future__ import annotations
@@ -124,7 +124,6 @@ class PeerSession(Peer):
     Attributes:
         state: changes by the table ``TRANSITIONS``. A new session counts as connected.
         owner: whose session it is; None if everybody may do everything.
-        expires: when the token of its latest connection expires, in seconds since 1970; None means never.
     """
 
     __slots__ = (
@@ -138,7 +137,6 @@ class PeerSession(Peer):
         "_sent_at_ack_request",
         "_token_sent_at",
         "_unwritten",
-        "expires",
         "owner",
         "state",
     )
@@ -150,7 +148,6 @@ class PeerSession(Peer):
         super().__init__(peer_id, request.metadata, services)
         self.state = SessionState.CONNECTED
         self.owner = request.owner
-        self.expires = request.expires
         limits = services.limits
         self._replay = ReplayBuffer(16 * limits.high_water_messages, 2 * limits.high_water_bytes)
         # The secrets of its tokens, the latest first: a connection may be lost before the client reads its new token.
@@ -200,6 +197,14 @@ class PeerSession(Peer):
         self._outbound.slot = None
         return slot
 
+    def check_transfer(self, client: Client) -> bool:
+        """Return whether ``transfer_slot`` would give a slot; raises ``Refused`` if that would."""
+        held = self._outbound.slot
+        if held is None:
+            return False
+        held.check_transfer(client)
+        return True
+
     def return_slot(self, slot: ConnectionSlot) -> None:
         """Take the slot back from a connection that ended before it resumed this session, or release it."""
         if self.state is not SessionState.CLOSED and self._outbound.slot is None:
@@ -235,12 +240,19 @@ class PeerSession(Peer):
         secret = token[ID_CHARACTERS:]
         return self if any(compare_digest(secret, own) for own in self._secrets) else None
 
-    def resume(self, connection: SessionConnection, request: JoinRequest, ice_servers: bytes | None) -> bool:
+    def resume(
+        self,
+        connection: SessionConnection,
+        request: JoinRequest,
+        ice_servers: bytes | None,
+        expires_in: int | None = None,
+    ) -> bool:
         """Continue on another connection: welcome, peer list, and the messages that the client has not received.
 
         Args:
             request: whose claim ``check_resume_token`` accepted, here or at the node that the session comes from.
             ice_servers: the JSON text of the welcome's ``iceServers``, or None.
+            expires_in: in how many seconds the client's token expires, or None.
 
         Returns:
             False if the claim's ``seen`` is out of range: the session was closed, and the client has to join anew.
@@ -265,9 +277,8 @@ class PeerSession(Peer):
         self._secrets = [claim.token[ID_CHARACTERS:]]
         self._change_state(SessionState.CONNECTED)
         self._outbound = connection
-        self.expires = request.expires
         if self.topic is not None:
-            self._send_welcome(self.topic, ice_servers)
+            self._send_welcome(self.topic, ice_servers, expires_in)
         for number, frame in missed:
             connection.answer(frame)
             self._replay.add(frame)
@@ -458,9 +469,9 @@ class PeerSession(Peer):
         self._remember(len(block.data), *(None for _ in block.events))
         return 0
 
-    def renew(self, ice_servers: bytes) -> None:
-        """Send new ICE servers; not again after a resume, whose welcome has newer ones."""
-        frame = text_frame(messages.ice_servers(ice_servers))
+    def send_once(self, message: bytes) -> None:
+        """Send a message and number it, but do not keep it."""
+        frame = text_frame(message)
         self._outbound.answer(frame)
         self._remember(len(frame), None)
 
@@ -469,14 +480,14 @@ class PeerSession(Peer):
         self._outbound.answer(frame)
         self._remember(len(frame), frame)
 
-    def _send_welcome(self, topic: Topic[Peer], ice_servers: bytes | None) -> None:
+    def _send_welcome(self, topic: Topic[Peer], ice_servers: bytes | None, expires_in: int | None) -> None:
         self._services.announcer.skip(topic, self)
         resumed = bool(self._secrets)
         secret = secrets.token_urlsafe(_SECRET_BYTES)
         self._secrets = [secret.encode(), *self._secrets]
         resume = (self.id + secret, self._services.limits.resume_window_seconds)
         for message in (
-            messages.welcome(self.id, ice_servers, resume, resumed=resumed),
+            messages.welcome(self.id, ice_servers, resume, resumed=resumed, expires_in=expires_in),
             messages.peer_list(self._listed(topic)),
         ):
             self._outbound.answer(text_frame(message))

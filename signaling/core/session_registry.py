@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from signaling.core.join_request import JoinRequest
@@ -12,7 +11,6 @@ from signaling.core.topics import TopicMap
 from signaling.limits import Limits
 from signaling.timing.clock import Clock
 from signaling.timing.timeouts import Timeouts
-from signaling.timing.wall_clock_timers import WallClockTimers
 
 # How long the node that asked for a session may take to report that it has it.
 _HANDOFF_SECONDS = 5.0
@@ -24,7 +22,6 @@ class SessionRegistry:
     Args:
         on_closed: is called with a session that is about to leave its topic, and the reason, unless it ends with its
             connection.
-        wall_clock: tells when tokens expire, in seconds since 1970.
 
     Attributes:
         detached: the sessions without a connection, in the order in which they lost it.
@@ -36,15 +33,12 @@ class SessionRegistry:
         clock: Clock,
         topics: TopicMap[Peer],
         on_closed: Callable[[Peer, str], None],
-        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.on_closed = on_closed
         self.detached: dict[PeerSession, None] = {}
         self._topics = topics
         self._windows: Timeouts[PeerSession] = Timeouts(clock, limits.resume_window_seconds, _not_resumed)
         self._handoffs: Timeouts[PeerSession] = Timeouts(clock, _HANDOFF_SECONDS, self._handoff_timed_out)
-        self._wall_clock = wall_clock
-        self._expiries: WallClockTimers[PeerSession] = WallClockTimers(clock, wall_clock, self._token_expired)
 
     @property
     def relays_queued(self) -> int:
@@ -61,11 +55,9 @@ class SessionRegistry:
         return peer.check_resume_token(claim.token, request.owner) if peer is not None else None
 
     def start_window(self, session: PeerSession) -> None:
-        """Wait for the client of a detached session, until the resume window or its token expires."""
+        """Wait for the client of a detached session, until the resume window is over."""
         self.detached[session] = None
         self._windows.set(session)
-        if session.expires is not None:
-            self._expiries.set(session, session.expires)
 
     def start_handoff(self, session: PeerSession) -> None:
         """Wait for another node to take a detached session; it must not be closed meanwhile."""
@@ -77,8 +69,6 @@ class SessionRegistry:
         self.detached.pop(session, None)
         self._windows.clear(session)
         self._handoffs.clear(session)
-        self._expiries.clear(session)
-        self._expiries.cancel_if_idle()
 
     def close_detached(self, session: PeerSession) -> None:
         """Close a session because the server stops, unless it was resumed or closed meanwhile."""
@@ -89,19 +79,10 @@ class SessionRegistry:
         """Cancel the timers if no session is detached."""
         self._windows.cancel_if_idle()
         self._handoffs.cancel_if_idle()
-        self._expiries.cancel_if_idle()
 
     def _handoff_timed_out(self, session: PeerSession) -> None:
         self._windows.set(session)
         session.cancel_handoff()
-
-    def _token_expired(self, session: PeerSession) -> None:
-        if session.is_handing_off:
-            # Another node, which was shown a valid token, may have it by now: check again when that is certain.
-            self._expiries.set(session, self._wall_clock() + _HANDOFF_SECONDS)
-        else:
-            session.close("its token has expired")
-            self.cancel_idle_timers()
 
 
 def _not_resumed(session: PeerSession) -> None:

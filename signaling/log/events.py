@@ -140,6 +140,11 @@ class Events:
             size = len(outcome.payload or b"")
             self.log.debug(text, event="relayed", peer=peer, type=outcome.type, size=size, to=outcome.to)
 
+    def token_renewed(self, peer: str) -> None:
+        """A peer presented a new token in place of its old one."""
+        if self.debug:
+            self.log.debug("{peer} renewed its token", event="token_renewed", peer=peer)
+
     # Requests
 
     def refused(self, address: str, status: int | None, reason: str) -> None:

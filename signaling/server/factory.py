@@ -5,18 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from constantly import NamedConstant
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, execute
 from twisted.logger import LogLevel
 
+from signaling.admission.client_address import Client
+from signaling.auth.cred import Logout, granted
 from signaling.backplane.standalone import StandaloneBackplane
 from signaling.core.announcer import Announcer
+from signaling.core.grants import Grant
 from signaling.core.ice import IceServers
 from signaling.core.interfaces import Backplane, JoinTicket
 from signaling.core.join_request import JoinRequest
-from signaling.core.joining import JoiningConnection
+from signaling.core.joining import JoiningConnection, check_admission
 from signaling.core.local_peers import LocalPeers
 from signaling.core.peer import Peer, PeerServices
 from signaling.core.peer_ids import PeerIds
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
 from signaling.server.protocol import SignalingProtocol
+
+# JavaScript counts no further.
+_MOST_SECONDS = 2**53 - 1
 
 
 class SignalingFactory(HttpFactory):
@@ -66,7 +72,7 @@ class SignalingFactory(HttpFactory):
         gate: the connections that have not joined.
         events: the log.
         paced_log: spreads a burst of its lines over time.
-        judges_messages: whether each message counts against a rate, or is logged.
+        judges_messages: whether each message counts against a rate, is logged, or may be a new token.
         sessions: finds sessions to resume, and closes those that are not resumed.
 
     Raises:
@@ -107,9 +113,15 @@ class SignalingFactory(HttpFactory):
         self.backplane: Backplane = backplane or StandaloneBackplane()
         # An application's tests would find the timer of a start in the reactor.
         self.has_services = backplane is not None
-        self.sessions = SessionRegistry(self.limits, clock, self.topics, self._session_closed, wall_clock)
+        self.sessions = SessionRegistry(self.limits, clock, self.topics, self._session_closed)
         self._peer_services = PeerServices(
-            self.topics, self.announcer, self.backplane, self.counters, self.limits, self.sessions
+            self.topics,
+            self.announcer,
+            self.backplane,
+            self.counters,
+            self.limits,
+            self.sessions,
+            checks_tokens=portal is not None,
         )
         self.local = LocalPeers(self._peer_services, self._session_moved)
         self.ice_servers = ice_servers or IceServers()
@@ -117,10 +129,14 @@ class SignalingFactory(HttpFactory):
             clock, self.ice_servers.renewal_seconds, SignalingProtocol.renewIceServers
         )
         self.clock_steps = ClockSteps(clock, wall_clock, self.renewals.expire_all)
+        self._wall_clock = wall_clock
         self.expiries: WallClockTimers[SignalingProtocol] = WallClockTimers(clock, wall_clock, SignalingProtocol.expire)
+        self.token_timeouts: Timeouts[SignalingProtocol] = Timeouts(
+            clock, self.limits.handshake_timeout_seconds, SignalingProtocol.token_timed_out
+        )
         self.ids = PeerIds()
         self.paced_log = PacedLog(clock)
-        self.judges_messages = bool(self.limits.max_messages_per_second) or self.events.debug
+        self.judges_messages = bool(self.limits.max_messages_per_second) or self.events.debug or self.access is not None
 
     @property
     def relays_queued(self) -> int:
@@ -133,6 +149,33 @@ class SignalingFactory(HttpFactory):
         counters = self.counters
         taken = counters.total_relays_accepted - counters.relays_delivered_remotely + counters.relays_received
         return taken - counters.relays_undelivered - self.relays_queued
+
+    def expires_in(self, grant: Grant | None) -> int | None:
+        """Return the whole seconds until a grant expires; None if it never does, or if there is none."""
+        if grant is None or grant.expires is None:
+            return None
+        return int(min(max(grant.expires - self._wall_clock(), 0.0), _MOST_SECONDS))
+
+    def would_join(self, request: JoinRequest, client: Client) -> Deferred[None]:
+        """Check whether a client could join, without a connection slot for it.
+
+        Args:
+            request: checked, with its credential.
+            client: where it comes from.
+
+        Returns:
+            Fires if the client could join; fails with ``Refused``. To cancel it ends the login.
+        """
+        if self.access is None:
+            return execute(check_admission, request, client, self)
+        check = self.access.login(request.credential).addCallback(self._would_be_admitted, request, client)
+        check.addTimeout(self.limits.handshake_timeout_seconds, self.reactor)
+        return check
+
+    def _would_be_admitted(self, login: tuple[Any, Grant, Logout], request: JoinRequest, client: Client) -> None:
+        _, grant, logout = login
+        logout()
+        check_admission(granted(request, grant), client, self)
 
     def new_peer(self, request: JoinRequest, connection: JoiningConnection, ticket: JoinTicket) -> Peer:
         """Make a peer that is in no topic yet, by the ticket's id if it has one."""
@@ -161,6 +204,7 @@ class SignalingFactory(HttpFactory):
         self.renewals.cancel_if_idle()
         self.clock_steps.stop()
         self.expiries.cancel_if_idle()
+        self.token_timeouts.cancel_if_idle()
         self.sessions.cancel_idle_timers()
         super().cancel_idle_timers()
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from constantly import NamedConstant
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IProtocolNegotiationFactory
 from twisted.internet.protocol import connectionDone
 from twisted.logger import LogLevel
@@ -235,14 +235,37 @@ class HttpFactory(WebSocketConnectionFactory):
         request = check_join(segment, query, self.limits)
         if key is None:
             key = check_upgrade(values)
+        self._check_client(request, query, values)
+        request.subprotocol = subprotocol(values)
+        return request, key
+
+    def _check_client(self, request: JoinRequest, query: bytes, values: HeaderValues) -> None:
         if self.access is not None:
             request.credential = self.access.presented(values, query)
         if not self.origins.allow_any:
             self.origins.check(values(b"origin"))
         if not self.owns(request.topic):
             raise Refused(421, "this topic lives in another process: open a new connection, with a plain request")
-        request.subprotocol = subprotocol(values)
-        return request, key
+
+    def check_only(self, segment: bytes, query: bytes, values: HeaderValues, address: Any) -> Deferred[None]:
+        """Check what ``check`` checks, except the handshake, and whether the client could join.
+
+        Args:
+            address: of the connection's other end, an ``IAddress`` provider.
+
+        Returns:
+            Fails with ``Refused`` if the upgrade would be refused. To cancel it ends a login.
+        """
+        try:
+            request = check_join(segment, query, self.limits)
+            self._check_client(request, query, values)
+        except Refused as refused:
+            return fail(refused)
+        return self.would_join(request, self.client(address, values))
+
+    def would_join(self, request: JoinRequest, client: Client) -> Deferred[None]:
+        """Check whether a client could join; for a server that has topics to override."""
+        raise NotImplementedError
 
     def owns(self, topic: str) -> bool:
         """Return whether clients join the topic in this process."""

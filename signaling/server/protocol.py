@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +12,9 @@ from twisted.python.failure import Failure
 from signaling.admission.client_address import Client
 from signaling.admission.connection_limits import ConnectionSlot
 from signaling.admission.rate_limit import TokenBucket
-from signaling.auth.cred import Logout, forbidden
+from signaling.auth.cred import Logout, forbidden, granted
 from signaling.core import messages
-from signaling.core.grants import Grant, session_owner
+from signaling.core.grants import Bearer, Grant, session_owner
 from signaling.core.interfaces import Receipt
 from signaling.core.join_request import JoinRequest
 from signaling.core.joining import JoinAttempt
@@ -23,6 +22,7 @@ from signaling.core.peer import Peer, drop_undelivered
 from signaling.errors import ErrorCode, Refused, Rejected
 from signaling.limits import FRAMES_PER_TOKEN
 from signaling.server.http import HttpProtocol
+from signaling.web.credentials import bearer
 from signaling.websocket.read_pause import ReadPause
 from signaling.websocket.request_head import HeaderValues
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _POLICY_VIOLATION = 1008
 # Of the range for applications, after HTTP's 401.
 _TOKEN_EXPIRED = 4401
+_OTHER_OWNER = "the token has another owner, or other metadata"
 
 
 class SignalingProtocol(HttpProtocol[Receipt]):
@@ -46,6 +47,11 @@ class SignalingProtocol(HttpProtocol[Receipt]):
     _login: Deferred[Any] | None = None
     _logout: Logout | None = None
     _may_send = True
+    _owner: bytes | None = None
+    # A new token that waits for this connection's turn.
+    _presented: messages.PresentedToken | None = None
+    # Whether its token expired while it was open.
+    _expired = False
     # Whether a message is rejected, counted or logged, whatever it says.
     _judges_messages = False
 
@@ -83,13 +89,14 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         _, grant, self._logout = login
         if self.state != self.STATE_CONNECTING:
             self._log_out()
-        elif not grant.covers(request.topic):
-            self.refuse_join(forbidden(), values)
+            return
+        try:
+            request = granted(request, grant)
+        except Refused as refused:
+            self.refuse_join(refused, values)
         else:
-            metadata = request.metadata if grant.metadata is None else grant.metadata_text
-            owner = session_owner(request.credential, grant) if request.credential is not None else None
-            granted = replace(request, metadata=metadata, credential=None, grant=grant, owner=owner)
-            self._start_joining(granted, key, values, client)
+            self._owner = request.owner
+            self._start_joining(request, key, values, client)
 
     def _login_refused(self, failure: Failure, values: HeaderValues) -> None:
         self._login = None
@@ -149,7 +156,7 @@ class SignalingProtocol(HttpProtocol[Receipt]):
     def attach(self, peer: Peer) -> None:
         """Have a peer; what the client sent before the peer's welcome is read in a turn of its own."""
         self._peer = peer
-        self._judges_messages = self.factory.judges_messages or not self._may_send
+        self._judges_messages = self.factory.judges_messages
         self._attempt = self._address = None
         self.transport.forget_address()
         self.resume_reading(ReadPause.JOIN)
@@ -165,19 +172,21 @@ class SignalingProtocol(HttpProtocol[Receipt]):
             peer.receive(payload)
             return
         tokens = self._take_tokens(1) if factory.limits.max_messages_per_second else 0.0
-        outcome: messages.ClientMessage | Rejected
-        if tokens >= 0 and self._may_send and not isBinary:
-            outcome = peer.receive(payload)
-        else:
+        outcome: messages.ClientMessage | messages.PresentedToken | Rejected | None = None
+        if tokens >= 0 and not isBinary:
+            outcome = peer.receive(payload) if self._may_send else messages.presented_token(payload)
+        if outcome is None:
             outcome = self._rejection(payload, isBinary, tokens)
             peer.reject(outcome)
-        if factory.events.debug:
+        if isinstance(outcome, messages.PresentedToken):
+            self._check_in_turn(outcome)
+        elif factory.events.debug:
             factory.events.message(peer.id, outcome)
         if tokens < 0:
             self._close_if_flooding(tokens)
 
     def _rejection(self, payload: bytes, is_binary: bool, tokens: float) -> Rejected:
-        """Return the error of a message that is rejected whatever it says."""
+        """Return the error of a message that is not read any further."""
         msg_id = None if is_binary else messages.msg_id_of(payload)
         if tokens < 0:
             rate = self.factory.limits.max_messages_per_second
@@ -203,6 +212,79 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         if tokens < -limits.message_burst:
             self.close(_POLICY_VIOLATION, f"at most {limits.max_messages_per_second:g} messages a second")
 
+    # A new token in place of the old one
+
+    def _check_in_turn(self, presented: messages.PresentedToken) -> None:
+        # A signature takes as long as many relays: it is all that this connection does in its turn.
+        self._presented = presented
+        self.pause_reading(ReadPause.MESSAGE)
+        self.factory.scheduler.add(self)
+
+    def on_turn(self) -> None:
+        """Check a new token, or continue what waited for this turn."""
+        presented, self._presented = self._presented, None
+        if presented is None or self.factory.access is None:
+            super().on_turn()
+            return
+        try:
+            credential = bearer(presented.token.encode("ascii", "replace"), "token")
+        except Refused as refused:
+            self._end_check(Rejected(ErrorCode.INVALID_TOKEN, refused.reason, presented.msg_id))
+            return
+        self._login = login = self.factory.access.login(credential)
+        login.addCallbacks(self._renewed, self._not_renewed, (credential, presented), {}, (presented,))
+        login.addErrback(self._login_broken)
+        if self._login is not None:
+            self.factory.token_timeouts.set(self)
+
+    def token_timed_out(self) -> None:
+        """Give up the check of a new token; the old one stays in use."""
+        if self._login is not None:
+            self._login.cancel()
+
+    def _renewed(
+        self, login: tuple[Any, Grant, Logout], credential: Bearer, presented: messages.PresentedToken
+    ) -> None:
+        _, grant, logout = login
+        wrong = self._difference(credential, grant)
+        if wrong is not None:
+            logout()
+            self._end_check(Rejected(ErrorCode.INVALID_TOKEN, wrong, presented.msg_id))
+            return
+        self._log_out()
+        self._logout = logout
+        self.factory.expiries.clear(self)
+        self._apply_grant(grant)
+        self._end_check(messages.token_accepted(self.factory.expires_in(grant), presented.msg_id))
+
+    def _difference(self, credential: Bearer, grant: Grant) -> str | None:
+        """Return why a grant cannot take the place of this connection's; None if it can."""
+        topic = self._peer.topic if self._peer is not None else None
+        if topic is None:
+            return "the connection has ended"
+        if not grant.covers(topic.name):
+            return forbidden().reason
+        return None if session_owner(credential, grant) == self._owner else _OTHER_OWNER
+
+    def _not_renewed(self, failure: Failure, presented: messages.PresentedToken) -> None:
+        if not isinstance(failure.value, Refused):
+            failure.raiseException()
+        else:
+            self._end_check(Rejected(ErrorCode.INVALID_TOKEN, failure.value.reason, presented.msg_id))
+
+    def _end_check(self, outcome: bytes | Rejected) -> None:
+        """Answer a new token, if there still is a peer, and read on."""
+        self._login = None
+        self.factory.token_timeouts.clear(self)
+        peer = self._peer
+        if peer is not None and isinstance(outcome, Rejected):
+            peer.reject(outcome)
+            self.factory.events.message(peer.id, outcome)
+        elif peer is not None and isinstance(outcome, bytes):
+            peer.send_once(outcome)
+            self.factory.events.token_renewed(peer.id)
+        self.resume_reading(ReadPause.MESSAGE)
+
     # The grant and the ICE servers expire
 
     def _apply_grant(self, grant: Grant) -> None:
@@ -211,15 +293,21 @@ class SignalingProtocol(HttpProtocol[Receipt]):
             self.factory.expiries.set(self, grant.expires)
 
     def expire(self) -> None:
-        """Close the connection because its token expired."""
+        """Close the connection because its token expired; with another token, the client may resume."""
+        if self.state != self.STATE_OPEN:
+            return
+        self._expired = True
         self.close(_TOKEN_EXPIRED, "the token has expired")
+        if self._peer is not None and self._peer.resumable and self._may_resume:
+            # Now, and not when the client has answered the close frame: it may come back before that.
+            self._lose_peer()
 
     def renewIceServers(self) -> None:
         """Send the peer new ICE servers before the credentials of the last ones expire."""
         peer = self._peer
         text = self.factory.ice_servers.text(peer.id) if peer is not None else None
         if peer is not None and text is not None:
-            peer.renew(text)
+            peer.send_once(messages.ice_servers(text))
             self.factory.renewals.set(self)
 
     # What became of frames to the peer
@@ -276,6 +364,7 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         """Clean up; ``onClose``, in the middle of it, removes or detaches the peer."""
         self.factory.renewals.clear(self)
         self.factory.expiries.clear(self)
+        self.factory.token_timeouts.clear(self)
         super().connectionLost(reason)
         if self._login is not None:
             self._login.cancel()
@@ -292,7 +381,7 @@ class SignalingProtocol(HttpProtocol[Receipt]):
 
     @property
     def _may_resume(self) -> bool:
-        return not (self.close_frame_seen or self.factory.draining)
+        return (self._expired or not self.close_frame_seen) and not self.factory.draining
 
     def _lose_peer(self) -> None:
         """Detach the peer if its client may resume; otherwise the peer leaves."""

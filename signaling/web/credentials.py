@@ -49,7 +49,7 @@ def _from_authorization(headers: Sequence[bytes], passwords: bool) -> Credential
         raise Refused(400, "at most one Authorization header")
     scheme, _, rest = (headers[0] if headers else b"").partition(b" ")
     if scheme.lower() == b"bearer":
-        return _bearer(rest.strip(b" "), "Authorization")
+        return bearer(rest.strip(b" "), "Authorization")
     return _password(rest.strip(b" ")) if passwords and scheme.lower() == b"basic" else None
 
 
@@ -68,7 +68,7 @@ def _from_query(query: bytes) -> Bearer | None:
     given = [value for name, _, value in pairs if name == _QUERY_KEY]
     if len(given) > 1:
         raise Refused(400, "token: given more than once")
-    return _bearer(unquote(given[0], "token"), "?token=") if given else None
+    return bearer(unquote(given[0], "token"), "?token=") if given else None
 
 
 def _from_protocols(values: HeaderValues) -> Bearer | None:
@@ -79,14 +79,22 @@ def _from_protocols(values: HeaderValues) -> Bearer | None:
     if given and SUBPROTOCOL not in offered:
         # A browser fails the connection if none of its subprotocols is answered, and the one with the token never is.
         raise Refused(400, f"offer the subprotocol {SUBPROTOCOL.decode()} beside the one with the token")
-    return _bearer(given[0], "the subprotocol") if given else None
+    return bearer(given[0], "the subprotocol") if given else None
 
 
 def _offered(values: HeaderValues) -> list[bytes]:
     return [name.strip(b" \t") for value in values(b"sec-websocket-protocol") for name in value.split(b",")]
 
 
-def _bearer(token: bytes, where: str) -> Bearer:
+def bearer(token: bytes, where: str) -> Bearer:
+    """Return a token as a credential.
+
+    Args:
+        where: it was given, for the reason.
+
+    Raises:
+        Refused: 400 if it has characters that no token has.
+    """
     if not _B64TOKEN.fullmatch(token):
         raise Refused(400, f"{where}: no token, or one with characters that no token has")
     return Bearer(token)

@@ -69,6 +69,16 @@ def query_values(query: bytes, key: str) -> list[bytes]:
     return [unquote(value.replace(b"+", b" "), key) for name, _, value in pairs if _means(name, wanted)]
 
 
+def has_key(query: bytes, key: str) -> bool:
+    """Return whether a query has a key, with whatever value.
+
+    Args:
+        query: what follows the question mark, still encoded.
+    """
+    wanted = key.encode()
+    return any(_means(pair.partition(b"=")[0], wanted) for pair in query.split(b"&", MAX_PARAMETERS))
+
+
 def _means(name: bytes, wanted: bytes) -> bool:
     if b"%" not in name:
         return name == wanted

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Protocol
 
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 from twisted.web.http import CACHED, HTTPChannel
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
@@ -15,13 +17,14 @@ from signaling.admission.origins import Origins
 from signaling.core.join_request import JoinRequest
 from signaling.errors import Refused
 from signaling.web.credentials import without_secrets
-from signaling.web.join_parsing import query_values
+from signaling.web.join_parsing import has_key, query_values
 from signaling.web.site import BoundedChannel, HttpConnection, end_with_answer, request_headers
 from signaling.web.static_files import Page
 from signaling.websocket.handshake import asks_for_websocket
 from signaling.websocket.request_head import HeaderValues
 
 _METHODS = b"GET, OPTIONS"
+_RETRY_AFTER = b"Retry-After"
 CHECKS = frozenset({"drain", "workers", "backplane"})
 """The checks of ``/readyz``."""
 
@@ -43,6 +46,9 @@ class ConnectionFactory(Protocol):
 
     def check(self, segment: bytes, query: bytes, values: HeaderValues) -> tuple[JoinRequest, bytes]:
         """Check a request to join; raises ``Refused``."""
+
+    def check_only(self, segment: bytes, query: bytes, values: HeaderValues, address: Any) -> Deferred[None]:
+        """Check whether a client could join; fails with ``Refused``."""
 
     def handshakeRefused(self, address: Any, refused: Refused) -> None:
         """Called after a handshake was refused."""
@@ -66,12 +72,12 @@ class Endpoint(Resource):
         if upgrading:
             end_with_answer(request)
         if self.readable_by_pages:
-            for name, value in self._factory.origins.cors(values(b"origin")).items():
+            for name, value in self.cors(request, values(b"origin")).items():
                 request.setHeader(name, value)
         try:
             self.check_path(request.postpath or [])
             if request.method == b"OPTIONS":
-                return _answer_preflight(request)
+                return self.answer_preflight(request)
             if request.method not in (b"GET", b"HEAD"):
                 raise Refused(405, "only GET, HEAD and OPTIONS are answered here", {b"Allow": b"GET, HEAD, OPTIONS"})
             return self.answer(request)
@@ -80,7 +86,19 @@ class Endpoint(Resource):
                 self._factory.handshakeRefused(request.getClientAddress(), refused)
             if refused.status == 426:
                 end_with_answer(request)
-            return _answer_refusal(request, refused)
+            return self.answer_refusal(request, refused)
+
+    def cors(self, request: Request, origins: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Return the CORS headers; ``origins`` are the request's Origin headers."""
+        return self._factory.origins.cors(origins)
+
+    def answer_preflight(self, request: Request) -> bytes:
+        """Answer an OPTIONS."""
+        return _answer_preflight(request, b"Content-Type")
+
+    def answer_refusal(self, request: Request, refused: Refused) -> Any:
+        """Answer a request with an error."""
+        return _answer_refusal(request, refused)
 
     def check_path(self, segments: list[bytes]) -> None:
         """Check what follows this resource's own path; raises ``Refused``."""
@@ -157,17 +175,20 @@ class PageResource(Endpoint):
 
     def answer(self, request: Request) -> Any:
         """Answer with the file, or with 304."""
-        for name, value in self._page.headers.items():
+        chosen = self._page.choose(request_headers(request)(b"accept-encoding"))
+        for name, value in chosen.headers.items():
             request.setHeader(name, value)
-        if request.setETag(b'"%b"' % self._page.etag) is CACHED:
+        varies = [*request.responseHeaders.getRawHeaders(b"vary", []), b"Accept-Encoding"]
+        request.setHeader(b"Vary", b", ".join(varies))
+        if request.setETag(b'"%b"' % chosen.etag) is CACHED:
             # The length would be that of an empty answer; RFC 9110, section 8.6, requires the file's or none.
             request.finish()
             return NOT_DONE_YET
-        return answer_body(request, self._page.body)
+        return answer_body(request, chosen.body)
 
 
 class TopicResource(Endpoint):
-    """Opens a connection to the topic that the path names."""
+    """Opens a connection to the topic that the path names, or answers whether it would: ``?check``."""
 
     def check_path(self, segments: list[bytes]) -> None:
         """Accept exactly one segment, which is the topic."""
@@ -181,15 +202,61 @@ class TopicResource(Endpoint):
         finally:
             request.uri = without_secrets(request.uri)
 
+    def cors(self, request: Request, origins: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Let every page read a check: one of a forbidden origin is told so, and nothing else."""
+        return self._factory.origins.cors_of_all(origins) if _is_check(request) else super().cors(request, origins)
+
+    def answer_preflight(self, request: Request) -> bytes:
+        """Allow the header of a token for a check; a page has no other way to present it there."""
+        return _answer_preflight(request, b"Authorization") if _is_check(request) else super().answer_preflight(request)
+
+    def answer_refusal(self, request: Request, refused: Refused) -> Any:
+        """Answer a request with an error, which is JSON for a check."""
+        if not _is_check(request):
+            return super().answer_refusal(request, refused)
+        return answer_body(request, _answer_check(request, refused))
+
     def answer(self, request: Request) -> Any:
-        """Join the topic on the connection of ``request``."""
+        """Join the topic on the connection of ``request``, or only check whether the client could."""
         values = request_headers(request)
         path, _, query = request.uri.partition(b"?")
-        join, key = self._factory.check(path.rpartition(b"/")[2], query, values)
+        segment = path.rpartition(b"/")[2]
+        if _is_check(request):
+            return self._check(request, self._factory.check_only(segment, query, values, request.getClientAddress()))
+        join, key = self._factory.check(segment, query, values)
         if request.method != b"GET" or request.clientproto != b"HTTP/1.1":
             raise Refused(400, "a WebSocket connection is opened by GET over HTTP/1.1")
         connection = _take_over(request, self._factory)
         connection.join(join, key, values)
+        return NOT_DONE_YET
+
+    @staticmethod
+    def _check(request: Request, check: Deferred[None]) -> int:
+        is_lost = False
+
+        def answer(outcome: Failure | None) -> None:
+            if is_lost:
+                return
+            # Before the site logs the request.
+            request.uri = without_secrets(request.uri)
+            if outcome is None:
+                body = _answer_check(request, None)
+            elif isinstance(outcome.value, Refused):
+                body = _answer_check(request, outcome.value)
+            else:
+                request.processingFailed(outcome)
+                return
+            request.setHeader(b"Content-Length", b"%d" % len(body))
+            request.write(body if request.method == b"GET" else b"")
+            request.finish()
+
+        def lose(_: Failure) -> None:
+            nonlocal is_lost
+            is_lost = True
+            check.cancel()
+
+        request.notifyFinish().addErrback(lose)
+        check.addBoth(answer)
         return NOT_DONE_YET
 
 
@@ -213,10 +280,14 @@ def not_found() -> Refused:
 
 
 def _answer_refusal(request: Request, refused: Refused) -> bytes:
+    _set_error(request, refused)
+    return _answer_text(request, f"{refused.reason}\n")
+
+
+def _set_error(request: Request, refused: Refused) -> None:
     request.setResponseCode(refused.status, HTTPStatus(refused.status).phrase.encode())
     for name, value in refused.headers.items():
         request.setHeader(name, value)
-    return _answer_text(request, f"{refused.reason}\n")
 
 
 def _answer_text(request: Request, text: str) -> bytes:
@@ -232,10 +303,27 @@ def answer_body(request: Request, body: bytes) -> bytes:
     return body
 
 
-def _answer_preflight(request: Request) -> bytes:
+def _is_check(request: Request) -> bool:
+    return not asks_for_websocket(request_headers(request)) and has_key(request.uri.partition(b"?")[2], "check")
+
+
+def _answer_check(request: Request, refused: Refused | None) -> bytes:
+    """Answer why a client could not join; None if it could."""
+    answer: dict[str, Any] = {"status": 200, "reason": "ok"}
+    if refused is not None:
+        answer = {"status": refused.status, "reason": refused.reason}
+        _set_error(request, refused)
+        if _RETRY_AFTER in refused.headers:
+            answer["retryAfter"] = int(refused.headers[_RETRY_AFTER])
+    request.setHeader(b"Content-Type", b"application/json")
+    request.setHeader(b"Cache-Control", b"no-store")
+    return json.dumps(answer).encode()
+
+
+def _answer_preflight(request: Request, header: bytes) -> bytes:
     request.setResponseCode(204, b"No Content")
     request.setHeader(b"Access-Control-Allow-Methods", _METHODS)
-    request.setHeader(b"Access-Control-Allow-Headers", b"Content-Type")
+    request.setHeader(b"Access-Control-Allow-Headers", header)
     return b""
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.resources import files
@@ -22,19 +25,44 @@ _INDEX = "index.html"
 _DEMO = tuple(("demo", name) for name in (_INDEX, "demo.js", "demo-text.js", "demo.css", "favicon.svg"))
 
 
+# A weight that is not zero (RFC 9110, section 12.4.2).
+_ACCEPTED = re.compile(rb"q=(?:1(?:\.0{0,3})?|0\.(?!0*$)[0-9]{1,3})", re.IGNORECASE)
+
+
 @dataclass(frozen=True, slots=True)
-class Page:
-    """One file.
+class Representation:
+    """One encoding of a file (RFC 9110, section 8).
 
     Args:
         body: its bytes.
         headers: of the answer.
-        etag: of this version (RFC 9110, section 8.8.3), without quotes.
+        etag: of these bytes, without quotes.
     """
 
     body: bytes
     headers: dict[bytes, bytes]
     etag: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One file, compressed in advance.
+
+    Args:
+        plain: the file as it is.
+        gzipped: the file compressed; None if that is not shorter.
+    """
+
+    plain: Representation
+    gzipped: Representation | None
+
+    def choose(self, accept_encoding: Sequence[bytes]) -> Representation:
+        """Return what to answer.
+
+        Args:
+            accept_encoding: the request's Accept-Encoding headers.
+        """
+        return self.gzipped if self.gzipped and _accepts_gzip(accept_encoding) else self.plain
 
 
 def pages(*, client: bool, demo: bool) -> dict[str, Page]:
@@ -61,4 +89,18 @@ def _page(folder: str, name: str) -> Page:
         b"Content-Security-Policy": _POLICY,
         b"Referrer-Policy": b"no-referrer",
     }
-    return Page(body, headers, sha256(body).hexdigest()[:16].encode())
+    etag = sha256(body).hexdigest()[:16].encode()
+    # Without a time, so that all servers answer with the same bytes.
+    compressed = gzip.compress(body, mtime=0)
+    gzipped = Representation(compressed, {**headers, b"Content-Encoding": b"gzip"}, etag + b"-gzip")
+    return Page(Representation(body, headers, etag), gzipped if len(compressed) < len(body) else None)
+
+
+def _accepts_gzip(accept_encoding: Sequence[bytes]) -> bool:
+    """Return whether a client reads gzip (RFC 9110, section 12.5.3); False for a header that is not well-formed."""
+    weights = {}
+    for item in b",".join(accept_encoding).split(b","):
+        coding, _, weight = item.partition(b";")
+        weights[coding.strip().lower()] = weight.strip()
+    weight = weights.get(b"gzip", weights.get(b"*", b"q=0"))
+    return not weight or _ACCEPTED.fullmatch(weight) is not None

@@ -17,3 +17,5 @@ class ReadPause(IntFlag):
     """The connection is open, and the application is not ready for messages."""
     QUEUE_FULL = 8
     """Answers fill the outbound queue."""
+    MESSAGE = 16
+    """A message takes the application some time, and the next one waits for it."""

@@ -145,6 +145,21 @@ def judge(members: dict[str, str] | None) -> Relay | Rejection:
     return Relay(kind, target, b"" if payload is None else payload.encode(), msg_id)
 
 
+def presented(members: dict[str, str] | None) -> tuple[str, bytes | None] | None:
+    """Return the token (empty if it is no string) and the msgId of a message of the type ``token``; None for another.
+
+    Args:
+        members: as for ``judge``.
+    """
+    verdict = judge(members)
+    if members is None or not isinstance(verdict, Rejection) or verdict.code != ErrorCode.INVALID_TYPE:
+        return None
+    if json.loads(members.get("type", "null")) != "token":
+        return None
+    text = members.get("token", "null")
+    return json.loads(text) if text.startswith('"') else "", verdict.msg_id
+
+
 INCOMPLETE = "incomplete"
 OTHER = "other"
 

@@ -25,7 +25,7 @@ _SENDER = "01SENDER"
 
 
 def decoder(data: bytes, careful: bool = True) -> None:
-    """Decode ``data`` as one client's message: the model's verdict, and the value's own text as the payload."""
+    """Decode ``data`` as a client's message: the model's verdict and token, and the value's own text as payload."""
     try:
         text = data.decode()
     except UnicodeDecodeError:
@@ -36,8 +36,12 @@ def decoder(data: bytes, careful: bool = True) -> None:
     if members is not None and depth > messages.MAX_DEPTH:
         # Whether the text was read at all, and so its msgId, depends on how deep Python's own stack is.
         expect(isinstance(verdict, model.Rejection) and verdict.code == ErrorCode.INVALID_MESSAGE, "too deep", verdict)
+        expect(messages.presented_token(data) is None, "a token, too deep")
         return
     expect(verdict == right, "another verdict", (verdict, right))
+    presented = messages.presented_token(data)
+    token = None if presented is None else (presented.token, presented.msg_id)
+    expect(token == model.presented(members), "another token", token)
     expect(bool(_DIGITS.search(text)) or _is_metadata(data) == (members is not None), "metadata", members)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 
 from tests.harness.redis import redis_running
 from tests.integration.backends import RedisStore
@@ -13,7 +14,7 @@ from tests.integration.harness import Harness
 
 MakeHarness = Callable[..., Harness]
 
-SITE = pytest.param("site", marks=pytest.mark.site)
+SITE = pytest.param("site", marks=[pytest.mark.site, pytest.mark.unmeasured])
 THREE_NODES = pytest.param("three nodes", marks=[pytest.mark.cluster, pytest.mark.unmeasured])
 ON_REDIS = pytest.param("three nodes on Redis", marks=[pytest.mark.cluster, pytest.mark.redis])
 
@@ -65,3 +66,17 @@ def harness(make_harness: MakeHarness) -> Harness:
 def server(make_server: MakeHarness) -> Harness:
     """One server with the default limits."""
     return make_server()
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """All that is logged meanwhile, with tracebacks."""
+    lines: list[str] = []
+
+    def observe(event: LogEvent) -> None:
+        failure = event.get("log_failure")
+        lines.append((formatEvent(event) or "") + (failure.getTraceback() if failure else ""))
+
+    globalLogPublisher.addObserver(observe)
+    yield lines
+    globalLogPublisher.removeObserver(observe)

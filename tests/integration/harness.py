@@ -18,6 +18,7 @@ from urllib.parse import quote
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.task import Clock
+from twisted.logger import LogLevel
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import Site
@@ -269,6 +270,7 @@ class Harness:
         demo: as for ``SignalingFactory``.
         log: of the nodes, is told who comes and goes.
         portal: as for ``SignalingFactory``; its tokens expire by ``clock``, which starts now.
+        log_level: as for ``SignalingFactory``.
         wall_ahead: by how much somebody set the wall clock forward.
         buffer_bytes: what a transport holds before it pauses its producer.
         of_nodes: bounds of single nodes, in place of ``limits``.
@@ -289,6 +291,7 @@ class Harness:
         demo: bool = False,
         portal: Any = None,
         log: Any = None,
+        log_level: Any = LogLevel.info,
         wall_ahead: Callable[[], float] = lambda: 0.0,
         of_nodes: Sequence[Mapping[str, Any]] = (),
         **limits: Any,
@@ -316,6 +319,7 @@ class Harness:
                 backplane=self._backplane(number),
                 wall_clock=lambda: self.start + self.clock.seconds() + wall_ahead(),
                 reactor=self.clock,  # type: ignore[arg-type]
+                log_level=log_level,
             )
             for number in range(nodes)
         ]

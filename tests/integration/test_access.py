@@ -7,7 +7,7 @@ import hmac
 import json
 import time
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
 from twisted.cred.error import UnauthorizedLogin
 from twisted.cred.portal import IRealm, Portal
 from twisted.internet.defer import Deferred
-from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from zope.interface import implementer
 
 from signaling import Grant, GrantRealm, IBearerToken, IGrant
@@ -116,20 +115,6 @@ def server(make_server: MakeHarness, tmp_path: Path) -> Harness:
 def harness(make_harness: MakeHarness, tmp_path: Path) -> Harness:
     """A server that takes tokens of the issuer."""
     return make_harness(portal=issuer.portal(tmp_path))
-
-
-@pytest.fixture
-def logged() -> Iterator[list[str]]:
-    """All that is logged meanwhile, with tracebacks."""
-    lines: list[str] = []
-
-    def observe(event: LogEvent) -> None:
-        failure = event.get("log_failure")
-        lines.append((formatEvent(event) or "") + (failure.getTraceback() if failure else ""))
-
-    globalLogPublisher.addObserver(observe)
-    yield lines
-    globalLogPublisher.removeObserver(observe)
 
 
 def enter(harness: Harness, text: str, topic: str = "room", query: str = "") -> Peer:
@@ -368,45 +353,98 @@ def test_resuming_with_another_token_of_the_same_owner(resuming: Harness) -> Non
     assert peer.closed == 4401
 
 
-def test_a_detached_peer_leaves_when_its_token_expires(resuming: Harness) -> None:
+def test_a_detached_peer_stays_although_its_token_expires(resuming: Harness) -> None:
+    observer = enter(resuming, token(sub="Eve"))
+    session = Session(resuming, token(sub="Ada", exp=int(resuming.start) + 100))
+    observer.heard()
+    resuming.advance(200)
+    observer.offer(session.peer, "1")
+    assert response(session.resume(token(sub="Ada", exp=NOW - 60)).received)[0] == 401
+    back = session.resume(token(sub="Ada"))
+    assert [message["type"] for message in back.heard()] == ["welcome", "peer-list", "offer"]
+    assert observer.heard() == []
+
+
+def test_a_detached_peer_leaves_at_the_end_of_its_window_whenever_its_token_expires(resuming: Harness) -> None:
     observer = enter(resuming, token())
     session = Session(resuming, token(exp=int(resuming.start) + 100))
     observer.heard()
-    resuming.advance(99)
-    assert observer.heard() == []
-    resuming.advance(2)
-    assert observer.heard() == [{"type": "peer-left", "peerId": session.peer.id}]
-    assert resuming.relays_queued == 0
-    assert "resumed" not in session.resume(token(exp=int(resuming.start) + 300)).heard()[0]
-
-
-def test_a_peer_that_came_back_is_away_until_its_new_token_ends(resuming: Harness) -> None:
-    observer = enter(resuming, token())
-    session = Session(resuming, token(sub="Ada", exp=int(resuming.start) + 100))
-    session.resume(token(sub="Ada", exp=int(resuming.start) + 200)).reset()
-    observer.heard()
-    resuming.advance(199)
+    resuming.advance(299)
     assert observer.heard() == []
     resuming.advance(2)
     assert observer.heard() == [{"type": "peer-left", "peerId": session.peer.id}]
 
 
-@pytest.mark.cluster
-def test_a_peer_that_another_node_did_not_take_leaves_when_its_token_expires(tmp_path: Path) -> None:
-    harness = Harness(nodes=3, portal=issuer.portal(tmp_path), resume_window_seconds=300)
-    observer = enter(harness, token())
-    session = Session(harness, token(sub="Ada", exp=int(harness.start) + 100))
-    harness.advance(98)
-    harness.engines[2].refused = {"move"}
+def test_a_peer_whose_token_expires_is_detached_and_the_others_notice_nothing(resuming: Harness) -> None:
+    observer = enter(resuming, token(sub="Eve"))
+    peer = enter(resuming, token(sub="Ada", exp=int(resuming.start) + 10))
+    welcome, _ = peer.heard()
     observer.heard()
-    assert "resumed" not in session.resume(token(sub="Ada")).heard()[0]
-    harness.advance(1)
-    assert [message["type"] for message in observer.heard()] == ["peer-joined"]
-    harness.advance(9)
-    assert observer.heard() == [{"type": "peer-left", "peerId": session.peer.id}]
+    resuming.advance(11)
+    assert (peer.closed, peer.close_reason) == (4401, "the token has expired")
+    observer.offer(peer, "1")
+    back = resuming.peer(
+        f"/ws/room?resume={welcome['resume']['token']}&seen=2", {"Authorization": f"Bearer {token(sub='Ada')}"}
+    )
+    renewed, _, offer = back.heard()
+    assert (renewed["selfId"], renewed["resumed"], offer["msgId"]) == (peer.id, True, "1")
+    assert observer.heard() == []
 
 
-@pytest.mark.parametrize(("window", "expires"), [(300, 100), (100, 300)])
+def test_a_client_resumes_before_it_has_answered_the_close_frame_of_its_expired_token(resuming: Harness) -> None:
+    observer = enter(resuming, token(sub="Eve"))
+    peer = enter(resuming, token(sub="Ada", exp=int(resuming.start) + 10))
+    welcome, _ = peer.heard()
+    observer.heard()
+    peer.go_silent()
+    peer.stall()
+    observer.offer(peer, "1")
+    resuming.advance(10)
+    observer.offer(peer, "2")
+    query = f"?resume={welcome['resume']['token']}&seen=2"
+    back = enter(resuming, token(sub="Ada"), query=query)
+    assert [message.get("msgId") for message in back.heard()] == [None, None, "1", "2"]
+    assert observer.heard() == []
+
+
+def test_what_waits_for_a_client_whose_token_expires_is_sent_when_it_comes_back(
+    make_harness: MakeHarness, tmp_path: Path
+) -> None:
+    harness = make_harness(portal=issuer.portal(tmp_path), resume_window_seconds=300, buffer_bytes=0)
+    observer = enter(harness, token(sub="Eve"))
+    peer = enter(harness, token(sub="Ada", exp=int(harness.start) + 5))
+    welcome, _ = peer.heard()
+    observer.heard()
+    peer.stall()
+    for msg_id in ("1", "2", "3"):
+        observer.offer(peer, msg_id)
+    assert harness.relays_queued == 2
+    harness.advance(6)
+    assert harness.relays_queued == 2
+    back = enter(harness, token(sub="Ada"), query=f"?resume={welcome['resume']['token']}&seen=2")
+    assert [message.get("msgId") for message in back.heard()] == [None, None, "1", "2", "3"]
+    assert observer.heard() == []
+    assert (harness.relays_queued, harness.relays_written, harness.counters.relays_undelivered) == (0, 3, 0)
+
+
+def test_a_client_that_said_goodbye_just_before_its_token_expired_has_left(resuming: Harness) -> None:
+    observer = enter(resuming, token(sub="Eve"))
+    peer = enter(resuming, token(sub="Ada", exp=int(resuming.start) + 10))
+    observer.heard()
+    peer.leave()
+    resuming.advance(11)
+    assert observer.heard() == [{"type": "peer-left", "peerId": peer.id}]
+
+
+def test_a_peer_whose_token_expires_while_the_server_drains_leaves(resuming: Harness) -> None:
+    peer = enter(resuming, token(sub="Ada", exp=int(resuming.start) + 10))
+    resuming.drain()
+    resuming.advance(11)
+    assert resuming.topics == {}
+    assert peer.closed == 1001
+
+
+@pytest.mark.parametrize(("window", "expires"), [(100, 50), (100, 300)])
 def test_no_timer_is_left_when_who_was_away_is_gone(
     make_server: MakeHarness, tmp_path: Path, window: int, expires: int
 ) -> None:

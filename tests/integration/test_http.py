@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable
 
 import pytest
@@ -365,6 +366,63 @@ def test_the_demo_s_files_are_served_and_asked_for_again_only_when_they_changed(
     assert (again, nothing) == (304, "")
     head, _, nothing = harness.request(f"HEAD {path} HTTP/1.1\r\nHost: a\r\n\r\n")
     assert (head, nothing) == (200, "")
+
+
+@pytest.mark.parametrize("path", ["/", "/demo.js", "/demo-text.js", "/demo.css", "/signaling.js"])
+def test_a_file_is_compressed_for_those_who_read_gzip(path: str) -> None:
+    harness = Harness(demo=True)
+    connection = harness.connect()
+    connection.send(get(path, **{"Accept-Encoding": "gzip, deflate, br"}).encode())
+    head, _, compressed = connection.received.partition(b"\r\n\r\n")
+    _, headers, _ = response(head + b"\r\n\r\n")
+    assert (headers["content-encoding"], headers["vary"]) == ("gzip", "accept-encoding")
+    assert int(headers["content-length"]) == len(compressed)
+    _, plain_headers, plain = harness.request(get(path))
+    assert gzip.decompress(compressed).decode() == plain
+    assert 2 * len(compressed) < len(plain)
+    assert plain_headers["vary"] == "accept-encoding"
+    # Each encoding has a tag of its own, which is not the other one's.
+    tags = (headers["etag"], plain_headers["etag"])
+    for accepts, own, other in (("gzip", *tags), ("identity", *reversed(tags))):
+        for tag, status in ((own, 304), (f'"x", {own}', 304), (other, 200)):
+            asked = {"Accept-Encoding": accepts, "If-None-Match": tag}
+            answered, headers, _ = harness.request(get(path, "HEAD", **asked))
+            assert (answered, headers["etag"], headers["vary"]) == (status, own, "accept-encoding")
+
+
+@pytest.mark.parametrize(
+    ("accepts", "encoding"),
+    [
+        ("gzip", "gzip"),
+        ("GZIP;q=0.5", "gzip"),
+        ("br;q=1.0, gzip ; q=0.001", "gzip"),
+        ("*", "gzip"),
+        ("*;q=0, gzip", "gzip"),
+        ("gzip;q=0, *", None),
+        ("gzip;q=0.000", None),
+        ("*;q=0", None),
+        ("identity, br", None),
+        ("gzip;q=much", None),
+        ("gzip;q=-1;" + "q=1;" * 500, None),
+        ("," * 4000, None),
+        ("", None),
+    ],
+)
+def test_only_those_who_accept_gzip_get_it(accepts: str, encoding: str | None) -> None:
+    _, headers, _ = Harness(demo=True).request(get("/demo.js", "HEAD", **{"Accept-Encoding": accepts}))
+    assert headers.get("content-encoding") == encoding
+
+
+def test_a_file_for_some_origins_only_varies_by_both() -> None:
+    harness = Harness(demo=True, allow_origins=["https://page.example"])
+    _, headers, _ = harness.request(get("/signaling.js", Origin="https://page.example"))
+    assert headers["vary"] == "origin, accept-encoding"
+
+
+def test_a_file_that_compression_makes_no_shorter_is_served_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gzip.compress", lambda body, **options: body)
+    _, headers, _ = Harness(demo=True).request(get("/favicon.svg", **{"Accept-Encoding": "gzip"}))
+    assert "content-encoding" not in headers
 
 
 def test_the_client_is_served_alone_where_that_was_asked_for() -> None:

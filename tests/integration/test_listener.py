@@ -108,6 +108,16 @@ def test_a_request_that_names_no_topic_is_answered_by_the_listener(harness: Work
     assert answer.endswith(b"\r\n\r\nok")
 
 
+def test_a_check_goes_to_the_owner_of_its_topic_and_its_preflight_is_answered_here(harness: WorkersHarness) -> None:
+    harness.all_ready()
+    topic = harness.topic_of(1)
+    harness.connect(b"GET /ws/%b?check HTTP/1.1\r\nHost: a\r\n\r\n" % topic)
+    (message,) = harness.processes[1].received()
+    assert b"?check" in handoff(message).data
+    client = harness.connect(b"OPTIONS /ws/%b?check HTTP/1.1\r\nHost: a\r\n\r\n" % topic)
+    assert b"\r\nAccess-Control-Allow-Headers: Authorization\r\n" in client.recv(65_536)
+
+
 @pytest.mark.parametrize("garbage", [b"\x16\x03\x01\x02\r\n\r\n", b"x" * 20_000])
 def test_garbage_is_answered_by_the_listener(harness: WorkersHarness, garbage: bytes) -> None:
     client = harness.connect(garbage)

@@ -12,13 +12,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from twisted.cred.checkers import ICredentialsChecker
+from twisted.cred.portal import Portal
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger, formatEvent, globalLogPublisher
+from zope.interface import implementer
 
-from signaling import Limits
+from signaling import Grant, GrantRealm, IBearerToken, Limits
 from signaling.log.forwarding import decode
 from signaling.workers.ipc import encode_handoff
 from signaling.workers.topic_router import TopicRouter
 from signaling.workers.worker import WorkerFactory, WorkerProcess
+from tests.harness.frames import masked
 from tests.harness.raw_client import REQUEST, reset, upgrade
 from tests.integration.workers_harness import WatchingClock, is_open
 
@@ -38,9 +43,9 @@ class Reactor(WatchingClock):
 class Listener:
     """The test's end of the channel."""
 
-    def __init__(self, **limits: Any) -> None:
+    def __init__(self, portal: Any = None, **limits: Any) -> None:
         self.reactor = Reactor()
-        self.factory = WorkerFactory(NUMBER, COUNT, limits=Limits(**limits), reactor=self.reactor)
+        self.factory = WorkerFactory(NUMBER, COUNT, portal=portal, limits=Limits(**limits), reactor=self.reactor)
         self.end, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.end.setblocking(False)
         self.process = WorkerProcess(self.reactor, self.factory, theirs, lambda: ["metrics"])
@@ -136,6 +141,54 @@ def test_the_rest_of_a_request_is_read_from_the_connection(listener: Listener) -
 def test_a_topic_of_another_worker_is_refused(listener: Listener) -> None:
     with listener.hand_off(upgrade(THEIRS)) as client:
         assert client.recv(65_536).startswith(b"HTTP/1.1 421 Misdirected Request")
+
+
+def check(topic: str, query: str = "check") -> bytes:
+    return f"GET /ws/{topic}?{query} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+
+
+def test_a_check_is_answered_by_the_bounds_of_the_worker() -> None:
+    listener = Listener(max_connections=1)
+    listener.received()
+    with listener.hand_off(check(MINE)) as client:
+        assert client.recv(65_536).endswith(b'{"status": 200, "reason": "ok"}')
+        assert not is_open(client)
+    with listener.hand_off(upgrade(MINE)), listener.hand_off(check(MINE)) as client:
+        answer = client.recv(65_536)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b'"reason": "the server is full: it takes 1 connections", "retryAfter": 10}' in answer
+    with listener.hand_off(check(THEIRS)) as client:
+        assert client.recv(65_536).startswith(b"HTTP/1.1 421 ")
+    assert not listener.factory.counters.requests_refused
+    listener.end.close()
+    listener.reactor.run()
+    listener.advance(6)
+
+
+def test_the_check_of_a_new_token_has_its_own_deadline() -> None:
+    asked: list[Deferred[Any]] = []
+
+    @implementer(ICredentialsChecker)
+    class Checker:
+        credentialInterfaces = (IBearerToken,)
+
+        def requestAvatarId(self, credentials: Any) -> Deferred[Grant]:
+            asked.append(Deferred())
+            return asked[-1]
+
+    grant = Grant(prefixes=("",), subject="Ada")
+    listener = Listener(Portal(GrantRealm(), [Checker()]))
+    request = upgrade(MINE).replace(b"Host", b"Authorization: Bearer x\r\nHost")
+    with listener.hand_off(request, handshake_seconds=9.0) as client:
+        asked[0].callback(grant)
+        client.send(masked(0x81, b'{"type":"token","token":"x"}'))
+        listener.advance(9.75)
+        asked[1].callback(grant)
+        listener.reactor.run()
+        assert client.recv(65_536).endswith(b'{"type":"token"}')
+    listener.end.close()
+    listener.reactor.run()
+    listener.advance(6)
 
 
 def test_the_handshake_timeout_counts_from_the_first_byte_at_the_listener(listener: Listener) -> None:

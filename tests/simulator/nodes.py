@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from signaling.admission.client_address import Client as Address
 from signaling.admission.connection_limits import ConnectionLimits, ConnectionSlot
 from signaling.backplane.cluster import Cluster
+from signaling.core import messages
 from signaling.core.announcer import Announcer
 from signaling.core.counters import Counters
+from signaling.core.grants import Grant
 from signaling.core.interfaces import JoinTicket, OutgoingSession, ResumeProof
 from signaling.core.join_request import JoinRequest
 from signaling.core.joining import TRANSITIONS, JoinAttempt, JoinState
@@ -228,6 +230,9 @@ class SimulatedNode:
         """Return ICE servers that name the time, for clients that resume."""
         return json.dumps(self.scenario.now).encode() if self.limits.resume_window_seconds else None
 
+    def expires_in(self, grant: Grant | None) -> int | None:
+        return None
+
     def new_peer(self, request: JoinRequest, connection: SimulatedConnection, ticket: JoinTicket) -> Peer:
         assert ticket.id is not None
         peer: Peer
@@ -274,6 +279,9 @@ class SimulatedNode:
         """Notice that a connection was lost."""
         self.process.take(connection.source, SimulatedConnection.finish, connection)
 
+    def expire(self, connection: SimulatedConnection) -> None:
+        self.process.take(connection.source, SimulatedConnection.expire, connection)
+
     def say_goodbye(self, connection: SimulatedConnection) -> None:
         self.process.take(connection.source, SimulatedConnection.say_goodbye, connection)
 
@@ -302,7 +310,7 @@ class SimulatedNode:
     def _renew(self, connection: SimulatedConnection) -> None:
         ice_servers = self.text("")
         if connection.peer is not None and ice_servers is not None:
-            connection.peer.renew(ice_servers)
+            connection.peer.send_once(messages.ice_servers(ice_servers))
 
     # What has to be true
 

@@ -63,6 +63,23 @@ def test_a_token_opens_its_topic_to_a_real_client(server: Server, transport: str
         assert not [part for part in token.split(".") if part in server.log]
 
 
+def test_a_connection_outlives_its_first_token_by_a_newer_one(server: Server) -> None:
+    first = issuer.token(aud="us", sub="Ada", exp=time.time() + 1)
+    with join(server, "header", first) as peer:
+        self_id = json.loads(peer.recv(5))["selfId"]
+        peer.recv(5)
+        for sub, kind in (("Eve", "error"), ("Ada", "token")):
+            newer = issuer.token(aud="us", sub=sub)
+            peer.send(json.dumps({"type": "token", "token": newer}))
+            assert json.loads(peer.recv(5))["type"] == kind
+        with pytest.raises(TimeoutError):
+            peer.recv(1.2)
+        peer.send(json.dumps({"type": "offer", "to": self_id}))
+        assert json.loads(peer.recv(5))["type"] == "offer"
+    server.wait_for(f"{self_id} renewed its token")
+    assert not [part for part in newer.split(".") if part in server.log]
+
+
 IN_A_PAGE = """
 const [url, protocols, closesAfterJoining, done] = arguments;
 const socket = new WebSocket(url, protocols), seen = [];
@@ -75,10 +92,43 @@ socket.onclose = (event) => done([...seen, event.code, event.reason]);
 """
 
 
+CHECK_IN_A_PAGE = """
+const [url, token, done] = arguments;
+const options = { headers: { Authorization: `Bearer ${token}` }, credentials: "omit", cache: "no-store" };
+fetch(url, options).then((answer) => answer.json()).then(done, (error) => done(String(error)));
+"""
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A browser."""
+    with chromium(tmp_path_factory.mktemp("browser")) as chrome:
+        chrome.set_script_timeout(15)
+        yield chrome
+
+
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
-def test_a_page_presents_its_token_as_a_subprotocol_and_learns_that_it_expired(server: Server, tmp_path: Path) -> None:
-    with chromium(tmp_path) as driver, running() as open_server:
-        driver.set_script_timeout(15)
+def test_a_page_of_any_origin_learns_why_it_cannot_join(server: Server, driver: Any) -> None:
+    expired, good = issuer.token(aud="us", exp=1), issuer.token(aud="us")
+    with running(["--port", "0", "--allow-origin", "https://own.example"]) as other:
+        driver.get(f"http://127.0.0.1:{other.port}/healthz")
+
+        def check(of: Server, topic: str, token: str) -> Any:
+            url = f"http://127.0.0.1:{of.port}/ws/{topic}?check"
+            answer = driver.execute_async_script(CHECK_IN_A_PAGE, url, token)
+            return answer["status"], answer["reason"]
+
+        assert check(server, "room", good) == (200, "ok")
+        assert check(server, "room", expired) == (401, "the token has expired")
+        assert check(server, "other", good) == (403, "the token does not cover this topic")
+        driver.get(f"http://127.0.0.1:{server.port}/healthz")
+        status, reason = check(other, "room", good)
+        assert (status, reason.endswith("is not on the server's list (--allow-origin)")) == (403, True)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+def test_a_page_presents_its_token_as_a_subprotocol_and_learns_that_it_expired(server: Server, driver: Any) -> None:
+    with running() as open_server:
         # A browser asks before a page from nowhere connects to this machine.
         driver.get(f"http://127.0.0.1:{server.port}/healthz")
 

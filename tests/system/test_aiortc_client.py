@@ -16,15 +16,17 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from aiortc import RTCIceCandidate, RTCPeerConnection, RTCSessionDescription
+from aiortc import RTCIceCandidate, RTCSessionDescription
 
-from signaling.client import Lost, NotDelivered, PeerJoined, PeerLeft, Signaling, join
+from signaling.client import NotDelivered, PeerJoined, PeerLeft, Signaling, join
 from signaling.client.aiortc import BYE, TopicSignaling, deliver
-from signaling.client.mesh import Mesh
+from signaling.client.mesh import Mesh, MeshPeer
 from tests.harness.server import Server, launch, running
 from tests.programs import missing
 
 SECONDS = 30
+# It takes half a second where nothing else runs; a program that waits for the server takes ten.
+END_SECONDS = 5.0
 THEIRS = "from aiortc.contrib.signaling import BYE, add_signaling_arguments, create_signaling"
 OURS = "from signaling.client.aiortc import BYE, add_signaling_arguments, create_signaling"
 
@@ -76,16 +78,19 @@ def test_aiortcs_own_example_plays_ping_pong_whoever_starts_first(example: Path,
 
 
 def interrupt(program: Server) -> None:
-    """Press Ctrl-C once the program only waits, and expect a clean end."""
+    """Press Ctrl-C once the program only waits, and expect a clean end soon."""
     stat = Path(f"/proc/{program.process.pid}/stat")
     before, still = "", 0
     while still < 5:
         now = " ".join(stat.read_text().split()[13:15])
         before, still = now, still + 1 if now == before else 0
         time.sleep(0.05)  # There is no event for a program that waits.
+    pressed = time.monotonic()
     assert program.stop(signal.SIGINT) == 0, program.log
-    # Ctrl-C may come while a task of aiortc's own runs, which then says so.
-    assert not re.search("signaling/client|destroyed", program.log), program.log
+    assert time.monotonic() - pressed < END_SECONDS, program.log
+    # The example's own loop of pings fails on a closed channel, also with aiortc's own signaling.
+    unexpected = program.log.replace("Task exception was never retrieved", "", program.log.count("in send_pings"))
+    assert not re.search("signaling/client|destroyed|never retrieved", unexpected), program.log
 
 
 @pytest.mark.parametrize("name", ["offer", "answer"])
@@ -103,6 +108,17 @@ def test_ctrl_c_ends_aiortcs_own_example_whose_server_is_not_there(example: Path
     with role(example, name, f"ws://127.0.0.1:{port}/ws/room") as program:
         program.wait_for(r"no connection: ConnectionRefusedError: .*Connect call failed")
         interrupt(program)
+
+
+@pytest.mark.parametrize("name", ["offer", "answer"])
+@pytest.mark.parametrize("fault", ["killed", "hanging"])
+def test_ctrl_c_ends_aiortcs_own_example_whose_server_is_gone(example: Path, name: str, fault: str) -> None:
+    with running() as server, role(example, "answer", server.url + "room") as answerer:
+        with role(example, "offer", server.url + "room") as offerer:
+            offerer.wait_for(r"channel\(chat\) < pong")
+            server.process.kill() if fault == "killed" else server.pause()
+            interrupt({"answer": answerer, "offer": offerer}[name])
+        server.resume()
 
 
 @pytest.mark.parametrize("name", ["offer", "answer"])
@@ -130,10 +146,10 @@ def test_send_and_receive_take_and_return_what_aiortcs_own_classes_do() -> None:
             await sending
             await ada.close()
             await ben.close()
-            assert await ben.receive() is BYE
-            with pytest.raises(Lost):
-                await ben.receive()
+            # As aiortc's own after the last object: one BYE, then None, however often.
+            assert [await ben.receive() for _ in range(3)] == [BYE, None, None]
             await ben.send(BYE)
+            await ben.connect()
 
     async def send_all(signaling: TopicSignaling, objects: list) -> None:
         for obj in objects:
@@ -288,21 +304,14 @@ class Member:
     async def run(self) -> None:
         async with join(self._url) as self.signaling:
             self.id = self.signaling.self_id
-            self.mesh = Mesh(self.signaling, self._prepare)
+            self.mesh = Mesh(self.signaling, on_open=self._greet, on_data=self._hear)
             await self.mesh.run()
 
-    def _prepare(self, connection: RTCPeerConnection, peer_id: str, offers: bool) -> None:
-        def use(channel) -> None:
-            channel.on("message", lambda text: self.received.put_nowait((peer_id, text)))
-            greet = lambda: channel.send(f"hello from {self.id}")  # noqa: E731
-            if channel.readyState == "open":
-                greet()
-            else:
-                channel.on("open", greet)
+    def _greet(self, peer: MeshPeer) -> None:
+        peer.send(f"hello from {self.id}")
 
-        connection.on("datachannel", use)
-        if offers:
-            use(connection.createDataChannel("chat"))
+    def _hear(self, peer: MeshPeer, data: str | bytes) -> None:
+        self.received.put_nowait((peer.id, str(data)))
 
 
 def test_a_mesh_connects_everyone_to_everyone() -> None:
@@ -316,7 +325,7 @@ def test_a_mesh_connects_everyone_to_everyone() -> None:
                 assert received == {(other, f"hello from {other}") for other in others}
             await members[0].signaling.leave()
             await running_members[0]
-            assert members[0].mesh.connections == {}
+            assert members[0].mesh.peers == {}
             async with join(url) as observer:
                 await members[1].signaling.leave()
                 await anext(message async for message in observer if isinstance(message, PeerLeft))

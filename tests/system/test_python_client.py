@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +24,7 @@ from signaling.client import (
     Welcome,
     join,
 )
+from tests.harness.certificates import self_signed
 from tests.harness.fault_proxy import FaultProxy, fault_proxy
 from tests.harness.server import running
 
@@ -248,3 +250,21 @@ def test_a_server_that_is_asked_too_often_is_asked_again_after_the_time_that_it_
 
     with running(["--port=0", "--max-connection-rate=1", "--connection-burst=1"]) as server:
         asyncio.run(scenario(server.url + "room"))
+
+
+@pytest.mark.parametrize(
+    ("names", "problem"), [(["localhost"], ""), ([], "mismatch|not valid for"), (["example.com"], "not valid for")]
+)
+def test_only_a_server_whose_certificate_names_its_host_is_joined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], problem: str
+) -> None:
+    async def scenario(url: str) -> None:
+        async with joined(url, reconnect=False):
+            pass
+
+    pem = tmp_path / "server.pem"
+    pem.write_bytes(self_signed(names))
+    monkeypatch.setenv("SSL_CERT_FILE", str(pem))
+    with running(["--listen", f"ssl:0:interface=127.0.0.1:privateKey={pem}:certKey={pem}"]) as server:
+        with pytest.raises(Lost, match=problem) if problem else nullcontext():
+            asyncio.run(scenario(f"wss://localhost:{server.port}/ws/room"))

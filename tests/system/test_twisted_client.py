@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from signaling.client import Answer, PeerJoined, PeerLeft, Signaling
+from tests.harness.certificates import self_signed
 from tests.harness.fault_proxy import FaultProxy, fault_proxy
 from tests.harness.server import Server, launch, running
 from tests.system.test_python_client import RESUMING, joined, until
@@ -126,3 +130,50 @@ def test_the_mesh_of_the_examples_greets_everyone() -> None:
         with program("mesh_chat.py", server.url + "room", "Ben") as ben:
             ada.wait_for("hello from Ben")
             ben.wait_for("hello from Ada")
+
+
+OVER_TLS = """
+import sys
+from twisted.internet import defer, task
+from twisted.logger import formatEvent, globalLogBeginner
+from signaling.client import Backoff
+from signaling.client.twisted import SignalingClient
+
+async def scenario(reactor):
+    over = defer.Deferred()
+
+    def log(event):
+        text = formatEvent(event)
+        if "connecting again" in text and not over.called:
+            over.callback(text)
+
+    globalLogBeginner.beginLoggingTo([log], redirectStandardIO=False)
+    client = SignalingClient(sys.argv[1], lambda message: None, backoff=Backoff(60, 60))
+    client.when_joined().addCallbacks(lambda _: over.callback("joined"), lambda left: None)
+    client.startService()
+    print(await over, flush=True)
+    await (client.stopService() or defer.succeed(None))
+
+task.react(lambda reactor: defer.Deferred.fromCoroutine(scenario(reactor)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("names", "trusted", "outcome"),
+    [
+        (["localhost"], True, "joined"),
+        (["localhost"], False, "certificate verify failed"),
+        ([], True, "no connection: its certificate is not for localhost, by any subjectAltName"),
+        (["example.com"], True, "no connection: its certificate is not for localhost, by any subjectAltName"),
+    ],
+)
+def test_it_joins_only_a_server_whose_certificate_names_its_host(
+    tmp_path: Path, names: list[str], trusted: bool, outcome: str
+) -> None:
+    pem = tmp_path / "server.pem"
+    pem.write_bytes(self_signed(names))
+    with running(["--listen", f"ssl:0:interface=127.0.0.1:privateKey={pem}:certKey={pem}"]) as server:
+        command = [sys.executable, "-c", OVER_TLS, f"wss://localhost:{server.port}/ws/room"]
+        env = os.environ | ({"SSL_CERT_FILE": str(pem)} if trusted else {})
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=SECONDS, check=False)
+        assert outcome in done.stdout, done.stderr

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import count, groupby
+from itertools import count, groupby, product
 from pathlib import Path
 
 import pytest
@@ -50,6 +50,8 @@ FAR_AWAY = 4_102_444_800
 ESCAPES = {9: "\\t", 10: "\\n", 13: "\\r", 92: "\\\\"}
 RUN = re.compile(r"((?:\\x..)|\\?.)\1{39,}")
 DATE = re.compile(r"(?<=Date: )\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT")
+# The rest of a token's time: until no test lives, or of two seconds.
+EXPIRES_IN = re.compile(r'(?<="expiresIn":)(?:\d{10}|[01])(?!\d)')
 RETRY = re.compile(r"(?<=Retry-After: )(?:9\d\d|1000)(?!\d)")
 ID = "[0-9A-HJKMNP-TV-Z]{26}"
 RANDOM = re.compile(rf"(?<![0-9A-Za-z])({ID}[0-9A-Za-z_-]{{24}}|{ID})(?![0-9A-Za-z_-])")
@@ -94,6 +96,7 @@ class Notes:
         self.blocks.append("\n".join(lines))
 
     def _without_random(self, text: str) -> str:
+        text = EXPIRES_IN.sub("<seconds>", text)
         text = RETRY.sub("<seconds>", DATE.sub("<date>", CREDENTIAL.sub(with_checked_credential, text)))
         return RANDOM.sub(lambda found: self._name(found[1]), text)
 
@@ -363,6 +366,18 @@ def http_answers(notes: Notes, folder: Path) -> None:
             on.title(title)
             for data in group:
                 on.ask(data)
+        on.title("whether a client could join")
+        for data in (
+            get("/ws/room?check"),
+            get("/ws/room?check=1", "Origin: https://page.example"),
+            get("/ws/room?check", method="HEAD"),
+            get("/ws/room?check", "Origin: https://page.example", method="OPTIONS"),
+            get("/ws/room?check", method="POST"),
+            get("/ws/%ff?check"),
+            get("/ws/room?check&metadata=x"),
+            get("/ws/a/b?check"),
+        ):
+            on.ask(data)
         on.title("requests that are sent together")
         client = on.client("http")
         client.send(
@@ -838,6 +853,7 @@ def fullness(notes: Notes, folder: Path) -> None:
         for headers in ((), ("Origin: https://page.example",)):
             on.ask(upgrade("/ws/third", *headers))
         on.ask(get("/healthz"))
+        on.ask(get("/ws/third?check", "Origin: https://page.example"))
         b.leave()
         on.join("c", "/ws/other").leave()
         a.leave()
@@ -860,6 +876,7 @@ def addresses(notes: Notes, folder: Path) -> None:
         on.title("too many connections")
         a, b = on.join("a"), on.join("b", "/ws/other")
         on.ask(upgrade())
+        on.ask(get("/ws/room?check", "Origin: https://page.example"))
         b.leave()
         on.title("too many in a short time")
         on.join("c", "/ws/other").leave()
@@ -982,6 +999,66 @@ def tokens(notes: Notes, folder: Path) -> None:
         on.ask(upgrade("/ws/room", bearer(soon)), "with the same token")
 
 
+def renewals(notes: Notes, folder: Path) -> None:
+    """New tokens on an open connection, checks of tokens, and the end of a token where sessions can be resumed."""
+    good = token(sub="ada")
+    presented = {
+        "a good one": json.dumps(good),
+        "another owner's": json.dumps(token(sub="eve")),
+        "for another topic": json.dumps(token(sub="ada", own={"topics": ["other"]})),
+        "expired": json.dumps(token(sub="ada", exp=1)),
+        "a wrong signature": json.dumps(token(sub="ada", secret=b"another secret of thirty-two bytes")),
+        "nonsense": '"nonsense"',
+        "characters that no token has": '"a b"',
+        "empty": '""',
+        "null": "null",
+        "a number": "7",
+    }
+    with stage(notes, "--auth", f"jwt:{key_file(folder)}:audience=us:issuer=issuer", "--resume-window=60") as on:
+        on.title("new tokens")
+        a = on.join("a", "/ws/room", bearer(good), told="with ada's token")
+        for told, text in presented.items():
+            a.say(f'{{"type":"token","token":{text},"msgId":"1"}}', f"a token: {told}")
+            a.sync()
+        a.say('{"type":"token"}')
+        a.say(f'{{"type":"token","token":"{good}"}}', "a good one without msgId")
+        a.say('{"type":"token","token":"x","to":7}')
+        a.say('{"type":"token","token":"x","msgId":7}')
+        a.sync()
+        on.title("whether a peer may send, as its newest token says")
+        mute = {"topics": ["room"], "send": False}
+        for own in (mute, None, mute):
+            text = token(sub="ada", own=own)
+            a.say(
+                f'{{"type":"token","token":"{text}","msgId":"2"}}', "a token: " + ("may send" if not own else "may not")
+            )
+            a.relay("nobody")
+            a.sync()
+        on.title("checks")
+        page = "Origin: https://page.example"
+        for told, headers in {
+            "check without a token": (),
+            "check with a good token": (bearer(good),),
+            "check with a good token, from a page": (bearer(good), page),
+            "check with an expired token, from a page": (bearer(token(exp=1)), page),
+            "check with a token for another topic": (bearer(token(own={})),),
+            "check with two tokens": (bearer(good), bearer(good)),
+        }.items():
+            on.ask(get("/ws/room?check", *headers), told)
+        on.ask(get(f"/ws/room?token={good}&check"), "check with a good token in the query")
+        on.title("a token ends, and the client comes back with another one")
+        soon = token(sub="ada", exp=time.time() + 2)
+        a.say(f'{{"type":"token","token":"{soon}"}}', "a token that ends in 2 s")
+        b = on.join("b", "/ws/room", bearer(token(sub="bob")), told="with bob's token")
+        a.end()
+        b.relay(a.id, "meanwhile")
+        # What came before: 2 messages, 14 answers to tokens, 3 to tokens and 2 to relays, 1 to a token, a peer-joined.
+        c = on.join("c", f"/ws/room?resume={a.token}&seen=23", bearer(good), told="resume with ada's token, seen=23")
+        for client in (c, b):
+            client.sync()
+            client.leave()
+
+
 CHECKER = """
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.credentials import IUsernamePassword
@@ -1048,6 +1125,7 @@ def passwords(notes: Notes, folder: Path) -> None:
         told: dict[str, bytes] = {
             "a login": upgrade("/ws/room", basic("slow:x")),
             "a login from a page": upgrade("/ws/room", basic("slow:x"), "Origin: https://page.example"),
+            "a login of a check": get("/ws/room?check", basic("slow:x")),
             "a login behind another request": get("/healthz") + upgrade("/ws/room", basic("slow:x")),
             "half a request": b"GET /ws/room HTTP/1.1\r\nHost: server\r\n",
             "half a request behind another": get("/healthz") + b"GET /",
@@ -1065,7 +1143,7 @@ def passwords(notes: Notes, folder: Path) -> None:
                 client.answer()
             if "login" in name:
                 client.answer()
-            client.end()
+            client.end() if "check" not in name else client.half_close()
 
 
 # Origins, pages, metrics
@@ -1102,13 +1180,17 @@ def pages(notes: Notes, folder: Path) -> None:
                 on.ask(data)
             on.ask(upgrade("/ws/room?metadata=x", *headers))
             on.ask(get("/healthz", *headers, "no colon"))
+        on.title("checks, which every page may read")
+        for origin, method in product(("https://page.example", "https://evil.example"), ("GET", "OPTIONS")):
+            on.ask(get("/ws/room?check", f"Origin: {origin}", method=method))
         on.title("files for browsers")
-        hides = r'(?<=Content-Length: )\d+|(?<=[Ee][Tt]ag: ")[0-9a-f]{16}(?=")'
+        hides = r'(?<=Content-Length: )\d+|(?<=[Ee][Tt]ag: ")[0-9a-f]{16}(?=(?:-gzip)?")'
         for name in ("/", "/signaling.js", "/demo.js", "/demo-text.js", "/demo.css", "/favicon.svg"):
             head = on.ask(get(name, method="HEAD"), hides=hides)
             etag = re.search(r'etag: ("[^"]+")', head, re.IGNORECASE)
             on.ask(get(name, f"If-None-Match: {etag[1] if etag else ''}"), f"GET {name} with its tag", hides=hides)
         on.ask(get("/signaling.js", "Origin: https://page.example", method="HEAD"), hides=hides)
+        on.ask(get("/signaling.js", "Accept-Encoding: gzip", method="HEAD"), hides=hides)
         on.ask(get("/signaling.js", method="POST"))
         on.ask(get("/signaling.js", method="OPTIONS"))
         on.ask(get("/index.html"))
@@ -1298,6 +1380,10 @@ def workers(notes: Notes, folder: Path) -> None:
             get("/ws/room") * 2,
         ):
             on.ask(data)
+        on.title("checks: by the worker of the topic, and the preflight by the listener")
+        for topic in ("room", "other", "third", "fourth"):
+            on.ask(get(f"/ws/{topic}?check"))
+        on.ask(get("/ws/room?check", "Origin: https://page.example", method="OPTIONS"))
         on.title("a topic that stands too far behind to be found")
         far = f"GET http://{'x' * 5_000}/ws/room HTTP/1.1"
         on.ask(upgrade(line=far))
@@ -1324,6 +1410,7 @@ PARTS: dict[str, Callable[[Notes, Path], None]] = {
     "ICE servers": ice,
     "pings": pings,
     "tokens": tokens,
+    "new tokens, and checks": renewals,
     "passwords, and what takes too long": passwords,
     "HTTP": http_answers,
     "messages": messages,

@@ -45,6 +45,16 @@ def test_a_close_code_tells_how_soon(code: int, least: float, most: float) -> No
     assert delays == [least, most]
 
 
+def test_a_new_token_is_tried_at_once_but_not_again_and_again() -> None:
+    clock = Clock()
+    waits = backoff(clock, 0.0)
+    anew = Loss("the token has expired", at_once=True)
+    assert [waits.delay(anew) for _ in range(4)] == [0, 1, 2, 4]
+    waits.opened()
+    clock.advance(STABLE_SECONDS)
+    assert [waits.delay(anew) for _ in range(2)] == [0, 1]
+
+
 @pytest.mark.parametrize("status", [429, 503])
 def test_retry_after_is_honoured_and_spread(status: int) -> None:
     loss = refusal(status, "later", None, {"retry-after": "7"})

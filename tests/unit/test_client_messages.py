@@ -23,6 +23,7 @@ from signaling.client.messages import (
     PeerLeft,
     PeerList,
     Resume,
+    Token,
     Welcome,
     decode,
 )
@@ -113,6 +114,10 @@ MISTYPED: list[tuple[dict[str, Any], AnyMessage | None]] = [
     ({"type": "answer", "from": "a", "msgId": {}, "payload": [None]}, Answer("a", [None])),
     ({"type": "ice-candidate", "from": "a", "msgId": None}, IceCandidate("a")),
     ({"type": "ice-servers", "iceServers": "x"}, IceServers([])),
+    ({"type": "welcome", "selfId": "a", "expiresIn": 5}, Welcome("a", expires_in=5)),
+    *[({"type": "welcome", "selfId": "a", "expiresIn": wrong}, Welcome("a")) for wrong in ("5", None, True, [5])],
+    ({"type": "token", "expiresIn": 5, "msgId": "7"}, Token(5, "7")),
+    ({"type": "token", "expiresIn": "5", "msgId": 7}, Token()),
     ({"type": "error", "code": 1}, None),
     ({"type": "error", "code": "dropped", "message": None, "msgId": 1}, Error("dropped", "")),
     ({"type": "error", "code": "dropped", "msgId": "~1"}, Error("dropped", "", "~1")),
@@ -141,6 +146,7 @@ FRAMES = {
 }
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES)
 @pytest.mark.parametrize("pattern", REPEATED)
 def test_reading_takes_time_that_is_linear_in_the_message(pattern: str, frame: str) -> None:

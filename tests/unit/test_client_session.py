@@ -8,7 +8,10 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from twisted.internet.task import Clock
 
+from signaling.client import session as session_module
+from signaling.client.credential import Step
 from signaling.client.messages import Error, IceServers, Offer, Peer, PeerJoined, PeerLeft, PeerList, Resume, Welcome
 from signaling.client.session import MOST_KEPT, Session
 
@@ -18,8 +21,8 @@ URL = "ws://example.com/ws/room"
 class Played:
     """A session, and the server that its connection leads to."""
 
-    def __init__(self, url: str = URL) -> None:
-        self.session = Session(url)
+    def __init__(self, url: str = URL, **options: Any) -> None:
+        self.session = Session(url, **options)
 
     def hear(self, **message: Any) -> list[Any]:
         """Let the session receive one message; returns what the application hears."""
@@ -328,3 +331,196 @@ def test_a_payload_that_is_nested_too_deeply_to_be_written_is_refused(played: Pl
 def test_a_token_is_sent_back_whatever_the_server_put_into_it(played: Played) -> None:
     played.enter("b", token="\ud800&\n")
     assert "resume=%3F%26%0A&seen=2" in played.session.url
+
+
+# What is sent before the welcome
+
+
+def test_what_comes_before_a_welcome_is_not_counted(played: Played) -> None:
+    played.enter("b", "a", token="t")
+    played.session.lost()
+    # The server could not resume, and the topic is full.
+    full = played.hear(type="error", code="topic_full", message="full")
+    assert full == [Error("topic_full", "full")]
+    assert played.hear(type="peer-joined", peerId="c") == []
+    played.session.lost(1013)
+    assert played.claim() == {"resume": ["t"], "seen": ["2"]}
+    played.enter("b", "a", token="u", resumed=True)
+    assert played.claim() == {"resume": ["u"], "seen": ["4"]}
+
+
+# Tokens
+
+
+def asked() -> str:
+    raise AssertionError("the session asks nobody")
+
+
+@pytest.fixture
+def renewing() -> Played:
+    clock = Clock()
+    played = Played(token=asked, clock=clock.seconds)
+    played.hear(type="welcome", selfId="b", expiresIn=10, resume={"token": "t", "window": 20})
+    played.hear(type="peer-list", peers=[])
+    return played
+
+
+@pytest.mark.parametrize("url", [URL + "?token=x", URL + "?a=1&token=", "ws://ada:north@example.com/ws/room"])
+def test_a_token_may_not_be_given_twice(url: str) -> None:
+    Session(url)
+    with pytest.raises(ValueError, match="given twice") as error:
+        Session(url, token="secret")
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("url", ["http:/ws/room?token=secret", "ftp://ada:secret@example.com/ws/room"])
+def test_a_wrong_url_is_refused_without_its_secrets(url: str) -> None:
+    with pytest.raises(ValueError, match="for example") as error:
+        Session(url)
+    assert "secret" not in str(error.value)
+
+
+def test_a_function_is_asked_at_four_fifths_and_its_token_is_sent(renewing: Played) -> None:
+    assert renewing.session.renewal() == Step(8.0)
+    assert renewing.session.renewal() is None
+    renewing.session.renew("fresh")
+    [sent] = renewing.written()
+    assert sent == {"type": "token", "token": "fresh", "msgId": sent["msgId"]}
+    assert renewing.hear(type="token", expiresIn=20, msgId=sent["msgId"]) == []
+    assert renewing.session.renewal() == Step(16.0)
+    # It counts like every message.
+    assert renewing.claim()["seen"] == ["3"]
+
+
+def test_a_refused_renewal_is_no_event_and_is_repeated(renewing: Played) -> None:
+    renewing.session.renewal()
+    renewing.session.renew("fresh")
+    [sent] = renewing.written()
+    answer = {"type": "error", "code": "invalid_token", "message": "another\nowner", "msgId": sent["msgId"]}
+    assert renewing.hear(**answer) == []
+    assert renewing.session.renewal() == Step(2.5, "the server refused the new token: another owner")
+    assert renewing.hear(**answer) == []
+    assert renewing.session.renewal() is None
+
+
+@pytest.mark.parametrize("token", [None, "text"])
+def test_only_a_function_is_asked_for_renewals(token: str | None) -> None:
+    played = Played(token=token)
+    assert isinstance(played.hear(type="welcome", selfId="b", expiresIn=10)[0], Welcome)
+    assert played.session.renewal() is None
+
+
+def test_answers_that_nobody_asked_for_change_nothing(renewing: Played) -> None:
+    renewing.session.renewal()
+    for answer in ({"expiresIn": 1}, {"expiresIn": 1, "msgId": "token 1"}, {"expiresIn": 1, "msgId": ""}):
+        assert renewing.hear(type="token", **answer) == []
+    assert renewing.session.renewal() is None
+    renewing.session.renew("fresh")
+    [sent] = renewing.written()
+    renewing.hear(type="token", expiresIn=10, msgId=sent["msgId"])
+    renewing.hear(type="token", expiresIn=1, msgId=sent["msgId"])
+    assert renewing.session.renewal() == Step(8.0)
+    assert renewing.session.renewal() is None
+
+
+def test_a_loss_ends_a_renewal_and_a_resumed_session_begins_another(renewing: Played) -> None:
+    renewing.session.renew("fresh")
+    [sent] = renewing.written()
+    renewing.session.renew("fresher")
+    renewing.session.lost()
+    assert renewing.session.renewal() is None
+    renewing.session.renew("too late")
+    renewing.hear(type="welcome", selfId="b", expiresIn=100, resume={"token": "u", "window": 20}, resumed=True)
+    renewing.hear(type="peer-list", peers=[])
+    assert [message["msgId"].split()[0] for message in renewing.written()] == ["fence"]
+    assert renewing.session.renewal() == Step(80.0)
+    renewing.hear(type="token", expiresIn=1, msgId=sent["msgId"])
+    assert renewing.session.renewal() is None
+
+
+def test_a_token_is_renewed_while_a_resumed_session_catches_up(renewing: Played) -> None:
+    renewing.session.send("offer", "a", 1)
+    renewing.written()
+    renewing.session.lost()
+    renewing.hear(type="welcome", selfId="b", expiresIn=1, resume={"token": "u", "window": 20}, resumed=True)
+    renewing.hear(type="peer-list", peers=[])
+    [fence] = renewing.written()
+    renewing.session.renew("fresh")
+    assert [message["type"] for message in renewing.written()] == ["token"]
+    renewing.pass_fence(fence)
+    assert [message["type"] for message in renewing.written()] == ["offer", "ice-candidate"]
+
+
+# Servers that are strangers
+
+
+def test_a_second_welcome_or_list_on_a_connection_is_ignored(played: Played) -> None:
+    played.enter("b", "a")
+    assert played.hear(type="welcome", selfId="x") == []
+    assert played.hear(type="peer-list", peers=[{"id": "x"}]) == []
+    assert (played.session.self_id, played.session.peers) == ("b", {"a": None})
+
+
+def test_a_topic_has_a_bounded_number_of_peers(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "MOST_PEERS", 3)
+    _, listed = played.enter("b", "a1", "a2", "a3", "a4")
+    assert listed == PeerList([Peer("a1"), Peer("a2"), Peer("a3")])
+    assert played.hear(type="peer-joined", peerId="a5") == []
+    assert played.hear(type="peer-left", peerId="a2") == [PeerLeft("a2")]
+    assert played.hear(type="peer-joined", peerId="a6") == [PeerJoined("a6")]
+    assert list(played.session.peers) == ["a1", "a3", "a6"]
+
+
+def test_the_peers_of_a_topic_take_bounded_memory(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "MOST_PEERS_BYTES", 10_000)
+    played.enter("b")
+    for _ in range(3):
+        joined = [played.hear(type="peer-joined", peerId=f"a{n}", metadata={"x": "x" * 900}) for n in range(20)]
+        assert 9 <= sum(map(bool, joined)) <= 11
+        for peer_id in list(played.session.peers):
+            played.hear(type="peer-left", peerId=peer_id)
+
+
+def test_a_server_that_confirms_nothing_makes_a_client_keep_a_bounded_amount(
+    played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "MOST_UNCONFIRMED", 500)
+    played.enter("b", "a", token="t")
+    for _ in range(600):
+        played.session.send("offer", "a", 1)
+        played.session.writes()
+    errors = played.session.events()
+    assert len(errors) == 100
+    assert {error.code for error in errors if isinstance(error, Error)} == {"dropped"}
+    monkeypatch.setattr(session_module, "MOST_UNCONFIRMED", 10_000)
+    monkeypatch.setattr(session_module, "MOST_UNCONFIRMED_BYTES", 100_000)
+    for _ in range(10):
+        played.session.send("offer", "a", "x" * 50_000)
+    assert len(played.session.events()) == 8
+
+
+def test_room_is_there_again_once_messages_were_confirmed_or_answered(
+    played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "MOST_UNCONFIRMED_BYTES", 100_000)
+    played.enter("b", "a")
+    for _ in range(50):
+        msg_id = played.session.send("offer", "a", "x" * 50_000)
+        texts = played.written()
+        played.hear(type="error", code="dropped", message="", msgId=msg_id)
+        played.session.send("offer", "a", "x" * 50_000)
+        texts += played.written()
+        played.session.events()
+        for text in texts:
+            if text["msgId"].startswith("fence"):
+                played.pass_fence(text)
+        for text in played.written():
+            played.pass_fence(text)
+        assert played.session.events() == []
+
+
+def test_a_server_that_welcomes_and_never_lists_is_forgotten(played: Played) -> None:
+    for number in range(1_000):
+        played.hear(type="welcome", selfId=f"own-{number}" + "x" * 1_000)
+        played.session.lost()
+    assert len(pickle.dumps(played.session)) < 40_000

@@ -16,6 +16,7 @@ from signaling.admission.connection_limits import ConnectionLimits, ConnectionSl
 from signaling.backplane.standalone import StandaloneBackplane
 from signaling.core.announcer import Announcer
 from signaling.core.counters import Counters
+from signaling.core.grants import Grant
 from signaling.core.interfaces import JoinTicket, OutgoingSession, Receipt, ResumeProof
 from signaling.core.join_request import JoinRequest, ResumeClaim
 from signaling.core.joining import TRANSITIONS, JoinAttempt, JoinState
@@ -184,7 +185,7 @@ class Server:
         self.connection_limits = ConnectionLimits(self.limits, 1024, clock.seconds)
         self.backplane = Backplane()
         self.counters = Counters()
-        self.sessions = SessionRegistry(self.limits, clock, self.topics, lambda peer, reason: None, clock.seconds)
+        self.sessions = SessionRegistry(self.limits, clock, self.topics, lambda peer, reason: None)
         announcer = Announcer(clock, lambda count: None)
         self.services = PeerServices(self.topics, announcer, self.backplane, self.counters, self.limits, self.sessions)
         self.local = LocalPeers(self.services, lambda peer: None)
@@ -201,6 +202,9 @@ class Server:
     def text(self, peer_id: str) -> bytes | None:
         if self.has_error:
             raise Planted
+        return None
+
+    def expires_in(self, grant: Grant | None) -> int | None:
         return None
 
     def new_peer(self, request: JoinRequest, connection: Connection, ticket: JoinTicket) -> Peer:

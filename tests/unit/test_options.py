@@ -9,12 +9,15 @@ from dataclasses import Field, fields
 from pathlib import Path
 
 import pytest
-from twisted.logger import LogLevel
+from twisted.logger import Logger, LogLevel
+from twisted.python.failure import Failure
 from twisted.python.usage import UsageError
 
 from signaling import Limits, Options
 from signaling.app.options import OPTIONS, help_text
 from signaling.app.service import makeService
+from signaling.auth.cred import Access
+from signaling.core.grants import Password
 from signaling.errors import StartError
 from signaling.limits import LIMIT_OPTIONS, Unit
 
@@ -319,3 +322,16 @@ def test_a_limit_has_the_unit_of_its_name_and_shows_its_default(field: Field[obj
     assert option.default
     if field.default is not None:
         assert float(option.default) == field.default
+
+
+@pytest.mark.parametrize(("name", "password"), [("alice", "secret"), ("Zoë", "schön"), ("\udcff", "\udcfe")])
+def test_a_password_in_memory_is_compared_with_the_bytes_of_a_request(name: str, password: str) -> None:
+    portal = parse(f"--auth=memory:bob:other:{name}:{password}").portal
+    assert portal is not None
+    access, username = Access(portal, Logger()), os.fsencode(name)
+    grants = []
+    access.login(Password(username, os.fsencode(password))).addCallback(lambda login: grants.append(login[1]))
+    assert [grant.covers("room") for grant in grants] == [True]
+    refusals: list[Failure] = []
+    access.login(Password(username, b"other")).addErrback(refusals.append)
+    assert [refused.value.args for refused in refusals] == [("this name, password or token is not right",)]

@@ -17,7 +17,6 @@ from signaling.admission.connection_limits import ConnectionLimits, ConnectionSl
 from signaling.backplane.standalone import StandaloneBackplane
 from signaling.core.announcer import Announcer
 from signaling.core.counters import Counters
-from signaling.core.grants import Grant
 from signaling.core.interfaces import Receipt
 from signaling.core.join_request import JoinRequest, ResumeClaim
 from signaling.core.local_peers import LocalPeers
@@ -78,16 +77,13 @@ class ObservedSession(PeerSession):
 class SimulatedClient:
     """A client with a session, and the server that it is on."""
 
-    def __init__(self, expires: float | None = None, **limits: Any) -> None:
+    def __init__(self, **limits: Any) -> None:
         self.clock = Clock()
         self.limits = Limits(resume_window_seconds=WINDOW_SECONDS, **limits)
         self.slots = ConnectionLimits(self.limits, 1024, self.clock.seconds)
         self.closed: list[str] = []
-        self.grant = Grant(expires=expires) if expires is not None else None
         topics: TopicMap[Peer] = TopicMap(10, 1_000_000)
-        self.sessions = SessionRegistry(
-            self.limits, self.clock, topics, lambda _, reason: self.closed.append(reason), self.clock.seconds
-        )
+        self.sessions = SessionRegistry(self.limits, self.clock, topics, lambda _, reason: self.closed.append(reason))
         self.services = PeerServices(
             topics,
             Announcer(self.clock, lambda number: None),
@@ -113,7 +109,7 @@ class SimulatedClient:
 
     def _request(self, seen: int | None = None) -> JoinRequest:
         claim = ResumeClaim(self.token, self.seen if seen is None else seen) if self.token else None
-        return JoinRequest("room", None, claim, grant=self.grant)
+        return JoinRequest("room", None, claim)
 
     # What can happen to a session
 
@@ -267,17 +263,6 @@ def test_a_closed_session_releases_a_slot_that_it_gets_back() -> None:
     client.end_window()
     client.session.return_slot(slot)
     client.slots.admit(ADA)
-
-
-def test_a_detached_session_closes_with_its_token_but_not_during_a_hand_off() -> None:
-    client = SimulatedClient(expires=10.0)
-    client.lose_connection()
-    client.clock.advance(9)
-    client.ask_from_another_node()
-    client.clock.advance(2)
-    assert client.session.state is HANDING_OFF
-    client.clock.advance(HANDOFF_SECONDS)
-    assert client.closed == ["its token has expired"]
 
 
 def test_a_plain_peer_cannot_resume() -> None:

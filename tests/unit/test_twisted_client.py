@@ -1,0 +1,401 @@
+"""The Twisted client with a clock that is told, against a server that is played by hand."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.task import Clock
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+from twisted.python.failure import Failure
+
+from signaling.client import Backoff, Refused, Welcome
+from signaling.client.credential import TOKEN_SECONDS
+from signaling.client.twisted import SignalingClient
+from tests.harness.frames import TEXT
+from tests.harness.memory_transport import MemoryTransport
+
+URL = "ws://example.com/ws/room"
+GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+EMPTY = {"type": "peer-list", "peers": []}
+
+
+def frame(first: int, payload: bytes) -> bytes:
+    """Write a server's frame."""
+    size = len(payload)
+    return bytes([first, size]) + payload if size < 126 else bytes([first, 126]) + size.to_bytes(2, "big") + payload
+
+
+def frames(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Split what a client wrote into opcodes and payloads."""
+    while data:
+        size, head = data[1] & 0x7F, 2
+        if size == 126:
+            size, head = int.from_bytes(data[2:4], "big"), 4
+        mask, masked = data[head : head + 4], data[head + 4 : head + 4 + size]
+        yield data[0] & 0xF, bytes(byte ^ mask[index % 4] for index, byte in enumerate(masked))
+        data = data[head + 4 + size :]
+
+
+class Connection:
+    """The server's end of one connection."""
+
+    def __init__(self, protocol: Any) -> None:
+        self._protocol = protocol
+        self._transport = MemoryTransport()
+        self._transport.protocol = protocol
+        protocol.makeConnection(self._transport)
+        self.request, _, _ = self._transport.take().partition(b"\r\n\r\n")
+
+    @property
+    def token(self) -> str | None:
+        found = re.search(rb"\r\nAuthorization: Bearer (.*)", self.request)
+        return found[1].decode().strip() if found else None
+
+    @property
+    def target(self) -> str:
+        return self.request.split()[1].decode()
+
+    def welcome(self, **more: Any) -> None:
+        key = re.search(rb"Sec-WebSocket-Key: (\S+)", self.request)
+        assert key is not None
+        accept = base64.b64encode(hashlib.sha1(key[1] + GUID).digest())
+        head = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        self._protocol.dataReceived(head + b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n")
+        self.send(type="welcome", selfId="b", **more)
+        self.send(**EMPTY)
+
+    def send(self, **message: Any) -> None:
+        self._protocol.dataReceived(frame(0x81, json.dumps(message).encode()))
+
+    def received(self) -> list[dict[str, Any]]:
+        """Return the messages that the client sent since the last call."""
+        return [json.loads(payload) for opcode, payload in frames(self._transport.take()) if opcode == TEXT]
+
+    def refuse(self, status: int, reason: str = "no") -> None:
+        self._protocol.dataReceived(b"HTTP/1.1 %d No\r\n\r\n%s" % (status, reason.encode()))
+        self.end()
+
+    def close(self, code: int, reason: str = "") -> None:
+        self._protocol.dataReceived(frame(0x88, code.to_bytes(2, "big") + reason.encode()))
+        self.end()
+
+    def end(self) -> None:
+        clean = self._transport.disconnecting
+        self._protocol.connectionLost(Failure(ConnectionDone() if clean else ConnectionLost()))
+
+
+class Server:
+    """An endpoint that leads to connections that the test plays."""
+
+    def __init__(self) -> None:
+        self.connections: list[Connection] = []
+
+    def connect(self, factory: Any) -> Deferred[Any]:
+        protocol = factory.buildProtocol(IPv4Address("TCP", "192.0.2.1", 80))
+        self.connections.append(Connection(protocol))
+        return succeed(protocol)
+
+
+class Program:
+    """A client, its clock, its server, and all that it reports."""
+
+    def __init__(self, token: Any, **options: Any) -> None:
+        self.clock = Clock()
+        self.server = Server()
+        self.messages: list[Any] = []
+        self.failures: list[Exception] = []
+        self.client = SignalingClient(
+            URL,
+            self.messages.append,
+            token=token,
+            endpoint=self.server,
+            clock=self.clock,
+            backoff=Backoff(1.0, 30.0, clock=self.clock.seconds, chance=lambda: 0.0),
+            **options,
+        )
+        self.client.on_failure = self.failures.append
+
+    def start(self) -> None:
+        self.client.startService()
+
+    @property
+    def requests(self) -> int:
+        return len(self.server.connections)
+
+    @property
+    def latest(self) -> Connection:
+        return self.server.connections[-1]
+
+    def tokens(self) -> list[str | None]:
+        return [connection.token for connection in self.server.connections]
+
+
+class Issuer:
+    """A token function: it answers as it is told, or else with token after token."""
+
+    def __init__(self, *answers: Callable[[], Any]) -> None:
+        self.calls = 0
+        self._answers = list(answers)
+
+    def __call__(self) -> Any:
+        self.calls += 1
+        return self._answers.pop(0)() if self._answers else f"secret-{self.calls}"
+
+
+@pytest.fixture
+def log() -> Iterator[list[str]]:
+    """All events of Twisted's log while a test runs."""
+    texts: list[str] = []
+
+    def observe(event: LogEvent) -> None:
+        texts.append(formatEvent(event) + str(event.get("log_failure", "")))
+
+    globalLogPublisher.addObserver(observe)
+    yield texts
+    globalLogPublisher.removeObserver(observe)
+    assert not [text for text in texts if "secret" in text]
+
+
+def test_every_attempt_presents_another_token_of_the_function(log: list[str]) -> None:
+    program = Program(Issuer())
+    program.start()
+    program.latest.end()
+    program.clock.advance(1)
+    program.latest.welcome()
+    program.latest.end()
+    program.clock.advance(2)
+    assert program.tokens() == ["secret-1", "secret-2", "secret-3"]
+
+
+def test_a_text_is_presented_again_and_again() -> None:
+    program = Program("one")
+    program.start()
+    program.latest.end()
+    program.clock.advance(1)
+    assert program.tokens() == ["one", "one"]
+
+
+async def later() -> str:
+    return "awaited"
+
+
+@pytest.mark.parametrize("answer", [lambda: "awaited", later, lambda: succeed("awaited")])
+def test_a_function_returns_text_or_an_awaitable_or_a_deferred(answer: Callable[[], Any]) -> None:
+    program = Program(answer)
+    program.start()
+    assert program.tokens() == ["awaited"]
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_token_is_asked_anew_once_and_at_once(status: int, log: list[str]) -> None:
+    program = Program(Issuer())
+    program.start()
+    program.latest.refuse(status)
+    program.clock.advance(0)
+    assert program.tokens() == ["secret-1", "secret-2"]
+    program.latest.refuse(401, "still wrong")
+    program.clock.advance(3_600)
+    assert program.requests == 2
+    [failure] = program.failures
+    assert isinstance(failure, Refused)
+    assert (failure.status, failure.reason) == (401, "still wrong")
+
+
+def test_a_refused_text_is_the_end() -> None:
+    program = Program("one")
+    program.start()
+    program.latest.refuse(401)
+    program.clock.advance(3_600)
+    assert program.requests == len(program.failures) == 1
+
+
+def test_a_text_that_has_expired_is_the_end() -> None:
+    program = Program("one")
+    program.start()
+    program.latest.welcome(expiresIn=5)
+    program.latest.close(4401, "the token has expired")
+    program.clock.advance(3_600)
+    assert program.requests == 1
+    assert str(program.failures[0]) == "close code 4401: the token has expired"
+
+
+def test_after_4401_a_function_is_asked_and_the_session_is_resumed_at_once(log: list[str]) -> None:
+    program = Program(Issuer())
+    program.start()
+    program.latest.welcome(resume={"token": "r", "window": 20})
+    program.latest.close(4401)
+    program.clock.advance(0)
+    assert program.latest.target == "/ws/room?resume=r&seen=2"
+    assert program.latest.token == "secret-2"
+    program.latest.refuse(401)
+    program.clock.advance(3_600)
+    assert program.requests == 2
+    assert isinstance(program.failures[0], Refused)
+
+
+def test_a_server_that_ends_every_connection_by_4401_is_asked_more_and_more_seldom() -> None:
+    program = Program(Issuer())
+    program.start()
+    answered = 0
+    for _ in range(3_600):
+        program.clock.advance(1)
+        if program.requests > answered:
+            answered = program.requests
+            program.latest.welcome()
+            program.latest.close(4401)
+    # In an hour: every 30 s, and a few at the beginning.
+    assert 110 < program.requests < 140
+
+
+def failing() -> str:
+    raise LookupError("the secret cannot be had")
+
+
+def failing_later() -> Deferred[str]:
+    deferred: Deferred[str] = Deferred()
+    deferred.errback(Failure(LookupError("the secret cannot be had")))
+    return deferred
+
+
+async def obstinate() -> str:
+    while True:
+        try:
+            await Deferred()
+        except Exception:
+            # It does not end when it is cancelled.
+            continue
+
+
+FAULTS = {
+    "raises": (failing, "the token function raised LookupError (test_twisted_client.py, line "),
+    "fails later": (failing_later, "the token function raised LookupError"),
+    "hangs": (Deferred, "the token function has not answered within 15 s"),
+    "ignores its cancellation": (obstinate, "the token function has not answered within 15 s"),
+    "returns nothing": (lambda: None, "the token function returned NoneType, not a token"),
+    "returns what is no token": (lambda: "a\r\nsecret: b", "characters that no token has"),
+}
+
+
+@pytest.mark.parametrize(("fault", "reported"), FAULTS.values(), ids=FAULTS)
+def test_a_function_that_fails_is_reported_and_asked_again(
+    fault: Callable[[], Any], reported: str, log: list[str]
+) -> None:
+    issuer = Issuer(fault, fault)
+    program = Program(issuer)
+    program.start()
+    program.clock.advance(TOKEN_SECONDS)
+    assert program.requests == 0
+    program.clock.advance(1)
+    program.clock.advance(TOKEN_SECONDS)
+    program.clock.advance(2)
+    assert program.tokens() == ["secret-3"]
+    assert len([text for text in log if reported in text and "connecting again in" in text]) == 2
+    assert program.failures == []
+
+
+@pytest.mark.parametrize(("fault", "reported"), FAULTS.values(), ids=FAULTS)
+def test_a_renewal_that_fails_is_reported_and_repeated(fault: Callable[[], Any], reported: str, log: list[str]) -> None:
+    program = Program(Issuer(lambda: "secret-1", fault))
+    program.start()
+    program.latest.welcome(expiresIn=400)
+    program.clock.advance(320)
+    program.clock.advance(TOKEN_SECONDS)
+    assert program.latest.received() == []
+    assert len([text for text in log if reported in text and "asking again in" in text]) == 1
+    program.clock.advance(20)
+    [sent] = program.latest.received()
+    assert (sent["type"], sent["token"]) == ("token", "secret-3")
+    assert program.requests == 1
+
+
+def test_a_token_is_renewed_again_and_again(log: list[str]) -> None:
+    issuer = Issuer()
+    program = Program(issuer)
+    program.start()
+    program.latest.welcome(expiresIn=10)
+    for number in range(2, 12):
+        program.clock.advance(7.9)
+        assert program.latest.received() == []
+        program.clock.advance(0.2)
+        [sent] = program.latest.received()
+        assert sent["token"] == f"secret-{number}"
+        program.latest.send(type="token", expiresIn=10, msgId=sent["msgId"])
+    assert program.requests == 1
+    assert [type(message) for message in program.messages[:1]] == [Welcome]
+    assert len(program.messages) == 2
+
+
+def test_a_refused_renewal_is_repeated_while_there_is_time(log: list[str]) -> None:
+    issuer = Issuer()
+    program = Program(issuer)
+    program.start()
+    program.latest.welcome(expiresIn=10)
+    for _ in range(1_000):
+        program.clock.advance(0.01)
+        for sent in program.latest.received():
+            program.latest.send(type="error", code="invalid_token", message="another owner", msgId=sent["msgId"])
+    assert issuer.calls == 3
+    assert [text for text in log if "another owner; the connection ends with it" in text]
+    assert len(program.messages) == 2
+
+
+@pytest.mark.parametrize("seconds", [0, -1, 1e-9, 1])
+def test_whatever_a_server_says_a_function_is_asked_at_most_once_a_second(seconds: float) -> None:
+    issuer = Issuer()
+    program = Program(issuer)
+    program.start()
+    program.latest.welcome(expiresIn=seconds)
+    for _ in range(100):
+        program.clock.advance(0.1)
+        for sent in program.latest.received():
+            for _ in range(20):
+                program.latest.send(type="token", expiresIn=seconds, msgId=sent["msgId"])
+        program.latest.send(type="token", expiresIn=seconds)
+    assert 9 <= issuer.calls <= 11
+
+
+def test_an_answer_that_comes_after_the_connection_is_not_used() -> None:
+    answer: Deferred[str] = Deferred()
+    program = Program(Issuer(lambda: "first", lambda: answer))
+    program.start()
+    program.latest.welcome(expiresIn=10)
+    program.clock.advance(8)
+    program.latest.end()
+    program.clock.advance(1)
+    program.latest.welcome(expiresIn=10)
+    if not answer.called:
+        answer.callback("late")
+    assert program.latest.received() == []
+    assert program.tokens() == ["first", "secret-3"]
+
+
+@pytest.mark.parametrize("seconds", [0, 5, 8])
+def test_stopping_the_service_stops_all_timers(seconds: float) -> None:
+    program = Program(Issuer(lambda: "first", Deferred))
+    program.start()
+    program.latest.welcome(expiresIn=10)
+    program.clock.advance(seconds)
+    stopped = program.client.stopService()
+    program.latest.close(1000)
+    assert stopped is not None
+    assert stopped.called
+    assert [call for call in program.clock.getDelayedCalls() if call.getTime() > program.clock.seconds() + 1] == []
+
+
+def test_stopping_the_service_cancels_a_question() -> None:
+    answer: Deferred[str] = Deferred()
+    program = Program(lambda: answer)
+    program.start()
+    assert program.client.stopService() is None
+    assert answer.called
+    assert program.requests == 0
+    assert program.clock.getDelayedCalls() == []
