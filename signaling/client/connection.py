@@ -312,7 +312,7 @@ class Signaling:
         self._socket = socket
         work = (self._write(), _keep_alive(socket), self._notice_end(socket))
         helpers = [asyncio.create_task(helper) for helper in work]
-        code = None
+        code, reason = None, ""
         try:
             while True:
                 text = await socket.recv()
@@ -328,7 +328,7 @@ class Signaling:
             return closing(code, reason)
         finally:
             self._socket = None
-            self._session.lost(code)
+            self._session.lost(code, reason)
             self._publish()
             if self._renewing is not None:
                 self._renewing.cancel()

@@ -347,16 +347,18 @@ class Session:
             case Error() as error:
                 self._error(error)
 
-    def lost(self, code: int | None = None) -> None:
+    def lost(self, code: int | None = None, reason: str = "") -> None:
         """Note that the connection was lost.
 
         Args:
             code: the close code, if there was a close frame.
+            reason: the server's; for a message that is too long, it names the limit.
         """
         if code == MESSAGE_TOO_BIG:
             # Not ``dropped``: the application may send that again, which would end the next connection as well.
             longest = self._outbox.take_longest_written()
-            self._refuse(longest, "it is longer than the server takes", ErrorCode.INVALID_MESSAGE)
+            why = f"it is longer than the server accepts ({one_line(reason) or code})"
+            self._refuse(longest, why, ErrorCode.INVALID_MESSAGE)
         self.open = self._welcomed = False
         self._fence = self._renewing = None
         self._awaited_renewal = None

@@ -194,7 +194,7 @@ class SignalingClient(Service):
 
     def disconnected(self, loss: Loss) -> None:
         """Note the end of the current connection, and connect again later."""
-        self._forget_connection(loss.code)
+        self._forget_connection(loss)
         if self.running:
             delay = self._backoff.delay(loss)
             _log.info("{reason}; connecting again in {delay:.1f} s", reason=loss.reason, delay=delay)
@@ -205,17 +205,17 @@ class SignalingClient(Service):
         try:
             loss = self._session.refused(refused)
         except Refused:
-            self._forget_connection(None)
+            self._forget_connection(Loss(refused.reason))
             if self.running:
                 self._end(refused)
                 self.on_failure(refused)
         else:
             self.disconnected(loss)
 
-    def _forget_connection(self, code: int | None) -> None:
+    def _forget_connection(self, loss: Loss) -> None:
         self._connection = self._handshaking = None
         self._stop_asking()
-        self._session.lost(code)
+        self._session.lost(loss.code, loss.reason)
         self._flush()
 
     def _connect(self) -> None:
