@@ -1,8 +1,8 @@
 /** A message of the wire. A peer without metadata has `{}`; keys that are not as in docs/protocol.md are left out. */
-export type WireMessage =
+export type WireMessage<M extends object = Metadata> =
   | { type: "welcome"; selfId: string; iceServers?: RTCIceServer[]; resume?: { token: string; window: number }; resumed?: true }
-  | { type: "peer-list"; peers: { id: string; metadata: Metadata }[] }
-  | { type: "peer-joined"; peerId: string; metadata: Metadata }
+  | { type: "peer-list"; peers: { id: string; metadata: Untrusted<M> }[] }
+  | { type: "peer-joined"; peerId: string; metadata: Untrusted<M> }
   | { type: "peer-left"; peerId: string }
   | { type: "ice-servers"; iceServers: RTCIceServer[] }
   | { type: "error"; code: string; message: string; msgId?: string }
@@ -27,12 +27,18 @@ export interface OutgoingMessage {
 export type RelayedType = "offer" | "answer" | "ice-candidate";
 export type Metadata = Record<string, unknown>;
 
+/**
+ * The metadata of another peer, where this one has `M`: the same keys, but each may be missing or have any value, because
+ * nothing checks what a peer writes. Check the type of a value before you use it.
+ */
+export type Untrusted<M extends object> = { readonly [Key in keyof M]?: unknown };
+
 /** `waiting`: the connection was lost, and the next attempt comes later. `closed`: for good. */
 export type SignalingState = "connecting" | "open" | "waiting" | "closed";
 
-export interface JoinOptions {
+export interface JoinOptions<M extends object = Metadata> {
   /** Shown to the other peers, with the additional key `instance`: a random name by which a `Mesh` recognises a peer with a new id. */
-  metadata?: Metadata;
+  metadata?: M;
   /** Leaves when it is aborted. */
   signal?: AbortSignal;
   /** Whether to connect again after a loss; default: true. */
@@ -43,11 +49,11 @@ export interface JoinOptions {
   maxMessageBytes?: number;
 }
 
-export interface SignalingEventMap {
+export interface SignalingEventMap<M extends object = Metadata> {
   welcome: CustomEvent<Extract<WireMessage, { type: "welcome" }>>;
   /** Every list. After each but the first, `peer-joined` and `peer-left` report what changed since the connection was lost. */
-  "peer-list": CustomEvent<Extract<WireMessage, { type: "peer-list" }>>;
-  "peer-joined": CustomEvent<Extract<WireMessage, { type: "peer-joined" }>>;
+  "peer-list": CustomEvent<Extract<WireMessage<M>, { type: "peer-list" }>>;
+  "peer-joined": CustomEvent<Extract<WireMessage<M>, { type: "peer-joined" }>>;
   "peer-left": CustomEvent<Extract<WireMessage, { type: "peer-left" }>>;
   "ice-servers": CustomEvent<Extract<WireMessage, { type: "ice-servers" }>>;
   /** The error for a message of this peer: from the server, or, if it could not be sent, from the client itself. */
@@ -56,7 +62,7 @@ export interface SignalingEventMap {
   answer: CustomEvent<RelayedMessage>;
   "ice-candidate": CustomEvent<RelayedMessage>;
   /** Every message of the server, before the event of its own type, except those that a client sends to itself as a fence. */
-  received: CustomEvent<WireMessage>;
+  received: CustomEvent<WireMessage<M>>;
   /** Every message that this peer sent. */
   sent: CustomEvent<OutgoingMessage>;
   /**
@@ -67,13 +73,13 @@ export interface SignalingEventMap {
 }
 
 /** One peer of a topic. Events carry their message in `detail`. */
-export class Signaling extends EventTarget {
+export class Signaling<M extends object = Metadata> extends EventTarget {
   private constructor();
   /** This peer's id; a new one after a loss that could not be resumed. Empty before the first `welcome`. */
   readonly selfId: string;
   readonly state: SignalingState;
   /** The other peers, in joining order, and their metadata, which is `{}` if they have none. */
-  readonly peers: ReadonlyMap<string, Metadata>;
+  readonly peers: ReadonlyMap<string, Untrusted<M>>;
   /** From the latest `welcome` or `ice-servers`; empty if the server names none. */
   readonly iceServers: RTCIceServer[];
   /** Fulfilled by the first `peer-list`; rejected if this peer leaves or gives up before. */
@@ -87,9 +93,9 @@ export class Signaling extends EventTarget {
   send(type: RelayedType, to: string, payload?: unknown, msgId?: string): string;
   /** Leaves the topic for good. */
   leave(): void;
-  addEventListener<K extends keyof SignalingEventMap>(
+  addEventListener<K extends keyof SignalingEventMap<M>>(
     type: K,
-    listener: (event: SignalingEventMap[K]) => unknown,
+    listener: (event: SignalingEventMap<M>[K]) => unknown,
     options?: boolean | AddEventListenerOptions,
   ): void;
   addEventListener(type: string, listener: EventListenerOrEventListenerObject | null, options?: boolean | AddEventListenerOptions): void;
@@ -97,8 +103,10 @@ export class Signaling extends EventTarget {
 
 /**
  * Joins the topic of a URL, such as `wss://example.com/ws/my-room`; a path, such as `/ws/my-room`, means the page's own server.
+ *
+ * @typeParam M - this peer's metadata, for example `join<{ name: string }>`; of the other peers, see `Untrusted`.
  */
-export function join(url: string | URL, options?: JoinOptions): Signaling;
+export function join<M extends object = Metadata>(url: string | URL, options?: JoinOptions<NoInfer<M>>): Signaling<M>;
 
 export interface MeshOptions {
   /** Of each connection; the server's ICE servers come before those of this configuration. */
@@ -110,11 +118,11 @@ export interface MeshOptions {
 }
 
 /** Another peer and the connection to it. */
-export interface MeshPeer {
+export interface MeshPeer<M extends object = Metadata> {
   /** Changes after a loss that could not be resumed, while the connection goes on; this object stays the same. */
   readonly id: string;
   /** `{}` if it has none. */
-  readonly metadata: Metadata;
+  readonly metadata: Untrusted<M>;
   readonly connection: RTCPeerConnection;
   /** Whether this side is the polite one of perfect negotiation: if both offer at once, its offer is rolled back. */
   readonly polite: boolean;
@@ -122,15 +130,15 @@ export interface MeshPeer {
   readonly channel?: RTCDataChannel;
 }
 
-export interface MeshEventMap {
+export interface MeshEventMap<M extends object = Metadata> {
   /** A connection to a new peer is being made. */
-  "peer-added": CustomEvent<MeshPeer>;
+  "peer-added": CustomEvent<MeshPeer<M>>;
   /** The connection to a peer was closed: the peer left, or a new connection replaces it. */
-  "peer-removed": CustomEvent<MeshPeer>;
-  track: CustomEvent<{ peer: MeshPeer; track: MediaStreamTrack; streams: readonly MediaStream[] }>;
+  "peer-removed": CustomEvent<MeshPeer<M>>;
+  track: CustomEvent<{ peer: MeshPeer<M>; track: MediaStreamTrack; streams: readonly MediaStream[] }>;
   /** A message of a peer's data channel. */
-  data: CustomEvent<{ peer: MeshPeer; data: unknown }>;
-  connectionstatechange: CustomEvent<MeshPeer>;
+  data: CustomEvent<{ peer: MeshPeer<M>; data: unknown }>;
+  connectionstatechange: CustomEvent<MeshPeer<M>>;
   /**
    * An error of a peer's connection, from the browser. After a description that the browser rejects, `peer-removed` and
    * `peer-added` follow: a new connection replaces the old one.
@@ -142,10 +150,10 @@ export interface MeshEventMap {
  * Keeps one connection to each other peer in the topic (perfect negotiation, WebRTC section 10.7). Create it right after
  * `join`: it does not receive offers from before.
  */
-export class Mesh extends EventTarget {
+export class Mesh<M extends object = Metadata> extends EventTarget {
   /** @throws {Error} if there is no `RTCPeerConnection`. */
-  constructor(signaling: Signaling, options?: MeshOptions);
-  readonly peers: ReadonlyMap<string, MeshPeer>;
+  constructor(signaling: Signaling<M>, options?: MeshOptions);
+  readonly peers: ReadonlyMap<string, MeshPeer<M>>;
   /** Sends a track to all peers, and to those that join later. */
   addTrack(track: MediaStreamTrack, ...streams: MediaStream[]): void;
   /** Stops sending a track. */
@@ -154,9 +162,9 @@ export class Mesh extends EventTarget {
   broadcast(data: string | ArrayBuffer | ArrayBufferView | Blob): void;
   /** Closes every connection, not the signaling. Leaving the signaling closes them as well. */
   close(): void;
-  addEventListener<K extends keyof MeshEventMap>(
+  addEventListener<K extends keyof MeshEventMap<M>>(
     type: K,
-    listener: (event: MeshEventMap[K]) => unknown,
+    listener: (event: MeshEventMap<M>[K]) => unknown,
     options?: boolean | AddEventListenerOptions,
   ): void;
   addEventListener(type: string, listener: EventListenerOrEventListenerObject | null, options?: boolean | AddEventListenerOptions): void;
