@@ -267,10 +267,8 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         return None if session_owner(credential, grant) == self._owner else _OTHER_OWNER
 
     def _not_renewed(self, failure: Failure, presented: messages.PresentedToken) -> None:
-        if not isinstance(failure.value, Refused):
-            failure.raiseException()
-        else:
-            self._end_check(Rejected(ErrorCode.INVALID_TOKEN, failure.value.reason, presented.msg_id))
+        failure.trap(Refused)
+        self._end_check(Rejected(ErrorCode.INVALID_TOKEN, str(failure.value), presented.msg_id))
 
     def _end_check(self, outcome: bytes | Rejected) -> None:
         """Answer a new token, unless the connection has ended, and read on."""
