@@ -223,6 +223,12 @@ def test_a_private_room_has_a_name_that_nobody_guesses(driver: webdriver.Chrome,
     assert all(len(name.rpartition("-")[2]) == 12 for name in made)
 
 
+def assert_asks_for(driver: webdriver.Chrome, field: str) -> None:
+    """Assert that the form is shown, and that the person is at this field."""
+    script = "return [document.body.dataset.view !== 'call', document.activeElement.id]"
+    assert driver.execute_script(script) == [True, field]
+
+
 def test_a_full_room_says_so_beside_its_name(driver: webdriver.Chrome, axe: str) -> None:
     with running(["--port=0", "--demo", "--max-peers-per-topic=1"]) as small:
         with peer(small, "small"):
@@ -463,13 +469,27 @@ def test_call_outlives_the_server(driver: webdriver.Chrome) -> None:
                 driver.switch_to.new_window("window")
             join(driver, lost, "loss", name)
         run(driver, MOVING, 2)
+        driver.switch_to.new_window("window")
+        fill_in(driver, lost, "loss", "Joan")
+        *callers, late = driver.window_handles
         lost.end()
         shown = "/^Signaling lost: retry in \\d+ s$/.test(document.getElementById('state-text').textContent)"
-        for handle in driver.window_handles:
+        press(driver, Keys.ENTER)
+        for handle in callers:
             driver.switch_to.window(handle)
             wait_until(driver, shown)
             wait_for_text(driver, ".row[data-level=error]", "signaling lost")
+            assert texts(driver, "#trouble-text") == [
+                "The server cannot be reached. Your call goes on; people who join now see you when it is back."
+            ]
             run(driver, MOVING, 2)
+        driver.switch_to.window(late)
+        wait_until(driver, "document.body.dataset.view === 'call'")
+        wait_for_text(driver, "#trouble-text", "There is no connection to the server.")
+        click(driver, "leave")
+        assert_asks_for(driver, "join")
+        driver.close()
+        driver.switch_to.window(callers[0])
     with running([f"--port={lost.port}", "--demo"]):
         for handle in driver.window_handles:
             driver.switch_to.window(handle)
