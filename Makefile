@@ -57,7 +57,7 @@ bench: $(VENV)/bench.stamp ## Measure the server beside its peers (BENCH_OPTIONS
 	$(BIN)/python -m benchmarks.compare $(BENCH_OPTIONS)
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) .tox build dist *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .tox build dist npm/dist npm/LICENSE npm/node_modules *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/pip.stamp: tools/make_venv.sh
 	sh tools/make_venv.sh $(PYTHON) $(VENV)

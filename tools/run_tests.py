@@ -55,7 +55,8 @@ def system(*names: str) -> list[str]:
 
 
 _SYSTEM = [
-    Part("browsers", system("demo", "javascript", "firefox", "webrtc", "npm")),
+    Part("browsers", system("demo", "javascript", "firefox", "webkit", "webrtc")),
+    Part("npm", system("npm", "react")),
     Part("starting", system("options", "starting", "health", "systemd", "access", "kubernetes", "packaging")),
     Part("clients", system("aiortc_client", "client_interop", "mesh_restarts", "turn", "proxies")),
     Part("cluster", system("cluster", "redis_engine", "wall_clock")),

@@ -1,6 +1,6 @@
 // Compiled, never run: an application that uses everything.
 
-import { join, Mesh, type MeshPeer, type RelayedMessage, Signaling, type WireMessage } from "twisted-signaling-client";
+import { join, Mesh, type MeshPeer, type RelayedMessage, Signaling, type Untrusted, type WireMessage } from "twisted-signaling-client";
 
 const leaving = new AbortController();
 const signaling: Signaling = join(new URL("wss://example.com/ws/room"), {
@@ -30,6 +30,29 @@ export async function callee(): Promise<string> {
   const [first] = signaling.peers.keys();
   return signaling.send("offer", first ?? signaling.selfId, { sdp: "v=0" });
 }
+
+// With types for metadata: this peer's own is checked, and the values of others have to be.
+interface Person {
+  name: string;
+}
+const typed: Signaling<Person> = join<Person>("/ws/room", { metadata: { name: "Ada" } });
+const people = new Mesh<Person>(typed);
+export const names = [...people.peers.values(), ...[...typed.peers.values()].map((metadata) => ({ metadata }))].map(
+  ({ metadata: { name } }: { metadata: Untrusted<Person> }): string => (typeof name === "string" ? name : "Somebody"),
+);
+people.addEventListener("data", ({ detail: { peer } }) => {
+  // @ts-expect-error: a peer may have written anything.
+  const name: string = peer.metadata.name;
+  // @ts-expect-error: there is no such key.
+  const age = peer.metadata.age;
+  return [name, age];
+});
+typed.addEventListener("peer-joined", ({ detail }) => {
+  // @ts-expect-error: a peer may have written anything.
+  detail.metadata.name?.length;
+});
+// @ts-expect-error: this peer's own metadata has a name.
+join<Person>("/ws/room", { metadata: {} });
 
 // @ts-expect-error: relays are of three types.
 signaling.send("hello", signaling.selfId);

@@ -2,99 +2,188 @@
 
 from __future__ import annotations
 
-import json
+import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from signaling._version import VERSION
 from tests import issuer
+from tests.harness.npm_package import NAME, PACKAGE, install, program, run
 from tests.harness.server import running
 from tests.programs import free_port, need
 
 TREE = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+SOURCES = {path.name for path in (TREE / "signaling" / "browser" / "client").iterdir()}
 SHIPPED = {
     "package.json",
     "README.md",
     "LICENSE",
-    "signaling/browser/client/signaling.js",
-    "signaling/browser/client/signaling.d.ts",
+    "react/package.json",
+    *(f"dist/{name}" for name in SOURCES),
+    "dist/signaling.cjs",
+    "dist/signaling.d.cts",
+    *(f"dist/react.{suffix}" for suffix in ("js", "d.ts", "cjs", "d.cts")),
 }
-NAME = "twisted-signaling-client"
-COMPILER = "typescript@5.9"
-
-
-def run(*command: str, cwd: Path) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def pack(*options: str) -> dict:
-    # Without the lifecycle's scripts nothing of the tree changes.
-    [packed] = json.loads(run(need("npm"), "pack", "--json", "--ignore-scripts", *options, cwd=TREE))
-    return packed
+EXPORTS = "Mesh,Signaling,join\n"
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Install the package for an application; returns the application's folder."""
-    folder = tmp_path_factory.mktemp("application")
-    packed = pack(f"--pack-destination={folder}")
-    subprocess.run(["tar", "-xf", packed["filename"]], cwd=folder, check=True)
-    (folder / "node_modules").mkdir()
-    (folder / "package").rename(folder / "node_modules" / NAME)
-    return folder
+def application(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a folder of an application that has the package."""
+    return tmp_path_factory.mktemp("application")
 
 
-def test_the_package_holds_the_client_and_nothing_else() -> None:
-    packed = pack("--dry-run")
+@pytest.fixture(scope="module")
+def packed(application: Path) -> dict[str, Any]:
+    """Install the package there; returns what npm says of it."""
+    return install(application)
+
+
+def test_the_package_holds_the_client_and_nothing_else(packed: dict[str, Any]) -> None:
     assert (packed["name"], packed["version"]) == (NAME, VERSION)
     assert {file["path"] for file in packed["files"]} == SHIPPED
+    print(f"{packed['size']} bytes packed, {packed['unpackedSize']} bytes unpacked")
+    assert packed["size"] < 80_000
 
 
-def test_node_finds_what_the_package_exports(installed: Path) -> None:
-    script = f"import('{NAME}').then((client) => console.log(Object.keys(client).join()))"
-    assert run(need("node"), "-e", script, cwd=installed) == "Mesh,Signaling,join\n"
+def test_publint_and_arethetypeswrong_find_nothing(packed: dict[str, Any]) -> None:
+    print(run(program("publint"), packed["path"], "--strict", cwd=PACKAGE))
+    print(run(program("attw"), packed["path"], "--format", "table-flipped", cwd=PACKAGE))
 
 
-def test_typescript_accepts_an_application(installed: Path) -> None:
-    shutil.copy(Path(__file__).with_name("consumer.mts"), installed)
-    options = ["--noEmit", "--strict", "--module", "nodenext", "--target", "es2022"]
-    run(need("npx"), "--yes", "--package", COMPILER, "tsc", *options, "consumer.mts", cwd=installed)
+@pytest.mark.usefixtures("packed")
+@pytest.mark.parametrize(
+    "script",
+    [
+        f"import('{NAME}').then((client) => console.log(Object.keys(client).join()))",
+        f"console.log(Object.keys(require('{NAME}')).sort().join())",
+    ],
+    ids=["import", "require"],
+)
+def test_node_finds_what_the_package_exports(application: Path, script: str) -> None:
+    # Node 22 can require an ES module, and older ones cannot.
+    old = ["--no-experimental-require-module"]
+    assert run(need("node"), *old, "-e", script, cwd=application) == EXPORTS
 
 
-IN_NODE = f"""
-import {{ WebSocket }} from "WS";
-import {{ join }} from "{NAME}";
+IN_NODE = """
 globalThis.WebSocket = WebSocket;
 const states_of = [];
-const signaling = join(process.argv[1], {{ backoff: {{ first: 1, most: 1 }} }});
-signaling.addEventListener("statechange", ({{ detail }}) => {{
+const signaling = join(process.argv[1], { backoff: { first: 1, most: 1 } });
+signaling.addEventListener("statechange", ({ detail }) => {
   states_of.push(detail.state);
   if (states_of.length < 6 && detail.state !== "closed") return;
   console.log([...states_of, detail.reason].join(", "));
   signaling.leave();
-}});
+});
 """
 
 
+@pytest.mark.usefixtures("packed")
 def test_a_program_in_node_outlives_a_server_that_is_not_there_and_ends_with_one_that_refuses(
-    installed: Path, tmp_path: Path
+    application: Path,
 ) -> None:
-    run(need("npm"), "install", "ws@8", cwd=tmp_path)
-    script = IN_NODE.replace('"WS"', json.dumps(str(tmp_path / "node_modules" / "ws" / "wrapper.mjs")))
+    imports = f'import {{ WebSocket }} from "ws"; import {{ join }} from "{NAME}";'
 
     def states_of(url: str) -> list[str]:
-        return run(need("node"), "--input-type=module", "-e", script, url, cwd=installed).splitlines()[0].split(", ")
+        script = imports + IN_NODE
+        output = run(need("node"), "--input-type=module", "-e", script, url, cwd=application)
+        return output.splitlines()[0].split(", ")
 
     *states, reason = states_of(f"ws://127.0.0.1:{free_port()}/ws/room")
     assert states == ["waiting", "connecting"] * 3
     assert reason == ""
-    keys = tmp_path / "keys.json"
+    keys = application / "keys.json"
     keys.write_bytes(issuer.key_set(issuer.jwk("EdDSA", "EdDSA")))
     with running(["--port=0", "--auth", f"jwt:{keys}:audience=us"]) as server:
         refused = states_of(f"{server.url}room?token={issuer.token(aud='us', number=1)}")
     assert refused == ["closed", "the server refuses (HTTP 401)"]
+
+
+SEALED = """
+globalThis.WebSocket = WebSocket;
+const members = [1, 2].map(() => join(process.argv[1], { secret: "correct horse battery staple" }));
+Promise.all(members.map(({ ready }) => ready)).then(() => {
+  members[1].addEventListener("offer", ({ detail: { payload } }) => {
+    console.log(payload);
+    for (const member of members) member.leave();
+  });
+  members[0].send("offer", members[1].selfId, "sealed and opened");
+});
+"""
+
+
+@pytest.mark.usefixtures("packed")
+@pytest.mark.parametrize(
+    ("kind", "imports"),
+    [
+        ("module", f'import {{ WebSocket }} from "ws"; import {{ join }} from "{NAME}";'),
+        ("commonjs", f'const {{ WebSocket }} = require("ws"); const {{ join }} = require("{NAME}");'),
+    ],
+)
+def test_payloads_are_sealed_in_node(application: Path, kind: str, imports: str) -> None:
+    with running(["--port=0"]) as server:
+        command = [need("node"), "--no-experimental-require-module", f"--input-type={kind}", "-e", imports + SEALED]
+        assert run(*command, server.url + "room", cwd=application) == "sealed and opened\n"
+
+
+# Of examples: names that the text around them introduces.
+CONTEXT = f"""
+declare module "http://localhost:8081/signaling.js" {{ export * from "{NAME}"; }}
+declare const mesh: import("{NAME}").Mesh;
+declare function showVideo(peer: import("{NAME}").MeshPeer, stream: MediaStream | undefined): void;
+declare function removeVideo(peer: import("{NAME}").MeshPeer): void;
+"""
+PAGES = [TREE / "README.md", PACKAGE / "README.md", *sorted((TREE / "docs").glob("*.md"))]
+SUFFIXES = {"js": ".mts", "ts": ".mts", "jsx": ".tsx", "tsx": ".tsx", "html": ".mjs"}
+
+
+def examples() -> Iterator[tuple[str, str]]:
+    """Find the code of all documents; yields names and texts of files for the compiler."""
+    for page in PAGES:
+        text = page.read_text()
+        for block in re.finditer(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+            language, code = block.groups()
+            if language not in SUFFIXES:
+                continue
+            if language == "html":
+                [code] = re.findall(r'<script type="module">\n(.*?)</script>', code, re.DOTALL)
+            line = text.count("\n", 0, block.start()) + 1
+            yield f"{page.parent.name}-{page.stem}-line-{line}{SUFFIXES[language]}", code
+
+
+@pytest.mark.usefixtures("packed")
+def test_every_documented_example_is_strict_typescript(application: Path) -> None:
+    folder = application / "examples"
+    folder.mkdir()
+    (folder / "context.d.ts").write_text(CONTEXT)
+    shutil.copy(HERE / "consumer.mts", folder)
+    names = []
+    for name, code in examples():
+        (folder / name).write_text(code)
+        names.append(name)
+    assert len([name for name in names if "clients" in name]) >= 4
+    options = ["--noEmit", "--strict", "--module", "nodenext", "--target", "es2022", "--moduleDetection", "force"]
+    options += ["--lib", "es2023,dom,dom.iterable", "--jsx", "react-jsx", "--exactOptionalPropertyTypes"]
+    options += ["--noUncheckedIndexedAccess", "--types", "node"]
+    # In a page, nothing can say what the parameters of a function are.
+    page = ["--allowJs", "--checkJs", "--noImplicitAny", "false"]
+    scripts = {name for name in names if name.endswith(".mjs")}
+    typed = ["consumer.mts", *(name for name in names if name not in scripts)]
+    compilers = [
+        subprocess.Popen(
+            [program("tsc"), *options, *more, "context.d.ts", *files],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for more, files in ((page, scripts), ([], typed))
+    ]
+    problems = "".join(compiler.communicate(timeout=100)[0] for compiler in compilers)
+    assert not problems, problems

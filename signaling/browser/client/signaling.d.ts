@@ -1,8 +1,16 @@
 /** A message of the wire. A peer without metadata has `{}`; keys that are not as in docs/protocol.md are left out. */
-export type WireMessage =
-  | { type: "welcome"; selfId: string; iceServers?: RTCIceServer[]; resume?: { token: string; window: number }; resumed?: true }
-  | { type: "peer-list"; peers: { id: string; metadata: Metadata }[] }
-  | { type: "peer-joined"; peerId: string; metadata: Metadata }
+export type WireMessage<M extends object = Metadata> =
+  | {
+      type: "welcome";
+      selfId: string;
+      iceServers?: RTCIceServer[];
+      resume?: { token: string; window: number };
+      resumed?: true;
+      /** Seconds until the access token expires. */
+      expiresIn?: number;
+    }
+  | { type: "peer-list"; peers: { id: string; metadata: Untrusted<M> }[] }
+  | { type: "peer-joined"; peerId: string; metadata: Untrusted<M> }
   | { type: "peer-left"; peerId: string }
   | { type: "ice-servers"; iceServers: RTCIceServer[] }
   | { type: "error"; code: string; message: string; msgId?: string }
@@ -27,12 +35,18 @@ export interface OutgoingMessage {
 export type RelayedType = "offer" | "answer" | "ice-candidate";
 export type Metadata = Record<string, unknown>;
 
+/**
+ * The metadata of another peer, where this one has `M`: the same keys, but each may be missing or have any value, because
+ * nothing checks what a peer writes. Check the type of a value before you use it.
+ */
+export type Untrusted<M extends object> = { readonly [Key in keyof M]?: unknown };
+
 /** `waiting`: the connection was lost, and the next attempt comes later. `closed`: for good. */
 export type SignalingState = "connecting" | "open" | "waiting" | "closed";
 
-export interface JoinOptions {
+export interface JoinOptions<M extends object = Metadata> {
   /** Shown to the other peers, with the additional key `instance`: a random name by which a `Mesh` recognises a peer with a new id. */
-  metadata?: Metadata;
+  metadata?: M;
   /** Leaves when it is aborted. */
   signal?: AbortSignal;
   /** Whether to connect again after a loss; default: true. */
@@ -41,13 +55,43 @@ export interface JoinOptions {
   backoff?: { first?: number; most?: number };
   /** The size of one message of this peer, in bytes; default: 65536, as at the server. */
   maxMessageBytes?: number;
+  /**
+   * Shared by the peers of the topic, of at least 16 bytes: payloads are sealed with it, so that the server can neither read
+   * nor change them (docs/sealing.md). Messages that are not sealed with it are `tampered`. Needs a secure page, and
+   * `sealing.js` beside `signaling.js`.
+   */
+  secret?: string;
+  /**
+   * An access token, or a function that is asked for one before every attempt to connect, and to renew it on the open
+   * connection at four fifths of its time. It has 15 s. A string is never renewed.
+   *
+   * @throws {TypeError} from `join`, if it cannot be a token: letters, digits and `-._~+`; or if the URL has one as well.
+   */
+  token?: string | (() => string | Promise<string>);
+  /** The class to use in place of the global `WebSocket`, for example that of the package `ws`. */
+  WebSocket?: new (url: string, protocols?: string[]) => WebSocketLike;
 }
 
-export interface SignalingEventMap {
+/** What is used of a WebSocket. */
+export interface WebSocketLike {
+  readonly readyState: number;
+  send(data: string): void;
+  close(code?: number): void;
+  addEventListener(type: "open" | "message" | "error" | "close", listener: (event: any) => void): void;
+}
+
+/** Why the server refuses connections: an HTTP status, its words, and after how many seconds it may accept one. */
+export interface Refusal {
+  status: number;
+  reason: string;
+  retryAfter?: number;
+}
+
+export interface SignalingEventMap<M extends object = Metadata> {
   welcome: CustomEvent<Extract<WireMessage, { type: "welcome" }>>;
   /** Every list. After each but the first, `peer-joined` and `peer-left` report what changed since the connection was lost. */
-  "peer-list": CustomEvent<Extract<WireMessage, { type: "peer-list" }>>;
-  "peer-joined": CustomEvent<Extract<WireMessage, { type: "peer-joined" }>>;
+  "peer-list": CustomEvent<Extract<WireMessage<M>, { type: "peer-list" }>>;
+  "peer-joined": CustomEvent<Extract<WireMessage<M>, { type: "peer-joined" }>>;
   "peer-left": CustomEvent<Extract<WireMessage, { type: "peer-left" }>>;
   "ice-servers": CustomEvent<Extract<WireMessage, { type: "ice-servers" }>>;
   /** The error for a message of this peer: from the server, or, if it could not be sent, from the client itself. */
@@ -55,10 +99,20 @@ export interface SignalingEventMap {
   offer: CustomEvent<RelayedMessage>;
   answer: CustomEvent<RelayedMessage>;
   "ice-candidate": CustomEvent<RelayedMessage>;
-  /** Every message of the server, before the event of its own type, except those that a client sends to itself as a fence. */
-  received: CustomEvent<WireMessage>;
-  /** Every message that this peer sent. */
+  /**
+   * Every message of the server, before the event of its own type, except those that a client sends to itself as a fence, and
+   * the answers to tokens.
+   */
+  received: CustomEvent<WireMessage<M>>;
+  /** With a `secret`: a message that was not passed on, because it is not what its sender sealed for this peer, now. */
+  tampered: CustomEvent<{ from: string; type: RelayedType; reason: string }>;
+  /** Every message that this peer sent, except fences and tokens, as it was before it was sealed. */
   sent: CustomEvent<OutgoingMessage>;
+  /**
+   * The server refuses connections. `closed` follows, unless another attempt may succeed: after 429 and 5xx the client waits,
+   * at least for `retryAfter`.
+   */
+  refused: CustomEvent<Refusal>;
   /**
    * `retryInMs` is set while `waiting`. `reason` says for a person why a connection ended, unless this peer left; `code` is
    * its close code, 4401 if the token expired.
@@ -67,29 +121,29 @@ export interface SignalingEventMap {
 }
 
 /** One peer of a topic. Events carry their message in `detail`. */
-export class Signaling extends EventTarget {
+export class Signaling<M extends object = Metadata> extends EventTarget {
   private constructor();
   /** This peer's id; a new one after a loss that could not be resumed. Empty before the first `welcome`. */
   readonly selfId: string;
   readonly state: SignalingState;
   /** The other peers, in joining order, and their metadata, which is `{}` if they have none. */
-  readonly peers: ReadonlyMap<string, Metadata>;
+  readonly peers: ReadonlyMap<string, Untrusted<M>>;
   /** From the latest `welcome` or `ice-servers`; empty if the server names none. */
   readonly iceServers: RTCIceServer[];
-  /** Fulfilled by the first `peer-list`; rejected if this peer leaves or gives up before. */
+  /** Fulfilled by the first `peer-list`; rejected if this peer leaves or gives up before, with a `Refusal`'s `status` if it was refused. */
   readonly ready: Promise<void>;
   /**
    * Sends a message. Without a connection, it waits for the next one, and is dropped if that cannot resume, or if 256
-   * messages wait already. An `error` reports messages that were dropped, or that are `too_large`.
+   * messages wait already. An `error` reports messages that were dropped, or that are `too_large`, or `not_sealed`.
    *
    * @returns Its `msgId`, which an `error` about it repeats.
    */
   send(type: RelayedType, to: string, payload?: unknown, msgId?: string): string;
-  /** Leaves the topic for good. */
+  /** Leaves the topic for good. With a `secret`, messages of `send` that are not sealed yet are dropped. */
   leave(): void;
-  addEventListener<K extends keyof SignalingEventMap>(
+  addEventListener<K extends keyof SignalingEventMap<M>>(
     type: K,
-    listener: (event: SignalingEventMap[K]) => unknown,
+    listener: (event: SignalingEventMap<M>[K]) => unknown,
     options?: boolean | AddEventListenerOptions,
   ): void;
   addEventListener(type: string, listener: EventListenerOrEventListenerObject | null, options?: boolean | AddEventListenerOptions): void;
@@ -97,8 +151,10 @@ export class Signaling extends EventTarget {
 
 /**
  * Joins the topic of a URL, such as `wss://example.com/ws/my-room`; a path, such as `/ws/my-room`, means the page's own server.
+ *
+ * @typeParam M - this peer's metadata, for example `join<{ name: string }>`; of the other peers, see `Untrusted`.
  */
-export function join(url: string | URL, options?: JoinOptions): Signaling;
+export function join<M extends object = Metadata>(url: string | URL, options?: JoinOptions<NoInfer<M>>): Signaling<M>;
 
 export interface MeshOptions {
   /** Of each connection; the server's ICE servers come before those of this configuration. */
@@ -110,11 +166,11 @@ export interface MeshOptions {
 }
 
 /** Another peer and the connection to it. */
-export interface MeshPeer {
+export interface MeshPeer<M extends object = Metadata> {
   /** Changes after a loss that could not be resumed, while the connection goes on; this object stays the same. */
   readonly id: string;
   /** `{}` if it has none. */
-  readonly metadata: Metadata;
+  readonly metadata: Untrusted<M>;
   readonly connection: RTCPeerConnection;
   /** Whether this side is the polite one of perfect negotiation: if both offer at once, its offer is rolled back. */
   readonly polite: boolean;
@@ -122,15 +178,15 @@ export interface MeshPeer {
   readonly channel?: RTCDataChannel;
 }
 
-export interface MeshEventMap {
+export interface MeshEventMap<M extends object = Metadata> {
   /** A connection to a new peer is being made. */
-  "peer-added": CustomEvent<MeshPeer>;
+  "peer-added": CustomEvent<MeshPeer<M>>;
   /** The connection to a peer was closed: the peer left, or a new connection replaces it. */
-  "peer-removed": CustomEvent<MeshPeer>;
-  track: CustomEvent<{ peer: MeshPeer; track: MediaStreamTrack; streams: readonly MediaStream[] }>;
+  "peer-removed": CustomEvent<MeshPeer<M>>;
+  track: CustomEvent<{ peer: MeshPeer<M>; track: MediaStreamTrack; streams: readonly MediaStream[] }>;
   /** A message of a peer's data channel. */
-  data: CustomEvent<{ peer: MeshPeer; data: unknown }>;
-  connectionstatechange: CustomEvent<MeshPeer>;
+  data: CustomEvent<{ peer: MeshPeer<M>; data: unknown }>;
+  connectionstatechange: CustomEvent<MeshPeer<M>>;
   /**
    * An error of a peer's connection, from the browser. After a description that the browser rejects, `peer-removed` and
    * `peer-added` follow: a new connection replaces the old one.
@@ -142,10 +198,10 @@ export interface MeshEventMap {
  * Keeps one connection to each other peer in the topic (perfect negotiation, WebRTC section 10.7). Create it right after
  * `join`: it does not receive offers from before.
  */
-export class Mesh extends EventTarget {
+export class Mesh<M extends object = Metadata> extends EventTarget {
   /** @throws {Error} if there is no `RTCPeerConnection`. */
-  constructor(signaling: Signaling, options?: MeshOptions);
-  readonly peers: ReadonlyMap<string, MeshPeer>;
+  constructor(signaling: Signaling<M>, options?: MeshOptions);
+  readonly peers: ReadonlyMap<string, MeshPeer<M>>;
   /** Sends a track to all peers, and to those that join later. */
   addTrack(track: MediaStreamTrack, ...streams: MediaStream[]): void;
   /** Stops sending a track. */
@@ -154,9 +210,9 @@ export class Mesh extends EventTarget {
   broadcast(data: string | ArrayBuffer | ArrayBufferView | Blob): void;
   /** Closes every connection, not the signaling. Leaving the signaling closes them as well. */
   close(): void;
-  addEventListener<K extends keyof MeshEventMap>(
+  addEventListener<K extends keyof MeshEventMap<M>>(
     type: K,
-    listener: (event: MeshEventMap[K]) => unknown,
+    listener: (event: MeshEventMap<M>[K]) => unknown,
     options?: boolean | AddEventListenerOptions,
   ): void;
   addEventListener(type: string, listener: EventListenerOrEventListenerObject | null, options?: boolean | AddEventListenerOptions): void;
