@@ -89,10 +89,9 @@ signaling.addEventListener("statechange", ({ detail }) => {
 def test_a_program_in_node_outlives_a_server_that_is_not_there_and_ends_with_one_that_refuses(
     application: Path,
 ) -> None:
-    imports = f'import {{ WebSocket }} from "ws"; import {{ join }} from "{NAME}";'
 
     def states_of(url: str) -> list[str]:
-        script = imports + IN_NODE
+        script = HEADS["module"] + IN_NODE
         output = run(need("node"), "--input-type=module", "-e", script, url, cwd=application)
         return output.splitlines()[0].split(", ")
 
@@ -104,6 +103,46 @@ def test_a_program_in_node_outlives_a_server_that_is_not_there_and_ends_with_one
     with running(["--port=0", "--auth", f"jwt:{keys}:audience=us"]) as server:
         refused = states_of(f"{server.url}room?token={issuer.token(aud='us', number=1)}")
     assert refused == ["closed", "the server refuses (HTTP 401)"]
+
+
+HEADS = {
+    "module": f'import {{ WebSocket }} from "ws"; import {{ join }} from "{NAME}";',
+    "commonjs": f'const {{ WebSocket }} = require("ws"); const {{ join }} = require("{NAME}");',
+}
+MEETING = """
+globalThis.WebSocket = WebSocket;
+const signaling = join(process.argv[1], { metadata: { kind: process.argv[2] } });
+signaling.addEventListener("peer-joined", ({ detail }) => signaling.send("offer", detail.peerId, { sdp: "an offer" }));
+signaling.addEventListener("offer", ({ detail }) => {
+  console.log(detail.payload.sdp);
+  signaling.send("answer", detail.from, { sdp: "an answer" });
+  signaling.leave();
+});
+signaling.addEventListener("answer", ({ detail }) => {
+  console.log(detail.payload.sdp);
+  signaling.leave();
+});
+"""
+
+
+@pytest.mark.usefixtures("packed")
+def test_a_program_of_es_modules_and_one_of_commonjs_meet(application: Path) -> None:
+    with running() as server:
+        programs = [
+            subprocess.Popen(
+                [need("node"), f"--input-type={kind}", "-e", head + MEETING, f"{server.url}room", kind],
+                cwd=application,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for kind, head in HEADS.items()
+        ]
+        try:
+            said = {program.communicate(timeout=30)[0] for program in programs}
+        finally:
+            for each in programs:
+                each.kill()
+    assert said == {"an offer\n", "an answer\n"}
 
 
 # Of examples: names that the text around them introduces.
