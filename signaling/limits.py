@@ -182,7 +182,7 @@ class Limits:
         Unit.SECONDS,
         "Time from a connection's first byte to its complete request.",
         exceeded="closed",
-        details="Also the idle timeout of HTTP connections.",
+        details="Also the idle timeout of HTTP connections, and how long a token or password may take to be checked.",
     )
     ping_interval_seconds: float = _limit(
         20.0, "ping-interval", Unit.SECONDS, "Time between two pings of one connection.", zero="no pings"
@@ -204,7 +204,7 @@ class Limits:
         0.0,
         "resume-window",
         Unit.SECONDS,
-        "How long a peer may take to resume after it lost its connection.",
+        "How long a peer may take to resume after it lost its connection, or its token expired.",
         zero="it leaves at once",
         exceeded="`peer-left`",
     )

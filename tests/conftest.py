@@ -1,9 +1,16 @@
-"""How hard the property tests look: ``make test`` is quick and repeats itself, ``thorough`` takes its time."""
+"""What all tests share: how hard the property tests look, and which signals the programs receive that they start."""
 
 from __future__ import annotations
 
+import signal
+
 from hypothesis import HealthCheck, settings
 
+# A shell starts a job in the background with SIGINT ignored, and every program that a test starts would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# ``make test`` is quick and repeats itself, ``thorough`` takes its time.
 settings.register_profile("suite", max_examples=50, deadline=None, derandomize=True)
 settings.register_profile(
     "thorough", max_examples=2000, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]

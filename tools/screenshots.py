@@ -35,6 +35,7 @@ def main() -> None:
 def join(driver: webdriver.Chrome, url: str, name: str) -> None:
     """Join, and wait until the signaling is open."""
     driver.get(url)
+    driver.find_element("id", "name").clear()
     driver.find_element("id", "name").send_keys(name, "\n")
     wait_until(driver, "document.getElementById('state').dataset.state === 'open'")
 

@@ -272,7 +272,7 @@ class TopicSignaling:
 
 
 async def deliver(signaling: Signaling, kind: str, to: str, payload: Any) -> None:
-    """Deliver a message, again and again while it is ``dropped``.
+    """Deliver a message, again and again while it is ``dropped`` or ``rate_limited``.
 
     Raises:
         NotDelivered: for any other reason.
@@ -282,7 +282,7 @@ async def deliver(signaling: Signaling, kind: str, to: str, payload: Any) -> Non
         try:
             return await signaling.deliver(kind, to, payload)
         except NotDelivered as error:
-            if error.code != ErrorCode.DROPPED or to not in signaling.peers:
+            if error.code not in (ErrorCode.DROPPED, ErrorCode.RATE_LIMITED) or to not in signaling.peers:
                 raise
         await asyncio.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _POLICY_VIOLATION = 1008
 # Of the range for applications, after HTTP's 401.
 _TOKEN_EXPIRED = 4401
+_OTHER_OWNER = "the token has another owner, or other metadata"
 
 
 class SignalingProtocol(HttpProtocol[Receipt]):
@@ -263,7 +264,7 @@ class SignalingProtocol(HttpProtocol[Receipt]):
             return "the connection has ended"
         if not grant.covers(topic.name):
             return forbidden().reason
-        return None if session_owner(credential, grant) == self._owner else "the token has another owner"
+        return None if session_owner(credential, grant) == self._owner else _OTHER_OWNER
 
     def _not_renewed(self, failure: Failure, presented: messages.PresentedToken) -> None:
         if not isinstance(failure.value, Refused):

@@ -232,7 +232,11 @@ class TopicResource(Endpoint):
 
     @staticmethod
     def _check(request: Request, check: Deferred[None]) -> int:
+        is_lost = False
+
         def answer(outcome: Failure | None) -> None:
+            if is_lost:
+                return
             # Before the site logs the request.
             request.uri = without_secrets(request.uri)
             if outcome is None:
@@ -246,12 +250,12 @@ class TopicResource(Endpoint):
             request.write(body if request.method == b"GET" else b"")
             request.finish()
 
-        def end(_: Failure) -> None:
-            # What a request is answered after its connection was lost goes nowhere.
-            check.addErrback(lambda failure: None)
+        def lose(_: Failure) -> None:
+            nonlocal is_lost
+            is_lost = True
             check.cancel()
 
-        request.notifyFinish().addErrback(end)
+        request.notifyFinish().addErrback(lose)
         check.addBoth(answer)
         return NOT_DONE_YET
 

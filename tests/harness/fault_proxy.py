@@ -47,6 +47,10 @@ class FaultProxy:
         """Refuse new connections; those that are open stay."""
         self._do(self._refuse)
 
+    def aim_at(self, target_port: int) -> None:
+        """Carry new connections to another port."""
+        self._target_port = target_port
+
     def cut(self, *, refuse: bool = False) -> None:
         """End every connection at once, with whatever is under way, and without a close frame.
 

@@ -14,7 +14,7 @@ from tests.integration.harness import Harness
 
 MakeHarness = Callable[..., Harness]
 
-SITE = pytest.param("site", marks=pytest.mark.site)
+SITE = pytest.param("site", marks=[pytest.mark.site, pytest.mark.unmeasured])
 THREE_NODES = pytest.param("three nodes", marks=[pytest.mark.cluster, pytest.mark.unmeasured])
 ON_REDIS = pytest.param("three nodes on Redis", marks=[pytest.mark.cluster, pytest.mark.redis])
 

@@ -407,6 +407,26 @@ def test_a_client_resumes_before_it_has_answered_the_close_frame_of_its_expired_
     assert observer.heard() == []
 
 
+def test_what_waits_for_a_client_whose_token_expires_is_sent_when_it_comes_back(
+    make_harness: MakeHarness, tmp_path: Path
+) -> None:
+    harness = make_harness(portal=issuer.portal(tmp_path), resume_window_seconds=300, buffer_bytes=0)
+    observer = enter(harness, token(sub="Eve"))
+    peer = enter(harness, token(sub="Ada", exp=int(harness.start) + 5))
+    welcome, _ = peer.heard()
+    observer.heard()
+    peer.stall()
+    for msg_id in ("1", "2", "3"):
+        observer.offer(peer, msg_id)
+    assert harness.relays_queued == 2
+    harness.advance(6)
+    assert harness.relays_queued == 2
+    back = enter(harness, token(sub="Ada"), query=f"?resume={welcome['resume']['token']}&seen=2")
+    assert [message.get("msgId") for message in back.heard()] == [None, None, "1", "2", "3"]
+    assert observer.heard() == []
+    assert (harness.relays_queued, harness.relays_written, harness.counters.relays_undelivered) == (0, 3, 0)
+
+
 def test_a_client_that_said_goodbye_just_before_its_token_expired_has_left(resuming: Harness) -> None:
     observer = enter(resuming, token(sub="Eve"))
     peer = enter(resuming, token(sub="Ada", exp=int(resuming.start) + 10))

@@ -539,6 +539,7 @@ def announced_in_order(peer: Peer) -> list[str]:
     ]
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("seed", range(10))
 def test_every_peer_is_announced_in_joining_order_however_joins_on_several_nodes_cross(seed: int) -> None:
     harness, choose = Harness(nodes=3), random.Random(seed)

@@ -196,6 +196,19 @@ class SimulatedConnection(OutboundQueue[Receipt]):
         if self.slot is not None:
             self.slot.release()
 
+    def expire(self) -> None:
+        """Close because the token expired: the peer is detached at once, and the client reads the close frame."""
+        if self.ended or self.peer is None or self.node.draining:
+            return
+        self.scenario.counts["tokens expired"] += 1
+        self.close(4401, "")
+        peer, self.peer = self.peer, None
+        # What was not written stays in the session.
+        self.abandon()
+        peer.detach(self.slot)
+        self.slot = None
+        self.tell_end()
+
     def say_goodbye(self) -> None:
         self.close_frame_seen = True
         self.finish()

@@ -279,6 +279,9 @@ class SimulatedNode:
         """Notice that a connection was lost."""
         self.process.take(connection.source, SimulatedConnection.finish, connection)
 
+    def expire(self, connection: SimulatedConnection) -> None:
+        self.process.take(connection.source, SimulatedConnection.expire, connection)
+
     def say_goodbye(self, connection: SimulatedConnection) -> None:
         self.process.take(connection.source, SimulatedConnection.say_goodbye, connection)
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import inf
+from random import Random
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
+from signaling.client.session import Session
 from signaling.core.join_request import JoinRequest, ResumeClaim
 from signaling.limits import Limits
 from tests.simulator.clients import Client, Sent, payload
@@ -71,7 +74,7 @@ class DelayedConnection(SimulatedConnection):
 
 
 class ResumingClient(Client):
-    """A client that resumes.
+    """A client that resumes, as the session of the Python clients does.
 
     Attributes:
         turned_away: whether the node that it asked last did not let it join.
@@ -82,8 +85,7 @@ class ResumingClient(Client):
 
     def __init__(self, node: SimulatedNode, name: str, topic: str, metadata: Any) -> None:
         super().__init__(node, name, topic, metadata)
-        self.token = b""
-        self.seen = 0
+        self._session = Session("ws://example.com/ws/room")
         self.turned_away = False
         self._last_node: SimulatedNode | None = None
         self._resumed = False
@@ -110,9 +112,14 @@ class ResumingClient(Client):
         connection = DelayedConnection(node, self)
         self.node, self.connection = node, connection
         self.known = None
-        self._scenario.trace(self.name, "connects to", node.name, self.topic, "as", self.id, self.seen)
-        claim = ResumeClaim(self.token, self.seen) if self.token else None
+        self._session.lost()
+        claim = self._claim()
+        self._scenario.trace(self.name, "connects to", node.name, self.topic, "as", self.id, claim and claim.seen)
         node.connect(connection, JoinRequest(self.topic, self.metadata_text, claim))
+
+    def _claim(self) -> ResumeClaim | None:
+        query = parse_qs(urlsplit(self._session.url).query)
+        return ResumeClaim(query["resume"][0].encode(), int(query["seen"][0])) if query else None
 
     def lose(self, connection: SimulatedConnection) -> None:
         """Notice that a connection ended, and make another soon."""
@@ -133,11 +140,11 @@ class ResumingClient(Client):
             self._scenario.send_early(self)
 
     def receive(self, frame: bytes) -> None:
-        self.seen += 1
+        self._session.receive(payload(frame))
+        self._session.events()
         super().receive(frame)
 
     def _welcome(self, message: Any) -> None:
-        self.token = message["resume"]["token"].encode()
         self.known = None
         if message.get("resumed"):
             if message["selfId"] != self.id:
@@ -147,7 +154,6 @@ class ResumingClient(Client):
             self._scenario.counts["resumed"] += 1
             self._resumed = True
         else:
-            self.seen = 1
             self.id = message["selfId"]
             self._latest.clear()
             self._scenario.named(self)
@@ -157,12 +163,6 @@ class ResumingClient(Client):
         self.missed_events = False
         self._last_node = self.node
         self._ice_servers(message)
-
-    def _error(self, message: Any) -> None:
-        if "msgId" not in message:
-            # The topic is full: nothing that the session was sent.
-            self.seen -= 1
-        super()._error(message)
 
     def _list(self, message: Any) -> None:
         super()._list(message)
@@ -192,6 +192,8 @@ class ResumingScenario(Scenario):
         # The relays that were written to a connection.
         self.put_on_connections: set[int] = set()
         self.all_clients = Process(self.timeline, "clients")
+        # Of its own, so that everything else under a seed stays as it was.
+        self._expiries = Random(f"expiries {seed}")
 
     def make_limits(self) -> Limits:
         window = self.random.choice([WINDOW_SECONDS, WINDOW_SECONDS, 3.0, 30.0])
@@ -257,14 +259,17 @@ class ResumingScenario(Scenario):
             self.come_back(client)
 
     def leave(self) -> None:
-        """Let a client leave, or lose its connection, which its node notices now or later."""
+        """Let a client leave, or lose its connection, which its node notices now or later, or let its token expire."""
         there: list[Any] = [client for client in self.clients if not client.gone]
         if not there:
             return
         client = self.random.choice(there)
         connection = client.connection
         if connection is None or self.random.random() < 0.8:
-            if connection is not None:
+            if connection is not None and self.joins.active and self._expiries.random() < 0.35:
+                self.trace(client.name, "its token expires")
+                connection.node.expire(connection)
+            elif connection is not None:
                 client.lose(connection)
                 seconds = self.random.choice([0, 0, 0.01, 2, 15])
                 self.timeline.after(seconds, connection.node.lose, connection)

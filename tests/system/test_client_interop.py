@@ -14,7 +14,7 @@ from aiortc import RTCIceCandidate, RTCPeerConnection, RTCSessionDescription
 
 from signaling.client import join
 from signaling.client.aiortc import BYE, TopicSignaling
-from signaling.client.mesh import Mesh
+from signaling.client.mesh import Mesh, MeshPeer
 from tests.harness.server import Server, running
 from tests.system.test_webrtc import chromium, wait_until
 
@@ -38,11 +38,12 @@ async def meet(server: Server, driver, *, page_first: bool) -> str:
     """Let a page and an aiortc program meet; returns what the program receives."""
     received: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-    def prepare(connection, peer_id: str, offers: bool) -> None:
-        # The browser's mesh agrees on its channel beforehand.
-        channel = connection.createDataChannel("mesh", negotiated=True, id=0)
-        channel.on("open", lambda: channel.send("hello from aiortc"))
-        channel.on("message", lambda text: received.done() or received.set_result(text))
+    def greet(peer: MeshPeer) -> None:
+        peer.send("hello from aiortc")
+
+    def hear(peer: MeshPeer, data: str | bytes) -> None:
+        if not received.done():
+            received.set_result(str(data))
 
     async def open_page() -> None:
         await asyncio.to_thread(driver.execute_script, PAGE, server.url + "room")
@@ -52,7 +53,7 @@ async def meet(server: Server, driver, *, page_first: bool) -> str:
         if page_first:
             await open_page()
         async with join(server.url + "room") as signaling:
-            task = asyncio.create_task(Mesh(signaling, prepare).run())
+            task = asyncio.create_task(Mesh(signaling, on_open=greet, on_data=hear).run())
             if not page_first:
                 await open_page()
             text = await received

@@ -49,7 +49,8 @@ def test_two_clients_meet_and_signal(server: Server) -> None:
 
 def test_many_clients_agree_on_who_is_there(server: Server) -> None:
     async def join(url: str) -> tuple[ClientConnection, str, set[str]]:
-        peer = await async_connect(url)
+        # Of those that joined first, the client reads no further than its queue: closing would wait for the rest.
+        peer = await async_connect(url, max_queue=None)
         own = json.loads(await peer.recv())["selfId"]
         return peer, own, {entry["id"] for entry in json.loads(await peer.recv())["peers"]}
 
@@ -219,34 +220,6 @@ def test_behind_haproxy_the_clients_address_is_logged() -> None:
         with socket.create_connection(("127.0.0.1", server.port), 5) as client:
             client.sendall(b"PROXY TCP4 203.0.113.9 127.0.0.1 4711 80\r\n" + UPGRADE)
             server.wait_for(r"joined 'room' from 203\.0\.113\.9:4711")
-
-
-def test_a_slow_reader_gets_all_that_was_accepted_and_its_sender_hears_the_rest(server: Server) -> None:
-    with connect(server.url + "slow") as sender:
-        joined_id(sender)
-        with socket.socket() as slow:
-            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            slow.settimeout(5)
-            slow.connect(("127.0.0.1", server.port))
-            slow.sendall(upgrade("slow"))
-            target = receive(sender)["peerId"]
-            refused: set[str] = set()
-            sent = 0
-            while not refused:
-                for _ in range(20):
-                    payload = {"type": "offer", "to": target, "payload": "x" * 50_000, "msgId": f"m{sent}"}
-                    sender.send(json.dumps(payload))
-                    sent += 1
-                sender.send('{"type":"offer","msgId":"end"}')
-                while (answer := receive(sender))["msgId"] != "end":
-                    assert answer["code"] == "dropped"
-                    refused.add(answer["msgId"])
-            accepted = [f"m{n}" for n in range(sent) if f"m{n}" not in refused]
-            data = b""
-            while f'"msgId":"{accepted[-1]}"'.encode() not in data:
-                data += slow.recv(1 << 20)
-    arrived = [part.split(b'"')[0].decode() for part in data.split(b'"msgId":"')[1:]]
-    assert arrived == accepted
 
 
 def test_readers_that_never_read_do_not_hold_up_the_end() -> None:

@@ -7,8 +7,9 @@ import gc
 import json
 import re
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from signaling.client import (
     join,
 )
 from signaling.client.aiortc import TopicSignaling
-from tests.harness.server import running
+from tests.harness.server import launch, running
 from tests.system.test_python_client import joined
 from tests.system.test_twisted_client import program
 
@@ -343,12 +344,34 @@ def test_whatever_a_server_answers_the_asyncio_client_asks_again(first: bytes) -
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("first", ANSWERS.values(), ids=ANSWERS)
-def test_whatever_a_server_answers_the_twisted_client_asks_again(first: bytes) -> None:
+# One client for each URL; it ends once all of them have failed for good.
+TWISTED_CLIENTS = """
+import sys
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import react
+from signaling.client import Backoff
+from signaling.client.twisted import SignalingClient
+
+def failure_of(url):
+    failed = Deferred()
+    client = SignalingClient(url, print, backoff=Backoff(0.02, 0.2))
+    client.on_failure = failed.callback
+    client.startService()
+    return failed.addCallback(lambda failure: print(url, failure, flush=True))
+
+react(lambda reactor: gatherResults([failure_of(url) for url in sys.argv[1:]]))
+"""
+
+
+def test_whatever_a_server_answers_the_twisted_client_asks_again() -> None:
     async def scenario() -> None:
-        async with answering(first) as url:
-            with program("echo_service.py", url) as echo:
-                await asyncio.to_thread(echo.wait_for, "HTTP 404: not here")
-                assert await asyncio.to_thread(echo.process.wait, SECONDS) == 0
+        async with AsyncExitStack() as stack:
+            urls = [await stack.enter_async_context(answering(first)) for first in ANSWERS.values()]
+            clients = launch([sys.executable, "-c", TWISTED_CLIENTS, *urls])
+            stack.callback(clients.end)
+            assert await asyncio.to_thread(clients.process.wait, SECONDS) == 0
+            clients.join()
+            for what, url in zip(ANSWERS, urls, strict=True):
+                assert re.search(f"^{re.escape(url)} .*HTTP 404: not here", clients.log, re.MULTILINE), what
 
     asyncio.run(scenario())

@@ -161,13 +161,6 @@ def test_several_endpoints_serve_one_server(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-@pytest.mark.parametrize("reactor", ["epoll", "poll", "select", "asyncio"])
-def test_every_reactor_of_twistd_serves(reactor: str) -> None:
-    with running(twistd_options=[f"--reactor={reactor}"]) as server:
-        call(server)
-        assert server.stop() == 0
-
-
 # The log
 
 

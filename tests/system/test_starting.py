@@ -62,7 +62,16 @@ def problem_of(*options: str) -> str:
         makeService(parsed).privilegedStartService()
     except (UsageError, StartError) as problem:
         return str(problem)
+    finally:
+        close_ports()
     raise AssertionError(f"it starts with {options}")
+
+
+def close_ports() -> None:
+    """Let the reactor close the ports that were stopped, so that no test after this one finds them open."""
+    from twisted.internet import reactor
+
+    reactor.iterate()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -152,6 +161,7 @@ def test_a_port_may_be_given_by_its_name(folder: Path) -> None:
     service.privilegedStartService()
     assert len(service.addresses) == 1  # type: ignore[union-attr]
     service.stopService()
+    close_ports()
 
 
 def last_line_of_a_failed_start(*options: str, **more: Any) -> str:

@@ -14,7 +14,7 @@ from aiortc import RTCConfiguration, RTCIceServer, RTCPeerConnection
 from aiortc.rtcconfiguration import RTCIceTransportPolicy
 
 from signaling.client import IceServers, Signaling, join
-from signaling.client.mesh import Mesh
+from signaling.client.mesh import Mesh, MeshPeer
 from tests.harness.server import Server, running
 from tests.programs import need
 from tests.system.coturn import LOOPBACK, coturn
@@ -72,13 +72,20 @@ class Member:
     def __init__(self, signaling: Signaling) -> None:
         self.signaling = signaling
         self.received: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self.mesh = Mesh(signaling, self._prepare, iceTransportPolicy=RTCIceTransportPolicy.RELAY)
+        self.mesh = Mesh(
+            signaling,
+            self._prepare,
+            channel=False,
+            iceTransportPolicy=RTCIceTransportPolicy.RELAY,
+        )
         self.candidates: list[str] = []
 
     async def run(self) -> None:
         await self.mesh.run()
 
-    def _prepare(self, connection: RTCPeerConnection, peer_id: str, offers: bool) -> None:
+    def _prepare(self, peer: MeshPeer) -> None:
+        connection = peer.connection
+
         def use(channel) -> None:
             @channel.on("message")
             def on_message(text: str) -> None:
@@ -93,7 +100,7 @@ class Member:
                 channel.on("open", lambda: channel.send("hello"))
 
         connection.on("datachannel", use)
-        if offers:
+        if peer.offers:
             use(connection.createDataChannel("chat"))
 
 

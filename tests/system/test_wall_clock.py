@@ -38,35 +38,43 @@ def test_deadlines_go_on(seconds: float, options: tuple[str, ...], tmp_path: Pat
         server.wait_for(f"{peer} left '{observers.topic}': aborted: no pong within 1 s")
 
 
-@pytest.mark.parametrize("seconds", [-HOUR, HOUR], ids=["back", "forward"])
-def test_a_node_stays_one_of_its_cluster(seconds: float, tmp_path: Path) -> None:
+def see_each_other(peers: list[Peer]) -> None:
+    """Wait until each of them knows the others and nobody else."""
+    for peer in peers:
+        peer.sees(*(other for other in peers if other is not peer))
+
+
+def test_nodes_stay_in_their_cluster(tmp_path_factory: pytest.TempPathFactory) -> None:
     need("redis-server")
-    wall = WallClock(tmp_path)
+    clocks = {seconds: WallClock(tmp_path_factory.mktemp("clock")) for seconds in (-HOUR, HOUR)}
     with redis_running() as redis, ExitStack() as stack:
         options = ["--port=0", f"--backplane={redis.url}"]
-        stepped, other, dying = servers = [start(options, env=env) for env in (wall.environment, {}, {})]
+        environments = [*(wall.environment for wall in clocks.values()), {}, {}]
+        *stepped, other, dying = servers = [start(options, env=env) for env in environments]
         for server in servers:
             stack.callback(server.end)
         for server in servers:
             server.wait_until_listening()
             server.wait_until_ready()
         topic = new_topic()
-        here, there, dead = (Peer(server, topic) for server in servers)
-        here.sees(there, dead)
-        wall.step(seconds)
+        *here, there, dead = peers = [Peer(server, topic) for server in servers]
+        see_each_other(peers)
+        for seconds, wall in clocks.items():
+            wall.step(seconds)
         dying.process.kill()
         # The others miss its heartbeats after 9 s, and those of a node that sent none since the step as well.
-        here.sees(there)
-        there.sees(here)
-        assert stepped.readiness()[0] == other.readiness()[0] == 200
+        living = [*here, there]
+        see_each_other(living)
+        for server in (*stepped, other):
+            assert server.readiness()[0] == 200
         late = Peer(other, topic)
-        here.sees(there, late)
-        here.relay(late.id, "on")
-        late.text("on")
-        for peer in (here, there):
+        for peer in here:
+            peer.relay(late.id, "on")
+            late.text("on")
+        for peer in living:
             assert [message["peerId"] for message in peer.of_type("peer-left")] == [dead.id]
-        for server in (stepped, other):
+        for server in (*stepped, other):
             assert "this one; it goes on" not in server.log
             server.assert_no_problem()
-        for peer in (here, there, late):
+        for peer in (*living, late):
             peer.close()

@@ -66,6 +66,7 @@ REPEATED = [
 ]
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("pattern", REPEATED)
 def test_reading_a_description_takes_time_that_is_linear_in_it(pattern: str) -> None:
     short, long = ((SECTION + pattern * (size // len(pattern))) for size in (64_000, 256_000))

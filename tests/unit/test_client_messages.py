@@ -146,6 +146,7 @@ FRAMES = {
 }
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES)
 @pytest.mark.parametrize("pattern", REPEATED)
 def test_reading_takes_time_that_is_linear_in_the_message(pattern: str, frame: str) -> None:

@@ -12,6 +12,8 @@ import pytest
 
 import signaling
 
+pytestmark = pytest.mark.unmeasured
+
 PACKAGE = Path(signaling.__file__).parent
 TREE = PACKAGE.parent
 

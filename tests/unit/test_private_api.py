@@ -12,6 +12,8 @@ import pytest
 
 import signaling
 
+pytestmark = pytest.mark.unmeasured
+
 PACKAGE = Path(signaling.__file__).parent
 ALLOWED = PACKAGE / "transport" / "private_api.py"
 MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != ALLOWED]
@@ -19,23 +21,24 @@ MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != ALLOWED]
 PUBLIC = {"_replace"}
 LIBRARIES = ("twisted", "autobahn", "txaio")
 OF_CLASSES = """
-import ast, importlib, inspect, sys, textwrap
+import ast, functools, importlib, inspect, sys, textwrap
 
 def private_names(tree):
     defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     return {name for name in defined | used if name.startswith("_") and not name.startswith("__")}
 
-def source(cls):
-    return ast.parse(textwrap.dedent(inspect.getsource(cls)))
+@functools.cache
+def names_in(cls):
+    return private_names(ast.parse(textwrap.dedent(inspect.getsource(cls))))
 
 for name in sys.argv[1:]:
     module = importlib.import_module(name)
     for cls in vars(module).values():
         if isinstance(cls, type) and cls.__module__ == name:
             foreign = [base for base in cls.__mro__ if base.__module__.partition(".")[0] in LIBRARIES]
-            theirs = set().union(*(private_names(source(base)) for base in foreign)) if foreign else set()
-            for used in sorted(theirs & private_names(source(cls))):
+            theirs = set().union(*map(names_in, foreign))
+            for used in sorted(theirs & names_in(cls)) if theirs else ():
                 print(f"{name}.{cls.__name__}: {used}")
 """.replace("LIBRARIES", repr(LIBRARIES))
 

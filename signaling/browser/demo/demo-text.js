@@ -6,6 +6,7 @@
  */
 
 const LONGEST_WORDS = 80;
+const LONGEST_REASON = 120;
 const DEEPEST = 50;
 
 export const SHORT = { "ice-candidate": "candidate" };
@@ -21,6 +22,57 @@ export function oneLine(text, longest) {
   const line = text.slice(0, 4 * longest).replace(UNSEEN, " ");
   const letters = [...line.replace(/\s+/g, " ").trim()];
   return letters.length > longest ? `${letters.slice(0, longest - 1).join("")}…` : letters.join("");
+}
+
+/** The room of everybody who chooses no other. */
+export const DEFAULT_TOPIC = "demo";
+
+/** Whether a text has only characters that tokens have (RFC 6750, section 2.1). */
+export const isToken = (text) => /^[\w.~+/-]+=*$/.test(text);
+
+/**
+ * The topic and the token in the address of the page, such as `#team-meeting&token=ey...`.
+ *
+ * A fragment never reaches a server or its log. A query does, so a token there is not read.
+ */
+export function addressed({ hash, search }) {
+  const [fragment, token = ""] = hash.slice(1).split(/(?:^|&)token=/, 2);
+  return { topic: decoded(fragment) || new URLSearchParams(search).get("topic") || DEFAULT_TOPIC, token: decoded(token) };
+}
+
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
+/**
+ * Why a server refuses to let this page in, for a person.
+ *
+ * @param refusal `{status, reason}`.
+ * @param hasToken whether a token was presented.
+ * @returns `field`, the id of the input that has to change, or empty; and `text`.
+ */
+export function refusalText({ status, reason }, { topic, hasToken }) {
+  const said = oneLine(reason ?? "", LONGEST_REASON) || `HTTP ${status}`;
+  if (status === 401 && !hasToken) {
+    return { field: "token", text: "This server needs an access token. Ask whoever runs it for one." };
+  }
+  if (status === 401 && said === "the token has expired") {
+    return { field: "token", text: "This access token has expired. Enter a new one." };
+  }
+  if (status === 401) return { field: "token", text: `The server does not accept this access token: ${said}.` };
+  if (status === 403 && said.includes("--allow-origin")) {
+    return { field: "", text: "This server does not accept calls from this page's address. Whoever runs it can allow that." };
+  }
+  if (status === 403 && hasToken) {
+    return { field: "topic", text: `Your access token does not open the room “${oneLine(topic, 40)}”. Choose another room, or another token.` };
+  }
+  if (status === 429) return { field: "", text: "Too many connections come from your network. You get in as soon as one of them ends." };
+  if (status === 503) return { field: "", text: "The server is full, or about to restart. You get in as soon as it has room." };
+  return { field: "topic", text: `The server refuses this room: ${said}.` };
 }
 
 const linesOf = (sdp) => sdp.split(/\r\n?|\n/);

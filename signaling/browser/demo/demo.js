@@ -4,7 +4,19 @@
  * Whatever peers send is shown as text, never as markup.
  */
 
-import { attribute, jsonBytes, oneLine, readable, said, SHORT, summary } from "./demo-text.js";
+import {
+  addressed,
+  attribute,
+  DEFAULT_TOPIC,
+  isToken,
+  jsonBytes,
+  oneLine,
+  readable,
+  refusalText,
+  said,
+  SHORT,
+  summary,
+} from "./demo-text.js";
 import { join, Mesh } from "./signaling.js";
 
 const LONGEST_TOPIC_BYTES = 256;
@@ -15,6 +27,8 @@ const MOST_RECORDED_BYTES = 8_000_000;
 const MOST_LANES = 40;
 const UNANSWERED_SECONDS = 5;
 const GAP_SECONDS = 1;
+// After which the call is shown, although the signaling is not open yet.
+const PATIENCE_MS = 1500;
 
 // -- Words and elements --
 
@@ -43,6 +57,10 @@ function draw(tag, attributes = {}, ...children) {
   return made;
 }
 
+function icon(name) {
+  return draw("svg", { class: "icon", "aria-hidden": "true" }, draw("use", { href: `#icon-${name}` }));
+}
+
 /** Writes a text if it differs, so that a screen reader does not repeat it. */
 function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
@@ -56,6 +74,13 @@ function announce(text) {
 function notify(element, text) {
   element.hidden = !text;
   write(element, text);
+}
+
+/** Hides an element; if the focus is in it, that goes on to another one. */
+function hide(element, next) {
+  const wasFocused = element.contains(document.activeElement);
+  element.hidden = true;
+  if (wasFocused) next.focus();
 }
 
 /** The names of all peers that are or were in the topic. */
@@ -207,7 +232,7 @@ class Tile {
     this.initial = make("span", { class: "initial", "aria-hidden": "true" });
     this.status = make("span", { class: "tile-status" });
     this.name = make("bdi");
-    this.muted = make("span", { class: "muted" }, "muted");
+    this.muted = make("span", { class: "muted", title: "Muted" }, icon("microphone-off"), make("span", { class: "visually-hidden" }, "muted"));
     this.element = make(
       "li",
       { class: "tile", ...(own && { "data-own": "" }) },
@@ -326,8 +351,16 @@ class Chart {
     this.#fragments.clear();
     this.#frozen = null;
     this.#selfId = "";
-    byId("chart").hidden = false;
     this.clear();
+  }
+
+  show() {
+    byId("chart").hidden = false;
+    this.#redraw();
+  }
+
+  hide() {
+    byId("chart").hidden = true;
   }
 
   clear() {
@@ -519,13 +552,16 @@ class Chart {
     const lanes = this.#shownLanes();
     const names = lanes.map((id) => this.#names.of(id));
     const layout = JSON.stringify([names, lanes, lanes.map((id) => this.#lanes.get(id))]);
-    const focused = document.activeElement?.closest?.(".message")?.dataset.serial;
+    const focused = document.activeElement?.closest?.(".row");
+    const focusedSerial = Number(focused?.querySelector(".message").dataset.serial);
     if (layout !== this.#layout) this.#lay(layout, lanes, names);
     this.#prune(new Set(shown.map(({ serial }) => serial)));
     shown.forEach((record, index) => this.#place(record, shown[index - 1], lanes));
+    // The row with the focus may be one of those that were dropped.
+    if (focused && !focused.isConnected) this.#current = shown.find(({ serial }) => serial > focusedSerial)?.serial;
     if (!this.#elements.has(this.#current)) this.#current = shown.at(-1)?.serial ?? 0;
     for (const [serial, { message }] of this.#elements) message.tabIndex = serial === this.#current ? 0 : -1;
-    if (focused && !document.activeElement?.closest(".message")) this.#elements.get(Number(focused))?.message.focus();
+    if (focused && !focused.isConnected) this.#elements.get(this.#current)?.message.focus({ preventScroll: true });
     byId("chart-empty").hidden = shown.length > 0;
     write(byId("chart-empty"), this.#records.length ? "Nothing that you asked to see." : "No messages yet.");
     write(byId("chart-count"), this.#count(shown.length));
@@ -549,8 +585,7 @@ class Chart {
 
   #lay(layout, lanes, names) {
     this.#layout = layout;
-    this.rows.replaceChildren();
-    this.#elements.clear();
+    for (const elements of this.#elements.values()) elements.stale = true;
     byId("chart-sheet").style.setProperty("--lanes", String(lanes.length + 2));
     const heads = ["You", "Server", ...names].map((name, index) => {
       const gone = this.#lanes.get(lanes[index - 2])?.until < Infinity;
@@ -565,9 +600,19 @@ class Chart {
   #listPeers(lanes, names) {
     const filter = byId("chart-filter");
     const chosen = filter.value;
-    const options = [["", "Everyone"], [SERVER, "Server"], ...lanes.map((id, index) => [id, names[index]])];
-    filter.replaceChildren(...options.map(([value, text]) => make("option", { value }, text)));
-    filter.value = chosen;
+    const known = new Map([...filter.options].map((option) => [option.value, option]));
+    const wanted = [["", "Everyone"], [SERVER, "Server"], ...lanes.map((id, index) => [id, names[index]])];
+    const options = wanted.map(([value, text]) => {
+      const option = known.get(value) ?? make("option", { value });
+      write(option, text);
+      return option;
+    });
+    // The list may be open: what stays is left alone.
+    for (const option of known.values()) if (!options.includes(option)) option.remove();
+    options.forEach((option, index) => {
+      if (filter.options[index] !== option) filter.insertBefore(option, filter.options[index] ?? null);
+    });
+    if (filter.value !== chosen) filter.value = chosen;
     if (filter.selectedIndex < 0) filter.value = "";
   }
 
@@ -580,18 +625,23 @@ class Chart {
     }
   }
 
+  /** Draws a record behind the one before it. Elements that stay keep their focus and scroll position. */
   #place(record, before, lanes) {
-    const placed = this.#elements.get(record.serial);
-    if (placed && !placed.stale) return;
-    const row = this.#row(record, lanes);
-    const elements = { row, message: row.querySelector(".message"), gap: placed?.gap };
-    if (placed) placed.row.replaceWith(row);
-    else {
-      const pause = before ? record.time - before.time : 0;
-      if (pause >= GAP_SECONDS) elements.gap = this.#gap(pause, record, lanes);
-      this.rows.append(...(elements.gap ? [elements.gap] : []), row);
+    let elements = this.#elements.get(record.serial);
+    if (!elements) {
+      elements = this.#row(record);
+      this.#elements.set(record.serial, elements);
+      const last = this.#elements.get(before?.serial)?.row;
+      if (last) last.after(elements.row);
+      else this.rows.prepend(elements.row);
     }
-    this.#elements.set(record.serial, elements);
+    if (!elements.stale) return;
+    elements.stale = false;
+    this.#fill(elements, record, lanes);
+    const pause = before ? record.time - before.time : 0;
+    elements.gap?.remove();
+    elements.gap = pause >= GAP_SECONDS ? this.#gap(pause, record, lanes) : undefined;
+    if (elements.gap) elements.row.before(elements.gap);
   }
 
   #gap(pause, record, lanes) {
@@ -600,38 +650,48 @@ class Chart {
     return make("li", { class: "gap", "aria-hidden": "true" }, lines, text);
   }
 
-  #row(record, lanes) {
-    const { type, level, marks, direction, peer } = record;
-    const other = peer === SERVER ? "the server" : this.#names.of(peer);
-    const way = { out: `to ${other}`, in: `from ${other}`, "": `about ${other}` }[direction];
-    const label = make("span", { class: "label" });
-    if (type === "note") label.append(make("span", { class: "what" }, record.text));
-    else {
-      label.append(
-        make("b", {}, SHORT[type] ?? type),
-        " ",
-        make("span", { class: "what" }, make("bdi", {}, record.what)),
-      );
-      label.append(" ", make("span", { class: "size" }, size(record.size)));
-    }
-    for (const mark of marks) label.append(" ", make("span", { class: "mark" }, mark));
+  /** A new row, without what `#fill` puts into it. */
+  #row(record) {
+    const parts = {
+      lines: draw("svg"),
+      arrow: draw("svg"),
+      way: make("span", { class: "visually-hidden" }),
+      label: make("span", { class: "label" }),
+    };
     const message = make(
       "button",
       { type: "button", class: "message", "data-serial": record.serial, "aria-expanded": record.open },
       make("span", { class: "time" }, clock(record.time)),
-      make("span", { class: "visually-hidden" }, ` ${way}: `),
-      this.#arrow(record, lanes),
-      label,
+      parts.way,
+      parts.arrow,
+      parts.label,
     );
-    const row = make(
-      "li",
-      { class: "row", "data-type": type, "data-level": level },
-      this.#lines(record, lanes),
-      message,
-    );
-    if (record.refused) row.dataset.level = "error";
+    const row = make("li", { class: "row", "data-type": record.type }, parts.lines, message);
     if (record.open) row.append(this.#detail(record));
-    return row;
+    return { row, message, parts, stale: true };
+  }
+
+  /** What changes in a row when others join or leave, or when its message is answered. */
+  #fill({ row, parts }, record, lanes) {
+    const { type, level, marks, direction, peer } = record;
+    const other = peer === SERVER ? "the server" : this.#names.of(peer);
+    write(parts.way, ` ${{ out: `to ${other}`, in: `from ${other}`, "": `about ${other}` }[direction]}: `);
+    const words =
+      type === "note"
+        ? [make("span", { class: "what" }, record.text)]
+        : [
+            make("b", {}, SHORT[type] ?? type),
+            " ",
+            make("span", { class: "what" }, make("bdi", {}, record.what)),
+            " ",
+            make("span", { class: "size" }, size(record.size)),
+          ];
+    parts.label.replaceChildren(...words, ...marks.flatMap((mark) => [" ", make("span", { class: "mark" }, mark)]));
+    row.dataset.level = record.refused ? "error" : level;
+    for (const [part, drawn] of [["lines", this.#lines(record, lanes)], ["arrow", this.#arrow(record, lanes)]]) {
+      parts[part].replaceWith(drawn);
+      parts[part] = drawn;
+    }
   }
 
   /** The lifelines of the peers in the topic at this moment. */
@@ -884,18 +944,29 @@ class Call {
   #retryAt = 0;
   #latest; // message received
   #refreshing = false;
+  #wasOpen = false;
+  #refused; // {field, text}: why this attempt, or the one before it, failed
+  #token;
+  #patience;
   #ended = new AbortController();
 
-  constructor(topic, name, kind, opened) {
+  /**
+   * @param shown called once, when the call should take the place of the form: the signaling is open, or takes long.
+   */
+  constructor({ topic, name, kind, token, opened, shown }) {
     this.topic = topic;
     this.name = name;
+    this.shown = shown;
+    this.#token = token;
     this.names = new Names();
     this.#own = new Tile(name || "Guest", { own: true });
     byId("tiles").prepend(this.#own.element);
     chart.start(topic, this.names);
     this.#signaling = join(new URL(`ws/${encodeURIComponent(topic)}`, location.href), {
       metadata: { name: name || "Guest" },
+      ...(token && { token }),
     });
+    this.#patience = setTimeout(() => this.#show(), PATIENCE_MS);
     this.#listen();
     this.#mesh = new Mesh(this.#signaling);
     this.#listenToMesh();
@@ -905,8 +976,14 @@ class Call {
     this.#refreshPeople();
   }
 
+  /** Whether a message of the server was ever received. */
+  get wasHeard() {
+    return this.#latest !== undefined;
+  }
+
   leave() {
     clearInterval(this.#ticking);
+    clearTimeout(this.#patience);
     this.#ended.abort();
     this.#signaling.leave();
     this.#mesh.close();
@@ -924,7 +1001,8 @@ class Call {
       this.#signaling.addEventListener(type, ({ detail }) => react(detail), { signal: this.#ended.signal });
     on("received", (message) => this.#received(message));
     on("sent", (message) => chart.sent(message));
-    on("error", (message) => this.#refused(message));
+    on("error", (message) => this.#failed(message));
+    on("refused", (refusal) => this.#refusedBy(refusal));
     on("statechange", (detail) => this.#stateChanged(detail));
     for (const type of ["peer-list", "peer-joined", "peer-left"]) on(type, () => this.#refreshSoon());
   }
@@ -940,34 +1018,93 @@ class Call {
     chart.received(message);
   }
 
-  #refused(message) {
+  #failed(message) {
     announce(`Error of the signaling: ${message.code}`);
+    if (message.code === "topic_full") {
+      this.#refused = { field: "topic", text: "This room is full. You get in as soon as somebody leaves." };
+    }
     // The client reports this one itself, for a message that it could not send.
     if (message !== this.#latest) chart.note(`${message.code}: ${message.message}`, { level: "error" });
   }
 
+  #refusedBy(refusal) {
+    this.#refused = refusalText(refusal, { topic: this.topic, hasToken: Boolean(this.#token) });
+    chart.note(`refused: HTTP ${refusal.status}, ${oneLine(refusal.reason ?? "", 80)}`, { level: "error" });
+  }
+
   #stateChanged({ state, reason, retryInMs }) {
     this.#retryAt = performance.now() + (retryInMs ?? 0);
-    this.#showState({ state, reason });
     const wait = retryInMs === undefined ? "" : `, next attempt in ${(retryInMs / 1000).toFixed(1)} s`;
-    if (state === "waiting") chart.note(`signaling lost: ${reason}${wait}`, { level: "error" });
-    else if (state !== "open") chart.note(`signaling ${state}${reason ? `: ${reason}` : ""}`);
+    const why = reason ? `: ${oneLine(reason, 120)}` : "";
+    if (state === "waiting") chart.note(`signaling lost${why}${wait}`, { level: "error" });
+    else if (state !== "open") chart.note(`signaling ${state}${why}`);
+    if (state === "open") {
+      this.#wasOpen = true;
+      this.#refused = undefined;
+      this.#refreshPeople();
+      this.#show();
+    }
+    if (state === "closed" && !this.#wasOpen) {
+      turnAway(this.#refused ?? { field: "topic", text: `The server cannot be reached${why}.` });
+      return;
+    }
+    this.#showState({ state, reason });
     announce(state === "waiting" ? `Signaling lost${wait}` : `Signaling ${state}`);
+  }
+
+  #show() {
+    clearTimeout(this.#patience);
+    this.shown?.();
+    this.shown = undefined;
   }
 
   #showState({ state, reason }) {
     this.reason = reason;
     const element = byId("state");
     element.dataset.state = state;
+    const seconds = Math.max(0, Math.ceil((this.#retryAt - performance.now()) / 1000));
     const texts = {
       connecting: "Signaling: connecting",
       open: "Signaling: open",
-      waiting: `Signaling lost: next attempt in ${Math.max(0, Math.ceil((this.#retryAt - performance.now()) / 1000))} s`,
-      closed: `Signaling closed${reason ? `: ${reason}` : ""}`,
+      waiting: `Signaling lost: next attempt in ${seconds} s`,
+      closed: "Signaling: closed",
       left: "Not joined",
     };
     write(byId("state-text"), texts[state]);
     element.title = reason ?? "";
+    this.#explain(state, seconds);
+  }
+
+  /** Says beside the name of the room why the server cannot be used. */
+  #explain(state, seconds) {
+    const trouble = byId("trouble");
+    // While it tries again, the reason of the last failure still counts.
+    if (state === "connecting" && !trouble.hidden) {
+      write(byId("trouble-when"), "Trying again…");
+      return;
+    }
+    if (state !== "waiting" && state !== "closed") {
+      hide(trouble, byId("call-title"));
+      write(byId("trouble-text"), "");
+      return;
+    }
+    trouble.hidden = false;
+    trouble.dataset.level = state === "closed" || !this.#wasOpen ? "error" : "warn";
+    write(byId("trouble-text"), this.#troubleText(state));
+    write(byId("trouble-when"), state === "waiting" ? `Next attempt in ${seconds} s` : "");
+    const action = byId("trouble-action");
+    action.hidden = state === "waiting" && (this.#wasOpen || !this.#refused?.field);
+    action.dataset.field = this.#refused?.field || "topic";
+    write(action, { token: "Enter a new token", topic: state === "closed" ? "Join again" : "Choose another room" }[action.dataset.field]);
+  }
+
+  #troubleText(state) {
+    const goesOn = "Your call goes on";
+    if (state === "closed") return `${this.#refused?.text ?? `Disconnected: ${this.reason}.`} ${goesOn}, but nobody new can join it.`;
+    if (this.#refused) return this.#wasOpen ? `${this.#refused.text} ${goesOn} meanwhile.` : this.#refused.text;
+    if (!navigator.onLine) return `You are offline.${this.#wasOpen ? ` ${goesOn} if the others are on your network.` : ""}`;
+    if (this.#wasOpen) return `The server cannot be reached. ${goesOn}; people who join now see you when it is back.`;
+    return "The server cannot be reached. Is it running, and are you connected to its network?";
   }
 
   // -- The other peers --
@@ -977,7 +1114,7 @@ class Call {
       this.#mesh.addEventListener(type, ({ detail }) => react(detail), { signal: this.#ended.signal });
     on("peer-added", (peer) => this.#add(peer));
     on("peer-removed", (peer) => this.#remove(peer));
-    on("track", ({ peer, track, streams }) => this.#show(peer, streams[0] ?? new MediaStream([track])));
+    on("track", ({ peer, track, streams }) => this.#showStream(peer, streams[0] ?? new MediaStream([track])));
     on("connectionstatechange", (peer) => this.#connectionChanged(peer));
     on("data", ({ peer, data }) => this.#receiveData(peer, data));
     on("error", ({ peerId, error }) => chart.note(oneLine(error.message, 120), { peer: peerId, level: "error" }));
@@ -1004,7 +1141,7 @@ class Call {
     this.#refreshPeople();
   }
 
-  async #show(peer, stream) {
+  async #showStream(peer, stream) {
     const audible = await this.#peers.get(peer).tile.show(stream);
     if (!audible) byId("sound").hidden = false;
   }
@@ -1037,10 +1174,12 @@ class Call {
       view.refresh(name).catch(() => {}); // A closed connection has no stats.
     }
     const others = this.#peers.size;
-    write(byId("people-count"), others ? `${others + 1} people here` : "You are here");
+    const alone = this.#wasOpen ? "You are here" : "You are not in the room yet";
+    write(byId("people-count"), others ? `${others + 1} people here` : alone);
     byId("tiles").dataset.count = others + 1;
     byId("connections-empty").hidden = others > 0;
-    byId("invite").hidden = others > 0;
+    if (others || !this.#wasOpen) hide(byId("invite"), byId("copy-link"));
+    else byId("invite").hidden = false;
   }
 
   #tick() {
@@ -1056,7 +1195,7 @@ class Call {
     const heard = [...this.#mesh.peers.values()].filter(({ channel }) => channel.readyState === "open").length;
     this.#mesh.broadcast(JSON.stringify({ text }));
     chat.add("You", text, "own");
-    if (!heard) chat.add("", "Nobody is connected: nobody read this.", "hint");
+    if (!heard) chat.add("", "Nobody else is here: nobody has read this.", "hint");
   }
 
   #receiveData(peer, data) {
@@ -1164,34 +1303,54 @@ const THINGS = ["brook", "cedar", "harbor", "lantern", "meadow", "otter", "pebbl
 const chart = new Chart();
 let call = null;
 
-function suggestion() {
-  const [one, two, three] = crypto.getRandomValues(new Uint32Array(3));
-  return `${CALM[one % CALM.length]}-${THINGS[two % THINGS.length]}-${(three % 900) + 100}`;
+function pick(list) {
+  return list[crypto.getRandomValues(new Uint32Array(1))[0] % list.length];
 }
 
-/** The topic in the URL: its fragment, or `topic` in its query. */
-function addressedTopic() {
-  const fragment = location.hash.slice(1);
-  try {
-    return decodeURIComponent(fragment) || new URLSearchParams(location.search).get("topic") || "";
-  } catch {
-    return fragment;
-  }
+function suggestedName() {
+  return [pick(CALM), pick(THINGS)].map((word) => word[0].toUpperCase() + word.slice(1)).join(" ");
+}
+
+/** A name that nobody guesses: 60 random bits. */
+function privateTopic() {
+  const letters = [...crypto.getRandomValues(new Uint8Array(12))].map((byte) => "0123456789abcdefghjkmnpqrstvwxyz"[byte % 32]);
+  return `${pick(CALM)}-${pick(THINGS)}-${letters.join("")}`;
+}
+
+/** The address of a room: without the token. */
+function inviteLink(topic) {
+  return `${location.origin}${location.pathname}#${encodeURIComponent(topic)}`;
 }
 
 /** What is wrong with a topic; empty if nothing is. */
 function objection(topic) {
-  if (!topic) return "Enter a topic first.";
-  if (bytes(topic) > LONGEST_TOPIC_BYTES) return `This topic is too long: at most ${LONGEST_TOPIC_BYTES} bytes.`;
+  if (!topic) return "Enter a name for the room.";
+  if (bytes(topic) > LONGEST_TOPIC_BYTES) return `This name is too long: at most ${LONGEST_TOPIC_BYTES} bytes.`;
   // A browser treats them as steps of a path.
-  if (topic === "." || topic === "..") return "A topic cannot be one or two dots.";
+  if (topic === "." || topic === "..") return "A room cannot be called one or two dots.";
   return "";
 }
 
+/** Takes the topic and the token from the address; the token does not stay there. */
 function fillIn() {
-  const query = new URLSearchParams(location.search);
-  byId("topic").value = addressedTopic() || suggestion();
-  byId("name").value ||= oneLine(query.get("name") ?? "", 64);
+  const { topic, token } = addressed(location);
+  byId("topic").value = topic;
+  if (token) {
+    history.replaceState(null, "", `${location.pathname}${location.search}#${encodeURIComponent(topic)}`);
+    byId("token").value = token;
+    byId("token-details").open = true;
+  }
+  const name = oneLine(new URLSearchParams(location.search).get("name") ?? "", 64);
+  byId("name").value ||= name || suggestedName();
+  describeTopic();
+}
+
+function describeTopic() {
+  const isOpen = byId("topic").value.trim() === DEFAULT_TOPIC;
+  write(
+    byId("topic-hint"),
+    isOpen ? "Everybody who opens this address is in this room." : "Everybody who knows this name can join.",
+  );
 }
 
 /** Shows the form to join, the call, or the form beside the chart of the last call. */
@@ -1201,53 +1360,113 @@ function show(view) {
   document.body.dataset.view = view;
 }
 
+const FIELDS = ["topic", "token"];
+
+/** Shows what is wrong beside the field, or above the form if it is none of them. Focuses the field. */
+function complain(field, text) {
+  for (const id of FIELDS) {
+    byId(id).setAttribute("aria-invalid", id === field);
+    notify(byId(`${id}-error`), id === field ? text : "");
+  }
+  notify(byId("media-error"), field === "media" ? text : "");
+  notify(byId("lobby-notice"), field ? "" : text);
+  if (field === "token") byId("token-details").open = true;
+  if (FIELDS.includes(field)) byId(field).focus();
+}
+
+/** Shows whether the page is about to join. The button keeps the focus, so it is not disabled. */
+function setJoining(isJoining) {
+  byId("join").setAttribute("aria-disabled", isJoining);
+  write(byId("join"), isJoining ? "Joining…" : "Join");
+}
+
 async function enter(event) {
   event.preventDefault();
+  if (byId("join").ariaDisabled === "true") return;
   const topic = byId("topic").value.trim().toWellFormed();
-  const wrong = objection(topic);
-  byId("topic").setAttribute("aria-invalid", Boolean(wrong));
-  notify(byId("lobby-notice"), wrong);
-  if (wrong) {
-    byId("topic").focus();
+  const token = byId("token").value.trim();
+  complain("", "");
+  if (objection(topic)) {
+    complain("topic", objection(topic));
+    return;
+  }
+  if (token && !isToken(token)) {
+    complain("token", "This is not a token: it has only letters, digits and - . _ ~ + / =");
     return;
   }
   const name = oneLine(byId("name").value, 64);
   const kind = new FormData(event.target).get("media");
-  byId("join").disabled = true;
+  setJoining(true);
   try {
-    begin(topic, name, kind, await openMedia(kind, name));
+    const opened = await openMedia(kind, name);
+    begin({ topic, token, name, kind, opened });
   } catch (error) {
-    notify(byId("lobby-notice"), error.message);
-  } finally {
-    byId("join").disabled = false;
+    setJoining(false);
+    complain("media", error.message);
   }
 }
 
-function begin(topic, name, kind, opened) {
+function begin(given) {
+  const { topic } = given;
   history.replaceState(null, "", `${location.pathname}#${encodeURIComponent(topic)}`);
   write(byId("call-topic"), topic);
-  document.title = `${oneLine(topic, 60)} · Signaling demo`;
-  write(byId("invite-link"), location.href);
+  write(byId("call-over"), topic === DEFAULT_TOPIC ? "Room, open to everybody" : "Room");
+  byId("invite-link").href = inviteLink(topic);
   chat.clear();
-  byId("sound").hidden = true;
+  byId("sound").hidden = byId("trouble").hidden = true;
   notify(byId("call-notice"), "");
+  call = new Call({ ...given, shown: () => showCall(topic) });
+}
+
+function showCall(topic) {
+  setJoining(false);
+  document.title = `${oneLine(topic, 60)} · Signaling demo`;
+  chart.show();
   show("call");
-  call = new Call(topic, name, kind, opened);
   byId("call-title").focus({ preventScroll: true });
+  scrollTo(0, 0);
+}
+
+function end() {
+  const { topic, wasHeard } = call;
+  call.leave();
+  call = null;
+  setJoining(false);
+  document.title = "Signaling demo";
+  if (!wasHeard) chart.hide();
+  if (wasHeard) write(byId("lobby-title"), `You left ${oneLine(topic, 60)}`);
+  show(wasHeard ? "left" : "lobby");
+}
+
+/** The server refused this page for good, before it was ever in the room. */
+function turnAway({ field, text }) {
+  end();
+  complain(field, text);
+  if (!field) byId("join").focus();
 }
 
 function leave() {
   if (!call) return;
-  call.leave();
-  call = null;
-  document.title = "Signaling demo";
+  end();
   announce("You left");
-  show("left");
   byId("join").focus();
 }
 
 byId("join-form").addEventListener("submit", enter);
+byId("topic").addEventListener("input", describeTopic);
+byId("private-room").addEventListener("click", () => {
+  byId("topic").value = privateTopic();
+  describeTopic();
+  announce(`The room is now ${byId("topic").value}`);
+});
 byId("leave").addEventListener("click", leave);
+byId("trouble-action").addEventListener("click", ({ target }) => {
+  const { field } = target.dataset;
+  leave();
+  if (field === "token") byId("token-details").open = true;
+  byId(field).focus();
+  byId(field).select();
+});
 byId("mute").addEventListener("click", () => call.toggle("microphone"));
 byId("camera").addEventListener("click", () => call.toggle("camera"));
 byId("source").addEventListener("change", async ({ target }) => {
@@ -1260,11 +1479,11 @@ byId("source").addEventListener("change", async ({ target }) => {
     target.value = asked.kind;
   }
 });
-byId("sound").addEventListener("click", () => {
+byId("sound").addEventListener("click", ({ target }) => {
   for (const video of document.querySelectorAll(".tile:not([data-own]) video")) video.muted = false;
-  byId("sound").hidden = true;
+  hide(target, byId("source"));
 });
-byId("copy-link").addEventListener("click", () => copy(location.href, byId("copy-link-text")));
+byId("copy-link").addEventListener("click", () => copy(inviteLink(call.topic), byId("copy-link-text")));
 byId("chat-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = byId("chat-text").value.trim();
@@ -1280,7 +1499,8 @@ addEventListener("hashchange", () => {
 fillIn();
 show("lobby");
 if (!globalThis.RTCPeerConnection) {
-  notify(byId("lobby-notice"), "This browser has no WebRTC, which calls need. Open the page in another one.");
+  complain("", "This browser has no WebRTC, which calls need. Open the page in another one.");
   byId("join").disabled = true;
 }
-byId(addressedTopic() ? "name" : "topic").focus();
+byId("name").focus({ preventScroll: true });
+byId("name").select();
