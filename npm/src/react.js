@@ -54,8 +54,11 @@ export function useMesh(url, options = {}) {
  */
 function enter(address, latest, update) {
   const { on, token, ...options } = latest.current;
-  if (typeof token === "function") options.token = () => latest.current.token();
-  else if (token !== undefined) options.token = token;
+  const latestToken = () => {
+    const { token: current } = latest.current;
+    return typeof current === "function" ? current() : current;
+  };
+  if (token !== undefined) options.token = typeof token === "function" ? latestToken : token;
   const signaling = join(address, options);
   try {
     const mesh = new Mesh(signaling, options);
