@@ -55,7 +55,7 @@ def system(*names: str) -> list[str]:
 
 
 _SYSTEM = [
-    Part("browsers", system("demo", "javascript", "firefox", "webrtc")),
+    Part("browsers", system("demo", "javascript", "firefox", "webkit", "webrtc")),
     Part("npm", system("npm", "react")),
     Part("starting", system("options", "starting", "health", "systemd", "access", "kubernetes", "packaging")),
     Part("clients", system("aiortc_client", "client_interop", "mesh_restarts", "turn", "proxies")),

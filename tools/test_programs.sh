@@ -11,6 +11,8 @@ need() { # need PACKAGE PROGRAM: the package is missing where the program is
 need chromium chromium
 need chromium-driver chromedriver
 need firefox-esr firefox-esr
+need webkit2gtk-driver WebKitWebDriver
+need xvfb Xvfb
 need nodejs node
 need npm npx
 need coturn turnserver

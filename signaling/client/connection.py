@@ -21,7 +21,7 @@ from websockets.protocol import State
 from signaling.client.backoff import Backoff, Loss, closing, one_line, refusal
 from signaling.client.credential import TOKEN_SECONDS, NoToken, TokenSource, checked, raised, timed_out
 from signaling.client.errors import Lost, NotDelivered, Refused
-from signaling.client.messages import AnyMessage, Error, IceServer, Metadata, PeerList, Relayed
+from signaling.client.messages import AnyMessage, Error, IceServer, Metadata, PeerList, Relayed, Tampered
 from signaling.client.session import MAX_MESSAGE_BYTES, Session
 
 _log = logging.getLogger("signaling.client")
@@ -49,6 +49,7 @@ def join(  # noqa: PLR0913 - as for SignalingClient
     *,
     metadata: Metadata | None = None,
     token: TokenSource | None = None,
+    secret: str | None = None,
     reconnect: bool = True,
     backoff: Backoff | None = None,
     max_message_bytes: int = MAX_MESSAGE_BYTES,
@@ -62,6 +63,8 @@ def join(  # noqa: PLR0913 - as for SignalingClient
         token: for a server with access control: a string, or a function that returns one or an awaitable of one. The
             function is asked before every attempt to connect, and for a token that replaces the one of an open
             connection before it expires.
+        secret: shared by the peers of the topic, of at least 16 bytes: payloads are sealed with it, so that the server
+            can neither read nor change them (docs/sealing.md). Needs the extra ``sealed``.
         reconnect: whether to connect again after a loss.
         backoff: when to; None means after about half a second, doubling up to 30.
         max_message_bytes: the server's ``--max-message-bytes``.
@@ -69,9 +72,10 @@ def join(  # noqa: PLR0913 - as for SignalingClient
 
     Raises:
         TypeError: if the token is neither a string nor a function.
-        ValueError: if the URL is not that of a WebSocket, or the token malformed or given twice.
+        ValueError: if the URL is not that of a WebSocket, the token malformed or given twice, or the secret too short.
+        ImportError: if there is a secret, and no ``cryptography``.
     """
-    session = Session(url, metadata, token=token, max_message_bytes=max_message_bytes)
+    session = Session(url, metadata, token=token, secret=secret, max_message_bytes=max_message_bytes)
     if token is not None and "Authorization" in Headers(options.get("additional_headers") or {}):
         raise ValueError("a token is given twice, in additional_headers and as token=")
     return Signaling(session, backoff or Backoff(), reconnect=reconnect, options=options)
@@ -308,7 +312,7 @@ class Signaling:
         self._socket = socket
         work = (self._write(), _keep_alive(socket), self._notice_end(socket))
         helpers = [asyncio.create_task(helper) for helper in work]
-        code = None
+        code, reason = None, ""
         try:
             while True:
                 text = await socket.recv()
@@ -324,7 +328,7 @@ class Signaling:
             return closing(code, reason)
         finally:
             self._socket = None
-            self._session.lost(code)
+            self._session.lost(code, reason)
             self._publish()
             if self._renewing is not None:
                 self._renewing.cancel()
@@ -373,7 +377,7 @@ class Signaling:
         return self._unread.qsize() < factor * MAX_UNREAD and self._unread_bytes < factor * MAX_UNREAD_BYTES
 
     def _is_too_much(self, event: AnyMessage) -> bool:
-        if isinstance(event, Relayed):
+        if isinstance(event, Relayed | Tampered):
             return not self._fits(_FLOOD_FACTOR)
         return not self._iterates and self._unread.qsize() >= MAX_NEVER_READ
 

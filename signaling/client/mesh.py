@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from signaling.client import connection
-from signaling.client.aiortc import MAX_CANDIDATES, deliver, from_payload, to_payload
+from signaling.client.aiortc import MAX_CANDIDATES, TamperLog, deliver, from_payload, to_payload
 from signaling.client.connection import Signaling, start
 from signaling.client.errors import NotDelivered
 from signaling.client.messages import (
@@ -36,6 +36,7 @@ from signaling.client.messages import (
     PeerJoined,
     PeerLeft,
     PeerList,
+    Tampered,
     Welcome,
 )
 from signaling.errors import ErrorCode
@@ -162,6 +163,7 @@ class Mesh:
         self._retry: asyncio.TimerHandle | None = None
         self._describing: dict[Any, asyncio.Task[None]] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._tampering = TamperLog()
 
     @property
     def peers(self) -> dict[str, MeshPeer]:
@@ -180,7 +182,10 @@ class Mesh:
             self._joined(peer_id, metadata)
         try:
             async for message in self._signaling:
-                self._take(message)
+                if isinstance(message, Tampered):
+                    self._tampering.log(message)
+                else:
+                    self._take(message)
         finally:
             if self._retry is not None:
                 self._retry.cancel()

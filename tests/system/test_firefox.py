@@ -1,4 +1,4 @@
-"""Firefox and Chromium together: meshes in which both browsers offer at the same moment, and the demo."""
+"""Firefox and Chromium together: both offer at the same moment, a mesh outlives a restart of the server, the demo."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any, Protocol
 import pytest
 from selenium import webdriver
 
-from tests.harness.server import Server, running
+from tests.harness.server import Node, Server, running
 from tests.system.browser import chromium, run
 from tests.system.firefox import firefox
 from tests.system.test_javascript import CLIENT, HERE, serve
 
 # Of each kind: `BROWSER_CALLS=20 pytest -s tests/system/test_firefox.py` is the long run.
-CALLS = int(os.environ.get("BROWSER_CALLS", "2"))
+CALLS = int(os.environ.get("BROWSER_CALLS", "1"))
 AT_ONCE_SECONDS = 0.3
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
@@ -33,13 +33,18 @@ class Page(Protocol):
 
 
 class ChromiumPage:
+    """The window that a Chromium shows now."""
+
     def __init__(self, driver: webdriver.Chrome) -> None:
         self._driver = driver
+        self._window = driver.current_window_handle
 
     def open(self, url: str) -> None:
+        self._driver.switch_to.window(self._window)
         self._driver.get(url)
 
     def run(self, body: str, *arguments: Any) -> Any:
+        self._driver.switch_to.window(self._window)
         return run(self._driver, body, *arguments)
 
 
@@ -51,12 +56,21 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def browsers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Page]]:
-    media = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+    flags = (
+        "--use-fake-device-for-media-stream",
+        "--use-fake-ui-for-media-stream",
+        # A window behind another one is a page all the same.
+        "--disable-background-timer-throttling",
+        "--disable-backgrounding-occluded-windows",
+        "--disable-renderer-backgrounding",
+    )
     with (
-        chromium(tmp_path_factory.mktemp("chromium"), *media) as driver,
+        chromium(tmp_path_factory.mktemp("chromium"), *flags) as driver,
         firefox(tmp_path_factory.mktemp("firefox")) as fox,
     ):
-        yield {"chromium": ChromiumPage(driver), "firefox": fox}
+        first = ChromiumPage(driver)
+        driver.switch_to.new_window("window")
+        yield {"chromium": first, "another chromium": ChromiumPage(driver), "firefox": fox}
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +154,76 @@ def test_a_call_goes_on_when_both_renegotiate_at_once(
             list(pool.map(lambda page: page.run(WORKS[what]), both))
             told = list(pool.map(lambda page: page.run(TALK), both))
         print(f"call {call + 1} works; offers, and connections begun anew:", dict(zip(order, told, strict=True)))
+
+
+ENTER = """
+  globalThis.p = await import("/peers.js");
+  globalThis.one = p.peer(given[0], { metadata: { name: given[1] } });
+  const stream = await navigator.mediaDevices.getUserMedia({ audio: true, video: true });
+  for (const track of stream.getTracks()) one.mesh.addTrack(track, stream);
+  await one.signaling.ready;
+"""
+# Pictures and sounds of both others are decoded, now.
+MEDIA = """
+  const decoded = async (connection) => {
+    const stats = [...(await connection.getStats()).values()].filter(({ type }) => type === "inbound-rtp");
+    const sum = (kind, name) => stats.filter((each) => each.kind === kind).reduce((all, each) => all + each[name], 0);
+    return [sum("video", "framesDecoded"), sum("audio", "packetsReceived")];
+  };
+  await p.until(() => p.linked(one, 2), "linked to both");
+  for (const connection of p.connections(one)) {
+    const before = await decoded(connection);
+    let now = before;
+    const counting = setInterval(async () => (now = await decoded(connection)), 50);
+    await p.until(() => now.every((count, index) => count > before[index]), "pictures and sounds");
+    clearInterval(counting);
+  }
+"""
+SAY = "one.mesh.broadcast(given[0])"
+HEAR = """
+  const heard = () => one.got.filter(({ data }) => data === given[0]).map(({ from }) => from.metadata.name).sort();
+  await p.until(() => heard().length === 2, "both others");
+  return heard();
+"""
+# Names the connections by their paths; a new one, and one whose ICE restarted, have others.
+KEPT = """
+  const fragment = ({ localDescription }) => localDescription.sdp.match(/a=ice-ufrag:(.*)/)[1];
+  return [one.removed.length, ...p.connections(one).map(fragment).sort()];
+"""
+JOINED_AGAIN = """
+  const { signaling } = one;
+  await p.until(() => signaling.state === "open" && signaling.selfId !== given[0] && signaling.peers.size === 2);
+"""
+
+
+@pytest.mark.parametrize("first", ["firefox", "chromium"])
+def test_one_mesh_of_two_chromiums_and_a_firefox_outlives_the_server(
+    browsers: dict[str, Page], pages: str, first: str
+) -> None:
+    def talk(word: str) -> None:
+        for page in browsers.values():
+            page.run(MEDIA)
+        for page in browsers.values():
+            page.run(SAY, word)
+        for name, page in browsers.items():
+            assert page.run(HEAR, word) == sorted(browsers.keys() - {name})
+
+    signaling = Node()
+    signaling.start()
+    try:
+        for name, page in sorted(browsers.items(), key=lambda item: (item[0] != first, item[0])):
+            page.open(pages)
+            page.run(ENTER, f"ws://{signaling.address}/ws/mesh", name)
+        talk("before")
+        ids = {name: page.run("return one.signaling.selfId") for name, page in browsers.items()}
+        kept = [page.run(KEPT) for page in browsers.values()]
+        signaling.restart()
+        for name, page in browsers.items():
+            page.run(JOINED_AGAIN, ids[name])
+        talk("after")
+        assert [page.run(KEPT) for page in browsers.values()] == kept
+    finally:
+        signaling.end()
 
 
 @ORDERS

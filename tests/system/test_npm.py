@@ -106,6 +106,33 @@ def test_a_program_in_node_outlives_a_server_that_is_not_there_and_ends_with_one
     assert refused == ["closed", "the server refuses (HTTP 401)"]
 
 
+SEALED = """
+globalThis.WebSocket = WebSocket;
+const members = [1, 2].map(() => join(process.argv[1], { secret: "correct horse battery staple" }));
+Promise.all(members.map(({ ready }) => ready)).then(() => {
+  members[1].addEventListener("offer", ({ detail: { payload } }) => {
+    console.log(payload);
+    for (const member of members) member.leave();
+  });
+  members[0].send("offer", members[1].selfId, "sealed and opened");
+});
+"""
+
+
+@pytest.mark.usefixtures("packed")
+@pytest.mark.parametrize(
+    ("kind", "imports"),
+    [
+        ("module", f'import {{ WebSocket }} from "ws"; import {{ join }} from "{NAME}";'),
+        ("commonjs", f'const {{ WebSocket }} = require("ws"); const {{ join }} = require("{NAME}");'),
+    ],
+)
+def test_payloads_are_sealed_in_node(application: Path, kind: str, imports: str) -> None:
+    with running(["--port=0"]) as server:
+        command = [need("node"), "--no-experimental-require-module", f"--input-type={kind}", "-e", imports + SEALED]
+        assert run(*command, server.url + "room", cwd=application) == "sealed and opened\n"
+
+
 # Of examples: names that the text around them introduces.
 CONTEXT = f"""
 declare module "http://localhost:8081/signaling.js" {{ export * from "{NAME}"; }}

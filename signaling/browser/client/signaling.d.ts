@@ -56,6 +56,12 @@ export interface JoinOptions<M extends object = Metadata> {
   /** The size of one message of this peer, in bytes; default: 65536, as at the server. */
   maxMessageBytes?: number;
   /**
+   * Shared by the peers of the topic, of at least 16 bytes: payloads are sealed with it, so that the server can neither read
+   * nor change them (docs/sealing.md). Messages that are not sealed with it are `tampered`. Needs a secure page, and
+   * `sealing.js` beside `signaling.js`.
+   */
+  secret?: string;
+  /**
    * An access token, or a function that is asked for one before every attempt to connect, and to renew it on the open
    * connection at four fifths of its time. It has 15 s. A string is never renewed.
    *
@@ -98,7 +104,9 @@ export interface SignalingEventMap<M extends object = Metadata> {
    * the answers to tokens.
    */
   received: CustomEvent<WireMessage<M>>;
-  /** Every message that this peer sent, except fences and tokens. */
+  /** With a `secret`: a message that was not passed on, because it is not what its sender sealed for this peer, now. */
+  tampered: CustomEvent<{ from: string; type: RelayedType; reason: string }>;
+  /** Every message that this peer sent, except fences and tokens, as it was before it was sealed. */
   sent: CustomEvent<OutgoingMessage>;
   /**
    * The server refuses connections. `closed` follows, unless another attempt may succeed: after 429 and 5xx the client waits,
@@ -126,12 +134,12 @@ export class Signaling<M extends object = Metadata> extends EventTarget {
   readonly ready: Promise<void>;
   /**
    * Sends a message. Without a connection, it waits for the next one, and is dropped if that cannot resume, or if 256
-   * messages wait already. An `error` reports messages that were dropped, or that are `too_large`.
+   * messages wait already. An `error` reports messages that were dropped, or that are `too_large`, or `not_sealed`.
    *
    * @returns Its `msgId`, which an `error` about it repeats.
    */
   send(type: RelayedType, to: string, payload?: unknown, msgId?: string): string;
-  /** Leaves the topic for good. */
+  /** Leaves the topic for good. With a `secret`, messages of `send` that are not sealed yet are dropped. */
   leave(): void;
   addEventListener<K extends keyof SignalingEventMap<M>>(
     type: K,

@@ -25,6 +25,15 @@ const MAX_FORMER_IDS = 16;
 // Connections that seem dead and are not closed yet. The session of an older one has ended by itself.
 const MAX_ABANDONED = 3;
 
+// Received messages that wait while the payload of one is opened.
+const MAX_ARRIVALS = 1_024;
+
+// Of a secret: as many as an attacker cannot guess, if they are random.
+const MIN_SECRET_BYTES = 16;
+
+// Of a sealed payload, besides what was sealed: nonce and tag.
+const SEAL_BYTES = 28;
+
 const TOKEN_EXPIRED = 4401; // a close code
 
 const CONNECTING = 0; // a `readyState`, whatever class the sockets have
@@ -86,7 +95,8 @@ const MS = {
 
 /** The messages that were sent, in order, until the server has certainly processed them. */
 class Outbox {
-  #entries = []; // of {number, message, text, wasSent}
+  #entries = []; // of {number, message, text, wasSent}; the text is undefined until the payload is sealed
+  #unsealed = [];
   #written = 0; // how many of them were written to the current connection
   #last = 0;
 
@@ -99,13 +109,29 @@ class Outbox {
     return this.#written ? this.#entries[this.#written - 1].number : 0;
   }
 
+  /** The number of the next message. */
+  get next() {
+    return this.#last + 1;
+  }
+
   add(message, text) {
     this.#entries.push({ number: ++this.#last, message, text, wasSent: false });
   }
 
-  /** Writes the messages that were not written to the current connection yet. */
+  /** Adds a message whose payload, as JSON, is to be sealed before it is written. */
+  addUnsealed(message, json) {
+    this.add(message);
+    this.#unsealed.push({ entry: this.#entries.at(-1), json });
+  }
+
+  /** Removes and returns the messages to seal: {entry, json}. */
+  takeUnsealed() {
+    return this.#unsealed.splice(0);
+  }
+
+  /** Writes the messages that were not written to the current connection yet, up to one that is not sealed. */
   write(write) {
-    while (this.#written < this.#entries.length) write(this.#entries[this.#written++]);
+    while (this.#entries[this.#written]?.text !== undefined) write(this.#entries[this.#written++]);
   }
 
   /** The server has processed this message, and all before it. */
@@ -426,6 +452,43 @@ function consequence(status, mayRenew) {
   return status >= 400 && status < 500 && !MOMENTARY.includes(status) ? "end" : "wait";
 }
 
+/** The topic that a URL names, as it is, not percent-encoded. */
+function topicOf(url) {
+  try {
+    return decodeURIComponent(new URL(url).pathname.split("/").at(-1));
+  } catch {
+    throw new TypeError("the topic in the URL is not percent-encoded UTF-8");
+  }
+}
+
+function bytesIn(text) {
+  return new TextEncoder().encode(text).length;
+}
+
+/** The size of a message once its payload is sealed, in bytes. */
+function sealedSize(message, number, json) {
+  const data = Math.ceil(((bytesIn(json) + SEAL_BYTES) * 4) / 3); // base64
+  return bytesIn(JSON.stringify({ ...message, payload: { sealed: 1, number, data: "" } })) + data;
+}
+
+/**
+ * Prepares to seal and open payloads.
+ *
+ * @returns a promise of a `Sealing`.
+ * @throws if there is no such secret or no cryptography here.
+ */
+function sealingOf(secret, topic) {
+  if (!isText(secret)) throw new TypeError("the secret is no string");
+  if (bytesIn(secret) < MIN_SECRET_BYTES) {
+    const how = "btoa(String.fromCharCode(...crypto.getRandomValues(new Uint8Array(32))))";
+    throw new TypeError(`the secret is shorter than ${MIN_SECRET_BYTES} bytes; make one with: ${how}`);
+  }
+  if (!globalThis.crypto?.subtle) {
+    throw new Error("a secret needs crypto.subtle, which browsers have on https: pages and on localhost only");
+  }
+  return import("./sealing.js").then(({ Sealing }) => Sealing.create(secret, topic));
+}
+
 export function join(url, options) {
   return new Signaling(url, options);
 }
@@ -473,6 +536,9 @@ export class Signaling extends EventTarget {
   #awaitsEcho = false; // whether the server has to send something soon
   #lastNumbers = new Map(); // peer id -> the number of the last message from it
 
+  #sealing; // a promise of it; undefined without a secret
+  #arrivals = []; // what the connection brought and is not processed yet, in order
+
   constructor(url, options = {}) {
     super();
     const { metadata, signal, token, WebSocket = globalThis.WebSocket } = options;
@@ -487,6 +553,7 @@ export class Signaling extends EventTarget {
     this.#credential = new Credential(token, this.#url);
     this.#renewal = new Renewal(this.#credential, (message) => this.#socket.send(JSON.stringify(message)));
     this.#diagnosis = new Diagnosis(this.#url);
+    if (options.secret !== undefined) this.#share(options.secret);
     this.#ready = new Promise((resolve, reject) => (this.#readyResolvers = { resolve, reject }));
     this.#ready.catch(() => {}); // An application that does not wait for it gets no error.
     if (signal?.aborted) {
@@ -523,13 +590,16 @@ export class Signaling extends EventTarget {
   send(type, to, payload, msgId = `~${++this.#messages}`) {
     const message = { type, to, payload, msgId };
     const text = JSON.stringify(message);
+    const json = this.#sealing && (JSON.stringify(payload) ?? "");
+    const size = this.#sealing ? sealedSize(message, this.#outbox.next, json) : bytesIn(text);
     const open = this.#state === "open";
-    const isTooLarge = new TextEncoder().encode(text).length > this.#maxMessageBytes;
+    const isTooLarge = size > this.#maxMessageBytes;
     if (isTooLarge || this.#state === "closed" || (!open && this.#outbox.size >= MAX_KEPT)) {
       queueMicrotask(() => this.#refuse(isTooLarge ? "too_large" : "dropped", [message]));
       return msgId;
     }
-    this.#outbox.add(message, text);
+    if (this.#sealing) this.#outbox.addUnsealed(message, json);
+    else this.#outbox.add(message, text);
     if (open) this.#flush();
     return msgId;
   }
@@ -585,7 +655,7 @@ export class Signaling extends EventTarget {
     this.#socket = socket;
     this.#presented = token;
     this.#isAccepted = this.#isWelcomed = false;
-    const ifCurrent = (react) => (event) => this.#socket === socket && react(event);
+    const ifCurrent = (react) => (event) => this.#inTurn(() => this.#socket === socket && react(event));
     socket.addEventListener("open", ifCurrent(() => this.#accept()));
     socket.addEventListener("message", ifCurrent(({ data }) => this.#receive(data)));
     let failure;
@@ -771,6 +841,7 @@ export class Signaling extends EventTarget {
 
   #flush() {
     if (this.#catchingUp) return;
+    for (const { entry, json } of this.#outbox.takeUnsealed()) this.#sealEntry(entry, json, this.#selfId);
     this.#outbox.write((entry) => {
       this.#socket.send(entry.text);
       if (entry.wasSent) return;
@@ -778,7 +849,7 @@ export class Signaling extends EventTarget {
       emit(this, "sent", entry.message);
     });
     if (this.#state !== "open") return; // A listener left.
-    if (!this.#resumeToken) this.#outbox.confirm(Infinity);
+    if (!this.#resumeToken) this.#outbox.confirm(this.#outbox.unconfirmed);
     else if (!this.#pendingFence && this.#outbox.unconfirmed) this.#fence();
   }
 
@@ -804,9 +875,66 @@ export class Signaling extends EventTarget {
     this.#timer = setTimeout(late, ms);
   }
 
-  #refuse(code, messages) {
-    const message = code === "too_large" ? `a message may have at most ${this.#maxMessageBytes} bytes` : "not sent";
+  #refuse(code, messages, why = "not sent") {
+    const message = code === "too_large" ? `a message may have at most ${this.#maxMessageBytes} bytes` : why;
     for (const { msgId } of messages) emit(this, "error", { type: "error", code, message, msgId });
+  }
+
+  // -- Sealed payloads --
+
+  #share(secret) {
+    this.#sealing = sealingOf(secret, topicOf(this.#url));
+    this.#sealing.catch((error) => {
+      if (this.#state === "closed") return;
+      this.#socket?.close(1000);
+      const why = `sealing.js could not be loaded beside signaling.js: ${messageOf(error)}`;
+      this.#end(why);
+    });
+  }
+
+  /** Seals the payload of a message, which is written when all before it are sealed as well. */
+  async #sealEntry(entry, json, from) {
+    const { number, message } = entry;
+    const { type, to } = message;
+    try {
+      const sealing = await this.#sealing;
+      entry.text = JSON.stringify({ ...message, payload: await sealing.seal({ type, from, to, number }, json) });
+    } catch (error) {
+      const unsealed = this.#outbox.remove((kept) => kept === message);
+      this.#refuse("not_sealed", unsealed, `the payload was not sealed: ${messageOf(error)}`);
+    }
+    if (this.#state === "open") this.#flush();
+  }
+
+  /** Opens the payload of a message, and passes it on if it is what its sender sealed for this peer. */
+  async #unseal(sealed) {
+    const sealing = await this.#sealing;
+    const { message, reason } = await sealing.open(sealed, this.#selfId);
+    if (this.#state === "closed") return;
+    if (message) this.#take(message);
+    else if (reason) emit(this, "tampered", { from: sealed.from, type: sealed.type, reason });
+  }
+
+  /** Processes what a connection brings in its order, although a payload takes time to open. */
+  #inTurn(react) {
+    if (!this.#sealing) {
+      react();
+      return;
+    }
+    if (this.#arrivals.length >= MAX_ARRIVALS && this.#socket) this.#abandon("the server sends faster than this side reads");
+    this.#arrivals.push(react);
+    if (this.#arrivals.length === 1) this.#work();
+  }
+
+  async #work() {
+    for (; this.#arrivals.length; this.#arrivals.shift()) {
+      try {
+        await this.#arrivals[0]();
+      } catch (error) {
+        // sealing.js is missing: the client has ended.
+        if (this.#state !== "closed") queueMicrotask(() => { throw error; });
+      }
+    }
   }
 
   // -- Receiving --
@@ -820,10 +948,12 @@ export class Signaling extends EventTarget {
       this.#awaitsEcho = false;
       this.#watch(MS.idle, () => this.#fence());
     }
-    if (!message || this.#renewal.take(message)) return;
+    if (!message || this.#renewal.take(message)) return undefined;
     const fence = /^fence (\d+) (\d+)$/.exec(message.msgId)?.slice(1).map(Number);
     if (fence && (message.from === this.#selfId || message.type === "error")) this.#fenceReturned(...fence);
+    else if (this.#sealing && RELAYED.includes(message.type)) return this.#unseal(message);
     else if (!this.#repeated(message)) this.#take(message);
+    return undefined;
   }
 
   /** Whether a message is a duplicate: its sender repeats unconfirmed messages after a loss. */
@@ -852,8 +982,11 @@ export class Signaling extends EventTarget {
     return this.#peers.has(id) || id === this.#selfId;
   }
 
-  #enter({ selfId, iceServers, resume, resumed, expiresIn }) {
+  #enter(message) {
     this.#isWelcomed = true;
+    // Another id is another peer, whatever the server says: nothing may be repeated as that.
+    if (message.selfId !== this.#selfId) delete message.resumed;
+    const { selfId, iceServers, resume, resumed, expiresIn } = message;
     if (!resumed) {
       this.#seen = 1;
       this.#lastNumbers.clear();
