@@ -330,7 +330,7 @@ class Signaling:
             self._session.lost(code, reason)
             self._publish()
             if self._renewing is not None:
-                self._renewing.cancel()
+                helpers.append(self._renewing)
             for helper in helpers:
                 helper.cancel()
             await asyncio.gather(*helpers, return_exceptions=True)
