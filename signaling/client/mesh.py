@@ -23,9 +23,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from signaling.client import connection
 from signaling.client.aiortc import MAX_CANDIDATES, TamperLog, deliver, from_payload, to_payload
 from signaling.client.connection import Signaling, start
+from signaling.client.connection import join as join_topic
 from signaling.client.errors import NotDelivered
 from signaling.client.messages import (
     Answer,
@@ -114,7 +114,7 @@ def join(url: str, *, metadata: Metadata | None = None, **options: Any) -> Signa
         options: as for ``signaling.client.join``.
     """
     named = {**(metadata or {}), INSTANCE: secrets.token_urlsafe(16)}
-    return connection.join(url, metadata=named, **options)
+    return join_topic(url, metadata=named, **options)
 
 
 class Mesh:
