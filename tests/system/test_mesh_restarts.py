@@ -1,8 +1,8 @@
 """Meshes of Python and of browsers through every loss of their signaling, in one topic.
 
 After each loss, all peers know each other by their current ids, data flows anew on every pair, and a peer that joins
-only then is connected to all. ``MESH_RESTARTS=10`` lets each loss happen ten times, to meshes of Python alone, of
-browsers alone and of both.
+only then is connected to all. With a resume window, the peers have a secret as well. ``MESH_RESTARTS=10`` lets each
+loss happen ten times, to meshes of Python alone, of browsers alone and of both.
 """
 
 from __future__ import annotations
@@ -38,13 +38,16 @@ TOKEN_SECONDS = 4
 # With the most of 30 s, one loss after the other would be a server that fails all the time, which clients spare.
 BACKOFF = (0.5, 2.0) if RESTARTS > 1 else (0.1, 1.0)
 
+# By resume window: a secret takes part in each kind of loss once.
+SECRETS = {0: None, 10: "correct horse battery staple"}
+
 pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
     pytest.mark.timeout(60 + 30 * RESTARTS),
 ]
 
 JOIN = """
-const [name, url, [first, most], tokens] = given;
+const [name, url, [first, most], secret, tokens] = given;
 const { join, Mesh } = await import("/signaling.js");
 let used = -1;
 const token = tokens.length ? () => {
@@ -52,7 +55,8 @@ const token = tokens.length ? () => {
   if (current === used) throw new Error("there is no newer token yet");
   return tokens[used = current][1];
 } : undefined;
-const signaling = join(url, { metadata: { name }, token, backoff: { first: 1000 * first, most: 1000 * most } });
+const backoff = { first: 1000 * first, most: 1000 * most };
+const signaling = join(url, { metadata: { name }, backoff, token, ...(secret && { secret }) });
 const member = { signaling, mesh: new Mesh(signaling), heard: [], removed: 0 };
 member.mesh.addEventListener("data", ({ detail: { data } }) => member.heard.push(data));
 member.mesh.addEventListener("peer-removed", ({ detail: { metadata } }) => {
@@ -75,8 +79,9 @@ Tokens = list[tuple[int, str]]
 class PythonMember:
     """A Python mesh."""
 
-    def __init__(self, name: str, tokens: Tokens) -> None:
+    def __init__(self, name: str, secret: str | None, tokens: Tokens) -> None:
         self.name = name
+        self.secret = secret
         self._tokens = tokens
         self._used = -1
         self._heard: list[str] = []
@@ -85,8 +90,8 @@ class PythonMember:
     async def enter(self, url: str, stack: AsyncExitStack) -> None:
         """Join, and leave at the end."""
         token = self._token if self._tokens else None
-        joining = join(url, metadata={"name": self.name}, token=token, backoff=Backoff(*BACKOFF))
-        self._signaling = await stack.enter_async_context(joining)
+        how = {"token": token, "secret": self.secret, "backoff": Backoff(*BACKOFF)}
+        self._signaling = await stack.enter_async_context(join(url, metadata={"name": self.name}, **how))
         self._mesh = Mesh(self._signaling, self._prepare, on_data=lambda _, data: self._heard.append(str(data)))
         task = asyncio.create_task(self._mesh.run())
         stack.push_async_callback(self._end, task)
@@ -124,13 +129,14 @@ class PythonMember:
 class PageMember:
     """A mesh in a browser."""
 
-    def __init__(self, name: str, tokens: Tokens, page: webdriver.Chrome) -> None:
+    def __init__(self, name: str, secret: str | None, tokens: Tokens, page: webdriver.Chrome) -> None:
         self.name = name
+        self.secret = secret
         self._tokens = tokens
         self._page = page
 
     async def enter(self, url: str, stack: AsyncExitStack) -> None:
-        await asyncio.to_thread(run, self._page, JOIN, self.name, url, BACKOFF, self._tokens)
+        await asyncio.to_thread(run, self._page, JOIN, self.name, url, BACKOFF, self.secret, self._tokens)
         stack.push_async_callback(self._run, "members[given[0]].signaling.leave();")
 
     async def state(self) -> tuple[str, set[str], list[str], int]:
@@ -149,7 +155,11 @@ Member = PythonMember | PageMember
 
 @asynccontextmanager
 async def mesh(
-    kinds: Sequence[str], urls: Sequence[str], page: webdriver.Chrome, mint: Callable[[str], Tokens] = lambda _: []
+    kinds: Sequence[str],
+    urls: Sequence[str],
+    page: webdriver.Chrome,
+    secret: str | None = None,
+    mint: Callable[[str], Tokens] = lambda _: [],
 ) -> AsyncIterator[list[Member]]:
     """Let members join, each by its URL, and connect to each other.
 
@@ -160,10 +170,10 @@ async def mesh(
     async with asyncio.timeout(SECONDS + 30 * RESTARTS), AsyncExitStack() as stack:
         for number, (kind, url) in enumerate(zip(kinds, urls, strict=True)):
             name = f"{kind} {number}"
-            tokens = mint(name)
-            member: Member = PythonMember(name, tokens) if kind == "python" else PageMember(name, tokens, page)
-            await member.enter(url, stack)
-            members.append(member)
+            python = kind == "python"
+            made = PythonMember(name, secret, mint(name)) if python else PageMember(name, secret, mint(name), page)
+            await made.enter(url, stack)
+            members.append(made)
         await talk(members)
         yield members
 
@@ -198,7 +208,7 @@ async def talk_in_time(
     """Do so within the seconds that are documented, together with one more Python member and one that has joined."""
     started = time.monotonic()
     async with AsyncExitStack() as stack:
-        newcomer = PythonMember("newcomer", tokens or [])
+        newcomer = PythonMember("newcomer", members[0].secret, tokens or [])
         await newcomer.enter(url, stack)
         await talk([*members, newcomer], ghosts=ghosts)
         seconds = time.monotonic() - started
@@ -247,7 +257,7 @@ def test_all_are_connected_again_after_the_server_was_killed(
 ) -> None:
     async def scenario(server: Node) -> None:
         url = url_of(server.port)
-        async with mesh(kinds, [url] * len(kinds), browser) as members:
+        async with mesh(kinds, [url] * len(kinds), browser, SECRETS[window]) as members:
             before = await ended(members)
             for _ in range(RESTARTS):
                 await asyncio.to_thread(server.end)
@@ -270,7 +280,7 @@ def test_all_are_connected_again_after_one_lost_its_connection(
         for victim in dict.fromkeys(kinds):
             urls = [url] * len(kinds)
             urls[kinds.index(victim)] = url_of(proxy.port)
-            async with mesh(kinds, urls, browser) as members:
+            async with mesh(kinds, urls, browser, SECRETS[window]) as members:
                 before = await ended(members)
                 for _ in range(RESTARTS):
                     reconnected = proxy.accepted + 1
@@ -297,7 +307,7 @@ def test_all_are_connected_again_after_their_tokens_expired(
         def mint(name: str) -> Tokens:
             return [(end, issuer.token(sub=name, exp=end)) for end in [*ends, started + 3_600]]
 
-        async with mesh(kinds, [url] * len(kinds), browser, mint) as members:
+        async with mesh(kinds, [url] * len(kinds), browser, SECRETS[window], mint) as members:
             before = await ended(members)
             first_ids = {(await member.state())[0] for member in members}
             for end in ends:
