@@ -73,9 +73,8 @@ def test_node_finds_what_the_package_exports(application: Path, script: str) -> 
 
 
 IN_NODE = """
-globalThis.WebSocket = WebSocket;
 const states_of = [];
-const signaling = join(process.argv[1], { backoff: { first: 1, most: 1 } });
+const signaling = join(process.argv[1], { backoff: { first: 1, most: 1 }, WebSocket });
 signaling.addEventListener("statechange", ({ detail }) => {
   states_of.push(detail.state);
   if (states_of.length < 6 && detail.state !== "closed") return;
