@@ -63,6 +63,10 @@ MOST_PEERS_BYTES = 16 * 1_048_576
 _MOST_FORMER_IDS = 16
 MAX_MESSAGE_BYTES = 65_536
 """The longest message that this peer sends: the default of a server."""
+MAX_RECEIVED_BYTES = 16 * 1_048_576
+"""The longest message of the server. A peer list has up to 1 MiB by default, and an operator may allow more."""
+MAX_FRAGMENTS = 16_384
+"""The fragments of one message: empty ones do not count as bytes."""
 MESSAGE_TOO_BIG = 1009
 """The server's close code for a message that is too long."""
 

@@ -20,14 +20,14 @@ from signaling.client.backoff import Backoff, Loss, closing, one_line, refusal
 from signaling.client.credential import TOKEN_SECONDS, NoToken, TokenSource, checked, raised, timed_out
 from signaling.client.errors import Lost, NotDelivered, Refused
 from signaling.client.messages import AnyMessage, Error, IceServer, Metadata
-from signaling.client.session import MAX_MESSAGE_BYTES, Session
+from signaling.client.session import MAX_FRAGMENTS, MAX_MESSAGE_BYTES, MAX_RECEIVED_BYTES, Session
 
 _log = Logger()
 
 OPENING_SECONDS = 15.0
 PING_SECONDS = 10.0
 PONG_SECONDS = 10.0
-_MAX_RECEIVED_BYTES = 16 * 1_048_576
+_MAX_HEAD_BYTES = 65_536
 _STATUS_LINE = re.compile(r"HTTP/\S+ +([0-9]{3})(?: (.*))?")
 _SWITCHING_PROTOCOLS = 101
 
@@ -346,6 +346,8 @@ class _Connection(WebSocketClientProtocol):
     _client: SignalingClient
     _opening: Any = None
     _body = b""
+    _fragments = 0
+    data: bytes
     _ended_by: BaseException | None = None
 
     def connectionMade(self) -> None:
@@ -359,6 +361,22 @@ class _Connection(WebSocketClientProtocol):
         """Cancel the timeout: the peer list arrived."""
         if self._opening is not None and self._opening.active():
             self._opening.cancel()
+
+    def dataReceived(self, data: bytes) -> None:
+        super().dataReceived(data)
+        if self.state == self.STATE_CONNECTING and len(self.data) > _MAX_HEAD_BYTES:
+            self.data = b""
+            self.transport.abortConnection()
+
+    def onMessageBegin(self, isBinary: bool) -> None:
+        self._fragments = 0
+        super().onMessageBegin(isBinary)
+
+    def onMessageFrameBegin(self, length: int) -> None:
+        super().onMessageFrameBegin(length)
+        self._fragments += 1
+        if self._fragments > MAX_FRAGMENTS:
+            self.transport.abortConnection()
 
     def onOpen(self) -> None:
         self.transport.setTcpNoDelay(True)
@@ -414,8 +432,8 @@ class _Factory(WebSocketClientFactory):
         self.setProtocolOptions(
             autoPingInterval=PING_SECONDS,
             autoPingTimeout=PONG_SECONDS,
-            maxMessagePayloadSize=_MAX_RECEIVED_BYTES,
-            maxFramePayloadSize=_MAX_RECEIVED_BYTES,
+            maxMessagePayloadSize=MAX_RECEIVED_BYTES,
+            maxFramePayloadSize=MAX_RECEIVED_BYTES,
             openHandshakeTimeout=OPENING_SECONDS,
         )
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import tarfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -16,6 +18,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 from websockets.sync.client import ClientConnection, connect
 
+from tests import issuer
 from tests.harness.server import Server, running
 from tests.programs import need
 from tests.system.browser import chromium, run, wait_until
@@ -221,6 +224,49 @@ def test_a_private_room_has_a_name_that_nobody_guesses(driver: webdriver.Chrome,
     assert texts(driver, "#topic-hint") == ["Everybody who knows this name can join."]
     assert len(made) == 3
     assert all(len(name.rpartition("-")[2]) == 12 for name in made)
+
+
+def test_access_tokens(driver: webdriver.Chrome, tmp_path: Path, axe: str) -> None:
+    keys = tmp_path / "keys.json"
+    keys.write_bytes(issuer.key_set())
+    with running(["--port=0", "--demo", "--auth", f"jwt:{keys}"]) as guarded:
+        url = f"http://127.0.0.1:{guarded.port}/"
+        driver.get(url)
+        press(driver, Keys.ENTER)
+        wait_for_text(driver, "#token-error", "This server needs an access token")
+        assert_asks_for(driver, "token")
+        assert driver.execute_script("return document.activeElement.type") == "password"
+        assert_accessible(driver, axe)
+        for wrong, why in (("not a token", "This is not a token"), ("wrong", "does not accept this access token")):
+            enter(driver, "token", wrong + Keys.ENTER)
+            wait_for_text(driver, "#token-error", why)
+            assert_asks_for(driver, "token")
+
+        # The right token, in a link.
+        token = issuer.token({"topics": ["demo"]}, exp=int(time.time()) + 3)
+        driver.get(f"{url}?for=other#other&token={token}")
+        assert driver.current_url == f"{url}?for=other#other"
+        press(driver, Keys.ENTER)
+        wait_for_text(driver, "#topic-error", "Your access token does not open the room “other”")
+        assert_asks_for(driver, "topic")
+        enter(driver, "topic", "demo" + Keys.ENTER)
+        wait_until(driver, "document.getElementById('state').dataset.state === 'open'")
+        assert driver.get_log("browser")[-1]["level"] == "SEVERE"  # of the handshakes that were refused
+        wait_for_text(driver, "#trouble-text", "This access token has expired")
+        assert driver.find_element("id", "trouble").is_displayed()
+        assert texts(driver, "#state-text") == ["Signaling: closed"]
+        assert_accessible(driver, axe)
+        driver.execute_script("for (const message of document.querySelectorAll('.message')) message.click()")
+        shown = "return [document.documentElement.outerHTML, location.href, document.title, document.body.innerText]"
+        assert not [text for text in driver.execute_script(shown) if token.rpartition(".")[2] in text]
+        click(driver, "trouble-action")
+        assert_asks_for(driver, "token")
+
+
+def assert_asks_for(driver: webdriver.Chrome, field: str) -> None:
+    """Assert that the form is shown, and that the person is at this field."""
+    script = "return [document.body.dataset.view !== 'call', document.activeElement.id]"
+    assert driver.execute_script(script) == [True, field]
 
 
 def test_a_full_room_says_so_beside_its_name(driver: webdriver.Chrome, axe: str) -> None:
@@ -463,13 +509,27 @@ def test_call_outlives_the_server(driver: webdriver.Chrome) -> None:
                 driver.switch_to.new_window("window")
             join(driver, lost, "loss", name)
         run(driver, MOVING, 2)
+        driver.switch_to.new_window("window")
+        fill_in(driver, lost, "loss", "Joan")
+        *callers, late = driver.window_handles
         lost.end()
         shown = "/^Signaling lost: retry in \\d+ s$/.test(document.getElementById('state-text').textContent)"
-        for handle in driver.window_handles:
+        press(driver, Keys.ENTER)
+        for handle in callers:
             driver.switch_to.window(handle)
             wait_until(driver, shown)
             wait_for_text(driver, ".row[data-level=error]", "signaling lost")
+            assert texts(driver, "#trouble-text") == [
+                "The server cannot be reached. Your call goes on; people who join now see you when it is back."
+            ]
             run(driver, MOVING, 2)
+        driver.switch_to.window(late)
+        wait_until(driver, "document.body.dataset.view === 'call'")
+        wait_for_text(driver, "#trouble-text", "There is no connection to the server.")
+        click(driver, "leave")
+        assert_asks_for(driver, "join")
+        driver.close()
+        driver.switch_to.window(callers[0])
     with running([f"--port={lost.port}", "--demo"]):
         for handle in driver.window_handles:
             driver.switch_to.window(handle)

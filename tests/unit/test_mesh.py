@@ -250,6 +250,36 @@ def test_a_copied_instance_takes_no_connection() -> None:
     play(scenario())
 
 
+def test_of_two_connected_peers_with_one_instance_neither_takes_the_others_connection() -> None:
+    async def scenario() -> None:
+        topic = Topic("x")
+        one = await topic.connect("a", "ada")
+        await topic.join("b", "ada")
+        await topic.offer("b", "b")
+        other = topic.mesh.peers["b"]
+        await topic.event(PeerLeft("a"))
+        assert topic.mesh.peers == {"a": one, "b": other}
+        await topic.end()
+
+    play(scenario())
+
+
+@pytest.mark.parametrize(("instance", "fingerprint"), [("ada", "c"), ("mallory", "a"), (None, "a")])
+def test_an_offer_continues_a_connection_only_with_its_instance_and_its_certificate(
+    instance: str | None, fingerprint: str
+) -> None:
+    async def scenario() -> None:
+        topic = Topic("b")
+        peer = await topic.connect("a", "ada")
+        await topic.join("c", instance)
+        await topic.offer("c", fingerprint)
+        assert topic.mesh.peers["a"] is peer
+        assert topic.mesh.peers["c"] is not peer
+        await topic.end()
+
+    play(scenario())
+
+
 def test_an_offer_with_the_certificate_of_a_connection_continues_it() -> None:
     async def scenario() -> None:
         topic = Topic("b")
@@ -258,19 +288,6 @@ def test_an_offer_with_the_certificate_of_a_connection_continues_it() -> None:
         await topic.offer("c", "a")
         assert topic.mesh.peers == {"c": peer}
         assert (topic.sent[-1], len(FakeConnection.made)) == (("answer", "c"), 1)
-        await topic.end()
-
-    play(scenario())
-
-
-def test_a_certificate_without_the_instance_continues_nothing() -> None:
-    async def scenario() -> None:
-        topic = Topic("b")
-        peer = await topic.connect("a", "ada")
-        await topic.join("c", "mallory")
-        await topic.offer("c", "a")
-        assert topic.mesh.peers["a"] is peer
-        assert topic.mesh.peers["c"] is not peer
         await topic.end()
 
     play(scenario())
@@ -430,6 +447,69 @@ def test_rejected_offers_are_slowed_down_and_cost_no_other_peer_anything(monkeyp
     play(scenario())
 
 
+def test_of_offers_that_wait_the_latest_counts() -> None:
+    async def scenario() -> None:
+        topic = Topic("b")
+        await topic.join("c")
+        for number in range(8):
+            await topic.offer("c", number)
+        assert len(FakeConnection.made) == 5
+        await asyncio.sleep(11)
+        assert len(FakeConnection.made) == 6
+        assert "sha-256 7" in topic.mesh.peers["c"].connection.remoteDescription.sdp
+        await topic.end()
+
+    play(scenario())
+
+
+def test_a_peer_that_begins_anew_takes_nothing_from_new_peers() -> None:
+    async def scenario() -> None:
+        topic = Topic("b", max_connections=3)
+        await topic.join("mallory")
+        for number in range(5):
+            await topic.offer("mallory", number)
+        before = asyncio.get_running_loop().time()
+        await topic.connect("a")
+        await topic.connect("a2")
+        assert asyncio.get_running_loop().time() - before < 0.1
+        await topic.end()
+
+    play(scenario())
+
+
+def test_an_offer_that_nobody_can_read_takes_no_room() -> None:
+    async def scenario() -> None:
+        topic = Topic("b", max_connections=1)
+        for peer_id in ("c", "d"):
+            await topic.join(peer_id)
+            await topic.event(Offer(peer_id, {"sdp": 7}))
+        await topic.connect("a")
+        await topic.end()
+
+    play(scenario())
+
+
+def test_an_application_that_fails_to_prepare_is_not_asked_again(caplog: pytest.LogCaptureFixture) -> None:
+    asked: list[str] = []
+
+    def prepare(peer: MeshPeer) -> None:
+        asked.append(peer.id)
+        raise RuntimeError("oops")
+
+    async def scenario() -> None:
+        topic = Topic("b", prepare=prepare)
+        await topic.join("a")
+        await topic.join("c")
+        await topic.offer("c", "c")
+        await asyncio.sleep(1_000)
+        assert asked == ["a", "c"]
+        assert (topic.sent, topic.mesh.peers) == ([], {})
+        await topic.end()
+
+    play(scenario())
+    assert "oops" in caplog.text
+
+
 @pytest.mark.parametrize("code", ["invalid_message", "forbidden"])
 def test_a_description_that_is_refused_is_not_sent_again(code: str, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
@@ -462,7 +542,7 @@ def test_further_peers_wait_until_there_is_room() -> None:
         await asyncio.sleep(2)
         # It has offered, and was not heard, so this side offers; its own repetition is ignored.
         assert topic.sent[-1] == ("offer", "z")
-        await topic.offer("z", "z again")
+        await topic.offer("z", "z2")
         assert topic.sent[-1] == ("offer", "z")
         await topic.event(Answer("z", {"sdp": sdp("z")}))
         assert topic.mesh.peers["z"].connection.remoteDescription is not None

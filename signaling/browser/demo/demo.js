@@ -1384,7 +1384,7 @@ function setJoining(isJoining) {
 
 async function enter(event) {
   event.preventDefault();
-  if (byId("join").ariaDisabled === "true") return;
+  if (byId("join").getAttribute("aria-disabled") === "true") return;
   const topic = byId("topic").value.trim().toWellFormed();
   const token = byId("token").value.trim();
   complain("", "");
