@@ -56,10 +56,10 @@ def system(*names: str) -> list[str]:
 
 _SYSTEM = [
     Part("browsers", system("demo", "javascript", "firefox", "webkit", "webrtc")),
-    Part("npm", system("npm", "react")),
     Part("starting", system("options", "starting", "health", "systemd", "access", "kubernetes", "packaging")),
-    Part("clients", system("aiortc_client", "client_interop", "mesh_restarts", "turn", "proxies")),
     Part("cluster", system("cluster", "redis_engine", "wall_clock")),
+    Part("clients", system("aiortc_client", "client_interop", "mesh_restarts", "turn", "proxies")),
+    Part("npm", system("npm", "react")),
     Part("workers", system("workers")),
 ]
 _NAMED = [path for part in _SYSTEM for path in part.arguments]
@@ -67,6 +67,8 @@ ALL = [
     # The longest first, so that all processes end at about the same time. Coverage doubles the time of what it watches,
     # so it watches the tests in memory that show most.
     Part("measured", ["tests/unit", "tests/integration", "-m", "not redis and not unmeasured"], covered=True),
+    Part("other system tests", ["tests/system", *(f"--ignore={path}" for path in _NAMED)]),
+    *_SYSTEM,
     # What reads frames runs once more, over one way in, as all ways read frames alike, and without nodes, which send
     # each other none.
     Part(
@@ -74,8 +76,6 @@ ALL = [
         ["tests/integration", "tests/fuzz", *system("conformance", "failures", "wire_transcript"), "-m", _OWN_PORT],
         fast_path=False,
     ),
-    Part("other system tests", ["tests/system", *(f"--ignore={path}" for path in _NAMED)]),
-    *_SYSTEM,
     Part("unmeasured", ["tests/unit", "tests/integration", "-m", "redis or unmeasured"]),
     Part("simulator and fuzz", ["tests/simulator", "tests/fuzz"]),
 ]
