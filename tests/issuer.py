@@ -40,12 +40,12 @@ _EXPIRES = int(time.time()) + 3600
 
 def public_pem(algorithm: str) -> bytes:
     """Return the public half of a key."""
-    return material(algorithm).public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return material(algorithm, 0).public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 def private_pem(algorithm: str) -> bytes:
     """Return a private key."""
-    return material(algorithm).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return material(algorithm, 0).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def jwk(algorithm: str, kid: str | None = None, number: int = 0) -> dict[str, Any]:

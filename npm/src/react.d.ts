@@ -1,8 +1,8 @@
-import type { JoinOptions, Mesh, MeshEventMap, MeshOptions, MeshPeer, Metadata, Signaling, SignalingState } from "twisted-signaling-client";
+import type { JoinOptions, Mesh, MeshEventMap, MeshOptions, MeshPeer, Metadata, Refusal, Signaling, SignalingState } from "twisted-signaling-client";
 
 /**
  * The options of `join` and `Mesh`. They count when the peer joins, and may be new objects in each rendering: to join again
- * with others, give the component another `key`. Functions (`token`, `on`) are always those of the last rendering.
+ * with others, give the component another `key`. The functions `token` and those of `on` are always the latest ones.
  */
 export interface UseMeshOptions<M extends object = Metadata> extends JoinOptions<M>, MeshOptions {
   /** Listeners for events of the mesh, which miss none. */
@@ -17,6 +17,8 @@ export interface MeshResult<M extends object = Metadata> {
   readonly state: SignalingState;
   /** Why there is no connection, for a person. */
   readonly reason: string | undefined;
+  /** Why the server refuses connections; undefined once it lets this peer in. */
+  readonly refused: Refusal | undefined;
   /** Those of the mesh; a new array when a peer or the state of its connection changes. */
   readonly peers: readonly MeshPeer<M>[];
 }

@@ -10,7 +10,7 @@ import { useEffect, useRef, useState } from "react";
 import { join, Mesh } from "twisted-signaling-client";
 
 const MESH_EVENTS = ["peer-added", "peer-removed", "track", "data", "connectionstatechange", "error"];
-const NOT_JOINED = { signaling: undefined, mesh: undefined, state: "connecting", reason: undefined, peers: [] };
+const NOT_JOINED = { signaling: undefined, mesh: undefined, state: "connecting", reason: undefined, refused: undefined, peers: [] };
 
 export function useMesh(url, options = {}) {
   const address = String(url);
@@ -54,8 +54,11 @@ export function useMesh(url, options = {}) {
  */
 function enter(address, latest, update) {
   const { on, token, ...options } = latest.current;
-  if (typeof token === "function") options.token = () => latest.current.token();
-  else if (token !== undefined) options.token = token;
+  const latestToken = () => {
+    const { token: current } = latest.current;
+    return typeof current === "function" ? current() : current;
+  };
+  if (token !== undefined) options.token = typeof token === "function" ? latestToken : token;
   const signaling = join(address, options);
   try {
     const mesh = new Mesh(signaling, options);
@@ -68,7 +71,10 @@ function enter(address, latest, update) {
     }
     // A peer may have a new id, and is the same object.
     for (const type of ["peer-joined", "peer-left"]) signaling.addEventListener(type, updatePeers);
-    signaling.addEventListener("statechange", ({ detail: { state, reason } }) => update({ state, reason }));
+    signaling.addEventListener("statechange", ({ detail: { state, reason } }) => {
+      update({ state, reason, ...(state === "open" && { refused: undefined }) });
+    });
+    signaling.addEventListener("refused", ({ detail }) => update({ refused: detail }));
     update({ signaling, mesh, state: signaling.state });
   } catch (error) {
     signaling.leave();

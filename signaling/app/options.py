@@ -116,8 +116,8 @@ OPTIONS = (
         help="URL of a Redis server through which nodes share topics; needs the extra `cluster`.",
         details="See [below](#the-backplane).",
     ),
-    Option(name="serve-client", unit=Unit.FLAG, help="Serve `/signaling.js`, the client for browsers."),
-    Option(name="demo", unit=Unit.FLAG, help="Serve a demo at `/`, and `/signaling.js`."),
+    Option(name="serve-client", unit=Unit.FLAG, help="Serve the client for browsers: `/signaling.js`, `/sealing.js`."),
+    Option(name="demo", unit=Unit.FLAG, help="Serve a demo at `/`, and the client for browsers."),
     Option(name="ice-servers", help="File with a JSON array of `RTCIceServer` dictionaries that every peer receives."),
     Option(
         name="turn-uri",

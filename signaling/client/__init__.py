@@ -21,6 +21,7 @@ from signaling.client.messages import (
     PeerList,
     Relayed,
     Resume,
+    Tampered,
     Welcome,
 )
 
@@ -43,6 +44,7 @@ __all__ = [
     "Resume",
     "Signaling",
     "SignalingError",
+    "Tampered",
     "Welcome",
     "join",
 ]

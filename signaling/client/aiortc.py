@@ -13,7 +13,7 @@ from typing import Any
 
 from signaling.client.connection import MAX_UNREAD, Signaling, join, start
 from signaling.client.errors import Lost, NotDelivered, SignalingError
-from signaling.client.messages import Answer, Error, IceCandidate, Offer, PeerJoined, PeerLeft, PeerList
+from signaling.client.messages import Answer, Error, IceCandidate, Offer, PeerJoined, PeerLeft, PeerList, Tampered
 from signaling.errors import ErrorCode
 
 try:
@@ -88,6 +88,7 @@ class TopicSignaling:
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
         self._received: asyncio.Queue[Any] = asyncio.Queue()
+        self._tampering = TamperLog()
 
     async def connect(self) -> None:
         """Join the topic; no-op if that is done, or after ``close``.
@@ -215,6 +216,8 @@ class TopicSignaling:
                         await self._receive_relayed(message)
                     case Error():
                         _log.warning("not delivered: %s", message.code)
+                    case Tampered():
+                        self._tampering.log(message)
         except SignalingError as failure:
             self._failure = failure
         finally:
@@ -269,6 +272,18 @@ class TopicSignaling:
         if peer_id == self._other:
             self._received.put_nowait((BYE, peer_id))
         self._forget_peer(peer_id)
+
+
+class TamperLog:
+    """Logs messages that were tampered with: one warning, and the others at level INFO, however many a server sends."""
+
+    def __init__(self) -> None:
+        self._level = logging.WARNING
+
+    def log(self, tampered: Tampered) -> None:
+        """Log one message, without the id that the server chose."""
+        level, self._level = self._level, logging.INFO
+        _log.log(level, "a peer's %s was not passed on: %s", tampered.kind, tampered.reason)
 
 
 async def deliver(signaling: Signaling, kind: str, to: str, payload: Any) -> None:

@@ -21,8 +21,8 @@ from websockets.protocol import State
 from signaling.client.backoff import Backoff, Loss, closing, one_line, refusal
 from signaling.client.credential import TOKEN_SECONDS, NoToken, TokenSource, checked, raised, timed_out
 from signaling.client.errors import Lost, NotDelivered, Refused
-from signaling.client.messages import AnyMessage, Error, IceServer, Metadata, PeerList, Relayed
-from signaling.client.session import MAX_MESSAGE_BYTES, Session
+from signaling.client.messages import AnyMessage, Error, IceServer, Metadata, PeerList, Relayed, Tampered
+from signaling.client.session import MAX_FRAGMENTS, MAX_MESSAGE_BYTES, MAX_RECEIVED_BYTES, Session
 
 _log = logging.getLogger("signaling.client")
 # At level DEBUG, websockets logs tokens and whole messages. Only who sets the level of this logger gets that.
@@ -33,15 +33,14 @@ OPENING_SECONDS = 15.0
 PING_SECONDS = 10.0
 PONG_SECONDS = 10.0
 FLUSH_SECONDS = 5.0
-# A peer list holds up to 1 MiB by default, and the operator may allow more.
-_MAX_RECEIVED_BYTES = 16 * 1_048_576
 
 MAX_UNREAD = 256
 MAX_UNREAD_BYTES = 1_048_576
 """Messages that wait for the application, and the bytes of their JSON; beyond that the socket is not read."""
 _FLOOD_FACTOR = 8
 MAX_NEVER_READ = 16_384
-"""Events that wait for an application that has never iterated, and may never do so."""
+MAX_NEVER_READ_BYTES = 16 * 1_048_576
+"""Messages of any kind that wait for an application while the socket has to be read, and the bytes of their JSON."""
 
 
 def join(  # noqa: PLR0913 - as for SignalingClient
@@ -49,6 +48,7 @@ def join(  # noqa: PLR0913 - as for SignalingClient
     *,
     metadata: Metadata | None = None,
     token: TokenSource | None = None,
+    secret: str | None = None,
     reconnect: bool = True,
     backoff: Backoff | None = None,
     max_message_bytes: int = MAX_MESSAGE_BYTES,
@@ -62,6 +62,8 @@ def join(  # noqa: PLR0913 - as for SignalingClient
         token: for a server with access control: a string, or a function that returns one or an awaitable of one. The
             function is asked before every attempt to connect, and for a token that replaces the one of an open
             connection before it expires.
+        secret: shared by the peers of the topic, of at least 16 bytes: payloads are sealed with it, so that the server
+            can neither read nor change them (docs/sealing.md). Needs the extra ``sealed``.
         reconnect: whether to connect again after a loss.
         backoff: when to; None means after about half a second, doubling up to 30.
         max_message_bytes: the server's ``--max-message-bytes``.
@@ -69,9 +71,10 @@ def join(  # noqa: PLR0913 - as for SignalingClient
 
     Raises:
         TypeError: if the token is neither a string nor a function.
-        ValueError: if the URL is not that of a WebSocket, or the token malformed or given twice.
+        ValueError: if the URL is not that of a WebSocket, the token malformed or given twice, or the secret too short.
+        ImportError: if there is a secret, and no ``cryptography``.
     """
-    session = Session(url, metadata, token=token, max_message_bytes=max_message_bytes)
+    session = Session(url, metadata, token=token, secret=secret, max_message_bytes=max_message_bytes)
     if token is not None and "Authorization" in Headers(options.get("additional_headers") or {}):
         raise ValueError("a token is given twice, in additional_headers and as token=")
     return Signaling(session, backoff or Backoff(), reconnect=reconnect, options=options)
@@ -289,7 +292,7 @@ class Signaling:
         options = {
             "compression": None,
             "ping_interval": None,
-            "max_size": _MAX_RECEIVED_BYTES,
+            "max_size": MAX_RECEIVED_BYTES,
             # A proxy from the environment cannot reach this machine.
             "proxy": None if _is_loopback(self._session.url) else True,
             "logger": _wire_log,
@@ -308,10 +311,10 @@ class Signaling:
         self._socket = socket
         work = (self._write(), _keep_alive(socket), self._notice_end(socket))
         helpers = [asyncio.create_task(helper) for helper in work]
-        code = None
+        code, reason = None, ""
         try:
             while True:
-                text = await socket.recv()
+                text = await _receive(socket)
                 self._session.receive(text)
                 if self._session.open and opening.when() is not None:
                     self._opened(opening)
@@ -324,7 +327,7 @@ class Signaling:
             return closing(code, reason)
         finally:
             self._socket = None
-            self._session.lost(code)
+            self._session.lost(code, reason)
             self._publish()
             if self._renewing is not None:
                 self._renewing.cancel()
@@ -373,9 +376,9 @@ class Signaling:
         return self._unread.qsize() < factor * MAX_UNREAD and self._unread_bytes < factor * MAX_UNREAD_BYTES
 
     def _is_too_much(self, event: AnyMessage) -> bool:
-        if isinstance(event, Relayed):
+        if isinstance(event, Relayed | Tampered):
             return not self._fits(_FLOOD_FACTOR)
-        return not self._iterates and self._unread.qsize() >= MAX_NEVER_READ
+        return self._unread.qsize() >= MAX_NEVER_READ or self._unread_bytes >= MAX_NEVER_READ_BYTES
 
     def _make_room(self) -> None:
         # A task that waits for an outcome has to get it, even if nobody reads the messages before it. An application
@@ -421,6 +424,16 @@ def start(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
     return task
 
 
+async def _receive(socket: ClientConnection) -> str | bytes:
+    fragments: list[Any] = []
+    async for fragment in socket.recv_streaming():
+        fragments.append(fragment)
+        if len(fragments) > MAX_FRAGMENTS:
+            raise WebSocketException(f"a message of more than {MAX_FRAGMENTS:,} fragments")
+    message: str | bytes = type(fragments[0])().join(fragments)
+    return message
+
+
 async def _bounded(answer: asyncio.Future[str]) -> str:
     """Wait for a function's answer, also if the function does not end when it is cancelled."""
     # Its exception is not logged if nobody waits any more.
@@ -440,8 +453,10 @@ async def _keep_alive(socket: ClientConnection) -> None:
     try:
         while True:
             await asyncio.sleep(PING_SECONDS)
-            pong = await socket.ping()
-            await asyncio.wait_for(pong, PONG_SECONDS)
+            async with asyncio.timeout(PONG_SECONDS):
+                # A server that reads nothing does not even take the ping.
+                pong = await socket.ping()
+                await pong
     except TimeoutError:
         socket.transport.abort()
     except ConnectionClosed:

@@ -23,9 +23,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from signaling.client import connection
-from signaling.client.aiortc import MAX_CANDIDATES, deliver, from_payload, to_payload
+from signaling.client.aiortc import MAX_CANDIDATES, TamperLog, deliver, from_payload, to_payload
 from signaling.client.connection import Signaling, start
+from signaling.client.connection import join as join_topic
 from signaling.client.errors import NotDelivered
 from signaling.client.messages import (
     Answer,
@@ -36,6 +36,7 @@ from signaling.client.messages import (
     PeerJoined,
     PeerLeft,
     PeerList,
+    Tampered,
     Welcome,
 )
 from signaling.errors import ErrorCode
@@ -113,7 +114,7 @@ def join(url: str, *, metadata: Metadata | None = None, **options: Any) -> Signa
         options: as for ``signaling.client.join``.
     """
     named = {**(metadata or {}), INSTANCE: secrets.token_urlsafe(16)}
-    return connection.join(url, metadata=named, **options)
+    return join_topic(url, metadata=named, **options)
 
 
 class Mesh:
@@ -162,6 +163,7 @@ class Mesh:
         self._retry: asyncio.TimerHandle | None = None
         self._describing: dict[Any, asyncio.Task[None]] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._tampering = TamperLog()
 
     @property
     def peers(self) -> dict[str, MeshPeer]:
@@ -180,7 +182,10 @@ class Mesh:
             self._joined(peer_id, metadata)
         try:
             async for message in self._signaling:
-                self._take(message)
+                if isinstance(message, Tampered):
+                    self._tampering.log(message)
+                else:
+                    self._take(message)
         finally:
             if self._retry is not None:
                 self._retry.cancel()
@@ -322,18 +327,20 @@ class Mesh:
 
     async def await_turn(self, link: _Link) -> None:
         """Wait until another connection to a peer may be made."""
-        bounds = [self._allowances.setdefault(link.peer_id, _Allowance(MAX_BEGINNINGS, BEGINNINGS_SECONDS))]
-        # A peer that begins anew all the time takes nothing from new peers.
-        bounds.append(self._new if link.peer is None else self._replacements)
-        while seconds := max(bound.seconds_to_wait() for bound in bounds):
+        while seconds := max(bound.seconds_to_wait() for bound in self._bounds(link)):
             await asyncio.sleep(seconds)
-        for bound in bounds:
-            bound.take()
+
+    def _bounds(self, link: _Link) -> list[_Allowance]:
+        own = self._allowances.setdefault(link.peer_id, _Allowance(MAX_BEGINNINGS, BEGINNINGS_SECONDS))
+        # A peer that begins anew all the time takes nothing from new peers.
+        return [own, self._new if link.peer is None else self._replacements]
 
     # -- Connections --
 
     def begin(self, link: _Link, *, offers: bool, channel: bool) -> MeshPeer:
         """Replace the connection to a peer by a new one, and let the application prepare it."""
+        for bound in self._bounds(link):
+            bound.take()
         servers = _usable(self._signaling.ice_servers)
         made = RTCPeerConnection(RTCConfiguration(iceServers=servers, **self._configuration))
         self.close(link)
@@ -521,22 +528,19 @@ class _Link:
     async def _work(self) -> None:
         while not self._stopped:
             is_late = await self._wait()
-            told = self.peer_id
             try:
                 await self._step(is_late=is_late)
             except NotDelivered as error:
+                # A peer that left is reported as well. Anything else would be refused again.
                 if error.code not in (ErrorCode.TARGET_NOT_FOUND, ErrorCode.DROPPED):
-                    # The next one would be refused as well.
                     _log.warning("no connection to %s: %s", self.peer_id, error)
                     self._give_up()
-                elif told != self.peer_id:
-                    self.recover()
             except Exception as error:
                 # The other peer wrote the description, and aiortc raises any exception while it applies it. Its text
                 # is not logged: it may quote the description. One warning is enough for one peer.
                 level, self._level = self._level, logging.INFO
                 _log.log(level, "%s: %s", self.peer_id, type(error).__name__)
-                if not self.is_connected and told == self.peer_id:
+                if not (self.is_connected or self._offer_due or self._description):
                     self._give_up()
 
     def _give_up(self) -> None:
@@ -599,6 +603,7 @@ class _Link:
             await self._mesh.await_turn(self)
             if self._description is not message:
                 return  # A newer one counts.
+            self._description = None
             peer = self._mesh.begin(self, offers=False, channel="\nm=application " in offer.sdp)
         self._description = None
         self._offer_due = False

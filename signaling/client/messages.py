@@ -123,7 +123,22 @@ class Error(Message, frozen=True, tag="error"):
     msg_id: str | None = None
 
 
-AnyMessage = Welcome | PeerList | PeerJoined | PeerLeft | Offer | Answer | IceCandidate | IceServers | Error
+class Tampered(msgspec.Struct, frozen=True):
+    """A message that is not what its sender sealed for this peer, now; its payload is not passed on.
+
+    Args:
+        sender: who sent it, as the server says.
+        kind: ``offer``, ``answer`` or ``ice-candidate``.
+        reason: for a person.
+    """
+
+    sender: str
+    kind: str
+    reason: str
+
+
+_FromServer = Welcome | PeerList | PeerJoined | PeerLeft | Offer | Answer | IceCandidate | IceServers | Error
+AnyMessage = _FromServer | Tampered
 """What an application receives."""
 
 _RELAYED: dict[str, type[Offer | Answer | IceCandidate]] = {
@@ -138,7 +153,7 @@ MAX_DEPTH = 100
 # The next bracket outside strings, or the end. It is possessive and matches everywhere, so its time is linear.
 _NEXT_BRACKETS = re.compile(r'(?:[^\[\]{}"]++|"(?:[^"\\]++|\\.)*+"?)*+([\[{]+|[\]}]+|\Z)', re.DOTALL)
 
-_decoder: msgspec.json.Decoder[AnyMessage | Token] = msgspec.json.Decoder(AnyMessage | Token)
+_decoder: msgspec.json.Decoder[_FromServer | Token] = msgspec.json.Decoder(_FromServer | Token)
 
 
 def decode(text: str | bytes) -> AnyMessage | Token | None:
@@ -155,6 +170,18 @@ def decode(text: str | bytes) -> AnyMessage | Token | None:
         return _typed(_load(text if isinstance(text, str) else text.decode()))
     except (ValueError, RecursionError):
         return None
+
+
+def decode_payload(text: bytes) -> Any:
+    """Read a payload that was sealed, as leniently as one that was not.
+
+    Raises:
+        ValueError: if it is not JSON.
+    """
+    try:
+        return _load(text.decode())
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _load(text: str) -> Any:

@@ -21,8 +21,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
-from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, quote, unquote_to_bytes, urlsplit, urlunsplit
+
+import msgspec
 
 from signaling.client.backoff import Loss, one_line
 from signaling.client.credential import Credential, Renewal, Step, TokenSource
@@ -45,6 +47,9 @@ from signaling.client.messages import (
 )
 from signaling.errors import ErrorCode
 
+if TYPE_CHECKING:
+    from signaling.client.sealing import Sealing
+
 RELAYED_TYPES = ("offer", "answer", "ice-candidate")
 MOST_KEPT = 256
 """How many messages wait for a connection; the next one is ``dropped``."""
@@ -58,6 +63,10 @@ MOST_PEERS_BYTES = 16 * 1_048_576
 _MOST_FORMER_IDS = 16
 MAX_MESSAGE_BYTES = 65_536
 """The longest message that this peer sends: the default of a server."""
+MAX_RECEIVED_BYTES = 16 * 1_048_576
+"""The longest message of the server. A peer list has up to 1 MiB by default, and an operator may allow more."""
+MAX_FRAGMENTS = 16_384
+"""The fragments of one message: empty ones do not count as bytes."""
 MESSAGE_TOO_BIG = 1009
 """The server's close code for a message that is too long."""
 
@@ -76,12 +85,16 @@ class _Entry:
     msg_id: str
     text: str
     on_outcome: OnOutcome | None
+    seal: Callable[[str], str] | None = None
+    """Makes the text for a sender's id, if the payload is sealed; that of ``sealed_by`` is as long as any other."""
+    sealed_by: str = ""
 
 
 class _Outbox:
     """The messages that were sent, in order, until the server has certainly processed them."""
 
-    def __init__(self) -> None:
+    def __init__(self, sealing: Sealing | None) -> None:
+        self._sealing = sealing
         self._entries: deque[_Entry] = deque()
         self._written = 0
         self._latest = 0
@@ -98,22 +111,34 @@ class _Outbox:
         """The number of the last unconfirmed message that was written to this connection; 0 if there is none."""
         return self._entries[self._written - 1].number if self._written else 0
 
-    def make(self, kind: str, to: str, payload: Any, on_outcome: OnOutcome | None) -> _Entry:
+    def make(self, kind: str, sender: str, to: str, payload: Any, on_outcome: OnOutcome | None) -> _Entry:
         number = self._latest + 1
         msg_id = f"~{number}"
-        text = _encode({"type": kind, "to": to, "payload": payload, "msgId": msg_id})
+        seal = self._seal(kind, to, number, payload)
+        text = seal(sender) if seal else _text(kind, to, payload, number)
         self._latest = number
-        return _Entry(number, msg_id, text, on_outcome)
+        return _Entry(number, msg_id, text, on_outcome, seal, sender)
+
+    def _seal(self, kind: str, to: str, number: int, payload: Any) -> Callable[[str], str] | None:
+        sealing = self._sealing
+        if sealing is None:
+            return None
+        plaintext = _encode(payload).encode()
+        return lambda sender: _text(kind, to, sealing.seal(kind, sender, to, number, plaintext), number)
 
     def keep(self, entry: _Entry) -> None:
         self._entries.append(entry)
         self._bytes += len(entry.text)
 
-    def write(self) -> list[str]:
+    def write(self, sender: str) -> list[str]:
         """Return the messages that were not written to this connection yet."""
-        texts = [entry.text for entry in list(self._entries)[self._written :]]
+        entries = list(self._entries)[self._written :]
+        for entry in entries:
+            # It was sent before this peer had an id.
+            if entry.seal is not None and entry.sealed_by != sender:
+                entry.text, entry.sealed_by = entry.seal(sender), sender
         self._written = len(self._entries)
-        return texts
+        return [entry.text for entry in entries]
 
     def rewind(self) -> None:
         """Write all again to the next connection: this one was lost."""
@@ -163,6 +188,7 @@ class Session:
         url: of the topic, for example ``wss://example.com/ws/my-room``.
         metadata: shown to the others.
         token: presented to the server in the header ``Authorization``.
+        secret: seals the payloads; None means that they are sent as they are.
         max_message_bytes: the longest message to send; the server closes the connection after a longer one.
         clock: returns monotonic seconds.
 
@@ -174,15 +200,17 @@ class Session:
 
     Raises:
         TypeError: if the token is neither a string nor a function.
-        ValueError: if the URL is not that of a WebSocket, or the token given twice or malformed.
+        ValueError: if the URL is not that of a WebSocket, the token given twice or malformed, or the secret too short.
+        ImportError: if there is a secret, and no ``cryptography``.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - as for join
         self,
         url: str,
         metadata: Metadata | None = None,
         *,
         token: TokenSource | None = None,
+        secret: str | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -204,7 +232,8 @@ class Session:
         self._peers_bytes = 0
         self._former_ids: deque[str] = deque(maxlen=_MOST_FORMER_IDS)
         self._last_numbers: dict[str, int] = {}
-        self._outbox = _Outbox()
+        self._sealing = None if secret is None else _sealing(secret, self._url)
+        self._outbox = _Outbox(self._sealing)
         self._fences = 0
         self._fence: int | None = None
         self._catching_up = False
@@ -232,7 +261,7 @@ class Session:
         """Return and forget the messages to write to the current connection."""
         if not self.open or (self._catching_up and self._fence is not None and self._renewing is None):
             return []
-        texts = [] if self._catching_up else self._outbox.write()
+        texts = [] if self._catching_up else self._outbox.write(self.self_id)
         if self._renewing is not None:
             texts.insert(0, self._renewing)
             self._renewing = None
@@ -257,7 +286,7 @@ class Session:
         """
         if kind not in RELAYED_TYPES:
             raise ValueError(f"{kind!r} is not one of {', '.join(RELAYED_TYPES)}")
-        entry = self._outbox.make(kind, to, payload, on_outcome)
+        entry = self._outbox.make(kind, self.self_id, to, payload, on_outcome)
         if len(entry.text) > self._max_message_bytes:
             raise ValueError(
                 f"the {kind} is a message of {len(entry.text):,} bytes; "
@@ -322,16 +351,18 @@ class Session:
             case Error() as error:
                 self._error(error)
 
-    def lost(self, code: int | None = None) -> None:
+    def lost(self, code: int | None = None, reason: str = "") -> None:
         """Note that the connection was lost.
 
         Args:
             code: the close code, if there was a close frame.
+            reason: the server's; for a message that is too long, it names the limit.
         """
         if code == MESSAGE_TOO_BIG:
             # Not ``dropped``: the application may send that again, which would end the next connection as well.
             longest = self._outbox.take_longest_written()
-            self._refuse(longest, "it is longer than the server takes", ErrorCode.INVALID_MESSAGE)
+            why = f"it is longer than the server accepts ({one_line(reason) or code})"
+            self._refuse(longest, why, ErrorCode.INVALID_MESSAGE)
         self.open = self._welcomed = False
         self._fence = self._renewing = None
         self._awaited_renewal = None
@@ -358,6 +389,9 @@ class Session:
     def _welcome(self, welcome: Welcome) -> None:
         unsent: list[_Entry] = []
         self._welcomed = True
+        if welcome.self_id != self.self_id:
+            # Another id is another peer, whatever the server says: nothing may be repeated as that.
+            welcome = msgspec.structs.replace(welcome, resumed=False)
         if welcome.resumed:
             self._seen += 1
         else:
@@ -422,6 +456,10 @@ class Session:
     def _relayed(self, relayed: Offer | Answer | IceCandidate) -> None:
         if relayed.sender == self.self_id and self._passes_fence(relayed.msg_id):
             return
+        if self._sealing is not None:
+            received = self._sealing.receive(relayed, self.self_id)
+            self._events += [] if received is None else [received]
+            return
         numbered = _NUMBERED.fullmatch(relayed.msg_id or "")
         if numbered:
             number = int(numbered[1])
@@ -481,7 +519,17 @@ class Session:
                 self._events.append(error)
 
 
-def _encode(message: dict[str, Any]) -> str:
+def _sealing(secret: str, url: str) -> Sealing:
+    from signaling.client.sealing import Sealing  # noqa: PLC0415 - needs the extra "sealed"
+
+    return Sealing(secret, unquote_to_bytes(urlsplit(url).path.rpartition("/")[2]))
+
+
+def _text(kind: str, to: str, payload: Any, number: int) -> str:
+    return _encode({"type": kind, "to": to, "payload": payload, "msgId": f"~{number}"})
+
+
+def _encode(message: Any) -> str:
     try:
         return json.dumps(message, separators=(",", ":"), allow_nan=False)
     except RecursionError:

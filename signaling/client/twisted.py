@@ -20,14 +20,14 @@ from signaling.client.backoff import Backoff, Loss, closing, one_line, refusal
 from signaling.client.credential import TOKEN_SECONDS, NoToken, TokenSource, checked, raised, timed_out
 from signaling.client.errors import Lost, NotDelivered, Refused
 from signaling.client.messages import AnyMessage, Error, IceServer, Metadata
-from signaling.client.session import MAX_MESSAGE_BYTES, Session
+from signaling.client.session import MAX_FRAGMENTS, MAX_MESSAGE_BYTES, MAX_RECEIVED_BYTES, Session
 
 _log = Logger()
 
 OPENING_SECONDS = 15.0
 PING_SECONDS = 10.0
 PONG_SECONDS = 10.0
-_MAX_RECEIVED_BYTES = 16 * 1_048_576
+_MAX_HEAD_BYTES = 65_536
 _STATUS_LINE = re.compile(r"HTTP/\S+ +([0-9]{3})(?: (.*))?")
 _SWITCHING_PROTOCOLS = 101
 
@@ -42,6 +42,7 @@ class SignalingClient(Service):
         token: for a server with access control: a string, or a function that returns one, or a Deferred or an awaitable
             of one. The function is asked before every attempt to connect, and for a token that replaces the one of an
             open connection before it expires.
+        secret: shared by the peers of the topic, of at least 16 bytes, as for ``signaling.client.join``.
         backoff: when to connect again; None means after about half a second, doubling up to 30.
         endpoint: connects to the server; None means the host of the URL, with TLS if the scheme says so.
         clock: None means the global reactor.
@@ -52,7 +53,8 @@ class SignalingClient(Service):
 
     Raises:
         TypeError: if the token is neither a string nor a function.
-        ValueError: if the URL is not that of a WebSocket, or the token malformed or given twice.
+        ValueError: if the URL is not that of a WebSocket, the token malformed or given twice, or the secret too short.
+        ImportError: if there is a secret, and no ``cryptography``.
     """
 
     def __init__(  # noqa: PLR0913 - as for join
@@ -62,6 +64,7 @@ class SignalingClient(Service):
         *,
         metadata: Metadata | None = None,
         token: TokenSource | None = None,
+        secret: str | None = None,
         backoff: Backoff | None = None,
         endpoint: IStreamClientEndpoint | None = None,
         clock: Any = None,
@@ -69,7 +72,9 @@ class SignalingClient(Service):
     ) -> None:
         if clock is None:
             from twisted.internet import reactor as clock  # noqa: PLC0415 - importing it installs one
-        self._session = Session(url, metadata, token=token, max_message_bytes=max_message_bytes, clock=clock.seconds)
+        self._session = Session(
+            url, metadata, token=token, secret=secret, max_message_bytes=max_message_bytes, clock=clock.seconds
+        )
         self._on_message = on_message
         self._backoff = backoff or Backoff(clock=clock.seconds)
         self._clock = clock
@@ -189,7 +194,7 @@ class SignalingClient(Service):
 
     def disconnected(self, loss: Loss) -> None:
         """Note the end of the current connection, and connect again later."""
-        self._forget_connection(loss.code)
+        self._forget_connection(loss)
         if self.running:
             delay = self._backoff.delay(loss)
             _log.info("{reason}; connecting again in {delay:.1f} s", reason=loss.reason, delay=delay)
@@ -200,17 +205,17 @@ class SignalingClient(Service):
         try:
             loss = self._session.refused(refused)
         except Refused:
-            self._forget_connection(None)
+            self._forget_connection(Loss(refused.reason))
             if self.running:
                 self._end(refused)
                 self.on_failure(refused)
         else:
             self.disconnected(loss)
 
-    def _forget_connection(self, code: int | None) -> None:
+    def _forget_connection(self, loss: Loss) -> None:
         self._connection = self._handshaking = None
         self._stop_asking()
-        self._session.lost(code)
+        self._session.lost(loss.code, loss.reason)
         self._flush()
 
     def _connect(self) -> None:
@@ -341,6 +346,8 @@ class _Connection(WebSocketClientProtocol):
     _client: SignalingClient
     _opening: Any = None
     _body = b""
+    _fragments = 0
+    data: bytes
     _ended_by: BaseException | None = None
 
     def connectionMade(self) -> None:
@@ -354,6 +361,22 @@ class _Connection(WebSocketClientProtocol):
         """Cancel the timeout: the peer list arrived."""
         if self._opening is not None and self._opening.active():
             self._opening.cancel()
+
+    def dataReceived(self, data: bytes) -> None:
+        super().dataReceived(data)
+        if self.state == self.STATE_CONNECTING and len(self.data) > _MAX_HEAD_BYTES:
+            self.data = b""
+            self.transport.abortConnection()
+
+    def onMessageBegin(self, isBinary: bool) -> None:
+        self._fragments = 0
+        super().onMessageBegin(isBinary)
+
+    def onMessageFrameBegin(self, length: int) -> None:
+        super().onMessageFrameBegin(length)
+        self._fragments += 1
+        if self._fragments > MAX_FRAGMENTS:
+            self.transport.abortConnection()
 
     def onOpen(self) -> None:
         self.transport.setTcpNoDelay(True)
@@ -409,8 +432,8 @@ class _Factory(WebSocketClientFactory):
         self.setProtocolOptions(
             autoPingInterval=PING_SECONDS,
             autoPingTimeout=PONG_SECONDS,
-            maxMessagePayloadSize=_MAX_RECEIVED_BYTES,
-            maxFramePayloadSize=_MAX_RECEIVED_BYTES,
+            maxMessagePayloadSize=MAX_RECEIVED_BYTES,
+            maxFramePayloadSize=MAX_RECEIVED_BYTES,
             openHandshakeTimeout=OPENING_SECONDS,
         )
 

@@ -53,7 +53,7 @@ class SignalingFactory(HttpFactory):
         allow_origins: the pages that may connect, as for ``Origins``; none means any.
         trusted_proxies: whose ``X-Forwarded-For`` counts, as for ``TrustedProxies``.
         ice_servers: the STUN and TURN servers that peers are sent; None means none.
-        serve_client: whether ``/signaling.js``, the client for browsers, is served.
+        serve_client: whether the client for browsers is served: ``/signaling.js`` and ``/sealing.js``.
         demo: whether ``/`` serves the demo.
         portal: checks tokens (docs/access.md); None means that everybody may join.
         backplane: shares the topics with other servers (docs/cluster.md); None means that there are none. It starts

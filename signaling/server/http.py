@@ -153,7 +153,7 @@ class HttpFactory(WebSocketConnectionFactory):
         limits: the bounds.
         allow_origins: the pages that may connect, as for ``Origins``.
         trusted_proxies: whose ``X-Forwarded-For`` counts, as for ``TrustedProxies``.
-        serve_client: whether ``/signaling.js`` is served.
+        serve_client: whether ``/signaling.js`` and ``/sealing.js`` are served.
         demo: whether ``/`` is served.
         portal: checks tokens; None means that there are none.
         reactor: runs the timers; None means the global reactor.

@@ -260,27 +260,27 @@ class SignalingProtocol(HttpProtocol[Receipt]):
     def _difference(self, credential: Bearer, grant: Grant) -> str | None:
         """Return why a grant cannot take the place of this connection's; None if it can."""
         topic = self._peer.topic if self._peer is not None else None
-        if topic is None:
+        if topic is None or self.ended:
             return "the connection has ended"
         if not grant.covers(topic.name):
             return forbidden().reason
         return None if session_owner(credential, grant) == self._owner else _OTHER_OWNER
 
     def _not_renewed(self, failure: Failure, presented: messages.PresentedToken) -> None:
-        if not isinstance(failure.value, Refused):
-            failure.raiseException()
-        else:
-            self._end_check(Rejected(ErrorCode.INVALID_TOKEN, failure.value.reason, presented.msg_id))
+        failure.trap(Refused)
+        self._end_check(Rejected(ErrorCode.INVALID_TOKEN, str(failure.value), presented.msg_id))
 
     def _end_check(self, outcome: bytes | Rejected) -> None:
-        """Answer a new token, if there still is a peer, and read on."""
+        """Answer a new token, unless the connection has ended, and read on."""
         self._login = None
         self.factory.token_timeouts.clear(self)
         peer = self._peer
-        if peer is not None and isinstance(outcome, Rejected):
+        if peer is None or self.ended:
+            return
+        if isinstance(outcome, Rejected):
             peer.reject(outcome)
             self.factory.events.message(peer.id, outcome)
-        elif peer is not None and isinstance(outcome, bytes):
+        else:
             peer.send_once(outcome)
             self.factory.events.token_renewed(peer.id)
         self.resume_reading(ReadPause.MESSAGE)

@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import CACHED, HTTPChannel
 from twisted.web.resource import Resource
@@ -23,6 +24,7 @@ from signaling.web.static_files import Page
 from signaling.websocket.handshake import asks_for_websocket
 from signaling.websocket.request_head import HeaderValues
 
+_log = Logger()
 _METHODS = b"GET, OPTIONS"
 _RETRY_AFTER = b"Retry-After"
 CHECKS = frozenset({"drain", "workers", "backplane"})
@@ -239,13 +241,7 @@ class TopicResource(Endpoint):
                 return
             # Before the site logs the request.
             request.uri = without_secrets(request.uri)
-            if outcome is None:
-                body = _answer_check(request, None)
-            elif isinstance(outcome.value, Refused):
-                body = _answer_check(request, outcome.value)
-            else:
-                request.processingFailed(outcome)
-                return
+            body = _answer_check(request, None if outcome is None else _refusal_of(outcome))
             request.setHeader(b"Content-Length", b"%d" % len(body))
             request.write(body if request.method == b"GET" else b"")
             request.finish()
@@ -305,6 +301,13 @@ def answer_body(request: Request, body: bytes) -> bytes:
 
 def _is_check(request: Request) -> bool:
     return not asks_for_websocket(request_headers(request)) and has_key(request.uri.partition(b"?")[2], "check")
+
+
+def _refusal_of(failure: Failure) -> Refused:
+    if isinstance(failure.value, Refused):
+        return failure.value
+    _log.failure("an error in a check", failure)
+    return Refused(500, "the check failed; the server's log says more")
 
 
 def _answer_check(request: Request, refused: Refused | None) -> bytes:

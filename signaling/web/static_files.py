@@ -20,7 +20,7 @@ _POLICY = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none';"
     b" form-action 'none'; frame-ancestors 'none'"
 )
-_CLIENT = (("client", "signaling.js"),)
+_CLIENT = (("client", "signaling.js"), ("client", "sealing.js"))
 _INDEX = "index.html"
 _DEMO = tuple(("demo", name) for name in (_INDEX, "demo.js", "demo-text.js", "demo.css", "favicon.svg"))
 

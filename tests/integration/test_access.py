@@ -552,7 +552,13 @@ def test_names_that_are_no_text_keep_sessions_apart(make_harness: MakeHarness) -
 
 @implementer(IRealm)
 class Realm:
-    """Counts who is in."""
+    """Counts who is in.
+
+    Attributes:
+        broken: whether a logout fails.
+    """
+
+    broken = False
 
     def __init__(self) -> None:
         self.inside = 0
@@ -563,6 +569,8 @@ class Realm:
         return IGrant, avatarId, self._logout
 
     def _logout(self) -> None:
+        if self.broken:
+            raise RuntimeError("a logout that fails")
         self.inside -= 1
 
 

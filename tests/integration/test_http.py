@@ -355,6 +355,7 @@ def test_the_demo_may_load_nothing_but_its_own() -> None:
         ("/demo-text.js", "text/javascript"),
         ("/demo.css", "text/css"),
         ("/signaling.js", "text/javascript"),
+        ("/sealing.js", "text/javascript"),
     ],
 )
 def test_the_demo_s_files_are_served_and_asked_for_again_only_when_they_changed(path: str, kind: str) -> None:
@@ -427,13 +428,14 @@ def test_a_file_that_compression_makes_no_shorter_is_served_as_it_is(monkeypatch
 
 def test_the_client_is_served_alone_where_that_was_asked_for() -> None:
     harness = Harness(serve_client=True)
-    assert harness.request("GET /signaling.js HTTP/1.1\r\nHost: a\r\n\r\n")[0] == 200
+    for path in ("/signaling.js", "/sealing.js"):
+        assert harness.request(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")[0] == 200
     assert harness.request("GET / HTTP/1.1\r\nHost: a\r\n\r\n")[0] == 404
 
 
 def test_no_file_is_served_by_default() -> None:
     harness = Harness()
-    for path in ("/", "/signaling.js", "/demo.js", "/demo.css", "/index.html", "/favicon.svg"):
+    for path in ("/", "/signaling.js", "/sealing.js", "/demo.js", "/demo.css", "/index.html", "/favicon.svg"):
         assert harness.request(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")[0] == 404
 
 

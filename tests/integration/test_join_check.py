@@ -302,6 +302,16 @@ def test_a_check_ends_with_its_connection(make_server: MakeHarness) -> None:
     assert [call for call in slow.harness.clock.getDelayedCalls() if call.active()] == []
 
 
+def test_a_logout_that_fails_is_500(make_server: MakeHarness, logged: list[str]) -> None:
+    slow = SlowCheck(make_server)
+    slow.realm.broken = True
+    slow.answer.callback(Grant(prefixes=("",)))
+    slow.harness.run()
+    status, _, body = response(slow.connection.received)
+    assert (status, json.loads(body)["reason"]) == (500, "the check failed; the server's log says more")
+    assert "a logout that fails" in "\n".join(logged)
+
+
 def test_a_portal_that_fails_is_500(make_harness: MakeHarness, logged: list[str]) -> None:
     slow = SlowCheck(make_harness)
     slow.answer.errback(KeyError("opaque"))

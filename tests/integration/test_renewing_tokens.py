@@ -266,8 +266,8 @@ OWNER = Grant(prefixes=("",), subject="Ada", expires=float(IN_AN_HOUR))
 class SlowRenewal(Slow):
     """A peer whose new token is checked slowly."""
 
-    def __init__(self, make_harness: MakeHarness, **limits: Any) -> None:
-        super().__init__(make_harness, **limits)
+    def __init__(self, make_harness: MakeHarness, canceller: Any = None, **limits: Any) -> None:
+        super().__init__(make_harness, canceller, **limits)
         self.answer(OWNER)
         self.checker.asked.clear()
         self.peer.id = self.peer.heard()[0]["selfId"]
@@ -314,9 +314,14 @@ def test_a_portal_that_never_answers_a_new_token_is_given_up(make_server: MakeHa
     assert [call for call in slow.harness.clock.getDelayedCalls() if call.active()] == []
 
 
+def answer_though_cancelled(answer: Any) -> None:
+    answer.callback(OWNER)
+
+
 @pytest.mark.parametrize("end", ["reset", "drain", "expire"])
-def test_a_connection_that_ends_meanwhile_leaves_nothing(make_server: MakeHarness, end: str) -> None:
-    slow = SlowRenewal(make_server)
+@pytest.mark.parametrize("canceller", [None, answer_though_cancelled], ids=["cancelled", "too late to cancel"])
+def test_a_connection_that_ends_meanwhile_leaves_nothing(make_server: MakeHarness, end: str, canceller: Any) -> None:
+    slow = SlowRenewal(make_server, canceller)
     if end == "reset":
         slow.peer.reset()
     elif end == "drain":
@@ -324,8 +329,6 @@ def test_a_connection_that_ends_meanwhile_leaves_nothing(make_server: MakeHarnes
         slow.harness.run()
     else:
         slow.harness.advance(3600)
-    # It is too late for the answer.
-    slow.checker.asked[0][1].callback(OWNER)
     slow.harness.advance(6)
     assert slow.peer.lost
     assert slow.realm.inside == 0

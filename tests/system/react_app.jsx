@@ -17,11 +17,12 @@ globalThis.WebSocket = class extends WebSocket {
 
 const seen = { mounts: 0, results: [], data: [], caught: [] };
 
-function Probe({ url, number = 0 }) {
+function Probe({ url, number = 0, ...more }) {
   // New objects and functions in each rendering.
   const result = useMesh(url, {
     metadata: { name: "Ada", number },
     backoff: { first: 50 },
+    ...more,
     on: { data: ({ detail }) => seen.data.push([number, detail.data]) },
   });
   seen.results.push({ url, ...result });

@@ -1,20 +1,27 @@
-"""Tokens in the asyncio client: what a server that is played receives and answers, and what the program learns."""
+"""Tokens in the Python clients: with a server that is played, and over several expiries with a real one."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 import pytest
 from websockets.asyncio.server import Request, Response, ServerConnection, serve
 
-from signaling.client import Backoff, Lost, PeerList, Refused, Signaling, Welcome, join
+from signaling.client import Backoff, Lost, PeerJoined, PeerLeft, PeerList, Refused, Signaling, Welcome, join
 from signaling.client.aiortc import TopicSignaling
+from tests import issuer
+from tests.harness.server import Server, launch, wait_until
+from tests.harness.server import running as running_server
 
 SECONDS = 30
 EMPTY = {"type": "peer-list", "peers": []}
@@ -264,3 +271,110 @@ def test_other_headers_go_with_a_token() -> None:
             assert (played.tokens, played.rooms) == (["Bearer one"], ["1"])
 
     asyncio.run(scenario())
+
+
+# With a real server
+
+LASTS_SECONDS = 4.0
+RENEWALS, RESUMES = 2, 1
+# Two clients: the tokens of one are renewed; the function of the other fails every second time, at every renewal.
+TWISTED = """
+import itertools, sys, time
+import jwt
+from twisted.internet import reactor
+from signaling.client.twisted import SignalingClient
+
+url, key, lasts = sys.argv[1], open(sys.argv[2]).read(), float(sys.argv[3])
+
+def mint(sub):
+    claims = {"exp": time.time() + lasts, "sub": sub, "signaling": {"topics": ["room"]}}
+    return jwt.encode(claims, key, "EdDSA", headers={"kid": "EdDSA"})
+
+async def renewed():
+    return mint("twisted, renewed")
+
+def late(calls=itertools.count()):
+    return "no token" if next(calls) % 2 else mint("twisted, late")
+
+for function in (renewed, late):
+    client = SignalingClient(url, lambda message: None, metadata={"name": function.__name__}, token=function)
+    client.on_failure = lambda failure: print("FAILED", failure, flush=True)
+    client.startService()
+reactor.run()
+"""
+
+
+@contextmanager
+def twisted_clients(server: Server, private: Path) -> Iterator[Server]:
+    watched = launch([sys.executable, "-c", TWISTED, server.url + "room", str(private), str(LASTS_SECONDS)])
+    try:
+        yield watched
+    finally:
+        watched.end()
+
+
+def test_clients_live_on_while_their_tokens_expire_and_nobody_notices(tmp_path: Path) -> None:
+    keys, private = tmp_path / "keys.json", tmp_path / "private.pem"
+    keys.write_bytes(issuer.key_set(issuer.jwk("EdDSA", "EdDSA")))
+    private.write_bytes(issuer.private_pem("EdDSA"))
+    calls = itertools.count()
+
+    async def renewed() -> str:
+        return issuer.token(sub="renewed", exp=time.time() + LASTS_SECONDS)
+
+    def late() -> str:
+        return "no token" if next(calls) % 2 else issuer.token(sub="late", exp=time.time() + LASTS_SECONDS)
+
+    def have_lived_on(server: Server, names: dict[str, Any]) -> bool:
+        def count(name: str, text: str) -> list[int]:
+            return [server.log.count(f"{peer} {text}") for peer, data in names.items() if data == {"name": name}]
+
+        assert count("renewed", "resumed") == count("late", "renewed its token") == [0, 0]
+        enough = min(count("renewed", "renewed its token")) >= RENEWALS
+        return enough and min(count("late", "resumed")) >= RESUMES
+
+    async def scenario(server: Server) -> None:
+        url = server.url + "room"
+        async with asyncio.timeout(SECONDS), join(url, token=issuer.token(sub="observer")) as observer:
+            assert [type(await anext(observer)) for _ in range(2)] == [Welcome, PeerList]
+            with twisted_clients(server, private) as program:
+                async with (
+                    join(url, token=renewed, metadata={"name": "renewed"}) as first,
+                    join(url, token=late, metadata={"name": "late"}) as second,
+                ):
+                    received = [await anext(observer) for _ in range(4)]
+                    assert {type(message) for message in received} == {PeerJoined}
+                    names = observer.peers
+                    await asyncio.to_thread(
+                        wait_until, lambda: have_lived_on(server, names), state=lambda: server.log + program.log
+                    )
+                    assert (observer.peers, len(names)) == (names, 4)
+                    for signaling in (first, second):
+                        await observer.deliver("offer", signaling.self_id, "still there")
+                    assert "FAILED" not in program.log
+                # All that it noticed is how they left.
+                assert {type(await anext(observer)) for _ in range(2)} == {PeerLeft}
+
+    options = ["--port=0", "--log-level=debug", "--resume-window=20", f"--auth=jwt:{keys}"]
+    with running_server(options) as server:
+        asyncio.run(scenario(server))
+        assert "refused a request" not in server.log
+
+
+def test_a_text_that_expires_makes_one_request_and_a_wrong_one_as_well(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    keys.write_bytes(issuer.key_set(issuer.jwk("EdDSA", "EdDSA")))
+
+    async def scenario(url: str) -> None:
+        with pytest.raises(Refused, match="close code 4401: the token has expired"):
+            await follow(join(url, token=issuer.token(exp=time.time() + 0.5)))
+        with pytest.raises(Refused, match="HTTP 401: the token's signature is wrong"):
+            await follow(join(url, token=issuer.token(number=1)))
+        with pytest.raises(Refused, match="HTTP 403"):
+            await follow(join(url, token=lambda: issuer.token({"topics": ["other"]})))
+
+    with running_server(["--port=0", "--resume-window=20", f"--auth=jwt:{keys}"]) as server:
+        asyncio.run(asyncio.wait_for(scenario(server.url + "room"), SECONDS))
+        assert server.stop() == 0
+        assert server.log.count("refused a request") == 3
+        assert server.log.count("joined 'room'") == 1

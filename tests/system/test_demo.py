@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import tarfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -16,6 +18,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 from websockets.sync.client import ClientConnection, connect
 
+from tests import issuer
 from tests.harness.server import Server, running
 from tests.programs import need
 from tests.system.browser import chromium, run, wait_until
@@ -78,6 +81,7 @@ def driver(browser: webdriver.Chrome) -> Iterator[webdriver.Chrome]:
         browser.close()
     browser.switch_to.window(browser.window_handles[0])
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     browser.get("about:blank")
     browser.get_log("browser")
 
@@ -124,17 +128,19 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def assert_accessible(driver: webdriver.Chrome, axe: str) -> None:
-    """Assert that axe-core has nothing to say against the page, in light and in dark colours."""
-    for theme in ("light", "dark"):
-        features = [{"name": "prefers-color-scheme", "value": theme}]
+    """Assert that axe-core finds no violation in the page, in light colours and in dark ones."""
+    driver.execute_script(axe)
+    check = """
+      const { violations } = await axe.run(...given);
+      const said = ({ html, any }) => [html, ...any.map(({ message }) => message)];
+      return violations.map(({ id, nodes }) => [id, ...nodes.map(said)]);
+    """
+    for theme, options in (("dark", [{"runOnly": ["color-contrast"]}]), ("light", [])):
+        # Otherwise it may see a colour between two.
+        media = {"prefers-color-scheme": theme, "prefers-reduced-motion": "reduce"}
+        features = [{"name": name, "value": value} for name, value in media.items()]
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-        driver.execute_script(axe)
-        found = run(
-            driver,
-            "return (await axe.run()).violations.map(({ id, nodes }) => [id, ...nodes.map(({ html, any }) =>"
-            " [html, any.map(({ message }) => message)])])",
-        )
-        assert found == [], theme
+        assert run(driver, check, *options) == [], theme
 
 
 def texts(driver: webdriver.Chrome, selector: str) -> list[str]:
@@ -180,6 +186,144 @@ def receive(socket: ClientConnection, kind: str) -> dict[str, Any]:
 
 def send(socket: ClientConnection, kind: str, to: str, payload: Any) -> None:
     socket.send(json.dumps({"type": kind, "to": to, "payload": payload}))
+
+
+def test_two_tabs_make_a_call_without_typing(driver: webdriver.Chrome, server: Server, axe: str) -> None:
+    url = f"http://127.0.0.1:{server.port}/"
+    driver.get(url)
+    assert_accessible(driver, axe)
+    press(driver, Keys.ENTER)
+    wait_until(driver, "document.getElementById('state').dataset.state === 'open'")
+    assert_accessible(driver, axe)
+    # The other tab is a press away too. What opened it has no hold over it.
+    click(driver, "invite-link")
+    driver.switch_to.window(driver.window_handles[1])
+    wait_until(driver, "document.body.dataset.view === 'lobby'")
+    assert driver.execute_script("return [location.href, opener]") == [f"{url}#demo", None]
+    press(driver, Keys.ENTER)
+    run(driver, MOVING, 2)
+    wait_until(driver, "document.querySelectorAll('.badge[data-level=ok]').length === 1")
+    driver.execute_script("document.querySelector('.row[data-type=offer] .message').click()")
+    assert_accessible(driver, axe)
+    copied = "navigator.clipboard.writeText = async (text) => void (globalThis.copied = text)"
+    driver.execute_script(copied)
+    click(driver, "copy-link")
+    wait_for_text(driver, "#copy-link-text", "Copied")
+    assert driver.execute_script("return copied") == f"{url}#demo"
+    click(driver, "leave")
+    assert_accessible(driver, axe)
+
+
+def test_a_private_room_has_a_name_that_nobody_guesses(driver: webdriver.Chrome, server: Server) -> None:
+    driver.get(f"http://127.0.0.1:{server.port}/?for=private")
+    assert texts(driver, "#topic-hint") == ["Everybody who opens this address is in this room."]
+    made = set()
+    for _ in range(3):
+        click(driver, "private-room")
+        made.add(driver.execute_script("return document.getElementById('topic').value"))
+    assert texts(driver, "#topic-hint") == ["Everybody who knows this name can join."]
+    assert len(made) == 3
+    assert all(len(name.rpartition("-")[2]) == 12 for name in made)
+
+
+def test_access_tokens(driver: webdriver.Chrome, tmp_path: Path, axe: str) -> None:
+    keys = tmp_path / "keys.json"
+    keys.write_bytes(issuer.key_set())
+    with running(["--port=0", "--demo", "--auth", f"jwt:{keys}"]) as guarded:
+        url = f"http://127.0.0.1:{guarded.port}/"
+        driver.get(url)
+        press(driver, Keys.ENTER)
+        wait_for_text(driver, "#token-error", "This server needs an access token")
+        assert_asks_for(driver, "token")
+        assert driver.execute_script("return document.activeElement.type") == "password"
+        assert_accessible(driver, axe)
+        for wrong, why in (("not a token", "This is not a token"), ("wrong", "does not accept this access token")):
+            enter(driver, "token", wrong + Keys.ENTER)
+            wait_for_text(driver, "#token-error", why)
+            assert_asks_for(driver, "token")
+
+        # The right token, in a link.
+        token = issuer.token({"topics": ["demo"]}, exp=int(time.time()) + 3)
+        driver.get(f"{url}?for=other#other&token={token}")
+        assert driver.current_url == f"{url}?for=other#other"
+        press(driver, Keys.ENTER)
+        wait_for_text(driver, "#topic-error", "Your access token does not open the room “other”")
+        assert_asks_for(driver, "topic")
+        enter(driver, "topic", "demo" + Keys.ENTER)
+        wait_until(driver, "document.getElementById('state').dataset.state === 'open'")
+        assert driver.get_log("browser")[-1]["level"] == "SEVERE"  # of the handshakes that were refused
+        wait_for_text(driver, "#trouble-text", "This access token has expired")
+        assert driver.find_element("id", "trouble").is_displayed()
+        assert texts(driver, "#state-text") == ["Signaling: closed"]
+        assert_accessible(driver, axe)
+        driver.execute_script("for (const message of document.querySelectorAll('.message')) message.click()")
+        shown = "return [document.documentElement.outerHTML, location.href, document.title, document.body.innerText]"
+        assert not [text for text in driver.execute_script(shown) if token.rpartition(".")[2] in text]
+        click(driver, "trouble-action")
+        assert_asks_for(driver, "token")
+
+
+def assert_asks_for(driver: webdriver.Chrome, field: str) -> None:
+    """Assert that the form is shown, and that the person is at this field."""
+    script = "return [document.body.dataset.view !== 'call', document.activeElement.id]"
+    assert driver.execute_script(script) == [True, field]
+
+
+def test_a_full_room_says_so_beside_its_name(driver: webdriver.Chrome, axe: str) -> None:
+    with running(["--port=0", "--demo", "--max-peers-per-topic=1"]) as small:
+        with peer(small, "small"):
+            fill_in(driver, small, "small", "Ada")
+            click(driver, "join")
+            wait_for_text(driver, "#trouble-text", "This room is full.")
+            wait_until(driver, "document.getElementById('trouble').checkVisibility()")
+            assert texts(driver, "#people-count") == ["You are not in the room"]
+            assert_accessible(driver, axe)
+        # Otherwise the next attempt would be in some seconds.
+        driver.execute_script("dispatchEvent(new Event('online'))")
+        wait_until(driver, "document.getElementById('state').dataset.state === 'open'")
+        assert not driver.find_element("id", "trouble").is_displayed()
+
+
+def test_the_focus_stays_where_it_was_whatever_is_drawn(driver: webdriver.Chrome, server: Server) -> None:
+    join(driver, server, "focus", "Ada")
+    driver.execute_script("document.getElementById('invite-link').focus()")
+    with peer(server, "focus", {"name": "Grace"}) as grace:
+        # What had the focus is gone.
+        wait_until(driver, "document.activeElement.id === 'copy-link'")
+        receive(grace, "offer")
+        driver.execute_script("document.querySelector('.row[data-type=offer] .message').click()")
+        for number, selector in enumerate((".detail pre", ".message", "#chart-filter", "#chat-text")):
+            driver.execute_script(
+                "globalThis.kept = document.querySelector(arguments[0]); kept.focus(); kept.scrollTop = 20;"
+                "globalThis.scrolled = kept.scrollTop",
+                selector,
+            )
+            name = f"Joan {number}"
+            with peer(server, "focus", {"name": name}):
+                wait_for_text(driver, "#chart-filter option", name)
+                wait_for_text(driver, "#chart-lanes span:not(.gone)", name)
+            wait_for_text(driver, "#chart-lanes .gone", name)
+            assert driver.execute_script("return document.activeElement === kept && kept.scrollTop === scrolled")
+
+
+@pytest.mark.parametrize("screen", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_what_matters_is_seen_without_scrolling(driver: webdriver.Chrome, server: Server, screen: dict) -> None:
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    driver.get(address(server, "screen"))
+    bottom = "return document.querySelector(arguments[0]).getBoundingClientRect().bottom"
+    assert driver.execute_script(bottom, "#join") < screen["height"]
+    press(driver, Keys.ENTER)
+    wait_until(driver, "document.getElementById('state').dataset.state === 'open'")
+    assert driver.execute_script(bottom, ".controls") < screen["height"]
+    # Chat comes before diagnostics, and the state stays.
+    order = "return [...document.querySelectorAll('#call h2, #chart h2')].map((title) => title.id)"
+    assert driver.execute_script(order) == ["people-title", "chat-title", "connections-title", "chart-title"]
+    driver.execute_script("scrollTo(0, document.documentElement.scrollHeight)")
+    seen = """
+      const { left, right, top, bottom } = document.getElementById("state").getBoundingClientRect();
+      return document.elementFromPoint((left + right) / 2, (top + bottom) / 2).closest(".bar") !== null && top >= 0;
+    """
+    assert driver.execute_script(seen)
 
 
 def test_three_see_hear_of_and_write_to_each_other(driver: webdriver.Chrome, server: Server) -> None:
@@ -346,6 +490,13 @@ def test_chart_is_bounded_and_waits_while_paused(driver: webdriver.Chrome, serve
         assert rows(driver) == before
         click(driver, "chart-pause")
         wait_until(driver, "document.querySelectorAll('.row').length === 500")
+        # A row with the focus that is dropped passes it on.
+        driver.execute_script("document.querySelector('.message').focus()")
+        for number in range(30):
+            send(grace, "ice-candidate", me, {"candidate": f"last {number}"})
+        wait_until(driver, "/ 6[3-9]\\d|[1-9]\\d\\d older/.test(document.getElementById('chart-count').textContent)")
+        wait_until(driver, "document.activeElement.matches('.message')")
+        driver.execute_script("document.getElementById('chart-scroll').scrollTop = 1e6")
         wait_for_text(driver, "#chart-count", "older ones dropped")
         scrolled = "const { scrollTop, clientHeight, scrollHeight } = document.getElementById('chart-scroll');"
         assert driver.execute_script(f"{scrolled} return scrollHeight - scrollTop - clientHeight") < 2
@@ -358,13 +509,27 @@ def test_call_outlives_the_server(driver: webdriver.Chrome) -> None:
                 driver.switch_to.new_window("window")
             join(driver, lost, "loss", name)
         run(driver, MOVING, 2)
+        driver.switch_to.new_window("window")
+        fill_in(driver, lost, "loss", "Joan")
+        *callers, late = driver.window_handles
         lost.end()
-        shown = "/^Signaling lost: next attempt in \\d+ s$/.test(document.getElementById('state-text').textContent)"
-        for handle in driver.window_handles:
+        shown = "/^Signaling lost: retry in \\d+ s$/.test(document.getElementById('state-text').textContent)"
+        press(driver, Keys.ENTER)
+        for handle in callers:
             driver.switch_to.window(handle)
             wait_until(driver, shown)
             wait_for_text(driver, ".row[data-level=error]", "signaling lost")
+            assert texts(driver, "#trouble-text") == [
+                "The server cannot be reached. Your call goes on; people who join now see you when it is back."
+            ]
             run(driver, MOVING, 2)
+        driver.switch_to.window(late)
+        wait_until(driver, "document.body.dataset.view === 'call'")
+        wait_for_text(driver, "#trouble-text", "There is no connection to the server.")
+        click(driver, "leave")
+        assert_asks_for(driver, "join")
+        driver.close()
+        driver.switch_to.window(callers[0])
     with running([f"--port={lost.port}", "--demo"]):
         for handle in driver.window_handles:
             driver.switch_to.window(handle)

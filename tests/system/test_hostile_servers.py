@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import json
 import re
 import socket
@@ -22,8 +23,10 @@ from signaling.client import (
     NotDelivered,
     Offer,
     PeerLeft,
+    PeerList,
     Refused,
     Signaling,
+    Welcome,
     join,
 )
 from signaling.client.aiortc import TopicSignaling
@@ -207,6 +210,7 @@ async def is_delivered(signaling: Signaling, target: str, payload: object) -> bo
 
 JOINED = json.dumps({"type": "peer-joined", "peerId": "a"})
 LEFT = json.dumps({"type": "peer-left", "peerId": "a"})
+ERROR = json.dumps({"type": "error", "code": "dropped", "message": "x" * 100})
 OFFERED = json.dumps({"type": "offer", "from": "a", "payload": 1})
 
 
@@ -373,5 +377,74 @@ def test_whatever_a_server_answers_the_twisted_client_asks_again() -> None:
             clients.join()
             for what, url in zip(ANSWERS, urls, strict=True):
                 assert re.search(f"^{re.escape(url)} .*HTTP 404: not here", clients.log, re.MULTILINE), what
+
+    asyncio.run(scenario())
+
+
+def test_a_message_of_endless_fragments_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signaling.client.connection.MAX_FRAGMENTS", 50)
+
+    async def endless(connection: ServerConnection) -> None:
+        await connection.send(iter(WELCOME))
+        await connection.send(EMPTY)
+        await connection.send(itertools.repeat("", 200))
+        await connection.wait_closed()
+
+    async def scenario() -> None:
+        async with playing(endless) as (url, _), join(url, reconnect=False) as signaling:
+            with pytest.raises(Lost, match="a message of more than 50 fragments"):
+                await drain(signaling)
+
+    asyncio.run(scenario())
+
+
+def test_what_waits_for_a_program_that_delivers_to_a_silent_server_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signaling.client.connection.MAX_NEVER_READ", 2_000)
+    flooded: list[bool] = []
+
+    async def flood(connection: ServerConnection) -> None:
+        for text in (WELCOME, EMPTY, *(JOINED, ERROR, LEFT) * 3_000):
+            await connection.send(text)
+        await (await connection.ping())
+        flooded.append(True)
+        await connection.wait_closed()
+
+    async def scenario() -> None:
+        async with playing(flood) as (url, _), join(url) as signaling:
+            assert [type(await anext(signaling)) for _ in range(2)] == [Welcome, PeerList]
+            delivering = asyncio.create_task(signaling.deliver("offer", "a"))
+            while not flooded:
+                await asyncio.sleep(0.01)
+            delivering.cancel()
+            await signaling.leave()
+            unread = [message async for message in signaling]
+            assert 0 < len(unread) <= 2_001
+
+    asyncio.run(scenario())
+
+
+def test_a_server_that_reads_nothing_is_noticed_while_much_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signaling.client.connection.PING_SECONDS", 0.1)
+    monkeypatch.setattr("signaling.client.connection.PONG_SECONDS", 0.3)
+
+    async def read_nothing(connection: ServerConnection) -> None:
+        connection.transport.pause_reading()
+        await connection.send(WELCOME)
+        await connection.send(EMPTY)
+        await connection.wait_closed()
+
+    async def send_much(signaling: Signaling) -> None:
+        while True:
+            await signaling.send("offer", "a", "x" * 60_000)
+            await asyncio.sleep(0)
+
+    async def scenario() -> None:
+        async with playing(read_nothing) as (url, connections), join(url, backoff=soon()) as signaling:
+            sending = asyncio.create_task(send_much(signaling))
+            while len(connections) < 2:
+                await asyncio.sleep(0.01)
+            sending.cancel()
+            for connection in connections:
+                connection.transport.abort()
 
     asyncio.run(scenario())

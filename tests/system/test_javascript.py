@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import functools
 import http.server
+import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from selenium import webdriver
+from websockets.sync.client import connect
 
+from tests import issuer
 from tests.harness.fault_proxy import fault_proxy
 from tests.harness.server import running
 from tests.system.browser import chromium, run, wait_until
 from tests.system.refusing_turn import refusing_turn
+
+# For how long a mesh lives on tokens of five seconds; two minutes are a good trial.
+TOKEN_TRIAL_SECONDS = float(os.environ.get("TOKEN_TRIAL_SECONDS", "6"))
 
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parents[1] / "docs" / "clients.md"
@@ -27,6 +36,20 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::Depr
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder, and at ``/token?seconds=5&sub=ada`` what an application's login would."""
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        if url.path != "/token":
+            super().do_GET()
+            return
+        [(_, seconds), (_, subject)] = parse_qsl(url.query)
+        text = issuer.token(sub=subject, exp=time.time() + float(seconds)).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
     def log_message(self, *args: object) -> None:
         pass
 
@@ -668,3 +691,146 @@ def test_a_hostile_peer_costs_a_page_nothing(page: webdriver.Chrome) -> None:
     assert result["made"] < 20
     assert result["uncaught"] == []
     assert result["goesOn"]
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The keys of tokens, for ``--auth``."""
+    path = tmp_path_factory.mktemp("keys") / "keys.json"
+    path.write_bytes(issuer.key_set(issuer.jwk("EdDSA", "EdDSA")))
+    return path
+
+
+LOGIN = """
+  globalThis.login = (seconds, sub) => async () => (await fetch(`/token?seconds=${seconds}&sub=${sub}`)).text();
+"""
+
+
+def test_a_mesh_lives_on_tokens_that_last_five_seconds(page: webdriver.Chrome, keys: Path) -> None:
+    begin = """
+      globalThis.renewals = [];
+      globalThis.trio = ["ada", "grace", "mary"].map((name, index) => {
+        const ask = login(5, name);
+        renewals[index] = 0;
+        return p.peer(given[0], { token: () => { renewals[index]++; return ask(); } });
+      });
+      await p.allLinked(trio);
+      let number = 0;
+      setInterval(() => {
+        for (const { mesh } of trio) mesh.broadcast(String(number));
+        number++;
+      }, 50);
+    """
+    end = """
+      return {
+        states: trio.map(({ states }) => states), left: trio.flatMap(({ left }) => left),
+        removed: trio.flatMap(({ removed }) => removed).length, linked: trio.every((one) => p.linked(one, 2)),
+        errors: trio.flatMap(({ errors }) => errors), renewals,
+        gaps: trio.flatMap(({ got }) => {
+          const next = new Map();
+          return got.filter(({ from, data }) => {
+            const expected = next.get(from) ?? Number(data);
+            next.set(from, Number(data) + 1);
+            return Number(data) !== expected;
+          });
+        }).length,
+      };
+    """
+    options = ["--port=0", f"--auth=jwt:{keys}", "--resume-window=60", "--log-level=debug"]
+    with running(options) as server, fault_proxy(server.port) as proxy:
+        run(page, LOGIN + begin, f"ws://127.0.0.1:{proxy.port}/ws/room")
+        page.set_script_timeout(TOKEN_TRIAL_SECONDS + 30)
+        run(page, "await p.pause(given[0])", TOKEN_TRIAL_SECONDS * 1000)
+        result = run(page, end)
+        print(result, proxy.accepted)
+        assert proxy.accepted == 3, "no further connection, and no check"
+        assert all(count > TOKEN_TRIAL_SECONDS / 5 for count in result.pop("renewals"))
+        assert " 401 " not in server.log
+    assert result == {
+        "states": [["open"]] * 3,
+        "left": [],
+        "removed": 0,
+        "linked": True,
+        "errors": [],
+        "gaps": 0,
+    }
+
+
+def test_a_token_that_is_not_renewed_ends_in_one_refusal(page: webdriver.Chrome, keys: Path) -> None:
+    script = """
+      const one = p.peer(given[0], { token: await login(2, "ada")(), backoff: { first: 10, most: 20 } });
+      const refused = [];
+      one.signaling.addEventListener("refused", ({ detail }) => refused.push(detail));
+      await p.until(() => one.states.includes("closed"), "it has ended");
+      dispatchEvent(new Event("online"));
+      await p.pause(200); // Ten times the backoff.
+      return [refused, one.states];
+    """
+    with running(["--port=0", f"--auth=jwt:{keys}", "--resume-window=60"]) as server:
+        with fault_proxy(server.port) as proxy:
+            refused, states = run(page, LOGIN + script, f"ws://127.0.0.1:{proxy.port}/ws/room")
+            assert proxy.accepted == 1
+    assert refused == [{"status": 401, "reason": "the token has expired"}]
+    assert states == ["open", "closed"]
+
+
+def test_nobody_notices_an_expired_token_if_sessions_can_be_resumed(page: webdriver.Chrome, keys: Path) -> None:
+    script = """
+      const stays = p.peer(given[0], { token: login(60, "ada") });
+      await stays.signaling.ready;
+      const ask = login(2, "grace");
+      // It fails while a connection is open, so that nothing is renewed.
+      const token = () => expires?.signaling.state === "open" ? Promise.reject(new Error("no login")) : ask();
+      let expires;
+      expires = p.peer(given[0], { token });
+      await p.allLinked([stays, expires]);
+      const { selfId } = expires.signaling;
+      await p.until(() => expires.states.filter((state) => state === "open").length === 2, "it is back");
+      stays.signaling.send("ice-candidate", selfId, "after");
+      await p.until(() => expires.relayed.at(-1)?.payload === "after", "it is the same peer");
+      const { left, joined, added } = stays;
+      return [left, joined.length, added.length, expires.states];
+    """
+    with running(["--port=0", f"--auth=jwt:{keys}", "--resume-window=60"]) as server:
+        assert run(page, LOGIN + script, server.url + "room") == [[], 1, 1, ["open", "connecting", "open"]]
+
+
+ASK_WHY = """
+  const { join } = await import("/signaling.js");
+  const signaling = join(given[0], { token: given[1] ?? undefined });
+  const refused = new Promise((done) => signaling.addEventListener("refused", ({ detail }) => done(detail)));
+  const ready = signaling.ready.then(() => "ready", ({ message, status }) => [status, message]);
+  const detail = await refused;
+  await p.pause(0);
+  if (signaling.state === "waiting") signaling.leave();
+  else detail.ready = await ready;
+  return detail;
+"""
+
+
+def test_a_page_learns_why_it_is_refused(page: webdriver.Chrome, keys: Path) -> None:
+    def why(url: str, token: str | None = None) -> Any:
+        return run(page, ASK_WHY, url, token)
+
+    with running(["--port=0", f"--auth=jwt:{keys}"]) as server:
+        for name, token, status, reason in (
+            ("room", None, 401, "token"),
+            ("room", issuer.token(number=1), 401, "signature"),
+            ("room", issuer.token(exp=time.time() - 60), 401, "expired"),
+            ("other", issuer.token(), 403, "topic"),
+            ("a/b", None, 404, "topic"),
+        ):
+            detail = why(server.url + name, token)
+            assert detail["status"] == status
+            assert reason in detail["reason"]
+            assert detail["ready"] == [status, detail["reason"]]
+    with running(["--port=0", "--allow-origin=https://example.com"]) as server:
+        detail = why(server.url + "room")
+        assert (detail["status"], detail["ready"][0]) == (403, 403)
+        assert "origin" in detail["reason"].lower()
+    with running(["--port=0", "--max-connections-per-address=1"]) as server, connect(server.url + "room"):
+        detail = why(server.url + "room")
+        assert (detail["status"], detail["retryAfter"] > 0, "ready" in detail) == (429, True, False)
+    with running(["--port=0", "--max-connections=1"]) as server, connect(server.url + "room"):
+        detail = why(server.url + "room")
+        assert (detail["status"], detail["retryAfter"] > 0, "ready" in detail) == (503, True, False)

@@ -1,8 +1,8 @@
 """Meshes of Python and of browsers through every loss of their signaling, in one topic.
 
 After each loss, all peers know each other by their current ids, data flows anew on every pair, and a peer that joins
-only then is connected to all. ``MESH_RESTARTS=10`` lets each loss happen ten times, to meshes of Python alone, of
-browsers alone and of both, with the clients' own backoff.
+only then is connected to all. With a resume window, the peers have a secret as well. ``MESH_RESTARTS=10`` lets each
+loss happen ten times, to meshes of Python alone, of browsers alone and of both, with the clients' own backoff.
 """
 
 from __future__ import annotations
@@ -35,15 +35,19 @@ MESHES = {
 # In a short run, the machine's load is not to count as the clients' backoff.
 BACKOFF = (0.5, 30.0) if RESTARTS > 1 else (0.1, 1.0)
 
+# By resume window: a secret takes part in each kind of loss once.
+SECRETS = {0: None, 10: "correct horse battery staple"}
+
 pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
     pytest.mark.timeout(60 + 30 * RESTARTS),
 ]
 
 JOIN = """
-const [name, url, [first, most]] = given;
+const [name, url, [first, most], secret] = given;
 const { join, Mesh } = await import("/signaling.js");
-const signaling = join(url, { metadata: { name }, backoff: { first: 1000 * first, most: 1000 * most } });
+const backoff = { first: 1000 * first, most: 1000 * most };
+const signaling = join(url, { metadata: { name }, backoff, ...(secret && { secret }) });
 const member = { signaling, mesh: new Mesh(signaling), heard: [], removed: 0 };
 member.mesh.addEventListener("data", ({ detail: { data } }) => member.heard.push(data));
 member.mesh.addEventListener("peer-removed", () => member.removed++);
@@ -60,14 +64,15 @@ return [signaling.selfId, peers, heard, removed];
 class PythonMember:
     """A Python mesh."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, secret: str | None) -> None:
         self.name = name
+        self.secret = secret
         self._heard: list[str] = []
         self._removed = 0
 
     async def enter(self, url: str, stack: AsyncExitStack) -> None:
         """Join, and leave at the end."""
-        joining = join(url, metadata={"name": self.name}, backoff=Backoff(*BACKOFF))
+        joining = join(url, metadata={"name": self.name}, backoff=Backoff(*BACKOFF), secret=self.secret)
         self._signaling = await stack.enter_async_context(joining)
         self._mesh = Mesh(self._signaling, self._prepare, on_data=lambda _, data: self._heard.append(str(data)))
         task = asyncio.create_task(self._mesh.run())
@@ -97,12 +102,13 @@ class PythonMember:
 class PageMember:
     """A mesh in a browser."""
 
-    def __init__(self, name: str, page: webdriver.Chrome) -> None:
+    def __init__(self, name: str, page: webdriver.Chrome, secret: str | None) -> None:
         self.name = name
+        self.secret = secret
         self._page = page
 
     async def enter(self, url: str, stack: AsyncExitStack) -> None:
-        await asyncio.to_thread(run, self._page, JOIN, self.name, url, BACKOFF)
+        await asyncio.to_thread(run, self._page, JOIN, self.name, url, BACKOFF, self.secret)
         stack.push_async_callback(self._run, "members[given[0]].signaling.leave();")
 
     async def state(self) -> tuple[str, set[str], list[str], int]:
@@ -120,13 +126,15 @@ Member = PythonMember | PageMember
 
 
 @asynccontextmanager
-async def mesh(kinds: Sequence[str], urls: Sequence[str], page: webdriver.Chrome) -> AsyncIterator[list[Member]]:
+async def mesh(
+    kinds: Sequence[str], urls: Sequence[str], page: webdriver.Chrome, secret: str | None = None
+) -> AsyncIterator[list[Member]]:
     """Let members join, each by its URL, and connect to each other."""
     members: list[Member] = []
     async with asyncio.timeout(SECONDS + 30 * RESTARTS), AsyncExitStack() as stack:
         for number, (kind, url) in enumerate(zip(kinds, urls, strict=True)):
             name = f"{kind} {number}"
-            member: Member = PythonMember(name) if kind == "python" else PageMember(name, page)
+            member: Member = PythonMember(name, secret) if kind == "python" else PageMember(name, page, secret)
             await member.enter(url, stack)
             members.append(member)
         await talk(members)
@@ -161,7 +169,7 @@ async def talk_in_time(members: Sequence[Member], url: str, *, ghosts: bool = Fa
     """Do so within the seconds that are documented, together with one more Python member and one that has joined."""
     started = time.monotonic()
     async with AsyncExitStack() as stack:
-        newcomer = PythonMember("newcomer")
+        newcomer = PythonMember("newcomer", members[0].secret)
         await newcomer.enter(url, stack)
         await talk([*members, newcomer], ghosts=ghosts)
         seconds = time.monotonic() - started
@@ -210,7 +218,7 @@ def test_all_are_connected_again_after_the_server_was_killed(
 ) -> None:
     async def scenario(server: Node) -> None:
         url = url_of(server.port)
-        async with mesh(kinds, [url] * len(kinds), browser) as members:
+        async with mesh(kinds, [url] * len(kinds), browser, SECRETS[window]) as members:
             before = await ended(members)
             for _ in range(RESTARTS):
                 await asyncio.to_thread(server.end)
@@ -233,7 +241,7 @@ def test_all_are_connected_again_after_one_lost_its_connection(
         for victim in dict.fromkeys(kinds):
             urls = [url] * len(kinds)
             urls[kinds.index(victim)] = url_of(proxy.port)
-            async with mesh(kinds, urls, browser) as members:
+            async with mesh(kinds, urls, browser, SECRETS[window]) as members:
                 before = await ended(members)
                 for _ in range(RESTARTS):
                     reconnected = proxy.accepted + 1

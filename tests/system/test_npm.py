@@ -45,6 +45,11 @@ def packed(application: Path) -> dict[str, Any]:
     return install(application)
 
 
+def old_node() -> list[str]:
+    """Return a command that runs Node as older ones are, which cannot require an ES module."""
+    return [need("node"), "--no-experimental-require-module"]
+
+
 def test_the_package_holds_the_client_and_nothing_else(packed: dict[str, Any]) -> None:
     assert (packed["name"], packed["version"]) == (NAME, VERSION)
     assert {file["path"] for file in packed["files"]} == SHIPPED
@@ -67,15 +72,12 @@ def test_publint_and_arethetypeswrong_find_nothing(packed: dict[str, Any]) -> No
     ids=["import", "require"],
 )
 def test_node_finds_what_the_package_exports(application: Path, script: str) -> None:
-    # Node 22 can require an ES module, and older ones cannot.
-    old = ["--no-experimental-require-module"]
-    assert run(need("node"), *old, "-e", script, cwd=application) == EXPORTS
+    assert run(*old_node(), "-e", script, cwd=application) == EXPORTS
 
 
 IN_NODE = """
-globalThis.WebSocket = WebSocket;
 const states_of = [];
-const signaling = join(process.argv[1], { backoff: { first: 1, most: 1 } });
+const signaling = join(process.argv[1], { WebSocket, backoff: { first: 1, most: 1 } });
 signaling.addEventListener("statechange", ({ detail }) => {
   states_of.push(detail.state);
   if (states_of.length < 6 && detail.state !== "closed") return;
@@ -89,10 +91,8 @@ signaling.addEventListener("statechange", ({ detail }) => {
 def test_a_program_in_node_outlives_a_server_that_is_not_there_and_ends_with_one_that_refuses(
     application: Path,
 ) -> None:
-    imports = f'import {{ WebSocket }} from "ws"; import {{ join }} from "{NAME}";'
-
     def states_of(url: str) -> list[str]:
-        script = imports + IN_NODE
+        script = HEADS["module"] + IN_NODE
         output = run(need("node"), "--input-type=module", "-e", script, url, cwd=application)
         return output.splitlines()[0].split(", ")
 
@@ -104,6 +104,45 @@ def test_a_program_in_node_outlives_a_server_that_is_not_there_and_ends_with_one
     with running(["--port=0", "--auth", f"jwt:{keys}:audience=us"]) as server:
         refused = states_of(f"{server.url}room?token={issuer.token(aud='us', number=1)}")
     assert refused == ["closed", "the server refuses (HTTP 401)"]
+
+
+HEADS = {
+    "module": f'import {{ WebSocket }} from "ws"; import {{ join }} from "{NAME}";',
+    "commonjs": f'const {{ WebSocket }} = require("ws"); const {{ join }} = require("{NAME}");',
+}
+MEETING = """
+const signaling = join(process.argv[1], { WebSocket, secret: "correct horse battery staple" });
+signaling.addEventListener("peer-joined", ({ detail }) => signaling.send("offer", detail.peerId, "a sealed offer"));
+signaling.addEventListener("offer", ({ detail }) => {
+  console.log(detail.payload);
+  signaling.send("answer", detail.from, "a sealed answer");
+});
+signaling.addEventListener("peer-left", () => signaling.leave());
+signaling.addEventListener("answer", ({ detail }) => {
+  console.log(detail.payload);
+  signaling.leave();
+});
+"""
+
+
+@pytest.mark.usefixtures("packed")
+def test_a_program_of_es_modules_and_one_of_commonjs_exchange_sealed_payloads(application: Path) -> None:
+    with running() as server:
+        programs = [
+            subprocess.Popen(
+                [*old_node(), f"--input-type={kind}", "-e", head + MEETING, f"{server.url}room"],
+                cwd=application,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for kind, head in HEADS.items()
+        ]
+        try:
+            said = {program.communicate(timeout=30)[0] for program in programs}
+        finally:
+            for each in programs:
+                each.kill()
+    assert said == {"a sealed offer\n", "a sealed answer\n"}
 
 
 # Of examples: names that the text around them introduces.

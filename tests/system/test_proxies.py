@@ -7,7 +7,8 @@ import json
 import re
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from http.client import HTTPSConnection
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,15 @@ def test_an_answer_of_the_node_comes_through(proxy: ReverseProxy) -> None:
     with pytest.raises(InvalidStatus) as refused, connect(proxy.url("/ws/" + 257 * "x"), ssl=proxy.context()):
         pass
     assert refused.value.response.status_code == 400
+
+
+@pytest.mark.parametrize(("topic", "status"), [("room", 200), (257 * "x", 400)])
+def test_a_check_comes_through(proxy: ReverseProxy, topic: str, status: int) -> None:
+    with closing(HTTPSConnection("localhost", proxy.port, context=proxy.context(), timeout=10)) as connection:
+        connection.request("GET", f"/ws/{topic}?check", headers={"Origin": "https://page.example"})
+        answer = connection.getresponse()
+        assert (answer.status, json.loads(answer.read())["status"]) == (status, status)
+        assert answer.headers["Access-Control-Allow-Origin"] == "https://page.example"
 
 
 @pytest.mark.parametrize("name", PROXIES)

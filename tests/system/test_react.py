@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from selenium import webdriver
 
+from tests import issuer
 from tests.harness.npm_package import install, program
 from tests.harness.npm_package import run as run_program
 from tests.harness.server import Server, running
@@ -43,6 +44,15 @@ def bundle(application: Path, react: str) -> str:
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     with running() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def guarded(application: Path) -> Iterator[Server]:
+    """Run a server that controls access."""
+    keys = application / "keys.json"
+    keys.write_bytes(issuer.key_set(issuer.jwk("EdDSA", "EdDSA")))
+    with running(["--port=0", "--auth", f"jwt:{keys}:audience=us"]) as server:
         yield server
 
 
@@ -155,6 +165,28 @@ def test_a_page_sees_why_there_is_no_connection(browser: webdriver.Chrome) -> No
     """
     url = f"ws://127.0.0.1:{free_port()}/ws/room"
     assert run(browser, script, url) == ["no connection (1006)", "caught TypeError"]
+
+
+@pytest.mark.usefixtures("page")
+def test_the_latest_token_function_is_asked_and_a_refusal_is_shown(browser: webdriver.Chrome, guarded: Server) -> None:
+    script = """
+      const [url, good, wrong] = given;
+      let answer;
+      const first = () => new Promise((resolve) => { answer = resolve; });
+      render(Probe, { url, token: first });
+      await until(() => answer);
+      render(Probe, { url, token: () => good });
+      answer(wrong);
+      await until(() => seen.results.at(-1).state === "open");
+      const asked = [seen.results.at(-1).refused, new Set(seen.results.map(({ mesh }) => mesh)).size];
+      render(Probe, { url, key: "another", token: () => wrong });
+      await until(() => seen.results.at(-1).state === "closed");
+      const { refused, reason } = seen.results.at(-1);
+      return [...asked, refused.status, refused.reason === reason];
+    """
+    good, wrong = issuer.token(aud="us"), issuer.token(aud="us", number=1)
+    # Before and after `undefined`, one mesh.
+    assert run(browser, script, f"{guarded.url}room", good, wrong) == [None, 2, 401, True]
 
 
 def test_the_documented_component_works(browser: webdriver.Chrome, page: str) -> None:

@@ -12,9 +12,10 @@ export class FakeSocket extends EventTarget {
   sent = [];
   closed;
 
-  constructor(url) {
+  constructor(url, protocols = []) {
     super();
     this.url = new URL(url);
+    this.protocols = protocols;
     sockets.push(this);
   }
 
@@ -24,6 +25,12 @@ export class FakeSocket extends EventTarget {
 
   close(code = "without a code") {
     this.closed = code;
+  }
+
+  /** Its handshake succeeded. */
+  accept() {
+    this.readyState = 1;
+    this.dispatchEvent(new Event("open"));
   }
 
   receive(...messages) {
@@ -45,10 +52,30 @@ export class FakeSocket extends EventTarget {
     this.dispatchEvent(Object.assign(new Event("close"), { code, reason }));
   }
 
+  /** The tokens that were sent on the open connection. */
+  get tokens() {
+    return this.sent.filter(({ type }) => type === "token");
+  }
+
   get texts() {
-    return this.sent.filter(({ msgId }) => !msgId.startsWith("fence")).map(({ payload }) => payload);
+    return this.sent.filter(({ msgId, type }) => type !== "token" && !msgId.startsWith("fence")).map(({ payload }) => payload);
   }
 }
+
+export const checks = []; // {url, token} of all requests by `fakeFetch`, the newest last
+
+/**
+ * Makes a `fetch` that answers each check.
+ *
+ * @param answer - returns {status, reason, retryAfter}, a whole `Response`, or undefined for no answer.
+ */
+export const fakeFetch = (answer = () => undefined) => async (url, { headers, signal }) => {
+  checks.push({ url: new URL(url), token: headers.Authorization });
+  const answered = await answer();
+  signal.throwIfAborted();
+  if (!answered) throw new TypeError("Failed to fetch");
+  return answered instanceof Response ? answered : Response.json(answered, { status: answered.status });
+};
 
 /** As many as a page of Chromium can make before it collects those that were closed. */
 export const MOST_CONNECTIONS = 500;

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { afterEach, beforeEach, mock, test } from "node:test";
 
 import { join } from "../../signaling/browser/client/signaling.js";
-import { FakeSocket, list, sockets, welcome } from "./fakes.mjs";
+import { fakeFetch, FakeSocket, list, sockets, welcome } from "./fakes.mjs";
 
 let now;
 
@@ -15,6 +15,7 @@ beforeEach(() => {
   sockets.length = 0;
   now = 0;
   globalThis.WebSocket = FakeSocket;
+  globalThis.fetch = fakeFetch();
   const page = new EventTarget();
   globalThis.addEventListener = page.addEventListener.bind(page);
   globalThis.dispatchEvent = page.dispatchEvent.bind(page);
@@ -32,6 +33,9 @@ function pass(ms) {
   now += ms;
   mock.timers.tick(ms);
 }
+
+/** Lets promises go on. */
+const nextTurn = () => new Promise((done) => setImmediate(done));
 
 /** Joins; returns the signaling, and what it told. */
 function joined(options) {
@@ -64,6 +68,16 @@ test("a join names the topic, the metadata and a name of its own", () => {
   assert.equal(url.href.split("metadata")[0], "wss://example.com/ws/a%2Fb?x=1&");
   assert.equal(metadata.name, "Zoë & co");
   assert.match(metadata.instance, /^\w{20,}$/);
+});
+
+test("an error before the welcome belongs to no session", () => {
+  open(RESUME);
+  sockets[0].lose();
+  pass(60_000);
+  sockets[1].receive({ type: "error", code: "topic_full", message: "the topic is full" });
+  sockets[1].lose(1013);
+  pass(60_000);
+  assert.match(sockets[2].url.search, /&resume=a%20token&seen=2$/);
 });
 
 test("a resumed session goes on where it was, with what was not confirmed", () => {
@@ -173,7 +187,7 @@ test("what a sender repeats after its own loss is heard once", () => {
   assert.deepEqual(told, ["offer a~1", "offer a~2", "offer b~1", "offer a~3", "offer own", "offer own"]);
 });
 
-test("a server that falls silent is left for a new connection, which takes the session over", () => {
+test("a server that falls silent is left for a new connection, which takes the session over", async () => {
   const { signaling } = open(RESUME);
   pass(29_999);
   assert.equal(sockets[0].sent.length, 0);
@@ -186,6 +200,7 @@ test("a server that falls silent is left for a new connection, which takes the s
   // A close frame that arrives after all would end the session.
   assert.equal(sockets[0].closed, undefined);
   pass(15_000);
+  await nextTurn();
   pass(1_000);
   assert.deepEqual(sockets.map(({ closed }) => closed), [undefined, "without a code", undefined]);
   sockets[2].receive(welcome("me", RESUMED));

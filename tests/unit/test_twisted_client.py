@@ -17,8 +17,9 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
-from signaling.client import Backoff, Refused, Welcome
+from signaling.client import Backoff, PeerJoined, Refused, Welcome
 from signaling.client.credential import TOKEN_SECONDS
+from signaling.client.session import MAX_FRAGMENTS
 from signaling.client.twisted import SignalingClient
 from tests.harness.frames import TEXT
 from tests.harness.memory_transport import MemoryTransport
@@ -50,6 +51,7 @@ class Connection:
 
     def __init__(self, protocol: Any) -> None:
         self._protocol = protocol
+        self.bytes_taken = 0
         self._transport = MemoryTransport()
         self._transport.protocol = protocol
         protocol.makeConnection(self._transport)
@@ -79,6 +81,14 @@ class Connection:
     def received(self) -> list[dict[str, Any]]:
         """Return the messages that the client sent since the last call."""
         return [json.loads(payload) for opcode, payload in frames(self._transport.take()) if opcode == TEXT]
+
+    def write(self, data: bytes) -> None:
+        self.bytes_taken += len(data)
+        self._protocol.dataReceived(data)
+
+    @property
+    def aborted(self) -> bool:
+        return self._transport.aborted
 
     def refuse(self, status: int, reason: str = "no") -> None:
         self._protocol.dataReceived(b"HTTP/1.1 %d No\r\n\r\n%s" % (status, reason.encode()))
@@ -399,3 +409,48 @@ def test_stopping_the_service_cancels_a_question() -> None:
     assert answer.called
     assert program.requests == 0
     assert program.clock.getDelayedCalls() == []
+
+
+# Servers that are strangers
+
+
+def test_an_endless_head_ends_the_connection() -> None:
+    program = Program(None)
+    program.start()
+    for _ in range(1_000):
+        if not program.latest.aborted:
+            program.latest.write(b"X: " + b"x" * 1_000 + b"\r\n")
+    assert program.latest.aborted
+    assert program.latest.bytes_taken < 100_000
+    program.latest.end()
+    program.clock.advance(1)
+    assert program.requests == 2
+
+
+def test_a_head_of_some_length_is_read(log: list[str]) -> None:
+    program = Program(None)
+    program.start()
+    program.latest.write(b"HTTP/1.1 404 No\r\n" + (b"X: " + b"x" * 1_000 + b"\r\n") * 15 + b"\r\nnot here")
+    program.latest.end()
+    assert str(program.failures[0]) == "HTTP 404: not here"
+
+
+def test_a_message_of_endless_fragments_ends_the_connection() -> None:
+    program = Program(None)
+    program.start()
+    program.latest.welcome()
+    program.latest.write(frame(TEXT, b""))
+    for _ in range(200):
+        if not program.latest.aborted:
+            program.latest.write(frame(0, b"") * 100)
+    assert program.latest.aborted
+    assert 2 * MAX_FRAGMENTS <= program.latest.bytes_taken < 3 * MAX_FRAGMENTS
+
+
+def test_a_message_of_many_fragments_is_read() -> None:
+    program = Program(None)
+    program.start()
+    program.latest.welcome()
+    text = json.dumps({"type": "peer-joined", "peerId": "a"}).encode()
+    program.latest.write(frame(TEXT, b"") + b"".join(frame(0, bytes([byte])) for byte in text) + frame(0x80, b""))
+    assert program.messages[-1] == PeerJoined("a")

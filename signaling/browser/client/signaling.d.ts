@@ -1,6 +1,14 @@
 /** A message of the wire. A peer without metadata has `{}`; keys that are not as in docs/protocol.md are left out. */
 export type WireMessage<M extends object = Metadata> =
-  | { type: "welcome"; selfId: string; iceServers?: RTCIceServer[]; resume?: { token: string; window: number }; resumed?: true }
+  | {
+      type: "welcome";
+      selfId: string;
+      iceServers?: RTCIceServer[];
+      resume?: { token: string; window: number };
+      resumed?: true;
+      /** Seconds until the access token expires. */
+      expiresIn?: number;
+    }
   | { type: "peer-list"; peers: { id: string; metadata: Untrusted<M> }[] }
   | { type: "peer-joined"; peerId: string; metadata: Untrusted<M> }
   | { type: "peer-left"; peerId: string }
@@ -47,6 +55,36 @@ export interface JoinOptions<M extends object = Metadata> {
   backoff?: { first?: number; most?: number };
   /** The size of one message of this peer, in bytes; default: 65536, as at the server. */
   maxMessageBytes?: number;
+  /**
+   * Shared by the peers of the topic, of at least 16 bytes: payloads are sealed with it, so that the server can neither read
+   * nor change them (docs/sealing.md). Messages that are not sealed with it are `tampered`. Needs a secure page, and
+   * `sealing.js` beside `signaling.js`.
+   */
+  secret?: string;
+  /**
+   * An access token, or a function that is asked for one before every attempt to connect, and to renew it on the open
+   * connection at four fifths of its time. It has 15 s. A string is never renewed.
+   *
+   * @throws {TypeError} from `join`, if it cannot be a token: letters, digits and `-._~+`; or if the URL has one as well.
+   */
+  token?: string | (() => string | Promise<string>);
+  /** The class to use in place of the global `WebSocket`, for example that of the package `ws`. */
+  WebSocket?: new (url: string, protocols?: string[]) => WebSocketLike;
+}
+
+/** What is used of a WebSocket. */
+export interface WebSocketLike {
+  readonly readyState: number;
+  send(data: string): void;
+  close(code?: number): void;
+  addEventListener(type: "open" | "message" | "error" | "close", listener: (event: any) => void): void;
+}
+
+/** Why the server refuses connections: an HTTP status, its words, and after how many seconds it may accept one. */
+export interface Refusal {
+  status: number;
+  reason: string;
+  retryAfter?: number;
 }
 
 export interface SignalingEventMap<M extends object = Metadata> {
@@ -61,10 +99,20 @@ export interface SignalingEventMap<M extends object = Metadata> {
   offer: CustomEvent<RelayedMessage>;
   answer: CustomEvent<RelayedMessage>;
   "ice-candidate": CustomEvent<RelayedMessage>;
-  /** Every message of the server, before the event of its own type, except those that a client sends to itself as a fence. */
+  /**
+   * Every message of the server, before the event of its own type, except those that a client sends to itself as a fence, and
+   * the answers to tokens.
+   */
   received: CustomEvent<WireMessage<M>>;
-  /** Every message that this peer sent. */
+  /** With a `secret`: a message that was not passed on, because it is not what its sender sealed for this peer, now. */
+  tampered: CustomEvent<{ from: string; type: RelayedType; reason: string }>;
+  /** Every message that this peer sent, except fences and tokens, as it was before it was sealed. */
   sent: CustomEvent<OutgoingMessage>;
+  /**
+   * The server refuses connections. `closed` follows, unless another attempt may succeed: after 429 and 5xx the client waits,
+   * at least for `retryAfter`.
+   */
+  refused: CustomEvent<Refusal>;
   /**
    * `retryInMs` is set while `waiting`. `reason` says for a person why a connection ended, unless this peer left; `code` is
    * its close code, 4401 if the token expired.
@@ -82,16 +130,16 @@ export class Signaling<M extends object = Metadata> extends EventTarget {
   readonly peers: ReadonlyMap<string, Untrusted<M>>;
   /** From the latest `welcome` or `ice-servers`; empty if the server names none. */
   readonly iceServers: RTCIceServer[];
-  /** Fulfilled by the first `peer-list`; rejected if this peer leaves or gives up before. */
+  /** Fulfilled by the first `peer-list`; rejected if this peer leaves or gives up before, with a `Refusal`'s `status` if it was refused. */
   readonly ready: Promise<void>;
   /**
    * Sends a message. Without a connection, it waits for the next one, and is dropped if that cannot resume, or if 256
-   * messages wait already. An `error` reports messages that were dropped, or that are `too_large`.
+   * messages wait already. An `error` reports messages that were dropped, or that are `too_large`, or `not_sealed`.
    *
    * @returns Its `msgId`, which an `error` about it repeats.
    */
   send(type: RelayedType, to: string, payload?: unknown, msgId?: string): string;
-  /** Leaves the topic for good. */
+  /** Leaves the topic for good. With a `secret`, messages of `send` that are not sealed yet are dropped. */
   leave(): void;
   addEventListener<K extends keyof SignalingEventMap<M>>(
     type: K,

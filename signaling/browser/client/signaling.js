@@ -25,10 +25,33 @@ const MAX_FORMER_IDS = 16;
 // Connections that seem dead and are not closed yet. The session of an older one has ended by itself.
 const MAX_ABANDONED = 3;
 
+// Received messages that wait while the payload of one is opened.
+const MAX_ARRIVALS = 1_024;
+
+// Of a secret: as many as an attacker cannot guess, if they are random.
+const MIN_SECRET_BYTES = 16;
+
+// Of a sealed payload, besides what was sealed: nonce and tag.
+const SEAL_BYTES = 28;
+
 const TOKEN_EXPIRED = 4401; // a close code
+
+const CONNECTING = 0; // a `readyState`, whatever class the sockets have
+
+// Of the characters of a bearer token (RFC 6750), a page cannot send "/" and "=" in a subprotocol.
+const TOKEN = /^[\w.~+-]+$/;
 
 // The only 4xx statuses for which the same request may succeed later.
 const MOMENTARY = [408, 425, 429];
+
+// Statuses after which another token may be right.
+const UNAUTHORIZED = [401, 403];
+
+// Of the answer to a check, in characters.
+const MAX_CHECK = 4_096;
+
+// The longest delay of a timer: browsers run one that is longer at once.
+const MAX_TIMER_MS = 2 ** 31 - 1;
 
 // Candidates of one remote description: a browser finds a few dozen.
 const MAX_CANDIDATES = 256;
@@ -43,7 +66,13 @@ const MAX_CONNECTIONS = 64;
 const MAX_BEGUN = 5;
 
 const MS = {
+  asking: 15_000, // for the token function
   opening: 15_000, // from a connection's start to its peer list
+  check: 5_000, // for the server to say why it refuses connections
+  checkAgain: 300_000, // from one check to the next, in a streak of failures
+  mostRetryAfter: 3_600_000,
+  expiry: 1_000, // a token that expires earlier than this is asked for with backoff
+  renewal: 1_000, // at least, before a token is renewed
   idle: 30_000, // without a message, before this side checks that the server is still there
   echo: 10_000, // from such a check to any message
   stable: 5_000, // after a connection that lasted this long, the backoff starts again
@@ -66,7 +95,8 @@ const MS = {
 
 /** The messages that were sent, in order, until the server has certainly processed them. */
 class Outbox {
-  #entries = []; // of {number, message, text, wasSent}
+  #entries = []; // of {number, message, text, wasSent}; the text is undefined until the payload is sealed
+  #unsealed = [];
   #written = 0; // how many of them were written to the current connection
   #last = 0;
 
@@ -79,13 +109,29 @@ class Outbox {
     return this.#written ? this.#entries[this.#written - 1].number : 0;
   }
 
+  /** The number of the next message. */
+  get next() {
+    return this.#last + 1;
+  }
+
   add(message, text) {
     this.#entries.push({ number: ++this.#last, message, text, wasSent: false });
   }
 
-  /** Writes the messages that were not written to the current connection yet. */
+  /** Adds a message whose payload, as JSON, is to be sealed before it is written. */
+  addUnsealed(message, json) {
+    this.add(message);
+    this.#unsealed.push({ entry: this.#entries.at(-1), json });
+  }
+
+  /** Removes and returns the messages to seal: {entry, json}. */
+  takeUnsealed() {
+    return this.#unsealed.splice(0);
+  }
+
+  /** Writes the messages that were not written to the current connection yet, up to one that is not sealed. */
   write(write) {
-    while (this.#written < this.#entries.length) write(this.#entries[this.#written++]);
+    while (this.#entries[this.#written]?.text !== undefined) write(this.#entries[this.#written++]);
   }
 
   /** The server has processed this message, and all before it. */
@@ -154,6 +200,7 @@ function emit(target, type, detail) {
 
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
 const isText = (value) => typeof value === "string";
+const isSeconds = (value) => Number.isFinite(value) && value >= 0;
 const objects = (value) => (Array.isArray(value) ? value.filter(isObject) : []);
 const metadataOf = ({ metadata }) => (isObject(metadata) ? metadata : {});
 
@@ -185,6 +232,8 @@ function read(data) {
       return isText(rest.peerId) ? made : undefined;
     case "ice-servers":
       return { ...made, iceServers: objects(rest.iceServers) };
+    case "token":
+      return readExpiry(made);
     case "error":
       return isText(rest.code) ? { ...made, message: isText(rest.message) ? rest.message : "" } : undefined;
     default:
@@ -192,9 +241,14 @@ function read(data) {
   }
 }
 
+/** The message; without `expiresIn` if that is no number of seconds. */
+function readExpiry({ expiresIn, ...rest }) {
+  return { ...rest, ...(isSeconds(expiresIn) && { expiresIn }) };
+}
+
 function readWelcome({ iceServers, resume, resumed, ...rest }) {
   return {
-    ...rest,
+    ...readExpiry(rest),
     ...(iceServers !== undefined && { iceServers: objects(iceServers) }),
     // It becomes a part of the URL.
     ...(isText(resume?.token) && /^[ -~]{1,1000}$/.test(resume.token) && { resume }),
@@ -208,14 +262,231 @@ function statusOf(failure) {
   return status && Number(status);
 }
 
-/** When a JWT expires, in milliseconds since 1970; undefined if it is not a JWT. */
-function expiryOf(token) {
-  try {
-    const claims = token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/");
-    return JSON.parse(atob(claims)).exp * 1000;
-  } catch {
-    return undefined;
+/** The text of whatever was thrown. */
+function messageOf(error) {
+  return String(error?.message ?? error);
+}
+
+/** @throws {TypeError} if it is not a token that a page can present. */
+function checkedToken(token) {
+  if (isText(token) && TOKEN.test(token)) return token;
+  throw new TypeError("not a token: it has to be a string of letters, digits and - . _ ~ +");
+}
+
+/** The access token of a client. It is asked for whenever it is needed, and never kept. */
+class Credential {
+  #token; // undefined, a string, or the function to ask
+
+  /** @throws {TypeError} if `token` cannot be one, or if the URL has one as well. */
+  constructor(token, url) {
+    if (token !== undefined && new URL(url).searchParams.has("token")) {
+      throw new TypeError("there are two tokens: one in the URL, and one in the options");
+    }
+    this.#token = token === undefined || typeof token === "function" ? token : checkedToken(token);
   }
+
+  /** Whether there may be another token the next time. */
+  get isRenewable() {
+    return typeof this.#token === "function";
+  }
+
+  /** The token that never changes; undefined without one. */
+  get fixed() {
+    return this.isRenewable ? undefined : this.#token;
+  }
+
+  /**
+   * Asks the function.
+   *
+   * @param signal - ends the wait when it is aborted.
+   * @returns a promise, rejected if there is no token in time.
+   */
+  async ask(signal) {
+    const ask = this.#token;
+    let timer;
+    const late = new Promise((_, reject) => {
+      timer = setTimeout(() => reject(new Error("the token function did not answer in time")), MS.asking);
+      signal.addEventListener("abort", () => reject(signal.reason), { once: true });
+    });
+    try {
+      return checkedToken(await Promise.race([Promise.resolve().then(ask), late]));
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+}
+
+/** Renews the token of an open connection, again and again, at four fifths of its time. */
+class Renewal {
+  #credential;
+  #send;
+  #timer;
+  #pending = new AbortController(); // aborted when the connection is lost
+  #expiresAt;
+  #msgId; // of the token that the server has not answered yet
+  #sent = 0;
+
+  /** @param send - writes a message to the connection. */
+  constructor(credential, send) {
+    this.#credential = credential;
+    this.#send = send;
+  }
+
+  /** The token in use expires in `seconds`; never, if that is undefined. */
+  start(seconds) {
+    this.stop();
+    if (seconds === undefined || !this.#credential.isRenewable) return;
+    this.#expiresAt = performance.now() + seconds * 1000;
+    this.#in(seconds * 800);
+  }
+
+  stop() {
+    clearTimeout(this.#timer);
+    this.#pending.abort();
+    this.#msgId = undefined;
+  }
+
+  /** Takes the answer to a token; returns whether the message was one. */
+  take({ type, msgId, expiresIn }) {
+    if (type !== "token" && (type !== "error" || msgId === undefined || msgId !== this.#msgId)) return false;
+    if (msgId === this.#msgId && type === "token") this.start(expiresIn);
+    else if (msgId === this.#msgId) this.#again();
+    return true;
+  }
+
+  #in(ms) {
+    this.#timer = setTimeout(() => this.#renew(), Math.min(Math.max(ms, MS.renewal), MAX_TIMER_MS));
+  }
+
+  async #renew() {
+    this.#pending = new AbortController();
+    const { signal } = this.#pending;
+    try {
+      const token = await this.#credential.ask(signal);
+      if (signal.aborted) return;
+      this.#msgId = `token ${++this.#sent}`;
+      this.#send({ type: "token", token, msgId: this.#msgId });
+    } catch {
+      if (!signal.aborted) this.#again();
+    }
+  }
+
+  /** Tries once more while there is time; then the server closes the connection, and the next one has a new token. */
+  #again() {
+    this.#msgId = undefined;
+    const leftMs = this.#expiresAt - performance.now();
+    if (leftMs > MS.renewal) this.#in(leftMs / 5);
+  }
+}
+
+/**
+ * Asks a server why it refuses connections, because browsers hide the status of a failed handshake. It is asked once for a
+ * streak of failures, and again if the streak is long.
+ */
+class Diagnosis {
+  #url;
+  #checkedAt = -Infinity;
+
+  /** @param url - of the WebSocket, with its query. */
+  constructor(url) {
+    this.#url = new URL(url);
+    this.#url.protocol = this.#url.protocol.replace("ws", "http");
+    this.#url.search += "&check";
+  }
+
+  /** A streak has ended, or there is another token. */
+  reset() {
+    this.#checkedAt = -Infinity;
+  }
+
+  get isDue() {
+    return performance.now() - this.#checkedAt >= MS.checkAgain;
+  }
+
+  /**
+   * @returns a promise of {status, reason, retryAfter?}; of undefined if the server would accept the connection or does not
+   *   answer in its own form: a proxy in between may be wrong for a moment.
+   */
+  async ask(token, signal) {
+    this.#checkedAt = performance.now();
+    const limit = new AbortController();
+    const stop = () => limit.abort();
+    signal.addEventListener("abort", stop, { once: true });
+    const timer = setTimeout(stop, MS.check);
+    try {
+      const response = await fetch(this.#url, {
+        headers: token ? { Authorization: `Bearer ${token}` } : {},
+        credentials: "omit",
+        cache: "no-store",
+        redirect: "error",
+        signal: limit.signal,
+      });
+      const { status, reason, retryAfter } = JSON.parse(await textOf(response.body));
+      if (status !== response.status || status < 400 || !isText(reason)) return undefined;
+      return { status, reason: reason.slice(0, 500), ...(isSeconds(retryAfter) && { retryAfter }) };
+    } catch {
+      return undefined;
+    } finally {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", stop);
+      limit.abort(); // Nothing more of a long body is read.
+    }
+  }
+}
+
+/** The text of a body; empty if it is too long. */
+async function textOf(body) {
+  const reader = body.getReader();
+  const decoder = new TextDecoder();
+  for (let text = ""; text.length < MAX_CHECK; ) {
+    const { done, value } = await reader.read();
+    if (done) return text;
+    text += decoder.decode(value, { stream: true });
+  }
+  return "";
+}
+
+/** What to do about a refusal: `renew` the token, `end`, or `wait` and try again. */
+function consequence(status, mayRenew) {
+  if (mayRenew && UNAUTHORIZED.includes(status)) return "renew";
+  return status >= 400 && status < 500 && !MOMENTARY.includes(status) ? "end" : "wait";
+}
+
+/** The topic that a URL names, as it is, not percent-encoded. */
+function topicOf(url) {
+  try {
+    return decodeURIComponent(new URL(url).pathname.split("/").at(-1));
+  } catch {
+    throw new TypeError("the topic in the URL is not percent-encoded UTF-8");
+  }
+}
+
+function bytesIn(text) {
+  return new TextEncoder().encode(text).length;
+}
+
+/** The size of a message once its payload is sealed, in bytes. */
+function sealedSize(message, number, json) {
+  const data = Math.ceil(((bytesIn(json) + SEAL_BYTES) * 4) / 3); // base64
+  return bytesIn(JSON.stringify({ ...message, payload: { sealed: 1, number, data: "" } })) + data;
+}
+
+/**
+ * Prepares to seal and open payloads.
+ *
+ * @returns a promise of a `Sealing`.
+ * @throws if there is no such secret or no cryptography here.
+ */
+function sealingOf(secret, topic) {
+  if (!isText(secret)) throw new TypeError("the secret is no string");
+  if (bytesIn(secret) < MIN_SECRET_BYTES) {
+    const how = "btoa(String.fromCharCode(...crypto.getRandomValues(new Uint8Array(32))))";
+    throw new TypeError(`the secret is shorter than ${MIN_SECRET_BYTES} bytes; make one with: ${how}`);
+  }
+  if (!globalThis.crypto?.subtle) {
+    throw new Error("a secret needs crypto.subtle, which browsers have on https: pages and on localhost only");
+  }
+  return import("./sealing.js").then(({ Sealing }) => Sealing.create(secret, topic));
 }
 
 export function join(url, options) {
@@ -236,13 +507,26 @@ export class Signaling extends EventTarget {
   #readyResolvers; // {resolve, reject} of `ready`
   #listening = new AbortController();
 
+  #WebSocket;
   #socket; // the current one
+  #isAccepted = false; // whether its handshake succeeded
+  #isWelcomed = false; // whether it belongs to a session
+  #wasAccepted = false; // whether any handshake has succeeded
   #abandoned = new Set(); // sockets that seem dead
   #timer; // of the current state
+  #step = new AbortController(); // of what the current state waits for besides: a token or a diagnosis
   #openedAt;
-  #attempts = 0;
+  #attempts = 0; // that failed in a row, and the loss before them
 
-  #token;
+  #credential;
+  #presented; // the token of the current attempt
+  #renewal;
+  #diagnosis;
+  #wasAskedAnew = false; // whether the token was asked for again because it was refused
+  #retryAfterMs = 0; // as the server said in this streak of failures
+  #notBefore = 0; // when that is over
+
+  #resumeToken;
   #seen = 0;
   #outbox = new Outbox();
   #messages = 0;
@@ -252,26 +536,35 @@ export class Signaling extends EventTarget {
   #awaitsEcho = false; // whether the server has to send something soon
   #lastNumbers = new Map(); // peer id -> the number of the last message from it
 
-  constructor(
-    url,
-    { metadata, signal, reconnect = true, backoff = {}, maxMessageBytes = MAX_MESSAGE_BYTES } = {},
-  ) {
+  #sealing; // a promise of it; undefined without a secret
+  #arrivals = []; // what the connection brought and is not processed yet, in order
+
+  constructor(url, options = {}) {
     super();
+    const { metadata, signal, token, WebSocket = globalThis.WebSocket } = options;
+    if (typeof WebSocket !== "function") {
+      throw new TypeError("There is no WebSocket here: give `join` the option WebSocket, for example of the package ws.");
+    }
+    this.#WebSocket = WebSocket;
     this.#url = address(url, metadata);
-    this.#maxMessageBytes = maxMessageBytes;
-    this.#reconnect = reconnect;
-    this.#backoff = { first: 500, most: 30_000, ...backoff };
+    this.#maxMessageBytes = options.maxMessageBytes ?? MAX_MESSAGE_BYTES;
+    this.#reconnect = options.reconnect ?? true;
+    this.#backoff = { first: 500, most: 30_000, ...options.backoff };
+    this.#credential = new Credential(token, this.#url);
+    this.#renewal = new Renewal(this.#credential, (message) => this.#socket.send(JSON.stringify(message)));
+    this.#diagnosis = new Diagnosis(this.#url);
+    if (options.secret !== undefined) this.#share(options.secret);
     this.#ready = new Promise((resolve, reject) => (this.#readyResolvers = { resolve, reject }));
-    this.#ready.catch(() => {}); // An application that does not wait for it is not wasSent of an error.
+    this.#ready.catch(() => {}); // An application that does not wait for it gets no error.
     if (signal?.aborted) {
       this.#end(undefined, signal.reason);
       return;
     }
+    this.#connect();
     const listening = { signal: this.#listening.signal };
     signal?.addEventListener("abort", () => this.#leave(signal.reason), listening);
     for (const type of ["online", "pageshow"]) globalThis.addEventListener?.(type, () => this.#wake(), listening);
     globalThis.document?.addEventListener("visibilitychange", () => document.hidden || this.#wake(), listening);
-    this.#connect();
   }
 
   get selfId() {
@@ -297,13 +590,16 @@ export class Signaling extends EventTarget {
   send(type, to, payload, msgId = `~${++this.#messages}`) {
     const message = { type, to, payload, msgId };
     const text = JSON.stringify(message);
+    const json = this.#sealing && (JSON.stringify(payload) ?? "");
+    const size = this.#sealing ? sealedSize(message, this.#outbox.next, json) : bytesIn(text);
     const open = this.#state === "open";
-    const isTooLarge = new TextEncoder().encode(text).length > this.#maxMessageBytes;
+    const isTooLarge = size > this.#maxMessageBytes;
     if (isTooLarge || this.#state === "closed" || (!open && this.#outbox.size >= MAX_KEPT)) {
       queueMicrotask(() => this.#refuse(isTooLarge ? "too_large" : "dropped", [message]));
       return msgId;
     }
-    this.#outbox.add(message, text);
+    if (this.#sealing) this.#outbox.addUnsealed(message, json);
+    else this.#outbox.add(message, text);
     if (open) this.#flush();
     return msgId;
   }
@@ -314,15 +610,53 @@ export class Signaling extends EventTarget {
 
   // -- The connection --
 
-  #connect() {
+  /** Begins another step of the current state, and ends those before. */
+  #begin() {
     clearTimeout(this.#timer);
-    this.#change("connecting");
-    if (this.#state !== "connecting") return; // A listener left.
+    this.#step.abort();
+    this.#step = new AbortController();
+    return this.#step.signal;
+  }
+
+  /** Makes an attempt. Without a token function it begins at once, and throws what the socket's constructor throws. */
+  #connect(detail) {
+    const signal = this.#begin();
+    this.#change("connecting", detail);
+    if (signal.aborted) return; // A listener left.
+    if (this.#credential.isRenewable) this.#askAndOpen(signal);
+    else this.#open(this.#credential.fixed);
+  }
+
+  async #askAndOpen(signal) {
+    let token;
+    try {
+      token = await this.#credential.ask(signal);
+    } catch (error) {
+      if (!signal.aborted) this.#fail({ reason: `the token function failed: ${messageOf(error)}` });
+      return;
+    }
+    if (!signal.aborted) this.#tryTo(() => this.#open(token));
+  }
+
+  #tryTo(connect) {
+    try {
+      connect();
+    } catch (error) {
+      this.#fail({ reason: messageOf(error) });
+    }
+  }
+
+  #open(token) {
     const url = new URL(this.#url);
-    if (this.#token) url.search += `&resume=${encodeURIComponent(this.#token)}&seen=${this.#seen}`;
-    const socket = new WebSocket(url.href);
+    if (this.#resumeToken) url.search += `&resume=${encodeURIComponent(this.#resumeToken)}&seen=${this.#seen}`;
+    // Pages cannot set headers. Subprotocols work in programs as well.
+    const protocols = token ? [["signaling", `signaling.bearer.${token}`]] : [];
+    const socket = new this.#WebSocket(url.href, ...protocols);
     this.#socket = socket;
-    const ifCurrent = (react) => (event) => this.#socket === socket && react(event);
+    this.#presented = token;
+    this.#isAccepted = this.#isWelcomed = false;
+    const ifCurrent = (react) => (event) => this.#inTurn(() => this.#socket === socket && react(event));
+    socket.addEventListener("open", ifCurrent(() => this.#accept()));
     socket.addEventListener("message", ifCurrent(({ data }) => this.#receive(data)));
     let failure;
     // Without a listener, an error ends a program that runs in Node with the package `ws`.
@@ -332,10 +666,17 @@ export class Signaling extends EventTarget {
     this.#timer = setTimeout(() => this.#abandon("the server did not answer"), MS.opening);
   }
 
+  #accept() {
+    this.#isAccepted = this.#wasAccepted = true;
+    this.#wasAskedAnew = false;
+    this.#retryAfterMs = 0;
+    this.#diagnosis.reset();
+  }
+
   /** Stops using a connection that seems dead. */
   #abandon(reason) {
     // A close frame that arrived after all would end the session that the next connection resumes.
-    if (this.#socket.readyState === WebSocket.CONNECTING) this.#socket.close();
+    if (this.#socket.readyState === CONNECTING) this.#socket.close();
     else this.#abandoned.add(this.#socket);
     const [oldest] = this.#abandoned;
     if (this.#abandoned.size > MAX_ABANDONED) {
@@ -350,40 +691,115 @@ export class Signaling extends EventTarget {
     this.#abandoned.clear();
   }
 
+  /** The connection, or the attempt to make one, has ended. */
   #lose(code, reason, failure) {
+    const lastedMs = this.#state === "open" ? performance.now() - this.#openedAt : 0;
+    const lost = this.#state === "open" ? `the connection was lost (${code})` : `no connection (${code})`;
     this.#socket = undefined;
-    clearTimeout(this.#timer);
+    this.#renewal.stop();
     this.#outbox.rewind();
     this.#awaitsEcho = this.#catchingUp = false;
     this.#pendingFence = 0;
-    if (this.#state === "open" && performance.now() - this.#openedAt >= MS.stable) this.#attempts = 0;
-    const lost = this.#state === "open" ? `the connection was lost (${code})` : `no connection (${code})`;
-    this.#attempts++;
-    const refused = this.#refusal(code, statusOf(failure));
-    const why = refused ?? (reason || failure || lost);
-    if (refused || !this.#reconnect) {
-      this.#end(why, new Error(why), code);
+    if (lastedMs >= MS.stable) this.#attempts = 0;
+    const detail = { reason: reason || failure || lost, code };
+    const status = statusOf(failure);
+    if (code === TOKEN_EXPIRED) this.#expire(lastedMs, detail);
+    else if (status) this.#fail(detail, { refusal: { status, reason: `the server refuses (HTTP ${status})` } });
+    else this.#fail(detail, { isUnexplained: code === 1006 && !this.#isAccepted });
+  }
+
+  /** The token has expired: connects again at once with another one, unless that was the case just now. */
+  #expire(lastedMs, detail) {
+    if (this.#credential.isRenewable && lastedMs < MS.expiry) {
+      this.#fail(detail);
       return;
     }
-    const retryInMs = this.#delay(code);
-    this.#timer = setTimeout(() => this.#connect(), retryInMs);
-    this.#change("waiting", { reason: why, code, retryInMs });
+    this.#attempts = 0;
+    this.#begin();
+    this.#judge({ status: 401, reason: "the token has expired" }, detail);
   }
 
-  /** Why another attempt would be refused too; undefined if it may succeed. */
-  #refusal(code, status) {
-    if (code === TOKEN_EXPIRED) return "the token has expired";
-    if (status >= 400 && status < 500 && !MOMENTARY.includes(status)) return `the server refuses (HTTP ${status})`;
-    if (this.#state !== "connecting" || code !== 1006) return undefined;
-    if (expiryOf(new URL(this.#url).searchParams.get("token")) < Date.now()) return "the token has expired";
-    // After one connection, the URL, the origin and the token are known to be right.
-    if (this.#seen > 0 || this.#attempts < MAX_FIRST_ATTEMPTS) return undefined;
-    return `no connection in ${MAX_FIRST_ATTEMPTS} attempts: is the server there, and does it accept the address, origin and token?`;
+  /**
+   * An attempt failed, or a connection was lost: tries again later, unless that is hopeless.
+   *
+   * @param refusal - the server's answer, if it is known.
+   * @param isUnexplained - whether there may be an answer that is hidden.
+   */
+  #fail(detail, { refusal, isUnexplained = false } = {}) {
+    const signal = this.#begin();
+    this.#attempts++;
+    if (refusal) {
+      this.#judge(refusal, detail);
+    } else if (!this.#wasAccepted && this.#attempts >= MAX_FIRST_ATTEMPTS) {
+      // After one connection, the address and the origin are known to be right.
+      const why = `no connection in ${MAX_FIRST_ATTEMPTS} attempts: is the server there, and is its address right?`;
+      this.#end(`${why} (${detail.reason})`, undefined, detail.code);
+    } else if (isUnexplained && this.#diagnosis.isDue) {
+      this.#diagnose(detail, signal);
+    } else {
+      this.#wait(detail);
+    }
   }
 
+  async #diagnose(detail, signal) {
+    const failedAt = performance.now();
+    const retryInMs = this.#delay(detail.code);
+    if (this.#reconnect) this.#change("waiting", { ...detail, retryInMs });
+    if (signal.aborted) return; // A listener left.
+    const refusal = await this.#diagnosis.ask(this.#presented, signal);
+    if (signal.aborted) return;
+    if (refusal) this.#judge(refusal, detail);
+    else if (this.#reconnect) this.#retryIn(Math.max(0, retryInMs - (performance.now() - failedAt)));
+    else this.#end(detail.reason, undefined, detail.code);
+  }
+
+  #judge(refusal, { code }) {
+    const { status, reason, retryAfter = 0 } = refusal;
+    const mayRenew = this.#credential.isRenewable && !this.#wasAskedAnew && this.#reconnect;
+    const next = consequence(status, mayRenew);
+    if (next === "renew") {
+      this.#wasAskedAnew = true;
+      this.#diagnosis.reset();
+      this.#tryTo(() => this.#connect({ reason, code }));
+      return;
+    }
+    const { signal } = this.#step;
+    emit(this, "refused", refusal);
+    if (signal.aborted) return; // A listener left.
+    if (next === "end" || !this.#reconnect) {
+      this.#end(reason, Object.assign(new Error(reason), { status }), code);
+      return;
+    }
+    this.#retryAfterMs = Math.min(MS.mostRetryAfter, retryAfter * 1000);
+    this.#notBefore = performance.now() + this.#retryAfterMs;
+    this.#wait({ reason, code });
+  }
+
+  #wait(detail) {
+    if (!this.#reconnect) {
+      this.#end(detail.reason, undefined, detail.code);
+      return;
+    }
+    const retryInMs = this.#delay(detail.code);
+    this.#retryIn(retryInMs);
+    this.#change("waiting", { ...detail, retryInMs });
+  }
+
+  #retryIn(ms) {
+    this.#timer = setTimeout(() => this.#tryTo(() => this.#connect()), ms);
+  }
+
+  /** Milliseconds to the next attempt. */
   #delay(code) {
     const { first, most } = this.#backoff;
-    const span = Math.min(most, first * 2 ** (this.#attempts - 1));
+    // All clients that were told the same time do not come back at the same moment.
+    if (this.#retryAfterMs) return Math.max(this.#backoffMs(code), this.#retryAfterMs + Math.random() * Math.min(most, first * 4));
+    return this.#backoffMs(code);
+  }
+
+  #backoffMs(code) {
+    const { first, most } = this.#backoff;
+    const span = Math.min(most, first * 2 ** Math.max(0, this.#attempts - 1));
     // A server that stops closes all connections at once: spread the reconnects.
     if (code === 1001 || code === 1012) return Math.random() * Math.min(most, Math.max(span, first * 4));
     if (code === 1008) return less(most);
@@ -393,8 +809,9 @@ export class Signaling extends EventTarget {
   /** The network may be back, or a connection may have been lost unnoticed. */
   #wake() {
     this.#attempts = 0;
-    if (this.#state === "waiting") this.#connect();
-    else if (this.#state === "open") this.#fence();
+    this.#diagnosis.reset();
+    if (this.#state === "open") this.#fence();
+    else if (this.#state === "waiting" && performance.now() >= this.#notBefore) this.#tryTo(() => this.#connect());
   }
 
   #leave(reason) {
@@ -403,10 +820,11 @@ export class Signaling extends EventTarget {
     this.#end(undefined, reason);
   }
 
-  #end(why, rejection, code) {
+  #end(why, rejection = new Error(why), code = undefined) {
+    this.#begin();
+    this.#renewal.stop();
     this.#socket = undefined;
     this.#forget();
-    clearTimeout(this.#timer);
     this.#listening.abort();
     this.#readyResolvers.reject(rejection);
     this.#change("closed", { reason: why, code });
@@ -414,7 +832,7 @@ export class Signaling extends EventTarget {
   }
 
   #change(state, detail) {
-    if (state === this.#state && state !== "connecting") return;
+    if (state === this.#state && state === "open") return;
     this.#state = state;
     emit(this, "statechange", { state, ...detail });
   }
@@ -423,6 +841,7 @@ export class Signaling extends EventTarget {
 
   #flush() {
     if (this.#catchingUp) return;
+    for (const { entry, json } of this.#outbox.takeUnsealed()) this.#sealEntry(entry, json, this.#selfId);
     this.#outbox.write((entry) => {
       this.#socket.send(entry.text);
       if (entry.wasSent) return;
@@ -430,7 +849,7 @@ export class Signaling extends EventTarget {
       emit(this, "sent", entry.message);
     });
     if (this.#state !== "open") return; // A listener left.
-    if (!this.#token) this.#outbox.confirm(Infinity);
+    if (!this.#resumeToken) this.#outbox.confirm(this.#outbox.unconfirmed);
     else if (!this.#pendingFence && this.#outbox.unconfirmed) this.#fence();
   }
 
@@ -456,24 +875,85 @@ export class Signaling extends EventTarget {
     this.#timer = setTimeout(late, ms);
   }
 
-  #refuse(code, messages) {
-    const message = code === "too_large" ? `a message may have at most ${this.#maxMessageBytes} bytes` : "not sent";
+  #refuse(code, messages, why = "not sent") {
+    const message = code === "too_large" ? `a message may have at most ${this.#maxMessageBytes} bytes` : why;
     for (const { msgId } of messages) emit(this, "error", { type: "error", code, message, msgId });
+  }
+
+  // -- Sealed payloads --
+
+  #share(secret) {
+    this.#sealing = sealingOf(secret, topicOf(this.#url));
+    this.#sealing.catch((error) => {
+      if (this.#state === "closed") return;
+      this.#socket?.close(1000);
+      const why = `sealing.js could not be loaded beside signaling.js: ${messageOf(error)}`;
+      this.#end(why);
+    });
+  }
+
+  /** Seals the payload of a message, which is written when all before it are sealed as well. */
+  async #sealEntry(entry, json, from) {
+    const { number, message } = entry;
+    const { type, to } = message;
+    try {
+      const sealing = await this.#sealing;
+      entry.text = JSON.stringify({ ...message, payload: await sealing.seal({ type, from, to, number }, json) });
+    } catch (error) {
+      const unsealed = this.#outbox.remove((kept) => kept === message);
+      this.#refuse("not_sealed", unsealed, `the payload was not sealed: ${messageOf(error)}`);
+    }
+    if (this.#state === "open") this.#flush();
+  }
+
+  /** Opens the payload of a message, and passes it on if it is what its sender sealed for this peer. */
+  async #unseal(sealed) {
+    const sealing = await this.#sealing;
+    const { message, reason } = await sealing.open(sealed, this.#selfId);
+    if (this.#state === "closed") return;
+    if (message) this.#take(message);
+    else if (reason) emit(this, "tampered", { from: sealed.from, type: sealed.type, reason });
+  }
+
+  /** Processes what a connection brings in its order, although a payload takes time to open. */
+  #inTurn(react) {
+    if (!this.#sealing) {
+      react();
+      return;
+    }
+    if (this.#arrivals.length >= MAX_ARRIVALS && this.#socket) this.#abandon("the server sends faster than this side reads");
+    this.#arrivals.push(react);
+    if (this.#arrivals.length === 1) this.#work();
+  }
+
+  async #work() {
+    for (; this.#arrivals.length; this.#arrivals.shift()) {
+      try {
+        await this.#arrivals[0]();
+      } catch (error) {
+        // sealing.js is missing: the client has ended.
+        if (this.#state !== "closed") queueMicrotask(() => { throw error; });
+      }
+    }
   }
 
   // -- Receiving --
 
   #receive(data) {
+    this.#accept();
     const message = read(data);
-    this.#seen++;
+    // An error before `welcome`, such as `topic_full`, belongs to no session.
+    if (this.#isWelcomed || message?.type === "welcome") this.#seen++;
     if (this.#state === "open") {
       this.#awaitsEcho = false;
       this.#watch(MS.idle, () => this.#fence());
     }
-    if (!message) return;
+    if (!message || this.#renewal.take(message)) return undefined;
     const fence = /^fence (\d+) (\d+)$/.exec(message.msgId)?.slice(1).map(Number);
     if (fence && (message.from === this.#selfId || message.type === "error")) this.#fenceReturned(...fence);
+    else if (this.#sealing && RELAYED.includes(message.type)) return this.#unseal(message);
     else if (!this.#repeated(message)) this.#take(message);
+    return undefined;
   }
 
   /** Whether a message is a duplicate: its sender repeats unconfirmed messages after a loss. */
@@ -502,7 +982,11 @@ export class Signaling extends EventTarget {
     return this.#peers.has(id) || id === this.#selfId;
   }
 
-  #enter({ selfId, iceServers, resume, resumed }) {
+  #enter(message) {
+    this.#isWelcomed = true;
+    // Another id is another peer, whatever the server says: nothing may be repeated as that.
+    if (message.selfId !== this.#selfId) delete message.resumed;
+    const { selfId, iceServers, resume, resumed, expiresIn } = message;
     if (!resumed) {
       this.#seen = 1;
       this.#lastNumbers.clear();
@@ -511,7 +995,8 @@ export class Signaling extends EventTarget {
       if (this.#formerIds.size > MAX_FORMER_IDS) this.#formerIds.delete(oldest);
     }
     this.#selfId = selfId;
-    this.#token = resume?.token;
+    this.#resumeToken = resume?.token;
+    this.#renewal.start(expiresIn);
     this.#iceServers = iceServers ?? [];
     this.#forget();
   }

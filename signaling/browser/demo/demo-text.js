@@ -27,8 +27,8 @@ export function oneLine(text, longest) {
 /** The room of everybody who chooses no other. */
 export const DEFAULT_TOPIC = "demo";
 
-/** Whether a text has only characters that tokens have (RFC 6750, section 2.1). */
-export const isToken = (text) => /^[\w.~+/-]+=*$/.test(text);
+/** Whether a text has only characters of tokens that a page can present. */
+export const isToken = (text) => /^[\w.~+-]+$/.test(text);
 
 /**
  * The topic and the token in the address of the page, such as `#team-meeting&token=ey...`.

@@ -1066,7 +1066,7 @@ class Call {
     const texts = {
       connecting: "Signaling: connecting",
       open: "Signaling: open",
-      waiting: `Signaling lost: next attempt in ${seconds} s`,
+      waiting: `${this.#wasOpen ? "Signaling lost" : "No signaling"}: retry in ${seconds} s`,
       closed: "Signaling: closed",
       left: "Not joined",
     };
@@ -1099,12 +1099,13 @@ class Call {
   }
 
   #troubleText(state) {
-    const goesOn = "Your call goes on";
-    if (state === "closed") return `${this.#refused?.text ?? `Disconnected: ${this.reason}.`} ${goesOn}, but nobody new can join it.`;
-    if (this.#refused) return this.#wasOpen ? `${this.#refused.text} ${goesOn} meanwhile.` : this.#refused.text;
-    if (!navigator.onLine) return `You are offline.${this.#wasOpen ? ` ${goesOn} if the others are on your network.` : ""}`;
-    if (this.#wasOpen) return `The server cannot be reached. ${goesOn}; people who join now see you when it is back.`;
-    return "The server cannot be reached. Is it running, and are you connected to its network?";
+    const text = this.#refused?.text;
+    const ifCalling = (words) => (this.#peers.size ? ` Your call goes on${words}.` : "");
+    if (state === "closed") return (text ?? `Disconnected: ${this.reason}.`) + ifCalling(", but nobody new can join it");
+    if (text) return text + ifCalling(" meanwhile");
+    if (!navigator.onLine) return `You are offline.${ifCalling(" if the others are on your network")}`;
+    if (this.#wasOpen) return `The server cannot be reached.${ifCalling("; people who join now see you when it is back")}`;
+    return "There is no connection to the server. Is it running, and does it accept pages of this address?";
   }
 
   // -- The other peers --
@@ -1174,11 +1175,12 @@ class Call {
       view.refresh(name).catch(() => {}); // A closed connection has no stats.
     }
     const others = this.#peers.size;
-    const alone = this.#wasOpen ? "You are here" : "You are not in the room yet";
+    const isIn = this.#wasOpen && this.#signaling.state !== "closed";
+    const alone = isIn ? "You are here" : "You are not in the room";
     write(byId("people-count"), others ? `${others + 1} people here` : alone);
     byId("tiles").dataset.count = others + 1;
     byId("connections-empty").hidden = others > 0;
-    if (others || !this.#wasOpen) hide(byId("invite"), byId("copy-link"));
+    if (others || !isIn) hide(byId("invite"), byId("copy-link"));
     else byId("invite").hidden = false;
   }
 
@@ -1382,7 +1384,7 @@ function setJoining(isJoining) {
 
 async function enter(event) {
   event.preventDefault();
-  if (byId("join").ariaDisabled === "true") return;
+  if (byId("join").getAttribute("aria-disabled") === "true") return;
   const topic = byId("topic").value.trim().toWellFormed();
   const token = byId("token").value.trim();
   complain("", "");
@@ -1391,7 +1393,7 @@ async function enter(event) {
     return;
   }
   if (token && !isToken(token)) {
-    complain("token", "This is not a token: it has only letters, digits and - . _ ~ + / =");
+    complain("token", "This is not a token: it has only letters, digits and - . _ ~ +");
     return;
   }
   const name = oneLine(byId("name").value, 64);
@@ -1410,7 +1412,7 @@ function begin(given) {
   const { topic } = given;
   history.replaceState(null, "", `${location.pathname}#${encodeURIComponent(topic)}`);
   write(byId("call-topic"), topic);
-  write(byId("call-over"), topic === DEFAULT_TOPIC ? "Room, open to everybody" : "Room");
+  write(byId("call-over"), topic === DEFAULT_TOPIC && !given.token ? "Room, open to everybody" : "Room");
   byId("invite-link").href = inviteLink(topic);
   chat.clear();
   byId("sound").hidden = byId("trouble").hidden = true;
