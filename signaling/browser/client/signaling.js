@@ -385,10 +385,10 @@ class Renewal {
 
   /** Takes the answer to a token; returns whether the message was one. */
   take({ type, msgId, expiresIn }) {
-    if (type !== "token" && (type !== "error" || msgId === undefined || msgId !== this.#msgId)) return false;
-    if (msgId === this.#msgId && type === "token") this.start(expiresIn);
-    else if (msgId === this.#msgId) this.#again();
-    return true;
+    const isAwaited = msgId !== undefined && msgId === this.#msgId;
+    if (type === "token" && isAwaited) this.start(expiresIn);
+    else if (type === "error" && isAwaited) this.#again();
+    return type === "token" || isAwaited;
   }
 
   #in(ms) {
@@ -705,6 +705,7 @@ export class Signaling extends EventTarget {
     this.#timer = setTimeout(() => this.#abandon("the server did not answer"), MS.opening);
   }
 
+  /** The handshake succeeded, so the token is right. */
   #accept() {
     this.#isAccepted = this.#wasAccepted = true;
     this.#wasAskedAnew = false;
@@ -780,6 +781,7 @@ export class Signaling extends EventTarget {
     }
   }
 
+  /** Asks the server why, and then tries again as it says; without an answer as late as without the question. */
   async #diagnose(detail, signal) {
     const failedAt = performance.now();
     const retryInMs = this.#delay(detail.code);
@@ -792,6 +794,7 @@ export class Signaling extends EventTarget {
     else this.#end(detail.reason, undefined, detail.code);
   }
 
+  /** The server refused a connection: gets another token at once, ends, or tries again later. */
   #judge(refusal, { code }) {
     const { status, reason, retryAfter = 0 } = refusal;
     const mayRenew = this.#credential.isRenewable && !this.#wasAskedAnew && this.#reconnect;
@@ -830,10 +833,9 @@ export class Signaling extends EventTarget {
 
   /** Milliseconds to the next attempt. */
   #delay(code) {
-    const { first, most } = this.#backoff;
-    // All clients that were told the same time do not come back at the same moment.
-    if (this.#retryAfterMs) return Math.max(this.#backoffMs(code), this.#retryAfterMs + Math.random() * Math.min(most, first * 4));
-    return this.#backoffMs(code);
+    const backoffMs = this.#backoffMs(code);
+    // Clients that were told the same time do not all come back at the same moment.
+    return this.#retryAfterMs ? Math.max(backoffMs, this.#retryAfterMs + Math.random() * backoffMs) : backoffMs;
   }
 
   #backoffMs(code) {
