@@ -216,6 +216,9 @@ class TopicResource(Endpoint):
         """Answer a request with an error, which is JSON for a check."""
         if not _is_check(request):
             return super().answer_refusal(request, refused)
+        if request.method == b"OPTIONS":
+            # A browser sends no GET after a preflight that fails, and the page would not learn why.
+            return self.answer_preflight(request)
         return answer_body(request, _answer_check(request, refused))
 
     def answer(self, request: Request) -> Any:

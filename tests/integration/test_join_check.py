@@ -124,6 +124,12 @@ def test_a_path_that_is_no_topic_is_404(harness: Harness) -> None:
         assert checked(harness, f"{path}?check")["status"] == 404
 
 
+def test_a_page_with_a_token_learns_that_a_path_is_no_topic(harness: Harness) -> None:
+    asked = {"Access_Control_Request_Headers": "authorization", "Origin": FOREIGN}
+    status, headers, _ = harness.request(plain("/ws/a/b?check", method="OPTIONS", **asked))
+    assert (status, headers["access-control-allow-headers"]) == (204, "authorization")
+
+
 def test_head_is_answered_without_a_body(make_server: MakeHarness) -> None:
     status, headers, body = make_server().request(plain("/ws/room?check", method="HEAD"))
     assert (status, body, headers["content-length"]) == (200, "", str(len(json.dumps(OK))))

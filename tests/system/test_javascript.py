@@ -819,7 +819,7 @@ def test_a_page_learns_why_it_is_refused(page: webdriver.Chrome, keys: Path) -> 
             ("room", issuer.token(number=1), 401, "signature"),
             ("room", issuer.token(exp=time.time() - 60), 401, "expired"),
             ("other", issuer.token(), 403, "topic"),
-            ("a/b", None, 404, "topic"),
+            ("a/b", issuer.token(), 404, "topic"),
         ):
             detail = why(server.url + name, token)
             assert detail["status"] == status

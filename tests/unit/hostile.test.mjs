@@ -450,6 +450,18 @@ test("a candidate that is too long or too deep is ignored", async () => {
   assert.equal(connections[0].candidates, 1);
 });
 
+test("a description of so many sections that the browser would be busy with it is an error, and is not applied", async () => {
+  const { say, failed } = meet([{ id: "a" }]);
+  const sections = (count, end) => `m=audio 9 UDP/TLS/RTP/SAVPF 0${end}`.repeat(count);
+  for (const end of ["\r\n", "\n", "\r"]) say(offer("a", "1", sections(65, end)));
+  await nextTurn();
+  assert.deepEqual(failed, Array(3).fill("a: the offer has more than 64 media sections"));
+  assert.equal(connections[0].remoteDescription, null);
+  say(offer("a", "1", sections(64, "\r\n")));
+  await pass(1_000);
+  assert.notEqual(connections[0].remoteDescription, null);
+});
+
 test("ICE servers that the browser does not take are told, and peers meet without them", async () => {
   const bad = { iceServers: [{ urls: "http://example.com" }] };
   const { mesh, say, failed } = meet([{ id: "a" }], { extra: bad });
