@@ -172,6 +172,26 @@ def test_what_is_no_token_is_invalid_token(harness: Harness, wrong: Any) -> None
     )
 
 
+def test_a_token_may_be_as_long_as_in_a_request(make_server: MakeHarness) -> None:
+    checked: list[bytes] = []
+
+    class Recording(OpaqueChecker):
+        def requestAvatarId(self, credentials: Any) -> Grant:
+            checked.append(credentials.token)
+            return super().requestAvatarId(credentials)
+
+    checkers: Any = [Recording()]
+    peer = joined(make_server(portal=Portal(GrantRealm(), checkers), max_header_bytes=1000), "opaque")
+    checked.clear()
+    for length in (1000, 1001):
+        peer.say(renewal("x" * length))
+    assert [message["message"] for message in peer.heard()] == [
+        OTHER_OWNER,
+        "token: at most 1000 bytes, as in a request",
+    ]
+    assert [len(text) for text in checked] == [1000]
+
+
 @pytest.mark.parametrize("send", [True, False])
 @pytest.mark.parametrize(
     ("text", "codes"),
