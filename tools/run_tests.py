@@ -1,12 +1,13 @@
 """Run the tests in parts, several at a time, and end with one verdict: ``run_tests.py check`` or ``run_tests.py all``.
 
 ``check`` is the inner loop: unit tests, and the integration tests on the server's own port. ``all`` is everything; its
-coverage has to reach the floor. Many tests mostly wait, so there are two parts at a time for each core. PYTEST_OPTIONS
+coverage has to reach the floor. Many tests mostly wait, so there are five parts at a time for two cores. PYTEST_OPTIONS
 are passed on to pytest.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -56,10 +57,16 @@ def system(*names: str) -> list[str]:
 
 _SYSTEM = [
     Part("browsers", system("demo", "javascript", "firefox", "webkit", "webrtc")),
-    Part("npm", system("npm", "react")),
     Part("starting", system("options", "starting", "health", "systemd", "access", "kubernetes", "packaging")),
-    Part("clients", system("aiortc_client", "client_interop", "mesh_restarts", "turn", "proxies")),
     Part("cluster", system("cluster", "redis_engine", "wall_clock")),
+    Part("aiortc and proxies", system("aiortc_client", "client_interop", "mesh_restarts", "turn", "proxies")),
+    Part(
+        "Python clients",
+        system(
+            "clients", "python_client", "twisted_client", "client_tokens", "sealed", "hostile_peers", "hostile_servers"
+        ),
+    ),
+    Part("npm", system("npm", "react")),
     Part("workers", system("workers")),
 ]
 _NAMED = [path for part in _SYSTEM for path in part.arguments]
@@ -67,6 +74,8 @@ ALL = [
     # The longest first, so that all processes end at about the same time. Coverage doubles the time of what it watches,
     # so it watches the tests in memory that show most.
     Part("measured", ["tests/unit", "tests/integration", "-m", "not redis and not unmeasured"], covered=True),
+    Part("other system tests", ["tests/system", *(f"--ignore={path}" for path in _NAMED)]),
+    *_SYSTEM,
     # What reads frames runs once more, over one way in, as all ways read frames alike, and without nodes, which send
     # each other none.
     Part(
@@ -74,8 +83,6 @@ ALL = [
         ["tests/integration", "tests/fuzz", *system("conformance", "failures", "wire_transcript"), "-m", _OWN_PORT],
         fast_path=False,
     ),
-    Part("other system tests", ["tests/system", *(f"--ignore={path}" for path in _NAMED)]),
-    *_SYSTEM,
     Part("unmeasured", ["tests/unit", "tests/integration", "-m", "redis or unmeasured"]),
     Part("simulator and fuzz", ["tests/simulator", "tests/fuzz"]),
 ]
@@ -128,7 +135,7 @@ def words(counts: Counter[str]) -> str:
 
 def run(parts: Sequence[Part]) -> Counter[str]:
     """Run parts, some at a time, and add up their counts."""
-    at_once = 2 * (os.cpu_count() or 1)
+    at_once = math.ceil(2.5 * (os.cpu_count() or 1))
     waiting, running, total = list(parts), list[Running](), Counter[str]()
     with tempfile.TemporaryDirectory() as folder:
         try:

@@ -110,6 +110,10 @@ class HostileRelay:
                     continue
                 for tampered in self._tamper(message, late):
                     await client.send(json.dumps(tampered))
+                # To those for whom it is not.
+                for other in [other for other in self._clients if other is not client]:
+                    with suppress(ConnectionClosed):
+                        await other.send(text)
 
     def _tamper(self, message: dict[str, Any], late: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Yield what the target gets for a message: it comes out of order, or after all kinds of forgeries."""

@@ -28,7 +28,7 @@ class JoinConditions:
     """
 
     def __init__(self, seed: str, *, any_at_all: bool = True) -> None:
-        # SALT is chosen so that the seeds which test_simulator.py keeps have no such conditions.
+        # SALT is chosen so that the seeds which test_simulator.py keeps have no such conditions, except t167.
         self.random = random = Random(f"{SALT} {seed}")
         self.active = any_at_all and random.random() < 0.65
         self._limits: dict[str, Any] = {}

@@ -17,6 +17,7 @@ KEPT = {
     "t12": "what waited for a peer that moved was said to be written",
     "t15": "a node that got a peer too late did not say that what waited is dropped",
     "t45": "what a sender sent after it had moved overtook what it had sent before",
+    "t167": "a client counted the error that it got in place of a welcome, and could not resume any more",
     "t325": "a relay ended while its sender was offered to another node, which did not take it",
     "t3566": "answers that waited for the end of a hand-off pushed out what its client had not seen",
     "t20804": "a client resumed on the node that it was leaving, which had not heard yet that it had left",

@@ -8,12 +8,14 @@ const signaling: Signaling = join(new URL("wss://example.com/ws/room"), {
   signal: leaving.signal,
   backoff: { first: 100 },
   maxMessageBytes: 1_000_000,
+  secret: "correct horse battery staple",
 });
 
 signaling.addEventListener("received", ({ detail }: CustomEvent<WireMessage>) => {
   if (detail.type === "peer-list") detail.peers.map(({ id, metadata }) => `${id} ${metadata.name}`);
 });
 signaling.addEventListener("offer", ({ detail }: CustomEvent<RelayedMessage>) => detail.from.length);
+signaling.addEventListener("tampered", ({ detail: { from, type, reason } }) => `${from}: ${type}: ${reason}`);
 signaling.addEventListener("statechange", ({ detail }) => detail.retryInMs?.toFixed() ?? detail.code === 4401);
 
 const mesh = new Mesh(signaling, { configuration: { iceTransportPolicy: "relay" }, channel: true, maxConnections: 8 });

@@ -255,6 +255,8 @@ def test_access_tokens(driver: webdriver.Chrome, tmp_path: Path, axe: str) -> No
         wait_for_text(driver, "#trouble-text", "This access token has expired")
         assert driver.find_element("id", "trouble").is_displayed()
         assert texts(driver, "#state-text") == ["Signaling: closed"]
+        assert texts(driver, "#people-count") == ["You are not in the room"]
+        assert not driver.find_element("id", "invite").is_displayed()
         assert_accessible(driver, axe)
         driver.execute_script("for (const message of document.querySelectorAll('.message')) message.click()")
         shown = "return [document.documentElement.outerHTML, location.href, document.title, document.body.innerText]"

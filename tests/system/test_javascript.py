@@ -26,7 +26,7 @@ from tests.system.browser import chromium, run, wait_until
 from tests.system.refusing_turn import refusing_turn
 
 # For how long a mesh lives on tokens of five seconds; two minutes are a good trial.
-TOKEN_TRIAL_SECONDS = float(os.environ.get("TOKEN_TRIAL_SECONDS", "6"))
+TOKEN_TRIAL_SECONDS = int(os.environ.get("TOKEN_TRIAL_SECONDS", "6"))
 
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parents[1] / "docs" / "clients.md"
@@ -706,6 +706,7 @@ LOGIN = """
 """
 
 
+@pytest.mark.timeout(TOKEN_TRIAL_SECONDS + 60)
 def test_a_mesh_lives_on_tokens_that_last_five_seconds(page: webdriver.Chrome, keys: Path) -> None:
     begin = """
       globalThis.renewals = [];
@@ -739,8 +740,8 @@ def test_a_mesh_lives_on_tokens_that_last_five_seconds(page: webdriver.Chrome, k
     options = ["--port=0", f"--auth=jwt:{keys}", "--resume-window=60", "--log-level=debug"]
     with running(options) as server, fault_proxy(server.port) as proxy:
         run(page, LOGIN + begin, f"ws://127.0.0.1:{proxy.port}/ws/room")
-        page.set_script_timeout(TOKEN_TRIAL_SECONDS + 30)
-        run(page, "await p.pause(given[0])", TOKEN_TRIAL_SECONDS * 1000)
+        for _ in range(TOKEN_TRIAL_SECONDS):
+            run(page, "await p.pause(1000)")
         result = run(page, end)
         print(result, proxy.accepted)
         assert proxy.accepted == 3, "no further connection, and no check"

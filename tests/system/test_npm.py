@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 import shutil
+import socketserver
 import subprocess
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +148,87 @@ def test_a_program_of_es_modules_and_one_of_commonjs_exchange_sealed_payloads(ap
             for each in programs:
                 each.kill()
     assert said == {"a sealed offer\n", "a sealed answer\n"}
+
+
+def frame(first: int, payload: bytes = b"", length: int | None = None) -> bytes:
+    """Write a frame; ``length`` is what it claims of its payload."""
+    size = len(payload) if length is None else length
+    head = bytes([first, size]) if size < 126 else bytes([first, 127]) + size.to_bytes(8, "big")
+    return head + payload
+
+
+OPEN = b"HTTP/1.1 101 x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %s\r\n"
+TAKEN = OPEN + b"Sec-WebSocket-Protocol: signaling\r\n\r\n"
+JOINED = frame(0x81, b'{"type":"welcome","selfId":"a"}') + frame(0x81, b'{"type":"peer-list","peers":[]}')
+# What a server or a proxy may answer; %s is the right Sec-WebSocket-Accept.
+ODD_ANSWERS = [
+    TAKEN + frame(0xF1),
+    TAKEN + frame(0x81, b"\xff"),
+    TAKEN + frame(0x88, (999).to_bytes(2, "big")),
+    TAKEN + frame(0x88, b"x"),
+    TAKEN + frame(0x81, length=2**62),
+    TAKEN + bytes([0x81, 0x85]) + b"maskhello",
+    TAKEN + frame(0x80, b"a continuation"),
+    TAKEN + frame(0x82, b"{}") + frame(0x89, b"x") * 1_000,
+    TAKEN + JOINED[:20],
+    b"",
+    b"nonsense",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+    b"HTTP/1.1 302 x\r\nLocation: http://127.0.0.1:1/\r\n\r\n",
+    b"HTTP/1.1 503 x\r\nRetry-After: 0\r\n\r\n",
+    b"HTTP/1.1 101 x\r\n\r\n",
+    OPEN.replace(b"%s", b"wrong") + b"\r\n",
+    OPEN + b"\r\n",
+    OPEN + b"Sec-WebSocket-Protocol: another\r\n\r\n",
+    OPEN + b"Sec-WebSocket-Extensions: x; y=z\r\nSec-WebSocket-Protocol: signaling\r\n\r\n",
+    b"HTTP/1.1 101 x\r\n" + b"x: y\r\n" * 20_000 + b"\r\n",
+]
+
+
+class OddServer(socketserver.BaseRequestHandler):
+    """Answers one connection after the other oddly, and then as it should; it answers no check."""
+
+    answers: Iterator[bytes]
+
+    def handle(self) -> None:
+        head = b""
+        while not head.endswith(b"\r\n\r\n") and (data := self.request.recv(4_096)):
+            head += data
+        if key := re.search(rb"(?i)sec-websocket-key: (.*)\r", head):
+            answer = next(type(self).answers)
+            accept = base64.b64encode(hashlib.sha1(key[1] + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+            with suppress(OSError):
+                self.request.sendall(answer.replace(b"%s", accept))
+                if answer.endswith(JOINED):
+                    self.request.recv(4_096)
+
+
+SURVIVING = """
+const signaling = join(process.argv[1], { WebSocket, token: async () => "t", backoff: { first: 1, most: 1 } });
+let attempts = 1;
+signaling.addEventListener("statechange", ({ detail }) => detail.state === "connecting" && attempts++);
+await signaling.ready;
+console.log(attempts);
+const early = join(process.argv[1], { WebSocket });
+early.leave();
+signaling.leave();
+"""
+
+
+@pytest.mark.usefixtures("packed")
+def test_a_program_in_node_outlives_whatever_a_socket_emits(application: Path) -> None:
+    OddServer.answers = iter([*ODD_ANSWERS, TAKEN + JOINED, b""])
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), OddServer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"ws://127.0.0.1:{server.server_address[1]}/ws/room"
+        script = HEADS["module"] + SURVIVING
+        try:
+            output = run(need("node"), "--input-type=module", "-e", script, url, cwd=application)
+        finally:
+            server.shutdown()
+            thread.join()
+    assert output == f"{len(ODD_ANSWERS) + 1}\n"
 
 
 # Of examples: names that the text around them introduces.

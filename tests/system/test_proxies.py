@@ -209,7 +209,7 @@ def test_haproxy_keeps_topics_whole_while_both_nodes_are_restarted(tmp_path: Pat
                 assert not any(peer.refused for peer in peers.all)
 
         asyncio.run(scenario())
-        assert "/ws/room-0" in proxy.log()
+        wait_until(lambda: "/ws/room-0" in proxy.log(), state=proxy.log)
         assert SECRET not in proxy.log()
 
 
@@ -254,11 +254,11 @@ def test_nginx_fails_over_and_a_reload_brings_topics_home(tmp_path: Path) -> Non
                     await asyncio.to_thread(node.start)
                     await peers.move(TOPICS, proxy.reload)
                     await peers.check_new_peers()
-                    assert topics_at(node) == set(at_home)
+                    wait_until(lambda node=node, at_home=at_home: topics_at(node) == set(at_home))
                 assert not any(peer.refused for peer in peers.all)
 
         asyncio.run(scenario())
-        assert "/ws/room-0" in proxy.log()
+        wait_until(lambda: "/ws/room-0" in proxy.log(), state=proxy.log)
         assert SECRET not in proxy.log()
 
 

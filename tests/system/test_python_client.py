@@ -246,7 +246,8 @@ def test_a_server_that_is_asked_too_often_is_asked_again_after_the_time_that_it_
             async with joined(url):
                 # The backoff alone would have asked again after 20 ms.
                 assert asyncio.get_running_loop().time() - started >= 0.9
-        assert server.log.count("429") == 1
+        server.wait_for(": 429 ")
+        assert server.log.count(": 429 ") == 1
 
     with running(["--port=0", "--max-connection-rate=1", "--connection-burst=1"]) as server:
         asyncio.run(scenario(server.url + "room"))

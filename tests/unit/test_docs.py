@@ -26,7 +26,8 @@ def test_every_path_that_a_document_names_exists() -> None:
     for page in PAGES:
         text = page.read_text()
         for name in re.findall(rf"`((?:{FOLDERS})/[a-z\d_./-]*)", text):
-            assert (DOCS.parent / name).exists(), f"{page.name}: {name}"
+            # What make installs is not in a fresh clone.
+            assert (DOCS.parent / name).exists() or "node_modules" in name, f"{page.name}: {name}"
         for name in re.findall(rf"`((?:{PACKAGES})/[\w./-]+\.\w+)`", text):
             assert (DOCS.parent / "signaling" / name).exists() or (DOCS.parent / name).exists(), f"{page.name}: {name}"
 

@@ -75,6 +75,7 @@ export interface JoinOptions<M extends object = Metadata> {
 /** What is used of a WebSocket. */
 export interface WebSocketLike {
   readonly readyState: number;
+  readonly bufferedAmount?: number;
   send(data: string): void;
   close(code?: number): void;
   addEventListener(type: "open" | "message" | "error" | "close", listener: (event: any) => void): void;

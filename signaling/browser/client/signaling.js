@@ -12,6 +12,24 @@ const INSTANCE = "instance";
 // Messages that wait for a connection; the next one is `dropped`, as the server does with its own queues.
 const MAX_KEPT = 256;
 
+// Messages that were sent on the current connection, or wait for a moment, and are not confirmed.
+const MAX_UNCONFIRMED = 4_096;
+
+// Bytes that wait in the socket, for a server that does not read.
+const MAX_BUFFERED_BYTES = 16 * 2 ** 20;
+
+// Characters of a message of the server: enough for a list of `MAX_PEERS`.
+const MAX_RECEIVED = 32 * 2 ** 20;
+
+// Peers of a topic; a server has at most 5,000, unless its operator says otherwise.
+const MAX_PEERS = 16_384;
+
+// Characters of a peer's id; a server's have 26.
+const MAX_ID = 4_096;
+
+// Characters of a peer's metadata as JSON. A server takes no longer one from a client; a token may have about this much.
+const MAX_METADATA = 16_384;
+
 // Bytes of one message, unless the options say otherwise: the server's own default.
 const MAX_MESSAGE_BYTES = 65_536;
 
@@ -56,6 +74,9 @@ const MAX_TIMER_MS = 2 ** 31 - 1;
 // Candidates of one remote description: a browser finds a few dozen.
 const MAX_CANDIDATES = 256;
 
+// Characters of a candidate as JSON; those of browsers have about 200.
+const MAX_CANDIDATE = 4_096;
+
 // Descriptions of one peer that are applied at the same time.
 const MAX_DESCRIPTIONS = 8;
 
@@ -90,6 +111,7 @@ const MS = {
   grace: 60_000, // for a peer whose connection works to come back to the signaling
   beginAgain: 10_000, // from one connection to the next with the same peer, once `MAX_BEGUN` were made
   inFlight: 2_000, // for messages that were sent before a connection ended to arrive; less than `ignored`
+  connecting: 30_000, // for which a connection keeps its place in a full mesh while it is not connected
   begin: 1_000, // from one connection to the next, once twice `maxConnections` were made
 };
 
@@ -201,8 +223,18 @@ function emit(target, type, detail) {
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
 const isText = (value) => typeof value === "string";
 const isSeconds = (value) => Number.isFinite(value) && value >= 0;
+const isId = (value) => isText(value) && value.length <= MAX_ID;
 const objects = (value) => (Array.isArray(value) ? value.filter(isObject) : []);
-const metadataOf = ({ metadata }) => (isObject(metadata) ? metadata : {});
+const metadataOf = ({ metadata }) => (isObject(metadata) && charactersOf(metadata) <= MAX_METADATA ? metadata : {});
+
+/** The length of a value as JSON; infinite if it is nested too deeply for that. */
+function charactersOf(value) {
+  try {
+    return JSON.stringify(value).length;
+  } catch {
+    return Infinity;
+  }
+}
 
 /**
  * Reads a message of the server, and makes sure that every key on which this client or a page relies has its type.
@@ -210,6 +242,7 @@ const metadataOf = ({ metadata }) => (isObject(metadata) ? metadata : {});
  * @returns undefined if it is not a message of docs/protocol.md.
  */
 function read(data) {
+  if (!isText(data) || data.length > MAX_RECEIVED) return undefined;
   let message;
   try {
     message = JSON.parse(data);
@@ -221,13 +254,13 @@ function read(data) {
   const made = { type, ...rest, ...(isText(msgId) && { msgId }) };
   switch (type) {
     case "welcome":
-      return isText(rest.selfId) ? readWelcome(made) : undefined;
+      return isId(rest.selfId) ? readWelcome(made) : undefined;
     case "peer-list": {
-      const peers = objects(rest.peers).filter(({ id }) => isText(id));
+      const peers = objects(rest.peers).filter(({ id }) => isId(id)).slice(0, MAX_PEERS);
       return { ...made, peers: peers.map((peer) => ({ ...peer, metadata: metadataOf(peer) })) };
     }
     case "peer-joined":
-      return isText(rest.peerId) ? { ...made, metadata: metadataOf(rest) } : undefined;
+      return isId(rest.peerId) ? { ...made, metadata: metadataOf(rest) } : undefined;
     case "peer-left":
       return isText(rest.peerId) ? made : undefined;
     case "ice-servers":
@@ -594,7 +627,9 @@ export class Signaling extends EventTarget {
     const size = this.#sealing ? sealedSize(message, this.#outbox.next, json) : bytesIn(text);
     const open = this.#state === "open";
     const isTooLarge = size > this.#maxMessageBytes;
-    if (isTooLarge || this.#state === "closed" || (!open && this.#outbox.size >= MAX_KEPT)) {
+    const isFull = this.#outbox.size >= (open ? MAX_UNCONFIRMED : MAX_KEPT);
+    const isStuck = open && this.#socket.bufferedAmount > MAX_BUFFERED_BYTES;
+    if (isTooLarge || isFull || isStuck || this.#state === "closed") {
       queueMicrotask(() => this.#refuse(isTooLarge ? "too_large" : "dropped", [message]));
       return msgId;
     }
@@ -1041,7 +1076,7 @@ export class Signaling extends EventTarget {
 
   #joined(message) {
     const { peerId, metadata } = message;
-    if (this.#isThere(peerId) || this.#formerIds.has(peerId)) return;
+    if (this.#isThere(peerId) || this.#formerIds.has(peerId) || this.#peers.size >= MAX_PEERS) return;
     this.#peers.set(peerId, metadata);
     emit(this, "peer-joined", message);
   }
@@ -1105,6 +1140,7 @@ class Peer {
   #drops = 0;
   #droppedAt = -Infinity;
 
+  #unconnectedSince = performance.now(); // undefined while it is connected
   #gathering; // fulfilled by the first candidate
   #transport;
   #repairs = 0;
@@ -1135,6 +1171,11 @@ class Peer {
   /** Of the other side's connection; undefined before its first description. */
   get certificate() {
     return this.#certificate;
+  }
+
+  /** Whether it has not been connected for so long that another peer may take its place. */
+  get isOverdue() {
+    return performance.now() - this.#unconnectedSince >= MS.connecting;
   }
 
   /**
@@ -1245,7 +1286,7 @@ class Peer {
   }
 
   async addCandidate(candidate) {
-    if (this.#ignoring) return;
+    if (this.#ignoring || charactersOf(candidate) > MAX_CANDIDATE) return;
     if (!this.connection.remoteDescription) {
       if (this.#early.length < MAX_CANDIDATES) this.#early.push(candidate);
       return;
@@ -1359,6 +1400,7 @@ class Peer {
 
   #observe() {
     const state = this.connection.connectionState;
+    this.#unconnectedSince = state === "connected" ? undefined : (this.#unconnectedSince ?? performance.now());
     if (state === "connected") {
       this.#cancel("repair");
       this.#repairs = 0;
@@ -1535,7 +1577,7 @@ export class Mesh extends EventTarget {
   }
 
   #connectTo(id, atOnce) {
-    if (this.#peers.has(id)) return;
+    if (this.#peers.has(id) || this.#listening.signal.aborted) return;
     const candidates = this.#sameInstance(this.#signaling.peers.get(id));
     const returned = candidates.find((peer) => this.#successor(peer) === id);
     if (returned) this.#bind(returned, id);
@@ -1658,9 +1700,19 @@ export class Mesh extends EventTarget {
     this.#timer ??= setTimeout(() => {
       this.#timer = undefined;
       this.#crowded = false;
+      this.#makeRoom();
       for (const postponed of [...this.#postponed.keys()]) this.#connectTo(postponed);
     }, MS.begin);
     return undefined;
+  }
+
+  /** In a full mesh, a peer that is not connected loses its place to one that waits, and waits itself. */
+  #makeRoom() {
+    if (this.#peers.size < this.#maxConnections) return;
+    const overdue = [...this.#peers.values()].find(({ isOverdue }) => isOverdue);
+    if (!overdue) return;
+    this.#remove(overdue);
+    if (this.#signaling.peers.has(overdue.id) && !this.#listening.signal.aborted) this.#postpone(overdue.id);
   }
 
   #remove(peer) {

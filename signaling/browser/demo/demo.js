@@ -1041,7 +1041,6 @@ class Call {
     if (state === "open") {
       this.#wasOpen = true;
       this.#refused = undefined;
-      this.#refreshPeople();
       this.#show();
     }
     if (state === "closed" && !this.#wasOpen) {
@@ -1049,6 +1048,7 @@ class Call {
       return;
     }
     this.#showState({ state, reason });
+    this.#refreshPeople();
     announce(state === "waiting" ? `Signaling lost${wait}` : `Signaling ${state}`);
   }
 
