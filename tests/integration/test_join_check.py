@@ -319,7 +319,7 @@ def test_a_check_ends_with_its_connection(make_server: MakeHarness) -> None:
 
 def test_a_logout_that_fails_is_500(make_server: MakeHarness, logged: list[str]) -> None:
     slow = SlowCheck(make_server)
-    slow.realm.broken = True
+    slow.realm.failing = 1
     slow.answer.callback(Grant(prefixes=("",)))
     slow.harness.run()
     status, _, body = response(slow.connection.received)
