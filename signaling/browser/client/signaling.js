@@ -517,6 +517,7 @@ function sealedSize(message, number, json) {
  */
 function sealingOf(secret, topic) {
   if (!isText(secret)) throw new TypeError("the secret is no string");
+  if (/\p{Surrogate}/u.test(secret)) throw new TypeError("the secret is not Unicode: it has a lone surrogate");
   if (bytesIn(secret) < MIN_SECRET_BYTES) {
     const how = "btoa(String.fromCharCode(...crypto.getRandomValues(new Uint8Array(32))))";
     throw new TypeError(`the secret is shorter than ${MIN_SECRET_BYTES} bytes; make one with: ${how}`);
