@@ -445,6 +445,18 @@ test("a connection that was lost renews nothing, and the next one does", async (
   assert.deepEqual(sockets.at(-1).tokens.map(({ token: sent }) => sent), ["t3"]);
 });
 
+test("a peer's message that has the msgId of a renewal is passed on, and the renewal goes on", async () => {
+  const { heard } = await expiring(10);
+  await pass(8_000);
+  answer({ type: "offer", from: "a" });
+  assert.deepEqual(heard, ["offer"]);
+  heard.length = 0;
+  answer({ type: "token", expiresIn: 10 });
+  await pass(8_000);
+  assert.equal(sockets[0].tokens.length, 2);
+  assert.deepEqual(heard, []);
+});
+
 test("the answers to tokens count as messages of the session", async () => {
   await expiring(10);
   await pass(8_000);
