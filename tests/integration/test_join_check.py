@@ -9,6 +9,7 @@ from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
@@ -241,6 +242,14 @@ def test_a_page_of_a_forbidden_origin_learns_nothing_else(make_harness: MakeHarn
     assert answers == [{"status": 403, "reason": reason}] * 3
     status, headers, _ = harness.request(plain("/ws/room", method="OPTIONS", Origin=FOREIGN))
     assert (status, headers.get("access-control-allow-origin")) == (204, None)
+
+
+def test_a_page_names_its_origin_to_its_own_server(make_harness: MakeHarness, tmp_path: Path) -> None:
+    harness = make_harness(allow_origins=[OWN])
+    assert checked(harness, f"/ws/room?check={quote(OWN, safe='')}") == OK
+    assert checked(harness, f"/ws/room?check={quote(FOREIGN, safe='')}")["status"] == 403
+    # The header of a browser counts more than what a page says.
+    assert checked(harness, f"/ws/room?check={quote(OWN, safe='')}", Origin=FOREIGN)["status"] == 403
 
 
 # Logs
