@@ -365,6 +365,20 @@ def test_a_portal_that_fails_changes_nothing_and_its_text_stays_out(make_harness
     assert slow.peer.heard()[-1]["type"] == "offer"
 
 
+def test_a_portal_that_fails_again_and_again_does_not_fill_the_log(make_server: MakeHarness, logged: list[str]) -> None:
+    class Broken(OpaqueChecker):
+        def requestAvatarId(self, credentials: Any) -> Grant:
+            if credentials.token == b"broken":
+                raise KeyError(credentials.token)
+            return super().requestAvatarId(credentials)
+
+    checkers: Any = [Broken()]
+    peer = joined(make_server(portal=Portal(GrantRealm(), checkers)), "opaque")
+    peer.say_many([renewal("broken")] * 50)
+    assert [message["code"] for message in peer.heard()] == ["invalid_token"] * 50
+    assert len([line for line in logged if "a login failed: KeyError at " in line]) == 1
+
+
 def test_a_portal_may_take_longer_than_a_pong(make_server: MakeHarness) -> None:
     slow = SlowRenewal(make_server, ping_interval_seconds=2, ping_timeout_seconds=3)
     slow.harness.advance(9)
