@@ -14,9 +14,10 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
-from aiortc import RTCIceCandidate, RTCSessionDescription
+from aiortc import RTCIceCandidate, RTCPeerConnection, RTCSessionDescription
 
 from signaling.client import NotDelivered, PeerJoined, PeerLeft, Signaling, join
 from signaling.client.aiortc import BYE, TopicSignaling, deliver
@@ -31,6 +32,18 @@ THEIRS = "from aiortc.contrib.signaling import BYE, add_signaling_arguments, cre
 OURS = "from signaling.client.aiortc import BYE, add_signaling_arguments, create_signaling"
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with running() as started:
+        yield started
+
+
+@pytest.fixture
+def room(server: Server, request: pytest.FixtureRequest) -> str:
+    """A topic of its own."""
+    return server.url + quote(request.node.name, safe="")
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +147,7 @@ def test_ctrl_c_ends_aiortcs_own_example_on_both_sides(example: Path, name: str)
                 assert other.process.wait(SECONDS) == 0
 
 
-def test_send_and_receive_take_and_return_what_aiortcs_own_classes_do() -> None:
+def test_send_and_receive_take_and_return_what_aiortcs_own_classes_do(room: str) -> None:
     async def scenario(url: str) -> None:
         ada, ben = TopicSignaling(url), TopicSignaling(url)
         candidate = RTCIceCandidate(1, "f", "192.0.2.1", 4711, 1, "udp", "host", sdpMid="0", sdpMLineIndex=0)
@@ -155,11 +168,10 @@ def test_send_and_receive_take_and_return_what_aiortcs_own_classes_do() -> None:
         for obj in objects:
             await signaling.send(obj)
 
-    with running() as server:
-        asyncio.run(scenario(server.url + "room"))
+    asyncio.run(scenario(room))
 
 
-def test_leaving_is_a_bye_and_the_next_peer_takes_the_place() -> None:
+def test_leaving_is_a_bye_and_the_next_peer_takes_the_place(room: str) -> None:
     async def scenario(url: str) -> None:
         offer = RTCSessionDescription(sdp="v=0\r\n", type="offer")
         ada = TopicSignaling(url)
@@ -174,8 +186,7 @@ def test_leaving_is_a_bye_and_the_next_peer_takes_the_place() -> None:
             await ada.close()
             assert await ada.receive() is BYE
 
-    with running() as server:
-        asyncio.run(scenario(server.url + "room"))
+    asyncio.run(scenario(room))
 
 
 NONSENSE = [
@@ -192,7 +203,7 @@ NONSENSE = [
 ]
 
 
-def test_what_aiortc_cannot_take_is_left_out() -> None:
+def test_what_aiortc_cannot_take_is_left_out(room: str) -> None:
     async def scenario(url: str) -> None:
         ada = TopicSignaling(url)
         offer = RTCSessionDescription(sdp="v=0\r\n", type="offer")
@@ -210,8 +221,48 @@ def test_what_aiortc_cannot_take_is_left_out() -> None:
             assert {type(obj) for obj in received[:-1]} == {RTCIceCandidate}
             await ada.close()
 
-    with running() as server:
-        asyncio.run(scenario(server.url + "room"))
+    asyncio.run(scenario(room))
+
+
+def test_a_description_that_aiortc_rejects_is_the_programs_exception_once(room: str) -> None:
+    async def consume(connection: RTCPeerConnection, signaling: TopicSignaling) -> None:
+        while True:
+            await connection.setRemoteDescription(await signaling.receive())
+
+    async def scenario(url: str) -> None:
+        ada, connection = TopicSignaling(url), RTCPeerConnection()
+        good = RTCSessionDescription(sdp="v=0\r\n", type="offer")
+        async with asyncio.timeout(SECONDS), join(url) as mallory:
+            await ada.connect()
+            [target] = [message.peer_id async for message in first(mallory, PeerJoined)]
+            incomplete = {"sdp": "v=0\r\nm=application 9 UDP/DTLS/SCTP webrtc-datachannel\r\n"}
+            await mallory.deliver("offer", target, incomplete)
+            with pytest.raises(ValueError, match="ICE username fragment or password is missing"):
+                await consume(connection, ada)
+            await mallory.deliver("offer", target, {"sdp": good.sdp})
+            assert await ada.receive() == good
+            await connection.close()
+            await ada.close()
+
+    asyncio.run(scenario(room))
+
+
+def test_closing_ends_the_calls_that_wait_for_a_server() -> None:
+    async def scenario() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            url = f"ws://127.0.0.1:{free.getsockname()[1]}/ws/room"
+        signalings = [TopicSignaling(url) for _ in range(3)]
+        calls = [signalings[0].connect(), signalings[1].send(BYE), signalings[2].receive()]
+        waiting = asyncio.gather(*calls, return_exceptions=True)
+        await asyncio.wait([waiting], timeout=0.1)
+        async with asyncio.timeout(SECONDS):
+            for signaling in signalings:
+                await signaling.close()
+            connected, sent, received = await waiting
+        assert isinstance(connected, asyncio.CancelledError)
+        assert (sent, received) == (None, BYE)
+
+    asyncio.run(scenario())
 
 
 async def deliver_all(signaling: Signaling, target: str, payloads: list) -> None:
@@ -227,7 +278,7 @@ async def first(signaling: Signaling, kind: type) -> AsyncIterator[object]:
             return
 
 
-def test_a_peer_that_sends_more_than_the_program_receives_is_told_dropped() -> None:
+def test_a_peer_that_sends_more_than_the_program_receives_is_told_dropped(room: str) -> None:
     async def scenario(url: str) -> None:
         ada = TopicSignaling(url)
         async with asyncio.timeout(SECONDS), join(url) as mallory:
@@ -243,12 +294,11 @@ def test_a_peer_that_sends_more_than_the_program_receives_is_told_dropped() -> N
             await sending
             await ada.close()
 
-    with running() as server:
-        asyncio.run(scenario(server.url + "room"))
+    asyncio.run(scenario(room))
 
 
 @pytest.mark.parametrize("earlier", ["ada", "ben"])
-def test_of_two_offers_that_meet_that_of_the_earlier_peer_stands(earlier: str) -> None:
+def test_of_two_offers_that_meet_that_of_the_earlier_peer_stands(earlier: str, room: str) -> None:
     async def scenario(url: str) -> None:
         ada, ben = TopicSignaling(url), TopicSignaling(url)
         peers = {"ada": ada, "ben": ben}
@@ -265,11 +315,10 @@ def test_of_two_offers_that_meet_that_of_the_earlier_peer_stands(earlier: str) -
             await first.close()
             await second.close()
 
-    with running() as server:
-        asyncio.run(scenario(server.url + "room"))
+    asyncio.run(scenario(room))
 
 
-def test_a_description_that_is_longer_than_the_server_takes_is_an_error_at_once() -> None:
+def test_a_description_that_is_longer_than_the_server_takes_is_an_error_at_once(room: str) -> None:
     async def scenario(url: str) -> None:
         ada = TopicSignaling(url)
         async with asyncio.timeout(SECONDS), join(url):
@@ -277,8 +326,7 @@ def test_a_description_that_is_longer_than_the_server_takes_is_an_error_at_once(
                 await ada.send(RTCSessionDescription(sdp="x" * 70_000, type="offer"))
             await ada.close()
 
-    with running() as server:
-        asyncio.run(scenario(server.url + "room"))
+    asyncio.run(scenario(room))
 
 
 def test_a_server_that_takes_less_than_it_was_told_to_ends_the_sending() -> None:
@@ -315,7 +363,7 @@ class Member:
         self.received.put_nowait((peer.id, str(data)))
 
 
-def test_a_mesh_connects_everyone_to_everyone() -> None:
+def test_a_mesh_connects_everyone_to_everyone(room: str) -> None:
     async def scenario(url: str) -> None:
         members = [Member(url) for _ in range(3)]
         running_members = [asyncio.create_task(member.run()) for member in members]
@@ -333,5 +381,4 @@ def test_a_mesh_connects_everyone_to_everyone() -> None:
             await members[2].signaling.leave()
             await asyncio.gather(*running_members)
 
-    with running() as server:
-        asyncio.run(scenario(server.url + "room"))
+    asyncio.run(scenario(room))

@@ -148,7 +148,7 @@ test("the check has the query of the attempt and its token, but not the session"
   await lose();
   const [{ url, token }] = checks;
   const { url: attempted } = sockets[0];
-  assert.equal(url.href, `${attempted.href.replace("wss:", "https:")}&check`);
+  assert.equal(url.href, `${attempted.href.replace("wss:", "https:")}&check=`);
   assert.equal(token, "Bearer secret");
 });
 

@@ -428,7 +428,8 @@ class Diagnosis {
   constructor(url) {
     this.#url = new URL(url);
     this.#url.protocol = this.#url.protocol.replace("ws", "http");
-    this.#url.search += "&check";
+    // To its own server a page sends its origin with an upgrade only.
+    this.#url.search += `&check=${encodeURIComponent(globalThis.location?.origin ?? "")}`;
   }
 
   /** A streak has ended, or there is another token. */
