@@ -305,7 +305,7 @@ class Signaling:
         if token is not None:
             given = Headers(self._options.get("additional_headers") or {})
             options["additional_headers"] = [*given.raw_items(), ("Authorization", f"Bearer {token}")]
-        return await connect(self._session.url, open_timeout=None, **options)
+        return await _Connect(self._session.url, open_timeout=None, **options)
 
     async def _use(self, socket: ClientConnection, opening: asyncio.Timeout) -> Loss:
         self._socket = socket
@@ -422,6 +422,13 @@ def start(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
     task = asyncio.create_task(work)
     task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     return task
+
+
+class _Connect(connect):
+    """Follows no redirect, as in browsers: other servers get neither the token nor the metadata."""
+
+    def process_redirect(self, exc: Exception) -> Exception:
+        return exc
 
 
 async def _receive(socket: ClientConnection) -> str | bytes:

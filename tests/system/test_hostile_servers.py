@@ -317,6 +317,7 @@ ANSWERS = {
     "a retry that never comes": b"HTTP/1.1 503 Later\r\nRetry-After: \xb2\r\nContent-Length: 0\r\n\r\n",
     "no accept key": SWITCHING + b"\r\n",
     "a wrong accept key": SWITCHING + b"Sec-WebSocket-Accept: x\r\n\r\n\x81\x02{}",
+    "a redirect to no URL": b"HTTP/1.1 302 Found\r\nLocation: ws://[\r\nContent-Length: 0\r\n\r\n",
     "an endless header": b"HTTP/1.1 503 Later\r\nX: " + b"x" * 2_000_000,
 }
 
@@ -344,6 +345,19 @@ def test_whatever_a_server_answers_the_asyncio_client_asks_again(first: bytes) -
             with pytest.raises(Refused, match="HTTP 404: not here"):
                 async with join(url, backoff=soon()):
                     pass
+
+    asyncio.run(scenario())
+
+
+def test_a_redirect_is_not_followed() -> None:
+    async def scenario() -> None:
+        async with playing(expire) as (elsewhere, connections):
+            redirect = f"HTTP/1.1 307 Temporary Redirect\r\nLocation: {elsewhere}\r\nContent-Length: 0\r\n\r\n"
+            async with answering(redirect.encode()) as url:
+                with pytest.raises(Lost, match="HTTP 307"):
+                    async with join(url, token="secret", reconnect=False):
+                        pass
+            assert not connections
 
     asyncio.run(scenario())
 
