@@ -305,6 +305,94 @@ def test_deliver_after_leaving_is_an_error_at_once() -> None:
         asyncio.run(asyncio.wait_for(scenario(server.url + "room"), SECONDS))
 
 
+async def serve_well(connection: ServerConnection) -> None:
+    """Let a peer join, and return its messages to itself."""
+    await connection.send(WELCOME)
+    await connection.send(EMPTY)
+    async for text in connection:
+        message = json.loads(text)
+        if message["to"] == "b":
+            await connection.send(json.dumps({**message, "from": "b"}))
+
+
+def test_a_topic_that_is_full_for_long_is_joined_once_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signaling.client.connection.MAX_UNREAD", 3)
+    full = json.dumps({"type": "error", "code": "topic_full", "message": "no room"})
+    attempts = itertools.count()
+
+    async def play(connection: ServerConnection) -> None:
+        if next(attempts) < 5:
+            await connection.send(full)
+            await connection.close(1013, "no room")
+        else:
+            await serve_well(connection)
+
+    async def scenario() -> None:
+        async with playing(play) as (url, _), asyncio.timeout(5):
+            async with join(url, backoff=Backoff(0.001, 0.002)) as signaling:
+                assert isinstance(await anext(signaling), Welcome)
+
+    asyncio.run(scenario())
+
+
+def test_a_peer_whose_leaving_is_cancelled_does_not_join_again() -> None:
+    async def scenario() -> None:
+        async with playing(serve_well) as (url, connections):
+            for passes in itertools.count(1):
+                signaling = await join(url, backoff=Backoff(0.001, 0.002)).__aenter__()
+                leaving = asyncio.create_task(signaling.leave())
+                for _ in range(passes):
+                    await asyncio.sleep(0)
+                if leaving.done():
+                    break
+                leaving.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await leaving
+                await drain(signaling)
+            assert len(connections) == passes > 3
+
+    asyncio.run(scenario())
+
+
+def test_what_was_sent_goes_out_although_another_send_is_cancelled() -> None:
+    reads = asyncio.Event()
+    received: list[str] = []
+
+    async def play(connection: ServerConnection) -> None:
+        await connection.send(WELCOME)
+        await connection.send(EMPTY)
+        await reads.wait()
+        async for text in connection:
+            message = json.loads(text)
+            if message["to"] == "b":
+                await connection.send(json.dumps({**message, "from": "b"}))
+            else:
+                received.append(message["payload"][:1])
+
+    async def scenario() -> None:
+        async with playing(play) as (url, _), join(url) as signaling:
+
+            async def send(text: str) -> asyncio.Task[None]:
+                task = asyncio.create_task(signaling.deliver("offer", "a", text * 60_000))
+                await asyncio.sleep(0)
+                return task
+
+            # Until the socket takes no more.
+            full = [await send("x") for _ in range(200)]
+            first, second, third = await send("1"), await send("2"), await send("3")
+            for task in (*full, first, second):
+                task.cancel()
+                await asyncio.wait([task])
+                # The next one begins to write.
+                for _ in range(3):
+                    await asyncio.sleep(0)
+            reads.set()
+            await third
+            assert received[-3:] == ["1", "2", "3"]
+
+    asyncio.run(scenario())
+
+
 NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\n\r\nnot here\n"
 SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
 ANSWERS = {
