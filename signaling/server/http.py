@@ -6,7 +6,7 @@ given, with the bytes read so far, to a ``twisted.web`` site.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from constantly import NamedConstant
@@ -20,7 +20,7 @@ from zope.interface import implementer
 from signaling.admission import open_files
 from signaling.admission.client_address import Client, TrustedProxies
 from signaling.admission.connection_limits import ConnectionLimits
-from signaling.admission.origins import Origins
+from signaling.admission.origins import Origins, origins_of_page
 from signaling.auth.cred import Access
 from signaling.core.counters import Counters
 from signaling.core.join_request import JoinRequest
@@ -256,9 +256,14 @@ class HttpFactory(WebSocketConnectionFactory):
         Returns:
             Fails with ``Refused`` if the upgrade would be refused. To cancel it ends a login.
         """
+
+        def values_of_upgrade(name: bytes) -> Sequence[bytes]:
+            found = values(name)
+            return origins_of_page(found, values(b"referer")) if name == b"origin" else found
+
         try:
             request = check_join(segment, query, self.limits)
-            self._check_client(request, query, values)
+            self._check_client(request, query, values_of_upgrade)
         except Refused as refused:
             return fail(refused)
         return self.would_join(request, self.client(address, values))

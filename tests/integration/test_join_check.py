@@ -241,6 +241,18 @@ def test_a_page_of_a_forbidden_origin_learns_nothing_else(make_harness: MakeHarn
     assert (status, headers.get("access-control-allow-origin")) == (204, None)
 
 
+@pytest.mark.parametrize(
+    ("referer", "status"),
+    [(f"{FOREIGN}/", 403), (f"{FOREIGN}/page?x", 403), (f"{OWN}/", 200), (OWN, 200), ("about:client", 200), ("", 200)],
+)
+def test_a_page_of_this_server_has_its_origin_in_the_referer(
+    make_harness: MakeHarness, referer: str, status: int
+) -> None:
+    harness = make_harness(allow_origins=[OWN])
+    assert checked(harness, Referer=referer)["status"] == status
+    assert checked(harness, Referer=referer, Origin=OWN)["status"] == 200
+
+
 # Logs
 
 

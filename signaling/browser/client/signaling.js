@@ -465,6 +465,8 @@ class Diagnosis {
         credentials: "omit",
         cache: "no-store",
         redirect: "error",
+        // To its own server, a page sends no Origin: the server reads the origin from this.
+        referrerPolicy: "origin",
         signal: limit.signal,
       });
       const { status, reason, retryAfter } = JSON.parse(await textOf(response.body));

@@ -1105,7 +1105,7 @@ class Call {
     if (text) return text + ifCalling(" meanwhile");
     if (!navigator.onLine) return `You are offline.${ifCalling(" if the others are on your network")}`;
     if (this.#wasOpen) return `The server cannot be reached.${ifCalling("; people who join now see you when it is back")}`;
-    return "There is no connection to the server. Is it running, and does it accept pages of this address?";
+    return "There is no connection to the server. Is it running?";
   }
 
   // -- The other peers --
