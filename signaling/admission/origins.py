@@ -14,18 +14,6 @@ _PATTERN = re.compile(
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _ANY = "*"
 _MAX_SHOWN = 100
-_BEFORE_PATH = re.compile(rb"https?://[^/?#]+")
-
-
-def origins_of_page(origins: Sequence[bytes], referers: Sequence[bytes]) -> Sequence[bytes]:
-    """Return the Origin headers of a request, or in their place the origin in its Referer header.
-
-    For the GET requests of a page to its own server, which have no Origin (Fetch, section 3.2).
-    """
-    if origins or len(referers) != 1:
-        return origins
-    match = _BEFORE_PATH.match(referers[0])
-    return [match[0]] if match else origins
 
 
 class Origins:

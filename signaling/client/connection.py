@@ -170,12 +170,16 @@ class Signaling:
         # Read until the server's close frame, however much waits for the application.
         self._waiting += 1
         self._make_room()
-        socket = self._socket
-        if socket is not None:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._flush(), FLUSH_SECONDS)
-            await socket.close()
-        running.cancel()
+        try:
+            socket = self._socket
+            if socket is not None:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(FLUSH_SECONDS):
+                        await self._flush()
+                await socket.close()
+        finally:
+            # If this is cancelled, the connection is aborted: this peer must not join again.
+            running.cancel()
         await asyncio.wait([running])
 
     async def __aenter__(self) -> Self:
@@ -223,6 +227,8 @@ class Signaling:
                 # Until this peer has joined, the application waits for that and sees nothing else.
                 waiting = self._joined is not None and not self._joined.done()
                 level = logging.WARNING if waiting else logging.INFO
+                if waiting:
+                    self._forget_unread()
                 _log.log(level, "%s; connecting again in %.1f s", loss.reason, delay)
                 await asyncio.sleep(delay)
         except Exception as failure:
@@ -305,7 +311,7 @@ class Signaling:
         if token is not None:
             given = Headers(self._options.get("additional_headers") or {})
             options["additional_headers"] = [*given.raw_items(), ("Authorization", f"Bearer {token}")]
-        return await connect(self._session.url, open_timeout=None, **options)
+        return await _Connect(self._session.url, open_timeout=None, **options)
 
     async def _use(self, socket: ClientConnection, opening: asyncio.Timeout) -> Loss:
         self._socket = socket
@@ -372,6 +378,13 @@ class Signaling:
             self._unread_bytes += counted
         self._make_room()
 
+    def _forget_unread(self) -> None:
+        """Forget the messages of an attempt that failed, for example ``topic_full``: the next one needs the room."""
+        while not self._unread.empty():
+            self._unread.get_nowait()
+        self._unread_bytes = 0
+        self._make_room()
+
     def _fits(self, factor: int = 1) -> bool:
         return self._unread.qsize() < factor * MAX_UNREAD and self._unread_bytes < factor * MAX_UNREAD_BYTES
 
@@ -406,6 +419,10 @@ class Signaling:
             await self._flush()
 
     async def _flush(self) -> None:
+        # If the caller is cancelled, the rest is written all the same: the session counts it as written.
+        await asyncio.shield(start(self._write_out()))
+
+    async def _write_out(self) -> None:
         async with self._writing:
             socket = self._socket
             if socket is None:
@@ -422,6 +439,13 @@ def start(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
     task = asyncio.create_task(work)
     task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     return task
+
+
+class _Connect(connect):
+    """Follows no redirect, as in browsers: other servers get neither the token nor the metadata."""
+
+    def process_redirect(self, exc: Exception) -> Exception:
+        return exc
 
 
 async def _receive(socket: ClientConnection) -> str | bytes:

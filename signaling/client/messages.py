@@ -187,9 +187,13 @@ def decode_payload(text: bytes) -> Any:
 def _load(text: str) -> Any:
     """Read JSON that msgspec refuses: lone surrogates, which browsers write, huge numbers, and deep nesting."""
     try:
-        return json.loads(text, parse_int=_number)
+        return json.loads(text, parse_int=_number, parse_constant=_refuse)
     except RecursionError:
-        return json.loads(_prune(text), parse_int=_number)
+        return json.loads(_prune(text), parse_int=_number, parse_constant=_refuse)
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _number(digits: str) -> float:

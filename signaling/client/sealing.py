@@ -165,16 +165,17 @@ def sealed_length(plaintext_length: int) -> int:
 
 def _fields(payload: Any) -> tuple[int, bytes]:
     match payload:
-        # A bool and a float equal to 1 match as well.
-        case {"sealed": int(version), "number": int(number), "data": str(data)} if version == VERSION:
+        # In JSON, 1.0 is the same number as 1.
+        case {"sealed": int() | float() as version, "number": int() | float() as number, "data": str(data)}:
             pass
         case _:
             raise Rejected(UNSEALED)
-    if isinstance(version, bool) or isinstance(number, bool) or not 0 < number <= _MAX_NUMBER:
+    is_bool = isinstance(version, bool) or isinstance(number, bool)
+    if is_bool or version != VERSION or not 0 < number <= _MAX_NUMBER or number != int(number):
         raise Rejected(UNSEALED)
     try:
         if _BASE64URL.fullmatch(data):
-            return number, base64.urlsafe_b64decode(data + "=" * (-len(data) % 4))
+            return int(number), base64.urlsafe_b64decode(data + "=" * (-len(data) % 4))
     except binascii.Error:
         pass
     raise Rejected(UNOPENED)

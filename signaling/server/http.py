@@ -20,7 +20,7 @@ from zope.interface import implementer
 from signaling.admission import open_files
 from signaling.admission.client_address import Client, TrustedProxies
 from signaling.admission.connection_limits import ConnectionLimits
-from signaling.admission.origins import Origins, origins_of_page
+from signaling.admission.origins import Origins
 from signaling.auth.cred import Access
 from signaling.core.counters import Counters
 from signaling.core.join_request import JoinRequest
@@ -33,7 +33,7 @@ from signaling.server.shutdown import Shutdown, ShutdownState
 from signaling.transport.private_api import awaits_proxy_header
 from signaling.transport.tcp_port import accept_on
 from signaling.web.credentials import subprotocol
-from signaling.web.join_parsing import check_join
+from signaling.web.join_parsing import check_join, query_values
 from signaling.web.resources import site_root
 from signaling.web.site import BoundedChannel, SignalingSite
 from signaling.web.static_files import pages
@@ -235,15 +235,15 @@ class HttpFactory(WebSocketConnectionFactory):
         request = check_join(segment, query, self.limits)
         if key is None:
             key = check_upgrade(values)
-        self._check_client(request, query, values)
+        self._check_client(request, query, values, values(b"origin"))
         request.subprotocol = subprotocol(values)
         return request, key
 
-    def _check_client(self, request: JoinRequest, query: bytes, values: HeaderValues) -> None:
+    def _check_client(self, request: JoinRequest, query: bytes, values: HeaderValues, origins: Sequence[bytes]) -> None:
         if self.access is not None:
             request.credential = self.access.presented(values, query)
         if not self.origins.allow_any:
-            self.origins.check(values(b"origin"))
+            self.origins.check(origins)
         if not self.owns(request.topic):
             raise Refused(421, "this topic lives in another process: open a new connection, with a plain request")
 
@@ -256,14 +256,11 @@ class HttpFactory(WebSocketConnectionFactory):
         Returns:
             Fails with ``Refused`` if the upgrade would be refused. To cancel it ends a login.
         """
-
-        def values_of_upgrade(name: bytes) -> Sequence[bytes]:
-            found = values(name)
-            return origins_of_page(found, values(b"referer")) if name == b"origin" else found
-
         try:
             request = check_join(segment, query, self.limits)
-            self._check_client(request, query, values_of_upgrade)
+            # A page sends no Origin to its own server with a GET, but it does with an upgrade.
+            own = [origin for origin in query_values(query, "check") if origin]
+            self._check_client(request, query, values, values(b"origin") or own)
         except Refused as refused:
             return fail(refused)
         return self.would_join(request, self.client(address, values))

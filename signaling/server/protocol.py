@@ -252,8 +252,10 @@ class SignalingProtocol(HttpProtocol[Receipt]):
             logout()
             self._end_check(Rejected(ErrorCode.INVALID_TOKEN, wrong, presented.msg_id))
             return
-        self._log_out()
-        self._logout = logout
+        # In this order: if the old one's logout fails, the connection ends, and the new one is logged out with it.
+        old_logout, self._logout = self._logout, logout
+        if old_logout is not None:
+            old_logout()
         self.factory.expiries.clear(self)
         self._apply_grant(grant)
         self._end_check(messages.token_accepted(self.factory.expires_in(grant), presented.msg_id))
@@ -371,12 +373,13 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         super().connectionLost(reason)
         if self._login is not None:
             self._login.cancel()
-        self._log_out()
         if self._attempt is not None:
             self._attempt.connection_lost()
             self._attempt = None
         if self.slot is not None:
             self.slot.release()
+        # The last: it is the realm's, and may fail.
+        self._log_out()
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
         """Remove or detach the peer."""

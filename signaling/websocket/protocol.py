@@ -278,7 +278,10 @@ class WebSocketConnection(FrameReader, Generic[R]):
         return b""
 
     def pong_timed_out(self) -> None:
-        """Abort the connection, because its pong did not arrive in time."""
+        """Abort the connection, because its pong did not arrive in time, unless it was not read meanwhile."""
+        if self._read_pauses > ReadPause.TURN:
+            self.factory.pong_timeouts.set(self)
+            return
         self.ending = LeaveReason.PING_TIMEOUT
         self.abort(f"no pong within {self.factory.limits.ping_timeout_seconds:g} s")
 

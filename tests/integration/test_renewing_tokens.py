@@ -347,6 +347,42 @@ def test_a_portal_that_fails_changes_nothing_and_its_text_stays_out(make_harness
     assert slow.peer.heard()[-1]["type"] == "offer"
 
 
+def test_a_portal_may_take_longer_than_a_pong(make_server: MakeHarness) -> None:
+    slow = SlowRenewal(make_server, ping_interval_seconds=2, ping_timeout_seconds=3)
+    slow.harness.advance(9)
+    slow.answer(OWNER)
+    assert [message["type"] for message in slow.peer.heard()] == ["token"]
+    slow.harness.advance(9)
+    assert not slow.peer.lost
+
+
+def test_a_client_that_is_gone_when_the_portal_answers_is_aborted(make_server: MakeHarness) -> None:
+    slow = SlowRenewal(make_server, ping_interval_seconds=2, ping_timeout_seconds=3)
+    slow.peer.go_silent()
+    slow.harness.advance(9)
+    slow.answer(OWNER)
+    slow.harness.advance(6)
+    assert slow.harness.topics == {}
+
+
+def test_a_logout_that_fails_leaves_neither_a_login_nor_a_slot(make_server: MakeHarness) -> None:
+    slow = SlowRenewal(make_server, max_connections=1)
+    slow.realm.failing = 1
+    slow.answer(OWNER)
+    assert slow.peer.lost
+    assert slow.realm.inside == 0
+    slow.checker.asked.clear()
+    slow.peer = slow.harness.peer("/ws/room", {"Authorization": "Bearer opaque"})
+    slow.answer(OWNER)
+    slow.realm.failing = 1
+    with pytest.raises(RuntimeError, match="a logout that fails"):
+        slow.peer.leave()
+    slow.checker.asked.clear()
+    slow.peer = slow.harness.peer("/ws/room", {"Authorization": "Bearer opaque"})
+    slow.answer(OWNER)
+    assert slow.peer.heard()[0]["type"] == "welcome"
+
+
 # A flood
 
 

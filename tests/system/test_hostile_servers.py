@@ -305,6 +305,94 @@ def test_deliver_after_leaving_is_an_error_at_once() -> None:
         asyncio.run(asyncio.wait_for(scenario(server.url + "room"), SECONDS))
 
 
+async def serve_well(connection: ServerConnection) -> None:
+    """Let a peer join, and return its messages to itself."""
+    await connection.send(WELCOME)
+    await connection.send(EMPTY)
+    async for text in connection:
+        message = json.loads(text)
+        if message["to"] == "b":
+            await connection.send(json.dumps({**message, "from": "b"}))
+
+
+def test_a_topic_that_is_full_for_long_is_joined_once_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signaling.client.connection.MAX_UNREAD", 3)
+    full = json.dumps({"type": "error", "code": "topic_full", "message": "no room"})
+    attempts = itertools.count()
+
+    async def play(connection: ServerConnection) -> None:
+        if next(attempts) < 5:
+            await connection.send(full)
+            await connection.close(1013, "no room")
+        else:
+            await serve_well(connection)
+
+    async def scenario() -> None:
+        async with playing(play) as (url, _), asyncio.timeout(5):
+            async with join(url, backoff=Backoff(0.001, 0.002)) as signaling:
+                assert isinstance(await anext(signaling), Welcome)
+
+    asyncio.run(scenario())
+
+
+def test_a_peer_whose_leaving_is_cancelled_does_not_join_again() -> None:
+    async def scenario() -> None:
+        async with playing(serve_well) as (url, connections):
+            for passes in itertools.count(1):
+                signaling = await join(url, backoff=Backoff(0.001, 0.002)).__aenter__()
+                leaving = asyncio.create_task(signaling.leave())
+                for _ in range(passes):
+                    await asyncio.sleep(0)
+                if leaving.done():
+                    break
+                leaving.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await leaving
+                await drain(signaling)
+            assert len(connections) == passes > 3
+
+    asyncio.run(scenario())
+
+
+def test_what_was_sent_goes_out_although_another_send_is_cancelled() -> None:
+    reads = asyncio.Event()
+    received: list[str] = []
+
+    async def play(connection: ServerConnection) -> None:
+        await connection.send(WELCOME)
+        await connection.send(EMPTY)
+        await reads.wait()
+        async for text in connection:
+            message = json.loads(text)
+            if message["to"] == "b":
+                await connection.send(json.dumps({**message, "from": "b"}))
+            else:
+                received.append(message["payload"][:1])
+
+    async def scenario() -> None:
+        async with playing(play) as (url, _), join(url) as signaling:
+
+            async def send(text: str) -> asyncio.Task[None]:
+                task = asyncio.create_task(signaling.deliver("offer", "a", text * 60_000))
+                await asyncio.sleep(0)
+                return task
+
+            # Until the socket takes no more.
+            full = [await send("x") for _ in range(200)]
+            first, second, third = await send("1"), await send("2"), await send("3")
+            for task in (*full, first, second):
+                task.cancel()
+                await asyncio.wait([task])
+                # The next one begins to write.
+                for _ in range(3):
+                    await asyncio.sleep(0)
+            reads.set()
+            await third
+            assert received[-3:] == ["1", "2", "3"]
+
+    asyncio.run(scenario())
+
+
 NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\n\r\nnot here\n"
 SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
 ANSWERS = {
@@ -317,6 +405,7 @@ ANSWERS = {
     "a retry that never comes": b"HTTP/1.1 503 Later\r\nRetry-After: \xb2\r\nContent-Length: 0\r\n\r\n",
     "no accept key": SWITCHING + b"\r\n",
     "a wrong accept key": SWITCHING + b"Sec-WebSocket-Accept: x\r\n\r\n\x81\x02{}",
+    "a redirect to no URL": b"HTTP/1.1 302 Found\r\nLocation: ws://[\r\nContent-Length: 0\r\n\r\n",
     "an endless header": b"HTTP/1.1 503 Later\r\nX: " + b"x" * 2_000_000,
 }
 
@@ -344,6 +433,19 @@ def test_whatever_a_server_answers_the_asyncio_client_asks_again(first: bytes) -
             with pytest.raises(Refused, match="HTTP 404: not here"):
                 async with join(url, backoff=soon()):
                     pass
+
+    asyncio.run(scenario())
+
+
+def test_a_redirect_is_not_followed() -> None:
+    async def scenario() -> None:
+        async with playing(expire) as (elsewhere, connections):
+            redirect = f"HTTP/1.1 307 Temporary Redirect\r\nLocation: {elsewhere}\r\nContent-Length: 0\r\n\r\n"
+            async with answering(redirect.encode()) as url:
+                with pytest.raises(Lost, match="HTTP 307"):
+                    async with join(url, token="secret", reconnect=False):
+                        pass
+            assert not connections
 
     asyncio.run(scenario())
 

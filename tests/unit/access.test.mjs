@@ -148,7 +148,7 @@ test("the check has the query of the attempt and its token, but not the session"
   await lose();
   const [{ url, token }] = checks;
   const { url: attempted } = sockets[0];
-  assert.equal(url.href, `${attempted.href.replace("wss:", "https:")}&check`);
+  assert.equal(url.href, `${attempted.href.replace("wss:", "https:")}&check=`);
   assert.equal(token, "Bearer secret");
 });
 
@@ -465,6 +465,18 @@ test("a connection that was lost renews nothing, and the next one does", async (
   assert.equal(asked(), 2);
   await pass(60_000);
   assert.deepEqual(sockets.at(-1).tokens.map(({ token: sent }) => sent), ["t3"]);
+});
+
+test("a peer's message that has the msgId of a renewal is passed on, and the renewal goes on", async () => {
+  const { heard } = await expiring(10);
+  await pass(8_000);
+  answer({ type: "offer", from: "a" });
+  assert.deepEqual(heard, ["offer"]);
+  heard.length = 0;
+  answer({ type: "token", expiresIn: 10 });
+  await pass(8_000);
+  assert.equal(sockets[0].tokens.length, 2);
+  assert.deepEqual(heard, []);
 });
 
 test("the answers to tokens count as messages of the session", async () => {

@@ -173,7 +173,16 @@ test("messages of any form throw nothing, and leave the client as it was", async
   for (const text of oddTexts()) {
     sockets.at(-1).receiveText(text);
     await nextTurn();
+    if (!/^{"type":"(welcome|peer-list)"/.test(text)) continue;
+    sockets.at(-1).lose();
+    await pass(60_000);
+    if (text.startsWith('{"type":"peer-list"')) sockets.at(-1).receive(welcome("m"));
+    sockets.at(-1).receiveText(text);
+    await nextTurn();
+    sockets.at(-1).receive(welcome("m"), list("a"));
   }
+  sockets.at(-1).lose();
+  await pass(60_000);
   sockets.at(-1).receive(welcome("m"), list("a", "z"), offer("z", "9"));
   await nextTurn();
   assert.deepEqual([...signaling.peers.keys()], ["a", "z"]);
@@ -182,6 +191,25 @@ test("messages of any form throw nothing, and leave the client as it was", async
   await pass(60_000);
   sockets.at(-1).receive(welcome("m"), list("a"));
   assert.equal(signaling.state, "open");
+});
+
+test("a second welcome or list of a connection is ignored, and so is what comes before the first", () => {
+  const { signaling, say } = meet([{ id: "a" }], { extra: RESUME });
+  signaling.send("offer", "a", 1);
+  signaling.send("offer", "a", 2);
+  say(welcome("another", RESUME), list("b"));
+  assert.equal(signaling.selfId, "m");
+  assert.deepEqual([...signaling.peers.keys()], ["a"]);
+  sockets.at(-1).echo();
+  sockets.at(-1).echo();
+  signaling.send("offer", "a", 3);
+  assert.deepEqual(sockets.at(-1).texts, [1, 2, 3]);
+  const early = join("wss://example.com/ws/room");
+  const told = [];
+  for (const type of ["received", "offer", "peer-list", "peer-joined"]) early.addEventListener(type, () => told.push(type));
+  say(list("a"), offer("a", "1"), joins("b"));
+  assert.equal(early.state, "connecting");
+  assert.deepEqual(told, []);
 });
 
 test("metadata is an object, whatever the server shows of a peer", () => {

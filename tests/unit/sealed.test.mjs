@@ -183,6 +183,24 @@ test("a message that cannot be sealed is reported, and holds up no other", async
   assert.equal(await (await other("peer")).open(offers(sockets[0])[0]), "2");
 });
 
+test("nothing is sealed as a peer whose id has no UTF-8, or for one", async () => {
+  const { signaling, told } = open({}, "peer");
+  const refused = () => told.filter((text) => text.startsWith("not_sealed"));
+  signaling.send("offer", "\ud800", "1");
+  await until(() => refused().length === 1);
+  sockets[0].lose();
+  await until(() => signaling.state === "waiting");
+  mock.timers.tick(60_000);
+  sockets[1].receive(welcome("\udfff"), list("peer"));
+  await until(() => signaling.state === "open");
+  signaling.send("offer", "peer", "2");
+  await until(() => refused().length === 2);
+  assert.deepEqual(refused(), [
+    "not_sealed ~1: the payload was not sealed: an id is not Unicode",
+    "not_sealed ~2: the payload was not sealed: an id is not Unicode",
+  ]);
+});
+
 test("the size of the sealed message counts", async () => {
   const sizeOf = async (maxMessageBytes) => {
     const { signaling, told } = joined({ maxMessageBytes });
@@ -216,6 +234,7 @@ test("a server that sends faster than payloads are opened loses the connection",
 
 test("a secret that is no secret is refused at once", () => {
   assert.throws(() => joined({ secret: "too short" }), /TypeError: the secret is shorter than 16 bytes; make one with: /);
+  assert.throws(() => joined({ secret: "\ud800".repeat(16) }), /TypeError: the secret is not Unicode/);
   assert.throws(() => joined({ secret: 5 }), /TypeError: the secret is no string/);
   assert.throws(() => join("wss://example.com/ws/%ff", { secret: SECRET }), /TypeError: the topic in the URL/);
   assert.equal(sockets.length, 0);

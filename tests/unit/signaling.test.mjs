@@ -297,3 +297,24 @@ test("without reconnecting a loss is the end, and ready says why", async () => {
   assert.equal(signaling.state, "closed");
   await assert.rejects(signaling.ready, /the topic is full/);
 });
+
+for (const event of ["error", "statechange", "peer-list", "peer-left", "peer-joined"]) {
+  test(`a listener of ${event} can leave while the changes of a loss are told, and nothing comes after that`, async () => {
+    const { signaling } = open(RESUME, "gone");
+    sockets[0].lose();
+    signaling.send("offer", "gone", 1);
+    pass(60_000);
+    let after = 0;
+    const note = ({ type, detail }) => {
+      if (signaling.state === "closed") after += detail.state !== "closed";
+      else if (type === event) signaling.leave();
+    };
+    for (const type of ["error", "statechange", "peer-list", "peer-left", "peer-joined"]) signaling.addEventListener(type, note);
+    sockets[1].receive(welcome("me", RESUMED), list("new", "another"));
+    await nextTurn();
+    assert.equal(signaling.state, "closed");
+    assert.equal(after, 0);
+    pass(60_000);
+    assert.equal(sockets.length, 2);
+  });
+}

@@ -138,6 +138,12 @@ def test_what_is_no_message_is_none(text: str | bytes) -> None:
     assert decode(text) is None
 
 
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
+def test_numbers_that_json_has_not_make_no_message(constant: str) -> None:
+    assert decode(f'{{"type":"offer","from":"a","payload":{constant}}}') is None
+    assert decode(f'{{"type":"token","expiresIn":{constant}}}') is None
+
+
 REPEATED = ["[", "]", "{", '{"":', "[],", "{},", "[[],", '"', '\\"', '"\\', "\\", "9", "9,", "-", '"":0,', '"\\ud800",']
 FRAMES = {
     "payload": '{"type":"offer","from":"a","payload":%s,"msgId":"~1"}',

@@ -27,6 +27,8 @@ const REPEATED = "it came again, or out of order";
 const FORGOTTEN = "its sender came too long ago";
 const UNREADABLE = "it holds no JSON";
 
+const LONE_SURROGATE = /\p{Surrogate}/u;
+
 const utf8 = new TextEncoder();
 
 /** Seals the payloads of one client, and opens those for it. */
@@ -78,9 +80,9 @@ export class Sealing {
     if (!isSealed || typeof payload.data !== "string") return { reason: UNSEALED };
     const bytes = from.length <= MAX_ID_LENGTH && bytesOf(payload.data);
     if (!bytes || bytes.length < NONCE_BYTES + TAG_BYTES) return { reason: UNOPENED };
-    const cipher = cipherOf({ ...message, to, number }, bytes.subarray(0, NONCE_BYTES));
     let text;
     try {
+      const cipher = cipherOf({ ...message, to, number }, bytes.subarray(0, NONCE_BYTES));
       text = await crypto.subtle.decrypt(cipher, this.#key, bytes.subarray(NONCE_BYTES));
     } catch {
       return { reason: UNOPENED };
@@ -121,6 +123,8 @@ function opened({ payload: _, ...message }, text) {
 
 /** What a payload is encrypted with: the length of each part keeps one from reaching into the next. */
 function cipherOf({ type, from, to, number }, nonce) {
+  // It has no UTF-8: the encoder would make different ids the same.
+  if (LONE_SURROGATE.test(`${from} ${to}`)) throw new TypeError("an id is not Unicode");
   const parts = [type, from, to, `${number}`].map((part) => utf8.encode(part));
   const additionalData = new Uint8Array(parts.reduce((length, part) => length + 4 + part.length, 0));
   let at = 0;

@@ -393,6 +393,7 @@ class Renewal {
 
   /** Takes the answer to a token; returns whether the message was one. */
   take({ type, msgId, expiresIn, message }) {
+    if (type !== "token" && type !== "error") return false; // The msgId of a peer's message is that peer's choice.
     const isAwaited = msgId !== undefined && msgId === this.#msgId;
     if (type === "token" && isAwaited) this.start(expiresIn);
     else if (type === "error" && isAwaited) this.#again(message);
@@ -437,7 +438,8 @@ class Diagnosis {
   constructor(url) {
     this.#url = new URL(url);
     this.#url.protocol = this.#url.protocol.replace("ws", "http");
-    this.#url.search += "&check";
+    // To its own server a page sends its origin with an upgrade only.
+    this.#url.search += `&check=${encodeURIComponent(globalThis.location?.origin ?? "")}`;
   }
 
   /** A streak has ended, or there is another token. */
@@ -465,8 +467,6 @@ class Diagnosis {
         credentials: "omit",
         cache: "no-store",
         redirect: "error",
-        // To its own server, a page sends no Origin: the server reads the origin from this.
-        referrerPolicy: "origin",
         signal: limit.signal,
       });
       const { status, reason, retryAfter } = JSON.parse(await textOf(response.body));
@@ -527,6 +527,7 @@ function sealedSize(message, number, json) {
  */
 function sealingOf(secret, topic) {
   if (!isText(secret)) throw new TypeError("the secret is no string");
+  if (/\p{Surrogate}/u.test(secret)) throw new TypeError("the secret is not Unicode: it has a lone surrogate");
   if (bytesIn(secret) < MIN_SECRET_BYTES) {
     const how = "btoa(String.fromCharCode(...crypto.getRandomValues(new Uint8Array(32))))";
     throw new TypeError(`the secret is shorter than ${MIN_SECRET_BYTES} bytes; make one with: ${how}`);
@@ -1004,12 +1005,18 @@ export class Signaling extends EventTarget {
       this.#awaitsEcho = false;
       this.#watch(MS.idle, () => this.#fence());
     }
-    if (!message || this.#renewal.take(message)) return undefined;
+    if (!message || !this.#isExpected(message) || this.#renewal.take(message)) return undefined;
     const fence = /^fence (\d+) (\d+)$/.exec(message.msgId)?.slice(1).map(Number);
     if (fence && (message.from === this.#selfId || message.type === "error")) this.#fenceReturned(...fence);
     else if (this.#sealing && RELAYED.includes(message.type)) return this.#unseal(message);
     else if (!this.#repeated(message)) this.#take(message);
     return undefined;
+  }
+
+  /** Whether a message may come now: a connection begins with a welcome, which only errors precede, and has one list. */
+  #isExpected({ type }) {
+    if (!this.#isWelcomed) return type === "welcome" || type === "error";
+    return type !== "welcome" && (type !== "peer-list" || this.#state !== "open");
   }
 
   /** Whether a message is a duplicate: its sender repeats unconfirmed messages after a loss. */
@@ -1073,11 +1080,13 @@ export class Signaling extends EventTarget {
     this.#openedAt = performance.now();
     this.#watch(MS.idle, () => this.#fence());
     this.#refuse("target_not_found", before ? this.#outbox.remove(({ to }) => !this.#isThere(to)) : []);
+    if (this.#state === "closed") return; // A listener left.
     this.#catchingUp = this.#outbox.hasUncertain;
     this.#change("open");
+    if (this.#state !== "open") return; // A listener left, as below.
     this.#readyResolvers.resolve();
     emit(this, "peer-list", message);
-    if (this.#state !== "open") return; // A listener left.
+    if (this.#state !== "open") return;
     if (this.#catchingUp) this.#fence();
     this.#flush();
     if (before) this.#compare(before);
@@ -1086,13 +1095,11 @@ export class Signaling extends EventTarget {
   /** Reports the changes while this peer had no connection. */
   #compare(before) {
     const now = new Map(this.#peers);
-    for (const peerId of before.keys()) {
-      if (!now.has(peerId)) emit(this, "peer-left", { type: "peer-left", peerId });
-    }
-    for (const [peerId, metadata] of now) {
-      if (before.has(peerId)) continue;
-      emit(this, "peer-joined", { type: "peer-joined", peerId, metadata });
-    }
+    const changes = [
+      ...[...before.keys()].filter((id) => !now.has(id)).map((peerId) => ({ type: "peer-left", peerId })),
+      ...[...now].filter(([id]) => !before.has(id)).map(([peerId, metadata]) => ({ type: "peer-joined", peerId, metadata })),
+    ];
+    for (const change of changes) if (this.#state === "open") emit(this, change.type, change);
   }
 
   #joined(message) {
