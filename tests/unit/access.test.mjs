@@ -438,7 +438,29 @@ test("a renewal that fails is repeated while there is time", async () => {
   await pass(16_000);
   const { length } = sockets[0].tokens;
   assert.ok(length >= 2 && length < 10, `${length} tokens`);
-  assert.deepEqual(heard, []);
+  assert.deepEqual(heard, ["error", "error"]);
+});
+
+test("the reason of a renewal that fails is an error event", async () => {
+  const token = mock.fn(() => "t1");
+  const { signaling } = await expiring(100, token);
+  const errors = [];
+  signaling.addEventListener("error", ({ detail: { code, message } }) => errors.push([code, message]));
+  token.mock.mockImplementationOnce(() => Promise.reject(new Error("no network")), 1);
+  await pass(80_000);
+  await pass(4_000);
+  answer({ type: "error", code: "invalid_token", message: "the signature is wrong" });
+  const reasons = ["the token function failed: no network", "the signature is wrong"];
+  assert.deepEqual(errors, reasons.map((reason) => ["invalid_token", reason]));
+});
+
+test("a listener that leaves after a failed renewal ends all of them", async () => {
+  const token = mock.fn(() => "t1");
+  const { signaling } = await expiring(100, token);
+  signaling.addEventListener("error", () => signaling.leave());
+  token.mock.mockImplementation(() => Promise.reject(new Error("no network")));
+  await pass(600_000);
+  assert.equal(token.mock.callCount(), 2);
 });
 
 test("however short a time is, a token is renewed once a second at most", async () => {

@@ -303,6 +303,9 @@ function messageOf(error) {
   return String(error?.message ?? error);
 }
 
+/** Why there is no token to present. */
+const withoutToken = (error) => `the token function failed: ${messageOf(error)}`;
+
 /** @throws {TypeError} if it is not a token that a page can present. */
 function checkedToken(token) {
   if (isText(token) && TOKEN.test(token)) return token;
@@ -356,16 +359,21 @@ class Credential {
 class Renewal {
   #credential;
   #send;
+  #report;
   #timer;
   #pending = new AbortController(); // aborted when the connection is lost
   #expiresAt;
   #msgId; // of the token that the server has not answered yet
   #sent = 0;
 
-  /** @param send - writes a message to the connection. */
-  constructor(credential, send) {
+  /**
+   * @param send - writes a message to the connection.
+   * @param report - is called with the reason whenever there is no new token.
+   */
+  constructor(credential, send, report) {
     this.#credential = credential;
     this.#send = send;
+    this.#report = report;
   }
 
   /** The token in use expires in `seconds`; never, if that is undefined. */
@@ -383,11 +391,11 @@ class Renewal {
   }
 
   /** Takes the answer to a token; returns whether the message was one. */
-  take({ type, msgId, expiresIn }) {
+  take({ type, msgId, expiresIn, message }) {
     if (type !== "token" && type !== "error") return false; // The msgId of a peer's message is that peer's choice.
     const isAwaited = msgId !== undefined && msgId === this.#msgId;
     if (type === "token" && isAwaited) this.start(expiresIn);
-    else if (type === "error" && isAwaited) this.#again();
+    else if (type === "error" && isAwaited) this.#again(message);
     return type === "token" || isAwaited;
   }
 
@@ -403,16 +411,17 @@ class Renewal {
       if (signal.aborted) return;
       this.#msgId = `token ${++this.#sent}`;
       this.#send({ type: "token", token, msgId: this.#msgId });
-    } catch {
-      if (!signal.aborted) this.#again();
+    } catch (error) {
+      if (!signal.aborted) this.#again(withoutToken(error));
     }
   }
 
   /** Tries once more while there is time; then the server closes the connection, and the next one has a new token. */
-  #again() {
+  #again(reason) {
     this.#msgId = undefined;
     const leftMs = this.#expiresAt - performance.now();
     if (leftMs > MS.renewal) this.#in(leftMs / 5);
+    this.#report(reason);
   }
 }
 
@@ -590,7 +599,11 @@ export class Signaling extends EventTarget {
     this.#reconnect = options.reconnect ?? true;
     this.#backoff = { first: 500, most: 30_000, ...options.backoff };
     this.#credential = new Credential(token, this.#url);
-    this.#renewal = new Renewal(this.#credential, (message) => this.#socket.send(JSON.stringify(message)));
+    this.#renewal = new Renewal(
+      this.#credential,
+      (message) => this.#socket.send(JSON.stringify(message)),
+      (message) => emit(this, "error", { type: "error", code: "invalid_token", message }),
+    );
     this.#diagnosis = new Diagnosis(this.#url);
     if (options.secret !== undefined) this.#share(options.secret);
     this.#ready = new Promise((resolve, reject) => (this.#readyResolvers = { resolve, reject }));
@@ -673,7 +686,7 @@ export class Signaling extends EventTarget {
     try {
       token = await this.#credential.ask(signal);
     } catch (error) {
-      if (!signal.aborted) this.#fail({ reason: `the token function failed: ${messageOf(error)}` });
+      if (!signal.aborted) this.#fail({ reason: withoutToken(error) });
       return;
     }
     if (!signal.aborted) this.#tryTo(() => this.#open(token));
