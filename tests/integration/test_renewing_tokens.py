@@ -19,7 +19,8 @@ from tests.issuer import token
 
 MakeHarness = Callable[..., Harness]
 IN_AN_HOUR = NOW + 3600
-OTHER_OWNER = "the token has another owner, or other metadata"
+OTHER_OWNER = "the token has another owner (sub), or other metadata"
+NO_OWNER = "the token has no owner (sub), so it cannot replace another one"
 
 
 @pytest.fixture
@@ -143,10 +144,11 @@ def test_a_type_with_an_escape_is_the_same_type(harness: Harness) -> None:
         ),
         (lambda: token(sub="Ada", iss="other"), OTHER_OWNER),
         (lambda: token(jti="Ada"), OTHER_OWNER),
+        (token, NO_OWNER),
         (lambda: token({"topics": ["other"]}, sub="Ada"), "the token does not cover this topic"),
         (lambda: token(sub="Ada", exp=NOW - 60), "the token has expired"),
         (lambda: token(sub="Ada", number=1), "the token's signature is wrong"),
-        (lambda: "garbage", "the token is no JSON Web Token that is taken here"),
+        (lambda: "garbage", "the token is not a JSON Web Token that this server accepts"),
     ],
 )
 def test_a_token_that_is_not_right_changes_nothing(harness: Harness, make: Callable[[], str], reason: str) -> None:
@@ -234,7 +236,7 @@ def test_a_token_does_not_renew_a_password(make_harness: MakeHarness) -> None:
     peer = harness.peer("/ws/room", {"Authorization": "Basic YWRhOm5vcnRo"})
     peer.heard()
     peer.say(renewal("opaque"))
-    assert [message["message"] for message in peer.heard()] == [OTHER_OWNER]
+    assert [message["message"] for message in peer.heard()] == [NO_OWNER]
 
 
 def test_no_token_of_a_message_is_logged(make_server: MakeHarness, tmp_path: Path, logged: list[str]) -> None:
