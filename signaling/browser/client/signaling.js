@@ -96,7 +96,6 @@ const MS = {
   check: 5_000, // for the server to say why it refuses connections
   checkAgain: 300_000, // from one check to the next, in a streak of failures
   mostRetryAfter: 3_600_000,
-  expiry: 1_000, // a token that expires earlier than this is asked for with backoff
   renewal: 1_000, // at least, before a token is renewed
   idle: 30_000, // without a message, before this side checks that the server is still there
   echo: 10_000, // from such a check to any message
@@ -304,6 +303,9 @@ function messageOf(error) {
   return String(error?.message ?? error);
 }
 
+/** Why there is no token to present. */
+const withoutToken = (error) => `the token function failed: ${messageOf(error)}`;
+
 /** @throws {TypeError} if it is not a token that a page can present. */
 function checkedToken(token) {
   if (isText(token) && TOKEN.test(token)) return token;
@@ -357,16 +359,21 @@ class Credential {
 class Renewal {
   #credential;
   #send;
+  #report;
   #timer;
   #pending = new AbortController(); // aborted when the connection is lost
   #expiresAt;
   #msgId; // of the token that the server has not answered yet
   #sent = 0;
 
-  /** @param send - writes a message to the connection. */
-  constructor(credential, send) {
+  /**
+   * @param send - writes a message to the connection.
+   * @param report - is called with the reason whenever there is no new token.
+   */
+  constructor(credential, send, report) {
     this.#credential = credential;
     this.#send = send;
+    this.#report = report;
   }
 
   /** The token in use expires in `seconds`; never, if that is undefined. */
@@ -384,11 +391,11 @@ class Renewal {
   }
 
   /** Takes the answer to a token; returns whether the message was one. */
-  take({ type, msgId, expiresIn }) {
+  take({ type, msgId, expiresIn, message }) {
     if (type !== "token" && type !== "error") return false; // The msgId of a peer's message is that peer's choice.
     const isAwaited = msgId !== undefined && msgId === this.#msgId;
     if (type === "token" && isAwaited) this.start(expiresIn);
-    else if (type === "error" && isAwaited) this.#again();
+    else if (type === "error" && isAwaited) this.#again(message);
     return type === "token" || isAwaited;
   }
 
@@ -404,16 +411,17 @@ class Renewal {
       if (signal.aborted) return;
       this.#msgId = `token ${++this.#sent}`;
       this.#send({ type: "token", token, msgId: this.#msgId });
-    } catch {
-      if (!signal.aborted) this.#again();
+    } catch (error) {
+      if (!signal.aborted) this.#again(withoutToken(error));
     }
   }
 
   /** Tries once more while there is time; then the server closes the connection, and the next one has a new token. */
-  #again() {
+  #again(reason) {
     this.#msgId = undefined;
     const leftMs = this.#expiresAt - performance.now();
     if (leftMs > MS.renewal) this.#in(leftMs / 5);
+    this.#report(reason);
   }
 }
 
@@ -551,7 +559,7 @@ export class Signaling extends EventTarget {
   #socket; // the current one
   #isAccepted = false; // whether its handshake succeeded
   #isWelcomed = false; // whether it belongs to a session
-  #wasAccepted = false; // whether any handshake has succeeded
+  #isServerThere = false; // whether it has accepted a connection, or said why not now: its address is right
   #abandoned = new Set(); // sockets that seem dead
   #timer; // of the current state
   #step = new AbortController(); // of what the current state waits for besides: a token or a diagnosis
@@ -591,7 +599,11 @@ export class Signaling extends EventTarget {
     this.#reconnect = options.reconnect ?? true;
     this.#backoff = { first: 500, most: 30_000, ...options.backoff };
     this.#credential = new Credential(token, this.#url);
-    this.#renewal = new Renewal(this.#credential, (message) => this.#socket.send(JSON.stringify(message)));
+    this.#renewal = new Renewal(
+      this.#credential,
+      (message) => this.#socket.send(JSON.stringify(message)),
+      (message) => emit(this, "error", { type: "error", code: "invalid_token", message }),
+    );
     this.#diagnosis = new Diagnosis(this.#url);
     if (options.secret !== undefined) this.#share(options.secret);
     this.#ready = new Promise((resolve, reject) => (this.#readyResolvers = { resolve, reject }));
@@ -674,7 +686,7 @@ export class Signaling extends EventTarget {
     try {
       token = await this.#credential.ask(signal);
     } catch (error) {
-      if (!signal.aborted) this.#fail({ reason: `the token function failed: ${messageOf(error)}` });
+      if (!signal.aborted) this.#fail({ reason: withoutToken(error) });
       return;
     }
     if (!signal.aborted) this.#tryTo(() => this.#open(token));
@@ -710,7 +722,7 @@ export class Signaling extends EventTarget {
 
   /** The handshake succeeded, so the token is right. */
   #accept() {
-    this.#isAccepted = this.#wasAccepted = true;
+    this.#isAccepted = this.#isServerThere = true;
     this.#wasAskedAnew = false;
     this.#retryAfterMs = 0;
     this.#diagnosis.reset();
@@ -753,7 +765,7 @@ export class Signaling extends EventTarget {
 
   /** The token has expired: connects again at once with another one, unless that was the case just now. */
   #expire(lastedMs, detail) {
-    if (this.#credential.isRenewable && lastedMs < MS.expiry) {
+    if (this.#credential.isRenewable && lastedMs < MS.stable) {
       this.#fail(detail);
       return;
     }
@@ -773,8 +785,7 @@ export class Signaling extends EventTarget {
     this.#attempts++;
     if (refusal) {
       this.#judge(refusal, detail);
-    } else if (!this.#wasAccepted && this.#attempts >= MAX_FIRST_ATTEMPTS) {
-      // After one connection, the address and the origin are known to be right.
+    } else if (!this.#isServerThere && this.#attempts >= MAX_FIRST_ATTEMPTS) {
       const why = `no connection in ${MAX_FIRST_ATTEMPTS} attempts: is the server there, and is its address right?`;
       this.#end(`${why} (${detail.reason})`, undefined, detail.code);
     } else if (isUnexplained && this.#diagnosis.isDue) {
@@ -787,6 +798,7 @@ export class Signaling extends EventTarget {
   /** Asks the server why, and then tries again as it says; without an answer as late as without the question. */
   async #diagnose(detail, signal) {
     const failedAt = performance.now();
+    this.#retryAfterMs = 0; // That of an earlier answer is over.
     const retryInMs = this.#delay(detail.code);
     if (this.#reconnect) this.#change("waiting", { ...detail, retryInMs });
     if (signal.aborted) return; // A listener left.
@@ -815,6 +827,7 @@ export class Signaling extends EventTarget {
       this.#end(reason, Object.assign(new Error(reason), { status }), code);
       return;
     }
+    this.#isServerThere = true;
     this.#retryAfterMs = Math.min(MS.mostRetryAfter, retryAfter * 1000);
     this.#notBefore = performance.now() + this.#retryAfterMs;
     this.#wait({ reason, code });
