@@ -208,7 +208,7 @@ class HttpFactory(WebSocketConnectionFactory):
         served = pages(client=serve_client, demo=demo)
         self.site = SignalingSite(site_root(self, served), self.limits, self.origins, reactor)
         self.events = Events(log_level, reactor.seconds)
-        self.access = Access(portal, self.events.log) if portal is not None else None
+        self.access = Access(portal, self.events.login_failed) if portal is not None else None
         self._start: Any = None
 
     def acceptableProtocols(self) -> list[bytes]:

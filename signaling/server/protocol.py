@@ -227,7 +227,11 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         if presented is None or self.factory.access is None:
             super().on_turn()
             return
+        longest = self.factory.limits.max_header_bytes
         try:
+            if len(presented.token) > longest:
+                # Nobody can have joined with it, and to read it would hold everybody up.
+                raise Refused(400, f"token: at most {longest} bytes, as in a request")
             credential = bearer(presented.token.encode("ascii", "replace"), "token")
         except Refused as refused:
             self._end_check(Rejected(ErrorCode.INVALID_TOKEN, refused.reason, presented.msg_id))

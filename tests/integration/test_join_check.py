@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
@@ -306,6 +308,19 @@ def test_a_check_that_takes_too_long_is_503(make_server: MakeHarness) -> None:
     }
     slow.answer.callback(Grant(prefixes=("",)))
     assert slow.realm.inside == 0
+
+
+def test_a_check_that_takes_too_long_leaves_nothing_to_the_garbage_collector() -> None:
+    slow = SlowCheck(Harness, handshake_timeout_seconds=5)
+    answer = weakref.ref(slow.answer)
+    del slow.answer
+    slow.checker.asked.clear()
+    gc.disable()
+    try:
+        slow.harness.advance(5.5)
+        assert answer() is None
+    finally:
+        gc.enable()
 
 
 def test_a_check_ends_with_its_connection(make_server: MakeHarness) -> None:

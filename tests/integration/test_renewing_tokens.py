@@ -174,6 +174,26 @@ def test_what_is_no_token_is_invalid_token(harness: Harness, wrong: Any) -> None
     )
 
 
+def test_a_token_may_be_as_long_as_in_a_request(make_server: MakeHarness) -> None:
+    checked: list[bytes] = []
+
+    class Recording(OpaqueChecker):
+        def requestAvatarId(self, credentials: Any) -> Grant:
+            checked.append(credentials.token)
+            return super().requestAvatarId(credentials)
+
+    checkers: Any = [Recording()]
+    peer = joined(make_server(portal=Portal(GrantRealm(), checkers), max_header_bytes=1000), "opaque")
+    checked.clear()
+    for length in (1000, 1001):
+        peer.say(renewal("x" * length))
+    assert [message["message"] for message in peer.heard()] == [
+        OTHER_OWNER,
+        "token: at most 1000 bytes, as in a request",
+    ]
+    assert [len(text) for text in checked] == [1000]
+
+
 @pytest.mark.parametrize("send", [True, False])
 @pytest.mark.parametrize(
     ("text", "codes"),
@@ -345,6 +365,20 @@ def test_a_portal_that_fails_changes_nothing_and_its_text_stays_out(make_harness
     ]
     slow.peer.offer(slow.peer, "x")
     assert slow.peer.heard()[-1]["type"] == "offer"
+
+
+def test_a_portal_that_fails_again_and_again_does_not_fill_the_log(make_server: MakeHarness, logged: list[str]) -> None:
+    class Broken(OpaqueChecker):
+        def requestAvatarId(self, credentials: Any) -> Grant:
+            if credentials.token == b"broken":
+                raise KeyError(credentials.token)
+            return super().requestAvatarId(credentials)
+
+    checkers: Any = [Broken()]
+    peer = joined(make_server(portal=Portal(GrantRealm(), checkers)), "opaque")
+    peer.say_many([renewal("broken")] * 50)
+    assert [message["code"] for message in peer.heard()] == ["invalid_token"] * 50
+    assert len([line for line in logged if "a login failed: KeyError at " in line]) == 1
 
 
 def test_a_portal_may_take_longer_than_a_pong(make_server: MakeHarness) -> None:

@@ -231,6 +231,30 @@ test("a server that is too busy is left alone for as long as it asks", async () 
   }
 });
 
+test("a server that says that it is busy is waited for as long as it takes", async () => {
+  for (const status of [429, 503]) {
+    globalThis.fetch = fakeFetch(() => ({ status, reason: "the server is full" }));
+    const { signaling, refused } = await joined();
+    for (let attempt = 0; attempt < 50; attempt++) {
+      await lose();
+      await pass(30_000);
+    }
+    assert.equal(signaling.state, "connecting");
+    assert.ok(refused.length < 10, `${refused.length} events`); // One in five minutes.
+    signaling.leave();
+  }
+});
+
+test("a server that says no more how long it is busy is tried again with backoff", async () => {
+  const answers = [{ status: 503, reason: "later", retryAfter: 600 }];
+  globalThis.fetch = fakeFetch(() => answers.shift());
+  const { states } = await joined();
+  await lose();
+  await pass(600_000);
+  await lose();
+  assert.ok(states.at(-1).retryInMs <= 30_000, `${states.at(-1).retryInMs} ms`);
+});
+
 test("a server cannot send a client away for longer than an hour", async () => {
   globalThis.fetch = fakeFetch(() => ({ status: 503, reason: "later", retryAfter: 1e300 }));
   const { states } = await joined();
@@ -344,18 +368,22 @@ test("if the token after an expired one is refused as well, that is the end", as
   assert.deepEqual([presented(), refused], [["t1", "t2"], [CHANGED]]);
 });
 
-test("tokens that expire as soon as they are presented make no storm", async () => {
-  const { token } = counting();
-  await joined({ token });
-  for (let attempt = 0; attempt < 20; attempt++) {
-    await open();
-    await lose(4401);
-    const { length } = sockets;
-    await pass(0);
-    assert.equal(sockets.length, length);
-    await pass(30_000);
+test("tokens that expire soon after they were presented make no storm", async () => {
+  for (const lastedMs of [0, 1_500, 4_900]) {
+    sockets.length = 0;
+    const { signaling } = await joined({ token: counting().token });
+    for (let attempt = 0; attempt < 20; attempt++) {
+      await open();
+      await pass(lastedMs);
+      await lose(4401);
+      const { length } = sockets;
+      await pass(0);
+      assert.equal(sockets.length, length);
+      await pass(30_000);
+    }
+    assert.equal(sockets.length, 21);
+    signaling.leave();
   }
-  assert.equal(sockets.length, 21);
 });
 
 // -- Renewal --

@@ -96,7 +96,6 @@ const MS = {
   check: 5_000, // for the server to say why it refuses connections
   checkAgain: 300_000, // from one check to the next, in a streak of failures
   mostRetryAfter: 3_600_000,
-  expiry: 1_000, // a token that expires earlier than this is asked for with backoff
   renewal: 1_000, // at least, before a token is renewed
   idle: 30_000, // without a message, before this side checks that the server is still there
   echo: 10_000, // from such a check to any message
@@ -560,7 +559,7 @@ export class Signaling extends EventTarget {
   #socket; // the current one
   #isAccepted = false; // whether its handshake succeeded
   #isWelcomed = false; // whether it belongs to a session
-  #wasAccepted = false; // whether any handshake has succeeded
+  #isServerThere = false; // whether it has accepted a connection, or said why not now: its address is right
   #abandoned = new Set(); // sockets that seem dead
   #timer; // of the current state
   #step = new AbortController(); // of what the current state waits for besides: a token or a diagnosis
@@ -723,7 +722,7 @@ export class Signaling extends EventTarget {
 
   /** The handshake succeeded, so the token is right. */
   #accept() {
-    this.#isAccepted = this.#wasAccepted = true;
+    this.#isAccepted = this.#isServerThere = true;
     this.#wasAskedAnew = false;
     this.#retryAfterMs = 0;
     this.#diagnosis.reset();
@@ -766,7 +765,7 @@ export class Signaling extends EventTarget {
 
   /** The token has expired: connects again at once with another one, unless that was the case just now. */
   #expire(lastedMs, detail) {
-    if (this.#credential.isRenewable && lastedMs < MS.expiry) {
+    if (this.#credential.isRenewable && lastedMs < MS.stable) {
       this.#fail(detail);
       return;
     }
@@ -787,8 +786,7 @@ export class Signaling extends EventTarget {
     if (refusal) {
       if (isUnexplained && this.#diagnosis.isDue) this.#diagnose(detail, signal, refusal);
       else this.#judge(refusal, detail);
-    } else if (!this.#wasAccepted && this.#attempts >= MAX_FIRST_ATTEMPTS) {
-      // After one connection, the address and the origin are known to be right.
+    } else if (!this.#isServerThere && this.#attempts >= MAX_FIRST_ATTEMPTS) {
       const why = `no connection in ${MAX_FIRST_ATTEMPTS} attempts: is the server there, and is its address right?`;
       this.#end(`${why} (${detail.reason})`, undefined, detail.code);
     } else if (isUnexplained && this.#diagnosis.isDue) {
@@ -801,6 +799,7 @@ export class Signaling extends EventTarget {
   /** Asks the server why, and then tries again as it says; without an answer as late as without the question. */
   async #diagnose(detail, signal, known) {
     const failedAt = performance.now();
+    this.#retryAfterMs = 0; // That of an earlier answer is over.
     const retryInMs = this.#delay(detail.code);
     if (this.#reconnect && !known) this.#change("waiting", { ...detail, retryInMs });
     if (signal.aborted) return; // A listener left.
@@ -829,6 +828,7 @@ export class Signaling extends EventTarget {
       this.#end(reason, Object.assign(new Error(reason), { status }), code);
       return;
     }
+    this.#isServerThere = true;
     this.#retryAfterMs = Math.min(MS.mostRetryAfter, retryAfter * 1000);
     this.#notBefore = performance.now() + this.#retryAfterMs;
     this.#wait({ reason, code });
