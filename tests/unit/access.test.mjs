@@ -525,7 +525,7 @@ test("the option WebSocket is used instead of the global one", async () => {
   assert.deepEqual(presented(), ["t"]);
 });
 
-test("a status in the error of a socket is used in place of the check", async () => {
+test("a status in the error of a socket counts if the check does not explain it", async () => {
   const { token } = counting();
   const { refused } = await joined({ token });
   for (let attempt = 0; attempt < 2; attempt++) {
@@ -535,7 +535,18 @@ test("a status in the error of a socket is used in place of the check", async ()
   }
   await pass(600_000);
   assert.deepEqual(presented(), ["t1", "t2"]);
-  assert.deepEqual([refused, checks.length], [[{ status: 401, reason: "the server refuses (HTTP 401)" }], 0]);
+  assert.deepEqual([refused, checks.length], [[{ status: 401, reason: "the server refuses (HTTP 401)" }], 2]);
+});
+
+test("a program with a status in the error of a socket learns the reason and when to come back", async () => {
+  const full = { status: 503, reason: "the server is full", retryAfter: 100 };
+  globalThis.fetch = fakeFetch(() => full);
+  const { refused } = await joined({});
+  const { length } = sockets;
+  sockets.at(-1).dispatchEvent(Object.assign(new Event("error"), { message: "Unexpected server response: 503" }));
+  await lose();
+  await pass(99_000);
+  assert.deepEqual([refused, sockets.length], [[full], length]);
 });
 
 test("a socket that cannot be made is a failed attempt, except the first one", async () => {

@@ -758,9 +758,9 @@ export class Signaling extends EventTarget {
     if (lastedMs >= MS.stable) this.#attempts = 0;
     const detail = { reason: reason || failure || lost, code };
     const status = statusOf(failure);
+    const refusal = status && { status, reason: `the server refuses (HTTP ${status})` };
     if (code === TOKEN_EXPIRED) this.#expire(lastedMs, detail);
-    else if (status) this.#fail(detail, { refusal: { status, reason: `the server refuses (HTTP ${status})` } });
-    else this.#fail(detail, { isUnexplained: code === 1006 && !this.#isAccepted });
+    else this.#fail(detail, { refusal, isUnexplained: code === 1006 && !this.#isAccepted });
   }
 
   /** The token has expired: connects again at once with another one, unless that was the case just now. */
@@ -777,14 +777,15 @@ export class Signaling extends EventTarget {
   /**
    * An attempt failed, or a connection was lost: tries again later, unless that is hopeless.
    *
-   * @param refusal - the server's answer, if it is known.
-   * @param isUnexplained - whether there may be an answer that is hidden.
+   * @param refusal - the server's answer, as far as it is known.
+   * @param isUnexplained - whether there may be an answer, or a reason, that is hidden.
    */
   #fail(detail, { refusal, isUnexplained = false } = {}) {
     const signal = this.#begin();
     this.#attempts++;
     if (refusal) {
-      this.#judge(refusal, detail);
+      if (isUnexplained && this.#diagnosis.isDue) this.#diagnose(detail, signal, refusal);
+      else this.#judge(refusal, detail);
     } else if (!this.#isServerThere && this.#attempts >= MAX_FIRST_ATTEMPTS) {
       const why = `no connection in ${MAX_FIRST_ATTEMPTS} attempts: is the server there, and is its address right?`;
       this.#end(`${why} (${detail.reason})`, undefined, detail.code);
@@ -796,13 +797,13 @@ export class Signaling extends EventTarget {
   }
 
   /** Asks the server why, and then tries again as it says; without an answer as late as without the question. */
-  async #diagnose(detail, signal) {
+  async #diagnose(detail, signal, known) {
     const failedAt = performance.now();
     this.#retryAfterMs = 0; // That of an earlier answer is over.
     const retryInMs = this.#delay(detail.code);
-    if (this.#reconnect) this.#change("waiting", { ...detail, retryInMs });
+    if (this.#reconnect && !known) this.#change("waiting", { ...detail, retryInMs });
     if (signal.aborted) return; // A listener left.
-    const refusal = await this.#diagnosis.ask(this.#presented, signal);
+    const refusal = (await this.#diagnosis.ask(this.#presented, signal)) ?? known;
     if (signal.aborted) return;
     if (refusal) this.#judge(refusal, detail);
     else if (this.#reconnect) this.#retryIn(Math.max(0, retryInMs - (performance.now() - failedAt)));
