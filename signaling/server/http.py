@@ -119,12 +119,12 @@ class HttpProtocol(WebSocketConnection[R]):
 
     def refuse(self, refused: Refused) -> None:
         """Answer a request that is not well-formed; any page can read why, as it may be a check."""
-        self._refuse(refused, self.factory.origins.cors_of_all(()))
+        self._refuse(refused, {b"Access-Control-Allow-Origin": b"*"})
 
     def _refuse(self, refused: Refused, cors: dict[bytes, bytes]) -> None:
         if self.state != self.STATE_CONNECTING:
             return
-        refused.headers |= cors
+        refused.headers = {**cors, **refused.headers}
         super().refuse(refused)
         self.factory.counters.requests_refused[refused.status] += 1
         self._log_refusal(refused.status, refused.reason)
