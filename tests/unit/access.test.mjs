@@ -120,6 +120,15 @@ test("a function that fails is a failed attempt, and statechange says why", asyn
   assert.deepEqual([sockets.length, checks.length], [0, 0]);
 });
 
+test("a function may throw anything", async () => {
+  for (const thrown of [undefined, null, 5, Symbol("x"), Object.create(null), { message: Object.create(null) }]) {
+    const { signaling, states } = await joined({ token: () => Promise.reject(thrown) });
+    assert.equal(signaling.state, "waiting");
+    assert.match(states[0].reason, /^the token function failed: /);
+    signaling.leave();
+  }
+});
+
 test("a function that fails is asked again with backoff, ten times before the first connection", async () => {
   const token = mock.fn(() => Promise.reject(new Error("no network")));
   const { signaling } = await joined({ token });

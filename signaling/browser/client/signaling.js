@@ -43,8 +43,9 @@ const MAX_FORMER_IDS = 16;
 // Connections that seem dead and are not closed yet. The session of an older one has ended by itself.
 const MAX_ABANDONED = 3;
 
-// Received messages that wait while the payload of one is opened.
+// Received messages that wait while the payload of one is opened, and their characters: enough for the longest one.
 const MAX_ARRIVALS = 1_024;
+const MAX_ARRIVED = MAX_RECEIVED;
 
 // Of a secret: as many as an attacker cannot guess, if they are random.
 const MIN_SECRET_BYTES = 16;
@@ -300,7 +301,11 @@ function statusOf(failure) {
 
 /** The text of whatever was thrown. */
 function messageOf(error) {
-  return String(error?.message ?? error);
+  try {
+    return String(error?.message ?? error);
+  } catch {
+    return "an error without a text"; // For example an object without a prototype.
+  }
 }
 
 /** @throws {TypeError} if it is not a token that a page can present. */
@@ -576,7 +581,8 @@ export class Signaling extends EventTarget {
   #lastNumbers = new Map(); // peer id -> the number of the last message from it
 
   #sealing; // a promise of it; undefined without a secret
-  #arrivals = []; // what the connection brought and is not processed yet, in order
+  #arrivals = []; // of {react, size}: what the connection brought and is not processed yet, in order
+  #arrivedSize = 0; // of these
 
   constructor(url, options = {}) {
     super();
@@ -696,7 +702,10 @@ export class Signaling extends EventTarget {
     this.#socket = socket;
     this.#presented = token;
     this.#isAccepted = this.#isWelcomed = false;
-    const ifCurrent = (react) => (event) => this.#inTurn(() => this.#socket === socket && react(event));
+    const isCurrent = () => this.#socket === socket;
+    const ifCurrent = (react) => (event) => {
+      if (isCurrent()) this.#inTurn(() => isCurrent() && react(event), event.data?.length ?? event.data?.size);
+    };
     socket.addEventListener("open", ifCurrent(() => this.#accept()));
     socket.addEventListener("message", ifCurrent(({ data }) => this.#receive(data)));
     let failure;
@@ -738,6 +747,7 @@ export class Signaling extends EventTarget {
     const lastedMs = this.#state === "open" ? performance.now() - this.#openedAt : 0;
     const lost = this.#state === "open" ? `the connection was lost (${code})` : `no connection (${code})`;
     this.#socket = undefined;
+    for (const { size } of this.#arrivals.splice(1)) this.#arrivedSize -= size; // The first one is being processed.
     this.#renewal.stop();
     this.#outbox.rewind();
     this.#awaitsEcho = this.#catchingUp = false;
@@ -959,21 +969,30 @@ export class Signaling extends EventTarget {
     else if (reason) emit(this, "tampered", { from: sealed.from, type: sealed.type, reason });
   }
 
-  /** Processes what a connection brings in its order, although a payload takes time to open. */
-  #inTurn(react) {
+  /**
+   * Processes what a connection brings in its order, although a payload takes time to open.
+   *
+   * @param size - of a message, in characters or bytes.
+   */
+  #inTurn(react, size = 0) {
     if (!this.#sealing) {
       react();
       return;
     }
-    if (this.#arrivals.length >= MAX_ARRIVALS && this.#socket) this.#abandon("the server sends faster than this side reads");
-    this.#arrivals.push(react);
-    if (this.#arrivals.length === 1) this.#work();
+    const { length } = this.#arrivals;
+    if (length >= MAX_ARRIVALS || (length && this.#arrivedSize + size > MAX_ARRIVED)) {
+      this.#abandon("the server sends faster than this side reads");
+      return;
+    }
+    this.#arrivals.push({ react, size });
+    this.#arrivedSize += size;
+    if (!length) this.#work();
   }
 
   async #work() {
-    for (; this.#arrivals.length; this.#arrivals.shift()) {
+    for (; this.#arrivals.length; this.#arrivedSize -= this.#arrivals.shift().size) {
       try {
-        await this.#arrivals[0]();
+        await this.#arrivals[0].react();
       } catch (error) {
         // sealing.js is missing: the client has ended.
         if (this.#state !== "closed") queueMicrotask(() => { throw error; });
