@@ -12,7 +12,6 @@ from twisted.cred.credentials import ICredentials, IUsernamePassword, UsernamePa
 from twisted.cred.error import LoginFailed, UnauthorizedLogin
 from twisted.cred.portal import IRealm, Portal
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import Attribute, Interface, classImplements, implementer
 
@@ -113,12 +112,12 @@ class Access:
     Args:
         portal: its realm is asked for an ``IGrant``; its checkers accept ``IBearerToken``, ``IUsernamePassword`` or
             both.
-        log: of failures of the portal.
+        on_failure: called when the portal fails, with the kind and the place of the exception.
     """
 
-    def __init__(self, portal: Portal, log: Logger) -> None:
+    def __init__(self, portal: Portal, on_failure: Callable[[str], None]) -> None:
         self._portal = portal
-        self._log = log
+        self._on_failure = on_failure
 
     def presented(self, values: HeaderValues, query: bytes) -> Credential | None:
         """Return the credential of a request; None if it has none.
@@ -147,7 +146,7 @@ class Access:
         if failure.check(CancelledError):
             raise Refused(503, "the login took too long", {b"Retry-After": b"1"}) from None
         if failure.check(LoginFailed) is None:
-            self._log_failure(failure)
+            self._on_failure(_kind_and_place(failure))
             raise Refused(500, "the login failed; the server's log says more") from None
         reason = str(failure.value) if failure.check(TokenRefused) else "this name, password or token is not right"
         raise Refused(401, reason, {b"WWW-Authenticate": self._challenge(credential).encode()}) from None
@@ -160,11 +159,12 @@ class Access:
     def _takes(self, interface: type[Interface]) -> bool:
         return interface in self._portal.listCredentialsInterfaces()
 
-    def _log_failure(self, failure: Failure) -> None:
-        # Its text may quote the credential.
-        frames = traceback.extract_tb(failure.getTracebackObject())
-        where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "nowhere"
-        self._log.error("a login failed: {type} at {where}", type=type(failure.value).__name__, where=where)
+
+def _kind_and_place(failure: Failure) -> str:
+    # Not its text, which may quote the credential.
+    frames = traceback.extract_tb(failure.getTracebackObject())
+    where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "nowhere"
+    return f"{type(failure.value).__name__} at {where}"
 
 
 def _credentials(credential: Credential) -> ICredentials:

@@ -36,7 +36,7 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (jwt.InvalidAudienceError, "the token is for another audience"),
     (jwt.InvalidIssuerError, "the token is by another issuer"),
 )
-_NO_TOKEN = "the token is no JSON Web Token that is taken here"
+_NO_TOKEN = "the token is not a JSON Web Token that this server accepts"
 
 
 @implementer(ICredentialsChecker)

@@ -77,6 +77,7 @@ class TopicSignaling:
         self._url = url
         self._options = {"close_timeout": CLOSE_SECONDS, **options}
         self._signaling: Signaling | None = None
+        self._joining = asyncio.Lock()
         self._reading: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
         self._closed = self._ended = self._said_bye = False
@@ -103,17 +104,19 @@ class TopicSignaling:
                 raise asyncio.CancelledError
 
     async def _join(self) -> None:
-        if self._closed or self._signaling is not None:
-            return
-        self._signaling = signaling = join(self._url, **self._options)
-        try:
-            await signaling.__aenter__()
-        except BaseException as error:
-            self._signaling = None
-            if not (self._closed and isinstance(error, Lost)):
-                raise
-        else:
-            self._reading = start(self._read(signaling))
+        # One call joins. If it is cancelled or fails, the next one that waits tries itself.
+        async with self._joining:
+            if self._closed or self._signaling is not None:
+                return
+            self._signaling = signaling = join(self._url, **self._options)
+            try:
+                await signaling.__aenter__()
+            except BaseException as error:
+                self._signaling = None
+                if not (self._closed and isinstance(error, Lost)):
+                    raise
+            else:
+                self._reading = start(self._read(signaling))
 
     async def close(self) -> None:
         """Leave the topic, which both programs receive as ``BYE``.

@@ -20,7 +20,7 @@ from signaling.timing.fair_scheduler import FairScheduler
 # A line has about 150 bytes: a flood of refused requests writes at most 130 MB a day.
 _REFUSALS_PER_SECOND = 10.0
 _REFUSAL_BURST = 100
-_STORE_ERRORS_PER_SECOND = 1.0
+_ERRORS_PER_SECOND = 1.0
 # Writing one line costs more CPU than closing one connection.
 _LINES_PER_PASS = 16
 _LINE_BURST = 64
@@ -65,6 +65,28 @@ class PacedLog:
         self._queue.finish()
 
 
+class _Repeated:
+    """Counts events of a kind of which at most one a second is logged.
+
+    Args:
+        seconds: a monotonic clock.
+    """
+
+    def __init__(self, seconds: Callable[[], float]) -> None:
+        self._seconds = seconds
+        self._bucket = TokenBucket(_ERRORS_PER_SECOND, 1)
+        self._suppressed = 0
+
+    def count(self) -> int:
+        """Count one more; returns how many a line that is written now stands for, or 0 if none is."""
+        self._suppressed += 1
+        if self._bucket.available(self._seconds()) < 1:
+            return 0
+        self._bucket.take(self._seconds())
+        count, self._suppressed = self._suppressed, 0
+        return count
+
+
 class Events:
     """The log of one server.
 
@@ -85,8 +107,8 @@ class Events:
         self._seconds = seconds
         self._refusals = TokenBucket(_REFUSALS_PER_SECOND, _REFUSAL_BURST)
         self._suppressed_refusals = 0
-        self._store_errors = TokenBucket(_STORE_ERRORS_PER_SECOND, 1)
-        self._suppressed_store_errors = 0
+        self._store_errors = _Repeated(seconds)
+        self._login_errors = _Repeated(seconds)
 
     # Peers
 
@@ -171,6 +193,17 @@ class Events:
             shown=shown,
         )
 
+    def login_failed(self, reason: str) -> None:
+        """The portal failed; at most one line a second is logged, for a client may cause one by each message.
+
+        Args:
+            reason: the kind and the place of the exception; its text may quote the credential.
+        """
+        count = self._login_errors.count()
+        if count:
+            text = "a login failed: {reason} ({count} times)"
+            self.log.error(text, event="login_failed", reason=reason, count=count)
+
     # The backplane
 
     def node_registered(self, node: str) -> None:
@@ -209,11 +242,9 @@ class Events:
 
     def backplane_error(self, url: str, code: str, reason: str) -> None:
         """The store answered with an error; at most one a second is logged."""
-        if self._store_errors.available(self._seconds()) < 1:
-            self._suppressed_store_errors += 1
+        count = self._store_errors.count()
+        if not count:
             return
-        self._store_errors.take(self._seconds())
-        count, self._suppressed_store_errors = self._suppressed_store_errors + 1, 0
         text = "the backplane {url} answered with an error ({count} times): {reason}"
         self.log.error(text, event="backplane_error", url=url, code=code, reason=reason, count=count)
 

@@ -169,7 +169,8 @@ class SignalingFactory(HttpFactory):
         if self.access is None:
             return execute(check_admission, request, client, self)
         check = self.access.login(request.credential).addCallback(self._would_be_admitted, request, client)
-        check.addTimeout(self.limits.handshake_timeout_seconds, self.reactor)
+        # What addTimeout does by default raises the failure again, which then is part of a cycle, with the credential.
+        check.addTimeout(self.limits.handshake_timeout_seconds, self.reactor, lambda outcome, _: outcome)
         return check
 
     def _would_be_admitted(self, login: tuple[Any, Grant, Logout], request: JoinRequest, client: Client) -> None:

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 _POLICY_VIOLATION = 1008
 # Of the range for applications, after HTTP's 401.
 _TOKEN_EXPIRED = 4401
-_OTHER_OWNER = "the token has another owner, or other metadata"
+_OTHER_OWNER = "the token has another owner (sub), or other metadata"
+_NO_OWNER = "the token has no owner (sub), so it cannot replace another one"
 
 
 class SignalingProtocol(HttpProtocol[Receipt]):
@@ -226,7 +227,11 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         if presented is None or self.factory.access is None:
             super().on_turn()
             return
+        longest = self.factory.limits.max_header_bytes
         try:
+            if len(presented.token) > longest:
+                # Nobody can have joined with it, and to read it would hold everybody up.
+                raise Refused(400, f"token: at most {longest} bytes, as in a request")
             credential = bearer(presented.token.encode("ascii", "replace"), "token")
         except Refused as refused:
             self._end_check(Rejected(ErrorCode.INVALID_TOKEN, refused.reason, presented.msg_id))
@@ -266,7 +271,9 @@ class SignalingProtocol(HttpProtocol[Receipt]):
             return "the connection has ended"
         if not grant.covers(topic.name):
             return forbidden().reason
-        return None if session_owner(credential, grant) == self._owner else _OTHER_OWNER
+        if session_owner(credential, grant) == self._owner:
+            return None
+        return _OTHER_OWNER if grant.subject or grant.token_id else _NO_OWNER
 
     def _not_renewed(self, failure: Failure, presented: messages.PresentedToken) -> None:
         failure.trap(Refused)

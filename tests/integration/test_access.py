@@ -81,12 +81,12 @@ BAD: list[tuple[str, Callable[[], str], str]] = [
         for algorithm in ("RS256", "ES256", "EdDSA")
     ),
     ("HS512", lambda: forged({"alg": "HS512", "kid": "HS256"}, issuer.material("HS256")), "the token's algorithm"),
-    ("critical extension", lambda: token(headers={"crit": ["x"], "x": 1}), "the token is no JSON Web Token that"),
+    ("critical extension", lambda: token(headers={"crit": ["x"], "x": 1}), "the token is not a JSON Web Token that"),
     ("audience", lambda: token(aud="elsewhere"), "the token is for another audience"),
     ("own claim that is no object", lambda: token(["room"]), "the token: its claim signaling has to be an object"),
     ("misspelt claim", lambda: token({"topics": ["room"], "sends": False}), "the token: its claim signaling has a key"),
-    ("garbage", lambda: "garbage", "the token is no JSON Web Token that is taken here"),
-    ("deep garbage", lambda: f"{issuer.segment(b'[' * 6000)}.e30.", "the token is no JSON Web Token that is taken"),
+    ("garbage", lambda: "garbage", "the token is not a JSON Web Token that this server accepts"),
+    ("deep garbage", lambda: f"{issuer.segment(b'[' * 6000)}.e30.", "the token is not a JSON Web Token that"),
 ]
 TOPICS = [
     ({"topics": ["room"]}, "room", True),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
@@ -250,6 +252,16 @@ def test_a_page_names_its_origin_to_its_own_server(make_harness: MakeHarness, tm
     assert checked(harness, f"/ws/room?check={quote(OWN, safe='')}", Origin=FOREIGN)["status"] == 403
 
 
+@pytest.mark.parametrize(
+    ("target", "headers", "refused"),
+    [("/ws/%zz?check", {}, 400), ("/ws/room?check", {"Authorization": "Bearer " + "x" * 20_000}, 431)],
+)
+def test_a_page_reads_why_a_request_is_not_well_formed(target: str, headers: dict[str, str], refused: int) -> None:
+    harness = Harness(allow_origins=[OWN])
+    status, answered, _ = harness.request(plain(target, Origin=OWN, **headers))
+    assert (status, answered["access-control-allow-origin"]) == (refused, "*")
+
+
 # Logs
 
 
@@ -306,6 +318,19 @@ def test_a_check_that_takes_too_long_is_503(make_server: MakeHarness) -> None:
     }
     slow.answer.callback(Grant(prefixes=("",)))
     assert slow.realm.inside == 0
+
+
+def test_a_check_that_takes_too_long_leaves_nothing_to_the_garbage_collector() -> None:
+    slow = SlowCheck(Harness, handshake_timeout_seconds=5)
+    answer = weakref.ref(slow.answer)
+    del slow.answer
+    slow.checker.asked.clear()
+    gc.disable()
+    try:
+        slow.harness.advance(5.5)
+        assert answer() is None
+    finally:
+        gc.enable()
 
 
 def test_a_check_ends_with_its_connection(make_server: MakeHarness) -> None:

@@ -19,7 +19,8 @@ from tests.issuer import token
 
 MakeHarness = Callable[..., Harness]
 IN_AN_HOUR = NOW + 3600
-OTHER_OWNER = "the token has another owner, or other metadata"
+OTHER_OWNER = "the token has another owner (sub), or other metadata"
+NO_OWNER = "the token has no owner (sub), so it cannot replace another one"
 
 
 @pytest.fixture
@@ -143,10 +144,11 @@ def test_a_type_with_an_escape_is_the_same_type(harness: Harness) -> None:
         ),
         (lambda: token(sub="Ada", iss="other"), OTHER_OWNER),
         (lambda: token(jti="Ada"), OTHER_OWNER),
+        (token, NO_OWNER),
         (lambda: token({"topics": ["other"]}, sub="Ada"), "the token does not cover this topic"),
         (lambda: token(sub="Ada", exp=NOW - 60), "the token has expired"),
         (lambda: token(sub="Ada", number=1), "the token's signature is wrong"),
-        (lambda: "garbage", "the token is no JSON Web Token that is taken here"),
+        (lambda: "garbage", "the token is not a JSON Web Token that this server accepts"),
     ],
 )
 def test_a_token_that_is_not_right_changes_nothing(harness: Harness, make: Callable[[], str], reason: str) -> None:
@@ -170,6 +172,26 @@ def test_what_is_no_token_is_invalid_token(harness: Harness, wrong: Any) -> None
         "invalid_token",
         "token: no token, or one with characters that no token has",
     )
+
+
+def test_a_token_may_be_as_long_as_in_a_request(make_server: MakeHarness) -> None:
+    checked: list[bytes] = []
+
+    class Recording(OpaqueChecker):
+        def requestAvatarId(self, credentials: Any) -> Grant:
+            checked.append(credentials.token)
+            return super().requestAvatarId(credentials)
+
+    checkers: Any = [Recording()]
+    peer = joined(make_server(portal=Portal(GrantRealm(), checkers), max_header_bytes=1000), "opaque")
+    checked.clear()
+    for length in (1000, 1001):
+        peer.say(renewal("x" * length))
+    assert [message["message"] for message in peer.heard()] == [
+        OTHER_OWNER,
+        "token: at most 1000 bytes, as in a request",
+    ]
+    assert [len(text) for text in checked] == [1000]
 
 
 @pytest.mark.parametrize("send", [True, False])
@@ -214,7 +236,7 @@ def test_a_token_does_not_renew_a_password(make_harness: MakeHarness) -> None:
     peer = harness.peer("/ws/room", {"Authorization": "Basic YWRhOm5vcnRo"})
     peer.heard()
     peer.say(renewal("opaque"))
-    assert [message["message"] for message in peer.heard()] == [OTHER_OWNER]
+    assert [message["message"] for message in peer.heard()] == [NO_OWNER]
 
 
 def test_no_token_of_a_message_is_logged(make_server: MakeHarness, tmp_path: Path, logged: list[str]) -> None:
@@ -343,6 +365,20 @@ def test_a_portal_that_fails_changes_nothing_and_its_text_stays_out(make_harness
     ]
     slow.peer.offer(slow.peer, "x")
     assert slow.peer.heard()[-1]["type"] == "offer"
+
+
+def test_a_portal_that_fails_again_and_again_does_not_fill_the_log(make_server: MakeHarness, logged: list[str]) -> None:
+    class Broken(OpaqueChecker):
+        def requestAvatarId(self, credentials: Any) -> Grant:
+            if credentials.token == b"broken":
+                raise KeyError(credentials.token)
+            return super().requestAvatarId(credentials)
+
+    checkers: Any = [Broken()]
+    peer = joined(make_server(portal=Portal(GrantRealm(), checkers)), "opaque")
+    peer.say_many([renewal("broken")] * 50)
+    assert [message["code"] for message in peer.heard()] == ["invalid_token"] * 50
+    assert len([line for line in logged if "a login failed: KeyError at " in line]) == 1
 
 
 def test_a_portal_may_take_longer_than_a_pong(make_server: MakeHarness) -> None:

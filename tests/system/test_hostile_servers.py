@@ -29,7 +29,7 @@ from signaling.client import (
     Welcome,
     join,
 )
-from signaling.client.aiortc import TopicSignaling
+from signaling.client.aiortc import BYE, TopicSignaling
 from tests.harness.server import launch, running
 from tests.system.test_python_client import joined
 from tests.system.test_twisted_client import program
@@ -479,6 +479,31 @@ def test_whatever_a_server_answers_the_twisted_client_asks_again() -> None:
             clients.join()
             for what, url in zip(ANSWERS, urls, strict=True):
                 assert re.search(f"^{re.escape(url)} .*HTTP 404: not here", clients.log, re.MULTILINE), what
+
+    asyncio.run(scenario())
+
+
+async def say_bye(connection: ServerConnection) -> None:
+    """Let a peer join, and another one say goodbye to it."""
+    await connection.send(WELCOME)
+    await connection.send(EMPTY)
+    await connection.send(json.dumps({"type": "ice-candidate", "from": "a", "payload": {"type": "bye"}}))
+    await connection.wait_closed()
+
+
+def test_no_call_of_an_aiortc_program_waits_for_another_one_that_failed() -> None:
+    async def scenario() -> None:
+        async with answering(NOT_FOUND) as url:
+            signaling = TopicSignaling(url)
+            ends = await asyncio.gather(signaling.connect(), signaling.receive(), return_exceptions=True)
+            assert [str(end) for end in ends] == ["HTTP 404: not here"] * 2
+        async with playing(say_bye) as (url, _):
+            signaling = TopicSignaling(url)
+            connecting, receiving = asyncio.create_task(signaling.connect()), asyncio.create_task(signaling.receive())
+            await asyncio.sleep(0)
+            connecting.cancel()
+            assert await receiving is BYE
+            await signaling.close()
 
     asyncio.run(scenario())
 

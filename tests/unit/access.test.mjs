@@ -447,7 +447,29 @@ test("a renewal that fails is repeated while there is time", async () => {
   await pass(16_000);
   const { length } = sockets[0].tokens;
   assert.ok(length >= 2 && length < 10, `${length} tokens`);
-  assert.deepEqual(heard, []);
+  assert.deepEqual(heard, ["error", "error"]);
+});
+
+test("the reason of a renewal that fails is an error event", async () => {
+  const token = mock.fn(() => "t1");
+  const { signaling } = await expiring(100, token);
+  const errors = [];
+  signaling.addEventListener("error", ({ detail: { code, message } }) => errors.push([code, message]));
+  token.mock.mockImplementationOnce(() => Promise.reject(new Error("no network")), 1);
+  await pass(80_000);
+  await pass(4_000);
+  answer({ type: "error", code: "invalid_token", message: "the signature is wrong" });
+  const reasons = ["the token function failed: no network", "the signature is wrong"];
+  assert.deepEqual(errors, reasons.map((reason) => ["invalid_token", reason]));
+});
+
+test("a listener that leaves after a failed renewal ends all of them", async () => {
+  const token = mock.fn(() => "t1");
+  const { signaling } = await expiring(100, token);
+  signaling.addEventListener("error", () => signaling.leave());
+  token.mock.mockImplementation(() => Promise.reject(new Error("no network")));
+  await pass(600_000);
+  assert.equal(token.mock.callCount(), 2);
 });
 
 test("however short a time is, a token is renewed once a second at most", async () => {
@@ -512,7 +534,7 @@ test("the option WebSocket is used instead of the global one", async () => {
   assert.deepEqual(presented(), ["t"]);
 });
 
-test("a status in the error of a socket is used in place of the check", async () => {
+test("a status in the error of a socket counts if the check does not explain it", async () => {
   const { token } = counting();
   const { refused } = await joined({ token });
   for (let attempt = 0; attempt < 2; attempt++) {
@@ -522,7 +544,18 @@ test("a status in the error of a socket is used in place of the check", async ()
   }
   await pass(600_000);
   assert.deepEqual(presented(), ["t1", "t2"]);
-  assert.deepEqual([refused, checks.length], [[{ status: 401, reason: "the server refuses (HTTP 401)" }], 0]);
+  assert.deepEqual([refused, checks.length], [[{ status: 401, reason: "the server refuses (HTTP 401)" }], 2]);
+});
+
+test("a program with a status in the error of a socket learns the reason and when to come back", async () => {
+  const full = { status: 503, reason: "the server is full", retryAfter: 100 };
+  globalThis.fetch = fakeFetch(() => full);
+  const { refused } = await joined({});
+  const { length } = sockets;
+  sockets.at(-1).dispatchEvent(Object.assign(new Event("error"), { message: "Unexpected server response: 503" }));
+  await lose();
+  await pass(99_000);
+  assert.deepEqual([refused, sockets.length], [[full], length]);
 });
 
 test("a socket that cannot be made is a failed attempt, except the first one", async () => {

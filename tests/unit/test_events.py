@@ -119,6 +119,15 @@ def test_errors_of_the_store_are_logged_once_a_second(logged: list[Any]) -> None
     assert {(line["url"], line["code"]) for line in lines} == {("redis://host:6379/0", "OOM")}
 
 
+def test_failures_of_a_portal_are_logged_once_a_second(logged: list[Any]) -> None:
+    clock = Clock()
+    log = Events(LogLevel.info, clock.seconds)
+    for _ in range(1000):
+        log.login_failed("KeyError at portal.py:7")
+        clock.advance(0.004)
+    assert [as_json(event)["count"] for event in logged] == [1, 250, 250, 250]
+
+
 def test_the_documents_list_every_event_and_every_field() -> None:
     page = (DOCS / "operations.md").read_text()
     names = set(re.findall(r'event="(\w+)"', inspect.getsource(events)))

@@ -9,7 +9,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 
 import pytest
-from twisted.logger import Logger, LogLevel
+from twisted.logger import LogLevel
 from twisted.python.failure import Failure
 from twisted.python.usage import UsageError
 
@@ -328,7 +328,7 @@ def test_a_limit_has_the_unit_of_its_name_and_shows_its_default(field: Field[obj
 def test_a_password_in_memory_is_compared_with_the_bytes_of_a_request(name: str, password: str) -> None:
     portal = parse(f"--auth=memory:bob:other:{name}:{password}").portal
     assert portal is not None
-    access, username = Access(portal, Logger()), os.fsencode(name)
+    access, username = Access(portal, str), os.fsencode(name)
     grants = []
     access.login(Password(username, os.fsencode(password))).addCallback(lambda login: grants.append(login[1]))
     assert [grant.covers("room") for grant in grants] == [True]

@@ -95,7 +95,10 @@ export interface SignalingEventMap<M extends object = Metadata> {
   "peer-joined": CustomEvent<Extract<WireMessage<M>, { type: "peer-joined" }>>;
   "peer-left": CustomEvent<Extract<WireMessage, { type: "peer-left" }>>;
   "ice-servers": CustomEvent<Extract<WireMessage, { type: "ice-servers" }>>;
-  /** The error for a message of this peer: from the server, or, if it could not be sent, from the client itself. */
+  /**
+   * The error for a message of this peer: from the server, or, if it could not be sent, from the client itself.
+   * `invalid_token`, without a `msgId`: the token of the open connection could not be renewed, and `message` says why.
+   */
   error: CustomEvent<Extract<WireMessage, { type: "error" }>>;
   offer: CustomEvent<RelayedMessage>;
   answer: CustomEvent<RelayedMessage>;

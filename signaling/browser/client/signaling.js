@@ -308,6 +308,9 @@ function messageOf(error) {
   }
 }
 
+/** Why there is no token to present. */
+const withoutToken = (error) => `the token function failed: ${messageOf(error)}`;
+
 /** @throws {TypeError} if it is not a token that a page can present. */
 function checkedToken(token) {
   if (isText(token) && TOKEN.test(token)) return token;
@@ -361,16 +364,21 @@ class Credential {
 class Renewal {
   #credential;
   #send;
+  #report;
   #timer;
   #pending = new AbortController(); // aborted when the connection is lost
   #expiresAt;
   #msgId; // of the token that the server has not answered yet
   #sent = 0;
 
-  /** @param send - writes a message to the connection. */
-  constructor(credential, send) {
+  /**
+   * @param send - writes a message to the connection.
+   * @param report - is called with the reason whenever there is no new token.
+   */
+  constructor(credential, send, report) {
     this.#credential = credential;
     this.#send = send;
+    this.#report = report;
   }
 
   /** The token in use expires in `seconds`; never, if that is undefined. */
@@ -388,11 +396,11 @@ class Renewal {
   }
 
   /** Takes the answer to a token; returns whether the message was one. */
-  take({ type, msgId, expiresIn }) {
+  take({ type, msgId, expiresIn, message }) {
     if (type !== "token" && type !== "error") return false; // The msgId of a peer's message is that peer's choice.
     const isAwaited = msgId !== undefined && msgId === this.#msgId;
     if (type === "token" && isAwaited) this.start(expiresIn);
-    else if (type === "error" && isAwaited) this.#again();
+    else if (type === "error" && isAwaited) this.#again(message);
     return type === "token" || isAwaited;
   }
 
@@ -408,16 +416,17 @@ class Renewal {
       if (signal.aborted) return;
       this.#msgId = `token ${++this.#sent}`;
       this.#send({ type: "token", token, msgId: this.#msgId });
-    } catch {
-      if (!signal.aborted) this.#again();
+    } catch (error) {
+      if (!signal.aborted) this.#again(withoutToken(error));
     }
   }
 
   /** Tries once more while there is time; then the server closes the connection, and the next one has a new token. */
-  #again() {
+  #again(reason) {
     this.#msgId = undefined;
     const leftMs = this.#expiresAt - performance.now();
     if (leftMs > MS.renewal) this.#in(leftMs / 5);
+    this.#report(reason);
   }
 }
 
@@ -596,7 +605,11 @@ export class Signaling extends EventTarget {
     this.#reconnect = options.reconnect ?? true;
     this.#backoff = { first: 500, most: 30_000, ...options.backoff };
     this.#credential = new Credential(token, this.#url);
-    this.#renewal = new Renewal(this.#credential, (message) => this.#socket.send(JSON.stringify(message)));
+    this.#renewal = new Renewal(
+      this.#credential,
+      (message) => this.#socket.send(JSON.stringify(message)),
+      (message) => emit(this, "error", { type: "error", code: "invalid_token", message }),
+    );
     this.#diagnosis = new Diagnosis(this.#url);
     if (options.secret !== undefined) this.#share(options.secret);
     this.#ready = new Promise((resolve, reject) => (this.#readyResolvers = { resolve, reject }));
@@ -679,7 +692,7 @@ export class Signaling extends EventTarget {
     try {
       token = await this.#credential.ask(signal);
     } catch (error) {
-      if (!signal.aborted) this.#fail({ reason: `the token function failed: ${messageOf(error)}` });
+      if (!signal.aborted) this.#fail({ reason: withoutToken(error) });
       return;
     }
     if (!signal.aborted) this.#tryTo(() => this.#open(token));
@@ -755,9 +768,9 @@ export class Signaling extends EventTarget {
     if (lastedMs >= MS.stable) this.#attempts = 0;
     const detail = { reason: reason || failure || lost, code };
     const status = statusOf(failure);
+    const refusal = status && { status, reason: `the server refuses (HTTP ${status})` };
     if (code === TOKEN_EXPIRED) this.#expire(lastedMs, detail);
-    else if (status) this.#fail(detail, { refusal: { status, reason: `the server refuses (HTTP ${status})` } });
-    else this.#fail(detail, { isUnexplained: code === 1006 && !this.#isAccepted });
+    else this.#fail(detail, { refusal, isUnexplained: code === 1006 && !this.#isAccepted });
   }
 
   /** The token has expired: connects again at once with another one, unless that was the case just now. */
@@ -774,14 +787,15 @@ export class Signaling extends EventTarget {
   /**
    * An attempt failed, or a connection was lost: tries again later, unless that is hopeless.
    *
-   * @param refusal - the server's answer, if it is known.
-   * @param isUnexplained - whether there may be an answer that is hidden.
+   * @param refusal - the server's answer, as far as it is known.
+   * @param isUnexplained - whether there may be an answer, or a reason, that is hidden.
    */
   #fail(detail, { refusal, isUnexplained = false } = {}) {
     const signal = this.#begin();
     this.#attempts++;
     if (refusal) {
-      this.#judge(refusal, detail);
+      if (isUnexplained && this.#diagnosis.isDue) this.#diagnose(detail, signal, refusal);
+      else this.#judge(refusal, detail);
     } else if (!this.#isServerThere && this.#attempts >= MAX_FIRST_ATTEMPTS) {
       const why = `no connection in ${MAX_FIRST_ATTEMPTS} attempts: is the server there, and is its address right?`;
       this.#end(`${why} (${detail.reason})`, undefined, detail.code);
@@ -793,13 +807,13 @@ export class Signaling extends EventTarget {
   }
 
   /** Asks the server why, and then tries again as it says; without an answer as late as without the question. */
-  async #diagnose(detail, signal) {
+  async #diagnose(detail, signal, known) {
     const failedAt = performance.now();
     this.#retryAfterMs = 0; // That of an earlier answer is over.
     const retryInMs = this.#delay(detail.code);
-    if (this.#reconnect) this.#change("waiting", { ...detail, retryInMs });
+    if (this.#reconnect && !known) this.#change("waiting", { ...detail, retryInMs });
     if (signal.aborted) return; // A listener left.
-    const refusal = await this.#diagnosis.ask(this.#presented, signal);
+    const refusal = (await this.#diagnosis.ask(this.#presented, signal)) ?? known;
     if (signal.aborted) return;
     if (refusal) this.#judge(refusal, detail);
     else if (this.#reconnect) this.#retryIn(Math.max(0, retryInMs - (performance.now() - failedAt)));

@@ -1036,6 +1036,7 @@ class Call {
     this.#retryAt = performance.now() + (retryInMs ?? 0);
     const wait = retryInMs === undefined ? "" : `, next attempt in ${(retryInMs / 1000).toFixed(1)} s`;
     const why = reason ? `: ${oneLine(reason, 120)}` : "";
+    if (state === "waiting" && this.#refused) this.#show();
     if (state === "waiting") chart.note(`signaling lost${why}${wait}`, { level: "error" });
     else if (state !== "open") chart.note(`signaling ${state}${why}`);
     if (state === "open") {
@@ -1101,11 +1102,12 @@ class Call {
   #troubleText(state) {
     const text = this.#refused?.text;
     const ifCalling = (words) => (this.#peers.size ? ` Your call goes on${words}.` : "");
-    if (state === "closed") return (text ?? `Disconnected: ${this.reason}.`) + ifCalling(", but nobody new can join it");
+    // So long a mesh keeps a connection with a peer that has left the room.
+    if (state === "closed") return (text ?? `Disconnected: ${this.reason}.`) + ifCalling(" for a minute");
     if (text) return text + ifCalling(" meanwhile");
     if (!navigator.onLine) return `You are offline.${ifCalling(" if the others are on your network")}`;
     if (this.#wasOpen) return `The server cannot be reached.${ifCalling("; people who join now see you when it is back")}`;
-    return "There is no connection to the server. Is it running, and does it accept pages of this address?";
+    return "There is no connection to the server. Is it running?";
   }
 
   // -- The other peers --
