@@ -100,6 +100,7 @@ const MS = {
   renewal: 1_000, // at least, before a token is renewed
   idle: 30_000, // without a message, before this side checks that the server is still there
   echo: 10_000, // from such a check to any message
+  expiry: 1_000, // a token that expires earlier than this is asked for with backoff
   stable: 5_000, // after a connection that lasted this long, the backoff starts again
   firstOffer: 2_000, // for which the peer that joined first waits for the other's offer
   answer: 10_000, // from an offer to its answer, before the offer is repeated; doubles up to `mostAnswer`
@@ -575,6 +576,7 @@ export class Signaling extends EventTarget {
   #presented; // the token of the current attempt
   #renewal;
   #diagnosis;
+  #hasExpired = false; // whether the token of a connection did, and none has lasted since
   #wasAskedAnew = false; // whether the token was asked for again because it was refused
   #retryAfterMs = 0; // as the server said in this streak of failures
   #notBefore = 0; // when that is over
@@ -765,7 +767,10 @@ export class Signaling extends EventTarget {
     this.#outbox.rewind();
     this.#awaitsEcho = this.#catchingUp = false;
     this.#pendingFence = 0;
-    if (lastedMs >= MS.stable) this.#attempts = 0;
+    if (lastedMs >= MS.stable) {
+      this.#attempts = 0;
+      this.#hasExpired = false;
+    }
     const detail = { reason: reason || failure || lost, code };
     const status = statusOf(failure);
     const refusal = status && { status, reason: `the server refuses (HTTP ${status})` };
@@ -775,7 +780,9 @@ export class Signaling extends EventTarget {
 
   /** The token has expired: connects again at once with another one, unless that was the case just now. */
   #expire(lastedMs, detail) {
-    if (this.#credential.isRenewable && lastedMs < MS.stable) {
+    const isTooSoon = lastedMs < MS.expiry || this.#hasExpired;
+    this.#hasExpired = true;
+    if (this.#credential.isRenewable && isTooSoon) {
       this.#fail(detail);
       return;
     }
