@@ -21,8 +21,10 @@ const MAX_BUFFERED_BYTES = 16 * 2 ** 20;
 // Characters of a message of the server: enough for a list of `MAX_PEERS`.
 const MAX_RECEIVED = 32 * 2 ** 20;
 
-// Peers of a topic; a server has at most 5,000, unless its operator says otherwise.
+// Peers of a topic, and the characters of their ids and metadata: a server has at most 5,000 peers, unless its operator says
+// otherwise, and a list of all is one message.
 const MAX_PEERS = 16_384;
+const MAX_PEERS_SIZE = MAX_RECEIVED;
 
 // Characters of a peer's id; a server's have 26.
 const MAX_ID = 4_096;
@@ -240,6 +242,9 @@ function charactersOf(value) {
     return Infinity;
   }
 }
+
+/** Characters of what is kept of a peer. */
+const sizeOf = (id, metadata) => id.length + charactersOf(metadata);
 
 /**
  * Reads a message of the server, and makes sure that every key on which this client or a page relies has its type.
@@ -556,6 +561,7 @@ export class Signaling extends EventTarget {
   #selfId = "";
   #formerIds = new Set();
   #peers = new Map();
+  #peersSize = 0; // in characters
   #iceServers = [];
   #ready;
   #readyResolvers; // {resolve, reject} of `ready`
@@ -1103,6 +1109,7 @@ export class Signaling extends EventTarget {
     // The server may not have noticed yet that this peer lost its earlier connection.
     const others = message.peers.filter(({ id }) => !this.#formerIds.has(id) && id !== this.#selfId);
     this.#peers = new Map(others.map(({ id, metadata }) => [id, metadata]));
+    this.#peersSize = [...this.#peers].reduce((sum, [id, metadata]) => sum + sizeOf(id, metadata), 0);
     for (const id of this.#lastNumbers.keys()) if (!this.#isThere(id)) this.#lastNumbers.delete(id);
     this.#openedAt = performance.now();
     this.#watch(MS.idle, () => this.#fence());
@@ -1131,15 +1138,22 @@ export class Signaling extends EventTarget {
 
   #joined(message) {
     const { peerId, metadata } = message;
-    if (this.#isThere(peerId) || this.#formerIds.has(peerId) || this.#peers.size >= MAX_PEERS) return;
+    if (this.#isThere(peerId) || this.#formerIds.has(peerId)) return;
+    const size = sizeOf(peerId, metadata);
+    if (this.#peers.size >= MAX_PEERS || this.#peersSize + size > MAX_PEERS_SIZE) return;
     this.#peers.set(peerId, metadata);
+    this.#peersSize += size;
     emit(this, "peer-joined", message);
   }
 
   #left(message) {
-    this.#lastNumbers.delete(message.peerId);
-    this.#formerIds.delete(message.peerId);
-    if (this.#peers.delete(message.peerId)) emit(this, "peer-left", message);
+    const { peerId } = message;
+    this.#lastNumbers.delete(peerId);
+    this.#formerIds.delete(peerId);
+    if (!this.#peers.has(peerId)) return;
+    this.#peersSize -= sizeOf(peerId, this.#peers.get(peerId));
+    this.#peers.delete(peerId);
+    emit(this, "peer-left", message);
   }
 }
 
