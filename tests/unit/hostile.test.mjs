@@ -233,6 +233,16 @@ test("of what a server says of peers, a bounded part is kept", () => {
   assert.ok(signaling.peers.has("another"));
 });
 
+test("of long metadata as much is kept as one list may have", () => {
+  const { signaling, say } = meet([{ id: "first", metadata: { text: "x".repeat(16_000) } }]);
+  const metadata = { text: "x".repeat(16_000) };
+  for (let id = 0; id < 3_000; id++) say({ type: "peer-joined", peerId: `${id}`, metadata });
+  const { size } = signaling.peers;
+  assert.ok(size > 2_000 && size * 16_000 < 32 * 2 ** 20, `${size} peers`);
+  say({ type: "peer-joined", peerId: "late", metadata }, leaves("first"), { type: "peer-joined", peerId: "next", metadata });
+  assert.deepEqual([signaling.peers.has("late"), signaling.peers.has("next"), signaling.peers.size], [false, true, size]);
+});
+
 test("metadata that is too long or too deep counts as none, and the peer is there all the same", () => {
   const metadata = [{ text: "x".repeat(20_000) }, { text: "x".repeat(16_000) }];
   const texts = metadata.map((value, index) => ({ type: "peer-joined", peerId: `${index}`, metadata: value }));

@@ -232,6 +232,21 @@ test("a server that sends faster than payloads are opened loses the connection",
   assert.equal(told.at(-1), "waiting");
 });
 
+test("of long messages only a few wait to be opened, and none of a connection that was given up", async () => {
+  const { signaling } = open(RESUME, "peer");
+  await until(() => signaling.state === "open");
+  const peer = await other("peer");
+  const opened = mock.method(Sealing.prototype, "open");
+  const long = { ...(await peer.seal("1")), padding: "x".repeat(12 * 2 ** 20) };
+  for (let count = 0; count < 4; count++) sockets[0].receive(long);
+  assert.equal(signaling.state, "waiting");
+  for (let count = 0; count < 4; count++) sockets[0].receive(long);
+  mock.timers.tick(60_000);
+  sockets[1].receive(welcome("me", { ...RESUME, resumed: true }), list("peer"), await peer.seal("2"));
+  await until(() => signaling.state === "open" && opened.mock.callCount() === 2);
+  assert.deepEqual(opened.mock.calls.map(({ arguments: [{ msgId }] }) => msgId), ["~1", "~2"]);
+});
+
 test("a secret that is no secret is refused at once", () => {
   assert.throws(() => joined({ secret: "too short" }), /TypeError: the secret is shorter than 16 bytes; make one with: /);
   assert.throws(() => joined({ secret: "\ud800".repeat(16) }), /TypeError: the secret is not Unicode/);

@@ -21,8 +21,10 @@ const MAX_BUFFERED_BYTES = 16 * 2 ** 20;
 // Characters of a message of the server: enough for a list of `MAX_PEERS`.
 const MAX_RECEIVED = 32 * 2 ** 20;
 
-// Peers of a topic; a server has at most 5,000, unless its operator says otherwise.
+// Peers of a topic, and the characters of their ids and metadata: a server has at most 5,000 peers, unless its operator says
+// otherwise, and a list of all is one message.
 const MAX_PEERS = 16_384;
+const MAX_PEERS_SIZE = MAX_RECEIVED;
 
 // Characters of a peer's id; a server's have 26.
 const MAX_ID = 4_096;
@@ -43,8 +45,9 @@ const MAX_FORMER_IDS = 16;
 // Connections that seem dead and are not closed yet. The session of an older one has ended by itself.
 const MAX_ABANDONED = 3;
 
-// Received messages that wait while the payload of one is opened.
+// Received messages that wait while the payload of one is opened, and their characters: enough for the longest one.
 const MAX_ARRIVALS = 1_024;
+const MAX_ARRIVED = MAX_RECEIVED;
 
 // Of a secret: as many as an attacker cannot guess, if they are random.
 const MIN_SECRET_BYTES = 16;
@@ -99,6 +102,7 @@ const MS = {
   renewal: 1_000, // at least, before a token is renewed
   idle: 30_000, // without a message, before this side checks that the server is still there
   echo: 10_000, // from such a check to any message
+  expiry: 1_000, // a token that expires earlier than this is asked for with backoff
   stable: 5_000, // after a connection that lasted this long, the backoff starts again
   firstOffer: 2_000, // for which the peer that joined first waits for the other's offer
   answer: 10_000, // from an offer to its answer, before the offer is repeated; doubles up to `mostAnswer`
@@ -239,6 +243,9 @@ function charactersOf(value) {
   }
 }
 
+/** Characters of what is kept of a peer. */
+const sizeOf = (id, metadata) => id.length + charactersOf(metadata);
+
 /**
  * Reads a message of the server, and makes sure that every key on which this client or a page relies has its type.
  *
@@ -300,7 +307,11 @@ function statusOf(failure) {
 
 /** The text of whatever was thrown. */
 function messageOf(error) {
-  return String(error?.message ?? error);
+  try {
+    return String(error?.message ?? error);
+  } catch {
+    return "an error without a text"; // For example an object without a prototype.
+  }
 }
 
 /** Why there is no token to present. */
@@ -550,6 +561,7 @@ export class Signaling extends EventTarget {
   #selfId = "";
   #formerIds = new Set();
   #peers = new Map();
+  #peersSize = 0; // in characters
   #iceServers = [];
   #ready;
   #readyResolvers; // {resolve, reject} of `ready`
@@ -570,6 +582,7 @@ export class Signaling extends EventTarget {
   #presented; // the token of the current attempt
   #renewal;
   #diagnosis;
+  #hasExpired = false; // whether the token of a connection did, and none has lasted since
   #wasAskedAnew = false; // whether the token was asked for again because it was refused
   #retryAfterMs = 0; // as the server said in this streak of failures
   #notBefore = 0; // when that is over
@@ -585,7 +598,8 @@ export class Signaling extends EventTarget {
   #lastNumbers = new Map(); // peer id -> the number of the last message from it
 
   #sealing; // a promise of it; undefined without a secret
-  #arrivals = []; // what the connection brought and is not processed yet, in order
+  #arrivals = []; // of {react, size}: what the connection brought and is not processed yet, in order
+  #arrivedSize = 0; // of these
 
   constructor(url, options = {}) {
     super();
@@ -709,7 +723,10 @@ export class Signaling extends EventTarget {
     this.#socket = socket;
     this.#presented = token;
     this.#isAccepted = this.#isWelcomed = false;
-    const ifCurrent = (react) => (event) => this.#inTurn(() => this.#socket === socket && react(event));
+    const isCurrent = () => this.#socket === socket;
+    const ifCurrent = (react) => (event) => {
+      if (isCurrent()) this.#inTurn(() => isCurrent() && react(event), event.data?.length ?? event.data?.size);
+    };
     socket.addEventListener("open", ifCurrent(() => this.#accept()));
     socket.addEventListener("message", ifCurrent(({ data }) => this.#receive(data)));
     let failure;
@@ -751,11 +768,15 @@ export class Signaling extends EventTarget {
     const lastedMs = this.#state === "open" ? performance.now() - this.#openedAt : 0;
     const lost = this.#state === "open" ? `the connection was lost (${code})` : `no connection (${code})`;
     this.#socket = undefined;
+    for (const { size } of this.#arrivals.splice(1)) this.#arrivedSize -= size; // The first one is being processed.
     this.#renewal.stop();
     this.#outbox.rewind();
     this.#awaitsEcho = this.#catchingUp = false;
     this.#pendingFence = 0;
-    if (lastedMs >= MS.stable) this.#attempts = 0;
+    if (lastedMs >= MS.stable) {
+      this.#attempts = 0;
+      this.#hasExpired = false;
+    }
     const detail = { reason: reason || failure || lost, code };
     const status = statusOf(failure);
     const refusal = status && { status, reason: `the server refuses (HTTP ${status})` };
@@ -765,7 +786,9 @@ export class Signaling extends EventTarget {
 
   /** The token has expired: connects again at once with another one, unless that was the case just now. */
   #expire(lastedMs, detail) {
-    if (this.#credential.isRenewable && lastedMs < MS.stable) {
+    const isTooSoon = lastedMs < MS.expiry || this.#hasExpired;
+    this.#hasExpired = true;
+    if (this.#credential.isRenewable && isTooSoon) {
       this.#fail(detail);
       return;
     }
@@ -973,21 +996,30 @@ export class Signaling extends EventTarget {
     else if (reason) emit(this, "tampered", { from: sealed.from, type: sealed.type, reason });
   }
 
-  /** Processes what a connection brings in its order, although a payload takes time to open. */
-  #inTurn(react) {
+  /**
+   * Processes what a connection brings in its order, although a payload takes time to open.
+   *
+   * @param size - of a message, in characters or bytes.
+   */
+  #inTurn(react, size = 0) {
     if (!this.#sealing) {
       react();
       return;
     }
-    if (this.#arrivals.length >= MAX_ARRIVALS && this.#socket) this.#abandon("the server sends faster than this side reads");
-    this.#arrivals.push(react);
-    if (this.#arrivals.length === 1) this.#work();
+    const { length } = this.#arrivals;
+    if (length >= MAX_ARRIVALS || (length && this.#arrivedSize + size > MAX_ARRIVED)) {
+      this.#abandon("the server sends faster than this side reads");
+      return;
+    }
+    this.#arrivals.push({ react, size });
+    this.#arrivedSize += size;
+    if (!length) this.#work();
   }
 
   async #work() {
-    for (; this.#arrivals.length; this.#arrivals.shift()) {
+    for (; this.#arrivals.length; this.#arrivedSize -= this.#arrivals.shift().size) {
       try {
-        await this.#arrivals[0]();
+        await this.#arrivals[0].react();
       } catch (error) {
         // sealing.js is missing: the client has ended.
         if (this.#state !== "closed") queueMicrotask(() => { throw error; });
@@ -1077,6 +1109,7 @@ export class Signaling extends EventTarget {
     // The server may not have noticed yet that this peer lost its earlier connection.
     const others = message.peers.filter(({ id }) => !this.#formerIds.has(id) && id !== this.#selfId);
     this.#peers = new Map(others.map(({ id, metadata }) => [id, metadata]));
+    this.#peersSize = [...this.#peers].reduce((sum, [id, metadata]) => sum + sizeOf(id, metadata), 0);
     for (const id of this.#lastNumbers.keys()) if (!this.#isThere(id)) this.#lastNumbers.delete(id);
     this.#openedAt = performance.now();
     this.#watch(MS.idle, () => this.#fence());
@@ -1105,15 +1138,22 @@ export class Signaling extends EventTarget {
 
   #joined(message) {
     const { peerId, metadata } = message;
-    if (this.#isThere(peerId) || this.#formerIds.has(peerId) || this.#peers.size >= MAX_PEERS) return;
+    if (this.#isThere(peerId) || this.#formerIds.has(peerId)) return;
+    const size = sizeOf(peerId, metadata);
+    if (this.#peers.size >= MAX_PEERS || this.#peersSize + size > MAX_PEERS_SIZE) return;
     this.#peers.set(peerId, metadata);
+    this.#peersSize += size;
     emit(this, "peer-joined", message);
   }
 
   #left(message) {
-    this.#lastNumbers.delete(message.peerId);
-    this.#formerIds.delete(message.peerId);
-    if (this.#peers.delete(message.peerId)) emit(this, "peer-left", message);
+    const { peerId } = message;
+    this.#lastNumbers.delete(peerId);
+    this.#formerIds.delete(peerId);
+    if (!this.#peers.has(peerId)) return;
+    this.#peersSize -= sizeOf(peerId, this.#peers.get(peerId));
+    this.#peers.delete(peerId);
+    emit(this, "peer-left", message);
   }
 }
 
