@@ -287,6 +287,10 @@ class Signaling:
             return source
         try:
             answer = source()
+        except (Exception, asyncio.CancelledError) as error:
+            # Nothing cancels this task meanwhile: the function read a future that was cancelled.
+            raise raised(error) from None
+        try:
             if isawaitable(answer):
                 answer = await _bounded(asyncio.ensure_future(answer))
         except NoToken:

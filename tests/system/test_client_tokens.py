@@ -171,6 +171,10 @@ async def failing_later() -> str:
     return failing()
 
 
+def cancelled() -> str:
+    raise asyncio.CancelledError  # As Future.result does.
+
+
 async def hanging() -> str:
     await asyncio.Event().wait()
     return "secret"
@@ -185,6 +189,7 @@ async def obstinate() -> str:
 FAULTS = {
     "raises": (failing, "the token function raised LookupError (test_client_tokens.py, line "),
     "fails later": (failing_later, "the token function raised LookupError (test_client_tokens.py, line "),
+    "reads a cancelled task": (cancelled, "the token function raised CancelledError (test_client_tokens.py, line "),
     "hangs": (hanging, "the token function has not answered within"),
     "ignores its cancellation": (obstinate, "the token function has not answered within"),
     "returns nothing": (lambda: None, "the token function returned NoneType, not a token"),
