@@ -33,6 +33,8 @@ OPENING_SECONDS = 15.0
 PING_SECONDS = 10.0
 PONG_SECONDS = 10.0
 FLUSH_SECONDS = 5.0
+CLOSE_SECONDS = 2.0
+"""How long leaving waits for the server's close frame, also in a program that is interrupted."""
 
 MAX_UNREAD = 256
 MAX_UNREAD_BYTES = 1_048_576
@@ -298,6 +300,7 @@ class Signaling:
         options = {
             "compression": None,
             "ping_interval": None,
+            "close_timeout": CLOSE_SECONDS,
             "max_size": MAX_RECEIVED_BYTES,
             # A proxy from the environment cannot reach this machine.
             "proxy": None if _is_loopback(self._session.url) else True,

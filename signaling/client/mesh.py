@@ -219,6 +219,10 @@ class Mesh:
 
     def _joined(self, peer_id: str, metadata: Metadata | None) -> None:
         self._topic.add(peer_id, metadata or {})
+        link = self._links.get(peer_id)
+        if link is not None and link.is_orphan:
+            # A node of a cluster may list a peer late; for this peer, it left and came back with its id.
+            link.bind(peer_id, self._topic.metadata(peer_id))
         self._connect_to(peer_id)
 
     def _connect_to(self, peer_id: str) -> None:
@@ -270,15 +274,15 @@ class Mesh:
         """Return the connection of a peer that has another id now, and proves its identity by its certificate."""
         for link in self._links_of(self._topic.instance(offer.sender)):
             if link.peer_id != offer.sender and link.has_certificate_of(offer):
-                other = self._links.get(offer.sender)
-                if other is not None:
-                    self.drop(other)
                 self._bind(link, offer.sender)
                 return link
         return None
 
     def _bind(self, link: _Link, peer_id: str) -> None:
         former = link.peer_id
+        other = self._links.get(peer_id)
+        if other is not None:
+            self.drop(other)
         self._postponed.pop(peer_id, None)
         del self._links[former]
         self._links[peer_id] = link
@@ -447,6 +451,11 @@ class _Link:
     def is_connected(self) -> bool:
         """Whether data flows."""
         return self.peer is not None and self.peer.connection.connectionState == "connected"
+
+    @property
+    def is_orphan(self) -> bool:
+        """Whether the peer left, and its connection is kept for some time."""
+        return self._grace is not None
 
     @property
     def _awaits_answer(self) -> bool:
@@ -632,6 +641,7 @@ class _Topic:
         return peer_id in self._metadata
 
     def add(self, peer_id: str, metadata: Metadata) -> None:
+        self.remove(peer_id)
         self._metadata[peer_id] = metadata
         instance = _instance(metadata)
         if instance is not None:

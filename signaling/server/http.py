@@ -115,14 +115,16 @@ class HttpProtocol(WebSocketConnection[R]):
 
     def refuse_join(self, refused: Refused, values: HeaderValues) -> None:
         """Refuse a request to join; only a page of an allowed origin can read why."""
-        refused.headers |= self.factory.origins.cors(values(b"origin"))
-        self.refuse(refused)
+        self._refuse(refused, self.factory.origins.cors(values(b"origin")))
 
     def refuse(self, refused: Refused) -> None:
-        """Answer the request with an HTTP error that a page of any origin can read, and end the connection."""
+        """Answer a request that is not well-formed; any page can read why, as it may be a check."""
+        self._refuse(refused, self.factory.origins.cors_of_all(()))
+
+    def _refuse(self, refused: Refused, cors: dict[bytes, bytes]) -> None:
         if self.state != self.STATE_CONNECTING:
             return
-        refused.headers = {**self.factory.origins.cors(()), **refused.headers}
+        refused.headers |= cors
         super().refuse(refused)
         self.factory.counters.requests_refused[refused.status] += 1
         self._log_refusal(refused.status, refused.reason)
@@ -206,7 +208,7 @@ class HttpFactory(WebSocketConnectionFactory):
         )
         self.shutdown = Shutdown(self, reactor, self.limits)
         served = pages(client=serve_client, demo=demo)
-        self.site = SignalingSite(site_root(self, served), self.limits, self.origins, reactor)
+        self.site = SignalingSite(site_root(self, served), self.limits, reactor)
         self.events = Events(log_level, reactor.seconds)
         self.access = Access(portal, self.events.login_failed) if portal is not None else None
         self._start: Any = None

@@ -342,6 +342,8 @@ def _take_over(request: Request, factory: ConnectionFactory) -> HttpConnection:
     if not isinstance(channel, HTTPChannel) or channel.transport is None:
         raise Refused(400, "a WebSocket connection is opened over HTTP/1.1")
     channel.setTimeout(None)
+    # It is never answered; the channel and the request would hold each other.
+    channel.requests.remove(request)
     # HTTPChannel stays registered as producer after the takeover; ours would be refused.
     channel.transport.unregisterProducer()  # type: ignore[attr-defined]
     if isinstance(channel, BoundedChannel):

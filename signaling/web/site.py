@@ -9,7 +9,6 @@ from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel, datetimeToString
 from twisted.web.server import Request, Site
 
-from signaling.admission.origins import Origins
 from signaling.core.join_request import JoinRequest
 from signaling.errors import Refused
 from signaling.limits import Limits
@@ -89,7 +88,6 @@ class BoundedChannel(HTTPChannel):
     transport: Any
     owner: HttpConnection
     owner_limits: Limits
-    origins: Origins
     most_requests = _MOST_REQUESTS
     _requests = 0
     _unread = b""
@@ -240,7 +238,6 @@ class BoundedChannel(HTTPChannel):
     def refuse(self, refused: Refused) -> None:
         """End the connection with an error, and with the request unread."""
         self._end_requests()
-        refused.headers |= self.origins.cors(())
         self.owner.leave_http()
         self.owner.refuse(refused)
 
@@ -267,7 +264,6 @@ class SignalingSite(Site):
     Args:
         root: of its resources.
         limits: the bounds.
-        origins: which pages may read the error of a request that no resource answers.
         reactor: runs the timeouts.
 
     Attributes:
@@ -277,15 +273,14 @@ class SignalingSite(Site):
     protocol = BoundedChannel  # type: ignore[assignment]
     most_requests = _MOST_REQUESTS
 
-    def __init__(self, root: Any, limits: Limits, origins: Origins, reactor: Any) -> None:
+    def __init__(self, root: Any, limits: Limits, reactor: Any) -> None:
         super().__init__(root, requestFactory=BoundedRequest, reactor=reactor, timeout=limits.handshake_timeout_seconds)
         self._limits = limits
-        self._origins = origins
 
     def channel_for(self, owner: HttpConnection) -> BoundedChannel:
         """Return a channel for the requests of ``owner``'s connection."""
         channel: BoundedChannel = self.buildProtocol(None)
-        channel.owner, channel.owner_limits, channel.origins = owner, self._limits, self._origins
+        channel.owner, channel.owner_limits = owner, self._limits
         channel.most_requests = self.most_requests
         channel.totalHeadersSize = self._limits.max_header_bytes
         return channel

@@ -252,6 +252,16 @@ def test_a_page_names_its_origin_to_its_own_server(make_harness: MakeHarness, tm
     assert checked(harness, f"/ws/room?check={quote(OWN, safe='')}", Origin=FOREIGN)["status"] == 403
 
 
+@pytest.mark.parametrize(
+    ("target", "headers", "refused"),
+    [("/ws/%zz?check", {}, 400), ("/ws/room?check", {"Authorization": "Bearer " + "x" * 20_000}, 431)],
+)
+def test_a_page_reads_why_a_request_is_not_well_formed(target: str, headers: dict[str, str], refused: int) -> None:
+    harness = Harness(allow_origins=[OWN])
+    status, answered, _ = harness.request(plain(target, Origin=OWN, **headers))
+    assert (status, answered["access-control-allow-origin"]) == (refused, "*")
+
+
 # Logs
 
 

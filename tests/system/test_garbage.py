@@ -198,6 +198,14 @@ def two_requests_on_one_connection(connect: Connect) -> None:
     client.close()
 
 
+def a_join_behind_a_request(connect: Connect) -> None:
+    client = connect(REQUEST + upgrade(new_topic()))
+    read_until(client, b'"peers":[')
+    client.sendall(GOODBYE)
+    read_to_the_end(client)
+    client.close()
+
+
 def a_connection_that_asks_for_nothing(connect: Connect) -> None:
     connect(b"").close()
 
@@ -217,6 +225,7 @@ LIVES = [
     a_request_head_that_is_refused,
     a_request,
     two_requests_on_one_connection,
+    a_join_behind_a_request,
     a_connection_that_asks_for_nothing,
     a_request_that_is_reset_half_way,
 ]

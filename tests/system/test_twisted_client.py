@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -130,6 +132,14 @@ def test_the_mesh_of_the_examples_greets_everyone() -> None:
         with program("mesh_chat.py", server.url + "room", "Ben") as ben:
             ada.wait_for("hello from Ben")
             ben.wait_for("hello from Ada")
+            assert ben.stop(signal.SIGINT) == 0
+            assert "Traceback" not in ben.log
+            server.wait_for("left 'room'")
+        server.pause()
+        pressed = time.monotonic()
+        assert ada.stop(signal.SIGINT) == 0
+        assert time.monotonic() - pressed < 5
+        server.resume()
 
 
 OVER_TLS = """

@@ -220,6 +220,34 @@ def test_a_peer_that_comes_back_keeps_its_connection() -> None:
     play(scenario())
 
 
+def test_a_peer_that_comes_back_with_its_id_keeps_its_connection() -> None:
+    async def scenario() -> None:
+        topic = Topic("b")
+        peer = await topic.connect("a", "one")
+        for _ in range(2):
+            await topic.event(PeerLeft("a"))
+            await topic.join("a", "one")
+            await asyncio.sleep(module.GRACE_SECONDS)
+        assert topic.mesh.peers == {"a": peer}
+        await topic.end()
+
+    play(scenario())
+
+
+def test_an_id_that_is_reused_for_another_peer_leaves_no_connection_behind() -> None:
+    async def scenario() -> None:
+        topic = Topic("z")
+        await topic.connect("a", "one")
+        other = await topic.connect("b", "two")
+        await topic.event(PeerLeft("a"))
+        await topic.join("a", "two")
+        await topic.event(PeerLeft("b"))
+        assert topic.mesh.peers == {"a": other}
+        await topic.end()
+
+    play(scenario())
+
+
 def test_a_peer_whose_former_id_leaves_later_keeps_its_connection() -> None:
     async def scenario() -> None:
         topic = Topic("x")
