@@ -1190,7 +1190,7 @@ class Call {
     chart.tick();
     this.#refreshPeople();
     const { state } = this.#signaling;
-    if (state === "waiting") this.#showState({ state, reason: this.reason });
+    if (state === "waiting" || state === "closed") this.#showState({ state, reason: this.reason });
   }
 
   // -- Chat, and the state of each peer's media --
