@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--receive-only", action="store_true", help="do not allow sending")
     parser.add_argument("--metadata", type=_object, help="JSON object that replaces the client's own metadata")
-    parser.add_argument("--subject", help="the owner (sub)")
+    parser.add_argument("--subject", help="the owner (sub); only tokens of one owner renew each other")
     parser.add_argument("--audience", help="the audience (aud)")
     parser.add_argument("--issuer", help="the issuer (iss)")
     parser.add_argument("--seconds", type=int, default=3600, help="lifetime in seconds [default: 3600]")

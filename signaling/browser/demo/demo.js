@@ -1190,7 +1190,7 @@ class Call {
     chart.tick();
     this.#refreshPeople();
     const { state } = this.#signaling;
-    if (state === "waiting") this.#showState({ state, reason: this.reason });
+    if (state === "waiting" || state === "closed") this.#showState({ state, reason: this.reason });
   }
 
   // -- Chat, and the state of each peer's media --
@@ -1301,8 +1301,10 @@ async function putOnClipboard(text) {
 
 // -- Joining and leaving --
 
-const CALM = ["amber", "calm", "clear", "early", "green", "light", "quiet", "silver"];
-const THINGS = ["brook", "cedar", "harbor", "lantern", "meadow", "otter", "pebble", "willow"];
+const CALM =
+  "amber autumn blue calm clear early gentle golden green light misty quiet silver sunny warm winter".split(" ");
+const THINGS =
+  "badger brook cedar finch harbor heron island lantern maple meadow otter pebble river sparrow valley willow".split(" ");
 
 const chart = new Chart();
 let call = null;
