@@ -261,7 +261,7 @@ class HttpFactory(WebSocketConnectionFactory):
         try:
             request = check_join(segment, query, self.limits)
             # A page sends no Origin to its own server with a GET, but it does with an upgrade.
-            own = [origin for origin in query_values(query, "check") if origin]
+            own = [value for value in query_values(query, "check") if b"://" in value]
             self._check_client(request, query, values, values(b"origin") or own)
         except Refused as refused:
             return fail(refused)
