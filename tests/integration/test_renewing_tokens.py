@@ -188,7 +188,7 @@ def test_a_token_may_be_as_long_as_in_a_request(make_server: MakeHarness) -> Non
     for length in (1000, 1001):
         peer.say(renewal("x" * length))
     assert [message["message"] for message in peer.heard()] == [
-        OTHER_OWNER,
+        NO_OWNER,
         "token: at most 1000 bytes, as in a request",
     ]
     assert [len(text) for text in checked] == [1000]
