@@ -34,7 +34,13 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    with chromium(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
+
+
+@pytest.fixture(scope="module")
 def pages() -> Iterator[str]:
     """Serve the examples; returns their address."""
     handler = functools.partial(Quiet, directory=str(EXAMPLES))
@@ -182,8 +188,8 @@ def test_an_aiortc_pair_opens_a_data_channel() -> None:
         assert_all_passed(server, asyncio.run(scenario(server.url + "room")))
 
 
-def test_a_chromium_pair_opens_a_data_channel(pages: str, tmp_path: Path) -> None:
-    with debug_server() as server, chromium(tmp_path) as driver:
+def test_a_chromium_pair_opens_a_data_channel(pages: str, driver: webdriver.Chrome) -> None:
+    with debug_server() as server:
         driver.get(page_url(pages, server))
         wait_until(driver, "signals.length >= 2")
         first = driver.current_window_handle
@@ -202,46 +208,48 @@ def test_a_chromium_pair_opens_a_data_channel(pages: str, tmp_path: Path) -> Non
         print("there first:", there, "\njoined:", joined)
         assert ["sent offer" in next(iter(signals.values())) for signals in (there, joined)] == [False, True]
         assert_all_passed(server, there | joined)
+        driver.close()
+        driver.switch_to.window(first)
 
 
-def test_a_chromium_offers_to_aiortc(pages: str, tmp_path: Path) -> None:
-    async def scenario(server: Server, driver: webdriver.Chrome) -> Passed:
+def test_a_chromium_offers_to_aiortc(pages: str, driver: webdriver.Chrome) -> None:
+    async def scenario(server: Server) -> Passed:
         peer = AiortcPeer(server.url + "room")
         task = asyncio.create_task(peer.run())
         await peer.joined.wait()
         await asyncio.to_thread(driver.get, page_url(pages, server))
         return await meet(peer, task, driver)
 
-    call_between_aiortc_and_chromium(scenario, tmp_path)
+    call_between_aiortc_and_chromium(scenario)
 
 
-def test_aiortc_offers_to_a_chromium(pages: str, tmp_path: Path) -> None:
-    async def scenario(server: Server, driver: webdriver.Chrome) -> Passed:
+def test_aiortc_offers_to_a_chromium(pages: str, driver: webdriver.Chrome) -> None:
+    async def scenario(server: Server) -> Passed:
         await asyncio.to_thread(driver.get, page_url(pages, server))
         await asyncio.to_thread(wait_until, driver, "signals.includes('received peer-list')")
         peer = AiortcPeer(server.url + "room")
         return await meet(peer, asyncio.create_task(peer.run()), driver)
 
-    call_between_aiortc_and_chromium(scenario, tmp_path)
+    call_between_aiortc_and_chromium(scenario)
 
 
-Scenario = Callable[[Server, webdriver.Chrome], Coroutine[Any, Any, Passed]]
+Scenario = Callable[[Server], Coroutine[Any, Any, Passed]]
 
 
 class NotOpenedError(Exception):
     """The two never connected, although all was signaled."""
 
 
-def call_between_aiortc_and_chromium(scenario: Scenario, tmp_path: Path) -> None:
+def call_between_aiortc_and_chromium(scenario: Scenario) -> None:
     """Call until the two connect, at most three times.
 
     Once in forty times, on a busy machine, aiortc and Chromium have all of each other's descriptions and candidates and
     never connect. That is between them; what has to pass the server is asserted each time.
     """
-    for attempt in range(3):
-        with debug_server() as server, chromium(tmp_path / str(attempt)) as driver:
+    for _ in range(3):
+        with debug_server() as server:
             try:
-                assert_all_passed(server, asyncio.run(scenario(server, driver)))
+                assert_all_passed(server, asyncio.run(scenario(server)))
             except NotOpenedError as error:
                 assert_all_passed(server, error.args[0])
             else:
