@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ def application(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@functools.cache
 def bundle(application: Path, react: str) -> str:
     """Return the application as one script, with the development build of React, which alone mounts twice."""
     aliases = [] if react == "19" else [f"--alias:{name}={name}-{react}" for name in ("react", "react-dom")]
