@@ -115,11 +115,12 @@ def test_the_version_is_that_of_the_server() -> None:
     assert re.fullmatch(r"twisted-signaling \d+\.\d+\.\d+\S*\n", output)
 
 
-def test_several_endpoints_serve_one_server(tmp_path: Path) -> None:
+def test_several_endpoints_serve_one_server_and_its_metrics(tmp_path: Path) -> None:
     path = tmp_path / "socket"
-    with running(["--listen", "tcp:0:interface=127.0.0.1", "--listen", f"unix:{path}"]) as server:
+    with running(["--listen", "tcp:0:interface=127.0.0.1", "--listen", f"unix:{path}", "--metrics"]) as server:
         server.wait_for(re.escape(f"listening on unix:{path}"))
         assert server.get("/healthz") == (200, b"ok")
+        assert server.scrape()["peers",] == 0
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(5)
             client.connect(str(path))
@@ -238,11 +239,6 @@ def test_an_invalid_log_format_is_named() -> None:
     assert server.log.startswith("signaling: --log-format json: it is written to a file or to standard output")
 
 
-def test_metrics_are_served_on_the_port() -> None:
-    with running(["--port", "0", "--metrics"]) as server:
-        assert server.scrape()["peers",] == 0
-
-
 def test_metrics_on_their_own_endpoint_check_the_host_name() -> None:
     own = ["--listen", "tcp:0:interface=127.0.0.1", "--metrics-listen", "tcp:0:interface=127.0.0.1"]
     with running([*own, "--metrics-host", "metrics.example.com"]) as server:
@@ -284,13 +280,13 @@ def test_during_the_drain_delay_peers_may_join_and_readyz_answers_503() -> None:
         assert server.process.wait(20) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_closes_all_peers_with_1001_and_ends_with_status_0(number: int) -> None:
+# What SIGTERM does is shown over TLS, in test_clients.
+def test_ctrl_c_closes_all_peers_with_1001_and_ends_with_status_0() -> None:
     with running() as server:
         with connect(server.url + "room") as peer:
             peer.recv(5)
             peer.recv(5)
-            server.process.send_signal(number)
+            server.process.send_signal(signal.SIGINT)
             with pytest.raises(Exception, match="1001"):
                 peer.recv(5)
         assert server.process.wait(20) == 0
