@@ -18,7 +18,9 @@ def self_signed(names: Sequence[str] = ("localhost",)) -> bytes:
         names: its subjectAltName, of hosts and addresses; without any it has none, and is for no host.
     """
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    # OpenSSL finds a trusted certificate by its whole name, so no two certificates share one.
+    distinct = x509.NameAttribute(x509.NameOID.SERIAL_NUMBER, str(x509.random_serial_number()))
+    name = x509.Name([distinct, x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.now(UTC)
     builder = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())

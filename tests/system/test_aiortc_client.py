@@ -76,11 +76,12 @@ def role(example: Path, name: str, url: str) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("first", ["offer", "answer"])
-def test_aiortcs_own_example_plays_ping_pong_whoever_starts_first(example: Path, first: str) -> None:
+def test_aiortcs_own_example_plays_ping_pong_whoever_starts_first(server: Server, example: Path, first: str) -> None:
     second = {"offer": "answer", "answer": "offer"}[first]
-    with running() as server, role(example, first, server.url + "room") as earlier:
-        server.wait_for("joined 'room'")
-        with role(example, second, server.url + "room") as later:
+    topic = f"{first}-first"
+    with role(example, first, server.url + topic) as earlier:
+        server.wait_for(f"joined '{topic}'")
+        with role(example, second, server.url + topic) as later:
             roles = {first: earlier, second: later}
             roles["answer"].wait_for(r"channel\(chat\) < ping")
             roles["offer"].wait_for(r"channel\(chat\) < pong")
@@ -107,11 +108,12 @@ def interrupt(program: Server) -> None:
 
 
 @pytest.mark.parametrize("name", ["offer", "answer"])
-def test_ctrl_c_ends_aiortcs_own_example_that_is_alone(example: Path, name: str) -> None:
-    with running() as server, role(example, name, server.url + "room") as program:
-        server.wait_for("joined 'room'")
+def test_ctrl_c_ends_aiortcs_own_example_that_is_alone(server: Server, example: Path, name: str) -> None:
+    topic = f"{name}-alone"
+    with role(example, name, server.url + topic) as program:
+        server.wait_for(f"joined '{topic}'")
         interrupt(program)
-        server.wait_for("left 'room'")
+        server.wait_for(f"left '{topic}'")
 
 
 @pytest.mark.parametrize("name", ["offer", "answer"])
@@ -135,9 +137,9 @@ def test_ctrl_c_ends_aiortcs_own_example_whose_server_is_gone(example: Path, nam
 
 
 @pytest.mark.parametrize("name", ["offer", "answer"])
-def test_ctrl_c_ends_aiortcs_own_example_on_both_sides(example: Path, name: str) -> None:
-    with running() as server, role(example, "answer", server.url + "room") as answerer:
-        with role(example, "offer", server.url + "room") as offerer:
+def test_ctrl_c_ends_aiortcs_own_example_on_both_sides(example: Path, room: str, name: str) -> None:
+    with role(example, "answer", room) as answerer:
+        with role(example, "offer", room) as offerer:
             offerer.wait_for(r"channel\(chat\) < pong")
             roles = {"answer": answerer, "offer": offerer}
             interrupt(roles.pop(name))

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 from aiortc import RTCIceCandidate, RTCPeerConnection, RTCSessionDescription
+from selenium import webdriver
 
 from signaling.client import join
 from signaling.client.aiortc import BYE, TopicSignaling
@@ -34,7 +35,7 @@ import("/signaling.js").then(({join, Mesh}) => {
 """
 
 
-async def meet(server: Server, driver, *, page_first: bool) -> str:
+async def meet(url: str, driver, *, page_first: bool) -> str:
     """Let a page and an aiortc program meet; returns what the program receives."""
     received: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -46,13 +47,13 @@ async def meet(server: Server, driver, *, page_first: bool) -> str:
             received.set_result(str(data))
 
     async def open_page() -> None:
-        await asyncio.to_thread(driver.execute_script, PAGE, server.url + "room")
+        await asyncio.to_thread(driver.execute_script, PAGE, url)
         await asyncio.to_thread(wait_until, driver, "window.signaling?.state === 'open'")
 
     async with asyncio.timeout(SECONDS):
         if page_first:
             await open_page()
-        async with join(server.url + "room") as signaling:
+        async with join(url) as signaling:
             task = asyncio.create_task(Mesh(signaling, on_open=greet, on_data=hear).run())
             if not page_first:
                 await open_page()
@@ -64,11 +65,31 @@ async def meet(server: Server, driver, *, page_first: bool) -> str:
     return text
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with running(["--port=0", "--serve-client"]) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    with chromium(tmp_path_factory.mktemp("profile")) as started:
+        yield started
+
+
+@pytest.fixture
+def driver(browser: webdriver.Chrome, server: Server) -> webdriver.Chrome:
+    """A browser with a new page, which has left every topic."""
+    browser.get(f"http://127.0.0.1:{server.port}/healthz")
+    return browser
+
+
 @pytest.mark.parametrize("page_first", [True, False])
-def test_a_page_and_an_aiortc_program_meet_whoever_joins_first(tmp_path: Path, page_first: bool) -> None:
-    with running(["--port=0", "--serve-client"]) as server, chromium(tmp_path) as driver:
-        driver.get(f"http://127.0.0.1:{server.port}/healthz")
-        assert asyncio.run(meet(server, driver, page_first=page_first)) == "hello from the page"
+def test_a_page_and_an_aiortc_program_meet_whoever_joins_first(
+    server: Server, driver: webdriver.Chrome, page_first: bool
+) -> None:
+    url = f"{server.url}page-{'first' if page_first else 'last'}"
+    assert asyncio.run(meet(url, driver, page_first=page_first)) == "hello from the page"
 
 
 OFFERERS = int(os.environ.get("OFFERERS", "3"))
@@ -118,8 +139,8 @@ async def consume(connection: RTCPeerConnection, signaling: TopicSignaling) -> N
             break
 
 
-def test_an_aiortc_program_that_offered_first_meets_a_page_that_offers_as_well(tmp_path: Path) -> None:
-    with running(["--port=0", "--serve-client"]) as server, chromium(tmp_path) as driver:
-        driver.get(f"http://127.0.0.1:{server.port}/healthz")
-        for number in range(OFFERERS):
-            assert asyncio.run(call_with_a_page(f"{server.url}room-{number}", driver)) == "hello from the page"
+def test_an_aiortc_program_that_offered_first_meets_a_page_that_offers_as_well(
+    server: Server, driver: webdriver.Chrome
+) -> None:
+    for number in range(OFFERERS):
+        assert asyncio.run(call_with_a_page(f"{server.url}room-{number}", driver)) == "hello from the page"

@@ -100,15 +100,11 @@ def test_the_port_is_open_on_ipv6_and_ipv4(server: Server, host: str) -> None:
         assert joined_id(peer)
 
 
-def test_a_unix_socket_serves(tmp_path: Path) -> None:
-    path = tmp_path / "socket"
-    with running(["--listen", f"unix:{path}"]), unix_connect(str(path), "ws://x/ws/room") as peer:
-        assert joined_id(peer)
-
-
-def test_a_unix_client_writes_no_lines_into_the_log(tmp_path: Path) -> None:
+def test_a_unix_socket_serves_and_its_clients_write_no_lines_into_the_log(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     with running(["--listen", f"unix:{path}"]) as server:
+        with unix_connect(str(path), "ws://x/ws/room") as peer:
+            assert joined_id(peer)
         for name in (b"a\x1b[31m\nb", b"\xff"):
             with socket.socket(socket.AF_UNIX) as client:
                 client.bind(bytes(tmp_path) + b"/" + name)
@@ -117,23 +113,6 @@ def test_a_unix_client_writes_no_lines_into_the_log(tmp_path: Path) -> None:
                 assert client.recv(4096).startswith(b"HTTP/1.1 400 ")
         server.wait_for(r"refused a request from unix:.*/a\\x1b\[31m\\nb: 400 ")
         server.wait_for(r"refused a request from unix:.*/\\udcff: 400 ")
-
-
-def test_tls_serves_and_closes_with_1001(tmp_path: Path) -> None:
-    pem = tmp_path / "server.pem"
-    pem.write_bytes(self_signed())
-    context = ssl.create_default_context(cafile=str(pem))
-    # The client reads and writes in two threads, which Python's ssl does not always survive with TLS 1.3.
-    context.maximum_version = ssl.TLSVersion.TLSv1_2
-    with running(["--listen", f"ssl:0:interface=127.0.0.1:privateKey={pem}:certKey={pem}"]) as server:
-        with connect(f"wss://localhost:{server.port}/ws/room", ssl=context) as peer:
-            own = joined_id(peer)
-            peer.send(json.dumps({"type": "offer", "to": own, "payload": "x" * 60_000}))
-            assert len(receive(peer)["payload"]) == 60_000
-            server.process.terminate()
-            with pytest.raises(ConnectionClosed, match="1001"):
-                peer.recv(5)
-        assert server.process.wait(20) == 0
 
 
 def presented(server: Server) -> bytes:
@@ -145,10 +124,11 @@ def presented(server: Server) -> bytes:
             return client.getpeercert(binary_form=True) or b""
 
 
-def test_sighup_reads_the_certificate_anew_and_drops_nobody(tmp_path: Path) -> None:
+def test_tls_serves_reloads_its_certificate_at_sighup_and_closes_with_1001(tmp_path: Path) -> None:
     pem = tmp_path / "server.pem"
     pem.write_bytes(self_signed())
     context = ssl.create_default_context(cafile=str(pem))
+    # The client reads and writes in two threads, which Python's ssl does not always survive with TLS 1.3.
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     with running(["--listen", f"ssl:0:interface=127.0.0.1:privateKey={pem}:certKey={pem}"]) as server:
         first = presented(server)
@@ -163,63 +143,69 @@ def test_sighup_reads_the_certificate_anew_and_drops_nobody(tmp_path: Path) -> N
             server.process.send_signal(signal.SIGHUP)
             server.wait_for("the old one stays in use")
             assert presented(server) == second
-            peer.send(json.dumps({"type": "offer", "to": own}))
-            assert receive(peer)["type"] == "offer"
+            peer.send(json.dumps({"type": "offer", "to": own, "payload": "x" * 60_000}))
+            assert len(receive(peer)["payload"]) == 60_000
+            server.process.terminate()
+            with pytest.raises(ConnectionClosed, match="1001"):
+                peer.recv(5)
+        assert server.process.wait(20) == 0
 
 
-def test_sighup_without_a_certificate_says_so() -> None:
-    with running() as server:
-        server.process.send_signal(signal.SIGHUP)
-        server.wait_for("there is no certificate to reload")
-        assert server.stop() == 0
+def test_sighup_without_a_certificate_says_so(server: Server) -> None:
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for("there is no certificate to reload")
+    assert server.get("/healthz") == (200, b"ok")
 
 
-def test_sighup_reaches_a_certificate_behind_the_proxy_protocol(tmp_path: Path) -> None:
+def test_the_proxy_protocol_tells_the_clients_address_and_sighup_reaches_a_certificate_behind_it(
+    tmp_path: Path,
+) -> None:
     pem = tmp_path / "server.pem"
     pem.write_bytes(self_signed())
-    listen = f"haproxy:ssl:0:interface=127.0.0.1:privateKey={pem}:certKey={pem}"
-    with running(["--listen", listen]) as server:
+    secure = f"haproxy:ssl:0:interface=127.0.0.1:privateKey={pem}:certKey={pem}"
+    with running(["--listen", "haproxy:tcp:0:interface=127.0.0.1", "--listen", secure]) as server:
         server.process.send_signal(signal.SIGHUP)
         server.wait_for("the certificate was reloaded")
-
-
-@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
-def test_nothing_older_than_tls_1_2_is_spoken(tmp_path: Path) -> None:
-    pem = tmp_path / "server.pem"
-    pem.write_bytes(self_signed())
-    with running(["--listen", f"ssl:0:interface=127.0.0.1:privateKey={pem}:certKey={pem}"]) as server:
-        context = ssl.create_default_context(cafile=str(pem))
-        context.set_ciphers("ALL:@SECLEVEL=0")
-        context.minimum_version = ssl.TLSVersion.TLSv1
-        context.maximum_version = ssl.TLSVersion.TLSv1_1
-        with socket.create_connection(("127.0.0.1", server.port), 5) as plain:
-            with pytest.raises(ssl.SSLError, match=r"(?i)version"):
-                context.wrap_socket(plain, server_hostname="localhost")
-        context.maximum_version = ssl.TLSVersion.TLSv1_2
-        with socket.create_connection(("127.0.0.1", server.port), 5) as plain:
-            with context.wrap_socket(plain, server_hostname="localhost") as client:
-                assert client.version() == "TLSv1.2"
-
-
-def test_tls_serves_clients_that_name_protocols_as_browsers_do(tmp_path: Path) -> None:
-    pem = tmp_path / "server.pem"
-    pem.write_bytes(self_signed())
-    with running(["--listen", f"ssl:0:interface=127.0.0.1:privateKey={pem}:certKey={pem}"]) as server:
-        for offered in (["http/1.1"], ["h2", "http/1.1"]):
-            context = ssl.create_default_context(cafile=str(pem))
-            context.set_alpn_protocols(offered)
-            with socket.create_connection(("127.0.0.1", server.port), 5) as plain:
-                with context.wrap_socket(plain, server_hostname="localhost") as client:
-                    assert client.selected_alpn_protocol() == "http/1.1"
-                    client.sendall(UPGRADE)
-                    assert client.recv(65_536).startswith(b"HTTP/1.1 101 ")
-
-
-def test_behind_haproxy_the_clients_address_is_logged() -> None:
-    with running(["--listen", "haproxy:tcp:0:interface=127.0.0.1"]) as server:
         with socket.create_connection(("127.0.0.1", server.port), 5) as client:
             client.sendall(b"PROXY TCP4 203.0.113.9 127.0.0.1 4711 80\r\n" + UPGRADE)
             server.wait_for(r"joined 'room' from 203\.0\.113\.9:4711")
+
+
+@pytest.fixture(scope="module")
+def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Path]]:
+    """A server over TLS, and its certificate."""
+    pem = tmp_path_factory.mktemp("secure") / "server.pem"
+    pem.write_bytes(self_signed())
+    with running(["--listen", f"ssl:0:interface=127.0.0.1:privateKey={pem}:certKey={pem}"]) as server:
+        yield server, pem
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
+def test_nothing_older_than_tls_1_2_is_spoken(secure: tuple[Server, Path]) -> None:
+    server, pem = secure
+    context = ssl.create_default_context(cafile=str(pem))
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    context.minimum_version = ssl.TLSVersion.TLSv1
+    context.maximum_version = ssl.TLSVersion.TLSv1_1
+    with socket.create_connection(("127.0.0.1", server.port), 5) as plain:
+        with pytest.raises(ssl.SSLError, match=r"(?i)version"):
+            context.wrap_socket(plain, server_hostname="localhost")
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with socket.create_connection(("127.0.0.1", server.port), 5) as plain:
+        with context.wrap_socket(plain, server_hostname="localhost") as client:
+            assert client.version() == "TLSv1.2"
+
+
+def test_tls_serves_clients_that_name_protocols_as_browsers_do(secure: tuple[Server, Path]) -> None:
+    server, pem = secure
+    for offered in (["http/1.1"], ["h2", "http/1.1"]):
+        context = ssl.create_default_context(cafile=str(pem))
+        context.set_alpn_protocols(offered)
+        with socket.create_connection(("127.0.0.1", server.port), 5) as plain:
+            with context.wrap_socket(plain, server_hostname="localhost") as client:
+                assert client.selected_alpn_protocol() == "http/1.1"
+                client.sendall(UPGRADE)
+                assert client.recv(65_536).startswith(b"HTTP/1.1 101 ")
 
 
 def test_readers_that_never_read_do_not_hold_up_the_end() -> None:

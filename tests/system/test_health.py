@@ -41,9 +41,7 @@ def contained(proc: Path, *options: str, port: str | None = None) -> Iterator[Se
 @pytest.mark.parametrize(
     "options",
     [
-        ["--port", "0"],
         ["--port", "0", "--workers", "2"],
-        ["--listen", "tcp:0:interface=127.0.0.1"],
         ["--listen", r"tcp6:0:interface=\:\:1"],
         ["--listen", "haproxy:tcp:0:interface=127.0.0.1"],
         ["--listen", "ssl:0:interface=127.0.0.1:privateKey=server.pem"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
@@ -16,6 +16,13 @@ from tests.harness.server import Server, running
 SECONDS = 60
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with running() as started:
+        yield started
+
 
 FINGERPRINT = "a=fingerprint:sha-256 " + ":".join(["AA"] * 32)
 HEAD = f"v=0\r\no=- 1 1 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\na=group:BUNDLE 0\r\n{FINGERPRINT}\r\na=setup:actpass\r\n"
@@ -163,7 +170,7 @@ def test_a_mesh_goes_on_whatever_one_peer_sends(server: Server) -> None:
 def test_a_peer_that_begins_anew_without_end_is_slowed_down(server: Server) -> None:
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
-        async with pair(server.url + "room") as (ada, _), join(server.url + "room") as mallory:
+        async with pair(server.url + "anew") as (ada, _), join(server.url + "anew") as mallory:
             before, started = ada.begun, loop.time()
             for number in range(300):
                 sdp = (HEAD + DATA).replace("AA:AA", f"{number // 256:02X}:{number % 256:02X}")
@@ -172,9 +179,3 @@ def test_a_peer_that_begins_anew_without_end_is_slowed_down(server: Server) -> N
             assert ada.begun - before <= MAX_BEGINNINGS + spans
 
     asyncio.run(scenario())
-
-
-@pytest.fixture
-def server() -> Iterable[Server]:
-    with running() as started:
-        yield started

@@ -9,7 +9,7 @@ import json
 import re
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from signaling.client import (
     join,
 )
 from signaling.client.aiortc import BYE, TopicSignaling
-from tests.harness.server import launch, running
+from tests.harness.server import Server, launch, running
 from tests.system.test_python_client import joined
 from tests.system.test_twisted_client import program
 
@@ -53,6 +53,13 @@ async def playing(play: Play) -> AsyncIterator[tuple[str, list[ServerConnection]
     async with asyncio.timeout(SECONDS), serve(handle, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         yield f"ws://127.0.0.1:{port}/ws/room", connections
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A real server with the default options; each test has a topic of its own."""
+    with running() as started:
+        yield started
 
 
 def soon() -> Backoff:
@@ -109,7 +116,7 @@ TOO_LONG = "x" * 300
 REASON = "HTTP 400: .*256 bytes"
 
 
-def test_a_refusal_carries_the_servers_reason() -> None:
+def test_a_refusal_carries_the_servers_reason(server: Server) -> None:
     async def scenario(url: str) -> None:
         with pytest.raises(Refused, match=REASON):
             async with join(url):
@@ -117,14 +124,15 @@ def test_a_refusal_carries_the_servers_reason() -> None:
         with pytest.raises(Refused, match=REASON):
             await TopicSignaling(url).connect()
 
-    with running() as server:
-        asyncio.run(asyncio.wait_for(scenario(server.url + TOO_LONG), SECONDS))
-        with program("echo_service.py", server.url + TOO_LONG) as echo:
-            echo.wait_for(REASON)
-            assert echo.process.wait(SECONDS) == 0
+    asyncio.run(asyncio.wait_for(scenario(server.url + TOO_LONG), SECONDS))
+    with program("echo_service.py", server.url + TOO_LONG) as echo:
+        echo.wait_for(REASON)
+        assert echo.process.wait(SECONDS) == 0
 
 
-def test_loopback_is_reached_without_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loopback_is_reached_without_the_proxy_of_the_environment(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         proxy = f"http://127.0.0.1:{free.getsockname()[1]}"
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
@@ -140,8 +148,7 @@ def test_loopback_is_reached_without_the_proxy_of_the_environment(monkeypatch: p
             async with join("ws://signaling.example/ws/room", reconnect=False):
                 pass
 
-    with running() as server:
-        asyncio.run(scenario(server.port))
+    asyncio.run(scenario(server.port))
 
 
 def test_a_proxys_password_reaches_no_log() -> None:
@@ -158,7 +165,7 @@ def test_a_proxys_password_reaches_no_log() -> None:
 LISTS: list[list[object]] = [[] for _ in range(20_000)]
 
 
-def test_what_a_program_does_not_read_is_bounded_in_bytes() -> None:
+def test_what_a_program_does_not_read_is_bounded_in_bytes(server: Server) -> None:
     async def scenario(url: str) -> None:
         async with joined(url) as ada, joined(url) as mallory:
             before = lists()
@@ -167,15 +174,14 @@ def test_what_a_program_does_not_read_is_bounded_in_bytes() -> None:
             # Twenty messages are held as objects, and not 256.
             assert lists() - before < 1_000_000
 
-    with running() as server:
-        asyncio.run(asyncio.wait_for(scenario(server.url + "room"), SECONDS))
+    asyncio.run(asyncio.wait_for(scenario(server.url + "bytes"), SECONDS))
 
 
 def lists() -> int:
     return sum(type(obj) is list for obj in gc.get_objects())
 
 
-def test_what_a_program_does_not_read_is_bounded_while_it_delivers() -> None:
+def test_what_a_program_does_not_read_is_bounded_while_it_delivers(server: Server) -> None:
     async def scenario(url: str) -> None:
         async with joined(url) as ada:
             async with joined(url) as mallory:
@@ -196,8 +202,7 @@ def test_what_a_program_does_not_read_is_bounded_while_it_delivers() -> None:
                     break
             assert 0 < unread < 200
 
-    with running() as server:
-        asyncio.run(asyncio.wait_for(scenario(server.url + "room"), SECONDS))
+    asyncio.run(asyncio.wait_for(scenario(server.url + "delivering"), SECONDS))
 
 
 async def is_delivered(signaling: Signaling, target: str, payload: object) -> bool:
@@ -294,15 +299,14 @@ def test_the_documented_program_survives_a_peer_that_leaves_at_once() -> None:
     asyncio.run(scenario())
 
 
-def test_deliver_after_leaving_is_an_error_at_once() -> None:
+def test_deliver_after_leaving_is_an_error_at_once(server: Server) -> None:
     async def scenario(url: str) -> None:
         async with joined(url) as ada:
             pass
         with pytest.raises(NotDelivered, match="this peer left"):
             await ada.deliver("offer", ada.self_id)
 
-    with running() as server:
-        asyncio.run(asyncio.wait_for(scenario(server.url + "room"), SECONDS))
+    asyncio.run(asyncio.wait_for(scenario(server.url + "leaving"), SECONDS))
 
 
 async def serve_well(connection: ServerConnection) -> None:

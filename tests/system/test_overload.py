@@ -42,16 +42,16 @@ def refusal(url: str, **how: object) -> tuple[int, str | None]:
 
 @contextmanager
 def repeating(action: Callable[[], None]) -> Iterator[threading.Event]:
-    """Repeat ``action`` in a thread until the end; it may not fail. Yields what is set after ten times."""
-    stop, tenth = threading.Event(), threading.Event()
+    """Repeat ``action`` in a thread until the end; it may not fail. Yields what is set after five times."""
+    stop, fifth = threading.Event(), threading.Event()
     failures: list[BaseException] = []
 
     def repeat() -> None:
         try:
             for times in itertools.count(1):
                 action()
-                if times == 10:
-                    tenth.set()
+                if times == 5:
+                    fifth.set()
                 if stop.is_set():
                     return
         except BaseException as error:
@@ -60,7 +60,7 @@ def repeating(action: Callable[[], None]) -> Iterator[threading.Event]:
     thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
     try:
-        yield tenth
+        yield fifth
     finally:
         stop.set()
         thread.join(20)
@@ -203,13 +203,31 @@ def test_connections_are_bounded_in_all() -> None:
         assert refusal(server.url + "room") == (503, "10")
 
 
-def test_connections_of_one_address_are_bounded() -> None:
-    with serving("--max-connections-per-address=1") as server, connect(server.url + "room") as peer:
+@pytest.fixture(scope="module")
+def counting() -> Iterator[Server]:
+    """A server that takes one connection of each address, and learns addresses from a proxy."""
+    with serving("--max-connections-per-address=1", "--trusted-proxy=127.0.0.1") as server:
+        yield server
+
+
+def test_connections_of_one_address_are_bounded(counting: Server) -> None:
+    with connect(counting.url + "room") as peer:
         joined_id(peer)
-        assert refusal(server.url + "room") == (429, "10")
-        elsewhere = f"ws://[::1]:{server.port}/ws/room"
+        assert refusal(counting.url + "room") == (429, "10")
+        elsewhere = f"ws://[::1]:{counting.port}/ws/room"
         with connect(elsewhere) as other:
             joined_id(other)
+
+
+def test_behind_a_trusted_proxy_its_clients_are_bounded(counting: Server) -> None:
+    def named(address: str) -> dict[str, dict[str, str]]:
+        return {"additional_headers": {"X-Forwarded-For": address}}
+
+    with ExitStack() as stack:
+        for address in ("203.0.113.1", "203.0.113.2"):
+            joined_id(stack.enter_context(connect(counting.url + "proxied", **named(address))))
+        assert refusal(counting.url + "proxied", **named("198.51.100.7, 203.0.113.1")) == (429, "10")
+        counting.wait_for("joined 'proxied' from 203.0.113.2")
 
 
 def test_new_connections_of_one_address_have_a_rate() -> None:
@@ -222,26 +240,22 @@ def test_new_connections_of_one_address_have_a_rate() -> None:
         assert 1 <= int(later or 0) <= 10
 
 
-def test_foreign_origins_are_refused() -> None:
-    with serving("--allow-origin=https://example.com") as server:
-        assert refusal(server.url + "room", origin="https://evil.example") == (403, None)
-        with connect(server.url + "room", origin="https://example.com") as peer:
-            joined_id(peer)
+@pytest.fixture(scope="module")
+def strict() -> Iterator[Server]:
+    """A server that bounds origins, messages and topics."""
+    bounds = ("--max-message-rate=0.1", "--message-burst=3", "--max-peers-per-topic=2")
+    with serving("--allow-origin=https://example.com", *bounds) as server:
+        yield server
 
 
-def test_behind_a_trusted_proxy_its_clients_are_bounded() -> None:
-    def named(address: str) -> dict[str, dict[str, str]]:
-        return {"additional_headers": {"X-Forwarded-For": address}}
-
-    with serving("--max-connections-per-address=1", "--trusted-proxy=127.0.0.1") as server, ExitStack() as stack:
-        for address in ("203.0.113.1", "203.0.113.2"):
-            joined_id(stack.enter_context(connect(server.url + "room", **named(address))))
-        assert refusal(server.url + "room", **named("198.51.100.7, 203.0.113.1")) == (429, "10")
-        server.wait_for("joined 'room' from 203.0.113.2")
+def test_foreign_origins_are_refused(strict: Server) -> None:
+    assert refusal(strict.url + "origins", origin="https://evil.example") == (403, None)
+    with connect(strict.url + "origins", origin="https://example.com") as peer:
+        joined_id(peer)
 
 
-def test_messages_have_a_rate_and_who_ignores_it_is_closed() -> None:
-    with serving("--max-message-rate=0.1", "--message-burst=3") as server, connect(server.url + "room") as peer:
+def test_messages_have_a_rate_and_who_ignores_it_is_closed(strict: Server) -> None:
+    with connect(strict.url + "rate") as peer:
         own = joined_id(peer)
         for _ in range(7):
             peer.send(relay(own).decode())
@@ -250,13 +264,17 @@ def test_messages_have_a_rate_and_who_ignores_it_is_closed() -> None:
             receive(peer)
 
 
-def test_a_full_topic_turns_newcomers_away() -> None:
-    with serving("--max-peers-per-topic=2") as server, observed(server) as observers:
-        with connect(server.url + observers.topic) as third:
+def test_a_full_topic_turns_newcomers_away(strict: Server) -> None:
+    with connect(strict.url + "full") as first, connect(strict.url + "full") as second:
+        joined_id(first)
+        assert receive(first) == {"type": "peer-joined", "peerId": joined_id(second)}
+        with connect(strict.url + "full") as third:
             assert receive(third)["code"] == "topic_full"
             with pytest.raises(ConnectionClosed, match="1013"):
                 receive(third)
-        assert observers.events == []
+        # Nobody was informed of it.
+        first.send(relay("nobody").decode())
+        assert receive(first)["code"] == "target_not_found"
 
 
 # A log that takes nothing

@@ -30,7 +30,7 @@ from tests.system.reverse_proxies import (
 
 PROXIES = ("haproxy", "nginx", "caddy")
 NOWHERE = ("127.0.0.1:1", "127.0.0.1:2")
-TOPICS = [f"room-{n}" for n in range(12)]
+TOPICS = [f"room-{n}" for n in range(8)]
 
 
 def homes(nodes: tuple[Node, Node], topics: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 
@@ -26,10 +26,17 @@ from signaling.client import (
 )
 from tests.harness.certificates import self_signed
 from tests.harness.fault_proxy import FaultProxy, fault_proxy
-from tests.harness.server import running
+from tests.harness.server import Server, running
 
 SECONDS = 30
 RESUMING = ["--port=0", "--resume-window=20"]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A server that lets peers resume; each test has a topic of its own."""
+    with running(RESUMING) as started:
+        yield started
 
 
 def soon() -> Backoff:
@@ -55,7 +62,7 @@ async def joined(url: str, **options) -> AsyncIterator[Signaling]:
         yield signaling
 
 
-def test_two_peers_meet_and_part() -> None:
+def test_two_peers_meet_and_part(server: Server) -> None:
     async def scenario(url: str) -> None:
         async with joined(url, metadata={"name": "Ada & Söhne"}) as ada:
             async with joined(url) as ben:
@@ -73,11 +80,10 @@ def test_two_peers_meet_and_part() -> None:
             await ada.leave()
             assert [message async for message in ada] == []
 
-    with running() as server:
-        asyncio.run(scenario(server.url + "room"))
+    asyncio.run(scenario(server.url + "meet"))
 
 
-def test_what_was_delivered_is_there_even_if_the_sender_leaves_at_once() -> None:
+def test_what_was_delivered_is_there_even_if_the_sender_leaves_at_once(server: Server) -> None:
     async def scenario(url: str) -> None:
         async with joined(url) as ada:
             async with joined(url) as ben:
@@ -86,8 +92,7 @@ def test_what_was_delivered_is_there_even_if_the_sender_leaves_at_once() -> None
             received = await until(ada, PeerLeft)
             assert [message.payload for message in received if isinstance(message, Offer)] == list(range(10))
 
-    with running() as server:
-        asyncio.run(scenario(server.url + "room"))
+    asyncio.run(scenario(server.url + "leaves"))
 
 
 def test_a_killed_and_restarted_server_is_joined_again_as_somebody_else() -> None:
@@ -121,10 +126,10 @@ def test_a_killed_and_restarted_server_is_joined_again_as_somebody_else() -> Non
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
-def test_a_cut_connection_is_resumed_and_nobody_notices() -> None:
+def test_a_cut_connection_is_resumed_and_nobody_notices(server: Server) -> None:
     async def scenario(url: str, proxy: FaultProxy) -> None:
         async with joined(url) as observer:
-            async with joined(f"ws://127.0.0.1:{proxy.port}/ws/room") as ada:
+            async with joined(f"ws://127.0.0.1:{proxy.port}/ws/cut") as ada:
                 await until(observer, PeerJoined)
                 before = ada.self_id
                 proxy.cut(refuse=True)
@@ -137,8 +142,8 @@ def test_a_cut_connection_is_resumed_and_nobody_notices() -> None:
                 await ada.deliver("offer", observer.self_id, "back")
                 assert [message.payload for message in await until(observer, Offer)] == ["back"]
 
-    with running(RESUMING) as server, fault_proxy(server.port) as proxy:
-        asyncio.run(scenario(server.url + "room", proxy))
+    with fault_proxy(server.port) as proxy:
+        asyncio.run(scenario(server.url + "cut", proxy))
 
 
 TOTAL, CUTS = 1_000, 20
@@ -184,10 +189,10 @@ async def hear_candidates(ben: Signaling) -> tuple[list[int], int]:
     return received, resumed
 
 
-def test_a_thousand_messages_over_twenty_cuts_arrive_once_and_in_order() -> None:
+def test_a_thousand_messages_over_twenty_cuts_arrive_once_and_in_order(server: Server) -> None:
     async def scenario(url: str, proxy: FaultProxy) -> None:
         async with joined(url) as observer:
-            through = f"ws://127.0.0.1:{proxy.port}/ws/room"
+            through = f"ws://127.0.0.1:{proxy.port}/ws/thousand"
             async with joined(through) as ada, joined(through) as ben:
                 first = (ada.self_id, ben.self_id)
                 sending = asyncio.create_task(send_over_cuts(ada, ben.self_id, proxy))
@@ -199,14 +204,14 @@ def test_a_thousand_messages_over_twenty_cuts_arrive_once_and_in_order() -> None
                 assert len(await until(observer, PeerJoined)) + len(await until(observer, PeerJoined)) == 2
             assert {type(await anext(observer)), type(await anext(observer))} == {PeerLeft}
 
-    with running(RESUMING) as server, fault_proxy(server.port) as proxy:
-        asyncio.run(asyncio.wait_for(scenario(server.url + "room", proxy), 60))
+    with fault_proxy(server.port) as proxy:
+        asyncio.run(asyncio.wait_for(scenario(server.url + "thousand", proxy), 60))
 
 
-def test_a_burst_sent_without_waiting_survives_a_cut() -> None:
+def test_a_burst_sent_without_waiting_survives_a_cut(server: Server) -> None:
     async def scenario(url: str, proxy: FaultProxy) -> None:
         async with joined(url) as ben:
-            async with joined(f"ws://127.0.0.1:{proxy.port}/ws/room") as ada:
+            async with joined(f"ws://127.0.0.1:{proxy.port}/ws/burst") as ada:
                 for number in range(100):
                     if number == 50:
                         proxy.cut()
@@ -214,29 +219,28 @@ def test_a_burst_sent_without_waiting_survives_a_cut() -> None:
                 await until(ben, PeerJoined)
                 assert [(await anext(ben)).payload for _ in range(100)] == list(range(100))
 
-    with running(RESUMING) as server, fault_proxy(server.port) as proxy:
-        asyncio.run(scenario(server.url + "room", proxy))
+    with fault_proxy(server.port) as proxy:
+        asyncio.run(scenario(server.url + "burst", proxy))
 
 
-def test_without_reconnect_a_loss_ends_the_iteration() -> None:
+def test_without_reconnect_a_loss_ends_the_iteration(server: Server) -> None:
     async def scenario(url: str, proxy: FaultProxy) -> None:
-        async with joined(f"ws://127.0.0.1:{proxy.port}/ws/room", reconnect=False) as ada:
+        async with joined(f"ws://127.0.0.1:{proxy.port}/ws/lost", reconnect=False) as ada:
             proxy.cut()
             with pytest.raises(Lost):
                 await anext(ada)
 
-    with running() as server, fault_proxy(server.port) as proxy:
-        asyncio.run(scenario(server.url + "room", proxy))
+    with fault_proxy(server.port) as proxy:
+        asyncio.run(scenario(server.url + "lost", proxy))
 
 
-def test_what_is_refused_for_good_is_not_asked_again() -> None:
+def test_what_is_refused_for_good_is_not_asked_again(server: Server) -> None:
     async def scenario(url: str) -> None:
         with pytest.raises(Refused, match="404"):
             async with join(url + "a/b"):
                 pass
 
-    with running() as server:
-        asyncio.run(asyncio.wait_for(scenario(server.url), SECONDS))
+    asyncio.run(asyncio.wait_for(scenario(server.url), SECONDS))
 
 
 def test_a_server_that_is_asked_too_often_is_asked_again_after_the_time_that_it_names() -> None:
@@ -253,19 +257,24 @@ def test_a_server_that_is_asked_too_often_is_asked_again_after_the_time_that_it_
         asyncio.run(scenario(server.url + "room"))
 
 
-@pytest.mark.parametrize(
-    ("names", "problem"), [(["localhost"], ""), ([], "mismatch|not valid for"), (["example.com"], "not valid for")]
-)
 def test_only_a_server_whose_certificate_names_its_host_is_joined(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], problem: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario(url: str) -> None:
         async with joined(url, reconnect=False):
             pass
 
-    pem = tmp_path / "server.pem"
-    pem.write_bytes(self_signed(names))
-    monkeypatch.setenv("SSL_CERT_FILE", str(pem))
-    with running(["--listen", f"ssl:0:interface=127.0.0.1:privateKey={pem}:certKey={pem}"]) as server:
-        with pytest.raises(Lost, match=problem) if problem else nullcontext():
-            asyncio.run(scenario(f"wss://localhost:{server.port}/ws/room"))
+    cases = [(["localhost"], ""), ([], "mismatch|not valid for"), (["example.com"], "not valid for")]
+    trusted, listen = tmp_path / "trusted.pem", list[str]()
+    with trusted.open("wb") as bundle:
+        for number, (names, _) in enumerate(cases):
+            pem = tmp_path / f"{number}.pem"
+            pem.write_bytes(self_signed(names))
+            bundle.write(pem.read_bytes())
+            listen += ["--listen", f"ssl:0:interface=127.0.0.1:privateKey={pem}:certKey={pem}"]
+    monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
+    with running(listen) as server:
+        for _, problem in cases:
+            port = server.next_line(r"listening on 127\.0\.0\.1:(\d+)")[1]
+            with pytest.raises(Lost, match=problem) if problem else nullcontext():
+                asyncio.run(scenario(f"wss://localhost:{port}/ws/room"))

@@ -174,14 +174,11 @@ def last_line_of_a_failed_start(*options: str, **more: Any) -> str:
 
 def test_a_failed_start_ends_with_status_1_and_one_line(folder: Path) -> None:
     cwd: Any = {"cwd": folder}
-    line = last_line_of_a_failed_start("--listen", "ssl:0:privateKey=gone.pem", **cwd)
-    assert line.startswith("signaling: --listen ssl:0:privateKey=gone.pem: privateKey=gone.pem: No such file")
     for name in ("folder", "both.pem"):
         line = last_line_of_a_failed_start("--listen", f"unix:{name}", **cwd)
         assert line == f"signaling: --listen unix:{name}: {_IN_USE}"
     with running(["--listen", "unix:socket"], **cwd):
-        line = last_line_of_a_failed_start("--listen", "unix:socket", **cwd)
-        assert line == f"signaling: --listen unix:socket: {_IN_USE}"
+        assert problem_of("--listen", "unix:socket") == f"--listen unix:socket: {_IN_USE}"
 
 
 def test_tls_is_served_without_a_warning(folder: Path) -> None:
