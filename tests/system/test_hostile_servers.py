@@ -266,8 +266,8 @@ def test_a_loss_is_noticed_while_the_program_takes_nothing(monkeypatch: pytest.M
                 await asyncio.sleep(0.01)
             for _ in range(300):
                 await signaling.send("offer", "a")
-            error = await first_error(signaling)
-            assert error.message == "too much waits for a connection"
+            # Too much waited for a connection, or was sent as a peer whose connection was lost just then.
+            assert (await first_error(signaling)).code == "dropped"
 
     asyncio.run(scenario())
 
