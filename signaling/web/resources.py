@@ -61,6 +61,8 @@ class Endpoint(Resource):
 
     isLeaf = True
     readable_by_pages = True
+    # That a page may send, after a preflight.
+    allowed_header = b"Content-Type"
 
     def __init__(self, factory: ConnectionFactory) -> None:
         super().__init__()
@@ -74,7 +76,7 @@ class Endpoint(Resource):
         if upgrading:
             end_with_answer(request)
         if self.readable_by_pages:
-            for name, value in self.cors(request, values(b"origin")).items():
+            for name, value in self.cors(values(b"origin")).items():
                 request.setHeader(name, value)
         try:
             self.check_path(request.postpath or [])
@@ -90,13 +92,16 @@ class Endpoint(Resource):
                 end_with_answer(request)
             return self.answer_refusal(request, refused)
 
-    def cors(self, request: Request, origins: Sequence[bytes]) -> dict[bytes, bytes]:
+    def cors(self, origins: Sequence[bytes]) -> dict[bytes, bytes]:
         """Return the CORS headers; ``origins`` are the request's Origin headers."""
         return self._factory.origins.cors(origins)
 
     def answer_preflight(self, request: Request) -> bytes:
         """Answer an OPTIONS."""
-        return _answer_preflight(request, b"Content-Type")
+        request.setResponseCode(204, b"No Content")
+        request.setHeader(b"Access-Control-Allow-Methods", _METHODS)
+        request.setHeader(b"Access-Control-Allow-Headers", self.allowed_header)
+        return b""
 
     def answer_refusal(self, request: Request, refused: Refused) -> Any:
         """Answer a request with an error."""
@@ -189,54 +194,31 @@ class PageResource(Endpoint):
         return answer_body(request, chosen.body)
 
 
-class TopicResource(Endpoint):
-    """Opens a connection to the topic that the path names, or answers whether it would: ``?check``."""
+class JoinCheck(Endpoint):
+    """Answers ``GET /ws/{topic}?check``: whether a client could join the topic that the path names."""
+
+    # A page has no other way to present a token here.
+    allowed_header = b"Authorization"
 
     def check_path(self, segments: list[bytes]) -> None:
         """Accept exactly one segment, which is the topic."""
-        if len(segments) != 1 or not segments[0]:
-            raise Refused(404, "a topic is exactly one path segment: connect to /ws/{topic}")
+        _check_topic(segments)
 
-    def render(self, request: Request) -> Any:
-        """Answer ``request``, and hide its secrets from the site's access log."""
-        try:
-            return super().render(request)
-        finally:
-            request.uri = without_secrets(request.uri)
-
-    def cors(self, request: Request, origins: Sequence[bytes]) -> dict[bytes, bytes]:
-        """Let every page read a check: one of a forbidden origin is told so, and nothing else."""
-        return self._factory.origins.cors_of_all(origins) if _is_check(request) else super().cors(request, origins)
-
-    def answer_preflight(self, request: Request) -> bytes:
-        """Allow the header of a token for a check; a page has no other way to present it there."""
-        return _answer_preflight(request, b"Authorization") if _is_check(request) else super().answer_preflight(request)
+    def cors(self, origins: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Let every page read the answer: one of a forbidden origin is told so, and nothing else."""
+        return self._factory.origins.cors_of_all(origins)
 
     def answer_refusal(self, request: Request, refused: Refused) -> Any:
-        """Answer a request with an error, which is JSON for a check."""
-        if not _is_check(request):
-            return super().answer_refusal(request, refused)
+        """Answer a request with an error, in JSON."""
         if request.method == b"OPTIONS":
             # A browser sends no GET after a preflight that fails, and the page would not learn why.
             return self.answer_preflight(request)
         return answer_body(request, _answer_check(request, refused))
 
     def answer(self, request: Request) -> Any:
-        """Join the topic on the connection of ``request``, or only check whether the client could."""
-        values = request_headers(request)
-        path, _, query = request.uri.partition(b"?")
-        segment = path.rpartition(b"/")[2]
-        if _is_check(request):
-            return self._check(request, self._factory.check_only(segment, query, values, request.getClientAddress()))
-        join, key = self._factory.check(segment, query, values)
-        if request.method != b"GET" or request.clientproto != b"HTTP/1.1":
-            raise Refused(400, "a WebSocket connection is opened by GET over HTTP/1.1")
-        connection = _take_over(request, self._factory)
-        connection.join(join, key, values)
-        return NOT_DONE_YET
-
-    @staticmethod
-    def _check(request: Request, check: Deferred[None]) -> int:
+        """Answer once it is certain, unless the client's connection is lost before."""
+        segment, query = _topic_and_query(request)
+        check = self._factory.check_only(segment, query, request_headers(request), request.getClientAddress())
         is_lost = False
 
         def answer(outcome: Failure | None) -> None:
@@ -256,6 +238,35 @@ class TopicResource(Endpoint):
 
         request.notifyFinish().addErrback(lose)
         check.addBoth(answer)
+        return NOT_DONE_YET
+
+
+class TopicResource(Endpoint):
+    """Opens a connection to the topic that the path names, or answers whether it would: ``?check``."""
+
+    def __init__(self, factory: ConnectionFactory) -> None:
+        super().__init__(factory)
+        self._join_check = JoinCheck(factory)
+
+    def check_path(self, segments: list[bytes]) -> None:
+        """Accept exactly one segment, which is the topic."""
+        _check_topic(segments)
+
+    def render(self, request: Request) -> Any:
+        """Answer ``request``, and hide its secrets from the site's access log."""
+        try:
+            return self._join_check.render(request) if _is_check(request) else super().render(request)
+        finally:
+            request.uri = without_secrets(request.uri)
+
+    def answer(self, request: Request) -> Any:
+        """Join the topic on the connection of ``request``."""
+        values = request_headers(request)
+        join, key = self._factory.check(*_topic_and_query(request), values)
+        if request.method != b"GET" or request.clientproto != b"HTTP/1.1":
+            raise Refused(400, "a WebSocket connection is opened by GET over HTTP/1.1")
+        connection = _take_over(request, self._factory)
+        connection.join(join, key, values)
         return NOT_DONE_YET
 
 
@@ -302,6 +313,17 @@ def answer_body(request: Request, body: bytes) -> bytes:
     return body
 
 
+def _check_topic(segments: list[bytes]) -> None:
+    if len(segments) != 1 or not segments[0]:
+        raise Refused(404, "a topic is exactly one path segment: connect to /ws/{topic}")
+
+
+def _topic_and_query(request: Request) -> tuple[bytes, bytes]:
+    """Return the topic and the query of a request, still encoded."""
+    path, _, query = request.uri.partition(b"?")
+    return path.rpartition(b"/")[2], query
+
+
 def _is_check(request: Request) -> bool:
     return not asks_for_websocket(request_headers(request)) and has_key(request.uri.partition(b"?")[2], "check")
 
@@ -324,13 +346,6 @@ def _answer_check(request: Request, refused: Refused | None) -> bytes:
     request.setHeader(b"Content-Type", b"application/json")
     request.setHeader(b"Cache-Control", b"no-store")
     return json.dumps(answer).encode()
-
-
-def _answer_preflight(request: Request, header: bytes) -> bytes:
-    request.setResponseCode(204, b"No Content")
-    request.setHeader(b"Access-Control-Allow-Methods", _METHODS)
-    request.setHeader(b"Access-Control-Allow-Headers", header)
-    return b""
 
 
 def _take_over(request: Request, factory: ConnectionFactory) -> HttpConnection:
