@@ -158,11 +158,6 @@ def derive_key(secret: str, topic: bytes) -> bytes:
     return HKDF(algorithm=SHA256(), length=32, salt=None, info=_LABEL + topic).derive(material)
 
 
-def sealed_length(plaintext_length: int) -> int:
-    """Return the number of characters of ``data``."""
-    return -(-(plaintext_length + _NONCE_BYTES + _TAG_BYTES) * 4 // 3)
-
-
 def _fields(payload: Any) -> tuple[int, bytes]:
     match payload:
         # In JSON, 1.0 is the same number as 1.

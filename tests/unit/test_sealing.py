@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from signaling.client import sealing
-from signaling.client.sealing import Duplicate, Rejected, Sealing, sealed_length
+from signaling.client.sealing import Duplicate, Rejected, Sealing
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "sealing.json").read_text())
 SECRET = VECTORS["secret"]
@@ -33,7 +33,7 @@ def test_a_payload_is_sealed_as_the_vectors_say(vector: dict[str, Any]) -> None:
     text, nonce = vector["text"].encode(), bytes.fromhex(vector["nonce"])
     sealed = made.seal(vector["type"], vector["from"], vector["to"], vector["number"], text, nonce=nonce)
     assert sealed == vector["payload"]
-    assert len(sealed["data"]) == sealed_length(len(text))
+    assert len(sealed["data"]) == -(-(len(text) + 12 + 16) * 4 // 3)  # nonce and tag, in base64 without padding
 
 
 @pytest.mark.parametrize("history", named(VECTORS["histories"]))
