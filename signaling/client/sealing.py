@@ -29,7 +29,6 @@ VERSION = 1
 MIN_SECRET_BYTES = 16
 _LABEL = b"twisted-signaling sealed 1\0"
 _NONCE_BYTES = 12
-_TAG_BYTES = 16
 # Python's decoder takes other characters as well.
 _BASE64URL = re.compile("[A-Za-z0-9_-]*")
 # JavaScript has no greater exact number.
