@@ -59,6 +59,13 @@ def key_set(*entries: dict[str, Any]) -> bytes:
     return json.dumps({"keys": list(entries) or [jwk(algorithm, algorithm) for algorithm in ALGORITHMS]}).encode()
 
 
+def key_file(folder: Path) -> Path:
+    """Write the key that verifies ``token`` to a file, for ``--auth jwt:``."""
+    path = folder / "keys.json"
+    path.write_bytes(key_set(jwk("EdDSA", "EdDSA")))
+    return path
+
+
 def token(
     own: Mapping[str, Any] | None = None,
     algorithm: str = "EdDSA",

@@ -17,7 +17,7 @@ from signaling.client import join
 from signaling.client.aiortc import BYE, TopicSignaling
 from signaling.client.mesh import Mesh, MeshPeer
 from tests.harness.server import Server, running
-from tests.system.test_webrtc import chromium, wait_until
+from tests.system.test_webrtc import wait_until
 
 SECONDS = 40
 
@@ -68,12 +68,6 @@ async def meet(url: str, driver, *, page_first: bool) -> str:
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     with running(["--port=0", "--serve-client"]) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    with chromium(tmp_path_factory.mktemp("profile")) as started:
         yield started
 
 

@@ -319,8 +319,7 @@ def twisted_clients(server: Server, private: Path) -> Iterator[Server]:
 
 
 def test_clients_live_on_while_their_tokens_expire_and_nobody_notices(tmp_path: Path) -> None:
-    keys, private = tmp_path / "keys.json", tmp_path / "private.pem"
-    keys.write_bytes(issuer.key_set(issuer.jwk("EdDSA", "EdDSA")))
+    keys, private = issuer.key_file(tmp_path), tmp_path / "private.pem"
     private.write_bytes(issuer.private_pem("EdDSA"))
     calls = itertools.count()
 
@@ -367,8 +366,7 @@ def test_clients_live_on_while_their_tokens_expire_and_nobody_notices(tmp_path: 
 
 
 def test_a_text_that_expires_makes_one_request_and_a_wrong_one_as_well(tmp_path: Path) -> None:
-    keys = tmp_path / "keys.json"
-    keys.write_bytes(issuer.key_set(issuer.jwk("EdDSA", "EdDSA")))
+    keys = issuer.key_file(tmp_path)
 
     async def scenario(url: str) -> None:
         with pytest.raises(Refused, match="close code 4401: the token has expired"):

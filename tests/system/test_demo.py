@@ -227,9 +227,7 @@ def test_a_private_room_has_a_name_that_nobody_guesses(driver: webdriver.Chrome,
 
 
 def test_access_tokens(driver: webdriver.Chrome, tmp_path: Path, axe: str) -> None:
-    keys = tmp_path / "keys.json"
-    keys.write_bytes(issuer.key_set())
-    with running(["--port=0", "--demo", "--auth", f"jwt:{keys}"]) as guarded:
+    with running(["--port=0", "--demo", "--auth", f"jwt:{issuer.key_file(tmp_path)}"]) as guarded:
         url = f"http://127.0.0.1:{guarded.port}/"
         driver.get(url)
         press(driver, Keys.ENTER)

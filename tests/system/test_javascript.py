@@ -704,9 +704,7 @@ def test_a_hostile_peer_costs_a_page_nothing(page: webdriver.Chrome, room: str) 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The keys of tokens, for ``--auth``."""
-    path = tmp_path_factory.mktemp("keys") / "keys.json"
-    path.write_bytes(issuer.key_set(issuer.jwk("EdDSA", "EdDSA")))
-    return path
+    return issuer.key_file(tmp_path_factory.mktemp("keys"))
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from tests import issuer
 from tests.harness.fault_proxy import FaultProxy, fault_proxy
 from tests.harness.redis import redis_running
 from tests.harness.server import Node, Server, nodes
-from tests.system.browser import chromium, run
+from tests.system.browser import run
 
 RESTARTS = int(os.environ.get("MESH_RESTARTS", "1"))
 SECONDS = 60
@@ -218,12 +218,6 @@ async def talk_in_time(
         await talk(members)
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    with chromium(tmp_path_factory.mktemp("chromium")) as driver:
-        yield driver
-
-
 @pytest.fixture(params=MESHES.values(), ids=MESHES)
 def kinds(request: pytest.FixtureRequest) -> list[str]:
     return request.param
@@ -319,8 +313,7 @@ def test_all_are_connected_again_after_their_tokens_expired(
             ids = {(await member.state())[0] for member in members}
             assert ids == first_ids if window else ids.isdisjoint(first_ids)
 
-    (tmp_path / "keys.json").write_bytes(issuer.key_set())
-    with node(f"--resume-window={window}", f"--auth=jwt:{tmp_path}/keys.json") as server:
+    with node(f"--resume-window={window}", f"--auth=jwt:{issuer.key_file(tmp_path)}") as server:
         open_page(browser, server.port)
         asyncio.run(scenario(server))
 

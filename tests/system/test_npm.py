@@ -53,9 +53,7 @@ def packed(application: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def guarded(application: Path) -> Iterator[Server]:
     """Run a server that controls access."""
-    keys = application / "keys.json"
-    keys.write_bytes(issuer.key_set(issuer.jwk("EdDSA", "EdDSA")))
-    with running(["--port=0", "--auth", f"jwt:{keys}:audience=us"]) as server:
+    with running(["--port=0", "--auth", f"jwt:{issuer.key_file(application)}:audience=us"]) as server:
         yield server
 
 

@@ -16,7 +16,7 @@ from tests.harness.npm_package import install, program
 from tests.harness.npm_package import run as run_program
 from tests.harness.server import Server, running
 from tests.programs import free_port
-from tests.system.browser import chromium, run
+from tests.system.browser import run
 
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parents[1] / "docs" / "clients.md"
@@ -52,16 +52,8 @@ def server() -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def guarded(application: Path) -> Iterator[Server]:
     """Run a server that controls access."""
-    keys = application / "keys.json"
-    keys.write_bytes(issuer.key_set(issuer.jwk("EdDSA", "EdDSA")))
-    with running(["--port=0", "--auth", f"jwt:{keys}:audience=us"]) as server:
+    with running(["--port=0", "--auth", f"jwt:{issuer.key_file(application)}:audience=us"]) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    with chromium(tmp_path_factory.mktemp("profile")) as driver:
-        yield driver
 
 
 @pytest.fixture(params=["18", "19"])

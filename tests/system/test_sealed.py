@@ -15,7 +15,7 @@ from signaling.client.aiortc import BYE, TopicSignaling
 from signaling.client.sealing import REPEATED, UNOPENED, UNSEALED
 from tests.harness.hostile_relay import ATTACKER, HostileRelay, relaying
 from tests.harness.server import Server, running
-from tests.system.browser import chromium, run, wait_until
+from tests.system.browser import run, wait_until
 
 SECONDS = 40
 SECRET = "correct horse battery staple"
@@ -47,12 +47,6 @@ REMOTE = (
 def server() -> Iterator[Server]:
     with running(["--port=0", "--serve-client", "--resume-window=20"]) as made:
         yield made
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    with chromium(tmp_path_factory.mktemp("profile")) as driver:
-        yield driver
 
 
 @pytest.fixture

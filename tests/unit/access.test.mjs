@@ -1,35 +1,17 @@
 // Tokens, and the answers of a server that refuses connections: with sockets, a `fetch` and a clock of the test's own.
 
 import assert from "node:assert/strict";
-import { afterEach, beforeEach, mock, test } from "node:test";
+import { mock, test } from "node:test";
 
 import { join } from "../../signaling/browser/client/signaling.js";
-import { checks, fakeFetch, FakeSocket, list, sockets, welcome } from "./fakes.mjs";
+import { checks, fakeFetch, FakeSocket, list, sockets, useFakePage, welcome } from "./fakes.mjs";
 
 const URL_OF_ROOM = "wss://example.com/ws/room";
 const RESUME = { resume: { token: "a token", window: 30 } };
 const EXPIRED = { status: 401, reason: "the token has expired" };
 const CHANGED = { status: 401, reason: "the token's signature is wrong" };
 
-let now;
-
-beforeEach(() => {
-  sockets.length = checks.length = 0;
-  now = 0;
-  globalThis.WebSocket = FakeSocket;
-  globalThis.fetch = fakeFetch();
-  const page = new EventTarget();
-  globalThis.addEventListener = page.addEventListener.bind(page);
-  globalThis.dispatchEvent = page.dispatchEvent.bind(page);
-  mock.timers.enable({ apis: ["setTimeout"] });
-  mock.method(Math, "random", () => 0);
-  mock.method(performance, "now", () => now);
-});
-
-afterEach(() => {
-  mock.timers.reset();
-  mock.restoreAll();
-});
+const letPass = useFakePage();
 
 /** Lets promises go on: those of a body need a few turns. */
 async function settle() {
@@ -37,8 +19,7 @@ async function settle() {
 }
 
 async function pass(ms) {
-  now += ms;
-  mock.timers.tick(ms);
+  letPass(ms);
   await settle();
 }
 

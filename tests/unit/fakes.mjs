@@ -1,5 +1,7 @@
 // A server's sockets and a browser's connections, for tests of the JavaScript client in Node.
 
+import { afterEach, beforeEach, mock } from "node:test";
+
 export const sockets = []; // all that were made, the newest last
 export const connections = []; // the same of the connections
 
@@ -76,6 +78,35 @@ export const fakeFetch = (answer = () => undefined) => async (url, { headers, si
   if (!answered) throw new TypeError("Failed to fetch");
   return answered instanceof Response ? answered : Response.json(answered, { status: answered.status });
 };
+
+/**
+ * Gives each test of a file a page of its own: sockets, a `fetch` that gets no answer, events, no chance, and a clock.
+ *
+ * @returns a function by which time passes.
+ */
+export function useFakePage() {
+  let now;
+  beforeEach(() => {
+    sockets.length = connections.length = checks.length = 0;
+    now = 0;
+    globalThis.WebSocket = FakeSocket;
+    globalThis.fetch = fakeFetch();
+    const page = new EventTarget();
+    globalThis.addEventListener = page.addEventListener.bind(page);
+    globalThis.dispatchEvent = page.dispatchEvent.bind(page);
+    mock.timers.enable({ apis: ["setTimeout"] });
+    mock.method(Math, "random", () => 0);
+    mock.method(performance, "now", () => now);
+  });
+  afterEach(() => {
+    mock.timers.reset();
+    mock.restoreAll();
+  });
+  return (ms) => {
+    now += ms;
+    mock.timers.tick(ms);
+  };
+}
 
 /** As many as a page of Chromium can make before it collects those that were closed. */
 export const MOST_CONNECTIONS = 500;

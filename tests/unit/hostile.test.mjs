@@ -1,42 +1,26 @@
 // What a hostile peer or server may send to a page: nothing of it costs the page or the other peers anything.
 
 import assert from "node:assert/strict";
-import { afterEach, beforeEach, mock, test } from "node:test";
+import { beforeEach, mock, test } from "node:test";
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 
 import { attribute, jsonBytes, oneLine, readable, said, summary } from "../../signaling/browser/demo/demo-text.js";
 import { join, Mesh } from "../../signaling/browser/client/signaling.js";
-import { connections, FakeConnection, fakeFetch, FakeSocket, list, sockets, welcome } from "./fakes.mjs";
+import { connections, FakeConnection, list, sockets, useFakePage, welcome } from "./fakes.mjs";
 
 const RESUME = { resume: { token: "a token", window: 30 } };
 const RESUMED = { resume: { token: "another token", window: 30 }, resumed: true };
 
-let now;
-
-beforeEach(() => {
-  sockets.length = connections.length = 0;
-  now = 0;
-  globalThis.WebSocket = FakeSocket;
-  globalThis.fetch = fakeFetch();
-  globalThis.RTCPeerConnection = FakeConnection;
-  mock.timers.enable({ apis: ["setTimeout"] });
-  mock.method(Math, "random", () => 0);
-  mock.method(performance, "now", () => now);
-});
-
-afterEach(() => {
-  mock.timers.reset();
-  mock.restoreAll();
-});
+const letPass = useFakePage();
+beforeEach(() => (globalThis.RTCPeerConnection = FakeConnection));
 
 /** Lets promises go on. */
 const nextTurn = () => new Promise((done) => setImmediate(done));
 
 async function pass(ms, step = ms) {
   for (let passed = 0; passed < ms; passed += step) {
-    now += step;
-    mock.timers.tick(step);
+    letPass(step);
     await nextTurn();
   }
 }

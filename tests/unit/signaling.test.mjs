@@ -1,38 +1,15 @@
 // What the JavaScript client does with what a server says, and when: with sockets and a clock of its own.
 
 import assert from "node:assert/strict";
-import { afterEach, beforeEach, mock, test } from "node:test";
+import { mock, test } from "node:test";
 
 import { join } from "../../signaling/browser/client/signaling.js";
-import { fakeFetch, FakeSocket, list, sockets, welcome } from "./fakes.mjs";
-
-let now;
+import { list, sockets, useFakePage, welcome } from "./fakes.mjs";
 
 const RESUME = { resume: { token: "a token", window: 30 } };
 const RESUMED = { resume: { token: "another token", window: 30 }, resumed: true };
 
-beforeEach(() => {
-  sockets.length = 0;
-  now = 0;
-  globalThis.WebSocket = FakeSocket;
-  globalThis.fetch = fakeFetch();
-  const page = new EventTarget();
-  globalThis.addEventListener = page.addEventListener.bind(page);
-  globalThis.dispatchEvent = page.dispatchEvent.bind(page);
-  mock.timers.enable({ apis: ["setTimeout"] });
-  mock.method(Math, "random", () => 0);
-  mock.method(performance, "now", () => now);
-});
-
-afterEach(() => {
-  mock.timers.reset();
-  mock.restoreAll();
-});
-
-function pass(ms) {
-  now += ms;
-  mock.timers.tick(ms);
-}
+const pass = useFakePage();
 
 /** Lets promises go on. */
 const nextTurn = () => new Promise((done) => setImmediate(done));
