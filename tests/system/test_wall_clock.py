@@ -68,6 +68,7 @@ def test_nodes_stay_in_their_cluster(tmp_path_factory: pytest.TempPathFactory) -
         for server in (*stepped, other):
             assert server.readiness()[0] == 200
         late = Peer(other, topic)
+        see_each_other([*living, late])
         for peer in here:
             peer.relay(late.id, "on")
             late.text("on")
