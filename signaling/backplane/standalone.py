@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable
 
 from signaling.core.interfaces import Forwarding, JoinTicket, Node, ResumeProof
 
-_TICKET = JoinTicket()
+_TICKET = JoinTicket(opens=True)
 
 
 class StandaloneBackplane:
     """A ``Backplane`` without other nodes."""
 
     unready_reasons: list[str] = []  # noqa: RUF012 - there never are any
+    node = None
     forwarding = 0
 
     def start(self, node: Node) -> None:

@@ -91,11 +91,13 @@ class JoinTicket:
         id: the peer's id, which the other nodes know; None if there are no other nodes, and any new id will do.
         full: why the topic is full, for a person; None if it is not.
         session: the session with that id, which another node handed off; None for a new peer.
+        opens: whether the topic has no peer before, as far as this node knows; the backplane reports it otherwise.
     """
 
     id: str | None = None
     full: str | None = None
     session: IncomingSession | None = None
+    opens: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +180,10 @@ class Backplane(Protocol):
     @property
     def unready_reasons(self) -> list[str]:
         """Why a load balancer should send new clients to another node; empty if it should not."""
+
+    @property
+    def node(self) -> str | None:
+        """The id of this node, as the other nodes know it; None if there are none."""
 
     @property
     def forwarding(self) -> int:

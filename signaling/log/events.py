@@ -5,6 +5,7 @@ docs/operations.md lists them for operators. No payload, metadata, token or secr
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -109,6 +110,7 @@ class Events:
         self._suppressed_refusals = 0
         self._store_errors = _Repeated(seconds)
         self._login_errors = _Repeated(seconds)
+        self._observer_errors = _Repeated(seconds)
 
     # Peers
 
@@ -247,6 +249,23 @@ class Events:
             return
         text = "the backplane {url} answered with an error ({count} times): {reason}"
         self.log.error(text, event="backplane_error", url=url, code=code, reason=reason, count=count)
+
+    # Observers
+
+    def observer_failed(self, error: BaseException | None) -> None:
+        """An observer raised an exception; at most one line a second is logged, without its text.
+
+        It may quote metadata.
+        """
+        count = self._observer_errors.count()
+        if not count:
+            return
+        frames = traceback.extract_tb(error.__traceback__ if error is not None else None)
+        where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "nowhere"
+        reason = f"{type(error).__name__} at {where}"
+        self.log.error(
+            "an observer failed: {reason} ({count} times)", event="observer_failed", reason=reason, count=count
+        )
 
     # The server
 

@@ -8,8 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from constantly import NamedConstant
-from twisted.internet.defer import Deferred, execute
+from twisted.internet.defer import Deferred, execute, maybeDeferred
 from twisted.logger import LogLevel
+from twisted.python.failure import Failure
 
 from signaling.admission.client_address import Client
 from signaling.auth.cred import Logout, granted
@@ -23,6 +24,7 @@ from signaling.core.joining import JoiningConnection, check_admission
 from signaling.core.local_peers import LocalPeers
 from signaling.core.peer import Peer, PeerServices
 from signaling.core.peer_ids import PeerIds
+from signaling.core.presence import PresenceReporter
 from signaling.core.session import PeerSession
 from signaling.core.session_registry import SessionRegistry
 from signaling.core.topics import TopicMap
@@ -37,8 +39,12 @@ if TYPE_CHECKING:
     from twisted.cred.portal import Portal
     from twisted.internet.interfaces import IReactorTime
 
+    from signaling.server.observer import IPresenceObserver
+
 from signaling.server.protocol import SignalingProtocol
 
+# For what an observer still has to do after a drain.
+_OBSERVER_SECONDS = 6.0
 # JavaScript counts no further.
 _MOST_SECONDS = 2**53 - 1
 
@@ -58,6 +64,7 @@ class SignalingFactory(HttpFactory):
         portal: checks tokens (docs/access.md); None means that everybody may join.
         backplane: shares the topics with other servers (docs/cluster.md); None means that there are none. It starts
             with the first port, or the first ``SignalingResource``, and stops at the end of a drain.
+        observer: is told who joins and leaves (docs/embedding.md); None if nobody is.
         wall_clock: returns the seconds since 1970, for tokens and TURN credentials.
         reactor: runs the timers; None means the global reactor.
         log_level: events below it are not logged.
@@ -74,6 +81,8 @@ class SignalingFactory(HttpFactory):
         paced_log: spreads a burst of its lines over time.
         judges_messages: whether each message counts against a rate, is logged, or may be a new token.
         sessions: finds sessions to resume, and closes those that are not resumed.
+        observer: is told who joins and leaves, or None.
+        presence: tells it; None without an observer.
 
     Raises:
         ValueError: if an origin or a proxy is malformed.
@@ -93,6 +102,7 @@ class SignalingFactory(HttpFactory):
         demo: bool = False,
         portal: Portal | None = None,
         backplane: Backplane | None = None,
+        observer: IPresenceObserver | None = None,
         wall_clock: Callable[[], float] = time.time,
         reactor: IReactorTime | None = None,
         log_level: NamedConstant = LogLevel.info,
@@ -114,6 +124,8 @@ class SignalingFactory(HttpFactory):
         # An application's tests would find the timer of a start in the reactor.
         self.has_services = backplane is not None
         self.sessions = SessionRegistry(self.limits, clock, self.topics, self._session_closed)
+        self.observer = observer
+        self.presence = self._reporter(observer, wall_clock) if observer is not None else None
         self._peer_services = PeerServices(
             self.topics,
             self.announcer,
@@ -122,6 +134,7 @@ class SignalingFactory(HttpFactory):
             self.limits,
             self.sessions,
             checks_tokens=portal is not None,
+            presence=self.presence,
         )
         self.local = LocalPeers(self._peer_services, self._session_moved)
         self.ice_servers = ice_servers or IceServers()
@@ -137,6 +150,10 @@ class SignalingFactory(HttpFactory):
         self.ids = PeerIds()
         self.paced_log = PacedLog(clock)
         self.judges_messages = bool(self.limits.max_messages_per_second) or self.events.debug or self.access is not None
+
+    def _reporter(self, observer: IPresenceObserver, wall_clock: Callable[[], float]) -> PresenceReporter:
+        backplane, seconds, failed = self.backplane, self.reactor.seconds, self.events.observer_failed
+        return PresenceReporter(observer, lambda: backplane.node, seconds, wall_clock, failed)
 
     @property
     def relays_queued(self) -> int:
@@ -191,10 +208,10 @@ class SignalingFactory(HttpFactory):
         peer.joined_at = self.reactor.seconds()
         return peer
 
-    def _session_closed(self, peer: Peer, reason: str) -> None:
-        self.counters.leaves[LeaveReason.SHUTDOWN if self.draining else LeaveReason.RESUME_TIMEOUT] += 1
+    def _session_closed(self, peer: Peer, text: str, reason: LeaveReason) -> None:
+        self.counters.leaves[reason] += 1
         if peer.topic is not None:
-            self.events.left(peer.id, peer.topic.name, reason, peer.joined_at)
+            self.events.left(peer.id, peer.topic.name, text, peer.joined_at)
 
     def _session_moved(self, peer: Peer) -> None:
         if peer.topic is not None:
@@ -237,7 +254,20 @@ class SignalingFactory(HttpFactory):
         return [partial(self.sessions.close_detached, session) for session in self.sessions.detached]
 
     def last_connection_lost(self) -> Deferred[None]:
-        """Stop the backplane."""
+        """Stop the backplane, and wait for the observer."""
         self.sessions.cancel_idle_timers()
         self.paced_log.flush()
-        return super().last_connection_lost()
+        stopped = super().last_connection_lost()
+        return stopped.addCallback(self._stop_observer) if self.observer is not None else stopped
+
+    def _stop_observer(self, _: None) -> Deferred[None]:
+        assert self.observer is not None
+        end: Callable[[], Any] = self.observer.stopped
+        stopped: Deferred[None] = maybeDeferred(end)
+        # By then it has given up, or never will.
+        stopped.addTimeout(_OBSERVER_SECONDS, self.reactor)
+        stopped.addErrback(self._observer_failed)
+        return stopped
+
+    def _observer_failed(self, failure: Failure) -> None:
+        self.events.observer_failed(failure.value)

@@ -271,6 +271,7 @@ class Harness:
         log: of the nodes, is told who comes and goes.
         portal: as for ``SignalingFactory``; its tokens expire by ``clock``, which starts now.
         log_level: as for ``SignalingFactory``.
+        observe: makes the observer of a node.
         wall_ahead: by how much somebody set the wall clock forward.
         buffer_bytes: what a transport holds before it pauses its producer.
         of_nodes: bounds of single nodes, in place of ``limits``.
@@ -292,6 +293,7 @@ class Harness:
         portal: Any = None,
         log: Any = None,
         log_level: Any = LogLevel.info,
+        observe: Callable[[], Any] = lambda: None,
         wall_ahead: Callable[[], float] = lambda: 0.0,
         of_nodes: Sequence[Mapping[str, Any]] = (),
         **limits: Any,
@@ -317,6 +319,7 @@ class Harness:
                 demo=demo,
                 portal=portal,
                 backplane=self._backplane(number),
+                observer=observe(),
                 wall_clock=lambda: self.start + self.clock.seconds() + wall_ahead(),
                 reactor=self.clock,  # type: ignore[arg-type]
                 log_level=log_level,

@@ -174,6 +174,8 @@ class SimulatedNode:
         draining: whether the node refuses joins.
     """
 
+    presence = None
+
     def __init__(
         self, scenario: Scenario, name: str, store: StoreServer, latency: Callable[[], float], skew_ms: int
     ) -> None:
@@ -192,7 +194,7 @@ class SimulatedNode:
         self.backplane = SimulatedCluster(self.engine, self.process, self.limits, prefix=PREFIX, ids=ids, choose=random)
         self.backplane.owner = self
         self.connection_limits = CountedLimits(self.limits, self.process.seconds)
-        self.sessions = SessionRegistry(self.limits, self.process, self.topics, lambda peer, reason: None)
+        self.sessions = SessionRegistry(self.limits, self.process, self.topics, lambda peer, text, reason: None)
         self.peer_services = PeerServices(
             self.topics, self.announcer, self.backplane, self.counters, self.limits, self.sessions
         )
