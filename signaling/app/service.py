@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, maybeDeferred
@@ -24,9 +25,13 @@ from signaling.server.endpoints import ListenAddress, endpoint, explain, listen_
 from signaling.server.factory import SignalingFactory
 from signaling.server.http import HttpFactory
 from signaling.timing.clock import use_monotonic_timers
+from signaling.webhooks.delivery import Webhooks
 from signaling.workers.listener import WorkerListener, routing
 from signaling.workers.supervisor import WorkerSettings
 from signaling.workers.topic_router import share
+
+if TYPE_CHECKING:
+    from signaling.server.observer import IPresenceObserver
 
 
 class Background(Protocol):
@@ -187,6 +192,7 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
             **factory_arguments(options),
             ice_servers=options.ice_servers,
             backplane=requested_backplane(options, reactor),
+            observer=requested_observer(options, reactor),
         )
     else:
         addresses = [routing(address) for address in addresses]
@@ -207,6 +213,28 @@ def requested_backplane(options: Options, reactor: Any) -> Backplane | None:
     if options.backplane is None:
         return None
     return make_backplane(options.backplane, options.limits, reactor, Events(options.log_level, reactor.seconds))
+
+
+def requested_observer(options: Options, reactor: Any) -> IPresenceObserver | None:
+    """Make the observer of ``--webhook``; None without that option.
+
+    Raises:
+        StartError: if a package that it needs is not installed.
+    """
+    settings = options.webhook
+    if settings is None:
+        return None
+    # Of twisted.web's client, which takes long to import.
+    from signaling.webhooks.sender import HttpSender  # noqa: PLC0415
+
+    events = Events(options.log_level, reactor.seconds)
+    try:
+        sender = HttpSender(reactor, settings.url)
+    except ImportError as error:
+        raise StartError(f"--webhook: https needs the extra tls, as in pip install '.[tls]': {error}") from None
+    if settings.url.is_readable_on_its_way:
+        events.webhook_unprotected(str(settings.url))
+    return Webhooks(sender, settings.keys, settings.max_events, reactor, events, wall_clock=time.time)
 
 
 def factory_arguments(options: Options, worker: int | None = None) -> dict[str, Any]:

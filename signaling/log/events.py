@@ -267,6 +267,38 @@ class Events:
             "an observer failed: {reason} ({count} times)", event="observer_failed", reason=reason, count=count
         )
 
+    # Webhooks
+
+    def webhook_unprotected(self, url: str) -> None:
+        """The events of webhooks cross a network without encryption."""
+        text = "--webhook {url}: who is where crosses the network without encryption; use https"
+        self.log.warn(text, event="webhook_unprotected", url=url)
+
+    def webhook_failed(self, reason: str) -> None:
+        """A delivery failed, the first one after one that did not; it is retried."""
+        text = "a webhook was not delivered, and is retried until it is: {reason}"
+        self.log.warn(text, event="webhook_failed", reason=reason)
+
+    def webhook_recovered(self, attempts: int, waiting: int) -> None:
+        """A delivery succeeded after others failed.
+
+        Args:
+            attempts: how many failed.
+            waiting: events that are still in the queue.
+        """
+        text = "webhooks are delivered again, after {count} attempts; {missing} events wait"
+        self.log.info(text, event="webhook_recovered", count=attempts, missing=waiting)
+
+    def webhook_gone(self, count: int) -> None:
+        """The receiver answered 410: nothing is delivered any more."""
+        text = "the webhook's receiver answered 410: deliveries end, and {count} events are lost"
+        self.log.error(text, event="webhook_gone", count=count)
+
+    def webhook_events_left(self, count: int) -> None:
+        """The server stopped before the webhook's receiver had accepted all events."""
+        text = "{count} events were not delivered to the webhook before the server stopped"
+        self.log.warn(text, event="webhook_events_left", count=count)
+
     # The server
 
     def listening(self, address: str) -> None:

@@ -30,6 +30,7 @@ RULES = (
     ("auth", "tokens are read from requests, and become grants of the core"),
     ("backplane", "a cluster knows its node only through an interface of the core"),
     ("server", "puts all of the above together, in one process"),
+    ("webhooks", "deliver what an observer is told; a server works without them"),
     ("workers", "run servers in processes; a server works without them"),
     ("metrics", "read counters; nothing depends on being measured"),
     ("app", "parses options; everything else takes arguments, so that applications can embed it"),
