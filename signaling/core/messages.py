@@ -275,13 +275,14 @@ def check_metadata(data: bytes) -> None:
 # Ids and codes are ASCII without quotes and need no escaping.
 
 
-def welcome(
+def welcome(  # noqa: PLR0913 - one for each key
     peer_id: str,
     ice_servers: bytes | None = None,
     resume: tuple[str, float] | None = None,
     *,
     resumed: bool = False,
     expires_in: int | None = None,
+    features: bytes = b"",
 ) -> bytes:
     """Encode the first message on every connection.
 
@@ -290,6 +291,7 @@ def welcome(
         resume: the resume token, and the resume window in seconds.
         resumed: whether the peer resumed its session.
         expires_in: in how many seconds the client's token expires; None for never, or if there is none.
+        features: by ``features_pair``.
     """
     pieces = [b'{"type":"welcome","selfId":"%b"' % peer_id.encode()]
     if ice_servers is not None:
@@ -299,7 +301,17 @@ def welcome(
         pieces.append(b',"resume":{"token":"%b","window":%b}' % (token.encode(), f"{window:g}".encode()))
     if resumed:
         pieces.append(b',"resumed":true')
-    return b"".join([*pieces, _expires_in_pair(expires_in), b"}"])
+    return b"".join([*pieces, _expires_in_pair(expires_in), features, b"}"])
+
+
+def features_pair(names: Iterable[str]) -> bytes:
+    """Encode the optional features that are on, for every ``welcome``; empty if there are none.
+
+    Args:
+        names: ASCII without quotes.
+    """
+    listed = b",".join(b'"%b"' % name.encode() for name in sorted(names))
+    return b',"features":[%b]' % listed if listed else b""
 
 
 def token_accepted(expires_in: int | None, msg_id: bytes | None) -> bytes:

@@ -42,6 +42,7 @@ class PeerServices:
         backplane: has the topics' peers on other nodes.
         sessions: finds and ends detached sessions.
         checks_tokens: whether a message may present a new token.
+        features: those of every ``welcome``, by ``messages.features_pair``.
     """
 
     topics: TopicMap[Peer]
@@ -51,6 +52,7 @@ class PeerServices:
     limits: Limits
     sessions: SessionRegistry
     checks_tokens: bool = False
+    features: bytes = b""
 
 
 class Peer:
@@ -111,7 +113,8 @@ class Peer:
 
     def _send_welcome(self, topic: Topic[Peer], ice_servers: bytes | None, expires_in: int | None) -> None:
         self._services.announcer.skip(topic, self)
-        welcome = text_frame(messages.welcome(self.id, ice_servers, expires_in=expires_in))
+        features = self._services.features
+        welcome = text_frame(messages.welcome(self.id, ice_servers, expires_in=expires_in, features=features))
         if self._outbound is not None:
             self._outbound.answer(welcome + text_frame(messages.peer_list(self._listed(topic))))
 

@@ -21,6 +21,7 @@ from signaling.core.interfaces import Backplane, JoinTicket
 from signaling.core.join_request import JoinRequest
 from signaling.core.joining import JoiningConnection, check_admission
 from signaling.core.local_peers import LocalPeers
+from signaling.core.messages import features_pair
 from signaling.core.peer import Peer, PeerServices
 from signaling.core.peer_ids import PeerIds
 from signaling.core.session import PeerSession
@@ -114,6 +115,7 @@ class SignalingFactory(HttpFactory):
         # An application's tests would find the timer of a start in the reactor.
         self.has_services = backplane is not None
         self.sessions = SessionRegistry(self.limits, clock, self.topics, self._session_closed)
+        features = {"resume": self.limits.resume_window_seconds > 0, "token": portal is not None}
         self._peer_services = PeerServices(
             self.topics,
             self.announcer,
@@ -122,6 +124,7 @@ class SignalingFactory(HttpFactory):
             self.limits,
             self.sessions,
             checks_tokens=portal is not None,
+            features=features_pair(name for name, is_on in features.items() if is_on),
         )
         self.local = LocalPeers(self._peer_services, self._session_moved)
         self.ice_servers = ice_servers or IceServers()
