@@ -12,7 +12,7 @@ from constantly import NamedConstant
 from twisted.logger import FilteringLogObserver, Logger, LogLevel, LogLevelFilterPredicate, globalLogPublisher
 
 from signaling.admission.rate_limit import TokenBucket
-from signaling.core.messages import ClientMessage
+from signaling.core.messages import ClientMessage, MetadataUpdate
 from signaling.errors import Rejected
 from signaling.timing.clock import Clock
 from signaling.timing.fair_scheduler import FairScheduler
@@ -150,13 +150,16 @@ class Events:
 
     # Messages
 
-    def message(self, peer: str, outcome: ClientMessage | Rejected) -> None:
-        """A peer's message was relayed, or the peer was sent an error."""
+    def message(self, peer: str, outcome: ClientMessage | MetadataUpdate | Rejected) -> None:
+        """A peer's message was relayed or taken, or the peer was sent an error."""
         if not self.debug:
             return
         if isinstance(outcome, Rejected):
             text = "{peer} was sent the error {code}: {reason}"
             self.log.debug(text, event="error_sent", peer=peer, code=str(outcome.code), reason=outcome.text)
+        elif isinstance(outcome, MetadataUpdate):
+            text = "{peer} sent new metadata of {size} bytes"
+            self.log.debug(text, event="metadata_update", peer=peer, size=len(outcome.metadata))
         else:
             text = "{peer} relayed {type} of {size} bytes to {to}"
             size = len(outcome.payload or b"")

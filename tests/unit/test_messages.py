@@ -44,7 +44,7 @@ def outcome(data: bytes) -> messages.ClientMessage | Rejected:
 
 def is_metadata(data: bytes) -> bool:
     try:
-        messages.check_metadata(data)
+        messages.check_metadata(data, len(data))
     except ValueError:
         return False
     return True
