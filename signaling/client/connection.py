@@ -21,7 +21,7 @@ from websockets.protocol import State
 from signaling.client.backoff import Backoff, Loss, closing, one_line, refusal
 from signaling.client.credential import TOKEN_SECONDS, NoToken, TokenSource, checked, raised, timed_out
 from signaling.client.errors import Lost, NotDelivered, Refused
-from signaling.client.messages import AnyMessage, Error, IceServer, Metadata, PeerList, Relayed, Tampered
+from signaling.client.messages import AnyMessage, Error, IceServer, Metadata, Notice, PeerList, Relayed, Tampered
 from signaling.client.session import MAX_FRAGMENTS, MAX_MESSAGE_BYTES, MAX_RECEIVED_BYTES, Session
 
 _log = logging.getLogger("signaling.client")
@@ -122,6 +122,11 @@ class Signaling:
     def ice_servers(self) -> list[IceServer]:
         """The ICE servers to use now; empty if the server names none."""
         return self._session.ice_servers
+
+    @property
+    def features(self) -> frozenset[str]:
+        """The names of the optional features that the server has on; empty before the first ``Welcome``."""
+        return self._session.features
 
     async def send(self, kind: str, to: str, payload: Any = None) -> str:
         """Send a message; if it does not arrive, iteration yields an ``Error``.
@@ -396,7 +401,7 @@ class Signaling:
         return self._unread.qsize() < factor * MAX_UNREAD and self._unread_bytes < factor * MAX_UNREAD_BYTES
 
     def _is_too_much(self, event: AnyMessage) -> bool:
-        if isinstance(event, Relayed | Tampered):
+        if isinstance(event, Relayed | Tampered | Notice):
             return not self._fits(_FLOOD_FACTOR)
         return self._unread.qsize() >= MAX_NEVER_READ or self._unread_bytes >= MAX_NEVER_READ_BYTES
 

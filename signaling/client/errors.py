@@ -11,7 +11,8 @@ class Refused(SignalingError):
     """The server refused this peer, and would refuse it again.
 
     Args:
-        status: the HTTP status, or 4401, the close code for an access token that has expired.
+        status: the HTTP status, or a close code: 4401 if the access token has expired, 4403 if an operator removed this
+            peer, 4404 if an operator closed the topic.
         reason: what the server wrote for a person, as one line.
     """
 

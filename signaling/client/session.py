@@ -37,6 +37,7 @@ from signaling.client.messages import (
     IceServer,
     IceServers,
     Metadata,
+    Notice,
     Offer,
     PeerJoined,
     PeerLeft,
@@ -61,6 +62,9 @@ MOST_PEERS_BYTES = 16 * 1_048_576
 """How many other peers a topic has, and the bytes of the messages that named them; further ones are left out."""
 # A server notices within a minute that a peer has lost its connection; that is time for a few others.
 _MOST_FORMER_IDS = 16
+MOST_FEATURES = 64
+"""How many names of features are kept of a welcome, each of at most ``LONGEST_FEATURE`` characters."""
+LONGEST_FEATURE = 64
 MAX_MESSAGE_BYTES = 65_536
 """The longest message that this peer sends: the default of a server."""
 MAX_RECEIVED_BYTES = 16 * 1_048_576
@@ -196,6 +200,7 @@ class Session:
         self_id: this peer's id; a new one after a loss that was not resumed, empty before the first ``Welcome``.
         peers: the other peers and their metadata, in joining order.
         ice_servers: the latest from the server.
+        features: the names of the optional features that the server has on; empty before the first ``Welcome``.
         open: whether the current connection has received its ``peer-list``.
 
     Raises:
@@ -224,6 +229,7 @@ class Session:
         self.self_id = ""
         self.peers: dict[str, Metadata | None] = {}
         self.ice_servers: list[IceServer] = []
+        self.features: frozenset[str] = frozenset()
         self.open = False
         self._welcomed = self._listed = self._over = False
         self._resume_token: str | None = None
@@ -346,6 +352,8 @@ class Session:
                 self._events.append(renewed)
             case Offer() | Answer() | IceCandidate() as relayed:
                 self._relayed(relayed)
+            case Notice() as notice:
+                self._events.append(notice)
             case Token() as token:
                 self._token_accepted(token)
             case Error() as error:
@@ -392,6 +400,9 @@ class Session:
         if welcome.self_id != self.self_id:
             # Another id is another peer, whatever the server says: nothing may be repeated as that.
             welcome = msgspec.structs.replace(welcome, resumed=False)
+        if len(welcome.features) > MOST_FEATURES or any(len(name) > LONGEST_FEATURE for name in welcome.features):
+            short = (name for name in welcome.features if len(name) <= LONGEST_FEATURE)
+            welcome = msgspec.structs.replace(welcome, features=frozenset(islice(short, MOST_FEATURES)))
         if welcome.resumed:
             self._seen += 1
         else:
@@ -404,6 +415,7 @@ class Session:
         self._catching_up = welcome.resumed
         self.self_id = welcome.self_id
         self.ice_servers = welcome.ice_servers
+        self.features = welcome.features
         self._resume_token = welcome.resume.token if welcome.resume else None
         if callable(self.token_source):
             self._renewal.expires_in(welcome.expires_in)

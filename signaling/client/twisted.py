@@ -103,6 +103,11 @@ class SignalingClient(Service):
         """The ICE servers to use now; empty if the server names none."""
         return self._session.ice_servers
 
+    @property
+    def features(self) -> frozenset[str]:
+        """The names of the optional features that the server has on; empty before the first ``Welcome``."""
+        return self._session.features
+
     def startService(self) -> None:
         """Join the topic."""
         super().startService()

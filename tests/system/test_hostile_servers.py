@@ -30,6 +30,8 @@ from signaling.client import (
     join,
 )
 from signaling.client.aiortc import BYE, TopicSignaling
+from signaling.client.mesh import Mesh
+from signaling.client.mesh import join as mesh_join
 from tests.harness.server import Server, launch, running
 from tests.system.test_python_client import joined
 from tests.system.test_twisted_client import program
@@ -108,6 +110,32 @@ def test_a_token_that_expired_ends_the_twisted_client() -> None:
                 await asyncio.to_thread(echo.wait_for, "close code 4401: the token has expired")
                 assert await asyncio.to_thread(echo.process.wait, SECONDS) == 0
             assert len(connections) == 1
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("code", [4403, 4404])
+def test_a_peer_that_an_operator_removed_stays_away(code: int) -> None:
+    async def remove(connection: ServerConnection) -> None:
+        await connection.send(WELCOME)
+        await connection.send(EMPTY)
+        await connection.close(code, "Enough")
+
+    async def scenario() -> None:
+        async with playing(remove) as (url, connections):
+            # With a token function, too: another token changes nothing.
+            with pytest.raises(Refused, match=f"close code {code}: Enough") as refused:
+                async with join(url, backoff=soon(), token=lambda: "a") as signaling:
+                    await drain(signaling)
+            assert refused.value.status == code
+            aiortc = TopicSignaling(url, backoff=soon())
+            with pytest.raises(Refused, match=f"close code {code}: Enough"):
+                await aiortc.receive()
+            await aiortc.close()
+            async with mesh_join(url, backoff=soon()) as signaling:
+                with pytest.raises(Refused, match=f"close code {code}: Enough"):
+                    await Mesh(signaling).run()
+            assert len(connections) == 3
 
     asyncio.run(scenario())
 

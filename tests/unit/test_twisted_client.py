@@ -238,6 +238,18 @@ def test_a_text_that_has_expired_is_the_end() -> None:
     assert str(program.failures[0]) == "close code 4401: the token has expired"
 
 
+@pytest.mark.parametrize("code", [4403, 4404])
+@pytest.mark.parametrize("token", ["a", Issuer()])
+def test_a_peer_that_an_operator_removed_stays_away(code: int, token: Any) -> None:
+    program = Program(token)
+    program.start()
+    program.latest.welcome(resume={"token": "r", "window": 30})
+    program.latest.close(code, "Enough")
+    program.clock.pump([60.0] * 10)
+    assert program.requests == 1
+    assert [str(failure) for failure in program.failures] == [f"close code {code}: Enough"]
+
+
 def test_after_4401_a_function_is_asked_and_the_session_is_resumed_at_once(log: list[str]) -> None:
     program = Program(Issuer())
     program.start()
