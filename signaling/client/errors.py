@@ -26,6 +26,22 @@ class Lost(SignalingError):
     """The connection was lost, and the client is not to connect again."""
 
 
+class NotUpdated(SignalingError):
+    """The metadata of this peer was not updated, or nobody knows whether it was.
+
+    Args:
+        code: that of the server's ``error``, for example ``invalid_metadata``, ``forbidden`` or ``rate_limited``; or
+            ``unsupported`` if the server takes no updates, ``replaced`` if a later update took the place of this one,
+            ``dropped`` after leaving, and ``unconfirmed`` without a connection or an answer: then the client asks for
+            the metadata again when it next connects.
+        text: for a person.
+    """
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(f"{code}: {text}")
+        self.code = code
+
+
 class NotDelivered(SignalingError):
     """A message did not reach its target.
 

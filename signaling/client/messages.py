@@ -69,6 +69,13 @@ class PeerJoined(Message, frozen=True, tag="peer-joined"):
     metadata: Metadata | None = None
 
 
+class PeerUpdated(Message, frozen=True, tag="peer-updated"):
+    """A peer, which may be this one, has other metadata."""
+
+    peer_id: str
+    metadata: Metadata | None = None
+
+
 class PeerLeft(Message, frozen=True, tag="peer-left"):
     """Another peer left."""
 
@@ -149,7 +156,8 @@ class Tampered(msgspec.Struct, frozen=True):
     reason: str
 
 
-_FromServer = Welcome | PeerList | PeerJoined | PeerLeft | Offer | Answer | IceCandidate | IceServers | Notice | Error
+_OfPeers = PeerList | PeerJoined | PeerUpdated | PeerLeft
+_FromServer = Welcome | _OfPeers | Offer | Answer | IceCandidate | IceServers | Notice | Error
 AnyMessage = _FromServer | Tampered
 """What an application receives."""
 
@@ -158,6 +166,7 @@ _RELAYED: dict[str, type[Offer | Answer | IceCandidate]] = {
     "answer": Answer,
     "ice-candidate": IceCandidate,
 }
+_SHOWING: dict[str, type[PeerJoined | PeerUpdated]] = {"peer-joined": PeerJoined, "peer-updated": PeerUpdated}
 
 MAX_DEPTH = 100
 """If Python cannot read a message whole, values nested deeper than this are read as None."""
@@ -240,8 +249,8 @@ def _typed(message: Any) -> AnyMessage | Token | None:  # noqa: PLR0911 - one fo
         case {"type": "peer-list"}:
             peers = _list(message.get("peers"))
             return PeerList([Peer(peer["id"], _metadata(peer)) for peer in peers if isinstance(peer.get("id"), str)])
-        case {"type": "peer-joined", "peerId": str(peer_id)}:
-            return PeerJoined(peer_id, _metadata(message))
+        case {"type": "peer-joined" | "peer-updated" as kind, "peerId": str(peer_id)}:
+            return _SHOWING[kind](peer_id, _metadata(message))
         case {"type": "peer-left", "peerId": str(peer_id)}:
             return PeerLeft(peer_id)
         case {"type": "offer" | "answer" | "ice-candidate" as kind, "from": str(sender)}:

@@ -21,9 +21,11 @@ from signaling.client import (
     Error,
     Lost,
     NotDelivered,
+    NotUpdated,
     Offer,
     PeerLeft,
     PeerList,
+    PeerUpdated,
     Refused,
     Signaling,
     Welcome,
@@ -578,6 +580,35 @@ def test_what_waits_for_a_program_that_delivers_to_a_silent_server_is_bounded(mo
             await signaling.leave()
             unread = [message async for message in signaling]
             assert 0 < len(unread) <= 2_001
+
+    asyncio.run(scenario())
+
+
+def test_an_update_that_a_flooding_server_never_answers_ends_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signaling.client.connection.MAX_NEVER_READ", 500)
+    monkeypatch.setattr("signaling.client.connection.UPDATE_SECONDS", 1.0)
+    flooded = asyncio.Event()
+    notice = json.dumps({"type": "notice", "data": "x" * 100})
+    updates = [json.dumps({"type": "peer-updated", "peerId": peer, "metadata": {"a": 1}}) for peer in ("a", "unknown")]
+
+    async def flood(connection: ServerConnection) -> None:
+        welcome = {"type": "welcome", "selfId": "b", "features": ["metadata-updates"]}
+        for text in (json.dumps(welcome), EMPTY, JOINED, *(notice, *updates) * 3_000):
+            await connection.send(text)
+        await (await connection.ping())
+        flooded.set()
+        await connection.wait_closed()
+
+    async def scenario() -> None:
+        async with playing(flood) as (url, _), join(url, metadata={"name": "Ada"}) as signaling:
+            with pytest.raises(NotUpdated) as failure:
+                await asyncio.gather(signaling.update_metadata({"name": "Grace"}), flooded.wait())
+            assert failure.value.code == "unconfirmed"
+            assert signaling.peers == {"a": {"a": 1}}
+            await signaling.leave()
+            unread = [message async for message in signaling]
+            assert 0 < len(unread) <= 8 * 256 + 1
+            assert sum(isinstance(message, PeerUpdated) for message in unread) <= 500
 
     asyncio.run(scenario())
 
