@@ -83,9 +83,10 @@ OPTIONS = (
         name="allow-origin",
         default="any",
         help=(
-            "Origin that may connect, for example `https://example.com`, or `https://*.example.com` for its subdomains;"
-            " repeatable."
+            "Origin that may connect: `https://example.com`, `https://*.example.com` for its subdomains,"
+            " `http://localhost:*` for any port, or that of an app, for example `capacitor://localhost`; repeatable."
         ),
+        details="See [below](#origins).",
     ),
     Option(
         name="metrics",

@@ -230,7 +230,7 @@ def test_a_time_that_is_not_a_number_is_named(option: str, text: str) -> None:
         ("--max-message-rate=-1", "--max-message-rate: -1.0 is not from 0 to 1000000 a second"),
         (
             "--allow-origin=example.com",
-            "--allow-origin: 'example.com' is not an origin (for example https://example.com or https://*.example.com)",
+            "--allow-origin: 'example.com' is not an origin: it begins with a scheme, for example https://example.com",
         ),
         (
             "--metrics-host=https://a.example",
