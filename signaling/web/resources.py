@@ -27,6 +27,7 @@ from signaling.websocket.request_head import HeaderValues
 _log = Logger()
 _METHODS = b"GET, OPTIONS"
 _RETRY_AFTER = b"Retry-After"
+_ASK_PRIVATE = b"access-control-request-private-network"
 CHECKS = frozenset({"drain", "workers", "backplane"})
 """The checks of ``/readyz``."""
 
@@ -101,6 +102,10 @@ class Endpoint(Resource):
         request.setResponseCode(204, b"No Content")
         request.setHeader(b"Access-Control-Allow-Methods", _METHODS)
         request.setHeader(b"Access-Control-Allow-Headers", self.allowed_header)
+        values = request_headers(request)
+        if values(_ASK_PRIVATE) == [b"true"] and self._factory.origins.named(values(b"origin")):
+            # To allow any page would undo what the preflight is for: no foreign page reaches a private server unasked.
+            request.setHeader(b"Access-Control-Allow-Private-Network", b"true")
         return b""
 
     def answer_refusal(self, request: Request, refused: Refused) -> Any:

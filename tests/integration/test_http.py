@@ -165,6 +165,42 @@ def test_options_answers_the_preflight(port: Harness, path: str) -> None:
     assert headers["access-control-allow-origin"] == "https://example.org"
 
 
+ASKS_PRIVATE = {"Access-Control-Request-Private-Network": "true"}
+
+
+@pytest.mark.parametrize("path", ["/ws/room", "/ws/room?check"])
+@pytest.mark.parametrize(
+    ("listed", "origin", "answer"),
+    [
+        (["https://example.org", "*"], "https://example.org", "true"),
+        (["http://localhost:*"], "http://localhost:3000", "true"),
+        ([], "https://example.org", None),
+        (["*"], "https://example.org", None),
+        (["null"], "null", None),
+        (["https://example.org"], "https://foreign.example", None),
+    ],
+)
+def test_a_server_in_a_private_network_lets_named_origins_in(
+    make_server: MakeHarness, path: str, listed: list[str], origin: str, answer: str | None
+) -> None:
+    harness = make_server(allow_origins=listed)
+    headers = harness.request(get(path, "OPTIONS", Origin=origin, **ASKS_PRIVATE))[1]
+    assert headers.get("access-control-allow-private-network") == answer
+
+
+@pytest.mark.parametrize("asked", [{}, {"Access-Control-Request-Private-Network": "false"}])
+def test_a_preflight_that_does_not_ask_for_a_private_network_is_granted_none(asked: dict[str, str]) -> None:
+    harness = Harness(allow_origins=["https://example.org"])
+    headers = harness.request(get("/ws/room", "OPTIONS", Origin="https://example.org", **asked))[1]
+    assert "access-control-allow-private-network" not in headers
+
+
+def test_a_get_is_granted_no_private_network() -> None:
+    harness = Harness(allow_origins=["https://example.org"])
+    headers = harness.request(get("/ws/room", Origin="https://example.org", **ASKS_PRIVATE))[1]
+    assert "access-control-allow-private-network" not in headers
+
+
 @pytest.mark.parametrize("path", ["/healthz", "/ws/room"])
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "BREW"])
 def test_other_methods_are_405_and_name_the_right_ones(port: Harness, path: str, method: str) -> None:
