@@ -38,6 +38,7 @@ from signaling.backplane.redis.url import parse as parse_store_url
 from signaling.core.ice import DEFAULT_TTL_SECONDS, IceServer, IceServers, Turn, parse_ice_servers
 from signaling.limits import LIMIT_OPTIONS, Limits, Option, Unit, check
 from signaling.log.json_format import log_as_json
+from signaling.web.path_prefix import check_path_prefix
 
 DEFAULT_PORT = 8081
 
@@ -63,6 +64,11 @@ OPTIONS = (
     Option(
         name="listen",
         help="Twisted endpoint instead of `--port`, for example `tcp:8081:interface=127.0.0.1`; repeatable.",
+    ),
+    Option(
+        name="path-prefix",
+        help="Path below which everything is, for example `/signal`: topics are at `/signal/ws/{topic}`.",
+        details="`/healthz` and `/readyz` are at the root as well. See [proxies.md](proxies.md#below-a-path).",
     ),
     Option(
         name="workers",
@@ -183,6 +189,7 @@ class Options(usage.Options, AuthOptionMixin):
         allow_origins: as for ``Origins``.
         metrics_hosts: as for ``Hosts``.
         trusted_proxies: as for ``TrustedProxies``.
+        path_prefix: as for ``check_path_prefix``.
         ice_servers: the STUN and TURN servers for peers.
         listen: endpoint descriptions; if empty, the server listens on ``port``.
         port: the port on all interfaces.
@@ -220,6 +227,7 @@ class Options(usage.Options, AuthOptionMixin):
         self.turn_uris: list[str] = []
         self.ice_servers = IceServers()
         self.port = DEFAULT_PORT
+        self.path_prefix = ""
         self.workers = 1
         self.arguments: list[str] = []
         self.portal: Portal | None = None
@@ -329,6 +337,7 @@ class Options(usage.Options, AuthOptionMixin):
             raise usage.UsageError("--listen is in place of --port: give one or the other")
         if not self.listen:
             self.port = _port(*self._value("port"))
+        self.path_prefix = _path_prefix(*self._value("path-prefix"))
         self.workers = _workers(self._value("workers")[1])
         log_format = self._value("log-format")[1]
         if log_format not in ("text", "json"):
@@ -408,6 +417,13 @@ def _port(source: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text[:6]) <= 65_535):
         raise usage.UsageError(f"{source}: {text!r} is not a port (a whole number from 0 to 65535, for example 8081)")
     return int(text)
+
+
+def _path_prefix(source: str, text: str) -> str:
+    try:
+        return check_path_prefix(text)
+    except ValueError as error:
+        raise usage.UsageError(f"{source}: {error}") from None
 
 
 def _workers(text: str) -> int:

@@ -52,6 +52,7 @@ class SignalingFactory(HttpFactory):
         limits: the bounds; None means the defaults.
         allow_origins: the pages that may connect, as for ``Origins``; none means any.
         trusted_proxies: whose ``X-Forwarded-For`` counts, as for ``TrustedProxies``.
+        path_prefix: the path below which everything is, on ports of this server's own; empty for none.
         ice_servers: the STUN and TURN servers that peers are sent; None means none.
         serve_client: whether the client for browsers is served: ``/signaling.js`` and ``/sealing.js``.
         demo: whether ``/`` serves the demo.
@@ -76,7 +77,7 @@ class SignalingFactory(HttpFactory):
         sessions: finds sessions to resume, and closes those that are not resumed.
 
     Raises:
-        ValueError: if an origin or a proxy is malformed.
+        ValueError: if an origin, a proxy or the path prefix is malformed.
     """
 
     protocol = SignalingProtocol
@@ -88,6 +89,7 @@ class SignalingFactory(HttpFactory):
         *,
         allow_origins: Iterable[str] = (),
         trusted_proxies: Iterable[str] = (),
+        path_prefix: str = "",
         ice_servers: IceServers | None = None,
         serve_client: bool = False,
         demo: bool = False,
@@ -101,6 +103,7 @@ class SignalingFactory(HttpFactory):
             limits,
             allow_origins=allow_origins,
             trusted_proxies=trusted_proxies,
+            path_prefix=path_prefix,
             serve_client=serve_client,
             demo=demo,
             portal=portal,

@@ -34,7 +34,8 @@ from signaling.transport.private_api import awaits_proxy_header
 from signaling.transport.tcp_port import accept_on
 from signaling.web.credentials import subprotocol
 from signaling.web.join_parsing import check_join, query_values
-from signaling.web.resources import site_root
+from signaling.web.path_prefix import check_path_prefix
+from signaling.web.resources import site_folders
 from signaling.web.site import BoundedChannel, SignalingSite
 from signaling.web.static_files import pages
 from signaling.websocket.handshake import asks_for_websocket, check_upgrade
@@ -44,8 +45,8 @@ from signaling.websocket.request_head import Head, HeaderValues
 if TYPE_CHECKING:
     from twisted.cred.portal import Portal
     from twisted.internet.interfaces import IReactorTime
+    from twisted.web.resource import Resource
 
-_FOLDER = b"/ws"
 
 R = TypeVar("R")
 
@@ -68,7 +69,7 @@ class HttpProtocol(WebSocketConnection[R]):
         path, _, query = head.target.partition(b"?")
         folder, _, segment = path.rpartition(b"/")
         asks = head.key is not None or (head.may_upgrade and asks_for_websocket(head.values))
-        if folder != _FOLDER or not segment or not asks:
+        if folder != self.factory.topic_folder or not segment or not asks:
             data, self.data = self.data, b""
             self.factory.handshake_timeouts.clear(self)
             self._http = channel = self.factory.site.channel_for(self)
@@ -155,6 +156,7 @@ class HttpFactory(WebSocketConnectionFactory):
         limits: the bounds.
         allow_origins: the pages that may connect, as for ``Origins``.
         trusted_proxies: whose ``X-Forwarded-For`` counts, as for ``TrustedProxies``.
+        path_prefix: the path below which everything is, on ports of this server's own; empty for none.
         serve_client: whether ``/signaling.js`` and ``/sealing.js`` are served.
         demo: whether ``/`` is served.
         portal: checks tokens; None means that there are none.
@@ -168,11 +170,12 @@ class HttpFactory(WebSocketConnectionFactory):
         gate: the connections that have not joined.
         shutdown: the end of the server.
         site: answers requests.
+        topic_folder: the path of a topic without its last segment.
         events: the log.
         has_services: whether there is anything for ``start_services`` to start.
 
     Raises:
-        ValueError: if an origin or a proxy is malformed.
+        ValueError: if an origin, a proxy or the path prefix is malformed.
     """
 
     protocol: Any = HttpProtocol
@@ -184,6 +187,7 @@ class HttpFactory(WebSocketConnectionFactory):
         *,
         allow_origins: Iterable[str] = (),
         trusted_proxies: Iterable[str] = (),
+        path_prefix: str = "",
         serve_client: bool = False,
         demo: bool = False,
         portal: Portal | None = None,
@@ -208,10 +212,17 @@ class HttpFactory(WebSocketConnectionFactory):
         )
         self.shutdown = Shutdown(self, reactor, self.limits)
         served = pages(client=serve_client, demo=demo)
-        self.site = SignalingSite(site_root(self, served), self.limits, reactor)
+        self.path_prefix = check_path_prefix(path_prefix)
+        self.topic_folder = f"{path_prefix}/ws".encode()
+        root, self._folder = site_folders(self, served)
+        self.site = SignalingSite(root, self.limits, reactor)
         self.events = Events(log_level, reactor.seconds)
         self.access = Access(portal, self.events.login_failed) if portal is not None else None
         self._start: Any = None
+
+    def add_resource(self, name: bytes, resource: Resource) -> None:
+        """Serve another resource, below the path prefix."""
+        self._folder.putChild(name, resource)
 
     def acceptableProtocols(self) -> list[bytes]:
         """Offer HTTP/1.1 over TLS; Twisted would refuse every client that names protocols, as all browsers do."""

@@ -241,6 +241,11 @@ def test_a_time_that_is_not_a_number_is_named(option: str, text: str) -> None:
             "--trusted-proxy: 'proxy' is not an address or a network"
             " (for example 127.0.0.1, 10.0.0.0/8, fd00::/8 or unix)",
         ),
+        (
+            "--path-prefix=signal",
+            "--path-prefix: 'signal' is not a path prefix: it begins with one slash and does not end with one;"
+            " write /signal",
+        ),
         ("--high-water-mark=1.5", "--high-water-mark: '1.5' is not a whole number from 1 up (for example 16)"),
     ],
 )
