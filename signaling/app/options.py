@@ -31,6 +31,7 @@ from twisted.logger import LogLevel
 from twisted.python import usage
 
 from signaling.admission.client_address import TrustedProxies
+from signaling.admission.logged_addresses import AddressDetail
 from signaling.admission.origins import Hosts, Origins
 from signaling.auth.cred import GrantRealm, IBearerToken
 from signaling.backplane.redis.url import StoreUrl
@@ -84,6 +85,12 @@ OPTIONS = (
         default="text",
         help="`text`, or `json`: one object a line.",
         details="See [operations.md](operations.md).",
+    ),
+    Option(
+        name="log-addresses",
+        default="full",
+        help="How much of clients' addresses the log shows: `off`, `network` (IPv4 /24, IPv6 /48) or `full`.",
+        details="See [privacy.md](privacy.md).",
     ),
     Option(
         name="allow-origin",
@@ -186,6 +193,7 @@ class Options(usage.Options, AuthOptionMixin):
     Attributes:
         limits: the limits.
         log_level: a ``twisted.logger.LogLevel``.
+        log_addresses: how much of the addresses of clients is logged.
         allow_origins: as for ``Origins``.
         metrics_hosts: as for ``Hosts``.
         trusted_proxies: as for ``TrustedProxies``.
@@ -234,6 +242,7 @@ class Options(usage.Options, AuthOptionMixin):
         self.backplane: StoreUrl | None = None
         self.limits = _DEFAULTS
         self.log_level = LogLevel.info
+        self.log_addresses = AddressDetail.FULL
 
     @property
     def run_by_twistd(self) -> bool:
@@ -348,6 +357,7 @@ class Options(usage.Options, AuthOptionMixin):
             except ValueError as error:
                 raise usage.UsageError(f"--log-format json: {error}") from None
         self.log_level = _log_level(*self._value("log-level"))
+        self.log_addresses = _address_detail(*self._value("log-addresses"))
         self.backplane = _store_url(*self._value("backplane"))
         self.ice_servers = IceServers(self._fixed_ice_servers(), self._turn())
         self.limits = _limits({name: self[name] for name in _LIMIT_FIELDS if self[name] is not None})
@@ -439,6 +449,14 @@ def _log_level(source: str, text: str) -> NamedConstant:
     if level is None:
         raise usage.UsageError(f"{source}: {text!r} is not a log level (one of {', '.join(LOG_LEVELS)})")
     return level
+
+
+def _address_detail(source: str, text: str) -> AddressDetail:
+    try:
+        return AddressDetail(text)
+    except ValueError:
+        known = ", ".join(AddressDetail)
+        raise usage.UsageError(f"{source}: {text!r} is not a detail of addresses (one of {known})") from None
 
 
 def _store_url(source: str, text: str) -> StoreUrl | None:

@@ -227,6 +227,7 @@ def factory_arguments(options: Options, worker: int | None = None) -> dict[str, 
         "demo": bool(options["demo"]),
         "portal": options.portal,
         "log_level": options.log_level,
+        "log_addresses": options.log_addresses,
     }
 
 

@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred, execute
 from twisted.logger import LogLevel
 
 from signaling.admission.client_address import Client
+from signaling.admission.logged_addresses import AddressDetail
 from signaling.auth.cred import Logout, granted
 from signaling.backplane.standalone import StandaloneBackplane
 from signaling.core.announcer import Announcer
@@ -62,6 +63,8 @@ class SignalingFactory(HttpFactory):
         wall_clock: returns the seconds since 1970, for tokens and TURN credentials.
         reactor: runs the timers; None means the global reactor.
         log_level: events below it are not logged.
+        log_addresses: how much of the addresses of clients is logged: ``off``, ``network`` (an IPv4 /24, an IPv6 /48)
+            or ``full``.
 
     Attributes:
         topics: the peers in each topic.
@@ -77,7 +80,7 @@ class SignalingFactory(HttpFactory):
         sessions: finds sessions to resume, and closes those that are not resumed.
 
     Raises:
-        ValueError: if an origin, a proxy or the path prefix is malformed.
+        ValueError: if an origin, a proxy, the path prefix or ``log_addresses`` is malformed.
     """
 
     protocol = SignalingProtocol
@@ -98,6 +101,7 @@ class SignalingFactory(HttpFactory):
         wall_clock: Callable[[], float] = time.time,
         reactor: IReactorTime | None = None,
         log_level: NamedConstant = LogLevel.info,
+        log_addresses: str = AddressDetail.FULL,
     ) -> None:
         super().__init__(
             limits,
@@ -109,6 +113,7 @@ class SignalingFactory(HttpFactory):
             portal=portal,
             reactor=reactor,
             log_level=log_level,
+            log_addresses=log_addresses,
         )
         clock = self.reactor
         self.topics: TopicMap[Peer] = TopicMap(self.limits.max_peers_per_topic, self.limits.max_peer_list_bytes)

@@ -20,6 +20,7 @@ from zope.interface import implementer
 from signaling.admission import open_files
 from signaling.admission.client_address import Client, TrustedProxies
 from signaling.admission.connection_limits import ConnectionLimits
+from signaling.admission.logged_addresses import AddressDetail, LoggedAddresses
 from signaling.admission.origins import Origins
 from signaling.auth.cred import Access
 from signaling.core.counters import Counters
@@ -162,6 +163,7 @@ class HttpFactory(WebSocketConnectionFactory):
         portal: checks tokens; None means that there are none.
         reactor: runs the timers; None means the global reactor.
         log_level: events below it are not logged.
+        log_addresses: how much of the addresses of clients is logged: ``off``, ``network`` or ``full``.
         reserved_files: descriptors that are not for connections.
 
     Attributes:
@@ -172,10 +174,11 @@ class HttpFactory(WebSocketConnectionFactory):
         site: answers requests.
         topic_folder: the path of a topic without its last segment.
         events: the log.
+        logged_addresses: decides what is shown of the addresses of clients.
         has_services: whether there is anything for ``start_services`` to start.
 
     Raises:
-        ValueError: if an origin, a proxy or the path prefix is malformed.
+        ValueError: if an origin, a proxy, the path prefix or ``log_addresses`` is malformed.
     """
 
     protocol: Any = HttpProtocol
@@ -193,6 +196,7 @@ class HttpFactory(WebSocketConnectionFactory):
         portal: Portal | None = None,
         reactor: IReactorTime | None = None,
         log_level: NamedConstant = LogLevel.info,
+        log_addresses: str = AddressDetail.FULL,
         reserved_files: int = 0,
     ) -> None:
         reactor = reactor or _global_reactor()
@@ -216,7 +220,8 @@ class HttpFactory(WebSocketConnectionFactory):
         self.topic_folder = f"{path_prefix}/ws".encode()
         root, self._folder = site_folders(self, served)
         self.site = SignalingSite(root, self.limits, reactor)
-        self.events = Events(log_level, reactor.seconds)
+        self.logged_addresses = LoggedAddresses(AddressDetail(log_addresses))
+        self.events = Events(log_level, reactor.seconds, self.logged_addresses)
         self.access = Access(portal, self.events.login_failed) if portal is not None else None
         self._start: Any = None
 

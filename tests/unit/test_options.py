@@ -241,6 +241,7 @@ def test_a_time_that_is_not_a_number_is_named(option: str, text: str) -> None:
             "--trusted-proxy: 'proxy' is not an address or a network"
             " (for example 127.0.0.1, 10.0.0.0/8, fd00::/8 or unix)",
         ),
+        ("--log-addresses=some", "--log-addresses: 'some' is not a detail of addresses (one of off, network, full)"),
         (
             "--path-prefix=signal",
             "--path-prefix: 'signal' is not a path prefix: it begins with one slash and does not end with one;"
