@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, InfoMetricFamily
 from prometheus_client.metrics_core import Metric
 from twisted.internet.task import Clock
+from twisted.logger import LogLevel
 
 from signaling import SignalingFactory
+from signaling.log.events import Events
 from signaling.metrics.collector import ReactorLag, SignalingCollector
+from signaling.webhooks.delivery import Webhooks
 from tests.programs import need
 
 TREE = Path(__file__).parents[2]
@@ -38,8 +43,11 @@ def series(metric: Metric) -> set[str]:
 
 @pytest.fixture
 def metrics() -> list[Metric]:
-    clock = Clock()
-    return list(SignalingCollector(SignalingFactory(reactor=clock), ReactorLag(clock)).collect())  # type: ignore[arg-type]
+    clock: Any = Clock()
+    observer = Webhooks(
+        HttpSender(clock, URL), [], 1, clock, Events(LogLevel.info, clock.seconds), wall_clock=time.time
+    )
+    return list(SignalingCollector(SignalingFactory(observer=observer, reactor=clock), ReactorLag(clock)).collect())
 
 
 def names(text: str) -> set[str]:
