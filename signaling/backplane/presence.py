@@ -15,7 +15,7 @@ from signaling.backplane.messages import EventKind, Member, TopicEvent
 from signaling.backplane.pending_joins import PendingJoins
 from signaling.backplane.store import Snapshot, Store
 from signaling.backplane.topic_replica import Change, OwnPeers, TopicReplica
-from signaling.core.interfaces import Node
+from signaling.core.interfaces import Node, PresenceListener
 
 # Topics that may be wrong are compared a few at a time, so that peers do not have to wait for all of them.
 _MAX_SYNCS = 32
@@ -37,6 +37,9 @@ class Presence:
         membership: says whether the store serves this node.
         pending: the joins of this node.
         on_moved: called with the topic, the id and the new node of a peer of this node that has moved.
+
+    Attributes:
+        observed: the observer's; None if there is none.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Presence:
         self._pending = pending
         self._on_moved = on_moved
         self._node: Node
+        self.observed: PresenceListener | None = None
         self._replicas: dict[str, TopicReplica] = {}
         # Topics that may be wrong here or in the store, in order.
         self._unverified: dict[str, None] = {}
@@ -264,13 +268,16 @@ class Presence:
     def leave(self, topic: str, peer: str) -> None:
         """Announce to the other nodes that a peer of this node left."""
 
-        def left(done: bool | None) -> None:
-            if not done:
+        def left(was_last: bool | None) -> None:
+            if was_last is None:
                 self._unverified[topic] = None
+            self._report_end(topic, is_over=bool(was_last))
 
         is_connected = self._membership.is_connected
         if is_connected:
             self._store.leave(topic, peer, left)
+        else:
+            self._report_end(topic, is_over=not self.has_members(topic))
         self.forget_if_empty(topic)
         if not is_connected and topic in self._replicas:
             self._unverified[topic] = None
@@ -279,6 +286,16 @@ class Presence:
             # kept of all the other topics that come and go meanwhile.
             self._unverified.pop(topic, None)
             self._unanswered.pop(topic, None)
+
+    def has_members(self, topic: str) -> bool:
+        """Return whether a topic has members, on this node or another, as far as this one knows."""
+        replica = self._replicas.get(topic)
+        return any(True for _ in self._node.members(topic)) or (replica is not None and any(replica.nodes()))
+
+    def _report_end(self, topic: str, *, is_over: bool) -> None:
+        if self.observed is not None:
+            end = self.observed.topic_closed if is_over else self.observed.forget_if_empty
+            end(topic)
 
 
 class _Rounds:

@@ -130,6 +130,11 @@ class Origin(NamedTuple):
     subject: str | None
 
 
+class _RemovedPeer(NamedTuple):
+    id: str
+    metadata: bytes | None
+
+
 class _Record(NamedTuple):
     node: str | None
     joined_at: float
@@ -149,21 +154,27 @@ class PresenceReporter:
         observer: called at once; what it raises goes to ``failed``.
         node: returns the id of this node; None without a cluster, where this reporter alone decides when a topic is
             opened and closed.
+        members: returns the peers of this node in a topic.
+        read_origin: returns what another node's session says of its peer; None if that node told nothing.
         seconds: a monotonic clock.
         wall_clock: seconds since 1970.
         failed: called with what the observer raises.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - what it reports to, and what it reads
         self,
         observer: PresenceObserver,
         node: Callable[[], str | None],
+        members: Callable[[str], Iterable[PresentPeer]],
+        read_origin: Callable[[bytes], Origin | None],
         seconds: Callable[[], float],
         wall_clock: Callable[[], float],
         failed: Callable[[BaseException], None],
     ) -> None:
         self._observer = observer
         self._node = node
+        self._members = members
+        self._read_origin = read_origin
         self._seconds = seconds
         self._wall_clock = wall_clock
         self._failed = failed
@@ -230,32 +241,25 @@ class PresenceReporter:
         if reported is not None and not reported.peers:
             del self._topics[topic]
 
-    def peer_of_lost_node(self, topic: str, peer: PresentPeer, node: str) -> None:
+    def peer_of_lost_node(self, topic: str, peer: str, metadata: bytes | None, node: str) -> None:
         """Tell that a peer of a node that was evicted joined, under the same id as that node, and left."""
-        record = _Record(node, self._seconds(), None)
-        self._tell_joined(topic, peer, record)
-        del self._reported(topic).peers[peer.id]
-        self._tell_left(topic, peer, record, LeaveReason.NODE_LOST, None)
-        self.forget_if_empty(topic)
+        lost, record = _RemovedPeer(peer, metadata), _Record(node, self._seconds(), None)
+        self._tell_joined(topic, lost, record)
+        del self._reported(topic).peers[peer]
+        self._tell_left(topic, lost, record, LeaveReason.NODE_LOST, None)
 
-    def peer_lost_on_its_way(self, topic: str, peer: PresentPeer, node: str) -> None:
-        """Tell that a peer left which another node handed off, and which could not go on here.
+    def peer_lost_on_its_way(self, topic: str, peer: str, metadata: bytes | None, session: bytes) -> None:
+        """Tell that a peer left which another node handed off, and which could not go on here."""
+        origin = self._read_origin(session)
+        if origin is not None:
+            record = _Record(origin.node, self._seconds() - origin.seconds, origin.subject)
+            lost = _RemovedPeer(peer, metadata)
+            self._tell_left(topic, lost, record, LeaveReason.RESUME_TIMEOUT, origin.seconds)
 
-        Args:
-            node: that handed it off.
-        """
-        record = _Record(node, self._seconds(), None)
-        self._tell_left(topic, peer, record, LeaveReason.RESUME_TIMEOUT, None)
-        self.forget_if_empty(topic)
-
-    def renamed(self, members: Callable[[str], Iterable[PresentPeer]]) -> None:
-        """Tell again that the peers of this node joined: the other nodes had evicted it.
-
-        Args:
-            members: returns the peers of this node in a topic.
-        """
+    def renamed(self) -> None:
+        """Tell again that the peers of this node joined: the other nodes had evicted it."""
         for topic, reported in list(self._topics.items()):
-            for peer in members(topic):
+            for peer in self._members(topic):
                 record = reported.peers.get(peer.id)
                 if record is not None:
                     self._tell_joined(topic, peer, record._replace(node=self._node()))

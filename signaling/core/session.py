@@ -633,6 +633,14 @@ def resume_proof(request: JoinRequest) -> ResumeProof | None:
     return ResumeProof(peer_id_of(claim.token), _encode(_ProofText(claim.token, claim.seen, request.owner)))
 
 
+def session_origin(text: bytes) -> Origin | None:
+    """Return what observers need to know of a session that another node handed off; None if it is unreadable."""
+    try:
+        return _decode_session(text).origin
+    except msgspec.MsgspecError:
+        return None
+
+
 def peer_id_of(token: bytes) -> str:
     """Return the id that a resume token begins with; the token comes from a client, and may be anything."""
     return token[:ID_CHARACTERS].decode("ascii", "replace")

@@ -27,7 +27,7 @@ from signaling.core.messages import features_pair
 from signaling.core.peer import Peer, PeerServices
 from signaling.core.peer_ids import PeerIds
 from signaling.core.presence import PresenceReporter
-from signaling.core.session import PeerSession
+from signaling.core.session import PeerSession, session_origin
 from signaling.core.session_registry import SessionRegistry
 from signaling.core.topics import TopicMap
 from signaling.errors import LeaveReason
@@ -175,8 +175,18 @@ class SignalingFactory(HttpFactory):
         )
 
     def _reporter(self, observer: IPresenceObserver, wall_clock: Callable[[], float]) -> PresenceReporter:
-        backplane, seconds, failed = self.backplane, self.reactor.seconds, self.events.observer_failed
-        return PresenceReporter(observer, lambda: backplane.node, seconds, wall_clock, failed)
+        backplane, topics = self.backplane, self.topics
+        reporter = PresenceReporter(
+            observer,
+            lambda: backplane.node,
+            lambda topic: topics.find(topic) or (),
+            session_origin,
+            self.reactor.seconds,
+            wall_clock,
+            self.events.observer_failed,
+        )
+        backplane.report_presence(reporter)
+        return reporter
 
     @property
     def relays_queued(self) -> int:

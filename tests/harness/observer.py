@@ -34,11 +34,12 @@ class RecordingObserver:
         self._end = end
 
     def topic_opened(self, event: Any) -> None:
-        self._take(event)
+        self.take(event)
 
     peer_joined = peer_left = topic_closed = topic_opened
 
-    def _take(self, event: Any) -> None:
+    def take(self, event: Any) -> None:
+        """Keep an event."""
         self.events.append(event)
         self._then(event)
 

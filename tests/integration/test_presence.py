@@ -1,4 +1,4 @@
-"""What an observer of one server is told."""
+"""What observers are told: of one server, and of the nodes of a cluster."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from signaling.core.presence import PeerJoined, PeerLeft
 from signaling.errors import LeaveReason
 from tests.harness.observer import RecordingObserver
 from tests.integration.harness import Harness
+from tests.integration.test_handing_off import Client
 from tests.integration.test_resuming import ResumingClient
 
 WINDOW = 30.0
+# A lost node is evicted within this time.
+EVICTED = 15.0
 
 
 class Observed:
@@ -134,3 +137,111 @@ def test_a_drain_does_not_wait_for_ever(make_server: Callable[..., Harness]) -> 
     drained = observed.harness.drain()
     observed.harness.advance(10)
     assert drained.called
+
+
+# A cluster
+
+
+class ObservedCluster:
+    """A cluster of three nodes, each with an observer, and one that is told everything."""
+
+    def __init__(self, **limits: Any) -> None:
+        self.all = RecordingObserver()
+        self.observers: list[RecordingObserver] = []
+        self.harness = Harness(nodes=3, observe=self._observe, **limits)
+
+    def _observe(self) -> RecordingObserver:
+        self.observers.append(RecordingObserver(self.all.take))
+        return self.observers[-1]
+
+    def told(self, node: int) -> list[tuple[str, ...]]:
+        """Return what the observer of a node was told."""
+        return self.observers[node].story
+
+
+@pytest.fixture
+def cluster() -> Iterator[ObservedCluster]:
+    cluster = ObservedCluster(resume_window_seconds=WINDOW)
+    yield cluster
+    cluster.harness.close()
+
+
+@pytest.mark.cluster
+def test_each_event_is_told_once_by_the_node_that_has_the_peer(cluster: ObservedCluster) -> None:
+    ada, bob = Client(cluster.harness, 0), Client(cluster.harness, 1)
+    ada.connection.leave()
+    bob.connection.leave()
+    assert cluster.told(0) == [("opened", "room"), ("joined", "room", ada.id), ("left", "room", ada.id)]
+    assert cluster.told(1) == [("joined", "room", bob.id), ("left", "room", bob.id), ("closed", "room")]
+    assert [event.number for event in cluster.observers[1].events] == [1, 2, 3]
+    assert [event.node for event in cluster.observers[0].events] == [cluster.harness.factories[0].backplane.node] * 3
+    assert len({event.id for event in cluster.all.events}) == 6
+
+
+@pytest.mark.cluster
+def test_a_peer_that_moves_has_neither_left_nor_joined(cluster: ObservedCluster) -> None:
+    ada = Client(cluster.harness, 0)
+    cluster.harness.advance(10)
+    ada.move(1)
+    cluster.harness.advance(10)
+    assert cluster.all.story == [("opened", "room"), ("joined", "room", ada.id)]
+    ada.connection.leave()
+    assert cluster.told(1) == [("left", "room", ada.id), ("closed", "room")]
+    left = cluster.observers[1].events[0]
+    assert left.joined == cluster.observers[0].events[1].id
+    assert left.duration == pytest.approx(20, abs=1)
+
+
+@pytest.mark.cluster
+def test_the_node_that_evicts_another_tells_that_its_peers_have_left(cluster: ObservedCluster) -> None:
+    lost, bob = Client(cluster.harness, 0), Client(cluster.harness, 1)
+    before = cluster.observers[0].events[1]
+    cluster.harness.engines[0].lose_connection()
+    cluster.harness.advance(EVICTED)
+    after = [event for event in cluster.all.events if isinstance(event, PeerJoined | PeerLeft)][2:]
+    assert [(type(event), event.peer) for event in after] == [(PeerJoined, lost.id), (PeerLeft, lost.id)]
+    again, left = after
+    assert (again.id, left.joined) == (before.id, before.id)
+    assert left.reason is LeaveReason.NODE_LOST
+    assert again.node != cluster.harness.factories[0].backplane.node
+    bob.connection.leave()
+    assert cluster.all.story[-1] == ("closed", "room")
+
+
+@pytest.mark.cluster
+def test_a_node_that_comes_back_tells_again_that_its_peers_joined(cluster: ObservedCluster) -> None:
+    ada = Client(cluster.harness, 0)
+    Client(cluster.harness, 1)
+    cluster.harness.engines[0].lose_connection()
+    cluster.harness.advance(EVICTED)
+    cluster.harness.engines[0].reconnect()
+    cluster.harness.advance(3)
+    kinds = [kind for kind, _, *peers in cluster.all.story if peers == [ada.id]]
+    assert kinds == ["joined", "joined", "left", "joined"]
+    ids = [event.id for event in cluster.all.events if isinstance(event, PeerJoined) and event.peer == ada.id]
+    assert ids[0] == ids[1] != ids[2]
+    ada.connection.leave()
+    assert cluster.observers[0].events[-1].joined == ids[2]
+
+
+@pytest.mark.cluster
+def test_nodes_without_the_store_tell_what_they_know(cluster: ObservedCluster) -> None:
+    cluster.harness.engines[2].lose_connection()
+    cluster.harness.advance(3)
+    ada = Client(cluster.harness, 2)
+    ada.connection.leave()
+    assert cluster.told(2) == [
+        ("opened", "room"),
+        ("joined", "room", ada.id),
+        ("left", "room", ada.id),
+        ("closed", "room"),
+    ]
+
+
+@pytest.mark.cluster
+def test_a_drain_of_a_node_tells_of_closed_topics_before_it_ends(cluster: ObservedCluster) -> None:
+    ada = Client(cluster.harness, 0)
+    cluster.harness.drain()
+    cluster.harness.advance(3)
+    assert cluster.told(0)[-2:] == [("left", "room", ada.id), ("closed", "room")]
+    assert [observer.stops for observer in cluster.observers] == [1, 1, 1]

@@ -205,9 +205,12 @@ class ModelStore:
         prefix, name, node, peer = arguments
         topic = _Topic(prefix, name, *keys)
         value = self._hget(topic.members, peer)
-        if value is not None and value[:NODE] == node and self._remove(topic, peer, value):
+        if value is None or value[:NODE] != node:
+            return [b"left", 0]
+        has_more = self._remove(topic, peer, value)
+        if has_more:
             self._publish_event(topic, b"left", peer, b"")
-        return [b"left"]
+        return [b"left", int(not has_more)]
 
     def _sync(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
         prefix, name, seconds, node, former = arguments[:5]
@@ -277,8 +280,9 @@ class ModelStore:
 
     def _evict(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
         nodes, tombstone, index = keys
-        prefix, seconds, node, seen, _ = arguments
+        prefix, seconds, node, seen, _, lists = arguments
         most = int(arguments[4])
+        removed: list[Any] = []
         if tombstone not in self._data:
             if (self._hget(nodes, node) or b"") != seen:
                 return [b"alive"]
@@ -291,14 +295,17 @@ class ModelStore:
             for peer, value in list(self._data.get(topic.members, {}).items()):
                 if most > 0 and value[:NODE] == node:
                     most -= 1
-                    if self._remove(topic, peer, value):
+                    has_more = self._remove(topic, peer, value)
+                    if has_more:
                         self._publish_event(topic, b"left", peer, b"")
+                    if lists == b"1":
+                        removed += [name, peer, value, int(not has_more)]
             if most > 0:
                 self._srem(index, name)
         left = len(self._data.get(index, ()))
         if not left:
             self._hdel(prefix + b"sent", node)
-        return [b"evicted", left]
+        return [b"evicted", left, removed]
 
     def _deregister(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
         nodes, index = keys

@@ -9,7 +9,17 @@ import pytest
 from twisted.logger import globalLogPublisher
 
 from signaling.backplane.messages import Member
-from signaling.backplane.store import Alive, Evicted, IdTooSmall, Keys, Snapshot, Store, TopicFull
+from signaling.backplane.store import (
+    Alive,
+    Evicted,
+    Eviction,
+    IdTooSmall,
+    Keys,
+    RemovedMember,
+    Snapshot,
+    Store,
+    TopicFull,
+)
 from signaling.limits import Limits
 
 NODE = "n" * 16
@@ -55,13 +65,19 @@ def result(script: str, reply: Any) -> Any:
         ("join", [b"behind", b"01"], IdTooSmall("01")),
         ("join", [b"full", b"peers"], TopicFull.PEERS),
         ("join", [b"full", b"bytes"], TopicFull.BYTES),
-        ("leave", [b"left"], True),
+        ("leave", [b"left", 1], True),
+        ("leave", [b"left", 0], False),
         ("sync", [b"synced", *SNAPSHOT], PARSED),
         ("move", [b"moved", *SNAPSHOT], PARSED),
         ("move", [b"gone"], None),
         ("heartbeat", [b"alive", b"2", 99, [b"n", b"3"], [b"room"]], Alive(2, 99, {"n": b"3"}, ["room"])),
         ("heartbeat", [b"alive", b"", 99, [], []], Alive(0, 99, {}, [])),
-        ("evict", [b"evicted", 5], 5),
+        ("evict", [b"evicted", 5, []], Eviction(5, [])),
+        (
+            "evict",
+            [b"evicted", 0, [b"room", b"p", NODE.encode() + b"{}", 1]],
+            Eviction(0, [RemovedMember("room", "p", b"{}", True)]),
+        ),
         ("evict", [b"alive"], None),
         ("deregister", [b"deregistered"], True),
     ],

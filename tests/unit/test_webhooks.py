@@ -395,7 +395,7 @@ class Person(NamedTuple):
 def churn(delivering: Delivering) -> None:
     """Have peers join and leave for two minutes; the receiver is down from the 20th second to the 80th."""
     now = delivering.clock.seconds
-    reporter = PresenceReporter(delivering.webhooks, lambda: None, now, now, print)
+    reporter = PresenceReporter(delivering.webhooks, lambda: None, lambda topic: (), lambda text: None, now, now, print)
     random, here = Random(1), list[Person]()
     for number in range(600):
         second = number / 5
