@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred, execute
 from twisted.logger import LogLevel
 
 from signaling.admission.client_address import Client
+from signaling.admission.logged_addresses import AddressDetail
 from signaling.auth.cred import Logout, granted
 from signaling.backplane.standalone import StandaloneBackplane
 from signaling.core.announcer import Announcer
@@ -53,6 +54,7 @@ class SignalingFactory(HttpFactory):
         limits: the bounds; None means the defaults.
         allow_origins: the pages that may connect, as for ``Origins``; none means any.
         trusted_proxies: whose ``X-Forwarded-For`` counts, as for ``TrustedProxies``.
+        path_prefix: the path below which everything is, on ports of this server's own; empty for none.
         ice_servers: the STUN and TURN servers that peers are sent; None means none.
         serve_client: whether the client for browsers is served: ``/signaling.js`` and ``/sealing.js``.
         demo: whether ``/`` serves the demo.
@@ -63,6 +65,8 @@ class SignalingFactory(HttpFactory):
         wall_clock: returns the seconds since 1970, for tokens and TURN credentials.
         reactor: runs the timers; None means the global reactor.
         log_level: events below it are not logged.
+        log_addresses: how much of the addresses of clients is logged: ``off``, ``network`` (an IPv4 /24, an IPv6 /48)
+            or ``full``.
 
     Attributes:
         topics: the peers in each topic.
@@ -78,7 +82,7 @@ class SignalingFactory(HttpFactory):
         sessions: finds sessions to resume, and closes those that are not resumed.
 
     Raises:
-        ValueError: if an origin or a proxy is malformed.
+        ValueError: if an origin, a proxy, the path prefix or ``log_addresses`` is malformed.
     """
 
     protocol = SignalingProtocol
@@ -90,6 +94,7 @@ class SignalingFactory(HttpFactory):
         *,
         allow_origins: Iterable[str] = (),
         trusted_proxies: Iterable[str] = (),
+        path_prefix: str = "",
         ice_servers: IceServers | None = None,
         serve_client: bool = False,
         demo: bool = False,
@@ -99,16 +104,19 @@ class SignalingFactory(HttpFactory):
         wall_clock: Callable[[], float] = time.time,
         reactor: IReactorTime | None = None,
         log_level: NamedConstant = LogLevel.info,
+        log_addresses: str = AddressDetail.FULL,
     ) -> None:
         super().__init__(
             limits,
             allow_origins=allow_origins,
             trusted_proxies=trusted_proxies,
+            path_prefix=path_prefix,
             serve_client=serve_client,
             demo=demo,
             portal=portal,
             reactor=reactor,
             log_level=log_level,
+            log_addresses=log_addresses,
         )
         clock = self.reactor
         self.topics: TopicMap[Peer] = TopicMap(self.limits.max_peers_per_topic, self.limits.max_peer_list_bytes)
