@@ -125,6 +125,12 @@ OPTIONS = (
     Option(name="help-auth", unit=Unit.FLAG, help="List the checks for `--auth`."),
     Option(name="help-auth-type", help="Describe one check of `--help-auth`, for example `jwt`."),
     Option(
+        name="metadata-updates",
+        unit=Unit.FLAG,
+        help="Let peers replace their metadata after they have joined.",
+        details="See [protocol.md](protocol.md#metadata).",
+    ),
+    Option(
         name="backplane",
         variable="BACKPLANE",
         help="URL of a Redis server through which nodes share topics; needs the extra `cluster`.",

@@ -185,6 +185,7 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
     if options.workers == 1:
         factory = SignalingFactory(
             **factory_arguments(options),
+            metadata_updates=bool(options["metadata-updates"]),
             ice_servers=options.ice_servers,
             backplane=requested_backplane(options, reactor),
         )

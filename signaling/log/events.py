@@ -13,7 +13,7 @@ from twisted.logger import FilteringLogObserver, Logger, LogLevel, LogLevelFilte
 
 from signaling.admission.logged_addresses import LoggedAddresses
 from signaling.admission.rate_limit import TokenBucket
-from signaling.core.messages import ClientMessage
+from signaling.core.messages import ClientMessage, MetadataUpdate
 from signaling.errors import Rejected
 from signaling.log.address_mask import OwnAddressMask
 from signaling.timing.clock import Clock
@@ -158,13 +158,16 @@ class Events:
 
     # Messages
 
-    def message(self, peer: str, outcome: ClientMessage | Rejected) -> None:
-        """A peer's message was relayed, or the peer was sent an error."""
+    def message(self, peer: str, outcome: ClientMessage | MetadataUpdate | Rejected) -> None:
+        """A peer's message was relayed or taken, or the peer was sent an error."""
         if not self.debug:
             return
         if isinstance(outcome, Rejected):
             text = "{peer} was sent the error {code}: {reason}"
             self.log.debug(text, event="error_sent", peer=peer, code=str(outcome.code), reason=outcome.text)
+        elif isinstance(outcome, MetadataUpdate):
+            text = "{peer} sent new metadata of {size} bytes"
+            self.log.debug(text, event="metadata_update", peer=peer, size=len(outcome.metadata))
         else:
             text = "{peer} relayed {type} of {size} bytes to {to}"
             size = len(outcome.payload or b"")

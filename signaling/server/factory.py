@@ -22,6 +22,7 @@ from signaling.core.interfaces import Backplane, JoinTicket
 from signaling.core.join_request import JoinRequest
 from signaling.core.joining import JoiningConnection, check_admission
 from signaling.core.local_peers import LocalPeers
+from signaling.core.messages import features_pair
 from signaling.core.peer import Peer, PeerServices
 from signaling.core.peer_ids import PeerIds
 from signaling.core.session import PeerSession
@@ -59,6 +60,7 @@ class SignalingFactory(HttpFactory):
         serve_client: whether the client for browsers is served: ``/signaling.js`` and ``/sealing.js``.
         demo: whether ``/`` serves the demo.
         portal: checks tokens (docs/access.md); None means that everybody may join.
+        metadata_updates: whether peers may replace their metadata (docs/protocol.md, "Metadata").
         backplane: shares the topics with other servers (docs/cluster.md); None means that there are none. It starts
             with the first port, or the first ``SignalingResource``, and stops at the end of a drain.
         wall_clock: returns the seconds since 1970, for tokens and TURN credentials.
@@ -77,7 +79,7 @@ class SignalingFactory(HttpFactory):
         gate: the connections that have not joined.
         events: the log.
         paced_log: spreads a burst of its lines over time.
-        judges_messages: whether each message counts against a rate, is logged, or may be a new token.
+        judges_messages: whether each message counts against a rate, is logged, or may be one that is not relayed.
         sessions: finds sessions to resume, and closes those that are not resumed.
 
     Raises:
@@ -99,6 +101,7 @@ class SignalingFactory(HttpFactory):
         serve_client: bool = False,
         demo: bool = False,
         portal: Portal | None = None,
+        metadata_updates: bool = False,
         backplane: Backplane | None = None,
         wall_clock: Callable[[], float] = time.time,
         reactor: IReactorTime | None = None,
@@ -125,6 +128,11 @@ class SignalingFactory(HttpFactory):
         # An application's tests would find the timer of a start in the reactor.
         self.has_services = backplane is not None
         self.sessions = SessionRegistry(self.limits, clock, self.topics, self._session_closed)
+        features = {
+            "metadata-updates": metadata_updates,
+            "resume": self.limits.resume_window_seconds > 0,
+            "token": portal is not None,
+        }
         self._peer_services = PeerServices(
             self.topics,
             self.announcer,
@@ -133,6 +141,8 @@ class SignalingFactory(HttpFactory):
             self.limits,
             self.sessions,
             checks_tokens=portal is not None,
+            metadata_updates=metadata_updates,
+            features=features_pair(name for name, is_on in features.items() if is_on),
         )
         self.local = LocalPeers(self._peer_services, self._session_moved)
         self.ice_servers = ice_servers or IceServers()
@@ -147,7 +157,12 @@ class SignalingFactory(HttpFactory):
         )
         self.ids = PeerIds()
         self.paced_log = PacedLog(clock)
-        self.judges_messages = bool(self.limits.max_messages_per_second) or self.events.debug or self.access is not None
+        self.judges_messages = (
+            bool(self.limits.max_messages_per_second)
+            or self.events.debug
+            or self.access is not None
+            or metadata_updates
+        )
 
     @property
     def relays_queued(self) -> int:

@@ -271,6 +271,7 @@ class Harness:
         serve_client: as for ``SignalingFactory``.
         demo: as for ``SignalingFactory``.
         log: of the nodes, is told who comes and goes.
+        metadata_updates: as for ``SignalingFactory``.
         portal: as for ``SignalingFactory``; its tokens expire by ``clock``, which starts now.
         log_level: as for ``SignalingFactory``.
         wall_ahead: by how much somebody set the wall clock forward.
@@ -294,6 +295,7 @@ class Harness:
         serve_client: bool = False,
         demo: bool = False,
         portal: Any = None,
+        metadata_updates: bool = False,
         log: Any = None,
         log_level: Any = LogLevel.info,
         wall_ahead: Callable[[], float] = lambda: 0.0,
@@ -322,6 +324,7 @@ class Harness:
                 serve_client=serve_client,
                 demo=demo,
                 portal=portal,
+                metadata_updates=metadata_updates,
                 backplane=self._backplane(number),
                 wall_clock=lambda: self.start + self.clock.seconds() + wall_ahead(),
                 reactor=self.clock,  # type: ignore[arg-type]
