@@ -57,8 +57,9 @@ class HttpProtocol(WebSocketConnection[R]):
 
     factory: HttpFactory
     _http: BoundedChannel | None = None
-    # For the log, once a request has named it.
+    # For the log, once a request has named them.
     _address: str | None = None
+    _subject: str | None = None
 
     def address_of_connection(self) -> str:
         """Return the text of the client's address; empty if it is not known yet."""
@@ -138,7 +139,8 @@ class HttpProtocol(WebSocketConnection[R]):
         self._log_refusal(None, self.end_reason)
 
     def _log_refusal(self, status: int | None, reason: str) -> None:
-        self.factory.events.refused(self._address or address_text(self.transport.getPeer()), status, reason)
+        address = self._address or address_text(self.transport.getPeer())
+        self.factory.events.refused(address, status, reason, self._subject)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Clean up after the connection was lost."""
