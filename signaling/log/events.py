@@ -202,22 +202,22 @@ class Events:
             return
         if isinstance(outcome, Rejected):
             text = "{peer} was sent the error {code}: {reason}"
-            subject = self._subjects.get(peer)
-            fields = {"peer": peer, "code": str(outcome.code), "reason": outcome.text}
-            self._log(LogLevel.debug, text, subject, event="error_sent", **fields)
+            self._of_peer(text, peer, event="error_sent", code=str(outcome.code), reason=outcome.text)
         elif isinstance(outcome, MetadataUpdate):
             text = "{peer} sent new metadata of {size} bytes"
-            self.log.debug(text, event="metadata_update", peer=peer, size=len(outcome.metadata))
+            self._of_peer(text, peer, event="metadata_update", size=len(outcome.metadata))
         else:
             text = "{peer} relayed {type} of {size} bytes to {to}"
             size = len(outcome.payload or b"")
-            self.log.debug(text, event="relayed", peer=peer, type=outcome.type, size=size, to=outcome.to)
+            self._of_peer(text, peer, event="relayed", type=outcome.type, size=size, to=outcome.to)
 
     def token_renewed(self, peer: str) -> None:
         """A peer presented a new token in place of its old one."""
         if self.debug:
-            text = "{peer} renewed its token"
-            self._log(LogLevel.debug, text, self._subjects.get(peer), event="token_renewed", peer=peer)
+            self._of_peer("{peer} renewed its token", peer, event="token_renewed")
+
+    def _of_peer(self, text: str, peer: str, **fields: Any) -> None:
+        self._log(LogLevel.debug, text, self._subjects.get(peer), peer=peer, **fields)
 
     # Requests
 

@@ -54,9 +54,10 @@ def test_every_event_of_a_peer_has_the_subject_of_its_token(harness: Harness, ev
     peer = session.resume(token(sub="Ada"))
     peer.say({"type": "token", "token": token(sub="Ada")})
     peer.say({"type": "offer", "to": "nobody", "payload": 0})
+    peer.say({"type": "offer", "to": json.loads(peer.texts[0])["selfId"], "payload": 0})
     peer.reset()
     harness.advance(WINDOW + 1)
-    names = ["joined", "detached", "resumed", "token_renewed", "error_sent", "left"]
+    names = ["joined", "detached", "resumed", "token_renewed", "error_sent", "relayed", "left"]
     # A client that comes back comes to another node, if there is one.
     names += ["handed_off"] * (len(harness.factories) > 1)
     found = subjects(events, *names)
