@@ -250,16 +250,16 @@ class SimulatedNode:
         peer.attach(connection)
         return peer
 
-    def joined(self, peer: str, topic: str, address: str | None) -> None:
+    def joined(self, peer: str, topic: str, address: str | None, subject: str | None) -> None:
         self.scenario.trace(self.name, peer, "joined", topic)
 
-    def resumed(self, peer: str, topic: str, address: str | None) -> None:
+    def resumed(self, peer: str, topic: str, address: str | None, subject: str | None) -> None:
         self.scenario.trace(self.name, peer, "resumed in", topic)
 
-    def rejected(self, topic: str, address: str | None, reason: str) -> None:
+    def rejected(self, topic: str, address: str | None, reason: str, subject: str | None) -> None:
         self.scenario.trace(self.name, topic, "was full:", reason)
 
-    def detached(self, peer: str, topic: str, reason: str) -> None:
+    def detached(self, peer: str, topic: str, reason: str, subject: str | None) -> None:
         self.scenario.trace(self.name, peer, "was resumed and detached at once in", topic)
 
     # What clients do; a process that is paused takes it later
