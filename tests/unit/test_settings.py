@@ -41,6 +41,7 @@ EXAMPLES: dict[str, tuple[list[str], list[str]]] = {
     "webhook-secret-file": (["{folder}/webhook"], ["{folder}/more-webhook"]),
     "webhook-queue": (["7"], ["8"]),
     "trusted-proxy": (["::1", "10.0.0.0/8"], ["unix"]),
+    "proxy-header": (["Forwarded"], ["X-Forwarded-For"]),
 }
 # An option that others need, or that an option needs.
 WITH = {
