@@ -30,7 +30,7 @@ from signaling.backplane.messages import SessionReply, SessionRequest
 from signaling.backplane.pending_joins import PendingJoin, PendingJoins, ReceivedSession, Stored
 from signaling.backplane.presence import Presence
 from signaling.backplane.session_handoffs import SessionHandoffs
-from signaling.backplane.store import IdTooSmall, Snapshot, Store, TopicFull
+from signaling.backplane.store import Gone, IdTooSmall, Snapshot, Store, TopicFull
 from signaling.core.interfaces import JoinTicket, Node, PresenceListener, ResumeProof
 from signaling.core.peer_ids import PeerIds
 from signaling.core.topics import LIST_FULL
@@ -178,8 +178,11 @@ class Joins:
         """Have the store move the peer to this node."""
         replica = self._presence.replica(join.topic)
 
-        def moved(snapshot: Snapshot | None) -> None:
+        def moved(reply: Snapshot | Gone | None) -> None:
             replica.snapshot_answered()
+            snapshot = reply if isinstance(reply, Snapshot) else None
+            if reply is None:
+                self._presence.move_unanswered(join.topic, peer, session.text)
             if snapshot is not None and not join.is_decided and self._membership.has_lease:
                 join.stored, join.session = Stored.YES, session
                 # Not what the client asks for: a peer that resumes keeps its metadata.

@@ -67,6 +67,8 @@ class Presence:
         self._syncs = 0
         self._refresh, self._node_search = _Rounds(_REFRESH_CHECKS), _Rounds(_NODES_CHECKS)
         self._keep_unlisted_checks = 0
+        # For an observer: the sessions whose peers the store may have moved to this node, by topic and peer.
+        self._unanswered_moves: dict[str, dict[str, bytes]] = {}
         # The peers that moved from this node to another, and for how many checks that is remembered.
         self._moved_away: dict[tuple[str, str], int] = {}
         # The metadata of peers of this node by their latest updates that the store sent, until they are compared.
@@ -287,6 +289,8 @@ class Presence:
             done(snapshot)
             if replica is not None and snapshot is not None:
                 self.resync_if_needed(topic, replica)
+            if self.observed is not None and snapshot is not None:
+                self._report_removed(self.observed, topic, snapshot)
 
         if replica is not None:
             replica.snapshot_requested()
@@ -297,6 +301,20 @@ class Presence:
             for peer, metadata in self._node.members(topic)
         ]
         self._store.sync(topic, own + self._pending.for_sync(topic), replied)
+
+    def move_unanswered(self, topic: str, peer: str, session: bytes) -> None:
+        """Report later what became of a peer that the store may have moved to this node, where it is not."""
+        if self.observed is not None:
+            self._unanswered_moves.setdefault(topic, {})[peer] = session
+            self.resync(topic)
+
+    def _report_removed(self, observed: PresenceListener, topic: str, snapshot: Snapshot) -> None:
+        moves = self._unanswered_moves.pop(topic, {})
+        for peer in snapshot.removed:
+            if peer in moves:
+                observed.peer_lost_on_its_way(topic, peer, None, moves[peer])
+        if snapshot.removed:
+            self._report_end(topic, is_over=not snapshot.members)
 
     def leave(self, topic: str, peer: str) -> None:
         """Announce to the other nodes that a peer of this node left."""

@@ -54,10 +54,19 @@ class Keys:
 
 
 class Snapshot(NamedTuple):
-    """The members of a topic: the reply to ``join``, ``sync`` or ``move`` if it did what it was asked for."""
+    """The members of a topic: the reply to ``join``, ``sync`` or ``move`` if it did what it was asked for.
+
+    Args:
+        removed: by ``sync``: what the store had listed as peers of this node, and are not.
+    """
 
     version: Version
     members: dict[str, Member]
+    removed: Sequence[str] = ()
+
+
+class Gone(NamedTuple):
+    """The reply to ``move`` if the old node does not have the peer any more."""
 
 
 class IdTooSmall(NamedTuple):
@@ -204,11 +213,11 @@ class Store:
         arguments += [part for peer, text in own for part in (peer.encode(), text)]
         self._call_for_topic("sync", topic, arguments, lambda reply: _snapshot(b"synced", reply), done)
 
-    def move(self, topic: str, peer: str, old_node: str, done: Callable[[Snapshot | None], None]) -> None:
-        """Move a peer to this node; ``done`` gets None as well if the old node does not have the peer any more."""
+    def move(self, topic: str, peer: str, old_node: str, done: Callable[[Snapshot | Gone | None], None]) -> None:
+        """Move a peer to this node."""
 
-        def parse(reply: list[Any]) -> Snapshot | None:
-            return None if reply[0] == b"gone" else _snapshot(b"moved", reply)
+        def parse(reply: list[Any]) -> Snapshot | Gone:
+            return Gone() if reply[0] == b"gone" else _snapshot(b"moved", reply)
 
         arguments = [b"%d" % KEEP_SECONDS, self.node.encode(), old_node.encode(), peer.encode()]
         self._call_for_topic("move", topic, arguments, parse, done, self._keys.index(old_node.encode()))
@@ -305,8 +314,8 @@ def _removed_members(parts: list[Any]) -> list[RemovedMember]:
 
 
 def _snapshot(status: bytes, reply: list[Any]) -> Snapshot:
-    found, gen, seq, stored = reply
+    found, gen, seq, stored, *removed = reply
     if found != status:
         raise ValueError(f"{found!r} in place of {status!r}")
     members = {peer.decode(): parse_member(value) for peer, value in zip(stored[::2], stored[1::2], strict=True)}
-    return Snapshot(parse_version(gen.decode(), seq), members)
+    return Snapshot(parse_version(gen.decode(), seq), members, [peer.decode() for peer in (removed or [()])[0]])

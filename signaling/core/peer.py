@@ -191,6 +191,8 @@ class Peer:
         topic.lengthen(self._longer_by(metadata))
         self.metadata = metadata
         self._services.counters.metadata_updates += 1
+        if self._services.presence is not None:
+            self._services.presence.updated(topic.name, self)
         announcer, event = self._services.announcer, messages.peer_updated(self.id, metadata)
         # Its own is the answer, which a full queue does not drop; it stays in the order of the other events.
         announcer.catch_up(topic, self)

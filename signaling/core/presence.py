@@ -75,6 +75,17 @@ class PeerJoined(PeerEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PeerUpdated(PeerEvent):
+    """A peer has replaced its metadata.
+
+    Args:
+        joined: the id of its ``PeerJoined``.
+    """
+
+    joined: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PeerLeft(PeerEvent):
     """A peer left. One that is detached, or resumes at another node, has not left.
 
@@ -97,6 +108,9 @@ class PresenceObserver(Protocol):
 
     def peer_joined(self, event: PeerJoined) -> object:
         """A peer joined."""
+
+    def peer_updated(self, event: PeerUpdated) -> object:
+        """A peer has replaced its metadata."""
 
     def peer_left(self, event: PeerLeft) -> object:
         """A peer left."""
@@ -194,6 +208,21 @@ class PresenceReporter:
         record = _Record(self._node(), self._seconds(), subject)
         self._tell_joined(topic, peer, record)
 
+    def updated(self, topic: str, peer: PresentPeer) -> None:
+        """Tell that a peer has replaced its metadata."""
+        reported = self._topics.get(topic)
+        record = reported.peers.get(peer.id) if reported is not None else None
+        if record is not None:
+            event = PeerUpdated(
+                id=_random_event_id("updated"),
+                joined=_peer_event_id(peer.id, record.node, "joined"),
+                peer=peer.id,
+                metadata_text=peer.metadata,
+                subject=record.subject,
+                **self._common(topic),
+            )
+            self._tell(self._observer.peer_updated, event)
+
     def left(self, topic: str, peer: PresentPeer, reason: LeaveReason) -> None:
         """Tell that a peer left."""
         reported = self._topics.get(topic)
@@ -228,11 +257,11 @@ class PresenceReporter:
 
     def topic_opened(self, topic: str) -> None:
         """Tell that a topic was opened."""
-        self._tell(self._observer.topic_opened, TopicOpened(id=_topic_event_id("opened"), **self._common(topic)))
+        self._tell(self._observer.topic_opened, TopicOpened(id=_random_event_id("opened"), **self._common(topic)))
 
     def topic_closed(self, topic: str) -> None:
         """Tell that a topic was closed."""
-        self._tell(self._observer.topic_closed, TopicClosed(id=_topic_event_id("closed"), **self._common(topic)))
+        self._tell(self._observer.topic_closed, TopicClosed(id=_random_event_id("closed"), **self._common(topic)))
         self.forget_if_empty(topic)
 
     def forget_if_empty(self, topic: str) -> None:
@@ -314,5 +343,5 @@ def _peer_event_id(peer: str, node: str | None, what: str) -> str:
     return f"{peer}.{what}" if node is None else f"{peer}.{node}.{what}"
 
 
-def _topic_event_id(what: str) -> str:
+def _random_event_id(what: str) -> str:
     return f"{secrets.token_hex(12)}.{what}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.internet.defer import Deferred
 from zope.interface import Interface
 
-from signaling.core.presence import PeerJoined, PeerLeft, TopicClosed, TopicOpened
+from signaling.core.presence import PeerJoined, PeerLeft, PeerUpdated, TopicClosed, TopicOpened
 
 
 class IPresenceObserver(Interface):
@@ -21,6 +21,9 @@ class IPresenceObserver(Interface):
 
     def peer_joined(event: PeerJoined) -> None:  # noqa: N805
         """A peer joined. One that resumes has not joined again."""
+
+    def peer_updated(event: PeerUpdated) -> None:  # noqa: N805
+        """A peer has replaced its metadata."""
 
     def peer_left(event: PeerLeft) -> None:  # noqa: N805
         """A peer left. One that is detached, or resumes at another node, has not left."""

@@ -128,7 +128,7 @@ class Webhooks:
         elif self.state is DeliveryState.GONE:
             self._queue.drop_all()
 
-    peer_joined = peer_left = topic_closed = topic_opened
+    peer_joined = peer_updated = peer_left = topic_closed = topic_opened
 
     def stopped(self) -> Deferred[None] | None:
         """Try to deliver what is left, for a bounded time."""

@@ -1,8 +1,8 @@
 """The queue of events that wait for their delivery: bounded, in order, in batches.
 
 If it is full, the oldest events are dropped. They are counted, and the next delivery tells their number and their
-topics. If a ``peer.joined`` was dropped, the ``peer.left`` of the same peer is dropped as well: a receiver never gets a
-leave without a join.
+topics. If a ``peer.joined`` was dropped, all other events of the same peer are dropped as well: a receiver never gets
+a leave without a join.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from signaling.core.presence import PeerEvent, PeerJoined, PeerLeft, PresenceEvent, TopicOpened
+from signaling.core.presence import PeerEvent, PeerJoined, PeerLeft, PeerUpdated, PresenceEvent, TopicOpened
 
 MAX_BATCH_EVENTS = 100
 MAX_BATCH_BYTES = 256 * 1024
@@ -43,12 +43,12 @@ class _Waiting(NamedTuple):
     """An event in the queue.
 
     Args:
-        joined: the id of the ``peer.joined`` that this is, or that it ends; None if it is about a topic alone.
+        joined: the id of the peer's ``peer.joined``; None if it is about a topic alone.
     """
 
     topic: str
     joined: str | None
-    is_left: bool
+    kind: type[PresenceEvent]
     text: bytes
 
 
@@ -79,8 +79,10 @@ class EventQueue:
 
     def add(self, event: PresenceEvent) -> None:
         """Append an event; if the queue is full, the oldest one is dropped."""
-        joined = event.joined if isinstance(event, PeerLeft) else event.id if isinstance(event, PeerJoined) else None
-        self._waiting.append(_Waiting(event.topic, joined, isinstance(event, PeerLeft), event_text(event)))
+        joined = None
+        if isinstance(event, PeerEvent):
+            joined = event.joined if isinstance(event, PeerUpdated | PeerLeft) else event.id
+        self._waiting.append(_Waiting(event.topic, joined, type(event), event_text(event)))
         if len(self._waiting) > self._max:
             self._drop(self._waiting.popleft())
 
@@ -113,7 +115,7 @@ class EventQueue:
         size = 0
         while self._waiting and len(events) < MAX_BATCH_EVENTS:
             waiting = self._waiting[0]
-            if waiting.is_left and waiting.joined in self._unreported:
+            if waiting.kind is not PeerJoined and waiting.joined in self._unreported:
                 self._drop(self._waiting.popleft())
                 continue
             size += len(waiting.text) + 1
@@ -132,9 +134,9 @@ class EventQueue:
                 self._lost_topics = None
         if waiting.joined is None:
             return
-        if waiting.is_left:
+        if waiting.kind is PeerLeft:
             self._unreported.pop(waiting.joined, None)
-        else:
+        elif waiting.kind is PeerJoined:
             self._unreported[waiting.joined] = None
             if len(self._unreported) > _MAX_UNREPORTED:
                 del self._unreported[next(iter(self._unreported))]
@@ -155,15 +157,16 @@ def event_text(event: PresenceEvent) -> bytes:
     if event.node is not None:
         data["node"] = event.node
     if isinstance(event, PeerEvent):
-        kind = "peer.joined"
+        kind = "peer.updated" if isinstance(event, PeerUpdated) else "peer.joined"
         data["peer"] = event.peer
         if event.metadata_text is not None:
             data["metadata"] = msgspec.Raw(event.metadata_text)
         if event.subject is not None:
             data["subject"] = event.subject
+        if isinstance(event, PeerUpdated | PeerLeft):
+            data["joinedId"] = event.joined
         if isinstance(event, PeerLeft):
             kind = "peer.left"
-            data["joinedId"] = event.joined
             data["reason"] = event.reason
             if event.duration is not None:
                 data["duration"] = round(event.duration, 3)

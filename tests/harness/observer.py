@@ -9,12 +9,12 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from signaling import IPresenceObserver
-from signaling.core.presence import PeerEvent, PeerLeft, PresenceEvent, TopicClosed, TopicOpened
+from signaling.core.presence import PeerEvent, PeerLeft, PeerUpdated, PresenceEvent, TopicClosed, TopicOpened
 
 
 def name(event: PresenceEvent) -> str:
     """Return what happened in one or two words."""
-    kinds = {TopicOpened: "opened", TopicClosed: "closed", PeerLeft: "left"}
+    kinds = {TopicOpened: "opened", TopicClosed: "closed", PeerUpdated: "updated", PeerLeft: "left"}
     return kinds.get(type(event), "joined")
 
 
@@ -36,7 +36,7 @@ class RecordingObserver:
     def topic_opened(self, event: Any) -> None:
         self.take(event)
 
-    peer_joined = peer_left = topic_closed = topic_opened
+    peer_joined = peer_updated = peer_left = topic_closed = topic_opened
 
     def take(self, event: Any) -> None:
         """Keep an event."""

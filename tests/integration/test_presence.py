@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from twisted.internet.defer import Deferred
 
 from signaling.core.presence import PeerJoined, PeerLeft
 from signaling.errors import LeaveReason
+from tests import issuer
 from tests.harness.observer import RecordingObserver
 from tests.integration.harness import Harness
 from tests.integration.test_handing_off import Client
@@ -100,6 +102,25 @@ def test_a_detached_peer_leaves_at_the_end_of_its_window(make_server: Callable[.
     observed.harness.advance(2)
     assert observed.observer.story[-2:] == [("left", "room", client.id), ("closed", "room")]
     assert observed.observer.events[-2].reason is LeaveReason.RESUME_TIMEOUT
+
+
+def test_an_update_of_metadata_is_told(make_server: Callable[..., Harness]) -> None:
+    observed = Observed(make_server, metadata_updates=True)
+    ada = observed.harness.join("room", {"name": "Ada"})
+    ada.say({"type": "metadata", "metadata": {"name": "Ada L."}})
+    ada.leave()
+    assert [kind for kind, *_ in observed.observer.story] == ["opened", "joined", "updated", "left", "closed"]
+    _, joined, updated, left, _ = observed.observer.events
+    assert updated.metadata == left.metadata == {"name": "Ada L."}
+    assert updated.joined == joined.id
+    assert updated.number == 3
+
+
+def test_events_of_a_peer_have_the_subject_of_its_token(make_server: Callable[..., Harness], tmp_path: Path) -> None:
+    observed = Observed(make_server, portal=issuer.portal(tmp_path))
+    observed.harness.peer("/ws/room", {"Authorization": f"Bearer {issuer.token(sub='ada')}"}).leave()
+    _, joined, left, _ = observed.observer.events
+    assert joined.subject == left.subject == "ada"
 
 
 def test_an_observer_that_raises_costs_nobody_anything(make_server: Callable[..., Harness], logged: list[str]) -> None:

@@ -241,6 +241,7 @@ class ModelStore:
         peers = dict(zip(arguments[5::2], arguments[6::2], strict=True))
         own = {peer: node + metadata[1:] for peer, metadata in peers.items() if metadata[:1] == b"+"}
         unsure = {peer for peer, metadata in peers.items() if metadata[:1] != b"+"}
+        removed = []
         for peer, value in list(self._data.get(topic.members, {}).items()):
             of = value[:NODE]
             if peer in own and of == former and of != node:
@@ -257,13 +258,14 @@ class ModelStore:
                 text = self._event(topic, b"left", peer, b"")
                 self._remove(topic._replace(index=prefix + b"topics:" + of), peer, value)
                 self._send_to_members(topic, text, node)
+                removed.append(peer)
             own.pop(peer, None)
         for peer in peers:
             if peer in own:
                 self._add(topic, peer, own[peer])
                 self._publish_event(topic, b"joined", peer, own[peer])
         self._expire_after(seconds, *keys)
-        return self._snapshot(b"synced", topic)
+        return [*self._snapshot(b"synced", topic), removed]
 
     def _move(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
         *own_keys, old_index = keys

@@ -13,6 +13,7 @@ from signaling.backplane.store import (
     Alive,
     Evicted,
     Eviction,
+    Gone,
     IdTooSmall,
     Keys,
     RemovedMember,
@@ -24,7 +25,7 @@ from signaling.limits import Limits
 
 NODE = "n" * 16
 SNAPSHOT = [b"1.5", b"7", [b"peer", NODE.encode() + b"{}"]]
-PARSED = Snapshot((1, 5, 7), {"peer": Member(NODE, b"{}")})
+PARSED = Snapshot((1, 5, 7), {"peer": Member(NODE, b"{}")}, [])
 
 CALLS: dict[str, Callable[[Store, Callable[[Any], None]], None]] = {
     "join": lambda store, done: store.join("room", "peer", None, done),
@@ -67,9 +68,9 @@ def result(script: str, reply: Any) -> Any:
         ("join", [b"full", b"bytes"], TopicFull.BYTES),
         ("leave", [b"left", 1], True),
         ("leave", [b"left", 0], False),
-        ("sync", [b"synced", *SNAPSHOT], PARSED),
+        ("sync", [b"synced", *SNAPSHOT, [b"other"]], PARSED._replace(removed=["other"])),
         ("move", [b"moved", *SNAPSHOT], PARSED),
-        ("move", [b"gone"], None),
+        ("move", [b"gone"], Gone()),
         ("heartbeat", [b"alive", b"2", 99, [b"n", b"3"], [b"room"]], Alive(2, 99, {"n": b"3"}, ["room"])),
         ("heartbeat", [b"alive", b"", 99, [], []], Alive(0, 99, {}, [])),
         ("evict", [b"evicted", 5, []], Eviction(5, [])),
