@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -54,6 +55,7 @@ LOG_LEVELS: dict[str, NamedConstant] = {
 _DEFAULTS = Limits()
 _MAX_TTL_SECONDS = 31 * 86_400
 _MAX_WORKERS = 256
+_JWT_OPTION = re.compile(r":(?=[a-z]+=)")
 _OPTION_AT_START = re.compile(r"--([a-z][a-z-]*)(?=[: ])")
 
 OPTIONS = (
@@ -90,7 +92,13 @@ OPTIONS = (
         zero="one for each core",
         details="See [workers.md](workers.md).",
     ),
-    Option(name="log-level", variable="LOG_LEVEL", default="info", help="`debug`, `info`, `warn` or `error`."),
+    Option(
+        name="log-level",
+        variable="LOG_LEVEL",
+        reloads=True,
+        default="info",
+        help="`debug`, `info`, `warn` or `error`.",
+    ),
     Option(
         name="log-format",
         default="text",
@@ -100,6 +108,7 @@ OPTIONS = (
     Option(
         name="allow-origin",
         repeats=True,
+        reloads=True,
         default="any",
         help=(
             "Origin that may connect, for example `https://example.com`, or `https://*.example.com` for its subdomains;"
@@ -126,6 +135,7 @@ OPTIONS = (
     Option(
         name="auth",
         repeats=True,
+        reloads=True,
         default="everybody may join",
         help="Who may join: `jwt:FILE`, or another check of `--help-auth`; repeatable.",
         details="See [access.md](access.md).",
@@ -143,11 +153,13 @@ OPTIONS = (
     Option(
         name="ice-servers",
         unit=Unit.FILE,
+        reloads=True,
         help="File with a JSON array of `RTCIceServer` dictionaries that every peer receives.",
     ),
     Option(
         name="turn-uri",
         repeats=True,
+        reloads=True,
         help=(
             "TURN server with time-limited credentials, for example `turn:turn.example.com:3478?transport=udp`;"
             " repeatable."
@@ -156,6 +168,7 @@ OPTIONS = (
     Option(
         name="turn-secret-file",
         unit=Unit.FILE,
+        reloads=True,
         variable="TURN_SECRET",
         help="File with the shared secret of the TURN servers.",
         details="The variable has the secret itself.",
@@ -163,12 +176,14 @@ OPTIONS = (
     Option(
         name="turn-ttl",
         unit=Unit.SECONDS,
+        reloads=True,
         default=str(DEFAULT_TTL_SECONDS),
         help="Lifetime of a TURN credential; peers receive a new one at half of it.",
     ),
     Option(
         name="trusted-proxy",
         repeats=True,
+        reloads=True,
         help=(
             "Address or network of a proxy whose `X-Forwarded-For` is trusted, or `unix` for clients of a UNIX socket;"
             " repeatable."
@@ -205,6 +220,8 @@ class Options(usage.Options, AuthOptionMixin):
 
     Attributes:
         settings: the value of each option, with where it comes from; ``options[name]`` is the value alone.
+        given: the values of repeatable options on the command line.
+        working_directory: where relative paths start, unless they stand in the file.
         limits: the limits.
         log_level: a ``twisted.logger.LogLevel``.
         allow_origins: as for ``Origins``.
@@ -240,8 +257,10 @@ class Options(usage.Options, AuthOptionMixin):
         super().__init__()
         self.docs.update({name: help_text(_ALL[name]) for name in _HELP_ON_AUTH})
         self._environ = os.environ if environ is None else environ
-        self._repeated: dict[str, list[str]] = {}
+        self.given: dict[str, list[str]] = {}
+        self.working_directory = os.getcwd()
         self.settings: dict[str, Setting] = {}
+        self._files: dict[str, bytes] = {}
         self.listen: list[str] = []
         self.allow_origins: list[str] = []
         self.metrics_hosts: list[str] = []
@@ -266,9 +285,11 @@ class Options(usage.Options, AuthOptionMixin):
         name, _, argument = description.partition(":")
         if name == "file":
             # The checker itself reads the file only at the first login.
-            _read("auth file", argument)
+            self._note_file("auth", _read("auth file", argument))
         try:
             self._add_checker(makeChecker(description))
+            if name == "jwt":
+                self._note_file("auth", Path(_JWT_OPTION.split(argument)[0]).read_bytes())
         except InvalidAuthType:
             known = ", ".join(sorted(factory.authType for factory in findCheckerFactories()))
             raise usage.UsageError(f"--auth: {name!r} is no kind of check; there are {known}") from None
@@ -346,10 +367,39 @@ class Options(usage.Options, AuthOptionMixin):
         except (ConfigProblem, ValueError) as error:
             raise usage.UsageError(str(error)) from None
 
+    def _note_file(self, name: str, data: bytes) -> None:
+        self._files[name] = self._files.get(name, b"") + data
+
+    def _read_files(self) -> None:
+        """Read each file that an option names, so that a reload sees whether it has changed."""
+        for name, setting in self.settings.items():
+            names_file = setting.option.unit is Unit.FILE and setting.source is not Source.PLATFORM
+            if names_file and setting.value is not None and name != "config":
+                self._note_file(name, _read(name, setting.value))
+
+    def file_digests(self) -> dict[str, bytes]:
+        """Return a digest of the content of the files of each option."""
+        return {name: sha256(data).digest() for name, data in self._files.items()}
+
+    def fingerprint(self) -> str:
+        """Return a text that differs if an option or a file differs."""
+        values = [(name, setting.texts, self._files.get(name)) for name, setting in self.settings.items()]
+        return sha256(repr(values).encode()).hexdigest()
+
+    def read_again(self) -> Options:
+        """Parse the same arguments anew, with the files of now.
+
+        Raises:
+            usage.UsageError: something is wrong.
+        """
+        options = Options(self._environ)
+        options.parseOptions(self.arguments)
+        return options
+
     def _given(self, name: str) -> Sequence[str]:
         option = _ALL[name]
         if option.repeats:
-            return self._repeated.get(name, ())
+            return self.given.get(name, ())
         value = self[name]
         if option.unit is Unit.FLAG:
             return ("true",) if value else ()
@@ -360,6 +410,7 @@ class Options(usage.Options, AuthOptionMixin):
         if self.run_by_twistd:
             self._omit_pid_file()
         self._find_settings()
+        self._read_files()
         self._choose_port_or_listen()
         self.listen, self.port = self["listen"], _port(self._text("port"))
         self.workers = _workers(self._text("workers"))
@@ -405,7 +456,7 @@ class Options(usage.Options, AuthOptionMixin):
         if path is None:
             return []
         try:
-            return parse_ice_servers(_read("ice-servers", path))
+            return parse_ice_servers(self._files["ice-servers"])
         except ValueError as error:
             raise usage.UsageError(f"--ice-servers: {path}: {error}") from None
 
@@ -420,7 +471,7 @@ class Options(usage.Options, AuthOptionMixin):
             # The variable has the secret itself.
             secret = os.fsencode(setting.value)
         else:
-            secret = b"" if setting.value is None else _read("turn-secret-file", setting.value).strip()
+            secret = self._files.get("turn-secret-file", b"").strip()
         if not secret:
             raise usage.UsageError("--turn-uri: a secret is needed, in a file (--turn-secret-file) or in TURN_SECRET")
         try:
@@ -433,7 +484,7 @@ def _collector(option: Option) -> Callable[[Options, str], None]:
     """Return the method with which ``usage.Options`` reports each value of a repeatable option."""
 
     def collect(options: Options, value: str) -> None:
-        options._repeated.setdefault(str(option.name), []).append(value)
+        options.given.setdefault(str(option.name), []).append(value)
 
     collect.__doc__ = help_text(option)
     return collect

@@ -20,6 +20,7 @@ _OTHER_VARIABLES = ("SIGNALING_FAST_PATH", "SIGNALING_TOKEN")
 # Kubernetes, and Docker's links, describe every service of that name in the environment of its neighbours.
 _SERVICE_LINK = re.compile(r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
+_MAX_SHOWN = 200
 _UNPRINTABLE = r"[^ !#-\[\]-~]"
 _FLAGS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 _EXPECTED = {
@@ -91,6 +92,13 @@ class Setting:
             return self.texts[0].lower()
         shown = [_quoted(_masked(self, text)) for text in self.texts]
         return f"[{', '.join(shown)}]" if self.option.repeats else shown[0]
+
+    @property
+    def shown(self) -> str:
+        """The value for a line of the log, without secrets."""
+        if not self.texts:
+            return self.option.default_text.replace("`", "") or "not set"
+        return self.masked if len(self.masked) <= _MAX_SHOWN else f"{self.masked[:_MAX_SHOWN]}..."
 
 
 def variable_of(option: Option) -> str:

@@ -38,7 +38,7 @@ class TwistdService(MultiService):
     def privilegedStartService(self) -> None:
         """Start, or end the process with one line and status 1."""
         self._handle_signals()
-        filter_all_logs(self._options.log_level)
+        self._service.reloader.log_levels.append(filter_all_logs(self._options.log_level))
         try:
             super().privilegedStartService()
         except StartError as error:

@@ -66,10 +66,13 @@ class TopicMap(Generic[M]):
     Args:
         max_members: of one topic.
         max_listed_bytes: of one topic's ``peer-list``, which every client that joins is sent and may leave unread.
+
+    Attributes:
+        max_members: another value counts from the next join on.
     """
 
     def __init__(self, max_members: int, max_listed_bytes: int) -> None:
-        self._max_members = max_members
+        self.max_members = max_members
         self._max_listed_bytes = max_listed_bytes
         self._topics: dict[str, Topic[M]] = {}
 
@@ -100,8 +103,8 @@ class TopicMap(Generic[M]):
         topic = self._topics.get(name)
         if topic is None:
             topic = self._topics[name] = Topic(name)
-        elif len(topic) >= self._max_members:
-            raise Rejected(ErrorCode.TOPIC_FULL, f"the topic has {self._max_members} peers, which is the most")
+        elif len(topic) >= self.max_members:
+            raise Rejected(ErrorCode.TOPIC_FULL, f"the topic has {self.max_members} peers, which is the most")
         elif topic.listed_bytes + member.listed_bytes > self._max_listed_bytes:
             raise Rejected(ErrorCode.TOPIC_FULL, "the list of the topic's peers is as long as is allowed")
         topic.add(member)

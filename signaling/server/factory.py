@@ -30,6 +30,7 @@ from signaling.errors import LeaveReason
 from signaling.limits import Limits
 from signaling.log.events import PacedLog
 from signaling.server.http import HttpFactory
+from signaling.timing.fair_scheduler import FairScheduler
 from signaling.timing.timeouts import Timeouts
 from signaling.timing.wall_clock_timers import ClockSteps, WallClockTimers
 
@@ -41,6 +42,8 @@ from signaling.server.protocol import SignalingProtocol
 
 # JavaScript counts no further.
 _MOST_SECONDS = 2**53 - 1
+# New ICE servers, to all peers.
+_SENT_PER_PASS = 16
 
 
 class SignalingFactory(HttpFactory):
@@ -68,11 +71,11 @@ class SignalingFactory(HttpFactory):
         counters: what happened so far.
         shutdown: the end of the server; ``shutdown.drain()`` is what an application calls.
         crowd_size: from how many peers in a topic on joins take turns.
+        judges_messages: whether each message counts against a rate, is logged, or may be a new token.
         connection_limits: how many connections may join.
         gate: the connections that have not joined.
         events: the log.
         paced_log: spreads a burst of its lines over time.
-        judges_messages: whether each message counts against a rate, is logged, or may be a new token.
         sessions: finds sessions to resume, and closes those that are not resumed.
 
     Raises:
@@ -136,7 +139,41 @@ class SignalingFactory(HttpFactory):
         )
         self.ids = PeerIds()
         self.paced_log = PacedLog(clock)
-        self.judges_messages = bool(self.limits.max_messages_per_second) or self.events.debug or self.access is not None
+        self._new_ice_servers: FairScheduler[SignalingProtocol] = FairScheduler(
+            clock, _SENT_PER_PASS, SignalingProtocol.renewIceServers
+        )
+
+        self.judges_messages = self._judges_messages()
+
+    def _judges_messages(self) -> bool:
+        return bool(self.limits.max_messages_per_second) or self.events.debug or self.access is not None
+
+    def change(self, *, ice_servers: IceServers | None = None, **more: Any) -> None:
+        """Change how the server runs from now on. No connection is closed, and what is None stays as it is.
+
+        Args:
+            ice_servers: all peers are sent them.
+            more: as for ``HttpFactory``.
+
+        Raises:
+            ValueError: an argument is wrong; then nothing was changed.
+        """
+        super().change(**more)
+        self.judges_messages = self._judges_messages()
+        for connection in self.connections:
+            connection.rates_changed()
+        if ice_servers is not None:
+            self.ice_servers = ice_servers
+            self.renewals.change(ice_servers.renewal_seconds)
+            if ice_servers.renewal_seconds and self.connections:
+                self.clock_steps.watch()
+            self._new_ice_servers.extend(self.connections)
+
+    def change_limits(self, limits: Limits) -> None:
+        """Let other limits hold from now on."""
+        super().change_limits(limits)
+        self.topics.max_members = limits.max_peers_per_topic
+        self.token_timeouts.change(limits.handshake_timeout_seconds)
 
     @property
     def relays_queued(self) -> int:

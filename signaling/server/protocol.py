@@ -162,6 +162,11 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         self.transport.forget_address()
         self.resume_reading(ReadPause.JOIN)
 
+    def rates_changed(self) -> None:
+        """Let the rate and the log level of now hold for the peer's next messages."""
+        self._bucket = None
+        self._judges_messages = self._peer is not None and self.factory.judges_messages
+
     # The peer's messages
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
@@ -307,15 +307,19 @@ def forget_exit_signal(reactor: Any) -> None:
 # Twisted's logging
 
 
-def filter_all_logs(level: NamedConstant) -> None:
+def filter_all_logs(level: NamedConstant) -> Callable[[NamedConstant], None]:
     """Drop events below ``level`` in whatever observers ``twistd`` was told to use.
 
     ``twistd`` has no option for that and builds its observers out of reach: they are wrapped where they are registered.
+
+    Returns:
+        Sets another level.
     """
     predicate = LogLevelFilterPredicate(defaultLogLevel=level)
     for observer in tuple(getattr(globalLogPublisher, "_observers", ())):
         globalLogPublisher.removeObserver(observer)
         globalLogPublisher.addObserver(FilteringLogObserver(observer, [predicate]))
+    return partial(predicate.setLogLevelForNamespace, "")
 
 
 def twistd_log_observer(options: Any) -> Any:

@@ -36,7 +36,6 @@ class TopicRouter:
     def __init__(self, workers: int, limits: Limits) -> None:
         self._workers = workers
         self._limits = limits
-        self._max_line_bytes = min(limits.max_header_bytes, _BYTES_BESIDES_TOPIC + ENCODED * limits.max_topic_bytes)
 
     def owner(self, topic: str) -> int:
         """Return the worker that owns a topic: the same one in every process, and after every restart."""
@@ -55,7 +54,9 @@ class TopicRouter:
         path = _PATH.match(data)
         if path is not None:
             return self._route(*path.groups())
-        over = b"\n" in data.removeprefix(b"\r\n") or len(data) > self._max_line_bytes
+        limits = self._limits
+        max_line_bytes = min(limits.max_header_bytes, _BYTES_BESIDES_TOPIC + ENCODED * limits.max_topic_bytes)
+        over = b"\n" in data.removeprefix(b"\r\n") or len(data) > max_line_bytes
         return NO_TOPIC if over else None
 
     def _route(self, mount: bytes, segment: bytes) -> int:
