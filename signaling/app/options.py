@@ -33,6 +33,7 @@ from twisted.logger import LogLevel
 from twisted.python import usage
 
 from signaling.admission.client_address import TrustedProxies
+from signaling.admission.logged_addresses import AddressDetail
 from signaling.admission.origins import Hosts, Origins
 from signaling.app.config_file import ConfigFile, ConfigProblem
 from signaling.app.settings import Setting, Source, find, refuse_unknown
@@ -42,6 +43,7 @@ from signaling.backplane.redis.url import parse as parse_store_url
 from signaling.core.ice import DEFAULT_TTL_SECONDS, IceServer, IceServers, Turn, parse_ice_servers
 from signaling.limits import LIMIT_OPTIONS, Limits, Option, Unit, check
 from signaling.log.json_format import log_as_json
+from signaling.web.path_prefix import check_path_prefix
 
 DEFAULT_PORT = 8081
 
@@ -85,6 +87,11 @@ OPTIONS = (
         help="Twisted endpoint instead of `--port`, for example `tcp:8081:interface=127.0.0.1`; repeatable.",
     ),
     Option(
+        name="path-prefix",
+        help="Path below which everything is, for example `/signal`: topics are at `/signal/ws/{topic}`.",
+        details="`/healthz` and `/readyz` are at the root as well. See [proxies.md](proxies.md#below-a-path).",
+    ),
+    Option(
         name="workers",
         unit=Unit.COUNT,
         default="1",
@@ -106,14 +113,21 @@ OPTIONS = (
         details="See [operations.md](operations.md).",
     ),
     Option(
+        name="log-addresses",
+        default="full",
+        help="How much of clients' addresses the log shows: `off`, `network` (IPv4 /24, IPv6 /48) or `full`.",
+        details="See [privacy.md](privacy.md).",
+    ),
+    Option(
         name="allow-origin",
         repeats=True,
         reloads=True,
         default="any",
         help=(
-            "Origin that may connect, for example `https://example.com`, or `https://*.example.com` for its subdomains;"
-            " repeatable."
+            "Origin that may connect: `https://example.com`, `https://*.example.com` for its subdomains,"
+            " `http://localhost:*` for any port, or that of an app, for example `capacitor://localhost`; repeatable."
         ),
+        details="See [below](#origins).",
     ),
     Option(
         name="metrics",
@@ -142,6 +156,12 @@ OPTIONS = (
     ),
     Option(name="help-auth", unit=Unit.FLAG, help="List the checks for `--auth`."),
     Option(name="help-auth-type", help="Describe one check of `--help-auth`, for example `jwt`."),
+    Option(
+        name="metadata-updates",
+        unit=Unit.FLAG,
+        help="Let peers replace their metadata after they have joined.",
+        details="See [protocol.md](protocol.md#metadata).",
+    ),
     Option(
         name="backplane",
         variable="BACKPLANE",
@@ -220,13 +240,15 @@ class Options(usage.Options, AuthOptionMixin):
 
     Attributes:
         settings: the value of each option, with where it comes from; ``options[name]`` is the value alone.
-        given: the values of repeatable options on the command line.
+        given_values: of repeatable options, as the command line has them.
         working_directory: where relative paths start, unless they stand in the file.
         limits: the limits.
         log_level: a ``twisted.logger.LogLevel``.
+        log_addresses: how much of the addresses of clients is logged.
         allow_origins: as for ``Origins``.
         metrics_hosts: as for ``Hosts``.
         trusted_proxies: as for ``TrustedProxies``.
+        path_prefix: as for ``check_path_prefix``.
         ice_servers: the STUN and TURN servers for peers.
         listen: endpoint descriptions; if empty, the server listens on ``port``.
         port: the port on all interfaces.
@@ -257,7 +279,7 @@ class Options(usage.Options, AuthOptionMixin):
         super().__init__()
         self.docs.update({name: help_text(_ALL[name]) for name in _HELP_ON_AUTH})
         self._environ = os.environ if environ is None else environ
-        self.given: dict[str, list[str]] = {}
+        self.given_values: dict[str, list[str]] = {}
         self.working_directory = os.getcwd()
         self.settings: dict[str, Setting] = {}
         self._files: dict[str, bytes] = {}
@@ -267,12 +289,14 @@ class Options(usage.Options, AuthOptionMixin):
         self.trusted_proxies: list[str] = []
         self.ice_servers = IceServers()
         self.port = DEFAULT_PORT
+        self.path_prefix = ""
         self.workers = 1
         self.arguments: list[str] = []
         self.portal: Portal | None = None
         self.backplane: StoreUrl | None = None
         self.limits = _DEFAULTS
         self.log_level = LogLevel.info
+        self.log_addresses = AddressDetail.FULL
 
     @property
     def run_by_twistd(self) -> bool:
@@ -399,7 +423,7 @@ class Options(usage.Options, AuthOptionMixin):
     def _given(self, name: str) -> Sequence[str]:
         option = _ALL[name]
         if option.repeats:
-            return self.given.get(name, ())
+            return self.given_values.get(name, ())
         value = self[name]
         if option.unit is Unit.FLAG:
             return ("true",) if value else ()
@@ -413,6 +437,7 @@ class Options(usage.Options, AuthOptionMixin):
         self._read_files()
         self._choose_port_or_listen()
         self.listen, self.port = self["listen"], _port(self._text("port"))
+        self.path_prefix = _path_prefix(self._text("path-prefix"))
         self.workers = _workers(self._text("workers"))
         log_format = self._text("log-format")
         if log_format not in ("text", "json"):
@@ -423,6 +448,7 @@ class Options(usage.Options, AuthOptionMixin):
             except ValueError as error:
                 raise usage.UsageError(f"--log-format json: {error}") from None
         self.log_level = _log_level(self._text("log-level"))
+        self.log_addresses = _address_detail(self._text("log-addresses"))
         self.allow_origins = _checked("allow-origin", Origins, self["allow-origin"])
         self.metrics_hosts = _checked("metrics-host", Hosts, self["metrics-host"])
         self.trusted_proxies = _checked("trusted-proxy", TrustedProxies, self["trusted-proxy"])
@@ -484,7 +510,7 @@ def _collector(option: Option) -> Callable[[Options, str], None]:
     """Return the method with which ``usage.Options`` reports each value of a repeatable option."""
 
     def collect(options: Options, value: str) -> None:
-        options.given.setdefault(str(option.name), []).append(value)
+        options.given_values.setdefault(str(option.name), []).append(value)
 
     collect.__doc__ = help_text(option)
     return collect
@@ -525,6 +551,13 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _path_prefix(text: str) -> str:
+    try:
+        return check_path_prefix(text)
+    except ValueError as error:
+        raise usage.UsageError(f"--path-prefix: {error}") from None
+
+
 def _workers(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text[:6]) <= _MAX_WORKERS):
         raise usage.UsageError(
@@ -538,6 +571,14 @@ def _log_level(text: str) -> NamedConstant:
     if level is None:
         raise usage.UsageError(f"--log-level: {text!r} is not a log level (one of {', '.join(LOG_LEVELS)})")
     return level
+
+
+def _address_detail(text: str) -> AddressDetail:
+    try:
+        return AddressDetail(text)
+    except ValueError:
+        known = ", ".join(AddressDetail)
+        raise usage.UsageError(f"--log-addresses: {text!r} is not a detail of addresses (one of {known})") from None
 
 
 def _store_url(text: str) -> StoreUrl | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from twisted.internet.defer import Deferred, execute
 from twisted.logger import LogLevel
 
 from signaling.admission.client_address import Client
+from signaling.admission.logged_addresses import AddressDetail
 from signaling.auth.cred import Logout, granted
 from signaling.backplane.standalone import StandaloneBackplane
 from signaling.core.announcer import Announcer
@@ -21,6 +23,7 @@ from signaling.core.interfaces import Backplane, JoinTicket
 from signaling.core.join_request import JoinRequest
 from signaling.core.joining import JoiningConnection, check_admission
 from signaling.core.local_peers import LocalPeers
+from signaling.core.messages import features_pair
 from signaling.core.peer import Peer, PeerServices
 from signaling.core.peer_ids import PeerIds
 from signaling.core.session import PeerSession
@@ -55,15 +58,19 @@ class SignalingFactory(HttpFactory):
         limits: the bounds; None means the defaults.
         allow_origins: the pages that may connect, as for ``Origins``; none means any.
         trusted_proxies: whose ``X-Forwarded-For`` counts, as for ``TrustedProxies``.
+        path_prefix: the path below which everything is, on ports of this server's own; empty for none.
         ice_servers: the STUN and TURN servers that peers are sent; None means none.
         serve_client: whether the client for browsers is served: ``/signaling.js`` and ``/sealing.js``.
         demo: whether ``/`` serves the demo.
         portal: checks tokens (docs/access.md); None means that everybody may join.
+        metadata_updates: whether peers may replace their metadata (docs/protocol.md, "Metadata").
         backplane: shares the topics with other servers (docs/cluster.md); None means that there are none. It starts
             with the first port, or the first ``SignalingResource``, and stops at the end of a drain.
         wall_clock: returns the seconds since 1970, for tokens and TURN credentials.
         reactor: runs the timers; None means the global reactor.
         log_level: events below it are not logged.
+        log_addresses: how much of the addresses of clients is logged: ``off``, ``network`` (an IPv4 /24, an IPv6 /48)
+            or ``full``.
 
     Attributes:
         topics: the peers in each topic.
@@ -71,15 +78,15 @@ class SignalingFactory(HttpFactory):
         counters: what happened so far.
         shutdown: the end of the server; ``shutdown.drain()`` is what an application calls.
         crowd_size: from how many peers in a topic on joins take turns.
-        judges_messages: whether each message counts against a rate, is logged, or may be a new token.
         connection_limits: how many connections may join.
         gate: the connections that have not joined.
         events: the log.
         paced_log: spreads a burst of its lines over time.
+        judges_messages: whether each message counts against a rate, is logged, or may be one that is not relayed.
         sessions: finds sessions to resume, and closes those that are not resumed.
 
     Raises:
-        ValueError: if an origin or a proxy is malformed.
+        ValueError: if an origin, a proxy, the path prefix or ``log_addresses`` is malformed.
     """
 
     protocol = SignalingProtocol
@@ -91,24 +98,29 @@ class SignalingFactory(HttpFactory):
         *,
         allow_origins: Iterable[str] = (),
         trusted_proxies: Iterable[str] = (),
+        path_prefix: str = "",
         ice_servers: IceServers | None = None,
         serve_client: bool = False,
         demo: bool = False,
         portal: Portal | None = None,
+        metadata_updates: bool = False,
         backplane: Backplane | None = None,
         wall_clock: Callable[[], float] = time.time,
         reactor: IReactorTime | None = None,
         log_level: NamedConstant = LogLevel.info,
+        log_addresses: str = AddressDetail.FULL,
     ) -> None:
         super().__init__(
             limits,
             allow_origins=allow_origins,
             trusted_proxies=trusted_proxies,
+            path_prefix=path_prefix,
             serve_client=serve_client,
             demo=demo,
             portal=portal,
             reactor=reactor,
             log_level=log_level,
+            log_addresses=log_addresses,
         )
         clock = self.reactor
         self.topics: TopicMap[Peer] = TopicMap(self.limits.max_peers_per_topic, self.limits.max_peer_list_bytes)
@@ -117,6 +129,11 @@ class SignalingFactory(HttpFactory):
         # An application's tests would find the timer of a start in the reactor.
         self.has_services = backplane is not None
         self.sessions = SessionRegistry(self.limits, clock, self.topics, self._session_closed)
+        features = {
+            "metadata-updates": metadata_updates,
+            "resume": self.limits.resume_window_seconds > 0,
+            "token": portal is not None,
+        }
         self._peer_services = PeerServices(
             self.topics,
             self.announcer,
@@ -125,6 +142,8 @@ class SignalingFactory(HttpFactory):
             self.limits,
             self.sessions,
             checks_tokens=portal is not None,
+            metadata_updates=metadata_updates,
+            features=features_pair(name for name, is_on in features.items() if is_on),
         )
         self.local = LocalPeers(self._peer_services, self._session_moved)
         self.ice_servers = ice_servers or IceServers()
@@ -142,11 +161,16 @@ class SignalingFactory(HttpFactory):
         self._new_ice_servers: FairScheduler[SignalingProtocol] = FairScheduler(
             clock, _SENT_PER_PASS, SignalingProtocol.renewIceServers
         )
-
+        self._metadata_updates = metadata_updates
         self.judges_messages = self._judges_messages()
 
     def _judges_messages(self) -> bool:
-        return bool(self.limits.max_messages_per_second) or self.events.debug or self.access is not None
+        return (
+            bool(self.limits.max_messages_per_second)
+            or self.events.debug
+            or self.access is not None
+            or self._metadata_updates
+        )
 
     def change(self, *, ice_servers: IceServers | None = None, **more: Any) -> None:
         """Change how the server runs from now on. No connection is closed, and what is None stays as it is.
@@ -159,9 +183,11 @@ class SignalingFactory(HttpFactory):
             ValueError: an argument is wrong; then nothing was changed.
         """
         super().change(**more)
-        self.judges_messages = self._judges_messages()
-        for connection in self.connections:
-            connection.rates_changed()
+        judges_messages = self._judges_messages()
+        if judges_messages != self.judges_messages:
+            self.judges_messages = judges_messages
+            for connection in self.connections:
+                connection.judges_changed()
         if ice_servers is not None:
             self.ice_servers = ice_servers
             self.renewals.change(ice_servers.renewal_seconds)
@@ -171,7 +197,11 @@ class SignalingFactory(HttpFactory):
 
     def change_limits(self, limits: Limits) -> None:
         """Let other limits hold from now on."""
+        before = replace(self.limits)
         super().change_limits(limits)
+        if _rates(limits) != _rates(before):
+            for connection in self.connections:
+                connection.rates_changed()
         self.topics.max_members = limits.max_peers_per_topic
         self.token_timeouts.change(limits.handshake_timeout_seconds)
 
@@ -278,3 +308,9 @@ class SignalingFactory(HttpFactory):
         self.sessions.cancel_idle_timers()
         self.paced_log.flush()
         return super().last_connection_lost()
+
+
+def _rates(limits: Limits) -> tuple[float, ...]:
+    """Return the limits that the token buckets of a connection have."""
+    updates = limits.metadata_updates_per_second, limits.metadata_update_burst
+    return limits.max_messages_per_second, limits.message_burst, *updates
