@@ -148,6 +148,7 @@ class Worker(ProcessProtocol):
         self._waiting: dict[RoutedConnection, None] = {}
         self._metrics_requests: list[Deferred[Answer | None]] = []
         self._reload_request: Deferred[str | None] | None = None
+        self._reloads = 0
         self._output = b""
         self._started_at = 0.0
         self._early_deaths = 0
@@ -360,7 +361,10 @@ class Worker(ProcessProtocol):
         elif kind == METRICS:
             self._answer_metrics(json.loads(rest))
         elif kind == RELOAD_PREPARED:
-            self._answer_reload(json.loads(rest))
+            number, reason = json.loads(rest)
+            # Another number is of a request that was given up.
+            if number == self._reloads:
+                self._answer_reload(reason)
         elif kind == HEARTBEAT:
             self.backplane_reasons = json.loads(rest)
         elif kind == READY and self.state is WorkerState.STARTING:
@@ -377,7 +381,8 @@ class Worker(ProcessProtocol):
             return request
         # One that starts answers when it is ready.
         self._reload_request = request
-        self._post(PREPARE_RELOAD + fingerprint.encode())
+        self._reloads += 1
+        self._post(PREPARE_RELOAD + json.dumps([self._reloads, fingerprint]).encode())
         timeout = self._reactor.callLater(_RELOAD_SECONDS, self._answer_reload, "it does not answer; send SIGHUP again")
 
         def answered(reason: str | None) -> str | None:

@@ -135,8 +135,10 @@ class WorkerProcess:
         elif kind == METRICS_REQUEST:
             self._channel.post(METRICS + json.dumps(self._metrics() if self._metrics else []).encode())
         elif kind == PREPARE_RELOAD and self._reloads is not None:
-            reason = self._reloads.prepare_as_worker(rest.decode())
-            self._channel.post(RELOAD_PREPARED + json.dumps(reason and reason[:_MAX_REASON_LENGTH]).encode())
+            number, fingerprint = json.loads(rest)
+            reason = self._reloads.prepare_as_worker(fingerprint)
+            answer = [number, reason if reason is None else reason[:_MAX_REASON_LENGTH]]
+            self._channel.post(RELOAD_PREPARED + json.dumps(answer).encode())
         elif kind == APPLY_RELOAD and self._reloads is not None:
             self._reloads.apply_as_worker()
         elif kind == DRAIN:

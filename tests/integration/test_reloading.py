@@ -197,6 +197,34 @@ def test_access_control_begins_and_ends_with_a_restart_only(tmp_path: Path) -> N
     assert b" 401 " in server.join().received
 
 
+def test_a_worker_sets_what_the_listener_has_read_too_without_a_line_in_the_log(tmp_path: Path) -> None:
+    server = Server(tmp_path, "max-topic-bytes = 9")
+    reloader, limits = server.reloader, server.harness.factory.limits
+    server.file.write_text("max-topic-bytes = 10")
+    fingerprint = reloader.prepare().options.fingerprint()
+    server.file.write_text("max-topic-bytes = 11")
+    assert reloader.prepare_as_worker(fingerprint) == "a file was changed meanwhile; send SIGHUP again"
+    reloader.apply_as_worker()
+    assert limits.max_topic_bytes == 9
+    server.file.write_text("max-topic-bytes =")
+    assert "line 1: not TOML" in str(reloader.prepare_as_worker(fingerprint))
+    server.file.write_text("max-topic-bytes = 10")
+    assert reloader.prepare_as_worker(fingerprint) is None
+    assert limits.max_topic_bytes == 9
+    reloader.apply_as_worker()
+    assert limits.max_topic_bytes == 10
+
+
+def test_relative_paths_start_where_the_server_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ice.json").write_text("[]")
+    server = Server(tmp_path, "", "--ice-servers=ice.json")
+    monkeypatch.chdir("/")
+    (tmp_path / "ice.json").write_text('[{"urls": "stun:a.example"}]')
+    assert server.reload("") == ["ice-servers: its content has changed"]
+    assert Path.cwd() == Path("/")
+
+
 # Limits
 
 
