@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from signaling.core.grants import Grant as Grant
     from signaling.core.ice import IceServers as IceServers
     from signaling.core.ice import Turn as Turn
+    from signaling.core.topic_rules import TopicRule as TopicRule
+    from signaling.core.topic_rules import TopicRules as TopicRules
     from signaling.errors import StartError as StartError
     from signaling.limits import Limits as Limits
     from signaling.server.factory import SignalingFactory as SignalingFactory
@@ -38,6 +40,8 @@ _PUBLIC = {
     "SignalingService": "app.service",
     "StartError": "errors",
     "TokenRefused": "auth.cred",
+    "TopicRule": "core.topic_rules",
+    "TopicRules": "core.topic_rules",
     "Turn": "core.ice",
     "makeService": "app.service",
     "make_backplane": "backplane.engines",

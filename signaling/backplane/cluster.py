@@ -33,6 +33,7 @@ from signaling.backplane.session_handoffs import SessionHandoffs
 from signaling.backplane.store import Keys, Store
 from signaling.core.interfaces import Forwarding, JoinTicket, Node, ResumeProof
 from signaling.core.peer_ids import PeerIds
+from signaling.core.topics import MaxPeers
 from signaling.limits import Limits
 from signaling.timing.clock import Clock
 
@@ -76,8 +77,7 @@ class Cluster:
         self._presence = presence = Presence(store, membership, pending, self._peer_moved)
         self._relays = RemoteRelays(self._new_id, clock, store, membership, presence, pending)
         self._handoffs = SessionHandoffs(self._new_id, store, self._relays)
-        most = limits.max_peers_per_topic
-        self._joins = Joins(store, membership, presence, self._handoffs, pending, clock, self._ids, most)
+        self._joins = Joins(store, membership, presence, self._handoffs, pending, clock, self._ids)
         self._timer: Any = None
 
         self._receivers: dict[type, Callable[[Any], None]] = {
@@ -156,11 +156,12 @@ class Cluster:
         self,
         topic: str,
         metadata: bytes | None,
+        max_peers: MaxPeers,
         on_ticket: Callable[[JoinTicket], None],
         proof: ResumeProof | None = None,
     ) -> None:
         """Announce a peer that is about to join."""
-        self._joins.request_join(PendingJoin(topic, self._ids.next(), metadata, on_ticket, proof))
+        self._joins.request_join(PendingJoin(topic, self._ids.next(), metadata, max_peers, on_ticket, proof))
 
     def finish_join(self, topic: str, peer: str, *, joined: bool) -> None:
         """End a join: its peer is in the topic now, or will never be."""

@@ -25,6 +25,7 @@ from signaling.core.peer import Peer, PeerServices
 from signaling.core.peer_ids import PeerIds
 from signaling.core.session import PeerSession
 from signaling.core.session_registry import SessionRegistry
+from signaling.core.topic_rules import TopicRules
 from signaling.core.topics import TopicMap
 from signaling.errors import LeaveReason
 from signaling.limits import Limits
@@ -56,6 +57,7 @@ class SignalingFactory(HttpFactory):
         serve_client: whether the client for browsers is served: ``/signaling.js`` and ``/sealing.js``.
         demo: whether ``/`` serves the demo.
         portal: checks tokens (docs/access.md); None means that everybody may join.
+        topic_rules: bounds of topics by their names, in place of those in ``limits``; None means none.
         backplane: shares the topics with other servers (docs/cluster.md); None means that there are none. It starts
             with the first port, or the first ``SignalingResource``, and stops at the end of a drain.
         wall_clock: returns the seconds since 1970, for tokens and TURN credentials.
@@ -92,6 +94,7 @@ class SignalingFactory(HttpFactory):
         serve_client: bool = False,
         demo: bool = False,
         portal: Portal | None = None,
+        topic_rules: TopicRules | None = None,
         backplane: Backplane | None = None,
         wall_clock: Callable[[], float] = time.time,
         reactor: IReactorTime | None = None,
@@ -108,7 +111,9 @@ class SignalingFactory(HttpFactory):
             log_level=log_level,
         )
         clock = self.reactor
-        self.topics: TopicMap[Peer] = TopicMap(self.limits.max_peers_per_topic, self.limits.max_peer_list_bytes)
+        self.topics: TopicMap[Peer] = TopicMap(
+            self.limits.max_peers_per_topic, self.limits.max_peer_list_bytes, topic_rules
+        )
         self.announcer = Announcer(clock, self.counters.count_dropped_events)
         self.backplane: Backplane = backplane or StandaloneBackplane()
         # An application's tests would find the timer of a start in the reactor.
