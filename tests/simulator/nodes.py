@@ -270,6 +270,7 @@ class SimulatedNode:
         seconds = joins.login_seconds()
         end = connection.refuse if joins.login_is_refused() else connection.start_joining
         outcome: Any = "its login was refused" if end == connection.refuse else request
+        request.grant = joins.grant()
         if seconds is None or self.draining:
             end(outcome)
         else:
