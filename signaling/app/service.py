@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 from signaling.admission.open_files import raise_file_limit
 from signaling.admission.origins import Hosts
 from signaling.app.options import Options
+from signaling.app.settings import describe
 from signaling.app.twistd import TwistdService
 from signaling.backplane.engines import make_backplane
 from signaling.core.interfaces import Backplane
@@ -163,17 +164,22 @@ def makeService(options: Options) -> SignalingService | TwistdService:
 
     Raises:
         StartError: if a ``--listen`` description is wrong.
-        SystemExit: the same, if ``twistd`` asks.
+        SystemExit: the same, if ``twistd`` asks; and after ``--check-config``.
     """
     # Importing the global reactor installs it, which is twistd's or the application's to decide.
     from twisted.internet import reactor  # noqa: PLC0415
 
     try:
-        return _make_service(options, reactor)
+        service = _make_service(options, reactor)
     except StartError as error:
+        text = options.with_source(str(error))
         if options.run_by_twistd:
-            raise SystemExit(f"signaling: {error}") from None
-        raise
+            raise SystemExit(f"signaling: {text}") from None
+        raise StartError(text) from None
+    if options["check-config"]:
+        print(describe(options.settings.values()))
+        raise SystemExit(0)
+    return service
 
 
 def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdService:
@@ -185,6 +191,7 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
     if options.workers == 1:
         factory = SignalingFactory(
             **factory_arguments(options),
+            metadata_updates=bool(options["metadata-updates"]),
             ice_servers=options.ice_servers,
             backplane=requested_backplane(options, reactor),
         )
@@ -222,10 +229,12 @@ def factory_arguments(options: Options, worker: int | None = None) -> dict[str, 
         "limits": limits,
         "allow_origins": options.allow_origins,
         "trusted_proxies": options.trusted_proxies,
+        "path_prefix": options.path_prefix,
         "serve_client": bool(options["serve-client"]),
         "demo": bool(options["demo"]),
         "portal": options.portal,
         "log_level": options.log_level,
+        "log_addresses": options.log_addresses,
     }
 
 
@@ -261,5 +270,5 @@ def _serve_metrics(
             ListenAddress(f"--metrics-listen {description}", own, MetricsSite(metrics, Hosts(options.metrics_hosts)))
         )
     else:
-        factory.site.resource.putChild(b"metrics", metrics)
+        factory.add_resource(b"metrics", metrics)
     return [lag]

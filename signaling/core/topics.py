@@ -8,6 +8,9 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 from signaling.core.topic_rules import TopicRules
 from signaling.errors import ErrorCode, Rejected
 
+LIST_FULL = "the list of the topic's peers is as long as is allowed"
+"""The text of ``topic_full`` if a ``peer-list`` would be too long, whatever node counts its bytes."""
+
 
 class Member(Protocol):
     """A member of a topic."""
@@ -59,6 +62,10 @@ class Topic(Generic[M]):
         """Remove ``member``."""
         del self.members[member.id]
         self.listed_bytes -= member.listed_bytes
+
+    def lengthen(self, by: int) -> None:
+        """Count so many bytes more for the entry of a member, or fewer if ``by`` is negative."""
+        self.listed_bytes += by
 
 
 class MaxPeers(NamedTuple):
@@ -141,9 +148,18 @@ class TopicMap(Generic[M]):
         elif len(topic) >= (bound := max_peers or self.max_peers(name)).number:
             raise Rejected(ErrorCode.TOPIC_FULL, bound.reached)
         elif topic.listed_bytes + member.listed_bytes > self._max_listed_bytes:
-            raise Rejected(ErrorCode.TOPIC_FULL, "the list of the topic's peers is as long as is allowed")
+            raise Rejected(ErrorCode.TOPIC_FULL, LIST_FULL)
         topic.add(member)
         return topic
+
+    def check_room(self, topic: Topic[M], by: int) -> None:
+        """Check whether the entry of a member may become so many bytes longer.
+
+        Raises:
+            Rejected: ``topic_full``.
+        """
+        if by > 0 and topic.listed_bytes + by > self._max_listed_bytes:
+            raise Rejected(ErrorCode.TOPIC_FULL, LIST_FULL)
 
     def leave(self, topic: Topic[M], member: M) -> None:
         """Remove ``member`` from the topic; an empty topic is deleted at once."""

@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred, execute
 from twisted.logger import LogLevel
 
 from signaling.admission.client_address import Client
+from signaling.admission.logged_addresses import AddressDetail
 from signaling.auth.cred import Logout, granted
 from signaling.backplane.standalone import StandaloneBackplane
 from signaling.core.announcer import Announcer
@@ -21,6 +22,7 @@ from signaling.core.interfaces import Backplane, JoinTicket
 from signaling.core.join_request import JoinRequest
 from signaling.core.joining import JoiningConnection, check_admission
 from signaling.core.local_peers import LocalPeers
+from signaling.core.messages import features_pair
 from signaling.core.peer import Peer, PeerServices
 from signaling.core.peer_ids import PeerIds
 from signaling.core.session import PeerSession
@@ -58,17 +60,21 @@ class SignalingFactory(HttpFactory):
         limits: the bounds; None means the defaults.
         allow_origins: the pages that may connect, as for ``Origins``; none means any.
         trusted_proxies: whose ``X-Forwarded-For`` counts, as for ``TrustedProxies``.
+        path_prefix: the path below which everything is, on ports of this server's own; empty for none.
         ice_servers: the STUN and TURN servers that peers are sent; None means none.
         ice_source: a provider of further ones. It is asked when the backplane starts, and no more after a drain.
         serve_client: whether the client for browsers is served: ``/signaling.js`` and ``/sealing.js``.
         demo: whether ``/`` serves the demo.
         portal: checks tokens (docs/access.md); None means that everybody may join.
         topic_rules: bounds of topics by their names, in place of those in ``limits``; None means none.
+        metadata_updates: whether peers may replace their metadata (docs/protocol.md, "Metadata").
         backplane: shares the topics with other servers (docs/cluster.md); None means that there are none. It starts
             with the first port, or the first ``SignalingResource``, and stops at the end of a drain.
         wall_clock: returns the seconds since 1970, for tokens and TURN credentials.
         reactor: runs the timers; None means the global reactor.
         log_level: events below it are not logged.
+        log_addresses: how much of the addresses of clients is logged: ``off``, ``network`` (an IPv4 /24, an IPv6 /48)
+            or ``full``.
 
     Attributes:
         topics: the peers in each topic.
@@ -80,11 +86,11 @@ class SignalingFactory(HttpFactory):
         gate: the connections that have not joined.
         events: the log.
         paced_log: spreads a burst of its lines over time.
-        judges_messages: whether each message counts against a rate, is logged, or may be a new token.
+        judges_messages: whether each message counts against a rate, is logged, or may be one that is not relayed.
         sessions: finds sessions to resume, and closes those that are not resumed.
 
     Raises:
-        ValueError: if an origin or a proxy is malformed.
+        ValueError: if an origin, a proxy, the path prefix or ``log_addresses`` is malformed.
     """
 
     protocol = SignalingProtocol
@@ -96,26 +102,31 @@ class SignalingFactory(HttpFactory):
         *,
         allow_origins: Iterable[str] = (),
         trusted_proxies: Iterable[str] = (),
+        path_prefix: str = "",
         ice_servers: IceServers | None = None,
         ice_source: IceSource | None = None,
         serve_client: bool = False,
         demo: bool = False,
         portal: Portal | None = None,
         topic_rules: TopicRules | None = None,
+        metadata_updates: bool = False,
         backplane: Backplane | None = None,
         wall_clock: Callable[[], float] = time.time,
         reactor: IReactorTime | None = None,
         log_level: NamedConstant = LogLevel.info,
+        log_addresses: str = AddressDetail.FULL,
     ) -> None:
         super().__init__(
             limits,
             allow_origins=allow_origins,
             trusted_proxies=trusted_proxies,
+            path_prefix=path_prefix,
             serve_client=serve_client,
             demo=demo,
             portal=portal,
             reactor=reactor,
             log_level=log_level,
+            log_addresses=log_addresses,
         )
         clock = self.reactor
         self.topics: TopicMap[Peer] = TopicMap(
@@ -126,6 +137,11 @@ class SignalingFactory(HttpFactory):
         # An application's tests would find the timer of a start in the reactor.
         self.has_services = backplane is not None or ice_source is not None
         self.sessions = SessionRegistry(self.limits, clock, self.topics, self._session_closed)
+        features = {
+            "metadata-updates": metadata_updates,
+            "resume": self.limits.resume_window_seconds > 0,
+            "token": portal is not None,
+        }
         self._peer_services = PeerServices(
             self.topics,
             self.announcer,
@@ -134,6 +150,8 @@ class SignalingFactory(HttpFactory):
             self.limits,
             self.sessions,
             checks_tokens=portal is not None,
+            metadata_updates=metadata_updates,
+            features=features_pair(name for name, is_on in features.items() if is_on),
         )
         self.local = LocalPeers(self._peer_services, self._session_moved)
         self.ice_servers = ice_servers or IceServers()
@@ -153,7 +171,12 @@ class SignalingFactory(HttpFactory):
         )
         self.ids = PeerIds()
         self.paced_log = PacedLog(clock)
-        self.judges_messages = bool(self.limits.max_messages_per_second) or self.events.debug or self.access is not None
+        self.judges_messages = (
+            bool(self.limits.max_messages_per_second)
+            or self.events.debug
+            or self.access is not None
+            or metadata_updates
+        )
 
     @property
     def relays_queued(self) -> int:
