@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from signaling.core.ice import IceServer, check_ice_servers
+from signaling.ice_source.provider import MAX_TTL_SECONDS
 
-MAX_TTL_SECONDS = 31 * 86_400
 # Each welcome contains them.
 _MAX_BYTES = 8_192
 _MAX_TTL_DIGITS = 9

@@ -5,13 +5,9 @@ Redirects are not followed, and proxies of the environment do not count.
 
 from __future__ import annotations
 
-import base64
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from io import BytesIO
-from ipaddress import ip_address
 from typing import Any
-from urllib.parse import quote, urlsplit
 
 from OpenSSL.SSL import Error as TlsError
 from twisted.internet.defer import Deferred, ensureDeferred
@@ -25,98 +21,15 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
 
+from signaling.ice_source.provider import JSON, Request
 from signaling.server_identity import Untrusted, strict_options
 
 MAX_ANSWER_BYTES = 32_768
 ANSWER_SECONDS = 10.0
-TOKEN_IN_URL = "{token}"
-_EXAMPLE = "for example https://example.com/credentials"
-_FORM, _JSON = b"application/x-www-form-urlencoded", b"application/json"
 
 
 class FetchFailed(Exception):
     """There is no answer to use; the text says why, and quotes nothing that was sent or received."""
-
-
-@dataclass(frozen=True, slots=True)
-class Provider:
-    """The URL of a provider's API.
-
-    Its text has neither path nor query, which may be secrets, and may be logged.
-
-    Args:
-        url: ``https:``, or ``http:`` of this machine. ``{token}`` in it stands for the token.
-
-    Raises:
-        ValueError: it is not one; the text says what would be right, and quotes nothing of it.
-    """
-
-    url: str = field(repr=False)
-
-    def __post_init__(self) -> None:
-        try:
-            parts = urlsplit(self.url)
-            port = parts.port
-        except ValueError:
-            raise ValueError(f"it is not a URL ({_EXAMPLE})") from None
-        if parts.scheme not in ("https", "http") or not parts.hostname or port == 0:
-            raise ValueError(f"it is not a URL that begins with https:// and names a host ({_EXAMPLE})")
-        if not (self.url.isascii() and self.url.isprintable()) or " " in self.url:
-            raise ValueError("it may have ASCII characters alone, without spaces: percent-encode the others")
-        if "@" in parts.netloc:
-            raise ValueError(
-                "it may have no user name and password: put them in the file of the token, as NAME:PASSWORD"
-            )
-        if parts.fragment:
-            raise ValueError("it may have no fragment (#)")
-        if parts.scheme == "http" and not _is_this_machine(parts.hostname):
-            raise ValueError("it has to begin with https://, as others could read the credentials on their way")
-
-    def __str__(self) -> str:
-        """Return scheme, host and port."""
-        parts = urlsplit(self.url)
-        return f"{parts.scheme}://{parts.netloc}"
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A request for ICE servers.
-
-    Args:
-        content_type: of the body; None if there is none.
-        authorization: the header of that name; None if there is none.
-    """
-
-    method: bytes
-    url: bytes = field(repr=False)
-    authorization: bytes | None = field(default=None, repr=False)
-    content_type: bytes | None = None
-    body: bytes = b""
-
-
-def make_request(provider: Provider, token: str, ttl_seconds: int) -> Request:
-    """Return the request for a provider, by where its token belongs.
-
-    A token in the URL, or none: GET. Otherwise POST: with ``Basic`` and a form if the token is a name and a password
-    (``NAME:PASSWORD``), as Twilio takes it; else with ``Bearer`` and JSON, as Cloudflare does.
-
-    Args:
-        token: in ASCII; empty for none.
-        ttl_seconds: how long the credentials should be valid.
-    """
-    if not token or TOKEN_IN_URL in provider.url:
-        return Request(b"GET", provider.url.replace(TOKEN_IN_URL, quote(token, safe="")).encode())
-    url, secret = provider.url.encode(), token.encode()
-    if ":" in token:
-        return Request(b"POST", url, b"Basic " + base64.b64encode(secret), _FORM, b"Ttl=%d" % ttl_seconds)
-    return Request(b"POST", url, b"Bearer " + secret, _JSON, b'{"ttl":%d}' % ttl_seconds)
 
 
 class HttpFetcher:
@@ -144,7 +57,7 @@ class HttpFetcher:
 
     async def _fetch(self, request: Request, endpoints: _Endpoints) -> bytes:
         headers = Headers(
-            {b"Accept": [_JSON], b"User-Agent": [f"twisted-signaling/{version('twisted-signaling')}".encode()]}
+            {b"Accept": [JSON], b"User-Agent": [f"twisted-signaling/{version('twisted-signaling')}".encode()]}
         )
         if request.authorization is not None:
             headers.addRawHeader(b"Authorization", request.authorization)

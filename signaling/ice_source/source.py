@@ -7,8 +7,6 @@ expired, because they may have STUN servers as well, and a provider may be late.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -16,15 +14,20 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from signaling.core.ice import IceServers
-from signaling.ice_source.answer import MAX_TTL_SECONDS, Answer, parse_answer
-from signaling.ice_source.request import FetchFailed, HttpFetcher, Provider, Request, make_request
+from signaling.ice_source.answer import Answer, parse_answer
+from signaling.ice_source.provider import (
+    DEFAULT_TTL_SECONDS,
+    MAX_TTL_SECONDS,
+    MIN_TTL_SECONDS,
+    Provider,
+    Request,
+    make_request,
+)
+from signaling.ice_source.request import FetchFailed, HttpFetcher
 
-DEFAULT_TTL_SECONDS = 86_400
-MIN_TTL_SECONDS = 60
 # A provider may say that credentials are valid for a second.
 MIN_RENEWAL_SECONDS = 30.0
 _MAX_RETRY_SECONDS = 60.0
-_MAX_TOKEN_BYTES = 4_096
 
 _log = Logger()
 
@@ -150,24 +153,6 @@ class IceSource:
         if self._expires_at is not None and self._reactor.seconds() >= self._expires_at:
             self._expires_at = None
             self._log.ice_servers_expired(str(self._provider))
-
-
-def token_of_file(path: str) -> Callable[[], str]:
-    """Return what reads a token from a file, without the white space around it, each time it is called.
-
-    It raises ``ValueError``: there is no such file, or no token in it; the text does not quote it.
-    """
-    return partial(_read_token, path)
-
-
-def _read_token(path: str) -> str:
-    try:
-        text = Path(path).read_bytes().strip()
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    if not text or len(text) > _MAX_TOKEN_BYTES or not (text.isascii() and text.decode().isprintable()):
-        raise ValueError(f"{path}: not a token: one line of ASCII, at most {_MAX_TOKEN_BYTES} bytes")
-    return text.decode()
 
 
 def _global_reactor() -> Any:

@@ -27,7 +27,7 @@ from websockets.frames import Frame, Opcode
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
-from signaling import IceServers, Limits, SignalingFactory, SignalingResource
+from signaling import IceServers, IceSource, Limits, SignalingFactory, SignalingResource
 from signaling.backplane.cluster import Cluster
 from signaling.core.counters import Counters
 from tests.harness.memory_transport import MemoryTransport, PassingClock
@@ -267,6 +267,7 @@ class Harness:
         trusted_proxies: as for ``SignalingFactory``.
         path_prefix: as for ``SignalingFactory``.
         ice_servers: makes them, given the clock.
+        ice_source: makes one, given the clock.
         serve_client: as for ``SignalingFactory``.
         demo: as for ``SignalingFactory``.
         log: of the nodes, is told who comes and goes.
@@ -288,6 +289,7 @@ class Harness:
         store: Callable[[Callable[[], float]], Store] = MemoryStore,
         buffer_bytes: int = 65_536,
         ice_servers: Callable[[Clock], IceServers] = lambda clock: IceServers(),
+        ice_source: Callable[[Clock], IceSource | None] = lambda clock: None,
         allow_origins: Any = (),
         trusted_proxies: Any = (),
         path_prefix: str = "",
@@ -320,6 +322,7 @@ class Harness:
                 trusted_proxies=trusted_proxies,
                 path_prefix=path_prefix,
                 ice_servers=ice_servers(self.clock),
+                ice_source=ice_source(self.clock),
                 serve_client=serve_client,
                 demo=demo,
                 portal=portal,

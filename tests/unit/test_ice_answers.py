@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from signaling.ice_source.answer import MAX_TTL_SECONDS, parse_answer
+from signaling.ice_source.answer import parse_answer
+from signaling.ice_source.provider import MAX_TTL_SECONDS
 
 TURN = "turn:turn.example.com:3478?transport=udp"
 CREDENTIAL = {"username": "bc91b63e2b5d759f", "credential": "hidden"}

@@ -12,8 +12,8 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 
 from signaling import IceServers, IceSource, Turn
-from signaling.ice_source.request import FetchFailed, Provider, Request, make_request
-from signaling.ice_source.source import token_of_file
+from signaling.ice_source.provider import Provider, Request, SourceSettings, make_request
+from signaling.ice_source.request import FetchFailed
 
 URL = "https://turn.example.com/v1/keys/some-key?region=eu"
 TTL = 3600
@@ -255,7 +255,7 @@ def test_a_token_says_how_the_provider_is_asked(url: str, token: str, expected: 
 def test_a_token_is_read_again_for_each_request(tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_text("  one\n")
-    case = Case(token=token_of_file(str(path)))
+    case = Case(token=SourceSettings(URL, str(path)).read_token)
     case.start()
     path.write_text("two\n")
     case.advance(TTL / 2)
@@ -276,7 +276,7 @@ def test_a_file_without_a_token_is_a_failure_that_names_it(tmp_path: Path, conte
     path = tmp_path / "token"
     if content is not None:
         path.write_bytes(content)
-    case = Case(token=token_of_file(str(path)))
+    case = Case(token=SourceSettings(URL, str(path)).read_token)
     case.start()
     assert case.provider.requests == []
     [(_, _, _, text)] = case.log
