@@ -22,6 +22,7 @@ class Unit(Enum):
     FILE = "file"
     ENDPOINT = "endpoint"
     FLAG = "flag"
+    TABLES = "tables"
     COUNT = "count"
     BYTES = "bytes"
     SECONDS = "seconds"

@@ -14,7 +14,7 @@ from constantly import NamedConstant
 from twisted.internet.defer import inlineCallbacks
 from twisted.python import usage
 
-from signaling.app.options import CONFIGURABLE, Options
+from signaling.app.options import Options
 from signaling.app.settings import Setting
 from signaling.limits import LIMIT_OPTIONS, Limits
 from signaling.server.endpoints import Certificates, explain
@@ -177,7 +177,7 @@ class Reloader:
     def _reloads(self, name: str, new: Options) -> bool:
         if name == "auth" and (new.portal is None) != (self._factory.access is None):
             return False
-        return CONFIGURABLE[name].reloads
+        return new.settings[name].option.reloads
 
     def apply(self, prepared: PreparedReload) -> None:
         """Set what was prepared."""
@@ -209,6 +209,8 @@ class Reloader:
             arguments["portal"] = new.portal
         if changed & _ICE_SERVERS and not isinstance(self._factory, WorkerListener):
             arguments["ice_servers"] = new.ice_servers
+        if "topics" in changed and not isinstance(self._factory, WorkerListener):
+            arguments["topic_rules"] = new.topic_rules
         return arguments
 
     # The log

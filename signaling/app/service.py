@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, maybeDeferred
@@ -27,6 +27,9 @@ from signaling.server.http import HttpFactory
 from signaling.timing.clock import use_monotonic_timers
 from signaling.workers.listener import WorkerListener, drain_seconds, routing
 from signaling.workers.supervisor import WorkerSettings
+
+if TYPE_CHECKING:
+    from signaling.ice_source.source import IceSource
 
 
 class Background(Protocol):
@@ -189,6 +192,8 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
             **factory_arguments(options),
             metadata_updates=bool(options["metadata-updates"]),
             ice_servers=options.ice_servers,
+            ice_source=requested_ice_source(options, reactor),
+            topic_rules=options.topic_rules,
             backplane=requested_backplane(options, reactor, events_of_backplane),
         )
     else:
@@ -215,6 +220,23 @@ def requested_backplane(options: Options, reactor: Any, events: Events) -> Backp
     return make_backplane(options.backplane, options.limits, reactor, events)
 
 
+def requested_ice_source(options: Options, reactor: Any) -> IceSource | None:
+    """Make the source of ``--ice-source``; None without that option.
+
+    Raises:
+        StartError: if a package that it needs is not installed.
+    """
+    settings = options.ice_source
+    if settings is None:
+        return None
+    try:
+        # Of the extra tls, and of no use to others.
+        from signaling.ice_source.source import IceSource  # noqa: PLC0415
+    except ImportError as error:
+        raise StartError(f"--ice-source: needs the extra tls, as in pip install '.[tls]': {error}") from None
+    return IceSource(settings.url, settings.read_token, settings.ttl_seconds, reactor=reactor)
+
+
 def factory_arguments(options: Options, worker: int | None = None) -> dict[str, Any]:
     """Return the arguments of an ``HttpFactory``.
 
@@ -225,6 +247,7 @@ def factory_arguments(options: Options, worker: int | None = None) -> dict[str, 
         "limits": limits_of(options.limits, options.workers, worker),
         "allow_origins": options.allow_origins,
         "trusted_proxies": options.trusted_proxies,
+        "proxy_header": options.proxy_header,
         "path_prefix": options.path_prefix,
         "serve_client": bool(options["serve-client"]),
         "demo": bool(options["demo"]),

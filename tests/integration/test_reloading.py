@@ -36,6 +36,7 @@ class Server:
             log_level=options.log_level,
             **{**limits, **harness},
         )
+        self.harness.factory.change(topic_rules=options.topic_rules)
         self.reloader = Reloader(options, self.harness.factory)
         self.lines: list[str] = []
 
@@ -244,6 +245,20 @@ def test_bounds_on_connections_change_and_close_none(tmp_path: Path) -> None:
     [welcome] = server.join().heard()
     assert welcome["code"] == "topic_full"
     assert not any(peer.lost for peer in [*peers, late])
+
+
+def test_bounds_of_topics_by_their_names_change(tmp_path: Path) -> None:
+    table = "[[topics]]\nmatch = 'r*'\nmax-peers = {}"
+    server = Server(tmp_path, table.format(1))
+    assert server.join().heard()
+    [refusal] = server.join().heard()
+    assert refusal["code"] == "topic_full"
+    assert server.reload(table.format(2)) == [
+        'topics: [{match = "r*", max-peers = 1}] -> [{match = "r*", max-peers = 2}]'
+    ]
+    assert len(server.join().heard()) == 2
+    server.reload("")
+    assert len(server.join().heard()) == 2
 
 
 def test_a_rate_of_messages_begins_and_ends_for_peers_that_are_there(tmp_path: Path) -> None:
