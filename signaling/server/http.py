@@ -248,7 +248,9 @@ class HttpFactory(WebSocketConnectionFactory):
             ValueError: an argument is wrong; then nothing was changed.
         """
         origins = self.origins if allow_origins is None else Origins(allow_origins)
-        proxies = self._proxies if trusted_proxies is None else TrustedProxies(trusted_proxies)
+        proxies = self._proxies
+        if trusted_proxies is not None:
+            proxies = TrustedProxies(trusted_proxies, proxies.header)
         if limits is not None and limits.resume_window_seconds != self.limits.resume_window_seconds:
             raise ValueError("resume_window_seconds: it cannot change while the server runs")
         if portal is not None and self.access is None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jwt
 import pytest
+from twisted.internet.address import IPv4Address
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 
 from signaling import Options
@@ -31,6 +32,7 @@ class Server:
         limits = {name: getattr(options.limits, name) for name in options.limits.__slots__}
         self.harness = Harness(
             allow_origins=options.allow_origins,
+            proxy_header=options.proxy_header,
             ice_servers=lambda clock: options.ice_servers,
             portal=options.portal,
             log_level=options.log_level,
@@ -138,6 +140,19 @@ def test_a_new_origin_counts_and_peers_of_an_old_one_stay(tmp_path: Path) -> Non
     assert b" 403 " in server.join(Origin="https://a.example").received
     assert server.join(Origin="https://b.example").heard()
     assert not peer.lost
+
+
+def test_other_trusted_proxies_name_their_clients_in_the_same_header_as_before(tmp_path: Path) -> None:
+    server = Server(tmp_path, "", "--proxy-header=Forwarded")
+    factory = server.harness.factory
+    named = {b"forwarded": [b"for=192.0.2.9"], b"x-forwarded-for": [b"192.0.2.66"]}
+
+    def client() -> str:
+        return factory.client(IPv4Address("TCP", "10.0.0.1", 1), lambda name: named[name]).text
+
+    assert client().startswith("10.0.0.1")
+    server.reload("trusted-proxy = '10.0.0.0/8'")
+    assert client() == "192.0.2.9"
 
 
 def test_a_new_turn_secret_reaches_new_peers_and_all_others(tmp_path: Path) -> None:
