@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,11 +36,14 @@ from signaling.admission.client_address import ProxyHeader, TrustedProxies
 from signaling.admission.logged_addresses import AddressDetail
 from signaling.admission.origins import Hosts, Origins
 from signaling.app.config_file import ConfigFile, ConfigProblem
-from signaling.app.settings import Setting, Source, find, refuse_unknown
+from signaling.app.settings import Setting, Source, find, find_tables, in_tables, refuse_unknown
 from signaling.auth.cred import GrantRealm, IBearerToken
 from signaling.backplane.redis.url import StoreUrl
 from signaling.backplane.redis.url import parse as parse_store_url
 from signaling.core.ice import DEFAULT_TTL_SECONDS, IceServer, IceServers, Turn, parse_ice_servers
+from signaling.core.topic_rules import TopicRules, parse_topic_rules
+from signaling.ice_source import provider as ice_provider
+from signaling.ice_source.provider import SourceSettings
 from signaling.limits import LIMIT_OPTIONS, Limits, Option, Unit, check
 from signaling.log.json_format import log_as_json
 from signaling.web.path_prefix import check_path_prefix
@@ -61,6 +65,9 @@ _MAX_TTL_SECONDS = 31 * 86_400
 _MAX_WORKERS = 256
 _MAX_WEBHOOK_QUEUE = 1_000_000
 DEFAULT_WEBHOOK_QUEUE = 10_000
+# The configuration file is read before all others.
+_READ_WHEN_USED = ("config", "ice-source-token-file")
+_JWT_OPTION = re.compile(r":(?=[a-z]+=)")
 _OPTION_AT_START = re.compile(r"--([a-z][a-z-]*)(?=[: ])")
 
 OPTIONS = (
@@ -102,7 +109,13 @@ OPTIONS = (
         zero="one for each core",
         details="See [workers.md](workers.md).",
     ),
-    Option(name="log-level", variable="LOG_LEVEL", default="info", help="`debug`, `info`, `warn` or `error`."),
+    Option(
+        name="log-level",
+        variable="LOG_LEVEL",
+        reloads=True,
+        default="info",
+        help="`debug`, `info`, `warn` or `error`.",
+    ),
     Option(
         name="log-format",
         default="text",
@@ -118,6 +131,7 @@ OPTIONS = (
     Option(
         name="allow-origin",
         repeats=True,
+        reloads=True,
         default="any",
         help=(
             "Origin that may connect: `https://example.com`, `https://*.example.com` for its subdomains,"
@@ -145,6 +159,7 @@ OPTIONS = (
     Option(
         name="auth",
         repeats=True,
+        reloads=True,
         default="everybody may join",
         help="Who may join: `jwt:FILE`, or another check of `--help-auth`; repeatable.",
         details="See [access.md](access.md).",
@@ -168,11 +183,13 @@ OPTIONS = (
     Option(
         name="ice-servers",
         unit=Unit.FILE,
+        reloads=True,
         help="File with a JSON array of `RTCIceServer` dictionaries that every peer receives.",
     ),
     Option(
         name="turn-uri",
         repeats=True,
+        reloads=True,
         help=(
             "TURN server with time-limited credentials, for example `turn:turn.example.com:3478?transport=udp`;"
             " repeatable."
@@ -181,6 +198,7 @@ OPTIONS = (
     Option(
         name="turn-secret-file",
         unit=Unit.FILE,
+        reloads=True,
         variable="TURN_SECRET",
         help="File with the shared secret of the TURN servers.",
         details="The variable has the secret itself.",
@@ -188,8 +206,29 @@ OPTIONS = (
     Option(
         name="turn-ttl",
         unit=Unit.SECONDS,
+        reloads=True,
         default=str(DEFAULT_TTL_SECONDS),
         help="Lifetime of a TURN credential; peers receive a new one at half of it.",
+    ),
+    Option(
+        name="ice-source",
+        help=(
+            "URL of a provider of ICE servers, asked at the start and at half of their life, for example"
+            " `https://example.com/credentials`; needs the extra `tls`."
+        ),
+        details="See [turn.md](turn.md#a-provider).",
+    ),
+    Option(
+        name="ice-source-token-file",
+        unit=Unit.FILE,
+        help="File with the token for `--ice-source`, or NAME:PASSWORD.",
+        details="Read again for each request.",
+    ),
+    Option(
+        name="ice-source-ttl",
+        unit=Unit.SECONDS,
+        default=str(ice_provider.DEFAULT_TTL_SECONDS),
+        help="Lifetime to ask a provider for, and to expect if its answer does not say.",
     ),
     Option(
         name="webhook",
@@ -210,6 +249,7 @@ OPTIONS = (
     Option(
         name="trusted-proxy",
         repeats=True,
+        reloads=True,
         help=(
             "Address or network of a proxy that is trusted to name its client, or `unix` for clients of a UNIX socket;"
             " repeatable."
@@ -228,6 +268,8 @@ OPTIONS = (
 _HELP_ON_AUTH = ("help-auth", "help-auth-type")
 _ACTIONS = (*_HELP_ON_AUTH, "check-config")
 _ALL = {option.name: option for option in (*OPTIONS, *LIMIT_OPTIONS.values()) if option.name is not None}
+TOPICS = Option(name="topics", unit=Unit.TABLES, reloads=True, help="Bounds of topics by their names.")
+"""The ``[[topics]]`` of the configuration file."""
 CONFIGURABLE = {name: option for name, option in _ALL.items() if name not in _ACTIONS}
 """The options that have a variable of the environment; all but ``config`` are keys of its file."""
 _LIMIT_FIELDS = {option.name: field for field, option in LIMIT_OPTIONS.items() if option.name is not None}
@@ -253,6 +295,7 @@ class Options(usage.Options, AuthOptionMixin):
     Attributes:
         settings: the value of each option, with where it comes from; ``options[name]`` is the value alone.
         given_values: of repeatable options, as the command line has them.
+        working_directory: where relative paths start, unless they stand in the file.
         limits: the limits.
         log_level: a ``twisted.logger.LogLevel``.
         log_addresses: how much of the addresses of clients is logged.
@@ -262,6 +305,8 @@ class Options(usage.Options, AuthOptionMixin):
         proxy_header: in which header those name their clients.
         path_prefix: as for ``check_path_prefix``.
         ice_servers: the STUN and TURN servers for peers.
+        ice_source: a provider of further ones; None means that there is none.
+        topic_rules: bounds of topics by their names.
         listen: endpoint descriptions; if empty, the server listens on ``port``.
         port: the port on all interfaces.
         portal: authenticates clients; None means that everybody may join any topic.
@@ -293,12 +338,16 @@ class Options(usage.Options, AuthOptionMixin):
         self.docs.update({name: help_text(_ALL[name]) for name in _HELP_ON_AUTH})
         self._environ = os.environ if environ is None else environ
         self.given_values: dict[str, list[str]] = {}
+        self.working_directory = os.getcwd()
         self.settings: dict[str, Setting] = {}
+        self._files: dict[str, bytes] = {}
         self.listen: list[str] = []
         self.allow_origins: list[str] = []
         self.metrics_hosts: list[str] = []
         self.trusted_proxies: list[str] = []
         self.ice_servers = IceServers()
+        self.ice_source: SourceSettings | None = None
+        self.topic_rules = TopicRules()
         self.port = DEFAULT_PORT
         self.proxy_header = ProxyHeader.X_FORWARDED_FOR
         self.path_prefix = ""
@@ -322,9 +371,11 @@ class Options(usage.Options, AuthOptionMixin):
         name, _, argument = description.partition(":")
         if name == "file":
             # The checker itself reads the file only at the first login.
-            _read("auth file", argument)
+            self._note_file("auth", _read("auth file", argument))
         try:
             self._add_checker(makeChecker(description))
+            if name == "jwt":
+                self._note_file("auth", Path(_JWT_OPTION.split(argument)[0]).read_bytes())
         except InvalidAuthType:
             known = ", ".join(sorted(factory.authType for factory in findCheckerFactories()))
             raise usage.UsageError(f"--auth: {name!r} is no kind of check; there are {known}") from None
@@ -395,12 +446,44 @@ class Options(usage.Options, AuthOptionMixin):
         path = self.settings["config"].value
         try:
             file = ConfigFile(path) if path is not None else None
-            refuse_unknown(CONFIGURABLE.values(), self._environ, file)
+            refuse_unknown(CONFIGURABLE.values(), self._environ, file, [str(TOPICS.name)])
             for name, option in CONFIGURABLE.items():
                 self.settings[name] = find(option, given[name], self._environ, file)
                 self[name] = self.settings[name].value
+            self.settings["topics"] = find_tables(TOPICS, file)
+            if file is not None and "topics" in file.values:
+                self.topic_rules = _topic_rules(file)
         except (ConfigProblem, ValueError) as error:
             raise usage.UsageError(str(error)) from None
+
+    def _note_file(self, name: str, data: bytes) -> None:
+        self._files[name] = self._files.get(name, b"") + data
+
+    def _read_files(self) -> None:
+        """Read each file that an option names, so that a reload sees whether it has changed."""
+        for name, setting in self.settings.items():
+            names_file = setting.option.unit is Unit.FILE and setting.source is not Source.PLATFORM
+            if names_file and setting.value is not None and name not in _READ_WHEN_USED:
+                self._note_file(name, _read(name, setting.value))
+
+    def file_digests(self) -> dict[str, bytes]:
+        """Return a digest of the content of the files of each option."""
+        return {name: sha256(data).digest() for name, data in self._files.items()}
+
+    def fingerprint(self) -> str:
+        """Return a text that differs if an option or a file differs."""
+        values = [(name, setting.texts, self._files.get(name)) for name, setting in self.settings.items()]
+        return sha256(repr(values).encode()).hexdigest()
+
+    def read_again(self) -> Options:
+        """Parse the same arguments anew, with the files of now.
+
+        Raises:
+            usage.UsageError: something is wrong.
+        """
+        options = Options(self._environ)
+        options.parseOptions(self.arguments)
+        return options
 
     def _given(self, name: str) -> Sequence[str]:
         option = _ALL[name]
@@ -416,6 +499,7 @@ class Options(usage.Options, AuthOptionMixin):
         if self.run_by_twistd:
             self._omit_pid_file()
         self._find_settings()
+        self._read_files()
         self._choose_port_or_listen()
         self.listen, self.port = self["listen"], _port(self._text("port"))
         self.proxy_header = _proxy_header(self._text("proxy-header"))
@@ -439,6 +523,7 @@ class Options(usage.Options, AuthOptionMixin):
         self.backplane = _store_url(self._text("backplane"))
         self.ice_servers = IceServers(self._fixed_ice_servers(), self._turn())
         self.webhook = self._webhook()
+        self.ice_source = self._ice_source()
         self.limits = _limits({name: self[name] for name in _LIMIT_FIELDS if self[name] is not None})
 
     def _text(self, name: str) -> str:
@@ -465,13 +550,34 @@ class Options(usage.Options, AuthOptionMixin):
         if path is None:
             return []
         try:
-            return parse_ice_servers(_read("ice-servers", path))
+            return parse_ice_servers(self._files["ice-servers"])
         except ValueError as error:
             raise usage.UsageError(f"--ice-servers: {path}: {error}") from None
 
+    def _ice_source(self) -> SourceSettings | None:
+        url, path = self["ice-source"], self["ice-source-token-file"]
+        ttl = _ttl("ice-source-ttl", self._text("ice-source-ttl"), ice_provider.MIN_TTL_SECONDS)
+        if url is None:
+            if path is not None:
+                raise usage.UsageError("--ice-source-token-file: name the provider that takes it, with --ice-source")
+            return None
+        if path is None and ice_provider.TOKEN_IN_URL in url:
+            reason = f"{ice_provider.TOKEN_IN_URL} stands for the token: give its file, with --ice-source-token-file"
+            raise usage.UsageError(f"--ice-source: {reason}")
+        settings = SourceSettings(url, path, ttl)
+        for option, check_value in (
+            ("ice-source", lambda: ice_provider.Provider(url)),
+            ("ice-source-token-file", settings.read_token),
+        ):
+            try:
+                check_value()
+            except ValueError as error:
+                raise usage.UsageError(f"--{option}: {error}") from None
+        return settings
+
     def _turn(self) -> Turn | None:
         setting = self.settings["turn-secret-file"]
-        ttl = _ttl(self._text("turn-ttl"))
+        ttl = _ttl("turn-ttl", self._text("turn-ttl"), 2)
         if not self["turn-uri"]:
             if setting.source not in (Source.DEFAULT, Source.PLATFORM):
                 raise usage.UsageError("--turn-secret-file: name the servers that know it, with --turn-uri")
@@ -480,7 +586,7 @@ class Options(usage.Options, AuthOptionMixin):
             # The variable has the secret itself.
             secret = os.fsencode(setting.value)
         else:
-            secret = b"" if setting.value is None else _read("turn-secret-file", setting.value).strip()
+            secret = self._files.get("turn-secret-file", b"").strip()
         if not secret:
             raise usage.UsageError("--turn-uri: a secret is needed, in a file (--turn-secret-file) or in TURN_SECRET")
         try:
@@ -523,6 +629,13 @@ for _option in _ALL.values():
         setattr(Options, f"opt_{str(_option.name).replace('-', '_')}", _collector(_option))
 
 
+def _topic_rules(file: ConfigFile) -> TopicRules:
+    try:
+        return parse_topic_rules(file.values["topics"])
+    except ValueError as error:
+        raise ValueError(in_tables(str(error), "topics", file, CONFIGURABLE)) from None
+
+
 def _checked(option: str, kind: Callable[[list[str]], object], texts: list[str]) -> list[str]:
     try:
         kind(texts)
@@ -540,10 +653,10 @@ def _read(option: str, path: str) -> bytes:
         raise usage.UsageError(f"--{option}: {path}: {error.strerror}") from None
 
 
-def _ttl(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 2 <= int(text[:9]) <= _MAX_TTL_SECONDS):
-        right = f"a whole number of seconds from 2 to {_MAX_TTL_SECONDS} (for example 3600)"
-        raise usage.UsageError(f"--turn-ttl: {text!r} is not {right}")
+def _ttl(option: str, text: str, least: int) -> int:
+    if not (text.isascii() and text.isdigit() and least <= int(text[:9]) <= _MAX_TTL_SECONDS):
+        right = f"a whole number of seconds from {least} to {_MAX_TTL_SECONDS} (for example 3600)"
+        raise usage.UsageError(f"--{option}: {text!r} is not {right}")
     return int(text)
 
 

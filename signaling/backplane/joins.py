@@ -58,7 +58,6 @@ class Joins:
         pending: where the joins are until they are finished.
         clock: for timeouts.
         ids: makes the ids of this node's peers.
-        max_peers: of a topic, for the text of a refusal.
 
     Attributes:
         observed: the observer's; None if there is none.
@@ -73,7 +72,6 @@ class Joins:
         pending: PendingJoins,
         clock: Clock,
         ids: PeerIds,
-        max_peers: int,
     ) -> None:
         self._store = store
         self._membership = membership
@@ -81,7 +79,6 @@ class Joins:
         self._handoffs = handoffs
         self._pending = pending
         self._ids = ids
-        self._max_peers = max_peers
         self._node: Node
         self.observed: PresenceListener | None = None
         self._timeouts: Timeouts[PendingJoin] = Timeouts(clock, _JOIN_SECONDS, self._decide)
@@ -246,7 +243,7 @@ class Joins:
 
         join.stored = Stored.UNKNOWN
         replica.snapshot_requested()
-        self._store.join(join.topic, peer, join.metadata, replied)
+        self._store.join(join.topic, peer, join.metadata, join.max_peers.number, replied)
 
     def _add_with_greater_id(self, join: PendingJoin, greatest: str) -> None:
         try:
@@ -272,7 +269,7 @@ class Joins:
             self._rename(join, self._ids.next())
         reasons = {
             TopicFull.BYTES: LIST_FULL,
-            TopicFull.PEERS: f"the topic has {self._max_peers} peers, which is the most",
+            TopicFull.PEERS: join.max_peers.reached,
         }
         is_known = join.stored is Stored.YES or self.observed is None
         opens = not (is_known or self._presence.has_members(join.topic))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from signaling.core.interfaces import Forwarding, JoinTicket, Node, PresenceListener, ResumeProof
+from signaling.core.topics import MaxPeers
 
 _TICKET = JoinTicket(opens=True)
 
@@ -30,6 +31,7 @@ class StandaloneBackplane:
         self,
         topic: str,
         metadata: bytes | None,
+        max_peers: MaxPeers,
         on_ticket: Callable[[JoinTicket], None],
         proof: ResumeProof | None = None,
     ) -> None:

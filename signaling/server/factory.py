@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from constantly import NamedConstant
 from twisted.internet.defer import Deferred, execute, maybeDeferred
@@ -29,11 +30,13 @@ from signaling.core.peer_ids import PeerIds
 from signaling.core.presence import PresenceReporter
 from signaling.core.session import PeerSession, session_origin
 from signaling.core.session_registry import SessionRegistry
+from signaling.core.topic_rules import TopicRules
 from signaling.core.topics import TopicMap
 from signaling.errors import LeaveReason
 from signaling.limits import Limits
 from signaling.log.events import PacedLog
 from signaling.server.http import HttpFactory
+from signaling.timing.fair_scheduler import FairScheduler
 from signaling.timing.timeouts import Timeouts
 from signaling.timing.wall_clock_timers import ClockSteps, WallClockTimers
 
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from twisted.cred.portal import Portal
     from twisted.internet.interfaces import IReactorTime
 
+    from signaling.ice_source.source import IceSource
     from signaling.server.observer import IPresenceObserver
 
 from signaling.server.protocol import SignalingProtocol
@@ -49,6 +53,8 @@ from signaling.server.protocol import SignalingProtocol
 _OBSERVER_SECONDS = 6.0
 # JavaScript counts no further.
 _MOST_SECONDS = 2**53 - 1
+# About 10 us for each.
+_ICE_UPDATES_PER_PASS = 16
 
 
 class SignalingFactory(HttpFactory):
@@ -63,9 +69,11 @@ class SignalingFactory(HttpFactory):
         proxy_header: in which header, ``X-Forwarded-For`` or ``Forwarded`` (RFC 7239).
         path_prefix: the path below which everything is, on ports of this server's own; empty for none.
         ice_servers: the STUN and TURN servers that peers are sent; None means none.
+        ice_source: a provider of further ones. It is asked when the backplane starts, and no more after a drain.
         serve_client: whether the client for browsers is served: ``/signaling.js`` and ``/sealing.js``.
         demo: whether ``/`` serves the demo.
         portal: checks tokens (docs/access.md); None means that everybody may join.
+        topic_rules: bounds of topics by their names, in place of those in ``limits``; None means none.
         metadata_updates: whether peers may replace their metadata (docs/protocol.md, "Metadata").
         backplane: shares the topics with other servers (docs/cluster.md); None means that there are none. It starts
             with the first port, or the first ``SignalingResource``, and stops at the end of a drain.
@@ -107,9 +115,11 @@ class SignalingFactory(HttpFactory):
         proxy_header: str = ProxyHeader.X_FORWARDED_FOR,
         path_prefix: str = "",
         ice_servers: IceServers | None = None,
+        ice_source: IceSource | None = None,
         serve_client: bool = False,
         demo: bool = False,
         portal: Portal | None = None,
+        topic_rules: TopicRules | None = None,
         metadata_updates: bool = False,
         backplane: Backplane | None = None,
         observer: IPresenceObserver | None = None,
@@ -132,11 +142,13 @@ class SignalingFactory(HttpFactory):
             log_addresses=log_addresses,
         )
         clock = self.reactor
-        self.topics: TopicMap[Peer] = TopicMap(self.limits.max_peers_per_topic, self.limits.max_peer_list_bytes)
+        self.topics: TopicMap[Peer] = TopicMap(
+            self.limits.max_peers_per_topic, self.limits.max_peer_list_bytes, topic_rules
+        )
         self.announcer = Announcer(clock, self.counters.count_dropped_events)
         self.backplane: Backplane = backplane or StandaloneBackplane()
         # An application's tests would find the timer of a start in the reactor.
-        self.has_services = backplane is not None
+        self.has_services = backplane is not None or ice_source is not None
         self.sessions = SessionRegistry(self.limits, clock, self.topics, self._session_closed)
         self.observer = observer
         self.presence = self._reporter(observer, wall_clock) if observer is not None else None
@@ -159,6 +171,11 @@ class SignalingFactory(HttpFactory):
         )
         self.local = LocalPeers(self._peer_services, self._session_moved)
         self.ice_servers = ice_servers or IceServers()
+        self.ice_servers.watch(self._ice_servers_changed)
+        self.ice_source = ice_source
+        self._ice_updates: FairScheduler[SignalingProtocol] = FairScheduler(
+            clock, _ICE_UPDATES_PER_PASS, SignalingProtocol.renewIceServers
+        )
         self.renewals: Timeouts[SignalingProtocol] = Timeouts(
             clock, self.ice_servers.renewal_seconds, SignalingProtocol.renewIceServers
         )
@@ -170,11 +187,15 @@ class SignalingFactory(HttpFactory):
         )
         self.ids = PeerIds()
         self.paced_log = PacedLog(clock)
-        self.judges_messages = (
+        self._metadata_updates = metadata_updates
+        self.judges_messages = self._judges_messages()
+
+    def _judges_messages(self) -> bool:
+        return (
             bool(self.limits.max_messages_per_second)
             or self.events.debug
             or self.access is not None
-            or metadata_updates
+            or self._metadata_updates
         )
 
     def _reporter(self, observer: IPresenceObserver, wall_clock: Callable[[], float]) -> PresenceReporter:
@@ -190,6 +211,43 @@ class SignalingFactory(HttpFactory):
         )
         backplane.report_presence(reporter)
         return reporter
+
+    def change(
+        self, *, ice_servers: IceServers | None = None, topic_rules: TopicRules | None = None, **more: Any
+    ) -> None:
+        """Change how the server runs from now on. No connection is closed, and what is None stays as it is.
+
+        Args:
+            ice_servers: all peers are sent them, besides those of a provider.
+            topic_rules: for joins from now on.
+            more: as for ``HttpFactory``.
+
+        Raises:
+            ValueError: an argument is wrong; then nothing was changed.
+        """
+        super().change(**more)
+        judges_messages = self._judges_messages()
+        if judges_messages != self.judges_messages:
+            self.judges_messages = judges_messages
+            for connection in self.connections:
+                connection.judges_changed()
+        if ice_servers is not None:
+            self.renewals.change(ice_servers.renewal_seconds)
+            if ice_servers.renewal_seconds and self.connections:
+                self.clock_steps.watch()
+            self.ice_servers.replace_with(ice_servers)
+        if topic_rules is not None:
+            self.topics.rules = topic_rules
+
+    def change_limits(self, limits: Limits) -> None:
+        """Let other limits hold from now on."""
+        before = replace(self.limits)
+        super().change_limits(limits)
+        if _rates(limits) != _rates(before):
+            for connection in self.connections:
+                connection.rates_changed()
+        self.topics.max_members = limits.max_peers_per_topic
+        self.token_timeouts.change(limits.handshake_timeout_seconds)
 
     @property
     def relays_queued(self) -> int:
@@ -253,6 +311,10 @@ class SignalingFactory(HttpFactory):
         if peer.topic is not None:
             self.events.handed_off(peer.id, peer.topic.name)
 
+    def _ice_servers_changed(self) -> None:
+        """Send all peers the new ICE servers, a few in each pass of the reactor."""
+        self._ice_updates.extend(cast("Iterable[SignalingProtocol]", self.connections))
+
     def cancel_idle_timers(self) -> None:
         """Leave no timer behind when the last connection is gone, and go on with a drain."""
         self.renewals.cancel_if_idle()
@@ -273,11 +335,15 @@ class SignalingFactory(HttpFactory):
         return {**super().unready_reasons, "backplane": self.backplane.unready_reasons}
 
     def start_services(self) -> None:
-        """Start the backplane."""
+        """Ask for ICE servers, and start the backplane."""
+        if self.ice_source is not None:
+            self.ice_source.start(self.ice_servers, self.events)
         self.backplane.start(self.local)
 
     def stop_services(self) -> Deferred[None]:
-        """Stop the backplane; fires when the other nodes know, or after some seconds without the store."""
+        """Stop the services; fires when the other nodes know, or after some seconds without the store."""
+        if self.ice_source is not None:
+            self.ice_source.stop()
         stopped: Deferred[None] = Deferred()
         self.backplane.stop(lambda: stopped.callback(None))
         return stopped
@@ -307,3 +373,9 @@ class SignalingFactory(HttpFactory):
 
     def _observer_failed(self, failure: Failure) -> None:
         self.events.observer_failed(failure.value)
+
+
+def _rates(limits: Limits) -> tuple[float, ...]:
+    """Return the limits that the token buckets of a connection have."""
+    updates = limits.metadata_updates_per_second, limits.metadata_update_burst
+    return limits.max_messages_per_second, limits.message_burst, *updates

@@ -15,7 +15,7 @@ from prometheus_client.metrics_core import Metric
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel
 
-from signaling import SignalingFactory
+from signaling import IceSource, SignalingFactory
 from signaling.log.events import Events
 from signaling.metrics.collector import ReactorLag, SignalingCollector
 from signaling.webhooks.delivery import Webhooks
@@ -45,8 +45,10 @@ def series(metric: Metric) -> set[str]:
 def metrics() -> list[Metric]:
     clock: Any = Clock()
     sender: Any = None
+    source = IceSource("https://example.com", reactor=clock)
     observer = Webhooks(sender, [], 1, clock, Events(LogLevel.info, clock.seconds), wall_clock=time.time)
-    return list(SignalingCollector(SignalingFactory(observer=observer, reactor=clock), ReactorLag(clock)).collect())
+    factory = SignalingFactory(reactor=clock, observer=observer, ice_source=source)
+    return list(SignalingCollector(factory, ReactorLag(clock)).collect())
 
 
 def names(text: str) -> set[str]:
