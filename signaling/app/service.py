@@ -26,7 +26,7 @@ from signaling.server.endpoints import ListenAddress, endpoint, listen_addresses
 from signaling.server.factory import SignalingFactory
 from signaling.server.http import HttpFactory
 from signaling.timing.clock import use_monotonic_timers
-from signaling.webhooks.delivery import Webhooks
+from signaling.webhooks.delivery import STOP_SECONDS, Webhooks
 from signaling.workers.listener import WorkerListener, drain_seconds, routing
 from signaling.workers.supervisor import WorkerSettings
 
@@ -281,7 +281,8 @@ def _worker_settings(options: Options) -> WorkerSettings:
     if not options.run_by_twistd:
         # What an application changes in its options would not reach the workers.
         raise StartError("--workers: only twistd starts workers; a server in an application is one process")
-    return WorkerSettings(options.workers, options.arguments, drain_seconds(options.limits))
+    observer_seconds = STOP_SECONDS if options.webhook is not None else 0.0
+    return WorkerSettings(options.workers, options.arguments, drain_seconds(options.limits), observer_seconds)
 
 
 def _serve_metrics(
