@@ -19,13 +19,29 @@ TREE = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "signaling"]
 
 
-def test_the_command_runs_a_server_that_drains_at_a_signal_and_says_what_is_wrong() -> None:
-    server = launch([*COMMAND, "--listen=tcp:0:interface=127.0.0.1", "--", "--reactor=poll"])
+def example(folder: Path) -> Path:
+    """Write the file of the documents, and those that it names; returns it."""
+    page = (TREE / "docs" / "configuration.md").read_text()
+    found = re.search(r"```toml\n(.*?)```", page, re.DOTALL)
+    assert found
+    file = folder / "signaling.toml"
+    file.write_text(found[1].replace("tcp:8081", "tcp:0"))
+    (folder / "ice-servers.json").write_text('[{"urls": "stun:stun.example.com"}]')
+    (folder / "turn-secret").write_text("north")
+    return file
+
+
+def test_the_command_runs_the_file_of_the_documents_drains_at_a_signal_and_says_what_is_wrong(tmp_path: Path) -> None:
+    server = launch([*COMMAND, f"--config={example(tmp_path)}", "--", "--reactor=poll"])
     try:
-        server.wait_until_listening()
+        server.wait_for(f'"listening", "address": "unix:{tmp_path}/signaling.sock"')
+        server.port = int(server.wait_for(r'"listening", "address": "127\.0\.0\.1:(\d+)"')[1])
         server.wait_for("PollReactor")
         with connect(server.url + "room") as peer:
-            peer.recv(5)
+            assert [each["urls"] for each in json.loads(peer.recv(5))["iceServers"]] == [
+                "stun:stun.example.com",
+                ["turn:turn.example.com"],
+            ]
             peer.recv(5)
             server.process.send_signal(signal.SIGTERM)
             with pytest.raises(Exception, match="1001"):
