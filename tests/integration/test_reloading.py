@@ -8,13 +8,27 @@ from typing import Any
 import jwt
 import pytest
 from twisted.internet.address import IPv4Address
+from twisted.internet.task import Clock
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 
 from signaling import Options
 from signaling.app.reloading import Reloader
+from signaling.log.events import Events
+from signaling.webhooks.delivery import Webhooks
+from signaling.webhooks.signature import parse_secrets
 from tests.integration.harness import Harness, Peer
 
 KEY = "01234567890123456789012345678901"
+
+
+class NotSending:
+    """What would send webhooks."""
+
+    def send(self, headers: Any, body: bytes) -> Any:
+        raise NotImplementedError
+
+    def close(self) -> Any:
+        raise NotImplementedError
 
 
 class Server:
@@ -239,6 +253,20 @@ def test_relative_paths_start_where_the_server_was_started(tmp_path: Path, monke
     (tmp_path / "ice.json").write_text('[{"urls": "stun:a.example"}]')
     assert server.reload("") == ["ice-servers: its content has changed"]
     assert Path.cwd() == Path("/")
+
+
+def test_a_new_secret_signs_webhooks(tmp_path: Path) -> None:
+    secret, text = tmp_path / "secret", "webhook = 'https://a.example'\nwebhook-secret-file = 'secret'"
+    secret.write_text("whsec_" + "a" * 32)
+    webhooks = Webhooks(NotSending(), [b"old"], 1, Clock(), Events(LogLevel.info, lambda: 0.0), wall_clock=lambda: 0.0)
+    server = Server(tmp_path, text, observe=lambda: webhooks)
+    secret.write_text("whsec_" + "b" * 32)
+    assert server.reload(text) == ["webhook-secret-file: its content has changed"]
+    assert webhooks.keys == parse_secrets(secret.read_text())
+    secret.write_text("b" * 32)
+    assert server.refused(text).startswith(f"line 2: webhook-secret-file: {secret}: line 1 is not whsec_")
+    restarts = ["webhook: a change needs a restart", "webhook-secret-file: a change needs a restart"]
+    assert server.reload("") == restarts
 
 
 # Limits
