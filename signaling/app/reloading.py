@@ -55,7 +55,7 @@ class Reloader:
         options: in force.
         factory: is changed.
         certificates: what names a listener, and its certificate.
-        worker: the number of the worker that the process is; None if it is the whole server, or the listener.
+        worker: the number of the worker whose share of the bound on connections is the process's; None means the whole.
 
     Attributes:
         log_levels: functions that set the level of the process's log; the factory's need not be among them.

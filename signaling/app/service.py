@@ -198,7 +198,8 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
     if not options.run_by_twistd:
         return service
     certificates = [(address.text, address.certificates) for address in addresses if address.certificates]
-    reloader = Reloader(options, factory, certificates)
+    # The listener bounds its connections as the first worker does.
+    reloader = Reloader(options, factory, certificates, worker=None if options.workers == 1 else 0)
     reloader.log_levels.append(events_of_services.set_level)
     return TwistdService(service, options, reloader)
 

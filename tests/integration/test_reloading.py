@@ -245,6 +245,19 @@ def test_a_worker_sets_what_the_listener_has_read_too_without_a_line_in_the_log(
     assert limits.max_topic_bytes == 10
 
 
+def test_each_process_of_several_has_its_share_of_a_new_bound_on_connections(tmp_path: Path) -> None:
+    file = tmp_path / "signaling.toml"
+    file.write_text("workers = 3\nmax-connections = 100")
+    options = Options({})
+    options.parseOptions([f"--config={file}"])
+    for worker, share in enumerate([4, 3, 3]):
+        factory = Harness().factory
+        reloader = Reloader(options, factory, worker=worker)
+        file.write_text("workers = 3\nmax-connections = 10")
+        reloader.apply(reloader.prepare())
+        assert factory.connection_limits.most == share
+
+
 def test_relative_paths_start_where_the_server_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ice.json").write_text("[]")
