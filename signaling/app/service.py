@@ -22,7 +22,7 @@ from signaling.core.interfaces import Backplane
 from signaling.errors import StartError
 from signaling.log.events import Events
 from signaling.server.address_text import address_text
-from signaling.server.endpoints import ListenAddress, endpoint, listen_addresses, start_error
+from signaling.server.endpoints import ListenAddress, endpoint, is_of_systemd, listen_addresses, start_error
 from signaling.server.factory import SignalingFactory
 from signaling.server.http import HttpFactory
 from signaling.timing.clock import use_monotonic_timers
@@ -172,7 +172,9 @@ def makeService(options: Options) -> SignalingService | TwistdService:
 
 
 def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdService:
-    addresses = listen_addresses(reactor, options.listen, options.port)
+    # Systemd hands its sockets over to a start alone.
+    listen = [text for text in options.listen if not (options["check-config"] and is_of_systemd(text))]
+    addresses = listen_addresses(reactor, listen, options.port)
     if options.run_by_twistd:
         raise_file_limit()
         use_monotonic_timers(reactor)

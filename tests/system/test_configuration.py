@@ -64,12 +64,12 @@ def checked(*options: str, **environ: str) -> tuple[int, list[str]]:
 
 def test_check_config_prints_what_is_in_force_or_what_is_wrong_and_listens_nowhere(tmp_path: Path) -> None:
     file = tmp_path / "signaling.toml"
-    file.write_text("port = 1\n")
+    file.write_text("listen = 'systemd:domain=INET6:index=0'\n")
     status, lines = checked(f"--config={file}", LOG_LEVEL="warn")
     assert status == 0
     assert [line for line in lines if not line.startswith("#")] == [
         f'config = "{file}"  # command line',
-        f"port = 1  # {file}: line 1",
+        f'listen = ["systemd:domain=INET6:index=0"]  # {file}: line 1',
         'log-level = "warn"  # LOG_LEVEL',
     ]
     file.write_text('\nmetrics-listen = "tcp:x"\n')
