@@ -15,7 +15,7 @@ from twisted.internet.defer import inlineCallbacks
 from twisted.python import usage
 
 from signaling.app.options import Options
-from signaling.app.settings import Setting
+from signaling.app.settings import Setting, encode_settings
 from signaling.limits import LIMIT_OPTIONS, Limits
 from signaling.server.endpoints import Certificates, explain
 from signaling.server.http import HttpFactory
@@ -201,6 +201,8 @@ class Reloader:
                 self._digests[name] = digests[name]
             else:
                 self._digests.pop(name, None)
+        if isinstance(self._factory, WorkerListener):
+            self._factory.settings.in_force = encode_settings(self._settings.values())
 
     def _arguments(self, new: Options, changed: set[str]) -> dict[str, Any]:
         """Return what changes, as arguments of the factory's ``change``."""

@@ -15,7 +15,7 @@ from signaling.admission.open_files import raise_file_limit
 from signaling.admission.origins import Hosts
 from signaling.app.options import Options
 from signaling.app.reloading import Reloader, limits_of
-from signaling.app.settings import describe
+from signaling.app.settings import describe, encode_settings
 from signaling.app.twistd import TwistdService
 from signaling.backplane.engines import make_backplane
 from signaling.core.interfaces import Backplane
@@ -279,7 +279,8 @@ def _worker_settings(options: Options) -> WorkerSettings:
     if not options.run_by_twistd:
         # What an application changes in its options would not reach the workers.
         raise StartError("--workers: only twistd starts workers; a server in an application is one process")
-    return WorkerSettings(options.workers, options.arguments, drain_seconds(options.limits))
+    in_force = encode_settings(options.settings.values())
+    return WorkerSettings(options.workers, options.arguments, drain_seconds(options.limits), in_force)
 
 
 def _serve_metrics(

@@ -27,7 +27,7 @@ from signaling.app.service import (
 from signaling.log.events import Events
 from signaling.server.factory import SignalingFactory
 from signaling.timing.clock import use_monotonic_timers
-from signaling.workers.supervisor import CHANNEL_DESCRIPTOR
+from signaling.workers.supervisor import CHANNEL_DESCRIPTOR, SETTINGS_DESCRIPTOR
 from signaling.workers.worker import WorkerFactory, WorkerProcess
 
 
@@ -50,6 +50,11 @@ def _metrics(options: Options, factory: SignalingFactory, reactor: Any, number: 
     return partial(snapshot, make_registry(factory, lag), worker_name(number))
 
 
+def _settings() -> bytes:
+    with open(SETTINGS_DESCRIPTOR, "rb") as file:
+        return file.read()
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run a worker until the listener stops it, or is gone.
 
@@ -60,7 +65,7 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         SystemExit: if the options have become wrong, because of a file that they name.
     """
-    reactor, number, options = _reactor_of(arguments[0]), int(arguments[1]), Options()
+    reactor, number, options = _reactor_of(arguments[0]), int(arguments[1]), Options(in_force=_settings())
     use_monotonic_timers(reactor)
     try:
         options.parseOptions(list(arguments[3:]))
