@@ -235,7 +235,10 @@ def requested_ice_source(options: Options, reactor: Any) -> IceSource | None:
 
 
 def requested_observer(options: Options, reactor: Any, events: Events) -> IPresenceObserver | None:
-    """Make the observer of ``--webhook``, with a log of its own; None without that option.
+    """Make the observer of ``--webhook``; None without that option.
+
+    Args:
+        events: where deliveries that fail are logged.
 
     Raises:
         StartError: if a package that it needs is not installed.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jwt
 import pytest
@@ -19,16 +19,6 @@ from signaling.webhooks.signature import parse_secrets
 from tests.integration.harness import Harness, Peer
 
 KEY = "01234567890123456789012345678901"
-
-
-class NotSending:
-    """What would send webhooks."""
-
-    def send(self, headers: Any, body: bytes) -> Any:
-        raise NotImplementedError
-
-    def close(self) -> Any:
-        raise NotImplementedError
 
 
 class Server:
@@ -271,7 +261,8 @@ def test_relative_paths_start_where_the_server_was_started(tmp_path: Path, monke
 def test_a_new_secret_signs_webhooks(tmp_path: Path) -> None:
     secret, text = tmp_path / "secret", "webhook = 'https://a.example'\nwebhook-secret-file = 'secret'"
     secret.write_text("whsec_" + "a" * 32)
-    webhooks = Webhooks(NotSending(), [b"old"], 1, Clock(), Events(LogLevel.info, lambda: 0.0), wall_clock=lambda: 0.0)
+    clock, sender = Clock(), cast("Any", None)
+    webhooks = Webhooks(sender, [], 1, clock, Events(LogLevel.info, clock.seconds), wall_clock=clock.seconds)
     server = Server(tmp_path, text, observe=lambda: webhooks)
     secret.write_text("whsec_" + "b" * 32)
     assert server.reload(text) == ["webhook-secret-file: its content has changed"]
