@@ -13,7 +13,7 @@ from itertools import islice
 from signaling.backplane.membership import Membership
 from signaling.backplane.messages import EventKind, Member, TopicEvent
 from signaling.backplane.pending_joins import PendingJoins
-from signaling.backplane.store import Snapshot, Store
+from signaling.backplane.store import Departure, Snapshot, Store
 from signaling.backplane.topic_replica import Change, OwnPeers, TopicReplica, Update
 from signaling.backplane.updates import PendingUpdates
 from signaling.core.interfaces import Node, PresenceListener
@@ -309,6 +309,7 @@ class Presence:
             self.resync(topic)
 
     def _report_removed(self, observed: PresenceListener, topic: str, snapshot: Snapshot) -> None:
+        observed.synced(topic, snapshot.removed)
         moves = self._unanswered_moves.pop(topic, {})
         for peer in snapshot.removed:
             if peer in moves:
@@ -319,10 +320,12 @@ class Presence:
     def leave(self, topic: str, peer: str) -> None:
         """Announce to the other nodes that a peer of this node left."""
 
-        def left(was_last: bool | None) -> None:
-            if was_last is None:
+        def left(departure: Departure | None) -> None:
+            if departure is None:
                 self._unverified[topic] = None
-            self._report_end(topic, is_over=bool(was_last))
+            elif self.observed is not None:
+                self.observed.leave_decided(topic, peer, has_left=departure is not Departure.ELSEWHERE)
+            self._report_end(topic, is_over=departure is Departure.CLOSED)
 
         is_connected = self._membership.is_connected
         if is_connected:

@@ -190,6 +190,12 @@ class PresenceListener(Protocol):
     def forget_if_empty(self, topic: str) -> None:
         """The topic has peers elsewhere, or nobody knows; this node may have none left."""
 
+    def leave_decided(self, topic: str, peer: str, *, has_left: bool) -> None:
+        """Report whether a peer of which ``Backplane.leave`` was told has left, or is at another node by now."""
+
+    def synced(self, topic: str, removed: Collection[str]) -> None:
+        """The store lists the right peers of this node again; it had listed ``removed`` wrongly."""
+
     def peer_of_lost_node(self, topic: str, peer: str, metadata: bytes | None, node: str) -> None:
         """This node removed a peer of a node that it evicted."""
 

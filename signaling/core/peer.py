@@ -155,7 +155,7 @@ class Peer:
             if topic.members:
                 services.announcer.announce(topic, text_frame(messages.peer_left(self.id)))
             if services.presence is not None:
-                services.presence.left(topic.name, self, reason)
+                services.presence.left(topic.name, self, reason, may_be_elsewhere=self._may_be_elsewhere)
             services.backplane.leave(topic.name, self.id)
 
     def _leave_topic(self) -> Topic[Peer] | None:
@@ -211,6 +211,11 @@ class Peer:
         return messages.listed_bytes(self.id, metadata) - self.listed_bytes
 
     # Resuming, which a plain peer cannot: see PeerSession
+
+    @property
+    def _may_be_elsewhere(self) -> bool:
+        """Whether another node may have this peer by now."""
+        return False
 
     @property
     def is_handing_off(self) -> bool:

@@ -176,6 +176,11 @@ class PeerSession(Peer):
         return len(self._unwritten)
 
     @property
+    def _may_be_elsewhere(self) -> bool:
+        """Whether another node may have this peer by now."""
+        return bool(self._handoffs)
+
+    @property
     def is_handing_off(self) -> bool:
         """Whether another node may have taken this session."""
         return self.state is SessionState.HANDING_OFF
