@@ -18,7 +18,6 @@ from typing import Any, NamedTuple, Protocol
 
 from signaling.errors import LeaveReason
 
-
 # Nothing comes of a leave if the store has forgotten the topic when it can be asked again.
 _MAX_UNDECIDED_TOPICS = 10_000
 
