@@ -323,14 +323,14 @@ class Presence:
         def left(departure: Departure | None) -> None:
             if departure is None:
                 self._unverified[topic] = None
-            elif self.observed is not None:
-                self.observed.leave_decided(topic, peer, has_left=departure is not Departure.ELSEWHERE)
+            self._report_leave(topic, peer, departure)
             self._report_end(topic, is_over=departure is Departure.CLOSED)
 
         is_connected = self._membership.is_connected
         if is_connected:
             self._store.leave(topic, peer, left)
         else:
+            self._report_leave(topic, peer, None)
             self._report_end(topic, is_over=not self.has_members(topic))
         self.forget_if_empty(topic)
         if not is_connected and topic in self._replicas:
@@ -345,6 +345,11 @@ class Presence:
         """Return whether a topic has members, on this node or another, as far as this one knows."""
         replica = self._replicas.get(topic)
         return any(True for _ in self._node.members(topic)) or (replica is not None and any(replica.nodes()))
+
+    def _report_leave(self, topic: str, peer: str, departure: Departure | None) -> None:
+        if self.observed is not None:
+            has_left = None if departure is None else departure is not Departure.ELSEWHERE
+            self.observed.leave_decided(topic, peer, has_left)
 
     def _report_end(self, topic: str, *, is_over: bool) -> None:
         if self.observed is not None:

@@ -190,8 +190,8 @@ class PresenceListener(Protocol):
     def forget_if_empty(self, topic: str) -> None:
         """The topic has peers elsewhere, or nobody knows; this node may have none left."""
 
-    def leave_decided(self, topic: str, peer: str, *, has_left: bool) -> None:
-        """Report whether a peer of which ``Backplane.leave`` was told has left, or is at another node by now."""
+    def leave_decided(self, topic: str, peer: str, has_left: bool | None) -> None:
+        """A peer of which ``Backplane.leave`` was told has left, or is at another node; None if that is not known."""
 
     def synced(self, topic: str, removed: Collection[str]) -> None:
         """The store lists the right peers of this node again; it had listed ``removed`` wrongly."""

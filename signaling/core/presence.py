@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 from signaling.errors import LeaveReason
 
 # Nothing comes of a leave if the store has forgotten the topic when it can be asked again.
-_MAX_UNDECIDED_TOPICS = 10_000
+_MAX_UNANSWERED_TOPICS = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,8 +204,9 @@ class PresenceReporter:
         self._failed = failed
         # The topics in which this server has peers that were told.
         self._topics: dict[str, _ReportedTopic] = {}
-        # The peers that left, or are at another node: only the store knows. By topic and id.
-        self._undecided: dict[str, dict[str, _UndecidedLeave]] = {}
+        # The peers that left, or are at another node: the store was asked, or could not be asked.
+        self._undecided: dict[tuple[str, str], _UndecidedLeave] = {}
+        self._unanswered: dict[str, dict[str, _UndecidedLeave]] = {}
 
     # Called by the core
 
@@ -248,9 +249,7 @@ class PresenceReporter:
         duration = self._seconds() - record.joined_at
         if may_be_elsewhere and record.node is not None:
             gone = _RemovedPeer(peer.id, peer.metadata)
-            self._undecided.setdefault(topic, {})[peer.id] = _UndecidedLeave(gone, record, reason, duration)
-            if len(self._undecided) > _MAX_UNDECIDED_TOPICS:
-                del self._undecided[next(iter(self._undecided))]
+            self._undecided[topic, peer.id] = _UndecidedLeave(gone, record, reason, duration)
             return
         self._tell_left(topic, peer, record, reason, duration)
         if record.node is None and not reported.peers:
@@ -278,19 +277,21 @@ class PresenceReporter:
 
     # Called by the backplane
 
-    def leave_decided(self, topic: str, peer: str, *, has_left: bool) -> None:
-        """Tell that a peer left, if it waited for this."""
-        leaves = self._undecided.get(topic, {})
-        leave = leaves.pop(peer, None)
-        if not leaves:
-            self._undecided.pop(topic, None)
+    def leave_decided(self, topic: str, peer: str, has_left: bool | None) -> None:
+        """Tell that a peer left, if it waited for this; None if the store did not answer: then ``synced`` decides."""
+        leave = self._undecided.pop((topic, peer), None)
         if leave is not None and has_left:
             self._tell_left(topic, *leave)
+        elif leave is not None and has_left is None:
+            self._unanswered.setdefault(topic, {})[peer] = leave
+            if len(self._unanswered) > _MAX_UNANSWERED_TOPICS:
+                del self._unanswered[next(iter(self._unanswered))]
 
     def synced(self, topic: str, removed: Collection[str]) -> None:
-        """Decide about all peers of a topic that wait: those that the store had not removed are at other nodes."""
-        for peer in list(self._undecided.get(topic, ())):
-            self.leave_decided(topic, peer, has_left=peer in removed)
+        """Decide about the peers of a topic that wait: those that the store has not removed are at other nodes."""
+        for peer, leave in self._unanswered.pop(topic, {}).items():
+            if peer in removed:
+                self._tell_left(topic, *leave)
 
     def topic_opened(self, topic: str) -> None:
         """Tell that a topic was opened."""
