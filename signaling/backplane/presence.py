@@ -309,7 +309,7 @@ class Presence:
             self.resync(topic)
 
     def _report_removed(self, observed: PresenceListener, topic: str, snapshot: Snapshot) -> None:
-        observed.synced(topic, snapshot.removed)
+        observed.synced(topic, snapshot.members)
         moves = self._unanswered_moves.pop(topic, {})
         for peer in snapshot.removed:
             if peer in moves:

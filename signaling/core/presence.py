@@ -287,10 +287,10 @@ class PresenceReporter:
             if len(self._unanswered) > _MAX_UNANSWERED_TOPICS:
                 del self._unanswered[next(iter(self._unanswered))]
 
-    def synced(self, topic: str, removed: Collection[str]) -> None:
-        """Decide about the peers of a topic that wait: those that the store has not removed are at other nodes."""
+    def synced(self, topic: str, members: Collection[str]) -> None:
+        """Decide about the peers of a topic that wait: those that are still members are at other nodes."""
         for peer, leave in self._unanswered.pop(topic, {}).items():
-            if peer in removed:
+            if peer not in members:
                 self._tell_left(topic, *leave)
 
     def topic_opened(self, topic: str) -> None:
