@@ -18,7 +18,7 @@ _ABOUT_SERVERS = frozenset(
     {
         *("listening", "listen_failed", "option_changed", "reload_failed"),
         *("backplane_connected", "backplane_disconnected", "backplane_error", "node_unregistered"),
-        "ice_servers_not_fetched",
+        *("ice_servers_not_fetched", "webhook_failed"),
     }
 )
 # Kept of an event of others, whose text and traceback are written anew.
