@@ -41,6 +41,7 @@ EXAMPLES: dict[str, tuple[list[str], list[str]]] = {
     "ice-source-token-file": (["{folder}/secret"], ["{folder}/more-secret"]),
     "ice-source-ttl": (["600"], ["700"]),
     "trusted-proxy": (["::1", "10.0.0.0/8"], ["unix"]),
+    "proxy-header": (["Forwarded"], ["X-Forwarded-For"]),
 }
 # An option that others need, or that an option needs.
 WITH = {
