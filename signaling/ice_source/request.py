@@ -1,6 +1,6 @@
 """One HTTP request to a provider; its answer is bounded in bytes, head and body together, and in time.
 
-Redirects are not followed, and proxies of the environment do not count.
+Redirects are not followed, and proxies of the environment do not count. The platform's certificates are trusted.
 """
 
 from __future__ import annotations
@@ -41,12 +41,10 @@ class HttpFetcher:
 
     Args:
         reactor: for connections and timers.
-        trust: whose certificates count, as ``optionsForClientTLS`` takes it; None means the platform's.
     """
 
-    def __init__(self, reactor: Any, trust: Any = None) -> None:
+    def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
-        self._trust = trust
 
     def fetch(self, request: Request) -> Deferred[bytes]:
         """Send a request.
@@ -54,7 +52,7 @@ class HttpFetcher:
         Returns:
             Fires with the body; fails with ``FetchFailed``. To cancel it ends the connection.
         """
-        exchange = _Exchange(self._reactor, self._trust)
+        exchange = _Exchange(self._reactor)
         answer: Deferred[bytes] = ensureDeferred(self._fetch(request, exchange))
         answer.addTimeout(ANSWER_SECONDS, self._reactor, _timed_out)
         return answer.addCallbacks(exchange.check, exchange.explain)
@@ -104,9 +102,8 @@ class _Exchange:
         status: of the answer; 0 before there is one.
     """
 
-    def __init__(self, reactor: Any, trust: Any) -> None:
+    def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
-        self._trust = trust
         self._wrapper: Any = None
         self.status = 0
 
@@ -134,8 +131,7 @@ class _Exchange:
         host = uri.host.decode()
         endpoint = HostnameEndpoint(self._reactor, host, uri.port, timeout=ANSWER_SECONDS)
         if uri.scheme == b"https":
-            trust = {} if self._trust is None else {"trustRoot": self._trust}
-            return _Bounded(wrapClientTLS(strict_options(host, **trust), endpoint), self)
+            return _Bounded(wrapClientTLS(strict_options(host), endpoint), self)
         return _Bounded(endpoint, self)
 
     def connected(self, wrapper: Any) -> Any:
