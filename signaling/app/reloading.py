@@ -15,10 +15,11 @@ from twisted.internet.defer import inlineCallbacks
 from twisted.python import usage
 
 from signaling.app.options import Options
-from signaling.app.settings import Setting
+from signaling.app.settings import Setting, encode_settings
 from signaling.limits import LIMIT_OPTIONS, Limits
 from signaling.server.endpoints import Certificates, explain
 from signaling.server.http import HttpFactory
+from signaling.webhooks.delivery import Webhooks
 from signaling.workers.listener import WorkerListener
 from signaling.workers.topic_router import share
 
@@ -54,7 +55,7 @@ class Reloader:
         options: in force.
         factory: is changed.
         certificates: what names a listener, and its certificate.
-        worker: the number of the worker that the process is; None if it is the whole server, or the listener.
+        worker: the number of the worker whose share of the bound on connections is the process's; None means the whole.
 
     Attributes:
         log_levels: functions that set the level of the process's log; the factory's need not be among them.
@@ -177,6 +178,8 @@ class Reloader:
     def _reloads(self, name: str, new: Options) -> bool:
         if name == "auth" and (new.portal is None) != (self._factory.access is None):
             return False
+        if name == "webhook-secret-file" and (new.webhook is None or not self._settings["webhook"].texts):
+            return False
         return new.settings[name].option.reloads
 
     def apply(self, prepared: PreparedReload) -> None:
@@ -186,6 +189,9 @@ class Reloader:
             use()
         self._limits = _limits_in_force(self._limits, new.limits)
         self._factory.change(**self._arguments(new, changed))
+        observer = getattr(self._factory, "observer", None)
+        if "webhook-secret-file" in changed and isinstance(observer, Webhooks) and new.webhook is not None:
+            observer.keys = new.webhook.keys
         if "log-level" in changed:
             self._log_level = new.log_level
         digests = new.file_digests()
@@ -195,6 +201,8 @@ class Reloader:
                 self._digests[name] = digests[name]
             else:
                 self._digests.pop(name, None)
+        if isinstance(self._factory, WorkerListener):
+            self._factory.settings.in_force = encode_settings(self._settings.values())
 
     def _arguments(self, new: Options, changed: set[str]) -> dict[str, Any]:
         """Return what changes, as arguments of the factory's ``change``."""

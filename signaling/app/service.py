@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,22 +15,24 @@ from signaling.admission.open_files import raise_file_limit
 from signaling.admission.origins import Hosts
 from signaling.app.options import Options
 from signaling.app.reloading import Reloader, limits_of
-from signaling.app.settings import describe
+from signaling.app.settings import describe, encode_settings
 from signaling.app.twistd import TwistdService
 from signaling.backplane.engines import make_backplane
 from signaling.core.interfaces import Backplane
 from signaling.errors import StartError
 from signaling.log.events import Events
 from signaling.server.address_text import address_text
-from signaling.server.endpoints import ListenAddress, endpoint, listen_addresses, start_error
+from signaling.server.endpoints import ListenAddress, endpoint, is_of_systemd, listen_addresses, start_error
 from signaling.server.factory import SignalingFactory
 from signaling.server.http import HttpFactory
 from signaling.timing.clock import use_monotonic_timers
+from signaling.webhooks.delivery import Webhooks
 from signaling.workers.listener import WorkerListener, drain_seconds, routing
 from signaling.workers.supervisor import WorkerSettings
 
 if TYPE_CHECKING:
     from signaling.ice_source.source import IceSource
+    from signaling.server.observer import IPresenceObserver
 
 
 class Background(Protocol):
@@ -169,12 +172,14 @@ def makeService(options: Options) -> SignalingService | TwistdService:
 
 
 def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdService:
-    addresses = listen_addresses(reactor, options.listen, options.port)
+    # Systemd hands its sockets over to a start alone.
+    listen = [text for text in options.listen if not (options["check-config"] and is_of_systemd(text))]
+    addresses = listen_addresses(reactor, listen, options.port)
     if options.run_by_twistd:
         raise_file_limit()
         use_monotonic_timers(reactor)
     factory: HttpFactory
-    events_of_backplane = Events(options.log_level, reactor.seconds)
+    events_of_services = Events(options.log_level, reactor.seconds)
     if options.workers == 1:
         factory = SignalingFactory(
             **factory_arguments(options),
@@ -182,7 +187,8 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
             ice_servers=options.ice_servers,
             ice_source=requested_ice_source(options, reactor),
             topic_rules=options.topic_rules,
-            backplane=requested_backplane(options, reactor, events_of_backplane),
+            backplane=requested_backplane(options, reactor, events_of_services),
+            observer=requested_observer(options, reactor, events_of_services),
         )
     else:
         addresses = [routing(address) for address in addresses]
@@ -194,8 +200,9 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
     if not options.run_by_twistd:
         return service
     certificates = [(address.text, address.certificates) for address in addresses if address.certificates]
-    reloader = Reloader(options, factory, certificates)
-    reloader.log_levels.append(events_of_backplane.set_level)
+    # The listener bounds its connections as the first worker does.
+    reloader = Reloader(options, factory, certificates, worker=None if options.workers == 1 else 0)
+    reloader.log_levels.append(events_of_services.set_level)
     return TwistdService(service, options, reloader)
 
 
@@ -227,6 +234,30 @@ def requested_ice_source(options: Options, reactor: Any) -> IceSource | None:
     return IceSource(settings.url, settings.read_token, settings.ttl_seconds, reactor=reactor)
 
 
+def requested_observer(options: Options, reactor: Any, events: Events) -> IPresenceObserver | None:
+    """Make the observer of ``--webhook``; None without that option.
+
+    Args:
+        events: where deliveries that fail are logged.
+
+    Raises:
+        StartError: if a package that it needs is not installed.
+    """
+    settings = options.webhook
+    if settings is None:
+        return None
+    # Of twisted.web's client, which takes long to import.
+    from signaling.webhooks.sender import HttpSender  # noqa: PLC0415
+
+    try:
+        sender = HttpSender(reactor, settings.url)
+    except ImportError as error:
+        raise StartError(f"--webhook: https needs the extra tls, as in pip install '.[tls]': {error}") from None
+    if settings.url.is_readable_on_its_way:
+        events.webhook_unprotected(str(settings.url))
+    return Webhooks(sender, settings.keys, settings.max_events, reactor, events, wall_clock=time.time)
+
+
 def factory_arguments(options: Options, worker: int | None = None) -> dict[str, Any]:
     """Return the arguments of an ``HttpFactory``.
 
@@ -251,7 +282,8 @@ def _worker_settings(options: Options) -> WorkerSettings:
     if not options.run_by_twistd:
         # What an application changes in its options would not reach the workers.
         raise StartError("--workers: only twistd starts workers; a server in an application is one process")
-    return WorkerSettings(options.workers, options.arguments, drain_seconds(options.limits))
+    in_force = encode_settings(options.settings.values())
+    return WorkerSettings(options.workers, options.arguments, drain_seconds(options.limits), in_force)
 
 
 def _serve_metrics(
