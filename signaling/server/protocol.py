@@ -344,7 +344,8 @@ class SignalingProtocol(HttpProtocol[Receipt]):
 
     def _apply_grant(self, grant: Grant) -> None:
         self._may_send = grant.may_send
-        self._token_rate = grant.message_rate
+        if grant.message_rate != self._token_rate:
+            self._token_rate = grant.message_rate
         if grant.metadata is not None:
             self._metadata_fixed = True
         if grant.expires is not None:
