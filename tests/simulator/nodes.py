@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 PREFIX = "s:"
 JOINS_PER_PASS = 4
 LARGEST_HIGH_WATER = 16
+LONGEST_ENTRY = 200
 
 
 class SimulatedIds(PeerIds):
@@ -345,7 +346,12 @@ class SimulatedNode:
             self.violation(f"the ticket of {peer} in {topic} says that it joined: {joined}, which is not true")
         elif ticket.session is not None and not (is_here or self.draining):
             # The replay buffers of other nodes may hold more than this one's.
-            has_room = self.topics.size(topic) < self.limits.max_peers_per_topic
+            found = self.topics.find(topic)
+            # A list may be too long, because nodes without the store do not know each other's.
+            has_room = found is None or (
+                len(found) < self.limits.max_peers_per_topic
+                and found.listed_bytes + LONGEST_ENTRY <= self.limits.max_peer_list_bytes
+            )
             if has_room and self.limits.high_water_messages == LARGEST_HIGH_WATER:
                 self.violation(f"the session of {peer} in {topic}, which another node handed off, is lost")
 
