@@ -216,7 +216,7 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         if self._metadata_fixed:
             rejected = Rejected(ErrorCode.FORBIDDEN, "the token decides the metadata", update.msg_id)
         elif round(bucket.available(now), 6) < 1:
-            text = f"at most {limits.metadata_updates_per_second:g} updates of metadata a second; nothing has changed"
+            text = f"updates of metadata: at most {limits.metadata_updates_per_second:g} a second; nothing has changed"
             rejected = Rejected(ErrorCode.RATE_LIMITED, text, update.msg_id)
         else:
             bucket.take(now)

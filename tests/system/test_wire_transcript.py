@@ -1321,17 +1321,22 @@ def resumed(on: Stage, name: str, text: str, seen: int, path: str = "/ws/room") 
 
 def metadata(notes: Notes, folder: Path) -> None:
     """Peers that replace their metadata, and what does not."""
-    options = ("--auth", f"jwt:{key_file(folder)}", "--metadata-rate=0.001", "--metadata-burst=4")
-    with stage(notes, "--metadata-updates", *options) as on:
+    auth = ("--auth", f"jwt:{key_file(folder)}:audience=us:issuer=issuer")
+    with stage(notes, "--metadata-updates", "--metadata-rate=0.001", "--metadata-burst=4", *auth) as on:
+
+        def join(name: str, target: str = "/ws/room", **claims: object) -> Client:
+            return on.join(name, target, bearer(token(**claims)), told=f"upgrade {target} {claims or ''}")
+
         on.title("metadata is replaced, and is in the lists of later peers")
-        a, b = on.join("a", "/ws/room?metadata={}", bearer(token())), on.join("b", "/ws/room", bearer(token()))
+        a, b = join("a", "/ws/room?metadata={}"), join("b")
         a.sync()
         a.say('{"type":"metadata","metadata":{ "b":1e400,"u":"\\ud800 \\u00e4 ä","b":[]},"msgId":"1"}')
         a.say('{"metadata":{"a":%s},"\\u0074ype":"meta\\u0064ata"}' % ("[" * 63 + "]" * 63))
+        a.sync()
         b.say('{"type":"metadata","metadata":{}}')
         for client in (a, b):
             client.sync()
-        on.join("c", "/ws/room", bearer(token())).leave()
+        join("c").leave()
         a.sync()
         on.title("what is none, and what is too much")
         for text in (
@@ -1351,7 +1356,7 @@ def metadata(notes: Notes, folder: Path) -> None:
         a.sync()
         on.title("tokens that forbid it")
         for own in ({"topics": ["room"], "metadata": {"n": 0}}, {"topics": ["room"], "send": False}):
-            other = on.join("other", "/ws/room", bearer(token(own=own)))
+            other = join("other", own=own)
             other.say('{"type":"metadata","metadata":{},"msgId":"m"}')
             other.sync()
             other.leave()
