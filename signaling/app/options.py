@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,11 +36,12 @@ from signaling.admission.client_address import ProxyHeader, TrustedProxies
 from signaling.admission.logged_addresses import AddressDetail
 from signaling.admission.origins import Hosts, Origins
 from signaling.app.config_file import ConfigFile, ConfigProblem
-from signaling.app.settings import Setting, Source, find, refuse_unknown
+from signaling.app.settings import Setting, Source, find, find_tables, in_tables, refuse_unknown
 from signaling.auth.cred import GrantRealm, IBearerToken
 from signaling.backplane.redis.url import StoreUrl
 from signaling.backplane.redis.url import parse as parse_store_url
 from signaling.core.ice import DEFAULT_TTL_SECONDS, IceServer, IceServers, Turn, parse_ice_servers
+from signaling.core.topic_rules import TopicRules, parse_topic_rules
 from signaling.ice_source import provider as ice_provider
 from signaling.ice_source.provider import SourceSettings
 from signaling.limits import LIMIT_OPTIONS, Limits, Option, Unit, check
@@ -58,6 +60,9 @@ LOG_LEVELS: dict[str, NamedConstant] = {
 _DEFAULTS = Limits()
 _MAX_TTL_SECONDS = 31 * 86_400
 _MAX_WORKERS = 256
+# The configuration file is read before all others.
+_READ_WHEN_USED = ("config", "ice-source-token-file")
+_JWT_OPTION = re.compile(r":(?=[a-z]+=)")
 _OPTION_AT_START = re.compile(r"--([a-z][a-z-]*)(?=[: ])")
 
 OPTIONS = (
@@ -99,7 +104,13 @@ OPTIONS = (
         zero="one for each core",
         details="See [workers.md](workers.md).",
     ),
-    Option(name="log-level", variable="LOG_LEVEL", default="info", help="`debug`, `info`, `warn` or `error`."),
+    Option(
+        name="log-level",
+        variable="LOG_LEVEL",
+        reloads=True,
+        default="info",
+        help="`debug`, `info`, `warn` or `error`.",
+    ),
     Option(
         name="log-format",
         default="text",
@@ -115,6 +126,7 @@ OPTIONS = (
     Option(
         name="allow-origin",
         repeats=True,
+        reloads=True,
         default="any",
         help=(
             "Origin that may connect: `https://example.com`, `https://*.example.com` for its subdomains,"
@@ -142,6 +154,7 @@ OPTIONS = (
     Option(
         name="auth",
         repeats=True,
+        reloads=True,
         default="everybody may join",
         help="Who may join: `jwt:FILE`, or another check of `--help-auth`; repeatable.",
         details="See [access.md](access.md).",
@@ -165,11 +178,13 @@ OPTIONS = (
     Option(
         name="ice-servers",
         unit=Unit.FILE,
+        reloads=True,
         help="File with a JSON array of `RTCIceServer` dictionaries that every peer receives.",
     ),
     Option(
         name="turn-uri",
         repeats=True,
+        reloads=True,
         help=(
             "TURN server with time-limited credentials, for example `turn:turn.example.com:3478?transport=udp`;"
             " repeatable."
@@ -178,6 +193,7 @@ OPTIONS = (
     Option(
         name="turn-secret-file",
         unit=Unit.FILE,
+        reloads=True,
         variable="TURN_SECRET",
         help="File with the shared secret of the TURN servers.",
         details="The variable has the secret itself.",
@@ -185,6 +201,7 @@ OPTIONS = (
     Option(
         name="turn-ttl",
         unit=Unit.SECONDS,
+        reloads=True,
         default=str(DEFAULT_TTL_SECONDS),
         help="Lifetime of a TURN credential; peers receive a new one at half of it.",
     ),
@@ -211,6 +228,7 @@ OPTIONS = (
     Option(
         name="trusted-proxy",
         repeats=True,
+        reloads=True,
         help=(
             "Address or network of a proxy that is trusted to name its client, or `unix` for clients of a UNIX socket;"
             " repeatable."
@@ -229,6 +247,8 @@ OPTIONS = (
 _HELP_ON_AUTH = ("help-auth", "help-auth-type")
 _ACTIONS = (*_HELP_ON_AUTH, "check-config")
 _ALL = {option.name: option for option in (*OPTIONS, *LIMIT_OPTIONS.values()) if option.name is not None}
+TOPICS = Option(name="topics", unit=Unit.TABLES, reloads=True, help="Bounds of topics by their names.")
+"""The ``[[topics]]`` of the configuration file."""
 CONFIGURABLE = {name: option for name, option in _ALL.items() if name not in _ACTIONS}
 """The options that have a variable of the environment; all but ``config`` are keys of its file."""
 _LIMIT_FIELDS = {option.name: field for field, option in LIMIT_OPTIONS.items() if option.name is not None}
@@ -254,6 +274,7 @@ class Options(usage.Options, AuthOptionMixin):
     Attributes:
         settings: the value of each option, with where it comes from; ``options[name]`` is the value alone.
         given_values: of repeatable options, as the command line has them.
+        working_directory: where relative paths start, unless they stand in the file.
         limits: the limits.
         log_level: a ``twisted.logger.LogLevel``.
         log_addresses: how much of the addresses of clients is logged.
@@ -264,6 +285,7 @@ class Options(usage.Options, AuthOptionMixin):
         path_prefix: as for ``check_path_prefix``.
         ice_servers: the STUN and TURN servers for peers.
         ice_source: a provider of further ones; None means that there is none.
+        topic_rules: bounds of topics by their names.
         listen: endpoint descriptions; if empty, the server listens on ``port``.
         port: the port on all interfaces.
         portal: authenticates clients; None means that everybody may join any topic.
@@ -294,13 +316,16 @@ class Options(usage.Options, AuthOptionMixin):
         self.docs.update({name: help_text(_ALL[name]) for name in _HELP_ON_AUTH})
         self._environ = os.environ if environ is None else environ
         self.given_values: dict[str, list[str]] = {}
+        self.working_directory = os.getcwd()
         self.settings: dict[str, Setting] = {}
+        self._files: dict[str, bytes] = {}
         self.listen: list[str] = []
         self.allow_origins: list[str] = []
         self.metrics_hosts: list[str] = []
         self.trusted_proxies: list[str] = []
         self.ice_servers = IceServers()
         self.ice_source: SourceSettings | None = None
+        self.topic_rules = TopicRules()
         self.port = DEFAULT_PORT
         self.proxy_header = ProxyHeader.X_FORWARDED_FOR
         self.path_prefix = ""
@@ -323,9 +348,11 @@ class Options(usage.Options, AuthOptionMixin):
         name, _, argument = description.partition(":")
         if name == "file":
             # The checker itself reads the file only at the first login.
-            _read("auth file", argument)
+            self._note_file("auth", _read("auth file", argument))
         try:
             self._add_checker(makeChecker(description))
+            if name == "jwt":
+                self._note_file("auth", Path(_JWT_OPTION.split(argument)[0]).read_bytes())
         except InvalidAuthType:
             known = ", ".join(sorted(factory.authType for factory in findCheckerFactories()))
             raise usage.UsageError(f"--auth: {name!r} is no kind of check; there are {known}") from None
@@ -396,12 +423,44 @@ class Options(usage.Options, AuthOptionMixin):
         path = self.settings["config"].value
         try:
             file = ConfigFile(path) if path is not None else None
-            refuse_unknown(CONFIGURABLE.values(), self._environ, file)
+            refuse_unknown(CONFIGURABLE.values(), self._environ, file, [str(TOPICS.name)])
             for name, option in CONFIGURABLE.items():
                 self.settings[name] = find(option, given[name], self._environ, file)
                 self[name] = self.settings[name].value
+            self.settings["topics"] = find_tables(TOPICS, file)
+            if file is not None and "topics" in file.values:
+                self.topic_rules = _topic_rules(file)
         except (ConfigProblem, ValueError) as error:
             raise usage.UsageError(str(error)) from None
+
+    def _note_file(self, name: str, data: bytes) -> None:
+        self._files[name] = self._files.get(name, b"") + data
+
+    def _read_files(self) -> None:
+        """Read each file that an option names, so that a reload sees whether it has changed."""
+        for name, setting in self.settings.items():
+            names_file = setting.option.unit is Unit.FILE and setting.source is not Source.PLATFORM
+            if names_file and setting.value is not None and name not in _READ_WHEN_USED:
+                self._note_file(name, _read(name, setting.value))
+
+    def file_digests(self) -> dict[str, bytes]:
+        """Return a digest of the content of the files of each option."""
+        return {name: sha256(data).digest() for name, data in self._files.items()}
+
+    def fingerprint(self) -> str:
+        """Return a text that differs if an option or a file differs."""
+        values = [(name, setting.texts, self._files.get(name)) for name, setting in self.settings.items()]
+        return sha256(repr(values).encode()).hexdigest()
+
+    def read_again(self) -> Options:
+        """Parse the same arguments anew, with the files of now.
+
+        Raises:
+            usage.UsageError: something is wrong.
+        """
+        options = Options(self._environ)
+        options.parseOptions(self.arguments)
+        return options
 
     def _given(self, name: str) -> Sequence[str]:
         option = _ALL[name]
@@ -417,6 +476,7 @@ class Options(usage.Options, AuthOptionMixin):
         if self.run_by_twistd:
             self._omit_pid_file()
         self._find_settings()
+        self._read_files()
         self._choose_port_or_listen()
         self.listen, self.port = self["listen"], _port(self._text("port"))
         self.proxy_header = _proxy_header(self._text("proxy-header"))
@@ -466,7 +526,7 @@ class Options(usage.Options, AuthOptionMixin):
         if path is None:
             return []
         try:
-            return parse_ice_servers(_read("ice-servers", path))
+            return parse_ice_servers(self._files["ice-servers"])
         except ValueError as error:
             raise usage.UsageError(f"--ice-servers: {path}: {error}") from None
 
@@ -502,7 +562,7 @@ class Options(usage.Options, AuthOptionMixin):
             # The variable has the secret itself.
             secret = os.fsencode(setting.value)
         else:
-            secret = b"" if setting.value is None else _read("turn-secret-file", setting.value).strip()
+            secret = self._files.get("turn-secret-file", b"").strip()
         if not secret:
             raise usage.UsageError("--turn-uri: a secret is needed, in a file (--turn-secret-file) or in TURN_SECRET")
         try:
@@ -524,6 +584,13 @@ def _collector(option: Option) -> Callable[[Options, str], None]:
 for _option in _ALL.values():
     if _option.repeats:
         setattr(Options, f"opt_{str(_option.name).replace('-', '_')}", _collector(_option))
+
+
+def _topic_rules(file: ConfigFile) -> TopicRules:
+    try:
+        return parse_topic_rules(file.values["topics"])
+    except ValueError as error:
+        raise ValueError(in_tables(str(error), "topics", file, CONFIGURABLE)) from None
 
 
 def _checked(option: str, kind: Callable[[list[str]], object], texts: list[str]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.application.service import Service
@@ -14,6 +13,7 @@ from twisted.python.failure import Failure
 from signaling.admission.open_files import raise_file_limit
 from signaling.admission.origins import Hosts
 from signaling.app.options import Options
+from signaling.app.reloading import Reloader, limits_of
 from signaling.app.settings import describe
 from signaling.app.twistd import TwistdService
 from signaling.backplane.engines import make_backplane
@@ -21,13 +21,12 @@ from signaling.core.interfaces import Backplane
 from signaling.errors import StartError
 from signaling.log.events import Events
 from signaling.server.address_text import address_text
-from signaling.server.endpoints import ListenAddress, endpoint, explain, listen_addresses, start_error
+from signaling.server.endpoints import ListenAddress, endpoint, listen_addresses, start_error
 from signaling.server.factory import SignalingFactory
 from signaling.server.http import HttpFactory
 from signaling.timing.clock import use_monotonic_timers
-from signaling.workers.listener import WorkerListener, routing
+from signaling.workers.listener import WorkerListener, drain_seconds, routing
 from signaling.workers.supervisor import WorkerSettings
-from signaling.workers.topic_router import share
 
 if TYPE_CHECKING:
     from signaling.ice_source.source import IceSource
@@ -50,13 +49,21 @@ class SignalingService(Service):
         factory: the server.
         listen_addresses: where it listens.
         background: runs as long as it does.
+
+    Attributes:
+        reloader: reads the options again.
     """
 
     name = "signaling"
 
     def __init__(
-        self, factory: HttpFactory, listen_addresses: Sequence[ListenAddress], background: Sequence[Background] = ()
+        self,
+        factory: HttpFactory,
+        listen_addresses: Sequence[ListenAddress],
+        reloader: Reloader,
+        background: Sequence[Background] = (),
     ) -> None:
+        self.reloader = reloader
         self.factory = factory
         self._listen_addresses = listen_addresses
         self._background = background
@@ -123,21 +130,9 @@ class SignalingService(Service):
         ports.clear()
         return gatherResults(stopped)
 
-    def reload(self) -> None:
-        """Give new connections the certificates that are in their files now."""
-        certificates = [
-            (address.text, address.certificates) for address in self._listen_addresses if address.certificates
-        ]
-        if not certificates:
-            self.factory.events.nothing_to_reload()
-        for text, certificate in certificates:
-            try:
-                certificate.reload()
-            except Exception as error:
-                # OpenSSL's errors, or the file's.
-                self.factory.events.certificate_reload_failed(text, explain("ssl", error))
-            else:
-                self.factory.events.certificate_reloaded(text)
+    def reload(self) -> Deferred[None]:
+        """Read the options and their files again, and change what can change while the server runs."""
+        return self.reloader.reload()
 
     @inlineCallbacks
     def stopService(self) -> Any:
@@ -191,13 +186,15 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
         raise_file_limit()
         use_monotonic_timers(reactor)
     factory: HttpFactory
+    events_of_backplane = Events(options.log_level, reactor.seconds)
     if options.workers == 1:
         factory = SignalingFactory(
             **factory_arguments(options),
             metadata_updates=bool(options["metadata-updates"]),
             ice_servers=options.ice_servers,
             ice_source=requested_ice_source(options, reactor),
-            backplane=requested_backplane(options, reactor),
+            topic_rules=options.topic_rules,
+            backplane=requested_backplane(options, reactor, events_of_backplane),
         )
     else:
         addresses = [routing(address) for address in addresses]
@@ -205,19 +202,22 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
         if factory.poller is None:
             raise StartError("--workers: needs Linux, and a reactor that can watch any descriptor")
     background = _serve_metrics(options, factory, addresses, reactor)
-    service = SignalingService(factory, addresses, background)
+    certificates = [(address.text, address.certificates) for address in addresses if address.certificates]
+    reloader = Reloader(options, factory, certificates)
+    reloader.log_levels.append(events_of_backplane.set_level)
+    service = SignalingService(factory, addresses, reloader, background)
     return TwistdService(service, options) if options.run_by_twistd else service
 
 
-def requested_backplane(options: Options, reactor: Any) -> Backplane | None:
-    """Make the backplane of ``--backplane``; None without that option.
+def requested_backplane(options: Options, reactor: Any, events: Events) -> Backplane | None:
+    """Make the backplane of ``--backplane``, with a log of its own; None without that option.
 
     Raises:
         StartError: if a package that it needs is not installed.
     """
     if options.backplane is None:
         return None
-    return make_backplane(options.backplane, options.limits, reactor, Events(options.log_level, reactor.seconds))
+    return make_backplane(options.backplane, options.limits, reactor, events)
 
 
 def requested_ice_source(options: Options, reactor: Any) -> IceSource | None:
@@ -243,11 +243,8 @@ def factory_arguments(options: Options, worker: int | None = None) -> dict[str, 
     Args:
         worker: the number of the worker whose share of the bound on connections is meant; None means the whole.
     """
-    limits = options.limits
-    if worker is not None and limits.max_connections is not None:
-        limits = replace(limits, max_connections=share(limits.max_connections, options.workers, worker))
     return {
-        "limits": limits,
+        "limits": limits_of(options.limits, options.workers, worker),
         "allow_origins": options.allow_origins,
         "trusted_proxies": options.trusted_proxies,
         "proxy_header": options.proxy_header,
@@ -264,8 +261,7 @@ def _worker_settings(options: Options) -> WorkerSettings:
     if not options.run_by_twistd:
         # What an application changes in its options would not reach the workers.
         raise StartError("--workers: only twistd starts workers; a server in an application is one process")
-    drain_seconds = options.limits.drain_spread_seconds + options.limits.shutdown_timeout_seconds
-    return WorkerSettings(options.workers, options.arguments, drain_seconds)
+    return WorkerSettings(options.workers, options.arguments, drain_seconds(options.limits))
 
 
 def _serve_metrics(

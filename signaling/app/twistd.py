@@ -42,7 +42,7 @@ class TwistdService(MultiService):
         self._handle_signals()
         addresses = self._factory.logged_addresses
         mask = None if addresses.in_full else partial(AddressMask, addresses=addresses)
-        filter_all_logs(self._options.log_level, mask)
+        self._service.reloader.log_levels.append(filter_all_logs(self._options.log_level, mask))
         try:
             super().privilegedStartService()
         except StartError as error:

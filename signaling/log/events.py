@@ -113,13 +113,12 @@ class Events:
     def __init__(
         self, level: NamedConstant, seconds: Callable[[], float], addresses: LoggedAddresses | None = None
     ) -> None:
-        predicate = LogLevelFilterPredicate(defaultLogLevel=level)
+        self._predicate = LogLevelFilterPredicate()
         publish: Any = globalLogPublisher
         if addresses is not None and not addresses.in_full:
             publish = OwnAddressMask(publish, addresses)
-        self.log = Logger(namespace="signaling", observer=FilteringLogObserver(publish, [predicate]))
-        self.debug = level <= LogLevel.debug
-        self.info = level <= LogLevel.info
+        self.log = Logger(namespace="signaling", observer=FilteringLogObserver(publish, [self._predicate]))
+        self.set_level(level)
         self._seconds = seconds
         self._refusals = TokenBucket(_REFUSALS_PER_SECOND, _REFUSAL_BURST)
         self._suppressed_refusals = 0
@@ -127,6 +126,12 @@ class Events:
         self._login_errors = _Repeated(seconds)
         # Of the peers that have one, by their ids, until they have left.
         self._subjects: dict[str, str] = {}
+
+    def set_level(self, level: NamedConstant) -> None:
+        """Log no event below ``level`` from now on."""
+        self._predicate.setLogLevelForNamespace("", level)
+        self.debug = level <= LogLevel.debug
+        self.info = level <= LogLevel.info
 
     # Peers. Their subject, that of the token they joined with, is in each of their events.
 
@@ -343,14 +348,26 @@ class Events:
         """New connections get the certificate that is in the files now."""
         self.log.info("{listener}: the certificate was reloaded", event="certificate_reloaded", listener=listener)
 
-    def nothing_to_reload(self) -> None:
-        """SIGHUP was received, and no listener has a certificate."""
-        self.log.info("SIGHUP: there is no certificate to reload", event="nothing_to_reload")
+    def option_changed(self, option: str, old: str, new: str) -> None:
+        """SIGHUP was received, and an option has another value."""
+        text = "SIGHUP: {option}: {old} -> {new}"
+        self.log.info(text, event="option_changed", option=option, old=old, new=new)
 
-    def certificate_reload_failed(self, listener: str, reason: str) -> None:
-        """A certificate could not be reloaded; the listener keeps the one it has."""
-        text = "{listener}: the certificate was not reloaded, the old one stays in use: {reason}"
-        self.log.error(text, event="certificate_reload_failed", listener=listener, reason=reason)
+    def secret_changed(self, option: str) -> None:
+        """SIGHUP was received, and an option has another value that is secret, or its file another content."""
+        self.log.info("SIGHUP: {option}: its content has changed", event="secret_changed", option=option)
+
+    def restart_needed(self, option: str) -> None:
+        """SIGHUP was received, and an option has another value that only a restart changes."""
+        self.log.warn("SIGHUP: {option}: a change needs a restart", event="restart_needed", option=option)
+
+    def nothing_changed(self) -> None:
+        """SIGHUP was received, and everything is as before."""
+        self.log.info("SIGHUP: nothing changed", event="nothing_changed")
+
+    def reload_failed(self, reason: str) -> None:
+        """SIGHUP was received, and what was read is wrong: all stays as it is."""
+        self.log.error("SIGHUP: all stays as it is: {reason}", event="reload_failed", reason=reason)
 
     # Workers
 
@@ -399,6 +416,6 @@ class Events:
 FIELDS = (
     *("peer", "topic", "subject", "address", "duration", "reason", "status", "code", "type", "to", "size"),
     *("node", "url", "listener", "signal", "peers", "count", "allowed", "missing"),
-    *("worker", "pid", "seconds", "line"),
+    *("worker", "pid", "seconds", "line", "option", "old", "new"),
 )
 """The fields an event may have besides its time, level and name."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -174,12 +175,53 @@ class SignalingFactory(HttpFactory):
         )
         self.ids = PeerIds()
         self.paced_log = PacedLog(clock)
-        self.judges_messages = (
+        self._metadata_updates = metadata_updates
+        self.judges_messages = self._judges_messages()
+
+    def _judges_messages(self) -> bool:
+        return (
             bool(self.limits.max_messages_per_second)
             or self.events.debug
             or self.access is not None
-            or metadata_updates
+            or self._metadata_updates
         )
+
+    def change(
+        self, *, ice_servers: IceServers | None = None, topic_rules: TopicRules | None = None, **more: Any
+    ) -> None:
+        """Change how the server runs from now on. No connection is closed, and what is None stays as it is.
+
+        Args:
+            ice_servers: all peers are sent them, besides those of a provider.
+            topic_rules: for joins from now on.
+            more: as for ``HttpFactory``.
+
+        Raises:
+            ValueError: an argument is wrong; then nothing was changed.
+        """
+        super().change(**more)
+        judges_messages = self._judges_messages()
+        if judges_messages != self.judges_messages:
+            self.judges_messages = judges_messages
+            for connection in self.connections:
+                connection.judges_changed()
+        if ice_servers is not None:
+            self.renewals.change(ice_servers.renewal_seconds)
+            if ice_servers.renewal_seconds and self.connections:
+                self.clock_steps.watch()
+            self.ice_servers.replace_with(ice_servers)
+        if topic_rules is not None:
+            self.topics.rules = topic_rules
+
+    def change_limits(self, limits: Limits) -> None:
+        """Let other limits hold from now on."""
+        before = replace(self.limits)
+        super().change_limits(limits)
+        if _rates(limits) != _rates(before):
+            for connection in self.connections:
+                connection.rates_changed()
+        self.topics.max_members = limits.max_peers_per_topic
+        self.token_timeouts.change(limits.handshake_timeout_seconds)
 
     @property
     def relays_queued(self) -> int:
@@ -292,3 +334,9 @@ class SignalingFactory(HttpFactory):
         self.sessions.cancel_idle_timers()
         self.paced_log.flush()
         return super().last_connection_lost()
+
+
+def _rates(limits: Limits) -> tuple[float, ...]:
+    """Return the limits that the token buckets of a connection have."""
+    updates = limits.metadata_updates_per_second, limits.metadata_update_burst
+    return limits.max_messages_per_second, limits.message_burst, *updates

@@ -38,7 +38,7 @@ RULES = (
 )
 RANK = {name: rank for rank, (names, _) in enumerate(RULES) for name in names.split()}
 WITHOUT_TWISTED = ("timing", "admission", "core")
-OUTSIDE = ("client", "__init__.py")
+OUTSIDE = ("client", "__init__.py", "__main__.py")
 SERVER = [path for path in sorted(PACKAGE.rglob("*.py")) if path.relative_to(PACKAGE).parts[0] not in OUTSIDE]
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in SERVER}
 CLIENT = sorted((PACKAGE / "client").glob("*.py"))
