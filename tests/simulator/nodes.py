@@ -24,6 +24,7 @@ from signaling.core.peer_ids import PeerIds
 from signaling.core.session import PeerSession
 from signaling.core.session_registry import SessionRegistry
 from signaling.core.topics import MaxPeers, TopicMap
+from signaling.errors import Rejected
 from signaling.limits import Limits
 from signaling.timing.fair_scheduler import FairScheduler
 from tests.simulator.connections import SimulatedConnection
@@ -304,11 +305,9 @@ class SimulatedNode:
         self.process.take(sent.sender, sent.connection.receive, sent)
 
     def update_from(self, peer: Peer, sent: SentUpdate) -> None:
-        update = peer.receive(sent.text)
-        if isinstance(update, messages.MetadataUpdate):
-            peer.update_metadata(update)
-        else:
-            self.violation(f"an update was taken for {update}")
+        outcome = peer.receive(sent.text)
+        if not isinstance(outcome, messages.MetadataUpdate | Rejected):
+            self.violation(f"an update was taken for {outcome}")
 
     def relay_from(self, peer: Peer, sent: Sent) -> None:
         sent.nodes.add(self.backplane.node)
