@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from constantly import NamedConstant
 from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
@@ -35,7 +35,6 @@ from twisted.python import usage
 from signaling.admission.client_address import ProxyHeader, TrustedProxies
 from signaling.admission.logged_addresses import AddressDetail
 from signaling.admission.origins import Hosts, Origins
-from signaling.app.config_file import ConfigFile, ConfigProblem
 from signaling.app.settings import Setting, Source, find, find_tables, in_tables, refuse_unknown
 from signaling.auth.cred import GrantRealm, IBearerToken
 from signaling.backplane.redis.url import StoreUrl
@@ -47,6 +46,9 @@ from signaling.ice_source.provider import SourceSettings
 from signaling.limits import LIMIT_OPTIONS, Limits, Option, Unit, check
 from signaling.log.json_format import log_as_json
 from signaling.web.path_prefix import check_path_prefix
+
+if TYPE_CHECKING:
+    from signaling.app.config_file import ConfigFile
 
 DEFAULT_PORT = 8081
 
@@ -422,7 +424,7 @@ class Options(usage.Options, AuthOptionMixin):
         self.settings["config"] = find(_ALL["config"], given["config"], self._environ, None)
         path = self.settings["config"].value
         try:
-            file = ConfigFile(path) if path is not None else None
+            file = _config_file(path) if path is not None else None
             refuse_unknown(CONFIGURABLE.values(), self._environ, file, [str(TOPICS.name)])
             for name, option in CONFIGURABLE.items():
                 self.settings[name] = find(option, given[name], self._environ, file)
@@ -430,7 +432,7 @@ class Options(usage.Options, AuthOptionMixin):
             self.settings["topics"] = find_tables(TOPICS, file)
             if file is not None and "topics" in file.values:
                 self.topic_rules = _topic_rules(file)
-        except (ConfigProblem, ValueError) as error:
+        except ValueError as error:
             raise usage.UsageError(str(error)) from None
 
     def _note_file(self, name: str, data: bytes) -> None:
@@ -584,6 +586,13 @@ def _collector(option: Option) -> Callable[[Options, str], None]:
 for _option in _ALL.values():
     if _option.repeats:
         setattr(Options, f"opt_{str(_option.name).replace('-', '_')}", _collector(_option))
+
+
+def _config_file(path: str) -> ConfigFile:
+    # A start without a file is faster without it.
+    from signaling.app.config_file import ConfigFile  # noqa: PLC0415
+
+    return ConfigFile(path)
 
 
 def _topic_rules(file: ConfigFile) -> TopicRules:

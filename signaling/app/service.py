@@ -49,21 +49,13 @@ class SignalingService(Service):
         factory: the server.
         listen_addresses: where it listens.
         background: runs as long as it does.
-
-    Attributes:
-        reloader: reads the options again.
     """
 
     name = "signaling"
 
     def __init__(
-        self,
-        factory: HttpFactory,
-        listen_addresses: Sequence[ListenAddress],
-        reloader: Reloader,
-        background: Sequence[Background] = (),
+        self, factory: HttpFactory, listen_addresses: Sequence[ListenAddress], background: Sequence[Background] = ()
     ) -> None:
-        self.reloader = reloader
         self.factory = factory
         self._listen_addresses = listen_addresses
         self._background = background
@@ -129,10 +121,6 @@ class SignalingService(Service):
         stopped = [maybeDeferred(port.stopListening) for port in ports]
         ports.clear()
         return gatherResults(stopped)
-
-    def reload(self) -> Deferred[None]:
-        """Read the options and their files again, and change what can change while the server runs."""
-        return self.reloader.reload()
 
     @inlineCallbacks
     def stopService(self) -> Any:
@@ -202,11 +190,13 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
         if factory.poller is None:
             raise StartError("--workers: needs Linux, and a reactor that can watch any descriptor")
     background = _serve_metrics(options, factory, addresses, reactor)
+    service = SignalingService(factory, addresses, background)
+    if not options.run_by_twistd:
+        return service
     certificates = [(address.text, address.certificates) for address in addresses if address.certificates]
     reloader = Reloader(options, factory, certificates)
     reloader.log_levels.append(events_of_backplane.set_level)
-    service = SignalingService(factory, addresses, reloader, background)
-    return TwistdService(service, options) if options.run_by_twistd else service
+    return TwistdService(service, options, reloader)
 
 
 def requested_backplane(options: Options, reactor: Any, events: Events) -> Backplane | None:
