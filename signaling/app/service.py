@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,11 +26,15 @@ from signaling.server.endpoints import ListenAddress, endpoint, listen_addresses
 from signaling.server.factory import SignalingFactory
 from signaling.server.http import HttpFactory
 from signaling.timing.clock import use_monotonic_timers
+from signaling.webhooks.delivery import Webhooks
 from signaling.workers.listener import WorkerListener, drain_seconds, routing
 from signaling.workers.supervisor import WorkerSettings
 
 if TYPE_CHECKING:
     from signaling.ice_source.source import IceSource
+
+if TYPE_CHECKING:
+    from signaling.server.observer import IPresenceObserver
 
 
 class Background(Protocol):
@@ -183,6 +188,7 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
             ice_source=requested_ice_source(options, reactor),
             topic_rules=options.topic_rules,
             backplane=requested_backplane(options, reactor, events_of_backplane),
+            observer=requested_observer(options, reactor),
         )
     else:
         addresses = [routing(address) for address in addresses]
@@ -225,6 +231,28 @@ def requested_ice_source(options: Options, reactor: Any) -> IceSource | None:
     except ImportError as error:
         raise StartError(f"--ice-source: needs the extra tls, as in pip install '.[tls]': {error}") from None
     return IceSource(settings.url, settings.read_token, settings.ttl_seconds, reactor=reactor)
+
+
+def requested_observer(options: Options, reactor: Any) -> IPresenceObserver | None:
+    """Make the observer of ``--webhook``; None without that option.
+
+    Raises:
+        StartError: if a package that it needs is not installed.
+    """
+    settings = options.webhook
+    if settings is None:
+        return None
+    # Of twisted.web's client, which takes long to import.
+    from signaling.webhooks.sender import HttpSender  # noqa: PLC0415
+
+    events = Events(options.log_level, reactor.seconds)
+    try:
+        sender = HttpSender(reactor, settings.url)
+    except ImportError as error:
+        raise StartError(f"--webhook: https needs the extra tls, as in pip install '.[tls]': {error}") from None
+    if settings.url.is_readable_on_its_way:
+        events.webhook_unprotected(str(settings.url))
+    return Webhooks(sender, settings.keys, settings.max_events, reactor, events, wall_clock=time.time)
 
 
 def factory_arguments(options: Options, worker: int | None = None) -> dict[str, Any]:
