@@ -302,10 +302,10 @@ class Presence:
 
         if replica is not None:
             replica.snapshot_requested()
-        unsure = self._updates.unsure_peers(topic)
+        undecided = self._updates.leave_out(topic)
         own = [
             # A store that lost its data must not list a peer here that may be another node's by now.
-            (peer, b"?" if peer in unsure or self._node.is_handing_off(topic, peer) else b"+" + (metadata or b""))
+            (peer, b"?" if peer in undecided or self._node.is_handing_off(topic, peer) else b"+" + (metadata or b""))
             for peer, metadata in self._node.members(topic)
         ]
         self._store.sync(topic, own + self._pending.for_sync(topic), replied)
