@@ -240,6 +240,7 @@ OPTIONS = (
     Option(
         name="webhook-secret-file",
         unit=Unit.FILE,
+        reloads=True,
         help="File with the secrets that sign webhooks, `whsec_...`, one a line.",
     ),
     Option(

@@ -188,7 +188,7 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
             ice_source=requested_ice_source(options, reactor),
             topic_rules=options.topic_rules,
             backplane=requested_backplane(options, reactor, events_of_backplane),
-            observer=requested_observer(options, reactor),
+            observer=requested_observer(options, reactor, events_of_backplane),
         )
     else:
         addresses = [routing(address) for address in addresses]
@@ -233,8 +233,11 @@ def requested_ice_source(options: Options, reactor: Any) -> IceSource | None:
     return IceSource(settings.url, settings.read_token, settings.ttl_seconds, reactor=reactor)
 
 
-def requested_observer(options: Options, reactor: Any) -> IPresenceObserver | None:
+def requested_observer(options: Options, reactor: Any, events: Events) -> IPresenceObserver | None:
     """Make the observer of ``--webhook``; None without that option.
+
+    Args:
+        events: where deliveries that fail are logged.
 
     Raises:
         StartError: if a package that it needs is not installed.
@@ -245,7 +248,6 @@ def requested_observer(options: Options, reactor: Any) -> IPresenceObserver | No
     # Of twisted.web's client, which takes long to import.
     from signaling.webhooks.sender import HttpSender  # noqa: PLC0415
 
-    events = Events(options.log_level, reactor.seconds)
     try:
         sender = HttpSender(reactor, settings.url)
     except ImportError as error:

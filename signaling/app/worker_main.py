@@ -78,7 +78,7 @@ def main(arguments: Sequence[str]) -> None:
         ice_source=requested_ice_source(options, reactor),
         topic_rules=options.topic_rules,
         backplane=requested_backplane(options, reactor, events_of_backplane),
-        observer=requested_observer(options, reactor),
+        observer=requested_observer(options, reactor, events_of_backplane),
     )
     end = socket.socket(fileno=CHANNEL_DESCRIPTOR)
     reloader = Reloader(options, factory, worker=number)
