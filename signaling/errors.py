@@ -38,6 +38,8 @@ class LeaveReason(StrEnum):
     """The connection was lost, and the client did not resume in time."""
     SHUTDOWN = "shutdown"
     """The server stopped."""
+    NODE_LOST = "node_lost"
+    """Its node was evicted from the cluster; only observers are told so."""
 
 
 class Rejected(Exception):

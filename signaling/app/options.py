@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from constantly import NamedConstant
 from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
@@ -35,7 +35,6 @@ from twisted.python import usage
 from signaling.admission.client_address import ProxyHeader, TrustedProxies
 from signaling.admission.logged_addresses import AddressDetail
 from signaling.admission.origins import Hosts, Origins
-from signaling.app.config_file import ConfigFile, ConfigProblem
 from signaling.app.settings import Setting, Source, find, find_tables, in_tables, refuse_unknown
 from signaling.auth.cred import GrantRealm, IBearerToken
 from signaling.backplane.redis.url import StoreUrl
@@ -47,6 +46,12 @@ from signaling.ice_source.provider import SourceSettings
 from signaling.limits import LIMIT_OPTIONS, Limits, Option, Unit, check
 from signaling.log.json_format import log_as_json
 from signaling.web.path_prefix import check_path_prefix
+from signaling.webhooks.delivery import WebhookSettings
+from signaling.webhooks.signature import parse_secrets
+from signaling.webhooks.target import parse_webhook_url
+
+if TYPE_CHECKING:
+    from signaling.app.config_file import ConfigFile
 
 DEFAULT_PORT = 8081
 
@@ -60,6 +65,8 @@ LOG_LEVELS: dict[str, NamedConstant] = {
 _DEFAULTS = Limits()
 _MAX_TTL_SECONDS = 31 * 86_400
 _MAX_WORKERS = 256
+_MAX_WEBHOOK_QUEUE = 1_000_000
+DEFAULT_WEBHOOK_QUEUE = 10_000
 # The configuration file is read before all others.
 _READ_WHEN_USED = ("config", "ice-source-token-file")
 _JWT_OPTION = re.compile(r":(?=[a-z]+=)")
@@ -226,6 +233,23 @@ OPTIONS = (
         help="Lifetime to ask a provider for, and to expect if its answer does not say.",
     ),
     Option(
+        name="webhook",
+        help="URL that is told who joins and leaves, for example `https://example.com/presence`.",
+        details="See [webhooks.md](webhooks.md).",
+    ),
+    Option(
+        name="webhook-secret-file",
+        unit=Unit.FILE,
+        reloads=True,
+        help="File with the secrets that sign webhooks, `whsec_...`, one a line.",
+    ),
+    Option(
+        name="webhook-queue",
+        unit=Unit.COUNT,
+        default=str(DEFAULT_WEBHOOK_QUEUE),
+        help="Events that wait for the webhook's receiver; beyond it the oldest are dropped.",
+    ),
+    Option(
         name="trusted-proxy",
         repeats=True,
         reloads=True,
@@ -290,6 +314,7 @@ class Options(usage.Options, AuthOptionMixin):
         port: the port on all interfaces.
         portal: authenticates clients; None means that everybody may join any topic.
         backplane: the store through which nodes share topics; None means a single node.
+        webhook: where presence events are delivered; None means nowhere.
         workers: how many processes share the topics.
         arguments: the parsed arguments, which workers parse again.
     """
@@ -335,6 +360,7 @@ class Options(usage.Options, AuthOptionMixin):
         self.backplane: StoreUrl | None = None
         self.limits = _DEFAULTS
         self.log_level = LogLevel.info
+        self.webhook: WebhookSettings | None = None
         self.log_addresses = AddressDetail.FULL
 
     @property
@@ -422,7 +448,7 @@ class Options(usage.Options, AuthOptionMixin):
         self.settings["config"] = find(_ALL["config"], given["config"], self._environ, None)
         path = self.settings["config"].value
         try:
-            file = ConfigFile(path) if path is not None else None
+            file = _config_file(path) if path is not None else None
             refuse_unknown(CONFIGURABLE.values(), self._environ, file, [str(TOPICS.name)])
             for name, option in CONFIGURABLE.items():
                 self.settings[name] = find(option, given[name], self._environ, file)
@@ -430,7 +456,7 @@ class Options(usage.Options, AuthOptionMixin):
             self.settings["topics"] = find_tables(TOPICS, file)
             if file is not None and "topics" in file.values:
                 self.topic_rules = _topic_rules(file)
-        except (ConfigProblem, ValueError) as error:
+        except ValueError as error:
             raise usage.UsageError(str(error)) from None
 
     def _note_file(self, name: str, data: bytes) -> None:
@@ -499,6 +525,7 @@ class Options(usage.Options, AuthOptionMixin):
             self._add_check(description)
         self.backplane = _store_url(self._text("backplane"))
         self.ice_servers = IceServers(self._fixed_ice_servers(), self._turn())
+        self.webhook = self._webhook()
         self.ice_source = self._ice_source()
         self.limits = _limits({name: self[name] for name in _LIMIT_FIELDS if self[name] is not None})
 
@@ -570,6 +597,25 @@ class Options(usage.Options, AuthOptionMixin):
         except ValueError as error:
             raise usage.UsageError(f"--turn-uri: {error}") from None
 
+    def _webhook(self) -> WebhookSettings | None:
+        text, path = self["webhook"], self["webhook-secret-file"]
+        size = _queue_size(self._text("webhook-queue"))
+        if text is None:
+            if path is not None:
+                raise usage.UsageError("--webhook-secret-file: name the receiver, with --webhook")
+            return None
+        try:
+            url = parse_webhook_url(text)
+        except ValueError as error:
+            raise usage.UsageError(f"--webhook: {error}") from None
+        if path is None:
+            raise usage.UsageError("--webhook: a secret is needed, in a file (--webhook-secret-file)")
+        try:
+            keys = parse_secrets(_read("webhook-secret-file", path).decode("latin-1"))
+        except ValueError as error:
+            raise usage.UsageError(f"--webhook-secret-file: {path}: {error}") from None
+        return WebhookSettings(url, keys, size)
+
 
 def _collector(option: Option) -> Callable[[Options, str], None]:
     """Return the method with which ``usage.Options`` reports each value of a repeatable option."""
@@ -584,6 +630,13 @@ def _collector(option: Option) -> Callable[[Options, str], None]:
 for _option in _ALL.values():
     if _option.repeats:
         setattr(Options, f"opt_{str(_option.name).replace('-', '_')}", _collector(_option))
+
+
+def _config_file(path: str) -> ConfigFile:
+    # A start without a file is faster without it.
+    from signaling.app.config_file import ConfigFile  # noqa: PLC0415
+
+    return ConfigFile(path)
 
 
 def _topic_rules(file: ConfigFile) -> TopicRules:
@@ -644,6 +697,13 @@ def _workers(text: str) -> int:
             f"--workers: {text!r} is not a whole number from 0 up, at most {_MAX_WORKERS} (for example 2)"
         )
     return int(text) or len(os.sched_getaffinity(0))
+
+
+def _queue_size(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:8]) <= _MAX_WEBHOOK_QUEUE):
+        right = f"a whole number from 1 to {_MAX_WEBHOOK_QUEUE} (for example {DEFAULT_WEBHOOK_QUEUE})"
+        raise usage.UsageError(f"--webhook-queue: {text!r} is not {right}")
+    return int(text)
 
 
 def _log_level(text: str) -> NamedConstant:

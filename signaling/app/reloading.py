@@ -19,6 +19,7 @@ from signaling.app.settings import Setting
 from signaling.limits import LIMIT_OPTIONS, Limits
 from signaling.server.endpoints import Certificates, explain
 from signaling.server.http import HttpFactory
+from signaling.webhooks.delivery import Webhooks
 from signaling.workers.listener import WorkerListener
 from signaling.workers.topic_router import share
 
@@ -186,6 +187,9 @@ class Reloader:
             use()
         self._limits = _limits_in_force(self._limits, new.limits)
         self._factory.change(**self._arguments(new, changed))
+        observer = getattr(self._factory, "observer", None)
+        if "webhook-secret-file" in changed and isinstance(observer, Webhooks) and new.webhook is not None:
+            observer.keys = new.webhook.keys
         if "log-level" in changed:
             self._log_level = new.log_level
         digests = new.file_digests()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,11 +26,15 @@ from signaling.server.endpoints import ListenAddress, endpoint, listen_addresses
 from signaling.server.factory import SignalingFactory
 from signaling.server.http import HttpFactory
 from signaling.timing.clock import use_monotonic_timers
+from signaling.webhooks.delivery import Webhooks
 from signaling.workers.listener import WorkerListener, drain_seconds, routing
 from signaling.workers.supervisor import WorkerSettings
 
 if TYPE_CHECKING:
     from signaling.ice_source.source import IceSource
+
+if TYPE_CHECKING:
+    from signaling.server.observer import IPresenceObserver
 
 
 class Background(Protocol):
@@ -49,21 +54,13 @@ class SignalingService(Service):
         factory: the server.
         listen_addresses: where it listens.
         background: runs as long as it does.
-
-    Attributes:
-        reloader: reads the options again.
     """
 
     name = "signaling"
 
     def __init__(
-        self,
-        factory: HttpFactory,
-        listen_addresses: Sequence[ListenAddress],
-        reloader: Reloader,
-        background: Sequence[Background] = (),
+        self, factory: HttpFactory, listen_addresses: Sequence[ListenAddress], background: Sequence[Background] = ()
     ) -> None:
-        self.reloader = reloader
         self.factory = factory
         self._listen_addresses = listen_addresses
         self._background = background
@@ -130,10 +127,6 @@ class SignalingService(Service):
         ports.clear()
         return gatherResults(stopped)
 
-    def reload(self) -> Deferred[None]:
-        """Read the options and their files again, and change what can change while the server runs."""
-        return self.reloader.reload()
-
     @inlineCallbacks
     def stopService(self) -> Any:
         """Wait for the drain delay, stop to listen, then drain.
@@ -195,6 +188,7 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
             ice_source=requested_ice_source(options, reactor),
             topic_rules=options.topic_rules,
             backplane=requested_backplane(options, reactor, events_of_backplane),
+            observer=requested_observer(options, reactor, events_of_backplane),
         )
     else:
         addresses = [routing(address) for address in addresses]
@@ -202,11 +196,13 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
         if factory.poller is None:
             raise StartError("--workers: needs Linux, and a reactor that can watch any descriptor")
     background = _serve_metrics(options, factory, addresses, reactor)
+    service = SignalingService(factory, addresses, background)
+    if not options.run_by_twistd:
+        return service
     certificates = [(address.text, address.certificates) for address in addresses if address.certificates]
     reloader = Reloader(options, factory, certificates)
     reloader.log_levels.append(events_of_backplane.set_level)
-    service = SignalingService(factory, addresses, reloader, background)
-    return TwistdService(service, options) if options.run_by_twistd else service
+    return TwistdService(service, options, reloader)
 
 
 def requested_backplane(options: Options, reactor: Any, events: Events) -> Backplane | None:
@@ -235,6 +231,30 @@ def requested_ice_source(options: Options, reactor: Any) -> IceSource | None:
     except ImportError as error:
         raise StartError(f"--ice-source: needs the extra tls, as in pip install '.[tls]': {error}") from None
     return IceSource(settings.url, settings.read_token, settings.ttl_seconds, reactor=reactor)
+
+
+def requested_observer(options: Options, reactor: Any, events: Events) -> IPresenceObserver | None:
+    """Make the observer of ``--webhook``; None without that option.
+
+    Args:
+        events: where deliveries that fail are logged.
+
+    Raises:
+        StartError: if a package that it needs is not installed.
+    """
+    settings = options.webhook
+    if settings is None:
+        return None
+    # Of twisted.web's client, which takes long to import.
+    from signaling.webhooks.sender import HttpSender  # noqa: PLC0415
+
+    try:
+        sender = HttpSender(reactor, settings.url)
+    except ImportError as error:
+        raise StartError(f"--webhook: https needs the extra tls, as in pip install '.[tls]': {error}") from None
+    if settings.url.is_readable_on_its_way:
+        events.webhook_unprotected(str(settings.url))
+    return Webhooks(sender, settings.keys, settings.max_events, reactor, events, wall_clock=time.time)
 
 
 def factory_arguments(options: Options, worker: int | None = None) -> dict[str, Any]:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from signaling.app.config_file import ConfigFile
 from signaling.limits import Option, Unit
+
+if TYPE_CHECKING:
+    from signaling.app.config_file import ConfigFile
 
 _PREFIX = "SIGNALING_"
 # Of the fast path and of signaling-probe.

@@ -18,7 +18,12 @@ from twisted.python import usage
 from signaling.app.garbage_collection import tune_garbage_collector
 from signaling.app.options import Options
 from signaling.app.reloading import Reloader
-from signaling.app.service import factory_arguments, requested_backplane, requested_ice_source
+from signaling.app.service import (
+    factory_arguments,
+    requested_backplane,
+    requested_ice_source,
+    requested_observer,
+)
 from signaling.log.events import Events
 from signaling.server.factory import SignalingFactory
 from signaling.timing.clock import use_monotonic_timers
@@ -73,6 +78,7 @@ def main(arguments: Sequence[str]) -> None:
         ice_source=requested_ice_source(options, reactor),
         topic_rules=options.topic_rules,
         backplane=requested_backplane(options, reactor, events_of_backplane),
+        observer=requested_observer(options, reactor, events_of_backplane),
     )
     end = socket.socket(fileno=CHANNEL_DESCRIPTOR)
     reloader = Reloader(options, factory, worker=number)

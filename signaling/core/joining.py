@@ -17,6 +17,7 @@ from signaling.core.ice import IceServers
 from signaling.core.interfaces import Backplane, IncomingSession, JoinTicket, ResumeProof
 from signaling.core.join_request import JoinRequest
 from signaling.core.peer import Peer
+from signaling.core.presence import PresenceReporter
 from signaling.core.session import PeerSession, SessionConnection, resume_proof
 from signaling.core.session_registry import SessionRegistry
 from signaling.core.topics import MaxPeers, TopicMap
@@ -190,6 +191,8 @@ class JoinAttempt:
         connection.attach(peer)
         services.counters.joins += 1
         services.events.joined(peer.id, request.topic, self._client.text, request.subject)
+        if services.presence is not None:
+            services.presence.joined(request.topic, peer, request.subject, opens=ticket.opens)
         self._finish_ticket(joined=True)
 
     def _resume(self, session: PeerSession) -> bool:
@@ -306,9 +309,11 @@ class JoinServices(Protocol):
 
     Attributes:
         crowd_size: from how many peers in a topic on joins take turns.
+        presence: tells an observer who joins; None if there is none.
     """
 
     crowd_size: int
+    presence: PresenceReporter | None
     topics: TopicMap[Peer]
     sessions: SessionRegistry
     connection_limits: ConnectionLimits

@@ -5,6 +5,7 @@ docs/operations.md lists them for operators. No payload, metadata, token or secr
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -124,6 +125,7 @@ class Events:
         self._suppressed_refusals = 0
         self._store_errors = _Repeated(seconds)
         self._login_errors = _Repeated(seconds)
+        self._observer_errors = _Repeated(seconds)
         # Of the peers that have one, by their ids, until they have left.
         self._subjects: dict[str, str] = {}
 
@@ -300,6 +302,55 @@ class Events:
             return
         text = "the backplane {url} answered with an error ({count} times): {reason}"
         self.log.error(text, event="backplane_error", url=url, code=code, reason=reason, count=count)
+
+    # Observers
+
+    def observer_failed(self, error: BaseException | None) -> None:
+        """An observer raised an exception; at most one line a second is logged, without its text.
+
+        It may quote metadata.
+        """
+        count = self._observer_errors.count()
+        if not count:
+            return
+        frames = traceback.extract_tb(error.__traceback__ if error is not None else None)
+        where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "nowhere"
+        reason = f"{type(error).__name__} at {where}"
+        self.log.error(
+            "an observer failed: {reason} ({count} times)", event="observer_failed", reason=reason, count=count
+        )
+
+    # Webhooks
+
+    def webhook_unprotected(self, url: str) -> None:
+        """The events of webhooks cross a network without encryption."""
+        text = "--webhook {url}: who is where crosses the network without encryption; use https"
+        self.log.warn(text, event="webhook_unprotected", url=url)
+
+    def webhook_failed(self, reason: str) -> None:
+        """A delivery failed, the first one after one that did not; it is retried."""
+        text = "a webhook was not delivered, and is retried until it is: {reason}"
+        self.log.warn(text, event="webhook_failed", reason=reason)
+
+    def webhook_recovered(self, attempts: int, waiting: int) -> None:
+        """A delivery succeeded after others failed.
+
+        Args:
+            attempts: how many failed.
+            waiting: events that are still in the queue.
+        """
+        text = "webhooks are delivered again, after {count} attempts; {missing} events wait"
+        self.log.info(text, event="webhook_recovered", count=attempts, missing=waiting)
+
+    def webhook_gone(self, count: int) -> None:
+        """The receiver answered 410: nothing is delivered any more."""
+        text = "the webhook's receiver answered 410: deliveries end, and {count} events are lost"
+        self.log.error(text, event="webhook_gone", count=count)
+
+    def webhook_events_left(self, count: int) -> None:
+        """The server stopped before the webhook's receiver had accepted all events."""
+        text = "{count} events were not delivered to the webhook before the server stopped"
+        self.log.warn(text, event="webhook_events_left", count=count)
 
     # ICE servers of a provider
 

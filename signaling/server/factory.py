@@ -9,8 +9,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from constantly import NamedConstant
-from twisted.internet.defer import Deferred, execute
+from twisted.internet.defer import Deferred, execute, maybeDeferred
 from twisted.logger import LogLevel
+from twisted.python.failure import Failure
 
 from signaling.admission.client_address import Client, ProxyHeader
 from signaling.admission.logged_addresses import AddressDetail
@@ -26,7 +27,8 @@ from signaling.core.local_peers import LocalPeers
 from signaling.core.messages import features_pair
 from signaling.core.peer import Peer, PeerServices
 from signaling.core.peer_ids import PeerIds
-from signaling.core.session import PeerSession
+from signaling.core.presence import PresenceReporter
+from signaling.core.session import PeerSession, session_origin
 from signaling.core.session_registry import SessionRegistry
 from signaling.core.topic_rules import TopicRules
 from signaling.core.topics import TopicMap
@@ -43,9 +45,12 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
     from signaling.ice_source.source import IceSource
+    from signaling.server.observer import IPresenceObserver
 
 from signaling.server.protocol import SignalingProtocol
 
+# For what an observer still has to do after a drain.
+_OBSERVER_SECONDS = 6.0
 # JavaScript counts no further.
 _MOST_SECONDS = 2**53 - 1
 # About 10 us for each.
@@ -72,6 +77,7 @@ class SignalingFactory(HttpFactory):
         metadata_updates: whether peers may replace their metadata (docs/protocol.md, "Metadata").
         backplane: shares the topics with other servers (docs/cluster.md); None means that there are none. It starts
             with the first port, or the first ``SignalingResource``, and stops at the end of a drain.
+        observer: is told who joins and leaves (docs/embedding.md); None if nobody is.
         wall_clock: returns the seconds since 1970, for tokens and TURN credentials.
         reactor: runs the timers; None means the global reactor.
         log_level: events below it are not logged.
@@ -90,6 +96,8 @@ class SignalingFactory(HttpFactory):
         paced_log: spreads a burst of its lines over time.
         judges_messages: whether each message counts against a rate, is logged, or may be one that is not relayed.
         sessions: finds sessions to resume, and closes those that are not resumed.
+        observer: is told who joins and leaves, or None.
+        presence: tells it; None without an observer.
 
     Raises:
         ValueError: if an origin, a proxy, its header, the path prefix or ``log_addresses`` is malformed.
@@ -114,6 +122,7 @@ class SignalingFactory(HttpFactory):
         topic_rules: TopicRules | None = None,
         metadata_updates: bool = False,
         backplane: Backplane | None = None,
+        observer: IPresenceObserver | None = None,
         wall_clock: Callable[[], float] = time.time,
         reactor: IReactorTime | None = None,
         log_level: NamedConstant = LogLevel.info,
@@ -141,6 +150,8 @@ class SignalingFactory(HttpFactory):
         # An application's tests would find the timer of a start in the reactor.
         self.has_services = backplane is not None or ice_source is not None
         self.sessions = SessionRegistry(self.limits, clock, self.topics, self._session_closed)
+        self.observer = observer
+        self.presence = self._reporter(observer, wall_clock) if observer is not None else None
         features = {
             "metadata-updates": metadata_updates,
             "resume": self.limits.resume_window_seconds > 0,
@@ -154,6 +165,7 @@ class SignalingFactory(HttpFactory):
             self.limits,
             self.sessions,
             checks_tokens=portal is not None,
+            presence=self.presence,
             metadata_updates=metadata_updates,
             features=features_pair(name for name, is_on in features.items() if is_on),
         )
@@ -185,6 +197,20 @@ class SignalingFactory(HttpFactory):
             or self.access is not None
             or self._metadata_updates
         )
+
+    def _reporter(self, observer: IPresenceObserver, wall_clock: Callable[[], float]) -> PresenceReporter:
+        backplane, topics = self.backplane, self.topics
+        reporter = PresenceReporter(
+            observer,
+            lambda: backplane.node,
+            lambda topic: topics.find(topic) or (),
+            session_origin,
+            self.reactor.seconds,
+            wall_clock,
+            self.events.observer_failed,
+        )
+        backplane.report_presence(reporter)
+        return reporter
 
     def change(
         self, *, ice_servers: IceServers | None = None, topic_rules: TopicRules | None = None, **more: Any
@@ -276,10 +302,10 @@ class SignalingFactory(HttpFactory):
         peer.joined_at = self.reactor.seconds()
         return peer
 
-    def _session_closed(self, peer: Peer, reason: str) -> None:
-        self.counters.leaves[LeaveReason.SHUTDOWN if self.draining else LeaveReason.RESUME_TIMEOUT] += 1
+    def _session_closed(self, peer: Peer, text: str, reason: LeaveReason) -> None:
+        self.counters.leaves[reason] += 1
         if peer.topic is not None:
-            self.events.left(peer.id, peer.topic.name, reason, peer.joined_at)
+            self.events.left(peer.id, peer.topic.name, text, peer.joined_at)
 
     def _session_moved(self, peer: Peer) -> None:
         if peer.topic is not None:
@@ -330,10 +356,23 @@ class SignalingFactory(HttpFactory):
         return [partial(self.sessions.close_detached, session) for session in self.sessions.detached]
 
     def last_connection_lost(self) -> Deferred[None]:
-        """Stop the backplane."""
+        """Stop the backplane, and wait for the observer."""
         self.sessions.cancel_idle_timers()
         self.paced_log.flush()
-        return super().last_connection_lost()
+        stopped = super().last_connection_lost()
+        return stopped.addCallback(self._stop_observer) if self.observer is not None else stopped
+
+    def _stop_observer(self, _: None) -> Deferred[None]:
+        assert self.observer is not None
+        end: Callable[[], Any] = self.observer.stopped
+        stopped: Deferred[None] = maybeDeferred(end)
+        # By then it has given up, or never will.
+        stopped.addTimeout(_OBSERVER_SECONDS, self.reactor)
+        stopped.addErrback(self._observer_failed)
+        return stopped
+
+    def _observer_failed(self, failure: Failure) -> None:
+        self.events.observer_failed(failure.value)
 
 
 def _rates(limits: Limits) -> tuple[float, ...]:

@@ -457,4 +457,4 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         if factory.events.info:
             factory.paced_log.write(partial(factory.events.left, peer.id, topic.name, self.end_reason, peer.joined_at))
         factory.counters.leaves[self.ending] += 1
-        peer.leave()
+        peer.leave(self.ending)

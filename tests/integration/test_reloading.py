@@ -8,10 +8,14 @@ from typing import Any
 import jwt
 import pytest
 from twisted.internet.address import IPv4Address
+from twisted.internet.task import Clock
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 
 from signaling import Options
 from signaling.app.reloading import Reloader
+from signaling.log.events import Events
+from signaling.webhooks.delivery import Webhooks
+from signaling.webhooks.signature import parse_secrets
 from tests.integration.harness import Harness, Peer
 
 KEY = "01234567890123456789012345678901"
@@ -352,3 +356,17 @@ def test_a_change_is_of_one_server_alone() -> None:
     one, other = Harness(), Harness()
     one.factory.change(limits=Harness(max_topic_bytes=9).limits)
     assert (one.factory.limits.max_topic_bytes, other.factory.limits.max_topic_bytes) == (9, 256)
+
+
+def test_new_secrets_of_webhooks_sign_from_now_on(tmp_path: Path) -> None:
+    secret, clock = tmp_path / "secret", Clock()
+    sender: Any = None
+    secret.write_text("whsec_" + "A" * 32)
+    text = "webhook = 'https://a.example/'\nwebhook-secret-file = 'secret'"
+    webhooks = Webhooks(sender, [], 1, clock, Events(LogLevel.info, clock.seconds), wall_clock=clock.seconds)
+    server = Server(tmp_path, text, observe=lambda: webhooks)
+    secret.write_text("whsec_" + "B" * 32)
+    assert server.reload(text) == ["webhook-secret-file: its content has changed"]
+    assert webhooks.keys == parse_secrets("whsec_" + "B" * 32)
+    secret.write_text("nonsense")
+    assert "line 1 is not whsec_" in server.refused(text)

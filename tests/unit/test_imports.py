@@ -31,6 +31,7 @@ RULES = (
     ("backplane", "a cluster knows its node only through an interface of the core"),
     ("ice_source", "asks a provider for ICE servers; it knows no peers"),
     ("server", "puts all of the above together, in one process"),
+    ("webhooks", "deliver what an observer is told; a server works without them"),
     ("workers", "run servers in processes; a server works without them"),
     ("metrics", "read counters; nothing depends on being measured"),
     ("app", "parses options; everything else takes arguments, so that applications can embed it"),

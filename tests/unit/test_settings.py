@@ -37,6 +37,9 @@ EXAMPLES: dict[str, tuple[list[str], list[str]]] = {
     "turn-uri": (["turn:a", "turn:b"], ["turn:c"]),
     "turn-secret-file": (["{folder}/secret"], ["{folder}/more-secret"]),
     "turn-ttl": (["60"], ["70"]),
+    "webhook": (["https://a.example/"], ["https://b.example/"]),
+    "webhook-secret-file": (["{folder}/webhook"], ["{folder}/more-webhook"]),
+    "webhook-queue": (["7"], ["8"]),
     "ice-source": (["https://a.example"], ["https://b.example"]),
     "ice-source-token-file": (["{folder}/secret"], ["{folder}/more-secret"]),
     "ice-source-ttl": (["600"], ["700"]),
@@ -47,6 +50,8 @@ EXAMPLES: dict[str, tuple[list[str], list[str]]] = {
 WITH = {
     "turn-secret-file": ("--turn-uri=turn:a",),
     "turn-uri": ("--turn-secret-file={folder}/secret",),
+    "webhook": ("--webhook-secret-file={folder}/webhook",),
+    "webhook-secret-file": ("--webhook=https://a.example/",),
     "ice-source-token-file": ("--ice-source=https://a.example",),
 }
 OPTIONS = {name: option for name, option in CONFIGURABLE.items() if name != "config"}
@@ -59,6 +64,8 @@ def folder(tmp_path: Path) -> Path:
         (tmp_path / name).write_text("[]")
     for name in ("secret", "more-secret"):
         (tmp_path / name).write_text(name)
+    for name in ("webhook", "more-webhook"):
+        (tmp_path / name).write_text("whsec_" + KEY)
     return tmp_path
 
 
