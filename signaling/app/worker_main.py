@@ -67,6 +67,7 @@ def main(arguments: Sequence[str]) -> None:
         **factory_arguments(options, number),
         ice_servers=options.ice_servers,
         backplane=requested_backplane(options, reactor),
+        notices=options["admin-listen"] is not None,
     )
     end = socket.socket(fileno=CHANNEL_DESCRIPTOR)
     process = WorkerProcess(reactor, factory, end, _metrics(options, factory, reactor, number))

@@ -99,7 +99,7 @@ class BlockSubject(msgspec.Struct, tag=True, frozen=True):
     """Keep the owner of a token out of a topic, and remove its peers from it.
 
     Args:
-        seconds: how long; 0 ends a block.
+        seconds: how long.
         issuer: the namespace of ``subject``.
         reason: of the close frames of its peers.
     """
@@ -468,8 +468,6 @@ class Administration:
 
     def _block_subject(self, query: BlockSubject) -> Generator[None, None, PeersRemoved]:
         self._blocks.add(query.topic, query.subject, query.issuer, query.seconds)
-        if query.seconds <= 0:
-            return PeersRemoved()
         details = self._services.details or {}
         owner = query.subject, query.issuer
         peers = []
