@@ -69,6 +69,10 @@ class AdminProtocol(HttpProtocol[Any]):
 
     factory: AdminFactory
 
+    def refuse_join(self, refused: Refused, values: HeaderValues) -> None:
+        """Refuse a WebSocket connection."""
+        self.refuse(refused)
+
     def refuse(self, refused: Refused) -> None:
         """Answer a request that is not well-formed, or too long."""
         if self.state == self.STATE_CONNECTING:
@@ -170,7 +174,7 @@ class AdminResource(Resource):
     def _check(self, asked: AdminRequest) -> None:
         if isinstance(asked.query, RemovePeer) and asked.query.block_seconds and not self._factory.can_block:
             raise Refused(400, "block: the server checks no tokens (--auth), so there is nobody to block")
-        if self._factory.requests_at_once >= _MAX_REQUESTS_AT_ONCE:
+        if asked.query is not None and self._factory.requests_at_once >= _MAX_REQUESTS_AT_ONCE:
             raise Refused(503, f"at most {_MAX_REQUESTS_AT_ONCE} requests at once are carried out")
 
     def _carry_out(self, request: Request, operation: str, query: Query) -> None:
@@ -190,8 +194,9 @@ class AdminResource(Resource):
                     self._log(address_text(request.getClientAddress()), query, outcome.answer)
             body = self._write(request, operation, answer)
             if not lost:
-                request.setHeader(b"Content-Length", b"%d" % len(body))
-                request.write(body)
+                if body:
+                    request.setHeader(b"Content-Length", b"%d" % len(body))
+                    request.write(body)
                 request.finish()
 
         asking: Deferred[Any] = carry_out(factory.asker, query)
