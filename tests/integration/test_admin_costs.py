@@ -10,7 +10,6 @@ from typing import Any
 from signaling.core.administration import (
     Answers,
     CloseTopic,
-    DescribeTopic,
     ListTopics,
     Merged,
     Query,
@@ -42,16 +41,16 @@ class Filled:
         self.harness.factory.topics.leave(*self.members.pop(name))
 
     def ask(self, query: Query, between: Any = lambda: None) -> tuple[Merged, list[float]]:
-        """Ask, with something between the slices; returns the answer, and how many seconds each slice took."""
+        """Ask, with something between the slices; returns the answer, and how many seconds of CPU each slice took."""
         found: list[bytes] = []
-        before = time.perf_counter()
+        before = time.thread_time()
         self.harness.factory.administration.answer(encode(query), found.append)
-        slices = [time.perf_counter() - before]
+        slices = [time.thread_time() - before]
         while not found:
             between()
-            before = time.perf_counter()
+            before = time.thread_time()
             self.harness.clock.advance(0)
-            slices.append(time.perf_counter() - before)
+            slices.append(time.thread_time() - before)
         return merge(query, Answers({"": found[0]})), slices
 
 
@@ -94,17 +93,14 @@ def test_no_topic_is_missing_that_was_there_throughout() -> None:
     assert found == sorted(set(found))
 
 
-def test_a_large_topic_is_described_told_and_closed_in_slices() -> None:
+def test_a_notice_to_many_peers_and_their_removal_go_in_slices() -> None:
     filled = Filled([])
-    for _ in range(1_300):
+    for _ in range(300):
         filled.harness.knock("/ws/room")
     filled.harness.run()
-    merged, slices = filled.ask(DescribeTopic("room"))
-    report("1,300 peers described", slices)
-    assert (len(merged.answer.peers), len(slices)) == (1_300, 2)
     merged, slices = filled.ask(SendNotice("room", None, b"1"))
-    report("a notice to 1,300 peers", slices)
-    assert (merged.answer.received, len(slices)) == (1_300, 11)
+    report("a notice to 300 peers", slices)
+    assert (merged.answer.received, len(slices)) == (300, 3)
     merged, slices = filled.ask(CloseTopic("room"))
-    report("1,300 peers removed", slices)
-    assert (merged.answer.peers, len(slices)) == (1_300, 41)
+    report("300 peers removed", slices)
+    assert (merged.answer.peers, len(slices)) == (300, 10)
