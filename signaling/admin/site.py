@@ -7,7 +7,6 @@ well, because no browser sends it by itself; without one there is only a UNIX so
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from http import HTTPStatus
 from importlib.resources import files
 from typing import Any
@@ -33,6 +32,7 @@ from signaling.core.administration import (
 )
 from signaling.core.join_request import JoinRequest
 from signaling.errors import Refused
+from signaling.limits import Limits
 from signaling.server.address_text import address_text
 from signaling.server.asking import Asker, carry_out
 from signaling.server.http import HttpFactory, HttpProtocol
@@ -44,6 +44,7 @@ from signaling.websocket.request_head import HeaderValues
 # Operators and back ends are few.
 _MAX_CONNECTIONS = 128
 _MAX_REQUESTS_AT_ONCE = 32
+_MAX_BODY_BYTES = 65_536
 _encode = msgspec.json.Encoder().encode
 
 
@@ -85,7 +86,7 @@ class AdminFactory(HttpFactory):
     """The port of the admin API of one server.
 
     Args:
-        server: whose limits, log and counters it uses.
+        server: whose log and counters it uses.
         asker: carries queries out.
         tokens: which tokens are accepted; None means that every request is, as on a UNIX socket.
 
@@ -95,16 +96,12 @@ class AdminFactory(HttpFactory):
     """
 
     protocol = AdminProtocol
+    noisy = False
     has_services = False
 
     def __init__(self, server: HttpFactory, asker: Asker, tokens: AdminTokens | None) -> None:
-        limits = replace(
-            server.limits,
-            max_connections=1,
-            spare_connections=_MAX_CONNECTIONS - 1,
-            max_connections_per_address=0,
-            max_connections_per_address_per_second=0.0,
-        )
+        # None of them joins.
+        limits = Limits(max_connections=1, spare_connections=_MAX_CONNECTIONS - 1, max_body_bytes=_MAX_BODY_BYTES)
         super().__init__(limits, reactor=server.reactor)
         self.events = server.events
         self.asker = asker
