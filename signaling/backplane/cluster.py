@@ -31,8 +31,10 @@ from signaling.backplane.presence import Presence
 from signaling.backplane.relays import RemoteRelays
 from signaling.backplane.session_handoffs import SessionHandoffs
 from signaling.backplane.store import Keys, Store
+from signaling.backplane.updates import PendingUpdates, Updates
 from signaling.core.interfaces import Forwarding, JoinTicket, Node, ResumeProof
 from signaling.core.peer_ids import PeerIds
+from signaling.core.topics import MaxPeers
 from signaling.limits import Limits
 from signaling.timing.clock import Clock
 
@@ -72,12 +74,12 @@ class Cluster:
         self._ids = ids or PeerIds()
         self._store = store = Store(engine, Keys(prefix), limits, self._new_id())
         self._membership = membership = Membership(store, clock, self._new_id, self, log, wall_clock)
-        pending = PendingJoins()
-        self._presence = presence = Presence(store, membership, pending, self._peer_moved)
+        pending, updates = PendingJoins(), PendingUpdates()
+        self._presence = presence = Presence(store, membership, pending, updates, self._peer_moved)
+        self._updates = Updates(store, membership, presence, updates)
         self._relays = RemoteRelays(self._new_id, clock, store, membership, presence, pending)
-        self._handoffs = SessionHandoffs(self._new_id, store, self._relays)
-        most = limits.max_peers_per_topic
-        self._joins = Joins(store, membership, presence, self._handoffs, pending, clock, self._ids, most)
+        self._handoffs = SessionHandoffs(self._new_id, store, self._relays, updates)
+        self._joins = Joins(store, membership, presence, self._handoffs, pending, clock, self._ids)
         self._timer: Any = None
 
         self._receivers: dict[type, Callable[[Any], None]] = {
@@ -156,19 +158,20 @@ class Cluster:
         self,
         topic: str,
         metadata: bytes | None,
+        max_peers: MaxPeers,
         on_ticket: Callable[[JoinTicket], None],
         proof: ResumeProof | None = None,
     ) -> None:
         """Announce a peer that is about to join."""
-        self._joins.request_join(PendingJoin(topic, self._ids.next(), metadata, on_ticket, proof))
+        self._joins.request_join(PendingJoin(topic, self._ids.next(), metadata, max_peers, on_ticket, proof))
 
     def finish_join(self, topic: str, peer: str, *, joined: bool) -> None:
         """End a join: its peer is in the topic now, or will never be."""
         self._joins.finish_join(topic, peer, joined=joined)
 
     def update(self, topic: str, peer: str, metadata: bytes, on_decided: Callable[[str | None], None]) -> None:
-        """Let the peer have the metadata at once."""
-        on_decided(None)
+        """Ask the store whether a peer of this node may have other metadata."""
+        self._updates.update(topic, peer, metadata, on_decided)
 
     def leave(self, topic: str, peer: str) -> None:
         """Announce to the other nodes that a peer of this node left."""
@@ -199,6 +202,7 @@ class Cluster:
         """Go on without the store."""
         self._relays.drop_unpublished()
         self._joins.decide_all()
+        self._updates.decide_all()
 
     def events_missed(self) -> None:
         """Compare all topics with the store."""

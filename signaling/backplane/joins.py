@@ -58,7 +58,6 @@ class Joins:
         pending: where the joins are until they are finished.
         clock: for timeouts.
         ids: makes the ids of this node's peers.
-        max_peers: of a topic, for the text of a refusal.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - what a join depends on
@@ -70,7 +69,6 @@ class Joins:
         pending: PendingJoins,
         clock: Clock,
         ids: PeerIds,
-        max_peers: int,
     ) -> None:
         self._store = store
         self._membership = membership
@@ -78,7 +76,6 @@ class Joins:
         self._handoffs = handoffs
         self._pending = pending
         self._ids = ids
-        self._max_peers = max_peers
         self._node: Node
         self._timeouts: Timeouts[PendingJoin] = Timeouts(clock, _JOIN_SECONDS, self._decide)
         self._last_request = 0
@@ -178,6 +175,8 @@ class Joins:
             replica.snapshot_answered()
             if snapshot is not None and not join.is_decided and self._membership.has_lease:
                 join.stored, join.session = Stored.YES, session
+                # Not what the client asks for: a peer that resumes keeps its metadata.
+                join.metadata = snapshot.members[peer].metadata if peer in snapshot.members else None
                 self._presence.apply_snapshot(join.topic, replica, snapshot)
                 self._decide(join)
             else:
@@ -230,7 +229,7 @@ class Joins:
 
         join.stored = Stored.UNKNOWN
         replica.snapshot_requested()
-        self._store.join(join.topic, peer, join.metadata, replied)
+        self._store.join(join.topic, peer, join.metadata, join.max_peers.number, replied)
 
     def _add_with_greater_id(self, join: PendingJoin, greatest: str) -> None:
         try:
@@ -256,7 +255,7 @@ class Joins:
             self._rename(join, self._ids.next())
         reasons = {
             TopicFull.BYTES: LIST_FULL,
-            TopicFull.PEERS: f"the topic has {self._max_peers} peers, which is the most",
+            TopicFull.PEERS: join.max_peers.reached,
         }
         join.ticket = JoinTicket(join.id, reasons[full] if full else None, join.session)
         if join.resumes:
@@ -288,7 +287,9 @@ class Joins:
             end(join.session)
         for deliver in join.waiting_relays:
             deliver()
-        if joined and (join.was_removed or join.stored is not Stored.YES):
+        if joined and (
+            join.was_removed or join.stored is not Stored.YES or self._node.metadata(topic, peer) != join.metadata
+        ):
             self._presence.resync(topic)
         elif not joined and join.stored is not Stored.NO:
             self._presence.leave(topic, peer)

@@ -73,6 +73,16 @@ class TopicFull(Enum):
     BYTES = b"bytes"
 
 
+class UpdateReply(Enum):
+    """The reply to ``update``."""
+
+    UPDATED = b"updated"
+    GONE = b"gone"
+    """This node does not have the peer, for the store."""
+    FULL = b"full"
+    """The list of the topic would be too long."""
+
+
 class Evicted:
     """The reply to a heartbeat of a node that has been evicted."""
 
@@ -111,7 +121,7 @@ class Store:
     def __init__(self, engine: Engine, keys: Keys, limits: Limits, node: str) -> None:
         self._engine = engine
         self._keys = keys
-        self._topic_limits = b"%d" % limits.max_peers_per_topic, b"%d" % limits.max_peer_list_bytes
+        self._max_peer_list_bytes = b"%d" % limits.max_peer_list_bytes
         self.node = self._previous_node = node
         self.former_nodes: set[str] = set()
         self.replies = 0
@@ -136,27 +146,34 @@ class Store:
         topic: str,
         peer: str,
         metadata: bytes | None,
+        max_peers: int,
         done: Callable[[Snapshot | IdTooSmall | TopicFull | None], None],
     ) -> None:
-        """Add a peer to a topic."""
+        """Add a peer to a topic, unless that has ``max_peers`` already."""
 
         def parse(reply: list[Any]) -> Snapshot | IdTooSmall | TopicFull:
             if reply[0] == b"behind":
                 return IdTooSmall(reply[1].decode())
             return TopicFull(reply[1]) if reply[0] == b"full" else _snapshot(b"joined", reply)
 
-        arguments = [b"%d" % KEEP_SECONDS, self.node.encode(), peer.encode(), metadata or b"", *self._topic_limits]
+        arguments = [b"%d" % KEEP_SECONDS, self.node.encode(), peer.encode(), metadata or b""]
+        arguments += [b"%d" % max_peers, self._max_peer_list_bytes]
         self._call_for_topic("join", topic, arguments, parse, done)
 
     def leave(self, topic: str, peer: str, done: Callable[[bool | None], None]) -> None:
         """Remove a peer of this node; ``done`` gets True, or None if that is not known."""
         self._call_for_topic("leave", topic, [self.node.encode(), peer.encode()], _completed, done)
 
+    def update(self, topic: str, peer: str, metadata: bytes, done: Callable[[UpdateReply | None], None]) -> None:
+        """Replace the metadata of a peer of this node."""
+        arguments = [self.node.encode(), peer.encode(), metadata, self._max_peer_list_bytes]
+        self._call_for_topic("update", topic, arguments, lambda reply: UpdateReply(reply[0]), done)
+
     def sync(self, topic: str, own: Sequence[tuple[str, bytes]], done: Callable[[Snapshot | None], None]) -> None:
         """State which peers this node has in a topic, and get the others.
 
         Args:
-            own: ids, and ``+`` and the metadata, or ``?`` for a peer whose join has no reply yet.
+            own: ids, and ``+`` and the metadata, or ``?`` for a peer of which a call has no reply yet.
         """
         arguments = [b"%d" % KEEP_SECONDS, self.node.encode(), self._previous_node.encode()]
         arguments += [part for peer, text in own for part in (peer.encode(), text)]

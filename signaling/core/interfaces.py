@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from signaling.core.topics import MaxPeers
 from signaling.errors import ErrorCode, LeaveReason
 
 
@@ -140,6 +141,9 @@ class Node(Protocol):
     def left(self, topic: str, peer: str) -> None:
         """Announce to the topic's peers here that a peer of another node left."""
 
+    def updated(self, topic: str, peer: str, metadata: bytes) -> None:
+        """Announce to the topic's peers here that a peer has other metadata; it is, or was, another node's."""
+
     def prepare_handoff(self, topic: str, proof: ResumeProof) -> OutgoingSession | None:
         """Offer the session of a peer to another node; meanwhile the peer accepts no frames.
 
@@ -164,6 +168,9 @@ class Node(Protocol):
 
     def has(self, topic: str, peer: str) -> bool:
         """Return whether the peer is here."""
+
+    def metadata(self, topic: str, peer: str) -> bytes | None:
+        """Return the metadata of a peer; None if it has none, or is not here."""
 
     def is_handing_off(self, topic: str, peer: str) -> bool:
         """Return whether the peer is here and another node may have taken its session."""
@@ -203,12 +210,14 @@ class Backplane(Protocol):
         self,
         topic: str,
         metadata: bytes | None,
+        max_peers: MaxPeers,
         on_ticket: Callable[[JoinTicket], None],
         proof: ResumeProof | None = None,
     ) -> None:
         """Announce a peer that is about to join.
 
         Args:
+            max_peers: how many peers the topic may have on all nodes; a peer that resumes is not counted again.
             on_ticket: called once: perhaps before this method returns, and within a few seconds.
             proof: that the client may resume a session which another node may have; None for a new peer.
         """

@@ -25,7 +25,7 @@ from signaling.core.local_peers import LocalPeers
 from signaling.core.peer import Peer, PeerServices
 from signaling.core.session import PeerSession, resume_proof
 from signaling.core.session_registry import SessionRegistry
-from signaling.core.topics import TopicMap
+from signaling.core.topics import MaxPeers, TopicMap
 from signaling.errors import Refused
 
 ADA = Client("192.0.2.1", "192.0.2.1")
@@ -72,6 +72,7 @@ class Backplane(StandaloneBackplane):
         self,
         topic: str,
         metadata: bytes | None,
+        max_peers: MaxPeers,
         on_ticket: Callable[[JoinTicket], None],
         proof: ResumeProof | None = None,
     ) -> None:
@@ -215,16 +216,16 @@ class Server:
         peer.attach(connection)
         return peer
 
-    def joined(self, peer: str, topic: str, address: str | None) -> None:
+    def joined(self, peer: str, topic: str, address: str | None, subject: str | None) -> None:
         self.log.append(f"joined from {address}")
 
-    def resumed(self, peer: str, topic: str, address: str | None) -> None:
+    def resumed(self, peer: str, topic: str, address: str | None, subject: str | None) -> None:
         self.log.append(f"resumed from {address}")
 
-    def rejected(self, topic: str, address: str | None, reason: str) -> None:
+    def rejected(self, topic: str, address: str | None, reason: str, subject: str | None) -> None:
         self.log.append(f"rejected: {reason}")
 
-    def detached(self, peer: str, topic: str, reason: str) -> None:
+    def detached(self, peer: str, topic: str, reason: str, subject: str | None) -> None:
         self.log.append(f"detached: {reason}")
 
     @property

@@ -19,6 +19,7 @@ from signaling.app.service import makeService
 from signaling.auth.cred import Access
 from signaling.core.grants import Password
 from signaling.errors import StartError
+from signaling.ice_source.provider import SourceSettings
 from signaling.limits import LIMIT_OPTIONS, Unit
 
 TREE = Path(__file__).parents[2]
@@ -210,6 +211,35 @@ def test_an_error_in_ice_servers_is_named(arguments: list[str], text: str) -> No
     assert refusal(*arguments) == text
 
 
+def test_a_provider_of_ice_servers_has_a_url_a_token_and_a_time(tmp_path: Path) -> None:
+    assert parse().ice_source is None
+    path = tmp_path / "token"
+    path.write_text("north\n")
+    settings = parse("--ice-source=https://a", f"--ice-source-token-file={path}", "--ice-source-ttl=600").ice_source
+    assert settings == SourceSettings("https://a", str(path), 600)
+    assert settings is not None
+    assert settings.read_token() == "north"
+    assert parse("--ice-source=https://a").ice_source == SourceSettings("https://a", None, 86_400)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--ice-source=http://a/secret"], "--ice-source: it has to begin with https://, as others could read"),
+        (["--ice-source=https://u:secret@a"], "--ice-source: it may have no user name and password"),
+        (["--ice-source=https://a?k={token}"], "--ice-source: {token} stands for the token: give its file, with"),
+        (["--ice-source-token-file=/dev/null"], "--ice-source-token-file: name the provider that takes it, with"),
+        (["--ice-source=https://a", "--ice-source-token-file=/none"], "--ice-source-token-file: /none: No such file"),
+        (["--ice-source=https://a", "--ice-source-token-file=/dev/null"], "--ice-source-token-file: /dev/null: not a"),
+        (["--ice-source-ttl=59"], "--ice-source-ttl: '59' is not a whole number of seconds from 60 to 2678400"),
+    ],
+)
+def test_an_error_in_the_provider_of_ice_servers_is_named(arguments: list[str], text: str) -> None:
+    found = refusal(*arguments)
+    assert found.startswith(text)
+    assert "secret" not in found
+
+
 def test_a_turn_secret_may_have_any_bytes() -> None:
     # As os.environ has a byte that is not UTF-8.
     assert parse("--turn-uri=turn:a", TURN_SECRET="\udcff").ice_servers.text("x")
@@ -271,6 +301,10 @@ def test_a_time_that_is_not_a_number_is_named(option: str, text: str) -> None:
             " (for example 127.0.0.1, 10.0.0.0/8, fd00::/8 or unix)",
         ),
         ("--log-addresses=some", "--log-addresses: 'some' is not a detail of addresses (one of off, network, full)"),
+        (
+            "--proxy-header=Via",
+            "--proxy-header: 'Via' is not a header that names clients (X-Forwarded-For or Forwarded)",
+        ),
         (
             "--path-prefix=signal",
             "--path-prefix: 'signal' is not a path prefix: it begins with one slash and does not end with one;"
