@@ -17,7 +17,14 @@ from twisted.python import usage
 
 from signaling.app.garbage_collection import tune_garbage_collector
 from signaling.app.options import Options
-from signaling.app.service import factory_arguments, requested_backplane, requested_ice_source
+from signaling.app.reloading import Reloader
+from signaling.app.service import (
+    factory_arguments,
+    requested_backplane,
+    requested_ice_source,
+    requested_observer,
+)
+from signaling.log.events import Events
 from signaling.server.factory import SignalingFactory
 from signaling.timing.clock import use_monotonic_timers
 from signaling.workers.supervisor import CHANNEL_DESCRIPTOR
@@ -61,6 +68,7 @@ def main(arguments: Sequence[str]) -> None:
         raise SystemExit(f"signaling: {error}") from None
     # The number of cores, for --workers 0, may have changed.
     options.workers = int(arguments[2])
+    events_of_backplane = Events(options.log_level, reactor.seconds)
     factory = WorkerFactory(
         number,
         options.workers,
@@ -68,12 +76,17 @@ def main(arguments: Sequence[str]) -> None:
         metadata_updates=bool(options["metadata-updates"]),
         ice_servers=options.ice_servers,
         ice_source=requested_ice_source(options, reactor),
-        backplane=requested_backplane(options, reactor),
+        topic_rules=options.topic_rules,
+        backplane=requested_backplane(options, reactor, events_of_backplane),
+        observer=requested_observer(options, reactor, events_of_backplane),
         notices=options["admin-listen"] is not None,
     )
     end = socket.socket(fileno=CHANNEL_DESCRIPTOR)
-    process = WorkerProcess(reactor, factory, end, _metrics(options, factory, reactor, number))
+    reloader = Reloader(options, factory, worker=number)
+    metrics = _metrics(options, factory, reactor, number)
+    process = WorkerProcess(reactor, factory, end, metrics, reloader)
     predicate = LogLevelFilterPredicate(defaultLogLevel=options.log_level)
+    reloader.log_levels += [events_of_backplane.set_level, partial(predicate.setLogLevelForNamespace, "")]
     globalLogBeginner.beginLoggingTo([FilteringLogObserver(process.log, [predicate])])
     reactor.callWhenRunning(process.start)
     tune_garbage_collector()

@@ -23,6 +23,7 @@ from signaling.websocket.frames import text_frame
 if TYPE_CHECKING:
     from signaling.admission.connection_limits import ConnectionSlot
     from signaling.core.join_request import ResumeClaim
+    from signaling.core.presence import PresenceReporter
     from signaling.core.session import PeerSession
     from signaling.core.session_registry import SessionRegistry
 
@@ -61,6 +62,7 @@ class PeerServices:
         sessions: finds and ends detached sessions.
         checks_tokens: whether a message may present a new token.
         details: of each peer, by its id; None if they are not recorded.
+        presence: tells an observer which peers leave; None if there is none.
         metadata_updates: whether a message may replace a peer's metadata.
         features: those of every ``welcome``, by ``messages.features_pair``.
     """
@@ -73,6 +75,7 @@ class PeerServices:
     sessions: SessionRegistry
     checks_tokens: bool = False
     details: dict[str, PeerDetails] | None = None
+    presence: PresenceReporter | None = None
     metadata_updates: bool = False
     features: bytes = b""
 
@@ -161,13 +164,15 @@ class Peer:
         """Send a message that a client which resumes is not sent again."""
         self._answer(message)
 
-    def leave(self) -> None:
+    def leave(self, reason: LeaveReason) -> None:
         """Leave the topic, if the peer is in one; the other members get ``peer-left``."""
-        topic = self._leave_topic()
+        topic, services = self._leave_topic(), self._services
         if topic is not None:
             if topic.members:
-                self._services.announcer.announce(topic, text_frame(messages.peer_left(self.id)))
-            self._services.backplane.leave(topic.name, self.id)
+                services.announcer.announce(topic, text_frame(messages.peer_left(self.id)))
+            if services.presence is not None:
+                services.presence.left(topic.name, self, reason)
+            services.backplane.leave(topic.name, self.id)
 
     def _leave_topic(self) -> Topic[Peer] | None:
         topic, self.topic, self._outbound = self.topic, None, None
@@ -222,6 +227,8 @@ class Peer:
         topic.lengthen(self._longer_by(metadata))
         self.metadata = metadata
         self._services.counters.metadata_updates += 1
+        if self._services.presence is not None:
+            self._services.presence.updated(topic.name, self)
         announcer, event = self._services.announcer, messages.peer_updated(self.id, metadata)
         # Its own is the answer, which a full queue does not drop; it stays in the order of the other events.
         announcer.catch_up(topic, self)

@@ -171,6 +171,14 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         self.transport.forget_address()
         self.resume_reading(ReadPause.JOIN)
 
+    def rates_changed(self) -> None:
+        """Let the rates of now hold for the peer's next messages, which may be a whole burst."""
+        self._bucket = self._metadata_bucket = None
+
+    def judges_changed(self) -> None:
+        """Judge the peer's next messages as the factory says now."""
+        self._judges_messages = self._peer is not None and self.factory.judges_messages
+
     # The peer's messages
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
@@ -456,4 +464,4 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         if factory.events.info:
             factory.paced_log.write(partial(factory.events.left, peer.id, topic.name, self.end_reason, peer.joined_at))
         factory.counters.leaves[self.ending] += 1
-        peer.leave()
+        peer.leave(self.ending)

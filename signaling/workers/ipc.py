@@ -21,8 +21,10 @@ from zope.interface import implementer
 
 # The first byte of a message of the listener
 CONNECTION, METRICS_REQUEST, DRAIN, ABORT = b"C", b"?", b"D", b"A"
+PREPARE_RELOAD, APPLY_RELOAD = b"P", b"U"
 # The first byte of a message of a worker
 READY, METRICS, LOG, HEARTBEAT = b"R", b"M", b"L", b"B"
+RELOAD_PREPARED = b"P"
 
 MAX_MESSAGE_BYTES = 65_536
 """The kernel takes more."""

@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from signaling.errors import StartError
+from signaling.limits import Limits
 from signaling.server.address_text import address_text
 from signaling.server.endpoints import ListenAddress
 from signaling.server.http import HttpFactory
@@ -31,6 +32,11 @@ from signaling.workers.topic_router import NO_TOPIC, TopicRouter
 _READ_BYTES = 4_096
 # The channel, two pipes for what the worker prints, and one more while a new worker takes the place of another.
 _FILES_PER_WORKER = 4
+
+
+def drain_seconds(limits: Limits) -> float:
+    """Return how long a worker may take to drain."""
+    return limits.drain_spread_seconds + limits.shutdown_timeout_seconds
 
 
 class WorkerListener(HttpFactory):
@@ -47,10 +53,16 @@ class WorkerListener(HttpFactory):
 
     def __init__(self, settings: WorkerSettings, **arguments: Any) -> None:
         super().__init__(**arguments, reserved_files=_FILES_PER_WORKER * settings.count)
+        self._settings = settings
         self.router = TopicRouter(settings.count, self.limits, self.path_prefix)
         self.supervisor = Supervisor(self.reactor, settings, self.events)
         # A second request on a connection could be for a worker.
         self.site.most_requests = 1
+
+    def change_limits(self, limits: Limits) -> None:
+        """Let other limits hold from now on; the workers change theirs themselves."""
+        super().change_limits(limits)
+        self._settings.drain_seconds = drain_seconds(limits)
 
     def owns(self, topic: str) -> bool:
         """Return False: every topic is a worker's."""

@@ -25,13 +25,16 @@ from signaling.log.events import Events
 from signaling.log.forwarding import publish
 from signaling.workers.ipc import (
     ABORT,
+    APPLY_RELOAD,
     CONNECTION,
     DRAIN,
     HEARTBEAT,
     LOG,
     METRICS,
     METRICS_REQUEST,
+    PREPARE_RELOAD,
     READY,
+    RELOAD_PREPARED,
     Channel,
 )
 
@@ -43,6 +46,7 @@ _LONG_LIFE_SECONDS = 10.0
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
 _METRICS_SECONDS = 2.0
+_RELOAD_SECONDS = 5.0
 # Beyond the drain's own bounds.
 _KILL_AFTER_DRAIN_SECONDS = 5.0
 _KILL_AFTER_ABORT_SECONDS = 2.0
@@ -58,7 +62,7 @@ Answer = list[Any]
 """The metrics of one process, as JSON."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class WorkerSettings:
     """How workers are run.
 
@@ -143,6 +147,8 @@ class Worker(ProcessProtocol):
         self._channel: Channel | None = None
         self._waiting: dict[RoutedConnection, None] = {}
         self._metrics_requests: list[Deferred[Answer | None]] = []
+        self._reload_request: Deferred[str | None] | None = None
+        self._reloads = 0
         self._output = b""
         self._started_at = 0.0
         self._early_deaths = 0
@@ -215,6 +221,7 @@ class Worker(ProcessProtocol):
         if self._channel is not None:
             self._channel.close()
         self._answer_metrics(None)
+        self._answer_reload("it has ended; send SIGHUP again")
         if self.state is WorkerState.STOPPING:
             self._stopped()
             return
@@ -353,6 +360,11 @@ class Worker(ProcessProtocol):
             publish(rest, self.number)
         elif kind == METRICS:
             self._answer_metrics(json.loads(rest))
+        elif kind == RELOAD_PREPARED:
+            number, reason = json.loads(rest)
+            # Another number is of a request that was given up.
+            if number == self._reloads:
+                self._answer_reload(reason)
         elif kind == HEARTBEAT:
             self.backplane_reasons = json.loads(rest)
         elif kind == READY and self.state is WorkerState.STARTING:
@@ -360,6 +372,33 @@ class Worker(ProcessProtocol):
             self._events.worker_started(self.number, self.pid or 0)
             self._check_heartbeat_later()
             self.channel_writable()
+
+    def prepare_reload(self, fingerprint: str) -> Deferred[str | None]:
+        """Let it read and check its options; fires with the reason why they cannot be set, or with None if they can."""
+        request: Deferred[str | None] = Deferred()
+        if self.pid is None:
+            request.callback(f"worker {self.number} is being restarted; send SIGHUP again")
+            return request
+        # One that starts answers when it is ready.
+        self._reload_request = request
+        self._reloads += 1
+        self._post(PREPARE_RELOAD + json.dumps([self._reloads, fingerprint]).encode())
+        timeout = self._reactor.callLater(_RELOAD_SECONDS, self._answer_reload, "it does not answer; send SIGHUP again")
+
+        def answered(reason: str | None) -> str | None:
+            _cancel(timeout)
+            return reason if reason is None else f"worker {self.number}: {reason}"
+
+        return request.addCallback(answered)
+
+    def _answer_reload(self, reason: str | None) -> None:
+        request, self._reload_request = self._reload_request, None
+        if request is not None:
+            request.callback(reason)
+
+    def apply_reload(self) -> None:
+        """Let it set what it has read; if it died meanwhile, the process that replaces it reads that by itself."""
+        self._post(APPLY_RELOAD)
 
     def channel_lost(self) -> None:
         """Kill a process that nobody can talk to, unless it ends by itself: then its status says why."""
@@ -442,6 +481,23 @@ class Supervisor:
     def request_metrics(self) -> Deferred[list[Answer | None]]:
         """Ask all of them for their metrics."""
         return gatherResults([worker.request_metrics() for worker in self._workers])
+
+    def prepare_reload(self, fingerprint: str) -> Deferred[list[str]]:
+        """Let all of them read and check their options.
+
+        Args:
+            fingerprint: of the options that the listener has read.
+
+        Returns:
+            Fires with the reasons why they cannot be set; none if all workers can.
+        """
+        asked = gatherResults([worker.prepare_reload(fingerprint) for worker in self._workers])
+        return asked.addCallback(lambda reasons: [reason for reason in reasons if reason is not None])
+
+    def apply_reload(self) -> None:
+        """Let all of them set what they have read."""
+        for worker in self._workers:
+            worker.apply_reload()
 
 
 def _cancel(*timers: Any) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from signaling.admission.client_address import Client as Address
 from signaling.admission.connection_limits import ConnectionLimits, ConnectionSlot
 from signaling.backplane.cluster import Cluster
+from signaling.backplane.store import RemovedMember
 from signaling.core import messages
 from signaling.core.announcer import Announcer
 from signaling.core.blocks import Blocks
@@ -148,6 +149,10 @@ class SimulatedCluster(Cluster):
         self.owner.check_ticket(self.unfinished.pop((topic, peer), None), topic, peer, joined)
         super().finish_join(topic, peer, joined=joined)
 
+    def node_evicted(self, node: str, removed: Sequence[RemovedMember]) -> None:
+        self.owner.scenario.presence.learned(removed)
+        super().node_evicted(node, removed)
+
 
 class ObservedPeers(LocalPeers):
     """The peers of a node, which notice that another node asks for one of them."""
@@ -195,7 +200,8 @@ class SimulatedNode:
         self.backplane = SimulatedCluster(self.engine, self.process, self.limits, prefix=PREFIX, ids=ids, choose=random)
         self.backplane.owner = self
         self.connection_limits = CountedLimits(self.limits, self.process.seconds)
-        self.sessions = SessionRegistry(self.limits, self.process, self.topics, lambda *_: None)
+        self.sessions = SessionRegistry(self.limits, self.process, self.topics, lambda peer, text, reason: None)
+        self.presence = scenario.presence.reporter(self)
         self.peer_services = PeerServices(
             self.topics,
             self.announcer,
@@ -204,6 +210,7 @@ class SimulatedNode:
             self.limits,
             self.sessions,
             metadata_updates=scenario.updates.active,
+            presence=self.presence,
         )
         self.turns: FairScheduler[SimulatedConnection] = FairScheduler(
             SlowClock(self.process, scenario.joins.turn_seconds),
