@@ -36,7 +36,7 @@ from signaling.admin.tokens import AdminTokens
 from signaling.admission.client_address import ProxyHeader, TrustedProxies
 from signaling.admission.logged_addresses import AddressDetail
 from signaling.admission.origins import Hosts, Origins
-from signaling.app.settings import Setting, Source, find, find_tables, in_tables, refuse_unknown
+from signaling.app.settings import Setting, Source, decode_settings, find, find_tables, in_tables, refuse_unknown
 from signaling.auth.cred import GrantRealm, IBearerToken
 from signaling.backplane.redis.url import StoreUrl
 from signaling.backplane.redis.url import parse as parse_store_url
@@ -308,6 +308,8 @@ class Options(usage.Options, AuthOptionMixin):
 
     Args:
         environ: the environment variables; None means the process's own.
+        in_force: settings as ``encode_settings`` returns them, in place of all that would be found; a worker has those
+            of its listener, which may have been found before the file was changed.
 
     Attributes:
         settings: the value of each option, with where it comes from; ``options[name]`` is the value alone.
@@ -351,13 +353,14 @@ class Options(usage.Options, AuthOptionMixin):
         if option.unit is Unit.FLAG and option.name not in _HELP_ON_AUTH
     ]
 
-    def __init__(self, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(self, environ: Mapping[str, str] | None = None, in_force: bytes | None = None) -> None:
         super().__init__()
         self.docs.update({name: help_text(_ALL[name]) for name in _HELP_ON_AUTH})
         self._environ = os.environ if environ is None else environ
         self.given_values: dict[str, list[str]] = {}
         self.working_directory = os.getcwd()
         self.settings: dict[str, Setting] = {}
+        self._in_force = in_force
         self._files: dict[str, bytes] = {}
         self.listen: list[str] = []
         self.allow_origins: list[str] = []
@@ -460,6 +463,15 @@ class Options(usage.Options, AuthOptionMixin):
 
     def _find_settings(self) -> None:
         """Find the value of each option."""
+        if self._in_force is None:
+            self._find_anew()
+        else:
+            self.settings = decode_settings(self._in_force, {**CONFIGURABLE, "topics": TOPICS})
+            self.topic_rules = parse_topic_rules(self.settings["topics"].value)
+        for name in CONFIGURABLE:
+            self[name] = self.settings[name].value
+
+    def _find_anew(self) -> None:
         given = {name: self._given(name) for name in CONFIGURABLE}
         self.settings["config"] = find(_ALL["config"], given["config"], self._environ, None)
         path = self.settings["config"].value
@@ -468,7 +480,6 @@ class Options(usage.Options, AuthOptionMixin):
             refuse_unknown(CONFIGURABLE.values(), self._environ, file, [str(TOPICS.name)])
             for name, option in CONFIGURABLE.items():
                 self.settings[name] = find(option, given[name], self._environ, file)
-                self[name] = self.settings[name].value
             self.settings["topics"] = find_tables(TOPICS, file)
             if file is not None and "topics" in file.values:
                 self.topic_rules = _topic_rules(file)
@@ -644,7 +655,7 @@ class Options(usage.Options, AuthOptionMixin):
         if path is None:
             raise usage.UsageError("--webhook: a secret is needed, in a file (--webhook-secret-file)")
         try:
-            keys = parse_secrets(_read("webhook-secret-file", path).decode("latin-1"))
+            keys = parse_secrets(self._files["webhook-secret-file"].decode("latin-1"))
         except ValueError as error:
             raise usage.UsageError(f"--webhook-secret-file: {path}: {error}") from None
         return WebhookSettings(url, keys, size)

@@ -16,7 +16,7 @@ from twisted.python import usage
 
 from signaling.admin.site import AdminFactory
 from signaling.app.options import Options
-from signaling.app.settings import Setting
+from signaling.app.settings import Setting, encode_settings
 from signaling.limits import LIMIT_OPTIONS, Limits
 from signaling.server.endpoints import Certificates, explain
 from signaling.server.http import HttpFactory
@@ -56,7 +56,7 @@ class Reloader:
         options: in force.
         factory: is changed.
         certificates: what names a listener, and its certificate.
-        worker: the number of the worker that the process is; None if it is the whole server, or the listener.
+        worker: the number of the worker whose share of the bound on connections is the process's; None means the whole.
 
     Attributes:
         log_levels: functions that set the level of the process's log; the factory's need not be among them.
@@ -184,6 +184,8 @@ class Reloader:
         if name == "admin-token-file" and None in (new.admin_tokens, self._options.admin_tokens):
             # Whether a token is needed depends on where the port listens, which does not change.
             return False
+        if name == "webhook-secret-file" and (new.webhook is None or not self._settings["webhook"].texts):
+            return False
         return new.settings[name].option.reloads
 
     def apply(self, prepared: PreparedReload) -> None:
@@ -207,6 +209,8 @@ class Reloader:
                 self._digests[name] = digests[name]
             else:
                 self._digests.pop(name, None)
+        if isinstance(self._factory, WorkerListener):
+            self._factory.settings.in_force = encode_settings(self._settings.values())
 
     def _arguments(self, new: Options, changed: set[str]) -> dict[str, Any]:
         """Return what changes, as arguments of the factory's ``change``."""

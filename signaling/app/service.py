@@ -16,7 +16,7 @@ from signaling.admission.open_files import raise_file_limit
 from signaling.admission.origins import Hosts
 from signaling.app.options import Options
 from signaling.app.reloading import Reloader, limits_of
-from signaling.app.settings import describe
+from signaling.app.settings import describe, encode_settings
 from signaling.app.twistd import TwistdService
 from signaling.backplane.engines import make_backplane
 from signaling.core.interfaces import Backplane
@@ -26,6 +26,7 @@ from signaling.server.address_text import address_text
 from signaling.server.endpoints import (
     ListenAddress,
     endpoint,
+    is_of_systemd,
     listen_addresses,
     private_endpoint,
     start_error,
@@ -39,8 +40,6 @@ from signaling.workers.supervisor import WorkerSettings
 
 if TYPE_CHECKING:
     from signaling.ice_source.source import IceSource
-
-if TYPE_CHECKING:
     from signaling.server.observer import IPresenceObserver
 
 
@@ -181,12 +180,14 @@ def makeService(options: Options) -> SignalingService | TwistdService:
 
 
 def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdService:
-    addresses = listen_addresses(reactor, options.listen, options.port)
+    # Systemd hands its sockets over to a start alone.
+    listen = [text for text in options.listen if not (options["check-config"] and is_of_systemd(text))]
+    addresses = listen_addresses(reactor, listen, options.port)
     if options.run_by_twistd:
         raise_file_limit()
         use_monotonic_timers(reactor)
     factory: HttpFactory
-    events_of_backplane = Events(options.log_level, reactor.seconds)
+    events_of_services = Events(options.log_level, reactor.seconds)
     if options.workers == 1:
         factory = SignalingFactory(
             **factory_arguments(options),
@@ -194,8 +195,8 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
             ice_servers=options.ice_servers,
             ice_source=requested_ice_source(options, reactor),
             topic_rules=options.topic_rules,
-            backplane=requested_backplane(options, reactor, events_of_backplane),
-            observer=requested_observer(options, reactor, events_of_backplane),
+            backplane=requested_backplane(options, reactor, events_of_services),
+            observer=requested_observer(options, reactor, events_of_services),
             notices=options["admin-listen"] is not None,
         )
     else:
@@ -209,9 +210,10 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
     if not options.run_by_twistd:
         return service
     certificates = [(address.text, address.certificates) for address in addresses if address.certificates]
-    reloader = Reloader(options, factory, certificates)
+    # The listener bounds its connections as the first worker does.
+    reloader = Reloader(options, factory, certificates, worker=None if options.workers == 1 else 0)
     reloader.admin = admin
-    reloader.log_levels.append(events_of_backplane.set_level)
+    reloader.log_levels.append(events_of_services.set_level)
     return TwistdService(service, options, reloader)
 
 
@@ -291,7 +293,8 @@ def _worker_settings(options: Options) -> WorkerSettings:
     if not options.run_by_twistd:
         # What an application changes in its options would not reach the workers.
         raise StartError("--workers: only twistd starts workers; a server in an application is one process")
-    return WorkerSettings(options.workers, options.arguments, drain_seconds(options.limits))
+    in_force = encode_settings(options.settings.values())
+    return WorkerSettings(options.workers, options.arguments, drain_seconds(options.limits), in_force)
 
 
 def _serve_admin(

@@ -285,6 +285,24 @@ def _escaped(found: re.Match[str]) -> str:
     return f"\\{character}" if character in '\\"' else f"\\U{ord(character):08x}"
 
 
+def encode_settings(settings: Iterable[Setting]) -> bytes:
+    """Return settings in a form for another process."""
+    return json.dumps([[s.option.name, s.source, s.texts, s.place] for s in settings]).encode()
+
+
+def decode_settings(data: bytes, options: Mapping[str, Option]) -> dict[str, Setting]:
+    """Return settings by the names of their options.
+
+    Args:
+        data: as ``encode_settings`` returned it.
+        options: by their names.
+    """
+    return {
+        name: Setting(options[name], Source(source), tuple(texts), place)
+        for name, source, texts, place in json.loads(data)
+    }
+
+
 def describe(settings: Iterable[Setting]) -> str:
     """Return what is in force, as TOML: the defaults as comments, and each value with where it comes from."""
     lines = []

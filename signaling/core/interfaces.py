@@ -57,6 +57,13 @@ class Outbound(Protocol):
             ending: why, for the log and the counters.
         """
 
+    def check_update(self) -> None:
+        """Count an update of the peer's metadata.
+
+        Raises:
+            Rejected: ``forbidden`` or ``rate_limited``, without a ``msgId``.
+        """
+
 
 # The backplane: how the nodes of a cluster share topics
 

@@ -109,6 +109,9 @@ class DetachedQueue(OutboundQueue[Receipt]):
     def remove_peer(self, code: int, reason: str, ending: LeaveReason) -> None:
         """No-op: there is no connection to end."""
 
+    def check_update(self) -> None:
+        """No-op: there is no client that could send one."""
+
     def request_ack(self, payload: bytes) -> None:
         """No-op: there is no client to ask."""
 

@@ -147,6 +147,11 @@ def listen_addresses(reactor: Any, descriptions: Sequence[str], port: int) -> li
     return [ListenAddress(f"--listen {text}", endpoint(reactor, "listen", text)) for text in descriptions]
 
 
+def is_of_systemd(text: str) -> bool:
+    """Return whether a description means a socket that systemd hands over."""
+    return _split(text)[0] == "systemd"
+
+
 def endpoint(reactor: Any, option: str, text: str) -> IStreamServerEndpoint:
     """Parse a Twisted endpoint description.
 

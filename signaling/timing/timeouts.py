@@ -67,6 +67,8 @@ class Timeouts(Generic[T]):
 
     def change(self, seconds: float) -> None:
         """Let timeouts take another time, also those that are running; with 0, these are cleared."""
+        if seconds == self._seconds:
+            return
         longer, self._seconds = seconds - self._seconds, seconds
         self._due = {item: due + longer for item, due in self._due.items()} if seconds else {}
         if self._timer is not None:

@@ -43,7 +43,7 @@ class WorkerListener(HttpFactory):
     """Accepts connections, and gives each to the worker that owns its topic.
 
     Args:
-        settings: how the workers are run.
+        settings: how the workers are run; what changes holds for those that start later.
         arguments: of ``HttpFactory``; of the bounds on connections, a worker's share.
 
     Attributes:
@@ -53,7 +53,7 @@ class WorkerListener(HttpFactory):
 
     def __init__(self, settings: WorkerSettings, **arguments: Any) -> None:
         super().__init__(**arguments, reserved_files=_FILES_PER_WORKER * settings.count)
-        self._settings = settings
+        self.settings = settings
         self.router = TopicRouter(settings.count, self.limits, self.path_prefix)
         self.supervisor = Supervisor(self.reactor, settings, self.events)
         # A second request on a connection could be for a worker.
@@ -62,7 +62,7 @@ class WorkerListener(HttpFactory):
     def change_limits(self, limits: Limits) -> None:
         """Let other limits hold from now on; the workers change theirs themselves."""
         super().change_limits(limits)
-        self._settings.drain_seconds = drain_seconds(limits)
+        self.settings.drain_seconds = drain_seconds(limits)
 
     def owns(self, topic: str) -> bool:
         """Return False: every topic is a worker's."""

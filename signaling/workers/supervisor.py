@@ -40,6 +40,8 @@ from signaling.workers.ipc import (
 
 CHANNEL_DESCRIPTOR = 3
 """Of a worker's end of its channel."""
+SETTINGS_DESCRIPTOR = 4
+"""Of a file with ``WorkerSettings.in_force``."""
 
 # A worker that lived this long starts again at once.
 _LONG_LIFE_SECONDS = 10.0
@@ -70,6 +72,7 @@ class WorkerSettings:
         count: how many.
         arguments: the options of ``twistd signaling``, as they were given.
         drain_seconds: how long a worker may take to drain.
+        in_force: the options that are in force, for a worker that starts.
         working_directory: where relative paths in the arguments start.
         module_path: where modules are found.
     """
@@ -77,6 +80,7 @@ class WorkerSettings:
     count: int
     arguments: Sequence[str]
     drain_seconds: float
+    in_force: bytes = b""
     working_directory: str = field(default_factory=os.getcwd)
     module_path: Sequence[str] = field(default_factory=lambda: [os.path.abspath(path) for path in sys.path])
 
@@ -196,8 +200,16 @@ class Worker(ProcessProtocol):
                 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 closing.callback(theirs.close)
                 self._channel = Channel(self._reactor, ours, self)
-                descriptors = {0: nothing, 1: "r", 2: "r", CHANNEL_DESCRIPTOR: theirs.fileno()}
                 settings = self._settings
+                in_force = _memory_file(settings.in_force)
+                closing.callback(os.close, in_force)
+                descriptors = {
+                    0: nothing,
+                    1: "r",
+                    2: "r",
+                    CHANNEL_DESCRIPTOR: theirs.fileno(),
+                    SETTINGS_DESCRIPTOR: in_force,
+                }
                 command, environment = settings.command(self._reactor, self.number), settings.environment()
                 with _signals_blocked():
                     self._reactor.spawnProcess(
@@ -498,6 +510,15 @@ class Supervisor:
         """Let all of them set what they have read."""
         for worker in self._workers:
             worker.apply_reload()
+
+
+def _memory_file(data: bytes) -> int:
+    """Return the descriptor of a file in memory, to be read from its start."""
+    with os.fdopen(os.memfd_create("settings"), "wb", closefd=False) as file:
+        file.write(data)
+        descriptor = file.fileno()
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
 
 
 def _cancel(*timers: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jwt
 import pytest
@@ -237,6 +237,19 @@ def test_a_worker_sets_what_the_listener_has_read_too_without_a_line_in_the_log(
     assert limits.max_topic_bytes == 10
 
 
+def test_each_process_of_several_has_its_share_of_a_new_bound_on_connections(tmp_path: Path) -> None:
+    file = tmp_path / "signaling.toml"
+    file.write_text("workers = 3\nmax-connections = 100")
+    options = Options({})
+    options.parseOptions([f"--config={file}"])
+    for worker, share in enumerate([4, 3, 3]):
+        factory = Harness().factory
+        reloader = Reloader(options, factory, worker=worker)
+        file.write_text("workers = 3\nmax-connections = 10")
+        reloader.apply(reloader.prepare())
+        assert factory.connection_limits.most == share
+
+
 def test_relative_paths_start_where_the_server_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ice.json").write_text("[]")
@@ -245,6 +258,21 @@ def test_relative_paths_start_where_the_server_was_started(tmp_path: Path, monke
     (tmp_path / "ice.json").write_text('[{"urls": "stun:a.example"}]')
     assert server.reload("") == ["ice-servers: its content has changed"]
     assert Path.cwd() == Path("/")
+
+
+def test_a_new_secret_signs_webhooks(tmp_path: Path) -> None:
+    secret, text = tmp_path / "secret", "webhook = 'https://a.example'\nwebhook-secret-file = 'secret'"
+    secret.write_text("whsec_" + "a" * 32)
+    clock, sender = Clock(), cast("Any", None)
+    webhooks = Webhooks(sender, [], 1, clock, Events(LogLevel.info, clock.seconds), wall_clock=clock.seconds)
+    server = Server(tmp_path, text, observe=lambda: webhooks)
+    secret.write_text("whsec_" + "b" * 32)
+    assert server.reload(text) == ["webhook-secret-file: its content has changed"]
+    assert webhooks.keys == parse_secrets(secret.read_text())
+    secret.write_text("b" * 32)
+    assert server.refused(text).startswith(f"line 2: webhook-secret-file: {secret}: line 1 is not whsec_")
+    restarts = ["webhook: a change needs a restart", "webhook-secret-file: a change needs a restart"]
+    assert server.reload("") == restarts
 
 
 # Limits
@@ -358,20 +386,6 @@ def test_a_change_is_of_one_server_alone() -> None:
     one, other = Harness(), Harness()
     one.factory.change(limits=Harness(max_topic_bytes=9).limits)
     assert (one.factory.limits.max_topic_bytes, other.factory.limits.max_topic_bytes) == (9, 256)
-
-
-def test_new_secrets_of_webhooks_sign_from_now_on(tmp_path: Path) -> None:
-    secret, clock = tmp_path / "secret", Clock()
-    sender: Any = None
-    secret.write_text("whsec_" + "A" * 32)
-    text = "webhook = 'https://a.example/'\nwebhook-secret-file = 'secret'"
-    webhooks = Webhooks(sender, [], 1, clock, Events(LogLevel.info, clock.seconds), wall_clock=clock.seconds)
-    server = Server(tmp_path, text, observe=lambda: webhooks)
-    secret.write_text("whsec_" + "B" * 32)
-    assert server.reload(text) == ["webhook-secret-file: its content has changed"]
-    assert webhooks.keys == parse_secrets("whsec_" + "B" * 32)
-    secret.write_text("nonsense")
-    assert "line 1 is not whsec_" in server.refused(text)
 
 
 TOKEN, NEXT_TOKEN = "one-token-0123456789", "next-token-0123456789"
