@@ -37,6 +37,20 @@ OtherMessage = messages.PresentedToken | messages.MetadataUpdate
 """A message that is not relayed."""
 
 
+class PeerDetails(NamedTuple):
+    """What the admin API shows of a peer besides the peer itself.
+
+    Args:
+        address: where its latest connection comes from, as in the log.
+        subject: the owner of its token, or None.
+        issuer: the namespace of ``subject``.
+    """
+
+    address: str | None
+    subject: str | None
+    issuer: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class PeerServices:
     """What all peers of one server share: one reference, because an idle peer has to be light.
@@ -47,6 +61,7 @@ class PeerServices:
         backplane: has the topics' peers on other nodes.
         sessions: finds and ends detached sessions.
         checks_tokens: whether a message may present a new token.
+        details: of each peer, by its id; None if they are not recorded.
         presence: tells an observer which peers leave; None if there is none.
         metadata_updates: whether a message may replace a peer's metadata.
         features: those of every ``welcome``, by ``messages.features_pair``.
@@ -59,6 +74,7 @@ class PeerServices:
     limits: Limits
     sessions: SessionRegistry
     checks_tokens: bool = False
+    details: dict[str, PeerDetails] | None = None
     presence: PresenceReporter | None = None
     metadata_updates: bool = False
     features: bytes = b""
@@ -72,7 +88,7 @@ class Peer:
         metadata: the JSON text of an object, or None.
 
     Attributes:
-        joined_at: when it joined this server, in seconds of the reactor.
+        joined_at: when it joined, in seconds of the reactor; before this server knew it if another node handed it off.
         resumable: whether the peer can outlive its connection.
     """
 
@@ -162,9 +178,22 @@ class Peer:
         topic, self.topic, self._outbound = self.topic, None, None
         if topic is not None:
             self._services.topics.leave(topic, self)
+            if self._services.details is not None:
+                self._services.details.pop(self.id, None)
             if not topic:
                 self._services.announcer.forget(topic)
         return topic
+
+    def remove(self, code: int, reason: str, ending: LeaveReason) -> None:
+        """Leave the topic at once, because an operator says so; the client cannot resume.
+
+        Args:
+            code: of the close frame.
+            reason: of the close frame.
+            ending: for the log and the counters.
+        """
+        if self._outbound is not None:
+            self._outbound.remove_peer(code, reason, ending)
 
     # Metadata
 
@@ -206,6 +235,14 @@ class Peer:
         return messages.listed_bytes(self.id, metadata) - self.listed_bytes
 
     # Resuming, which a plain peer cannot: see PeerSession
+
+    @property
+    def detached(self) -> bool:
+        """Whether its connection was lost and its client may resume."""
+        return False
+
+    def forbid_resuming(self) -> None:
+        """Make the tokens that its client has invalid."""
 
     @property
     def is_handing_off(self) -> bool:
@@ -340,6 +377,10 @@ class Peer:
     def offer(self, frame: bytes, receipt: Receipt | None = None) -> bool:
         """Pass ``frame`` to the outbound queue; False if it was refused."""
         return self._outbound is not None and self._outbound.offer(frame, receipt)
+
+    def offer_notice(self, frame: bytes) -> bool:
+        """Pass on a notice, which waits like a relay; False if it was refused."""
+        return self.offer(frame)
 
     def catch_up(self) -> None:
         """Take the topic's events so far, ahead of a relay."""

@@ -14,6 +14,7 @@ from signaling.backplane.cluster import Cluster
 from signaling.backplane.store import RemovedMember
 from signaling.core import messages
 from signaling.core.announcer import Announcer
+from signaling.core.blocks import Blocks
 from signaling.core.counters import Counters
 from signaling.core.grants import Grant
 from signaling.core.interfaces import JoinTicket, OutgoingSession, ResumeProof
@@ -220,6 +221,8 @@ class SimulatedNode:
         )
         self.connections: dict[SimulatedConnection, None] = {}
         self.attempts: list[JoinAttempt] = []
+        self.blocks = Blocks(self.process.seconds)
+        self.details = None
         self.crashed_at: float | None = None
         self.draining = False
         self._peers = ObservedPeers(self)
