@@ -47,6 +47,13 @@ class Outbound(Protocol):
     def answer(self, frame: bytes) -> None:
         """Take ``frame``, however full the queue is."""
 
+    def check_update(self) -> None:
+        """Count an update of the peer's metadata.
+
+        Raises:
+            Rejected: ``forbidden`` or ``rate_limited``, without a ``msgId``.
+        """
+
 
 # The backplane: how the nodes of a cluster share topics
 

@@ -168,23 +168,18 @@ class Peer:
 
     # Metadata
 
-    def update_metadata(self, update: messages.MetadataUpdate) -> Rejected | None:
-        """Replace the metadata, and tell all members, this one included; with other nodes, as soon as they agree.
-
-        Returns:
-            Why it was rejected at once, for a log; the error was sent.
-        """
+    def _update_metadata(self, update: messages.MetadataUpdate) -> messages.MetadataUpdate | Rejected:
+        """Replace the metadata, and tell all members, this one included; with other nodes, as soon as they agree."""
         topic, services = self.topic, self._services
-        if topic is None:
-            return None
+        if topic is None or self._outbound is None:
+            return update
         try:
+            self._outbound.check_update()
             services.topics.check_room(topic, self._longer_by(update.metadata))
         except Rejected as rejected:
-            outcome = Rejected(rejected.code, rejected.text, update.msg_id)
-            self.reject(outcome)
-            return outcome
+            return Rejected(rejected.code, rejected.text, update.msg_id)
         services.backplane.update(topic.name, self.id, update.metadata, partial(self._update_decided, update))
-        return None
+        return update
 
     def _update_decided(self, update: messages.MetadataUpdate, full: str | None) -> None:
         if self.topic is None:
@@ -255,8 +250,8 @@ class Peer:
         """Relay one message of this peer, or answer it with an error.
 
         Returns:
-            The message if it was delivered or queued, or why it was not; a new token, if tokens are checked, and new
-            metadata, if it may be replaced, are not answered.
+            The message if it was delivered or queued, or why it was not; new metadata, if it may be replaced and was
+            not rejected at once; a new token, if tokens are checked, which is not answered.
         """
         topic, services = self.topic, self._services
         try:
@@ -273,6 +268,8 @@ class Peer:
                 raise self.refused(message.type, ErrorCode.DROPPED, msg_id)
         except Rejected as rejected:
             outcome = self._other_message(data, rejected)
+            if isinstance(outcome, messages.MetadataUpdate):
+                outcome = self._update_metadata(outcome)
             if isinstance(outcome, Rejected):
                 self.reject(outcome)
                 # Its traceback holds the frame of the caller, which holds what is returned here.

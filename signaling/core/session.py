@@ -106,6 +106,9 @@ class DetachedQueue(OutboundQueue[Receipt]):
         """Return False: everything waits."""
         return False
 
+    def check_update(self) -> None:
+        """No-op: there is no client that could send one."""
+
     def request_ack(self, payload: bytes) -> None:
         """No-op: there is no client to ask."""
 

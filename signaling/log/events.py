@@ -119,6 +119,8 @@ class Events:
         if addresses is not None and not addresses.in_full:
             publish = OwnAddressMask(publish, addresses)
         self.log = Logger(namespace="signaling", observer=FilteringLogObserver(publish, [self._predicate]))
+        # Of the peers that have one, by their ids, until they have left.
+        self._subjects: dict[str, str] = {}
         self.set_level(level)
         self._seconds = seconds
         self._refusals = TokenBucket(_REFUSALS_PER_SECOND, _REFUSAL_BURST)
@@ -126,14 +128,15 @@ class Events:
         self._store_errors = _Repeated(seconds)
         self._login_errors = _Repeated(seconds)
         self._observer_errors = _Repeated(seconds)
-        # Of the peers that have one, by their ids, until they have left.
-        self._subjects: dict[str, str] = {}
 
     def set_level(self, level: NamedConstant) -> None:
-        """Log no event below ``level`` from now on."""
+        """Log no event below ``level`` from now on; above info, the subjects of peers are forgotten."""
         self._predicate.setLogLevelForNamespace("", level)
         self.debug = level <= LogLevel.debug
         self.info = level <= LogLevel.info
+        if not self.info:
+            # Who leaves is not reported then.
+            self._subjects.clear()
 
     # Peers. Their subject, that of the token they joined with, is in each of their events.
 

@@ -94,7 +94,7 @@ class SignalingFactory(HttpFactory):
         gate: the connections that have not joined.
         events: the log.
         paced_log: spreads a burst of its lines over time.
-        judges_messages: whether each message counts against a rate, is logged, or may be one that is not relayed.
+        judges_messages: whether each message counts against a rate, is logged, or may be a new token.
         sessions: finds sessions to resume, and closes those that are not resumed.
         observer: is told who joins and leaves, or None.
         presence: tells it; None without an observer.
@@ -187,16 +187,10 @@ class SignalingFactory(HttpFactory):
         )
         self.ids = PeerIds()
         self.paced_log = PacedLog(clock)
-        self._metadata_updates = metadata_updates
         self.judges_messages = self._judges_messages()
 
     def _judges_messages(self) -> bool:
-        return (
-            bool(self.limits.max_messages_per_second)
-            or self.events.debug
-            or self.access is not None
-            or self._metadata_updates
-        )
+        return bool(self.limits.max_messages_per_second) or self.events.debug or self.access is not None
 
     def _reporter(self, observer: IPresenceObserver, wall_clock: Callable[[], float]) -> PresenceReporter:
         backplane, topics = self.backplane, self.topics
