@@ -178,10 +178,18 @@ class Presence:
                 self._node.left(topic, peer)
                 self._moved_away.pop((topic, peer), None)
             else:
-                self._on_moved(topic, peer, moved_to)
-                self._moved_away[topic, peer] = _MOVED_AWAY_CHECKS
-                self.forget_if_empty(topic)
+                self._move_away(topic, peer, moved_to)
         self.announce(topic)
+
+    def _move_away(self, topic: str, peer: str, node: str) -> None:
+        was_here, known = self._node.has(topic, peer), self._node.metadata(topic, peer)
+        self._on_moved(topic, peer, node)
+        self._moved_away[topic, peer] = _MOVED_AWAY_CHECKS
+        member = self.remote_member(topic, peer)
+        if was_here and member is not None and member.metadata not in (None, known):
+            # It has changed its metadata since it moved.
+            self._node.updated(topic, peer, member.metadata)
+        self.forget_if_empty(topic)
 
     def announce(self, topic: str) -> None:
         """Announce new members of other nodes to the peers here, in joining order, and deliver what waited for that.
@@ -294,10 +302,10 @@ class Presence:
 
         if replica is not None:
             replica.snapshot_requested()
-        unsure = self._updates.unsure_peers(topic)
+        undecided = self._updates.leave_out(topic)
         own = [
             # A store that lost its data must not list a peer here that may be another node's by now.
-            (peer, b"?" if peer in unsure or self._node.is_handing_off(topic, peer) else b"+" + (metadata or b""))
+            (peer, b"?" if peer in undecided or self._node.is_handing_off(topic, peer) else b"+" + (metadata or b""))
             for peer, metadata in self._node.members(topic)
         ]
         self._store.sync(topic, own + self._pending.for_sync(topic), replied)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from signaling.core.topics import MaxPeers
-from signaling.errors import ErrorCode
+from signaling.errors import ErrorCode, LeaveReason
 
 
 class RelaySender(Protocol):
@@ -32,7 +32,10 @@ Receipt = tuple[RelaySender, bytes | None]
 
 
 class Outbound(Protocol):
-    """Where a peer's frames go: a bounded queue in front of its connection. No method closes or calls back."""
+    """Where a peer's frames go: a bounded queue in front of its connection.
+
+    No method closes or calls back, except ``remove_peer``.
+    """
 
     @property
     def blocked(self) -> bool:
@@ -46,6 +49,20 @@ class Outbound(Protocol):
 
     def answer(self, frame: bytes) -> None:
         """Take ``frame``, however full the queue is."""
+
+    def remove_peer(self, code: int, reason: str, ending: LeaveReason) -> None:
+        """Send a close frame and end the connection; its peer leaves at once, and cannot resume.
+
+        Args:
+            ending: why, for the log and the counters.
+        """
+
+    def check_update(self) -> None:
+        """Count an update of the peer's metadata.
+
+        Raises:
+            Rejected: ``forbidden`` or ``rate_limited``, without a ``msgId``.
+        """
 
 
 # The backplane: how the nodes of a cluster share topics

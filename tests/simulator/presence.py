@@ -171,20 +171,18 @@ class PresenceCheck:
         return Counter(self._excuses.values())
 
     def _no_leave(self, peer: str) -> str | None:
-        if peer in self._removed - self._learned:
-            return "the store's reply to its eviction was lost"
-        if self._scenario.lost_data_at:
-            return "the store had lost its data"
         ended = self._scenario.ended
-        if self._moved_to.get(peer) in ended:
-            return "its new node ended before it learned that it had moved"
-        if not ended.keys().isdisjoint(self._scenario.left_nodes.get(peer, ())):
-            return "its node ended while another one asked for it"
-        if self._unlisted.get(peer) in ended:
-            return "a late call of its node, which had ended, removed it"
-        if peer not in self._stored:
-            return "the store did not know it when its node died"
-        return None
+        reasons = {
+            "the store's reply to its eviction was lost": peer in self._removed - self._learned,
+            "the store had lost its data": bool(self._scenario.lost_data_at),
+            "its new node ended before it learned that it had moved": self._moved_to.get(peer) in ended,
+            "its node ended while another one asked for it": not ended.keys().isdisjoint(
+                self._scenario.left_nodes.get(peer, ())
+            ),
+            "a late call of its node, which had ended, removed it": self._unlisted.get(peer) in ended,
+            "the store did not know it when its node died": peer not in self._stored,
+        }
+        return next((reason for reason, is_so in reasons.items() if is_so), None)
 
 
 def _fail(error: BaseException) -> None:
