@@ -399,6 +399,10 @@ class Administration:
             next(job.steps)
         except StopIteration as end:
             job.on_answer(_encode(end.value))
+        except Exception:
+            # Whoever asked must not wait for ever; the reactor logs what was raised.
+            job.on_answer(b"")
+            raise
         else:
             self._jobs.add(job)
 
