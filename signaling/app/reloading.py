@@ -14,6 +14,7 @@ from constantly import NamedConstant
 from twisted.internet.defer import inlineCallbacks
 from twisted.python import usage
 
+from signaling.admin.site import AdminFactory
 from signaling.app.options import Options
 from signaling.app.settings import Setting, encode_settings
 from signaling.limits import LIMIT_OPTIONS, Limits
@@ -59,6 +60,7 @@ class Reloader:
 
     Attributes:
         log_levels: functions that set the level of the process's log; the factory's need not be among them.
+        admin: the port of the admin API; None if this process has none.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Reloader:
         self._factory = factory
         self._certificates = list(certificates)
         self._worker = worker
+        self.admin: AdminFactory | None = None
         self.log_levels: list[Callable[[NamedConstant], None]] = [self._set_level_of_factory]
         # In force, while the options stay as they were at the start.
         self._settings = dict(options.settings)
@@ -178,6 +181,9 @@ class Reloader:
     def _reloads(self, name: str, new: Options) -> bool:
         if name == "auth" and (new.portal is None) != (self._factory.access is None):
             return False
+        if name == "admin-token-file" and None in (new.admin_tokens, self._options.admin_tokens):
+            # Whether a token is needed depends on where the port listens, which does not change.
+            return False
         if name == "webhook-secret-file" and (new.webhook is None or not self._settings["webhook"].texts):
             return False
         return new.settings[name].option.reloads
@@ -192,6 +198,8 @@ class Reloader:
         observer = getattr(self._factory, "observer", None)
         if "webhook-secret-file" in changed and isinstance(observer, Webhooks) and new.webhook is not None:
             observer.keys = new.webhook.keys
+        if "admin-token-file" in changed and self.admin is not None:
+            self.admin.tokens = new.admin_tokens
         if "log-level" in changed:
             self._log_level = new.log_level
         digests = new.file_digests()

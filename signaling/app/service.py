@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, may
 from twisted.internet.interfaces import IListeningPort
 from twisted.python.failure import Failure
 
+from signaling.admin.site import AdminFactory
 from signaling.admission.open_files import raise_file_limit
 from signaling.admission.origins import Hosts
 from signaling.app.options import Options
@@ -22,11 +23,18 @@ from signaling.core.interfaces import Backplane
 from signaling.errors import StartError
 from signaling.log.events import Events
 from signaling.server.address_text import address_text
-from signaling.server.endpoints import ListenAddress, endpoint, is_of_systemd, listen_addresses, start_error
+from signaling.server.endpoints import (
+    ListenAddress,
+    endpoint,
+    is_of_systemd,
+    listen_addresses,
+    private_endpoint,
+    start_error,
+)
 from signaling.server.factory import SignalingFactory
 from signaling.server.http import HttpFactory
 from signaling.timing.clock import use_monotonic_timers
-from signaling.webhooks.delivery import Webhooks
+from signaling.webhooks.delivery import STOP_SECONDS, Webhooks
 from signaling.workers.listener import WorkerListener, drain_seconds, routing
 from signaling.workers.supervisor import WorkerSettings
 
@@ -189,6 +197,7 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
             topic_rules=options.topic_rules,
             backplane=requested_backplane(options, reactor, events_of_services),
             observer=requested_observer(options, reactor, events_of_services),
+            notices=options["admin-listen"] is not None,
         )
     else:
         addresses = [routing(address) for address in addresses]
@@ -196,12 +205,14 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
         if factory.poller is None:
             raise StartError("--workers: needs Linux, and a reactor that can watch any descriptor")
     background = _serve_metrics(options, factory, addresses, reactor)
+    admin = _serve_admin(options, factory, addresses, reactor)
     service = SignalingService(factory, addresses, background)
     if not options.run_by_twistd:
         return service
     certificates = [(address.text, address.certificates) for address in addresses if address.certificates]
     # The listener bounds its connections as the first worker does.
     reloader = Reloader(options, factory, certificates, worker=None if options.workers == 1 else 0)
+    reloader.admin = admin
     reloader.log_levels.append(events_of_services.set_level)
     return TwistdService(service, options, reloader)
 
@@ -283,7 +294,22 @@ def _worker_settings(options: Options) -> WorkerSettings:
         # What an application changes in its options would not reach the workers.
         raise StartError("--workers: only twistd starts workers; a server in an application is one process")
     in_force = encode_settings(options.settings.values())
-    return WorkerSettings(options.workers, options.arguments, drain_seconds(options.limits), in_force)
+    observer_seconds = STOP_SECONDS if options.webhook is not None else 0.0
+    return WorkerSettings(options.workers, options.arguments, drain_seconds(options.limits), in_force, observer_seconds)
+
+
+def _serve_admin(
+    options: Options, factory: HttpFactory, addresses: list[ListenAddress], reactor: Any
+) -> AdminFactory | None:
+    description = options["admin-listen"]
+    if description is None:
+        return None
+    if not isinstance(factory, SignalingFactory):
+        raise StartError("--admin-listen: needs a server of one process (--workers 1)")
+    own = private_endpoint(reactor, "admin-listen", description)
+    site = AdminFactory(factory, factory.asker, options.admin_tokens)
+    addresses.append(ListenAddress(f"--admin-listen {description}", own, site))
+    return site
 
 
 def _serve_metrics(

@@ -84,6 +84,7 @@ def main(arguments: Sequence[str]) -> None:
         topic_rules=options.topic_rules,
         backplane=requested_backplane(options, reactor, events_of_services),
         observer=requested_observer(options, reactor, events_of_services),
+        notices=options["admin-listen"] is not None,
     )
     end = socket.socket(fileno=CHANNEL_DESCRIPTOR)
     reloader = Reloader(options, factory, worker=number)

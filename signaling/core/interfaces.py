@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from signaling.core.topics import MaxPeers
-from signaling.errors import ErrorCode
+from signaling.errors import ErrorCode, LeaveReason
 
 
 class RelaySender(Protocol):
@@ -32,7 +32,10 @@ Receipt = tuple[RelaySender, bytes | None]
 
 
 class Outbound(Protocol):
-    """Where a peer's frames go: a bounded queue in front of its connection. No method closes or calls back."""
+    """Where a peer's frames go: a bounded queue in front of its connection.
+
+    No method closes or calls back, except ``remove_peer``.
+    """
 
     @property
     def blocked(self) -> bool:
@@ -46,6 +49,20 @@ class Outbound(Protocol):
 
     def answer(self, frame: bytes) -> None:
         """Take ``frame``, however full the queue is."""
+
+    def remove_peer(self, code: int, reason: str, ending: LeaveReason) -> None:
+        """Send a close frame and end the connection; its peer leaves at once, and cannot resume.
+
+        Args:
+            ending: why, for the log and the counters.
+        """
+
+    def check_update(self) -> None:
+        """Count an update of the peer's metadata.
+
+        Raises:
+            Rejected: ``forbidden`` or ``rate_limited``, without a ``msgId``.
+        """
 
 
 # The backplane: how the nodes of a cluster share topics
@@ -189,6 +206,12 @@ class PresenceListener(Protocol):
 
     def forget_if_empty(self, topic: str) -> None:
         """The topic has peers elsewhere, or nobody knows; this node may have none left."""
+
+    def leave_decided(self, topic: str, peer: str, has_left: bool | None) -> None:
+        """A peer of which ``Backplane.leave`` was told has left, or is at another node; None if that is not known."""
+
+    def synced(self, topic: str, members: Collection[str]) -> None:
+        """The store lists the members of a topic rightly again, as far as they are this node's."""
 
     def peer_of_lost_node(self, topic: str, peer: str, metadata: bytes | None, node: str) -> None:
         """This node removed a peer of a node that it evicted."""

@@ -96,6 +96,7 @@ class _Object(msgspec.Struct):
 _decode_message = msgspec.json.Decoder(ClientMessage).decode
 _decode_raw_fields = msgspec.json.Decoder(_RawFields).decode
 _decode_msg_id = msgspec.json.Decoder(_MsgId).decode
+_decode_value = msgspec.json.Decoder(msgspec.Raw).decode
 _decode_object = msgspec.json.Decoder(_Object).decode
 
 
@@ -327,6 +328,61 @@ def check_metadata(data: bytes, max_bytes: int) -> None:
         raise ValueError(f"a number with more than {MAX_DIGITS} digits")
 
 
+def check_notice(data: bytes) -> None:
+    """Check that ``data`` is one JSON value of any type that every client can read.
+
+    Raises:
+        ValueError: if it is not; the text says what would be right.
+    """
+    try:
+        data.decode()
+        _decode_value(_replace_escapes(data))
+    except RecursionError:
+        raise ValueError(f"data: {_TOO_DEEP}") from None
+    except (UnicodeDecodeError, msgspec.MsgspecError):
+        raise ValueError("data: no JSON in UTF-8") from None
+    if _is_too_deep(data):
+        raise ValueError(f"data: {_TOO_DEEP}")
+    if _LONG_NUMBER.search(_STRINGS.sub(b"", data)):
+        raise ValueError(f"data: a number with more than {MAX_DIGITS} digits")
+
+
+class _NoticeRequest(msgspec.Struct, forbid_unknown_fields=True):
+    data: msgspec.Raw
+    to: msgspec.Raw = _ABSENT
+
+
+_decode_notice_request = msgspec.json.Decoder(_NoticeRequest).decode
+
+
+def decode_notice(body: bytes) -> tuple[str | None, bytes]:
+    """Decode what an operator wants a notice to say.
+
+    Args:
+        body: a JSON object.
+
+    Returns:
+        The id of the peer that it is for, None for all, and the JSON text of its data.
+
+    Raises:
+        ValueError: the text says what would be right.
+    """
+    try:
+        body.decode()
+        request = _decode_notice_request(_replace_escapes(body))
+    except RecursionError:
+        raise ValueError(f"data: {_TOO_DEEP}") from None
+    except (UnicodeDecodeError, msgspec.MsgspecError):
+        raise ValueError('the body: a JSON object is needed, {"data": ...} or {"to": "PEER", "data": ...}') from None
+    data, to = bytes(_restore_escapes(request.data)), bytes(_restore_escapes(request.to))
+    check_notice(data)
+    if not to:
+        return None, data
+    if not to.startswith(b'"'):
+        raise ValueError("to: the id of a peer is needed, a string")
+    return str(json.loads(to)), data
+
+
 # Ids and codes are ASCII without quotes and need no escaping.
 
 
@@ -432,6 +488,11 @@ def peer_updated(peer_id: str, metadata: bytes) -> bytes:
 def peer_left(peer_id: str) -> bytes:
     """Encode that a peer left."""
     return b'{"type":"peer-left","peerId":"%b"}' % peer_id.encode()
+
+
+def notice(data: bytes) -> bytes:
+    """Encode a message of the server itself; ``data`` is JSON text."""
+    return b'{"type":"notice","data":%b}' % data
 
 
 _RELAYED_HEADS = {kind: b'{"type":"%b","from":"' % kind.encode() for kind in RELAYED_TYPES}

@@ -37,6 +37,20 @@ OtherMessage = messages.PresentedToken | messages.MetadataUpdate
 """A message that is not relayed."""
 
 
+class PeerDetails(NamedTuple):
+    """What the admin API shows of a peer besides the peer itself.
+
+    Args:
+        address: where its latest connection comes from, as in the log.
+        subject: the owner of its token, or None.
+        issuer: the namespace of ``subject``.
+    """
+
+    address: str | None
+    subject: str | None
+    issuer: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class PeerServices:
     """What all peers of one server share: one reference, because an idle peer has to be light.
@@ -47,6 +61,7 @@ class PeerServices:
         backplane: has the topics' peers on other nodes.
         sessions: finds and ends detached sessions.
         checks_tokens: whether a message may present a new token.
+        details: of each peer, by its id; None if they are not recorded.
         presence: tells an observer which peers leave; None if there is none.
         metadata_updates: whether a message may replace a peer's metadata.
         features: those of every ``welcome``, by ``messages.features_pair``.
@@ -59,6 +74,7 @@ class PeerServices:
     limits: Limits
     sessions: SessionRegistry
     checks_tokens: bool = False
+    details: dict[str, PeerDetails] | None = None
     presence: PresenceReporter | None = None
     metadata_updates: bool = False
     features: bytes = b""
@@ -72,7 +88,7 @@ class Peer:
         metadata: the JSON text of an object, or None.
 
     Attributes:
-        joined_at: when it joined this server, in seconds of the reactor.
+        joined_at: when it joined, in seconds of the reactor; before this server knew it if another node handed it off.
         resumable: whether the peer can outlive its connection.
     """
 
@@ -155,36 +171,44 @@ class Peer:
             if topic.members:
                 services.announcer.announce(topic, text_frame(messages.peer_left(self.id)))
             if services.presence is not None:
-                services.presence.left(topic.name, self, reason)
+                services.presence.left(topic.name, self, reason, may_be_elsewhere=self._may_be_elsewhere)
             services.backplane.leave(topic.name, self.id)
 
     def _leave_topic(self) -> Topic[Peer] | None:
         topic, self.topic, self._outbound = self.topic, None, None
         if topic is not None:
             self._services.topics.leave(topic, self)
+            if self._services.details is not None:
+                self._services.details.pop(self.id, None)
             if not topic:
                 self._services.announcer.forget(topic)
         return topic
 
+    def remove(self, code: int, reason: str, ending: LeaveReason) -> None:
+        """Leave the topic at once, because an operator says so; the client cannot resume.
+
+        Args:
+            code: of the close frame.
+            reason: of the close frame.
+            ending: for the log and the counters.
+        """
+        if self._outbound is not None:
+            self._outbound.remove_peer(code, reason, ending)
+
     # Metadata
 
-    def update_metadata(self, update: messages.MetadataUpdate) -> Rejected | None:
-        """Replace the metadata, and tell all members, this one included; with other nodes, as soon as they agree.
-
-        Returns:
-            Why it was rejected at once, for a log; the error was sent.
-        """
+    def _update_metadata(self, update: messages.MetadataUpdate) -> messages.MetadataUpdate | Rejected:
+        """Replace the metadata, and tell all members, this one included; with other nodes, as soon as they agree."""
         topic, services = self.topic, self._services
-        if topic is None:
-            return None
+        if topic is None or self._outbound is None:
+            return update
         try:
+            self._outbound.check_update()
             services.topics.check_room(topic, self._longer_by(update.metadata))
         except Rejected as rejected:
-            outcome = Rejected(rejected.code, rejected.text, update.msg_id)
-            self.reject(outcome)
-            return outcome
+            return Rejected(rejected.code, rejected.text, update.msg_id)
         services.backplane.update(topic.name, self.id, update.metadata, partial(self._update_decided, update))
-        return None
+        return update
 
     def _update_decided(self, update: messages.MetadataUpdate, full: str | None) -> None:
         if self.topic is None:
@@ -211,6 +235,19 @@ class Peer:
         return messages.listed_bytes(self.id, metadata) - self.listed_bytes
 
     # Resuming, which a plain peer cannot: see PeerSession
+
+    @property
+    def detached(self) -> bool:
+        """Whether its connection was lost and its client may resume."""
+        return False
+
+    def forbid_resuming(self) -> None:
+        """Make the tokens that its client has invalid."""
+
+    @property
+    def _may_be_elsewhere(self) -> bool:
+        """Whether another node may have this peer by now."""
+        return False
 
     @property
     def is_handing_off(self) -> bool:
@@ -255,8 +292,8 @@ class Peer:
         """Relay one message of this peer, or answer it with an error.
 
         Returns:
-            The message if it was delivered or queued, or why it was not; a new token, if tokens are checked, and new
-            metadata, if it may be replaced, are not answered.
+            The message if it was delivered or queued, or why it was not; new metadata, if it may be replaced and was
+            not rejected at once; a new token, if tokens are checked, which is not answered.
         """
         topic, services = self.topic, self._services
         try:
@@ -273,6 +310,8 @@ class Peer:
                 raise self.refused(message.type, ErrorCode.DROPPED, msg_id)
         except Rejected as rejected:
             outcome = self._other_message(data, rejected)
+            if isinstance(outcome, messages.MetadataUpdate):
+                outcome = self._update_metadata(outcome)
             if isinstance(outcome, Rejected):
                 self.reject(outcome)
                 # Its traceback holds the frame of the caller, which holds what is returned here.
@@ -343,6 +382,10 @@ class Peer:
     def offer(self, frame: bytes, receipt: Receipt | None = None) -> bool:
         """Pass ``frame`` to the outbound queue; False if it was refused."""
         return self._outbound is not None and self._outbound.offer(frame, receipt)
+
+    def offer_notice(self, frame: bytes) -> bool:
+        """Pass on a notice, which waits like a relay; False if it was refused."""
+        return self.offer(frame)
 
     def catch_up(self) -> None:
         """Take the topic's events so far, ahead of a relay."""

@@ -35,7 +35,7 @@ from signaling.core.peer_ids import ID_CHARACTERS
 from signaling.core.presence import Origin
 from signaling.core.replay_buffer import ReplayBuffer
 from signaling.core.topics import Topic
-from signaling.errors import ErrorCode, LeaveReason, Rejected
+from signaling.errors import REMOVAL_TEXTS, ErrorCode, LeaveReason, Rejected
 from signaling.limits import Limits
 from signaling.websocket.frames import text_frame
 from signaling.websocket.outbound_queue import OutboundQueue
@@ -106,6 +106,12 @@ class DetachedQueue(OutboundQueue[Receipt]):
         """Return False: everything waits."""
         return False
 
+    def remove_peer(self, code: int, reason: str, ending: LeaveReason) -> None:
+        """No-op: there is no connection to end."""
+
+    def check_update(self) -> None:
+        """No-op: there is no client that could send one."""
+
     def request_ack(self, payload: bytes) -> None:
         """No-op: there is no client to ask."""
 
@@ -174,6 +180,20 @@ class PeerSession(Peer):
     def unwritten(self) -> int:
         """How many relays wait for this peer."""
         return len(self._unwritten)
+
+    @property
+    def detached(self) -> bool:
+        """Whether its connection was lost and its client may resume."""
+        return self.state in (SessionState.DETACHED, SessionState.HANDING_OFF)
+
+    def forbid_resuming(self) -> None:
+        """Make the tokens that its client has invalid."""
+        self._secrets = []
+
+    @property
+    def _may_be_elsewhere(self) -> bool:
+        """Whether another node may have this peer by now."""
+        return bool(self._handoffs)
 
     @property
     def is_handing_off(self) -> bool:
@@ -301,6 +321,13 @@ class PeerSession(Peer):
         self._outbound.give_up_session()
         self.leave(reason)
 
+    def remove(self, code: int, reason: str, ending: LeaveReason) -> None:
+        """Leave the topic at once, with a connection or without one."""
+        if self.state is SessionState.CONNECTED:
+            super().remove(code, reason, ending)
+        else:
+            self.close(REMOVAL_TEXTS[ending], ending)
+
     def leave(self, reason: LeaveReason) -> None:
         """Leave the topic; relays that were never written fail."""
         self._change_state(SessionState.CLOSED)
@@ -331,10 +358,11 @@ class PeerSession(Peer):
             self._change_state(SessionState.HANDING_OFF)
             replay, waiting = self._replay, list(self._unwritten)
             pending = [(number, msg_id) for msg_id, numbers in self._pending.items() for number in numbers]
-            parts = self.metadata, self.owner, replay.sent, replay.frames, waiting, pending, self._origin()
-            text = _encode(_SessionText(*parts))
+            seconds = self._services.sessions.clock.seconds() - self.joined_at
+            parts = self.metadata, self.owner, replay.sent, replay.frames, waiting, pending, self._origin(), seconds
+            text = _SessionText(*parts)
             # The outcomes of its pending relays are reported to the other node, whether that takes the session or not.
-            self._handoffs.append(OutgoingSession(text, waiting, {number for number, _ in pending}))
+            self._handoffs.append(OutgoingSession(_encode(text), waiting, {number for number, _ in pending}))
         return self._handoffs[-1]
 
     def _origin(self) -> Origin | None:
@@ -373,6 +401,7 @@ class PeerSession(Peer):
         try:
             text = _decode_session(session.text)
             self.metadata = text.metadata
+            self.joined_at = self._services.sessions.clock.seconds() - text.seconds
             self._replay.restore(text.sent, text.frames)
             if not self._replay.reaches(claim.seen):
                 return None
@@ -460,6 +489,13 @@ class PeerSession(Peer):
             # those that were dropped, or missed between two nodes.
             self._remember(len(frame), frame if receipt is not None else None)
         return taken
+
+    def offer_notice(self, frame: bytes) -> bool:
+        """Pass on a notice and keep it as a relay is kept; False if it was refused."""
+        if self.state is SessionState.HANDING_OFF or not super().offer(frame):
+            return False
+        self._remember(len(frame), frame)
+        return True
 
     def _offer_waiting(self, frame: bytes, receipt: Receipt) -> bool:
         number = self._replay.sent + 1
@@ -612,6 +648,8 @@ class _SessionText(msgspec.Struct, array_like=True):
     pending: list[tuple[int, bytes | None]]
     # For observers; None, or absent, from a node without one.
     origin: Origin | None = None
+    # Since the peer joined; an older node sends none.
+    seconds: float = 0.0
 
 
 class _ProofText(msgspec.Struct, array_like=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -17,7 +18,21 @@ from signaling.admission.client_address import Client, ProxyHeader
 from signaling.admission.logged_addresses import AddressDetail
 from signaling.auth.cred import Logout, granted
 from signaling.backplane.standalone import StandaloneBackplane
+from signaling.core.administration import (
+    Administration,
+    CloseTopic,
+    Merged,
+    NoticeSent,
+    PeersRemoved,
+    Query,
+    RemovePeer,
+    SendNotice,
+    check_block,
+    check_notice,
+    check_reason,
+)
 from signaling.core.announcer import Announcer
+from signaling.core.blocks import Blocks
 from signaling.core.grants import Grant
 from signaling.core.ice import IceServers
 from signaling.core.interfaces import Backplane, JoinTicket
@@ -25,7 +40,7 @@ from signaling.core.join_request import JoinRequest
 from signaling.core.joining import JoiningConnection, check_admission
 from signaling.core.local_peers import LocalPeers
 from signaling.core.messages import features_pair
-from signaling.core.peer import Peer, PeerServices
+from signaling.core.peer import Peer, PeerDetails, PeerServices
 from signaling.core.peer_ids import PeerIds
 from signaling.core.presence import PresenceReporter
 from signaling.core.session import PeerSession, session_origin
@@ -35,6 +50,7 @@ from signaling.core.topics import TopicMap
 from signaling.errors import LeaveReason
 from signaling.limits import Limits
 from signaling.log.events import PacedLog
+from signaling.server.asking import Asker, LocalAsker, carry_out
 from signaling.server.http import HttpFactory
 from signaling.timing.fair_scheduler import FairScheduler
 from signaling.timing.timeouts import Timeouts
@@ -77,6 +93,8 @@ class SignalingFactory(HttpFactory):
         metadata_updates: whether peers may replace their metadata (docs/protocol.md, "Metadata").
         backplane: shares the topics with other servers (docs/cluster.md); None means that there are none. It starts
             with the first port, or the first ``SignalingResource``, and stops at the end of a drain.
+        notices: whether clients are told that notices may come, and the subject of each peer's token is recorded, which
+            ``kick`` with ``block_seconds`` needs.
         observer: is told who joins and leaves (docs/embedding.md); None if nobody is.
         wall_clock: returns the seconds since 1970, for tokens and TURN credentials.
         reactor: runs the timers; None means the global reactor.
@@ -94,8 +112,12 @@ class SignalingFactory(HttpFactory):
         gate: the connections that have not joined.
         events: the log.
         paced_log: spreads a burst of its lines over time.
-        judges_messages: whether each message counts against a rate, is logged, or may be one that is not relayed.
+        judges_messages: whether each message counts against a rate, is logged, or may be a new token.
         sessions: finds sessions to resume, and closes those that are not resumed.
+        blocks: who is kept out of topics.
+        details: of each peer, by its id; None if they are not recorded.
+        administration: carries out the queries of an operator on the peers of this process.
+        asker: passes such queries to all nodes.
         observer: is told who joins and leaves, or None.
         presence: tells it; None without an observer.
 
@@ -122,6 +144,7 @@ class SignalingFactory(HttpFactory):
         topic_rules: TopicRules | None = None,
         metadata_updates: bool = False,
         backplane: Backplane | None = None,
+        notices: bool = False,
         observer: IPresenceObserver | None = None,
         wall_clock: Callable[[], float] = time.time,
         reactor: IReactorTime | None = None,
@@ -147,6 +170,8 @@ class SignalingFactory(HttpFactory):
         )
         self.announcer = Announcer(clock, self.counters.count_dropped_events)
         self.backplane: Backplane = backplane or StandaloneBackplane()
+        self.details: dict[str, PeerDetails] | None = {} if notices else None
+        self.blocks = Blocks(clock.seconds)
         # An application's tests would find the timer of a start in the reactor.
         self.has_services = backplane is not None or ice_source is not None
         self.sessions = SessionRegistry(self.limits, clock, self.topics, self._session_closed)
@@ -154,6 +179,7 @@ class SignalingFactory(HttpFactory):
         self.presence = self._reporter(observer, wall_clock) if observer is not None else None
         features = {
             "metadata-updates": metadata_updates,
+            "notices": notices,
             "resume": self.limits.resume_window_seconds > 0,
             "token": portal is not None,
         }
@@ -165,10 +191,13 @@ class SignalingFactory(HttpFactory):
             self.limits,
             self.sessions,
             checks_tokens=portal is not None,
+            details=self.details,
             presence=self.presence,
             metadata_updates=metadata_updates,
             features=features_pair(name for name, is_on in features.items() if is_on),
         )
+        self.administration = Administration(self._peer_services, self.blocks, clock, self.logged_addresses)
+        self.asker: Asker = LocalAsker(self.administration.answer)
         self.local = LocalPeers(self._peer_services, self._session_moved)
         self.ice_servers = ice_servers or IceServers()
         self.ice_servers.watch(self._ice_servers_changed)
@@ -187,16 +216,10 @@ class SignalingFactory(HttpFactory):
         )
         self.ids = PeerIds()
         self.paced_log = PacedLog(clock)
-        self._metadata_updates = metadata_updates
         self.judges_messages = self._judges_messages()
 
     def _judges_messages(self) -> bool:
-        return (
-            bool(self.limits.max_messages_per_second)
-            or self.events.debug
-            or self.access is not None
-            or self._metadata_updates
-        )
+        return bool(self.limits.max_messages_per_second) or self.events.debug or self.access is not None
 
     def _reporter(self, observer: IPresenceObserver, wall_clock: Callable[[], float]) -> PresenceReporter:
         backplane, topics = self.backplane, self.topics
@@ -302,6 +325,68 @@ class SignalingFactory(HttpFactory):
         peer.joined_at = self.reactor.seconds()
         return peer
 
+    # What an operator or an application does, on all nodes (docs/embedding.md)
+
+    def kick(self, topic: str, peer: str, reason: str = "", *, block_seconds: float = 0.0) -> Deferred[int]:
+        """Remove a peer from its topic: close code 4403, and its client stays away.
+
+        Args:
+            topic: the topic's name.
+            peer: the peer's id.
+            reason: for the client; at most 123 bytes in UTF-8.
+            block_seconds: how long to keep the owner of the peer's token out of the topic, with all of its peers.
+
+        Returns:
+            Fires with how many peers were removed: 0 if no node has this one.
+
+        Raises:
+            ValueError: the reason is too long, ``block_seconds`` is out of its range, or no owners are recorded here:
+                that needs a portal, and ``notices``.
+        """
+        check_reason(reason)
+        check_block(block_seconds)
+        if block_seconds and (self.access is None or self.details is None):
+            raise ValueError("block_seconds: without a portal and notices=True, a peer has no owner to block")
+        return self._carry_out(RemovePeer(topic, peer, reason, block_seconds)).addCallback(_peers_removed)
+
+    def close_topic(self, topic: str, reason: str = "") -> Deferred[int]:
+        """Remove all peers of a topic: close code 4404. Clients do not come back by themselves; others may join.
+
+        Args:
+            topic: the topic's name.
+            reason: for the clients; at most 123 bytes in UTF-8.
+
+        Returns:
+            Fires with how many peers were removed.
+
+        Raises:
+            ValueError: the reason is too long.
+        """
+        check_reason(reason)
+        return self._carry_out(CloseTopic(topic, reason)).addCallback(_peers_removed)
+
+    def notify(self, topic: str, data: Any, to: str | None = None) -> Deferred[int]:
+        """Send a ``notice`` to the peers of a topic.
+
+        Args:
+            topic: the topic's name.
+            data: anything that ``json.dumps`` takes.
+            to: the id of the only peer that gets it; None means all.
+
+        Returns:
+            Fires with how many peers it was written to or queued for.
+
+        Raises:
+            ValueError: the data is no JSON, or too long.
+            TypeError: the same, from ``json.dumps``.
+        """
+        text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        check_notice(text, self.limits.max_message_bytes)
+        return self._carry_out(SendNotice(topic, to, text)).addCallback(_received)
+
+    def _carry_out(self, query: Query) -> Deferred[Any]:
+        return carry_out(self.asker, query)
+
     def _session_closed(self, peer: Peer, text: str, reason: LeaveReason) -> None:
         self.counters.leaves[reason] += 1
         if peer.topic is not None:
@@ -379,3 +464,11 @@ def _rates(limits: Limits) -> tuple[float, ...]:
     """Return the limits that the token buckets of a connection have."""
     updates = limits.metadata_updates_per_second, limits.metadata_update_burst
     return limits.max_messages_per_second, limits.message_burst, *updates
+
+
+def _peers_removed(merged: Merged) -> int:
+    return merged.answer.peers if isinstance(merged.answer, PeersRemoved) else 0
+
+
+def _received(merged: Merged) -> int:
+    return merged.answer.received if isinstance(merged.answer, NoticeSent) else 0

@@ -19,7 +19,7 @@ from signaling.core.interfaces import Receipt
 from signaling.core.join_request import JoinRequest
 from signaling.core.joining import JoinAttempt
 from signaling.core.peer import OtherMessage, Peer, drop_undelivered
-from signaling.errors import ErrorCode, Refused, Rejected
+from signaling.errors import REMOVAL_TEXTS, ErrorCode, LeaveReason, Refused, Rejected
 from signaling.limits import FRAMES_PER_TOKEN
 from signaling.server.http import HttpProtocol
 from signaling.web.credentials import bearer
@@ -196,8 +196,6 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         if outcome is None:
             outcome = self._rejection(payload, isBinary, tokens)
             peer.reject(outcome)
-        if isinstance(outcome, messages.MetadataUpdate):
-            outcome = self._update_metadata(peer, outcome) or outcome
         if isinstance(outcome, messages.PresentedToken):
             self._check_in_turn(outcome)
         elif factory.events.debug:
@@ -215,23 +213,17 @@ class SignalingProtocol(HttpProtocol[Receipt]):
             return Rejected(ErrorCode.FORBIDDEN, "the token allows to receive only", msg_id)
         return Rejected(ErrorCode.INVALID_MESSAGE, "send text messages, not binary ones")
 
-    def _update_metadata(self, peer: Peer, update: messages.MetadataUpdate) -> Rejected | None:
-        """Replace the peer's metadata; returns why that was rejected at once."""
-        limits, now = self.factory.limits, self.factory.reactor.seconds()
-        bucket = self._metadata_bucket
-        if bucket is None:
-            bucket = TokenBucket(limits.metadata_updates_per_second, limits.metadata_update_burst)
+    def check_update(self) -> None:
+        """Count an update of metadata, or raise ``Rejected``: the token decides the metadata, or there are too many."""
         if self._metadata_fixed:
-            rejected = Rejected(ErrorCode.FORBIDDEN, "the token decides the metadata", update.msg_id)
-        elif round(bucket.available(now), 6) < 1:
-            text = f"at most {limits.metadata_updates_per_second:g} updates of metadata a second; nothing has changed"
-            rejected = Rejected(ErrorCode.RATE_LIMITED, text, update.msg_id)
-        else:
-            bucket.take(now)
-            self._metadata_bucket = bucket
-            return peer.update_metadata(update)
-        peer.reject(rejected)
-        return rejected
+            raise Rejected(ErrorCode.FORBIDDEN, "the token decides the metadata")
+        limits, now = self.factory.limits, self.factory.reactor.seconds()
+        if self._metadata_bucket is None:
+            self._metadata_bucket = TokenBucket(limits.metadata_updates_per_second, limits.metadata_update_burst)
+        if round(self._metadata_bucket.available(now), 6) < 1:
+            text = f"updates of metadata: at most {limits.metadata_updates_per_second:g} a second; nothing has changed"
+            raise Rejected(ErrorCode.RATE_LIMITED, text)
+        self._metadata_bucket.take(now)
 
     def onOverhead(self) -> None:
         """Count a ping, an unexpected pong or a fragment against the rate of messages."""
@@ -360,6 +352,13 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         if self._peer is not None and self._peer.resumable and self._may_resume:
             # Now, and not when the client has answered the close frame: it may come back before that.
             self._lose_peer()
+
+    def remove_peer(self, code: int, reason: str, ending: LeaveReason) -> None:
+        """Close the connection because an operator removed its peer, which leaves at once."""
+        self.close(code, reason)
+        self.ending, self.end_reason = ending, REMOVAL_TEXTS[ending]
+        # Not when the client has answered the close frame, which may be never.
+        self._lose_peer()
 
     def renewIceServers(self) -> None:
         """Send the peer new ICE servers before the credentials of the last ones expire."""

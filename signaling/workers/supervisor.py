@@ -73,6 +73,7 @@ class WorkerSettings:
         arguments: the options of ``twistd signaling``, as they were given.
         drain_seconds: how long a worker may take to drain.
         in_force: the options that are in force, for a worker that starts.
+        observer_seconds: how long its observer may take after that.
         working_directory: where relative paths in the arguments start.
         module_path: where modules are found.
     """
@@ -81,6 +82,7 @@ class WorkerSettings:
     arguments: Sequence[str]
     drain_seconds: float
     in_force: bytes = b""
+    observer_seconds: float = 0.0
     working_directory: str = field(default_factory=os.getcwd)
     module_path: Sequence[str] = field(default_factory=lambda: [os.path.abspath(path) for path in sys.path])
 
@@ -267,7 +269,8 @@ class Worker(ProcessProtocol):
                 self._stopped()
             elif can_drain:
                 self._post(DRAIN)
-                self._kill_in(self._settings.drain_seconds + _KILL_AFTER_DRAIN_SECONDS)
+                settings = self._settings
+                self._kill_in(settings.drain_seconds + settings.observer_seconds + _KILL_AFTER_DRAIN_SECONDS)
             else:
                 self._kill()
         return stopped

@@ -266,6 +266,7 @@ class Harness:
         allow_origins: as for ``SignalingFactory``.
         trusted_proxies: as for ``SignalingFactory``.
         proxy_header: as for ``SignalingFactory``.
+        log_addresses: as for ``SignalingFactory``.
         path_prefix: as for ``SignalingFactory``.
         ice_servers: makes them, given the clock.
         ice_source: makes one, given the clock.
@@ -276,6 +277,7 @@ class Harness:
         portal: as for ``SignalingFactory``; its tokens expire by ``clock``, which starts now.
         topic_rules: as for ``SignalingFactory``.
         log_level: as for ``SignalingFactory``.
+        notices: as for ``SignalingFactory``.
         observe: makes the observer of a node.
         wall_ahead: by how much somebody set the wall clock forward.
         buffer_bytes: what a transport holds before it pauses its producer.
@@ -295,6 +297,7 @@ class Harness:
         allow_origins: Any = (),
         trusted_proxies: Any = (),
         proxy_header: str = "X-Forwarded-For",
+        log_addresses: str = "full",
         path_prefix: str = "",
         serve_client: bool = False,
         demo: bool = False,
@@ -303,6 +306,7 @@ class Harness:
         metadata_updates: bool = False,
         log: Any = None,
         log_level: Any = LogLevel.info,
+        notices: bool = False,
         observe: Callable[[], Any] = lambda: None,
         wall_ahead: Callable[[], float] = lambda: 0.0,
         of_nodes: Sequence[Mapping[str, Any]] = (),
@@ -325,6 +329,7 @@ class Harness:
                 allow_origins=allow_origins,
                 trusted_proxies=trusted_proxies,
                 proxy_header=proxy_header,
+                log_addresses=log_addresses,
                 path_prefix=path_prefix,
                 ice_servers=ice_servers(self.clock),
                 ice_source=ice_source(self.clock),
@@ -334,6 +339,7 @@ class Harness:
                 topic_rules=topic_rules,
                 metadata_updates=metadata_updates,
                 backplane=self._backplane(number),
+                notices=notices,
                 observer=observe(),
                 wall_clock=lambda: self.start + self.clock.seconds() + wall_ahead(),
                 reactor=self.clock,  # type: ignore[arg-type]

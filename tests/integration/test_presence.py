@@ -123,6 +123,20 @@ def test_events_of_a_peer_have_the_subject_of_its_token(make_server: Callable[..
     assert joined.subject == left.subject == "ada"
 
 
+def test_peers_that_are_removed_leave_for_that_reason(make_server: Callable[..., Harness]) -> None:
+    observed = Observed(make_server)
+    harness = observed.harness
+    ada = harness.join("room")
+    harness.join("room")
+    harness.factory.kick("room", ada.id)
+    harness.run()
+    harness.factory.close_topic("room")
+    harness.run()
+    assert [kind for kind, *_ in observed.observer.story[3:]] == ["left", "left", "closed"]
+    reasons = [event.reason for event in observed.observer.events if isinstance(event, PeerLeft)]
+    assert reasons == [LeaveReason.REMOVED, LeaveReason.TOPIC_CLOSED]
+
+
 def test_an_observer_that_raises_costs_nobody_anything(make_server: Callable[..., Harness], logged: list[str]) -> None:
     def fail(event: Any) -> None:
         raise ValueError("secret metadata")

@@ -12,6 +12,8 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 
 from signaling import Options
+from signaling.admin.site import AdminFactory
+from signaling.admin.tokens import AdminTokens
 from signaling.app.reloading import Reloader
 from signaling.log.events import Events
 from signaling.webhooks.delivery import Webhooks
@@ -128,6 +130,24 @@ def test_a_change_of_the_log_level_is_logged_whichever_way_it_goes(tmp_path: Pat
     assert server.harness.factory.events.debug
     assert server.reload("log-level = 'error'") == ['log-level: "debug" -> "error"']
     assert not server.harness.factory.events.info
+
+
+def test_relays_of_peers_that_are_there_are_logged_from_then_on(tmp_path: Path) -> None:
+    server, events = Server(tmp_path, ""), list[str]()
+    peer = server.harness.join("room")
+
+    def note(event: LogEvent) -> None:
+        events.append(event.get("event", ""))
+
+    globalLogPublisher.addObserver(note)
+    try:
+        peer.offer(peer)
+        assert "relayed" not in events
+        server.reload("log-level = 'debug'")
+        peer.offer(peer)
+        assert "relayed" in events
+    finally:
+        globalLogPublisher.removeObserver(note)
 
 
 def test_all_parts_of_the_log_get_a_new_level(tmp_path: Path) -> None:
@@ -384,3 +404,29 @@ def test_a_change_is_of_one_server_alone() -> None:
     one, other = Harness(), Harness()
     one.factory.change(limits=Harness(max_topic_bytes=9).limits)
     assert (one.factory.limits.max_topic_bytes, other.factory.limits.max_topic_bytes) == (9, 256)
+
+
+TOKEN, NEXT_TOKEN = "one-token-0123456789", "next-token-0123456789"
+
+
+def test_new_tokens_of_the_admin_api_replace_the_old_ones(tmp_path: Path) -> None:
+    file, text = tmp_path / "tokens", "admin-listen = 'tcp:1'\nadmin-token-file = 'tokens'"
+    file.write_text(TOKEN)
+    server = Server(tmp_path, text)
+    factory = server.harness.factory
+    server.reloader.admin = admin = AdminFactory(factory, factory.asker, AdminTokens(TOKEN.encode()))
+
+    def accepted() -> list[bool]:
+        assert admin.tokens is not None
+        return [admin.tokens.accept([f"Bearer {token}".encode()]) for token in (TOKEN, NEXT_TOKEN)]
+
+    file.write_text(f"{NEXT_TOKEN}\nshort")
+    assert "line 2" in server.refused(text)
+    assert accepted() == [True, False]
+    file.write_text(NEXT_TOKEN)
+    assert server.reload(text) == ["admin-token-file: its content has changed"]
+    assert accepted() == [False, True]
+    # The port goes on to listen where it does.
+    restarts = server.reload("admin-listen = 'unix:/run/a'")
+    assert sorted(restarts) == ["admin-listen: a change needs a restart", "admin-token-file: a change needs a restart"]
+    assert accepted() == [False, True]

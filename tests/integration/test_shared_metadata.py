@@ -348,3 +348,26 @@ def test_what_the_store_did_not_learn_goes_with_the_session(harness: Harness, me
     harness.advance(3)
     assert eve.view(ada) == {"n": 1}
     assert Member(harness, 2).view(ada) == {"n": 1}
+
+
+def test_a_node_that_missed_a_move_and_the_updates_behind_it_finds_both(
+    harness: Harness, members: list[Member]
+) -> None:
+    ada, _, _ = members
+    neighbour = Member(harness, 0)
+    ada.read()
+    ada.peer.reset()
+    ada.peer = harness.knock(f"/ws/room?resume={ada.token}&seen={ada.seen}", node=1)
+    while ada.peer.step():
+        pass
+    # The request for the session arrives, and nothing of what follows.
+    harness.engines[1].step()
+    harness.engines[0].step()
+    harness.engines[0].dropping = 2
+    harness.run()
+    assert ada.read() == ["welcome", "peer-list"]
+    ada.update({"n": 1})
+    assert harness.engines[0].dropping == 0
+    assert neighbour.view(ada) == {}
+    harness.advance(3)
+    assert neighbour.view(ada) == {"n": 1}

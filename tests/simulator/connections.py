@@ -166,6 +166,9 @@ class SimulatedConnection(OutboundQueue[Receipt]):
     def offer_at_once(self, frames: bytes) -> bool:
         return not self.blocked and self.offer(frames)
 
+    def check_update(self) -> None:
+        """Permit it."""
+
     def request_ack(self, payload: bytes) -> None:
         """Do nothing: only a client that resumes answers pings."""
 

@@ -14,6 +14,7 @@ from signaling.backplane.cluster import Cluster
 from signaling.backplane.store import RemovedMember
 from signaling.core import messages
 from signaling.core.announcer import Announcer
+from signaling.core.blocks import Blocks
 from signaling.core.counters import Counters
 from signaling.core.grants import Grant
 from signaling.core.interfaces import JoinTicket, OutgoingSession, ResumeProof
@@ -25,6 +26,7 @@ from signaling.core.peer_ids import PeerIds
 from signaling.core.session import PeerSession
 from signaling.core.session_registry import SessionRegistry
 from signaling.core.topics import MaxPeers, TopicMap
+from signaling.errors import Rejected
 from signaling.limits import Limits
 from signaling.timing.fair_scheduler import FairScheduler
 from tests.simulator.connections import SimulatedConnection
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 PREFIX = "s:"
 JOINS_PER_PASS = 4
 LARGEST_HIGH_WATER = 16
+LONGEST_ENTRY = 200
 
 
 class SimulatedIds(PeerIds):
@@ -218,6 +221,8 @@ class SimulatedNode:
         )
         self.connections: dict[SimulatedConnection, None] = {}
         self.attempts: list[JoinAttempt] = []
+        self.blocks = Blocks(self.process.seconds)
+        self.details = None
         self.crashed_at: float | None = None
         self.draining = False
         self._peers = ObservedPeers(self)
@@ -310,11 +315,9 @@ class SimulatedNode:
         self.process.take(sent.sender, sent.connection.receive, sent)
 
     def update_from(self, peer: Peer, sent: SentUpdate) -> None:
-        update = peer.receive(sent.text)
-        if isinstance(update, messages.MetadataUpdate):
-            peer.update_metadata(update)
-        else:
-            self.violation(f"an update was taken for {update}")
+        outcome = peer.receive(sent.text)
+        if not isinstance(outcome, messages.MetadataUpdate | Rejected):
+            self.violation(f"an update was taken for {outcome}")
 
     def relay_from(self, peer: Peer, sent: Sent) -> None:
         sent.nodes.add(self.backplane.node)
@@ -352,7 +355,12 @@ class SimulatedNode:
             self.violation(f"the ticket of {peer} in {topic} says that it joined: {joined}, which is not true")
         elif ticket.session is not None and not (is_here or self.draining):
             # The replay buffers of other nodes may hold more than this one's.
-            has_room = self.topics.size(topic) < self.limits.max_peers_per_topic
+            found = self.topics.find(topic)
+            # A list may be too long, because nodes without the store do not know each other's.
+            has_room = found is None or (
+                len(found) < self.limits.max_peers_per_topic
+                and found.listed_bytes + LONGEST_ENTRY <= self.limits.max_peer_list_bytes
+            )
             if has_room and self.limits.high_water_messages == LARGEST_HIGH_WATER:
                 self.violation(f"the session of {peer} in {topic}, which another node handed off, is lost")
 

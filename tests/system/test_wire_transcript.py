@@ -1207,6 +1207,46 @@ def pages(notes: Notes, folder: Path) -> None:
             on.ask(data, hides=r"(?<=TwistedWeb/)[\d.]+")
 
 
+# The admin API
+
+
+def administration(notes: Notes, folder: Path) -> None:
+    """Notices, removals and closed topics, and what an operator is answered."""
+    path = folder / "admin"
+    with stage(notes, f"--admin-listen=unix:{path}") as on:
+        on.server.wait_for("listening on unix")
+        on.title("peers, and what happens to them")
+        a, b, c = (on.join(name) for name in "abc")
+        a.frames(2)
+        b.frame()
+        on.address = str(path)
+        on.ask(get("/v1/topics"))
+        json_type = "Content-Type: application/json"
+        for body in ('{"data":{"text":"Ten minutes left"}}', f'{{"to":"{a.id}","data":"To you"}}'):
+            on.ask(
+                request("POST /v1/topics/room/notices HTTP/1.1", "Host: a", json_type, f"Content-Length: {len(body)}")
+                + body.encode()
+            )
+        a.frames(2)
+        b.frame()
+        c.frame()
+        on.ask(get(f"/v1/topics/room/peers/{a.id}?reason=Please+be+kind", method="DELETE"))
+        a.end()
+        b.frame()
+        c.frame()
+        on.ask(get("/v1/topics/room?reason=See+you+tomorrow", method="DELETE"))
+        b.end()
+        c.end()
+        on.title("what cannot be done")
+        for target in ("/v1/topics/room", "/v1/topics?limit=0", "/v1/topics?limt=1", "/nowhere"):
+            on.ask(get(target))
+        on.ask(get(f"/v1/topics/room/peers/{a.id}?block=60", method="DELETE"))
+        on.ask(get("/v1/topics", method="OPTIONS"))
+        on.ask(get("/v1/topics/room/notices", method="POST"))
+        on.ask(get("/v1/topics", "Content-Length: 65537"))
+        on.ask(upgrade())
+
+
 # ICE servers
 
 
@@ -1316,6 +1356,55 @@ def resumed(on: Stage, name: str, text: str, seen: int, path: str = "/ws/room") 
     return on.join(name, f"{path}?resume={text}&seen={seen}")
 
 
+# Metadata
+
+
+def metadata(notes: Notes, folder: Path) -> None:
+    """Peers that replace their metadata, and what does not."""
+    auth = ("--auth", f"jwt:{key_file(folder)}:audience=us:issuer=issuer")
+    with stage(notes, "--metadata-updates", "--metadata-rate=0.001", "--metadata-burst=4", *auth) as on:
+
+        def join(name: str, target: str = "/ws/room", **claims: object) -> Client:
+            return on.join(name, target, bearer(token(**claims)), told=f"upgrade {target} {claims or ''}")
+
+        on.title("metadata is replaced, and is in the lists of later peers")
+        a, b = join("a", "/ws/room?metadata={}"), join("b")
+        a.sync()
+        a.say('{"type":"metadata","metadata":{ "b":1e400,"u":"\\ud800 \\u00e4 ä","b":[]},"msgId":"1"}')
+        a.say('{"metadata":{"a":%s},"\\u0074ype":"meta\\u0064ata"}' % ("[" * 63 + "]" * 63))
+        a.sync()
+        b.say('{"type":"metadata","metadata":{}}')
+        for client in (a, b):
+            client.sync()
+        join("c").leave()
+        a.sync()
+        on.title("what is none, and what is too much")
+        for text in (
+            '{"type":"metadata","msgId":"m"}',
+            '{"type":"metadata","metadata":null,"msgId":"m"}',
+            '{"type":"metadata","metadata":[{}],"msgId":"m"}',
+            '{"type":"metadata","metadata":{"n":%s},"msgId":"m"}' % ("1" * 101),
+            '{"type":"metadata","metadata":{"s":"%s"},"msgId":"m"}' % ("x" * 4_096),
+            '{"type":"metadata","metadata":{"a":%s},"msgId":"m"}' % ("[" * 64 + "]" * 64),
+            '{"type":"metadata","metadata":{},"x":%s,"msgId":"m"}' % ("[" * 65 + "]" * 65),
+            '{"type":"metadata","metadata":{},"to":7,"msgId":"m"}',
+            '{"type":"metadata","metadata":{"n":1}}',
+            '{"type":"metadata","metadata":{"n":2}}',
+            '{"type":"metadata","metadata":{"n":3},"msgId":"one too many"}',
+        ):
+            a.say(text)
+        a.sync()
+        on.title("tokens that forbid it")
+        for own in ({"topics": ["room"], "metadata": {"n": 0}}, {"topics": ["room"], "send": False}):
+            other = join("other", own=own)
+            other.say('{"type":"metadata","metadata":{},"msgId":"m"}')
+            other.sync()
+            other.leave()
+        b.sync()
+        a.leave()
+        b.leave()
+
+
 # Time, and the end
 
 
@@ -1412,12 +1501,14 @@ PARTS: dict[str, Callable[[Notes, Path], None]] = {
     "tokens": tokens,
     "new tokens, and checks": renewals,
     "passwords, and what takes too long": passwords,
+    "metadata": metadata,
     "HTTP": http_answers,
     "messages": messages,
     "rates": rates,
     "a full server": fullness,
     "addresses": addresses,
     "origins, pages, metrics": pages,
+    "the admin API": administration,
     "a delayed stop": delayed,
     "workers": workers,
 }

@@ -34,6 +34,7 @@ RULES = (
     ("webhooks", "deliver what an observer is told; a server works without them"),
     ("workers", "run servers in processes; a server works without them"),
     ("metrics", "read counters; nothing depends on being measured"),
+    ("admin", "answers operators; nothing depends on being administered"),
     ("app", "parses options; everything else takes arguments, so that applications can embed it"),
     ("tools", "commands beside the server"),
 )

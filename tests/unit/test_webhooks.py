@@ -401,7 +401,7 @@ def churn(delivering: Delivering) -> None:
         second = number / 5
         delivering.receiver.answers = ConnectionError() if 20 <= second < 80 else 204
         if here and random.random() < 0.5:
-            reporter.left("room", here.pop(0), LeaveReason.CLOSED)
+            reporter.left("room", here.pop(0), LeaveReason.CLOSED, may_be_elsewhere=False)
         else:
             here.append(Person(f"P{number}"))
             reporter.joined("room", here[-1], None, opens=True)

@@ -542,6 +542,7 @@ class OwnMetadata {
     this.#shown = metadata;
     const update = this.#advance();
     if (update) this.#accepted = update.metadata;
+    else if (JSON.stringify(metadata) === this.#wanted) this.#accepted = this.#wanted; // The answer came late.
     update?.resolve?.();
   }
 
@@ -552,8 +553,8 @@ class OwnMetadata {
 
   /** The update that is under way was refused; returns whether somebody waits for its outcome. */
   refuse(code, message) {
-    const { metadata, reject } = this.#advance();
-    if (this.#wanted === metadata) this.#wanted = this.#accepted;
+    const { reject } = this.#advance();
+    if (!this.#underWay) this.#wanted = this.#accepted; // Otherwise it is that of a later update.
     reject?.(notUpdated(code, message));
     return reject !== undefined;
   }
