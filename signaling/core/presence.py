@@ -263,10 +263,13 @@ class PresenceReporter:
             return None
         return Origin(record.node, self._seconds() - record.joined_at, record.subject)
 
-    def moved_here(self, topic: str, peer: str, origin: Origin | None) -> None:
-        """Take over a peer of another node; its origin is None if that node told nothing."""
-        node, seconds, subject = origin or Origin(self._node() or "", 0.0, None)
-        self._reported(topic).peers[peer] = _Record(node, self._seconds() - seconds, subject)
+    def moved_here(self, topic: str, peer: PresentPeer, origin: Origin | None) -> None:
+        """Take over a peer of another node; its origin is None if that node has no observer, and so told nothing."""
+        if origin is None:
+            self._tell_joined(topic, peer, _Record(self._node(), self._seconds(), None))
+        else:
+            record = _Record(origin.node, self._seconds() - origin.seconds, origin.subject)
+            self._reported(topic).peers[peer.id] = record
 
     def moved_away(self, topic: str, peer: str) -> None:
         """Leave a peer to another node."""
@@ -292,6 +295,7 @@ class PresenceReporter:
         for peer, leave in self._unanswered.pop(topic, {}).items():
             if peer not in members:
                 self._tell_left(topic, *leave)
+                self.forget_if_empty(topic)
 
     def topic_opened(self, topic: str) -> None:
         """Tell that a topic was opened."""

@@ -409,7 +409,7 @@ class PeerSession(Peer):
         except (msgspec.MsgspecError, Rejected):
             return None
         if self._services.presence is not None:
-            self._services.presence.moved_here(topic_name, self.id, text.origin)
+            self._services.presence.moved_here(topic_name, self, text.origin)
         self._secrets = [claim.token[ID_CHARACTERS:]]
         self._unwritten = {number: session.receipt(number) for number in text.waiting}
         self._services.counters.relays_received += len(text.waiting)

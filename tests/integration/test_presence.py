@@ -228,6 +228,18 @@ def test_a_peer_that_moves_has_neither_left_nor_joined(cluster: ObservedCluster)
 
 
 @pytest.mark.cluster
+def test_a_peer_that_comes_from_a_node_without_an_observer_joins_before_it_leaves() -> None:
+    observer = RecordingObserver()
+    observers = iter([None, observer])
+    harness = Harness(nodes=2, observe=lambda: next(observers), resume_window_seconds=WINDOW)
+    ada = Client(harness, 0)
+    ada.move(1)
+    ada.connection.leave()
+    assert observer.story == [("joined", "room", ada.id), ("left", "room", ada.id), ("closed", "room")]
+    harness.close()
+
+
+@pytest.mark.cluster
 def test_the_node_that_evicts_another_tells_that_its_peers_have_left(cluster: ObservedCluster) -> None:
     lost, bob = Client(cluster.harness, 0), Client(cluster.harness, 1)
     before = cluster.observers[0].events[1]
