@@ -18,6 +18,8 @@ from signaling.backplane.messages import (
     NODE_CHARACTERS,
     EventKind,
     HeartbeatEcho,
+    NodeAnswer,
+    NodeQuery,
     OutcomeQuery,
     Outcomes,
     RelayBatch,
@@ -26,12 +28,13 @@ from signaling.backplane.messages import (
     TopicEvent,
     decode,
 )
+from signaling.backplane.node_queries import NodeQueries
 from signaling.backplane.pending_joins import PendingJoin, PendingJoins
 from signaling.backplane.presence import Presence
 from signaling.backplane.relays import RemoteRelays
 from signaling.backplane.session_handoffs import SessionHandoffs
 from signaling.backplane.store import Keys, Store
-from signaling.core.interfaces import Forwarding, JoinTicket, Node, ResumeProof
+from signaling.core.interfaces import Answers, Forwarding, JoinTicket, Node, ResumeProof
 from signaling.core.peer_ids import PeerIds
 from signaling.limits import Limits
 from signaling.timing.clock import Clock
@@ -78,6 +81,7 @@ class Cluster:
         self._handoffs = SessionHandoffs(self._new_id, store, self._relays)
         most = limits.max_peers_per_topic
         self._joins = Joins(store, membership, presence, self._handoffs, pending, clock, self._ids, most)
+        self._queries = NodeQueries(store, membership, clock)
         self._timer: Any = None
 
         self._receivers: dict[type, Callable[[Any], None]] = {
@@ -88,6 +92,8 @@ class Cluster:
             OutcomeQuery: self._relays.answer,
             SessionRequest: self._handoffs.answer,
             SessionReply: self._joins.take_session,
+            NodeQuery: self._queries.answer,
+            NodeAnswer: self._queries.receive,
         }
 
     def _new_id(self) -> str:
@@ -112,7 +118,7 @@ class Cluster:
 
     def start(self, node: Node) -> None:
         """Connect."""
-        for part in (self._presence, self._joins, self._relays, self._handoffs):
+        for part in (self._presence, self._joins, self._relays, self._handoffs, self._queries):
             part.start(node)
         self._membership.start()
         self._check()
@@ -133,6 +139,7 @@ class Cluster:
         self._timer.cancel()
         self._timer = None
         self._joins.stop()
+        self._queries.stop()
         self._relays.report_all()
 
         def disconnect() -> None:
@@ -181,6 +188,10 @@ class Cluster:
     def forward(self, topic: str, to: str, sender: str, frame: bytes, forwarding: Forwarding) -> bool | None:
         """Send a relay to a peer of another node."""
         return self._relays.forward(topic, to, sender, frame, forwarding)
+
+    def ask_nodes(self, query: bytes, on_answers: Callable[[Answers], None]) -> None:
+        """Ask all nodes."""
+        self._queries.ask(query, on_answers)
 
     # Called by the membership
 

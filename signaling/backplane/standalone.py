@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from signaling.core.interfaces import Forwarding, JoinTicket, Node, ResumeProof
+from signaling.core.interfaces import Answers, Forwarding, JoinTicket, Node, ResumeProof
 
 _TICKET = JoinTicket()
 
@@ -15,8 +15,11 @@ class StandaloneBackplane:
     unready_reasons: list[str] = []  # noqa: RUF012 - there never are any
     forwarding = 0
 
+    _node: Node
+
     def start(self, node: Node) -> None:
-        """No-op."""
+        """Answer for the peers of ``node``."""
+        self._node = node
 
     def stop(self, done: Callable[[], None]) -> None:
         """No-op."""
@@ -48,3 +51,8 @@ class StandaloneBackplane:
     def forward(self, topic: str, to: str, sender: str, frame: bytes, forwarding: Forwarding) -> bool | None:
         """Return None: no other node has the target."""
         return None
+
+    def ask_nodes(self, query: bytes, on_answers: Callable[[Answers], None]) -> None:
+        """Answer for this server."""
+        answer = self._node.answer(query)
+        on_answers(Answers({} if answer is None else {"": answer}, []))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from signaling.errors import ErrorCode
 
@@ -111,6 +111,18 @@ class ResumeProof:
     text: bytes
 
 
+class Answers(NamedTuple):
+    """What the nodes answered to a query of the admin API; none of them if too many other queries wait.
+
+    Args:
+        answers: by the name of the node; a single server has the name ``""``.
+        missing: the names of the nodes that did not answer in time, and may have done what they were asked to.
+    """
+
+    answers: Mapping[str, bytes]
+    missing: Sequence[str]
+
+
 class Forwarding(Protocol):
     """Receives the outcome of a relay to a peer of another node. Exactly one method is called, once."""
 
@@ -168,6 +180,16 @@ class Node(Protocol):
             Rejected: ``target_not_found`` or ``dropped``.
         """
 
+    def answer(self, query: bytes) -> bytes | None:
+        """Carry out a query of the admin API on the peers that are here.
+
+        Args:
+            query: perhaps of another version of this server, or of another program.
+
+        Returns:
+            The answer; None if this server does not answer such queries.
+        """
+
 
 class Backplane(Protocol):
     """What the nodes of a cluster share: the members of each topic, and relays between nodes.
@@ -221,4 +243,11 @@ class Backplane(Protocol):
         Returns:
             True if it was sent, and ``forwarding`` receives its outcome; False if it has to be dropped; None if no
             other node has that peer.
+        """
+
+    def ask_nodes(self, query: bytes, on_answers: Callable[[Answers], None]) -> None:
+        """Have all nodes carry out a query of the admin API, this one included.
+
+        Args:
+            on_answers: called once: perhaps before this method returns, and within 2 s.
         """

@@ -17,12 +17,16 @@ class LocalPeers:
     Args:
         services: what the peers share.
         on_moved: is called with a peer that resumed at another node, before it is removed here.
+
+    Attributes:
+        administration: carries out queries of the admin API, as ``Node.answer``; None if it is off.
     """
 
     def __init__(self, services: PeerServices, on_moved: Callable[[Peer], None]) -> None:
         self._services = services
         self._topics = services.topics
         self._on_moved = on_moved
+        self.administration: Callable[[bytes], bytes] | None = None
 
     def joined(self, topic: str, peer: str, metadata: bytes | None) -> None:
         """Announce to the topic's peers here that a peer of another node joined."""
@@ -69,6 +73,10 @@ class LocalPeers:
             raise Rejected(ErrorCode.DROPPED, RELAY_ERRORS[ErrorCode.DROPPED])
         self._services.counters.relays_received += 1
         return None if waits else True
+
+    def answer(self, query: bytes) -> bytes | None:
+        """Carry out a query of the admin API on the peers that are here."""
+        return self.administration(query) if self.administration is not None else None
 
     def _find(self, topic: str, peer: str) -> Peer | None:
         found = self._topics.find(topic)

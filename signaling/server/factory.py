@@ -124,6 +124,9 @@ class SignalingFactory(HttpFactory):
             checks_tokens=portal is not None,
         )
         self.local = LocalPeers(self._peer_services, self._session_moved)
+        if backplane is None:
+            # It has nothing to connect to, and can be asked at once.
+            self.backplane.start(self.local)
         self.ice_servers = ice_servers or IceServers()
         self.renewals: Timeouts[SignalingProtocol] = Timeouts(
             clock, self.ice_servers.renewal_seconds, SignalingProtocol.renewIceServers

@@ -1,0 +1,174 @@
+"""Queries of the admin API that all nodes of a cluster answer, each for its own peers.
+
+A query is on the channels of all nodes at once (``redis/lua/broadcast.lua``): a peer that is being handed off is in the
+answer of one node at most, because what its old node sends the new one is behind the query there. A query is sent once,
+and never again: a node whose answer is lost is named as missing, and may have done what it was asked to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from signaling.backplane.membership import Membership
+from signaling.backplane.messages import NodeAnswer, NodeQuery
+from signaling.backplane.store import Store
+from signaling.core.interfaces import Answers, Node
+from signaling.timing.clock import Clock
+
+BACKPLANE = "backplane"
+"""Named as missing if the store is out of reach: there may be nodes that this one does not know."""
+
+_ANSWER_SECONDS = 2.0
+_MAX_QUERIES = 64
+# What comes behind a part must not wait for long: relays and heartbeats are on the same connections.
+_MAX_PART_BYTES = 1 << 16
+# Of the answers that come for all queries together, and of those that are sent.
+_MAX_BYTES = 64 << 20
+# What an answer takes in memory besides its data.
+_OVERHEAD_BYTES = 256
+
+
+class _Query:
+    """A query that this node has asked.
+
+    Attributes:
+        answers: by node; those of nodes that were not asked are dropped in the end.
+        parts: of answers that are not complete yet.
+        asked: the other nodes whose channel has a listener; None until the store's reply.
+        gone: nodes whose channel has none.
+        size: in bytes, of all that came for it.
+    """
+
+    def __init__(self, on_answers: Callable[[Answers], None], answers: dict[str, bytes]) -> None:
+        self.on_answers = on_answers
+        self.answers = answers
+        self.parts: dict[str, list[bytes]] = {}
+        self.asked: set[str] | None = None
+        self.gone: set[str] = set()
+        self.size = 0
+        self.timeout: Any = None
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether every node that was asked has answered."""
+        return self.asked is not None and self.asked <= self.answers.keys()
+
+
+class NodeQueries:
+    """Asks all nodes, and answers what they ask.
+
+    Args:
+        store: to send to other nodes.
+        membership: knows which nodes there are.
+        clock: for timeouts.
+    """
+
+    def __init__(self, store: Store, membership: Membership, clock: Clock) -> None:
+        self._store = store
+        self._membership = membership
+        self._clock = clock
+        self._node: Node
+        self._queries: dict[int, _Query] = {}
+        self._latest = 0
+        self._received_bytes = self._sending_bytes = 0
+
+    def start(self, node: Node) -> None:
+        """Answer for the peers of ``node``."""
+        self._node = node
+
+    def stop(self) -> None:
+        """Wait for no more answers."""
+        for number in tuple(self._queries):
+            self._finish(number)
+
+    # Queries of this node
+
+    def ask(self, query: bytes, on_answers: Callable[[Answers], None]) -> None:
+        """Ask all nodes, this one included; as ``Backplane.ask_nodes``."""
+        if len(self._queries) >= _MAX_QUERIES:
+            on_answers(Answers({}, [self._store.node]))
+            return
+        own = self._node.answer(query)
+        self._latest += 1
+        number = self._latest
+        asked = self._queries[number] = _Query(on_answers, {} if own is None else {self._store.node: own})
+        asked.timeout = self._clock.callLater(_ANSWER_SECONDS, self._finish, number)
+
+        def sent(listeners: dict[str, int] | None) -> None:
+            if number not in self._queries:
+                return
+            if listeners is None:
+                # Whether the query was sent is not known, and answers do not come without the store.
+                self._finish(number)
+                return
+            asked.asked = {node for node, count in listeners.items() if count}
+            asked.gone = listeners.keys() - asked.asked
+            self._finish_if_answered(number)
+
+        self._store.broadcast(NodeQuery(self._store.node, number, query), sent)
+
+    def receive(self, answer: NodeAnswer) -> None:
+        """Take a part of another node's answer."""
+        query = self._queries.get(answer.number)
+        if query is None or answer.node in query.answers:
+            return
+        parts = query.parts.setdefault(answer.node, [])
+        size = len(answer.data) + len(answer.node) + _OVERHEAD_BYTES
+        # Without this part the rest is not taken either, and the node is missing.
+        if answer.part != len(parts) or self._received_bytes + size > _MAX_BYTES:
+            return
+        query.size += size
+        self._received_bytes += size
+        parts.append(answer.data)
+        if answer.is_last:
+            query.answers[answer.node] = b"".join(query.parts.pop(answer.node))
+            self._finish_if_answered(answer.number)
+
+    def _finish_if_answered(self, number: int) -> None:
+        if self._queries[number].is_answered:
+            self._finish(number)
+
+    def _finish(self, number: int) -> None:
+        query = self._queries.pop(number)
+        if query.timeout.active():
+            query.timeout.cancel()
+        self._received_bytes -= query.size
+        others = query.asked
+        if others is None:
+            others = self._membership.other_nodes
+            query.gone = {BACKPLANE}
+        own = self._store.node
+        answers = {node: answer for node, answer in query.answers.items() if node in others or node == own}
+        query.on_answers(Answers(answers, sorted((others | query.gone) - answers.keys())))
+
+    # Queries of other nodes
+
+    def answer(self, query: NodeQuery) -> None:
+        """Answer another node for the peers of this one."""
+        answer = self._node.answer(query.query)
+        if answer is None or self._sending_bytes + len(answer) > _MAX_BYTES:
+            return
+        self._sending_bytes += len(answer)
+        self._send_part(query, self._store.node, len(answer), _parts(answer))
+
+    def _send_part(self, query: NodeQuery, node: str, size: int, parts: Iterator[tuple[int, bytes, bool]]) -> None:
+        """Send the next part, and the others one by one as the store takes them."""
+        part, data, is_last = next(parts)
+
+        def published(listeners: int | None) -> None:
+            # Without a listener the node that asked is gone.
+            if listeners and not is_last:
+                self._send_part(query, node, size, parts)
+            else:
+                self._sending_bytes -= size
+
+        self._store.send(query.reply_to, NodeAnswer(query.number, node, part, is_last, data), published)
+
+
+def _parts(answer: bytes) -> Iterator[tuple[int, bytes, bool]]:
+    """Cut an answer into parts: the number of each, its data, and whether it is the last."""
+    starts = range(0, max(1, len(answer)), _MAX_PART_BYTES)
+    for number, start in enumerate(starts):
+        end = start + _MAX_PART_BYTES
+        yield number, answer[start:end], end >= len(answer)
