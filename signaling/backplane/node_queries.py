@@ -23,7 +23,7 @@ _ANSWER_SECONDS = 2.0
 _MAX_QUERIES = 64
 # What comes behind a part must not wait for long: relays and heartbeats are on the same connections.
 _MAX_PART_BYTES = 1 << 16
-# Of the answers that come for all queries together, and of those that are sent.
+# Of the answers that come for all queries together, and of those that are being sent.
 _MAX_BYTES = 64 << 20
 # What an answer takes in memory besides its data.
 _OVERHEAD_BYTES = 256
@@ -32,17 +32,22 @@ _OVERHEAD_BYTES = 256
 class _Query:
     """A query that this node has asked.
 
+    Args:
+        node: the id of this node.
+        on_answers: as for ``NodeQueries.ask``.
+
     Attributes:
         answers: by node; those of nodes that were not asked are dropped in the end.
         parts: of answers that are not complete yet.
-        asked: the other nodes whose channel has a listener; None until the store's reply.
+        asked: this node, and others whose channel has a listener; None until the store's reply.
         gone: nodes whose channel has none.
         size: in bytes, of all that came for it.
     """
 
-    def __init__(self, on_answers: Callable[[Answers], None], answers: dict[str, bytes]) -> None:
+    def __init__(self, node: str, on_answers: Callable[[Answers], None]) -> None:
+        self.node = node
         self.on_answers = on_answers
-        self.answers = answers
+        self.answers: dict[str, bytes] = {}
         self.parts: dict[str, list[bytes]] = {}
         self.asked: set[str] | None = None
         self.gone: set[str] = set()
@@ -71,6 +76,8 @@ class NodeQueries:
         self._node: Node
         self._queries: dict[int, _Query] = {}
         self._latest = 0
+        # Queries of other nodes that this one has not answered yet.
+        self._answering = 0
         self._received_bytes = self._sending_bytes = 0
 
     def start(self, node: Node) -> None:
@@ -89,24 +96,27 @@ class NodeQueries:
         if len(self._queries) >= _MAX_QUERIES:
             on_answers(Answers({}, [self._store.node]))
             return
-        own = self._node.answer(query)
         self._latest += 1
-        number = self._latest
-        asked = self._queries[number] = _Query(on_answers, {} if own is None else {self._store.node: own})
+        number, node = self._latest, self._store.node
+        asked = self._queries[number] = _Query(node, on_answers)
         asked.timeout = self._clock.callLater(_ANSWER_SECONDS, self._finish, number)
 
         def sent(listeners: dict[str, int] | None) -> None:
-            if number not in self._queries:
-                return
             if listeners is None:
                 # Whether the query was sent is not known, and answers do not come without the store.
-                self._finish(number)
-                return
-            asked.asked = {node for node, count in listeners.items() if count}
-            asked.gone = listeners.keys() - asked.asked
+                asked.asked, asked.gone = {node}, {BACKPLANE, *self._membership.other_nodes}
+            else:
+                asked.asked = {node, *(other for other, count in listeners.items() if count)}
+                asked.gone = listeners.keys() - asked.asked
             self._finish_if_answered(number)
 
-        self._store.broadcast(NodeQuery(self._store.node, number, query), sent)
+        def answered(answer: bytes) -> None:
+            asked.answers[node] = answer
+            self._finish_if_answered(number)
+
+        # In this order: what this node sends because of the query must be behind it on the channels.
+        self._store.broadcast(NodeQuery(node, number, query), sent)
+        self._node.answer(query, answered)
 
     def receive(self, answer: NodeAnswer) -> None:
         """Take a part of another node's answer."""
@@ -126,7 +136,8 @@ class NodeQueries:
             self._finish_if_answered(answer.number)
 
     def _finish_if_answered(self, number: int) -> None:
-        if self._queries[number].is_answered:
+        query = self._queries.get(number)
+        if query is not None and query.is_answered:
             self._finish(number)
 
     def _finish(self, number: int) -> None:
@@ -134,23 +145,27 @@ class NodeQueries:
         if query.timeout.active():
             query.timeout.cancel()
         self._received_bytes -= query.size
-        others = query.asked
-        if others is None:
-            others = self._membership.other_nodes
+        if query.asked is None:
+            query.asked = {query.node, *self._membership.other_nodes}
             query.gone = {BACKPLANE}
-        own = self._store.node
-        answers = {node: answer for node, answer in query.answers.items() if node in others or node == own}
-        query.on_answers(Answers(answers, sorted((others | query.gone) - answers.keys())))
+        answers = {node: answer for node, answer in query.answers.items() if node in query.asked}
+        query.on_answers(Answers(answers, sorted((query.asked | query.gone) - answers.keys())))
 
     # Queries of other nodes
 
     def answer(self, query: NodeQuery) -> None:
         """Answer another node for the peers of this one."""
-        answer = self._node.answer(query.query)
-        if answer is None or self._sending_bytes + len(answer) > _MAX_BYTES:
+        if self._answering >= _MAX_QUERIES:
             return
-        self._sending_bytes += len(answer)
-        self._send_part(query, self._store.node, len(answer), _parts(answer))
+        self._answering += 1
+
+        def answered(answer: bytes) -> None:
+            self._answering -= 1
+            if self._sending_bytes + len(answer) <= _MAX_BYTES:
+                self._sending_bytes += len(answer)
+                self._send_part(query, self._store.node, len(answer), _parts(answer))
+
+        self._node.answer(query.query, answered)
 
     def _send_part(self, query: NodeQuery, node: str, size: int, parts: Iterator[tuple[int, bytes, bool]]) -> None:
         """Send the next part, and the others one by one as the store takes them."""

@@ -54,5 +54,4 @@ class StandaloneBackplane:
 
     def ask_nodes(self, query: bytes, on_answers: Callable[[Answers], None]) -> None:
         """Answer for this server."""
-        answer = self._node.answer(query)
-        on_answers(Answers({} if answer is None else {"": answer}, []))
+        self._node.answer(query, lambda answer: on_answers(Answers({"": answer}, [])))

@@ -180,14 +180,12 @@ class Node(Protocol):
             Rejected: ``target_not_found`` or ``dropped``.
         """
 
-    def answer(self, query: bytes) -> bytes | None:
+    def answer(self, query: bytes, on_answer: Callable[[bytes], None]) -> None:
         """Carry out a query of the admin API on the peers that are here.
 
         Args:
             query: perhaps of another version of this server, or of another program.
-
-        Returns:
-            The answer; None if this server does not answer such queries.
+            on_answer: called once: before this method returns, or in a later pass of the reactor.
         """
 
 

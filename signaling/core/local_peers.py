@@ -19,14 +19,14 @@ class LocalPeers:
         on_moved: is called with a peer that resumed at another node, before it is removed here.
 
     Attributes:
-        administration: carries out queries of the admin API, as ``Node.answer``; None if it is off.
+        answer_query: carries out queries of the admin API, as ``Node.answer``.
     """
 
     def __init__(self, services: PeerServices, on_moved: Callable[[Peer], None]) -> None:
         self._services = services
         self._topics = services.topics
         self._on_moved = on_moved
-        self.administration: Callable[[bytes], bytes] | None = None
+        self.answer_query: Callable[[bytes, Callable[[bytes], None]], None]
 
     def joined(self, topic: str, peer: str, metadata: bytes | None) -> None:
         """Announce to the topic's peers here that a peer of another node joined."""
@@ -74,9 +74,9 @@ class LocalPeers:
         self._services.counters.relays_received += 1
         return None if waits else True
 
-    def answer(self, query: bytes) -> bytes | None:
+    def answer(self, query: bytes, on_answer: Callable[[bytes], None]) -> None:
         """Carry out a query of the admin API on the peers that are here."""
-        return self.administration(query) if self.administration is not None else None
+        self.answer_query(query, on_answer)
 
     def _find(self, topic: str, peer: str) -> Peer | None:
         found = self._topics.find(topic)
