@@ -22,6 +22,12 @@ class ErrorCode(StrEnum):
     INVALID_TOKEN = "invalid_token"
 
 
+PEER_REMOVED = 4403
+"""The close code of a peer that was removed; of the range for applications, after HTTP's 403."""
+TOPIC_CLOSED = 4404
+"""The close code of the peers of a topic that was closed, after HTTP's 404."""
+
+
 class LeaveReason(StrEnum):
     """Why a peer left its topic; a label of ``signaling_leaves_total``."""
 
@@ -35,8 +41,19 @@ class LeaveReason(StrEnum):
     """For what the client sent, or because its token expired."""
     RESUME_TIMEOUT = "resume_timeout"
     """The connection was lost, and the client did not resume in time."""
+    REMOVED = "removed"
+    """An operator or the application removed the peer."""
+    TOPIC_CLOSED = "topic_closed"
+    """An operator or the application closed the topic."""
     SHUTDOWN = "shutdown"
     """The server stopped."""
+
+
+REMOVAL_TEXTS = {
+    LeaveReason.REMOVED: "it was removed",
+    LeaveReason.TOPIC_CLOSED: "its topic was closed",
+}
+"""What a log says of a removal, in place of the operator's words, which are for the client."""
 
 
 class Rejected(Exception):

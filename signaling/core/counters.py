@@ -62,6 +62,7 @@ class Counters:
         relays_undelivered: queued relays whose target left before they were written; the sender got ``dropped``.
         relays_rejected: well-formed relays that were not accepted, by type and error code.
         errors_sent: ``error`` messages sent, by code.
+        notices_received: notices that were written or queued for a peer.
         events_dropped: ``peer-joined`` and ``peer-left`` that were dropped because a queue was full.
         requests_refused: HTTP requests that did not become WebSocket connections, by status.
         handshake_timeouts: connections whose request was not complete in time.
@@ -80,6 +81,7 @@ class Counters:
     relays_undelivered: int = 0
     relays_rejected: Counter[tuple[str, ErrorCode]] = field(default_factory=Counter)
     errors_sent: Counter[ErrorCode] = field(default_factory=Counter)
+    notices_received: int = 0
     events_dropped: int = 0
     requests_refused: Counter[int] = field(default_factory=Counter)
     handshake_timeouts: int = 0

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from signaling.errors import ErrorCode
+from signaling.errors import ErrorCode, LeaveReason
 
 
 class RelaySender(Protocol):
@@ -31,7 +31,10 @@ Receipt = tuple[RelaySender, bytes | None]
 
 
 class Outbound(Protocol):
-    """Where a peer's frames go: a bounded queue in front of its connection. No method closes or calls back."""
+    """Where a peer's frames go: a bounded queue in front of its connection.
+
+    No method closes or calls back, except ``remove_peer``.
+    """
 
     @property
     def blocked(self) -> bool:
@@ -45,6 +48,13 @@ class Outbound(Protocol):
 
     def answer(self, frame: bytes) -> None:
         """Take ``frame``, however full the queue is."""
+
+    def remove_peer(self, code: int, reason: str, ending: LeaveReason) -> None:
+        """Send a close frame and end the connection; its peer leaves at once, and cannot resume.
+
+        Args:
+            ending: why, for the log and the counters.
+        """
 
 
 # The backplane: how the nodes of a cluster share topics

@@ -6,21 +6,23 @@ has no I/O: it asks its connection (``JoiningConnection``) and what the joins of
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from typing import Protocol
 
 from signaling.admission.client_address import Client
 from signaling.admission.connection_limits import ConnectionLimits, ConnectionSlot
+from signaling.core.blocks import Blocks
 from signaling.core.counters import Counters
 from signaling.core.grants import Grant
 from signaling.core.ice import IceServers
 from signaling.core.interfaces import Backplane, IncomingSession, JoinTicket
 from signaling.core.join_request import JoinRequest
-from signaling.core.peer import Peer
+from signaling.core.peer import Peer, PeerDetails
 from signaling.core.session import PeerSession, SessionConnection, resume_proof
 from signaling.core.session_registry import SessionRegistry
 from signaling.core.topics import TopicMap
-from signaling.errors import ErrorCode, Refused, Rejected
+from signaling.errors import PEER_REMOVED, ErrorCode, Refused, Rejected
 
 _TRY_AGAIN_LATER = 1013
 
@@ -94,6 +96,7 @@ class JoinAttempt:
         try:
             if services.draining:
                 raise _stopping()
+            _check_block(request, services)
             if session is not None:
                 self._slot = session.transfer_slot(self._client)
             if self._slot is not None:
@@ -118,7 +121,7 @@ class JoinAttempt:
             self._abort()
         elif self.state is JoinState.ANNOUNCING:
             self._open()
-        else:
+        elif not self._reject_if_blocked():
             self._join(ticket)
 
     def _open(self) -> None:
@@ -134,6 +137,8 @@ class JoinAttempt:
         self._change_to(JoinState.OPEN)
         # The slot is the connection's from now on, and no session's any more.
         self._donor = None
+        if self._reject_if_blocked():
+            return
         request, services = self.request, self._services
         session = services.sessions.find(request)
         if session is not None and self._resume(session):
@@ -159,6 +164,19 @@ class JoinAttempt:
         if self.state in (JoinState.AWAITING_TURN, JoinState.OPEN):
             self._abort()
 
+    def _reject_if_blocked(self) -> bool:
+        """End the connection of a client that was blocked after ``start``; returns whether it was."""
+        request, services, connection = self.request, self._services, self._connection
+        seconds = services.blocks.seconds_left(request.topic, request.grant) if services.blocks else 0.0
+        if not seconds:
+            return False
+        connection.slot, self._slot = self._slot, None
+        self._change_to(JoinState.REJECTED)
+        self._finish_ticket(joined=False)
+        connection.close(PEER_REMOVED, _blocked(seconds))
+        services.events.rejected(request.topic, self._client.text, _blocked(seconds))
+        return True
+
     def _join(self, ticket: JoinTicket) -> None:
         """Join as a new peer, or be told that the topic is full."""
         request, services, connection = self.request, self._services, self._connection
@@ -177,6 +195,7 @@ class JoinAttempt:
             return
         self._change_to(JoinState.JOINED)
         connection.attach(peer)
+        self._record_details(peer)
         services.counters.joins += 1
         services.events.joined(peer.id, request.topic, self._client.text)
         self._finish_ticket(joined=True)
@@ -190,6 +209,7 @@ class JoinAttempt:
         connection.slot, self._slot = self._slot, None
         self._change_to(JoinState.RESUMED)
         connection.attach(session)
+        self._record_details(session)
         services.counters.resumes += 1
         services.events.resumed(session.id, request.topic, self._client.text)
         return True
@@ -210,6 +230,7 @@ class JoinAttempt:
             session = self._restore(ticket, ticket.session)
         if session is not None:
             session.detach(slot)
+            self._record_details(session)
             services.events.detached(session.id, self.request.topic, self._connection.end_reason)
         elif slot is not None and donor is not None:
             donor.return_slot(slot)
@@ -222,6 +243,12 @@ class JoinAttempt:
         ticket, self._ticket = self._ticket, None
         if ticket is not None and ticket.id is not None:
             self._services.backplane.finish_join(self.request.topic, ticket.id, joined=joined)
+
+    def _record_details(self, peer: Peer) -> None:
+        details, grant = self._services.details, self.request.grant
+        if details is not None and peer.topic is not None:
+            subject, issuer = (grant.subject, grant.issuer) if grant is not None else (None, None)
+            details[peer.id] = PeerDetails(self._client.text, subject, issuer)
 
     def _change_to(self, state: JoinState) -> None:
         if state not in TRANSITIONS[self.state]:
@@ -237,9 +264,21 @@ def check_admission(request: JoinRequest, client: Client, services: JoinServices
     """
     if services.draining:
         raise _stopping()
+    _check_block(request, services)
     session = services.sessions.find(request)
     if session is None or not session.check_transfer(client):
         services.connection_limits.check(client)
+
+
+def _check_block(request: JoinRequest, services: JoinServices) -> None:
+    if services.blocks:
+        seconds = services.blocks.seconds_left(request.topic, request.grant)
+        if seconds:
+            raise Refused(403, _blocked(seconds))
+
+
+def _blocked(seconds: float) -> str:
+    return f"the owner of this token may not join this topic for {math.ceil(seconds)} s more"
 
 
 def _stopping() -> Refused:
@@ -283,7 +322,7 @@ class JoinEvents(Protocol):
         """A peer resumed on another connection."""
 
     def rejected(self, topic: str, address: str | None, reason: str) -> None:
-        """A topic was full."""
+        """A topic was full, or the client was blocked."""
 
     def detached(self, peer: str, topic: str, reason: str) -> None:
         """A peer has no connection, and may resume."""
@@ -294,9 +333,13 @@ class JoinServices(Protocol):
 
     Attributes:
         crowd_size: from how many peers in a topic on joins take turns.
+        blocks: who is kept out of topics.
+        details: of each peer, by its id; None if they are not recorded.
     """
 
     crowd_size: int
+    blocks: Blocks
+    details: dict[str, PeerDetails] | None
     topics: TopicMap[Peer]
     sessions: SessionRegistry
     connection_limits: ConnectionLimits

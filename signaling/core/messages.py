@@ -82,6 +82,7 @@ class _Object(msgspec.Struct):
 _decode_message = msgspec.json.Decoder(ClientMessage).decode
 _decode_raw_fields = msgspec.json.Decoder(_RawFields).decode
 _decode_msg_id = msgspec.json.Decoder(_MsgId).decode
+_decode_value = msgspec.json.Decoder(msgspec.Raw).decode
 _decode_object = msgspec.json.Decoder(_Object).decode
 
 
@@ -272,6 +273,25 @@ def check_metadata(data: bytes) -> None:
         raise ValueError(f"a number with more than {MAX_DIGITS} digits")
 
 
+def check_notice(data: bytes) -> None:
+    """Check that ``data`` is one JSON value of any type that every client can read.
+
+    Raises:
+        ValueError: if it is not; the text says what would be right.
+    """
+    try:
+        data.decode()
+        _decode_value(_replace_escapes(data))
+    except RecursionError:
+        raise ValueError(f"data: {_TOO_DEEP}") from None
+    except (UnicodeDecodeError, msgspec.MsgspecError):
+        raise ValueError("data: no JSON in UTF-8") from None
+    if _is_too_deep(data):
+        raise ValueError(f"data: {_TOO_DEEP}")
+    if _LONG_NUMBER.search(_STRINGS.sub(b"", data)):
+        raise ValueError(f"data: a number with more than {MAX_DIGITS} digits")
+
+
 # Ids and codes are ASCII without quotes and need no escaping.
 
 
@@ -360,6 +380,11 @@ def peer_joined(peer_id: str, metadata: bytes | None) -> bytes:
 def peer_left(peer_id: str) -> bytes:
     """Encode that a peer left."""
     return b'{"type":"peer-left","peerId":"%b"}' % peer_id.encode()
+
+
+def notice(data: bytes) -> bytes:
+    """Encode a message of the server itself; ``data`` is JSON text."""
+    return b'{"type":"notice","data":%b}' % data
 
 
 _RELAYED_HEADS = {kind: b'{"type":"%b","from":"' % kind.encode() for kind in RELAYED_TYPES}

@@ -15,7 +15,7 @@ from signaling.core.announcer import Announcer, Block
 from signaling.core.counters import Counters
 from signaling.core.interfaces import Backplane, Forwarding, IncomingSession, Outbound, OutgoingSession, Receipt
 from signaling.core.topics import Topic, TopicMap
-from signaling.errors import ErrorCode, Rejected
+from signaling.errors import ErrorCode, LeaveReason, Rejected
 from signaling.limits import Limits
 from signaling.websocket.frames import text_frame
 
@@ -32,6 +32,20 @@ RELAY_ERRORS = {
 """The text of a relay's error, whatever node its target was looked for on."""
 
 
+class PeerDetails(NamedTuple):
+    """What the admin API shows of a peer besides the peer itself.
+
+    Args:
+        address: where its latest connection comes from, as in the log.
+        subject: the owner of its token, or None.
+        issuer: the namespace of ``subject``.
+    """
+
+    address: str | None
+    subject: str | None
+    issuer: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class PeerServices:
     """What all peers of one server share: one reference, because an idle peer has to be light.
@@ -42,6 +56,7 @@ class PeerServices:
         backplane: has the topics' peers on other nodes.
         sessions: finds and ends detached sessions.
         checks_tokens: whether a message may present a new token.
+        details: of each peer, by its id; None if they are not recorded.
     """
 
     topics: TopicMap[Peer]
@@ -51,6 +66,7 @@ class PeerServices:
     limits: Limits
     sessions: SessionRegistry
     checks_tokens: bool = False
+    details: dict[str, PeerDetails] | None = None
 
 
 class Peer:
@@ -141,11 +157,32 @@ class Peer:
         topic, self.topic, self._outbound = self.topic, None, None
         if topic is not None:
             self._services.topics.leave(topic, self)
+            if self._services.details is not None:
+                self._services.details.pop(self.id, None)
             if not topic:
                 self._services.announcer.forget(topic)
         return topic
 
+    def remove(self, code: int, reason: str, ending: LeaveReason) -> None:
+        """Leave the topic at once, because an operator says so; the client cannot resume.
+
+        Args:
+            code: of the close frame.
+            reason: of the close frame.
+            ending: for the log and the counters.
+        """
+        if self._outbound is not None:
+            self._outbound.remove_peer(code, reason, ending)
+
     # Resuming, which a plain peer cannot: see PeerSession
+
+    @property
+    def detached(self) -> bool:
+        """Whether its connection was lost and its client may resume."""
+        return False
+
+    def forbid_resuming(self) -> None:
+        """Make the tokens that its client has invalid."""
 
     @property
     def is_handing_off(self) -> bool:
@@ -267,6 +304,10 @@ class Peer:
     def offer(self, frame: bytes, receipt: Receipt | None = None) -> bool:
         """Pass ``frame`` to the outbound queue; False if it was refused."""
         return self._outbound is not None and self._outbound.offer(frame, receipt)
+
+    def offer_notice(self, frame: bytes) -> bool:
+        """Pass on a notice, which waits like a relay; False if it was refused."""
+        return self.offer(frame)
 
     def catch_up(self) -> None:
         """Take the topic's events so far, ahead of a relay."""

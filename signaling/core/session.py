@@ -34,7 +34,7 @@ from signaling.core.peer import Peer, PeerServices, drop_undelivered
 from signaling.core.peer_ids import ID_CHARACTERS
 from signaling.core.replay_buffer import ReplayBuffer
 from signaling.core.topics import Topic
-from signaling.errors import ErrorCode, Rejected
+from signaling.errors import REMOVAL_TEXTS, ErrorCode, LeaveReason, Rejected
 from signaling.limits import Limits
 from signaling.websocket.frames import text_frame
 from signaling.websocket.outbound_queue import OutboundQueue
@@ -105,6 +105,9 @@ class DetachedQueue(OutboundQueue[Receipt]):
         """Return False: everything waits."""
         return False
 
+    def remove_peer(self, code: int, reason: str, ending: LeaveReason) -> None:
+        """No-op: there is no connection to end."""
+
     def request_ack(self, payload: bytes) -> None:
         """No-op: there is no client to ask."""
 
@@ -173,6 +176,15 @@ class PeerSession(Peer):
     def unwritten(self) -> int:
         """How many relays wait for this peer."""
         return len(self._unwritten)
+
+    @property
+    def detached(self) -> bool:
+        """Whether its connection was lost and its client may resume."""
+        return self.state in (SessionState.DETACHED, SessionState.HANDING_OFF)
+
+    def forbid_resuming(self) -> None:
+        """Make the tokens that its client has invalid."""
+        self._secrets = []
 
     @property
     def is_handing_off(self) -> bool:
@@ -288,16 +300,24 @@ class PeerSession(Peer):
         self._request_ack()
         return True
 
-    def close(self, reason: str) -> None:
+    def close(self, reason: str, ending: LeaveReason = LeaveReason.RESUME_TIMEOUT) -> None:
         """Leave the topic, with a connection or without one.
 
         Args:
             reason: for the log.
+            ending: for the counters.
         """
         self._release()
-        self._services.sessions.on_closed(self, reason)
+        self._services.sessions.on_closed(self, reason, ending)
         self._outbound.give_up_session()
         self.leave()
+
+    def remove(self, code: int, reason: str, ending: LeaveReason) -> None:
+        """Leave the topic at once, with a connection or without one."""
+        if self.state is SessionState.CONNECTED:
+            super().remove(code, reason, ending)
+        else:
+            self.close(REMOVAL_TEXTS[ending], ending)
 
     def leave(self) -> None:
         """Leave the topic; relays that were never written fail."""
@@ -451,6 +471,13 @@ class PeerSession(Peer):
             # those that were dropped, or missed between two nodes.
             self._remember(len(frame), frame if receipt is not None else None)
         return taken
+
+    def offer_notice(self, frame: bytes) -> bool:
+        """Pass on a notice and keep it as a relay is kept; False if it was refused."""
+        if self.state is SessionState.HANDING_OFF or not super().offer(frame):
+            return False
+        self._remember(len(frame), frame)
+        return True
 
     def _offer_waiting(self, frame: bytes, receipt: Receipt) -> bool:
         number = self._replay.sent + 1

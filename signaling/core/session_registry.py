@@ -8,6 +8,7 @@ from signaling.core.join_request import JoinRequest
 from signaling.core.peer import Peer
 from signaling.core.session import PeerSession, peer_id_of
 from signaling.core.topics import TopicMap
+from signaling.errors import LeaveReason
 from signaling.limits import Limits
 from signaling.timing.clock import Clock
 from signaling.timing.timeouts import Timeouts
@@ -20,8 +21,8 @@ class SessionRegistry:
     """Finds sessions by their tokens, and closes detached ones whose time is over.
 
     Args:
-        on_closed: is called with a session that is about to leave its topic, and the reason, unless it ends with its
-            connection.
+        on_closed: is called with a session that is about to leave its topic, the reason for the log, and the one for
+            the counters, unless the session ends with its connection.
 
     Attributes:
         detached: the sessions without a connection, in the order in which they lost it.
@@ -32,7 +33,7 @@ class SessionRegistry:
         limits: Limits,
         clock: Clock,
         topics: TopicMap[Peer],
-        on_closed: Callable[[Peer, str], None],
+        on_closed: Callable[[Peer, str, LeaveReason], None],
     ) -> None:
         self.on_closed = on_closed
         self.detached: dict[PeerSession, None] = {}
@@ -73,7 +74,7 @@ class SessionRegistry:
     def close_detached(self, session: PeerSession) -> None:
         """Close a session because the server stops, unless it was resumed or closed meanwhile."""
         if session in self.detached:
-            session.close("the server is stopping")
+            session.close("the server is stopping", LeaveReason.SHUTDOWN)
 
     def cancel_idle_timers(self) -> None:
         """Cancel the timers if no session is detached."""

@@ -82,6 +82,10 @@ class TopicMap(Generic[M]):
     def __contains__(self, name: str) -> bool:
         return name in self._topics
 
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all topics, in no particular order."""
+        return tuple(self._topics)
+
     def find(self, name: str) -> Topic[M] | None:
         """Return the topic of that name, or None."""
         return self._topics.get(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -14,14 +15,28 @@ from twisted.logger import LogLevel
 from signaling.admission.client_address import Client
 from signaling.auth.cred import Logout, granted
 from signaling.backplane.standalone import StandaloneBackplane
+from signaling.core.administration import (
+    Administration,
+    CloseTopic,
+    Merged,
+    NoticeSent,
+    PeersRemoved,
+    Query,
+    RemovePeer,
+    SendNotice,
+    check_block,
+    check_notice,
+    check_reason,
+)
 from signaling.core.announcer import Announcer
+from signaling.core.blocks import Blocks
 from signaling.core.grants import Grant
 from signaling.core.ice import IceServers
 from signaling.core.interfaces import Backplane, JoinTicket
 from signaling.core.join_request import JoinRequest
 from signaling.core.joining import JoiningConnection, check_admission
 from signaling.core.local_peers import LocalPeers
-from signaling.core.peer import Peer, PeerServices
+from signaling.core.peer import Peer, PeerDetails, PeerServices
 from signaling.core.peer_ids import PeerIds
 from signaling.core.session import PeerSession
 from signaling.core.session_registry import SessionRegistry
@@ -29,6 +44,7 @@ from signaling.core.topics import TopicMap
 from signaling.errors import LeaveReason
 from signaling.limits import Limits
 from signaling.log.events import PacedLog
+from signaling.server.asking import Asker, LocalAsker, carry_out
 from signaling.server.http import HttpFactory
 from signaling.timing.timeouts import Timeouts
 from signaling.timing.wall_clock_timers import ClockSteps, WallClockTimers
@@ -58,6 +74,8 @@ class SignalingFactory(HttpFactory):
         portal: checks tokens (docs/access.md); None means that everybody may join.
         backplane: shares the topics with other servers (docs/cluster.md); None means that there are none. It starts
             with the first port, or the first ``SignalingResource``, and stops at the end of a drain.
+        notices: whether clients are told that notices may come, and the subject of each peer's token is recorded, which
+            ``kick`` with ``block_seconds`` needs.
         wall_clock: returns the seconds since 1970, for tokens and TURN credentials.
         reactor: runs the timers; None means the global reactor.
         log_level: events below it are not logged.
@@ -74,6 +92,10 @@ class SignalingFactory(HttpFactory):
         paced_log: spreads a burst of its lines over time.
         judges_messages: whether each message counts against a rate, is logged, or may be a new token.
         sessions: finds sessions to resume, and closes those that are not resumed.
+        blocks: who is kept out of topics.
+        details: of each peer, by its id; None if they are not recorded.
+        administration: carries out the queries of an operator on the peers of this process.
+        asker: passes such queries to all nodes.
 
     Raises:
         ValueError: if an origin or a proxy is malformed.
@@ -93,6 +115,7 @@ class SignalingFactory(HttpFactory):
         demo: bool = False,
         portal: Portal | None = None,
         backplane: Backplane | None = None,
+        notices: bool = False,
         wall_clock: Callable[[], float] = time.time,
         reactor: IReactorTime | None = None,
         log_level: NamedConstant = LogLevel.info,
@@ -113,6 +136,8 @@ class SignalingFactory(HttpFactory):
         self.backplane: Backplane = backplane or StandaloneBackplane()
         # An application's tests would find the timer of a start in the reactor.
         self.has_services = backplane is not None
+        self.details: dict[str, PeerDetails] | None = {} if notices else None
+        self.blocks = Blocks(clock.seconds)
         self.sessions = SessionRegistry(self.limits, clock, self.topics, self._session_closed)
         self._peer_services = PeerServices(
             self.topics,
@@ -122,7 +147,10 @@ class SignalingFactory(HttpFactory):
             self.limits,
             self.sessions,
             checks_tokens=portal is not None,
+            details=self.details,
         )
+        self.administration = Administration(self._peer_services, self.blocks, clock)
+        self.asker: Asker = LocalAsker(self.administration.answer)
         self.local = LocalPeers(self._peer_services, self._session_moved)
         if backplane is None:
             # It has nothing to connect to, and can be asked at once.
@@ -194,8 +222,72 @@ class SignalingFactory(HttpFactory):
         peer.joined_at = self.reactor.seconds()
         return peer
 
-    def _session_closed(self, peer: Peer, reason: str) -> None:
-        self.counters.leaves[LeaveReason.SHUTDOWN if self.draining else LeaveReason.RESUME_TIMEOUT] += 1
+    # What an operator or an application does, on all nodes (docs/embedding.md)
+
+    def kick(self, topic: str, peer: str, reason: str = "", *, block_seconds: float = 0.0) -> Deferred[int]:
+        """Remove a peer from its topic: close code 4403, and its client stays away.
+
+        Args:
+            topic: the topic's name.
+            peer: the peer's id.
+            reason: for the client; at most 123 bytes in UTF-8.
+            block_seconds: how long to keep the owner of the peer's token out of the topic, with all of its peers.
+
+        Returns:
+            Fires with how many peers were removed: 0 if no node has this one.
+
+        Raises:
+            ValueError: the reason is too long, ``block_seconds`` is out of its range, or no owners are recorded here:
+                that needs a portal, and ``notices``.
+        """
+        check_reason(reason)
+        check_block(block_seconds)
+        if block_seconds and (self.access is None or self.details is None):
+            raise ValueError("block_seconds: without a portal and notices=True, a peer has no owner to block")
+        return self._carry_out(RemovePeer(topic, peer, reason, block_seconds)).addCallback(_peers_removed)
+
+    def close_topic(self, topic: str, reason: str = "") -> Deferred[int]:
+        """Remove all peers of a topic: close code 4404. Clients do not come back by themselves; others may join.
+
+        Args:
+            topic: the topic's name.
+            reason: for the clients; at most 123 bytes in UTF-8.
+
+        Returns:
+            Fires with how many peers were removed.
+
+        Raises:
+            ValueError: the reason is too long.
+        """
+        check_reason(reason)
+        return self._carry_out(CloseTopic(topic, reason)).addCallback(_peers_removed)
+
+    def notify(self, topic: str, data: Any, to: str | None = None) -> Deferred[int]:
+        """Send a ``notice`` to the peers of a topic.
+
+        Args:
+            topic: the topic's name.
+            data: anything that ``json.dumps`` takes.
+            to: the id of the only peer that gets it; None means all.
+
+        Returns:
+            Fires with how many peers it was written to or queued for.
+
+        Raises:
+            ValueError: the data is no JSON, or too long.
+            TypeError: the same, from ``json.dumps``.
+        """
+        text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        check_notice(text, self.limits.max_message_bytes)
+        return self._carry_out(SendNotice(topic, to, text)).addCallback(_received)
+
+    def _carry_out(self, query: Query) -> Deferred[Any]:
+        return carry_out(self.asker, query)
+
+    def _session_closed(self, peer: Peer, reason: str, ending: LeaveReason) -> None:
+        if self.draining and ending is LeaveReason.RESUME_TIMEOUT:
+            ending = LeaveReason.SHUTDOWN
+        self.counters.leaves[ending] += 1
         if peer.topic is not None:
             self.events.left(peer.id, peer.topic.name, reason, peer.joined_at)
 
@@ -244,3 +336,11 @@ class SignalingFactory(HttpFactory):
         self.sessions.cancel_idle_timers()
         self.paced_log.flush()
         return super().last_connection_lost()
+
+
+def _peers_removed(merged: Merged) -> int:
+    return merged.answer.peers if isinstance(merged.answer, PeersRemoved) else 0
+
+
+def _received(merged: Merged) -> int:
+    return merged.answer.received if isinstance(merged.answer, NoticeSent) else 0

@@ -19,7 +19,7 @@ from signaling.core.interfaces import Receipt
 from signaling.core.join_request import JoinRequest
 from signaling.core.joining import JoinAttempt
 from signaling.core.peer import Peer, drop_undelivered
-from signaling.errors import ErrorCode, Refused, Rejected
+from signaling.errors import REMOVAL_TEXTS, ErrorCode, LeaveReason, Refused, Rejected
 from signaling.limits import FRAMES_PER_TOKEN
 from signaling.server.http import HttpProtocol
 from signaling.web.credentials import bearer
@@ -310,6 +310,13 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         if self._peer is not None and self._peer.resumable and self._may_resume:
             # Now, and not when the client has answered the close frame: it may come back before that.
             self._lose_peer()
+
+    def remove_peer(self, code: int, reason: str, ending: LeaveReason) -> None:
+        """Close the connection because an operator removed its peer, which leaves at once."""
+        self.close(code, reason)
+        self.ending, self.end_reason = ending, REMOVAL_TEXTS[ending]
+        # Not when the client has answered the close frame, which may be never.
+        self._lose_peer()
 
     def renewIceServers(self) -> None:
         """Send the peer new ICE servers before the credentials of the last ones expire."""

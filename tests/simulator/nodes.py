@@ -13,6 +13,7 @@ from signaling.admission.connection_limits import ConnectionLimits, ConnectionSl
 from signaling.backplane.cluster import Cluster
 from signaling.core import messages
 from signaling.core.announcer import Announcer
+from signaling.core.blocks import Blocks
 from signaling.core.counters import Counters
 from signaling.core.grants import Grant
 from signaling.core.interfaces import JoinTicket, OutgoingSession, ResumeProof
@@ -192,7 +193,7 @@ class SimulatedNode:
         self.backplane = SimulatedCluster(self.engine, self.process, self.limits, prefix=PREFIX, ids=ids, choose=random)
         self.backplane.owner = self
         self.connection_limits = CountedLimits(self.limits, self.process.seconds)
-        self.sessions = SessionRegistry(self.limits, self.process, self.topics, lambda peer, reason: None)
+        self.sessions = SessionRegistry(self.limits, self.process, self.topics, lambda *_: None)
         self.peer_services = PeerServices(
             self.topics, self.announcer, self.backplane, self.counters, self.limits, self.sessions
         )
@@ -203,6 +204,8 @@ class SimulatedNode:
         )
         self.connections: dict[SimulatedConnection, None] = {}
         self.attempts: list[JoinAttempt] = []
+        self.blocks = Blocks(self.process.seconds)
+        self.details = None
         self.crashed_at: float | None = None
         self.draining = False
         self._peers = ObservedPeers(self)

@@ -15,6 +15,7 @@ from signaling.admission.client_address import Client
 from signaling.admission.connection_limits import ConnectionLimits, ConnectionSlot
 from signaling.backplane.standalone import StandaloneBackplane
 from signaling.core.announcer import Announcer
+from signaling.core.blocks import Blocks
 from signaling.core.counters import Counters
 from signaling.core.grants import Grant
 from signaling.core.interfaces import JoinTicket, OutgoingSession, Receipt, ResumeProof
@@ -185,10 +186,12 @@ class Server:
         self.connection_limits = ConnectionLimits(self.limits, 1024, clock.seconds)
         self.backplane = Backplane()
         self.counters = Counters()
-        self.sessions = SessionRegistry(self.limits, clock, self.topics, lambda peer, reason: None)
+        self.sessions = SessionRegistry(self.limits, clock, self.topics, lambda *_: None)
         announcer = Announcer(clock, lambda count: None)
         self.services = PeerServices(self.topics, announcer, self.backplane, self.counters, self.limits, self.sessions)
         self.local = LocalPeers(self.services, lambda peer: None)
+        self.blocks = Blocks(clock.seconds)
+        self.details = None
         self.log: list[str] = []
 
     @property

@@ -83,7 +83,9 @@ class SimulatedClient:
         self.slots = ConnectionLimits(self.limits, 1024, self.clock.seconds)
         self.closed: list[str] = []
         topics: TopicMap[Peer] = TopicMap(10, 1_000_000)
-        self.sessions = SessionRegistry(self.limits, self.clock, topics, lambda _, reason: self.closed.append(reason))
+        self.sessions = SessionRegistry(
+            self.limits, self.clock, topics, lambda _, reason, __: self.closed.append(reason)
+        )
         self.services = PeerServices(
             topics,
             Announcer(self.clock, lambda number: None),
