@@ -73,7 +73,7 @@ class NodeQueries:
         self._store = store
         self._membership = membership
         self._clock = clock
-        self._node: Node
+        self._node: Node | None = None
         self._queries: dict[int, _Query] = {}
         self._latest = 0
         # Queries of other nodes that this one has not answered yet.
@@ -93,7 +93,7 @@ class NodeQueries:
 
     def ask(self, query: bytes, on_answers: Callable[[Answers], None]) -> None:
         """Ask all nodes, this one included; as ``Backplane.ask_nodes``."""
-        if len(self._queries) >= _MAX_QUERIES:
+        if self._node is None or len(self._queries) >= _MAX_QUERIES:
             on_answers(Answers({}, [self._store.node]))
             return
         self._latest += 1
@@ -155,7 +155,7 @@ class NodeQueries:
 
     def answer(self, query: NodeQuery) -> None:
         """Answer another node for the peers of this one."""
-        if self._answering >= _MAX_QUERIES:
+        if self._node is None or self._answering >= _MAX_QUERIES:
             return
         self._answering += 1
 

@@ -14,6 +14,7 @@ import msgspec
 
 from signaling.core import messages
 from signaling.core.blocks import Blocks
+from signaling.core.interfaces import Answers
 from signaling.core.peer import Peer, PeerServices
 from signaling.core.topics import Topic
 from signaling.errors import PEER_REMOVED, TOPIC_CLOSED, LeaveReason
@@ -251,16 +252,14 @@ def encode(query: Query) -> bytes:
     return _encode(query)
 
 
-class Answers(NamedTuple):
-    """The answers of several processes to one query.
+def decode(query: bytes) -> Query:
+    """Decode a query.
 
-    Args:
-        answers: by the name of the process; empty if there is only one.
-        missing: the names of processes that did not answer in time.
+    Raises:
+        msgspec.MsgspecError: it is no query, or another version's.
     """
-
-    answers: Mapping[str, bytes]
-    missing: Sequence[str] = ()
+    decoded: Query = _decode_query(query)
+    return decoded
 
 
 A = TypeVar("A", bound=Answer)
@@ -387,7 +386,7 @@ class Administration:
                 reactor if there is much to do. The answer to a query that cannot be read is empty.
         """
         try:
-            decoded = _decode_query(query)
+            decoded = decode(query)
         except msgspec.MsgspecError:
             # Another version's.
             on_answer(b"")

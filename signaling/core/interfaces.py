@@ -130,7 +130,7 @@ class Answers(NamedTuple):
     """
 
     answers: Mapping[str, bytes]
-    missing: Sequence[str]
+    missing: Sequence[str] = ()
 
 
 class Forwarding(Protocol):

@@ -17,16 +17,19 @@ class LocalPeers:
     Args:
         services: what the peers share.
         on_moved: is called with a peer that resumed at another node, before it is removed here.
-
-    Attributes:
-        answer_query: carries out queries of the admin API, as ``Node.answer``.
+        answer_query: ``Administration.answer``.
     """
 
-    def __init__(self, services: PeerServices, on_moved: Callable[[Peer], None]) -> None:
+    def __init__(
+        self,
+        services: PeerServices,
+        on_moved: Callable[[Peer], None],
+        answer_query: Callable[[bytes, Callable[[bytes], None]], None],
+    ) -> None:
         self._services = services
         self._topics = services.topics
         self._on_moved = on_moved
-        self.answer_query: Callable[[bytes, Callable[[bytes], None]], None]
+        self.answer_query = answer_query
 
     def joined(self, topic: str, peer: str, metadata: bytes | None) -> None:
         """Announce to the topic's peers here that a peer of another node joined."""

@@ -44,7 +44,7 @@ from signaling.core.topics import TopicMap
 from signaling.errors import LeaveReason
 from signaling.limits import Limits
 from signaling.log.events import PacedLog
-from signaling.server.asking import Asker, LocalAsker, carry_out
+from signaling.server.asking import Asker, NodesAsker, carry_out
 from signaling.server.http import HttpFactory
 from signaling.timing.timeouts import Timeouts
 from signaling.timing.wall_clock_timers import ClockSteps, WallClockTimers
@@ -150,8 +150,8 @@ class SignalingFactory(HttpFactory):
             details=self.details,
         )
         self.administration = Administration(self._peer_services, self.blocks, clock)
-        self.asker: Asker = LocalAsker(self.administration.answer)
-        self.local = LocalPeers(self._peer_services, self._session_moved)
+        self.asker: Asker = NodesAsker(self.backplane)
+        self.local = LocalPeers(self._peer_services, self._session_moved, self.administration.answer)
         if backplane is None:
             # It has nothing to connect to, and can be asked at once.
             self.backplane.start(self.local)

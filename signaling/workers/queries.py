@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.defer import Deferred, gatherResults
 
-from signaling.core.administration import decode_query
+from signaling.core.administration import ListTopics, decode
 from signaling.core.interfaces import Answers
 from signaling.workers.supervisor import Supervisor, Worker, WorkerState
 from signaling.workers.topic_router import TopicRouter
@@ -42,8 +42,11 @@ class WorkerQueries:
         return worker.ask(query, _CLUSTER_SECONDS).addCallback(answered)
 
     def _ask_owners(self, query: bytes) -> Deferred[Answers]:
-        topic = decode_query(query).topic
-        workers = list(self._supervisor) if topic is None else [self._supervisor[self._router.owner(topic)]]
+        decoded = decode(query)
+        if isinstance(decoded, ListTopics):
+            workers = list(self._supervisor)
+        else:
+            workers = [self._supervisor[self._router.owner(decoded.topic)]]
         asked = gatherResults([worker.ask(query, _SECONDS) for worker in workers])
 
         def answered(replies: list[Answers | None]) -> Answers:

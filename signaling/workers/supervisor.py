@@ -422,7 +422,7 @@ class Worker(ProcessProtocol):
             request.callback(answer)
 
     def ask(self, query: bytes, seconds: float) -> Deferred[Answers | None]:
-        """Ask for the answer to a query of the admin API: its own, or, if it is a node of a cluster, those of all nodes.
+        """Ask for the answer to a query of the admin API: its own, or, if it is a node, those of all nodes.
 
         Args:
             seconds: how long to wait.
