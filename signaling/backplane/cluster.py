@@ -189,6 +189,10 @@ class Cluster:
         """Send a relay to a peer of another node."""
         return self._relays.forward(topic, to, sender, frame, forwarding)
 
+    def for_resuming(self, topic: str, peer: str | None, then: Callable[[str], None]) -> bool:
+        """Call ``then`` with each peer whose session is on its way to this node, once it has resumed here."""
+        return self._joins.for_resuming(topic, peer, then)
+
     def ask_nodes(self, query: bytes, on_answers: Callable[[Answers], None]) -> None:
         """Ask all nodes."""
         self._queries.ask(query, on_answers)

@@ -52,6 +52,10 @@ class StandaloneBackplane:
         """Return None: no other node has the target."""
         return None
 
+    def for_resuming(self, topic: str, peer: str | None, then: Callable[[str], None]) -> bool:
+        """Return False: no session comes from another node."""
+        return False
+
     def ask_nodes(self, query: bytes, on_answers: Callable[[Answers], None]) -> None:
         """Answer for this server."""
         self._node.answer(query, lambda answer: on_answers(Answers({"": answer}, [])))

@@ -253,6 +253,16 @@ class Backplane(Protocol):
             other node has that peer.
         """
 
+    def for_resuming(self, topic: str, peer: str | None, then: Callable[[str], None]) -> bool:
+        """Call ``then`` with the id of each peer whose session may be on its way here, once it has resumed.
+
+        Args:
+            peer: only this one; None means any in the topic.
+
+        Returns:
+            Whether the session of one is on its way, so that the node that had it may have forgotten it.
+        """
+
     def ask_nodes(self, query: bytes, on_answers: Callable[[Answers], None]) -> None:
         """Have all nodes carry out a query of the admin API, this one included.
 

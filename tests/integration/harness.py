@@ -270,6 +270,7 @@ class Harness:
         demo: as for ``SignalingFactory``.
         log: of the nodes, is told who comes and goes.
         portal: as for ``SignalingFactory``; its tokens expire by ``clock``, which starts now.
+        notices: as for ``SignalingFactory``.
         log_level: as for ``SignalingFactory``.
         wall_ahead: by how much somebody set the wall clock forward.
         buffer_bytes: what a transport holds before it pauses its producer.
@@ -290,6 +291,7 @@ class Harness:
         serve_client: bool = False,
         demo: bool = False,
         portal: Any = None,
+        notices: bool = False,
         log: Any = None,
         log_level: Any = LogLevel.info,
         wall_ahead: Callable[[], float] = lambda: 0.0,
@@ -316,6 +318,7 @@ class Harness:
                 serve_client=serve_client,
                 demo=demo,
                 portal=portal,
+                notices=notices,
                 backplane=self._backplane(number),
                 wall_clock=lambda: self.start + self.clock.seconds() + wall_ahead(),
                 reactor=self.clock,  # type: ignore[arg-type]
