@@ -127,7 +127,7 @@ class Server:
             self._factory = listener = WorkerListener(WorkerSettings(2, [], 1.0), **how)
             self._router = listener.router
         else:
-            self._factory = SignalingFactory(**how, portal=Portal(GrantRealm(), [_Checker()]))
+            self._factory = SignalingFactory(**how, portal=Portal(GrantRealm(), [_Checker()]), metadata_updates=True)
         if way == "autobahn":
             self._factory.protocol = _LeftToAutobahn
         self._build: Callable[[Any], Any] = self._factory.buildProtocol
@@ -335,6 +335,7 @@ TEXTS: dict[str, Callable[[bytes], bytes]] = {
     "to": lambda text: b'{"type":"offer","to":"' + text + b'"}',
     "msgId": lambda text: b'{"type":"offer","to":"a","msgId":"' + text + b'"}',
     "token": lambda text: b'{"type":"token","token":"' + text + b'"}',
+    "metadata": lambda text: b'{"type":"metadata","metadata":{' + text + b'"a":0}}',
     "msgId with a wrong type": lambda text: b'{"type":1,"msgId":"' + text + b'"}',
     "an array behind a wrong type": lambda text: b'{"type":1,"payload":[' + text + b"0]}",
     "a nested payload": lambda text: _OFFER + text + b"0" + text.translate(_CLOSING) + b"}",

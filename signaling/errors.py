@@ -20,6 +20,7 @@ class ErrorCode(StrEnum):
     TOPIC_FULL = "topic_full"
     FORBIDDEN = "forbidden"
     INVALID_TOKEN = "invalid_token"
+    INVALID_METADATA = "invalid_metadata"
 
 
 PEER_REMOVED = 4403

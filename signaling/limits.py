@@ -142,6 +142,21 @@ class Limits:
         exceeded="`rate_limited`; after as many in a row, close 1008",
         details="Rejected messages count as well.",
     )
+    metadata_updates_per_second: float = _limit(
+        1.0,
+        "metadata-rate",
+        Unit.PER_SECOND,
+        "Updates of its metadata from one connection in a second, if they are on.",
+        exceeded="`rate_limited`",
+    )
+    metadata_update_burst: int = _limit(
+        5,
+        "metadata-burst",
+        Unit.COUNT,
+        "Updates of its metadata from one connection at once, before `--metadata-rate` applies.",
+        exceeded="`rate_limited`",
+        details="Rejected updates do not count.",
+    )
     max_message_bytes: int = _limit(
         65_536,
         "max-message-bytes",
@@ -168,7 +183,11 @@ class Limits:
         256, "max-topic-bytes", Unit.BYTES, "Size of a topic's name, decoded.", exceeded="400"
     )
     max_metadata_bytes: int = _limit(
-        4_096, "max-metadata-bytes", Unit.BYTES, "Size of a peer's metadata, decoded.", exceeded="400"
+        4_096,
+        "max-metadata-bytes",
+        Unit.BYTES,
+        "Size of a peer's metadata, decoded.",
+        exceeded="400; `invalid_metadata`",
     )
     max_header_bytes: int = _limit(
         16_384, "max-header-bytes", Unit.BYTES, "Size of a request line and its headers.", exceeded="431"
@@ -260,8 +279,9 @@ def check(name: str, value: float) -> None:
     option = LIMIT_OPTIONS[name]
     may_be_zero = option.zero is not None
     if option.unit is Unit.PER_SECOND:
-        if not 0 <= value <= MAX_PER_SECOND:
-            raise ValueError(f"{name}: {value} is not from 0 to {MAX_PER_SECOND:.0f} a second")
+        if not (0 <= value <= MAX_PER_SECOND and (may_be_zero or value)):
+            within = "from 0 to" if may_be_zero else "more than 0 and at most"
+            raise ValueError(f"{name}: {value} is not {within} {MAX_PER_SECOND:.0f} a second")
     elif option.unit is not Unit.SECONDS:
         least = 0 if may_be_zero else 1
         if value < least:

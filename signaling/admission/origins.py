@@ -8,11 +8,18 @@ from ipaddress import ip_address
 
 from signaling.errors import Refused
 
-_PATTERN = re.compile(
-    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>(?:\*\.)?[a-z0-9_.-]+|\[[0-9a-f:.]+\])(?P<port>:[0-9]+)?"
-)
+_SCHEME = r"(?P<scheme>[a-z][a-z0-9+.-]*)://"
+# An app's page may have an origin without a host, as file:// is.
+_ORIGIN = re.compile(rf"{_SCHEME}(?:(?P<host>[a-z0-9_.-]+|\[[0-9a-f:.]+\])(?P<port>:[0-9]{{1,5}})?)?")
+_PATTERN = re.compile(rf"{_SCHEME}(?:(?P<host>(?:\*\.)?[a-z0-9_.-]+|\[[0-9a-f:.]+\])(?P<port>:(?:[0-9]{{1,5}}|\*))?)?")
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+_NO_PAGES = {"ws": "http", "wss": "https"}
 _ANY = "*"
+_ANY_PORT = ":*"
+_SUBDOMAINS = "*."
+_OPAQUE = "null"
+_FILE = "file://"
+_MAX_PORT = 65_535
 _MAX_SHOWN = 100
 
 
@@ -23,34 +30,44 @@ class Origins:
     allowed.
 
     Args:
-        patterns: origins as browsers write them (``https://example.com``, ``null``); a host that starts with ``*.``
-            means all subdomains. An empty list, or ``*``, allows every origin.
+        patterns: origins as browsers and apps write them (``https://example.com``, ``capacitor://localhost``,
+            ``null``); a host that starts with ``*.`` means all subdomains, the port ``*`` any port. An empty list, or
+            ``*``, allows every origin.
 
     Attributes:
         allow_any: whether every origin is allowed: ``check`` need not be called.
 
     Raises:
-        ValueError: a pattern is not an origin.
+        ValueError: a pattern is not an origin; the text says what would be right.
     """
 
     def __init__(self, patterns: Iterable[str] = ()) -> None:
         given = [pattern.lower() for pattern in patterns]
         self.allow_any = not given or _ANY in given
         self._exact: set[str] = set()
-        self._parents: set[tuple[str, str]] = set()
+        # Without their ports.
+        self._any_port: set[str] = set()
+        # Scheme, dot and host, and port; a port of None means any.
+        self._parents: set[tuple[str, str, str | None]] = set()
         for pattern in given:
             if pattern != _ANY:
                 self._add(pattern)
 
     def _add(self, pattern: str) -> None:
-        origin = _normalized(pattern)
-        if origin is None:
-            raise ValueError(f"{pattern!r} is not an origin (for example https://example.com or https://*.example.com)")
-        scheme, wildcard, parent = origin.partition("://*.")
-        if wildcard:
-            self._parents.add((scheme, f".{parent}"))
+        if pattern == _OPAQUE:
+            self._exact.add(pattern)
+            return
+        wrong = _wrong(pattern)
+        if wrong is not None:
+            raise ValueError(f"{pattern!r} is not an origin: {wrong}")
+        scheme, host, port = _parts(_PATTERN, pattern) or ("", "", "")
+        any_port = port == _ANY_PORT
+        if host.startswith(_SUBDOMAINS):
+            self._parents.add((scheme, host[1:], None if any_port else port))
+        elif any_port:
+            self._any_port.add(f"{scheme}://{host}")
         else:
-            self._exact.add(origin)
+            self._exact.add(f"{scheme}://{host}{port}")
 
     def check(self, values: Sequence[bytes]) -> None:
         """Refuse a request from an origin that is not allowed.
@@ -61,11 +78,16 @@ class Origins:
         Raises:
             Refused: 403.
         """
-        if not self._allow(values):
-            # Only a well-formed origin is quoted: it has no characters that could harm a log.
-            origin = _normalized(values[0].decode("latin-1").lower()) if len(values) == 1 else None
-            named = f"the origin {origin[:_MAX_SHOWN]}" if origin else "this origin"
-            raise Refused(403, f"{named} is not on the server's list (--allow-origin)")
+        if self._allow(values):
+            return
+        # Only a well-formed origin is quoted: it has no characters that could harm a log.
+        origin = _normalized(values)
+        named = f"the origin {origin[:_MAX_SHOWN]}" if origin else "this origin"
+        hint = "; in browsers, a page of file:// has the origin null" if self._has_file_for(origin) else ""
+        raise Refused(403, f"{named} is not on the server's list (--allow-origin){hint}")
+
+    def _has_file_for(self, origin: str | None) -> bool:
+        return origin == _OPAQUE and _FILE in self._exact
 
     def cors(self, values: Sequence[bytes]) -> dict[bytes, bytes]:
         """Return the CORS headers, which let a page of an allowed origin read the answer.
@@ -84,15 +106,31 @@ class Origins:
         """Return the CORS headers of an answer that every page may read; the argument is that of ``cors``."""
         return {b"Access-Control-Allow-Origin": values[0] if values else b"*", b"Vary": b"Origin"}
 
+    def named(self, values: Sequence[bytes]) -> bool:
+        """Return whether the operator named the origin: by ``*`` none is, and ``null`` is the origin of many pages.
+
+        Args:
+            values: the request's Origin headers.
+        """
+        origin = _normalized(values)
+        return origin is not None and origin != _OPAQUE and self._listed(origin)
+
     def _allow(self, values: Sequence[bytes]) -> bool:
         if self.allow_any or not values:
             return True
-        origin = _normalized(values[0].decode("latin-1").lower()) if len(values) == 1 else None
-        return origin is not None and "*" not in origin and (origin in self._exact or self._has_parent(origin))
+        origin = _normalized(values)
+        return origin is not None and self._listed(origin)
 
-    def _has_parent(self, origin: str) -> bool:
-        scheme, _, host = origin.partition("://")
-        return any(scheme == allowed and host.endswith(parent) and host != parent for allowed, parent in self._parents)
+    def _listed(self, origin: str) -> bool:
+        if origin in self._exact:
+            return True
+        if not (self._any_port or self._parents):
+            return False
+        scheme, host, port = _parts(_ORIGIN, origin) or ("", "", "")
+        return f"{scheme}://{host}" in self._any_port or any(
+            scheme == allowed and host.endswith(parent) and host != parent and port_allowed in (None, port)
+            for allowed, parent, port_allowed in self._parents
+        )
 
 
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]*)?")
@@ -147,12 +185,50 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def _normalized(origin: str) -> str | None:
-    """Return the origin without its scheme's default port; None if it is not an origin."""
-    if origin == "null":
+def _normalized(values: Sequence[bytes]) -> str | None:
+    """Return the one origin without its scheme's default port; None if there is not one, or it is none."""
+    if len(values) != 1:
+        return None
+    origin = values[0].decode("latin-1").lower()
+    if origin == _OPAQUE:
         return origin
-    match = _PATTERN.fullmatch(origin)
+    parts = _parts(_ORIGIN, origin)
+    return None if parts is None else f"{parts[0]}://{parts[1]}{parts[2]}"
+
+
+def _parts(form: re.Pattern[str], origin: str) -> tuple[str, str, str] | None:
+    """Return scheme, host and port; the port of the scheme is left out."""
+    match = form.fullmatch(origin)
     if match is None:
         return None
-    port = match["port"] or ""
-    return f"{match['scheme']}://{match['host']}{'' if port == _DEFAULT_PORTS.get(match['scheme']) else port}"
+    scheme, port = match["scheme"], match["port"] or ""
+    return scheme, match["host"] or "", "" if port == _DEFAULT_PORTS.get(scheme) else port
+
+
+def _wrong(pattern: str) -> str | None:
+    """Return what would be right in place of a pattern; None if it is one."""
+    match = _PATTERN.fullmatch(pattern)
+    if match is None:
+        return _advice(pattern)
+    scheme, host, port = match["scheme"], match["host"] or "", (match["port"] or "").removeprefix(":")
+    if scheme in _NO_PAGES:
+        return f"it is that of a page, for example {_NO_PAGES[scheme]}://{host or 'example.com'}"
+    if scheme in _DEFAULT_PORTS and not host:
+        return f"name a host, for example {scheme}://example.com"
+    if port.isdigit() and int(port) > _MAX_PORT:
+        return f"a port is at most {_MAX_PORT}"
+    return f"write {_FILE}, without a host" if f"{scheme}://" == _FILE and host else None
+
+
+def _advice(pattern: str) -> str:
+    scheme, marks, rest = pattern.partition("://")
+    host, slash, _ = rest.partition("/")
+    if f"{scheme}{marks}" == _FILE:
+        return f"write {_FILE}, without a path"
+    if not marks and pattern and "*" not in pattern:
+        return f"it begins with a scheme, for example https://{'example.com' if '/' in pattern else pattern}"
+    if slash and _PATTERN.fullmatch(f"{scheme}://{host}"):
+        return f"it has no path; write {scheme}://{host}"
+    if "*" in rest:
+        return "* stands for subdomains (https://*.example.com), or for any port (http://localhost:*)"
+    return "for example https://example.com, https://*.example.com or http://localhost:*"

@@ -31,6 +31,7 @@ from twisted.logger import LogLevel
 from twisted.python import usage
 
 from signaling.admission.client_address import TrustedProxies
+from signaling.admission.logged_addresses import AddressDetail
 from signaling.admission.origins import Hosts, Origins
 from signaling.auth.cred import GrantRealm, IBearerToken
 from signaling.backplane.redis.url import StoreUrl
@@ -38,6 +39,7 @@ from signaling.backplane.redis.url import parse as parse_store_url
 from signaling.core.ice import DEFAULT_TTL_SECONDS, IceServer, IceServers, Turn, parse_ice_servers
 from signaling.limits import LIMIT_OPTIONS, Limits, Option, Unit, check
 from signaling.log.json_format import log_as_json
+from signaling.web.path_prefix import check_path_prefix
 
 DEFAULT_PORT = 8081
 
@@ -65,6 +67,11 @@ OPTIONS = (
         help="Twisted endpoint instead of `--port`, for example `tcp:8081:interface=127.0.0.1`; repeatable.",
     ),
     Option(
+        name="path-prefix",
+        help="Path below which everything is, for example `/signal`: topics are at `/signal/ws/{topic}`.",
+        details="`/healthz` and `/readyz` are at the root as well. See [proxies.md](proxies.md#below-a-path).",
+    ),
+    Option(
         name="workers",
         unit=Unit.COUNT,
         default="1",
@@ -80,12 +87,19 @@ OPTIONS = (
         details="See [operations.md](operations.md).",
     ),
     Option(
+        name="log-addresses",
+        default="full",
+        help="How much of clients' addresses the log shows: `off`, `network` (IPv4 /24, IPv6 /48) or `full`.",
+        details="See [privacy.md](privacy.md).",
+    ),
+    Option(
         name="allow-origin",
         default="any",
         help=(
-            "Origin that may connect, for example `https://example.com`, or `https://*.example.com` for its subdomains;"
-            " repeatable."
+            "Origin that may connect: `https://example.com`, `https://*.example.com` for its subdomains,"
+            " `http://localhost:*` for any port, or that of an app, for example `capacitor://localhost`; repeatable."
         ),
+        details="See [below](#origins).",
     ),
     Option(
         name="metrics",
@@ -110,6 +124,12 @@ OPTIONS = (
     ),
     Option(name="help-auth", unit=Unit.FLAG, help="List the checks for `--auth`."),
     Option(name="help-auth-type", help="Describe one check of `--help-auth`, for example `jwt`."),
+    Option(
+        name="metadata-updates",
+        unit=Unit.FLAG,
+        help="Let peers replace their metadata after they have joined.",
+        details="See [protocol.md](protocol.md#metadata).",
+    ),
     Option(
         name="backplane",
         variable="BACKPLANE",
@@ -179,9 +199,11 @@ class Options(usage.Options, AuthOptionMixin):
     Attributes:
         limits: the limits.
         log_level: a ``twisted.logger.LogLevel``.
+        log_addresses: how much of the addresses of clients is logged.
         allow_origins: as for ``Origins``.
         metrics_hosts: as for ``Hosts``.
         trusted_proxies: as for ``TrustedProxies``.
+        path_prefix: as for ``check_path_prefix``.
         ice_servers: the STUN and TURN servers for peers.
         listen: endpoint descriptions; if empty, the server listens on ``port``.
         port: the port on all interfaces.
@@ -219,12 +241,14 @@ class Options(usage.Options, AuthOptionMixin):
         self.turn_uris: list[str] = []
         self.ice_servers = IceServers()
         self.port = DEFAULT_PORT
+        self.path_prefix = ""
         self.workers = 1
         self.arguments: list[str] = []
         self.portal: Portal | None = None
         self.backplane: StoreUrl | None = None
         self.limits = _DEFAULTS
         self.log_level = LogLevel.info
+        self.log_addresses = AddressDetail.FULL
 
     @property
     def run_by_twistd(self) -> bool:
@@ -328,6 +352,7 @@ class Options(usage.Options, AuthOptionMixin):
             raise usage.UsageError("--listen is in place of --port: give one or the other")
         if not self.listen:
             self.port = _port(*self._value("port"))
+        self.path_prefix = _path_prefix(*self._value("path-prefix"))
         self.workers = _workers(self._value("workers")[1])
         log_format = self._value("log-format")[1]
         if log_format not in ("text", "json"):
@@ -338,6 +363,7 @@ class Options(usage.Options, AuthOptionMixin):
             except ValueError as error:
                 raise usage.UsageError(f"--log-format json: {error}") from None
         self.log_level = _log_level(*self._value("log-level"))
+        self.log_addresses = _address_detail(*self._value("log-addresses"))
         self.backplane = _store_url(*self._value("backplane"))
         self.ice_servers = IceServers(self._fixed_ice_servers(), self._turn())
         self.limits = _limits({name: self[name] for name in _LIMIT_FIELDS if self[name] is not None})
@@ -409,6 +435,13 @@ def _port(source: str, text: str) -> int:
     return int(text)
 
 
+def _path_prefix(source: str, text: str) -> str:
+    try:
+        return check_path_prefix(text)
+    except ValueError as error:
+        raise usage.UsageError(f"{source}: {error}") from None
+
+
 def _workers(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text[:6]) <= _MAX_WORKERS):
         raise usage.UsageError(
@@ -422,6 +455,14 @@ def _log_level(source: str, text: str) -> NamedConstant:
     if level is None:
         raise usage.UsageError(f"{source}: {text!r} is not a log level (one of {', '.join(LOG_LEVELS)})")
     return level
+
+
+def _address_detail(source: str, text: str) -> AddressDetail:
+    try:
+        return AddressDetail(text)
+    except ValueError:
+        known = ", ".join(AddressDetail)
+        raise usage.UsageError(f"{source}: {text!r} is not a detail of addresses (one of {known})") from None
 
 
 def _store_url(source: str, text: str) -> StoreUrl | None:

@@ -185,6 +185,7 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
     if options.workers == 1:
         factory = SignalingFactory(
             **factory_arguments(options),
+            metadata_updates=bool(options["metadata-updates"]),
             ice_servers=options.ice_servers,
             backplane=requested_backplane(options, reactor),
         )
@@ -222,10 +223,12 @@ def factory_arguments(options: Options, worker: int | None = None) -> dict[str, 
         "limits": limits,
         "allow_origins": options.allow_origins,
         "trusted_proxies": options.trusted_proxies,
+        "path_prefix": options.path_prefix,
         "serve_client": bool(options["serve-client"]),
         "demo": bool(options["demo"]),
         "portal": options.portal,
         "log_level": options.log_level,
+        "log_addresses": options.log_addresses,
     }
 
 
@@ -261,5 +264,5 @@ def _serve_metrics(
             ListenAddress(f"--metrics-listen {description}", own, MetricsSite(metrics, Hosts(options.metrics_hosts)))
         )
     else:
-        factory.site.resource.putChild(b"metrics", metrics)
+        factory.add_resource(b"metrics", metrics)
     return [lag]

@@ -6,12 +6,14 @@ import os
 import signal
 import socket
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import MultiService
 
 from signaling.app.garbage_collection import tune_garbage_collector
 from signaling.errors import StartError
+from signaling.log.address_mask import AddressMask
 from signaling.transport.private_api import filter_all_logs, forget_exit_signal
 
 if TYPE_CHECKING:
@@ -38,7 +40,9 @@ class TwistdService(MultiService):
     def privilegedStartService(self) -> None:
         """Start, or end the process with one line and status 1."""
         self._handle_signals()
-        filter_all_logs(self._options.log_level)
+        addresses = self._factory.logged_addresses
+        mask = None if addresses.in_full else partial(AddressMask, addresses=addresses)
+        filter_all_logs(self._options.log_level, mask)
         try:
             super().privilegedStartService()
         except StartError as error:

@@ -65,6 +65,7 @@ def main(arguments: Sequence[str]) -> None:
         number,
         options.workers,
         **factory_arguments(options, number),
+        metadata_updates=bool(options["metadata-updates"]),
         ice_servers=options.ice_servers,
         backplane=requested_backplane(options, reactor),
     )

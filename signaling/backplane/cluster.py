@@ -173,6 +173,10 @@ class Cluster:
         """End a join: its peer is in the topic now, or will never be."""
         self._joins.finish_join(topic, peer, joined=joined)
 
+    def update(self, topic: str, peer: str, metadata: bytes, on_decided: Callable[[str | None], None]) -> None:
+        """Let the peer have the metadata at once."""
+        on_decided(None)
+
     def leave(self, topic: str, peer: str) -> None:
         """Announce to the other nodes that a peer of this node left."""
         self._presence.leave(topic, peer)

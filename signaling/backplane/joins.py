@@ -34,6 +34,7 @@ from signaling.backplane.session_handoffs import SessionHandoffs
 from signaling.backplane.store import IdTooSmall, Snapshot, Store, TopicFull
 from signaling.core.interfaces import JoinTicket, Node, ResumeProof
 from signaling.core.peer_ids import PeerIds
+from signaling.core.topics import LIST_FULL
 from signaling.timing.clock import Clock
 from signaling.timing.timeouts import Timeouts
 
@@ -255,7 +256,7 @@ class Joins:
             # Nobody knows whether this node has that peer now; it surely has a new one.
             self._rename(join, self._ids.next())
         reasons = {
-            TopicFull.BYTES: "the list of the topic's peers is as long as is allowed",
+            TopicFull.BYTES: LIST_FULL,
             TopicFull.PEERS: f"the topic has {self._max_peers} peers, which is the most",
         }
         join.ticket = JoinTicket(join.id, reasons[full] if full else None, join.session)

@@ -38,6 +38,10 @@ class StandaloneBackplane:
     def finish_join(self, topic: str, peer: str, *, joined: bool) -> None:
         """No-op."""
 
+    def update(self, topic: str, peer: str, metadata: bytes, on_decided: Callable[[str | None], None]) -> None:
+        """Let the peer have the metadata at once."""
+        on_decided(None)
+
     def leave(self, topic: str, peer: str) -> None:
         """No-op."""
 

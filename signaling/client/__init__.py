@@ -7,18 +7,20 @@ the server.
 
 from signaling.client.backoff import Backoff
 from signaling.client.connection import Signaling, join
-from signaling.client.errors import Lost, NotDelivered, Refused, SignalingError
+from signaling.client.errors import Lost, NotDelivered, NotUpdated, Refused, SignalingError
 from signaling.client.messages import (
     Answer,
     AnyMessage,
     Error,
     IceCandidate,
     IceServers,
+    Notice,
     Offer,
     Peer,
     PeerJoined,
     PeerLeft,
     PeerList,
+    PeerUpdated,
     Relayed,
     Resume,
     Tampered,
@@ -34,11 +36,14 @@ __all__ = [
     "IceServers",
     "Lost",
     "NotDelivered",
+    "NotUpdated",
+    "Notice",
     "Offer",
     "Peer",
     "PeerJoined",
     "PeerLeft",
     "PeerList",
+    "PeerUpdated",
     "Refused",
     "Relayed",
     "Resume",

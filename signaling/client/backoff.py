@@ -17,6 +17,15 @@ _POLICY_VIOLATION = 1008
 _TRY_AGAIN_LATER = 1013
 TOKEN_EXPIRED = 4401
 """The server's close code when the token of a connection expires."""
+REMOVED = 4403
+TOPIC_CLOSED = 4404
+"""The server's close codes when an operator removes a peer or closes its topic: the client is not to come back."""
+# What they mean, if the server gives no reason.
+_ENDINGS = {
+    TOKEN_EXPIRED: "the token has expired",
+    REMOVED: "an operator removed this peer from the topic",
+    TOPIC_CLOSED: "an operator closed the topic",
+}
 # The only 4xx statuses for which the same request may succeed later.
 _TEMPORARY = (408, 425, 429)
 
@@ -65,11 +74,11 @@ def closing(code: int | None, reason: str) -> Loss:
         reason: that of the close frame.
 
     Raises:
-        Refused: if the token has expired.
+        Refused: if the token has expired, or an operator removed this peer or closed its topic.
     """
     reason = one_line(reason)
-    if code == TOKEN_EXPIRED:
-        raise Refused(code, reason or "the token has expired")
+    if code in _ENDINGS:
+        raise Refused(code, reason or _ENDINGS[code])
     cause = f"{code}: {reason}" if reason else f"{code or 'no close frame'}"
     return Loss(f"the connection was lost ({cause})", code)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from inspect import isawaitable
 from ipaddress import ip_address
@@ -20,8 +20,9 @@ from websockets.protocol import State
 
 from signaling.client.backoff import Backoff, Loss, closing, one_line, refusal
 from signaling.client.credential import TOKEN_SECONDS, NoToken, TokenSource, checked, raised, timed_out
-from signaling.client.errors import Lost, NotDelivered, Refused
-from signaling.client.messages import AnyMessage, Error, IceServer, Metadata, PeerList, Relayed, Tampered
+from signaling.client.errors import Lost, NotDelivered, NotUpdated, Refused
+from signaling.client.messages import AnyMessage, Error, IceServer, Metadata, Notice, PeerList, Relayed, Tampered
+from signaling.client.metadata import UPDATE_SECONDS, unanswered
 from signaling.client.session import MAX_FRAGMENTS, MAX_MESSAGE_BYTES, MAX_RECEIVED_BYTES, Session
 
 _log = logging.getLogger("signaling.client")
@@ -119,9 +120,19 @@ class Signaling:
         return dict(self._session.peers)
 
     @property
+    def metadata(self) -> Metadata | None:
+        """This peer's own metadata, as given, or as the server last said; a token may have replaced the former."""
+        return self._session.metadata
+
+    @property
     def ice_servers(self) -> list[IceServer]:
         """The ICE servers to use now; empty if the server names none."""
         return self._session.ice_servers
+
+    @property
+    def features(self) -> frozenset[str]:
+        """The names of the optional features that the server has on; empty before the first ``Welcome``."""
+        return self._session.features
 
     async def send(self, kind: str, to: str, payload: Any = None) -> str:
         """Send a message; if it does not arrive, iteration yields an ``Error``.
@@ -163,6 +174,40 @@ class Signaling:
             self._waiting -= 1
         if error is not None:
             raise NotDelivered(error.code, error.message)
+
+    async def update_metadata(self, metadata: Mapping[str, Any]) -> None:
+        """Replace this peer's metadata; returns once the server has told all peers in the topic, this one as well.
+
+        The key ``instance`` stays, unless there is another one. If the update is cancelled, or ends as
+        ``unconfirmed``, the client asks for the metadata again when it next connects.
+
+        Raises:
+            NotUpdated: with the code of the server's error, or of the client's own.
+            TypeError: if the metadata is no mapping.
+            ValueError: if it is not JSON, or longer than the server accepts.
+        """
+        ended: asyncio.Future[Error | None] = asyncio.get_running_loop().create_future()
+
+        def on_outcome(error: Error | None) -> None:
+            if not ended.done():
+                ended.set_result(error)
+
+        self._session.update_metadata(metadata, on_outcome)
+        self._waiting += 1
+        self._publish()
+        try:
+            async with asyncio.timeout(UPDATE_SECONDS):
+                await self._flush()
+                error = await ended
+        except TimeoutError:
+            error = unanswered()
+        finally:
+            self._waiting -= 1
+            self._session.forget_update(on_outcome)
+            # Another update may have waited for this one.
+            self._wake.set()
+        if error is not None:
+            raise NotUpdated(error.code, error.message)
 
     async def leave(self) -> None:
         """Leave the topic for good, with close code 1000."""
@@ -396,7 +441,7 @@ class Signaling:
         return self._unread.qsize() < factor * MAX_UNREAD and self._unread_bytes < factor * MAX_UNREAD_BYTES
 
     def _is_too_much(self, event: AnyMessage) -> bool:
-        if isinstance(event, Relayed | Tampered):
+        if isinstance(event, Relayed | Tampered | Notice):
             return not self._fits(_FLOOD_FACTOR)
         return self._unread.qsize() >= MAX_NEVER_READ or self._unread_bytes >= MAX_NEVER_READ_BYTES
 

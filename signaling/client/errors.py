@@ -11,7 +11,8 @@ class Refused(SignalingError):
     """The server refused this peer, and would refuse it again.
 
     Args:
-        status: the HTTP status, or 4401, the close code for an access token that has expired.
+        status: the HTTP status, or a close code: 4401 if the access token has expired, 4403 if an operator removed this
+            peer, 4404 if an operator closed the topic.
         reason: what the server wrote for a person, as one line.
     """
 
@@ -23,6 +24,22 @@ class Refused(SignalingError):
 
 class Lost(SignalingError):
     """The connection was lost, and the client is not to connect again."""
+
+
+class NotUpdated(SignalingError):
+    """The metadata of this peer was not updated, or nobody knows whether it was.
+
+    Args:
+        code: that of the server's ``error``, for example ``invalid_metadata``, ``forbidden`` or ``rate_limited``; or
+            ``unsupported`` if the server takes no updates, ``replaced`` if a later update took the place of this one,
+            ``dropped`` after leaving, and ``unconfirmed`` without a connection or an answer: then the client asks for
+            the metadata again when it next connects.
+        text: for a person.
+    """
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(f"{code}: {text}")
+        self.code = code
 
 
 class NotDelivered(SignalingError):

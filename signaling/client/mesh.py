@@ -32,13 +32,16 @@ from signaling.client.messages import (
     IceCandidate,
     IceServer,
     Metadata,
+    Notice,
     Offer,
     PeerJoined,
     PeerLeft,
     PeerList,
+    PeerUpdated,
     Tampered,
     Welcome,
 )
+from signaling.client.metadata import INSTANCE
 from signaling.errors import ErrorCode
 
 try:
@@ -49,9 +52,6 @@ except ImportError as missing:
 _log = logging.getLogger("signaling.client")
 _FINGERPRINT = re.compile(r"^a=fingerprint:.*$", re.MULTILINE)
 _IDENTITY = re.compile(r"^a=(?:ice-ufrag|fingerprint):.*$", re.MULTILINE)
-
-INSTANCE = "instance"
-"""The key of the metadata by which a mesh recognises a peer that comes back with another id."""
 
 MAX_CONNECTIONS = 64
 ANSWER_SECONDS = 10.0
@@ -75,7 +75,8 @@ class MeshPeer:
 
     Attributes:
         id: changes if the peer comes back with another id after a loss, while the connection goes on.
-        metadata: what the peer says of itself, which may be anything; empty if it says nothing.
+        metadata: what the peer says of itself, which may be anything; empty if it says nothing. Changes if the peer
+            updates it.
         connection: aiortc's.
         channel: the data channel ``mesh``; None if this mesh has none, or the other side's offer.
         offers: whether this side makes the offer.
@@ -103,6 +104,7 @@ class MeshPeer:
 OnPeer = Callable[[MeshPeer], None]
 OnData = Callable[[MeshPeer, str | bytes], None]
 """Called with what a peer sends on its data channel ``mesh``."""
+OnNotice = Callable[[Any], None]
 
 
 def join(url: str, *, metadata: Metadata | None = None, **options: Any) -> Signaling:
@@ -128,6 +130,8 @@ class Mesh:
             data channels if this side offers. A peer whose connection is replaced by another one is a new peer.
         on_open: called with each peer whose data channel ``mesh`` is open.
         on_data: called with what a peer sends on its data channel.
+        on_update: called with each peer that has other metadata.
+        on_notice: called with the ``data`` of each notice of the server's operator.
         channel: whether each connection has the data channel.
         max_connections: further peers wait until there is room.
         configuration: further arguments of each ``RTCConfiguration``, besides the server's ICE servers.
@@ -140,6 +144,8 @@ class Mesh:
         *,
         on_open: OnPeer | None = None,
         on_data: OnData | None = None,
+        on_update: OnPeer | None = None,
+        on_notice: OnNotice | None = None,
         channel: bool = True,
         max_connections: int = MAX_CONNECTIONS,
         **configuration: Any,
@@ -148,6 +154,8 @@ class Mesh:
         self._prepare = prepare
         self._on_open = on_open
         self._on_data = on_data
+        self._on_update = on_update
+        self._on_notice = on_notice
         self._channel = channel
         self._max_connections = max_connections
         self._configuration = configuration
@@ -182,10 +190,15 @@ class Mesh:
             self._joined(peer_id, metadata)
         try:
             async for message in self._signaling:
-                if isinstance(message, Tampered):
-                    self._tampering.log(message)
-                else:
-                    self._take(message)
+                match message:
+                    case Tampered():
+                        self._tampering.log(message)
+                    case Notice(data):
+                        self._call(self._on_notice, data)
+                    case Offer() | Answer() | IceCandidate():
+                        self._relayed(message)
+                    case _:
+                        self._take(message)
         finally:
             if self._retry is not None:
                 self._retry.cancel()
@@ -208,8 +221,13 @@ class Mesh:
                     self._joined(peer.id, peer.metadata)
             case PeerJoined(peer_id, metadata):
                 self._joined(peer_id, metadata)
+            case PeerUpdated(peer_id, metadata) if peer_id in self._topic:
+                self._updated(peer_id, metadata or {})
             case PeerLeft(peer_id):
                 self._left(peer_id)
+
+    def _relayed(self, message: Offer | Answer | IceCandidate) -> None:
+        match message:
             case Offer(sender) if sender in self._topic:
                 known = self._returned(message) or self._links.get(sender) or self._add(sender, offers=False)
                 if known is not None:
@@ -254,6 +272,14 @@ class Mesh:
             link.orphan()
         else:
             self.drop(link)
+
+    def _updated(self, peer_id: str, metadata: Metadata) -> None:
+        self._topic.add(peer_id, metadata)
+        link = self._links.get(peer_id)
+        if link is not None:
+            link.update(metadata)
+            if link.peer is not None:
+                self._call(self._on_update, link.peer)
 
     def offers_to(self, peer_id: str) -> bool:
         """Return whether of the two peers this one offers."""
@@ -508,6 +534,13 @@ class _Link:
             self._grace.cancel()
             self._grace = None
         self.recover()
+
+    def update(self, metadata: Metadata) -> None:
+        """Show other metadata of the peer."""
+        self.metadata = metadata
+        self.instance = _instance(metadata)
+        if self.peer is not None:
+            self.peer.metadata = metadata
 
     def orphan(self) -> None:
         """Keep the connection of a peer that left for some time: it may come back with another id."""

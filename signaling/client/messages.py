@@ -45,6 +45,7 @@ class Welcome(Message, frozen=True, tag="welcome"):
     Args:
         resumed: whether as the same peer as before.
         expires_in: how long the token of the connection is valid, in seconds; None if it never expires.
+        features: the names of the optional features that the server has on.
     """
 
     self_id: str
@@ -52,6 +53,7 @@ class Welcome(Message, frozen=True, tag="welcome"):
     resume: Resume | None = None
     resumed: bool = False
     expires_in: float | None = None
+    features: frozenset[str] = frozenset()
 
 
 class PeerList(Message, frozen=True, tag="peer-list"):
@@ -62,6 +64,13 @@ class PeerList(Message, frozen=True, tag="peer-list"):
 
 class PeerJoined(Message, frozen=True, tag="peer-joined"):
     """Another peer joined."""
+
+    peer_id: str
+    metadata: Metadata | None = None
+
+
+class PeerUpdated(Message, frozen=True, tag="peer-updated"):
+    """A peer, which may be this one, has other metadata."""
 
     peer_id: str
     metadata: Metadata | None = None
@@ -104,6 +113,16 @@ class IceServers(Message, frozen=True, tag="ice-servers"):
     ice_servers: list[IceServer]
 
 
+class Notice(Message, frozen=True, tag="notice"):
+    """What the operator of the server says; no peer can send one.
+
+    Args:
+        data: any JSON value.
+    """
+
+    data: Any = None
+
+
 class Token(Message, frozen=True, tag="token"):
     """The server accepted a new token; no event for the application.
 
@@ -137,7 +156,8 @@ class Tampered(msgspec.Struct, frozen=True):
     reason: str
 
 
-_FromServer = Welcome | PeerList | PeerJoined | PeerLeft | Offer | Answer | IceCandidate | IceServers | Error
+_OfPeers = PeerList | PeerJoined | PeerUpdated | PeerLeft
+_FromServer = Welcome | _OfPeers | Offer | Answer | IceCandidate | IceServers | Notice | Error
 AnyMessage = _FromServer | Tampered
 """What an application receives."""
 
@@ -146,6 +166,7 @@ _RELAYED: dict[str, type[Offer | Answer | IceCandidate]] = {
     "answer": Answer,
     "ice-candidate": IceCandidate,
 }
+_SHOWING: dict[str, type[PeerJoined | PeerUpdated]] = {"peer-joined": PeerJoined, "peer-updated": PeerUpdated}
 
 MAX_DEPTH = 100
 """If Python cannot read a message whole, values nested deeper than this are read as None."""
@@ -223,18 +244,21 @@ def _typed(message: Any) -> AnyMessage | Token | None:  # noqa: PLR0911 - one fo
     match message:
         case {"type": "welcome", "selfId": str(self_id)}:
             resumed = message.get("resumed") is True
-            return Welcome(self_id, _servers(message), _resume(message.get("resume")), resumed, _seconds(message))
+            resume, features = _resume(message.get("resume")), _features(message)
+            return Welcome(self_id, _servers(message), resume, resumed, _seconds(message), features)
         case {"type": "peer-list"}:
             peers = _list(message.get("peers"))
             return PeerList([Peer(peer["id"], _metadata(peer)) for peer in peers if isinstance(peer.get("id"), str)])
-        case {"type": "peer-joined", "peerId": str(peer_id)}:
-            return PeerJoined(peer_id, _metadata(message))
+        case {"type": "peer-joined" | "peer-updated" as kind, "peerId": str(peer_id)}:
+            return _SHOWING[kind](peer_id, _metadata(message))
         case {"type": "peer-left", "peerId": str(peer_id)}:
             return PeerLeft(peer_id)
         case {"type": "offer" | "answer" | "ice-candidate" as kind, "from": str(sender)}:
             return _RELAYED[kind](sender, message.get("payload"), _text(message, "msgId"))
         case {"type": "ice-servers"}:
             return IceServers(_servers(message))
+        case {"type": "notice"}:
+            return Notice(message.get("data"))
         case {"type": "token"}:
             return Token(_seconds(message), _text(message, "msgId"))
         case {"type": "error", "code": str(code)}:
@@ -267,6 +291,11 @@ def _metadata(peer: dict[str, Any]) -> Metadata | None:
 
 def _servers(message: dict[str, Any]) -> list[IceServer]:
     return _list(message.get("iceServers"))
+
+
+def _features(message: dict[str, Any]) -> frozenset[str]:
+    names = message.get("features")
+    return frozenset(name for name in names if isinstance(name, str)) if isinstance(names, list) else frozenset()
 
 
 def _resume(resume: Any) -> Resume | None:

@@ -37,14 +37,17 @@ from signaling.client.messages import (
     IceServer,
     IceServers,
     Metadata,
+    Notice,
     Offer,
     PeerJoined,
     PeerLeft,
     PeerList,
+    PeerUpdated,
     Token,
     Welcome,
     decode,
 )
+from signaling.client.metadata import FEATURE, UNSUPPORTED, OwnMetadata
 from signaling.errors import ErrorCode
 
 if TYPE_CHECKING:
@@ -61,6 +64,9 @@ MOST_PEERS_BYTES = 16 * 1_048_576
 """How many other peers a topic has, and the bytes of the messages that named them; further ones are left out."""
 # A server notices within a minute that a peer has lost its connection; that is time for a few others.
 _MOST_FORMER_IDS = 16
+MOST_FEATURES = 64
+"""How many names of features are kept of a welcome, each of at most ``LONGEST_FEATURE`` characters."""
+LONGEST_FEATURE = 64
 MAX_MESSAGE_BYTES = 65_536
 """The longest message that this peer sends: the default of a server."""
 MAX_RECEIVED_BYTES = 16 * 1_048_576
@@ -73,6 +79,8 @@ MESSAGE_TOO_BIG = 1009
 _NUMBERED = re.compile(r"~([0-9]{1,15})")
 _FENCE = re.compile(r"fence ([0-9]{1,15}) ([0-9]{1,15})")
 _RENEWAL = re.compile(r"token [0-9]{1,15}")
+# Statuses that a server may give for metadata that is too long, or for a URL that is too long with it.
+_OF_THE_URL = (400, 414, 431)
 _SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
 
 OnOutcome = Callable[[Error | None], None]
@@ -163,11 +171,15 @@ class _Outbox:
                 return entry
         return None
 
-    def take_longest_written(self) -> list[_Entry]:
-        """Remove and return the longest message that was written to this connection and is not confirmed."""
+    def take_longest_written(self, least: int = 0) -> list[_Entry]:
+        """Remove and return the longest message that was written to this connection and is not confirmed.
+
+        Args:
+            least: the length of another message; shorter ones are kept.
+        """
         written = list(self._entries)[: self._written]
         longest = max(written, key=lambda entry: len(entry.text), default=None)
-        if longest is None:
+        if longest is None or len(longest.text) < least:
             return []
         self._entries.remove(longest)
         self._bytes -= len(longest.text)
@@ -196,6 +208,7 @@ class Session:
         self_id: this peer's id; a new one after a loss that was not resumed, empty before the first ``Welcome``.
         peers: the other peers and their metadata, in joining order.
         ice_servers: the latest from the server.
+        features: the names of the optional features that the server has on; empty before the first ``Welcome``.
         open: whether the current connection has received its ``peer-list``.
 
     Raises:
@@ -215,6 +228,7 @@ class Session:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._url = _address(url, metadata, has_token=token is not None)
+        self._own = OwnMetadata(_metadata_of(self._url))
         self._credential = Credential(token)
         self._renewal = Renewal(clock)
         self._renewals = 0
@@ -224,6 +238,7 @@ class Session:
         self.self_id = ""
         self.peers: dict[str, Metadata | None] = {}
         self.ice_servers: list[IceServer] = []
+        self.features: frozenset[str] = frozenset()
         self.open = False
         self._welcomed = self._listed = self._over = False
         self._resume_token: str | None = None
@@ -236,7 +251,7 @@ class Session:
         self._outbox = _Outbox(self._sealing)
         self._fences = 0
         self._fence: int | None = None
-        self._catching_up = False
+        self._catching_up = self._resumed = False
         self._events: list[AnyMessage] = []
 
     @property
@@ -247,10 +262,19 @@ class Session:
     @property
     def url(self) -> str:
         """The URL for the next connection."""
+        url = self._url
+        metadata = self._own.requested()
+        if metadata is not self._own.given and metadata is not None:
+            url = _with_metadata(url, metadata)
         if self._resume_token is None:
-            return self._url
-        mark = "&" if "?" in self._url else "?"
-        return f"{self._url}{mark}resume={quote(self._resume_token, safe='', errors='replace')}&seen={self._seen}"
+            return url
+        mark = "&" if "?" in url else "?"
+        return f"{url}{mark}resume={quote(self._resume_token, safe='', errors='replace')}&seen={self._seen}"
+
+    @property
+    def metadata(self) -> Metadata | None:
+        """This peer's own metadata, as given, or as the server last said; a token may have replaced the former."""
+        return self._own.shown
 
     def events(self) -> list[AnyMessage]:
         """Return and forget the events for the application."""
@@ -261,7 +285,7 @@ class Session:
         """Return and forget the messages to write to the current connection."""
         if not self.open or (self._catching_up and self._fence is not None and self._renewing is None):
             return []
-        texts = [] if self._catching_up else self._outbox.write(self.self_id)
+        texts = [] if self._catching_up else self._own.write() + self._outbox.write(self.self_id)
         if self._renewing is not None:
             texts.insert(0, self._renewing)
             self._renewing = None
@@ -300,12 +324,46 @@ class Session:
             self._outbox.keep(entry)
         return entry.msg_id
 
+    def update_metadata(self, metadata: Mapping[str, Any], on_outcome: OnOutcome) -> None:
+        """Replace this peer's metadata, for all peers in the topic; its key ``instance`` stays unless there is another.
+
+        Args:
+            metadata: anything that JSON can represent.
+            on_outcome: called once with None when the server has it, or with the error, as for ``NotUpdated``.
+
+        Raises:
+            TypeError: if the metadata is no mapping.
+            ValueError: if it is not JSON, or the message longer than ``max_message_bytes``.
+        """
+        update = self._own.make(metadata, on_outcome)
+        if len(update.text) > self._max_message_bytes:
+            raise ValueError(
+                f"the metadata makes a message of {len(update.text):,} bytes; "
+                f"the server takes at most {self._max_message_bytes:,} (max_message_bytes)"
+            )
+        if self._over:
+            on_outcome(Error(ErrorCode.DROPPED, "this peer left"))
+        elif self.open and FEATURE not in self.features:
+            on_outcome(Error(UNSUPPORTED, "the server takes no updates of metadata (--metadata-updates)"))
+        else:
+            self._own.ask(update, connected=self.open)
+
+    def forget_update(self, on_outcome: OnOutcome) -> None:
+        """Wait no more for the outcome of an update; no-op if it had one."""
+        self._own.forget(on_outcome)
+
     def refused(self, refused: Refused) -> Loss:
-        """Return the loss with which to go on after a refusal: the function is to be asked anew.
+        """Return the loss with which to go on after a refusal.
+
+        The function is to be asked for another token; or the server does not take the latest metadata in a URL, and
+        the next attempt has the former one.
 
         Raises:
             Refused: the same, if the next request would be refused as well.
         """
+        if refused.status in _OF_THE_URL and self._own.revert():
+            self._events.append(Error("invalid_metadata", refused.reason))
+            return Loss(str(refused), at_once=True)
         return self._credential.refused(refused)
 
     def renewal(self) -> Step | None:
@@ -335,17 +393,15 @@ class Session:
             return
         self._seen += 1
         match message:
-            case PeerList() as peer_list if not self.open:
-                self._list(peer_list, len(text))
-            case PeerJoined() as joined:
-                self._joined(joined, len(text))
-            case PeerLeft() as left:
-                self._left(left)
+            case PeerList() | PeerJoined() | PeerUpdated() | PeerLeft() as change:
+                self._peers_changed(change, len(text))
             case IceServers() as renewed:
                 self.ice_servers = renewed.ice_servers
                 self._events.append(renewed)
             case Offer() | Answer() | IceCandidate() as relayed:
                 self._relayed(relayed)
+            case Notice() as notice:
+                self._events.append(notice)
             case Token() as token:
                 self._token_accepted(token)
             case Error() as error:
@@ -360,19 +416,23 @@ class Session:
         """
         if code == MESSAGE_TOO_BIG:
             # Not ``dropped``: the application may send that again, which would end the next connection as well.
-            longest = self._outbox.take_longest_written()
             why = f"it is longer than the server accepts ({one_line(reason) or code})"
+            longest = self._outbox.take_longest_written(self._own.written_length)
             self._refuse(longest, why, ErrorCode.INVALID_MESSAGE)
+            if self._own.written_length and not longest:
+                self._metadata_refused(Error(ErrorCode.INVALID_MESSAGE, why))
         self.open = self._welcomed = False
         self._fence = self._renewing = None
         self._awaited_renewal = None
         self._renewal.end()
+        self._own.lost()
         self._outbox.rewind()
 
     def leave(self) -> None:
         """End the session; unconfirmed messages are ``dropped``, and so are those sent from now on."""
-        self.lost()
         self._over = True
+        self._own.leave()
+        self.lost()
         self._keep_peers({}, 0)
         self._resume_token = None
         self._refuse(self._outbox.clear(), "this peer left")
@@ -392,6 +452,9 @@ class Session:
         if welcome.self_id != self.self_id:
             # Another id is another peer, whatever the server says: nothing may be repeated as that.
             welcome = msgspec.structs.replace(welcome, resumed=False)
+        if len(welcome.features) > MOST_FEATURES or any(len(name) > LONGEST_FEATURE for name in welcome.features):
+            short = (name for name in welcome.features if len(name) <= LONGEST_FEATURE)
+            welcome = msgspec.structs.replace(welcome, features=frozenset(islice(short, MOST_FEATURES)))
         if welcome.resumed:
             self._seen += 1
         else:
@@ -401,14 +464,27 @@ class Session:
                 self._former_ids.append(self.self_id)
                 unsent = self._outbox.clear()
         self._over = False
-        self._catching_up = welcome.resumed
+        self._catching_up = self._resumed = welcome.resumed
         self.self_id = welcome.self_id
         self.ice_servers = welcome.ice_servers
+        self.features = welcome.features
         self._resume_token = welcome.resume.token if welcome.resume else None
         if callable(self.token_source):
             self._renewal.expires_in(welcome.expires_in)
         self._events.append(welcome)
         self._refuse(unsent, "it was sent as a peer that is gone")
+
+    def _peers_changed(self, change: PeerList | PeerJoined | PeerUpdated | PeerLeft, size: int) -> None:
+        match change:
+            case PeerList():
+                if not self.open:
+                    self._list(change, size)
+            case PeerJoined():
+                self._joined(change, size)
+            case PeerUpdated():
+                self._updated(change, size)
+            case PeerLeft():
+                self._left(change)
 
     def _list(self, peer_list: PeerList, size: int) -> None:
         # The server may not have noticed yet that this peer lost its former connection.
@@ -422,12 +498,18 @@ class Session:
         before = self.peers
         now = self._keep_peers(now, size)
         self.open = True
+        self._own.joined(resumed=self._resumed, supported=FEATURE in self.features)
         if not self._listed:
             self._listed = True
             self._events.append(PeerList([peer for peer in peer_list.peers if peer.id in now]))
             return
         self._events += [PeerLeft(peer_id) for peer_id in before if peer_id not in now]
         self._events += [PeerJoined(peer_id, now[peer_id]) for peer_id in now if peer_id not in before]
+        self._events += [
+            PeerUpdated(peer_id, metadata)
+            for peer_id, metadata in now.items()
+            if peer_id in before and _differ(before[peer_id], metadata)
+        ]
 
     def _joined(self, joined: PeerJoined, size: int) -> None:
         known = joined.peer_id in self.peers or joined.peer_id in self._former_ids
@@ -436,6 +518,19 @@ class Session:
             self._sizes[joined.peer_id] = size
             self._peers_bytes += size
             self._events.append(joined)
+
+    def _updated(self, updated: PeerUpdated, size: int) -> None:
+        if updated.peer_id == self.self_id:
+            self._own.updated(updated.metadata)
+            self._events.append(updated)
+        elif updated.peer_id in self.peers:
+            growth = size - self._sizes[updated.peer_id]
+            if self._peers_bytes + growth > MOST_PEERS_BYTES:
+                updated, growth = PeerUpdated(updated.peer_id), 0
+            self.peers[updated.peer_id] = updated.metadata
+            self._sizes[updated.peer_id] += growth
+            self._peers_bytes += growth
+            self._events.append(updated)
 
     def _left(self, left: PeerLeft) -> None:
         self._last_numbers.pop(left.peer_id, None)
@@ -473,6 +568,9 @@ class Session:
         # A refused fence proves as much as one that returns.
         if self._passes_fence(error.msg_id):
             return
+        if self._own.answers(error.msg_id):
+            self._metadata_refused(error)
+            return
         if _RENEWAL.fullmatch(error.msg_id or ""):
             if error.msg_id == self._awaited_renewal:
                 self._awaited_renewal = None
@@ -482,6 +580,10 @@ class Session:
         if entry is not None and entry.on_outcome is not None:
             entry.on_outcome(error)
         else:
+            self._events.append(error)
+
+    def _metadata_refused(self, error: Error) -> None:
+        if not self._own.refused(error):
             self._events.append(error)
 
     def _token_accepted(self, token: Token) -> None:
@@ -534,6 +636,29 @@ def _encode(message: Any) -> str:
         return json.dumps(message, separators=(",", ":"), allow_nan=False)
     except RecursionError:
         raise ValueError("the payload is nested too deeply") from None
+
+
+def _differ(one: Metadata | None, other: Metadata | None) -> bool:
+    try:
+        return one != other
+    except RecursionError:
+        return True
+
+
+def _metadata_of(url: str) -> Metadata | None:
+    """Return the metadata in a URL; None if there is none that is an object."""
+    try:
+        metadata = json.loads(parse_qs(urlsplit(url).query).get("metadata", [""])[0])
+    except (ValueError, RecursionError):
+        return None
+    return metadata if isinstance(metadata, dict) else None
+
+
+def _with_metadata(url: str, metadata: Metadata) -> str:
+    """Return a URL with other metadata in its query."""
+    parts = urlsplit(url)
+    kept = [part for part in parts.query.split("&") if part and part.partition("=")[0] != "metadata"]
+    return urlunsplit(parts._replace(query="&".join([*kept, "metadata=" + quote(_encode(metadata), safe="")])))
 
 
 def _address(url: str, metadata: Metadata | None, *, has_token: bool) -> str:

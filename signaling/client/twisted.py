@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from inspect import isawaitable
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,8 +18,9 @@ from twisted.python.failure import Failure
 
 from signaling.client.backoff import Backoff, Loss, closing, one_line, refusal
 from signaling.client.credential import TOKEN_SECONDS, NoToken, TokenSource, checked, raised, timed_out
-from signaling.client.errors import Lost, NotDelivered, Refused
+from signaling.client.errors import Lost, NotDelivered, NotUpdated, Refused
 from signaling.client.messages import AnyMessage, Error, IceServer, Metadata
+from signaling.client.metadata import UPDATE_SECONDS, unanswered
 from signaling.client.session import MAX_FRAGMENTS, MAX_MESSAGE_BYTES, MAX_RECEIVED_BYTES, Session
 
 _log = Logger()
@@ -99,9 +100,19 @@ class SignalingClient(Service):
         return dict(self._session.peers)
 
     @property
+    def metadata(self) -> Metadata | None:
+        """This peer's own metadata, as given, or as the server last said; a token may have replaced the former."""
+        return self._session.metadata
+
+    @property
     def ice_servers(self) -> list[IceServer]:
         """The ICE servers to use now; empty if the server names none."""
         return self._session.ice_servers
+
+    @property
+    def features(self) -> frozenset[str]:
+        """The names of the optional features that the server has on; empty before the first ``Welcome``."""
+        return self._session.features
 
     def startService(self) -> None:
         """Join the topic."""
@@ -161,6 +172,39 @@ class SignalingClient(Service):
         self._session.send(kind, to, payload, on_outcome)
         self._flush()
         return delivered
+
+    def update_metadata(self, metadata: Mapping[str, Any]) -> Deferred[None]:
+        """Replace this peer's metadata; fires once the server has told all peers in the topic, this one as well.
+
+        It fails with ``NotUpdated``. The key ``instance`` stays, unless there is another one. If the update is
+        cancelled, or ends as ``unconfirmed``, the client asks for the metadata again when it next connects.
+
+        Raises:
+            TypeError: if the metadata is no mapping.
+            ValueError: if it is not JSON, or longer than the server accepts.
+        """
+
+        def forget(_: object) -> None:
+            self._session.forget_update(on_outcome)
+            # Another update may have waited for this one.
+            self._flush()
+
+        updated: Deferred[None] = Deferred(forget)
+
+        def on_outcome(error: Error | None) -> None:
+            if error is None:
+                updated.callback(None)
+            else:
+                updated.errback(Failure(NotUpdated(error.code, error.message)))
+
+        def late(*_: object) -> None:
+            error = unanswered()
+            raise NotUpdated(error.code, error.message)
+
+        updated.addTimeout(UPDATE_SECONDS, self._clock, late)
+        self._session.update_metadata(metadata, on_outcome)
+        self._flush()
+        return updated
 
     # Called by the connection
 

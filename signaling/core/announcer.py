@@ -25,6 +25,9 @@ _BLOCKS_PER_TURN = 64
 _TURNS_PER_PASS = 4
 # By how much a turn may grow, if events come faster than they are delivered.
 _FASTEST = 8
+# In place of an update that a later one of the same peer replaces: else peers that change their metadata all the time
+# could make a backlog grow without bound.
+_SUPERSEDED = b""
 
 
 class Block(NamedTuple):
@@ -84,6 +87,21 @@ class _Backlog:
         # How many events this pass delivers; events that happen meanwhile are for the next one.
         self._length = 0
         self._blocks: list[Block] = []
+        # The latest event about the metadata of each peer, by its place among the events.
+        self._updates: dict[str, int] = {}
+
+    def append(self, event: bytes, updated: str | None) -> None:
+        """Append an event; it takes the place of an earlier update of the same peer for those who have not received it.
+
+        Args:
+            updated: the peer whose metadata the event replaces; None for any other event.
+        """
+        if updated is not None:
+            former = self._updates.get(updated)
+            if former is not None:
+                self.events[former] = _SUPERSEDED
+            self._updates[updated] = len(self.events)
+        self.events.append(event)
 
     def skip(self, member: Member) -> None:
         """Do not deliver the events so far to ``member``."""
@@ -93,7 +111,11 @@ class _Backlog:
         """Return all events that ``member`` has not received yet, as received."""
         received = self._received.get(member, 0)
         self.skip(member)
-        return _blocks(self.events[received:])
+        return self._blocks_of(received, len(self.events))
+
+    def _blocks_of(self, first: int, end: int) -> list[Block]:
+        events = self.events[first:end]
+        return _blocks([event for event in events if event] if self._updates else events)
 
     def deliver(self, topic: Audience, room: float, on_dropped: Callable[[int], None]) -> float:
         """Continue the pass over the members, or begin one: deliver to each the events that it has not received.
@@ -117,7 +139,7 @@ class _Backlog:
             before = received.get(member, 0)
             if member.topic is topic and before < length:
                 received[member] = length
-                for block in _blocks(self.events[before:length]) if before else self._blocks:
+                for block in self._blocks_of(before, length) if before else self._blocks:
                     refused = member.take_block(block)
                     if refused:
                         on_dropped(refused)
@@ -130,7 +152,7 @@ class _Backlog:
     def _begin_pass(self, topic: Audience) -> None:
         self._pass = iter(topic)
         self._length = len(self.events)
-        before, self._blocks = len(self._blocks), _blocks(self.events)
+        before, self._blocks = len(self._blocks), self._blocks_of(0, self._length)
         if before and len(self._blocks) > before:
             self.pace = min(2 * self.pace, _FASTEST)
         elif 2 * len(self._blocks) < before:
@@ -139,12 +161,13 @@ class _Backlog:
     def _end_pass(self) -> None:
         self._pass = None
         if self._length == len(self.events):
-            self.events, self._received = [], {}
+            self.events, self._received, self._updates = [], {}, {}
             return
         del self.events[: self._length]
         self._received = {
             member: received - self._length for member, received in self._received.items() if received > self._length
         }
+        self._updates = {peer: at - self._length for peer, at in self._updates.items() if at >= self._length}
 
 
 class Announcer:
@@ -168,12 +191,16 @@ class Announcer:
         self.backlogs: dict[Audience, _Backlog] = {}
         self._turns: FairScheduler[Audience] = FairScheduler(clock, _TURNS_PER_PASS, self._take_turn)
 
-    def announce(self, topic: Audience, event: bytes, exclude: Member | None = None) -> None:
+    def announce(
+        self, topic: Audience, event: bytes, exclude: Member | None = None, updated: str | None = None
+    ) -> None:
         """Announce an event to the members of a topic.
 
         Args:
             event: its frame.
-            exclude: the member that does not get the event, because it joined by it; None for any other event.
+            exclude: the member that does not get the event, because it joined by it, or has got it; None for any other
+                event.
+            updated: the peer whose metadata the event replaces; None for any other event.
         """
         backlog = self.backlogs.get(topic)
         if backlog is None:
@@ -186,7 +213,7 @@ class Announcer:
                 return
             backlog = self.backlogs[topic] = _Backlog()
             self._turns.add(topic)
-        backlog.events.append(event)
+        backlog.append(event, updated)
         if exclude is not None:
             backlog.skip(exclude)
 

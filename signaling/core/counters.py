@@ -54,6 +54,7 @@ class Counters:
         joins: peers that joined.
         leaves: peers that left, by reason.
         resumes: peers that resumed on another connection.
+        metadata_updates: of peers of this server.
         relays_accepted: relays that were written or queued for their target, here or on another node, by type.
         relayed_bytes: the same in bytes of frames.
         relays_delivered_remotely: of ``relays_accepted`` and ``relays_received``, those that another node wrote.
@@ -63,7 +64,7 @@ class Counters:
         relays_rejected: well-formed relays that were not accepted, by type and error code.
         errors_sent: ``error`` messages sent, by code.
         notices_received: notices that were written or queued for a peer.
-        events_dropped: ``peer-joined`` and ``peer-left`` that were dropped because a queue was full.
+        events_dropped: ``peer-joined``, ``peer-updated`` and ``peer-left`` that were dropped because a queue was full.
         requests_refused: HTTP requests that did not become WebSocket connections, by status.
         handshake_timeouts: connections whose request was not complete in time.
         connections_evicted: connections that had not joined, closed to make room for newer ones.
@@ -74,6 +75,7 @@ class Counters:
     joins: int = 0
     leaves: Counter[LeaveReason] = field(default_factory=Counter)
     resumes: int = 0
+    metadata_updates: int = 0
     relays_accepted: dict[str, int] = field(default_factory=lambda: dict.fromkeys(sorted(RELAYED_TYPES), 0))
     relayed_bytes: int = 0
     relays_delivered_remotely: int = 0

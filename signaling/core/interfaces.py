@@ -236,6 +236,14 @@ class Backplane(Protocol):
     def finish_join(self, topic: str, peer: str, *, joined: bool) -> None:
         """Report whether the peer of a ticket is in its topic now, or never will be."""
 
+    def update(self, topic: str, peer: str, metadata: bytes, on_decided: Callable[[str | None], None]) -> None:
+        """Ask whether a peer of this node may have other metadata, and announce it to the other nodes.
+
+        Args:
+            on_decided: called at most once: perhaps before this method returns, and within a few seconds, unless the
+                peer is gone. None if the peer has the metadata from now on, otherwise why it has not, for a person.
+        """
+
     def leave(self, topic: str, peer: str) -> None:
         """Report that a peer of this node left."""
 

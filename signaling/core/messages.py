@@ -57,6 +57,19 @@ class PresentedToken:
     msg_id: bytes | None
 
 
+@dataclass(frozen=True, slots=True)
+class MetadataUpdate:
+    """A message with new metadata in place of the peer's own.
+
+    Args:
+        metadata: the JSON text of an object, checked as at joining.
+        msg_id: the JSON text of a non-empty string, or None.
+    """
+
+    metadata: bytes = field(repr=False)
+    msg_id: bytes | None
+
+
 MAX_DEPTH = 64
 """How deeply arrays and objects may be nested, in a message or in metadata."""
 MAX_DIGITS = 100
@@ -69,6 +82,7 @@ class _RawFields(msgspec.Struct):
     payload: msgspec.Raw = _ABSENT
     msgId: msgspec.Raw = _ABSENT
     token: msgspec.Raw = _ABSENT
+    metadata: msgspec.Raw = _ABSENT
 
 
 class _MsgId(msgspec.Struct):
@@ -164,7 +178,45 @@ def presented_token(data: bytes) -> PresentedToken | None:
 _TOKEN_TYPE = "token"
 
 
+def metadata_update(data: bytes, max_bytes: int) -> MetadataUpdate | None:
+    """Return the update of a message of the type ``metadata``; None if it is of another type, or ``invalid_message``.
+
+    Args:
+        data: a message that ``decode`` rejects with ``invalid_type`` or ``invalid_message``.
+        max_bytes: of the metadata.
+
+    Raises:
+        Rejected: ``invalid_message`` or ``invalid_metadata``.
+    """
+    try:
+        raw, kind, _, msg_id_text = _fields(data)
+    except Rejected:
+        return None
+    if kind != _METADATA_TYPE:
+        return None
+    text, msg_id = bytes(_restore_escapes(raw.metadata)), bytes(msg_id_text) or None
+    if not text.startswith(b"{"):
+        raise Rejected(ErrorCode.INVALID_MESSAGE, "metadata must be an object", msg_id)
+    try:
+        check_metadata(text, max_bytes)
+    except ValueError as error:
+        raise Rejected(ErrorCode.INVALID_METADATA, f"metadata: {error}", msg_id) from None
+    # At joining, metadata may be nested as deeply as a message; here a message is around it.
+    return MetadataUpdate(text, msg_id) if not _is_too_deep(data, MAX_DEPTH + 1) else None
+
+
+_METADATA_TYPE = "metadata"
+
+
 def _well_formed(data: bytes) -> tuple[_RawFields, str, str, msgspec.Raw]:
+    """Return the fields of a message as ``_fields`` does; it is not nested too deeply."""
+    raw, kind, target, msg_id_text = _fields(data)
+    if _is_too_deep(data):
+        raise Rejected(ErrorCode.INVALID_MESSAGE, _TOO_DEEP, bytes(msg_id_text) or None)
+    return raw, kind, target, msg_id_text
+
+
+def _fields(data: bytes) -> tuple[_RawFields, str, str, msgspec.Raw]:
     """Return the fields of a message, its ``type``, its ``to`` and the JSON text of its ``msgId``.
 
     Raises:
@@ -175,8 +227,6 @@ def _well_formed(data: bytes) -> tuple[_RawFields, str, str, msgspec.Raw]:
     msg_id = bytes(msg_id_text) or None
     kind = _string("type", _restore_escapes(raw.type), msg_id)
     target = _string("to", _restore_escapes(raw.to), msg_id)
-    if _is_too_deep(data):
-        raise Rejected(ErrorCode.INVALID_MESSAGE, _TOO_DEEP, msg_id)
     return raw, kind, target, msg_id_text
 
 
@@ -228,8 +278,8 @@ _ALL_BUT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 _STEPS = {byte: 1 if byte in b"[{" else -1 for byte in b"[]{}"}
 
 
-def _is_too_deep(data: bytes) -> bool:
-    """Return whether arrays and objects are nested deeper than ``MAX_DEPTH``.
+def _is_too_deep(data: bytes, max_depth: int = MAX_DEPTH) -> bool:
+    """Return whether arrays and objects are nested deeper than ``max_depth``, which is at least ``MAX_DEPTH``.
 
     Args:
         data: valid JSON.
@@ -238,7 +288,7 @@ def _is_too_deep(data: bytes) -> bool:
     if not (_has_many(b"[", data) or _has_many(b"{", data)):
         return False
     brackets = _STRINGS.sub(b"", data).translate(None, _ALL_BUT_BRACKETS)
-    return max(accumulate(map(_STEPS.__getitem__, brackets)), default=0) > MAX_DEPTH
+    return max(accumulate(map(_STEPS.__getitem__, brackets)), default=0) > max_depth
 
 
 def _has_many(bracket: bytes, data: bytes) -> bool:
@@ -254,12 +304,17 @@ def _has_many(bracket: bytes, data: bytes) -> bool:
 _LONG_NUMBER = re.compile(rb"[0-9]{%d}" % (MAX_DIGITS + 1))
 
 
-def check_metadata(data: bytes) -> None:
+def check_metadata(data: bytes, max_bytes: int) -> None:
     """Check that ``data`` is one JSON object that every client can read.
+
+    Args:
+        max_bytes: how long it may be.
 
     Raises:
         ValueError: if it is not; the text says what would be right.
     """
+    if len(data) > max_bytes:
+        raise ValueError(f"at most {max_bytes} bytes, not {len(data)}")
     try:
         data.decode()
         _decode_object(_replace_escapes(data))
@@ -295,13 +350,14 @@ def check_notice(data: bytes) -> None:
 # Ids and codes are ASCII without quotes and need no escaping.
 
 
-def welcome(
+def welcome(  # noqa: PLR0913 - one for each key
     peer_id: str,
     ice_servers: bytes | None = None,
     resume: tuple[str, float] | None = None,
     *,
     resumed: bool = False,
     expires_in: int | None = None,
+    features: bytes = b"",
 ) -> bytes:
     """Encode the first message on every connection.
 
@@ -310,6 +366,7 @@ def welcome(
         resume: the resume token, and the resume window in seconds.
         resumed: whether the peer resumed its session.
         expires_in: in how many seconds the client's token expires; None for never, or if there is none.
+        features: by ``features_pair``.
     """
     pieces = [b'{"type":"welcome","selfId":"%b"' % peer_id.encode()]
     if ice_servers is not None:
@@ -319,7 +376,17 @@ def welcome(
         pieces.append(b',"resume":{"token":"%b","window":%b}' % (token.encode(), f"{window:g}".encode()))
     if resumed:
         pieces.append(b',"resumed":true')
-    return b"".join([*pieces, _expires_in_pair(expires_in), b"}"])
+    return b"".join([*pieces, _expires_in_pair(expires_in), features, b"}"])
+
+
+def features_pair(names: Iterable[str]) -> bytes:
+    """Encode the optional features that are on, for every ``welcome``; empty if there are none.
+
+    Args:
+        names: ASCII without quotes.
+    """
+    listed = b",".join(b'"%b"' % name.encode() for name in sorted(names))
+    return b',"features":[%b]' % listed if listed else b""
 
 
 def token_accepted(expires_in: int | None, msg_id: bytes | None) -> bytes:
@@ -375,6 +442,11 @@ def listed_bytes(peer_id: str, metadata: bytes | None) -> int:
 def peer_joined(peer_id: str, metadata: bytes | None) -> bytes:
     """Encode that a peer joined."""
     return b'{"type":"peer-joined","peerId":"%b"%b}' % (peer_id.encode(), _metadata(metadata))
+
+
+def peer_updated(peer_id: str, metadata: bytes | None) -> bytes:
+    """Encode that a peer has other metadata."""
+    return b'{"type":"peer-updated","peerId":"%b"%b}' % (peer_id.encode(), _metadata(metadata))
 
 
 def peer_left(peer_id: str) -> bytes:

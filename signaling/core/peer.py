@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -30,6 +31,9 @@ RELAY_ERRORS = {
     ErrorCode.DROPPED: "the peer takes no messages now; this one was not delivered",
 }
 """The text of a relay's error, whatever node its target was looked for on."""
+
+OtherMessage = messages.PresentedToken | messages.MetadataUpdate
+"""A message that is not relayed."""
 
 
 class PeerDetails(NamedTuple):
@@ -57,6 +61,8 @@ class PeerServices:
         sessions: finds and ends detached sessions.
         checks_tokens: whether a message may present a new token.
         details: of each peer, by its id; None if they are not recorded.
+        metadata_updates: whether a message may replace a peer's metadata.
+        features: those of every ``welcome``, by ``messages.features_pair``.
     """
 
     topics: TopicMap[Peer]
@@ -67,6 +73,8 @@ class PeerServices:
     sessions: SessionRegistry
     checks_tokens: bool = False
     details: dict[str, PeerDetails] | None = None
+    metadata_updates: bool = False
+    features: bytes = b""
 
 
 class Peer:
@@ -127,7 +135,8 @@ class Peer:
 
     def _send_welcome(self, topic: Topic[Peer], ice_servers: bytes | None, expires_in: int | None) -> None:
         self._services.announcer.skip(topic, self)
-        welcome = text_frame(messages.welcome(self.id, ice_servers, expires_in=expires_in))
+        features = self._services.features
+        welcome = text_frame(messages.welcome(self.id, ice_servers, expires_in=expires_in, features=features))
         if self._outbound is not None:
             self._outbound.answer(welcome + text_frame(messages.peer_list(self._listed(topic))))
 
@@ -173,6 +182,48 @@ class Peer:
         """
         if self._outbound is not None:
             self._outbound.remove_peer(code, reason, ending)
+
+    # Metadata
+
+    def update_metadata(self, update: messages.MetadataUpdate) -> Rejected | None:
+        """Replace the metadata, and tell all members, this one included; with other nodes, as soon as they agree.
+
+        Returns:
+            Why it was rejected at once, for a log; the error was sent.
+        """
+        topic, services = self.topic, self._services
+        if topic is None:
+            return None
+        try:
+            services.topics.check_room(topic, self._longer_by(update.metadata))
+        except Rejected as rejected:
+            outcome = Rejected(rejected.code, rejected.text, update.msg_id)
+            self.reject(outcome)
+            return outcome
+        services.backplane.update(topic.name, self.id, update.metadata, partial(self._update_decided, update))
+        return None
+
+    def _update_decided(self, update: messages.MetadataUpdate, full: str | None) -> None:
+        if self.topic is None:
+            return
+        if full is not None:
+            self.reject(Rejected(ErrorCode.TOPIC_FULL, full, update.msg_id))
+        else:
+            self._replace_metadata(self.topic, update.metadata)
+
+    def _replace_metadata(self, topic: Topic[Peer], metadata: bytes) -> None:
+        topic.lengthen(self._longer_by(metadata))
+        self.metadata = metadata
+        self._services.counters.metadata_updates += 1
+        announcer, event = self._services.announcer, messages.peer_updated(self.id, metadata)
+        # Its own is the answer, which a full queue does not drop; it stays in the order of the other events.
+        announcer.catch_up(topic, self)
+        self.send_once(event)
+        if len(topic.members) > 1:
+            announcer.announce(topic, text_frame(event), exclude=self, updated=self.id)
+
+    def _longer_by(self, metadata: bytes) -> int:
+        return messages.listed_bytes(self.id, metadata) - self.listed_bytes
 
     # Resuming, which a plain peer cannot: see PeerSession
 
@@ -223,12 +274,12 @@ class Peer:
 
     # Messages from this peer
 
-    def receive(self, data: bytes) -> messages.ClientMessage | messages.PresentedToken | Rejected:
+    def receive(self, data: bytes) -> messages.ClientMessage | OtherMessage | Rejected:
         """Relay one message of this peer, or answer it with an error.
 
         Returns:
-            The message if it was delivered or queued, or why it was not; a new token, if tokens are checked, is not
-            answered.
+            The message if it was delivered or queued, or why it was not; a new token, if tokens are checked, and new
+            metadata, if it may be replaced, are not answered.
         """
         topic, services = self.topic, self._services
         try:
@@ -244,18 +295,29 @@ class Peer:
             if not target.offer(frame, (self, msg_id)):
                 raise self.refused(message.type, ErrorCode.DROPPED, msg_id)
         except Rejected as rejected:
-            if rejected.code is ErrorCode.INVALID_TYPE and services.checks_tokens:
-                presented = messages.presented_token(data)
-                if presented is not None:
-                    return presented
-            self.reject(rejected)
-            # Its traceback holds the frame of the caller, which holds what is returned here.
-            rejected.__traceback__ = rejected.__context__ = None
-            return rejected
+            outcome = self._other_message(data, rejected)
+            if isinstance(outcome, Rejected):
+                self.reject(outcome)
+                # Its traceback holds the frame of the caller, which holds what is returned here.
+                outcome.__traceback__ = outcome.__context__ = None
+            return outcome
         counters = services.counters
         counters.relays_accepted[message.type] += 1
         counters.relayed_bytes += len(frame)
         return message
+
+    def _other_message(self, data: bytes, rejected: Rejected) -> OtherMessage | Rejected:
+        """Return a message that ``decode`` rejected if it is of another type that is taken; otherwise why it is not."""
+        services, code, other = self._services, rejected.code, None
+        try:
+            # Metadata may be nested as deeply as a whole message, which is one that is invalid then.
+            if services.metadata_updates and code in (ErrorCode.INVALID_TYPE, ErrorCode.INVALID_MESSAGE):
+                other = messages.metadata_update(data, services.limits.max_metadata_bytes)
+        except Rejected as wrong:
+            return wrong
+        if other is None and services.checks_tokens and code is ErrorCode.INVALID_TYPE:
+            return messages.presented_token(data) or rejected
+        return other or rejected
 
     def reject(self, rejected: Rejected) -> None:
         """Answer one message of this peer with an error."""

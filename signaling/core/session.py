@@ -514,7 +514,14 @@ class PeerSession(Peer):
         self._secrets = [secret.encode(), *self._secrets]
         resume = (self.id + secret, self._services.limits.resume_window_seconds)
         for message in (
-            messages.welcome(self.id, ice_servers, resume, resumed=resumed, expires_in=expires_in),
+            messages.welcome(
+                self.id,
+                ice_servers,
+                resume,
+                resumed=resumed,
+                expires_in=expires_in,
+                features=self._services.features,
+            ),
             messages.peer_list(self._listed(topic)),
         ):
             self._outbound.answer(text_frame(message))

@@ -7,6 +7,9 @@ from typing import Generic, Protocol, TypeVar
 
 from signaling.errors import ErrorCode, Rejected
 
+LIST_FULL = "the list of the topic's peers is as long as is allowed"
+"""The text of ``topic_full`` if a ``peer-list`` would be too long, whatever node counts its bytes."""
+
 
 class Member(Protocol):
     """A member of a topic."""
@@ -59,6 +62,10 @@ class Topic(Generic[M]):
         del self.members[member.id]
         self.listed_bytes -= member.listed_bytes
 
+    def lengthen(self, by: int) -> None:
+        """Count so many bytes more for the entry of a member, or fewer if ``by`` is negative."""
+        self.listed_bytes += by
+
 
 class TopicMap(Generic[M]):
     """All topics that have a member: a topic is made by its first member and deleted with its last.
@@ -107,9 +114,18 @@ class TopicMap(Generic[M]):
         elif len(topic) >= self._max_members:
             raise Rejected(ErrorCode.TOPIC_FULL, f"the topic has {self._max_members} peers, which is the most")
         elif topic.listed_bytes + member.listed_bytes > self._max_listed_bytes:
-            raise Rejected(ErrorCode.TOPIC_FULL, "the list of the topic's peers is as long as is allowed")
+            raise Rejected(ErrorCode.TOPIC_FULL, LIST_FULL)
         topic.add(member)
         return topic
+
+    def check_room(self, topic: Topic[M], by: int) -> None:
+        """Check whether the entry of a member may become so many bytes longer.
+
+        Raises:
+            Rejected: ``topic_full``.
+        """
+        if by > 0 and topic.listed_bytes + by > self._max_listed_bytes:
+            raise Rejected(ErrorCode.TOPIC_FULL, LIST_FULL)
 
     def leave(self, topic: Topic[M], member: M) -> None:
         """Remove ``member`` from the topic; an empty topic is deleted at once."""

@@ -11,9 +11,11 @@ from typing import Any
 from constantly import NamedConstant
 from twisted.logger import FilteringLogObserver, Logger, LogLevel, LogLevelFilterPredicate, globalLogPublisher
 
+from signaling.admission.logged_addresses import LoggedAddresses
 from signaling.admission.rate_limit import TokenBucket
-from signaling.core.messages import ClientMessage
+from signaling.core.messages import ClientMessage, MetadataUpdate
 from signaling.errors import Rejected
+from signaling.log.address_mask import OwnAddressMask
 from signaling.timing.clock import Clock
 from signaling.timing.fair_scheduler import FairScheduler
 
@@ -93,15 +95,21 @@ class Events:
     Args:
         level: events below it are not logged.
         seconds: a monotonic clock.
+        addresses: decides what is shown of the addresses of clients; None means everything.
 
     Attributes:
         debug: whether events of level debug are logged; callers check it first, as an event costs more than a relay.
         info: the same for level info.
     """
 
-    def __init__(self, level: NamedConstant, seconds: Callable[[], float]) -> None:
+    def __init__(
+        self, level: NamedConstant, seconds: Callable[[], float], addresses: LoggedAddresses | None = None
+    ) -> None:
         predicate = LogLevelFilterPredicate(defaultLogLevel=level)
-        self.log = Logger(namespace="signaling", observer=FilteringLogObserver(globalLogPublisher, [predicate]))
+        publish: Any = globalLogPublisher
+        if addresses is not None and not addresses.in_full:
+            publish = OwnAddressMask(publish, addresses)
+        self.log = Logger(namespace="signaling", observer=FilteringLogObserver(publish, [predicate]))
         self.debug = level <= LogLevel.debug
         self.info = level <= LogLevel.info
         self._seconds = seconds
@@ -150,13 +158,16 @@ class Events:
 
     # Messages
 
-    def message(self, peer: str, outcome: ClientMessage | Rejected) -> None:
-        """A peer's message was relayed, or the peer was sent an error."""
+    def message(self, peer: str, outcome: ClientMessage | MetadataUpdate | Rejected) -> None:
+        """A peer's message was relayed or taken, or the peer was sent an error."""
         if not self.debug:
             return
         if isinstance(outcome, Rejected):
             text = "{peer} was sent the error {code}: {reason}"
             self.log.debug(text, event="error_sent", peer=peer, code=str(outcome.code), reason=outcome.text)
+        elif isinstance(outcome, MetadataUpdate):
+            text = "{peer} sent new metadata of {size} bytes"
+            self.log.debug(text, event="metadata_update", peer=peer, size=len(outcome.metadata))
         else:
             text = "{peer} relayed {type} of {size} bytes to {to}"
             size = len(outcome.payload or b"")

@@ -127,6 +127,7 @@ class SignalingCollector:
         yield _histogram("topic_peers", "Topics by the number of their peers.", sizes)
         yield _counter("joins", "Peers that joined.", counters.joins)
         yield _counter("resumes", "Peers that resumed on another connection.", counters.resumes)
+        yield _counter("metadata_updates", "Updates of metadata by peers of this server.", counters.metadata_updates)
         yield _counters(
             "leaves", "Peers that left, by reason.", ["reason"], (((key,), n) for key, n in counters.leaves.items())
         )
@@ -145,7 +146,7 @@ class SignalingCollector:
         yield _counter("relayed_bytes", "Accepted relays, in bytes of frames.", counters.relayed_bytes)
         codes = (((str(code),), count) for code, count in counters.errors_sent.items())
         yield _counters("errors_sent", "Error messages sent to clients, by code.", ["code"], codes)
-        dropped = "peer-joined and peer-left messages dropped because a queue was full."
+        dropped = "peer-joined, peer-updated and peer-left messages dropped because a queue was full."
         yield _counter("events_dropped", dropped, counters.events_dropped)
 
     def _backplane(self, factory: SignalingFactory) -> Iterator[Metric]:

@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred, execute
 from twisted.logger import LogLevel
 
 from signaling.admission.client_address import Client
+from signaling.admission.logged_addresses import AddressDetail
 from signaling.auth.cred import Logout, granted
 from signaling.backplane.standalone import StandaloneBackplane
 from signaling.core.administration import (
@@ -36,6 +37,7 @@ from signaling.core.interfaces import Backplane, JoinTicket
 from signaling.core.join_request import JoinRequest
 from signaling.core.joining import JoiningConnection, check_admission
 from signaling.core.local_peers import LocalPeers
+from signaling.core.messages import features_pair
 from signaling.core.peer import Peer, PeerDetails, PeerServices
 from signaling.core.peer_ids import PeerIds
 from signaling.core.session import PeerSession
@@ -68,10 +70,12 @@ class SignalingFactory(HttpFactory):
         limits: the bounds; None means the defaults.
         allow_origins: the pages that may connect, as for ``Origins``; none means any.
         trusted_proxies: whose ``X-Forwarded-For`` counts, as for ``TrustedProxies``.
+        path_prefix: the path below which everything is, on ports of this server's own; empty for none.
         ice_servers: the STUN and TURN servers that peers are sent; None means none.
         serve_client: whether the client for browsers is served: ``/signaling.js`` and ``/sealing.js``.
         demo: whether ``/`` serves the demo.
         portal: checks tokens (docs/access.md); None means that everybody may join.
+        metadata_updates: whether peers may replace their metadata (docs/protocol.md, "Metadata").
         backplane: shares the topics with other servers (docs/cluster.md); None means that there are none. It starts
             with the first port, or the first ``SignalingResource``, and stops at the end of a drain.
         notices: whether clients are told that notices may come, and the subject of each peer's token is recorded, which
@@ -79,6 +83,8 @@ class SignalingFactory(HttpFactory):
         wall_clock: returns the seconds since 1970, for tokens and TURN credentials.
         reactor: runs the timers; None means the global reactor.
         log_level: events below it are not logged.
+        log_addresses: how much of the addresses of clients is logged: ``off``, ``network`` (an IPv4 /24, an IPv6 /48)
+            or ``full``.
 
     Attributes:
         topics: the peers in each topic.
@@ -90,7 +96,7 @@ class SignalingFactory(HttpFactory):
         gate: the connections that have not joined.
         events: the log.
         paced_log: spreads a burst of its lines over time.
-        judges_messages: whether each message counts against a rate, is logged, or may be a new token.
+        judges_messages: whether each message counts against a rate, is logged, or may be one that is not relayed.
         sessions: finds sessions to resume, and closes those that are not resumed.
         blocks: who is kept out of topics.
         details: of each peer, by its id; None if they are not recorded.
@@ -98,7 +104,7 @@ class SignalingFactory(HttpFactory):
         asker: passes such queries to all nodes.
 
     Raises:
-        ValueError: if an origin or a proxy is malformed.
+        ValueError: if an origin, a proxy, the path prefix or ``log_addresses`` is malformed.
     """
 
     protocol = SignalingProtocol
@@ -110,25 +116,30 @@ class SignalingFactory(HttpFactory):
         *,
         allow_origins: Iterable[str] = (),
         trusted_proxies: Iterable[str] = (),
+        path_prefix: str = "",
         ice_servers: IceServers | None = None,
         serve_client: bool = False,
         demo: bool = False,
         portal: Portal | None = None,
+        metadata_updates: bool = False,
         backplane: Backplane | None = None,
         notices: bool = False,
         wall_clock: Callable[[], float] = time.time,
         reactor: IReactorTime | None = None,
         log_level: NamedConstant = LogLevel.info,
+        log_addresses: str = AddressDetail.FULL,
     ) -> None:
         super().__init__(
             limits,
             allow_origins=allow_origins,
             trusted_proxies=trusted_proxies,
+            path_prefix=path_prefix,
             serve_client=serve_client,
             demo=demo,
             portal=portal,
             reactor=reactor,
             log_level=log_level,
+            log_addresses=log_addresses,
         )
         clock = self.reactor
         self.topics: TopicMap[Peer] = TopicMap(self.limits.max_peers_per_topic, self.limits.max_peer_list_bytes)
@@ -139,6 +150,12 @@ class SignalingFactory(HttpFactory):
         self.details: dict[str, PeerDetails] | None = {} if notices else None
         self.blocks = Blocks(clock.seconds)
         self.sessions = SessionRegistry(self.limits, clock, self.topics, self._session_closed)
+        features = {
+            "metadata-updates": metadata_updates,
+            "notices": notices,
+            "resume": self.limits.resume_window_seconds > 0,
+            "token": portal is not None,
+        }
         self._peer_services = PeerServices(
             self.topics,
             self.announcer,
@@ -148,6 +165,8 @@ class SignalingFactory(HttpFactory):
             self.sessions,
             checks_tokens=portal is not None,
             details=self.details,
+            metadata_updates=metadata_updates,
+            features=features_pair(name for name, is_on in features.items() if is_on),
         )
         self.administration = Administration(self._peer_services, self.blocks, clock)
         self.asker: Asker = NodesAsker(self.backplane)
@@ -167,7 +186,12 @@ class SignalingFactory(HttpFactory):
         )
         self.ids = PeerIds()
         self.paced_log = PacedLog(clock)
-        self.judges_messages = bool(self.limits.max_messages_per_second) or self.events.debug or self.access is not None
+        self.judges_messages = (
+            bool(self.limits.max_messages_per_second)
+            or self.events.debug
+            or self.access is not None
+            or metadata_updates
+        )
 
     @property
     def relays_queued(self) -> int:

@@ -20,6 +20,7 @@ from zope.interface import implementer
 from signaling.admission import open_files
 from signaling.admission.client_address import Client, TrustedProxies
 from signaling.admission.connection_limits import ConnectionLimits
+from signaling.admission.logged_addresses import AddressDetail, LoggedAddresses
 from signaling.admission.origins import Origins
 from signaling.auth.cred import Access
 from signaling.core.counters import Counters
@@ -34,7 +35,8 @@ from signaling.transport.private_api import awaits_proxy_header
 from signaling.transport.tcp_port import accept_on
 from signaling.web.credentials import subprotocol
 from signaling.web.join_parsing import check_join, query_values
-from signaling.web.resources import site_root
+from signaling.web.path_prefix import check_path_prefix
+from signaling.web.resources import site_folders
 from signaling.web.site import BoundedChannel, SignalingSite
 from signaling.web.static_files import pages
 from signaling.websocket.handshake import asks_for_websocket, check_upgrade
@@ -44,8 +46,8 @@ from signaling.websocket.request_head import Head, HeaderValues
 if TYPE_CHECKING:
     from twisted.cred.portal import Portal
     from twisted.internet.interfaces import IReactorTime
+    from twisted.web.resource import Resource
 
-_FOLDER = b"/ws"
 
 R = TypeVar("R")
 
@@ -68,7 +70,7 @@ class HttpProtocol(WebSocketConnection[R]):
         path, _, query = head.target.partition(b"?")
         folder, _, segment = path.rpartition(b"/")
         asks = head.key is not None or (head.may_upgrade and asks_for_websocket(head.values))
-        if folder != _FOLDER or not segment or not asks:
+        if folder != self.factory.topic_folder or not segment or not asks:
             data, self.data = self.data, b""
             self.factory.handshake_timeouts.clear(self)
             self._http = channel = self.factory.site.channel_for(self)
@@ -155,11 +157,13 @@ class HttpFactory(WebSocketConnectionFactory):
         limits: the bounds.
         allow_origins: the pages that may connect, as for ``Origins``.
         trusted_proxies: whose ``X-Forwarded-For`` counts, as for ``TrustedProxies``.
+        path_prefix: the path below which everything is, on ports of this server's own; empty for none.
         serve_client: whether ``/signaling.js`` and ``/sealing.js`` are served.
         demo: whether ``/`` is served.
         portal: checks tokens; None means that there are none.
         reactor: runs the timers; None means the global reactor.
         log_level: events below it are not logged.
+        log_addresses: how much of the addresses of clients is logged: ``off``, ``network`` or ``full``.
         reserved_files: descriptors that are not for connections.
 
     Attributes:
@@ -168,11 +172,13 @@ class HttpFactory(WebSocketConnectionFactory):
         gate: the connections that have not joined.
         shutdown: the end of the server.
         site: answers requests.
+        topic_folder: the path of a topic without its last segment.
         events: the log.
+        logged_addresses: decides what is shown of the addresses of clients.
         has_services: whether there is anything for ``start_services`` to start.
 
     Raises:
-        ValueError: if an origin or a proxy is malformed.
+        ValueError: if an origin, a proxy, the path prefix or ``log_addresses`` is malformed.
     """
 
     protocol: Any = HttpProtocol
@@ -184,11 +190,13 @@ class HttpFactory(WebSocketConnectionFactory):
         *,
         allow_origins: Iterable[str] = (),
         trusted_proxies: Iterable[str] = (),
+        path_prefix: str = "",
         serve_client: bool = False,
         demo: bool = False,
         portal: Portal | None = None,
         reactor: IReactorTime | None = None,
         log_level: NamedConstant = LogLevel.info,
+        log_addresses: str = AddressDetail.FULL,
         reserved_files: int = 0,
     ) -> None:
         reactor = reactor or _global_reactor()
@@ -208,10 +216,18 @@ class HttpFactory(WebSocketConnectionFactory):
         )
         self.shutdown = Shutdown(self, reactor, self.limits)
         served = pages(client=serve_client, demo=demo)
-        self.site = SignalingSite(site_root(self, served), self.limits, reactor)
-        self.events = Events(log_level, reactor.seconds)
+        self.path_prefix = check_path_prefix(path_prefix)
+        self.topic_folder = f"{path_prefix}/ws".encode()
+        root, self._folder = site_folders(self, served)
+        self.site = SignalingSite(root, self.limits, reactor)
+        self.logged_addresses = LoggedAddresses(AddressDetail(log_addresses))
+        self.events = Events(log_level, reactor.seconds, self.logged_addresses)
         self.access = Access(portal, self.events.login_failed) if portal is not None else None
         self._start: Any = None
+
+    def add_resource(self, name: bytes, resource: Resource) -> None:
+        """Serve another resource, below the path prefix."""
+        self._folder.putChild(name, resource)
 
     def acceptableProtocols(self) -> list[bytes]:
         """Offer HTTP/1.1 over TLS; Twisted would refuse every client that names protocols, as all browsers do."""

@@ -18,7 +18,7 @@ from signaling.core.grants import Bearer, Grant, session_owner
 from signaling.core.interfaces import Receipt
 from signaling.core.join_request import JoinRequest
 from signaling.core.joining import JoinAttempt
-from signaling.core.peer import Peer, drop_undelivered
+from signaling.core.peer import OtherMessage, Peer, drop_undelivered
 from signaling.errors import REMOVAL_TEXTS, ErrorCode, LeaveReason, Refused, Rejected
 from signaling.limits import FRAMES_PER_TOKEN
 from signaling.server.http import HttpProtocol
@@ -48,6 +48,9 @@ class SignalingProtocol(HttpProtocol[Receipt]):
     _login: Deferred[Any] | None = None
     _logout: Logout | None = None
     _may_send = True
+    # Whether the token decides its peer's metadata.
+    _metadata_fixed = False
+    _metadata_bucket: TokenBucket | None = None
     _owner: bytes | None = None
     # A new token that waits for this connection's turn.
     _presented: messages.PresentedToken | None = None
@@ -173,12 +176,14 @@ class SignalingProtocol(HttpProtocol[Receipt]):
             peer.receive(payload)
             return
         tokens = self._take_tokens(1) if factory.limits.max_messages_per_second else 0.0
-        outcome: messages.ClientMessage | messages.PresentedToken | Rejected | None = None
+        outcome: messages.ClientMessage | OtherMessage | Rejected | None = None
         if tokens >= 0 and not isBinary:
             outcome = peer.receive(payload) if self._may_send else messages.presented_token(payload)
         if outcome is None:
             outcome = self._rejection(payload, isBinary, tokens)
             peer.reject(outcome)
+        if isinstance(outcome, messages.MetadataUpdate):
+            outcome = self._update_metadata(peer, outcome) or outcome
         if isinstance(outcome, messages.PresentedToken):
             self._check_in_turn(outcome)
         elif factory.events.debug:
@@ -196,6 +201,24 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         if not self._may_send:
             return Rejected(ErrorCode.FORBIDDEN, "the token allows to receive only", msg_id)
         return Rejected(ErrorCode.INVALID_MESSAGE, "send text messages, not binary ones")
+
+    def _update_metadata(self, peer: Peer, update: messages.MetadataUpdate) -> Rejected | None:
+        """Replace the peer's metadata; returns why that was rejected at once."""
+        limits, now = self.factory.limits, self.factory.reactor.seconds()
+        bucket = self._metadata_bucket
+        if bucket is None:
+            bucket = TokenBucket(limits.metadata_updates_per_second, limits.metadata_update_burst)
+        if self._metadata_fixed:
+            rejected = Rejected(ErrorCode.FORBIDDEN, "the token decides the metadata", update.msg_id)
+        elif round(bucket.available(now), 6) < 1:
+            text = f"at most {limits.metadata_updates_per_second:g} updates of metadata a second; nothing has changed"
+            rejected = Rejected(ErrorCode.RATE_LIMITED, text, update.msg_id)
+        else:
+            bucket.take(now)
+            self._metadata_bucket = bucket
+            return peer.update_metadata(update)
+        peer.reject(rejected)
+        return rejected
 
     def onOverhead(self) -> None:
         """Count a ping, an unexpected pong or a fragment against the rate of messages."""
@@ -298,6 +321,8 @@ class SignalingProtocol(HttpProtocol[Receipt]):
 
     def _apply_grant(self, grant: Grant) -> None:
         self._may_send = grant.may_send
+        if grant.metadata is not None:
+            self._metadata_fixed = True
         if grant.expires is not None:
             self.factory.expiries.set(self, grant.expires)
 

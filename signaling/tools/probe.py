@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidHandshake, InvalidStatus, WebSocketException
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, WebSocketException
 
 R = TypeVar("R")
 
@@ -98,11 +98,15 @@ class Probe:
             raise ProbeError("a message arrived altered")
 
     async def _expect(self, connection: ClientConnection, kind: str) -> dict[str, Any]:
-        message: dict[str, Any] = json.loads(await asyncio.wait_for(connection.recv(), self._timeout))
+        async with asyncio.timeout(self._timeout):
+            # An operator may speak to every topic.
+            while (message := json.loads(await connection.recv()))["type"] == "notice":
+                pass
         if message["type"] != kind:
             code = f": {message['code']}" if message["type"] == "error" else ""
             raise ProbeError(f"expected {kind}, not {message['type']}{code}")
-        return message
+        answer: dict[str, Any] = message
+        return answer
 
 
 def topic_url(url: str) -> str:
@@ -128,6 +132,8 @@ async def _timed(step: str, act: Awaitable[R]) -> tuple[float, R]:
         result = await act
     except InvalidStatus as error:
         raise ProbeError(f"{step}: the server answered {error.response.status_code}: {_body(error)}") from None
+    except ConnectionClosed as error:
+        raise ProbeError(f"{step}: {_close(error)}") from None
     except TimeoutError:
         raise ProbeError(f"{step}: no answer in time") from None
     except (OSError, InvalidHandshake, WebSocketException, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -137,6 +143,13 @@ async def _timed(step: str, act: Awaitable[R]) -> tuple[float, R]:
 
 def _body(error: InvalidStatus) -> str:
     return bytes(error.response.body or b"").decode("utf-8", "replace").strip()[:200]
+
+
+def _close(error: ConnectionClosed) -> str:
+    if error.rcvd is None:
+        return "the connection was lost without a close frame"
+    reason = f": {error.rcvd.reason}" if error.rcvd.reason else ""
+    return f"the server closed the connection with {error.rcvd.code}{reason}"
 
 
 def main(arguments: list[str] | None = None) -> int:

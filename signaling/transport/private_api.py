@@ -9,7 +9,7 @@ A part whose trial fails is named in ``MISFITS`` and in one line of the log, and
 - ``endpoints``: SIGHUP reloads no certificates.
 - ``PROXY header``: until its first bytes, a connection of a ``haproxy:`` endpoint counts for the proxy's address.
 - ``exit signal``: ``twistd`` ends by the signal that stopped it, not with status 0.
-- ``log observers``: ``--log-level`` does not filter the log of other libraries.
+- ``log observers``: ``--log-level`` and ``--log-addresses`` do not change the log of other libraries.
 - ``twistd's log``: the log as JSON is not rotated by SIGUSR1.
 """
 
@@ -307,15 +307,19 @@ def forget_exit_signal(reactor: Any) -> None:
 # Twisted's logging
 
 
-def filter_all_logs(level: NamedConstant) -> None:
+def filter_all_logs(level: NamedConstant, mask: Callable[[Any], Any] | None = None) -> None:
     """Drop events below ``level`` in whatever observers ``twistd`` was told to use.
 
     ``twistd`` has no option for that and builds its observers out of reach: they are wrapped where they are registered.
+
+    Args:
+        mask: returns an observer that changes events and passes them on to its argument; None means that none is.
     """
     predicate = LogLevelFilterPredicate(defaultLogLevel=level)
     for observer in tuple(getattr(globalLogPublisher, "_observers", ())):
         globalLogPublisher.removeObserver(observer)
-        globalLogPublisher.addObserver(FilteringLogObserver(observer, [predicate]))
+        masked = observer if mask is None else mask(observer)
+        globalLogPublisher.addObserver(FilteringLogObserver(masked, [predicate]))
 
 
 def twistd_log_observer(options: Any) -> Any:

@@ -106,10 +106,8 @@ def _metadata(query: bytes, max_bytes: int) -> bytes | None:
     text = _query_value(query, "metadata")
     if text is None:
         return None
-    if len(text) > max_bytes:
-        raise Refused(400, f"metadata: at most {max_bytes} bytes, not {len(text)}")
     try:
-        check_metadata(text)
+        check_metadata(text, max_bytes)
     except ValueError as error:
         raise Refused(400, f"metadata: {error}") from None
     return text.strip(b" \t\r\n")

@@ -27,6 +27,8 @@ from signaling.websocket.request_head import HeaderValues
 _log = Logger()
 _METHODS = b"GET, OPTIONS"
 _RETRY_AFTER = b"Retry-After"
+_INDEX = ""
+_ASK_PRIVATE = b"access-control-request-private-network"
 CHECKS = frozenset({"drain", "workers", "backplane"})
 """The checks of ``/readyz``."""
 
@@ -35,6 +37,7 @@ class ConnectionFactory(Protocol):
     """Builds connections and checks requests; ``SignalingFactory`` is one."""
 
     origins: Origins
+    path_prefix: str
 
     @property
     def unready_reasons(self) -> dict[str, list[str]]:
@@ -101,6 +104,10 @@ class Endpoint(Resource):
         request.setResponseCode(204, b"No Content")
         request.setHeader(b"Access-Control-Allow-Methods", _METHODS)
         request.setHeader(b"Access-Control-Allow-Headers", self.allowed_header)
+        values = request_headers(request)
+        if values(_ASK_PRIVATE) == [b"true"] and self._factory.origins.named(values(b"origin")):
+            # To allow any page would undo what the preflight is for: no foreign page reaches a private server unasked.
+            request.setHeader(b"Access-Control-Allow-Private-Network", b"true")
         return b""
 
     def answer_refusal(self, request: Request, refused: Refused) -> Any:
@@ -110,11 +117,15 @@ class Endpoint(Resource):
     def check_path(self, segments: list[bytes]) -> None:
         """Check what follows this resource's own path; raises ``Refused``."""
         if segments:
-            raise not_found()
+            raise self.not_found()
 
     def answer(self, request: Request) -> Any:
         """Answer a GET; raises ``Refused``."""
-        raise not_found()
+        raise self.not_found()
+
+    def not_found(self) -> Refused:
+        """Return the error for an unknown path."""
+        return Refused(404, f"not found: there are /healthz, /readyz and {self._factory.path_prefix}/ws/{{topic}}")
 
 
 class Refusal(Resource):
@@ -141,7 +152,37 @@ class NotFound(Endpoint):
 
     def check_path(self, segments: list[bytes]) -> None:
         """Refuse every path."""
-        raise not_found()
+        raise self.not_found()
+
+
+class Folder(NotFound):
+    """A path with resources below it, which itself is none.
+
+    Args:
+        index: whether there is a page at the path with a slash behind it, whose links are relative.
+    """
+
+    isLeaf = False
+
+    def __init__(self, factory: ConnectionFactory, *, index: bool = False) -> None:
+        super().__init__(factory)
+        self._index = index
+
+    def getChild(self, path: bytes, request: Request) -> Resource:
+        """Return the resource of an unknown path below this one."""
+        return NotFound(self._factory)
+
+    def check_path(self, segments: list[bytes]) -> None:
+        """Refuse the path, unless it only lacks its slash."""
+        if not self._index:
+            raise self.not_found()
+
+    def answer(self, request: Request) -> Any:
+        """Redirect to the page."""
+        path, mark, query = request.uri.partition(b"?")
+        # Relative: a proxy in front may have added to the path.
+        location = path.rpartition(b"/")[2] + b"/" + mark + query
+        raise Refused(307, "the page is at the same path with a slash behind it", {b"Location": location})
 
 
 class Health(Endpoint):
@@ -202,7 +243,7 @@ class JoinCheck(Endpoint):
 
     def check_path(self, segments: list[bytes]) -> None:
         """Accept exactly one segment, which is the topic."""
-        _check_topic(segments)
+        _check_topic(segments, self._factory.path_prefix)
 
     def cors(self, origins: Sequence[bytes]) -> dict[bytes, bytes]:
         """Let every page read the answer: one of a forbidden origin is told so, and nothing else."""
@@ -250,7 +291,7 @@ class TopicResource(Endpoint):
 
     def check_path(self, segments: list[bytes]) -> None:
         """Accept exactly one segment, which is the topic."""
-        _check_topic(segments)
+        _check_topic(segments, self._factory.path_prefix)
 
     def render(self, request: Request) -> Any:
         """Answer ``request``, and hide its secrets from the site's access log."""
@@ -284,11 +325,6 @@ class SignalingResource(TopicResource):
         factory.doStart()
 
 
-def not_found() -> Refused:
-    """Return the error for an unknown path."""
-    return Refused(404, "not found: there are /healthz, /readyz and /ws/{topic}")
-
-
 def _answer_refusal(request: Request, refused: Refused) -> bytes:
     _set_error(request, refused)
     return _answer_text(request, f"{refused.reason}\n")
@@ -313,9 +349,9 @@ def answer_body(request: Request, body: bytes) -> bytes:
     return body
 
 
-def _check_topic(segments: list[bytes]) -> None:
+def _check_topic(segments: list[bytes], prefix: str) -> None:
     if len(segments) != 1 or not segments[0]:
-        raise Refused(404, "a topic is exactly one path segment: connect to /ws/{topic}")
+        raise Refused(404, f"a topic is exactly one path segment: connect to {prefix}/ws/{{topic}}")
 
 
 def _topic_and_query(request: Request) -> tuple[bytes, bytes]:
@@ -375,18 +411,25 @@ def _take_over(request: Request, factory: ConnectionFactory) -> HttpConnection:
     return connection
 
 
-def site_root(factory: ConnectionFactory, pages: Mapping[str, Page]) -> Resource:
-    """Return the root of the server's own site.
+def site_folders(factory: ConnectionFactory, pages: Mapping[str, Page]) -> tuple[Folder, Folder]:
+    """Return the root of the server's own site, and the folder of its path prefix, which may be the same.
+
+    ``/healthz`` and ``/readyz`` are in both: a balancer that asks for them asks one server, and does not need to know
+    below which path clients find it.
 
     Args:
         pages: files for browsers, by path.
     """
-    root = NotFound(factory)
-    root.isLeaf = False
-    root.getChild = lambda path, request: NotFound(factory)  # type: ignore[method-assign]
-    root.putChild(b"healthz", Health(factory))
-    root.putChild(b"readyz", Readiness(factory))
-    root.putChild(b"ws", TopicResource(factory))
+    root = folder = Folder(factory)
+    names = factory.path_prefix.encode().split(b"/")[1:]
+    for name in names:
+        inner = Folder(factory, index=name is names[-1] and _INDEX in pages)
+        folder.putChild(name, inner)
+        folder = inner
+    for parent in (root, folder):
+        parent.putChild(b"healthz", Health(factory))
+        parent.putChild(b"readyz", Readiness(factory))
+    folder.putChild(b"ws", TopicResource(factory))
     for path, page in pages.items():
-        root.putChild(path.encode(), PageResource(factory, page))
-    return root
+        folder.putChild(path.encode(), PageResource(factory, page))
+    return root, folder

@@ -47,7 +47,7 @@ class WorkerListener(HttpFactory):
 
     def __init__(self, settings: WorkerSettings, **arguments: Any) -> None:
         super().__init__(**arguments, reserved_files=_FILES_PER_WORKER * settings.count)
-        self.router = TopicRouter(settings.count, self.limits)
+        self.router = TopicRouter(settings.count, self.limits, self.path_prefix)
         self.supervisor = Supervisor(self.reactor, settings, self.events)
         # A second request on a connection could be for a worker.
         self.site.most_requests = 1

@@ -18,9 +18,8 @@ NO_TOPIC = -1
 """The owner of requests that name no topic: the listener answers them."""
 
 # Methods other than GET open no connection. ``take_head`` skips one empty line, and a target's scheme and authority;
-# twisted.web decodes the first segment of the path.
-_PATH = re.compile(rb"(?:\r\n)?GET (?:[hH][tT][tT][pP][sS]?://[^\s/?#]+)?/([^\s?/]+)/([^\s?/]+)[ ?]")
-_MOUNT = b"ws"
+# twisted.web decodes the segments of the path before the topic.
+_PATH = rb"(?:\r\n)?GET (?:[hH][tT][tT][pP][sS]?://[^\s/?#]+)?((?:/[^\s?/]+){%d})/([^\s?/]+)[ ?]"
 # The longest request line that may name a topic, without the topic. A host name has up to 253 bytes.
 _BYTES_BESIDES_TOPIC = 400
 
@@ -31,12 +30,18 @@ class TopicRouter:
     Args:
         workers: how many there are.
         limits: of topics and requests.
+        path_prefix: as for ``HttpFactory``.
     """
 
-    def __init__(self, workers: int, limits: Limits) -> None:
+    def __init__(self, workers: int, limits: Limits, path_prefix: str = "") -> None:
         self._workers = workers
         self._limits = limits
-        self._max_line_bytes = min(limits.max_header_bytes, _BYTES_BESIDES_TOPIC + ENCODED * limits.max_topic_bytes)
+        self._folder = f"{path_prefix}/ws".encode()
+        self._path = re.compile(_PATH % self._folder.count(b"/"))
+        self._max_line_bytes = min(
+            limits.max_header_bytes,
+            _BYTES_BESIDES_TOPIC + ENCODED * (len(path_prefix) + limits.max_topic_bytes),
+        )
 
     def owner(self, topic: str) -> int:
         """Return the worker that owns a topic: the same one in every process, and after every restart."""
@@ -52,14 +57,15 @@ class TopicRouter:
         Returns:
             A worker, ``NO_TOPIC``, or None if more bytes are needed.
         """
-        path = _PATH.match(data)
+        path = self._path.match(data)
         if path is not None:
             return self._route(*path.groups())
         over = b"\n" in data.removeprefix(b"\r\n") or len(data) > self._max_line_bytes
         return NO_TOPIC if over else None
 
-    def _route(self, mount: bytes, segment: bytes) -> int:
-        if len(mount) > ENCODED * len(_MOUNT) or unquote_to_bytes(mount) != _MOUNT:
+    def _route(self, folder: bytes, segment: bytes) -> int:
+        # An encoded slash ends no segment, and makes one more slash than there are.
+        if len(folder) > ENCODED * len(self._folder) or unquote_to_bytes(folder) != self._folder:
             return NO_TOPIC
         try:
             return self.owner(read_topic(segment, self._limits.max_topic_bytes))

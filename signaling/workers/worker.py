@@ -58,7 +58,7 @@ class WorkerFactory(SignalingFactory):
     def __init__(self, number: int, count: int, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._number = number
-        self._router = TopicRouter(count, self.limits)
+        self._router = TopicRouter(count, self.limits, self.path_prefix)
         # A second request on a connection could be for another worker's topic.
         self.site.most_requests = 1
 

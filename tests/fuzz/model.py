@@ -160,6 +160,20 @@ def presented(members: dict[str, str] | None) -> tuple[str, bytes | None] | None
     return json.loads(text) if text.startswith('"') else "", verdict.msg_id
 
 
+def update(members: dict[str, str] | None) -> tuple[str, bytes | None] | None:
+    """Return the metadata and the msgId of a message of the type ``metadata``; None for another.
+
+    Args:
+        members: as for ``judge``.
+    """
+    verdict = judge(members)
+    if members is None or not isinstance(verdict, Rejection) or verdict.code != ErrorCode.INVALID_TYPE:
+        return None
+    if json.loads(members.get("type", "null")) != "metadata":
+        return None
+    return members.get("metadata", "null"), verdict.msg_id
+
+
 INCOMPLETE = "incomplete"
 OTHER = "other"
 

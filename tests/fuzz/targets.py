@@ -42,12 +42,30 @@ def decoder(data: bytes, careful: bool = True) -> None:
     presented = messages.presented_token(data)
     token = None if presented is None else (presented.token, presented.msg_id)
     expect(token == model.presented(members), "another token", token)
+    expect(_update(data) == _expected_update(members), "another update", _update(data))
     expect(bool(_DIGITS.search(text)) or _is_metadata(data) == (members is not None), "metadata", members)
+
+
+def _update(data: bytes) -> tuple[str, bytes | None] | ErrorCode | None:
+    try:
+        found = messages.metadata_update(data, len(data))
+    except Rejected as rejected:
+        return rejected.code
+    return None if found is None else (found.metadata.decode(), found.msg_id)
+
+
+def _expected_update(members: dict[str, str] | None) -> tuple[str, bytes | None] | ErrorCode | None:
+    found = model.update(members)
+    if found is None:
+        return None
+    if not found[0].startswith("{"):
+        return ErrorCode.INVALID_MESSAGE
+    return found if _is_metadata(found[0].encode()) else ErrorCode.INVALID_METADATA
 
 
 def _is_metadata(data: bytes) -> bool:
     try:
-        messages.check_metadata(data)
+        messages.check_metadata(data, len(data))
     except ValueError:
         return False
     return True

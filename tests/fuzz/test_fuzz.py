@@ -58,8 +58,18 @@ json_texts = st.recursive(
     max_leaves=6,
 )
 pairs = st.tuples(
-    st.sampled_from(['"type"', '"to"', '"payload"', '"msgId"', '"t\\u0079pe"', '"from"', '"\\udc00"', '"token"']),
-    st.sampled_from(['"offer"', '"answer"', '"ice-candidate"', '"token"', f'"{OBSERVER_ID}"', f'"{CLIENT_ID}"'])
+    st.sampled_from(
+        [
+            *('"type"', '"to"', '"payload"', '"msgId"', '"t\\u0079pe"', '"from"', '"\\udc00"'),
+            *('"token"', '"metadata"'),
+        ]
+    ),
+    st.sampled_from(
+        [
+            *('"offer"', '"answer"', '"ice-candidate"', '"token"', '"metadata"'),
+            *(f'"{OBSERVER_ID}"', f'"{CLIENT_ID}"'),
+        ]
+    )
     | json_texts,
 )
 whole_messages = st.tuples(st.lists(pairs, max_size=6), st.sampled_from([",", " ,\n", "\t, "])).map(

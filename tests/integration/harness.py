@@ -265,10 +265,12 @@ class Harness:
         store: what the nodes share, given its clock.
         allow_origins: as for ``SignalingFactory``.
         trusted_proxies: as for ``SignalingFactory``.
+        path_prefix: as for ``SignalingFactory``.
         ice_servers: makes them, given the clock.
         serve_client: as for ``SignalingFactory``.
         demo: as for ``SignalingFactory``.
         log: of the nodes, is told who comes and goes.
+        metadata_updates: as for ``SignalingFactory``.
         portal: as for ``SignalingFactory``; its tokens expire by ``clock``, which starts now.
         notices: as for ``SignalingFactory``.
         log_level: as for ``SignalingFactory``.
@@ -288,10 +290,12 @@ class Harness:
         ice_servers: Callable[[Clock], IceServers] = lambda clock: IceServers(),
         allow_origins: Any = (),
         trusted_proxies: Any = (),
+        path_prefix: str = "",
         serve_client: bool = False,
         demo: bool = False,
         portal: Any = None,
         notices: bool = False,
+        metadata_updates: bool = False,
         log: Any = None,
         log_level: Any = LogLevel.info,
         wall_ahead: Callable[[], float] = lambda: 0.0,
@@ -314,11 +318,13 @@ class Harness:
                 self._limits[number],
                 allow_origins=allow_origins,
                 trusted_proxies=trusted_proxies,
+                path_prefix=path_prefix,
                 ice_servers=ice_servers(self.clock),
                 serve_client=serve_client,
                 demo=demo,
                 portal=portal,
                 notices=notices,
+                metadata_updates=metadata_updates,
                 backplane=self._backplane(number),
                 wall_clock=lambda: self.start + self.clock.seconds() + wall_ahead(),
                 reactor=self.clock,  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 from collections.abc import Callable
 
 import pytest
@@ -37,6 +38,71 @@ def test_unknown_paths_are_404(port: Harness, path: str, method: str) -> None:
     assert port.request(get(path, method))[0] == 404
     if method == "GET":
         assert port.request(upgrade(path))[0] == 404
+
+
+def below_a_path(**arguments: bool) -> Harness:
+    return Harness(path_prefix="/signal/v1", **arguments)
+
+
+def test_below_a_path_peers_meet_however_they_encode_it() -> None:
+    harness = below_a_path()
+    first = harness.peer("/signal/v1/ws/room")
+    second = harness.peer("/%73ignal/v1/%77s/%72oom?metadata=%7B%7D")
+    assert [message["type"] for message in second.heard()] == ["welcome", "peer-list"]
+    assert [message["type"] for message in first.heard()] == ["welcome", "peer-list", "peer-joined"]
+    assert harness.request(get("/signal/v1/ws/room?check"))[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/signal/v1/healthz", "/signal/v1/readyz"])
+def test_a_balancer_finds_health_and_readiness_at_the_root_and_below_the_path(path: str) -> None:
+    assert below_a_path().request(get(path))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/signal",
+        "/signal/",
+        "/signal/v1",
+        "/signal/v1/",
+        "/signal/ws/room",
+        "/signal/v1/ws/a/b",
+        "/signal%2Fv1/ws/room",
+        "/signal/v1%2Fws/room",
+        "/signal/v1//ws/room",
+        "/SIGNAL/v1/ws/room",
+        "/signal/v1/metrics",
+        "/signaling.js",
+        "/healthz/x",
+    ],
+)
+def test_what_is_beside_the_path_is_404_and_says_where_topics_are(path: str) -> None:
+    harness = below_a_path(serve_client=True)
+    status, _, body = harness.request(get(path))
+    assert (status, "/signal/v1/ws/{topic}" in body) == (404, True)
+    assert harness.request(upgrade(path))[0] == 404
+
+
+@pytest.mark.parametrize("path", ["/ws/room", "/ws/"])
+def test_a_topic_at_the_root_is_404_if_there_is_a_path(path: str) -> None:
+    for request_text in (get(path), upgrade(path), get(f"{path}?check")):
+        status, _, body = below_a_path().request(request_text)
+        assert (status, "/signal/v1/ws/{topic}" in body) == (404, True)
+
+
+def test_below_a_path_the_demo_is_found_with_and_without_its_slash() -> None:
+    harness = below_a_path(demo=True)
+    status, headers, page = harness.request(get("/signal/v1/"))
+    assert status == 200
+    for name in re.findall(r'(?:src|href)="([^"#]+)"', page):
+        # Each page of the demo is relative to it, and so it is found below any path.
+        assert harness.request(get(f"/signal/v1/{name}"))[0] == 200
+    status, headers, _ = harness.request(get("/signal/v1?name=Ada&x=//y"))
+    assert (status, headers["location"]) == (307, "v1/?name=ada&x=//y")
+    assert (
+        harness.request(get("/"))[0] == harness.request(get("/signal"))[0] == harness.request(get("/demo.js"))[0] == 404
+    )
 
 
 @pytest.mark.parametrize("request_text", [get("/ws/room"), upgrade("/ws/room", Sec_WebSocket_Version="12")])
@@ -163,6 +229,42 @@ def test_options_answers_the_preflight(port: Harness, path: str) -> None:
     assert headers["access-control-allow-methods"] == "get, options"
     assert headers["access-control-allow-headers"] == "content-type"
     assert headers["access-control-allow-origin"] == "https://example.org"
+
+
+ASKS_PRIVATE = {"Access-Control-Request-Private-Network": "true"}
+
+
+@pytest.mark.parametrize("path", ["/ws/room", "/ws/room?check"])
+@pytest.mark.parametrize(
+    ("listed", "origin", "answer"),
+    [
+        (["https://example.org", "*"], "https://example.org", "true"),
+        (["http://localhost:*"], "http://localhost:3000", "true"),
+        ([], "https://example.org", None),
+        (["*"], "https://example.org", None),
+        (["null"], "null", None),
+        (["https://example.org"], "https://foreign.example", None),
+    ],
+)
+def test_a_server_in_a_private_network_lets_named_origins_in(
+    make_server: MakeHarness, path: str, listed: list[str], origin: str, answer: str | None
+) -> None:
+    harness = make_server(allow_origins=listed)
+    headers = harness.request(get(path, "OPTIONS", Origin=origin, **ASKS_PRIVATE))[1]
+    assert headers.get("access-control-allow-private-network") == answer
+
+
+@pytest.mark.parametrize("asked", [{}, {"Access-Control-Request-Private-Network": "false"}])
+def test_a_preflight_that_does_not_ask_for_a_private_network_is_granted_none(asked: dict[str, str]) -> None:
+    harness = Harness(allow_origins=["https://example.org"])
+    headers = harness.request(get("/ws/room", "OPTIONS", Origin="https://example.org", **asked))[1]
+    assert "access-control-allow-private-network" not in headers
+
+
+def test_a_get_is_granted_no_private_network() -> None:
+    harness = Harness(allow_origins=["https://example.org"])
+    headers = harness.request(get("/ws/room", Origin="https://example.org", **ASKS_PRIVATE))[1]
+    assert "access-control-allow-private-network" not in headers
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/ws/room"])

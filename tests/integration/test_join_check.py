@@ -249,6 +249,9 @@ def test_a_page_names_its_origin_to_its_own_server(make_harness: MakeHarness, tm
     assert checked(harness, f"/ws/room?check={quote(OWN, safe='')}") == OK
     assert checked(harness, f"/ws/room?check={quote(FOREIGN, safe='')}")["status"] == 403
     assert checked(harness, "/ws/room?check=1") == OK
+    listed = make_harness(allow_origins=["file://", "http://localhost:*", "https://*.own.example:*"])
+    for origin in ("file://", "http://localhost:5173", "https://a.own.example:8443"):
+        assert checked(listed, f"/ws/room?check={quote(origin, safe='')}") == OK
     # The header of a browser counts more than what a page says.
     assert checked(harness, f"/ws/room?check={quote(OWN, safe='')}", Origin=FOREIGN)["status"] == 403
 

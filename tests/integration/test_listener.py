@@ -108,6 +108,19 @@ def test_a_request_that_names_no_topic_is_answered_by_the_listener(harness: Work
     assert answer.endswith(b"\r\n\r\nok")
 
 
+def test_below_a_path_the_listener_reads_topics_and_answers_the_rest() -> None:
+    harness = WorkersHarness(path_prefix="/signal")
+    harness.all_ready()
+    topic = harness.topic_of(1)
+    harness.connect(b"GET /signal/ws/%b HTTP/1.1\r\nHost: a\r\n\r\n" % topic)
+    (message,) = harness.processes[1].received()
+    assert handoff(message).data.startswith(b"GET /signal/ws/")
+    for path, status in ((b"/signal/healthz", b"200"), (b"/healthz", b"200"), (b"/ws/%b" % topic, b"404")):
+        client = harness.connect(b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % path)
+        assert client.recv(65_536).startswith(b"HTTP/1.1 " + status)
+    harness.end()
+
+
 def test_a_check_goes_to_the_owner_of_its_topic_and_its_preflight_is_answered_here(harness: WorkersHarness) -> None:
     harness.all_ready()
     topic = harness.topic_of(1)

@@ -63,7 +63,7 @@ def test_welcome_says_in_how_many_seconds_the_token_expires(harness: Harness, af
 
 def test_welcome_says_nothing_of_a_token_that_never_expires(make_harness: MakeHarness) -> None:
     harness = make_harness(portal=Portal(GrantRealm(), [OpaqueChecker()]))  # type: ignore[list-item]
-    assert set(enter(harness, "opaque").heard()[0]) == {"type", "selfId"}
+    assert set(enter(harness, "opaque").heard()[0]) == {"type", "selfId", "features"}
 
 
 def test_a_far_end_is_a_number_that_every_client_reads(harness: Harness) -> None:

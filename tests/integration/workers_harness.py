@@ -132,10 +132,18 @@ class WorkersHarness:
         processes: of the workers, oldest first, those that ended included.
     """
 
-    def __init__(self, count: int = 2, drain_seconds: float = 1.0, *, are_nodes: bool = False, **limits: Any) -> None:
+    def __init__(
+        self,
+        count: int = 2,
+        drain_seconds: float = 1.0,
+        *,
+        are_nodes: bool = False,
+        path_prefix: str = "",
+        **limits: Any,
+    ) -> None:
         self.reactor = WatchingClock()
         settings = WorkerSettings(count, [], drain_seconds, are_nodes)
-        self.listener = WorkerListener(settings, limits=Limits(**limits), reactor=self.reactor)
+        self.listener = WorkerListener(settings, limits=Limits(**limits), path_prefix=path_prefix, reactor=self.reactor)
         self._clients: list[socket.socket] = []
         self.listener.doStart()
         self.reactor.advance(0)

@@ -21,15 +21,19 @@ from signaling.client import (
     Error,
     Lost,
     NotDelivered,
+    NotUpdated,
     Offer,
     PeerLeft,
     PeerList,
+    PeerUpdated,
     Refused,
     Signaling,
     Welcome,
     join,
 )
 from signaling.client.aiortc import BYE, TopicSignaling
+from signaling.client.mesh import Mesh
+from signaling.client.mesh import join as mesh_join
 from tests.harness.server import Server, launch, running
 from tests.system.test_python_client import joined
 from tests.system.test_twisted_client import program
@@ -108,6 +112,32 @@ def test_a_token_that_expired_ends_the_twisted_client() -> None:
                 await asyncio.to_thread(echo.wait_for, "close code 4401: the token has expired")
                 assert await asyncio.to_thread(echo.process.wait, SECONDS) == 0
             assert len(connections) == 1
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("code", [4403, 4404])
+def test_a_peer_that_an_operator_removed_stays_away(code: int) -> None:
+    async def remove(connection: ServerConnection) -> None:
+        await connection.send(WELCOME)
+        await connection.send(EMPTY)
+        await connection.close(code, "Enough")
+
+    async def scenario() -> None:
+        async with playing(remove) as (url, connections):
+            # With a token function, too: another token changes nothing.
+            with pytest.raises(Refused, match=f"close code {code}: Enough") as refused:
+                async with join(url, backoff=soon(), token=lambda: "a") as signaling:
+                    await drain(signaling)
+            assert refused.value.status == code
+            aiortc = TopicSignaling(url, backoff=soon())
+            with pytest.raises(Refused, match=f"close code {code}: Enough"):
+                await aiortc.receive()
+            await aiortc.close()
+            async with mesh_join(url, backoff=soon()) as signaling:
+                with pytest.raises(Refused, match=f"close code {code}: Enough"):
+                    await Mesh(signaling).run()
+            assert len(connections) == 3
 
     asyncio.run(scenario())
 
@@ -550,6 +580,35 @@ def test_what_waits_for_a_program_that_delivers_to_a_silent_server_is_bounded(mo
             await signaling.leave()
             unread = [message async for message in signaling]
             assert 0 < len(unread) <= 2_001
+
+    asyncio.run(scenario())
+
+
+def test_an_update_that_a_flooding_server_never_answers_ends_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signaling.client.connection.MAX_NEVER_READ", 500)
+    monkeypatch.setattr("signaling.client.connection.UPDATE_SECONDS", 1.0)
+    flooded = asyncio.Event()
+    notice = json.dumps({"type": "notice", "data": "x" * 100})
+    updates = [json.dumps({"type": "peer-updated", "peerId": peer, "metadata": {"a": 1}}) for peer in ("a", "unknown")]
+
+    async def flood(connection: ServerConnection) -> None:
+        welcome = {"type": "welcome", "selfId": "b", "features": ["metadata-updates"]}
+        for text in (json.dumps(welcome), EMPTY, JOINED, *(notice, *updates) * 3_000):
+            await connection.send(text)
+        await (await connection.ping())
+        flooded.set()
+        await connection.wait_closed()
+
+    async def scenario() -> None:
+        async with playing(flood) as (url, _), join(url, metadata={"name": "Ada"}) as signaling:
+            with pytest.raises(NotUpdated) as failure:
+                await asyncio.gather(signaling.update_metadata({"name": "Grace"}), flooded.wait())
+            assert failure.value.code == "unconfirmed"
+            assert signaling.peers == {"a": {"a": 1}}
+            await signaling.leave()
+            unread = [message async for message in signaling]
+            assert 0 < len(unread) <= 8 * 256 + 1
+            assert sum(isinstance(message, PeerUpdated) for message in unread) <= 500
 
     asyncio.run(scenario())
 

@@ -154,6 +154,23 @@ def test_what_happens_to_connections_is_logged_with_its_reason() -> None:
         assert "secret" not in server.log
 
 
+def test_no_line_has_an_address_if_the_operator_wants_networks_only() -> None:
+    options = ["--port=0", "--workers=2", "--log-addresses=network", "--max-connections-per-address=1"]
+    with running([*options, "--log-level=debug"]) as server:
+        with connect(server.url + "room") as peer:
+            peer.recv(5)
+            with pytest.raises(Exception, match=r"HTTP 429"):
+                connect(server.url + "room")
+        server.get("/nope")
+        server.wait_for(r"joined 'room' from 127\.0\.0\.0/24$")
+        refused = (
+            r"refused a request from 127\.0\.0\.0/24: 429 at most 1 connections from one address \(127\.0\.0\.0/24\)"
+        )
+        server.wait_for(refused)
+        assert server.stop() == 0
+    assert "127.0.0.1" not in server.log
+
+
 def test_relays_are_logged_at_debug_without_payload_and_secret(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -7,10 +7,12 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
-from websockets.sync.server import serve
+from websockets.sync.server import ServerConnection, serve
 
 from signaling.tools.probe import ProbeError, main, topic_url
 from tests.harness.certificates import self_signed
@@ -31,6 +33,14 @@ def test_a_working_server_is_ok_with_times() -> None:
             assert status == 0, text
             number = r"\d+\.\d ms"
             assert re.fullmatch(rf"ok: connect {number}, join {number}, relay {number} there, {number} back\n", text)
+
+
+def test_a_server_with_workers_below_a_path_is_ok_and_its_metrics_are_there() -> None:
+    with running(["--port", "0", "--workers", "2", "--path-prefix", "/signal", "--metrics"]) as server:
+        assert probe(f"ws://localhost:{server.port}/signal")[0] == 0
+        assert probe(f"ws://localhost:{server.port}")[0] == 1
+        with urlopen(f"http://localhost:{server.port}/signal/metrics", timeout=5) as answer:
+            assert b"\nsignaling_joins_total" in answer.read()
 
 
 def test_a_failed_connection_is_named() -> None:
@@ -100,7 +110,22 @@ def test_an_invalid_url_is_named(url: str) -> None:
     ],
 )
 def test_any_invalid_answer_is_one_printable_line(said: str | bytes, capsys: pytest.CaptureFixture[str]) -> None:
-    with serve(lambda connection: connection.send(said), "127.0.0.1", 0) as server:
+    line = failure(lambda connection: connection.send(said), capsys)
+    assert line.startswith("failed: ")
+    assert line.isprintable()
+
+
+def test_a_probe_that_an_operator_removes_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    def remove(connection: ServerConnection) -> None:
+        connection.send('{"type":"notice","data":"This server stops soon."}')
+        connection.close(4403, "Enough")
+
+    assert failure(remove, capsys) == "failed: joining: the server closed the connection with 4403: Enough"
+
+
+def failure(play: Callable[[ServerConnection], None], capsys: pytest.CaptureFixture[str]) -> str:
+    """Return what the probe says of a server that handles each connection as the test says."""
+    with serve(play, "127.0.0.1", 0) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         status = main(["--timeout", "3", f"ws://127.0.0.1:{server.socket.getsockname()[1]}"])
@@ -109,5 +134,4 @@ def test_any_invalid_answer_is_one_printable_line(said: str | bytes, capsys: pyt
     output, errors = capsys.readouterr()
     assert (status, output) == (1, "")
     [line] = errors.splitlines()
-    assert line.startswith("failed: ")
-    assert line.isprintable()
+    return line

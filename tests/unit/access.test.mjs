@@ -512,6 +512,40 @@ test("the answers to tokens count as messages of the session", async () => {
   assert.match(sockets[1].url.search, /&seen=3$/);
 });
 
+// -- Removed by an operator --
+
+const DISMISSALS = [[4403, /removed this peer/], [4404, /closed the topic/]];
+
+test("a peer that an operator removed stays away, with any token, and says why", async () => {
+  for (const [code, unexplained] of DISMISSALS) {
+    for (const options of [undefined, { token: "t" }, counting()]) {
+      for (const reason of ["", "<b>Enough</b>", "x".repeat(100_000)]) {
+        const { signaling, refused, states } = await joined(options);
+        await open(RESUME);
+        const { length } = sockets;
+        await lose(code, reason);
+        for (const type of ["online", "pageshow"]) dispatchEvent(new Event(type));
+        await pass(600_000);
+        assert.deepEqual([sockets.length, refused.length, signaling.state], [length, 1, "closed"]);
+        assert.equal(refused[0].status, code);
+        if (reason) assert.equal(refused[0].reason, reason.slice(0, 500));
+        else assert.match(refused[0].reason, unexplained);
+        assert.deepEqual(states.at(-1), { state: "closed", reason: refused[0].reason, code });
+      }
+    }
+  }
+  assert.equal(checks.length, 0);
+});
+
+test("a peer that is removed before its list learns that from `ready`", async () => {
+  for (const [code] of DISMISSALS) {
+    const { signaling } = await joined();
+    sockets.at(-1).receive(welcome("me"));
+    await lose(code, "Enough");
+    await assert.rejects(signaling.ready, { message: "Enough", status: code });
+  }
+});
+
 // -- Another WebSocket --
 
 test("the option WebSocket is used instead of the global one", async () => {

@@ -117,11 +117,12 @@ test("whatever a peer writes is read in a time proportional to its length", asyn
 const deep = (levels) => JSON.parse("[".repeat(levels) + "]".repeat(levels));
 const ODD = [undefined, null, true, 5, "", "x", [], [null], [5], {}, { toString: 1 }, deep(3_000), JSON.parse('{"__proto__":{"id":"x"}}')];
 const KEYS = {
-  welcome: ["selfId", "iceServers", "resume", "resumed"],
+  welcome: ["selfId", "iceServers", "resume", "resumed", "features"],
   "peer-list": ["peers"],
   "peer-joined": ["peerId", "metadata"],
   "peer-left": ["peerId"],
   "ice-servers": ["iceServers"],
+  notice: ["data", "from"],
   error: ["code", "message", "msgId"],
   offer: ["from", "payload", "msgId"],
   answer: ["from", "payload", "msgId"],
@@ -141,6 +142,7 @@ function* oddTexts() {
   for (const odd of ODD) {
     yield JSON.stringify({ type: "peer-list", peers: [odd, { id: odd }, { id: "a", metadata: odd }] });
     yield JSON.stringify({ type: "welcome", selfId: "m", resume: { token: odd } });
+    yield JSON.stringify({ type: "welcome", selfId: "m", features: [odd, "notices"] });
     yield JSON.stringify({ type: "welcome", selfId: "m", resume: { token: "\ud800" } });
     yield JSON.stringify({ type: "ice-servers", iceServers: [odd, { urls: odd }] });
     for (const type of ["offer", "answer"]) {
@@ -215,6 +217,14 @@ test("of what a server says of peers, a bounded part is kept", () => {
   say(leaves("7"), joins("x".repeat(4_097)), joins("another"));
   assert.equal(signaling.peers.size, 16_384);
   assert.ok(signaling.peers.has("another"));
+});
+
+test("of the features of a welcome a bounded number of short names is kept", () => {
+  const names = Array.from({ length: 100_000 }, (_, index) => `feature ${index}`);
+  const { signaling } = meet([], { extra: { features: ["x".repeat(1_000), 5, null, "notices", ...names] } });
+  assert.ok(signaling.features.has("notices"));
+  assert.ok(signaling.features.size <= 64, `${signaling.features.size} names`);
+  assert.equal(typeof [...signaling.features].find((name) => typeof name !== "string" || name.length > 64), "undefined");
 });
 
 test("of long metadata as much is kept as one list may have", () => {
@@ -323,6 +333,15 @@ test("where the browser makes no more connections an event says so, and it is tr
   connections.length = 0;
   await pass(1_000);
   assert.ok(mesh.peers.has("a"));
+});
+
+test("an operator who removes this peer, or closes its topic, ends its connections; a lost server does not", () => {
+  for (const [code, left] of [[1006, 1], [4403, 0], [4404, 0]]) {
+    const { mesh } = meet([{ id: "a" }]);
+    connections.at(-1).connect();
+    sockets.at(-1).lose(code, "Enough");
+    assert.equal(mesh.peers.size, left, `${code}`);
+  }
 });
 
 test("a peer is not taken over by who shows its instance", async () => {

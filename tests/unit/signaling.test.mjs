@@ -33,6 +33,9 @@ function open(extra, ...ids) {
   return made;
 }
 
+/** The same for features of the server. */
+const features = (...names) => ({ features: names });
+
 function reconnect(...messages) {
   pass(60_000);
   sockets.at(-1).receive(...messages);
@@ -90,6 +93,30 @@ test("a session that is not resumed is another peer's", () => {
   sockets[1].lose();
   pass(60_000);
   assert.match(sockets[2].url.search, /&seen=3$/);
+});
+
+test("the features of a server are those of its latest welcome", () => {
+  const { signaling } = joined();
+  assert.deepEqual([...signaling.features], []);
+  sockets[0].receive(welcome("me", features("notices", "resume")), list());
+  assert.deepEqual([...signaling.features], ["notices", "resume"]);
+  sockets[0].lose();
+  reconnect(welcome("me again", features("token")), list());
+  assert.deepEqual([...signaling.features], ["token"]);
+  sockets[1].lose();
+  reconnect(welcome("me once more"), list());
+  assert.deepEqual([...signaling.features], []);
+});
+
+test("a notice has any data, and counts as a message of the session", () => {
+  const { signaling } = open(RESUME);
+  const notices = [];
+  signaling.addEventListener("notice", ({ detail }) => notices.push(detail.data));
+  for (const data of [{ text: "soon" }, null, [1]]) sockets[0].receive({ type: "notice", data, from: "operator", msgId: "~1" });
+  assert.deepEqual(notices, [{ text: "soon" }, null, [1]]);
+  sockets[0].lose();
+  pass(60_000);
+  assert.match(sockets[1].url.search, /&seen=5$/);
 });
 
 test("what waits for a peer that is gone is not sent", () => {

@@ -208,3 +208,61 @@ def test_events_that_keep_coming_are_not_handed_out_later_and_later(clock: Passi
         clock.advance(0.01)
         behind = max(behind, 8 * (number + 1) - min(len(member.got) for member in members))
     assert behind < 200
+
+
+def test_of_several_updates_of_a_peer_the_last_is_announced_in_its_place(clock: PassingClock) -> None:
+    room, one = Room(), announcer(clock)
+    members = [room.add() for _ in range(300)]
+    for number, peer in enumerate([None, "a", "b", "a", None, "a", "b"]):
+        one.announce(room, frame(number), updated=peer)
+    for _ in passes(clock):
+        pass
+    assert all(member.got == [frame(number) for number in (0, 4, 5, 6)] for member in members)
+
+
+def test_who_has_received_an_update_receives_the_next_one_too(clock: PassingClock) -> None:
+    room, one = Room(), announcer(clock)
+    members = [room.add() for _ in range(600)]
+    one.announce(room, frame(1), updated="a")
+    one.catch_up(room, members[-1])
+    # Now a pass is under way.
+    clock.advance(0)
+    assert 0 < sum(bool(member.got) for member in members) < 600
+    one.announce(room, frame(2), updated="a")
+    late = room.add()
+    one.skip(room, late)
+    one.announce(room, frame(3), updated="a")
+    one.announce(room, frame(4))
+    for _ in passes(clock):
+        pass
+    assert {tuple(member.got) for member in members} == {(frame(1), frame(3), frame(4))}
+    assert late.got == [frame(3), frame(4)]
+
+
+def test_a_sender_that_has_its_answer_does_not_get_the_event_as_well(clock: PassingClock) -> None:
+    for at_once in (0, 10):
+        room, one = Room(), announcer(clock, at_once)
+        member, sender = room.add(), room.add()
+        one.announce(room, frame(1))
+        one.catch_up(room, sender)
+        one.announce(room, frame(2), sender, "a")
+        one.announce(room, frame(3))
+        for _ in passes(clock):
+            pass
+        assert member.got == [frame(1), frame(2), frame(3)]
+        assert sender.got == [frame(1), frame(3)]
+
+
+def test_peers_that_change_their_metadata_all_the_time_do_not_make_a_backlog_grow(clock: PassingClock) -> None:
+    room, one = Room(), announcer(clock)
+    members = [room.add() for _ in range(200)]
+    for number in range(300):
+        for peer in range(50):
+            one.announce(room, frame(number) * 50, updated=str(peer))
+        clock.advance(0.01)
+    [backlog] = one.backlogs.values()
+    assert len(set(backlog.events)) < 3 * 50
+    assert len(backlog.events) < 50 * 100
+    for _ in passes(clock):
+        pass
+    assert all(member.got[-1] == frame(299) * 50 for member in members)

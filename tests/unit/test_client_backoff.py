@@ -103,6 +103,16 @@ def test_a_token_that_has_expired_is_an_end() -> None:
         closing(4401, "the token has expired")
 
 
+@pytest.mark.parametrize(("code", "unexplained"), [(4403, "removed this peer"), (4404, "closed the topic")])
+def test_an_operator_who_ends_the_stay_of_a_peer_is_an_end(code: int, unexplained: str) -> None:
+    with pytest.raises(Refused, match=f"^close code {code}: an operator {unexplained}") as refused:
+        closing(code, "")
+    assert refused.value.status == code
+    with pytest.raises(Refused, match=f"^close code {code}: Enough, Mallory x+$") as refused:
+        closing(code, "Enough,\r\n\x1b\u202eMallory " + "x" * 100_000)
+    assert len(refused.value.reason) < 500
+
+
 @pytest.mark.parametrize(
     ("code", "reason", "told"),
     [(1001, "", "1001"), (1008, "slow\ndown", "1008: slow down"), (None, "", "no close frame")],

@@ -12,7 +12,18 @@ from twisted.internet.task import Clock
 
 from signaling.client import session as session_module
 from signaling.client.credential import Step
-from signaling.client.messages import Error, IceServers, Offer, Peer, PeerJoined, PeerLeft, PeerList, Resume, Welcome
+from signaling.client.messages import (
+    Error,
+    IceServers,
+    Notice,
+    Offer,
+    Peer,
+    PeerJoined,
+    PeerLeft,
+    PeerList,
+    Resume,
+    Welcome,
+)
 from signaling.client.session import MOST_KEPT, Session
 
 URL = "ws://example.com/ws/room"
@@ -85,6 +96,29 @@ def test_the_application_hears_typed_messages(played: Played) -> None:
     servers = [{"urls": "stun:example.com"}]
     assert played.hear(type="ice-servers", iceServers=servers) == [IceServers(servers)]
     assert played.session.ice_servers == servers
+
+
+def test_features_are_those_of_the_latest_welcome(played: Played) -> None:
+    assert played.session.features == frozenset()
+    played.hear(type="welcome", selfId="b", features=["notices", "resume"])
+    assert played.session.features == {"notices", "resume"}
+    played.session.lost()
+    [welcome] = played.hear(type="welcome", selfId="c")
+    assert (welcome.features, played.session.features) == (frozenset(), frozenset())
+
+
+def test_of_many_or_long_features_a_bounded_number_is_kept(played: Played) -> None:
+    names = ["x" * 1_000, "notices", *(f"feature {number}" for number in range(10_000))]
+    [welcome] = played.hear(type="welcome", selfId="b", features=names)
+    assert len(welcome.features) == session_module.MOST_FEATURES
+    assert max(map(len, welcome.features)) < 64
+    assert played.session.features == welcome.features
+
+
+def test_a_notice_is_passed_on_and_counted(played: Played) -> None:
+    played.enter("b", token="t")
+    assert played.hear(type="notice", data={"text": "soon"}) == [Notice({"text": "soon"})]
+    assert played.claim()["seen"] == ["3"]
 
 
 def test_one_peers_metadata_keeps_nobody_out_of_a_topic(played: Played) -> None:

@@ -15,7 +15,18 @@ from signaling.client import mesh as module
 from signaling.client.connection import Signaling
 from signaling.client.errors import NotDelivered
 from signaling.client.mesh import Mesh, MeshPeer
-from signaling.client.messages import Answer, IceCandidate, Offer, Peer, PeerJoined, PeerLeft, PeerList, Welcome
+from signaling.client.messages import (
+    Answer,
+    IceCandidate,
+    Notice,
+    Offer,
+    Peer,
+    PeerJoined,
+    PeerLeft,
+    PeerList,
+    PeerUpdated,
+    Welcome,
+)
 
 NUMBERS = itertools.count(1)
 
@@ -257,6 +268,37 @@ def test_a_peer_whose_former_id_leaves_later_keeps_its_connection() -> None:
         await topic.event(PeerLeft("a"))
         assert topic.mesh.peers == {"b": peer}
         assert len(FakeConnection.made) == 1
+        await topic.end()
+
+    play(scenario())
+
+
+def test_updates_change_what_a_mesh_shows_of_a_peer_and_how_it_is_recognised() -> None:
+    async def scenario() -> None:
+        updated: list[MeshPeer] = []
+        topic = Topic("z", on_update=updated.append)
+        peer = await topic.connect("a", "one")
+        await topic.event(PeerUpdated("a", {"name": "Ada", "instance": "two"}))
+        await topic.event(PeerUpdated("nobody", {"name": "Nobody"}))
+        assert (updated, peer.metadata) == ([peer], {"name": "Ada", "instance": "two"})
+        await topic.event(PeerLeft("a"))
+        await topic.join("b", "one")
+        await topic.join("c", "two")
+        assert topic.mesh.peers["c"] is peer
+        await topic.event(PeerUpdated("c"))
+        assert (updated, peer.metadata) == ([peer, peer], {})
+        await topic.end()
+
+    play(scenario())
+
+
+def test_a_mesh_passes_notices_on() -> None:
+    async def scenario() -> None:
+        notices: list[object] = []
+        topic = Topic("z", on_notice=notices.append)
+        await topic.event(Notice({"text": "soon"}))
+        await topic.event(Notice())
+        assert notices == [{"text": "soon"}, None]
         await topic.end()
 
     play(scenario())

@@ -44,7 +44,7 @@ def outcome(data: bytes) -> messages.ClientMessage | Rejected:
 
 def is_metadata(data: bytes) -> bool:
     try:
-        messages.check_metadata(data)
+        messages.check_metadata(data, len(data))
     except ValueError:
         return False
     return True
@@ -126,6 +126,8 @@ class ListedPeer(NamedTuple):
 def test_server_messages_are_json_without_null_keys() -> None:
     encoded = [
         messages.welcome("ID"),
+        messages.welcome("ID", expires_in=5, features=messages.features_pair(["token", "resume"])),
+        messages.welcome("ID", features=messages.features_pair([])),
         messages.peer_list([]),
         messages.peer_list([ListedPeer("A", None), ListedPeer("B", b'{"n":1}')]),
         messages.peer_joined("A", None),
@@ -135,6 +137,8 @@ def test_server_messages_are_json_without_null_keys() -> None:
         messages.error(ErrorCode.DROPPED, "text", b'"m"'),
     ]
     assert [json.loads(message) for message in encoded] == [
+        {"type": "welcome", "selfId": "ID"},
+        {"type": "welcome", "selfId": "ID", "expiresIn": 5, "features": ["resume", "token"]},
         {"type": "welcome", "selfId": "ID"},
         {"type": "peer-list", "peers": []},
         {"type": "peer-list", "peers": [{"id": "A"}, {"id": "B", "metadata": {"n": 1}}]},

@@ -230,7 +230,7 @@ def test_a_time_that_is_not_a_number_is_named(option: str, text: str) -> None:
         ("--max-message-rate=-1", "--max-message-rate: -1.0 is not from 0 to 1000000 a second"),
         (
             "--allow-origin=example.com",
-            "--allow-origin: 'example.com' is not an origin (for example https://example.com or https://*.example.com)",
+            "--allow-origin: 'example.com' is not an origin: it begins with a scheme, for example https://example.com",
         ),
         (
             "--metrics-host=https://a.example",
@@ -240,6 +240,12 @@ def test_a_time_that_is_not_a_number_is_named(option: str, text: str) -> None:
             "--trusted-proxy=proxy",
             "--trusted-proxy: 'proxy' is not an address or a network"
             " (for example 127.0.0.1, 10.0.0.0/8, fd00::/8 or unix)",
+        ),
+        ("--log-addresses=some", "--log-addresses: 'some' is not a detail of addresses (one of off, network, full)"),
+        (
+            "--path-prefix=signal",
+            "--path-prefix: 'signal' is not a path prefix: it begins with one slash and does not end with one;"
+            " write /signal",
         ),
         ("--high-water-mark=1.5", "--high-water-mark: '1.5' is not a whole number from 1 up (for example 16)"),
     ],

@@ -86,6 +86,50 @@ def test_what_names_no_topic_goes_nowhere(path: bytes) -> None:
     assert ROUTER.route(request(path)) == NO_TOPIC
 
 
+PREFIXED = TopicRouter(8, LIMITS, "/signal/v1")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        b"/signal/v1/ws/room",
+        b"/signal/v1/ws/%72oom?x=/signal/v1/ws/other",
+        b"/%73ignal/v%31/%77s/room",
+        b"http://server/signal/v1/ws/room",
+    ],
+)
+def test_below_a_path_a_topic_has_the_same_worker(path: bytes) -> None:
+    assert PREFIXED.route(request(path)) == PREFIXED.owner("room")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        b"/ws/room",
+        b"/signal/ws/room",
+        b"/signal/v1/ws",
+        b"/signal/v1/ws/",
+        b"/signal/v1/ws/a/b",
+        b"/signal/v1//ws/room",
+        b"/signal%2Fv1/ws/room",
+        b"/signal%2Fv1/ws/x/room",
+        b"/x/signal/v1/ws/room",
+        b"/Signal/v1/ws/room",
+        b"/healthz",
+    ],
+)
+def test_other_paths_beside_it_name_no_topic(path: bytes) -> None:
+    assert PREFIXED.route(request(path)) == NO_TOPIC
+
+
+def test_the_longest_topic_below_the_longest_path_has_a_worker_however_both_are_encoded() -> None:
+    router, topic = TopicRouter(8, LIMITS, "/" + "p" * 199), "a" * LIMITS.max_topic_bytes
+    path = b"/" + b"%70" * 199 + b"/%77%73/" + b"%61" * len(topic)
+    line = b"GET " + path + b" HTTP/1.1\r\n"
+    assert router.route(line) == router.owner(topic)
+    assert router.route(line[:-12]) is None
+
+
 @pytest.mark.parametrize("segment", [b"%", b"%zz", b"%ff", b"a" * 257])
 def test_a_topic_that_is_none_goes_nowhere(segment: bytes) -> None:
     assert ROUTER.route(request(b"/ws/" + segment)) == NO_TOPIC

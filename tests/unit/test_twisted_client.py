@@ -17,8 +17,9 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
-from signaling.client import Backoff, PeerJoined, Refused, Welcome
+from signaling.client import Backoff, Error, NotUpdated, PeerJoined, PeerUpdated, Refused, Welcome
 from signaling.client.credential import TOKEN_SECONDS
+from signaling.client.metadata import UPDATE_SECONDS
 from signaling.client.session import MAX_FRAGMENTS
 from signaling.client.twisted import SignalingClient
 from tests.harness.frames import TEXT
@@ -236,6 +237,80 @@ def test_a_text_that_has_expired_is_the_end() -> None:
     program.clock.advance(3_600)
     assert program.requests == 1
     assert str(program.failures[0]) == "close code 4401: the token has expired"
+
+
+UPDATES = {"features": ["metadata-updates"]}
+
+
+def test_an_update_fires_when_the_server_has_told_everybody() -> None:
+    program = Program(None, metadata={"name": "Ada"})
+    program.start()
+    program.latest.welcome(**UPDATES)
+    updated = program.client.update_metadata({"name": "Grace"})
+    assert program.latest.received() == [{"type": "metadata", "metadata": {"name": "Grace"}, "msgId": "metadata 1"}]
+    assert not updated.called
+    program.latest.send(type="peer-updated", peerId="b", metadata={"name": "Grace"})
+    assert (updated.result, program.client.metadata) == (None, {"name": "Grace"})
+    assert program.messages[-1] == PeerUpdated("b", {"name": "Grace"})
+
+
+def failure_of(update: Deferred[None]) -> str:
+    """Return the code with which an update has failed."""
+    codes: list[str] = []
+    update.addErrback(lambda failure: codes.append(failure.value.code) if failure.check(NotUpdated) else failure)
+    [code] = codes
+    return code
+
+
+def test_an_update_that_the_server_does_not_answer_ends_and_the_next_one_is_sent() -> None:
+    program = Program(None)
+    program.start()
+    program.latest.welcome(**UPDATES)
+    first = program.client.update_metadata({"number": 1})
+    program.clock.advance(UPDATE_SECONDS - 1)
+    second = program.client.update_metadata({"number": 2})
+    assert len(program.latest.received()) == 1
+    program.clock.advance(1)
+    assert failure_of(first) == "unconfirmed"
+    assert [message["metadata"] for message in program.latest.received()] == [{"number": 2}]
+    program.latest.send(type="error", code="rate_limited", message="no", msgId="metadata 2")
+    assert failure_of(second) == "rate_limited"
+    assert not [call for call in program.clock.getDelayedCalls() if call.func is second.cancel]
+
+
+def test_updates_of_a_client_without_a_connection_or_feature_fail_at_once() -> None:
+    program = Program(None)
+    assert failure_of(program.client.update_metadata({"name": "Ada"})) == "unconfirmed"
+    program.start()
+    assert program.latest.target == "/ws/room?metadata=%7B%22name%22%3A%22Ada%22%7D"
+    program.latest.welcome()
+    assert program.client.features == frozenset()
+    assert failure_of(program.client.update_metadata({"name": "Grace"})) == "unsupported"
+    program.client.stopService()
+    assert failure_of(program.client.update_metadata({"name": "Grace"})) == "dropped"
+
+
+def test_metadata_that_a_url_cannot_have_is_given_up_and_the_client_joins() -> None:
+    program = Program(None, metadata={"name": "Ada"})
+    assert failure_of(program.client.update_metadata({"name": "too long"})) == "unconfirmed"
+    program.start()
+    program.latest.refuse(400, "metadata: at most 4 bytes")
+    program.clock.advance(0)
+    assert program.latest.target == "/ws/room?metadata=%7B%22name%22%3A%22Ada%22%7D"
+    assert program.messages == [Error("invalid_metadata", "metadata: at most 4 bytes")]
+    assert program.failures == []
+
+
+@pytest.mark.parametrize("code", [4403, 4404])
+@pytest.mark.parametrize("token", ["a", Issuer()])
+def test_a_peer_that_an_operator_removed_stays_away(code: int, token: Any) -> None:
+    program = Program(token)
+    program.start()
+    program.latest.welcome(resume={"token": "r", "window": 30})
+    program.latest.close(code, "Enough")
+    program.clock.pump([60.0] * 10)
+    assert program.requests == 1
+    assert [str(failure) for failure in program.failures] == [f"close code {code}: Enough"]
 
 
 def test_after_4401_a_function_is_asked_and_the_session_is_resumed_at_once(log: list[str]) -> None:

@@ -8,13 +8,22 @@ export type WireMessage<M extends object = Metadata> =
       resumed?: true;
       /** Seconds until the access token expires. */
       expiresIn?: number;
+      /** The names of the optional features that the server has on, at most 64 of them. */
+      features?: string[];
     }
   | { type: "peer-list"; peers: { id: string; metadata: Untrusted<M> }[] }
   | { type: "peer-joined"; peerId: string; metadata: Untrusted<M> }
   | { type: "peer-left"; peerId: string }
   | { type: "ice-servers"; iceServers: RTCIceServer[] }
+  | NoticeMessage
   | { type: "error"; code: string; message: string; msgId?: string }
   | RelayedMessage;
+
+/** What the operator of the server says. No peer can send one: the server relays no message of this type. */
+export interface NoticeMessage {
+  type: "notice";
+  data?: unknown;
+}
 
 /** A message that another peer sent to this one. */
 export interface RelayedMessage {
@@ -81,8 +90,9 @@ export interface WebSocketLike {
   addEventListener(type: "open" | "message" | "error" | "close", listener: (event: any) => void): void;
 }
 
-/** Why the server refuses connections: an HTTP status, its words, and after how many seconds it may accept one. */
+/** Why the server refuses connections, in its words, and after how many seconds it may accept one. */
 export interface Refusal {
+  /** An HTTP status; or a close code: 4403 if an operator removed this peer, 4404 if an operator closed the topic. */
   status: number;
   reason: string;
   retryAfter?: number;
@@ -95,6 +105,7 @@ export interface SignalingEventMap<M extends object = Metadata> {
   "peer-joined": CustomEvent<Extract<WireMessage<M>, { type: "peer-joined" }>>;
   "peer-left": CustomEvent<Extract<WireMessage, { type: "peer-left" }>>;
   "ice-servers": CustomEvent<Extract<WireMessage, { type: "ice-servers" }>>;
+  notice: CustomEvent<NoticeMessage>;
   /**
    * The error for a message of this peer: from the server, or, if it could not be sent, from the client itself.
    * `invalid_token`, without a `msgId`: the token of the open connection could not be renewed, and `message` says why.
@@ -113,13 +124,13 @@ export interface SignalingEventMap<M extends object = Metadata> {
   /** Every message that this peer sent, except fences and tokens, as it was before it was sealed. */
   sent: CustomEvent<OutgoingMessage>;
   /**
-   * The server refuses connections. `closed` follows, unless another attempt may succeed: after 429 and 5xx the client waits,
-   * at least for `retryAfter`.
+   * The server refuses connections, or an operator removed this peer or closed its topic. `closed` follows, unless another
+   * attempt may succeed: after 429 and 5xx the client waits, at least for `retryAfter`.
    */
   refused: CustomEvent<Refusal>;
   /**
    * `retryInMs` is set while `waiting`. `reason` says for a person why a connection ended, unless this peer left; `code` is
-   * its close code, 4401 if the token expired.
+   * its close code: 4401 if the token expired, 4403 if an operator removed this peer, 4404 if one closed the topic.
    */
   statechange: CustomEvent<{ state: SignalingState; reason?: string; code?: number; retryInMs?: number }>;
 }
@@ -134,6 +145,8 @@ export class Signaling<M extends object = Metadata> extends EventTarget {
   readonly peers: ReadonlyMap<string, Untrusted<M>>;
   /** From the latest `welcome` or `ice-servers`; empty if the server names none. */
   readonly iceServers: RTCIceServer[];
+  /** The names of the optional features that the server has on; empty before the first `welcome`. */
+  readonly features: ReadonlySet<string>;
   /** Fulfilled by the first `peer-list`; rejected if this peer leaves or gives up before, with a `Refusal`'s `status` if it was refused. */
   readonly ready: Promise<void>;
   /**
@@ -212,7 +225,7 @@ export class Mesh<M extends object = Metadata> extends EventTarget {
   removeTrack(track: MediaStreamTrack): void;
   /** Sends `data` on every open data channel. */
   broadcast(data: string | ArrayBuffer | ArrayBufferView | Blob): void;
-  /** Closes every connection, not the signaling. Leaving the signaling closes them as well. */
+  /** Closes every connection, not the signaling. They are closed as well if this peer leaves or is removed. */
   close(): void;
   addEventListener<K extends keyof MeshEventMap<M>>(
     type: K,

@@ -49,6 +49,10 @@ const MAX_ABANDONED = 3;
 const MAX_ARRIVALS = 1_024;
 const MAX_ARRIVED = MAX_RECEIVED;
 
+// Names of features in a welcome, and their characters; a server has a handful.
+const MAX_FEATURES = 64;
+const MAX_FEATURE = 64;
+
 // Of a secret: as many as an attacker cannot guess, if they are random.
 const MIN_SECRET_BYTES = 16;
 
@@ -56,6 +60,15 @@ const MIN_SECRET_BYTES = 16;
 const SEAL_BYTES = 28;
 
 const TOKEN_EXPIRED = 4401; // a close code
+
+// The close codes by which an operator ends the stay of this peer, and what they mean if there is no reason.
+const DISMISSALS = new Map([
+  [4403, "an operator removed this peer from the topic"],
+  [4404, "an operator closed the topic"],
+]);
+
+// Characters of the server's reason for a refusal.
+const MAX_REASON = 500;
 
 const CONNECTING = 0; // a `readyState`, whatever class the sockets have
 
@@ -275,6 +288,8 @@ function read(data) {
       return isText(rest.peerId) ? made : undefined;
     case "ice-servers":
       return { ...made, iceServers: objects(rest.iceServers) };
+    case "notice":
+      return { type, data: rest.data };
     case "token":
       return readExpiry(made);
     case "error":
@@ -289,9 +304,12 @@ function readExpiry({ expiresIn, ...rest }) {
   return { ...rest, ...(isSeconds(expiresIn) && { expiresIn }) };
 }
 
-function readWelcome({ iceServers, resume, resumed, ...rest }) {
+const isFeature = (name) => isText(name) && name.length <= MAX_FEATURE;
+
+function readWelcome({ features, iceServers, resume, resumed, ...rest }) {
   return {
     ...readExpiry(rest),
+    ...(Array.isArray(features) && { features: features.slice(0, MAX_FEATURES).filter(isFeature) }),
     ...(iceServers !== undefined && { iceServers: objects(iceServers) }),
     // It becomes a part of the URL.
     ...(isText(resume?.token) && /^[ -~]{1,1000}$/.test(resume.token) && { resume }),
@@ -481,7 +499,7 @@ class Diagnosis {
       });
       const { status, reason, retryAfter } = JSON.parse(await textOf(response.body));
       if (status !== response.status || status < 400 || !isText(reason)) return undefined;
-      return { status, reason: reason.slice(0, 500), ...(isSeconds(retryAfter) && { retryAfter }) };
+      return { status, reason: reason.slice(0, MAX_REASON), ...(isSeconds(retryAfter) && { retryAfter }) };
     } catch {
       return undefined;
     } finally {
@@ -504,8 +522,9 @@ async function textOf(body) {
   return "";
 }
 
-/** What to do about a refusal: `renew` the token, `end`, or `wait` and try again. */
+/** What to do about an HTTP status or a dismissal: `renew` the token, `end`, or `wait` and try again. */
 function consequence(status, mayRenew) {
+  if (DISMISSALS.has(status)) return "end";
   if (mayRenew && UNAUTHORIZED.includes(status)) return "renew";
   return status >= 400 && status < 500 && !MOMENTARY.includes(status) ? "end" : "wait";
 }
@@ -563,6 +582,7 @@ export class Signaling extends EventTarget {
   #peers = new Map();
   #peersSize = 0; // in characters
   #iceServers = [];
+  #features = new Set();
   #ready;
   #readyResolvers; // {resolve, reject} of `ready`
   #listening = new AbortController();
@@ -647,6 +667,10 @@ export class Signaling extends EventTarget {
 
   get iceServers() {
     return this.#iceServers;
+  }
+
+  get features() {
+    return this.#features;
   }
 
   get ready() {
@@ -781,6 +805,7 @@ export class Signaling extends EventTarget {
     const status = statusOf(failure);
     const refusal = status && { status, reason: `the server refuses (HTTP ${status})` };
     if (code === TOKEN_EXPIRED) this.#expire(lastedMs, detail);
+    else if (DISMISSALS.has(code)) this.#dismiss(code, reason);
     else this.#fail(detail, { refusal, isUnexplained: code === 1006 && !this.#isAccepted });
   }
 
@@ -795,6 +820,12 @@ export class Signaling extends EventTarget {
     this.#attempts = 0;
     this.#begin();
     this.#judge({ status: 401, reason: "the token has expired" }, detail);
+  }
+
+  /** An operator ended the stay of this peer, which would not be welcome if it came back. */
+  #dismiss(code, reason) {
+    this.#begin();
+    this.#judge({ status: code, reason: (reason || DISMISSALS.get(code)).slice(0, MAX_REASON) }, { code });
   }
 
   /**
@@ -1082,7 +1113,7 @@ export class Signaling extends EventTarget {
     this.#isWelcomed = true;
     // Another id is another peer, whatever the server says: nothing may be repeated as that.
     if (message.selfId !== this.#selfId) delete message.resumed;
-    const { selfId, iceServers, resume, resumed, expiresIn } = message;
+    const { selfId, features, iceServers, resume, resumed, expiresIn } = message;
     if (!resumed) {
       this.#seen = 1;
       this.#lastNumbers.clear();
@@ -1094,6 +1125,7 @@ export class Signaling extends EventTarget {
     this.#resumeToken = resume?.token;
     this.#renewal.start(expiresIn);
     this.#iceServers = iceServers ?? [];
+    this.#features = new Set(features);
     this.#forget();
   }
 
@@ -1633,9 +1665,9 @@ export class Mesh extends EventTarget {
     this.#configure();
   }
 
-  #statechange({ state, reason }) {
+  #statechange({ state, reason, code }) {
     // No reason means that this peer left. If the server is gone, the connections stay.
-    if (state === "closed" && !reason) this.close();
+    if (state === "closed" && (!reason || DISMISSALS.has(code))) this.close();
     if (state !== "open") return;
     for (const peer of this.#peers.values()) {
       if (!this.#signaling.peers.has(peer.id)) continue; // It has left, or has a new id as well.
