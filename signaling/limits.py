@@ -19,6 +19,8 @@ class Unit(Enum):
     """What the value of an option counts."""
 
     TEXT = "text"
+    FILE = "file"
+    ENDPOINT = "endpoint"
     FLAG = "flag"
     COUNT = "count"
     BYTES = "bytes"
@@ -38,8 +40,10 @@ class Option:
         zero: what 0 means; None if 0 is not allowed.
         exceeded: what happens beyond the limit.
         details: more, for docs/options.md only.
-        variable: the environment variable that counts if the option is not given.
+        variable: an environment variable besides that of every option, for platforms that set it.
         short: the one-letter form.
+        repeats: whether it may be given several times.
+        reloads: whether SIGHUP changes it in a running server.
     """
 
     name: str | None
@@ -51,6 +55,8 @@ class Option:
     details: str = ""
     variable: str | None = None
     short: str | None = None
+    repeats: bool = False
+    reloads: bool = False
 
     @property
     def default_text(self) -> str:
@@ -59,7 +65,7 @@ class Option:
         return f"{self.default} {self.unit.value}" if counted else self.default
 
 
-def _limit(value: float | None, name: str | None, unit: Unit, text: str, /, **more: str) -> Any:
+def _limit(value: float | None, name: str | None, unit: Unit, text: str, /, **more: Any) -> Any:
     if value is not None:
         more["default"] = str(int(value) if value == int(value) else value)
     return field(default=value, metadata={"option": Option(name=name, unit=unit, help=text, **more)})

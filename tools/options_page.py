@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-from signaling.app.options import OPTIONS
+from signaling.app.options import CONFIGURABLE, OPTIONS
 from signaling.limits import LIMIT_OPTIONS, Option, Unit
 
 PAGE = Path(__file__).parents[1] / "docs" / "options.md"
@@ -32,21 +32,28 @@ def row(*cells: str) -> str:
     return "|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|\n"
 
 
+def reload(option: Option) -> str:
+    """Return whether SIGHUP changes an option."""
+    return "yes" if option.reloads else ""
+
+
 def options_table() -> str:
     """Return the table of the options that are not limits."""
-    text = row("option", "variable", "default", "meaning") + "|---|---|---|---|\n"
+    text = row("option", "other variable", "SIGHUP", "default", "meaning") + "|---|---|---|---|---|\n"
     for option in OPTIONS:
-        default = "off" if option.unit is Unit.FLAG and option.name != "help-auth" else option.default_text
-        text += row(code(f"--{option.name}"), code(option.variable), default, meaning(option))
+        default = "off" if option.unit is Unit.FLAG and option.name in CONFIGURABLE else option.default_text
+        text += row(code(f"--{option.name}"), code(option.variable), reload(option), default, meaning(option))
     return text
 
 
 def limits_table() -> str:
     """Return the table of the limits."""
-    text = row("option", "field of `Limits`", "default", "meaning", "beyond it") + "|---|---|---|---|---|\n"
+    text = (
+        row("option", "field of `Limits`", "SIGHUP", "default", "meaning", "beyond it") + "|---|---|---|---|---|---|\n"
+    )
     for field, option in LIMIT_OPTIONS.items():
         name = code(option.name and f"--{option.name}")
-        text += row(name, code(field), option.default_text, meaning(option), option.exceeded)
+        text += row(name, code(field), reload(option), option.default_text, meaning(option), option.exceeded)
     return text
 
 

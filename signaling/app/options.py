@@ -1,15 +1,16 @@
-"""The options of ``twistd signaling``: parsed from the command line and the environment, and checked.
+"""The options of ``twistd signaling``: from the command line, the environment or a file, and checked.
 
 To add an option: if it is a limit, add a field to ``Limits``; otherwise add a row to ``OPTIONS`` and handle it in
-``Options.postOptions``, or in an ``opt_`` method if it is repeatable. Then run ``tools/options_page.py``.
+``Options.postOptions``. Then run ``tools/options_page.py``.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +34,8 @@ from twisted.python import usage
 from signaling.admission.client_address import TrustedProxies
 from signaling.admission.logged_addresses import AddressDetail
 from signaling.admission.origins import Hosts, Origins
+from signaling.app.config_file import ConfigFile, ConfigProblem
+from signaling.app.settings import Setting, Source, find, refuse_unknown
 from signaling.auth.cred import GrantRealm, IBearerToken
 from signaling.backplane.redis.url import StoreUrl
 from signaling.backplane.redis.url import parse as parse_store_url
@@ -53,17 +56,32 @@ LOG_LEVELS: dict[str, NamedConstant] = {
 _DEFAULTS = Limits()
 _MAX_TTL_SECONDS = 31 * 86_400
 _MAX_WORKERS = 256
+_OPTION_AT_START = re.compile(r"--([a-z][a-z-]*)(?=[: ])")
 
 OPTIONS = (
     Option(
+        name="config",
+        unit=Unit.FILE,
+        help="File in TOML with other options.",
+        details="See [configuration.md](configuration.md).",
+    ),
+    Option(
+        name="check-config",
+        unit=Unit.FLAG,
+        help="Check all options and the files that they name, print what is in force, and exit.",
+    ),
+    Option(
         name="port",
         short="p",
+        unit=Unit.COUNT,
         variable="PORT",
         default=str(DEFAULT_PORT),
         help="Port on all interfaces, IPv6 and IPv4.",
     ),
     Option(
         name="listen",
+        unit=Unit.ENDPOINT,
+        repeats=True,
         help="Twisted endpoint instead of `--port`, for example `tcp:8081:interface=127.0.0.1`; repeatable.",
     ),
     Option(
@@ -94,6 +112,7 @@ OPTIONS = (
     ),
     Option(
         name="allow-origin",
+        repeats=True,
         default="any",
         help=(
             "Origin that may connect: `https://example.com`, `https://*.example.com` for its subdomains,"
@@ -109,15 +128,18 @@ OPTIONS = (
     ),
     Option(
         name="metrics-listen",
+        unit=Unit.ENDPOINT,
         help="Twisted endpoint that serves `/metrics`, for example `tcp:9090:interface=127.0.0.1`.",
     ),
     Option(
         name="metrics-host",
+        repeats=True,
         default="addresses, `localhost` and names without a dot",
         help="Another host name for requests to `--metrics-listen`, for example `metrics.example.com`; repeatable.",
     ),
     Option(
         name="auth",
+        repeats=True,
         default="everybody may join",
         help="Who may join: `jwt:FILE`, or another check of `--help-auth`; repeatable.",
         details="See [access.md](access.md).",
@@ -138,9 +160,14 @@ OPTIONS = (
     ),
     Option(name="serve-client", unit=Unit.FLAG, help="Serve the client for browsers: `/signaling.js`, `/sealing.js`."),
     Option(name="demo", unit=Unit.FLAG, help="Serve a demo at `/`, and the client for browsers."),
-    Option(name="ice-servers", help="File with a JSON array of `RTCIceServer` dictionaries that every peer receives."),
+    Option(
+        name="ice-servers",
+        unit=Unit.FILE,
+        help="File with a JSON array of `RTCIceServer` dictionaries that every peer receives.",
+    ),
     Option(
         name="turn-uri",
+        repeats=True,
         help=(
             "TURN server with time-limited credentials, for example `turn:turn.example.com:3478?transport=udp`;"
             " repeatable."
@@ -148,6 +175,7 @@ OPTIONS = (
     ),
     Option(
         name="turn-secret-file",
+        unit=Unit.FILE,
         variable="TURN_SECRET",
         help="File with the shared secret of the TURN servers.",
         details="The variable has the secret itself.",
@@ -160,6 +188,7 @@ OPTIONS = (
     ),
     Option(
         name="trusted-proxy",
+        repeats=True,
         help=(
             "Address or network of a proxy whose `X-Forwarded-For` is trusted, or `unix` for clients of a UNIX socket;"
             " repeatable."
@@ -168,14 +197,12 @@ OPTIONS = (
 )
 """Every option that is not a limit; the limits have theirs in ``LIMIT_OPTIONS``."""
 
-# Their opt_ methods collect values, or are inherited.
-_WITH_METHOD = frozenset(
-    {
-        *("listen", "allow-origin", "metrics-host", "trusted-proxy", "turn-uri"),
-        *("auth", "help-auth", "help-auth-type"),
-    }
-)
+# They print something and exit: there is nothing to configure. The methods of the first two are inherited.
+_HELP_ON_AUTH = ("help-auth", "help-auth-type")
+_ACTIONS = (*_HELP_ON_AUTH, "check-config")
 _ALL = {option.name: option for option in (*OPTIONS, *LIMIT_OPTIONS.values()) if option.name is not None}
+CONFIGURABLE = {name: option for name, option in _ALL.items() if name not in _ACTIONS}
+"""The options that have a variable of the environment; all but ``config`` are keys of its file."""
 _LIMIT_FIELDS = {option.name: field for field, option in LIMIT_OPTIONS.items() if option.name is not None}
 
 
@@ -191,12 +218,14 @@ def help_text(option: Option) -> str:
 
 
 class Options(usage.Options, AuthOptionMixin):
-    """The options of ``twistd signaling``. An option has precedence over its environment variable.
+    """The options of ``twistd signaling``: of the command line, else of the environment, else of ``--config``.
 
     Args:
         environ: the environment variables; None means the process's own.
 
     Attributes:
+        settings: the value of each option, with where it comes from; ``options[name]`` is the value alone.
+        given_values: of repeatable options, as the command line has them.
         limits: the limits.
         log_level: a ``twisted.logger.LogLevel``.
         log_addresses: how much of the addresses of clients is logged.
@@ -222,23 +251,24 @@ class Options(usage.Options, AuthOptionMixin):
     optParameters: list[list[Any]] = [  # noqa: RUF012
         [option.name, option.short, None, help_text(option)]
         for option in _ALL.values()
-        if option.unit is not Unit.FLAG and option.name not in _WITH_METHOD
+        if option.unit is not Unit.FLAG and not option.repeats and option.name not in _HELP_ON_AUTH
     ]
     optFlags: list[list[Any]] = [  # noqa: RUF012
         [option.name, option.short, help_text(option)]
         for option in _ALL.values()
-        if option.unit is Unit.FLAG and option.name not in _WITH_METHOD
+        if option.unit is Unit.FLAG and option.name not in _HELP_ON_AUTH
     ]
 
     def __init__(self, environ: Mapping[str, str] | None = None) -> None:
         super().__init__()
-        self.docs.update({name: help_text(_ALL[name]) for name in _WITH_METHOD})
+        self.docs.update({name: help_text(_ALL[name]) for name in _HELP_ON_AUTH})
         self._environ = os.environ if environ is None else environ
+        self.given_values: dict[str, list[str]] = {}
+        self.settings: dict[str, Setting] = {}
         self.listen: list[str] = []
         self.allow_origins: list[str] = []
         self.metrics_hosts: list[str] = []
         self.trusted_proxies: list[str] = []
-        self.turn_uris: list[str] = []
         self.ice_servers = IceServers()
         self.port = DEFAULT_PORT
         self.path_prefix = ""
@@ -255,30 +285,7 @@ class Options(usage.Options, AuthOptionMixin):
         """Whether ``twistd`` parses these options; if so, errors and logging of the process are ours to handle."""
         return self.parent is not None
 
-    def opt_listen(self, description: str) -> None:
-        """Add an endpoint."""
-        self.listen.append(description)
-
-    def opt_allow_origin(self, origin: str) -> None:
-        """Add an origin."""
-        _check("allow-origin", Origins, origin)
-        self.allow_origins.append(origin)
-
-    def opt_metrics_host(self, name: str) -> None:
-        """Add a host name."""
-        _check("metrics-host", Hosts, name)
-        self.metrics_hosts.append(name)
-
-    def opt_trusted_proxy(self, network: str) -> None:
-        """Add an address or a network."""
-        _check("trusted-proxy", TrustedProxies, network)
-        self.trusted_proxies.append(network)
-
-    def opt_turn_uri(self, uri: str) -> None:
-        """Add a TURN server."""
-        self.turn_uris.append(uri)
-
-    def opt_auth(self, description: str) -> None:
+    def _add_check(self, description: str) -> None:
         """Add a check of credentials."""
         # Errors must not show what follows the colon: it may be a password.
         name, _, argument = description.partition(":")
@@ -325,7 +332,7 @@ class Options(usage.Options, AuthOptionMixin):
         try:
             super().parseOptions(self.arguments)
         except usage.UsageError as error:
-            text = self._explain(str(error))
+            text = self.with_source(self._explain(str(error)))
             if self.run_by_twistd:
                 raise SystemExit(f"signaling: {text}") from None
             raise usage.UsageError(text) from None
@@ -344,17 +351,45 @@ class Options(usage.Options, AuthOptionMixin):
         if args:
             raise usage.UsageError(f"{args[0]!r}: only options are taken, for example --port {DEFAULT_PORT}")
 
+    def with_source(self, text: str) -> str:
+        """Return an error that begins with an option, with the variable or the line of the file in its place."""
+        name = _OPTION_AT_START.match(text)
+        setting = self.settings.get(name[1]) if name is not None else None
+        return text if name is None or setting is None else setting.label + text[name.end() :]
+
+    def _find_settings(self) -> None:
+        """Find the value of each option."""
+        given = {name: self._given(name) for name in CONFIGURABLE}
+        self.settings["config"] = find(_ALL["config"], given["config"], self._environ, None)
+        path = self.settings["config"].value
+        try:
+            file = ConfigFile(path) if path is not None else None
+            refuse_unknown(CONFIGURABLE.values(), self._environ, file)
+            for name, option in CONFIGURABLE.items():
+                self.settings[name] = find(option, given[name], self._environ, file)
+                self[name] = self.settings[name].value
+        except (ConfigProblem, ValueError) as error:
+            raise usage.UsageError(str(error)) from None
+
+    def _given(self, name: str) -> Sequence[str]:
+        option = _ALL[name]
+        if option.repeats:
+            return self.given_values.get(name, ())
+        value = self[name]
+        if option.unit is Unit.FLAG:
+            return ("true",) if value else ()
+        return () if value is None else (value,)
+
     def postOptions(self) -> None:
         """Check all values and set the attributes."""
         if self.run_by_twistd:
             self._omit_pid_file()
-        if self.listen and self["port"] is not None:
-            raise usage.UsageError("--listen is in place of --port: give one or the other")
-        if not self.listen:
-            self.port = _port(*self._value("port"))
-        self.path_prefix = _path_prefix(*self._value("path-prefix"))
-        self.workers = _workers(self._value("workers")[1])
-        log_format = self._value("log-format")[1]
+        self._find_settings()
+        self._choose_port_or_listen()
+        self.listen, self.port = self["listen"], _port(self._text("port"))
+        self.path_prefix = _path_prefix(self._text("path-prefix"))
+        self.workers = _workers(self._text("workers"))
+        log_format = self._text("log-format")
         if log_format not in ("text", "json"):
             raise usage.UsageError(f"--log-format: {log_format!r} is not a format (text or json)")
         if log_format == "json" and self.run_by_twistd:
@@ -362,11 +397,29 @@ class Options(usage.Options, AuthOptionMixin):
                 log_as_json(self.parent)
             except ValueError as error:
                 raise usage.UsageError(f"--log-format json: {error}") from None
-        self.log_level = _log_level(*self._value("log-level"))
-        self.log_addresses = _address_detail(*self._value("log-addresses"))
-        self.backplane = _store_url(*self._value("backplane"))
+        self.log_level = _log_level(self._text("log-level"))
+        self.log_addresses = _address_detail(self._text("log-addresses"))
+        self.allow_origins = _checked("allow-origin", Origins, self["allow-origin"])
+        self.metrics_hosts = _checked("metrics-host", Hosts, self["metrics-host"])
+        self.trusted_proxies = _checked("trusted-proxy", TrustedProxies, self["trusted-proxy"])
+        for description in self["auth"]:
+            self._add_check(description)
+        self.backplane = _store_url(self._text("backplane"))
         self.ice_servers = IceServers(self._fixed_ice_servers(), self._turn())
         self.limits = _limits({name: self[name] for name in _LIMIT_FIELDS if self[name] is not None})
+
+    def _text(self, name: str) -> str:
+        """Return the value of an option, or its default."""
+        return _ALL[name].default if self[name] is None else self[name]
+
+    def _choose_port_or_listen(self) -> None:
+        """Let ``--listen`` replace ``--port``, or the other way round: the one that takes precedence counts."""
+        port, listen = self.settings["port"], self.settings["listen"]
+        if listen.texts and port.source is listen.source:
+            raise usage.UsageError("--listen: it is in place of --port: give one or the other")
+        ignored = "listen" if port.source > listen.source else "port"
+        self.settings[ignored] = Setting(_ALL[ignored])
+        self[ignored] = self.settings[ignored].value
 
     def _omit_pid_file(self) -> None:
         # In the foreground the file has no use, and one left by a killed server would prevent the next start.
@@ -384,33 +437,46 @@ class Options(usage.Options, AuthOptionMixin):
             raise usage.UsageError(f"--ice-servers: {path}: {error}") from None
 
     def _turn(self) -> Turn | None:
-        path, (_, secret_text) = self["turn-secret-file"], self._value("turn-secret-file")
-        ttl = _ttl(self._value("turn-ttl")[1])
-        if not self.turn_uris:
-            if path is not None:
+        setting = self.settings["turn-secret-file"]
+        ttl = _ttl(self._text("turn-ttl"))
+        if not self["turn-uri"]:
+            if setting.source not in (Source.DEFAULT, Source.PLATFORM):
                 raise usage.UsageError("--turn-secret-file: name the servers that know it, with --turn-uri")
             return None
-        secret = os.fsencode(secret_text) if path is None else _read("turn-secret-file", path).strip()
+        if setting.source is Source.PLATFORM:
+            # The variable has the secret itself.
+            secret = os.fsencode(setting.value)
+        else:
+            secret = b"" if setting.value is None else _read("turn-secret-file", setting.value).strip()
         if not secret:
             raise usage.UsageError("--turn-uri: a secret is needed, in a file (--turn-secret-file) or in TURN_SECRET")
         try:
-            return Turn(tuple(self.turn_uris), secret, ttl)
+            return Turn(tuple(self["turn-uri"]), secret, ttl)
         except ValueError as error:
             raise usage.UsageError(f"--turn-uri: {error}") from None
 
-    def _value(self, name: str) -> tuple[str, str]:
-        """Return the source of an option's value, for errors, and the value. An empty variable counts as unset."""
-        option = _ALL[name]
-        if self[name] is not None or option.variable is None:
-            return f"--{name}", option.default if self[name] is None else self[name]
-        return option.variable, self._environ.get(option.variable) or option.default
+
+def _collector(option: Option) -> Callable[[Options, str], None]:
+    """Return the method with which ``usage.Options`` reports each value of a repeatable option."""
+
+    def collect(options: Options, value: str) -> None:
+        options.given_values.setdefault(str(option.name), []).append(value)
+
+    collect.__doc__ = help_text(option)
+    return collect
 
 
-def _check(option: str, kind: Callable[[list[str]], object], text: str) -> None:
+for _option in _ALL.values():
+    if _option.repeats:
+        setattr(Options, f"opt_{str(_option.name).replace('-', '_')}", _collector(_option))
+
+
+def _checked(option: str, kind: Callable[[list[str]], object], texts: list[str]) -> list[str]:
     try:
-        kind([text])
+        kind(texts)
     except ValueError as error:
         raise usage.UsageError(f"--{option}: {error}") from None
+    return texts
 
 
 def _read(option: str, path: str) -> bytes:
@@ -429,17 +495,17 @@ def _ttl(text: str) -> int:
     return int(text)
 
 
-def _port(source: str, text: str) -> int:
+def _port(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text[:6]) <= 65_535):
-        raise usage.UsageError(f"{source}: {text!r} is not a port (a whole number from 0 to 65535, for example 8081)")
+        raise usage.UsageError(f"--port: {text!r} is not a port (a whole number from 0 to 65535, for example 8081)")
     return int(text)
 
 
-def _path_prefix(source: str, text: str) -> str:
+def _path_prefix(text: str) -> str:
     try:
         return check_path_prefix(text)
     except ValueError as error:
-        raise usage.UsageError(f"{source}: {error}") from None
+        raise usage.UsageError(f"--path-prefix: {error}") from None
 
 
 def _workers(text: str) -> int:
@@ -450,26 +516,26 @@ def _workers(text: str) -> int:
     return int(text) or len(os.sched_getaffinity(0))
 
 
-def _log_level(source: str, text: str) -> NamedConstant:
+def _log_level(text: str) -> NamedConstant:
     level = LOG_LEVELS.get(text.lower())
     if level is None:
-        raise usage.UsageError(f"{source}: {text!r} is not a log level (one of {', '.join(LOG_LEVELS)})")
+        raise usage.UsageError(f"--log-level: {text!r} is not a log level (one of {', '.join(LOG_LEVELS)})")
     return level
 
 
-def _address_detail(source: str, text: str) -> AddressDetail:
+def _address_detail(text: str) -> AddressDetail:
     try:
         return AddressDetail(text)
     except ValueError:
         known = ", ".join(AddressDetail)
-        raise usage.UsageError(f"{source}: {text!r} is not a detail of addresses (one of {known})") from None
+        raise usage.UsageError(f"--log-addresses: {text!r} is not a detail of addresses (one of {known})") from None
 
 
-def _store_url(source: str, text: str) -> StoreUrl | None:
+def _store_url(text: str) -> StoreUrl | None:
     try:
         return parse_store_url(text) if text else None
     except ValueError as error:
-        raise usage.UsageError(f"{source}: {error}") from None
+        raise usage.UsageError(f"--backplane: {error}") from None
 
 
 def _limits(given: dict[str, str]) -> Limits:

@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 from signaling.admission.open_files import raise_file_limit
 from signaling.admission.origins import Hosts
 from signaling.app.options import Options
+from signaling.app.settings import describe
 from signaling.app.twistd import TwistdService
 from signaling.backplane.engines import make_backplane
 from signaling.core.interfaces import Backplane
@@ -163,17 +164,22 @@ def makeService(options: Options) -> SignalingService | TwistdService:
 
     Raises:
         StartError: if a ``--listen`` description is wrong.
-        SystemExit: the same, if ``twistd`` asks.
+        SystemExit: the same, if ``twistd`` asks; and after ``--check-config``.
     """
     # Importing the global reactor installs it, which is twistd's or the application's to decide.
     from twisted.internet import reactor  # noqa: PLC0415
 
     try:
-        return _make_service(options, reactor)
+        service = _make_service(options, reactor)
     except StartError as error:
+        text = options.with_source(str(error))
         if options.run_by_twistd:
-            raise SystemExit(f"signaling: {error}") from None
-        raise
+            raise SystemExit(f"signaling: {text}") from None
+        raise StartError(text) from None
+    if options["check-config"]:
+        print(describe(options.settings.values()))
+        raise SystemExit(0)
+    return service
 
 
 def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdService:

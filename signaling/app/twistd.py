@@ -46,7 +46,7 @@ class TwistdService(MultiService):
         try:
             super().privilegedStartService()
         except StartError as error:
-            self._exit(str(error))
+            self._exit(self._options.with_source(str(error)))
 
     def startService(self) -> None:
         """Handle signals instead of the reactor, which starts later, and tell systemd that the server is ready."""

@@ -67,7 +67,7 @@ def test_the_backplane_is_a_url_of_the_command_line_or_the_environment() -> None
 def test_listen_repeats_and_replaces_the_port() -> None:
     options = parse("--listen", "tcp:1", "--listen", "unix:/x", PORT="nonsense")
     assert options.listen == ["tcp:1", "unix:/x"]
-    assert refusal("--listen", "tcp:1", "--port", "2") == "--listen is in place of --port: give one or the other"
+    assert refusal("--listen", "tcp:1", "--port", "2") == "--listen: it is in place of --port: give one or the other"
 
 
 def test_workers_are_1_by_default_and_0_means_one_for_each_core() -> None:
@@ -291,17 +291,6 @@ def test_help_shows_the_text_and_the_default_of_every_option() -> None:
 def test_the_page_of_options_is_up_to_date() -> None:
     page = runpy.run_path(str(TREE / "tools" / "options_page.py"))
     page["main"](["--check"])
-
-
-def test_the_variables_that_the_tables_name_are_the_ones_that_are_read() -> None:
-    read = set()
-
-    class Environ(dict[str, str]):
-        def get(self, name: str, default: object = None) -> None:  # type: ignore[override]
-            read.add(name)
-
-    Options(Environ()).parseOptions([])
-    assert read == {option.variable for option in OPTIONS if option.variable}
 
 
 @pytest.mark.parametrize("name", LIMITS)
