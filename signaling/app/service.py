@@ -243,7 +243,7 @@ def _worker_settings(options: Options) -> WorkerSettings:
         # What an application changes in its options would not reach the workers.
         raise StartError("--workers: only twistd starts workers; a server in an application is one process")
     drain_seconds = options.limits.drain_spread_seconds + options.limits.shutdown_timeout_seconds
-    return WorkerSettings(options.workers, options.arguments, drain_seconds)
+    return WorkerSettings(options.workers, options.arguments, drain_seconds, options.backplane is not None)
 
 
 def _serve_metrics(

@@ -19,7 +19,6 @@ from signaling.core.administration import (
 )
 from signaling.core.interfaces import Answers
 from signaling.workers.ipc import ANSWER, QUERY, PartReceiver, PartSender, encode_answers
-from signaling.workers.queries import WorkerQueries
 from tests.integration.workers_harness import FakeProcess, WorkersHarness, killed
 
 
@@ -29,14 +28,12 @@ class Listener:
     def __init__(self, count: int = 2, *, are_nodes: bool = False) -> None:
         self.harness = WorkersHarness(count, are_nodes=are_nodes)
         self.harness.all_ready()
-        listener = self.harness.listener
-        self._queries = WorkerQueries(listener.supervisor, listener.router, are_nodes=are_nodes)
         self._asked: dict[FakeProcess, list[int]] = {}
 
     def ask(self, query: Query) -> list[Answers]:
         """Ask; returns where the answers will be."""
         came: list[Answers] = []
-        self._queries.ask(encode(query)).addCallback(came.append)
+        self.harness.listener.asker.ask(encode(query)).addCallback(came.append)
         self.harness.reactor.run()
         return came
 
