@@ -7,9 +7,21 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import msgspec
 import pytest
 
-from signaling.core.administration import DescribeTopic, ListTopics, Merged, Query
+from signaling.backplane.store import Keys
+from signaling.core.administration import (
+    BlockSubject,
+    CloseTopic,
+    DescribeTopic,
+    ListTopics,
+    Merged,
+    Query,
+    RemovePeer,
+    SendNotice,
+    encode,
+)
 from signaling.core.interfaces import JoinTicket
 from signaling.core.join_request import JoinRequest
 from signaling.errors import LeaveReason
@@ -232,3 +244,42 @@ def test_a_peer_that_is_removed_while_it_moves_is_on_no_node_afterwards(node: in
         ends.add(client.connection.closed if client.id == removed else "another peer")
         harness.close()
     assert ends == {4404 if close else 4403, "another peer"}
+
+
+# A stranger who may write to the store
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        RemovePeer("room", "PEER", "x" * 1_000_000),
+        RemovePeer("room", "PEER", "\0\r\n"),
+        RemovePeer("room", "PEER", block_seconds=float("inf")),
+        RemovePeer("room", "PEER" * 100_000, block_seconds=float("nan")),
+        CloseTopic("room", "é" * 100),
+        SendNotice("room", None, b"\xff" * 1_000_000),
+        SendNotice("room", None, b"no json"),
+        BlockSubject("room", "eve", float("nan")),
+        BlockSubject("room", "eve", -1e308),
+        BlockSubject("room" * 100_000, "eve" * 100_000, 1e308, "i"),
+        ListTopics(limit=-1),
+        ListTopics("\ud7ff" * 1000, "\0", 2**62),
+        DescribeTopic("x" * 1_000_000),
+    ],
+    ids=lambda query: type(query).__name__,
+)
+def test_a_query_that_no_node_would_ask_harms_no_node(harness: Harness, query: Query) -> None:
+    ada, bob = arrive(harness, 0), arrive(harness, 1)
+    text = encode(query).replace(b"\xa4PEER", b"\xba" + bob.id.encode())
+    message = msgspec.msgpack.encode(["q", name(harness, 0), 1, text])
+    harness.engines[0].publish(Keys("signaling:").channel(name(harness, 1).encode()), message, lambda listeners: None)
+    harness.run()
+    harness.advance(2)
+    assert harness.engines[1].connects == 1
+    assert arrive(harness, 1).id
+    if bob.closed is None:
+        ada.heard(), bob.heard()
+        ada.offer(bob)
+        assert [each["type"] for each in bob.heard()] == ["offer"]
+    else:
+        assert len(bob.close_reason.encode()) <= 123
