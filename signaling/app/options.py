@@ -31,6 +31,7 @@ from twisted.cred.strcred import (
 from twisted.logger import LogLevel
 from twisted.python import usage
 
+from signaling.admin.tokens import AdminTokens
 from signaling.admission.client_address import TrustedProxies
 from signaling.admission.logged_addresses import AddressDetail
 from signaling.admission.origins import Hosts, Origins
@@ -42,6 +43,7 @@ from signaling.backplane.redis.url import parse as parse_store_url
 from signaling.core.ice import DEFAULT_TTL_SECONDS, IceServer, IceServers, Turn, parse_ice_servers
 from signaling.limits import LIMIT_OPTIONS, Limits, Option, Unit, check
 from signaling.log.json_format import log_as_json
+from signaling.server.endpoints import is_private
 from signaling.web.path_prefix import check_path_prefix
 
 DEFAULT_PORT = 8081
@@ -136,6 +138,16 @@ OPTIONS = (
         repeats=True,
         default="addresses, `localhost` and names without a dot",
         help="Another host name for requests to `--metrics-listen`, for example `metrics.example.com`; repeatable.",
+    ),
+    Option(
+        name="admin-listen",
+        help="Twisted endpoint that serves the admin API, for example `tcp:8082:interface=127.0.0.1` or `unix:/run/a`.",
+        details="See [admin.md](admin.md).",
+    ),
+    Option(
+        name="admin-token-file",
+        unit=Unit.FILE,
+        help="File with the tokens for `--admin-listen`, one on each line; optional if that is a UNIX socket.",
     ),
     Option(
         name="auth",
@@ -238,6 +250,7 @@ class Options(usage.Options, AuthOptionMixin):
         port: the port on all interfaces.
         portal: authenticates clients; None means that everybody may join any topic.
         backplane: the store through which nodes share topics; None means a single node.
+        admin_tokens: what the admin API accepts; None if it needs none, or is off.
         workers: how many processes share the topics.
         arguments: the parsed arguments, which workers parse again.
     """
@@ -276,6 +289,7 @@ class Options(usage.Options, AuthOptionMixin):
         self.arguments: list[str] = []
         self.portal: Portal | None = None
         self.backplane: StoreUrl | None = None
+        self.admin_tokens: AdminTokens | None = None
         self.limits = _DEFAULTS
         self.log_level = LogLevel.info
         self.log_addresses = AddressDetail.FULL
@@ -405,6 +419,7 @@ class Options(usage.Options, AuthOptionMixin):
         for description in self["auth"]:
             self._add_check(description)
         self.backplane = _store_url(self._text("backplane"))
+        self.admin_tokens = self._admin_tokens()
         self.ice_servers = IceServers(self._fixed_ice_servers(), self._turn())
         self.limits = _limits({name: self[name] for name in _LIMIT_FIELDS if self[name] is not None})
 
@@ -426,6 +441,22 @@ class Options(usage.Options, AuthOptionMixin):
         config: Any = self.parent
         if config["nodaemon"] and config["pidfile"] == "twistd.pid":
             config["pidfile"] = ""
+
+    def _admin_tokens(self) -> AdminTokens | None:
+        path, description = self["admin-token-file"], self["admin-listen"]
+        if path is None:
+            if description is not None and not is_private(description):
+                raise usage.UsageError(
+                    f"--admin-listen {description}: others can connect; name a file with tokens (--admin-token-file),"
+                    " or listen on a UNIX socket of this user and group (unix:/run/signaling-admin.sock)"
+                )
+            return None
+        if description is None:
+            raise usage.UsageError("--admin-token-file: say where the admin API listens, with --admin-listen")
+        try:
+            return AdminTokens(path)
+        except ValueError as error:
+            raise usage.UsageError(f"--admin-token-file: {error}") from None
 
     def _fixed_ice_servers(self) -> list[IceServer]:
         path = self["ice-servers"]

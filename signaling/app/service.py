@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, may
 from twisted.internet.interfaces import IListeningPort
 from twisted.python.failure import Failure
 
+from signaling.admin.site import AdminFactory
 from signaling.admission.open_files import raise_file_limit
 from signaling.admission.origins import Hosts
 from signaling.app.options import Options
@@ -21,7 +22,14 @@ from signaling.core.interfaces import Backplane
 from signaling.errors import StartError
 from signaling.log.events import Events
 from signaling.server.address_text import address_text
-from signaling.server.endpoints import ListenAddress, endpoint, explain, listen_addresses, start_error
+from signaling.server.endpoints import (
+    ListenAddress,
+    endpoint,
+    explain,
+    listen_addresses,
+    private_endpoint,
+    start_error,
+)
 from signaling.server.factory import SignalingFactory
 from signaling.server.http import HttpFactory
 from signaling.timing.clock import use_monotonic_timers
@@ -187,13 +195,14 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
     if options.run_by_twistd:
         raise_file_limit()
         use_monotonic_timers(reactor)
-    factory: HttpFactory
+    factory: SignalingFactory | WorkerListener
     if options.workers == 1:
         factory = SignalingFactory(
             **factory_arguments(options),
             metadata_updates=bool(options["metadata-updates"]),
             ice_servers=options.ice_servers,
             backplane=requested_backplane(options, reactor),
+            notices=options["admin-listen"] is not None,
         )
     else:
         addresses = [routing(address) for address in addresses]
@@ -201,6 +210,7 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
         if factory.poller is None:
             raise StartError("--workers: needs Linux, and a reactor that can watch any descriptor")
     background = _serve_metrics(options, factory, addresses, reactor)
+    _serve_admin(options, factory, addresses, reactor)
     service = SignalingService(factory, addresses, background)
     return TwistdService(service, options) if options.run_by_twistd else service
 
@@ -244,6 +254,17 @@ def _worker_settings(options: Options) -> WorkerSettings:
         raise StartError("--workers: only twistd starts workers; a server in an application is one process")
     drain_seconds = options.limits.drain_spread_seconds + options.limits.shutdown_timeout_seconds
     return WorkerSettings(options.workers, options.arguments, drain_seconds, options.backplane is not None)
+
+
+def _serve_admin(
+    options: Options, factory: SignalingFactory | WorkerListener, addresses: list[ListenAddress], reactor: Any
+) -> None:
+    description = options["admin-listen"]
+    if description is None:
+        return
+    own = private_endpoint(reactor, "admin-listen", description)
+    site = AdminFactory(factory, factory.asker, options.admin_tokens)
+    addresses.append(ListenAddress(f"--admin-listen {description}", own, site))
 
 
 def _serve_metrics(

@@ -68,6 +68,7 @@ def main(arguments: Sequence[str]) -> None:
         metadata_updates=bool(options["metadata-updates"]),
         ice_servers=options.ice_servers,
         backplane=requested_backplane(options, reactor),
+        notices=options["admin-listen"] is not None,
     )
     end = socket.socket(fileno=CHANNEL_DESCRIPTOR)
     process = WorkerProcess(reactor, factory, end, _metrics(options, factory, reactor, number))

@@ -100,7 +100,7 @@ class BlockSubject(msgspec.Struct, tag=True, frozen=True):
     """Keep the owner of a token out of a topic, and remove its peers from it.
 
     Args:
-        seconds: how long; 0 ends a block.
+        seconds: how long.
         issuer: the namespace of ``subject``.
         reason: of the close frames of its peers.
     """
@@ -390,7 +390,10 @@ class Administration:
         """
         try:
             decoded = decode(query)
-        except msgspec.MsgspecError:
+            if isinstance(decoded, SendNotice):
+                # Who sent it to this process may be a stranger, and no client could read what is not JSON.
+                messages.check_notice(decoded.data)
+        except (msgspec.MsgspecError, ValueError):
             # Another version's.
             on_answer(b"")
             return
@@ -472,8 +475,6 @@ class Administration:
 
     def _block_subject(self, query: BlockSubject) -> Generator[None, None, PeersRemoved]:
         self._blocks.add(query.topic, query.subject, query.issuer, query.seconds)
-        if query.seconds <= 0:
-            return PeersRemoved()
         details = self._services.details or {}
         owner = query.subject, query.issuer
         peers = []

@@ -38,13 +38,11 @@ class Blocks:
         """Block a subject; this replaces an earlier block. If there are too many, the one that ends first is removed.
 
         Args:
-            seconds: how long; 0 ends a block.
+            seconds: how long.
         """
         now = self._seconds()
         key = _key(topic, subject, issuer)
         self._ends.pop(key, None)
-        if seconds <= 0:
-            return
         if len(self._ends) >= MAX_BLOCKS:
             self._ends = {key: end for key, end in self._ends.items() if end > now}
         if len(self._ends) >= MAX_BLOCKS:

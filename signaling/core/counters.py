@@ -63,6 +63,7 @@ class Counters:
         relays_undelivered: queued relays whose target left before they were written; the sender got ``dropped``.
         relays_rejected: well-formed relays that were not accepted, by type and error code.
         errors_sent: ``error`` messages sent, by code.
+        admin_requests: requests of the admin API, by operation and HTTP status.
         notices_received: notices that were written or queued for a peer.
         events_dropped: ``peer-joined``, ``peer-updated`` and ``peer-left`` that were dropped because a queue was full.
         requests_refused: HTTP requests that did not become WebSocket connections, by status.
@@ -83,6 +84,7 @@ class Counters:
     relays_undelivered: int = 0
     relays_rejected: Counter[tuple[str, ErrorCode]] = field(default_factory=Counter)
     errors_sent: Counter[ErrorCode] = field(default_factory=Counter)
+    admin_requests: Counter[tuple[str, int]] = field(default_factory=Counter)
     notices_received: int = 0
     events_dropped: int = 0
     requests_refused: Counter[int] = field(default_factory=Counter)

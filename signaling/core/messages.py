@@ -347,6 +347,42 @@ def check_notice(data: bytes) -> None:
         raise ValueError(f"data: a number with more than {MAX_DIGITS} digits")
 
 
+class _NoticeRequest(msgspec.Struct, forbid_unknown_fields=True):
+    data: msgspec.Raw
+    to: msgspec.Raw = _ABSENT
+
+
+_decode_notice_request = msgspec.json.Decoder(_NoticeRequest).decode
+
+
+def decode_notice(body: bytes) -> tuple[str | None, bytes]:
+    """Decode what an operator wants a notice to say.
+
+    Args:
+        body: a JSON object.
+
+    Returns:
+        The id of the peer that it is for, None for all, and the JSON text of its data.
+
+    Raises:
+        ValueError: the text says what would be right.
+    """
+    try:
+        body.decode()
+        request = _decode_notice_request(_replace_escapes(body))
+    except RecursionError:
+        raise ValueError(f"data: {_TOO_DEEP}") from None
+    except (UnicodeDecodeError, msgspec.MsgspecError):
+        raise ValueError('the body: a JSON object is needed, {"data": ...} or {"to": "PEER", "data": ...}') from None
+    data, to = bytes(_restore_escapes(request.data)), bytes(_restore_escapes(request.to))
+    check_notice(data)
+    if not to:
+        return None, data
+    if not to.startswith(b'"'):
+        raise ValueError("to: the id of a peer is needed, a string")
+    return str(json.loads(to)), data
+
+
 # Ids and codes are ASCII without quotes and need no escaping.
 
 

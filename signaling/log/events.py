@@ -117,6 +117,7 @@ class Events:
         self._suppressed_refusals = 0
         self._store_errors = _Repeated(seconds)
         self._login_errors = _Repeated(seconds)
+        self._admin_refusals = _Repeated(seconds)
 
     # Peers
 
@@ -214,6 +215,42 @@ class Events:
         if count:
             text = "a login failed: {reason} ({count} times)"
             self.log.error(text, event="login_failed", reason=reason, count=count)
+
+    # Operators
+
+    def admin_refused(self, address: str) -> None:
+        """A request of the admin API had no token, or a wrong one; at most one line a second is logged."""
+        count = self._admin_refusals.count()
+        if count:
+            text = "a request of the admin API from {address} had no right token ({count} times)"
+            self.log.warn(text, event="admin_refused", address=address, count=count)
+
+    def peer_removed(self, address: str, topic: str, peer: str, block_seconds: float) -> None:
+        """An operator removed a peer.
+
+        Args:
+            address: the operator's.
+            block_seconds: how long the owner of its token is kept out of the topic; 0 means not at all.
+        """
+        text = "{address} removed {peer} from {topic!r}"
+        if block_seconds:
+            text += ", and blocked the owner of its token for {seconds} s"
+        self.log.info(text, event="peer_removed", address=address, topic=topic, peer=peer, seconds=block_seconds)
+
+    def topic_closed(self, address: str, topic: str, peers: int) -> None:
+        """An operator closed a topic."""
+        text = "{address} closed {topic!r}, with {peers} peers"
+        self.log.info(text, event="topic_closed", address=address, topic=topic, peers=peers)
+
+    def notice_sent(self, address: str, topic: str, to: str | None, peers: int) -> None:
+        """An operator sent a notice; its data is not logged.
+
+        Args:
+            to: the only peer that it is for; None means all.
+            peers: how many received it.
+        """
+        text = "{address} sent a notice to {to} in {topic!r}, {peers} received it"
+        self.log.info(text, event="notice_sent", address=address, topic=topic, to=to or "all peers", peers=peers)
 
     # The backplane
 

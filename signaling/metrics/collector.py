@@ -82,6 +82,7 @@ class SignalingCollector:
     def collect(self) -> Iterator[Metric]:
         """List all metrics."""
         yield from self._connections()
+        yield from self._administration()
         if isinstance(self._factory, SignalingFactory):
             yield from self._peers(self._factory)
             yield from self._relays(self._factory)
@@ -116,6 +117,14 @@ class SignalingCollector:
         evicted = "Connections that had not joined, closed to make room for newer ones."
         yield _counter("connections_evicted", evicted, counters.connections_evicted)
 
+    def _administration(self) -> Iterator[Metric]:
+        requests = [
+            ((operation, str(status)), count)
+            for (operation, status), count in self._factory.counters.admin_requests.items()
+        ]
+        text = "Requests of the admin API, by operation and HTTP status."
+        yield _counters("admin_requests", text, ["operation", "status"], requests)
+
     def _peers(self, factory: SignalingFactory) -> Iterator[Metric]:
         counters, sizes = factory.counters, Histogram(_TOPIC_SIZES)
         for topic in factory.topics:
@@ -131,6 +140,12 @@ class SignalingCollector:
         yield _counters(
             "leaves", "Peers that left, by reason.", ["reason"], (((key,), n) for key, n in counters.leaves.items())
         )
+        blocks = "Owners of tokens that are kept out of a topic."
+        yield _gauge("blocks", blocks, len(factory.blocks))
+        displaced = "Blocks that ended early, because there were too many."
+        yield _counter("blocks_displaced", displaced, factory.blocks.displaced)
+        notices = "Notices that were written or queued for a peer."
+        yield _counter("notices_received", notices, counters.notices_received)
         depths = "Messages in an outbound queue when it refused one."
         yield _histogram("queue_depth_at_drop", depths, counters.queue_depths_at_drop)
         yield _histogram("ping_round_trip_seconds", "Time from a ping to its pong.", counters.ping_round_trips)

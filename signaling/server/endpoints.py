@@ -151,6 +151,33 @@ def endpoint(reactor: Any, option: str, text: str) -> IStreamServerEndpoint:
     return parsed
 
 
+def private_endpoint(reactor: Any, option: str, text: str) -> IStreamServerEndpoint:
+    """Parse a description as ``endpoint`` does; to a UNIX socket without a mode, only this user and group can connect.
+
+    Raises:
+        StartError: if it is wrong; the text names the option and the description.
+    """
+    kind, arguments = _split(text)
+    if kind == "unix" and _mode(arguments) is None:
+        return endpoint(reactor, option, f"{text}:mode=660")
+    return endpoint(reactor, option, text)
+
+
+def is_private(text: str) -> bool:
+    """Return whether only this user and group can connect to what ``private_endpoint`` makes of a description."""
+    kind, arguments = _split(text)
+    if kind != "unix":
+        return False
+    mode = _mode(arguments) or "660"
+    return re.fullmatch(r"[0-7]*0", mode) is not None
+
+
+def _mode(arguments: Sequence[str]) -> str | None:
+    named = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    unnamed = [argument for argument in arguments if "=" not in argument]
+    return named.get("mode", unnamed[1] if len(unnamed) > 1 else None)
+
+
 def _split(text: str) -> tuple[str, list[str]]:
     """Split a description into its kind and arguments; ``haproxy:tcp:8081`` is of the kind ``tcp``."""
     kind, *arguments = [re.sub(r"\\(.)", r"\1", part) for part in re.split(r"(?<!\\):", text)]

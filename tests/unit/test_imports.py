@@ -32,6 +32,7 @@ RULES = (
     ("server", "puts all of the above together, in one process"),
     ("workers", "run servers in processes; a server works without them"),
     ("metrics", "read counters; nothing depends on being measured"),
+    ("admin", "answers operators; nothing depends on being administered"),
     ("app", "parses options; everything else takes arguments, so that applications can embed it"),
     ("tools", "commands beside the server"),
 )
