@@ -13,7 +13,7 @@ help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 run: $(VENV)/run.stamp ## Install into .venv and serve the demo on port 8081 (PORT=9000 make run: on another)
-	PORT=$(PORT) exec $(BIN)/twistd -n signaling --demo
+	PORT=$(PORT) exec $(BIN)/twistd -n signaling --demo --metadata-updates
 
 check: lint types $(VENV)/test.stamp ## Check style and types, and run the quick tests, in about a minute
 	$(BIN)/python tools/run_tests.py check

@@ -19,7 +19,7 @@ export interface MeshResult<M extends object = Metadata> {
   readonly reason: string | undefined;
   /** Why the server refuses connections; undefined once it lets this peer in. */
   readonly refused: Refusal | undefined;
-  /** Those of the mesh; a new array when a peer or the state of its connection changes. */
+  /** Those of the mesh; a new array when a peer, its metadata or the state of its connection changes. */
   readonly peers: readonly MeshPeer<M>[];
 }
 

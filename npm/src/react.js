@@ -9,7 +9,7 @@
 import { useEffect, useRef, useState } from "react";
 import { join, Mesh } from "twisted-signaling-client";
 
-const MESH_EVENTS = ["peer-added", "peer-removed", "track", "data", "connectionstatechange", "error"];
+const MESH_EVENTS = ["peer-added", "peer-updated", "peer-removed", "track", "data", "connectionstatechange", "error"];
 const NOT_JOINED = { signaling: undefined, mesh: undefined, state: "connecting", reason: undefined, refused: undefined, peers: [] };
 
 export function useMesh(url, options = {}) {

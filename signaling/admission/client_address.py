@@ -1,14 +1,22 @@
-"""The address of a client, also behind trusted proxies (``X-Forwarded-For``), and what counts as one address."""
+"""The address of a client, also behind trusted proxies, and what counts as one address.
+
+A proxy that sets only ``X-Forwarded-For`` passes on a client's own ``Forwarded``, and the other way round. So only one
+of them is ever read, and the operator says which.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from itertools import islice
+
+from signaling.admission.forwarded import forwarded_for
 
 _UNIX = "unix"
-# The longest chain of proxies; the rest of a longer list is not parsed.
+# The longest chain of proxies in front of a client; the rest of a longer list is not parsed.
 _MAX_HOPS = 20
 
 
@@ -53,21 +61,37 @@ def parse_address(text: str) -> IPv4Address | IPv6Address | None:
 _parse_peer = lru_cache(maxsize=256)(parse_address)
 
 
+class ProxyHeader(StrEnum):
+    """The header by which trusted proxies name their client."""
+
+    X_FORWARDED_FOR = "X-Forwarded-For"
+    FORWARDED = "Forwarded"  # RFC 7239
+
+    @classmethod
+    def _missing_(cls, value: object) -> ProxyHeader | None:
+        # The names of headers are compared without regard to case.
+        return next((header for header in cls if str(value).lower() == header.lower()), None)
+
+
 class TrustedProxies:
-    """The proxies whose ``X-Forwarded-For`` is trusted.
+    """The proxies that are trusted to name their client.
 
     Args:
         networks: addresses or networks in CIDR notation; ``unix`` means every client of a UNIX socket.
+        header: in which they name it.
 
     Attributes:
         empty: whether no proxy is trusted.
+        header_name: the header's name in lower case.
 
     Raises:
         ValueError: an entry is neither.
     """
 
-    def __init__(self, networks: Iterable[str] = ()) -> None:
+    def __init__(self, networks: Iterable[str] = (), header: ProxyHeader = ProxyHeader.X_FORWARDED_FOR) -> None:
         given = list(networks)
+        self.header_name = header.lower().encode()
+        self._hops = forwarded_for if header is ProxyHeader.FORWARDED else _x_forwarded_for
         self.empty = not given
         self._unix = _UNIX in given
         self._networks: list[IPv4Network | IPv6Network] = [_parse_network(text) for text in given if text != _UNIX]
@@ -80,14 +104,12 @@ class TrustedProxies:
         Args:
             host: the address of the connection's peer; None for a UNIX socket.
             text: the same for the log.
-            forwarded: the request's ``X-Forwarded-For`` headers.
+            forwarded: the values of the request's headers of that name.
         """
         address = _parse_peer(host) if host is not None else None
         if not self._trusts(address):
             return Client(text, host)
-        hops = b",".join(forwarded).decode("latin-1").rsplit(",", _MAX_HOPS)
-        for hop in reversed(hops):
-            named = parse_address(hop)
+        for named in islice(self._hops(forwarded), _MAX_HOPS + 1):
             if named is None:
                 break
             address, text = named, str(named)
@@ -111,6 +133,12 @@ class TrustedProxies:
         if address is None:
             return self._unix
         return any(address in network for network in self._networks)
+
+
+def _x_forwarded_for(lines: Sequence[bytes]) -> Iterator[IPv4Address | IPv6Address | None]:
+    """List the hops of ``X-Forwarded-For``, the nearest one first."""
+    hops = b",".join(lines).decode("latin-1").rsplit(",", _MAX_HOPS)
+    return map(parse_address, reversed(hops))
 
 
 def _parse_network(text: str) -> IPv4Network | IPv6Network:

@@ -32,7 +32,7 @@ from twisted.logger import LogLevel
 from twisted.python import usage
 
 from signaling.admin.tokens import AdminTokens
-from signaling.admission.client_address import TrustedProxies
+from signaling.admission.client_address import ProxyHeader, TrustedProxies
 from signaling.admission.logged_addresses import AddressDetail
 from signaling.admission.origins import Hosts, Origins
 from signaling.app.config_file import ConfigFile, ConfigProblem
@@ -202,9 +202,15 @@ OPTIONS = (
         name="trusted-proxy",
         repeats=True,
         help=(
-            "Address or network of a proxy whose `X-Forwarded-For` is trusted, or `unix` for clients of a UNIX socket;"
+            "Address or network of a proxy that is trusted to name its client, or `unix` for clients of a UNIX socket;"
             " repeatable."
         ),
+    ),
+    Option(
+        name="proxy-header",
+        default=ProxyHeader.X_FORWARDED_FOR,
+        help="Header in which a `--trusted-proxy` names its client: `X-Forwarded-For` or `Forwarded` (RFC 7239).",
+        details="The other one is never read. See [proxies.md](proxies.md#common-mistakes).",
     ),
 )
 """Every option that is not a limit; the limits have theirs in ``LIMIT_OPTIONS``."""
@@ -244,6 +250,7 @@ class Options(usage.Options, AuthOptionMixin):
         allow_origins: as for ``Origins``.
         metrics_hosts: as for ``Hosts``.
         trusted_proxies: as for ``TrustedProxies``.
+        proxy_header: in which header those name their clients.
         path_prefix: as for ``check_path_prefix``.
         ice_servers: the STUN and TURN servers for peers.
         listen: endpoint descriptions; if empty, the server listens on ``port``.
@@ -284,6 +291,7 @@ class Options(usage.Options, AuthOptionMixin):
         self.trusted_proxies: list[str] = []
         self.ice_servers = IceServers()
         self.port = DEFAULT_PORT
+        self.proxy_header = ProxyHeader.X_FORWARDED_FOR
         self.path_prefix = ""
         self.workers = 1
         self.arguments: list[str] = []
@@ -401,6 +409,7 @@ class Options(usage.Options, AuthOptionMixin):
         self._find_settings()
         self._choose_port_or_listen()
         self.listen, self.port = self["listen"], _port(self._text("port"))
+        self.proxy_header = _proxy_header(self._text("proxy-header"))
         self.path_prefix = _path_prefix(self._text("path-prefix"))
         self.workers = _workers(self._text("workers"))
         log_format = self._text("log-format")
@@ -530,6 +539,14 @@ def _port(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text[:6]) <= 65_535):
         raise usage.UsageError(f"--port: {text!r} is not a port (a whole number from 0 to 65535, for example 8081)")
     return int(text)
+
+
+def _proxy_header(text: str) -> ProxyHeader:
+    try:
+        return ProxyHeader(text)
+    except ValueError:
+        known = " or ".join(ProxyHeader)
+        raise usage.UsageError(f"--proxy-header: {text!r} is not a header that names clients ({known})") from None
 
 
 def _path_prefix(text: str) -> str:

@@ -34,6 +34,7 @@ from signaling.backplane.presence import Presence
 from signaling.backplane.relays import RemoteRelays
 from signaling.backplane.session_handoffs import SessionHandoffs
 from signaling.backplane.store import Keys, Store
+from signaling.backplane.updates import PendingUpdates, Updates
 from signaling.core.interfaces import Answers, Forwarding, JoinTicket, Node, ResumeProof
 from signaling.core.peer_ids import PeerIds
 from signaling.limits import Limits
@@ -75,10 +76,11 @@ class Cluster:
         self._ids = ids or PeerIds()
         self._store = store = Store(engine, Keys(prefix), limits, self._new_id())
         self._membership = membership = Membership(store, clock, self._new_id, self, log, wall_clock)
-        pending = PendingJoins()
-        self._presence = presence = Presence(store, membership, pending, self._peer_moved)
+        pending, updates = PendingJoins(), PendingUpdates()
+        self._presence = presence = Presence(store, membership, pending, updates, self._peer_moved)
+        self._updates = Updates(store, membership, presence, updates)
         self._relays = RemoteRelays(self._new_id, clock, store, membership, presence, pending)
-        self._handoffs = SessionHandoffs(self._new_id, store, self._relays)
+        self._handoffs = SessionHandoffs(self._new_id, store, self._relays, updates)
         most = limits.max_peers_per_topic
         self._joins = Joins(store, membership, presence, self._handoffs, pending, clock, self._ids, most)
         self._queries = NodeQueries(store, membership, clock)
@@ -174,8 +176,8 @@ class Cluster:
         self._joins.finish_join(topic, peer, joined=joined)
 
     def update(self, topic: str, peer: str, metadata: bytes, on_decided: Callable[[str | None], None]) -> None:
-        """Let the peer have the metadata at once."""
-        on_decided(None)
+        """Ask the store whether a peer of this node may have other metadata."""
+        self._updates.update(topic, peer, metadata, on_decided)
 
     def leave(self, topic: str, peer: str) -> None:
         """Announce to the other nodes that a peer of this node left."""
@@ -214,6 +216,7 @@ class Cluster:
         """Go on without the store."""
         self._relays.drop_unpublished()
         self._joins.decide_all()
+        self._updates.decide_all()
 
     def events_missed(self) -> None:
         """Compare all topics with the store."""

@@ -179,6 +179,8 @@ class Joins:
             replica.snapshot_answered()
             if snapshot is not None and not join.is_decided and self._membership.has_lease:
                 join.stored, join.session = Stored.YES, session
+                # Not what the client asks for: a peer that resumes keeps its metadata.
+                join.metadata = snapshot.members[peer].metadata if peer in snapshot.members else None
                 self._presence.apply_snapshot(join.topic, replica, snapshot)
                 self._decide(join)
             else:
@@ -289,7 +291,9 @@ class Joins:
             end(join.session)
         for deliver in join.waiting_relays:
             deliver()
-        if joined and (join.was_removed or join.stored is not Stored.YES):
+        if joined and (
+            join.was_removed or join.stored is not Stored.YES or self._node.metadata(topic, peer) != join.metadata
+        ):
             self._presence.resync(topic)
         elif not joined and join.stored is not Stored.NO:
             self._presence.leave(topic, peer)

@@ -22,6 +22,8 @@ class EventKind(StrEnum):
 
     JOINED = "joined"
     LEFT = "left"
+    UPDATED = "updated"
+    """It has other metadata."""
     MOVED = "moved"
     """It resumed at another node."""
 

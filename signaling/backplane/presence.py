@@ -14,7 +14,8 @@ from signaling.backplane.membership import Membership
 from signaling.backplane.messages import EventKind, Member, TopicEvent
 from signaling.backplane.pending_joins import PendingJoins
 from signaling.backplane.store import Snapshot, Store
-from signaling.backplane.topic_replica import Change, OwnPeers, TopicReplica
+from signaling.backplane.topic_replica import Change, OwnPeers, TopicReplica, Update
+from signaling.backplane.updates import PendingUpdates
 from signaling.core.interfaces import Node
 
 # Topics that may be wrong are compared a few at a time, so that peers do not have to wait for all of them.
@@ -36,15 +37,22 @@ class Presence:
         store: knows who is where.
         membership: says whether the store serves this node.
         pending: the joins of this node.
+        updates: the updates of this node's peers.
         on_moved: called with the topic, the id and the new node of a peer of this node that has moved.
     """
 
     def __init__(
-        self, store: Store, membership: Membership, pending: PendingJoins, on_moved: Callable[[str, str, str], None]
+        self,
+        store: Store,
+        membership: Membership,
+        pending: PendingJoins,
+        updates: PendingUpdates,
+        on_moved: Callable[[str, str, str], None],
     ) -> None:
         self._store = store
         self._membership = membership
         self._pending = pending
+        self._updates = updates
         self._on_moved = on_moved
         self._node: Node
         self._replicas: dict[str, TopicReplica] = {}
@@ -57,6 +65,8 @@ class Presence:
         self._keep_unlisted_checks = 0
         # The peers that moved from this node to another, and for how many checks that is remembered.
         self._moved_away: dict[tuple[str, str], int] = {}
+        # The metadata of peers of this node by their latest updates that the store sent, until they are compared.
+        self._stored_updates: dict[tuple[str, str], bytes | None] = {}
         # Nodes with members: those found in this round of the search, and in the round before.
         self._nodes: set[str] = set()
         self._nodes_before: set[str] = set()
@@ -97,8 +107,14 @@ class Presence:
 
     def peer_is_here(self, topic: str, peer: str) -> None:
         """Forget that another node had a peer, which has joined or resumed here."""
-        self.replica(topic).remove(peer)
+        replica = self.replica(topic)
+        known = replica.find(peer)
+        replica.remove(peer)
         self._moved_away.pop((topic, peer), None)
+        metadata = self._node.metadata(topic, peer)
+        if known is not None and metadata is not None and known.metadata != metadata:
+            # Its former node could not tell the store.
+            self._node.updated(topic, peer, metadata)
 
     def forget_if_empty(self, topic: str) -> None:
         """Forget a topic if this node has no peer in it, and none is about to join."""
@@ -124,6 +140,8 @@ class Presence:
             if join is not None:
                 join.was_removed = True
             self.resync(topic)
+        elif is_ours and event.member is not None and event.kind is EventKind.UPDATED:
+            self._stored_updates[topic, peer] = event.member.metadata
         replica = self._replicas.get(topic)
         if replica is not None:
             self._act_on(topic, replica.apply_event(event))
@@ -144,8 +162,12 @@ class Presence:
         """Return a member under this node's id if it has a former one: no other node has it."""
         return member._replace(node=self._store.node) if member.node in self._store.former_nodes else member
 
-    def _act_on(self, topic: str, changes: list[Change]) -> None:
-        for peer, moved_to in changes:
+    def _act_on(self, topic: str, changes: list[Change | Update]) -> None:
+        for change in changes:
+            if isinstance(change, Update):
+                self._node.updated(topic, *change)
+                continue
+            peer, moved_to = change
             if moved_to is None:
                 self._node.left(topic, peer)
                 self._moved_away.pop((topic, peer), None)
@@ -211,9 +233,19 @@ class Presence:
                     if replica.has_unlisted:
                         self._act_on(topic, replica.drop_unlisted())
         self.resync_soon(topic for topic in self._refresh.next_part(self._replicas) if topic in self._replicas)
+        self._compare_updates()
         self._search_nodes()
         self._moved_away = {moved: checks - 1 for moved, checks in self._moved_away.items() if checks > 1}
         self.sync_some()
+
+    def _compare_updates(self) -> None:
+        """Find peers of this node whose metadata a late call changed in the store, from a connection that broke."""
+        stored, self._stored_updates = self._stored_updates, {}
+        for (topic, peer), metadata in stored.items():
+            if peer in self._updates.peers(topic):
+                self._stored_updates[topic, peer] = metadata
+            elif self._node.has(topic, peer) and self._node.metadata(topic, peer) != metadata:
+                self.resync(topic)
 
     def _search_nodes(self) -> None:
         """Collect the nodes of a part of the replicas: all of them at once would take too long."""
@@ -254,9 +286,10 @@ class Presence:
 
         if replica is not None:
             replica.snapshot_requested()
+        unsure = self._updates.unsure_peers(topic)
         own = [
             # A store that lost its data must not list a peer here that may be another node's by now.
-            (peer, b"?" if self._node.is_handing_off(topic, peer) else b"+" + (metadata or b""))
+            (peer, b"?" if peer in unsure or self._node.is_handing_off(topic, peer) else b"+" + (metadata or b""))
             for peer, metadata in self._node.members(topic)
         ]
         self._store.sync(topic, own + self._pending.for_sync(topic), replied)

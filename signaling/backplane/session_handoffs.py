@@ -9,12 +9,14 @@ series, and are reported, asked for and given up like any other relay between tw
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from signaling.backplane.messages import SessionReply, SessionRequest
 from signaling.backplane.pending_joins import ReceivedSession
 from signaling.backplane.relays import RemoteRelays
 from signaling.backplane.store import Store
+from signaling.backplane.updates import PendingUpdates
 from signaling.core.interfaces import Node, OutgoingSession, ResumeProof
 from signaling.errors import ErrorCode
 
@@ -33,12 +35,16 @@ class SessionHandoffs:
         new_origin: makes the name of a series of numbers.
         store: to send to other nodes.
         relays: reports outcomes to other nodes, and gets theirs.
+        updates: that have to be decided before their peer is handed off.
     """
 
-    def __init__(self, new_origin: Callable[[], str], store: Store, relays: RemoteRelays) -> None:
+    def __init__(
+        self, new_origin: Callable[[], str], store: Store, relays: RemoteRelays, updates: PendingUpdates
+    ) -> None:
         self._new_origin = new_origin
         self._store = store
         self._relays = relays
+        self._updates = updates
         self._node: Node
         # By topic and peer, and then by the node that asked.
         self._offers: dict[tuple[str, str], dict[str, _Offer]] = {}
@@ -51,6 +57,9 @@ class SessionHandoffs:
 
     def answer(self, request: SessionRequest) -> None:
         """Send a session to the node that asks for it, or refuse."""
+        if self._updates.wait(request.topic, request.peer, partial(self.answer, request)):
+            # The session has to contain the metadata in force, and its client the answers.
+            return
         session = self._node.prepare_handoff(request.topic, ResumeProof(request.peer, request.proof))
         if session is None:
             self._store.send(request.reply_to, SessionReply(request.number, None))

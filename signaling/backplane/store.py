@@ -73,6 +73,16 @@ class TopicFull(Enum):
     BYTES = b"bytes"
 
 
+class UpdateReply(Enum):
+    """The reply to ``update``."""
+
+    UPDATED = b"updated"
+    GONE = b"gone"
+    """This node does not have the peer, for the store."""
+    FULL = b"full"
+    """The list of the topic would be too long."""
+
+
 class Evicted:
     """The reply to a heartbeat of a node that has been evicted."""
 
@@ -152,11 +162,16 @@ class Store:
         """Remove a peer of this node; ``done`` gets True, or None if that is not known."""
         self._call_for_topic("leave", topic, [self.node.encode(), peer.encode()], _completed, done)
 
+    def update(self, topic: str, peer: str, metadata: bytes, done: Callable[[UpdateReply | None], None]) -> None:
+        """Replace the metadata of a peer of this node."""
+        arguments = [self.node.encode(), peer.encode(), metadata, self._topic_limits[1]]
+        self._call_for_topic("update", topic, arguments, lambda reply: UpdateReply(reply[0]), done)
+
     def sync(self, topic: str, own: Sequence[tuple[str, bytes]], done: Callable[[Snapshot | None], None]) -> None:
         """State which peers this node has in a topic, and get the others.
 
         Args:
-            own: ids, and ``+`` and the metadata, or ``?`` for a peer whose join has no reply yet.
+            own: ids, and ``+`` and the metadata, or ``?`` for a peer of which a call has no reply yet.
         """
         arguments = [b"%d" % KEEP_SECONDS, self.node.encode(), self._previous_node.encode()]
         arguments += [part for peer, text in own for part in (peer.encode(), text)]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from signaling.backplane.messages import Member, TopicEvent, Version
+from signaling.backplane.messages import EventKind, Member, TopicEvent, Version
 from signaling.backplane.pending_joins import PendingJoins
 from signaling.backplane.store import Snapshot, Store
 from signaling.core.interfaces import Node
@@ -28,6 +28,13 @@ class Change(NamedTuple):
 
     peer: str
     moved_to: str | None = None
+
+
+class Update(NamedTuple):
+    """A peer of another node that had been announced here has other metadata."""
+
+    peer: str
+    metadata: bytes
 
 
 class OwnPeers:
@@ -157,7 +164,7 @@ class TopicReplica:
 
     # Events and snapshots
 
-    def apply_event(self, event: TopicEvent) -> list[Change]:
+    def apply_event(self, event: TopicEvent) -> list[Change | Update]:
         """Apply the next event, or keep it until a snapshot if one before it is missing."""
         if event.version <= self._version:
             return []
@@ -170,25 +177,27 @@ class TopicReplica:
         self._unlisted -= {peer}
         if member is None:
             return self._left([peer]) if self._members.pop(peer, None) is not None else []
-        is_known = peer in self._members
-        if member.node == self._own.node and (peer in self._own or not (is_known or self._own.expects(peer))):
+        known = self._members.get(peer)
+        if member.node == self._own.node and (peer in self._own or not (known or self._own.expects(peer))):
             self._members.pop(peer, None)
             return []
         self._members[peer] = member
         if peer in self._own:
             return [Change(peer, member.node)]
-        if not is_known:
+        if known is None:
             self._unannounced.add(peer)
-        return []
+        is_update = event.kind is EventKind.UPDATED or (known is not None and known.metadata != member.metadata)
+        return self._updated(peer, member.metadata) if is_update else []
 
-    def apply_snapshot(self, snapshot: Snapshot, *, keep_unlisted: bool = False) -> list[Change]:
+    def apply_snapshot(self, snapshot: Snapshot, *, keep_unlisted: bool = False) -> list[Change | Update]:
         """Replace the members, and then apply the events that came early.
 
         Args:
             keep_unlisted: whether members may exist that are not listed; they stay until ``drop_unlisted``.
         """
         version, listed = snapshot
-        own, before, changes = self._own, self._members, []
+        changes: list[Change | Update] = []
+        own, before = self._own, self._members
         if version >= self._version:
             members = {
                 peer: member
@@ -198,8 +207,12 @@ class TopicReplica:
             kept = (peer for peer in before if keep_unlisted and peer not in listed and peer not in own)
             self._unlisted = frozenset(kept)
             members |= {peer: before[peer] for peer in self._unlisted}
-            changes = self._left([peer for peer in before if peer not in members and peer not in own])
+            changes += self._left([peer for peer in before if peer not in members and peer not in own])
             changes += [Change(peer, members[peer].node) for peer in members if peer in own]
+            for peer, member in members.items():
+                known = before.get(peer)
+                if known is not None and known.metadata != member.metadata and peer not in own:
+                    changes += self._updated(peer, member.metadata)
             self._unannounced.update(peer for peer in members if peer not in before and peer not in own)
             self._members, self._version, self.is_current = members, version, True
         elif not self.is_current:
@@ -215,16 +228,23 @@ class TopicReplica:
         """Whether members are kept that the store does not list."""
         return bool(self._unlisted)
 
-    def drop_unlisted(self) -> list[Change]:
+    def drop_unlisted(self) -> list[Change | Update]:
         """Remove the members that the store does not list: no node has said that they are there."""
         unlisted, self._unlisted = sorted(self._unlisted), frozenset()
         for peer in unlisted:
             del self._members[peer]
         return self._left(unlisted)
 
-    def _left(self, peers: Iterable[str]) -> list[Change]:
+    def _updated(self, peer: str, metadata: bytes | None) -> list[Change | Update]:
+        """Return the change for a member with other metadata; there is none for one that is not announced yet.
+
+        No peer loses its metadata, except in a store that lost data; then its node puts it back.
+        """
+        return [Update(peer, metadata)] if metadata is not None and peer not in self._unannounced else []
+
+    def _left(self, peers: Iterable[str]) -> list[Change | Update]:
         """Return the changes for members that are gone; there is none for one that was never announced."""
-        changes = []
+        changes: list[Change | Update] = []
         for peer in peers:
             if peer in self._unannounced:
                 self._unannounced.remove(peer)

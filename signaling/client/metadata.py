@@ -107,16 +107,13 @@ class OwnMetadata:
         self._requested = self.wanted
         return self.wanted
 
-    def joined(self, *, resumed: bool, supported: bool) -> None:
-        """Note that a connection is open, and repeat an update that was not confirmed.
+    def joined(self) -> None:
+        """Note that the connection joined as a new peer; one that resumes a session does not change its metadata."""
+        self._accepted = self._joined_with = self.shown = self._requested
 
-        Args:
-            resumed: whether it resumed the session, whose metadata a join does not change.
-            supported: whether the server takes updates.
-        """
-        if not resumed:
-            self._accepted = self._joined_with = self.shown = self._requested
-        if self.wanted is not self._accepted and self.wanted is not None and supported:
+    def repeat(self) -> None:
+        """Ask for the update again if a loss has left it uncertain."""
+        if self.wanted is not self._accepted and self.wanted is not None:
             self._under_way = self.make(self.wanted, None)
             self._under_way.metadata = self.wanted
 

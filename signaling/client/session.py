@@ -251,7 +251,7 @@ class Session:
         self._outbox = _Outbox(self._sealing)
         self._fences = 0
         self._fence: int | None = None
-        self._catching_up = self._resumed = False
+        self._catching_up = False
         self._events: list[AnyMessage] = []
 
     @property
@@ -458,13 +458,14 @@ class Session:
         if welcome.resumed:
             self._seen += 1
         else:
+            self._own.joined()
             self._seen = 1
             self._last_numbers.clear()
             if self.self_id:
                 self._former_ids.append(self.self_id)
                 unsent = self._outbox.clear()
         self._over = False
-        self._catching_up = self._resumed = welcome.resumed
+        self._catching_up = welcome.resumed
         self.self_id = welcome.self_id
         self.ice_servers = welcome.ice_servers
         self.features = welcome.features
@@ -498,7 +499,8 @@ class Session:
         before = self.peers
         now = self._keep_peers(now, size)
         self.open = True
-        self._own.joined(resumed=self._resumed, supported=FEATURE in self.features)
+        if FEATURE in self.features:
+            self._own.repeat()
         if not self._listed:
             self._listed = True
             self._events.append(PeerList([peer for peer in peer_list.peers if peer.id in now]))

@@ -152,6 +152,9 @@ class Node(Protocol):
     def left(self, topic: str, peer: str) -> None:
         """Announce to the topic's peers here that a peer of another node left."""
 
+    def updated(self, topic: str, peer: str, metadata: bytes) -> None:
+        """Announce to the topic's peers here that a peer has other metadata; it is, or was, another node's."""
+
     def prepare_handoff(self, topic: str, proof: ResumeProof) -> OutgoingSession | None:
         """Offer the session of a peer to another node; meanwhile the peer accepts no frames.
 
@@ -176,6 +179,9 @@ class Node(Protocol):
 
     def has(self, topic: str, peer: str) -> bool:
         """Return whether the peer is here."""
+
+    def metadata(self, topic: str, peer: str) -> bytes | None:
+        """Return the metadata of a peer; None if it has none, or is not here."""
 
     def is_handing_off(self, topic: str, peer: str) -> bool:
         """Return whether the peer is here and another node may have taken its session."""

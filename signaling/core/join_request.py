@@ -41,3 +41,8 @@ class JoinRequest:
     grant: Grant | None = None
     owner: bytes | None = None
     subprotocol: bytes = b""
+
+    @property
+    def subject(self) -> str | None:
+        """The subject of the grant; None if it has none, or if there is no grant."""
+        return self.grant.subject if self.grant is not None else None

@@ -174,7 +174,7 @@ class JoinAttempt:
         self._change_to(JoinState.REJECTED)
         self._finish_ticket(joined=False)
         connection.close(PEER_REMOVED, _blocked(seconds))
-        services.events.rejected(request.topic, self._client.text, _blocked(seconds))
+        services.events.rejected(request.topic, self._client.text, _blocked(seconds), request.subject)
         return True
 
     def _join(self, ticket: JoinTicket) -> None:
@@ -191,13 +191,13 @@ class JoinAttempt:
             self._finish_ticket(joined=False)
             peer.reject(rejected)
             connection.close(_TRY_AGAIN_LATER, rejected.text)
-            services.events.rejected(request.topic, self._client.text, rejected.text)
+            services.events.rejected(request.topic, self._client.text, rejected.text, request.subject)
             return
         self._change_to(JoinState.JOINED)
         connection.attach(peer)
         self._record_details(peer)
         services.counters.joins += 1
-        services.events.joined(peer.id, request.topic, self._client.text)
+        services.events.joined(peer.id, request.topic, self._client.text, request.subject)
         self._finish_ticket(joined=True)
 
     def _resume(self, session: PeerSession) -> bool:
@@ -211,7 +211,7 @@ class JoinAttempt:
         connection.attach(session)
         self._record_details(session)
         services.counters.resumes += 1
-        services.events.resumed(session.id, request.topic, self._client.text)
+        services.events.resumed(session.id, request.topic, self._client.text, request.subject)
         return True
 
     def _restore(self, ticket: JoinTicket, handed_off: IncomingSession) -> PeerSession | None:
@@ -231,7 +231,8 @@ class JoinAttempt:
         if session is not None:
             session.detach(slot)
             self._record_details(session)
-            services.events.detached(session.id, self.request.topic, self._connection.end_reason)
+            reason, request = self._connection.end_reason, self.request
+            services.events.detached(session.id, request.topic, reason, request.subject)
         elif slot is not None and donor is not None:
             donor.return_slot(slot)
         elif slot is not None:
@@ -313,18 +314,18 @@ class JoiningConnection(SessionConnection, Protocol):
 
 
 class JoinEvents(Protocol):
-    """A log of joins."""
+    """A log of joins; the subject is that of a client's token, or None."""
 
-    def joined(self, peer: str, topic: str, address: str | None) -> None:
+    def joined(self, peer: str, topic: str, address: str | None, subject: str | None) -> None:
         """A peer joined."""
 
-    def resumed(self, peer: str, topic: str, address: str | None) -> None:
+    def resumed(self, peer: str, topic: str, address: str | None, subject: str | None) -> None:
         """A peer resumed on another connection."""
 
-    def rejected(self, topic: str, address: str | None, reason: str) -> None:
+    def rejected(self, topic: str, address: str | None, reason: str, subject: str | None) -> None:
         """A topic was full, or the client was blocked."""
 
-    def detached(self, peer: str, topic: str, reason: str) -> None:
+    def detached(self, peer: str, topic: str, reason: str, subject: str | None) -> None:
         """A peer has no connection, and may resume."""
 
 

@@ -35,6 +35,10 @@ class LocalPeers:
         """Announce to the topic's peers here that a peer of another node joined."""
         self._announce(topic, messages.peer_joined(peer, metadata))
 
+    def updated(self, topic: str, peer: str, metadata: bytes) -> None:
+        """Announce to the topic's peers here that a peer of another node has other metadata."""
+        self._announce(topic, messages.peer_updated(peer, metadata), updated=peer)
+
     def left(self, topic: str, peer: str) -> None:
         """Announce to the topic's peers here that a peer of another node left."""
         self._announce(topic, messages.peer_left(peer))
@@ -59,6 +63,11 @@ class LocalPeers:
     def has(self, topic: str, peer: str) -> bool:
         """Return whether the peer is here."""
         return self._find(topic, peer) is not None
+
+    def metadata(self, topic: str, peer: str) -> bytes | None:
+        """Return the metadata of a peer; None if it has none, or is not here."""
+        found = self._find(topic, peer)
+        return found.metadata if found is not None else None
 
     def is_handing_off(self, topic: str, peer: str) -> bool:
         """Return whether the peer is here and another node may have taken its session."""
@@ -85,7 +94,7 @@ class LocalPeers:
         found = self._topics.find(topic)
         return found.get(peer) if found is not None else None
 
-    def _announce(self, topic: str, event: bytes) -> None:
+    def _announce(self, topic: str, event: bytes, updated: str | None = None) -> None:
         found = self._topics.find(topic)
         if found is not None:
-            self._services.announcer.announce(found, text_frame(event))
+            self._services.announcer.announce(found, text_frame(event), updated=updated)

@@ -480,9 +480,9 @@ def peer_joined(peer_id: str, metadata: bytes | None) -> bytes:
     return b'{"type":"peer-joined","peerId":"%b"%b}' % (peer_id.encode(), _metadata(metadata))
 
 
-def peer_updated(peer_id: str, metadata: bytes | None) -> bytes:
+def peer_updated(peer_id: str, metadata: bytes) -> bytes:
     """Encode that a peer has other metadata."""
-    return b'{"type":"peer-updated","peerId":"%b"%b}' % (peer_id.encode(), _metadata(metadata))
+    return b'{"type":"peer-updated","peerId":"%b","metadata":%b}' % (peer_id.encode(), metadata)
 
 
 def peer_left(peer_id: str) -> bytes:

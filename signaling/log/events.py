@@ -19,6 +19,8 @@ from signaling.log.address_mask import OwnAddressMask
 from signaling.timing.clock import Clock
 from signaling.timing.fair_scheduler import FairScheduler
 
+# The subject of a token may be as long as a request.
+_MAX_SUBJECT_CHARACTERS = 256
 # A line has about 150 bytes: a flood of refused requests writes at most 130 MB a day.
 _REFUSALS_PER_SECOND = 10.0
 _REFUSAL_BURST = 100
@@ -89,6 +91,12 @@ class _Repeated:
         return count
 
 
+def _shortened(subject: str | None) -> str | None:
+    if subject is None or len(subject) <= _MAX_SUBJECT_CHARACTERS:
+        return subject
+    return f"{subject[: _MAX_SUBJECT_CHARACTERS - 1]}\u2026"
+
+
 class Events:
     """The log of one server.
 
@@ -118,29 +126,45 @@ class Events:
         self._store_errors = _Repeated(seconds)
         self._login_errors = _Repeated(seconds)
         self._admin_refusals = _Repeated(seconds)
+        # Of the peers that have one, by their ids, until they have left.
+        self._subjects: dict[str, str] = {}
 
-    # Peers
+    # Peers. Their subject, that of the token they joined with, is in each of their events.
 
-    def joined(self, peer: str, topic: str, address: str | None) -> None:
-        """A peer joined."""
+    def joined(self, peer: str, topic: str, address: str | None, subject: str | None = None) -> None:
+        """A peer joined.
+
+        Args:
+            subject: the owner of its token; None if there is none.
+        """
+        self._remember(peer, subject)
         self._peer("joined", "{peer} joined {topic!r} from {address}", peer, topic, address=address)
 
-    def resumed(self, peer: str, topic: str, address: str | None) -> None:
-        """A peer resumed its session on another connection."""
+    def resumed(self, peer: str, topic: str, address: str | None, subject: str | None = None) -> None:
+        """A peer resumed its session on another connection; ``subject`` is as for ``joined``."""
+        self._remember(peer, subject)
         self._peer("resumed", "{peer} resumed in {topic!r} from {address}", peer, topic, address=address)
 
     def handed_off(self, peer: str, topic: str) -> None:
         """A peer's session was handed off to another node, where the peer resumed it."""
         self._peer("handed_off", "{peer} in {topic!r} was handed off to another node", peer, topic)
+        self._subjects.pop(peer, None)
 
-    def rejected(self, topic: str, address: str | None, reason: str) -> None:
-        """A client could not join, because the topic was full."""
+    def rejected(self, topic: str, address: str | None, reason: str, subject: str | None = None) -> None:
+        """A client could not join, because the topic was full; ``subject`` is as for ``joined``."""
         if self.info:
             text = "{address} was rejected from {topic!r}: {reason}"
-            self.log.info(text, event="rejected", topic=topic, address=address, reason=reason)
+            self._log(
+                LogLevel.info, text, _shortened(subject), event="rejected", topic=topic, address=address, reason=reason
+            )
 
-    def detached(self, peer: str, topic: str, reason: str) -> None:
-        """A peer lost its connection and may resume."""
+    def detached(self, peer: str, topic: str, reason: str, subject: str | None = None) -> None:
+        """A peer lost its connection and may resume.
+
+        Args:
+            subject: as for ``joined``; None if it is that of an event before.
+        """
+        self._remember(peer, subject)
         self._peer("detached", "{peer} in {topic!r} was detached: {reason}", peer, topic, reason=reason)
 
     def left(self, peer: str, topic: str, reason: str, since: float) -> None:
@@ -152,10 +176,24 @@ class Events:
         if self.info:
             text = "{peer} left {topic!r}: {reason}"
             self._peer("left", text, peer, topic, reason=reason, duration=round(self._seconds() - since, 3))
+            self._subjects.pop(peer, None)
 
     def _peer(self, event: str, text: str, peer: str, topic: str, **fields: Any) -> None:
         if self.info:
-            self.log.info(text, event=event, peer=peer, topic=topic, **fields)
+            self._log(LogLevel.info, text, self._subjects.get(peer), event=event, peer=peer, topic=topic, **fields)
+
+    def _remember(self, peer: str, subject: str | None) -> None:
+        shown = _shortened(subject) if self.info else None
+        if shown is not None:
+            self._subjects[peer] = shown
+
+    def _log(self, level: NamedConstant, text: str, subject: str | None, **fields: Any) -> None:
+        """Log an event of a client, with its subject if it has one."""
+        if subject is None:
+            self.log.emit(level, text, **fields)
+        else:
+            # Whoever signs tokens chooses it: it is quoted, as the name of a topic is.
+            self.log.emit(level, text + " (subject {subject!r})", subject=subject, **fields)
 
     # Messages
 
@@ -165,27 +203,31 @@ class Events:
             return
         if isinstance(outcome, Rejected):
             text = "{peer} was sent the error {code}: {reason}"
-            self.log.debug(text, event="error_sent", peer=peer, code=str(outcome.code), reason=outcome.text)
+            self._of_peer(text, peer, event="error_sent", code=str(outcome.code), reason=outcome.text)
         elif isinstance(outcome, MetadataUpdate):
             text = "{peer} sent new metadata of {size} bytes"
-            self.log.debug(text, event="metadata_update", peer=peer, size=len(outcome.metadata))
+            self._of_peer(text, peer, event="metadata_update", size=len(outcome.metadata))
         else:
             text = "{peer} relayed {type} of {size} bytes to {to}"
             size = len(outcome.payload or b"")
-            self.log.debug(text, event="relayed", peer=peer, type=outcome.type, size=size, to=outcome.to)
+            self._of_peer(text, peer, event="relayed", type=outcome.type, size=size, to=outcome.to)
 
     def token_renewed(self, peer: str) -> None:
         """A peer presented a new token in place of its old one."""
         if self.debug:
-            self.log.debug("{peer} renewed its token", event="token_renewed", peer=peer)
+            self._of_peer("{peer} renewed its token", peer, event="token_renewed")
+
+    def _of_peer(self, text: str, peer: str, **fields: Any) -> None:
+        self._log(LogLevel.debug, text, self._subjects.get(peer), peer=peer, **fields)
 
     # Requests
 
-    def refused(self, address: str, status: int | None, reason: str) -> None:
+    def refused(self, address: str, status: int | None, reason: str, subject: str | None = None) -> None:
         """An HTTP request was refused; at most 10 a second are logged.
 
         Args:
             status: the HTTP status of the answer, or None if the connection was closed without one.
+            subject: the owner of its token, if a token was checked before.
         """
         if self._refusals.available(self._seconds()) < 1:
             self._suppressed_refusals += 1
@@ -196,14 +238,9 @@ class Events:
             text = "{count} more requests were refused and not logged"
             self.log.info(text, event="refusals_suppressed", count=count)
         shown = reason if status is None else f"{status} {reason}"
-        self.log.info(
-            "refused a request from {address}: {shown}",
-            event="refused",
-            address=address,
-            status=status,
-            reason=reason,
-            shown=shown,
-        )
+        text = "refused a request from {address}: {shown}"
+        fields = {"address": address, "status": status, "reason": reason, "shown": shown}
+        self._log(LogLevel.info, text, _shortened(subject), event="refused", **fields)
 
     def login_failed(self, reason: str) -> None:
         """The portal failed; at most one line a second is logged, for a client may cause one by each message.
@@ -372,7 +409,7 @@ class Events:
 
 
 FIELDS = (
-    *("peer", "topic", "address", "duration", "reason", "status", "code", "type", "to", "size"),
+    *("peer", "topic", "subject", "address", "duration", "reason", "status", "code", "type", "to", "size"),
     *("node", "url", "listener", "signal", "peers", "count", "allowed", "missing"),
     *("worker", "pid", "seconds", "line"),
 )

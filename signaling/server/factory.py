@@ -12,7 +12,7 @@ from constantly import NamedConstant
 from twisted.internet.defer import Deferred, execute
 from twisted.logger import LogLevel
 
-from signaling.admission.client_address import Client
+from signaling.admission.client_address import Client, ProxyHeader
 from signaling.admission.logged_addresses import AddressDetail
 from signaling.auth.cred import Logout, granted
 from signaling.backplane.standalone import StandaloneBackplane
@@ -69,7 +69,8 @@ class SignalingFactory(HttpFactory):
     Args:
         limits: the bounds; None means the defaults.
         allow_origins: the pages that may connect, as for ``Origins``; none means any.
-        trusted_proxies: whose ``X-Forwarded-For`` counts, as for ``TrustedProxies``.
+        trusted_proxies: who may name another client, as for ``TrustedProxies``.
+        proxy_header: in which header, ``X-Forwarded-For`` or ``Forwarded`` (RFC 7239).
         path_prefix: the path below which everything is, on ports of this server's own; empty for none.
         ice_servers: the STUN and TURN servers that peers are sent; None means none.
         serve_client: whether the client for browsers is served: ``/signaling.js`` and ``/sealing.js``.
@@ -104,7 +105,7 @@ class SignalingFactory(HttpFactory):
         asker: passes such queries to all nodes.
 
     Raises:
-        ValueError: if an origin, a proxy, the path prefix or ``log_addresses`` is malformed.
+        ValueError: if an origin, a proxy, its header, the path prefix or ``log_addresses`` is malformed.
     """
 
     protocol = SignalingProtocol
@@ -116,6 +117,7 @@ class SignalingFactory(HttpFactory):
         *,
         allow_origins: Iterable[str] = (),
         trusted_proxies: Iterable[str] = (),
+        proxy_header: str = ProxyHeader.X_FORWARDED_FOR,
         path_prefix: str = "",
         ice_servers: IceServers | None = None,
         serve_client: bool = False,
@@ -133,6 +135,7 @@ class SignalingFactory(HttpFactory):
             limits,
             allow_origins=allow_origins,
             trusted_proxies=trusted_proxies,
+            proxy_header=proxy_header,
             path_prefix=path_prefix,
             serve_client=serve_client,
             demo=demo,

@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from signaling.admission import open_files
-from signaling.admission.client_address import Client, TrustedProxies
+from signaling.admission.client_address import Client, ProxyHeader, TrustedProxies
 from signaling.admission.connection_limits import ConnectionLimits
 from signaling.admission.logged_addresses import AddressDetail, LoggedAddresses
 from signaling.admission.origins import Origins
@@ -57,8 +57,9 @@ class HttpProtocol(WebSocketConnection[R]):
 
     factory: HttpFactory
     _http: BoundedChannel | None = None
-    # For the log, once a request has named it.
+    # For the log, once a request has named them.
     _address: str | None = None
+    _subject: str | None = None
 
     def address_of_connection(self) -> str:
         """Return the text of the client's address; empty if it is not known yet."""
@@ -138,7 +139,8 @@ class HttpProtocol(WebSocketConnection[R]):
         self._log_refusal(None, self.end_reason)
 
     def _log_refusal(self, status: int | None, reason: str) -> None:
-        self.factory.events.refused(self._address or address_text(self.transport.getPeer()), status, reason)
+        address = self._address or address_text(self.transport.getPeer())
+        self.factory.events.refused(address, status, reason, self._subject)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Clean up after the connection was lost."""
@@ -156,7 +158,8 @@ class HttpFactory(WebSocketConnectionFactory):
     Args:
         limits: the bounds.
         allow_origins: the pages that may connect, as for ``Origins``.
-        trusted_proxies: whose ``X-Forwarded-For`` counts, as for ``TrustedProxies``.
+        trusted_proxies: who may name another client, as for ``TrustedProxies``.
+        proxy_header: in which header, ``X-Forwarded-For`` or ``Forwarded``.
         path_prefix: the path below which everything is, on ports of this server's own; empty for none.
         serve_client: whether ``/signaling.js`` and ``/sealing.js`` are served.
         demo: whether ``/`` is served.
@@ -178,7 +181,7 @@ class HttpFactory(WebSocketConnectionFactory):
         has_services: whether there is anything for ``start_services`` to start.
 
     Raises:
-        ValueError: if an origin, a proxy, the path prefix or ``log_addresses`` is malformed.
+        ValueError: if an origin, a proxy, its header, the path prefix or ``log_addresses`` is malformed.
     """
 
     protocol: Any = HttpProtocol
@@ -190,6 +193,7 @@ class HttpFactory(WebSocketConnectionFactory):
         *,
         allow_origins: Iterable[str] = (),
         trusted_proxies: Iterable[str] = (),
+        proxy_header: str = ProxyHeader.X_FORWARDED_FOR,
         path_prefix: str = "",
         serve_client: bool = False,
         demo: bool = False,
@@ -203,7 +207,7 @@ class HttpFactory(WebSocketConnectionFactory):
         super().__init__(limits or Limits(), reactor)
         self.counters = Counters()
         self.origins = Origins(allow_origins)
-        self._proxies = TrustedProxies(trusted_proxies)
+        self._proxies = TrustedProxies(trusted_proxies, ProxyHeader(proxy_header))
         files = max(1, open_files.file_limit(reactor) - reserved_files)
         self.connection_limits = ConnectionLimits(self.limits, files, reactor.seconds)
         self.gate: ConnectionGate[Any] = ConnectionGate(
@@ -301,7 +305,7 @@ class HttpFactory(WebSocketConnectionFactory):
         host, text = getattr(address, "host", None), address_text(address)
         if self._proxies.empty:
             return Client(text, host)
-        return self._proxies.client(host, text, values(b"x-forwarded-for"))
+        return self._proxies.client(host, text, values(self._proxies.header_name))
 
     def accept_on(self, port: Any) -> Any:
         """Return what to keep in place of a port that has just begun to listen for this server."""

@@ -91,6 +91,7 @@ class SignalingProtocol(HttpProtocol[Receipt]):
     ) -> None:
         self._login = None
         _, grant, self._logout = login
+        self._subject = grant.subject
         if self.state != self.STATE_CONNECTING:
             self._log_out()
             return
@@ -162,6 +163,9 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         self._peer = peer
         self._judges_messages = self.factory.judges_messages
         self._attempt = self._address = None
+        if self._subject is not None:
+            # Of the class again: most connections have no attribute for it.
+            del self._subject
         self.transport.forget_address()
         self.resume_reading(ReadPause.JOIN)
 

@@ -265,6 +265,7 @@ class Harness:
         store: what the nodes share, given its clock.
         allow_origins: as for ``SignalingFactory``.
         trusted_proxies: as for ``SignalingFactory``.
+        proxy_header: as for ``SignalingFactory``.
         path_prefix: as for ``SignalingFactory``.
         ice_servers: makes them, given the clock.
         serve_client: as for ``SignalingFactory``.
@@ -290,6 +291,7 @@ class Harness:
         ice_servers: Callable[[Clock], IceServers] = lambda clock: IceServers(),
         allow_origins: Any = (),
         trusted_proxies: Any = (),
+        proxy_header: str = "X-Forwarded-For",
         path_prefix: str = "",
         serve_client: bool = False,
         demo: bool = False,
@@ -318,6 +320,7 @@ class Harness:
                 self._limits[number],
                 allow_origins=allow_origins,
                 trusted_proxies=trusted_proxies,
+                proxy_header=proxy_header,
                 path_prefix=path_prefix,
                 ice_servers=ice_servers(self.clock),
                 serve_client=serve_client,

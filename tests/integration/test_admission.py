@@ -202,6 +202,18 @@ def test_what_a_client_claims_in_front_of_the_proxy_does_not_count(make_server: 
     assert status(harness, X_Forwarded_For="198.51.100.2, 203.0.113.1") == 429
 
 
+@pytest.mark.parametrize("way", ["X-Forwarded-For", "Forwarded"])
+def test_only_the_header_that_the_operator_names_says_who_a_client_is(make_server: MakeHarness, way: str) -> None:
+    harness = make_server(max_connections_per_address=1, trusted_proxies=["192.0.2.1"], proxy_header=way.lower())
+    headers = {"X_Forwarded_For": "{}", "Forwarded": "for={};proto=https"}
+    read = headers.pop(way.replace("-", "_"))
+    (forged,) = headers
+    for number, expected in ((1, 101), (2, 101), (1, 429), (2, 429)):
+        claim = headers[forged].format(f"198.51.100.{number + expected}")
+        named = read.format(f"203.0.113.{number}")
+        assert status(harness, **{way.replace("-", "_"): named, forged: claim}) == expected
+
+
 def test_a_forwarded_address_from_an_untrusted_proxy_is_ignored(make_server: MakeHarness) -> None:
     harness = make_server(max_connections_per_address=1, trusted_proxies=["10.0.0.0/8"])
     assert status(harness, X_Forwarded_For="203.0.113.1") == 101

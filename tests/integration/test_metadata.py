@@ -18,9 +18,9 @@ LIST_FULL = "the list of the topic's peers is as long as is allowed"
 
 
 @pytest.fixture
-def harness(make_server: MakeHarness) -> Harness:
+def harness(make_harness: MakeHarness) -> Harness:
     """A server where metadata may be replaced."""
-    return make_server(metadata_updates=True)
+    return make_harness(metadata_updates=True)
 
 
 @pytest.fixture
@@ -96,8 +96,8 @@ def test_the_welcome_names_the_feature(harness: Harness) -> None:
     assert harness.peer("/ws/room").heard()[0]["features"] == ["metadata-updates"]
 
 
-def test_it_is_an_unknown_type_if_it_is_off(make_server: MakeHarness) -> None:
-    harness = make_server()
+def test_it_is_an_unknown_type_if_it_is_off(make_harness: MakeHarness) -> None:
+    harness = make_harness()
     ada, bob = harness.join("room"), harness.join("room")
     ada.heard()
     ada.say(update({"n": 1}, "1"))
@@ -191,8 +191,8 @@ def test_the_rate_of_messages_counts_updates_too(make_server: MakeHarness) -> No
     assert "messages a second" in last["message"]
 
 
-def test_a_list_that_would_be_too_long_is_topic_full_and_the_peer_stays(make_server: MakeHarness) -> None:
-    harness = make_server(metadata_updates=True, max_peer_list_bytes=200)
+def test_a_list_that_would_be_too_long_is_topic_full_and_the_peer_stays(make_harness: MakeHarness) -> None:
+    harness = make_harness(metadata_updates=True, max_peer_list_bytes=200)
     ada, bob = harness.join("room", {"a": "x" * 20}), harness.join("room")
     ada.heard()
     ada.say(update({"a": "x" * 200}, "1"))
@@ -270,8 +270,8 @@ def resumed(harness: Harness, token: str, seen: int, query: str = "") -> list[An
     return harness.peer(f"/ws/room?resume={token}&seen={seen}{query}").heard()
 
 
-def test_the_list_of_a_client_that_resumes_shows_what_is_in_force(make_server: MakeHarness) -> None:
-    harness = make_server(metadata_updates=True, resume_window_seconds=30.0)
+def test_the_list_of_a_client_that_resumes_shows_what_is_in_force(make_harness: MakeHarness) -> None:
+    harness = make_harness(metadata_updates=True, resume_window_seconds=30.0)
     ada, bob = harness.join("room"), harness.peer("/ws/room")
     token = bob.heard()[0]["resume"]["token"]
     bob.reset()
@@ -281,8 +281,8 @@ def test_the_list_of_a_client_that_resumes_shows_what_is_in_force(make_server: M
     assert peers["peers"] == [{"id": ada.id, "metadata": {"n": 1}}]
 
 
-def test_a_peer_that_resumes_keeps_its_metadata_whatever_the_request_says(make_server: MakeHarness) -> None:
-    harness = make_server(metadata_updates=True, resume_window_seconds=30.0)
+def test_a_peer_that_resumes_keeps_its_metadata_whatever_the_request_says(make_harness: MakeHarness) -> None:
+    harness = make_harness(metadata_updates=True, resume_window_seconds=30.0)
     ada, bob = harness.peer("/ws/room?metadata={}"), harness.join("room")
     welcome, _, _ = ada.heard()
     ada.id = welcome["selfId"]
@@ -296,8 +296,8 @@ def test_a_peer_that_resumes_keeps_its_metadata_whatever_the_request_says(make_s
     assert harness.join("room").peers[0] == {"id": ada.id, "metadata": {"n": 1}}
 
 
-def test_an_event_counts_as_seen_and_is_not_repeated(make_server: MakeHarness) -> None:
-    harness = make_server(metadata_updates=True, resume_window_seconds=30.0)
+def test_an_event_counts_as_seen_and_is_not_repeated(make_harness: MakeHarness) -> None:
+    harness = make_harness(metadata_updates=True, resume_window_seconds=30.0)
     ada, bob = harness.peer("/ws/room"), harness.join("room")
     welcome, _, _ = ada.heard()
     ada.id = welcome["selfId"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from signaling.core.join_request import JoinRequest
 from tests.simulator.connections import SimulatedConnection
+from tests.simulator.updates import OwnMetadata
 
 if TYPE_CHECKING:
     from tests.simulator.nodes import SimulatedNode
@@ -69,7 +70,7 @@ class Client:
         self.node = node
         self.name = name
         self.topic = topic
-        self.metadata = metadata
+        self.own = OwnMetadata(metadata)
         self.id = ""
         self.gone = False
         self.known: dict[str, Any] | None = None
@@ -81,6 +82,7 @@ class Client:
             "welcome": self._welcome,
             "peer-list": self._list,
             "peer-joined": self._joined,
+            "peer-updated": self._updated,
             "peer-left": self._left,
             "offer": self._relayed,
             "error": self._error,
@@ -108,7 +110,21 @@ class Client:
 
     @property
     def metadata_text(self) -> bytes | None:
-        return None if self.metadata is None else json.dumps(self.metadata).encode()
+        """The metadata that it joins with."""
+        return None if self.own.value is None else json.dumps(self.own.value).encode()
+
+    @property
+    def stored_metadata(self) -> bytes | None:
+        """The metadata that its node has."""
+        assert self.connection is not None
+        assert self.connection.peer is not None
+        return self.connection.peer.metadata
+
+    @property
+    def metadata(self) -> Any:
+        """The metadata in force."""
+        text = self.stored_metadata
+        return None if text is None else json.loads(text)
 
     def waits_at(self, frame: bytes) -> None:
         """Notice a relay that has to wait for this client's connection."""
@@ -153,6 +169,19 @@ class Client:
             self.violation(f"receives peer-joined of {peer} again")
         self.known[peer] = message.get("metadata")
 
+    def _updated(self, message: Any) -> None:
+        peer, metadata = message["peerId"], message["metadata"]
+        if self.known is None:
+            self.violation("receives peer-updated before its list")
+        elif peer == self.id:
+            wrong = self.own.received(metadata)
+            if wrong is not None:
+                self.violation(wrong)
+        elif peer in self.known:
+            self.known[peer] = metadata
+        elif not self.lenient:
+            self.violation(f"receives peer-updated of {peer}, which it does not know")
+
     def _left(self, message: Any) -> None:
         peer = message["peerId"]
         if self.known is None:
@@ -181,6 +210,11 @@ class Client:
 
     def _error(self, message: Any) -> None:
         if "msgId" not in message:
+            return
+        if message["msgId"].startswith("update "):
+            wrong = self.own.failed(int(message["msgId"].removeprefix("update ")), message["code"])
+            if wrong is not None:
+                self.violation(wrong)
             return
         sent = self._scenario.sent[int(message["msgId"])]
         if sent.sender_id != self.id:

@@ -14,6 +14,7 @@ from signaling.core.joining import JoinAttempt
 from signaling.core.peer import Peer, drop_undelivered
 from signaling.errors import Refused
 from signaling.websocket.outbound_queue import OutboundQueue
+from tests.simulator.updates import SentUpdate
 
 if TYPE_CHECKING:
     from tests.simulator.clients import Client, Sent
@@ -53,7 +54,7 @@ class SimulatedConnection(OutboundQueue[Receipt]):
         self.turned_away = ""
         self._attempt: JoinAttempt | None = None
         self._accepted = self._holds_messages = self._finished = False
-        self._unread: deque[Sent] = deque()
+        self._unread: deque[Sent | SentUpdate] = deque()
         self._handshake_timeout: Any = None
         self._timers: list[Any] = []
 
@@ -131,8 +132,8 @@ class SimulatedConnection(OutboundQueue[Receipt]):
 
     # Messages
 
-    def receive(self, sent: Sent) -> None:
-        """Take a relay that the client sent, now or when messages are read."""
+    def receive(self, sent: Sent | SentUpdate) -> None:
+        """Take what the client sent, now or when messages are read."""
         if self.ended or self.lost:
             sent.lost = True
             return
@@ -144,9 +145,12 @@ class SimulatedConnection(OutboundQueue[Receipt]):
         while self._unread and not self.ended:
             sent = self._unread.popleft()
             if self.peer is None:
-                self.scenario.violation(f"{self.client.name}: relay {sent.number} was read before there was a peer")
+                self.scenario.violation(f"{self.client.name}: message {sent.number} was read before there was a peer")
                 return
-            self.node.relay_from(self.peer, sent)
+            if isinstance(sent, SentUpdate):
+                self.node.update_from(self.peer, sent)
+            else:
+                self.node.relay_from(self.peer, sent)
 
     def write(self, frame: bytes) -> None:
         self.client.take(frame)

@@ -35,6 +35,7 @@ from tests.simulator.network import Process
 if TYPE_CHECKING:
     from tests.simulator.clients import Sent
     from tests.simulator.scenario import Scenario
+    from tests.simulator.updates import SentUpdate
 
 PREFIX = "s:"
 JOINS_PER_PASS = 4
@@ -180,7 +181,7 @@ class SimulatedNode:
         self, scenario: Scenario, name: str, store: StoreServer, latency: Callable[[], float], skew_ms: int
     ) -> None:
         self.scenario = scenario
-        self.limits = scenario.joins.limit(scenario.make_limits())
+        self.limits = scenario.updates.limit(scenario.joins.limit(scenario.make_limits()))
         self.crowd_size = scenario.joins.crowd_size
         self.process = Process(scenario.timeline, name)
         self.engine = SimulatedEngine(self.process, store, latency)
@@ -196,7 +197,13 @@ class SimulatedNode:
         self.connection_limits = CountedLimits(self.limits, self.process.seconds)
         self.sessions = SessionRegistry(self.limits, self.process, self.topics, lambda *_: None)
         self.peer_services = PeerServices(
-            self.topics, self.announcer, self.backplane, self.counters, self.limits, self.sessions
+            self.topics,
+            self.announcer,
+            self.backplane,
+            self.counters,
+            self.limits,
+            self.sessions,
+            metadata_updates=scenario.updates.active,
         )
         self.turns: FairScheduler[SimulatedConnection] = FairScheduler(
             SlowClock(self.process, scenario.joins.turn_seconds),
@@ -248,16 +255,16 @@ class SimulatedNode:
         peer.attach(connection)
         return peer
 
-    def joined(self, peer: str, topic: str, address: str | None) -> None:
+    def joined(self, peer: str, topic: str, address: str | None, subject: str | None) -> None:
         self.scenario.trace(self.name, peer, "joined", topic)
 
-    def resumed(self, peer: str, topic: str, address: str | None) -> None:
+    def resumed(self, peer: str, topic: str, address: str | None, subject: str | None) -> None:
         self.scenario.trace(self.name, peer, "resumed in", topic)
 
-    def rejected(self, topic: str, address: str | None, reason: str) -> None:
+    def rejected(self, topic: str, address: str | None, reason: str, subject: str | None) -> None:
         self.scenario.trace(self.name, topic, "was full:", reason)
 
-    def detached(self, peer: str, topic: str, reason: str) -> None:
+    def detached(self, peer: str, topic: str, reason: str, subject: str | None) -> None:
         self.scenario.trace(self.name, peer, "was resumed and detached at once in", topic)
 
     # What clients do; a process that is paused takes it later
@@ -294,6 +301,16 @@ class SimulatedNode:
         connection = sent.sender.connection
         assert connection is not None
         self.process.take(sent.sender, connection.receive, sent)
+
+    def update(self, sent: SentUpdate) -> None:
+        self.process.take(sent.sender, sent.connection.receive, sent)
+
+    def update_from(self, peer: Peer, sent: SentUpdate) -> None:
+        update = peer.receive(sent.text)
+        if isinstance(update, messages.MetadataUpdate):
+            peer.update_metadata(update)
+        else:
+            self.violation(f"an update was taken for {update}")
 
     def relay_from(self, peer: Peer, sent: Sent) -> None:
         sent.nodes.add(self.backplane.node)

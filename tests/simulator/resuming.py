@@ -89,6 +89,8 @@ class ResumingClient(Client):
         self.turned_away = False
         self._last_node: SimulatedNode | None = None
         self._resumed = False
+        # Its metadata if it joins as a new peer.
+        self._joins_with: Any = None
         # When the ICE servers were made that it knows.
         self._made = 0.0
         self.welcomed: Callable[[], Any] | None = None
@@ -113,6 +115,7 @@ class ResumingClient(Client):
         self.node, self.connection = node, connection
         self.known = None
         self._session.lost()
+        self._joins_with = self.own.value
         claim = self._claim()
         self._scenario.trace(self.name, "connects to", node.name, self.topic, "as", self.id, claim and claim.seen)
         node.connect(connection, JoinRequest(self.topic, self.metadata_text, claim))
@@ -155,6 +158,7 @@ class ResumingClient(Client):
             self._resumed = True
         else:
             self.id = message["selfId"]
+            self.own.joined(self._joins_with)
             self._latest.clear()
             self._scenario.named(self)
             self._resumed = False
@@ -228,17 +232,31 @@ class ResumingScenario(Scenario):
         else:
             super().relay()
 
+    def update(self, number: int) -> None:
+        """Let a client replace its metadata; sometimes it changes nodes at once."""
+        live: list[Any] = self.live()
+        if live and self.updates.random.random() < 0.25:
+            sender = self.updates.random.choice(live)
+            self.send_updates(sender, number)
+            self._change_nodes(sender)
+        else:
+            super().update(number)
+
     def _relay_while_resuming(self, sender: ResumingClient) -> None:
         """Send, resume on any node at once, and send more."""
         target = self.random.choice([client for client in self.live() if client.topic == sender.topic])
         for _ in range(self.random.choice([1, 3, 7])):
             self.send(sender, target)
-        connection = sender.connection
-        assert connection is not None
         sender.welcomed = lambda: [self.send(sender, target) for _ in range(3) if sender.live]
-        connection.lost, sender.connection = True, None
+        self._change_nodes(sender)
+
+    def _change_nodes(self, client: ResumingClient) -> None:
+        """Let a client lose its connection, and resume on any node at once."""
+        connection = client.connection
+        assert connection is not None
+        connection.lost, client.connection = True, None
         self.timeline.after(self.random.choice([0, 0.01, 2]), connection.node.lose, connection)
-        self._come_back(sender)
+        self._come_back(client)
 
     def send_early(self, sender: ResumingClient) -> None:
         """Send to a present or former peer of the topic, before the sender's welcome."""

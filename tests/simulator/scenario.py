@@ -29,6 +29,7 @@ from tests.simulator.join_conditions import JoinConditions
 from tests.simulator.network import Timeline
 from tests.simulator.nodes import PREFIX, SimulatedNode
 from tests.simulator.store import listed_bytes
+from tests.simulator.updates import SentUpdate, UpdateConditions
 
 CALM_SECONDS = 60.0
 # Within this time a dead node is evicted, and its peers' leaving is announced.
@@ -67,6 +68,7 @@ class Scenario:
     ) -> None:
         self.timeline = Timeline(seed, log)
         self.joins = JoinConditions(f"{self.kind}{seed}", any_at_all=with_join_conditions)
+        self.updates = UpdateConditions(f"{self.kind}{seed}")
         self.random = self.timeline.random
         self.trace = self.timeline.trace
         self.tracing = self.timeline.tracing
@@ -83,7 +85,7 @@ class Scenario:
         self.by_id: dict[str, Client] = {}
         self.lost_data_at: list[float] = []
         self.cut_off: list[tuple[str, float, float]] = []
-        self._names = 0
+        self._names = self._updates = 0
         self.store = StoreServer(self.timeline)
         self.store.on_run = self._ran
         random = self.random
@@ -226,6 +228,22 @@ class Scenario:
             self.trace(sender.name, "relays", sent.number, "to", target.name)
         sender.node.relay(sent)
         return sent
+
+    def update(self, number: int) -> None:
+        """Let a client replace its metadata so many times."""
+        live = self.live()
+        if live:
+            self.send_updates(self.updates.random.choice(live), number)
+
+    def send_updates(self, sender: Client, number: int) -> None:
+        for _ in range(number):
+            assert sender.connection is not None
+            sent = SentUpdate(self._updates, sender, sender.connection, self.updates.metadata(self._updates))
+            self._updates += 1
+            self.counts["updates"] += 1
+            self.trace(sender.name, "has other metadata:", sent.metadata)
+            sender.own.sent(sent)
+            sender.node.update(sent)
 
     def stall(self) -> None:
         live = self.live()
@@ -405,6 +423,9 @@ class Scenario:
             if self.now >= end:
                 break
             self.run_for(0 if random.random() < 0.2 else random.expovariate(1 / pace))
+            updates = self.updates.number()
+            if updates:
+                self.update(updates)
             if self._faults and random.random() < fault_share:
                 fault = random.choice(self._faults)
                 self.counts[fault] += 1
@@ -423,6 +444,7 @@ class Scenario:
         self.joins.calm = False
         self.trace("scenario", "all invariants have to hold")
         self._check_clients()
+        self._check_metadata()
         self._check_relays()
         self._check_store()
         for node in self.serving():
@@ -445,6 +467,12 @@ class Scenario:
                 self.violation(f"{client.name} waits for its welcome")
             elif client.live and not client.missed_events and client.known != self._expected(client):
                 self.violation(f"{client.name} in {client.topic}: {self._difference(client)}")
+
+    def _check_metadata(self) -> None:
+        for client in self.live():
+            fault = client.own.fault(client.metadata, client.connection)
+            if fault is not None:
+                self.violation(f"{client.name}: {fault}")
 
     def _name(self, peer: str) -> str:
         client = self.by_id.get(peer)
@@ -533,7 +561,7 @@ class Scenario:
         members_key, state_key = KEYS.topic(topic.encode())
         members = dump.get(members_key, ({}, 0))[0]
         expected = {
-            client.id.encode(): client.node.backplane.node.encode() + (client.metadata_text or b"") for client in here
+            client.id.encode(): client.node.backplane.node.encode() + (client.stored_metadata or b"") for client in here
         }
         if members != expected:
             self.violation(f"the store has {members} in {topic}, not {expected}")

@@ -52,6 +52,7 @@ class ModelStore:
         self._scripts: dict[str, Callable[[Any, Any], list[Any]]] = {
             "join": self._join,
             "leave": self._leave,
+            "update": self._update,
             "sync": self._sync,
             "move": self._move,
             "heartbeat": self._heartbeat,
@@ -168,6 +169,10 @@ class ModelStore:
         if last is None or peer > last:
             self._hset(topic.state, b"last", peer)
 
+    def _replace(self, topic: _Topic, peer: bytes, before: bytes, value: bytes) -> None:
+        self._hset(topic.members, peer, value)
+        self._hincrby(topic.state, b"bytes", listed_bytes(value) - listed_bytes(before))
+
     def _remove(self, topic: _Topic, peer: bytes, value: bytes) -> bool:
         self._hdel(topic.members, peer)
         self._hincrby(topic.state, b"bytes", -listed_bytes(value))
@@ -210,6 +215,22 @@ class ModelStore:
             self._publish_event(topic, b"left", peer, b"")
         return [b"left"]
 
+    def _update(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
+        prefix, name, node, peer, metadata, most_bytes = arguments
+        topic = _Topic(prefix, name, *keys)
+        value = node + metadata
+        if prefix + b"tombstone:" + node in self._data:
+            return [b"evicted"]
+        before = self._hget(topic.members, peer)
+        if before is None or before[:NODE] != node:
+            return [b"gone"]
+        longer = listed_bytes(value) - listed_bytes(before)
+        if longer > 0 and int(self._hget(topic.state, b"bytes") or 0) + longer > int(most_bytes):
+            return [b"full", b"bytes"]
+        self._replace(topic, peer, before, value)
+        self._publish_event(topic, b"updated", peer, value)
+        return [b"updated"]
+
     def _sync(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
         prefix, name, seconds, node, former = arguments[:5]
         topic = _Topic(prefix, name, *keys)
@@ -221,12 +242,15 @@ class ModelStore:
         for peer, value in list(self._data.get(topic.members, {}).items()):
             of = value[:NODE]
             if peer in own and of == former and of != node:
-                self._hset(topic.members, peer, own[peer])
+                self._replace(topic, peer, value, own[peer])
                 if not self._count(topic, former, -1):
                     self._srem(prefix + b"topics:" + former, name)
                 self._count(topic, node, 1)
                 self._sadd(topic.index, name)
                 self._publish_event(topic, b"moved", peer, own[peer])
+            elif peer in own and of == node and own[peer] != value:
+                self._replace(topic, peer, value, own[peer])
+                self._publish_event(topic, b"updated", peer, own[peer])
             elif of in (node, former) and not (peer in own or peer in unsure):
                 text = self._event(topic, b"left", peer, b"")
                 self._remove(topic._replace(index=prefix + b"topics:" + of), peer, value)

@@ -126,6 +126,7 @@ class Both:
         names = (
             ["join"] * 6
             + ["leave"] * 3
+            + ["update"] * 3
             + ["sync"] * 3
             + ["move"] * 3
             + ["heartbeat"] * 3
@@ -176,11 +177,18 @@ class Both:
         topic, node = self._topic(), self._node()
         self.run("leave", [*KEYS.topic(topic), KEYS.index(node)], KEYS.prefix, topic, node, self._peer())
 
+    def update(self) -> None:
+        topic, node = self._topic(), self._node()
+        keys = [*KEYS.topic(topic), KEYS.index(node)]
+        most = self._random.choice([b"100", b"200", b"100000"])
+        metadata = self._random.choice(METADATA[1:])
+        self.run("update", keys, KEYS.prefix, topic, node, self._peer(), metadata, most)
+
     def sync(self) -> None:
         topic, node = self._topic(), self._node()
         former = self._random.choice([node, self._node(), b""])
         peers = sorted({self._peer() for _ in range(self._random.randint(0, 4))})
-        own = [text for peer in peers for text in (peer, self._random.choice([b"+", b"+", b"?"]))]
+        own = [text for peer in peers for text in (peer, self._random.choice([b"+", b'+{"name":"Eve"}', b"?"]))]
         keys = [*KEYS.topic(topic), KEYS.index(node)]
         self.run("sync", keys, KEYS.prefix, topic, self._seconds(), node, former, *own)
 

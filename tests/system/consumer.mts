@@ -1,6 +1,6 @@
 // Compiled, never run: an application that uses everything.
 
-import { join, Mesh, type MeshPeer, type RelayedMessage, Signaling, type Untrusted, type WireMessage } from "twisted-signaling-client";
+import { join, Mesh, type MeshPeer, type MetadataMessage, type NoticeMessage, type OutgoingMessage, type RelayedMessage, Signaling, type Untrusted, type WireMessage } from "twisted-signaling-client";
 
 const leaving = new AbortController();
 const signaling: Signaling = join(new URL("wss://example.com/ws/room"), {
@@ -15,12 +15,18 @@ signaling.addEventListener("received", ({ detail }: CustomEvent<WireMessage>) =>
   if (detail.type === "peer-list") detail.peers.map(({ id, metadata }) => `${id} ${metadata.name}`);
 });
 signaling.addEventListener("offer", ({ detail }: CustomEvent<RelayedMessage>) => detail.from.length);
+signaling.addEventListener("notice", ({ detail }: CustomEvent<NoticeMessage>) => detail.data === signaling.features.has("notices"));
+signaling.addEventListener("peer-updated", ({ detail: { peerId, metadata } }) => `${peerId} ${metadata.name}`);
+signaling.addEventListener("sent", ({ detail }: CustomEvent<OutgoingMessage | MetadataMessage>) =>
+  detail.type === "metadata" ? detail.metadata.name : detail.to,
+);
 signaling.addEventListener("tampered", ({ detail: { from, type, reason } }) => `${from}: ${type}: ${reason}`);
 signaling.addEventListener("statechange", ({ detail }) => detail.retryInMs?.toFixed() ?? detail.code === 4401);
 
 const mesh = new Mesh(signaling, { configuration: { iceTransportPolicy: "relay" }, channel: true, maxConnections: 8 });
 
 mesh.addEventListener("peer-added", ({ detail }: CustomEvent<MeshPeer>) => detail.connection.getStats());
+mesh.addEventListener("peer-updated", ({ detail }: CustomEvent<MeshPeer>) => detail.metadata.name);
 mesh.addEventListener("track", ({ detail: { peer, streams } }) => [peer.id, streams[0]?.id]);
 mesh.addEventListener("data", ({ detail }) => detail.data === detail.peer.metadata.name);
 mesh.addEventListener("error", ({ detail: { peerId, error } }) => `${peerId}: ${error.message}`);
@@ -55,6 +61,10 @@ typed.addEventListener("peer-joined", ({ detail }) => {
 });
 // @ts-expect-error: this peer's own metadata has a name.
 join<Person>("/ws/room", { metadata: {} });
+
+void typed.updateMetadata({ name: "Grace" }).catch(({ code }) => code === "unconfirmed");
+// @ts-expect-error: this peer's own metadata has a name.
+void typed.updateMetadata({});
 
 // @ts-expect-error: relays are of three types.
 signaling.send("hello", signaling.selfId);

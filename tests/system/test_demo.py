@@ -559,6 +559,57 @@ def walk_to(driver: webdriver.Chrome, selector: str, key: str = Keys.TAB) -> Non
     raise AssertionError(f"{selector} is not reached")
 
 
+def test_a_name_is_changed_in_a_call(driver: webdriver.Chrome, axe: str) -> None:
+    # One change, and no other for a long time.
+    rate = ["--metadata-rate=0.001", "--metadata-burst=1"]
+    with running(["--port=0", "--demo", "--metadata-updates", *rate]) as renaming:
+        for name in ("Ada", "Grace"):
+            if name == "Grace":
+                driver.switch_to.new_window("window")
+            join(driver, renaming, "names", name)
+        first, second = driver.window_handles
+        wait_until(driver, "document.querySelectorAll('.badge[data-level=ok]').length === 1")
+        click(driver, "rename")
+        assert driver.execute_script("return [document.activeElement.id, getSelection().toString()]") == [
+            "new-name",
+            "Grace",
+        ]
+        assert_accessible(driver, axe)
+        press(driver, Keys.ESCAPE)
+        assert driver.execute_script("return document.activeElement.id") == "rename"
+        press(driver, Keys.ENTER, "Joan <b>\u202e", Keys.ENTER)
+        wait_for_text(driver, ".tile[data-own] bdi", "Joan <b>")
+        wait_for_text(driver, "#announcer", "You are Joan <b> now")
+        assert driver.execute_script("return document.activeElement.id") == "rename"
+        assert "to the server: metadata Joan <b>" in rows(driver)
+        driver.switch_to.window(first)
+        wait_for_text(driver, ".tile bdi", "Joan <b>")
+        wait_for_text(driver, "#connections bdi", "Joan <b>")
+        wait_for_text(driver, "#chart-lanes span", "Joan <b>")
+        wait_for_text(driver, "#announcer", "Grace is Joan <b> now")
+        assert "from the server: peer-updated Joan <b>" in rows(driver)
+        assert len(texts(driver, ".tile")) == 2
+        # The connection stayed: the tile is that of the call which began under the other name.
+        assert "Grace" not in texts(driver, ".tile bdi")
+        run(driver, MOVING, 2)
+        # Too often: the server's word is shown, and the name stays.
+        driver.switch_to.window(second)
+        click(driver, "rename")
+        enter(driver, "new-name", f"Mary{Keys.ENTER}")
+        wait_for_text(driver, "#call-notice", "too often")
+        assert texts(driver, ".tile[data-own] bdi") == ["Joan <b>"]
+        assert_narrow(driver)
+        for handle in (first, second):
+            driver.switch_to.window(handle)
+            assert driver.get_log("browser") == []
+
+
+def test_names_stay_where_the_server_does_not_change_them(driver: webdriver.Chrome, server: Server) -> None:
+    join(driver, server, "fixed", "Ada")
+    assert not driver.find_element("id", "rename").is_displayed()
+    assert not driver.find_element("id", "rename-form").is_displayed()
+
+
 def test_all_of_it_by_keyboard(driver: webdriver.Chrome, server: Server) -> None:
     with peer(server, "keys", {"name": "Grace"}) as grace:
         driver.get(f"http://127.0.0.1:{server.port}/?for=keys")

@@ -177,6 +177,21 @@ def test_the_proxy_protocol_tells_the_clients_address_as_well(tmp_path: Path) ->
             proxy.wait_for("Server nodes/a is UP")
 
 
+def test_the_forwarded_header_tells_the_clients_address_as_well(tmp_path: Path) -> None:
+    # As "option forwarded" of later versions: behind what the client sends itself.
+    changes = {"set-header X-Forwarded-For %[src]": "add-header Forwarded for=%[src];proto=https"}
+    claims = {"X-Forwarded-For": "198.51.100.7", "Forwarded": 'for="198.51.100.8'}
+    with (
+        two_nodes("--proxy-header", "Forwarded") as nodes,
+        ReverseProxy("haproxy", tmp_path, addresses(nodes), changes) as proxy,
+        connect(
+            proxy.url("/ws/room"), ssl=proxy.context(), additional_headers=claims, source_address=("127.0.0.2", 0)
+        ) as peer,
+    ):
+        others_of(peer)
+        wait_for_line(nodes, "joined 'room' from 127.0.0.2")
+
+
 def test_no_timeout_cuts_a_quiet_peer() -> None:
     limits = Limits()
     quiet = limits.ping_interval_seconds + limits.ping_timeout_seconds

@@ -65,6 +65,7 @@ const READERS = {
   "a fence": (text) => hears({ ...candidate("a"), msgId: `fence ${text}` }),
   "a fence's number": (text) => hears({ ...candidate("a"), msgId: `fence 1 ${text}` }),
   "a type": (text) => hears({ type: text, from: "a" }),
+  "other metadata": (text) => hears({ type: "peer-updated", peerId: "a", metadata: { text, [text]: "", instance: text } }),
   "metadata": (text) => hears({ ...joins(`b${Math.random()}`, text), text }),
   "the demo: a description": (text) => [summary(description(text), names), readable(description(text))],
   "the demo: a media line": (text) => summary(description(`m=${text}x`), names),
@@ -120,6 +121,7 @@ const KEYS = {
   welcome: ["selfId", "iceServers", "resume", "resumed", "features"],
   "peer-list": ["peers"],
   "peer-joined": ["peerId", "metadata"],
+  "peer-updated": ["peerId", "metadata"],
   "peer-left": ["peerId"],
   "ice-servers": ["iceServers"],
   notice: ["data", "from"],
@@ -235,6 +237,32 @@ test("of long metadata as much is kept as one list may have", () => {
   assert.ok(size > 2_000 && size * 16_000 < 32 * 2 ** 20, `${size} peers`);
   say({ type: "peer-joined", peerId: "late", metadata }, leaves("first"), { type: "peer-joined", peerId: "next", metadata });
   assert.deepEqual([signaling.peers.has("late"), signaling.peers.has("next"), signaling.peers.size], [false, true, size]);
+});
+
+test("a flood of updates and notices changes nothing but what they name", async () => {
+  const { signaling, mesh, say } = meet([{ id: "a" }], { extra: { features: ["metadata-updates"] } });
+  const own = { ...signaling.metadata };
+  const update = signaling.updateMetadata({ name: "Ada" });
+  for (let number = 0; number < 1_000; number++) {
+    say({ type: "peer-updated", peerId: `unknown ${number}`, metadata: { number } });
+    say({ type: "peer-updated", peerId: "a", metadata: { number } }, { type: "notice", data: number });
+  }
+  assert.deepEqual([...signaling.peers], [["a", { number: 999 }]]);
+  assert.deepEqual([...mesh.peers.keys()], ["a"]);
+  assert.deepEqual(signaling.metadata, own);
+  say({ type: "peer-updated", peerId: "m", metadata: "none" });
+  await update;
+  assert.deepEqual(signaling.metadata, {});
+});
+
+test("updated metadata takes no more room than that of a list", () => {
+  const { signaling, say } = meet(Array.from({ length: 3_000 }, (_, id) => ({ id: `${id}` })));
+  const text = "x".repeat(16_000);
+  for (let id = 0; id < 3_000; id++) say({ type: "peer-updated", peerId: `${id}`, metadata: { text } });
+  const long = [...signaling.peers.values()].filter((metadata) => metadata.text).length;
+  assert.ok(long > 2_000 && long * 16_000 < 32 * 2 ** 20, `${long} peers`);
+  say({ type: "peer-updated", peerId: "0", metadata: {} }, { type: "peer-updated", peerId: "2999", metadata: { text } });
+  assert.equal(signaling.peers.get("2999").text, text);
 });
 
 test("metadata that is too long or too deep counts as none, and the peer is there all the same", () => {

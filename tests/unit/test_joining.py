@@ -215,16 +215,16 @@ class Server:
         peer.attach(connection)
         return peer
 
-    def joined(self, peer: str, topic: str, address: str | None) -> None:
+    def joined(self, peer: str, topic: str, address: str | None, subject: str | None) -> None:
         self.log.append(f"joined from {address}")
 
-    def resumed(self, peer: str, topic: str, address: str | None) -> None:
+    def resumed(self, peer: str, topic: str, address: str | None, subject: str | None) -> None:
         self.log.append(f"resumed from {address}")
 
-    def rejected(self, topic: str, address: str | None, reason: str) -> None:
+    def rejected(self, topic: str, address: str | None, reason: str, subject: str | None) -> None:
         self.log.append(f"rejected: {reason}")
 
-    def detached(self, peer: str, topic: str, reason: str) -> None:
+    def detached(self, peer: str, topic: str, reason: str, subject: str | None) -> None:
         self.log.append(f"detached: {reason}")
 
     @property

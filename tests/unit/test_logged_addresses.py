@@ -87,13 +87,13 @@ def test_a_long_text_takes_linear_time(piece: str) -> None:
     def cost(count: int) -> float:
         text, least = piece * count, float("inf")
         for _ in range(5):
-            start = time.perf_counter()
+            start = time.process_time()
             NETWORK.in_text(text)
-            least = min(least, time.perf_counter() - start)
+            least = min(least, time.process_time() - start)
         return least
 
     # Of the square of the length it would be a hundred times as much.
-    assert any(cost(20_000) < 30 * cost(2_000) for _ in range(5))
+    assert any(cost(20_000) < 30 * cost(2_000) + 0.002 for _ in range(5))
 
 
 def logged(detail: AddressDetail, write: Callable[[Events], object]) -> list[Any]:

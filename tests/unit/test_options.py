@@ -243,6 +243,10 @@ def test_a_time_that_is_not_a_number_is_named(option: str, text: str) -> None:
         ),
         ("--log-addresses=some", "--log-addresses: 'some' is not a detail of addresses (one of off, network, full)"),
         (
+            "--proxy-header=Via",
+            "--proxy-header: 'Via' is not a header that names clients (X-Forwarded-For or Forwarded)",
+        ),
+        (
             "--path-prefix=signal",
             "--path-prefix: 'signal' is not a path prefix: it begins with one slash and does not end with one;"
             " write /signal",

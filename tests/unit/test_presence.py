@@ -8,6 +8,7 @@ from typing import Any
 from signaling.backplane.pending_joins import PendingJoins
 from signaling.backplane.presence import Presence
 from signaling.backplane.store import Snapshot
+from signaling.backplane.updates import PendingUpdates
 
 
 class FakeStore:
@@ -44,7 +45,7 @@ class FakeNode:
 
 def test_every_topic_is_compared_however_many_others_end() -> None:
     store, node = FakeStore(), FakeNode()
-    presence = Presence(store, store, PendingJoins(), lambda topic, peer, node: None)  # type: ignore[arg-type]
+    presence = Presence(store, store, PendingJoins(), PendingUpdates(), lambda *_: None)  # type: ignore[arg-type]
     presence.start(node)  # type: ignore[arg-type]
     older = [f"older{number}" for number in range(1300)]
     lasting = ["first", "second"]

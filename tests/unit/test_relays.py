@@ -11,6 +11,7 @@ from signaling.backplane.pending_joins import PendingJoins
 from signaling.backplane.presence import Presence
 from signaling.backplane.relays import RemoteRelays
 from signaling.backplane.store import Snapshot
+from signaling.backplane.updates import PendingUpdates
 
 HERE, THERE = "h" * 16, "t" * 16
 
@@ -51,7 +52,7 @@ class FakeCluster:
 def test_a_relay_does_not_overtake_one_that_waits_for_the_snapshot() -> None:
     here: Any = FakeCluster()
     pending = PendingJoins()
-    presence = Presence(here, here, pending, lambda topic, peer, node: None)
+    presence = Presence(here, here, pending, PendingUpdates(), lambda topic, peer, node: None)
     relays = RemoteRelays(lambda: "o" * 16, Clock(), here, here, presence, pending)
     presence.start(here)
     relays.start(here)

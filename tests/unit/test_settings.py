@@ -40,6 +40,7 @@ EXAMPLES: dict[str, tuple[list[str], list[str]]] = {
     "turn-secret-file": (["{folder}/secret"], ["{folder}/more-secret"]),
     "turn-ttl": (["60"], ["70"]),
     "trusted-proxy": (["::1", "10.0.0.0/8"], ["unix"]),
+    "proxy-header": (["Forwarded"], ["X-Forwarded-For"]),
 }
 # An option that others need, or that an option needs.
 WITH = {

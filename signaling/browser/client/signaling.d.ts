@@ -13,6 +13,8 @@ export type WireMessage<M extends object = Metadata> =
     }
   | { type: "peer-list"; peers: { id: string; metadata: Untrusted<M> }[] }
   | { type: "peer-joined"; peerId: string; metadata: Untrusted<M> }
+  /** A peer, which may be this one, has other metadata. */
+  | { type: "peer-updated"; peerId: string; metadata: Untrusted<M> }
   | { type: "peer-left"; peerId: string }
   | { type: "ice-servers"; iceServers: RTCIceServer[] }
   | NoticeMessage
@@ -39,6 +41,13 @@ export interface OutgoingMessage {
   to: string;
   payload?: unknown;
   msgId?: string;
+}
+
+/** An update of this peer's own metadata. */
+export interface MetadataMessage {
+  type: "metadata";
+  metadata: Metadata;
+  msgId: string;
 }
 
 export type RelayedType = "offer" | "answer" | "ice-candidate";
@@ -100,15 +109,21 @@ export interface Refusal {
 
 export interface SignalingEventMap<M extends object = Metadata> {
   welcome: CustomEvent<Extract<WireMessage, { type: "welcome" }>>;
-  /** Every list. After each but the first, `peer-joined` and `peer-left` report what changed since the connection was lost. */
+  /**
+   * Every list. After each but the first, `peer-joined`, `peer-updated` and `peer-left` report what changed since the connection
+   * was lost.
+   */
   "peer-list": CustomEvent<Extract<WireMessage<M>, { type: "peer-list" }>>;
   "peer-joined": CustomEvent<Extract<WireMessage<M>, { type: "peer-joined" }>>;
+  /** A peer, which may be this one, has other metadata. */
+  "peer-updated": CustomEvent<Extract<WireMessage<M>, { type: "peer-updated" }>>;
   "peer-left": CustomEvent<Extract<WireMessage, { type: "peer-left" }>>;
   "ice-servers": CustomEvent<Extract<WireMessage, { type: "ice-servers" }>>;
   notice: CustomEvent<NoticeMessage>;
   /**
    * The error for a message of this peer: from the server, or, if it could not be sent, from the client itself.
-   * `invalid_token`, without a `msgId`: the token of the open connection could not be renewed, and `message` says why.
+   * `invalid_token`, without a `msgId`: the token of the open connection could not be renewed, and `message` says why. About
+   * metadata that the client asked for again after a loss: the server does not take it, and the former metadata stays.
    */
   error: CustomEvent<Extract<WireMessage, { type: "error" }>>;
   offer: CustomEvent<RelayedMessage>;
@@ -122,7 +137,7 @@ export interface SignalingEventMap<M extends object = Metadata> {
   /** With a `secret`: a message that was not passed on, because it is not what its sender sealed for this peer, now. */
   tampered: CustomEvent<{ from: string; type: RelayedType; reason: string }>;
   /** Every message that this peer sent, except fences and tokens, as it was before it was sealed. */
-  sent: CustomEvent<OutgoingMessage>;
+  sent: CustomEvent<OutgoingMessage | MetadataMessage>;
   /**
    * The server refuses connections, or an operator removed this peer or closed its topic. `closed` follows, unless another
    * attempt may succeed: after 429 and 5xx the client waits, at least for `retryAfter`.
@@ -143,6 +158,8 @@ export class Signaling<M extends object = Metadata> extends EventTarget {
   readonly state: SignalingState;
   /** The other peers, in joining order, and their metadata, which is `{}` if they have none. */
   readonly peers: ReadonlyMap<string, Untrusted<M>>;
+  /** This peer's own metadata with its `instance`, as given, or as the server last said; a token may have replaced the former. */
+  readonly metadata: Readonly<Metadata>;
   /** From the latest `welcome` or `ice-servers`; empty if the server names none. */
   readonly iceServers: RTCIceServer[];
   /** The names of the optional features that the server has on; empty before the first `welcome`. */
@@ -156,6 +173,16 @@ export class Signaling<M extends object = Metadata> extends EventTarget {
    * @returns Its `msgId`, which an `error` about it repeats.
    */
   send(type: RelayedType, to: string, payload?: unknown, msgId?: string): string;
+  /**
+   * Replaces this peer's metadata, of which only `instance` stays, for all peers in the topic.
+   *
+   * @returns A promise, fulfilled when the server has told all peers, and rejected with an error that has a `code`: that of the
+   *   server's `error`, such as `invalid_metadata`, `forbidden` or `rate_limited`; `unsupported` if the server does not have
+   *   `metadata-updates` among its `features`; `too_large`; `replaced` by a later update before it was sent; `dropped` after
+   *   leaving; `unconfirmed` without a connection, after a loss, or without an answer in 10 s: then the client asks for this
+   *   metadata again when it next connects. A rejection that nobody handles is no uncaught error.
+   */
+  updateMetadata(metadata: M): Promise<void>;
   /** Leaves the topic for good. With a `secret`, messages of `send` that are not sealed yet are dropped. */
   leave(): void;
   addEventListener<K extends keyof SignalingEventMap<M>>(
@@ -186,7 +213,7 @@ export interface MeshOptions {
 export interface MeshPeer<M extends object = Metadata> {
   /** Changes after a loss that could not be resumed, while the connection goes on; this object stays the same. */
   readonly id: string;
-  /** `{}` if it has none. */
+  /** `{}` if it has none. Replaced by another object if the peer updates it. */
   readonly metadata: Untrusted<M>;
   readonly connection: RTCPeerConnection;
   /** Whether this side is the polite one of perfect negotiation: if both offer at once, its offer is rolled back. */
@@ -198,6 +225,8 @@ export interface MeshPeer<M extends object = Metadata> {
 export interface MeshEventMap<M extends object = Metadata> {
   /** A connection to a new peer is being made. */
   "peer-added": CustomEvent<MeshPeer<M>>;
+  /** A peer has other metadata. */
+  "peer-updated": CustomEvent<MeshPeer<M>>;
   /** The connection to a peer was closed: the peer left, or a new connection replaces it. */
   "peer-removed": CustomEvent<MeshPeer<M>>;
   track: CustomEvent<{ peer: MeshPeer<M>; track: MediaStreamTrack; streams: readonly MediaStream[] }>;

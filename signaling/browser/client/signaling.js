@@ -53,6 +53,9 @@ const MAX_ARRIVED = MAX_RECEIVED;
 const MAX_FEATURES = 64;
 const MAX_FEATURE = 64;
 
+// The feature of a server that takes updates of metadata.
+const METADATA_UPDATES = "metadata-updates";
+
 // Of a secret: as many as an attacker cannot guess, if they are random.
 const MIN_SECRET_BYTES = 16;
 
@@ -78,11 +81,17 @@ const TOKEN = /^[\w.~+-]+$/;
 // The only 4xx statuses for which the same request may succeed later.
 const MOMENTARY = [408, 425, 429];
 
+// Statuses that a server may give for metadata that is too long, or for a URL that is too long with it.
+const OF_THE_URL = [400, 414, 431];
+
 // Statuses after which another token may be right.
 const UNAUTHORIZED = [401, 403];
 
 // Of the answer to a check, in characters.
 const MAX_CHECK = 4_096;
+
+// The close code of a server for a message that is too long.
+const MESSAGE_TOO_BIG = 1009;
 
 // The longest delay of a timer: browsers run one that is longer at once.
 const MAX_TIMER_MS = 2 ** 31 - 1;
@@ -112,6 +121,7 @@ const MS = {
   check: 5_000, // for the server to say why it refuses connections
   checkAgain: 300_000, // from one check to the next, in a streak of failures
   mostRetryAfter: 3_600_000,
+  update: 10_000, // from an update of the metadata to its answer
   renewal: 1_000, // at least, before a token is renewed
   idle: 30_000, // without a message, before this side checks that the server is still there
   echo: 10_000, // from such a check to any message
@@ -283,6 +293,7 @@ function read(data) {
       return { ...made, peers: peers.map((peer) => ({ ...peer, metadata: metadataOf(peer) })) };
     }
     case "peer-joined":
+    case "peer-updated":
       return isId(rest.peerId) ? { ...made, metadata: metadataOf(rest) } : undefined;
     case "peer-left":
       return isText(rest.peerId) ? made : undefined;
@@ -455,20 +466,139 @@ class Renewal {
 }
 
 /**
+ * This peer's own metadata, as JSON: with which it joins, and its updates on an open connection; without I/O.
+ *
+ * One update at a time is under way: the server answers it with an `error` that has its msgId, or with this peer's own
+ * `peer-updated`, which has none. The latest of the others waits. After a loss nobody knows whether the server has the update.
+ */
+class OwnMetadata {
+  #shown; // what others see, as far as this client knows
+  #wanted; // for the next join
+  #requested; // of the current attempt, or of the last one
+  #joined; // of the last one that joined
+  #accepted; // the latest that a server has taken, by a join or an update
+  #underWay; // {metadata, message, resolve, reject, wasWritten}; without the functions if nobody waits for the outcome
+  #next;
+  #updates = 0;
+
+  constructor(metadata) {
+    this.#shown = metadata;
+    this.#wanted = this.#requested = this.#joined = this.#accepted = JSON.stringify(metadata);
+  }
+
+  get shown() {
+    return this.#shown;
+  }
+
+  get requested() {
+    return this.#requested;
+  }
+
+  /** An attempt to connect begins: returns with what it joins. */
+  request() {
+    return (this.#requested = this.#wanted);
+  }
+
+  /** The attempt joined, as a new peer. */
+  join() {
+    this.#joined = this.#accepted = this.#requested;
+    this.#shown = JSON.parse(this.#requested);
+  }
+
+  /** Asks for the update again if a loss has left it uncertain. */
+  repeat() {
+    if (this.#wanted !== this.#accepted) this.#underWay = this.make(JSON.parse(this.#wanted));
+  }
+
+  /** Makes an update, which is not asked for yet. It keeps the instance. */
+  make(object) {
+    const { [INSTANCE]: instance } = JSON.parse(this.#wanted);
+    const metadata = JSON.stringify({ ...object, [INSTANCE]: instance });
+    const msgId = `metadata ${++this.#updates}`;
+    return { metadata, message: { type: "metadata", metadata: JSON.parse(metadata), msgId }, wasWritten: false };
+  }
+
+  /** @returns a promise of its outcome. */
+  ask(update, isOpen) {
+    this.#wanted = update.metadata;
+    const outcome = new Promise((resolve, reject) => Object.assign(update, { resolve, reject }));
+    if (!isOpen) update.reject(notUpdated("unconfirmed", "there is no connection: the next one asks for this metadata"));
+    else if (this.#underWay) {
+      this.#next?.reject(notUpdated("replaced", "a later update took its place"));
+      this.#next = update;
+    } else this.#underWay = update;
+    return outcome;
+  }
+
+  /** The message to write to the connection now; undefined without one. */
+  write() {
+    if (!this.#underWay || this.#underWay.wasWritten) return undefined;
+    this.#underWay.wasWritten = true;
+    return this.#underWay.message;
+  }
+
+  /** What the server says about this peer. */
+  updated(metadata) {
+    this.#shown = metadata;
+    const update = this.#advance();
+    if (update) this.#accepted = update.metadata;
+    update?.resolve?.();
+  }
+
+  /** Whether an error answers the update that is under way. */
+  isAnsweredBy(msgId) {
+    return this.#underWay !== undefined && this.#underWay.message.msgId === msgId;
+  }
+
+  /** The update that is under way was refused; returns whether somebody waits for its outcome. */
+  refuse(code, message) {
+    const { metadata, reject } = this.#advance();
+    if (this.#wanted === metadata) this.#wanted = this.#accepted;
+    reject?.(notUpdated(code, message));
+    return reject !== undefined;
+  }
+
+  /** The server has not answered. */
+  late() {
+    this.#advance()?.reject?.(notUpdated("unconfirmed", "the server has not answered in time"));
+  }
+
+  /** The connection was lost. */
+  lose(code) {
+    if (code === MESSAGE_TOO_BIG && this.#underWay?.wasWritten) this.refuse("too_large", "the server takes no such long message");
+    this.#end("unconfirmed", "the connection was lost: the next one asks for this metadata");
+  }
+
+  leave() {
+    this.#end("dropped", "this peer left");
+  }
+
+  /** The server does not take what is wanted: goes back to the last join's; returns whether that is different. */
+  revert() {
+    const changes = this.#wanted !== this.#joined;
+    this.#wanted = this.#joined;
+    return changes;
+  }
+
+  #advance() {
+    const ended = this.#underWay;
+    [this.#underWay, this.#next] = [this.#next, undefined];
+    return ended;
+  }
+
+  #end(code, message) {
+    for (const update of [this.#advance(), this.#advance()]) update?.reject?.(notUpdated(code, message));
+  }
+}
+
+const notUpdated = (code, message) => Object.assign(new Error(`the metadata was not updated: ${message}`), { code });
+
+/**
  * Asks a server why it refuses connections, because browsers hide the status of a failed handshake. It is asked once for a
  * streak of failures, and again if the streak is long.
  */
 class Diagnosis {
-  #url;
   #checkedAt = -Infinity;
-
-  /** @param url - of the WebSocket, with its query. */
-  constructor(url) {
-    this.#url = new URL(url);
-    this.#url.protocol = this.#url.protocol.replace("ws", "http");
-    // To its own server a page sends its origin with an upgrade only.
-    this.#url.search += `&check=${encodeURIComponent(globalThis.location?.origin ?? "")}`;
-  }
 
   /** A streak has ended, or there is another token. */
   reset() {
@@ -480,17 +610,22 @@ class Diagnosis {
   }
 
   /**
+   * @param url - of the WebSocket, with its query.
    * @returns a promise of {status, reason, retryAfter?}; of undefined if the server would accept the connection or does not
    *   answer in its own form: a proxy in between may be wrong for a moment.
    */
-  async ask(token, signal) {
+  async ask(url, token, signal) {
+    const checked = new URL(url);
+    checked.protocol = checked.protocol.replace("ws", "http");
+    // To its own server a page sends its origin with an upgrade only.
+    checked.search += `&check=${encodeURIComponent(globalThis.location?.origin ?? "")}`;
     this.#checkedAt = performance.now();
     const limit = new AbortController();
     const stop = () => limit.abort();
     signal.addEventListener("abort", stop, { once: true });
     const timer = setTimeout(stop, MS.check);
     try {
-      const response = await fetch(this.#url, {
+      const response = await fetch(checked, {
         headers: token ? { Authorization: `Bearer ${token}` } : {},
         credentials: "omit",
         cache: "no-store",
@@ -572,7 +707,9 @@ export function join(url, options) {
 }
 
 export class Signaling extends EventTarget {
-  #url;
+  #url; // without metadata
+  #own; // metadata
+  #updateTimer; // of the update that is under way
   #maxMessageBytes;
   #reconnect;
   #backoff;
@@ -628,7 +765,9 @@ export class Signaling extends EventTarget {
       throw new TypeError("There is no WebSocket here: give `join` the option WebSocket, for example of the package ws.");
     }
     this.#WebSocket = WebSocket;
-    this.#url = address(url, metadata);
+    const { address, shown } = addressed(url, metadata);
+    this.#url = address;
+    this.#own = new OwnMetadata(shown);
     this.#maxMessageBytes = options.maxMessageBytes ?? MAX_MESSAGE_BYTES;
     this.#reconnect = options.reconnect ?? true;
     this.#backoff = { first: 500, most: 30_000, ...options.backoff };
@@ -638,7 +777,7 @@ export class Signaling extends EventTarget {
       (message) => this.#socket.send(JSON.stringify(message)),
       (message) => emit(this, "error", { type: "error", code: "invalid_token", message }),
     );
-    this.#diagnosis = new Diagnosis(this.#url);
+    this.#diagnosis = new Diagnosis();
     if (options.secret !== undefined) this.#share(options.secret);
     this.#ready = new Promise((resolve, reject) => (this.#readyResolvers = { resolve, reject }));
     this.#ready.catch(() => {}); // An application that does not wait for it gets no error.
@@ -669,6 +808,10 @@ export class Signaling extends EventTarget {
     return this.#iceServers;
   }
 
+  get metadata() {
+    return this.#own.shown;
+  }
+
   get features() {
     return this.#features;
   }
@@ -694,6 +837,12 @@ export class Signaling extends EventTarget {
     else this.#outbox.add(message, text);
     if (open) this.#flush();
     return msgId;
+  }
+
+  updateMetadata(metadata) {
+    const outcome = this.#update(metadata);
+    outcome.catch(() => {}); // An application that does not wait for it gets no error.
+    return outcome;
   }
 
   leave() {
@@ -739,7 +888,7 @@ export class Signaling extends EventTarget {
   }
 
   #open(token) {
-    const url = new URL(this.#url);
+    const url = this.#attempt(this.#own.request());
     if (this.#resumeToken) url.search += `&resume=${encodeURIComponent(this.#resumeToken)}&seen=${this.#seen}`;
     // Pages cannot set headers. Subprotocols work in programs as well.
     const protocols = token ? [["signaling", `signaling.bearer.${token}`]] : [];
@@ -759,6 +908,13 @@ export class Signaling extends EventTarget {
     socket.addEventListener("close", ifCurrent(({ code, reason }) => this.#lose(code, reason, failure)));
     socket.addEventListener("close", () => this.#abandoned.delete(socket));
     this.#timer = setTimeout(() => this.#abandon("the server did not answer"), MS.opening);
+  }
+
+  /** The URL of an attempt, without the session. */
+  #attempt(metadata) {
+    const url = new URL(this.#url);
+    url.search += `${url.search ? "&" : "?"}metadata=${encodeURIComponent(metadata)}`;
+    return url;
   }
 
   /** The handshake succeeded, so the token is right. */
@@ -794,6 +950,8 @@ export class Signaling extends EventTarget {
     this.#socket = undefined;
     for (const { size } of this.#arrivals.splice(1)) this.#arrivedSize -= size; // The first one is being processed.
     this.#renewal.stop();
+    clearTimeout(this.#updateTimer);
+    this.#own.lose(code);
     this.#outbox.rewind();
     this.#awaitsEcho = this.#catchingUp = false;
     this.#pendingFence = 0;
@@ -857,7 +1015,7 @@ export class Signaling extends EventTarget {
     const retryInMs = this.#delay(detail.code);
     if (this.#reconnect && !known) this.#change("waiting", { ...detail, retryInMs });
     if (signal.aborted) return; // A listener left.
-    const refusal = (await this.#diagnosis.ask(this.#presented, signal)) ?? known;
+    const refusal = (await this.#diagnosis.ask(this.#attempt(this.#own.requested), this.#presented, signal)) ?? known;
     if (signal.aborted) return;
     if (refusal) this.#judge(refusal, detail);
     else if (this.#reconnect) this.#retryIn(Math.max(0, retryInMs - (performance.now() - failedAt)));
@@ -867,15 +1025,19 @@ export class Signaling extends EventTarget {
   /** The server refused a connection: gets another token at once, ends, or tries again later. */
   #judge(refusal, { code }) {
     const { status, reason, retryAfter = 0 } = refusal;
+    const { signal } = this.#step;
+    if (this.#reconnect && OF_THE_URL.includes(status) && this.#own.revert()) {
+      emit(this, "error", { type: "error", code: "invalid_metadata", message: reason });
+      if (!signal.aborted) this.#connectAnew({ reason, code });
+      return;
+    }
     const mayRenew = this.#credential.isRenewable && !this.#wasAskedAnew && this.#reconnect;
     const next = consequence(status, mayRenew);
     if (next === "renew") {
       this.#wasAskedAnew = true;
-      this.#diagnosis.reset();
-      this.#tryTo(() => this.#connect({ reason, code }));
+      this.#connectAnew({ reason, code });
       return;
     }
-    const { signal } = this.#step;
     emit(this, "refused", refusal);
     if (signal.aborted) return; // A listener left.
     if (next === "end" || !this.#reconnect) {
@@ -886,6 +1048,12 @@ export class Signaling extends EventTarget {
     this.#retryAfterMs = Math.min(MS.mostRetryAfter, retryAfter * 1000);
     this.#notBefore = performance.now() + this.#retryAfterMs;
     this.#wait({ reason, code });
+  }
+
+  /** Makes another attempt at once, which is not the same. */
+  #connectAnew(detail) {
+    this.#diagnosis.reset();
+    this.#tryTo(() => this.#connect(detail));
   }
 
   #wait(detail) {
@@ -935,6 +1103,8 @@ export class Signaling extends EventTarget {
   #end(why, rejection = new Error(why), code = undefined) {
     this.#begin();
     this.#renewal.stop();
+    clearTimeout(this.#updateTimer);
+    this.#own.leave();
     this.#socket = undefined;
     this.#forget();
     this.#listening.abort();
@@ -980,6 +1150,40 @@ export class Signaling extends EventTarget {
     this.#pendingFence = 0;
     this.#catchingUp = false;
     if (this.#state === "open") this.#flush();
+  }
+
+  async #update(metadata) {
+    if (!isObject(metadata)) throw new TypeError("metadata has to be an object");
+    const update = this.#own.make(metadata);
+    const isOpen = this.#state === "open";
+    if (bytesIn(JSON.stringify(update.message)) > this.#maxMessageBytes) {
+      throw notUpdated("too_large", `a message may have at most ${this.#maxMessageBytes} bytes`);
+    }
+    if (this.#state === "closed") throw notUpdated("dropped", "this peer left");
+    if (isOpen && !this.#features.has(METADATA_UPDATES)) {
+      throw notUpdated("unsupported", "the server does not take updates (--metadata-updates)");
+    }
+    const outcome = this.#own.ask(update, isOpen);
+    this.#writeUpdate();
+    return outcome;
+  }
+
+  /** Writes the update that is under way, if that is not done yet. */
+  #writeUpdate() {
+    const message = this.#own.write();
+    if (!message) return;
+    this.#socket.send(JSON.stringify(message));
+    this.#updateTimer = setTimeout(() => {
+      this.#own.late();
+      this.#writeUpdate();
+    }, MS.update);
+    emit(this, "sent", message);
+  }
+
+  /** An update was answered: the next one may be written. */
+  #updateAnswered() {
+    clearTimeout(this.#updateTimer);
+    this.#writeUpdate();
   }
 
   #watch(ms, late) {
@@ -1101,7 +1305,9 @@ export class Signaling extends EventTarget {
     if (message.type === "welcome") this.#welcome(message);
     else if (message.type === "peer-list") this.#list(message);
     else if (message.type === "peer-joined") this.#joined(message);
+    else if (message.type === "peer-updated") this.#updated(message);
     else if (message.type === "peer-left") this.#left(message);
+    else if (message.type === "error" && this.#own.isAnsweredBy(message.msgId)) this.#updateRefused(message);
     else emit(this, message.type, message);
   }
 
@@ -1115,6 +1321,7 @@ export class Signaling extends EventTarget {
     if (message.selfId !== this.#selfId) delete message.resumed;
     const { selfId, features, iceServers, resume, resumed, expiresIn } = message;
     if (!resumed) {
+      this.#own.join();
       this.#seen = 1;
       this.#lastNumbers.clear();
       if (this.#selfId) this.#formerIds.add(this.#selfId);
@@ -1148,6 +1355,7 @@ export class Signaling extends EventTarget {
     this.#refuse("target_not_found", before ? this.#outbox.remove(({ to }) => !this.#isThere(to)) : []);
     if (this.#state === "closed") return; // A listener left.
     this.#catchingUp = this.#outbox.hasUncertain;
+    if (this.#features.has(METADATA_UPDATES)) this.#own.repeat();
     this.#change("open");
     if (this.#state !== "open") return; // A listener left, as below.
     this.#readyResolvers.resolve();
@@ -1155,15 +1363,18 @@ export class Signaling extends EventTarget {
     if (this.#state !== "open") return;
     if (this.#catchingUp) this.#fence();
     this.#flush();
+    this.#writeUpdate();
     if (before) this.#compare(before);
   }
 
   /** Reports the changes while this peer had no connection. */
   #compare(before) {
     const now = new Map(this.#peers);
+    const isUpdated = ([id, metadata]) => before.has(id) && JSON.stringify(before.get(id)) !== JSON.stringify(metadata);
     const changes = [
       ...[...before.keys()].filter((id) => !now.has(id)).map((peerId) => ({ type: "peer-left", peerId })),
       ...[...now].filter(([id]) => !before.has(id)).map(([peerId, metadata]) => ({ type: "peer-joined", peerId, metadata })),
+      ...[...now].filter(isUpdated).map(([peerId, metadata]) => ({ type: "peer-updated", peerId, metadata })),
     ];
     for (const change of changes) if (this.#state === "open") emit(this, change.type, change);
   }
@@ -1178,6 +1389,27 @@ export class Signaling extends EventTarget {
     emit(this, "peer-joined", message);
   }
 
+  #updated(message) {
+    const { peerId } = message;
+    if (peerId === this.#selfId) {
+      this.#own.updated(message.metadata);
+      this.#updateAnswered();
+      if (this.#state === "closed") return; // A listener left.
+    } else if (this.#peers.has(peerId)) {
+      const others = this.#peersSize - sizeOf(peerId, this.#peers.get(peerId));
+      if (others + sizeOf(peerId, message.metadata) > MAX_PEERS_SIZE) message.metadata = {};
+      this.#peers.set(peerId, message.metadata);
+      this.#peersSize = others + sizeOf(peerId, message.metadata);
+    } else return;
+    emit(this, "peer-updated", message);
+  }
+
+  #updateRefused(message) {
+    const isAwaited = this.#own.refuse(message.code, message.message);
+    this.#updateAnswered();
+    if (!isAwaited) emit(this, "error", message);
+  }
+
   #left(message) {
     const { peerId } = message;
     this.#lastNumbers.delete(peerId);
@@ -1189,15 +1421,18 @@ export class Signaling extends EventTarget {
   }
 }
 
-/** The URL to connect to, without the resume token. */
-function address(url, metadata) {
+/**
+ * What to connect to, and with what.
+ *
+ * @returns `address`, the URL without metadata and resume token, and `shown`, the metadata.
+ */
+function addressed(url, metadata) {
   const made = new URL(url, globalThis.location?.href);
   made.protocol = made.protocol.replace("http", "ws");
   made.hash = "";
   const shown = { ...JSON.parse(made.searchParams.get("metadata") ?? "{}"), ...metadata, [INSTANCE]: random() };
   made.searchParams.delete("metadata");
-  made.search += `${made.search ? "&" : "?"}metadata=${encodeURIComponent(JSON.stringify(shown))}`;
-  return made.href;
+  return { address: made.href, shown };
 }
 
 /** A unique name. */
@@ -1613,6 +1848,7 @@ export class Mesh extends EventTarget {
     on("statechange", (detail) => this.#statechange(detail));
     signaling.addEventListener("peer-list", () => this.#connectToAll(), { ...listening, once: true }); // Changes come as events.
     on("peer-joined", ({ peerId }) => this.#connectTo(peerId));
+    on("peer-updated", ({ peerId, metadata }) => this.#update(peerId, metadata));
     on("peer-left", ({ peerId }) => this.#left(peerId));
     on("ice-servers", () => this.#configure());
     on("offer", (message) => this.#describe(message));
@@ -1719,6 +1955,13 @@ export class Mesh extends EventTarget {
     this.#peers.set(id, peer);
     peer.bind(id);
     if (this.#signaling.peers.has(former)) this.#postpone(former); // It leaves soon, or is another peer.
+  }
+
+  #update(id, metadata) {
+    const peer = this.#peers.get(id);
+    if (!peer) return;
+    peer.metadata = metadata;
+    emit(this, "peer-updated", peer);
   }
 
   #left(id) {

@@ -7,6 +7,7 @@
 
 const LONGEST_WORDS = 80;
 const LONGEST_REASON = 120;
+const LONGEST_NOTICE = 300;
 const DEEPEST = 50;
 
 export const SHORT = { "ice-candidate": "candidate" };
@@ -53,7 +54,7 @@ function decoded(text) {
  *
  * @param refusal `{status, reason}`.
  * @param hasToken whether a token was presented.
- * @returns `field`, the id of the input that has to change, or empty; and `text`.
+ * @returns `field`, the id of the input that has to change, or empty; `text`; and `state`, if an operator ended the stay.
  */
 export function refusalText({ status, reason }, { topic, hasToken }) {
   const said = oneLine(reason ?? "", LONGEST_REASON) || `HTTP ${status}`;
@@ -64,8 +65,14 @@ export function refusalText({ status, reason }, { topic, hasToken }) {
     return { field: "token", text: "This access token has expired. Enter a new one." };
   }
   if (status === 401) return { field: "token", text: `The server does not accept this access token: ${said}.` };
+  const why = said.startsWith("an operator ") ? "" : `: ${said}`; // If there is no reason, the client says that.
+  if (status === 4403) return { field: "topic", state: "Removed", text: `An operator removed you from this room${why}.` };
+  if (status === 4404) return { field: "topic", state: "Room closed", text: `An operator closed this room${why}.` };
   if (status === 403 && said.includes("--allow-origin")) {
     return { field: "", text: "This server does not accept calls from this page's address. Whoever runs it can allow that." };
+  }
+  if (status === 403 && said.includes("may not join this topic for")) {
+    return { field: "topic", text: `You were removed from this room: ${said}.` };
   }
   if (status === 403 && hasToken) {
     return { field: "topic", text: `Your access token does not open the room “${oneLine(topic, 40)}”. Choose another room, or another token.` };
@@ -73,6 +80,38 @@ export function refusalText({ status, reason }, { topic, hasToken }) {
   if (status === 429) return { field: "", text: "Too many connections come from your network. You get in as soon as one of them ends." };
   if (status === 503) return { field: "", text: "The server is full, or about to restart. You get in as soon as it has room." };
   return { field: "topic", text: `The server refuses this room: ${said}.` };
+}
+
+/**
+ * Why a name was not changed, for a person; empty if that is no news.
+ *
+ * @param error of `updateMetadata`.
+ */
+export function renamingText({ code, message }) {
+  switch (code) {
+    case "dropped":
+    case "replaced":
+      return "";
+    case "forbidden":
+      return "Your access token decides about your name.";
+    case "rate_limited":
+      return "You have changed your name too often. Try it again in some seconds.";
+    case "invalid_metadata":
+    case "too_large":
+    case "topic_full":
+      return "This name is too long for the server.";
+    case "unconfirmed":
+      return "The server has not confirmed your new name. You get it when you are connected again.";
+    default:
+      return `Your name was not changed: ${oneLine(message, LONGEST_REASON)}.`;
+  }
+}
+
+/** What an operator says, whatever it is: one line. */
+export function noticeText(data) {
+  const text = typeof data === "string" ? data : (data?.text ?? data?.message);
+  if (typeof text === "string") return oneLine(text, LONGEST_NOTICE);
+  return isDeep(data) ? "(nested too deeply to show)" : oneLine(JSON.stringify(data) ?? "", LONGEST_NOTICE);
 }
 
 const linesOf = (sdp) => sdp.split(/\r\n?|\n/);
@@ -127,6 +166,11 @@ function wordsOf(message, names) {
     }
     case "peer-list":
       return message.peers.length ? plural(message.peers.length, "other") : "nobody else";
+    case "metadata":
+    case "peer-updated":
+      return typeof message.metadata.name === "string" ? message.metadata.name : "";
+    case "notice":
+      return noticeText(message.data);
     case "peer-joined":
     case "peer-left":
       return names.of(message.peerId);

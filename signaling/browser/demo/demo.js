@@ -10,9 +10,11 @@ import {
   DEFAULT_TOPIC,
   isToken,
   jsonBytes,
+  noticeText,
   oneLine,
   readable,
   refusalText,
+  renamingText,
   said,
   SHORT,
   summary,
@@ -21,6 +23,7 @@ import { join, Mesh } from "./signaling.js";
 
 const LONGEST_TOPIC_BYTES = 256;
 const LONGEST_NAME = 40;
+const LONGEST_OWN_NAME = 64;
 const MOST_CHAT_LINES = 200;
 const MOST_RECORDS = 500;
 const MOST_RECORDED_BYTES = 8_000_000;
@@ -372,7 +375,7 @@ class Chart {
   }
 
   sent(message) {
-    const record = this.#add({ direction: "out", type: message.type, peer: message.to, message });
+    const record = this.#add({ direction: "out", type: message.type, peer: message.to ?? SERVER, message });
     const waiting = this.#offers.get(message.to);
     if (message.type === "offer") {
       if (waiting) record.marks.push("made again: no answer yet");
@@ -1004,6 +1007,8 @@ class Call {
     on("error", (message) => this.#failed(message));
     on("refused", (refusal) => this.#refusedBy(refusal));
     on("statechange", (detail) => this.#stateChanged(detail));
+    on("peer-updated", (message) => this.#renamed(message));
+    on("notice", ({ data }) => write(byId("operator-notice"), `From the operator of the server: ${noticeText(data)}`));
     for (const type of ["peer-list", "peer-joined", "peer-left"]) on(type, () => this.#refreshSoon());
   }
 
@@ -1042,8 +1047,10 @@ class Call {
     if (state === "open") {
       this.#wasOpen = true;
       this.#refused = undefined;
+      this.#showOwnName();
       this.#show();
     }
+    if (state === "closed" && this.#refused?.state) this.#use("none", null); // The camera as well.
     if (state === "closed" && !this.#wasOpen) {
       turnAway(this.#refused ?? { field: "topic", text: `The server cannot be reached${why}.` });
       return;
@@ -1068,11 +1075,12 @@ class Call {
       connecting: "Signaling: connecting",
       open: "Signaling: open",
       waiting: `${this.#wasOpen ? "Signaling lost" : "No signaling"}: retry in ${seconds} s`,
-      closed: "Signaling: closed",
+      closed: this.#refused?.state ?? "Signaling: closed",
       left: "Not joined",
     };
     write(byId("state-text"), texts[state]);
     element.title = reason ?? "";
+    this.#offerRenaming(state);
     this.#explain(state, seconds);
   }
 
@@ -1108,6 +1116,49 @@ class Call {
     if (!navigator.onLine) return `You are offline.${ifCalling(" if the others are on your network")}`;
     if (this.#wasOpen) return `The server cannot be reached.${ifCalling("; people who join now see you when it is back")}`;
     return "There is no connection to the server. Is it running?";
+  }
+
+  // -- Names --
+
+  #renamed({ peerId, metadata }) {
+    if (peerId === this.#signaling.selfId) {
+      this.#showOwnName();
+      announce(`You are ${this.name} now`);
+      return;
+    }
+    const before = this.names.of(peerId);
+    this.names.learn(peerId, metadata);
+    const after = this.names.of(peerId);
+    if (after !== before) announce(`${before} is ${after} now`);
+    this.#refreshSoon();
+  }
+
+  #showOwnName() {
+    const { name } = this.#signaling.metadata;
+    this.name = (typeof name === "string" && oneLine(name, LONGEST_OWN_NAME)) || "Guest";
+    this.#own.rename(this.name);
+    if (this.#media instanceof TestMedia) this.#media.name = this.name;
+  }
+
+  /** Shows the control if this server lets people change their names. */
+  #offerRenaming(state) {
+    if (state !== "left" && state !== "closed" && this.#signaling.features.has("metadata-updates")) {
+      byId("rename").hidden = false;
+      return;
+    }
+    showRenaming(false);
+    hide(byId("rename"), byId("call-title"));
+  }
+
+  async rename(text) {
+    const { signal } = this.#ended;
+    try {
+      await this.#signaling.updateMetadata({ name: oneLine(text, LONGEST_OWN_NAME) || "Guest" });
+      if (!signal.aborted) notify(byId("call-notice"), "");
+    } catch (error) {
+      const why = renamingText(error);
+      if (why && !signal.aborted) notify(byId("call-notice"), why);
+    }
   }
 
   // -- The other peers --
@@ -1299,6 +1350,19 @@ async function putOnClipboard(text) {
   }
 }
 
+/** Shows the form for another name, or hides it. The focus goes on to it, and back. */
+function showRenaming(isShown) {
+  byId("rename").setAttribute("aria-expanded", isShown);
+  if (!isShown) {
+    hide(byId("rename-form"), byId("rename"));
+    return;
+  }
+  byId("rename-form").hidden = false;
+  byId("new-name").value = call.name;
+  byId("new-name").focus();
+  byId("new-name").select();
+}
+
 // -- Joining and leaving --
 
 const CALM =
@@ -1346,7 +1410,7 @@ function fillIn() {
     byId("token").value = token;
     byId("token-details").open = true;
   }
-  const name = oneLine(new URLSearchParams(location.search).get("name") ?? "", 64);
+  const name = oneLine(new URLSearchParams(location.search).get("name") ?? "", LONGEST_OWN_NAME);
   byId("name").value ||= name || suggestedName();
   describeTopic();
 }
@@ -1400,7 +1464,7 @@ async function enter(event) {
     complain("token", "This is not a token: it has only letters, digits and - . _ ~ +");
     return;
   }
-  const name = oneLine(byId("name").value, 64);
+  const name = oneLine(byId("name").value, LONGEST_OWN_NAME);
   const kind = new FormData(event.target).get("media");
   setJoining(true);
   try {
@@ -1421,6 +1485,7 @@ function begin(given) {
   chat.clear();
   byId("sound").hidden = byId("trouble").hidden = true;
   notify(byId("call-notice"), "");
+  write(byId("operator-notice"), "");
   call = new Call({ ...given, shown: () => showCall(topic) });
 }
 
@@ -1472,6 +1537,14 @@ byId("trouble-action").addEventListener("click", ({ target }) => {
   if (field === "token") byId("token-details").open = true;
   byId(field).focus();
   byId(field).select();
+});
+byId("rename").addEventListener("click", () => showRenaming(byId("rename-form").hidden));
+byId("rename-cancel").addEventListener("click", () => showRenaming(false));
+byId("rename-form").addEventListener("keydown", ({ key }) => key === "Escape" && showRenaming(false));
+byId("rename-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  call.rename(byId("new-name").value);
+  showRenaming(false);
 });
 byId("mute").addEventListener("click", () => call.toggle("microphone"));
 byId("camera").addEventListener("click", () => call.toggle("camera"));

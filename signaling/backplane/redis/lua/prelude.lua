@@ -80,6 +80,12 @@ local function add(members, state, index, topic, peer, value)
     end
 end
 
+-- Replace what is stored of a member; its node may be another one.
+local function replace(members, state, peer, before, value)
+    redis.call('HSET', members, peer, value)
+    redis.call('HINCRBY', state, 'bytes', listed_bytes(value) - listed_bytes(before))
+end
+
 -- Remove a member; returns whether any is left.
 local function remove(members, state, index, topic, peer, value)
     redis.call('HDEL', members, peer)
