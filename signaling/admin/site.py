@@ -7,7 +7,6 @@ well, because no browser sends it by itself; without one there is only a UNIX so
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from http import HTTPStatus
 from importlib.resources import files
 from typing import Any
@@ -33,6 +32,7 @@ from signaling.core.administration import (
 )
 from signaling.core.join_request import JoinRequest
 from signaling.errors import Refused
+from signaling.limits import Limits
 from signaling.server.address_text import address_text
 from signaling.server.asking import Asker, carry_out
 from signaling.server.http import HttpFactory, HttpProtocol
@@ -44,6 +44,7 @@ from signaling.websocket.request_head import HeaderValues
 # Operators and back ends are few.
 _MAX_CONNECTIONS = 128
 _MAX_REQUESTS_AT_ONCE = 32
+_MAX_BODY_BYTES = 65_536
 _encode = msgspec.json.Encoder().encode
 
 
@@ -69,6 +70,10 @@ class AdminProtocol(HttpProtocol[Any]):
 
     factory: AdminFactory
 
+    def refuse_join(self, refused: Refused, values: HeaderValues) -> None:
+        """Refuse a WebSocket connection."""
+        self.refuse(refused)
+
     def refuse(self, refused: Refused) -> None:
         """Answer a request that is not well-formed, or too long."""
         if self.state == self.STATE_CONNECTING:
@@ -81,7 +86,7 @@ class AdminFactory(HttpFactory):
     """The port of the admin API of one server.
 
     Args:
-        server: whose limits, log and counters it uses.
+        server: whose log and counters it uses.
         asker: carries queries out.
         tokens: which tokens are accepted; None means that every request is, as on a UNIX socket.
 
@@ -91,16 +96,12 @@ class AdminFactory(HttpFactory):
     """
 
     protocol = AdminProtocol
+    noisy = False
     has_services = False
 
     def __init__(self, server: HttpFactory, asker: Asker, tokens: AdminTokens | None) -> None:
-        limits = replace(
-            server.limits,
-            max_connections=1,
-            spare_connections=_MAX_CONNECTIONS - 1,
-            max_connections_per_address=0,
-            max_connections_per_address_per_second=0.0,
-        )
+        # None of them joins.
+        limits = Limits(max_connections=1, spare_connections=_MAX_CONNECTIONS - 1, max_body_bytes=_MAX_BODY_BYTES)
         super().__init__(limits, reactor=server.reactor)
         self.events = server.events
         self.asker = asker
@@ -170,7 +171,7 @@ class AdminResource(Resource):
     def _check(self, asked: AdminRequest) -> None:
         if isinstance(asked.query, RemovePeer) and asked.query.block_seconds and not self._factory.can_block:
             raise Refused(400, "block: the server checks no tokens (--auth), so there is nobody to block")
-        if self._factory.requests_at_once >= _MAX_REQUESTS_AT_ONCE:
+        if asked.query is not None and self._factory.requests_at_once >= _MAX_REQUESTS_AT_ONCE:
             raise Refused(503, f"at most {_MAX_REQUESTS_AT_ONCE} requests at once are carried out")
 
     def _carry_out(self, request: Request, operation: str, query: Query) -> None:
@@ -190,8 +191,9 @@ class AdminResource(Resource):
                     self._log(address_text(request.getClientAddress()), query, outcome.answer)
             body = self._write(request, operation, answer)
             if not lost:
-                request.setHeader(b"Content-Length", b"%d" % len(body))
-                request.write(body)
+                if body:
+                    request.setHeader(b"Content-Length", b"%d" % len(body))
+                    request.write(body)
                 request.finish()
 
         asking: Deferred[Any] = carry_out(factory.asker, query)

@@ -141,6 +141,7 @@ OPTIONS = (
     ),
     Option(
         name="admin-listen",
+        unit=Unit.ENDPOINT,
         help="Twisted endpoint that serves the admin API, for example `tcp:8082:interface=127.0.0.1` or `unix:/run/a`.",
         details="See [admin.md](admin.md).",
     ),

@@ -85,7 +85,7 @@ class Peer:
         metadata: the JSON text of an object, or None.
 
     Attributes:
-        joined_at: when it joined this server, in seconds of the reactor.
+        joined_at: when it joined, in seconds of the reactor; before this server knew it if another node handed it off.
         resumable: whether the peer can outlive its connection.
     """
 

@@ -349,9 +349,10 @@ class PeerSession(Peer):
             self._change_state(SessionState.HANDING_OFF)
             replay, waiting = self._replay, list(self._unwritten)
             pending = [(number, msg_id) for msg_id, numbers in self._pending.items() for number in numbers]
-            text = _encode(_SessionText(self.metadata, self.owner, replay.sent, replay.frames, waiting, pending))
+            seconds = self._services.sessions.clock.seconds() - self.joined_at
+            text = _SessionText(self.metadata, self.owner, replay.sent, replay.frames, waiting, pending, seconds)
             # The outcomes of its pending relays are reported to the other node, whether that takes the session or not.
-            self._handoffs.append(OutgoingSession(text, waiting, {number for number, _ in pending}))
+            self._handoffs.append(OutgoingSession(_encode(text), waiting, {number for number, _ in pending}))
         return self._handoffs[-1]
 
     def cancel_handoff(self) -> None:
@@ -386,6 +387,7 @@ class PeerSession(Peer):
         try:
             text = _decode_session(session.text)
             self.metadata = text.metadata
+            self.joined_at = self._services.sessions.clock.seconds() - text.seconds
             self._replay.restore(text.sent, text.frames)
             if not self._replay.reaches(claim.seen):
                 return None
@@ -628,6 +630,8 @@ class _SessionText(msgspec.Struct, array_like=True):
     frames: list[bytes | None]
     waiting: list[int]
     pending: list[tuple[int, bytes | None]]
+    # Since the peer joined; an older node sends none.
+    seconds: float = 0.0
 
 
 class _ProofText(msgspec.Struct, array_like=True):

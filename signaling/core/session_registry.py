@@ -25,6 +25,7 @@ class SessionRegistry:
             the counters, unless the session ends with its connection.
 
     Attributes:
+        clock: of all timers.
         detached: the sessions without a connection, in the order in which they lost it.
     """
 
@@ -36,6 +37,7 @@ class SessionRegistry:
         on_closed: Callable[[Peer, str, LeaveReason], None],
     ) -> None:
         self.on_closed = on_closed
+        self.clock = clock
         self.detached: dict[PeerSession, None] = {}
         self._topics = topics
         self._windows: Timeouts[PeerSession] = Timeouts(clock, limits.resume_window_seconds, _not_resumed)

@@ -171,7 +171,7 @@ class Events:
         """A peer left its topic.
 
         Args:
-            since: when the peer joined this server, by the clock ``seconds``.
+            since: when the peer joined, by the clock ``seconds``.
         """
         if self.info:
             text = "{peer} left {topic!r}: {reason}"

@@ -273,8 +273,8 @@ class Harness:
         log: of the nodes, is told who comes and goes.
         metadata_updates: as for ``SignalingFactory``.
         portal: as for ``SignalingFactory``; its tokens expire by ``clock``, which starts now.
-        notices: as for ``SignalingFactory``.
         log_level: as for ``SignalingFactory``.
+        notices: as for ``SignalingFactory``.
         wall_ahead: by how much somebody set the wall clock forward.
         buffer_bytes: what a transport holds before it pauses its producer.
         of_nodes: bounds of single nodes, in place of ``limits``.
@@ -296,10 +296,10 @@ class Harness:
         serve_client: bool = False,
         demo: bool = False,
         portal: Any = None,
-        notices: bool = False,
         metadata_updates: bool = False,
         log: Any = None,
         log_level: Any = LogLevel.info,
+        notices: bool = False,
         wall_ahead: Callable[[], float] = lambda: 0.0,
         of_nodes: Sequence[Mapping[str, Any]] = (),
         **limits: Any,
@@ -326,9 +326,9 @@ class Harness:
                 serve_client=serve_client,
                 demo=demo,
                 portal=portal,
-                notices=notices,
                 metadata_updates=metadata_updates,
                 backplane=self._backplane(number),
+                notices=notices,
                 wall_clock=lambda: self.start + self.clock.seconds() + wall_ahead(),
                 reactor=self.clock,  # type: ignore[arg-type]
                 log_level=log_level,

@@ -384,3 +384,15 @@ def test_a_resumed_client_ends_with_the_latest_ice_servers(node: int) -> None:
     target.lose()
     assert target.resume(1 - node)[0]["resumed"]
     harness.close()
+
+
+def test_a_peer_that_moved_has_been_there_since_it_first_joined() -> None:
+    harness = Harness(nodes=2, resume_window_seconds=WINDOW)
+    ada = Client(harness, 0)
+    harness.advance(5)
+    ada.lose()
+    harness.advance(2)
+    ada.resume(1)
+    harness.advance(3)
+    [peer] = harness.factories[1].topics.find("room") or ()
+    assert (peer.id, harness.clock.seconds() - peer.joined_at) == (ada.id, pytest.approx(10, abs=0.1))

@@ -528,3 +528,26 @@ def test_a_server_that_stops_keeps_no_session_of_a_connection_that_is_lost() -> 
         case.do(event)
     assert [joined for _, joined in case.server.backplane.finished] == [False]
     assert case.server.free_slots == MOST_CONNECTIONS
+
+
+def test_a_client_that_is_blocked_while_it_waits_does_not_join() -> None:
+    server = Server()
+    free = server.free_slots
+    connection = server.start(JoinRequest("room", None, grant=Grant(subject="Ada")))
+    server.blocks.add("room", "Ada", None, 60)
+    server.backplane.give()
+    assert connection.closed == 4403
+    assert connection.peer is None
+    assert [joined for _, joined in server.backplane.finished] == [False]
+    assert server.log == ["rejected: the owner of this token may not join this topic for 60 s more"]
+    connection.be_lost()
+    assert server.free_slots == free
+
+
+def test_a_client_that_is_blocked_is_refused_at_once() -> None:
+    server = Server()
+    server.blocks.add("room", "Ada", None, 60)
+    with pytest.raises(Refused) as raised:
+        server.start(JoinRequest("room", None, grant=Grant(subject="Ada")))
+    assert raised.value.status == 403
+    server.start(JoinRequest("room", None, grant=Grant(subject="Bob")))

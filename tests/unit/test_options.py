@@ -64,6 +64,35 @@ def test_the_backplane_is_a_url_of_the_command_line_or_the_environment() -> None
     assert "north" not in refusal("--backplane=redis://:north@")
 
 
+ADMIN = "--admin-listen"
+
+
+@pytest.mark.parametrize("listen", ["unix:/run/a", "unix:/run/a:mode=600", "unix:/run/a:770", "unix:address=/run/a"])
+def test_the_admin_api_needs_no_token_on_a_socket_of_this_user_and_group(listen: str) -> None:
+    assert parse(ADMIN, listen).admin_tokens is None
+
+
+@pytest.mark.parametrize(
+    "listen",
+    ["tcp:1:interface=127.0.0.1", "unix:/run/a:mode=666", "unix:/run/a:661", "systemd:domain=UNIX:index=0", "x"],
+)
+def test_the_admin_api_needs_a_token_elsewhere(listen: str, tmp_path: Path) -> None:
+    assert refusal(ADMIN, listen).startswith(f"--admin-listen {listen}: others can connect")
+    (tmp_path / "tokens").write_text("0123456789abcdef")
+    tokens = parse(ADMIN, listen, "--admin-token-file", str(tmp_path / "tokens")).admin_tokens
+    assert tokens is not None
+    assert tokens.accept([b"Bearer 0123456789abcdef"])
+
+
+def test_tokens_of_the_admin_api_are_checked(tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text("too short")
+    file = ("--admin-token-file", str(tmp_path / "tokens"))
+    assert refusal(*file) == "--admin-token-file: say where the admin API listens, with --admin-listen"
+    assert refusal(ADMIN, "tcp:1", *file).startswith(
+        f"--admin-token-file: {tmp_path}/tokens: line 1: a token has at least 16"
+    )
+
+
 def test_listen_repeats_and_replaces_the_port() -> None:
     options = parse("--listen", "tcp:1", "--listen", "unix:/x", PORT="nonsense")
     assert options.listen == ["tcp:1", "unix:/x"]

@@ -28,8 +28,8 @@ EXAMPLES: dict[str, tuple[list[str], list[str]]] = {
     "metrics": (["true"], ["false"]),
     "metrics-listen": (["tcp:9000"], ["tcp:9001"]),
     "metrics-host": (["a.example", "b.example"], ["c.example"]),
-    "admin-listen": (["unix:/a"], ["unix:/b"]),
-    "admin-token-file": (["{folder}/admin-tokens"], ["{folder}/more-admin-tokens"]),
+    "admin-listen": (["unix:/run/a"], ["unix:/run/b"]),
+    "admin-token-file": (["{folder}/keys"], ["{folder}/more-keys"]),
     "auth": (["memory:a:b"], ["jwt:{folder}/keys:alg=HS256"]),
     "metadata-updates": (["true"], ["false"]),
     "backplane": (["redis://a"], ["redis://b"]),
@@ -44,20 +44,21 @@ EXAMPLES: dict[str, tuple[list[str], list[str]]] = {
 }
 # An option that others need, or that an option needs.
 WITH = {
+    "admin-token-file": ("--admin-listen=tcp:9000",),
     "turn-secret-file": ("--turn-uri=turn:a",),
     "turn-uri": ("--turn-secret-file={folder}/secret",),
-    "admin-token-file": ("--admin-listen=unix:/a",),
 }
 OPTIONS = {name: option for name, option in CONFIGURABLE.items() if name != "config"}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "keys").write_text(KEY)
+    for name in ("keys", "more-keys"):
+        (tmp_path / name).write_text(KEY)
     for name in ("ice.json", "more.json"):
         (tmp_path / name).write_text("[]")
-    for name in ("secret", "more-secret", "admin-tokens", "more-admin-tokens"):
-        (tmp_path / name).write_text(name * 4)
+    for name in ("secret", "more-secret"):
+        (tmp_path / name).write_text(name)
     return tmp_path
 
 
