@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from signaling.core.grants import Grant as Grant
     from signaling.core.ice import IceServers as IceServers
     from signaling.core.ice import Turn as Turn
+    from signaling.core.topic_rules import TopicRule as TopicRule
+    from signaling.core.topic_rules import TopicRules as TopicRules
     from signaling.errors import StartError as StartError
+    from signaling.ice_source.source import IceSource as IceSource
     from signaling.limits import Limits as Limits
     from signaling.server.factory import SignalingFactory as SignalingFactory
     from signaling.timing.clock import use_monotonic_timers as use_monotonic_timers
@@ -31,6 +34,7 @@ _PUBLIC = {
     "IBearerToken": "auth.cred",
     "IGrant": "auth.cred",
     "IceServers": "core.ice",
+    "IceSource": "ice_source.source",
     "Limits": "limits",
     "Options": "app.options",
     "SignalingFactory": "server.factory",
@@ -38,6 +42,8 @@ _PUBLIC = {
     "SignalingService": "app.service",
     "StartError": "errors",
     "TokenRefused": "auth.cred",
+    "TopicRule": "core.topic_rules",
+    "TopicRules": "core.topic_rules",
     "Turn": "core.ice",
     "makeService": "app.service",
     "make_backplane": "backplane.engines",

@@ -14,12 +14,15 @@ class TokenBucket:
     Args:
         rate: tokens added per second, more than 0.
         burst: the most tokens it holds, at least 1.
+
+    Attributes:
+        rate: tokens added per second; ``change_rate`` changes it.
     """
 
-    __slots__ = ("_at", "_burst", "_rate", "_tokens")
+    __slots__ = ("_at", "_burst", "_tokens", "rate")
 
     def __init__(self, rate: float, burst: int) -> None:
-        self._rate = rate
+        self.rate = rate
         self._burst = burst
         self._tokens = float(burst)
         self._at = 0.0
@@ -30,7 +33,11 @@ class TokenBucket:
         Args:
             now: seconds; if the clock went back, nothing is added or removed.
         """
-        return min(self._burst, self._tokens + max(0.0, now - self._at) * self._rate)
+        return min(self._burst, self._tokens + max(0.0, now - self._at) * self.rate)
+
+    def change_rate(self, rate: float, now: float) -> None:
+        """Add tokens at another rate from now on."""
+        self._tokens, self._at, self.rate = self.available(now), now, rate
 
     def take(self, now: float, tokens: float = 1) -> float:
         """Take tokens; returns how many remain, less than 0 if there were not enough."""

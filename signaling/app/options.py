@@ -41,6 +41,8 @@ from signaling.auth.cred import GrantRealm, IBearerToken
 from signaling.backplane.redis.url import StoreUrl
 from signaling.backplane.redis.url import parse as parse_store_url
 from signaling.core.ice import DEFAULT_TTL_SECONDS, IceServer, IceServers, Turn, parse_ice_servers
+from signaling.ice_source import provider as ice_provider
+from signaling.ice_source.provider import SourceSettings
 from signaling.limits import LIMIT_OPTIONS, Limits, Option, Unit, check
 from signaling.log.json_format import log_as_json
 from signaling.server.endpoints import is_private
@@ -200,6 +202,26 @@ OPTIONS = (
         help="Lifetime of a TURN credential; peers receive a new one at half of it.",
     ),
     Option(
+        name="ice-source",
+        help=(
+            "URL of a provider of ICE servers, asked at the start and at half of their life, for example"
+            " `https://example.com/credentials`; needs the extra `tls`."
+        ),
+        details="See [turn.md](turn.md#a-provider).",
+    ),
+    Option(
+        name="ice-source-token-file",
+        unit=Unit.FILE,
+        help="File with the token for `--ice-source`, or NAME:PASSWORD.",
+        details="Read again for each request.",
+    ),
+    Option(
+        name="ice-source-ttl",
+        unit=Unit.SECONDS,
+        default=str(ice_provider.DEFAULT_TTL_SECONDS),
+        help="Lifetime to ask a provider for, and to expect if its answer does not say.",
+    ),
+    Option(
         name="trusted-proxy",
         repeats=True,
         help=(
@@ -254,6 +276,7 @@ class Options(usage.Options, AuthOptionMixin):
         proxy_header: in which header those name their clients.
         path_prefix: as for ``check_path_prefix``.
         ice_servers: the STUN and TURN servers for peers.
+        ice_source: a provider of further ones; None means that there is none.
         listen: endpoint descriptions; if empty, the server listens on ``port``.
         port: the port on all interfaces.
         portal: authenticates clients; None means that everybody may join any topic.
@@ -291,6 +314,7 @@ class Options(usage.Options, AuthOptionMixin):
         self.metrics_hosts: list[str] = []
         self.trusted_proxies: list[str] = []
         self.ice_servers = IceServers()
+        self.ice_source: SourceSettings | None = None
         self.port = DEFAULT_PORT
         self.proxy_header = ProxyHeader.X_FORWARDED_FOR
         self.path_prefix = ""
@@ -431,6 +455,7 @@ class Options(usage.Options, AuthOptionMixin):
         self.backplane = _store_url(self._text("backplane"))
         self.admin_tokens = self._admin_tokens()
         self.ice_servers = IceServers(self._fixed_ice_servers(), self._turn())
+        self.ice_source = self._ice_source()
         self.limits = _limits({name: self[name] for name in _LIMIT_FIELDS if self[name] is not None})
 
     def _text(self, name: str) -> str:
@@ -477,9 +502,30 @@ class Options(usage.Options, AuthOptionMixin):
         except ValueError as error:
             raise usage.UsageError(f"--ice-servers: {path}: {error}") from None
 
+    def _ice_source(self) -> SourceSettings | None:
+        url, path = self["ice-source"], self["ice-source-token-file"]
+        ttl = _ttl("ice-source-ttl", self._text("ice-source-ttl"), ice_provider.MIN_TTL_SECONDS)
+        if url is None:
+            if path is not None:
+                raise usage.UsageError("--ice-source-token-file: name the provider that takes it, with --ice-source")
+            return None
+        if path is None and ice_provider.TOKEN_IN_URL in url:
+            reason = f"{ice_provider.TOKEN_IN_URL} stands for the token: give its file, with --ice-source-token-file"
+            raise usage.UsageError(f"--ice-source: {reason}")
+        settings = SourceSettings(url, path, ttl)
+        for option, check_value in (
+            ("ice-source", lambda: ice_provider.Provider(url)),
+            ("ice-source-token-file", settings.read_token),
+        ):
+            try:
+                check_value()
+            except ValueError as error:
+                raise usage.UsageError(f"--{option}: {error}") from None
+        return settings
+
     def _turn(self) -> Turn | None:
         setting = self.settings["turn-secret-file"]
-        ttl = _ttl(self._text("turn-ttl"))
+        ttl = _ttl("turn-ttl", self._text("turn-ttl"), 2)
         if not self["turn-uri"]:
             if setting.source not in (Source.DEFAULT, Source.PLATFORM):
                 raise usage.UsageError("--turn-secret-file: name the servers that know it, with --turn-uri")
@@ -529,10 +575,10 @@ def _read(option: str, path: str) -> bytes:
         raise usage.UsageError(f"--{option}: {path}: {error.strerror}") from None
 
 
-def _ttl(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 2 <= int(text[:9]) <= _MAX_TTL_SECONDS):
-        right = f"a whole number of seconds from 2 to {_MAX_TTL_SECONDS} (for example 3600)"
-        raise usage.UsageError(f"--turn-ttl: {text!r} is not {right}")
+def _ttl(option: str, text: str, least: int) -> int:
+    if not (text.isascii() and text.isdigit() and least <= int(text[:9]) <= _MAX_TTL_SECONDS):
+        right = f"a whole number of seconds from {least} to {_MAX_TTL_SECONDS} (for example 3600)"
+        raise usage.UsageError(f"--{option}: {text!r} is not {right}")
     return int(text)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, maybeDeferred
@@ -36,6 +36,9 @@ from signaling.timing.clock import use_monotonic_timers
 from signaling.workers.listener import WorkerListener, routing
 from signaling.workers.supervisor import WorkerSettings
 from signaling.workers.topic_router import share
+
+if TYPE_CHECKING:
+    from signaling.ice_source.source import IceSource
 
 
 class Background(Protocol):
@@ -201,6 +204,7 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
             **factory_arguments(options),
             metadata_updates=bool(options["metadata-updates"]),
             ice_servers=options.ice_servers,
+            ice_source=requested_ice_source(options, reactor),
             backplane=requested_backplane(options, reactor),
             notices=options["admin-listen"] is not None,
         )
@@ -224,6 +228,23 @@ def requested_backplane(options: Options, reactor: Any) -> Backplane | None:
     if options.backplane is None:
         return None
     return make_backplane(options.backplane, options.limits, reactor, Events(options.log_level, reactor.seconds))
+
+
+def requested_ice_source(options: Options, reactor: Any) -> IceSource | None:
+    """Make the source of ``--ice-source``; None without that option.
+
+    Raises:
+        StartError: if a package that it needs is not installed.
+    """
+    settings = options.ice_source
+    if settings is None:
+        return None
+    try:
+        # Of the extra tls, and of no use to others.
+        from signaling.ice_source.source import IceSource  # noqa: PLC0415
+    except ImportError as error:
+        raise StartError(f"--ice-source: needs the extra tls, as in pip install '.[tls]': {error}") from None
+    return IceSource(settings.url, settings.read_token, settings.ttl_seconds, reactor=reactor)
 
 
 def factory_arguments(options: Options, worker: int | None = None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from twisted.python import usage
 
 from signaling.app.garbage_collection import tune_garbage_collector
 from signaling.app.options import Options
-from signaling.app.service import factory_arguments, requested_backplane
+from signaling.app.service import factory_arguments, requested_backplane, requested_ice_source
 from signaling.server.factory import SignalingFactory
 from signaling.timing.clock import use_monotonic_timers
 from signaling.workers.supervisor import CHANNEL_DESCRIPTOR
@@ -67,6 +67,7 @@ def main(arguments: Sequence[str]) -> None:
         **factory_arguments(options, number),
         metadata_updates=bool(options["metadata-updates"]),
         ice_servers=options.ice_servers,
+        ice_source=requested_ice_source(options, reactor),
         backplane=requested_backplane(options, reactor),
         notices=options["admin-listen"] is not None,
     )

@@ -37,6 +37,7 @@ from signaling.backplane.store import Keys, Store
 from signaling.backplane.updates import PendingUpdates, Updates
 from signaling.core.interfaces import Answers, Forwarding, JoinTicket, Node, ResumeProof
 from signaling.core.peer_ids import PeerIds
+from signaling.core.topics import MaxPeers
 from signaling.limits import Limits
 from signaling.timing.clock import Clock
 
@@ -81,8 +82,7 @@ class Cluster:
         self._updates = Updates(store, membership, presence, updates)
         self._relays = RemoteRelays(self._new_id, clock, store, membership, presence, pending)
         self._handoffs = SessionHandoffs(self._new_id, store, self._relays, updates)
-        most = limits.max_peers_per_topic
-        self._joins = Joins(store, membership, presence, self._handoffs, pending, clock, self._ids, most)
+        self._joins = Joins(store, membership, presence, self._handoffs, pending, clock, self._ids)
         self._queries = NodeQueries(store, membership, clock)
         self._timer: Any = None
 
@@ -165,11 +165,12 @@ class Cluster:
         self,
         topic: str,
         metadata: bytes | None,
+        max_peers: MaxPeers,
         on_ticket: Callable[[JoinTicket], None],
         proof: ResumeProof | None = None,
     ) -> None:
         """Announce a peer that is about to join."""
-        self._joins.request_join(PendingJoin(topic, self._ids.next(), metadata, on_ticket, proof))
+        self._joins.request_join(PendingJoin(topic, self._ids.next(), metadata, max_peers, on_ticket, proof))
 
     def finish_join(self, topic: str, peer: str, *, joined: bool) -> None:
         """End a join: its peer is in the topic now, or will never be."""

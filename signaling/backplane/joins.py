@@ -59,7 +59,6 @@ class Joins:
         pending: where the joins are until they are finished.
         clock: for timeouts.
         ids: makes the ids of this node's peers.
-        max_peers: of a topic, for the text of a refusal.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - what a join depends on
@@ -71,7 +70,6 @@ class Joins:
         pending: PendingJoins,
         clock: Clock,
         ids: PeerIds,
-        max_peers: int,
     ) -> None:
         self._store = store
         self._membership = membership
@@ -79,7 +77,6 @@ class Joins:
         self._handoffs = handoffs
         self._pending = pending
         self._ids = ids
-        self._max_peers = max_peers
         self._node: Node
         self._timeouts: Timeouts[PendingJoin] = Timeouts(clock, _JOIN_SECONDS, self._decide)
         self._last_request = 0
@@ -233,7 +230,7 @@ class Joins:
 
         join.stored = Stored.UNKNOWN
         replica.snapshot_requested()
-        self._store.join(join.topic, peer, join.metadata, replied)
+        self._store.join(join.topic, peer, join.metadata, join.max_peers.number, replied)
 
     def _add_with_greater_id(self, join: PendingJoin, greatest: str) -> None:
         try:
@@ -259,7 +256,7 @@ class Joins:
             self._rename(join, self._ids.next())
         reasons = {
             TopicFull.BYTES: LIST_FULL,
-            TopicFull.PEERS: f"the topic has {self._max_peers} peers, which is the most",
+            TopicFull.PEERS: join.max_peers.reached,
         }
         join.ticket = JoinTicket(join.id, reasons[full] if full else None, join.session)
         if join.resumes:

@@ -9,6 +9,7 @@ from functools import partial
 
 from signaling.backplane.relay_link import RemoteSender
 from signaling.core.interfaces import Forwarding, JoinTicket, Receipt, ResumeProof
+from signaling.core.topics import MaxPeers
 from signaling.errors import ErrorCode
 
 
@@ -58,6 +59,7 @@ class PendingJoin:
 
     Args:
         id: another one later if the store takes no peer with the first.
+        max_peers: how many peers the topic may have.
         on_ticket: called once, when it is this peer's turn; None afterwards.
         proof: of being a peer that another node may have.
 
@@ -73,6 +75,7 @@ class PendingJoin:
     topic: str
     id: str
     metadata: bytes | None
+    max_peers: MaxPeers
     on_ticket: Callable[[JoinTicket], None] | None
     proof: ResumeProof | None
     stored: Stored = Stored.NO

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from signaling.core.interfaces import Answers, Forwarding, JoinTicket, Node, ResumeProof
+from signaling.core.topics import MaxPeers
 
 _TICKET = JoinTicket()
 
@@ -29,6 +30,7 @@ class StandaloneBackplane:
         self,
         topic: str,
         metadata: bytes | None,
+        max_peers: MaxPeers,
         on_ticket: Callable[[JoinTicket], None],
         proof: ResumeProof | None = None,
     ) -> None:

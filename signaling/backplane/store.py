@@ -121,7 +121,7 @@ class Store:
     def __init__(self, engine: Engine, keys: Keys, limits: Limits, node: str) -> None:
         self._engine = engine
         self._keys = keys
-        self._topic_limits = b"%d" % limits.max_peers_per_topic, b"%d" % limits.max_peer_list_bytes
+        self._max_peer_list_bytes = b"%d" % limits.max_peer_list_bytes
         self.node = self._previous_node = node
         self.former_nodes: set[str] = set()
         self.replies = 0
@@ -146,16 +146,18 @@ class Store:
         topic: str,
         peer: str,
         metadata: bytes | None,
+        max_peers: int,
         done: Callable[[Snapshot | IdTooSmall | TopicFull | None], None],
     ) -> None:
-        """Add a peer to a topic."""
+        """Add a peer to a topic, unless that has ``max_peers`` already."""
 
         def parse(reply: list[Any]) -> Snapshot | IdTooSmall | TopicFull:
             if reply[0] == b"behind":
                 return IdTooSmall(reply[1].decode())
             return TopicFull(reply[1]) if reply[0] == b"full" else _snapshot(b"joined", reply)
 
-        arguments = [b"%d" % KEEP_SECONDS, self.node.encode(), peer.encode(), metadata or b"", *self._topic_limits]
+        arguments = [b"%d" % KEEP_SECONDS, self.node.encode(), peer.encode(), metadata or b""]
+        arguments += [b"%d" % max_peers, self._max_peer_list_bytes]
         self._call_for_topic("join", topic, arguments, parse, done)
 
     def leave(self, topic: str, peer: str, done: Callable[[bool | None], None]) -> None:
@@ -164,7 +166,7 @@ class Store:
 
     def update(self, topic: str, peer: str, metadata: bytes, done: Callable[[UpdateReply | None], None]) -> None:
         """Replace the metadata of a peer of this node."""
-        arguments = [self.node.encode(), peer.encode(), metadata, self._topic_limits[1]]
+        arguments = [self.node.encode(), peer.encode(), metadata, self._max_peer_list_bytes]
         self._call_for_topic("update", topic, arguments, lambda reply: UpdateReply(reply[0]), done)
 
     def sync(self, topic: str, own: Sequence[tuple[str, bytes]], done: Callable[[Snapshot | None], None]) -> None:

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from signaling.limits import MAX_PER_SECOND
+
 CLAIM = "signaling"
-_KEYS = {"topics", "prefixes", "send", "metadata"}
+_KEYS = {"topics", "prefixes", "send", "metadata", "maxPeers", "messageRate"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +47,13 @@ class Grant:
             subject, with the same token or user name.
         token_id: identifies the token if there is no subject; None means that its text does.
         issuer: the namespace of ``subject`` and ``token_id``.
+        max_peers: it may join a topic only if that has fewer peers, at least 1; None means as many as the
+            server allows.
+        message_rate: the most messages a second of its connection, more than 0; the server's limit counts if it is
+            lower. None means that one alone.
 
     Raises:
-        ValueError: the metadata is not a JSON object, or a text is not valid Unicode.
+        ValueError: the metadata is not a JSON object, a text is not valid Unicode, or a number is out of its range.
     """
 
     topics: frozenset[str] = frozenset()
@@ -58,8 +64,14 @@ class Grant:
     subject: str | None = None
     token_id: str | None = None
     issuer: str | None = None
+    max_peers: int | None = None
+    message_rate: float | None = None
 
     def __post_init__(self) -> None:
+        if self.max_peers is not None and self.max_peers < 1:
+            raise ValueError("max_peers has to be a whole number from 1 up")
+        if self.message_rate is not None and not 0 < self.message_rate <= MAX_PER_SECOND:
+            raise ValueError(f"message_rate has to be more than 0 and at most {MAX_PER_SECOND:.0f}")
         _ = self.metadata_text, [(name or "").encode() for name in (self.subject, self.token_id, self.issuer)]
 
     def covers(self, topic: str) -> bool:
@@ -122,7 +134,24 @@ def grant_from_claims(claims: Mapping[str, Any], leeway_seconds: float = 0.0) ->
         subject=_text(claims, "sub"),
         token_id=_text(claims, "jti"),
         issuer=_text(claims, "iss"),
+        max_peers=_max_peers(own.get("maxPeers")),
+        message_rate=_message_rate(own.get("messageRate")),
     )
+
+
+def _max_peers(value: Any) -> int | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError(f"{CLAIM}.maxPeers has to be a whole number from 1 up")
+
+
+def _message_rate(value: Any) -> float | None:
+    if value is None:
+        return None
+    # Compared before it is converted: an integer may be too large for a float.
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MAX_PER_SECOND:
+        return float(value)
+    raise ValueError(f"{CLAIM}.messageRate has to be a number more than 0, at most {MAX_PER_SECOND:.0f}")
 
 
 def seconds_of(claims: Mapping[str, Any], name: str) -> float | None:

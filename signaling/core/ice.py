@@ -89,7 +89,28 @@ class IceServers:
         check_ice_servers(self._fixed)
         self._turn = turn
         self._wall_clock = wall_clock
+        self._provided: list[IceServer] = []
+        self._watchers: list[Callable[[], None]] = []
         self._text = msgspec.json.encode(self._fixed) if self._fixed else None
+
+    def provide(self, servers: Sequence[IceServer]) -> None:
+        """Give peers these servers as well, in place of those that were provided before.
+
+        Raises:
+            ValueError: browsers would not accept them.
+        """
+        check_ice_servers(servers)
+        if list(servers) == self._provided:
+            return
+        self._provided = list(servers)
+        shared = self._fixed + self._provided
+        self._text = msgspec.json.encode(shared) if shared else None
+        for on_change in self._watchers:
+            on_change()
+
+    def watch(self, on_change: Callable[[], None]) -> None:
+        """Call ``on_change`` each time other servers are provided."""
+        self._watchers.append(on_change)
 
     @property
     def renewal_seconds(self) -> float:
@@ -100,7 +121,8 @@ class IceServers:
         """Return the servers for a peer as a JSON array, or None if there are none."""
         if self._turn is None:
             return self._text
-        return msgspec.json.encode([*self._fixed, self._turn.server(peer_id, self._wall_clock())])
+        turn = self._turn.server(peer_id, self._wall_clock())
+        return msgspec.json.encode([*self._fixed, turn, *self._provided])
 
 
 def check_turn_uri(uri: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from signaling.core.topics import MaxPeers
 from signaling.errors import ErrorCode, LeaveReason
 
 
@@ -229,12 +230,14 @@ class Backplane(Protocol):
         self,
         topic: str,
         metadata: bytes | None,
+        max_peers: MaxPeers,
         on_ticket: Callable[[JoinTicket], None],
         proof: ResumeProof | None = None,
     ) -> None:
         """Announce a peer that is about to join.
 
         Args:
+            max_peers: how many peers the topic may have on all nodes; a peer that resumes is not counted again.
             on_ticket: called once: perhaps before this method returns, and within a few seconds.
             proof: that the client may resume a session which another node may have; None for a new peer.
         """

@@ -16,12 +16,12 @@ from signaling.core.blocks import Blocks
 from signaling.core.counters import Counters
 from signaling.core.grants import Grant
 from signaling.core.ice import IceServers
-from signaling.core.interfaces import Backplane, IncomingSession, JoinTicket
+from signaling.core.interfaces import Backplane, IncomingSession, JoinTicket, ResumeProof
 from signaling.core.join_request import JoinRequest
 from signaling.core.peer import Peer, PeerDetails
 from signaling.core.session import PeerSession, SessionConnection, resume_proof
 from signaling.core.session_registry import SessionRegistry
-from signaling.core.topics import TopicMap
+from signaling.core.topics import MaxPeers, TopicMap
 from signaling.errors import PEER_REMOVED, ErrorCode, Refused, Rejected
 
 _TRY_AGAIN_LATER = 1013
@@ -69,7 +69,10 @@ class JoinAttempt:
         state: changes as ``TRANSITIONS`` allow.
     """
 
-    __slots__ = ("_client", "_connection", "_donor", "_key", "_services", "_slot", "_ticket", "request", "state")
+    __slots__ = (
+        *("_client", "_connection", "_donor", "_key", "_max_peers", "_services", "_slot", "_ticket"),
+        *("request", "state"),
+    )
 
     def __init__(
         self, request: JoinRequest, key: bytes, client: Client, connection: JoiningConnection, services: JoinServices
@@ -81,6 +84,7 @@ class JoinAttempt:
         self._connection = connection
         self._services = services
         self._ticket: JoinTicket | None = None
+        self._max_peers: MaxPeers | None = None
         self._slot: ConnectionSlot | None = None
         # The session that gave its slot to this connection, and is given it back if the connection is lost.
         self._donor: PeerSession | None = None
@@ -110,9 +114,15 @@ class JoinAttempt:
             self._open()
             return
         self._change_to(JoinState.ANNOUNCING)
-        services.backplane.request_join(request.topic, request.metadata, self.ticket_arrived, resume_proof(request))
+        self._request_ticket(resume_proof(request))
         if self.state is JoinState.ANNOUNCING:
             self._connection.hold()
+
+    def _request_ticket(self, proof: ResumeProof | None = None) -> None:
+        request, services = self.request, self._services
+        by_token = request.grant.max_peers if request.grant is not None else None
+        bound = self._max_peers = services.topics.max_peers(request.topic, by_token)
+        services.backplane.request_join(request.topic, request.metadata, bound, self.ticket_arrived, proof)
 
     def ticket_arrived(self, ticket: JoinTicket) -> None:
         """Go on with the backplane's ticket, which has to be finished whatever became of the connection."""
@@ -155,7 +165,7 @@ class JoinAttempt:
             self._join(ticket)
             return
         self._change_to(JoinState.REANNOUNCING)
-        services.backplane.request_join(request.topic, request.metadata, self.ticket_arrived)
+        self._request_ticket()
         if self.state is JoinState.REANNOUNCING:
             self._connection.hold()
 
@@ -185,7 +195,8 @@ class JoinAttempt:
         try:
             if ticket.full is not None:
                 raise Rejected(ErrorCode.TOPIC_FULL, ticket.full)
-            peer.join(request.topic, services.ice_servers.text(peer.id), services.expires_in(request.grant))
+            ice_servers, expires_in = services.ice_servers.text(peer.id), services.expires_in(request.grant)
+            peer.join(request.topic, ice_servers, expires_in, self._max_peers)
         except Rejected as rejected:
             self._change_to(JoinState.REJECTED)
             self._finish_ticket(joined=False)

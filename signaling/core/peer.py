@@ -15,7 +15,7 @@ from signaling.core import messages
 from signaling.core.announcer import Announcer, Block
 from signaling.core.counters import Counters
 from signaling.core.interfaces import Backplane, Forwarding, IncomingSession, Outbound, OutgoingSession, Receipt
-from signaling.core.topics import Topic, TopicMap
+from signaling.core.topics import MaxPeers, Topic, TopicMap
 from signaling.errors import ErrorCode, LeaveReason, Rejected
 from signaling.limits import Limits
 from signaling.websocket.frames import text_frame
@@ -117,17 +117,24 @@ class Peer:
 
     # Joining and leaving
 
-    def join(self, topic_name: str, ice_servers: bytes | None = None, expires_in: int | None = None) -> None:
+    def join(
+        self,
+        topic_name: str,
+        ice_servers: bytes | None = None,
+        expires_in: int | None = None,
+        max_peers: MaxPeers | None = None,
+    ) -> None:
         """Join the topic: the peer gets ``welcome`` and ``peer-list``, the other members ``peer-joined``.
 
         Args:
             ice_servers: the JSON text of the welcome's ``iceServers``, or None.
             expires_in: in how many seconds the client's token expires, or None.
+            max_peers: as for ``TopicMap.join``.
 
         Raises:
             Rejected: ``topic_full``; nothing happened.
         """
-        topic = self.topic = self._services.topics.join(topic_name, self)
+        topic = self.topic = self._services.topics.join(topic_name, self, max_peers)
         self._send_welcome(topic, ice_servers, expires_in)
         if len(topic.members) > 1:
             event = text_frame(messages.peer_joined(self.id, self.metadata))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
+from signaling.core.topic_rules import TopicRules
 from signaling.errors import ErrorCode, Rejected
 
 LIST_FULL = "the list of the topic's peers is as long as is allowed"
@@ -67,17 +68,41 @@ class Topic(Generic[M]):
         self.listed_bytes += by
 
 
+class MaxPeers(NamedTuple):
+    """How many peers a topic may have before one more joins.
+
+    Args:
+        number: with as many, it takes no more.
+        by_token: whether the bound is that of the joining client's token; others may still join.
+    """
+
+    number: int
+    by_token: bool = False
+
+    @property
+    def reached(self) -> str:
+        """Why a client that meets the bound cannot join."""
+        if self.by_token:
+            return f"the topic has {self.number} peers or more, which is too many for the token"
+        return f"the topic has {self.number} peers, which is the most"
+
+
 class TopicMap(Generic[M]):
     """All topics that have a member: a topic is made by its first member and deleted with its last.
 
     Args:
-        max_members: of one topic.
+        max_members: of one topic, unless ``rules`` have another number.
         max_listed_bytes: of one topic's ``peer-list``, which every client that joins is sent and may leave unread.
+        rules: bounds of topics by their names; None means none.
+
+    Attributes:
+        rules: another value counts from the next join on.
     """
 
-    def __init__(self, max_members: int, max_listed_bytes: int) -> None:
+    def __init__(self, max_members: int, max_listed_bytes: int, rules: TopicRules | None = None) -> None:
         self._max_members = max_members
         self._max_listed_bytes = max_listed_bytes
+        self.rules = rules
         self._topics: dict[str, Topic[M]] = {}
 
     def __iter__(self) -> Iterator[Topic[M]]:
@@ -102,8 +127,21 @@ class TopicMap(Generic[M]):
         topic = self._topics.get(name)
         return len(topic) if topic is not None else 0
 
-    def join(self, name: str, member: M) -> Topic[M]:
+    def max_peers(self, name: str, by_token: int | None = None) -> MaxPeers:
+        """Return how many peers a topic may have.
+
+        Args:
+            by_token: the bound of the joining client's token; None if it has none.
+        """
+        of_rule = self.rules.max_peers(name) if self.rules else None
+        most = self._max_members if of_rule is None else of_rule
+        return MaxPeers(most) if by_token is None or by_token >= most else MaxPeers(by_token, by_token=True)
+
+    def join(self, name: str, member: M, max_peers: MaxPeers | None = None) -> Topic[M]:
         """Add ``member`` to the topic, which is made if it does not exist.
+
+        Args:
+            max_peers: how many peers the topic may have; None means as many as for a client without a token.
 
         Raises:
             Rejected: ``topic_full``.
@@ -111,8 +149,8 @@ class TopicMap(Generic[M]):
         topic = self._topics.get(name)
         if topic is None:
             topic = self._topics[name] = Topic(name)
-        elif len(topic) >= self._max_members:
-            raise Rejected(ErrorCode.TOPIC_FULL, f"the topic has {self._max_members} peers, which is the most")
+        elif len(topic) >= (bound := max_peers or self.max_peers(name)).number:
+            raise Rejected(ErrorCode.TOPIC_FULL, bound.reached)
         elif topic.listed_bytes + member.listed_bytes > self._max_listed_bytes:
             raise Rejected(ErrorCode.TOPIC_FULL, LIST_FULL)
         topic.add(member)

@@ -333,6 +333,31 @@ class Events:
         text = "the backplane {url} answered with an error ({count} times): {reason}"
         self.log.error(text, event="backplane_error", url=url, code=code, reason=reason, count=count)
 
+    # ICE servers of a provider
+
+    def ice_servers_fetched(self, url: str, count: int, seconds: int, reason: str) -> None:
+        """A provider answered, first or after a failure, or leaves out others than before.
+
+        Args:
+            count: of the servers.
+            seconds: for which they are valid.
+            reason: why some of its servers are left out; empty if none are.
+        """
+        text = "{url} has {count} ICE servers, valid for {seconds} s"
+        if reason:
+            text += "; others are left out: {reason}"
+        self.log.info(text, event="ice_servers_fetched", url=url, count=count, seconds=seconds, reason=reason or None)
+
+    def ice_servers_not_fetched(self, url: str, count: int, reason: str) -> None:
+        """A provider was asked in vain, for the ``count``-th time since its last answer."""
+        text = "{url} has no new ICE servers ({count} times): {reason}"
+        self.log.warn(text, event="ice_servers_not_fetched", url=url, count=count, reason=reason)
+
+    def ice_servers_expired(self, url: str) -> None:
+        """The latest ICE servers of a provider have expired, and peers still get them."""
+        text = "the ICE servers of {url} have expired: peers may get no relay until it answers"
+        self.log.error(text, event="ice_servers_expired", url=url)
+
     # The server
 
     def listening(self, address: str) -> None:

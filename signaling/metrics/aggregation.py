@@ -22,6 +22,7 @@ _PER_PROCESS = ("process_", "signaling_reactor_lag_seconds")
 # The listener has no peers.
 _WORKERS_ONLY = "signaling_connections_max"
 _MINIMUM = ("signaling_ready", "signaling_backplane_up")
+_MAXIMUM = ("signaling_ice_source_age_seconds",)
 _SAME_EVERYWHERE = "signaling_build"
 # The only histogram of the current state; the others accumulate like counters.
 _CURRENT_HISTOGRAM = "signaling_topic_peers"
@@ -85,6 +86,8 @@ class MetricSums:
 def _combine(name: str, one: float, other: float) -> float:
     if name == _SAME_EVERYWHERE:
         return one
+    if name in _MAXIMUM:
+        return max(one, other)
     return min(one, other) if name in _MINIMUM else one + other
 
 

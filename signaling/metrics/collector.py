@@ -134,6 +134,9 @@ class SignalingCollector:
         yield _gauge("peers_detached", detached, len(factory.sessions.detached))
         yield _gauge("topics", "Topics.", len(factory.topics))
         yield _histogram("topic_peers", "Topics by the number of their peers.", sizes)
+        if factory.ice_source is not None:
+            age = "Age of the ICE servers of --ice-source; before the first answer, the time since the start."
+            yield _gauge("ice_source_age_seconds", age, factory.ice_source.age_seconds)
         yield _counter("joins", "Peers that joined.", counters.joins)
         yield _counter("resumes", "Peers that resumed on another connection.", counters.resumes)
         yield _counter("metadata_updates", "Updates of metadata by peers of this server.", counters.metadata_updates)

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from constantly import NamedConstant
 from twisted.internet.defer import Deferred, execute
@@ -42,12 +42,14 @@ from signaling.core.peer import Peer, PeerDetails, PeerServices
 from signaling.core.peer_ids import PeerIds
 from signaling.core.session import PeerSession
 from signaling.core.session_registry import SessionRegistry
+from signaling.core.topic_rules import TopicRules
 from signaling.core.topics import TopicMap
 from signaling.errors import LeaveReason
 from signaling.limits import Limits
 from signaling.log.events import PacedLog
 from signaling.server.asking import Asker, NodesAsker, carry_out
 from signaling.server.http import HttpFactory
+from signaling.timing.fair_scheduler import FairScheduler
 from signaling.timing.timeouts import Timeouts
 from signaling.timing.wall_clock_timers import ClockSteps, WallClockTimers
 
@@ -55,10 +57,14 @@ if TYPE_CHECKING:
     from twisted.cred.portal import Portal
     from twisted.internet.interfaces import IReactorTime
 
+    from signaling.ice_source.source import IceSource
+
 from signaling.server.protocol import SignalingProtocol
 
 # JavaScript counts no further.
 _MOST_SECONDS = 2**53 - 1
+# About 10 us for each.
+_ICE_UPDATES_PER_PASS = 16
 
 
 class SignalingFactory(HttpFactory):
@@ -73,9 +79,11 @@ class SignalingFactory(HttpFactory):
         proxy_header: in which header, ``X-Forwarded-For`` or ``Forwarded`` (RFC 7239).
         path_prefix: the path below which everything is, on ports of this server's own; empty for none.
         ice_servers: the STUN and TURN servers that peers are sent; None means none.
+        ice_source: a provider of further ones. It is asked when the backplane starts, and no more after a drain.
         serve_client: whether the client for browsers is served: ``/signaling.js`` and ``/sealing.js``.
         demo: whether ``/`` serves the demo.
         portal: checks tokens (docs/access.md); None means that everybody may join.
+        topic_rules: bounds of topics by their names, in place of those in ``limits``; None means none.
         metadata_updates: whether peers may replace their metadata (docs/protocol.md, "Metadata").
         backplane: shares the topics with other servers (docs/cluster.md); None means that there are none. It starts
             with the first port, or the first ``SignalingResource``, and stops at the end of a drain.
@@ -120,9 +128,11 @@ class SignalingFactory(HttpFactory):
         proxy_header: str = ProxyHeader.X_FORWARDED_FOR,
         path_prefix: str = "",
         ice_servers: IceServers | None = None,
+        ice_source: IceSource | None = None,
         serve_client: bool = False,
         demo: bool = False,
         portal: Portal | None = None,
+        topic_rules: TopicRules | None = None,
         metadata_updates: bool = False,
         backplane: Backplane | None = None,
         notices: bool = False,
@@ -145,13 +155,15 @@ class SignalingFactory(HttpFactory):
             log_addresses=log_addresses,
         )
         clock = self.reactor
-        self.topics: TopicMap[Peer] = TopicMap(self.limits.max_peers_per_topic, self.limits.max_peer_list_bytes)
+        self.topics: TopicMap[Peer] = TopicMap(
+            self.limits.max_peers_per_topic, self.limits.max_peer_list_bytes, topic_rules
+        )
         self.announcer = Announcer(clock, self.counters.count_dropped_events)
         self.backplane: Backplane = backplane or StandaloneBackplane()
         # An application's tests would find the timer of a start in the reactor.
-        self.has_services = backplane is not None
         self.details: dict[str, PeerDetails] | None = {} if notices else None
         self.blocks = Blocks(clock.seconds)
+        self.has_services = backplane is not None or ice_source is not None
         self.sessions = SessionRegistry(self.limits, clock, self.topics, self._session_closed)
         features = {
             "metadata-updates": metadata_updates,
@@ -178,6 +190,11 @@ class SignalingFactory(HttpFactory):
             # It has nothing to connect to, and can be asked at once.
             self.backplane.start(self.local)
         self.ice_servers = ice_servers or IceServers()
+        self.ice_servers.watch(self._ice_servers_changed)
+        self.ice_source = ice_source
+        self._ice_updates: FairScheduler[SignalingProtocol] = FairScheduler(
+            clock, _ICE_UPDATES_PER_PASS, SignalingProtocol.renewIceServers
+        )
         self.renewals: Timeouts[SignalingProtocol] = Timeouts(
             clock, self.ice_servers.renewal_seconds, SignalingProtocol.renewIceServers
         )
@@ -322,6 +339,10 @@ class SignalingFactory(HttpFactory):
         if peer.topic is not None:
             self.events.handed_off(peer.id, peer.topic.name)
 
+    def _ice_servers_changed(self) -> None:
+        """Send all peers the new ICE servers, a few in each pass of the reactor."""
+        self._ice_updates.extend(cast("Iterable[SignalingProtocol]", self.connections))
+
     def cancel_idle_timers(self) -> None:
         """Leave no timer behind when the last connection is gone, and go on with a drain."""
         self.renewals.cancel_if_idle()
@@ -342,11 +363,15 @@ class SignalingFactory(HttpFactory):
         return {**super().unready_reasons, "backplane": self.backplane.unready_reasons}
 
     def start_services(self) -> None:
-        """Start the backplane."""
+        """Ask for ICE servers, and start the backplane."""
+        if self.ice_source is not None:
+            self.ice_source.start(self.ice_servers, self.events)
         self.backplane.start(self.local)
 
     def stop_services(self) -> Deferred[None]:
-        """Stop the backplane; fires when the other nodes know, or after some seconds without the store."""
+        """Stop the services; fires when the other nodes know, or after some seconds without the store."""
+        if self.ice_source is not None:
+            self.ice_source.stop()
         stopped: Deferred[None] = Deferred()
         self.backplane.stop(lambda: stopped.callback(None))
         return stopped

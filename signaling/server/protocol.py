@@ -48,6 +48,8 @@ class SignalingProtocol(HttpProtocol[Receipt]):
     _login: Deferred[Any] | None = None
     _logout: Logout | None = None
     _may_send = True
+    # Messages a second; None if its token has no such bound.
+    _token_rate: float | None = None
     # Whether the token decides its peer's metadata.
     _metadata_fixed = False
     _metadata_bucket: TokenBucket | None = None
@@ -179,7 +181,7 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         if not (self._judges_messages or isBinary):
             peer.receive(payload)
             return
-        tokens = self._take_tokens(1) if factory.limits.max_messages_per_second else 0.0
+        tokens = self._take_tokens(1) if self._message_rate else 0.0
         outcome: messages.ClientMessage | OtherMessage | Rejected | None = None
         if tokens >= 0 and not isBinary:
             outcome = peer.receive(payload) if self._may_send else messages.presented_token(payload)
@@ -199,8 +201,7 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         """Return the error of a message that is not read any further."""
         msg_id = None if is_binary else messages.msg_id_of(payload)
         if tokens < 0:
-            rate = self.factory.limits.max_messages_per_second
-            text = f"at most {rate:g} messages a second; this one was not delivered"
+            text = f"at most {self._message_rate:g} messages a second; this one was not delivered"
             return Rejected(ErrorCode.RATE_LIMITED, text, msg_id)
         if not self._may_send:
             return Rejected(ErrorCode.FORBIDDEN, "the token allows to receive only", msg_id)
@@ -226,19 +227,29 @@ class SignalingProtocol(HttpProtocol[Receipt]):
 
     def onOverhead(self) -> None:
         """Count a ping, an unexpected pong or a fragment against the rate of messages."""
-        if self.factory.limits.max_messages_per_second:
+        if self._message_rate:
             self._close_if_flooding(self._take_tokens(1 / FRAMES_PER_TOKEN))
 
+    @property
+    def _message_rate(self) -> float:
+        """The most messages a second; 0 means no limit."""
+        limit, of_token = self.factory.limits.max_messages_per_second, self._token_rate
+        if of_token is None:
+            return limit
+        return min(limit, of_token) if limit else of_token
+
     def _take_tokens(self, tokens: float) -> float:
-        limits = self.factory.limits
+        now, rate = self.factory.reactor.seconds(), self._message_rate
         if self._bucket is None:
-            self._bucket = TokenBucket(limits.max_messages_per_second, limits.message_burst)
-        return self._bucket.take(self.factory.reactor.seconds(), tokens)
+            self._bucket = TokenBucket(rate, self.factory.limits.message_burst)
+        elif self._bucket.rate != rate:
+            # A new token has another bound.
+            self._bucket.change_rate(rate, now)
+        return self._bucket.take(now, tokens)
 
     def _close_if_flooding(self, tokens: float) -> None:
-        limits = self.factory.limits
-        if tokens < -limits.message_burst:
-            self.close(_POLICY_VIOLATION, f"at most {limits.max_messages_per_second:g} messages a second")
+        if tokens < -self.factory.limits.message_burst:
+            self.close(_POLICY_VIOLATION, f"at most {self._message_rate:g} messages a second")
 
     # A new token in place of the old one
 
@@ -325,6 +336,7 @@ class SignalingProtocol(HttpProtocol[Receipt]):
 
     def _apply_grant(self, grant: Grant) -> None:
         self._may_send = grant.may_send
+        self._token_rate = grant.message_rate
         if grant.metadata is not None:
             self._metadata_fixed = True
         if grant.expires is not None:

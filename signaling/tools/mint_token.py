@@ -55,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--receive-only", action="store_true", help="do not allow sending")
     parser.add_argument("--metadata", type=_object, help="JSON object that replaces the client's own metadata")
+    parser.add_argument("--max-peers", type=int, help="join a topic only if it has fewer peers")
+    parser.add_argument("--message-rate", type=float, help="the most messages a second")
     parser.add_argument("--subject", help="the owner (sub); only tokens of one owner renew each other")
     parser.add_argument("--audience", help="the audience (aud)")
     parser.add_argument("--issuer", help="the issuer (iss)")
@@ -75,6 +77,7 @@ def _object(text: str) -> Any:
 
 def _claims(given: argparse.Namespace) -> dict[str, Any]:
     own = {"topics": given.topic, "prefixes": given.prefix, "metadata": given.metadata}
+    own |= {"maxPeers": given.max_peers, "messageRate": given.message_rate}
     own |= {"send": False} if given.receive_only else {}
     now = int(time.time())
     claims = {

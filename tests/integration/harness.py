@@ -27,7 +27,7 @@ from websockets.frames import Frame, Opcode
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
-from signaling import IceServers, Limits, SignalingFactory, SignalingResource
+from signaling import IceServers, IceSource, Limits, SignalingFactory, SignalingResource
 from signaling.backplane.cluster import Cluster
 from signaling.core.counters import Counters
 from tests.harness.memory_transport import MemoryTransport, PassingClock
@@ -268,11 +268,13 @@ class Harness:
         proxy_header: as for ``SignalingFactory``.
         path_prefix: as for ``SignalingFactory``.
         ice_servers: makes them, given the clock.
+        ice_source: makes one, given the clock.
         serve_client: as for ``SignalingFactory``.
         demo: as for ``SignalingFactory``.
         log: of the nodes, is told who comes and goes.
         metadata_updates: as for ``SignalingFactory``.
         portal: as for ``SignalingFactory``; its tokens expire by ``clock``, which starts now.
+        topic_rules: as for ``SignalingFactory``.
         log_level: as for ``SignalingFactory``.
         notices: as for ``SignalingFactory``.
         wall_ahead: by how much somebody set the wall clock forward.
@@ -289,6 +291,7 @@ class Harness:
         store: Callable[[Callable[[], float]], Store] = MemoryStore,
         buffer_bytes: int = 65_536,
         ice_servers: Callable[[Clock], IceServers] = lambda clock: IceServers(),
+        ice_source: Callable[[Clock], IceSource | None] = lambda clock: None,
         allow_origins: Any = (),
         trusted_proxies: Any = (),
         proxy_header: str = "X-Forwarded-For",
@@ -296,6 +299,7 @@ class Harness:
         serve_client: bool = False,
         demo: bool = False,
         portal: Any = None,
+        topic_rules: Any = None,
         metadata_updates: bool = False,
         log: Any = None,
         log_level: Any = LogLevel.info,
@@ -323,9 +327,11 @@ class Harness:
                 proxy_header=proxy_header,
                 path_prefix=path_prefix,
                 ice_servers=ice_servers(self.clock),
+                ice_source=ice_source(self.clock),
                 serve_client=serve_client,
                 demo=demo,
                 portal=portal,
+                topic_rules=topic_rules,
                 metadata_updates=metadata_updates,
                 backplane=self._backplane(number),
                 notices=notices,

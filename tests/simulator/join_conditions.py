@@ -5,6 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
+from signaling.core.grants import Grant
 from signaling.limits import Limits
 
 HANDSHAKE_SECONDS = 10.0
@@ -30,10 +31,12 @@ class JoinConditions:
     def __init__(self, seed: str, *, any_at_all: bool = True) -> None:
         # SALT is chosen so that the seeds which test_simulator.py keeps have no such conditions, except t167.
         self.random = random = Random(f"{SALT} {seed}")
+        self._tokens = Random(f"tokens {seed}")
         self.active = any_at_all and random.random() < 0.65
         self._limits: dict[str, Any] = {}
         self._addresses = 1
         self._login_seconds: list[float] = []
+        self._token_bounds: list[int | None] = []
         self._refused_share = self._early_share = 0.0
         self._drain_seconds = [0.0]
         self.crowd_size = 32
@@ -57,6 +60,8 @@ class JoinConditions:
         if random.random() < 0.4:
             self._login_seconds = random.choice([[0.0], [0.0, 0.05, 2.0], [2.0, 9.0, 15.0]])
             self._refused_share = random.choice([0.0, 0.2])
+        if self._tokens.random() < 0.4:
+            self._token_bounds = [None, 1, 2, 3]
         self._early_share = random.choice([0.0, 0.3, 0.9])
         self._drain_seconds = random.choice([[0.0], [0.0, 0.5, 3.0]])
         self.crowd_size = random.choice([0, 1, 3, 32])
@@ -78,6 +83,10 @@ class JoinConditions:
     def login_is_refused(self) -> bool:
         """Choose how a login ends."""
         return bool(self._refused_share) and self.random.random() < self._refused_share
+
+    def grant(self) -> Grant | None:
+        """Choose what a login grants; None if there are no tokens."""
+        return Grant(max_peers=self._tokens.choice(self._token_bounds)) if self._token_bounds else None
 
     def is_early(self) -> bool:
         """Choose whether a client sends before its welcome."""

@@ -25,7 +25,7 @@ from signaling.core.peer import Peer, PeerServices
 from signaling.core.peer_ids import PeerIds
 from signaling.core.session import PeerSession
 from signaling.core.session_registry import SessionRegistry
-from signaling.core.topics import TopicMap
+from signaling.core.topics import MaxPeers, TopicMap
 from signaling.limits import Limits
 from signaling.timing.fair_scheduler import FairScheduler
 from tests.simulator.connections import SimulatedConnection
@@ -133,6 +133,7 @@ class SimulatedCluster(Cluster):
         self,
         topic: str,
         metadata: bytes | None,
+        max_peers: MaxPeers,
         on_ticket: Callable[[JoinTicket], None],
         proof: ResumeProof | None = None,
     ) -> None:
@@ -142,7 +143,7 @@ class SimulatedCluster(Cluster):
             on_ticket(ticket)
 
         self.tickets_due += 1
-        super().request_join(topic, metadata, arrived, proof)
+        super().request_join(topic, metadata, max_peers, arrived, proof)
 
     def finish_join(self, topic: str, peer: str, *, joined: bool) -> None:
         self.owner.check_ticket(self.unfinished.pop((topic, peer), None), topic, peer, joined)
@@ -281,6 +282,7 @@ class SimulatedNode:
         seconds = joins.login_seconds()
         end = connection.refuse if joins.login_is_refused() else connection.start_joining
         outcome: Any = "its login was refused" if end == connection.refuse else request
+        request.grant = joins.grant()
         if seconds is None or self.draining:
             end(outcome)
         else:

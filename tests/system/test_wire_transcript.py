@@ -1207,6 +1207,46 @@ def pages(notes: Notes, folder: Path) -> None:
             on.ask(data, hides=r"(?<=TwistedWeb/)[\d.]+")
 
 
+# The admin API
+
+
+def administration(notes: Notes, folder: Path) -> None:
+    """Notices, removals and closed topics, and what an operator is answered."""
+    path = folder / "admin"
+    with stage(notes, f"--admin-listen=unix:{path}") as on:
+        on.server.wait_for("listening on unix")
+        on.title("peers, and what happens to them")
+        a, b, c = (on.join(name) for name in "abc")
+        a.frames(2)
+        b.frame()
+        on.address = str(path)
+        on.ask(get("/v1/topics"))
+        json_type = "Content-Type: application/json"
+        for body in ('{"data":{"text":"Ten minutes left"}}', f'{{"to":"{a.id}","data":"To you"}}'):
+            on.ask(
+                request("POST /v1/topics/room/notices HTTP/1.1", "Host: a", json_type, f"Content-Length: {len(body)}")
+                + body.encode()
+            )
+        a.frames(2)
+        b.frame()
+        c.frame()
+        on.ask(get(f"/v1/topics/room/peers/{a.id}?reason=Please+be+kind", method="DELETE"))
+        a.end()
+        b.frame()
+        c.frame()
+        on.ask(get("/v1/topics/room?reason=See+you+tomorrow", method="DELETE"))
+        b.end()
+        c.end()
+        on.title("what cannot be done")
+        for target in ("/v1/topics/room", "/v1/topics?limit=0", "/v1/topics?limt=1", "/nowhere"):
+            on.ask(get(target))
+        on.ask(get(f"/v1/topics/room/peers/{a.id}?block=60", method="DELETE"))
+        on.ask(get("/v1/topics", method="OPTIONS"))
+        on.ask(get("/v1/topics/room/notices", method="POST"))
+        on.ask(get("/v1/topics", "Content-Length: 65537"))
+        on.ask(upgrade())
+
+
 # ICE servers
 
 
@@ -1418,6 +1458,7 @@ PARTS: dict[str, Callable[[Notes, Path], None]] = {
     "a full server": fullness,
     "addresses": addresses,
     "origins, pages, metrics": pages,
+    "the admin API": administration,
     "a delayed stop": delayed,
     "workers": workers,
 }

@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, I
 from prometheus_client.metrics_core import Metric
 from twisted.internet.task import Clock
 
-from signaling import SignalingFactory
+from signaling import IceSource, SignalingFactory
 from signaling.metrics.collector import ReactorLag, SignalingCollector
 from tests.programs import need
 
@@ -39,7 +39,9 @@ def series(metric: Metric) -> set[str]:
 @pytest.fixture
 def metrics() -> list[Metric]:
     clock = Clock()
-    return list(SignalingCollector(SignalingFactory(reactor=clock), ReactorLag(clock)).collect())  # type: ignore[arg-type]
+    source = IceSource("https://example.com", reactor=clock)
+    factory = SignalingFactory(reactor=clock, ice_source=source)  # type: ignore[arg-type]
+    return list(SignalingCollector(factory, ReactorLag(clock)).collect())
 
 
 def names(text: str) -> set[str]:

@@ -26,6 +26,7 @@ def headers(**values: str):
 
 def test_claims_become_a_grant() -> None:
     own = {"topics": ["a"], "prefixes": ["b-"], "send": False, "metadata": {"name": "é", "n": [1, None]}}
+    own |= {"maxPeers": 2, "messageRate": 3}
     grant = grant_from_claims({"exp": 100, "sub": "Ada", "signaling": own, "other": 1}, 5.0)
     assert grant == Grant(
         topics=frozenset({"a"}),
@@ -34,6 +35,8 @@ def test_claims_become_a_grant() -> None:
         metadata={"name": "é", "n": [1, None]},
         expires=105.0,
         subject="Ada",
+        max_peers=2,
+        message_rate=3.0,
     )
     assert grant.metadata_text == '{"name":"é","n":[1,null]}'.encode()
 
@@ -66,6 +69,18 @@ def nested(depth: int) -> dict[str, Any]:
         {"signaling": {"metadata": {"x": "\ud800"}}},
         {"signaling": {"topic": ["room"]}},
         {"signaling": {"metadata": nested(100_000)}},
+        {"signaling": {"maxPeers": 0}},
+        {"signaling": {"maxPeers": -1}},
+        {"signaling": {"maxPeers": 2.0}},
+        {"signaling": {"maxPeers": True}},
+        {"signaling": {"maxPeers": "2"}},
+        {"signaling": {"messageRate": 0}},
+        {"signaling": {"messageRate": -0.5}},
+        {"signaling": {"messageRate": True}},
+        {"signaling": {"messageRate": "1"}},
+        {"signaling": {"messageRate": 1_000_001}},
+        {"signaling": {"messageRate": 10**400}},
+        {"signaling": {"messageRate": float("nan")}},
         {"sub": 7},
         {"sub": ["Ada"]},
         {"sub": "Ada\ud800"},
@@ -112,6 +127,14 @@ ADA, EVE = Bearer(b"a.b.c"), Bearer(b"d.e.f")
 )
 def test_the_owner_of_a_session(one: Any, other: Any, same: bool) -> None:
     assert (session_owner(*one) == session_owner(*other)) is same
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_peers": 0}, {"message_rate": 0.0}, {"message_rate": float("nan")}, {"message_rate": 2e6}]
+)
+def test_a_bound_must_be_in_its_range(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} has to be"):
+        Grant(**wrong)
 
 
 def test_a_subject_must_be_unicode() -> None:

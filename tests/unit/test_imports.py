@@ -29,6 +29,7 @@ RULES = (
     ("log", "events are about the core and connections; the core itself does not log"),
     ("auth", "tokens are read from requests, and become grants of the core"),
     ("backplane", "a cluster knows its node only through an interface of the core"),
+    ("ice_source", "asks a provider for ICE servers; it knows no peers"),
     ("server", "puts all of the above together, in one process"),
     ("workers", "run servers in processes; a server works without them"),
     ("metrics", "read counters; nothing depends on being measured"),

@@ -25,7 +25,7 @@ from signaling.core.local_peers import LocalPeers
 from signaling.core.peer import Peer, PeerServices
 from signaling.core.session import PeerSession, resume_proof
 from signaling.core.session_registry import SessionRegistry
-from signaling.core.topics import TopicMap
+from signaling.core.topics import MaxPeers, TopicMap
 from signaling.errors import Refused
 
 ADA = Client("192.0.2.1", "192.0.2.1")
@@ -72,6 +72,7 @@ class Backplane(StandaloneBackplane):
         self,
         topic: str,
         metadata: bytes | None,
+        max_peers: MaxPeers,
         on_ticket: Callable[[JoinTicket], None],
         proof: ResumeProof | None = None,
     ) -> None:

@@ -37,6 +37,7 @@ def test_the_printed_keys_verify_the_printed_token(mint: Any, tmp_path: Path, al
         algorithm,
         *("--kid", "k", "--topic", "a", "--topic", "b", "--prefix", "c-", "--receive-only", "--subject", "Ada"),
         *("--metadata", '{"name":"Ada"}', "--audience", "us", "--issuer", "them", "--seconds", "60"),
+        *("--max-peers", "2", "--message-rate", "0.5"),
     )
     grant = checker(f"{keys}:audience=us:issuer=them").requestAvatarId(BearerToken(text.encode()))
     expires = grant.expires
@@ -48,6 +49,8 @@ def test_the_printed_keys_verify_the_printed_token(mint: Any, tmp_path: Path, al
         expires=expires,
         subject="Ada",
         issuer="them",
+        max_peers=2,
+        message_rate=0.5,
     )
 
 
@@ -56,6 +59,7 @@ def test_by_default_a_token_allows_sending_and_keeps_the_metadata(mint: Any, tmp
     keys.write_bytes(issuer.public_pem("EdDSA"))
     grant = checker(str(keys)).requestAvatarId(BearerToken(mint("EdDSA", "--topic", "a").encode()))
     assert (grant.may_send, grant.metadata, grant.subject) == (True, None, None)
+    assert (grant.max_peers, grant.message_rate) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +69,8 @@ def test_by_default_a_token_allows_sending_and_keeps_the_metadata(mint: Any, tmp
         (b"short", [], "signaling-token: the key: a secret needs at least 32 bytes, and this one has 5"),
         (lambda: issuer.public_pem("RS256"), [], "signaling-token: the key: not a PEM private key without a password"),
         (issuer.SECRET, ["--metadata", '{"x":NaN}'], "signaling-token: "),
+        (issuer.SECRET, ["--max-peers", "0"], "signaling.maxPeers has to be a whole number from 1 up"),
+        (issuer.SECRET, ["--message-rate", "0"], "signaling.messageRate has to be a number more than 0"),
     ],
 )
 def test_an_error_is_one_line(tmp_path: Path, content: Any, arguments: list[str], line: str) -> None:

@@ -19,6 +19,7 @@ from signaling.app.service import makeService
 from signaling.auth.cred import Access
 from signaling.core.grants import Password
 from signaling.errors import StartError
+from signaling.ice_source.provider import SourceSettings
 from signaling.limits import LIMIT_OPTIONS, Unit
 
 TREE = Path(__file__).parents[2]
@@ -208,6 +209,35 @@ def test_ice_servers_come_from_files_and_the_secret_from_the_environment_too(tmp
 )
 def test_an_error_in_ice_servers_is_named(arguments: list[str], text: str) -> None:
     assert refusal(*arguments) == text
+
+
+def test_a_provider_of_ice_servers_has_a_url_a_token_and_a_time(tmp_path: Path) -> None:
+    assert parse().ice_source is None
+    path = tmp_path / "token"
+    path.write_text("north\n")
+    settings = parse("--ice-source=https://a", f"--ice-source-token-file={path}", "--ice-source-ttl=600").ice_source
+    assert settings == SourceSettings("https://a", str(path), 600)
+    assert settings is not None
+    assert settings.read_token() == "north"
+    assert parse("--ice-source=https://a").ice_source == SourceSettings("https://a", None, 86_400)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--ice-source=http://a/secret"], "--ice-source: it has to begin with https://, as others could read"),
+        (["--ice-source=https://u:secret@a"], "--ice-source: it may have no user name and password"),
+        (["--ice-source=https://a?k={token}"], "--ice-source: {token} stands for the token: give its file, with"),
+        (["--ice-source-token-file=/dev/null"], "--ice-source-token-file: name the provider that takes it, with"),
+        (["--ice-source=https://a", "--ice-source-token-file=/none"], "--ice-source-token-file: /none: No such file"),
+        (["--ice-source=https://a", "--ice-source-token-file=/dev/null"], "--ice-source-token-file: /dev/null: not a"),
+        (["--ice-source-ttl=59"], "--ice-source-ttl: '59' is not a whole number of seconds from 60 to 2678400"),
+    ],
+)
+def test_an_error_in_the_provider_of_ice_servers_is_named(arguments: list[str], text: str) -> None:
+    found = refusal(*arguments)
+    assert found.startswith(text)
+    assert "secret" not in found
 
 
 def test_a_turn_secret_may_have_any_bytes() -> None:

@@ -27,6 +27,14 @@ def test_setting_the_clock_back_removes_no_tokens() -> None:
     assert bucket.take(6_401.0) == 0.0
 
 
+def test_another_rate_counts_from_when_it_is_set() -> None:
+    bucket = TokenBucket(2.0, 10)
+    bucket.take(0.0, 10)
+    bucket.change_rate(1.0, 2.0)
+    assert bucket.available(2.0) == 4
+    assert bucket.available(5.0) == 7
+
+
 @given(st.lists(st.floats(0, 10), max_size=200), st.integers(1, 20), st.floats(0.1, 100))
 def test_burst_and_rate_are_never_exceeded(pauses: list[float], burst: int, rate: float) -> None:
     now, given_since_start, bucket = 0.0, 0, TokenBucket(rate, burst)

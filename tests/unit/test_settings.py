@@ -39,6 +39,9 @@ EXAMPLES: dict[str, tuple[list[str], list[str]]] = {
     "turn-uri": (["turn:a", "turn:b"], ["turn:c"]),
     "turn-secret-file": (["{folder}/secret"], ["{folder}/more-secret"]),
     "turn-ttl": (["60"], ["70"]),
+    "ice-source": (["https://a.example"], ["https://b.example"]),
+    "ice-source-token-file": (["{folder}/secret"], ["{folder}/more-secret"]),
+    "ice-source-ttl": (["600"], ["700"]),
     "trusted-proxy": (["::1", "10.0.0.0/8"], ["unix"]),
     "proxy-header": (["Forwarded"], ["X-Forwarded-For"]),
 }
@@ -47,6 +50,7 @@ WITH = {
     "admin-token-file": ("--admin-listen=tcp:9000",),
     "turn-secret-file": ("--turn-uri=turn:a",),
     "turn-uri": ("--turn-secret-file={folder}/secret",),
+    "ice-source-token-file": ("--ice-source=https://a.example",),
 }
 OPTIONS = {name: option for name, option in CONFIGURABLE.items() if name != "config"}
 
@@ -292,6 +296,7 @@ def test_what_is_in_force_is_shown_with_where_it_comes_from(folder: Path) -> Non
     ("arguments", "line"),
     [
         (["--auth=memory:a:north"], 'auth = ["memory:***"]'),
+        (["--ice-source=https://a/b?apiKey=north"], 'ice-source = "https://a/b?apiKey=***"'),
         (["--backplane=redis://u:north@a/1?prefix=p"], 'backplane = "redis://***@a/1?prefix=p"'),
         (
             ["--backplane=redis+sentinel://:north@a/m?sentinel-password=north"],

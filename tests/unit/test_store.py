@@ -17,7 +17,7 @@ SNAPSHOT = [b"1.5", b"7", [b"peer", NODE.encode() + b"{}"]]
 PARSED = Snapshot((1, 5, 7), {"peer": Member(NODE, b"{}")})
 
 CALLS: dict[str, Callable[[Store, Callable[[Any], None]], None]] = {
-    "join": lambda store, done: store.join("room", "peer", None, done),
+    "join": lambda store, done: store.join("room", "peer", None, 5, done),
     "leave": lambda store, done: store.leave("room", "peer", done),
     "sync": lambda store, done: store.sync("room", [("peer", b"+")], done),
     "move": lambda store, done: store.move("room", "peer", NODE, done),

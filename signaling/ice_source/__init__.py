@@ -1,0 +1,1 @@
+"""ICE servers from a provider's HTTP API, for the peers of this server (docs/turn.md)."""
