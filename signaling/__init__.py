@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from signaling.ice_source.source import IceSource as IceSource
     from signaling.limits import Limits as Limits
     from signaling.server.factory import SignalingFactory as SignalingFactory
+    from signaling.server.observer import IPresenceObserver as IPresenceObserver
     from signaling.timing.clock import use_monotonic_timers as use_monotonic_timers
     from signaling.web.resources import SignalingResource as SignalingResource
 
@@ -33,6 +34,7 @@ _PUBLIC = {
     "GrantRealm": "auth.cred",
     "IBearerToken": "auth.cred",
     "IGrant": "auth.cred",
+    "IPresenceObserver": "server.observer",
     "IceServers": "core.ice",
     "IceSource": "ice_source.source",
     "Limits": "limits",

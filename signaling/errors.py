@@ -48,6 +48,8 @@ class LeaveReason(StrEnum):
     """An operator or the application closed the topic."""
     SHUTDOWN = "shutdown"
     """The server stopped."""
+    NODE_LOST = "node_lost"
+    """Its node was evicted from the cluster; only observers are told so."""
 
 
 REMOVAL_TEXTS = {

@@ -22,6 +22,7 @@ class Unit(Enum):
     FILE = "file"
     ENDPOINT = "endpoint"
     FLAG = "flag"
+    TABLES = "tables"
     COUNT = "count"
     BYTES = "bytes"
     SECONDS = "seconds"
@@ -65,10 +66,12 @@ class Option:
         return f"{self.default} {self.unit.value}" if counted else self.default
 
 
-def _limit(value: float | None, name: str | None, unit: Unit, text: str, /, **more: Any) -> Any:
+def _limit(
+    value: float | None, name: str | None, unit: Unit, text: str, /, *, reloads: bool = True, **more: Any
+) -> Any:
     if value is not None:
         more["default"] = str(int(value) if value == int(value) else value)
-    return field(default=value, metadata={"option": Option(name=name, unit=unit, help=text, **more)})
+    return field(default=value, metadata={"option": Option(name=name, unit=unit, help=text, reloads=reloads, **more)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +164,7 @@ class Limits:
         Unit.COUNT,
         "Updates of its metadata from one connection at once, before `--metadata-rate` applies.",
         exceeded="`rate_limited`",
-        details="Rejected updates do not count.",
+        details="What is no metadata does not count.",
     )
     max_message_bytes: int = _limit(
         65_536,
@@ -232,6 +235,7 @@ class Limits:
         "How long a peer may take to resume after it lost its connection, or its token expired.",
         zero="it leaves at once",
         exceeded="`peer-left`",
+        reloads=False,
     )
     drain_delay_seconds: float = _limit(
         0.0,
@@ -266,6 +270,11 @@ class Limits:
             raise ValueError(
                 f"high_water_bytes: {self.high_water_bytes} is less than one message of {self.max_message_bytes} bytes"
             )
+
+    def update(self, other: Limits) -> None:
+        """Take the values of ``other``, for everybody who has this object: only its owner, a factory, calls this."""
+        for name in LIMIT_OPTIONS:
+            object.__setattr__(self, name, getattr(other, name))
 
 
 LIMIT_OPTIONS: dict[str, Option] = {limit.name: limit.metadata["option"] for limit in fields(Limits)}

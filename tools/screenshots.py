@@ -17,8 +17,8 @@ PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1.25, "mobile": True}
 
 
 def main() -> None:
-    """Write docs/demo-light.png, docs/demo-dark.png and docs/demo-phone.png."""
-    with running(["--port=0", "--demo"]) as server, tempfile.TemporaryDirectory() as folder:
+    """Write docs/demo-light.png, docs/demo-dark.png, docs/demo-phone.png and docs/demo-rename.png."""
+    with running(["--port=0", "--demo", "--metadata-updates"]) as server, tempfile.TemporaryDirectory() as folder:
         with chromium(Path(folder)) as driver:
             url = f"http://127.0.0.1:{server.port}/#team-meeting"
             join(driver, url, "Ada")
@@ -30,6 +30,8 @@ def main() -> None:
             photograph(driver, "demo-dark", DESKTOP, "dark")
             driver.switch_to.window(driver.window_handles[2])
             photograph(driver, "demo-phone", PHONE, "light", whole=True)
+            rename(driver, "Mary")
+            photograph(driver, "demo-rename", DESKTOP, "light")
 
 
 def join(driver: webdriver.Chrome, url: str, name: str) -> None:
@@ -55,6 +57,15 @@ def converse(driver: webdriver.Chrome) -> None:
     )
 
 
+def rename(driver: webdriver.Chrome, name: str) -> None:
+    """Have one change the name, and show that to another, who is about to do the same."""
+    driver.find_element("id", "rename").click()
+    driver.switch_to.active_element.send_keys(name, "\n")
+    driver.switch_to.window(driver.window_handles[1])
+    wait_until(driver, f"[...document.querySelectorAll('.tile bdi')].some((one) => one.textContent === '{name}')")
+    driver.find_element("id", "rename").click()
+
+
 def photograph(driver: webdriver.Chrome, name: str, metrics: dict, theme: str, *, whole: bool = False) -> None:
     """Take one picture of the page as it is.
 
@@ -67,7 +78,9 @@ def photograph(driver: webdriver.Chrome, name: str, metrics: dict, theme: str, *
         # Chromium paints sticky elements a little off in what is beyond the screen.
         height = driver.execute_script("return document.documentElement.scrollHeight")
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {**metrics, "height": height})
-    features = [{"name": "prefers-color-scheme", "value": theme}]
+    # Otherwise the picture may show a colour between two.
+    media = {"prefers-color-scheme": theme, "prefers-reduced-motion": "reduce"}
+    features = [{"name": name, "value": value} for name, value in media.items()]
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     driver.execute_script("document.activeElement.blur(); scrollTo(0, 0)")
     wait_until(driver, "new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(() => drawn(true))))")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from hmac import compare_digest
-from pathlib import Path
 
 # RFC 6750, section 2.1.
 _TOKEN = re.compile(rb"[A-Za-z0-9._~+/-]{16,1024}=*")
@@ -16,44 +15,20 @@ class AdminTokens:
     """The bearer tokens of one file: one on each line, any of which is right.
 
     Args:
-        path: of the file; an empty line, and one that starts with ``#``, is skipped.
+        data: of the file; an empty line, and one that starts with ``#``, is skipped.
 
     Raises:
-        ValueError: the file cannot be read, or a line is no token; the text says which, and never quotes it.
+        ValueError: a line is no token, or there is none; the text says which, and never quotes it.
     """
 
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._tokens: list[bytes] = []
-        self.reload()
-
-    def reload(self) -> None:
-        """Read the file anew; if that raises, the tokens stay as they are.
-
-        Raises:
-            ValueError: as at first.
-        """
-        try:
-            with Path(self._path).open("rb") as file:
-                text = file.read(_MAX_FILE_BYTES + 1)
-        except OSError as error:
-            raise ValueError(f"{self._path}: {error.strerror}") from None
-        if len(text) > _MAX_FILE_BYTES:
-            raise ValueError(f"{self._path}: at most {_MAX_FILE_BYTES} bytes")
-        tokens = []
-        for number, line in enumerate(text.splitlines(), 1):
-            token = line.strip()
-            if not token or token.startswith(b"#"):
-                continue
-            if not _TOKEN.fullmatch(token):
-                raise ValueError(
-                    f"{self._path}: line {number}: a token has at least 16 of the characters A-Z a-z 0-9 . _ ~ + / -"
-                    " (for example of openssl rand -hex 32)"
-                )
-            tokens.append(token)
-        if not tokens:
-            raise ValueError(f"{self._path}: there is no token in it")
-        self._tokens = tokens
+    def __init__(self, data: bytes) -> None:
+        if len(data) > _MAX_FILE_BYTES:
+            raise ValueError(f"at most {_MAX_FILE_BYTES} bytes")
+        self._tokens = [
+            _token(number, line.strip()) for number, line in enumerate(data.splitlines(), 1) if _counts(line)
+        ]
+        if not self._tokens:
+            raise ValueError("there is no token in it")
 
     def accept(self, headers: Sequence[bytes]) -> bool:
         """Return whether a request may be carried out; the time that takes reveals nothing of a token.
@@ -66,3 +41,16 @@ class AdminTokens:
         # All of them, even after one was found.
         found = [compare_digest(given, token) for token in self._tokens]
         return scheme.lower() == b"bearer" and any(found)
+
+
+def _counts(line: bytes) -> bool:
+    return bool(line.strip()) and not line.lstrip().startswith(b"#")
+
+
+def _token(number: int, text: bytes) -> bytes:
+    if not _TOKEN.fullmatch(text):
+        raise ValueError(
+            f"line {number}: a token has at least 16 of the characters A-Z a-z 0-9 . _ ~ + / -"
+            " (for example of openssl rand -hex 32)"
+        )
+    return text

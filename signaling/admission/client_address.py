@@ -82,6 +82,7 @@ class TrustedProxies:
 
     Attributes:
         empty: whether no proxy is trusted.
+        header: as given.
         header_name: the header's name in lower case.
 
     Raises:
@@ -90,6 +91,7 @@ class TrustedProxies:
 
     def __init__(self, networks: Iterable[str] = (), header: ProxyHeader = ProxyHeader.X_FORWARDED_FOR) -> None:
         given = list(networks)
+        self.header = header
         self.header_name = header.lower().encode()
         self._hops = forwarded_for if header is ProxyHeader.FORWARDED else _x_forwarded_for
         self.empty = not given

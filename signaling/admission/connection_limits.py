@@ -79,20 +79,24 @@ class ConnectionLimits:
 
     def __init__(self, limits: Limits, file_limit: int, seconds: Callable[[], float]) -> None:
         self._limits = limits
+        self._seconds = seconds
         default_spare = open_files.spare_connections(file_limit)
         self.spare = default_spare if limits.spare_connections is None else limits.spare_connections
         own = open_files.own_files(file_limit)
         self.accepts_per_pass = max(1, min(own, self.spare) // 4)
-        possible = max(1, file_limit - own - self.spare)
-        self.most = possible if limits.max_connections is None else min(limits.max_connections, possible)
+        self._possible = max(1, file_limit - own - self.spare)
         self._admitted = 0
         self._by_network: dict[str, int] = {}
         self._rates: TokenBuckets[str] | None = None
-        self._bounds_addresses = bool(
-            limits.max_connections_per_address or limits.max_connections_per_address_per_second
-        )
-        if limits.max_connections_per_address_per_second:
-            self._rates = TokenBuckets(limits.max_connections_per_address_per_second, limits.connection_burst, seconds)
+        self.limits_changed()
+
+    def limits_changed(self) -> None:
+        """Bound new connections by the limits as they are now; if addresses were not bounded, only these count."""
+        limits = self._limits
+        most, rate = limits.max_connections, limits.max_connections_per_address_per_second
+        self.most = self._possible if most is None else min(most, self._possible)
+        self._bounds_addresses = bool(limits.max_connections_per_address or rate)
+        self._rates = TokenBuckets(rate, limits.connection_burst, self._seconds) if rate else None
 
     @property
     def shortfall(self) -> int:

@@ -34,7 +34,7 @@ _DEEPEST = 3
 _POSITION = re.compile(r"\s*\(at (?:line (\d+), column \d+|end of document)\)$")
 
 
-class ConfigProblem(Exception):
+class ConfigProblem(ValueError):
     """A configuration file cannot be used; the text names the line, or the option if there is none."""
 
 

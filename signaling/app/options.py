@@ -12,9 +12,10 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from constantly import NamedConstant
 from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
@@ -35,18 +36,24 @@ from signaling.admin.tokens import AdminTokens
 from signaling.admission.client_address import ProxyHeader, TrustedProxies
 from signaling.admission.logged_addresses import AddressDetail
 from signaling.admission.origins import Hosts, Origins
-from signaling.app.config_file import ConfigFile, ConfigProblem
-from signaling.app.settings import Setting, Source, find, refuse_unknown
+from signaling.app.settings import Setting, Source, decode_settings, find, find_tables, in_tables, refuse_unknown
 from signaling.auth.cred import GrantRealm, IBearerToken
 from signaling.backplane.redis.url import StoreUrl
 from signaling.backplane.redis.url import parse as parse_store_url
 from signaling.core.ice import DEFAULT_TTL_SECONDS, IceServer, IceServers, Turn, parse_ice_servers
+from signaling.core.topic_rules import TopicRules, parse_topic_rules
 from signaling.ice_source import provider as ice_provider
 from signaling.ice_source.provider import SourceSettings
 from signaling.limits import LIMIT_OPTIONS, Limits, Option, Unit, check
 from signaling.log.json_format import log_as_json
 from signaling.server.endpoints import is_private
 from signaling.web.path_prefix import check_path_prefix
+from signaling.webhooks.delivery import WebhookSettings
+from signaling.webhooks.signature import parse_secrets
+from signaling.webhooks.target import parse_webhook_url
+
+if TYPE_CHECKING:
+    from signaling.app.config_file import ConfigFile
 
 DEFAULT_PORT = 8081
 
@@ -60,6 +67,11 @@ LOG_LEVELS: dict[str, NamedConstant] = {
 _DEFAULTS = Limits()
 _MAX_TTL_SECONDS = 31 * 86_400
 _MAX_WORKERS = 256
+_MAX_WEBHOOK_QUEUE = 1_000_000
+DEFAULT_WEBHOOK_QUEUE = 10_000
+# The configuration file is read before all others.
+_READ_WHEN_USED = ("config", "ice-source-token-file")
+_JWT_OPTION = re.compile(r":(?=[a-z]+=)")
 _OPTION_AT_START = re.compile(r"--([a-z][a-z-]*)(?=[: ])")
 
 OPTIONS = (
@@ -101,7 +113,13 @@ OPTIONS = (
         zero="one for each core",
         details="See [workers.md](workers.md).",
     ),
-    Option(name="log-level", variable="LOG_LEVEL", default="info", help="`debug`, `info`, `warn` or `error`."),
+    Option(
+        name="log-level",
+        variable="LOG_LEVEL",
+        reloads=True,
+        default="info",
+        help="`debug`, `info`, `warn` or `error`.",
+    ),
     Option(
         name="log-format",
         default="text",
@@ -117,6 +135,7 @@ OPTIONS = (
     Option(
         name="allow-origin",
         repeats=True,
+        reloads=True,
         default="any",
         help=(
             "Origin that may connect: `https://example.com`, `https://*.example.com` for its subdomains,"
@@ -150,11 +169,13 @@ OPTIONS = (
     Option(
         name="admin-token-file",
         unit=Unit.FILE,
+        reloads=True,
         help="File with the tokens for `--admin-listen`, one on each line; optional if that is a UNIX socket.",
     ),
     Option(
         name="auth",
         repeats=True,
+        reloads=True,
         default="everybody may join",
         help="Who may join: `jwt:FILE`, or another check of `--help-auth`; repeatable.",
         details="See [access.md](access.md).",
@@ -178,11 +199,13 @@ OPTIONS = (
     Option(
         name="ice-servers",
         unit=Unit.FILE,
+        reloads=True,
         help="File with a JSON array of `RTCIceServer` dictionaries that every peer receives.",
     ),
     Option(
         name="turn-uri",
         repeats=True,
+        reloads=True,
         help=(
             "TURN server with time-limited credentials, for example `turn:turn.example.com:3478?transport=udp`;"
             " repeatable."
@@ -191,6 +214,7 @@ OPTIONS = (
     Option(
         name="turn-secret-file",
         unit=Unit.FILE,
+        reloads=True,
         variable="TURN_SECRET",
         help="File with the shared secret of the TURN servers.",
         details="The variable has the secret itself.",
@@ -198,6 +222,7 @@ OPTIONS = (
     Option(
         name="turn-ttl",
         unit=Unit.SECONDS,
+        reloads=True,
         default=str(DEFAULT_TTL_SECONDS),
         help="Lifetime of a TURN credential; peers receive a new one at half of it.",
     ),
@@ -222,8 +247,26 @@ OPTIONS = (
         help="Lifetime to ask a provider for, and to expect if its answer does not say.",
     ),
     Option(
+        name="webhook",
+        help="URL that is told who joins and leaves, for example `https://example.com/presence`.",
+        details="See [webhooks.md](webhooks.md).",
+    ),
+    Option(
+        name="webhook-secret-file",
+        unit=Unit.FILE,
+        reloads=True,
+        help="File with the secrets that sign webhooks, `whsec_...`, one a line.",
+    ),
+    Option(
+        name="webhook-queue",
+        unit=Unit.COUNT,
+        default=str(DEFAULT_WEBHOOK_QUEUE),
+        help="Events that wait for the webhook's receiver; beyond it the oldest are dropped.",
+    ),
+    Option(
         name="trusted-proxy",
         repeats=True,
+        reloads=True,
         help=(
             "Address or network of a proxy that is trusted to name its client, or `unix` for clients of a UNIX socket;"
             " repeatable."
@@ -242,6 +285,8 @@ OPTIONS = (
 _HELP_ON_AUTH = ("help-auth", "help-auth-type")
 _ACTIONS = (*_HELP_ON_AUTH, "check-config")
 _ALL = {option.name: option for option in (*OPTIONS, *LIMIT_OPTIONS.values()) if option.name is not None}
+TOPICS = Option(name="topics", unit=Unit.TABLES, reloads=True, help="Bounds of topics by their names.")
+"""The ``[[topics]]`` of the configuration file."""
 CONFIGURABLE = {name: option for name, option in _ALL.items() if name not in _ACTIONS}
 """The options that have a variable of the environment; all but ``config`` are keys of its file."""
 _LIMIT_FIELDS = {option.name: field for field, option in LIMIT_OPTIONS.items() if option.name is not None}
@@ -263,10 +308,13 @@ class Options(usage.Options, AuthOptionMixin):
 
     Args:
         environ: the environment variables; None means the process's own.
+        in_force: settings as ``encode_settings`` returns them, in place of all that would be found; a worker has those
+            of its listener, which may have been found before the file was changed.
 
     Attributes:
         settings: the value of each option, with where it comes from; ``options[name]`` is the value alone.
         given_values: of repeatable options, as the command line has them.
+        working_directory: where relative paths start, unless they stand in the file.
         limits: the limits.
         log_level: a ``twisted.logger.LogLevel``.
         log_addresses: how much of the addresses of clients is logged.
@@ -277,11 +325,13 @@ class Options(usage.Options, AuthOptionMixin):
         path_prefix: as for ``check_path_prefix``.
         ice_servers: the STUN and TURN servers for peers.
         ice_source: a provider of further ones; None means that there is none.
+        topic_rules: bounds of topics by their names.
         listen: endpoint descriptions; if empty, the server listens on ``port``.
         port: the port on all interfaces.
         portal: authenticates clients; None means that everybody may join any topic.
         backplane: the store through which nodes share topics; None means a single node.
         admin_tokens: what the admin API accepts; None if it needs none, or is off.
+        webhook: where presence events are delivered; None means nowhere.
         workers: how many processes share the topics.
         arguments: the parsed arguments, which workers parse again.
     """
@@ -303,18 +353,22 @@ class Options(usage.Options, AuthOptionMixin):
         if option.unit is Unit.FLAG and option.name not in _HELP_ON_AUTH
     ]
 
-    def __init__(self, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(self, environ: Mapping[str, str] | None = None, in_force: bytes | None = None) -> None:
         super().__init__()
         self.docs.update({name: help_text(_ALL[name]) for name in _HELP_ON_AUTH})
         self._environ = os.environ if environ is None else environ
         self.given_values: dict[str, list[str]] = {}
+        self.working_directory = os.getcwd()
         self.settings: dict[str, Setting] = {}
+        self._in_force = in_force
+        self._files: dict[str, bytes] = {}
         self.listen: list[str] = []
         self.allow_origins: list[str] = []
         self.metrics_hosts: list[str] = []
         self.trusted_proxies: list[str] = []
         self.ice_servers = IceServers()
         self.ice_source: SourceSettings | None = None
+        self.topic_rules = TopicRules()
         self.port = DEFAULT_PORT
         self.proxy_header = ProxyHeader.X_FORWARDED_FOR
         self.path_prefix = ""
@@ -325,6 +379,7 @@ class Options(usage.Options, AuthOptionMixin):
         self.admin_tokens: AdminTokens | None = None
         self.limits = _DEFAULTS
         self.log_level = LogLevel.info
+        self.webhook: WebhookSettings | None = None
         self.log_addresses = AddressDetail.FULL
 
     @property
@@ -338,9 +393,11 @@ class Options(usage.Options, AuthOptionMixin):
         name, _, argument = description.partition(":")
         if name == "file":
             # The checker itself reads the file only at the first login.
-            _read("auth file", argument)
+            self._note_file("auth", _read("auth file", argument))
         try:
             self._add_checker(makeChecker(description))
+            if name == "jwt":
+                self._note_file("auth", Path(_JWT_OPTION.split(argument)[0]).read_bytes())
         except InvalidAuthType:
             known = ", ".join(sorted(factory.authType for factory in findCheckerFactories()))
             raise usage.UsageError(f"--auth: {name!r} is no kind of check; there are {known}") from None
@@ -406,17 +463,57 @@ class Options(usage.Options, AuthOptionMixin):
 
     def _find_settings(self) -> None:
         """Find the value of each option."""
+        if self._in_force is None:
+            self._find_anew()
+        else:
+            self.settings = decode_settings(self._in_force, {**CONFIGURABLE, "topics": TOPICS})
+            self.topic_rules = parse_topic_rules(self.settings["topics"].value)
+        for name in CONFIGURABLE:
+            self[name] = self.settings[name].value
+
+    def _find_anew(self) -> None:
         given = {name: self._given(name) for name in CONFIGURABLE}
         self.settings["config"] = find(_ALL["config"], given["config"], self._environ, None)
         path = self.settings["config"].value
         try:
-            file = ConfigFile(path) if path is not None else None
-            refuse_unknown(CONFIGURABLE.values(), self._environ, file)
+            file = _config_file(path) if path is not None else None
+            refuse_unknown(CONFIGURABLE.values(), self._environ, file, [str(TOPICS.name)])
             for name, option in CONFIGURABLE.items():
                 self.settings[name] = find(option, given[name], self._environ, file)
-                self[name] = self.settings[name].value
-        except (ConfigProblem, ValueError) as error:
+            self.settings["topics"] = find_tables(TOPICS, file)
+            if file is not None and "topics" in file.values:
+                self.topic_rules = _topic_rules(file)
+        except ValueError as error:
             raise usage.UsageError(str(error)) from None
+
+    def _note_file(self, name: str, data: bytes) -> None:
+        self._files[name] = self._files.get(name, b"") + data
+
+    def _read_files(self) -> None:
+        """Read each file that an option names, so that a reload sees whether it has changed."""
+        for name, setting in self.settings.items():
+            names_file = setting.option.unit is Unit.FILE and setting.source is not Source.PLATFORM
+            if names_file and setting.value is not None and name not in _READ_WHEN_USED:
+                self._note_file(name, _read(name, setting.value))
+
+    def file_digests(self) -> dict[str, bytes]:
+        """Return a digest of the content of the files of each option."""
+        return {name: sha256(data).digest() for name, data in self._files.items()}
+
+    def fingerprint(self) -> str:
+        """Return a text that differs if an option or a file differs."""
+        values = [(name, setting.texts, self._files.get(name)) for name, setting in self.settings.items()]
+        return sha256(repr(values).encode()).hexdigest()
+
+    def read_again(self) -> Options:
+        """Parse the same arguments anew, with the files of now.
+
+        Raises:
+            usage.UsageError: something is wrong.
+        """
+        options = Options(self._environ)
+        options.parseOptions(self.arguments)
+        return options
 
     def _given(self, name: str) -> Sequence[str]:
         option = _ALL[name]
@@ -432,6 +529,7 @@ class Options(usage.Options, AuthOptionMixin):
         if self.run_by_twistd:
             self._omit_pid_file()
         self._find_settings()
+        self._read_files()
         self._choose_port_or_listen()
         self.listen, self.port = self["listen"], _port(self._text("port"))
         self.proxy_header = _proxy_header(self._text("proxy-header"))
@@ -455,6 +553,7 @@ class Options(usage.Options, AuthOptionMixin):
         self.backplane = _store_url(self._text("backplane"))
         self.admin_tokens = self._admin_tokens()
         self.ice_servers = IceServers(self._fixed_ice_servers(), self._turn())
+        self.webhook = self._webhook()
         self.ice_source = self._ice_source()
         self.limits = _limits({name: self[name] for name in _LIMIT_FIELDS if self[name] is not None})
 
@@ -489,16 +588,16 @@ class Options(usage.Options, AuthOptionMixin):
         if description is None:
             raise usage.UsageError("--admin-token-file: say where the admin API listens, with --admin-listen")
         try:
-            return AdminTokens(path)
+            return AdminTokens(self._files["admin-token-file"])
         except ValueError as error:
-            raise usage.UsageError(f"--admin-token-file: {error}") from None
+            raise usage.UsageError(f"--admin-token-file: {path}: {error}") from None
 
     def _fixed_ice_servers(self) -> list[IceServer]:
         path = self["ice-servers"]
         if path is None:
             return []
         try:
-            return parse_ice_servers(_read("ice-servers", path))
+            return parse_ice_servers(self._files["ice-servers"])
         except ValueError as error:
             raise usage.UsageError(f"--ice-servers: {path}: {error}") from None
 
@@ -534,13 +633,32 @@ class Options(usage.Options, AuthOptionMixin):
             # The variable has the secret itself.
             secret = os.fsencode(setting.value)
         else:
-            secret = b"" if setting.value is None else _read("turn-secret-file", setting.value).strip()
+            secret = self._files.get("turn-secret-file", b"").strip()
         if not secret:
             raise usage.UsageError("--turn-uri: a secret is needed, in a file (--turn-secret-file) or in TURN_SECRET")
         try:
             return Turn(tuple(self["turn-uri"]), secret, ttl)
         except ValueError as error:
             raise usage.UsageError(f"--turn-uri: {error}") from None
+
+    def _webhook(self) -> WebhookSettings | None:
+        text, path = self["webhook"], self["webhook-secret-file"]
+        size = _queue_size(self._text("webhook-queue"))
+        if text is None:
+            if path is not None:
+                raise usage.UsageError("--webhook-secret-file: name the receiver, with --webhook")
+            return None
+        try:
+            url = parse_webhook_url(text)
+        except ValueError as error:
+            raise usage.UsageError(f"--webhook: {error}") from None
+        if path is None:
+            raise usage.UsageError("--webhook: a secret is needed, in a file (--webhook-secret-file)")
+        try:
+            keys = parse_secrets(self._files["webhook-secret-file"].decode("latin-1"))
+        except ValueError as error:
+            raise usage.UsageError(f"--webhook-secret-file: {path}: {error}") from None
+        return WebhookSettings(url, keys, size)
 
 
 def _collector(option: Option) -> Callable[[Options, str], None]:
@@ -556,6 +674,20 @@ def _collector(option: Option) -> Callable[[Options, str], None]:
 for _option in _ALL.values():
     if _option.repeats:
         setattr(Options, f"opt_{str(_option.name).replace('-', '_')}", _collector(_option))
+
+
+def _config_file(path: str) -> ConfigFile:
+    # A start without a file is faster without it.
+    from signaling.app.config_file import ConfigFile  # noqa: PLC0415
+
+    return ConfigFile(path)
+
+
+def _topic_rules(file: ConfigFile) -> TopicRules:
+    try:
+        return parse_topic_rules(file.values["topics"])
+    except ValueError as error:
+        raise ValueError(in_tables(str(error), "topics", file, CONFIGURABLE)) from None
 
 
 def _checked(option: str, kind: Callable[[list[str]], object], texts: list[str]) -> list[str]:
@@ -609,6 +741,13 @@ def _workers(text: str) -> int:
             f"--workers: {text!r} is not a whole number from 0 up, at most {_MAX_WORKERS} (for example 2)"
         )
     return int(text) or len(os.sched_getaffinity(0))
+
+
+def _queue_size(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:8]) <= _MAX_WEBHOOK_QUEUE):
+        right = f"a whole number from 1 to {_MAX_WEBHOOK_QUEUE} (for example {DEFAULT_WEBHOOK_QUEUE})"
+        raise usage.UsageError(f"--webhook-queue: {text!r} is not {right}")
+    return int(text)
 
 
 def _log_level(text: str) -> NamedConstant:

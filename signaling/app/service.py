@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.application.service import Service
@@ -15,7 +15,8 @@ from signaling.admin.site import AdminFactory
 from signaling.admission.open_files import raise_file_limit
 from signaling.admission.origins import Hosts
 from signaling.app.options import Options
-from signaling.app.settings import describe
+from signaling.app.reloading import Reloader, limits_of
+from signaling.app.settings import describe, encode_settings
 from signaling.app.twistd import TwistdService
 from signaling.backplane.engines import make_backplane
 from signaling.core.interfaces import Backplane
@@ -25,7 +26,7 @@ from signaling.server.address_text import address_text
 from signaling.server.endpoints import (
     ListenAddress,
     endpoint,
-    explain,
+    is_of_systemd,
     listen_addresses,
     private_endpoint,
     start_error,
@@ -33,12 +34,13 @@ from signaling.server.endpoints import (
 from signaling.server.factory import SignalingFactory
 from signaling.server.http import HttpFactory
 from signaling.timing.clock import use_monotonic_timers
-from signaling.workers.listener import WorkerListener, routing
+from signaling.webhooks.delivery import Webhooks
+from signaling.workers.listener import WorkerListener, drain_seconds, routing
 from signaling.workers.supervisor import WorkerSettings
-from signaling.workers.topic_router import share
 
 if TYPE_CHECKING:
     from signaling.ice_source.source import IceSource
+    from signaling.server.observer import IPresenceObserver
 
 
 class Background(Protocol):
@@ -131,22 +133,6 @@ class SignalingService(Service):
         ports.clear()
         return gatherResults(stopped)
 
-    def reload(self) -> None:
-        """Give new connections the certificates that are in their files now."""
-        certificates = [
-            (address.text, address.certificates) for address in self._listen_addresses if address.certificates
-        ]
-        if not certificates:
-            self.factory.events.nothing_to_reload()
-        for text, certificate in certificates:
-            try:
-                certificate.reload()
-            except Exception as error:
-                # OpenSSL's errors, or the file's.
-                self.factory.events.certificate_reload_failed(text, explain("ssl", error))
-            else:
-                self.factory.events.certificate_reloaded(text)
-
     @inlineCallbacks
     def stopService(self) -> Any:
         """Wait for the drain delay, stop to listen, then drain.
@@ -194,18 +180,23 @@ def makeService(options: Options) -> SignalingService | TwistdService:
 
 
 def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdService:
-    addresses = listen_addresses(reactor, options.listen, options.port)
+    # Systemd hands its sockets over to a start alone.
+    listen = [text for text in options.listen if not (options["check-config"] and is_of_systemd(text))]
+    addresses = listen_addresses(reactor, listen, options.port)
     if options.run_by_twistd:
         raise_file_limit()
         use_monotonic_timers(reactor)
     factory: SignalingFactory | WorkerListener
+    events_of_services = Events(options.log_level, reactor.seconds)
     if options.workers == 1:
         factory = SignalingFactory(
             **factory_arguments(options),
             metadata_updates=bool(options["metadata-updates"]),
             ice_servers=options.ice_servers,
             ice_source=requested_ice_source(options, reactor),
-            backplane=requested_backplane(options, reactor),
+            topic_rules=options.topic_rules,
+            backplane=requested_backplane(options, reactor, events_of_services),
+            observer=requested_observer(options, reactor, events_of_services),
             notices=options["admin-listen"] is not None,
         )
     else:
@@ -214,20 +205,27 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
         if factory.poller is None:
             raise StartError("--workers: needs Linux, and a reactor that can watch any descriptor")
     background = _serve_metrics(options, factory, addresses, reactor)
-    _serve_admin(options, factory, addresses, reactor)
+    admin = _serve_admin(options, factory, addresses, reactor)
     service = SignalingService(factory, addresses, background)
-    return TwistdService(service, options) if options.run_by_twistd else service
+    if not options.run_by_twistd:
+        return service
+    certificates = [(address.text, address.certificates) for address in addresses if address.certificates]
+    # The listener bounds its connections as the first worker does.
+    reloader = Reloader(options, factory, certificates, worker=None if options.workers == 1 else 0)
+    reloader.admin = admin
+    reloader.log_levels.append(events_of_services.set_level)
+    return TwistdService(service, options, reloader)
 
 
-def requested_backplane(options: Options, reactor: Any) -> Backplane | None:
-    """Make the backplane of ``--backplane``; None without that option.
+def requested_backplane(options: Options, reactor: Any, events: Events) -> Backplane | None:
+    """Make the backplane of ``--backplane``, with a log of its own; None without that option.
 
     Raises:
         StartError: if a package that it needs is not installed.
     """
     if options.backplane is None:
         return None
-    return make_backplane(options.backplane, options.limits, reactor, Events(options.log_level, reactor.seconds))
+    return make_backplane(options.backplane, options.limits, reactor, events)
 
 
 def requested_ice_source(options: Options, reactor: Any) -> IceSource | None:
@@ -247,17 +245,38 @@ def requested_ice_source(options: Options, reactor: Any) -> IceSource | None:
     return IceSource(settings.url, settings.read_token, settings.ttl_seconds, reactor=reactor)
 
 
+def requested_observer(options: Options, reactor: Any, events: Events) -> IPresenceObserver | None:
+    """Make the observer of ``--webhook``; None without that option.
+
+    Args:
+        events: where deliveries that fail are logged.
+
+    Raises:
+        StartError: if a package that it needs is not installed.
+    """
+    settings = options.webhook
+    if settings is None:
+        return None
+    # Of twisted.web's client, which takes long to import.
+    from signaling.webhooks.sender import HttpSender  # noqa: PLC0415
+
+    try:
+        sender = HttpSender(reactor, settings.url)
+    except ImportError as error:
+        raise StartError(f"--webhook: https needs the extra tls, as in pip install '.[tls]': {error}") from None
+    if settings.url.is_readable_on_its_way:
+        events.webhook_unprotected(str(settings.url))
+    return Webhooks(sender, settings.keys, settings.max_events, reactor, events, wall_clock=time.time)
+
+
 def factory_arguments(options: Options, worker: int | None = None) -> dict[str, Any]:
     """Return the arguments of an ``HttpFactory``.
 
     Args:
         worker: the number of the worker whose share of the bound on connections is meant; None means the whole.
     """
-    limits = options.limits
-    if worker is not None and limits.max_connections is not None:
-        limits = replace(limits, max_connections=share(limits.max_connections, options.workers, worker))
     return {
-        "limits": limits,
+        "limits": limits_of(options.limits, options.workers, worker),
         "allow_origins": options.allow_origins,
         "trusted_proxies": options.trusted_proxies,
         "proxy_header": options.proxy_header,
@@ -274,19 +293,20 @@ def _worker_settings(options: Options) -> WorkerSettings:
     if not options.run_by_twistd:
         # What an application changes in its options would not reach the workers.
         raise StartError("--workers: only twistd starts workers; a server in an application is one process")
-    drain_seconds = options.limits.drain_spread_seconds + options.limits.shutdown_timeout_seconds
-    return WorkerSettings(options.workers, options.arguments, drain_seconds, options.backplane is not None)
+    in_force, are_nodes = encode_settings(options.settings.values()), options.backplane is not None
+    return WorkerSettings(options.workers, options.arguments, drain_seconds(options.limits), in_force, are_nodes)
 
 
 def _serve_admin(
     options: Options, factory: SignalingFactory | WorkerListener, addresses: list[ListenAddress], reactor: Any
-) -> None:
+) -> AdminFactory | None:
     description = options["admin-listen"]
     if description is None:
-        return
+        return None
     own = private_endpoint(reactor, "admin-listen", description)
     site = AdminFactory(factory, factory.asker, options.admin_tokens)
     addresses.append(ListenAddress(f"--admin-listen {description}", own, site))
+    return site
 
 
 def _serve_metrics(

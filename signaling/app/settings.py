@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from signaling.app.config_file import ConfigFile
 from signaling.limits import Option, Unit
+
+if TYPE_CHECKING:
+    from signaling.app.config_file import ConfigFile
 
 _PREFIX = "SIGNALING_"
 # Of the fast path and of signaling-probe.
@@ -20,6 +23,7 @@ _OTHER_VARIABLES = ("SIGNALING_FAST_PATH", "SIGNALING_TOKEN")
 # Kubernetes, and Docker's links, describe every service of that name in the environment of its neighbours.
 _SERVICE_LINK = re.compile(r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
+_MAX_SHOWN = 200
 _UNPRINTABLE = r"[^ !#-\[\]-~]"
 _FLAGS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 _EXPECTED = {
@@ -63,7 +67,9 @@ class Setting:
 
     @property
     def value(self) -> Any:
-        """A list for a repeatable option, a boolean for a flag, else a text; None if nothing was said."""
+        """A list for tables and for a repeatable option, a boolean for a flag, else a text or, by default, None."""
+        if self.option.unit is Unit.TABLES:
+            return json.loads(self.texts[0]) if self.texts else []
         if self.option.repeats:
             return list(self.texts)
         if self.option.unit is Unit.FLAG:
@@ -87,10 +93,19 @@ class Setting:
         """The value as TOML, without secrets."""
         if self.option.unit is Unit.FLAG:
             return self.texts[0]
+        if self.option.unit is Unit.TABLES:
+            return f"[{', '.join(map(_inline_table, self.value))}]"
         if self.option.unit not in (Unit.TEXT, Unit.FILE, Unit.ENDPOINT):
             return self.texts[0].lower()
         shown = [_quoted(_masked(self, text)) for text in self.texts]
         return f"[{', '.join(shown)}]" if self.option.repeats else shown[0]
+
+    @property
+    def shown(self) -> str:
+        """The value for a line of the log, without secrets."""
+        if not self.texts:
+            return self.option.default_text.replace("`", "") or "not set"
+        return self.masked if len(self.masked) <= _MAX_SHOWN else f"{self.masked[:_MAX_SHOWN]}..."
 
 
 def variable_of(option: Option) -> str:
@@ -179,12 +194,40 @@ def _endpoint_in_folder(text: str, folder: Path) -> str:
     return ":".join(parts)
 
 
+def find_tables(option: Option, file: ConfigFile | None) -> Setting:
+    """Return an array of tables, which only the file can have; its text is JSON."""
+    name = str(option.name)
+    if file is None or name not in file.values:
+        return Setting(option)
+    return Setting(option, Source.FILE, (json.dumps(file.values[name], default=str),), file.place(name))
+
+
+def in_tables(error: str, name: str, file: ConfigFile, options: Container[str]) -> str:
+    """Return an error about an array of tables with its line.
+
+    Args:
+        error: begins with the table, as in ``[[topics]] 2: max-peers: ...``.
+        options: names that may stand in the file, but not in a table.
+    """
+    keys = re.match(r"\[\[[\w-]+\]\] (\d+): (?:there is no key '([^']*)'|([\w-]+):)?", error)
+    if keys is None:
+        return f"{file.place(name)}: {error}"
+    place = file.place(name, int(keys[1]) - 1, keys[2] or keys[3] or "")
+    hint = f" (an option stands above the first [[{name}]])" if keys[2] in options else ""
+    return f"{place}: {error}{hint}"
+
+
 def _describes_service(variable: str, text: str) -> bool:
     return variable.endswith("_PORT") and _SERVICE_URL.match(text) is not None
 
 
-def refuse_unknown(options: Iterable[Option], environ: Mapping[str, str], file: ConfigFile | None) -> None:
+def refuse_unknown(
+    options: Iterable[Option], environ: Mapping[str, str], file: ConfigFile | None, tables: Sequence[str]
+) -> None:
     """Check that there is an option for each variable with the prefix, and for each key of the file.
+
+    Args:
+        tables: the arrays of tables that the file may have.
 
     Raises:
         ValueError: with the nearest name.
@@ -197,7 +240,7 @@ def refuse_unknown(options: Iterable[Option], environ: Mapping[str, str], file: 
             continue
         if not (_SERVICE_LINK.fullmatch(variable) or _describes_service(variable, text)):
             raise ValueError(f"{variable}: there is no such option{_nearest(variable, variables)}")
-    keys = [name for name in names if name != "config"]
+    keys = [*(name for name in names if name != "config"), *tables]
     for key, value in file.values.items() if file is not None else ():
         if key not in keys:
             assert file is not None
@@ -219,11 +262,18 @@ def _masked(setting: Setting, text: str) -> str:
     if "://" not in text:
         return text
     text = re.sub(r"(?<=://).*@", "***@", text)
+    if text.startswith("http"):
+        # Providers put secrets into the path, too.
+        return re.sub(r"(?<=[^:/])[/?#].+", "/***", text)
     address, question, query = text.partition("?")
-    harmless = _OF_BACKPLANES if setting.option.name == "backplane" else ()
     pairs = [pair.partition("=") for pair in query.split("&")] if question else []
-    shown = (f"{name}{equals}{value if name in harmless else '***'}" for name, equals, value in pairs)
+    shown = (f"{name}{equals}{value if name in _OF_BACKPLANES else '***'}" for name, equals, value in pairs)
     return address + question + "&".join(shown)
+
+
+def _inline_table(table: Mapping[str, Any]) -> str:
+    pairs = (f"{key} = {_quoted(value) if isinstance(value, str) else value}" for key, value in table.items())
+    return f"{{{', '.join(pairs)}}}"
 
 
 def _quoted(text: str) -> str:
@@ -233,6 +283,24 @@ def _quoted(text: str) -> str:
 def _escaped(found: re.Match[str]) -> str:
     character = found[0]
     return f"\\{character}" if character in '\\"' else f"\\U{ord(character):08x}"
+
+
+def encode_settings(settings: Iterable[Setting]) -> bytes:
+    """Return settings in a form for another process."""
+    return json.dumps([[s.option.name, s.source, s.texts, s.place] for s in settings]).encode()
+
+
+def decode_settings(data: bytes, options: Mapping[str, Option]) -> dict[str, Setting]:
+    """Return settings by the names of their options.
+
+    Args:
+        data: as ``encode_settings`` returned it.
+        options: by their names.
+    """
+    return {
+        name: Setting(options[name], Source(source), tuple(texts), place)
+        for name, source, texts, place in json.loads(data)
+    }
 
 
 def describe(settings: Iterable[Setting]) -> str:

@@ -18,6 +18,7 @@ from signaling.transport.private_api import filter_all_logs, forget_exit_signal
 
 if TYPE_CHECKING:
     from signaling.app.options import Options
+    from signaling.app.reloading import Reloader
     from signaling.app.service import SignalingService
 
 
@@ -27,12 +28,13 @@ class TwistdService(MultiService):
     Args:
         service: the server.
         options: parsed.
+        reloader: reads them again at SIGHUP.
     """
 
-    def __init__(self, service: SignalingService, options: Options) -> None:
+    def __init__(self, service: SignalingService, options: Options, reloader: Reloader) -> None:
         super().__init__()
         self._options = options
-        self._service = service
+        self._reloader = reloader
         self._factory = service.factory
         self._stopping = False
         service.setServiceParent(self)
@@ -42,7 +44,7 @@ class TwistdService(MultiService):
         self._handle_signals()
         addresses = self._factory.logged_addresses
         mask = None if addresses.in_full else partial(AddressMask, addresses=addresses)
-        filter_all_logs(self._options.log_level, mask)
+        self._reloader.log_levels.append(filter_all_logs(self._options.log_level, mask))
         try:
             super().privilegedStartService()
         except StartError as error:
@@ -66,7 +68,7 @@ class TwistdService(MultiService):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda received, _: self._factory.reactor.callFromThread(self._stop, received))
 
-        signal.signal(signal.SIGHUP, lambda received, _: self._factory.reactor.callFromThread(self._service.reload))
+        signal.signal(signal.SIGHUP, lambda received, _: self._factory.reactor.callFromThread(self._reloader.reload))
 
     def _stop(self, received: int) -> None:
         name = signal.Signals(received).name

@@ -17,10 +17,17 @@ from twisted.python import usage
 
 from signaling.app.garbage_collection import tune_garbage_collector
 from signaling.app.options import Options
-from signaling.app.service import factory_arguments, requested_backplane, requested_ice_source
+from signaling.app.reloading import Reloader
+from signaling.app.service import (
+    factory_arguments,
+    requested_backplane,
+    requested_ice_source,
+    requested_observer,
+)
+from signaling.log.events import Events
 from signaling.server.factory import SignalingFactory
 from signaling.timing.clock import use_monotonic_timers
-from signaling.workers.supervisor import CHANNEL_DESCRIPTOR
+from signaling.workers.supervisor import CHANNEL_DESCRIPTOR, SETTINGS_DESCRIPTOR
 from signaling.workers.worker import WorkerFactory, WorkerProcess
 
 
@@ -43,6 +50,11 @@ def _metrics(options: Options, factory: SignalingFactory, reactor: Any, number: 
     return partial(snapshot, make_registry(factory, lag), worker_name(number))
 
 
+def _settings() -> bytes:
+    with open(SETTINGS_DESCRIPTOR, "rb") as file:
+        return file.read()
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run a worker until the listener stops it, or is gone.
 
@@ -53,7 +65,7 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         SystemExit: if the options have become wrong, because of a file that they name.
     """
-    reactor, number, options = _reactor_of(arguments[0]), int(arguments[1]), Options()
+    reactor, number, options = _reactor_of(arguments[0]), int(arguments[1]), Options(in_force=_settings())
     use_monotonic_timers(reactor)
     try:
         options.parseOptions(list(arguments[3:]))
@@ -61,6 +73,7 @@ def main(arguments: Sequence[str]) -> None:
         raise SystemExit(f"signaling: {error}") from None
     # The number of cores, for --workers 0, may have changed.
     options.workers = int(arguments[2])
+    events_of_services = Events(options.log_level, reactor.seconds)
     factory = WorkerFactory(
         number,
         options.workers,
@@ -68,12 +81,17 @@ def main(arguments: Sequence[str]) -> None:
         metadata_updates=bool(options["metadata-updates"]),
         ice_servers=options.ice_servers,
         ice_source=requested_ice_source(options, reactor),
-        backplane=requested_backplane(options, reactor),
+        topic_rules=options.topic_rules,
+        backplane=requested_backplane(options, reactor, events_of_services),
+        observer=requested_observer(options, reactor, events_of_services),
         notices=options["admin-listen"] is not None,
     )
     end = socket.socket(fileno=CHANNEL_DESCRIPTOR)
-    process = WorkerProcess(reactor, factory, end, _metrics(options, factory, reactor, number))
+    reloader = Reloader(options, factory, worker=number)
+    metrics = _metrics(options, factory, reactor, number)
+    process = WorkerProcess(reactor, factory, end, metrics, reloader)
     predicate = LogLevelFilterPredicate(defaultLogLevel=options.log_level)
+    reloader.log_levels += [events_of_services.set_level, partial(predicate.setLogLevelForNamespace, "")]
     globalLogBeginner.beginLoggingTo([FilteringLogObserver(process.log, [predicate])])
     reactor.callWhenRunning(process.start)
     tune_garbage_collector()

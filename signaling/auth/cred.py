@@ -113,10 +113,13 @@ class Access:
         portal: its realm is asked for an ``IGrant``; its checkers accept ``IBearerToken``, ``IUsernamePassword`` or
             both.
         on_failure: called when the portal fails, with the kind and the place of the exception.
+
+    Attributes:
+        portal: another one counts for new logins.
     """
 
     def __init__(self, portal: Portal, on_failure: Callable[[str], None]) -> None:
-        self._portal = portal
+        self.portal = portal
         self._on_failure = on_failure
 
     def presented(self, values: HeaderValues, query: bytes) -> Credential | None:
@@ -140,7 +143,7 @@ class Access:
     def _ask(self, credential: Credential | None) -> Deferred[Any]:
         if credential is None:
             raise TokenRefused("a token is needed")
-        return self._portal.login(_credentials(credential), None, IGrant).addCallback(_checked)
+        return self.portal.login(_credentials(credential), None, IGrant).addCallback(_checked)
 
     def _refuse(self, failure: Failure, credential: Credential | None) -> NoReturn:
         if failure.check(CancelledError):
@@ -157,7 +160,7 @@ class Access:
         return ", ".join([*challenges, _BASIC] if self._takes(IUsernamePassword) else challenges)
 
     def _takes(self, interface: type[Interface]) -> bool:
-        return interface in self._portal.listCredentialsInterfaces()
+        return interface in self.portal.listCredentialsInterfaces()
 
 
 def _kind_and_place(failure: Failure) -> str:

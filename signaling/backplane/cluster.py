@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from signaling.backplane.interfaces import ClusterLog, Engine
@@ -33,9 +33,9 @@ from signaling.backplane.pending_joins import PendingJoin, PendingJoins
 from signaling.backplane.presence import Presence
 from signaling.backplane.relays import RemoteRelays
 from signaling.backplane.session_handoffs import SessionHandoffs
-from signaling.backplane.store import Keys, Store
+from signaling.backplane.store import Keys, RemovedMember, Store
 from signaling.backplane.updates import PendingUpdates, Updates
-from signaling.core.interfaces import Answers, Forwarding, JoinTicket, Node, ResumeProof
+from signaling.core.interfaces import Answers, Forwarding, JoinTicket, Node, PresenceListener, ResumeProof
 from signaling.core.peer_ids import PeerIds
 from signaling.core.topics import MaxPeers
 from signaling.limits import Limits
@@ -84,6 +84,7 @@ class Cluster:
         self._handoffs = SessionHandoffs(self._new_id, store, self._relays, updates)
         self._joins = Joins(store, membership, presence, self._handoffs, pending, clock, self._ids)
         self._queries = NodeQueries(store, membership, clock)
+        self._observed: PresenceListener | None = None
         self._timer: Any = None
 
         self._receivers: dict[type, Callable[[Any], None]] = {
@@ -117,6 +118,11 @@ class Cluster:
     def forwarding(self) -> int:
         """How many relays to other nodes have no outcome yet."""
         return self._relays.forwarding
+
+    def report_presence(self, listener: PresenceListener) -> None:
+        """Report to ``listener`` what only the store knows."""
+        self._observed = self._presence.observed = self._joins.observed = listener
+        self._store.lists_evicted = True
 
     def start(self, node: Node) -> None:
         """Connect."""
@@ -231,10 +237,18 @@ class Cluster:
     def renamed(self) -> None:
         """Go on under another id."""
         self._relays.forget_incoming()
+        if self._observed is not None:
+            self._observed.renamed()
 
-    def node_evicted(self, node: str) -> None:
-        """Drop the relays to a node that is dead."""
+    def node_evicted(self, node: str, removed: Sequence[RemovedMember]) -> None:
+        """Drop the relays to a node that is dead, and report its peers."""
         self._relays.drop_sent_to(node)
+        if self._observed is None:
+            return
+        for topic, peer, metadata, was_last in removed:
+            self._observed.peer_of_lost_node(topic, peer, metadata, node)
+            end = self._observed.topic_closed if was_last else self._observed.forget_if_empty
+            end(topic)
 
     @property
     def expected_nodes(self) -> Iterable[str]:

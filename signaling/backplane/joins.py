@@ -31,8 +31,8 @@ from signaling.backplane.messages import SessionReply, SessionRequest
 from signaling.backplane.pending_joins import PendingJoin, PendingJoins, ReceivedSession, Stored
 from signaling.backplane.presence import Presence
 from signaling.backplane.session_handoffs import SessionHandoffs
-from signaling.backplane.store import IdTooSmall, Snapshot, Store, TopicFull
-from signaling.core.interfaces import JoinTicket, Node, ResumeProof
+from signaling.backplane.store import Gone, IdTooSmall, Snapshot, Store, TopicFull
+from signaling.core.interfaces import JoinTicket, Node, PresenceListener, ResumeProof
 from signaling.core.peer_ids import PeerIds
 from signaling.core.topics import LIST_FULL
 from signaling.timing.clock import Clock
@@ -59,6 +59,9 @@ class Joins:
         pending: where the joins are until they are finished.
         clock: for timeouts.
         ids: makes the ids of this node's peers.
+
+    Attributes:
+        observed: the observer's; None if there is none.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - what a join depends on
@@ -78,6 +81,7 @@ class Joins:
         self._pending = pending
         self._ids = ids
         self._node: Node
+        self.observed: PresenceListener | None = None
         self._timeouts: Timeouts[PendingJoin] = Timeouts(clock, _JOIN_SECONDS, self._decide)
         self._last_request = 0
         self._requests: dict[int, _Request] = {}
@@ -172,8 +176,11 @@ class Joins:
         """Have the store move the peer to this node."""
         replica = self._presence.replica(join.topic)
 
-        def moved(snapshot: Snapshot | None) -> None:
+        def moved(reply: Snapshot | Gone | None) -> None:
             replica.snapshot_answered()
+            snapshot = reply if isinstance(reply, Snapshot) else None
+            if reply is None:
+                self._presence.move_unanswered(join.topic, peer, session.text)
             if snapshot is not None and not join.is_decided and self._membership.has_lease:
                 join.stored, join.session = Stored.YES, session
                 # Not what the client asks for: a peer that resumes keeps its metadata.
@@ -185,6 +192,7 @@ class Joins:
                     # It joined as a new peer meanwhile, or is gone; or the senders of its relays may have got
                     # their errors, because this node was evicted.
                     self._handoffs.refuse(session)
+                    self._report_lost(join.topic, peer, snapshot.members[peer].metadata, session)
                     self._presence.leave(join.topic, peer)
                 else:
                     # A third node was faster, or there was no reply.
@@ -203,12 +211,18 @@ class Joins:
         join.stored = Stored.UNKNOWN
         self._store.move(join.topic, peer, session.node, moved)
 
+    def _report_lost(self, topic: str, peer: str, metadata: bytes | None, session: ReceivedSession) -> None:
+        if self.observed is not None:
+            self.observed.peer_lost_on_its_way(topic, peer, metadata, session.text)
+
     def _add(self, join: PendingJoin) -> None:
         """Have the store add the peer, with a greater id if it must be."""
         peer, replica = join.id, self._presence.replica(join.topic)
 
         def replied(reply: Snapshot | IdTooSmall | TopicFull | None) -> None:
             replica.snapshot_answered()
+            if self.observed is not None and isinstance(reply, Snapshot) and len(reply.members) == 1:
+                self.observed.topic_opened(join.topic)
             if peer != join.id:
                 # It has another id by now.
                 if reply is None or isinstance(reply, Snapshot):
@@ -258,7 +272,9 @@ class Joins:
             TopicFull.BYTES: LIST_FULL,
             TopicFull.PEERS: join.max_peers.reached,
         }
-        join.ticket = JoinTicket(join.id, reasons[full] if full else None, join.session)
+        is_known = join.stored is Stored.YES or self.observed is None
+        opens = not (is_known or self._presence.has_members(join.topic))
+        join.ticket = JoinTicket(join.id, reasons[full] if full else None, join.session, opens)
         if join.resumes:
             join.hand_out_ticket()
         else:
@@ -286,6 +302,8 @@ class Joins:
         if join.session is not None:
             end = self._handoffs.accept if joined else self._handoffs.refuse
             end(join.session)
+            if not joined:
+                self._report_lost(topic, peer, join.metadata, join.session)
         for deliver in join.waiting_relays:
             deliver()
         if joined and (

@@ -6,14 +6,14 @@ relays. The lease ends before the other nodes evict it. A node that finds itself
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from typing import Protocol
 
 from signaling.backplane.failure_detector import FailureDetector, Suspect
 from signaling.backplane.interfaces import ClusterLog
 from signaling.backplane.messages import HeartbeatEcho
-from signaling.backplane.store import Alive, Evicted, Store
+from signaling.backplane.store import Alive, Evicted, Eviction, RemovedMember, Store
 from signaling.timing.clock import Clock
 
 # The store is unreachable after so many checks, a second apart, without a reply; after twice that the node connects
@@ -105,8 +105,8 @@ class MembershipListener(Protocol):
     def renamed(self) -> None:
         """This node was evicted, and has another id."""
 
-    def node_evicted(self, node: str) -> None:
-        """Another node is dead."""
+    def node_evicted(self, node: str, removed: Sequence[RemovedMember]) -> None:
+        """Another node is dead, and these members of it were removed."""
 
     @property
     def expected_nodes(self) -> Iterable[str]:
@@ -361,14 +361,14 @@ class Membership:
                 self._evict(suspect)
 
     def _evict(self, suspect: Suspect) -> None:
-        def replied(topics_left: int | None) -> None:
-            if topics_left is None:
+        def replied(eviction: Eviction | None) -> None:
+            if eviction is None:
                 self._evicting.discard(suspect.node)
                 return
             if suspect.heartbeat:
                 self._log.node_evicted(suspect.node)
-            self._listener.node_evicted(suspect.node)
-            if topics_left:
+            self._listener.node_evicted(suspect.node, eviction.removed)
+            if eviction.topics_left:
                 self._evict(suspect._replace(heartbeat=b""))
             else:
                 self._evicting.discard(suspect.node)

@@ -16,7 +16,7 @@ from signaling.backplane.pending_joins import PendingJoins
 from signaling.backplane.store import Snapshot, Store
 from signaling.backplane.topic_replica import Change, OwnPeers, TopicReplica, Update
 from signaling.backplane.updates import PendingUpdates
-from signaling.core.interfaces import Node
+from signaling.core.interfaces import Node, PresenceListener
 
 # Topics that may be wrong are compared a few at a time, so that peers do not have to wait for all of them.
 _MAX_SYNCS = 32
@@ -39,6 +39,9 @@ class Presence:
         pending: the joins of this node.
         updates: the updates of this node's peers.
         on_moved: called with the topic, the id and the new node of a peer of this node that has moved.
+
+    Attributes:
+        observed: the observer's; None if there is none.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Presence:
         self._updates = updates
         self._on_moved = on_moved
         self._node: Node
+        self.observed: PresenceListener | None = None
         self._replicas: dict[str, TopicReplica] = {}
         # Topics that may be wrong here or in the store, in order.
         self._unverified: dict[str, None] = {}
@@ -63,6 +67,8 @@ class Presence:
         self._syncs = 0
         self._refresh, self._node_search = _Rounds(_REFRESH_CHECKS), _Rounds(_NODES_CHECKS)
         self._keep_unlisted_checks = 0
+        # For an observer: the sessions whose peers the store may have moved to this node, by topic and peer.
+        self._unanswered_moves: dict[str, dict[str, bytes]] = {}
         # The peers that moved from this node to another, and for how many checks that is remembered.
         self._moved_away: dict[tuple[str, str], int] = {}
         # The metadata of peers of this node by their latest updates that the store sent, until they are compared.
@@ -172,10 +178,18 @@ class Presence:
                 self._node.left(topic, peer)
                 self._moved_away.pop((topic, peer), None)
             else:
-                self._on_moved(topic, peer, moved_to)
-                self._moved_away[topic, peer] = _MOVED_AWAY_CHECKS
-                self.forget_if_empty(topic)
+                self._move_away(topic, peer, moved_to)
         self.announce(topic)
+
+    def _move_away(self, topic: str, peer: str, node: str) -> None:
+        was_here, known = self._node.has(topic, peer), self._node.metadata(topic, peer)
+        self._on_moved(topic, peer, node)
+        self._moved_away[topic, peer] = _MOVED_AWAY_CHECKS
+        member = self.remote_member(topic, peer)
+        if was_here and member is not None and member.metadata not in (None, known):
+            # It has changed its metadata since it moved.
+            self._node.updated(topic, peer, member.metadata)
+        self.forget_if_empty(topic)
 
     def announce(self, topic: str) -> None:
         """Announce new members of other nodes to the peers here, in joining order, and deliver what waited for that.
@@ -283,27 +297,46 @@ class Presence:
             done(snapshot)
             if replica is not None and snapshot is not None:
                 self.resync_if_needed(topic, replica)
+            if self.observed is not None and snapshot is not None:
+                self._report_removed(self.observed, topic, snapshot)
 
         if replica is not None:
             replica.snapshot_requested()
-        unsure = self._updates.unsure_peers(topic)
+        undecided = self._updates.leave_out(topic)
         own = [
             # A store that lost its data must not list a peer here that may be another node's by now.
-            (peer, b"?" if peer in unsure or self._node.is_handing_off(topic, peer) else b"+" + (metadata or b""))
+            (peer, b"?" if peer in undecided or self._node.is_handing_off(topic, peer) else b"+" + (metadata or b""))
             for peer, metadata in self._node.members(topic)
         ]
         self._store.sync(topic, own + self._pending.for_sync(topic), replied)
 
+    def move_unanswered(self, topic: str, peer: str, session: bytes) -> None:
+        """Report later what became of a peer that the store may have moved to this node, where it is not."""
+        if self.observed is not None:
+            self._unanswered_moves.setdefault(topic, {})[peer] = session
+            self.resync(topic)
+
+    def _report_removed(self, observed: PresenceListener, topic: str, snapshot: Snapshot) -> None:
+        moves = self._unanswered_moves.pop(topic, {})
+        for peer in snapshot.removed:
+            if peer in moves:
+                observed.peer_lost_on_its_way(topic, peer, None, moves[peer])
+        if snapshot.removed:
+            self._report_end(topic, is_over=not snapshot.members)
+
     def leave(self, topic: str, peer: str) -> None:
         """Announce to the other nodes that a peer of this node left."""
 
-        def left(done: bool | None) -> None:
-            if not done:
+        def left(was_last: bool | None) -> None:
+            if was_last is None:
                 self._unverified[topic] = None
+            self._report_end(topic, is_over=bool(was_last))
 
         is_connected = self._membership.is_connected
         if is_connected:
             self._store.leave(topic, peer, left)
+        else:
+            self._report_end(topic, is_over=not self.has_members(topic))
         self.forget_if_empty(topic)
         if not is_connected and topic in self._replicas:
             self._unverified[topic] = None
@@ -312,6 +345,16 @@ class Presence:
             # kept of all the other topics that come and go meanwhile.
             self._unverified.pop(topic, None)
             self._unanswered.pop(topic, None)
+
+    def has_members(self, topic: str) -> bool:
+        """Return whether a topic has members, on this node or another, as far as this one knows."""
+        replica = self._replicas.get(topic)
+        return any(True for _ in self._node.members(topic)) or (replica is not None and any(replica.nodes()))
+
+    def _report_end(self, topic: str, *, is_over: bool) -> None:
+        if self.observed is not None:
+            end = self.observed.topic_closed if is_over else self.observed.forget_if_empty
+            end(topic)
 
 
 class _Rounds:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from signaling.core.interfaces import Answers, Forwarding, JoinTicket, Node, ResumeProof
+from signaling.core.interfaces import Answers, Forwarding, JoinTicket, Node, PresenceListener, ResumeProof
 from signaling.core.topics import MaxPeers
 
-_TICKET = JoinTicket()
+_TICKET = JoinTicket(opens=True)
 
 
 class StandaloneBackplane:
     """A ``Backplane`` without other nodes."""
 
     unready_reasons: list[str] = []  # noqa: RUF012 - there never are any
+    node = None
     forwarding = 0
 
     _node: Node
+
+    def report_presence(self, listener: PresenceListener) -> None:
+        """No-op: there is nothing that only a backplane knows."""
 
     def start(self, node: Node) -> None:
         """Answer for the peers of ``node``."""

@@ -54,10 +54,19 @@ class Keys:
 
 
 class Snapshot(NamedTuple):
-    """The members of a topic: the reply to ``join``, ``sync`` or ``move`` if it did what it was asked for."""
+    """The members of a topic: the reply to ``join``, ``sync`` or ``move`` if it did what it was asked for.
+
+    Args:
+        removed: by ``sync``: what the store had listed as peers of this node, and are not.
+    """
 
     version: Version
     members: dict[str, Member]
+    removed: Sequence[str] = ()
+
+
+class Gone(NamedTuple):
+    """The reply to ``move`` if the old node does not have the peer any more."""
 
 
 class IdTooSmall(NamedTuple):
@@ -85,6 +94,31 @@ class UpdateReply(Enum):
 
 class Evicted:
     """The reply to a heartbeat of a node that has been evicted."""
+
+
+class RemovedMember(NamedTuple):
+    """A member of an evicted node, which was removed.
+
+    Args:
+        was_last: whether it was the last of its topic.
+    """
+
+    topic: str
+    peer: str
+    metadata: bytes | None
+    was_last: bool
+
+
+class Eviction(NamedTuple):
+    """How far the eviction of a node is.
+
+    Args:
+        topics_left: in which the node may have members.
+        removed: the members that were removed now; empty unless ``Store.lists_evicted``.
+    """
+
+    topics_left: int
+    removed: list[RemovedMember]
 
 
 class Alive(NamedTuple):
@@ -116,6 +150,7 @@ class Store:
         node: the id of this node.
         former_nodes: the ids that it had before it was evicted.
         replies: how many replies have come.
+        lists_evicted: whether the reply to ``evict`` lists the members that were removed.
     """
 
     def __init__(self, engine: Engine, keys: Keys, limits: Limits, node: str) -> None:
@@ -125,6 +160,7 @@ class Store:
         self.node = self._previous_node = node
         self.former_nodes: set[str] = set()
         self.replies = 0
+        self.lists_evicted = False
 
     def rename(self, node: str) -> None:
         """Use another id of this node from now on."""
@@ -161,8 +197,8 @@ class Store:
         self._call_for_topic("join", topic, arguments, parse, done)
 
     def leave(self, topic: str, peer: str, done: Callable[[bool | None], None]) -> None:
-        """Remove a peer of this node; ``done`` gets True, or None if that is not known."""
-        self._call_for_topic("leave", topic, [self.node.encode(), peer.encode()], _completed, done)
+        """Remove a peer of this node; ``done`` gets whether it was the topic's last, or None if that is not known."""
+        self._call_for_topic("leave", topic, [self.node.encode(), peer.encode()], lambda reply: reply[1] == 1, done)
 
     def update(self, topic: str, peer: str, metadata: bytes, done: Callable[[UpdateReply | None], None]) -> None:
         """Replace the metadata of a peer of this node."""
@@ -179,11 +215,11 @@ class Store:
         arguments += [part for peer, text in own for part in (peer.encode(), text)]
         self._call_for_topic("sync", topic, arguments, lambda reply: _snapshot(b"synced", reply), done)
 
-    def move(self, topic: str, peer: str, old_node: str, done: Callable[[Snapshot | None], None]) -> None:
-        """Move a peer to this node; ``done`` gets None as well if the old node does not have the peer any more."""
+    def move(self, topic: str, peer: str, old_node: str, done: Callable[[Snapshot | Gone | None], None]) -> None:
+        """Move a peer to this node."""
 
-        def parse(reply: list[Any]) -> Snapshot | None:
-            return None if reply[0] == b"gone" else _snapshot(b"moved", reply)
+        def parse(reply: list[Any]) -> Snapshot | Gone:
+            return Gone() if reply[0] == b"gone" else _snapshot(b"moved", reply)
 
         arguments = [b"%d" % KEEP_SECONDS, self.node.encode(), old_node.encode(), peer.encode()]
         self._call_for_topic("move", topic, arguments, parse, done, self._keys.index(old_node.encode()))
@@ -216,19 +252,19 @@ class Store:
         arguments = [b"%d" % KEEP_SECONDS, self.node.encode(), b"%d" % number, b"%d" % registers, self._keys.prefix]
         self._call("heartbeat", self._node_keys(self.node), arguments, parse, done)
 
-    def evict(self, node: str, heartbeat: bytes, done: Callable[[int | None], None]) -> None:
+    def evict(self, node: str, heartbeat: bytes, done: Callable[[Eviction | None], None]) -> None:
         """Evict a node, or go on with that.
 
         Args:
             heartbeat: the node's latest as it was seen; empty for none.
-            done: gets how many topics are left, in which the node may have members; None as well if the node is alive.
+            done: gets None as well if the node is alive.
         """
 
-        def parse(reply: list[Any]) -> int | None:
-            return None if reply[0] == b"alive" else int(reply[1])
+        def parse(reply: list[Any]) -> Eviction | None:
+            return None if reply[0] == b"alive" else Eviction(int(reply[1]), _removed_members(reply[2]))
 
-        limit = b"%d" % _MAX_EVICTED_AT_ONCE
-        arguments = [self._keys.prefix, b"%d" % KEEP_SECONDS, node.encode(), heartbeat, limit]
+        limit, lists = b"%d" % _MAX_EVICTED_AT_ONCE, b"%d" % self.lists_evicted
+        arguments = [self._keys.prefix, b"%d" % KEEP_SECONDS, node.encode(), heartbeat, limit, lists]
         self._call("evict", self._node_keys(node), arguments, parse, done)
 
     def deregister(self, done: Callable[[bool | None], None]) -> None:
@@ -284,9 +320,17 @@ def _completed(_: list[Any]) -> bool:
     return True
 
 
+def _removed_members(parts: list[Any]) -> list[RemovedMember]:
+    fours = zip(parts[::4], parts[1::4], parts[2::4], parts[3::4], strict=True)
+    return [
+        RemovedMember(topic.decode(), peer.decode(), parse_member(value).metadata, was_last == 1)
+        for topic, peer, value, was_last in fours
+    ]
+
+
 def _snapshot(status: bytes, reply: list[Any]) -> Snapshot:
-    found, gen, seq, stored = reply
+    found, gen, seq, stored, *removed = reply
     if found != status:
         raise ValueError(f"{found!r} in place of {status!r}")
     members = {peer.decode(): parse_member(value) for peer, value in zip(stored[::2], stored[1::2], strict=True)}
-    return Snapshot(parse_version(gen.decode(), seq), members)
+    return Snapshot(parse_version(gen.decode(), seq), members, [peer.decode() for peer in (removed or [()])[0]])

@@ -195,7 +195,7 @@ class TopicReplica:
         Args:
             keep_unlisted: whether members may exist that are not listed; they stay until ``drop_unlisted``.
         """
-        version, listed = snapshot
+        version, listed = snapshot.version, snapshot.members
         changes: list[Change | Update] = []
         own, before = self._own, self._members
         if version >= self._version:

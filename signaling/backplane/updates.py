@@ -56,8 +56,8 @@ class PendingUpdates:
         """Return the peers of a topic that have any."""
         return self._by_topic.get(topic, {}).keys()
 
-    def unsure_peers(self, topic: str) -> Collection[str]:
-        """Return the peers of a topic that have any, for ``Store.sync``, which leaves them as they are."""
+    def leave_out(self, topic: str) -> Collection[str]:
+        """Return the peers of a topic that have any; a comparison with the store leaves them as they are there."""
         pending = self._by_topic.get(topic, {})
         for updates in pending.values():
             updates.may_differ = True

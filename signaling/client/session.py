@@ -362,7 +362,7 @@ class Session:
             Refused: the same, if the next request would be refused as well.
         """
         if refused.status in _OF_THE_URL and self._own.revert():
-            self._events.append(Error("invalid_metadata", refused.reason))
+            self._events.append(Error(ErrorCode.INVALID_METADATA, refused.reason))
             return Loss(str(refused), at_once=True)
         return self._credential.refused(refused)
 

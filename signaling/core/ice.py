@@ -78,6 +78,10 @@ class IceServers:
         turn: TURN servers with a credential for each peer.
         wall_clock: returns seconds since the Unix epoch.
 
+    Attributes:
+        fixed: as given, or replaced.
+        turn: the same.
+
     Raises:
         ValueError: browsers would not accept ``fixed``.
     """
@@ -85,13 +89,13 @@ class IceServers:
     def __init__(
         self, fixed: Sequence[IceServer] = (), turn: Turn | None = None, wall_clock: Callable[[], float] = time.time
     ) -> None:
-        self._fixed = list(fixed)
-        check_ice_servers(self._fixed)
-        self._turn = turn
+        self.fixed = list(fixed)
+        check_ice_servers(self.fixed)
+        self.turn = turn
         self._wall_clock = wall_clock
         self._provided: list[IceServer] = []
         self._watchers: list[Callable[[], None]] = []
-        self._text = msgspec.json.encode(self._fixed) if self._fixed else None
+        self._text = msgspec.json.encode(self.fixed) if self.fixed else None
 
     def provide(self, servers: Sequence[IceServer]) -> None:
         """Give peers these servers as well, in place of those that were provided before.
@@ -103,26 +107,34 @@ class IceServers:
         if list(servers) == self._provided:
             return
         self._provided = list(servers)
-        shared = self._fixed + self._provided
+        self._changed()
+
+    def replace_with(self, other: IceServers) -> None:
+        """Give peers the fixed and the TURN servers of ``other`` in place of these; what is provided stays."""
+        self.fixed, self.turn = other.fixed, other.turn
+        self._changed()
+
+    def _changed(self) -> None:
+        shared = self.fixed + self._provided
         self._text = msgspec.json.encode(shared) if shared else None
         for on_change in self._watchers:
             on_change()
 
     def watch(self, on_change: Callable[[], None]) -> None:
-        """Call ``on_change`` each time other servers are provided."""
+        """Call ``on_change`` each time there are other servers."""
         self._watchers.append(on_change)
 
     @property
     def renewal_seconds(self) -> float:
         """When a peer receives new credentials: after half of their lifetime; 0 means never."""
-        return self._turn.ttl_seconds / 2 if self._turn else 0.0
+        return self.turn.ttl_seconds / 2 if self.turn else 0.0
 
     def text(self, peer_id: str) -> bytes | None:
         """Return the servers for a peer as a JSON array, or None if there are none."""
-        if self._turn is None:
+        if self.turn is None:
             return self._text
-        turn = self._turn.server(peer_id, self._wall_clock())
-        return msgspec.json.encode([*self._fixed, turn, *self._provided])
+        turn = self.turn.server(peer_id, self._wall_clock())
+        return msgspec.json.encode([*self.fixed, turn, *self._provided])
 
 
 def check_turn_uri(uri: str) -> None:

@@ -57,6 +57,13 @@ class Outbound(Protocol):
             ending: why, for the log and the counters.
         """
 
+    def check_update(self) -> None:
+        """Count an update of the peer's metadata.
+
+        Raises:
+            Rejected: ``forbidden`` or ``rate_limited``, without a ``msgId``.
+        """
+
 
 # The backplane: how the nodes of a cluster share topics
 
@@ -102,11 +109,13 @@ class JoinTicket:
         id: the peer's id, which the other nodes know; None if there are no other nodes, and any new id will do.
         full: why the topic is full, for a person; None if it is not.
         session: the session with that id, which another node handed off; None for a new peer.
+        opens: whether the topic has no peer before, as far as this node knows; the backplane reports it otherwise.
     """
 
     id: str | None = None
     full: str | None = None
     session: IncomingSession | None = None
+    opens: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +215,32 @@ class Node(Protocol):
         """
 
 
+class PresenceListener(Protocol):
+    """What only a backplane knows about presence, for the observer of this server (``core/presence.py``)."""
+
+    def topic_opened(self, topic: str) -> None:
+        """The store had no peer in the topic, and has one of this node."""
+
+    def topic_closed(self, topic: str) -> None:
+        """This node removed the last peer of the topic from the store."""
+
+    def forget_if_empty(self, topic: str) -> None:
+        """The topic has peers elsewhere, or nobody knows; this node may have none left."""
+
+    def peer_of_lost_node(self, topic: str, peer: str, metadata: bytes | None, node: str) -> None:
+        """This node removed a peer of a node that it evicted."""
+
+    def peer_lost_on_its_way(self, topic: str, peer: str, metadata: bytes | None, session: bytes) -> None:
+        """Another node handed off a peer, which cannot go on here.
+
+        Args:
+            session: the ``OutgoingSession.text`` of the other node.
+        """
+
+    def renamed(self) -> None:
+        """The other nodes had evicted this one, and it has another id."""
+
+
 class Backplane(Protocol):
     """What the nodes of a cluster share: the members of each topic, and relays between nodes.
 
@@ -217,8 +252,15 @@ class Backplane(Protocol):
         """Why a load balancer should send new clients to another node; empty if it should not."""
 
     @property
+    def node(self) -> str | None:
+        """The id of this node, as the other nodes know it; None if there are none."""
+
+    @property
     def forwarding(self) -> int:
         """How many relays to other nodes have no outcome yet."""
+
+    def report_presence(self, listener: PresenceListener) -> None:
+        """Report to ``listener`` from now on; called before ``start``."""
 
     def start(self, node: Node) -> None:
         """Connect to the other nodes."""

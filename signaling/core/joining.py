@@ -19,6 +19,7 @@ from signaling.core.ice import IceServers
 from signaling.core.interfaces import Backplane, IncomingSession, JoinTicket, ResumeProof
 from signaling.core.join_request import JoinRequest
 from signaling.core.peer import Peer, PeerDetails
+from signaling.core.presence import PresenceReporter
 from signaling.core.session import PeerSession, SessionConnection, resume_proof
 from signaling.core.session_registry import SessionRegistry
 from signaling.core.topics import MaxPeers, TopicMap
@@ -209,6 +210,8 @@ class JoinAttempt:
         self._record_details(peer)
         services.counters.joins += 1
         services.events.joined(peer.id, request.topic, self._client.text, request.subject)
+        if services.presence is not None:
+            services.presence.joined(request.topic, peer, request.subject, opens=ticket.opens)
         self._finish_ticket(joined=True)
 
     def _resume(self, session: PeerSession) -> bool:
@@ -347,11 +350,13 @@ class JoinServices(Protocol):
         crowd_size: from how many peers in a topic on joins take turns.
         blocks: who is kept out of topics.
         details: of each peer, by its id; None if they are not recorded.
+        presence: tells an observer who joins; None if there is none.
     """
 
     crowd_size: int
     blocks: Blocks
     details: dict[str, PeerDetails] | None
+    presence: PresenceReporter | None
     topics: TopicMap[Peer]
     sessions: SessionRegistry
     connection_limits: ConnectionLimits

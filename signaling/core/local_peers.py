@@ -54,6 +54,8 @@ class LocalPeers:
         if found is None:
             return {}
         self._on_moved(found)
+        if self._services.presence is not None:
+            self._services.presence.moved_away(topic, peer)
         return found.moved(taken)
 
     def members(self, topic: str) -> Iterable[tuple[str, bytes | None]]:

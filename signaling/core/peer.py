@@ -23,6 +23,7 @@ from signaling.websocket.frames import text_frame
 if TYPE_CHECKING:
     from signaling.admission.connection_limits import ConnectionSlot
     from signaling.core.join_request import ResumeClaim
+    from signaling.core.presence import PresenceReporter
     from signaling.core.session import PeerSession
     from signaling.core.session_registry import SessionRegistry
 
@@ -61,6 +62,7 @@ class PeerServices:
         sessions: finds and ends detached sessions.
         checks_tokens: whether a message may present a new token.
         details: of each peer, by its id; None if they are not recorded.
+        presence: tells an observer which peers leave; None if there is none.
         metadata_updates: whether a message may replace a peer's metadata.
         features: those of every ``welcome``, by ``messages.features_pair``.
     """
@@ -73,6 +75,7 @@ class PeerServices:
     sessions: SessionRegistry
     checks_tokens: bool = False
     details: dict[str, PeerDetails] | None = None
+    presence: PresenceReporter | None = None
     metadata_updates: bool = False
     features: bytes = b""
 
@@ -161,13 +164,15 @@ class Peer:
         """Send a message that a client which resumes is not sent again."""
         self._answer(message)
 
-    def leave(self) -> None:
+    def leave(self, reason: LeaveReason) -> None:
         """Leave the topic, if the peer is in one; the other members get ``peer-left``."""
-        topic = self._leave_topic()
+        topic, services = self._leave_topic(), self._services
         if topic is not None:
             if topic.members:
-                self._services.announcer.announce(topic, text_frame(messages.peer_left(self.id)))
-            self._services.backplane.leave(topic.name, self.id)
+                services.announcer.announce(topic, text_frame(messages.peer_left(self.id)))
+            if services.presence is not None:
+                services.presence.left(topic.name, self, reason)
+            services.backplane.leave(topic.name, self.id)
 
     def _leave_topic(self) -> Topic[Peer] | None:
         topic, self.topic, self._outbound = self.topic, None, None
@@ -192,23 +197,18 @@ class Peer:
 
     # Metadata
 
-    def update_metadata(self, update: messages.MetadataUpdate) -> Rejected | None:
-        """Replace the metadata, and tell all members, this one included; with other nodes, as soon as they agree.
-
-        Returns:
-            Why it was rejected at once, for a log; the error was sent.
-        """
+    def _update_metadata(self, update: messages.MetadataUpdate) -> messages.MetadataUpdate | Rejected:
+        """Replace the metadata, and tell all members, this one included; with other nodes, as soon as they agree."""
         topic, services = self.topic, self._services
-        if topic is None:
-            return None
+        if topic is None or self._outbound is None:
+            return update
         try:
+            self._outbound.check_update()
             services.topics.check_room(topic, self._longer_by(update.metadata))
         except Rejected as rejected:
-            outcome = Rejected(rejected.code, rejected.text, update.msg_id)
-            self.reject(outcome)
-            return outcome
+            return Rejected(rejected.code, rejected.text, update.msg_id)
         services.backplane.update(topic.name, self.id, update.metadata, partial(self._update_decided, update))
-        return None
+        return update
 
     def _update_decided(self, update: messages.MetadataUpdate, full: str | None) -> None:
         if self.topic is None:
@@ -222,6 +222,8 @@ class Peer:
         topic.lengthen(self._longer_by(metadata))
         self.metadata = metadata
         self._services.counters.metadata_updates += 1
+        if self._services.presence is not None:
+            self._services.presence.updated(topic.name, self)
         announcer, event = self._services.announcer, messages.peer_updated(self.id, metadata)
         # Its own is the answer, which a full queue does not drop; it stays in the order of the other events.
         announcer.catch_up(topic, self)
@@ -285,8 +287,8 @@ class Peer:
         """Relay one message of this peer, or answer it with an error.
 
         Returns:
-            The message if it was delivered or queued, or why it was not; a new token, if tokens are checked, and new
-            metadata, if it may be replaced, are not answered.
+            The message if it was delivered or queued, or why it was not; new metadata, if it may be replaced and was
+            not rejected at once; a new token, if tokens are checked, which is not answered.
         """
         topic, services = self.topic, self._services
         try:
@@ -303,6 +305,8 @@ class Peer:
                 raise self.refused(message.type, ErrorCode.DROPPED, msg_id)
         except Rejected as rejected:
             outcome = self._other_message(data, rejected)
+            if isinstance(outcome, messages.MetadataUpdate):
+                outcome = self._update_metadata(outcome)
             if isinstance(outcome, Rejected):
                 self.reject(outcome)
                 # Its traceback holds the frame of the caller, which holds what is returned here.

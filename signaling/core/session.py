@@ -32,6 +32,7 @@ from signaling.core.interfaces import (
 from signaling.core.join_request import JoinRequest, ResumeClaim
 from signaling.core.peer import Peer, PeerServices, drop_undelivered
 from signaling.core.peer_ids import ID_CHARACTERS
+from signaling.core.presence import Origin
 from signaling.core.replay_buffer import ReplayBuffer
 from signaling.core.topics import Topic
 from signaling.errors import REMOVAL_TEXTS, ErrorCode, LeaveReason, Rejected
@@ -107,6 +108,9 @@ class DetachedQueue(OutboundQueue[Receipt]):
 
     def remove_peer(self, code: int, reason: str, ending: LeaveReason) -> None:
         """No-op: there is no connection to end."""
+
+    def check_update(self) -> None:
+        """No-op: there is no client that could send one."""
 
     def request_ack(self, payload: bytes) -> None:
         """No-op: there is no client to ask."""
@@ -300,17 +304,17 @@ class PeerSession(Peer):
         self._request_ack()
         return True
 
-    def close(self, reason: str, ending: LeaveReason = LeaveReason.RESUME_TIMEOUT) -> None:
+    def close(self, text: str, reason: LeaveReason = LeaveReason.RESUME_TIMEOUT) -> None:
         """Leave the topic, with a connection or without one.
 
         Args:
-            reason: for the log.
-            ending: for the counters.
+            text: why, for the log.
+            reason: why, for counters and observers.
         """
         self._release()
-        self._services.sessions.on_closed(self, reason, ending)
+        self._services.sessions.on_closed(self, text, reason)
         self._outbound.give_up_session()
-        self.leave()
+        self.leave(reason)
 
     def remove(self, code: int, reason: str, ending: LeaveReason) -> None:
         """Leave the topic at once, with a connection or without one."""
@@ -319,10 +323,10 @@ class PeerSession(Peer):
         else:
             self.close(REMOVAL_TEXTS[ending], ending)
 
-    def leave(self) -> None:
+    def leave(self, reason: LeaveReason) -> None:
         """Leave the topic; relays that were never written fail."""
         self._change_state(SessionState.CLOSED)
-        super().leave()
+        super().leave(reason)
         self._drop_unwritten()
 
     # Handing off to another node
@@ -350,10 +354,15 @@ class PeerSession(Peer):
             replay, waiting = self._replay, list(self._unwritten)
             pending = [(number, msg_id) for msg_id, numbers in self._pending.items() for number in numbers]
             seconds = self._services.sessions.clock.seconds() - self.joined_at
-            text = _SessionText(self.metadata, self.owner, replay.sent, replay.frames, waiting, pending, seconds)
+            parts = self.metadata, self.owner, replay.sent, replay.frames, waiting, pending, self._origin(), seconds
+            text = _SessionText(*parts)
             # The outcomes of its pending relays are reported to the other node, whether that takes the session or not.
             self._handoffs.append(OutgoingSession(_encode(text), waiting, {number for number, _ in pending}))
         return self._handoffs[-1]
+
+    def _origin(self) -> Origin | None:
+        presence, topic = self._services.presence, self.topic
+        return presence.origin(topic.name, self.id) if presence is not None and topic is not None else None
 
     def cancel_handoff(self) -> None:
         """Keep the session at this node: no other node took it."""
@@ -394,6 +403,8 @@ class PeerSession(Peer):
             self.topic = self._services.topics.join(topic_name, self)
         except (msgspec.MsgspecError, Rejected):
             return None
+        if self._services.presence is not None:
+            self._services.presence.moved_here(topic_name, self.id, text.origin)
         self._secrets = [claim.token[ID_CHARACTERS:]]
         self._unwritten = {number: session.receipt(number) for number in text.waiting}
         self._services.counters.relays_received += len(text.waiting)
@@ -630,6 +641,8 @@ class _SessionText(msgspec.Struct, array_like=True):
     frames: list[bytes | None]
     waiting: list[int]
     pending: list[tuple[int, bytes | None]]
+    # For observers; None, or absent, from a node without one.
+    origin: Origin | None = None
     # Since the peer joined; an older node sends none.
     seconds: float = 0.0
 
@@ -651,6 +664,14 @@ def resume_proof(request: JoinRequest) -> ResumeProof | None:
     if claim is None:
         return None
     return ResumeProof(peer_id_of(claim.token), _encode(_ProofText(claim.token, claim.seen, request.owner)))
+
+
+def session_origin(text: bytes) -> Origin | None:
+    """Return what observers need to know of a session that another node handed off; None if it is unreadable."""
+    try:
+        return _decode_session(text).origin
+    except msgspec.MsgspecError:
+        return None
 
 
 def peer_id_of(token: bytes) -> str:

@@ -21,8 +21,8 @@ class SessionRegistry:
     """Finds sessions by their tokens, and closes detached ones whose time is over.
 
     Args:
-        on_closed: is called with a session that is about to leave its topic, the reason for the log, and the one for
-            the counters, unless the session ends with its connection.
+        on_closed: is called with a session that is about to leave its topic, why in words, and the reason, unless it
+            ends with its connection.
 
     Attributes:
         clock: of all timers.

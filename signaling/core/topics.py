@@ -96,11 +96,12 @@ class TopicMap(Generic[M]):
         rules: bounds of topics by their names; None means none.
 
     Attributes:
-        rules: another value counts from the next join on.
+        max_members: another value counts from the next join on.
+        rules: the same.
     """
 
     def __init__(self, max_members: int, max_listed_bytes: int, rules: TopicRules | None = None) -> None:
-        self._max_members = max_members
+        self.max_members = max_members
         self._max_listed_bytes = max_listed_bytes
         self.rules = rules
         self._topics: dict[str, Topic[M]] = {}
@@ -134,7 +135,7 @@ class TopicMap(Generic[M]):
             by_token: the bound of the joining client's token; None if it has none.
         """
         of_rule = self.rules.max_peers(name) if self.rules else None
-        most = self._max_members if of_rule is None else of_rule
+        most = self.max_members if of_rule is None else of_rule
         return MaxPeers(most) if by_token is None or by_token >= most else MaxPeers(by_token, by_token=True)
 
     def join(self, name: str, member: M, max_peers: MaxPeers | None = None) -> Topic[M]:

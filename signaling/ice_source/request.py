@@ -1,22 +1,25 @@
 """One HTTP request to a provider; its answer is bounded in bytes, head and body together, and in time.
 
-Redirects are not followed, and proxies of the environment do not count.
+Redirects are not followed, and proxies of the environment do not count. The platform's certificates are trusted.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import version
 from io import BytesIO
-from typing import Any
+from typing import Any, NoReturn
 
 from OpenSSL.SSL import Error as TlsError
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.error import ConnectError, DNSLookupError, TimeoutError  # noqa: A004 - Twisted's name
-from twisted.internet.interfaces import IProtocolFactory, IStreamClientEndpoint
+from twisted.internet.error import ConnectError, DNSLookupError
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
-from twisted.web.client import URI, Agent, FileBodyProducer, ResponseNeverReceived, readBody
+from twisted.web.client import URI, Agent, FileBodyProducer, ResponseDone, ResponseFailed
+from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
@@ -26,6 +29,7 @@ from signaling.server_identity import Untrusted, strict_options
 
 MAX_ANSWER_BYTES = 32_768
 ANSWER_SECONDS = 10.0
+_GOOD = (200, 201)
 
 
 class FetchFailed(Exception):
@@ -37,12 +41,10 @@ class HttpFetcher:
 
     Args:
         reactor: for connections and timers.
-        trust: whose certificates count, as ``optionsForClientTLS`` takes it; None means the platform's.
     """
 
-    def __init__(self, reactor: Any, trust: Any = None) -> None:
+    def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
-        self._trust = trust
 
     def fetch(self, request: Request) -> Deferred[bytes]:
         """Send a request.
@@ -50,12 +52,12 @@ class HttpFetcher:
         Returns:
             Fires with the body; fails with ``FetchFailed``. To cancel it ends the connection.
         """
-        endpoints = _Endpoints(self._reactor, self._trust)
-        answer: Deferred[bytes] = ensureDeferred(self._fetch(request, endpoints))
-        answer.addTimeout(ANSWER_SECONDS, self._reactor)
-        return answer.addErrback(self._explain, endpoints)
+        exchange = _Exchange(self._reactor)
+        answer: Deferred[bytes] = ensureDeferred(self._fetch(request, exchange))
+        answer.addTimeout(ANSWER_SECONDS, self._reactor, _timed_out)
+        return answer.addCallbacks(exchange.check, exchange.explain)
 
-    async def _fetch(self, request: Request, endpoints: _Endpoints) -> bytes:
+    async def _fetch(self, request: Request, exchange: _Exchange) -> bytes:
         headers = Headers(
             {b"Accept": [JSON], b"User-Agent": [f"twisted-signaling/{version('twisted-signaling')}".encode()]}
         )
@@ -64,60 +66,72 @@ class HttpFetcher:
         if request.content_type is not None:
             headers.addRawHeader(b"Content-Type", request.content_type)
         body = FileBodyProducer(BytesIO(request.body)) if request.body else None
-        agent = Agent.usingEndpointFactory(self._reactor, endpoints)
+        agent = Agent.usingEndpointFactory(self._reactor, exchange)
         response = await agent.request(request.method, request.url, headers, body)
-        if response.code not in (200, 201):
-            endpoints.abort()
-            hint = "; redirects are not followed" if 300 <= response.code < 400 else ""
-            raise FetchFailed(f"it answered {response.code}{hint}")
-        return await readBody(response)
+        exchange.status = response.code
+        answer = _Body(exchange.abort)
+        response.deliverBody(answer)
+        return await answer.received
 
-    def _explain(self, failure: Failure, endpoints: _Endpoints) -> Any:
-        if failure.check(FetchFailed):
-            return failure
-        if endpoints.too_long:
-            raise FetchFailed(f"its answer is longer than {MAX_ANSWER_BYTES} bytes") from None
-        raise FetchFailed(_reason(failure.value)) from None
+
+def _timed_out(_: Any, seconds: float) -> NoReturn:
+    raise FetchFailed(f"it does not answer within {seconds:g} s")
 
 
 def _reason(error: BaseException | None) -> str:
-    if isinstance(error, ResponseNeverReceived) and error.reasons:
+    if isinstance(error, ResponseFailed) and error.reasons:
         # For example the end of a connection, with what ended it.
         return _reason(error.reasons[0].value)
+    if isinstance(error, FetchFailed):
+        return str(error)
     if isinstance(error, DNSLookupError):
         return "its name cannot be resolved"
     if isinstance(error, TlsError) and error.args and error.args[0]:
         return f"TLS: {error.args[0][-1][-1]}"
-    if isinstance(error, ConnectError | Untrusted | TimeoutError):
+    if isinstance(error, ConnectError | Untrusted):
         return str(error)
     # The texts of other errors may quote what was received, which may quote what was sent.
     return f"no answer ({type(error).__name__})"
 
 
 @implementer(IAgentEndpointFactory)
-class _Endpoints:
-    """Where one request goes, and whether its answer was too long."""
+class _Exchange:
+    """One request and its answer: where it goes, and what is wrong with the answer.
 
-    def __init__(self, reactor: Any, trust: Any) -> None:
+    Attributes:
+        status: of the answer; 0 before there is one.
+    """
+
+    def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
-        self._trust = trust
         self._wrapper: Any = None
-
-    @property
-    def too_long(self) -> bool:
-        return self._wrapper is not None and self._wrapper.received > MAX_ANSWER_BYTES
+        self.status = 0
 
     def abort(self) -> None:
-        """End the connection at once: what is left of an answer is not read."""
+        """End the connection at once."""
         if self._wrapper is not None:
             self._wrapper.abortConnection()
+
+    def check(self, body: bytes) -> bytes:
+        """Return the body of an answer; raises ``FetchFailed`` if its status is not the right one."""
+        if self.status not in _GOOD:
+            hint = "; redirects are not followed" if 300 <= self.status < 400 else ""
+            raise FetchFailed(f"it answered {self.status}{hint}")
+        return body
+
+    def explain(self, failure: Failure) -> NoReturn:
+        """Raise ``FetchFailed`` with the reason of a failure."""
+        if self.status:
+            self.check(b"")
+        if self._wrapper is not None and self._wrapper.received > MAX_ANSWER_BYTES:
+            raise FetchFailed(f"its answer is longer than {MAX_ANSWER_BYTES} bytes") from None
+        raise FetchFailed(_reason(failure.value)) from None
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
         host = uri.host.decode()
         endpoint = HostnameEndpoint(self._reactor, host, uri.port, timeout=ANSWER_SECONDS)
         if uri.scheme == b"https":
-            trust = {} if self._trust is None else {"trustRoot": self._trust}
-            return _Bounded(wrapClientTLS(strict_options(host, **trust), endpoint), self)
+            return _Bounded(wrapClientTLS(strict_options(host), endpoint), self)
         return _Bounded(endpoint, self)
 
     def connected(self, wrapper: Any) -> Any:
@@ -125,19 +139,43 @@ class _Endpoints:
         return wrapper.wrappedProtocol
 
 
+class _Body(Protocol):
+    """Collects a body. Twisted's ``readBody`` logs an error if it is cancelled, as the connection ends only later.
+
+    Attributes:
+        received: fires with the body.
+    """
+
+    def __init__(self, abort: Callable[[], None]) -> None:
+        self.received: Deferred[bytes] = Deferred(lambda _: abort())
+        self._parts: list[bytes] = []
+
+    def dataReceived(self, data: bytes) -> None:
+        self._parts.append(data)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self.received.called:
+            return
+        # Without a length the end of the connection is that of the body; if it was cut, it is no JSON.
+        if reason.check(ResponseDone, PotentialDataLoss):
+            self.received.callback(b"".join(self._parts))
+        else:
+            self.received.errback(reason)
+
+
 @implementer(IStreamClientEndpoint)
 class _Bounded:
     """Connects, and bounds what is received."""
 
-    def __init__(self, endpoint: IStreamClientEndpoint, endpoints: _Endpoints) -> None:
+    def __init__(self, endpoint: IStreamClientEndpoint, exchange: _Exchange) -> None:
         self._endpoint = endpoint
-        self._endpoints = endpoints
+        self._exchange = exchange
 
-    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
+    def connect(self, protocolFactory: Any) -> Deferred[Any]:
         factory = WrappingFactory(protocolFactory)
-        factory.noisy = False
+        factory.noisy = protocolFactory.noisy = False
         factory.protocol = _Counting
-        return self._endpoint.connect(factory).addCallback(self._endpoints.connected)
+        return self._endpoint.connect(factory).addCallback(self._exchange.connected)
 
 
 class _Counting(ProtocolWrapper):
@@ -146,8 +184,9 @@ class _Counting(ProtocolWrapper):
     received = 0
 
     def dataReceived(self, data: bytes) -> None:
+        room = max(0, MAX_ANSWER_BYTES - self.received)
         self.received += len(data)
-        if self.received > MAX_ANSWER_BYTES:
+        # The status may be in what is short enough.
+        super().dataReceived(data[:room])
+        if len(data) > room:
             self.abortConnection()
-        else:
-            super().dataReceived(data)

@@ -13,7 +13,14 @@ from signaling.log.forwarding import ForwardedFailure
 
 # Of what a client, an application or an operator names: no address, though it may look like one.
 _NAMES = frozenset({"event", "topic", "subject", "peer", "to", "node", "url", "listener"})
-_LISTENING = "listening"
+# About this server and those that it asks, whose addresses an operator has given.
+_ABOUT_SERVERS = frozenset(
+    {
+        *("listening", "listen_failed", "option_changed", "reload_failed"),
+        *("backplane_connected", "backplane_disconnected", "backplane_error", "node_unregistered"),
+        *("ice_servers_not_fetched", "webhook_failed"),
+    }
+)
 # Kept of an event of others, whose text and traceback are written anew.
 _KEPT = ("log_time", "log_level", "log_namespace", "time", "isError", "worker")
 _SYSTEMS = ("log_system", "system")
@@ -42,7 +49,7 @@ class OwnAddressMask:
         if not is_own(event):
             # A failure: its text may quote anything.
             event = masked_text(event, self._addresses)
-        elif event["event"] != _LISTENING:
+        elif event["event"] not in _ABOUT_SERVERS:
             event = {name: self._masked(name, value) for name, value in event.items()}
         self._observer(event)
 

@@ -5,6 +5,7 @@ docs/operations.md lists them for operators. No payload, metadata, token or secr
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -113,21 +114,30 @@ class Events:
     def __init__(
         self, level: NamedConstant, seconds: Callable[[], float], addresses: LoggedAddresses | None = None
     ) -> None:
-        predicate = LogLevelFilterPredicate(defaultLogLevel=level)
+        self._predicate = LogLevelFilterPredicate()
         publish: Any = globalLogPublisher
         if addresses is not None and not addresses.in_full:
             publish = OwnAddressMask(publish, addresses)
-        self.log = Logger(namespace="signaling", observer=FilteringLogObserver(publish, [predicate]))
-        self.debug = level <= LogLevel.debug
-        self.info = level <= LogLevel.info
+        self.log = Logger(namespace="signaling", observer=FilteringLogObserver(publish, [self._predicate]))
+        # Of the peers that have one, by their ids, until they have left.
+        self._subjects: dict[str, str] = {}
+        self.set_level(level)
         self._seconds = seconds
         self._refusals = TokenBucket(_REFUSALS_PER_SECOND, _REFUSAL_BURST)
         self._suppressed_refusals = 0
         self._store_errors = _Repeated(seconds)
         self._login_errors = _Repeated(seconds)
         self._admin_refusals = _Repeated(seconds)
-        # Of the peers that have one, by their ids, until they have left.
-        self._subjects: dict[str, str] = {}
+        self._observer_errors = _Repeated(seconds)
+
+    def set_level(self, level: NamedConstant) -> None:
+        """Log no event below ``level`` from now on; above info, the subjects of peers are forgotten."""
+        self._predicate.setLogLevelForNamespace("", level)
+        self.debug = level <= LogLevel.debug
+        self.info = level <= LogLevel.info
+        if not self.info:
+            # Who leaves is not reported then.
+            self._subjects.clear()
 
     # Peers. Their subject, that of the token they joined with, is in each of their events.
 
@@ -333,6 +343,55 @@ class Events:
         text = "the backplane {url} answered with an error ({count} times): {reason}"
         self.log.error(text, event="backplane_error", url=url, code=code, reason=reason, count=count)
 
+    # Observers
+
+    def observer_failed(self, error: BaseException | None) -> None:
+        """An observer raised an exception; at most one line a second is logged, without its text.
+
+        It may quote metadata.
+        """
+        count = self._observer_errors.count()
+        if not count:
+            return
+        frames = traceback.extract_tb(error.__traceback__ if error is not None else None)
+        where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "nowhere"
+        reason = f"{type(error).__name__} at {where}"
+        self.log.error(
+            "an observer failed: {reason} ({count} times)", event="observer_failed", reason=reason, count=count
+        )
+
+    # Webhooks
+
+    def webhook_unprotected(self, url: str) -> None:
+        """The events of webhooks cross a network without encryption."""
+        text = "--webhook {url}: who is where crosses the network without encryption; use https"
+        self.log.warn(text, event="webhook_unprotected", url=url)
+
+    def webhook_failed(self, reason: str) -> None:
+        """A delivery failed, the first one after one that did not; it is retried."""
+        text = "a webhook was not delivered, and is retried until it is: {reason}"
+        self.log.warn(text, event="webhook_failed", reason=reason)
+
+    def webhook_recovered(self, attempts: int, waiting: int) -> None:
+        """A delivery succeeded after others failed.
+
+        Args:
+            attempts: how many failed.
+            waiting: events that are still in the queue.
+        """
+        text = "webhooks are delivered again, after {count} attempts; {missing} events wait"
+        self.log.info(text, event="webhook_recovered", count=attempts, missing=waiting)
+
+    def webhook_gone(self, count: int) -> None:
+        """The receiver answered 410: nothing is delivered any more."""
+        text = "the webhook's receiver answered 410: deliveries end, and {count} events are lost"
+        self.log.error(text, event="webhook_gone", count=count)
+
+    def webhook_events_left(self, count: int) -> None:
+        """The server stopped before the webhook's receiver had accepted all events."""
+        text = "{count} events were not delivered to the webhook before the server stopped"
+        self.log.warn(text, event="webhook_events_left", count=count)
+
     # ICE servers of a provider
 
     def ice_servers_fetched(self, url: str, count: int, seconds: int, reason: str) -> None:
@@ -380,14 +439,26 @@ class Events:
         """New connections get the certificate that is in the files now."""
         self.log.info("{listener}: the certificate was reloaded", event="certificate_reloaded", listener=listener)
 
-    def nothing_to_reload(self) -> None:
-        """SIGHUP was received, and no listener has a certificate."""
-        self.log.info("SIGHUP: there is no certificate to reload", event="nothing_to_reload")
+    def option_changed(self, option: str, old: str, new: str) -> None:
+        """SIGHUP was received, and an option has another value."""
+        text = "SIGHUP: {option}: {old} -> {new}"
+        self.log.info(text, event="option_changed", option=option, old=old, new=new)
 
-    def certificate_reload_failed(self, listener: str, reason: str) -> None:
-        """A certificate could not be reloaded; the listener keeps the one it has."""
-        text = "{listener}: the certificate was not reloaded, the old one stays in use: {reason}"
-        self.log.error(text, event="certificate_reload_failed", listener=listener, reason=reason)
+    def secret_changed(self, option: str) -> None:
+        """SIGHUP was received, and an option has another value that is secret, or its file another content."""
+        self.log.info("SIGHUP: {option}: its content has changed", event="secret_changed", option=option)
+
+    def restart_needed(self, option: str) -> None:
+        """SIGHUP was received, and an option has another value that only a restart changes."""
+        self.log.warn("SIGHUP: {option}: a change needs a restart", event="restart_needed", option=option)
+
+    def nothing_changed(self) -> None:
+        """SIGHUP was received, and everything is as before."""
+        self.log.info("SIGHUP: nothing changed", event="nothing_changed")
+
+    def reload_failed(self, reason: str) -> None:
+        """SIGHUP was received, and what was read is wrong: all stays as it is."""
+        self.log.error("SIGHUP: all stays as it is: {reason}", event="reload_failed", reason=reason)
 
     # Workers
 
@@ -436,6 +507,6 @@ class Events:
 FIELDS = (
     *("peer", "topic", "subject", "address", "duration", "reason", "status", "code", "type", "to", "size"),
     *("node", "url", "listener", "signal", "peers", "count", "allowed", "missing"),
-    *("worker", "pid", "seconds", "line"),
+    *("worker", "pid", "seconds", "line", "option", "old", "new"),
 )
 """The fields an event may have besides its time, level and name."""

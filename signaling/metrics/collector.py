@@ -29,6 +29,7 @@ from signaling.server.http import HttpFactory
 from signaling.timing.clock import Clock
 from signaling.web.resources import Endpoint, Refusal
 from signaling.web.site import BoundedRequest, request_headers
+from signaling.webhooks.delivery import Webhooks
 from signaling.websocket.protocol import WebSocketConnection
 
 _TOPIC_SIZES = (1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -87,6 +88,8 @@ class SignalingCollector:
             yield from self._peers(self._factory)
             yield from self._relays(self._factory)
             yield from self._backplane(self._factory)
+            if isinstance(self._factory.observer, Webhooks):
+                yield from self._webhooks(self._factory.observer)
         yield _histogram("reactor_lag_seconds", "How late the reactor ran a timer.", self._lag.histogram)
         yield InfoMetricFamily(
             "signaling_build",
@@ -166,6 +169,15 @@ class SignalingCollector:
         yield _counters("errors_sent", "Error messages sent to clients, by code.", ["code"], codes)
         dropped = "peer-joined, peer-updated and peer-left messages dropped because a queue was full."
         yield _counter("events_dropped", dropped, counters.events_dropped)
+
+    def _webhooks(self, webhooks: Webhooks) -> Iterator[Metric]:
+        events = {"delivered": webhooks.delivered, "lost": webhooks.lost}
+        by_outcome = (((outcome,), count) for outcome, count in events.items())
+        text = "Events for the webhook's receiver, by outcome: delivered, or lost because the queue was full."
+        yield _counters("webhook_events", text, ["outcome"], by_outcome)
+        attempts = (((outcome,), count) for outcome, count in webhooks.attempts.items())
+        yield _counters("webhook_requests", "Requests to the webhook's receiver.", ["outcome"], attempts)
+        yield _gauge("webhook_events_waiting", "Events that wait for the webhook's receiver.", webhooks.waiting)
 
     def _backplane(self, factory: SignalingFactory) -> Iterator[Metric]:
         counters, backplane = factory.counters, factory.backplane

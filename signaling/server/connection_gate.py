@@ -37,6 +37,10 @@ class ConnectionGate(Generic[C]):
         most_of_one_address: how many unjoined connections an address may have; 0 means no bound.
         proxies: say which addresses count as one.
         counters: count evictions.
+
+    Attributes:
+        most_of_one_address: another value counts for new connections.
+        proxies: the same.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - what it bounds, and by what
@@ -51,8 +55,8 @@ class ConnectionGate(Generic[C]):
         self._connections = connections
         self._handshake_timeouts = handshake_timeouts
         self._limits = limits
-        self._most_of_one_address = most_of_one_address
-        self._proxies = proxies
+        self.most_of_one_address = most_of_one_address
+        self.proxies = proxies
         self._counters = counters
         self._networks: dict[C, str | None] = {}
         self._by_network: dict[str, dict[C, None]] = {}
@@ -68,12 +72,12 @@ class ConnectionGate(Generic[C]):
         """
         self._connections.add(connection)
         self._handshake_timeouts.set(connection)
-        network = self._proxies.network(address()) if self._most_of_one_address else None
+        network = self.proxies.network(address()) if self.most_of_one_address else None
         self._networks[connection] = network
         if network is not None:
             own = self._by_network.setdefault(network, {})
             own[connection] = None
-            if len(own) > self._most_of_one_address:
+            if len(own) > self.most_of_one_address:
                 self._evict(next(iter(own)), "its address has as many newer connections that have not joined as it may")
                 return
         if len(self._connections) > self._limits.most + self._limits.spare:

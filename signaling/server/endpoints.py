@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import re
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred, execute
@@ -76,14 +79,16 @@ class Certificates:
 
     Args:
         load: reads it from its files, and returns an ``IOpenSSLContextFactory`` provider.
+        files: the files.
 
     Raises:
         Exception: whatever ``load`` and OpenSSL raise for files that cannot be used.
     """
 
-    def __init__(self, load: Callable[[], Any]) -> None:
+    def __init__(self, load: Callable[[], Any], files: Iterable[str]) -> None:
         self._load = load
-        self.reload()
+        self._files = tuple(files)
+        self._use(self._digest(), load().getContext())
 
     def serverConnectionForTLS(self, protocol: Any) -> Any:
         """Return the next connection, which is to have the certificate of now."""
@@ -92,9 +97,21 @@ class Certificates:
 
         return Connection(self._context, None)
 
-    def reload(self) -> None:
-        """Read the files anew; raises what that raises, and keeps the certificate that it has."""
-        self._context = self._load().getContext()
+    def prepare(self) -> Callable[[], None] | None:
+        """Read the files anew; raises what that raises.
+
+        Returns:
+            Gives new connections what was read; None if the files are as they were.
+        """
+        digest = self._digest()
+        context = self._load().getContext()
+        return None if digest == self._digest_in_use else partial(self._use, digest, context)
+
+    def _use(self, digest: bytes, context: Any) -> None:
+        self._digest_in_use, self._context = digest, context
+
+    def _digest(self) -> bytes:
+        return sha256(b"".join(Path(file).read_bytes() for file in self._files)).digest()
 
 
 class ListenAddress(NamedTuple):
@@ -130,6 +147,11 @@ def listen_addresses(reactor: Any, descriptions: Sequence[str], port: int) -> li
     return [ListenAddress(f"--listen {text}", endpoint(reactor, "listen", text)) for text in descriptions]
 
 
+def is_of_systemd(text: str) -> bool:
+    """Return whether a description means a socket that systemd hands over."""
+    return _split(text)[0] == "systemd"
+
+
 def endpoint(reactor: Any, option: str, text: str) -> IStreamServerEndpoint:
     """Parse a Twisted endpoint description.
 
@@ -144,7 +166,8 @@ def endpoint(reactor: Any, option: str, text: str) -> IStreamServerEndpoint:
         parsed: IStreamServerEndpoint = serverFromString(reactor, text)  # type: ignore[no-untyped-call]
         if get_certificates(parsed) is not None:
             again: Callable[..., Any] = serverFromString
-            set_certificates(parsed, Certificates(lambda: get_certificates(again(reactor, text))))
+            load = lambda: get_certificates(again(reactor, text))  # noqa: E731 - short, and of this text
+            set_certificates(parsed, Certificates(load, _files(arguments).values()))
     except Exception as error:
         # Each endpoint's parser fails in its own way: KeyError, TypeError, OSError, OpenSSL's errors.
         raise StartError(f"--{option} {text}: {explain(kind, error)}") from None
@@ -200,17 +223,22 @@ def _problem(kind: str, arguments: list[str]) -> str | None:
             return f"the port is missing; {_example(kind)}"
         if not (port.isascii() and port.isdigit() and int(port[:6]) <= 65_535):
             return f"{port!r} is not a port (a whole number from 0 to 65535); {_example(kind)}"
-    return _unreadable_file(named) if kind == "ssl" else None
+    return _unreadable_file(_files(arguments)) if kind == "ssl" else None
 
 
-def _unreadable_file(named: Mapping[str, str]) -> str | None:
+def _files(arguments: Sequence[str]) -> dict[str, str]:
+    """Return the files that a description names, by their parameters."""
+    named = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     # Twisted's own default of privateKey=.
-    for name, path in {"privateKey": "server.pem", **named}.items():
-        if name in _FILES:
-            try:
-                open(path, "rb").close()
-            except OSError as error:
-                return f"{name}={path}: {error.strerror}; name a PEM file that this user can read"
+    return {name: path for name, path in {"privateKey": "server.pem", **named}.items() if name in _FILES}
+
+
+def _unreadable_file(files: Mapping[str, str]) -> str | None:
+    for name, path in files.items():
+        try:
+            open(path, "rb").close()
+        except OSError as error:
+            return f"{name}={path}: {error.strerror}; name a PEM file that this user can read"
     return None
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from constantly import NamedConstant
-from twisted.internet.defer import Deferred, execute
+from twisted.internet.defer import Deferred, execute, maybeDeferred
 from twisted.logger import LogLevel
+from twisted.python.failure import Failure
 
 from signaling.admission.client_address import Client, ProxyHeader
 from signaling.admission.logged_addresses import AddressDetail
@@ -40,7 +42,8 @@ from signaling.core.local_peers import LocalPeers
 from signaling.core.messages import features_pair
 from signaling.core.peer import Peer, PeerDetails, PeerServices
 from signaling.core.peer_ids import PeerIds
-from signaling.core.session import PeerSession
+from signaling.core.presence import PresenceReporter
+from signaling.core.session import PeerSession, session_origin
 from signaling.core.session_registry import SessionRegistry
 from signaling.core.topic_rules import TopicRules
 from signaling.core.topics import TopicMap
@@ -58,9 +61,12 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
     from signaling.ice_source.source import IceSource
+    from signaling.server.observer import IPresenceObserver
 
 from signaling.server.protocol import SignalingProtocol
 
+# For what an observer still has to do after a drain.
+_OBSERVER_SECONDS = 6.0
 # JavaScript counts no further.
 _MOST_SECONDS = 2**53 - 1
 # About 10 us for each.
@@ -89,6 +95,7 @@ class SignalingFactory(HttpFactory):
             with the first port, or the first ``SignalingResource``, and stops at the end of a drain.
         notices: whether clients are told that notices may come, and the subject of each peer's token is recorded, which
             ``kick`` with ``block_seconds`` needs.
+        observer: is told who joins and leaves (docs/embedding.md); None if nobody is.
         wall_clock: returns the seconds since 1970, for tokens and TURN credentials.
         reactor: runs the timers; None means the global reactor.
         log_level: events below it are not logged.
@@ -105,12 +112,14 @@ class SignalingFactory(HttpFactory):
         gate: the connections that have not joined.
         events: the log.
         paced_log: spreads a burst of its lines over time.
-        judges_messages: whether each message counts against a rate, is logged, or may be one that is not relayed.
+        judges_messages: whether each message counts against a rate, is logged, or may be a new token.
         sessions: finds sessions to resume, and closes those that are not resumed.
         blocks: who is kept out of topics.
         details: of each peer, by its id; None if they are not recorded.
         administration: carries out the queries of an operator on the peers of this process.
         asker: passes such queries to all nodes.
+        observer: is told who joins and leaves, or None.
+        presence: tells it; None without an observer.
 
     Raises:
         ValueError: if an origin, a proxy, its header, the path prefix or ``log_addresses`` is malformed.
@@ -136,6 +145,7 @@ class SignalingFactory(HttpFactory):
         metadata_updates: bool = False,
         backplane: Backplane | None = None,
         notices: bool = False,
+        observer: IPresenceObserver | None = None,
         wall_clock: Callable[[], float] = time.time,
         reactor: IReactorTime | None = None,
         log_level: NamedConstant = LogLevel.info,
@@ -160,11 +170,13 @@ class SignalingFactory(HttpFactory):
         )
         self.announcer = Announcer(clock, self.counters.count_dropped_events)
         self.backplane: Backplane = backplane or StandaloneBackplane()
-        # An application's tests would find the timer of a start in the reactor.
         self.details: dict[str, PeerDetails] | None = {} if notices else None
         self.blocks = Blocks(clock.seconds)
+        # An application's tests would find the timer of a start in the reactor.
         self.has_services = backplane is not None or ice_source is not None
         self.sessions = SessionRegistry(self.limits, clock, self.topics, self._session_closed)
+        self.observer = observer
+        self.presence = self._reporter(observer, wall_clock) if observer is not None else None
         features = {
             "metadata-updates": metadata_updates,
             "notices": notices,
@@ -180,6 +192,7 @@ class SignalingFactory(HttpFactory):
             self.sessions,
             checks_tokens=portal is not None,
             details=self.details,
+            presence=self.presence,
             metadata_updates=metadata_updates,
             features=features_pair(name for name, is_on in features.items() if is_on),
         )
@@ -206,12 +219,61 @@ class SignalingFactory(HttpFactory):
         )
         self.ids = PeerIds()
         self.paced_log = PacedLog(clock)
-        self.judges_messages = (
-            bool(self.limits.max_messages_per_second)
-            or self.events.debug
-            or self.access is not None
-            or metadata_updates
+        self.judges_messages = self._judges_messages()
+
+    def _judges_messages(self) -> bool:
+        return bool(self.limits.max_messages_per_second) or self.events.debug or self.access is not None
+
+    def _reporter(self, observer: IPresenceObserver, wall_clock: Callable[[], float]) -> PresenceReporter:
+        backplane, topics = self.backplane, self.topics
+        reporter = PresenceReporter(
+            observer,
+            lambda: backplane.node,
+            lambda topic: topics.find(topic) or (),
+            session_origin,
+            self.reactor.seconds,
+            wall_clock,
+            self.events.observer_failed,
         )
+        backplane.report_presence(reporter)
+        return reporter
+
+    def change(
+        self, *, ice_servers: IceServers | None = None, topic_rules: TopicRules | None = None, **more: Any
+    ) -> None:
+        """Change how the server runs from now on. No connection is closed, and what is None stays as it is.
+
+        Args:
+            ice_servers: all peers are sent them, besides those of a provider.
+            topic_rules: for joins from now on.
+            more: as for ``HttpFactory``.
+
+        Raises:
+            ValueError: an argument is wrong; then nothing was changed.
+        """
+        super().change(**more)
+        judges_messages = self._judges_messages()
+        if judges_messages != self.judges_messages:
+            self.judges_messages = judges_messages
+            for connection in self.connections:
+                connection.judges_changed()
+        if ice_servers is not None:
+            self.renewals.change(ice_servers.renewal_seconds)
+            if ice_servers.renewal_seconds and self.connections:
+                self.clock_steps.watch()
+            self.ice_servers.replace_with(ice_servers)
+        if topic_rules is not None:
+            self.topics.rules = topic_rules
+
+    def change_limits(self, limits: Limits) -> None:
+        """Let other limits hold from now on."""
+        before = replace(self.limits)
+        super().change_limits(limits)
+        if _rates(limits) != _rates(before):
+            for connection in self.connections:
+                connection.rates_changed()
+        self.topics.max_members = limits.max_peers_per_topic
+        self.token_timeouts.change(limits.handshake_timeout_seconds)
 
     @property
     def relays_queued(self) -> int:
@@ -328,12 +390,10 @@ class SignalingFactory(HttpFactory):
     def _carry_out(self, query: Query) -> Deferred[Any]:
         return carry_out(self.asker, query)
 
-    def _session_closed(self, peer: Peer, reason: str, ending: LeaveReason) -> None:
-        if self.draining and ending is LeaveReason.RESUME_TIMEOUT:
-            ending = LeaveReason.SHUTDOWN
-        self.counters.leaves[ending] += 1
+    def _session_closed(self, peer: Peer, text: str, reason: LeaveReason) -> None:
+        self.counters.leaves[reason] += 1
         if peer.topic is not None:
-            self.events.left(peer.id, peer.topic.name, reason, peer.joined_at)
+            self.events.left(peer.id, peer.topic.name, text, peer.joined_at)
 
     def _session_moved(self, peer: Peer) -> None:
         if peer.topic is not None:
@@ -384,10 +444,29 @@ class SignalingFactory(HttpFactory):
         return [partial(self.sessions.close_detached, session) for session in self.sessions.detached]
 
     def last_connection_lost(self) -> Deferred[None]:
-        """Stop the backplane."""
+        """Stop the backplane, and wait for the observer."""
         self.sessions.cancel_idle_timers()
         self.paced_log.flush()
-        return super().last_connection_lost()
+        stopped = super().last_connection_lost()
+        return stopped.addCallback(self._stop_observer) if self.observer is not None else stopped
+
+    def _stop_observer(self, _: None) -> Deferred[None]:
+        assert self.observer is not None
+        end: Callable[[], Any] = self.observer.stopped
+        stopped: Deferred[None] = maybeDeferred(end)
+        # By then it has given up, or never will.
+        stopped.addTimeout(_OBSERVER_SECONDS, self.reactor)
+        stopped.addErrback(self._observer_failed)
+        return stopped
+
+    def _observer_failed(self, failure: Failure) -> None:
+        self.events.observer_failed(failure.value)
+
+
+def _rates(limits: Limits) -> tuple[float, ...]:
+    """Return the limits that the token buckets of a connection have."""
+    updates = limits.metadata_updates_per_second, limits.metadata_update_burst
+    return limits.max_messages_per_second, limits.message_burst, *updates
 
 
 def _peers_removed(merged: Merged) -> int:

@@ -229,6 +229,47 @@ class HttpFactory(WebSocketConnectionFactory):
         self.access = Access(portal, self.events.login_failed) if portal is not None else None
         self._start: Any = None
 
+    def change(
+        self,
+        *,
+        limits: Limits | None = None,
+        allow_origins: Iterable[str] | None = None,
+        trusted_proxies: Iterable[str] | None = None,
+        portal: Portal | None = None,
+        log_level: NamedConstant | None = None,
+    ) -> None:
+        """Change how the server runs from now on. No connection is closed, and what is None stays as it is.
+
+        Args:
+            limits: ``resume_window_seconds`` has to be the same.
+            portal: checks new logins; only for a server that has had one.
+
+        Raises:
+            ValueError: an argument is wrong; then nothing was changed.
+        """
+        origins = self.origins if allow_origins is None else Origins(allow_origins)
+        proxies = self._proxies
+        if trusted_proxies is not None:
+            proxies = TrustedProxies(trusted_proxies, proxies.header)
+        if limits is not None and limits.resume_window_seconds != self.limits.resume_window_seconds:
+            raise ValueError("resume_window_seconds: it cannot change while the server runs")
+        if portal is not None and self.access is None:
+            raise ValueError("portal: access control cannot begin while the server runs")
+        self.origins, self._proxies, self.gate.proxies = origins, proxies, proxies
+        if portal is not None and self.access is not None:
+            self.access.portal = portal
+        if log_level is not None:
+            self.events.set_level(log_level)
+        if limits is not None:
+            self.change_limits(limits)
+
+    def change_limits(self, limits: Limits) -> None:
+        """Let other limits hold from now on; those of a connection's messages hold for its next ones."""
+        super().change_limits(limits)
+        self.connection_limits.limits_changed()
+        self.gate.most_of_one_address = limits.max_connections_per_address
+        self.site.timeOut = limits.handshake_timeout_seconds
+
     def add_resource(self, name: bytes, resource: Resource) -> None:
         """Serve another resource, below the path prefix."""
         self._folder.putChild(name, resource)

@@ -171,6 +171,14 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         self.transport.forget_address()
         self.resume_reading(ReadPause.JOIN)
 
+    def rates_changed(self) -> None:
+        """Let the rates of now hold for the peer's next messages, which may be a whole burst."""
+        self._bucket = self._metadata_bucket = None
+
+    def judges_changed(self) -> None:
+        """Judge the peer's next messages as the factory says now."""
+        self._judges_messages = self._peer is not None and self.factory.judges_messages
+
     # The peer's messages
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
@@ -188,8 +196,6 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         if outcome is None:
             outcome = self._rejection(payload, isBinary, tokens)
             peer.reject(outcome)
-        if isinstance(outcome, messages.MetadataUpdate):
-            outcome = self._update_metadata(peer, outcome) or outcome
         if isinstance(outcome, messages.PresentedToken):
             self._check_in_turn(outcome)
         elif factory.events.debug:
@@ -207,23 +213,17 @@ class SignalingProtocol(HttpProtocol[Receipt]):
             return Rejected(ErrorCode.FORBIDDEN, "the token allows to receive only", msg_id)
         return Rejected(ErrorCode.INVALID_MESSAGE, "send text messages, not binary ones")
 
-    def _update_metadata(self, peer: Peer, update: messages.MetadataUpdate) -> Rejected | None:
-        """Replace the peer's metadata; returns why that was rejected at once."""
-        limits, now = self.factory.limits, self.factory.reactor.seconds()
-        bucket = self._metadata_bucket
-        if bucket is None:
-            bucket = TokenBucket(limits.metadata_updates_per_second, limits.metadata_update_burst)
+    def check_update(self) -> None:
+        """Count an update of metadata, or raise ``Rejected``: the token decides the metadata, or there are too many."""
         if self._metadata_fixed:
-            rejected = Rejected(ErrorCode.FORBIDDEN, "the token decides the metadata", update.msg_id)
-        elif round(bucket.available(now), 6) < 1:
-            text = f"at most {limits.metadata_updates_per_second:g} updates of metadata a second; nothing has changed"
-            rejected = Rejected(ErrorCode.RATE_LIMITED, text, update.msg_id)
-        else:
-            bucket.take(now)
-            self._metadata_bucket = bucket
-            return peer.update_metadata(update)
-        peer.reject(rejected)
-        return rejected
+            raise Rejected(ErrorCode.FORBIDDEN, "the token decides the metadata")
+        limits, now = self.factory.limits, self.factory.reactor.seconds()
+        if self._metadata_bucket is None:
+            self._metadata_bucket = TokenBucket(limits.metadata_updates_per_second, limits.metadata_update_burst)
+        if round(self._metadata_bucket.available(now), 6) < 1:
+            text = f"updates of metadata: at most {limits.metadata_updates_per_second:g} a second; nothing has changed"
+            raise Rejected(ErrorCode.RATE_LIMITED, text)
+        self._metadata_bucket.take(now)
 
     def onOverhead(self) -> None:
         """Count a ping, an unexpected pong or a fragment against the rate of messages."""
@@ -336,7 +336,8 @@ class SignalingProtocol(HttpProtocol[Receipt]):
 
     def _apply_grant(self, grant: Grant) -> None:
         self._may_send = grant.may_send
-        self._token_rate = grant.message_rate
+        if grant.message_rate != self._token_rate:
+            self._token_rate = grant.message_rate
         if grant.metadata is not None:
             self._metadata_fixed = True
         if grant.expires is not None:
@@ -456,4 +457,4 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         if factory.events.info:
             factory.paced_log.write(partial(factory.events.left, peer.id, topic.name, self.end_reason, peer.joined_at))
         factory.counters.leaves[self.ending] += 1
-        peer.leave()
+        peer.leave(self.ending)

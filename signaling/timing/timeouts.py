@@ -65,6 +65,17 @@ class Timeouts(Generic[T]):
                 self._timer.cancel()
             self._timer = self._clock.callLater(0, self._expire)
 
+    def change(self, seconds: float) -> None:
+        """Let timeouts take another time, also those that are running; with 0, these are cleared."""
+        if seconds == self._seconds:
+            return
+        longer, self._seconds = seconds - self._seconds, seconds
+        self._due = {item: due + longer for item, due in self._due.items()} if seconds else {}
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._start_timer()
+
     def cancel_if_idle(self) -> None:
         """Cancel the timer if nothing is pending."""
         if not self._due and self._timer is not None:
@@ -88,6 +99,9 @@ class Timeouts(Generic[T]):
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
-            if self._due:
-                due = next(iter(self._due.values()))
-                self._timer = self._clock.callLater(max(0.0, due - now), self._expire)
+            self._start_timer()
+
+    def _start_timer(self) -> None:
+        if self._due:
+            due = next(iter(self._due.values()))
+            self._timer = self._clock.callLater(max(0.0, due - self._clock.seconds()), self._expire)

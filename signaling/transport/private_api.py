@@ -18,7 +18,7 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
@@ -307,19 +307,23 @@ def forget_exit_signal(reactor: Any) -> None:
 # Twisted's logging
 
 
-def filter_all_logs(level: NamedConstant, mask: Callable[[Any], Any] | None = None) -> None:
+def filter_all_logs(level: NamedConstant, mask: Callable[[Any], Any] | None = None) -> Callable[[NamedConstant], None]:
     """Drop events below ``level`` in whatever observers ``twistd`` was told to use.
 
     ``twistd`` has no option for that and builds its observers out of reach: they are wrapped where they are registered.
 
     Args:
         mask: returns an observer that changes events and passes them on to its argument; None means that none is.
+
+    Returns:
+        Sets another level.
     """
     predicate = LogLevelFilterPredicate(defaultLogLevel=level)
     for observer in tuple(getattr(globalLogPublisher, "_observers", ())):
         globalLogPublisher.removeObserver(observer)
         masked = observer if mask is None else mask(observer)
         globalLogPublisher.addObserver(FilteringLogObserver(masked, [predicate]))
+    return partial(predicate.setLogLevelForNamespace, "")
 
 
 def twistd_log_observer(options: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from binascii import b2a_base64
 from contextlib import suppress
+from dataclasses import replace
 from hashlib import sha1
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -516,6 +517,9 @@ class WebSocketConnectionFactory(WebSocketServerFactory):
     Args:
         limits: the limits of each connection.
         reactor: the clock of all timeouts.
+
+    Attributes:
+        limits: a copy, for all that the factory makes; ``change_limits`` changes it.
     """
 
     protocol: Any = WebSocketConnection
@@ -535,7 +539,7 @@ class WebSocketConnectionFactory(WebSocketServerFactory):
             openHandshakeTimeout=0,
             closeHandshakeTimeout=0,
         )
-        self.limits = limits
+        self.limits = replace(limits)
         self.poller = Poller(reactor) if can_poll(reactor) else None
         self.connections: set[WebSocketConnection[Any]] = set()
         clock: Clock = reactor
@@ -564,6 +568,20 @@ class WebSocketConnectionFactory(WebSocketServerFactory):
         self.scheduler: FairScheduler[Any] = FairScheduler(
             clock, _TURNS_PER_PASS, lambda connection: connection.take_turn()
         )
+
+    def change_limits(self, limits: Limits) -> None:
+        """Let other limits hold from now on. The bound on a message's size is that of new connections."""
+        self.limits.update(limits)
+        self.setProtocolOptions(
+            maxFramePayloadSize=limits.max_message_bytes, maxMessagePayloadSize=limits.max_message_bytes
+        )
+        # The class of connections has the options in its initial state.
+        self._declared_class = None
+        self.handshake_timeouts.change(limits.handshake_timeout_seconds)
+        self.ping_timers.change(limits.ping_interval_seconds)
+        self.pong_timeouts.change(limits.ping_timeout_seconds)
+        self.write_timeouts.change(limits.write_timeout_seconds)
+        self.close_timeouts.change(limits.close_timeout_seconds)
 
     def buildProtocol(self, addr: Any) -> Any:
         """Return a connection of the class ``protocol``; if it is fast, of a subclass with the initial state."""

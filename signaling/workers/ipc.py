@@ -24,8 +24,10 @@ from signaling.core.interfaces import Answers
 
 # The first byte of a message of the listener
 CONNECTION, METRICS_REQUEST, DRAIN, ABORT, QUERY = b"C", b"?", b"D", b"A", b"Q"
+PREPARE_RELOAD, APPLY_RELOAD = b"P", b"U"
 # The first byte of a message of a worker
 READY, METRICS, LOG, HEARTBEAT, ANSWER = b"R", b"M", b"L", b"B", b"N"
+RELOAD_PREPARED = b"P"
 
 MAX_MESSAGE_BYTES = 65_536
 """The kernel takes more."""

@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from signaling.errors import StartError
+from signaling.limits import Limits
 from signaling.server.address_text import address_text
 from signaling.server.asking import Asker
 from signaling.server.endpoints import ListenAddress
@@ -35,11 +36,16 @@ _READ_BYTES = 4_096
 _FILES_PER_WORKER = 4
 
 
+def drain_seconds(limits: Limits) -> float:
+    """Return how long a worker may take to drain."""
+    return limits.drain_spread_seconds + limits.shutdown_timeout_seconds
+
+
 class WorkerListener(HttpFactory):
     """Accepts connections, and gives each to the worker that owns its topic.
 
     Args:
-        settings: how the workers are run.
+        settings: how the workers are run; what changes holds for those that start later.
         arguments: of ``HttpFactory``; of the bounds on connections, a worker's share.
 
     Attributes:
@@ -50,11 +56,17 @@ class WorkerListener(HttpFactory):
 
     def __init__(self, settings: WorkerSettings, **arguments: Any) -> None:
         super().__init__(**arguments, reserved_files=_FILES_PER_WORKER * settings.count)
+        self.settings = settings
         self.router = TopicRouter(settings.count, self.limits, self.path_prefix)
         self.supervisor = Supervisor(self.reactor, settings, self.events)
         self.asker: Asker = WorkerQueries(self.supervisor, self.router, are_nodes=settings.are_nodes)
         # A second request on a connection could be for a worker.
         self.site.most_requests = 1
+
+    def change_limits(self, limits: Limits) -> None:
+        """Let other limits hold from now on; the workers change theirs themselves."""
+        super().change_limits(limits)
+        self.settings.drain_seconds = drain_seconds(limits)
 
     def owns(self, topic: str) -> bool:
         """Return False: every topic is a worker's."""

@@ -27,14 +27,17 @@ from signaling.log.forwarding import publish
 from signaling.workers.ipc import (
     ABORT,
     ANSWER,
+    APPLY_RELOAD,
     CONNECTION,
     DRAIN,
     HEARTBEAT,
     LOG,
     METRICS,
     METRICS_REQUEST,
+    PREPARE_RELOAD,
     QUERY,
     READY,
+    RELOAD_PREPARED,
     Channel,
     PartReceiver,
     PartSender,
@@ -43,12 +46,15 @@ from signaling.workers.ipc import (
 
 CHANNEL_DESCRIPTOR = 3
 """Of a worker's end of its channel."""
+SETTINGS_DESCRIPTOR = 4
+"""Of a file with ``WorkerSettings.in_force``."""
 
 # A worker that lived this long starts again at once.
 _LONG_LIFE_SECONDS = 10.0
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
 _METRICS_SECONDS = 2.0
+_RELOAD_SECONDS = 5.0
 # Beyond the drain's own bounds.
 _KILL_AFTER_DRAIN_SECONDS = 5.0
 _KILL_AFTER_ABORT_SECONDS = 2.0
@@ -64,7 +70,7 @@ Answer = list[Any]
 """The metrics of one process, as JSON."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class WorkerSettings:
     """How workers are run.
 
@@ -72,6 +78,7 @@ class WorkerSettings:
         count: how many.
         arguments: the options of ``twistd signaling``, as they were given.
         drain_seconds: how long a worker may take to drain.
+        in_force: the options that are in force, for a worker that starts.
         are_nodes: whether each worker is a node of a cluster.
         working_directory: where relative paths in the arguments start.
         module_path: where modules are found.
@@ -80,6 +87,7 @@ class WorkerSettings:
     count: int
     arguments: Sequence[str]
     drain_seconds: float
+    in_force: bytes = b""
     are_nodes: bool = False
     working_directory: str = field(default_factory=os.getcwd)
     module_path: Sequence[str] = field(default_factory=lambda: [os.path.abspath(path) for path in sys.path])
@@ -155,6 +163,8 @@ class Worker(ProcessProtocol):
         self._latest_query = 0
         self._query_sender = PartSender(QUERY, self._send)
         self._answer_receiver = PartReceiver()
+        self._reload_request: Deferred[str | None] | None = None
+        self._reloads = 0
         self._output = b""
         self._started_at = 0.0
         self._early_deaths = 0
@@ -202,8 +212,16 @@ class Worker(ProcessProtocol):
                 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 closing.callback(theirs.close)
                 self._channel = Channel(self._reactor, ours, self)
-                descriptors = {0: nothing, 1: "r", 2: "r", CHANNEL_DESCRIPTOR: theirs.fileno()}
                 settings = self._settings
+                in_force = _memory_file(settings.in_force)
+                closing.callback(os.close, in_force)
+                descriptors = {
+                    0: nothing,
+                    1: "r",
+                    2: "r",
+                    CHANNEL_DESCRIPTOR: theirs.fileno(),
+                    SETTINGS_DESCRIPTOR: in_force,
+                }
                 command, environment = settings.command(self._reactor, self.number), settings.environment()
                 with _signals_blocked():
                     self._reactor.spawnProcess(
@@ -231,6 +249,7 @@ class Worker(ProcessProtocol):
         self._answer_receiver = PartReceiver()
         for number in tuple(self._queries):
             self._end_query(number, None)
+        self._answer_reload("it has ended; send SIGHUP again")
         if self.state is WorkerState.STOPPING:
             self._stopped()
             return
@@ -375,6 +394,11 @@ class Worker(ProcessProtocol):
             if answer is not None:
                 number, encoded = answer
                 self._end_query(number, decode_answers(encoded))
+        elif kind == RELOAD_PREPARED:
+            number, reason = json.loads(rest)
+            # Another number is of a request that was given up.
+            if number == self._reloads:
+                self._answer_reload(reason)
         elif kind == HEARTBEAT:
             self.backplane_reasons = json.loads(rest)
         elif kind == READY and self.state is WorkerState.STARTING:
@@ -382,6 +406,33 @@ class Worker(ProcessProtocol):
             self._events.worker_started(self.number, self.pid or 0)
             self._check_heartbeat_later()
             self.channel_writable()
+
+    def prepare_reload(self, fingerprint: str) -> Deferred[str | None]:
+        """Let it read and check its options; fires with the reason why they cannot be set, or with None if they can."""
+        request: Deferred[str | None] = Deferred()
+        if self.pid is None:
+            request.callback(f"worker {self.number} is being restarted; send SIGHUP again")
+            return request
+        # One that starts answers when it is ready.
+        self._reload_request = request
+        self._reloads += 1
+        self._post(PREPARE_RELOAD + json.dumps([self._reloads, fingerprint]).encode())
+        timeout = self._reactor.callLater(_RELOAD_SECONDS, self._answer_reload, "it does not answer; send SIGHUP again")
+
+        def answered(reason: str | None) -> str | None:
+            _cancel(timeout)
+            return reason if reason is None else f"worker {self.number}: {reason}"
+
+        return request.addCallback(answered)
+
+    def _answer_reload(self, reason: str | None) -> None:
+        request, self._reload_request = self._reload_request, None
+        if request is not None:
+            request.callback(reason)
+
+    def apply_reload(self) -> None:
+        """Let it set what it has read; if it died meanwhile, the process that replaces it reads that by itself."""
+        self._post(APPLY_RELOAD)
 
     def channel_lost(self) -> None:
         """Kill a process that nobody can talk to, unless it ends by itself: then its status says why."""
@@ -498,6 +549,32 @@ class Supervisor:
     def request_metrics(self) -> Deferred[list[Answer | None]]:
         """Ask all of them for their metrics."""
         return gatherResults([worker.request_metrics() for worker in self._workers])
+
+    def prepare_reload(self, fingerprint: str) -> Deferred[list[str]]:
+        """Let all of them read and check their options.
+
+        Args:
+            fingerprint: of the options that the listener has read.
+
+        Returns:
+            Fires with the reasons why they cannot be set; none if all workers can.
+        """
+        asked = gatherResults([worker.prepare_reload(fingerprint) for worker in self._workers])
+        return asked.addCallback(lambda reasons: [reason for reason in reasons if reason is not None])
+
+    def apply_reload(self) -> None:
+        """Let all of them set what they have read."""
+        for worker in self._workers:
+            worker.apply_reload()
+
+
+def _memory_file(data: bytes) -> int:
+    """Return the descriptor of a file in memory, to be read from its start."""
+    with os.fdopen(os.memfd_create("settings"), "wb", closefd=False) as file:
+        file.write(data)
+        descriptor = file.fileno()
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
 
 
 def _cancel(*timers: Any) -> None:

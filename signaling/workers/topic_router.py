@@ -38,10 +38,7 @@ class TopicRouter:
         self._limits = limits
         self._folder = f"{path_prefix}/ws".encode()
         self._path = re.compile(_PATH % self._folder.count(b"/"))
-        self._max_line_bytes = min(
-            limits.max_header_bytes,
-            _BYTES_BESIDES_TOPIC + ENCODED * (len(path_prefix) + limits.max_topic_bytes),
-        )
+        self._max_prefix_bytes = _BYTES_BESIDES_TOPIC + ENCODED * len(path_prefix)
 
     def owner(self, topic: str) -> int:
         """Return the worker that owns a topic: the same one in every process, and after every restart."""
@@ -60,7 +57,9 @@ class TopicRouter:
         path = self._path.match(data)
         if path is not None:
             return self._route(*path.groups())
-        over = b"\n" in data.removeprefix(b"\r\n") or len(data) > self._max_line_bytes
+        limits = self._limits
+        max_line_bytes = min(limits.max_header_bytes, self._max_prefix_bytes + ENCODED * limits.max_topic_bytes)
+        over = b"\n" in data.removeprefix(b"\r\n") or len(data) > max_line_bytes
         return NO_TOPIC if over else None
 
     def _route(self, folder: bytes, segment: bytes) -> int:

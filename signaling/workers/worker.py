@@ -10,7 +10,7 @@ import json
 import socket
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from signaling.core.interfaces import Answers
 from signaling.log.forwarding import LogForwarder
@@ -21,6 +21,7 @@ from signaling.transport.tcp_connection import to_address
 from signaling.workers.ipc import (
     ABORT,
     ANSWER,
+    APPLY_RELOAD,
     CONNECTION,
     DRAIN,
     HEARTBEAT,
@@ -28,8 +29,10 @@ from signaling.workers.ipc import (
     MAX_MESSAGE_BYTES,
     METRICS,
     METRICS_REQUEST,
+    PREPARE_RELOAD,
     QUERY,
     READY,
+    RELOAD_PREPARED,
     Channel,
     PartReceiver,
     PartSender,
@@ -44,6 +47,8 @@ _MAX_WAITING_BATCHES = 64
 _NEGLIGIBLE_SECONDS = 0.01
 _FLUSH_SECONDS = 1.0
 _HEARTBEAT_SECONDS = 1.0
+# Of why a reload was refused.
+_MAX_REASON_LENGTH = 1_000
 
 
 class WorkerFactory(SignalingFactory):
@@ -67,6 +72,16 @@ class WorkerFactory(SignalingFactory):
         return self._router.owner(topic) == self._number
 
 
+class Reloads(Protocol):
+    """Reloads this process's options in two steps, so that all workers do, or none."""
+
+    def prepare_as_worker(self, fingerprint: str) -> str | None:
+        """Read and check everything; returns why that cannot be set, or None."""
+
+    def apply_as_worker(self) -> None:
+        """Set what was read."""
+
+
 class WorkerProcess:
     """The worker's end of the channel.
 
@@ -75,17 +90,24 @@ class WorkerProcess:
         factory: the server.
         end: of the channel.
         metrics: returns the metrics of this process; None if they are off.
+        reloads: reloads its options; None if it cannot.
 
     Attributes:
         log: an observer of this process's log, which the listener publishes.
     """
 
     def __init__(
-        self, reactor: Any, factory: SignalingFactory, end: socket.socket, metrics: Callable[[], Any] | None = None
+        self,
+        reactor: Any,
+        factory: SignalingFactory,
+        end: socket.socket,
+        metrics: Callable[[], Any] | None = None,
+        reloads: Reloads | None = None,
     ) -> None:
         self._reactor = reactor
         self._factory = factory
         self._metrics = metrics
+        self._reloads = reloads
         self._channel = Channel(reactor, end, self, factory.connection_limits.accepts_per_pass)
         self._query_receiver = PartReceiver()
         self._answer_sender = PartSender(ANSWER, self._channel.send)
@@ -122,6 +144,13 @@ class WorkerProcess:
             self._channel.post(METRICS + json.dumps(self._metrics() if self._metrics else []).encode())
         elif kind == QUERY:
             self._take_query(rest)
+        elif kind == PREPARE_RELOAD and self._reloads is not None:
+            number, fingerprint = json.loads(rest)
+            reason = self._reloads.prepare_as_worker(fingerprint)
+            answer = [number, reason if reason is None else reason[:_MAX_REASON_LENGTH]]
+            self._channel.post(RELOAD_PREPARED + json.dumps(answer).encode())
+        elif kind == APPLY_RELOAD and self._reloads is not None:
+            self._reloads.apply_as_worker()
         elif kind == DRAIN:
             self._drain()
         elif kind == ABORT:

@@ -277,6 +277,7 @@ class Harness:
         topic_rules: as for ``SignalingFactory``.
         log_level: as for ``SignalingFactory``.
         notices: as for ``SignalingFactory``.
+        observe: makes the observer of a node.
         wall_ahead: by how much somebody set the wall clock forward.
         buffer_bytes: what a transport holds before it pauses its producer.
         of_nodes: bounds of single nodes, in place of ``limits``.
@@ -304,6 +305,7 @@ class Harness:
         log: Any = None,
         log_level: Any = LogLevel.info,
         notices: bool = False,
+        observe: Callable[[], Any] = lambda: None,
         wall_ahead: Callable[[], float] = lambda: 0.0,
         of_nodes: Sequence[Mapping[str, Any]] = (),
         **limits: Any,
@@ -335,6 +337,7 @@ class Harness:
                 metadata_updates=metadata_updates,
                 backplane=self._backplane(number),
                 notices=notices,
+                observer=observe(),
                 wall_clock=lambda: self.start + self.clock.seconds() + wall_ahead(),
                 reactor=self.clock,  # type: ignore[arg-type]
                 log_level=log_level,

@@ -85,9 +85,10 @@ def test_who_resumes_is_in_the_topic_already(make: MakeHarness) -> None:
     welcome, peer_list = peers[1].heard()
     assert len(peer_list["peers"]) == 1
     peers[1].reset()
-    # On the next node, where there are several: none of its own bounds may refuse the peer.
+    # On the first peer's node, where there are several.
     query = f"?resume={welcome['resume']['token']}&seen=2"
-    back = harness.peer(f"/ws/call-1{query}", {"Authorization": f"Bearer {bounded(maxPeers=1)}"})
+    back = harness.knock(f"/ws/call-1{query}", {"Authorization": f"Bearer {bounded(maxPeers=1)}"}, node=0)
+    harness.run()
     again = back.heard()[0]
     assert (again["selfId"], again["resumed"]) == (welcome["selfId"], True)
     refused(harness, bounded(), "call-1")

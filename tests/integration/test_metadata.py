@@ -150,7 +150,7 @@ def test_updates_have_a_rate_of_their_own(harness: Harness) -> None:
         ada.say(update({"n": number}, str(number)))
     heard = ada.heard()
     assert [message["metadata"]["n"] for message in heard if message["type"] == "peer-updated"] == [0, 1, 2, 3, 4]
-    text = "at most 1 updates of metadata a second; nothing has changed"
+    text = "updates of metadata: at most 1 a second; nothing has changed"
     refused = [{"type": "error", "code": "rate_limited", "message": text, "msgId": str(n)} for n in (5, 6, 7)]
     assert [message for message in heard if message["type"] == "error"] == refused
     assert [message["metadata"]["n"] for message in bob.heard()] == [0, 1, 2, 3, 4]

@@ -41,6 +41,22 @@ class Reactor(WatchingClock):
         self.running = False
 
 
+class Reloads:
+    """Counts reloads, and refuses those that it is told to refuse."""
+
+    def __init__(self) -> None:
+        self.refusal: str | None = None
+        self.prepared: list[str] = []
+        self.applied = 0
+
+    def prepare_as_worker(self, fingerprint: str) -> str | None:
+        self.prepared.append(fingerprint)
+        return self.refusal
+
+    def apply_as_worker(self) -> None:
+        self.applied += 1
+
+
 class Listener:
     """The test's end of the channel."""
 
@@ -49,7 +65,8 @@ class Listener:
         self.factory = WorkerFactory(NUMBER, COUNT, portal=portal, limits=Limits(**limits), reactor=self.reactor)
         self.end, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.end.setblocking(False)
-        self.process = WorkerProcess(self.reactor, self.factory, theirs, lambda: ["metrics"])
+        self.reloads = Reloads()
+        self.process = WorkerProcess(self.reactor, self.factory, theirs, lambda: ["metrics"], self.reloads)
         self.process.start()
 
     def say(self, message: bytes, descriptor: int | None = None) -> None:
@@ -277,6 +294,20 @@ def test_an_error_in_the_first_bytes_ends_their_connection_alone(
 def test_metrics_are_sent_on_request(listener: Listener) -> None:
     listener.say(b"?")
     assert listener.received() == [b"M" + json.dumps(["metrics"]).encode()]
+
+
+def test_a_reload_is_prepared_and_applied_when_the_listener_says_so(listener: Listener) -> None:
+    listener.say(b'P[3, "abc"]')
+    assert listener.received() == [b"P[3, null]"]
+    assert (listener.reloads.prepared, listener.reloads.applied) == (["abc"], 0)
+    listener.say(b"U")
+    assert listener.reloads.applied == 1
+
+
+def test_a_reload_that_is_refused_is_answered_with_a_bounded_reason(listener: Listener) -> None:
+    listener.reloads.refusal = "x" * 100_000
+    listener.say(b'P[4, "abc"]')
+    assert listener.received() == [b'P[4, "' + b"x" * 1_000 + b'"]']
 
 
 def test_the_log_goes_to_the_listener(listener: Listener) -> None:

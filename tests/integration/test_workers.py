@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from twisted.logger import globalLogPublisher
 
+from signaling import Limits
 from tests.integration.workers_harness import WorkersHarness, killed
 
 
@@ -232,6 +233,87 @@ def test_a_worker_that_dies_meanwhile_is_left_out_of_the_metrics(harness: Worker
     harness.processes[0].say(b"M[]")
     harness.reactor.run()
     assert answers[1:] == [[[], None]]
+
+
+class Reload:
+    """A reload that the listener has begun; every worker was asked to prepare it."""
+
+    def __init__(self, harness: WorkersHarness) -> None:
+        self.reasons: list[list[str]] = []
+        self.harness = harness
+        harness.listener.supervisor.prepare_reload("abc").addCallback(self.reasons.append)
+        self.numbers: list[int] = []
+        for process in harness.processes:
+            for message in process.received():
+                assert message[:1] == b"P"
+                number, fingerprint = json.loads(message[1:])
+                assert fingerprint == "abc"
+                self.numbers.append(number)
+
+    def answer(self, worker: int, reason: str | None = None) -> None:
+        self.harness.processes[worker].say(b"P" + json.dumps([self.numbers[worker], reason]).encode())
+        self.harness.reactor.run()
+
+
+def test_a_reload_is_prepared_once_all_workers_have_read_it(harness: WorkersHarness) -> None:
+    reload = Reload(harness)
+    reload.answer(0)
+    assert reload.reasons == []
+    reload.answer(1)
+    assert reload.reasons == [[]]
+    harness.listener.supervisor.apply_reload()
+    assert [process.received() for process in harness.processes] == [[b"U"], [b"U"]]
+
+
+def test_a_worker_that_cannot_reload_is_named_with_its_reason(harness: WorkersHarness) -> None:
+    reload = Reload(harness)
+    reload.answer(0)
+    reload.answer(1, "no such file")
+    assert reload.reasons == [["worker 1: no such file"]]
+
+
+def test_a_worker_that_does_not_answer_refuses_a_reload_and_its_late_answer_counts_for_no_other(
+    harness: WorkersHarness,
+) -> None:
+    early = Reload(harness)
+    early.answer(0)
+    harness.advance(5)
+    assert early.reasons == [["worker 1: it does not answer; send SIGHUP again"]]
+    late = Reload(harness)
+    late.answer(0)
+    early.answer(1)
+    assert late.reasons == []
+    late.answer(1)
+    assert late.reasons == [[]]
+
+
+def test_a_worker_that_dies_meanwhile_or_is_not_there_refuses_a_reload(harness: WorkersHarness) -> None:
+    reload = Reload(harness)
+    reload.answer(0)
+    harness.processes[1].end_with(status=1)
+    assert reload.reasons == [["worker 1: it has ended; send SIGHUP again"]]
+    harness.reactor.run()
+    harness.processes[2].end_with(status=1)
+    asked = harness.listener.supervisor[1].prepare_reload("abc")
+    assert asked.result == "worker 1 is being restarted; send SIGHUP again"
+
+
+def test_a_worker_that_starts_may_answer_when_it_is_ready() -> None:
+    harness = WorkersHarness(count=1)
+    reload = Reload(harness)
+    harness.all_ready()
+    reload.answer(0)
+    assert reload.reasons == [[]]
+    harness.end()
+
+
+def test_the_time_that_workers_have_to_drain_can_change(harness: WorkersHarness) -> None:
+    harness.listener.change(limits=Limits(drain_spread_seconds=20, shutdown_timeout_seconds=10))
+    harness.listener.shutdown.drain()
+    harness.advance(34)
+    assert not harness.processes[0].killed
+    harness.advance(2)
+    assert harness.processes[0].killed
 
 
 def test_workers_do_not_inherit_what_systemd_gave_to_the_listener(monkeypatch: pytest.MonkeyPatch) -> None:

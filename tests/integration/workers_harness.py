@@ -142,7 +142,7 @@ class WorkersHarness:
         **limits: Any,
     ) -> None:
         self.reactor = WatchingClock()
-        settings = WorkerSettings(count, [], drain_seconds, are_nodes)
+        settings = WorkerSettings(count, [], drain_seconds, are_nodes=are_nodes)
         self.listener = WorkerListener(settings, limits=Limits(**limits), path_prefix=path_prefix, reactor=self.reactor)
         self._clients: list[socket.socket] = []
         self.listener.doStart()

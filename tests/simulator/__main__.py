@@ -43,13 +43,13 @@ def outcome(seed: str) -> tuple[str, str | None, Counter[str], Counter[str]]:
     try:
         scenario.run()
     except InvariantViolation as violation:
-        return seed, str(violation), scenario.counts, scenario.excuses
+        return seed, str(violation), scenario.counts, scenario.excuses + scenario.presence.excuses
     except (Exception, KeyboardInterrupt):
-        return seed, traceback.format_exc(), scenario.counts, scenario.excuses
+        return seed, traceback.format_exc(), scenario.counts, scenario.excuses + scenario.presence.excuses
     finally:
         signal.alarm(0)
     counts = scenario.counts + Counter({"relays": len(scenario.sent), "early": scenario.early})
-    return seed, None, counts, scenario.excuses
+    return seed, None, counts, scenario.excuses + scenario.presence.excuses
 
 
 def main() -> int:
@@ -73,7 +73,7 @@ def _one(seed: str, trace: bool) -> int:
     except InvariantViolation as violation:
         print(f"seed {seed} FAILED:\n{violation}")
         return 1
-    print(f"seed {seed} passed: {dict(scenario.counts)}; excused: {dict(scenario.excuses)}")
+    print(f"seed {seed} passed: {dict(scenario.counts)}; excused: {dict(scenario.excuses + scenario.presence.excuses)}")
     return 0
 
 
@@ -97,7 +97,8 @@ def _many(seeds: list[str], jobs: int, most: int) -> int:
                 break
     seconds = time.monotonic() - started
     print(f"{done} scenarios in {seconds:.1f} s ({done / seconds:.1f} a second), {failed} failed; {dict(totals)}")
-    print(f"{excused.total()} of {totals['relays']} relays excused: {dict(excused.most_common())}")
+    told = totals["told joined"] + totals["told left"]
+    print(f"excused of {totals['relays']} relays and {told} joins and leaves: {dict(excused.most_common())}")
     return 1 if failed else 0
 
 

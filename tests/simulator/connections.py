@@ -12,7 +12,7 @@ from signaling.core.interfaces import Receipt
 from signaling.core.join_request import JoinRequest
 from signaling.core.joining import JoinAttempt
 from signaling.core.peer import Peer, drop_undelivered
-from signaling.errors import Refused
+from signaling.errors import LeaveReason, Refused
 from signaling.websocket.outbound_queue import OutboundQueue
 from tests.simulator.updates import SentUpdate
 
@@ -166,6 +166,9 @@ class SimulatedConnection(OutboundQueue[Receipt]):
     def offer_at_once(self, frames: bytes) -> bool:
         return not self.blocked and self.offer(frames)
 
+    def check_update(self) -> None:
+        """Permit it."""
+
     def request_ack(self, payload: bytes) -> None:
         """Do nothing: only a client that resumes answers pings."""
 
@@ -194,7 +197,7 @@ class SimulatedConnection(OutboundQueue[Receipt]):
             self.slot = None
         elif peer is not None:
             drop_undelivered(receipts, self.node.counters)
-            peer.leave()
+            peer.leave(LeaveReason.CONNECTION_LOST)
         if self._attempt is not None:
             self._attempt.connection_lost()
         if self.slot is not None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from signaling.admission.client_address import Client as Address
 from signaling.admission.connection_limits import ConnectionLimits, ConnectionSlot
 from signaling.backplane.cluster import Cluster
+from signaling.backplane.store import RemovedMember
 from signaling.core import messages
 from signaling.core.administration import Administration
 from signaling.core.announcer import Announcer
@@ -26,6 +27,7 @@ from signaling.core.peer_ids import PeerIds
 from signaling.core.session import PeerSession
 from signaling.core.session_registry import SessionRegistry
 from signaling.core.topics import MaxPeers, TopicMap
+from signaling.errors import Rejected
 from signaling.limits import Limits
 from signaling.timing.fair_scheduler import FairScheduler
 from tests.simulator.connections import SimulatedConnection
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 PREFIX = "s:"
 JOINS_PER_PASS = 4
 LARGEST_HIGH_WATER = 16
+LONGEST_ENTRY = 200
 
 
 class SimulatedIds(PeerIds):
@@ -149,6 +152,10 @@ class SimulatedCluster(Cluster):
         self.owner.check_ticket(self.unfinished.pop((topic, peer), None), topic, peer, joined)
         super().finish_join(topic, peer, joined=joined)
 
+    def node_evicted(self, node: str, removed: Sequence[RemovedMember]) -> None:
+        self.owner.scenario.presence.learned(removed)
+        super().node_evicted(node, removed)
+
 
 class ObservedPeers(LocalPeers):
     """The peers of a node, which notice that another node asks for one of them."""
@@ -196,7 +203,8 @@ class SimulatedNode:
         self.backplane = SimulatedCluster(self.engine, self.process, self.limits, prefix=PREFIX, ids=ids, choose=random)
         self.backplane.owner = self
         self.connection_limits = CountedLimits(self.limits, self.process.seconds)
-        self.sessions = SessionRegistry(self.limits, self.process, self.topics, lambda *_: None)
+        self.sessions = SessionRegistry(self.limits, self.process, self.topics, lambda peer, text, reason: None)
+        self.presence = scenario.presence.reporter(self)
         self.peer_services = PeerServices(
             self.topics,
             self.announcer,
@@ -205,6 +213,7 @@ class SimulatedNode:
             self.limits,
             self.sessions,
             metadata_updates=scenario.updates.active,
+            presence=self.presence,
         )
         self.turns: FairScheduler[SimulatedConnection] = FairScheduler(
             SlowClock(self.process, scenario.joins.turn_seconds),
@@ -308,11 +317,9 @@ class SimulatedNode:
         self.process.take(sent.sender, sent.connection.receive, sent)
 
     def update_from(self, peer: Peer, sent: SentUpdate) -> None:
-        update = peer.receive(sent.text)
-        if isinstance(update, messages.MetadataUpdate):
-            peer.update_metadata(update)
-        else:
-            self.violation(f"an update was taken for {update}")
+        outcome = peer.receive(sent.text)
+        if not isinstance(outcome, messages.MetadataUpdate | Rejected):
+            self.violation(f"an update was taken for {outcome}")
 
     def relay_from(self, peer: Peer, sent: Sent) -> None:
         sent.nodes.add(self.backplane.node)
@@ -350,7 +357,12 @@ class SimulatedNode:
             self.violation(f"the ticket of {peer} in {topic} says that it joined: {joined}, which is not true")
         elif ticket.session is not None and not (is_here or self.draining):
             # The replay buffers of other nodes may hold more than this one's.
-            has_room = self.topics.size(topic) < self.limits.max_peers_per_topic
+            found = self.topics.find(topic)
+            # A list may be too long, because nodes without the store do not know each other's.
+            has_room = found is None or (
+                len(found) < self.limits.max_peers_per_topic
+                and found.listed_bytes + LONGEST_ENTRY <= self.limits.max_peer_list_bytes
+            )
             if has_room and self.limits.high_water_messages == LARGEST_HIGH_WATER:
                 self.violation(f"the session of {peer} in {topic}, which another node handed off, is lost")
 

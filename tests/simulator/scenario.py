@@ -28,6 +28,7 @@ from tests.simulator.engine import StoreServer
 from tests.simulator.join_conditions import JoinConditions
 from tests.simulator.network import Timeline
 from tests.simulator.nodes import PREFIX, SimulatedNode
+from tests.simulator.presence import PresenceCheck
 from tests.simulator.store import listed_bytes
 from tests.simulator.updates import SentUpdate, UpdateConditions
 
@@ -86,6 +87,7 @@ class Scenario:
         self.lost_data_at: list[float] = []
         self.cut_off: list[tuple[str, float, float]] = []
         self._names = self._updates = 0
+        self.presence = PresenceCheck(self)
         self.store = StoreServer(self.timeline)
         self.store.on_run = self._ran
         random = self.random
@@ -157,6 +159,7 @@ class Scenario:
             self.violation(f"{node.name}: relay {sent.number} was taken for a peer that is gone")
 
     def _ran(self, script: str, arguments: Sequence[bytes], reply: list[Any]) -> None:
+        self.presence.ran(script, arguments, reply)
         if script == "evict" and reply[0] == b"evicted":
             self.evicted.setdefault(arguments[2].decode(), self.now)
             self.counts["evicted"] += 1
@@ -446,6 +449,7 @@ class Scenario:
         self._check_clients()
         self._check_metadata()
         self._check_relays()
+        self.presence.check()
         self._check_store()
         for node in self.serving():
             node.check_joins()
@@ -606,6 +610,7 @@ class Scenario:
         for node in self.nodes:
             if node.process.alive:
                 self.violation(f"{node.name} does not stop")
+        self.presence.check()
         self.check()
 
 

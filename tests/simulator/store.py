@@ -211,9 +211,12 @@ class ModelStore:
         prefix, name, node, peer = arguments
         topic = _Topic(prefix, name, *keys)
         value = self._hget(topic.members, peer)
-        if value is not None and value[:NODE] == node and self._remove(topic, peer, value):
+        if value is None or value[:NODE] != node:
+            return [b"left", 0]
+        has_more = self._remove(topic, peer, value)
+        if has_more:
             self._publish_event(topic, b"left", peer, b"")
-        return [b"left"]
+        return [b"left", int(not has_more)]
 
     def _update(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
         prefix, name, node, peer, metadata, most_bytes = arguments
@@ -239,6 +242,7 @@ class ModelStore:
         peers = dict(zip(arguments[5::2], arguments[6::2], strict=True))
         own = {peer: node + metadata[1:] for peer, metadata in peers.items() if metadata[:1] == b"+"}
         unsure = {peer for peer, metadata in peers.items() if metadata[:1] != b"+"}
+        removed = []
         for peer, value in list(self._data.get(topic.members, {}).items()):
             of = value[:NODE]
             if peer in own and of == former and of != node:
@@ -255,13 +259,14 @@ class ModelStore:
                 text = self._event(topic, b"left", peer, b"")
                 self._remove(topic._replace(index=prefix + b"topics:" + of), peer, value)
                 self._send_to_members(topic, text, node)
+                removed.append(peer)
             own.pop(peer, None)
         for peer in peers:
             if peer in own:
                 self._add(topic, peer, own[peer])
                 self._publish_event(topic, b"joined", peer, own[peer])
         self._expire_after(seconds, *keys)
-        return self._snapshot(b"synced", topic)
+        return [*self._snapshot(b"synced", topic), removed]
 
     def _move(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
         *own_keys, old_index = keys
@@ -302,8 +307,9 @@ class ModelStore:
 
     def _evict(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
         nodes, tombstone, index = keys
-        prefix, seconds, node, seen, _ = arguments
+        prefix, seconds, node, seen, _, lists = arguments
         most = int(arguments[4])
+        removed: list[Any] = []
         if tombstone not in self._data:
             if (self._hget(nodes, node) or b"") != seen:
                 return [b"alive"]
@@ -316,14 +322,17 @@ class ModelStore:
             for peer, value in list(self._data.get(topic.members, {}).items()):
                 if most > 0 and value[:NODE] == node:
                     most -= 1
-                    if self._remove(topic, peer, value):
+                    has_more = self._remove(topic, peer, value)
+                    if has_more:
                         self._publish_event(topic, b"left", peer, b"")
+                    if lists == b"1":
+                        removed += [name, peer, value, int(not has_more)]
             if most > 0:
                 self._srem(index, name)
         left = len(self._data.get(index, ()))
         if not left:
             self._hdel(prefix + b"sent", node)
-        return [b"evicted", left]
+        return [b"evicted", left, removed]
 
     def _deregister(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
         nodes, index = keys

@@ -98,6 +98,10 @@ class Gens:
     def reply(self, reply: list[Any]) -> list[Any]:
         if reply[0] in (b"joined", b"synced", b"moved"):
             return [reply[0], self.name(reply[1]), *reply[2:]]
+        if reply[0] == b"evicted" and len(reply) > 1:
+            # The order of topics is the store's choice.
+            parts = reply[2]
+            return [*reply[:2], sorted(zip(*(parts[at::4] for at in range(4)), strict=True))]
         # A heartbeat's time is another one.
         return [*reply[:2], None, reply[3], sorted(reply[4])] if reply[0] == b"alive" and len(reply) > 1 else reply
 
@@ -211,9 +215,10 @@ class Both:
         keys = [KEYS.nodes, KEYS.tombstone(node), KEYS.index(node)]
         # The order of topics is the store's choice: what matters is the end of an eviction, and one of a single topic.
         topics = len(self.model.store.dump().get(KEYS.index(node), (set(), None))[0])
-        arguments = [KEYS.prefix, self._seconds(), node, seen, b"1" if topics < 2 else b"1000"]
+        lists = self._random.choice([b"0", b"1"])
+        arguments = [KEYS.prefix, self._seconds(), node, seen, b"1" if topics < 2 else b"1000", lists]
         self.compare()
-        while self.run("evict", keys, *arguments) not in ([b"alive"], [b"evicted", 0]):
+        while (reply := self.run("evict", keys, *arguments))[0] != b"alive" and reply[1]:
             pass
         if topics > 1:
             self._compare_by_topic()

@@ -167,11 +167,12 @@ def rows(driver: webdriver.Chrome) -> list[str]:
 
 
 @contextmanager
-def peer(server: Server, topic: str, metadata: Any = None) -> Iterator[ClientConnection]:
+def peer(server: Server, topic: str, metadata: Any = None, path: str = "/ws/") -> Iterator[ClientConnection]:
     """A peer that does no WebRTC; its ``welcome`` is read."""
     query = "" if metadata is None else "?" + urlencode({"metadata": json.dumps(metadata)})
     # What it does not read must not keep it from leaving.
-    with connect(server.url + quote(topic, safe="") + query, max_queue=None) as socket:
+    url = f"ws://127.0.0.1:{server.port}{path}{quote(topic, safe='')}{query}"
+    with connect(url, max_queue=None) as socket:
         assert json.loads(socket.recv(10))["type"] == "welcome"
         yield socket
 
@@ -269,10 +270,12 @@ def assert_asks_for(driver: webdriver.Chrome, field: str) -> None:
     assert driver.execute_script(script) == [True, field]
 
 
-def test_a_full_room_says_so_beside_its_name(driver: webdriver.Chrome, axe: str) -> None:
-    with running(["--port=0", "--demo", "--max-peers-per-topic=1"]) as small:
-        with peer(small, "small"):
-            fill_in(driver, small, "small", "Ada")
+def test_a_full_room_says_so_beside_its_name_and_below_a_path_too(driver: webdriver.Chrome, axe: str) -> None:
+    with running(["--port=0", "--demo", "--max-peers-per-topic=1", "--path-prefix=/rooms"]) as small:
+        with peer(small, "small", path="/rooms/ws/"):
+            driver.get(f"http://127.0.0.1:{small.port}/rooms?name=Ada#small")
+            wait_until(driver, "document.body.dataset.view === 'lobby'")
+            assert driver.execute_script("return location.pathname") == "/rooms/"
             click(driver, "join")
             wait_for_text(driver, "#trouble-text", "This room is full.")
             wait_until(driver, "document.getElementById('trouble').checkVisibility()")

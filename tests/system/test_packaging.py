@@ -23,6 +23,7 @@ SHIPPED = (
     | SCRIPTS
     | STATIC
     | {
+        "signaling/admin/openapi.json",
         "signaling/py.typed",
         "twisted/plugins/signaling_auth.py",
         "twisted/plugins/signaling_plugin.py",

@@ -15,10 +15,12 @@ from signaling.client import (
     IceCandidate,
     Lost,
     NotDelivered,
+    NotUpdated,
     Offer,
     PeerJoined,
     PeerLeft,
     PeerList,
+    PeerUpdated,
     Refused,
     Signaling,
     Welcome,
@@ -144,6 +146,29 @@ def test_a_cut_connection_is_resumed_and_nobody_notices(server: Server) -> None:
 
     with fault_proxy(server.port) as proxy:
         asyncio.run(scenario(server.url + "cut", proxy))
+
+
+def test_an_update_of_metadata_reaches_everybody_over_a_cut() -> None:
+    async def scenario(url: str, proxy: FaultProxy) -> None:
+        async with joined(url) as observer:
+            async with joined(f"ws://127.0.0.1:{proxy.port}/ws/names", metadata={"name": "Ada"}) as ada:
+                await until(observer, PeerJoined)
+                assert "metadata-updates" in ada.features
+                await ada.update_metadata({"name": "Grace"})
+                assert await until(observer, PeerUpdated) == [PeerUpdated(ada.self_id, {"name": "Grace"})]
+                proxy.cut(refuse=True)
+                # Whether the loss has been noticed or not, nobody answers.
+                with pytest.raises(NotUpdated, match="unconfirmed"):
+                    await ada.update_metadata({"name": "Joan"})
+                proxy.accept()
+                assert await until(observer, PeerUpdated) == [PeerUpdated(ada.self_id, {"name": "Joan"})]
+                await until(ada, PeerUpdated)
+                with pytest.raises(NotUpdated, match="invalid_metadata"):
+                    await ada.update_metadata({"name": "x" * 10_000})
+                assert observer.peers == {ada.self_id: {"name": "Joan"}}
+
+    with running([*RESUMING, "--metadata-updates"]) as server, fault_proxy(server.port) as proxy:
+        asyncio.run(scenario(server.url + "names", proxy))
 
 
 TOTAL, CUTS = 1_000, 20

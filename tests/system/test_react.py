@@ -45,7 +45,7 @@ def bundle(application: Path, react: str) -> str:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with running() as server:
+    with running(["--port=0", "--metadata-updates"]) as server:
         yield server
 
 
@@ -112,6 +112,26 @@ def test_new_options_do_not_join_again_and_their_listeners_are_the_latest(browse
       return { data: seen.data, same, opened: opened.length, joined: observer.joined.length };
     """
     assert run(browser, script, page) == {"data": [[20, "hello"]], "same": True, "opened": 2, "joined": 1}
+
+
+def test_a_peer_that_updates_its_metadata_is_rendered_again(browser: webdriver.Chrome, page: str) -> None:
+    script = """
+      const [url] = given;
+      const observer = await observe(url);
+      render(Probe, { url });
+      await until(() => seen.results.at(-1).peers.length);
+      const { peers: before, signaling } = seen.results.at(-1);
+      await observer.signaling.updateMetadata({ name: "Grace" });
+      const name = () => seen.results.at(-1).peers[0].metadata.name;
+      await until(() => name() === "Grace");
+      await signaling.updateMetadata({ name: "Joan" });
+      const mine = () => observer.mesh.peers.get(signaling.selfId)?.metadata.name;
+      await until(() => mine() === "Joan");
+      unmount();
+      await until(() => observer.left.length);
+      return { isNew: seen.results.at(-1).peers !== before, joined: observer.joined.length };
+    """
+    assert run(browser, script, page) == {"isNew": True, "joined": 1}
 
 
 def test_another_url_leaves_one_topic_for_another(browser: webdriver.Chrome, page: str) -> None:

@@ -1356,6 +1356,55 @@ def resumed(on: Stage, name: str, text: str, seen: int, path: str = "/ws/room") 
     return on.join(name, f"{path}?resume={text}&seen={seen}")
 
 
+# Metadata
+
+
+def metadata(notes: Notes, folder: Path) -> None:
+    """Peers that replace their metadata, and what does not."""
+    auth = ("--auth", f"jwt:{key_file(folder)}:audience=us:issuer=issuer")
+    with stage(notes, "--metadata-updates", "--metadata-rate=0.001", "--metadata-burst=4", *auth) as on:
+
+        def join(name: str, target: str = "/ws/room", **claims: object) -> Client:
+            return on.join(name, target, bearer(token(**claims)), told=f"upgrade {target} {claims or ''}")
+
+        on.title("metadata is replaced, and is in the lists of later peers")
+        a, b = join("a", "/ws/room?metadata={}"), join("b")
+        a.sync()
+        a.say('{"type":"metadata","metadata":{ "b":1e400,"u":"\\ud800 \\u00e4 ä","b":[]},"msgId":"1"}')
+        a.say('{"metadata":{"a":%s},"\\u0074ype":"meta\\u0064ata"}' % ("[" * 63 + "]" * 63))
+        a.sync()
+        b.say('{"type":"metadata","metadata":{}}')
+        for client in (a, b):
+            client.sync()
+        join("c").leave()
+        a.sync()
+        on.title("what is none, and what is too much")
+        for text in (
+            '{"type":"metadata","msgId":"m"}',
+            '{"type":"metadata","metadata":null,"msgId":"m"}',
+            '{"type":"metadata","metadata":[{}],"msgId":"m"}',
+            '{"type":"metadata","metadata":{"n":%s},"msgId":"m"}' % ("1" * 101),
+            '{"type":"metadata","metadata":{"s":"%s"},"msgId":"m"}' % ("x" * 4_096),
+            '{"type":"metadata","metadata":{"a":%s},"msgId":"m"}' % ("[" * 64 + "]" * 64),
+            '{"type":"metadata","metadata":{},"x":%s,"msgId":"m"}' % ("[" * 65 + "]" * 65),
+            '{"type":"metadata","metadata":{},"to":7,"msgId":"m"}',
+            '{"type":"metadata","metadata":{"n":1}}',
+            '{"type":"metadata","metadata":{"n":2}}',
+            '{"type":"metadata","metadata":{"n":3},"msgId":"one too many"}',
+        ):
+            a.say(text)
+        a.sync()
+        on.title("tokens that forbid it")
+        for own in ({"topics": ["room"], "metadata": {"n": 0}}, {"topics": ["room"], "send": False}):
+            other = join("other", own=own)
+            other.say('{"type":"metadata","metadata":{},"msgId":"m"}')
+            other.sync()
+            other.leave()
+        b.sync()
+        a.leave()
+        b.leave()
+
+
 # Time, and the end
 
 
@@ -1452,6 +1501,7 @@ PARTS: dict[str, Callable[[Notes, Path], None]] = {
     "tokens": tokens,
     "new tokens, and checks": renewals,
     "passwords, and what takes too long": passwords,
+    "metadata": metadata,
     "HTTP": http_answers,
     "messages": messages,
     "rates": rates,

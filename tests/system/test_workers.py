@@ -310,12 +310,13 @@ def test_where_the_request_line_is_hidden_it_says_what_to_do(tmp_path: Path) -> 
 def test_connections_are_divided_and_options_and_secrets_reach_every_worker() -> None:
     options = ["--max-connections=3", "--allow-origin=https://example.com", "--metrics", "--max-topic-bytes=20"]
     turn = "--turn-uri=turn:turn.example.com"
-    with shared(*options, turn, env={"TURN_SECRET": "secret"}) as server, ExitStack() as stack:
+    with shared(*options, turn, "--metadata-updates", env={"TURN_SECRET": "secret"}) as server, ExitStack() as stack:
         assert server.scrape()["connections_max",] == 3
         for worker, share in ((0, 2), (1, 1)):
             for _ in range(share):
                 welcome = receive(stack.enter_context(connect(server.url + topic_of(worker))))
                 assert welcome["iceServers"][0]["urls"] == ["turn:turn.example.com"]
+                assert welcome["features"] == ["metadata-updates"]
             with pytest.raises(Exception, match="HTTP 503"):
                 stack.enter_context(connect(server.url + topic_of(worker)))
             with pytest.raises(Exception, match="HTTP 403"):

@@ -118,6 +118,25 @@ test("one update is under way, and the latest of the others waits for it", async
   assert.equal(requested().name, "a");
 });
 
+test("of two equal updates the second one counts, although the first is refused", () => {
+  const { update } = open(RESUME);
+  update(GRACE);
+  update(GRACE);
+  sockets[0].receive(refusal("rate_limited"), updated("me", GRACE));
+  reconnect(welcome("me", RESUMED), list());
+  assert.deepEqual([sentNames(), nameless(requested())], [[], GRACE]);
+});
+
+test("an answer that comes late is known to a resumed session", () => {
+  const { update } = open(RESUME);
+  update(GRACE);
+  const [{ metadata }] = updates();
+  pass(10_000);
+  sockets[0].receive(updated("me", metadata));
+  reconnect(welcome("me", RESUMED), list());
+  assert.deepEqual(sentNames(), []);
+});
+
 test("an update that is not answered ends after ten seconds, and the next one is sent", async () => {
   const { outcomes, update } = open(UPDATES);
   update({ name: "a" });

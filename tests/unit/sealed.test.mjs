@@ -281,3 +281,17 @@ test("a client without sealing.js ends, and says so", async () => {
     rmSync(folder, { recursive: true });
   }
 });
+
+test("metadata and notices are not sealed, and come in their order behind messages that are opened", async () => {
+  const { signaling, told } = open({ features: ["metadata-updates"] }, "a");
+  signaling.addEventListener("peer-updated", ({ detail }) => told.push(`${detail.peerId} is ${detail.metadata.name}`));
+  signaling.addEventListener("notice", ({ detail }) => told.push(detail.data));
+  await until(() => signaling.state === "open");
+  signaling.updateMetadata({ name: "Grace" });
+  assert.equal(sockets[0].sent.find(({ type }) => type === "metadata").metadata.name, "Grace");
+  const { seal } = await other("a");
+  told.length = 0;
+  sockets[0].receive(await seal("hello"), { type: "peer-updated", peerId: "a", metadata: { name: "Ada" } }, { type: "notice", data: "Soon" });
+  await until(() => told.length === 3);
+  assert.deepEqual(told, ["a: hello", "a is Ada", "Soon"]);
+});

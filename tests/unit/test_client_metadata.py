@@ -89,6 +89,14 @@ def test_a_server_that_takes_no_updates_is_not_asked(features: list[str]) -> Non
     assert (peer.outcomes, peer.written(), peer.requested()) == (["unsupported"], [], ADA)
 
 
+def test_metadata_is_not_sealed() -> None:
+    peer = Updating(metadata=ADA, secret="correct horse battery staple")
+    peer.enter("b", "a")
+    peer.update(GRACE)
+    peer.updated(GRACE, "a")
+    assert (peer.written_updates(), peer.session.peers) == ([GRACE], {"a": GRACE})
+
+
 def test_one_update_is_under_way_and_the_latest_waits_for_it(peer: Updating) -> None:
     for number in range(4):
         peer.update({"number": number})

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings, strategies
 
 from signaling.app.config_file import ConfigFile, ConfigProblem, key_lines
 
@@ -41,6 +43,35 @@ QUOTES = '"""'
 )
 def test_each_key_has_its_line(text: str, lines: dict[tuple[Any, ...], int]) -> None:
     assert key_lines(text) == lines
+
+
+TEXTS = strategies.text("""ab=[]{}#.\\"'\n\t """, max_size=8)
+ENTRIES = strategies.tuples(TEXTS, TEXTS, strategies.integers(0, 3))
+
+
+def quoted(text: str, style: int) -> str:
+    """Write a text as TOML: on one line, or on as many as it has."""
+    if style == 0 and not {"'", "\n"} & set(text):
+        return f"'{text}'"
+    if style == 1 and "'''" not in f"{text}'":
+        return f"'''\n{text}'''"
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    if style == 2:
+        return f"{QUOTES}\n{escaped}{QUOTES}"
+    return '"' + escaped.replace("\n", "\\n").replace("\t", "\\t") + '"'
+
+
+@settings(deadline=None)
+@given(strategies.lists(ENTRIES, max_size=6, unique_by=lambda entry: entry[0]))
+def test_no_text_is_taken_for_a_key_and_every_key_is_found(entries: list[tuple[str, str, int]]) -> None:
+    document, lines, values = "", {}, {}
+    for key, text, style in entries:
+        lines[key,] = document.count("\n") + 1
+        values[key] = [text, {"k": text}]
+        comment = f"# ] {text.splitlines()[:1]}"
+        document += f"{quoted(key, 3)} = [{quoted(text, style)}, {comment}\n{{k = {quoted(text, 3)}}}]\n"
+    assert tomllib.loads(document) == values
+    assert key_lines(document) == lines
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, InfoMetricFamily
 from prometheus_client.metrics_core import Metric
 from twisted.internet.task import Clock
+from twisted.logger import LogLevel
 
 from signaling import IceSource, SignalingFactory
+from signaling.log.events import Events
 from signaling.metrics.collector import ReactorLag, SignalingCollector
+from signaling.webhooks.delivery import Webhooks
 from tests.programs import need
 
 TREE = Path(__file__).parents[2]
@@ -38,9 +43,11 @@ def series(metric: Metric) -> set[str]:
 
 @pytest.fixture
 def metrics() -> list[Metric]:
-    clock = Clock()
+    clock: Any = Clock()
+    sender: Any = None
     source = IceSource("https://example.com", reactor=clock)
-    factory = SignalingFactory(reactor=clock, ice_source=source)  # type: ignore[arg-type]
+    observer = Webhooks(sender, [], 1, clock, Events(LogLevel.info, clock.seconds), wall_clock=time.time)
+    factory = SignalingFactory(reactor=clock, observer=observer, ice_source=source)
     return list(SignalingCollector(factory, ReactorLag(clock)).collect())
 
 

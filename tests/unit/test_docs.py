@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = [*DOCS.glob("*.md"), *(DOCS.parent / name for name in ("README.md", "CONTRIBUTING.md", "npm/README.md"))]
 # But for build/, where commands write what may be there or not.
@@ -69,9 +71,10 @@ def test_every_test_that_a_document_names_exists() -> None:
             assert f"def {name}(" in sources, f"{page.name}: {name}"
 
 
-def test_every_threat_names_a_proof_that_exists() -> None:
-    rows = re.findall(r"^\| (?!threat |---)(.*) \|$", (DOCS / "security.md").read_text(), re.MULTILINE)
-    assert len(rows) > 40
+@pytest.mark.parametrize(("page", "least"), [("security.md", 40), ("privacy.md", 15)])
+def test_every_threat_and_every_statement_on_privacy_names_a_proof_that_exists(page: str, least: int) -> None:
+    rows = re.findall(r"^\| (?!.*\| proven by \|$|---)(.*) \|$", (DOCS / page).read_text(), re.MULTILINE)
+    assert len(rows) > least
     for row in rows:
         threat, proofs = row.partition(" | ")[0], row.rpartition(" | ")[2]
         files = [DOCS.parent / name for name in re.findall(r"`(tests/[\w/]+\.py)`", proofs)]

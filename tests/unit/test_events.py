@@ -141,6 +141,16 @@ def test_the_subject_of_a_peer_that_is_gone_is_forgotten(logged: list[Any], end:
     assert [as_json(event).get("subject") for event in logged] == ["Ada", "Ada", "Ada", None]
 
 
+def test_no_subject_is_kept_while_the_events_of_peers_are_not_logged(logged: list[Any]) -> None:
+    log = Events(LogLevel.info, lambda: 0.0)
+    log.joined(PEER, "room", None, "Ada")
+    # Nobody reports to the log now that the peer leaves.
+    log.set_level(LogLevel.warn)
+    log.set_level(LogLevel.info)
+    log.detached(PEER, "room", "no close frame")
+    assert [as_json(event).get("subject") for event in logged] == ["Ada", None]
+
+
 def test_the_documents_list_every_event_and_every_field() -> None:
     page = (DOCS / "operations.md").read_text()
     names = set(re.findall(r'event="(\w+)"', inspect.getsource(events)))

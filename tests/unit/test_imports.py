@@ -31,6 +31,7 @@ RULES = (
     ("backplane", "a cluster knows its node only through an interface of the core"),
     ("ice_source", "asks a provider for ICE servers; it knows no peers"),
     ("server", "puts all of the above together, in one process"),
+    ("webhooks", "deliver what an observer is told; a server works without them"),
     ("workers", "run servers in processes; a server works without them"),
     ("metrics", "read counters; nothing depends on being measured"),
     ("admin", "answers operators; nothing depends on being administered"),
@@ -39,7 +40,7 @@ RULES = (
 )
 RANK = {name: rank for rank, (names, _) in enumerate(RULES) for name in names.split()}
 WITHOUT_TWISTED = ("timing", "admission", "core")
-OUTSIDE = ("client", "__init__.py")
+OUTSIDE = ("client", "__init__.py", "__main__.py")
 SERVER = [path for path in sorted(PACKAGE.rglob("*.py")) if path.relative_to(PACKAGE).parts[0] not in OUTSIDE]
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in SERVER}
 CLIENT = sorted((PACKAGE / "client").glob("*.py"))

@@ -26,7 +26,7 @@ from signaling.core.peer import Peer, PeerServices
 from signaling.core.session import PeerSession, resume_proof
 from signaling.core.session_registry import SessionRegistry
 from signaling.core.topics import MaxPeers, TopicMap
-from signaling.errors import Refused
+from signaling.errors import LeaveReason, Refused
 
 ADA = Client("192.0.2.1", "192.0.2.1")
 BOB = Client("192.0.2.2", "192.0.2.2")
@@ -154,7 +154,7 @@ class Connection:
         if peer is not None and not self.close_frame_seen and peer.detach(self.slot):
             self.slot = None
         elif peer is not None:
-            peer.leave()
+            peer.leave(LeaveReason.CONNECTION_LOST)
         if self.attempt is not None:
             self.attempt.connection_lost()
         if self.slot is not None:
@@ -182,12 +182,13 @@ class Server:
         clock = Clock()
         self.limits = Limits(resume_window_seconds=30, max_connections=MOST_CONNECTIONS, **limits)
         self.crowd_size = 32
+        self.presence = None
         self.draining = self.has_error = False
         self.topics: TopicMap[Peer] = TopicMap(self.limits.max_peers_per_topic, 1_000_000)
         self.connection_limits = ConnectionLimits(self.limits, 1024, clock.seconds)
         self.backplane = Backplane()
         self.counters = Counters()
-        self.sessions = SessionRegistry(self.limits, clock, self.topics, lambda *_: None)
+        self.sessions = SessionRegistry(self.limits, clock, self.topics, lambda peer, text, reason: None)
         announcer = Announcer(clock, lambda count: None)
         self.services = PeerServices(self.topics, announcer, self.backplane, self.counters, self.limits, self.sessions)
         self.local = LocalPeers(self.services, lambda peer: None, lambda query, on_answer: None)

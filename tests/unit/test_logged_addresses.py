@@ -127,9 +127,23 @@ def test_our_events_show_it_in_fields_and_reasons_as_text_and_as_json(detail: Ad
 
 
 @pytest.mark.parametrize("detail", list(AddressDetail))
-def test_where_the_server_listens_is_always_shown(detail: AddressDetail) -> None:
-    (event,) = logged(detail, lambda events: events.listening("192.0.2.1:8081"))
-    assert formatEvent(event) == "listening on 192.0.2.1:8081"
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda events: events.listening("192.0.2.1:8081"),
+        lambda events: events.listen_failed("tcp:8081:interface=192.0.2.1: in use"),
+        lambda events: events.option_changed("trusted-proxy", "192.0.2.1", "192.0.2.1, 192.0.2.3"),
+        lambda events: events.reload_failed("line 7: trusted-proxy: '192.0.2.1/8' is not an address"),
+        lambda events: events.backplane_disconnected("redis://192.0.2.1", "192.0.2.1 refuses"),
+        lambda events: events.backplane_error("redis://192.0.2.1", "MOVED", "MOVED 1 192.0.2.1"),
+    ],
+)
+def test_addresses_of_the_servers_themselves_are_always_shown(
+    detail: AddressDetail, write: Callable[[Events], object]
+) -> None:
+    (event,) = logged(detail, write)
+    (full,) = logged(AddressDetail.FULL, write)
+    assert formatEvent(event) == formatEvent(full)
 
 
 def test_a_failure_of_ours_is_masked_too() -> None:

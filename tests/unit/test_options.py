@@ -393,3 +393,35 @@ def test_a_password_in_memory_is_compared_with_the_bytes_of_a_request(name: str,
     refusals: list[Failure] = []
     access.login(Password(username, b"other")).addErrback(refusals.append)
     assert [refused.value.args for refused in refusals] == [("this name, password or token is not right",)]
+
+
+def test_webhooks_need_a_url_and_a_secret(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("whsec_" + "A" * 32 + "\n")
+    settings = parse("--webhook=https://example.com/x", f"--webhook-secret-file={secret}", "--webhook-queue=7").webhook
+    assert settings is not None
+    assert (str(settings.url), settings.keys, settings.max_events) == ("https://example.com:443", [bytes(24)], 7)
+    assert parse().webhook is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--webhook=https://example.com/"], "--webhook: a secret is needed, in a file (--webhook-secret-file)"),
+        (["--webhook-secret-file=/dev/null"], "--webhook-secret-file: name the receiver, with --webhook"),
+        (
+            ["--webhook=gopher://example.com/"],
+            "--webhook: it has to begin with https:// or http:// (for example https://example.com/presence)",
+        ),
+        (
+            ["--webhook=https://example.com/", "--webhook-secret-file=/dev/null"],
+            "--webhook-secret-file: /dev/null: there is no secret (whsec_ and the base64 of 24 to 64 bytes)",
+        ),
+        (
+            ["--webhook-queue=0"],
+            "--webhook-queue: '0' is not a whole number from 1 to 1000000 (for example 10000)",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_webhook_is_named(arguments: list[str], expected: str) -> None:
+    assert refusal(*arguments) == expected

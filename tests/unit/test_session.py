@@ -24,7 +24,7 @@ from signaling.core.peer import Peer, PeerServices
 from signaling.core.session import TRANSITIONS, PeerSession, SessionState, resume_proof
 from signaling.core.session_registry import SessionRegistry
 from signaling.core.topics import TopicMap
-from signaling.errors import Refused
+from signaling.errors import LeaveReason, Refused
 
 ADA = Client("192.0.2.1", "192.0.2.1")
 WINDOW_SECONDS = 30.0
@@ -83,9 +83,7 @@ class SimulatedClient:
         self.slots = ConnectionLimits(self.limits, 1024, self.clock.seconds)
         self.closed: list[str] = []
         topics: TopicMap[Peer] = TopicMap(10, 1_000_000)
-        self.sessions = SessionRegistry(
-            self.limits, self.clock, topics, lambda _, reason, __: self.closed.append(reason)
-        )
+        self.sessions = SessionRegistry(self.limits, self.clock, topics, lambda _, text, why: self.closed.append(text))
         self.services = PeerServices(
             topics,
             Announcer(self.clock, lambda number: None),
@@ -125,7 +123,7 @@ class SimulatedClient:
         if self.connection.session is not None:
             self.connection.close_frame_seen = True
             self.connection.session = None
-            self.session.leave()
+            self.session.leave(LeaveReason.CONNECTION_LOST)
             if self.connection.slot is not None:
                 self.connection.slot.release()
 

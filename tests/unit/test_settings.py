@@ -39,6 +39,9 @@ EXAMPLES: dict[str, tuple[list[str], list[str]]] = {
     "turn-uri": (["turn:a", "turn:b"], ["turn:c"]),
     "turn-secret-file": (["{folder}/secret"], ["{folder}/more-secret"]),
     "turn-ttl": (["60"], ["70"]),
+    "webhook": (["https://a.example/"], ["https://b.example/"]),
+    "webhook-secret-file": (["{folder}/webhook"], ["{folder}/more-webhook"]),
+    "webhook-queue": (["7"], ["8"]),
     "ice-source": (["https://a.example"], ["https://b.example"]),
     "ice-source-token-file": (["{folder}/secret"], ["{folder}/more-secret"]),
     "ice-source-ttl": (["600"], ["700"]),
@@ -50,6 +53,8 @@ WITH = {
     "admin-token-file": ("--admin-listen=tcp:9000",),
     "turn-secret-file": ("--turn-uri=turn:a",),
     "turn-uri": ("--turn-secret-file={folder}/secret",),
+    "webhook": ("--webhook-secret-file={folder}/webhook",),
+    "webhook-secret-file": ("--webhook=https://a.example/",),
     "ice-source-token-file": ("--ice-source=https://a.example",),
 }
 OPTIONS = {name: option for name, option in CONFIGURABLE.items() if name != "config"}
@@ -63,6 +68,8 @@ def folder(tmp_path: Path) -> Path:
         (tmp_path / name).write_text("[]")
     for name in ("secret", "more-secret"):
         (tmp_path / name).write_text(name)
+    for name in ("webhook", "more-webhook"):
+        (tmp_path / name).write_text("whsec_" + KEY)
     return tmp_path
 
 
@@ -289,14 +296,54 @@ def test_what_is_in_force_is_shown_with_where_it_comes_from(folder: Path) -> Non
     assert "# max-topic-bytes: 256 bytes (default)" in lines
     assert "# listen: not set (default)" in lines
     assert "# serve-client: off (default)" in lines
-    assert len(lines) == len(CONFIGURABLE)
+    assert len(lines) == len(CONFIGURABLE) + 1
+
+
+TOPICS = """
+max-peers-per-topic = 10
+[[topics]]
+match = "call-*"
+max-peers = 2
+
+[[topics]]
+max-peers = 3
+match = "a\\"b"
+"""
+
+
+def test_bounds_of_topics_come_from_the_file(folder: Path) -> None:
+    options = parse(written(folder, TOPICS))
+    assert [options.topic_rules.max_peers(name) for name in ("call-1", 'a"b', "c")] == [2, 3, None]
+    shown = 'topics = [{match = "call-*", max-peers = 2}, {max-peers = 3, match = "a\\"b"}]'
+    assert describe(options.settings.values()).endswith(f"{shown}  # {folder}/signaling.toml: line 3")
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("topics = 1", "line 1: topics: has to be an array of tables"),
+        ("[topics]\nmatch = 'a'", "line 1: topics: has to be an array of tables"),
+        ("[[topics]]\nmatch = 'a'", "line 1: [[topics]] 1: max-peers is missing"),
+        (f"{TOPICS}[[topics]]\nmatch = 'a'\nmax-peers = 'b'", "line 12: [[topics]] 3: max-peers: not a whole number"),
+        (f"{TOPICS}match-peers = 1", "line 10: [[topics]] 2: there is no key 'match-peers'; did you mean"),
+    ],
+)
+def test_a_wrong_table_is_named_with_its_line(folder: Path, text: str, error: str) -> None:
+    assert refusal(written(folder, text)).startswith(f"{folder}/signaling.toml: {error}")
+
+
+def test_an_option_behind_a_table_is_told_where_it_belongs(folder: Path) -> None:
+    error = refusal(written(folder, f"{TOPICS}workers = 2"))
+    assert "line 10: [[topics]] 2: there is no key 'workers'" in error
+    assert error.endswith("(an option stands above the first [[topics]])")
 
 
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
         (["--auth=memory:a:north"], 'auth = ["memory:***"]'),
-        (["--ice-source=https://a/b?apiKey=north"], 'ice-source = "https://a/b?apiKey=***"'),
+        (["--ice-source=https://a/b?apiKey=north"], 'ice-source = "https://a/***"'),
+        (["--ice-source=https://a:1/north"], 'ice-source = "https://a:1/***"'),
         (["--backplane=redis://u:north@a/1?prefix=p"], 'backplane = "redis://***@a/1?prefix=p"'),
         (
             ["--backplane=redis+sentinel://:north@a/m?sentinel-password=north"],

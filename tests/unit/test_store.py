@@ -9,12 +9,23 @@ import pytest
 from twisted.logger import globalLogPublisher
 
 from signaling.backplane.messages import Member
-from signaling.backplane.store import Alive, Evicted, IdTooSmall, Keys, Snapshot, Store, TopicFull
+from signaling.backplane.store import (
+    Alive,
+    Evicted,
+    Eviction,
+    Gone,
+    IdTooSmall,
+    Keys,
+    RemovedMember,
+    Snapshot,
+    Store,
+    TopicFull,
+)
 from signaling.limits import Limits
 
 NODE = "n" * 16
 SNAPSHOT = [b"1.5", b"7", [b"peer", NODE.encode() + b"{}"]]
-PARSED = Snapshot((1, 5, 7), {"peer": Member(NODE, b"{}")})
+PARSED = Snapshot((1, 5, 7), {"peer": Member(NODE, b"{}")}, [])
 
 CALLS: dict[str, Callable[[Store, Callable[[Any], None]], None]] = {
     "join": lambda store, done: store.join("room", "peer", None, 5, done),
@@ -55,13 +66,19 @@ def result(script: str, reply: Any) -> Any:
         ("join", [b"behind", b"01"], IdTooSmall("01")),
         ("join", [b"full", b"peers"], TopicFull.PEERS),
         ("join", [b"full", b"bytes"], TopicFull.BYTES),
-        ("leave", [b"left"], True),
-        ("sync", [b"synced", *SNAPSHOT], PARSED),
+        ("leave", [b"left", 1], True),
+        ("leave", [b"left", 0], False),
+        ("sync", [b"synced", *SNAPSHOT, [b"other"]], PARSED._replace(removed=["other"])),
         ("move", [b"moved", *SNAPSHOT], PARSED),
-        ("move", [b"gone"], None),
+        ("move", [b"gone"], Gone()),
         ("heartbeat", [b"alive", b"2", 99, [b"n", b"3"], [b"room"]], Alive(2, 99, {"n": b"3"}, ["room"])),
         ("heartbeat", [b"alive", b"", 99, [], []], Alive(0, 99, {}, [])),
-        ("evict", [b"evicted", 5], 5),
+        ("evict", [b"evicted", 5, []], Eviction(5, [])),
+        (
+            "evict",
+            [b"evicted", 0, [b"room", b"p", NODE.encode() + b"{}", 1]],
+            Eviction(0, [RemovedMember("room", "p", b"{}", True)]),
+        ),
         ("evict", [b"alive"], None),
         ("deregister", [b"deregistered"], True),
     ],

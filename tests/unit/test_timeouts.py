@@ -130,3 +130,40 @@ def test_an_item_that_is_set_anew_when_it_expires_delays_no_other() -> None:
     deadlines.set("other")
     clock.pump([1] * 20)
     assert expired == [("again", 10), ("other", 11), ("again", 20)]
+
+
+def test_a_longer_time_holds_for_timeouts_that_run_and_keeps_their_order(bench: Bench) -> None:
+    bench.deadlines.set("a")
+    bench.clock.advance(4)
+    bench.deadlines.set("b")
+    bench.deadlines.change(20)
+    bench.clock.advance(15.9)
+    assert bench.expired == []
+    bench.clock.advance(0.1)
+    assert bench.expired == ["a"]
+    bench.clock.advance(4)
+    assert bench.expired == ["a", "b"]
+
+
+def test_a_shorter_time_ends_what_would_be_over_in_the_next_pass(bench: Bench) -> None:
+    bench.deadlines.set("a")
+    bench.clock.advance(4)
+    bench.deadlines.set("b")
+    bench.deadlines.change(3)
+    assert bench.expired == []
+    bench.clock.advance(0)
+    assert bench.expired == ["a"]
+    bench.clock.advance(3)
+    assert bench.expired == ["a", "b"]
+    assert bench.clock.getDelayedCalls() == []
+
+
+def test_a_time_of_0_clears_what_runs_and_another_one_counts_from_then_on(bench: Bench) -> None:
+    bench.deadlines.set("a")
+    bench.deadlines.change(0)
+    assert bench.clock.getDelayedCalls() == []
+    bench.deadlines.set("b")
+    bench.deadlines.change(5)
+    bench.deadlines.set("c")
+    bench.clock.advance(100)
+    assert bench.expired == ["c"]

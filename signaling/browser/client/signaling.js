@@ -542,6 +542,7 @@ class OwnMetadata {
     this.#shown = metadata;
     const update = this.#advance();
     if (update) this.#accepted = update.metadata;
+    else if (JSON.stringify(metadata) === this.#wanted) this.#accepted = this.#wanted; // The answer came late.
     update?.resolve?.();
   }
 
@@ -552,8 +553,8 @@ class OwnMetadata {
 
   /** The update that is under way was refused; returns whether somebody waits for its outcome. */
   refuse(code, message) {
-    const { metadata, reject } = this.#advance();
-    if (this.#wanted === metadata) this.#wanted = this.#accepted;
+    const { reject } = this.#advance();
+    if (!this.#underWay) this.#wanted = this.#accepted; // Otherwise it is that of a later update.
     reject?.(notUpdated(code, message));
     return reject !== undefined;
   }
@@ -657,11 +658,103 @@ async function textOf(body) {
   return "";
 }
 
-/** What to do about an HTTP status or a dismissal: `renew` the token, `end`, or `wait` and try again. */
-function consequence(status, mayRenew) {
-  if (DISMISSALS.has(status)) return "end";
-  if (mayRenew && UNAUTHORIZED.includes(status)) return "renew";
-  return status >= 400 && status < 500 && !MOMENTARY.includes(status) ? "end" : "wait";
+/** Decides what follows when a connection has ended or was refused, and how long to wait; without I/O. */
+class Retry {
+  #backoff; // {first, most}, in milliseconds
+  #isRenewable; // whether there may be another token
+  #isServerThere = false; // whether it has accepted a connection, or said why not now: its address is right
+  #attempts = 0; // that failed in a row, and the loss before them
+  #openedAt; // of the open connection
+  #hasExpired = false; // whether the token of a connection did, and none has lasted since
+  #wasAskedAnew = false; // whether the token was asked for again because it was refused
+  #retryAfterMs = 0; // as the server said in this streak of failures
+  #notBefore = 0; // when that is over
+
+  constructor(backoff, isRenewable) {
+    this.#backoff = { first: 500, most: 30_000, ...backoff };
+    this.#isRenewable = isRenewable;
+  }
+
+  /** The handshake succeeded, so the token is right. */
+  accepted() {
+    this.#isServerThere = true;
+    this.#wasAskedAnew = false;
+    this.#retryAfterMs = 0;
+  }
+
+  opened() {
+    this.#openedAt = performance.now();
+  }
+
+  /** The network may be back; returns whether a client that waits may try again now. */
+  woken() {
+    this.#attempts = 0;
+    return performance.now() >= this.#notBefore;
+  }
+
+  /**
+   * The connection, or the attempt to make one, has ended.
+   *
+   * @param refusal - the server's answer, as far as it is known.
+   * @returns `refusal`, if the server refused this peer, or `why` it is hopeless; neither if the client is to try again later.
+   */
+  failed({ code, reason }, refusal) {
+    const lastedMs = this.#openedAt === undefined ? 0 : performance.now() - this.#openedAt;
+    this.#openedAt = undefined;
+    if (lastedMs >= MS.stable) {
+      this.#attempts = 0;
+      this.#hasExpired = false;
+    }
+    if (DISMISSALS.has(code)) return { refusal: { status: code, reason: reason.slice(0, MAX_REASON) } };
+    if (code === TOKEN_EXPIRED && this.#isRefusal(lastedMs)) {
+      this.#attempts = 0;
+      return { refusal: { status: 401, reason: "the token has expired" } };
+    }
+    this.#attempts++;
+    if (refusal || this.#isServerThere || this.#attempts < MAX_FIRST_ATTEMPTS) return { refusal };
+    return { why: `no connection in ${MAX_FIRST_ATTEMPTS} attempts: is the server there, and is its address right?` };
+  }
+
+  /** Whether an expired token counts as refused, and not as a loss, after which another one is asked for with backoff. */
+  #isRefusal(lastedMs) {
+    const isTooSoon = lastedMs < MS.expiry || this.#hasExpired;
+    this.#hasExpired = true;
+    return !isTooSoon || !this.#isRenewable;
+  }
+
+  /** The server refused this peer: returns whether to `renew` the token, to `end`, or to `wait` and try again. */
+  refused({ status, retryAfter = 0 }) {
+    if (UNAUTHORIZED.includes(status) && this.#isRenewable && !this.#wasAskedAnew) {
+      this.#wasAskedAnew = true;
+      return "renew";
+    }
+    if (DISMISSALS.has(status) || (status >= 400 && status < 500 && !MOMENTARY.includes(status))) return "end";
+    this.#isServerThere = true;
+    this.#retryAfterMs = Math.min(MS.mostRetryAfter, retryAfter * 1000);
+    this.#notBefore = performance.now() + this.#retryAfterMs;
+    return "wait";
+  }
+
+  /** The server is asked anew: how long it wanted to be left alone is over. */
+  asks() {
+    this.#retryAfterMs = 0;
+  }
+
+  /** Milliseconds to the next attempt. */
+  delay(code) {
+    const backoffMs = this.#backoffMs(code);
+    // Clients that were told the same time do not all come back at the same moment.
+    return this.#retryAfterMs ? Math.max(backoffMs, this.#retryAfterMs + Math.random() * backoffMs) : backoffMs;
+  }
+
+  #backoffMs(code) {
+    const { first, most } = this.#backoff;
+    const span = Math.min(most, first * 2 ** Math.max(0, this.#attempts - 1));
+    // A server that stops closes all connections at once: spread the reconnects.
+    if (code === 1001 || code === 1012) return Math.random() * Math.min(most, Math.max(span, first * 4));
+    if (code === 1008) return less(most);
+    return less(code === 1013 ? Math.max(span, most / 4) : span);
+  }
 }
 
 /** The topic that a URL names, as it is, not percent-encoded. */
@@ -712,7 +805,7 @@ export class Signaling extends EventTarget {
   #updateTimer; // of the update that is under way
   #maxMessageBytes;
   #reconnect;
-  #backoff;
+  #retry;
   #state = "connecting";
   #selfId = "";
   #formerIds = new Set();
@@ -728,21 +821,15 @@ export class Signaling extends EventTarget {
   #socket; // the current one
   #isAccepted = false; // whether its handshake succeeded
   #isWelcomed = false; // whether it belongs to a session
-  #isServerThere = false; // whether it has accepted a connection, or said why not now: its address is right
+  #isListed = false; // whether a list has ever arrived
   #abandoned = new Set(); // sockets that seem dead
   #timer; // of the current state
   #step = new AbortController(); // of what the current state waits for besides: a token or a diagnosis
-  #openedAt;
-  #attempts = 0; // that failed in a row, and the loss before them
 
   #credential;
   #presented; // the token of the current attempt
   #renewal;
   #diagnosis;
-  #hasExpired = false; // whether the token of a connection did, and none has lasted since
-  #wasAskedAnew = false; // whether the token was asked for again because it was refused
-  #retryAfterMs = 0; // as the server said in this streak of failures
-  #notBefore = 0; // when that is over
 
   #resumeToken;
   #seen = 0;
@@ -770,8 +857,8 @@ export class Signaling extends EventTarget {
     this.#own = new OwnMetadata(shown);
     this.#maxMessageBytes = options.maxMessageBytes ?? MAX_MESSAGE_BYTES;
     this.#reconnect = options.reconnect ?? true;
-    this.#backoff = { first: 500, most: 30_000, ...options.backoff };
     this.#credential = new Credential(token, this.#url);
+    this.#retry = new Retry(options.backoff, this.#credential.isRenewable && this.#reconnect);
     this.#renewal = new Renewal(
       this.#credential,
       (message) => this.#socket.send(JSON.stringify(message)),
@@ -917,11 +1004,9 @@ export class Signaling extends EventTarget {
     return url;
   }
 
-  /** The handshake succeeded, so the token is right. */
   #accept() {
-    this.#isAccepted = this.#isServerThere = true;
-    this.#wasAskedAnew = false;
-    this.#retryAfterMs = 0;
+    this.#isAccepted = true;
+    this.#retry.accepted();
     this.#diagnosis.reset();
   }
 
@@ -945,7 +1030,6 @@ export class Signaling extends EventTarget {
 
   /** The connection, or the attempt to make one, has ended. */
   #lose(code, reason, failure) {
-    const lastedMs = this.#state === "open" ? performance.now() - this.#openedAt : 0;
     const lost = this.#state === "open" ? `the connection was lost (${code})` : `no connection (${code})`;
     this.#socket = undefined;
     for (const { size } of this.#arrivals.splice(1)) this.#arrivedSize -= size; // The first one is being processed.
@@ -955,35 +1039,10 @@ export class Signaling extends EventTarget {
     this.#outbox.rewind();
     this.#awaitsEcho = this.#catchingUp = false;
     this.#pendingFence = 0;
-    if (lastedMs >= MS.stable) {
-      this.#attempts = 0;
-      this.#hasExpired = false;
-    }
-    const detail = { reason: reason || failure || lost, code };
     const status = statusOf(failure);
     const refusal = status && { status, reason: `the server refuses (HTTP ${status})` };
-    if (code === TOKEN_EXPIRED) this.#expire(lastedMs, detail);
-    else if (DISMISSALS.has(code)) this.#dismiss(code, reason);
-    else this.#fail(detail, { refusal, isUnexplained: code === 1006 && !this.#isAccepted });
-  }
-
-  /** The token has expired: connects again at once with another one, unless that was the case just now. */
-  #expire(lastedMs, detail) {
-    const isTooSoon = lastedMs < MS.expiry || this.#hasExpired;
-    this.#hasExpired = true;
-    if (this.#credential.isRenewable && isTooSoon) {
-      this.#fail(detail);
-      return;
-    }
-    this.#attempts = 0;
-    this.#begin();
-    this.#judge({ status: 401, reason: "the token has expired" }, detail);
-  }
-
-  /** An operator ended the stay of this peer, which would not be welcome if it came back. */
-  #dismiss(code, reason) {
-    this.#begin();
-    this.#judge({ status: code, reason: (reason || DISMISSALS.get(code)).slice(0, MAX_REASON) }, { code });
+    const isUnexplained = code === 1006 && !this.#isAccepted;
+    this.#fail({ reason: reason || DISMISSALS.get(code) || failure || lost, code }, { refusal, isUnexplained });
   }
 
   /**
@@ -994,25 +1053,18 @@ export class Signaling extends EventTarget {
    */
   #fail(detail, { refusal, isUnexplained = false } = {}) {
     const signal = this.#begin();
-    this.#attempts++;
-    if (refusal) {
-      if (isUnexplained && this.#diagnosis.isDue) this.#diagnose(detail, signal, refusal);
-      else this.#judge(refusal, detail);
-    } else if (!this.#isServerThere && this.#attempts >= MAX_FIRST_ATTEMPTS) {
-      const why = `no connection in ${MAX_FIRST_ATTEMPTS} attempts: is the server there, and is its address right?`;
-      this.#end(`${why} (${detail.reason})`, undefined, detail.code);
-    } else if (isUnexplained && this.#diagnosis.isDue) {
-      this.#diagnose(detail, signal);
-    } else {
-      this.#wait(detail);
-    }
+    const decided = this.#retry.failed(detail, refusal);
+    if (decided.why) this.#end(`${decided.why} (${detail.reason})`, undefined, detail.code);
+    else if (isUnexplained && this.#diagnosis.isDue) this.#diagnose(detail, signal, decided.refusal);
+    else if (decided.refusal) this.#judge(decided.refusal, detail);
+    else this.#wait(detail);
   }
 
   /** Asks the server why, and then tries again as it says; without an answer as late as without the question. */
   async #diagnose(detail, signal, known) {
     const failedAt = performance.now();
-    this.#retryAfterMs = 0; // That of an earlier answer is over.
-    const retryInMs = this.#delay(detail.code);
+    this.#retry.asks();
+    const retryInMs = this.#retry.delay(detail.code);
     if (this.#reconnect && !known) this.#change("waiting", { ...detail, retryInMs });
     if (signal.aborted) return; // A listener left.
     const refusal = (await this.#diagnosis.ask(this.#attempt(this.#own.requested), this.#presented, signal)) ?? known;
@@ -1024,17 +1076,15 @@ export class Signaling extends EventTarget {
 
   /** The server refused a connection: gets another token at once, ends, or tries again later. */
   #judge(refusal, { code }) {
-    const { status, reason, retryAfter = 0 } = refusal;
+    const { status, reason } = refusal;
     const { signal } = this.#step;
     if (this.#reconnect && OF_THE_URL.includes(status) && this.#own.revert()) {
       emit(this, "error", { type: "error", code: "invalid_metadata", message: reason });
       if (!signal.aborted) this.#connectAnew({ reason, code });
       return;
     }
-    const mayRenew = this.#credential.isRenewable && !this.#wasAskedAnew && this.#reconnect;
-    const next = consequence(status, mayRenew);
+    const next = this.#retry.refused(refusal);
     if (next === "renew") {
-      this.#wasAskedAnew = true;
       this.#connectAnew({ reason, code });
       return;
     }
@@ -1044,9 +1094,6 @@ export class Signaling extends EventTarget {
       this.#end(reason, Object.assign(new Error(reason), { status }), code);
       return;
     }
-    this.#isServerThere = true;
-    this.#retryAfterMs = Math.min(MS.mostRetryAfter, retryAfter * 1000);
-    this.#notBefore = performance.now() + this.#retryAfterMs;
     this.#wait({ reason, code });
   }
 
@@ -1061,7 +1108,7 @@ export class Signaling extends EventTarget {
       this.#end(detail.reason, undefined, detail.code);
       return;
     }
-    const retryInMs = this.#delay(detail.code);
+    const retryInMs = this.#retry.delay(detail.code);
     this.#retryIn(retryInMs);
     this.#change("waiting", { ...detail, retryInMs });
   }
@@ -1070,28 +1117,13 @@ export class Signaling extends EventTarget {
     this.#timer = setTimeout(() => this.#tryTo(() => this.#connect()), ms);
   }
 
-  /** Milliseconds to the next attempt. */
-  #delay(code) {
-    const backoffMs = this.#backoffMs(code);
-    // Clients that were told the same time do not all come back at the same moment.
-    return this.#retryAfterMs ? Math.max(backoffMs, this.#retryAfterMs + Math.random() * backoffMs) : backoffMs;
-  }
-
-  #backoffMs(code) {
-    const { first, most } = this.#backoff;
-    const span = Math.min(most, first * 2 ** Math.max(0, this.#attempts - 1));
-    // A server that stops closes all connections at once: spread the reconnects.
-    if (code === 1001 || code === 1012) return Math.random() * Math.min(most, Math.max(span, first * 4));
-    if (code === 1008) return less(most);
-    return less(code === 1013 ? Math.max(span, most / 4) : span);
-  }
 
   /** The network may be back, or a connection may have been lost unnoticed. */
   #wake() {
-    this.#attempts = 0;
+    const mayConnect = this.#retry.woken();
     this.#diagnosis.reset();
     if (this.#state === "open") this.#fence();
-    else if (this.#state === "waiting" && performance.now() >= this.#notBefore) this.#tryTo(() => this.#connect());
+    else if (this.#state === "waiting" && mayConnect) this.#tryTo(() => this.#connect());
   }
 
   #leave(reason) {
@@ -1344,13 +1376,14 @@ export class Signaling extends EventTarget {
   }
 
   #list(message) {
-    const before = this.#openedAt === undefined ? undefined : this.#peers;
+    const before = this.#isListed ? this.#peers : undefined;
     // The server may not have noticed yet that this peer lost its earlier connection.
     const others = message.peers.filter(({ id }) => !this.#formerIds.has(id) && id !== this.#selfId);
     this.#peers = new Map(others.map(({ id, metadata }) => [id, metadata]));
     this.#peersSize = [...this.#peers].reduce((sum, [id, metadata]) => sum + sizeOf(id, metadata), 0);
     for (const id of this.#lastNumbers.keys()) if (!this.#isThere(id)) this.#lastNumbers.delete(id);
-    this.#openedAt = performance.now();
+    this.#isListed = true;
+    this.#retry.opened();
     this.#watch(MS.idle, () => this.#fence());
     this.#refuse("target_not_found", before ? this.#outbox.remove(({ to }) => !this.#isThere(to)) : []);
     if (this.#state === "closed") return; // A listener left.

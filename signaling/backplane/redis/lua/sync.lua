@@ -3,7 +3,7 @@
 -- ARGV prefix, topic, seconds, node, the id that the node had before, and its peers: id, metadata, id, metadata...
 -- The metadata begins with +, or with ? for a peer of which a call has no reply yet: it may stay as it is, and is not added.
 -- Members of the former id become this node's, or leave. A peer that another node has stays that node's.
--- Replies with evicted if the node has a tombstone, or synced and a snapshot.
+-- Replies with evicted if the node has a tombstone, or synced, a snapshot, and the members of this node that were removed.
 local members, state, index = KEYS[1], KEYS[2], KEYS[3]
 local prefix, topic, seconds, node, former = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 
@@ -19,6 +19,7 @@ for at = 6, #ARGV, 2 do
     end
 end
 
+local removed = {}
 local stored = redis.call('HGETALL', members)
 for at = 1, #stored, 2 do
     local peer, value = stored[at], stored[at + 1]
@@ -38,6 +39,7 @@ for at = 1, #stored, 2 do
         local text = event(state, topic, 'left', peer, '')
         remove(members, state, prefix .. 'topics:' .. of, topic, peer, value)
         send_to_members(prefix, state, text, node)
+        removed[#removed + 1] = peer
     end
     own[peer] = nil
 end
@@ -49,4 +51,6 @@ for at = 6, #ARGV, 2 do
     end
 end
 expire(seconds, members, state, index)
-return snapshot('synced', members, state)
+local reply = snapshot('synced', members, state)
+reply[#reply + 1] = removed
+return reply

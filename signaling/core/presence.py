@@ -1,0 +1,347 @@
+"""Presence events: which peers joined and left which topics, as an observer of the server is told them.
+
+Events are told in the order in which they happen, and numbered for each topic. Without an observer there is no
+``PresenceReporter``, and nothing here is used.
+
+In a cluster, each event is told by the node that has the peer. If a node is lost, the node that evicts it tells for
+each of its peers ``PeerJoined`` again, under the same id, and then ``PeerLeft``: nobody knows how far the lost node
+came with telling it, and so no ``PeerLeft`` is ever without a ``PeerJoined``.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from signaling.errors import LeaveReason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PresenceEvent:
+    """What all presence events have.
+
+    Args:
+        id: unique; an event that is told again, by another node, has the same.
+        topic: its name.
+        number: counts the events of the topic, from 1 on; in a cluster those that this node tells, as long as it has
+            peers in the topic.
+        time: in seconds since 1970.
+        node: the node that tells it; None without a cluster.
+    """
+
+    id: str
+    topic: str
+    number: int
+    time: float
+    node: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicOpened(PresenceEvent):
+    """A topic has its first peer, or is about to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicClosed(PresenceEvent):
+    """A topic has lost its last peer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerEvent(PresenceEvent):
+    """What the events of peers have.
+
+    Args:
+        peer: its id.
+        metadata_text: the JSON text of an object, or None.
+        subject: of the peer's token or password; None without access control, or if it has none.
+    """
+
+    peer: str
+    metadata_text: bytes | None = field(default=None, repr=False)
+    subject: str | None = None
+
+    @property
+    def metadata(self) -> dict[str, Any] | None:
+        """The peer's metadata, parsed anew at each access."""
+        return None if self.metadata_text is None else json.loads(self.metadata_text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerJoined(PeerEvent):
+    """A peer joined. One that resumes has not joined again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerUpdated(PeerEvent):
+    """A peer has replaced its metadata.
+
+    Args:
+        joined: the id of its ``PeerJoined``.
+    """
+
+    joined: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerLeft(PeerEvent):
+    """A peer left. One that is detached, or resumes at another node, has not left.
+
+    Args:
+        joined: the id of its ``PeerJoined``.
+        reason: why it left.
+        duration: seconds since it joined; None if that is not known.
+    """
+
+    joined: str
+    reason: LeaveReason
+    duration: float | None
+
+
+class PresenceObserver(Protocol):
+    """What a reporter tells: ``IPresenceObserver`` without its end."""
+
+    def topic_opened(self, event: TopicOpened) -> object:
+        """A topic was opened."""
+
+    def peer_joined(self, event: PeerJoined) -> object:
+        """A peer joined."""
+
+    def peer_updated(self, event: PeerUpdated) -> object:
+        """A peer has replaced its metadata."""
+
+    def peer_left(self, event: PeerLeft) -> object:
+        """A peer left."""
+
+    def topic_closed(self, event: TopicClosed) -> object:
+        """A topic was closed."""
+
+
+class PresentPeer(Protocol):
+    """What a reporter needs to know of a peer."""
+
+    @property
+    def id(self) -> str:
+        """Unique in the cluster."""
+
+    @property
+    def metadata(self) -> bytes | None:
+        """The JSON text of an object, or None."""
+
+
+class Origin(NamedTuple):
+    """What the node to which a peer moves has to know for the peer's ``PeerLeft``.
+
+    Args:
+        node: the node under whose id it was told that the peer joined.
+        seconds: since it joined.
+    """
+
+    node: str
+    seconds: float
+    subject: str | None
+
+
+class _RemovedPeer(NamedTuple):
+    id: str
+    metadata: bytes | None
+
+
+class _Record(NamedTuple):
+    node: str | None
+    joined_at: float
+    subject: str | None
+
+
+@dataclass(slots=True)
+class _ReportedTopic:
+    number: int = 0
+    peers: dict[str, _Record] = field(default_factory=dict)
+
+
+class PresenceReporter:
+    """Tells an observer what happens to the peers of one server.
+
+    Args:
+        observer: called at once; what it raises goes to ``failed``.
+        node: returns the id of this node; None without a cluster, where this reporter alone decides when a topic is
+            opened and closed.
+        members: returns the peers of this node in a topic.
+        read_origin: returns what another node's session says of its peer; None if that node told nothing.
+        seconds: a monotonic clock.
+        wall_clock: seconds since 1970.
+        failed: called with what the observer raises.
+    """
+
+    def __init__(  # noqa: PLR0913, PLR0917 - what it reports to, and what it reads
+        self,
+        observer: PresenceObserver,
+        node: Callable[[], str | None],
+        members: Callable[[str], Iterable[PresentPeer]],
+        read_origin: Callable[[bytes], Origin | None],
+        seconds: Callable[[], float],
+        wall_clock: Callable[[], float],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._observer = observer
+        self._node = node
+        self._members = members
+        self._read_origin = read_origin
+        self._seconds = seconds
+        self._wall_clock = wall_clock
+        self._failed = failed
+        # The topics in which this server has peers that were told.
+        self._topics: dict[str, _ReportedTopic] = {}
+
+    # Called by the core
+
+    def joined(self, topic: str, peer: PresentPeer, subject: str | None, *, opens: bool) -> None:
+        """Tell that a peer joined.
+
+        Args:
+            opens: whether the topic is a new one, unless it is known here already.
+        """
+        if opens and topic not in self._topics:
+            self.topic_opened(topic)
+        record = _Record(self._node(), self._seconds(), subject)
+        self._tell_joined(topic, peer, record)
+
+    def updated(self, topic: str, peer: PresentPeer) -> None:
+        """Tell that a peer has replaced its metadata."""
+        reported = self._topics.get(topic)
+        record = reported.peers.get(peer.id) if reported is not None else None
+        if record is not None:
+            event = PeerUpdated(
+                id=_random_event_id("updated"),
+                joined=_peer_event_id(peer.id, record.node, "joined"),
+                peer=peer.id,
+                metadata_text=peer.metadata,
+                subject=record.subject,
+                **self._common(topic),
+            )
+            self._tell(self._observer.peer_updated, event)
+
+    def left(self, topic: str, peer: PresentPeer, reason: LeaveReason) -> None:
+        """Tell that a peer left."""
+        reported = self._topics.get(topic)
+        record = reported.peers.pop(peer.id, None) if reported is not None else None
+        if reported is None or record is None:
+            return
+        self._tell_left(topic, peer, record, reason, self._seconds() - record.joined_at)
+        if record.node is None and not reported.peers:
+            self.topic_closed(topic)
+
+    def origin(self, topic: str, peer: str) -> Origin | None:
+        """Return what another node has to know of a peer that moves there."""
+        reported = self._topics.get(topic)
+        record = reported.peers.get(peer) if reported is not None else None
+        if record is None or record.node is None:
+            return None
+        return Origin(record.node, self._seconds() - record.joined_at, record.subject)
+
+    def moved_here(self, topic: str, peer: str, origin: Origin | None) -> None:
+        """Take over a peer of another node; its origin is None if that node told nothing."""
+        node, seconds, subject = origin or Origin(self._node() or "", 0.0, None)
+        self._reported(topic).peers[peer] = _Record(node, self._seconds() - seconds, subject)
+
+    def moved_away(self, topic: str, peer: str) -> None:
+        """Leave a peer to another node."""
+        reported = self._topics.get(topic)
+        if reported is not None:
+            reported.peers.pop(peer, None)
+            self.forget_if_empty(topic)
+
+    # Called by the backplane
+
+    def topic_opened(self, topic: str) -> None:
+        """Tell that a topic was opened."""
+        self._tell(self._observer.topic_opened, TopicOpened(id=_random_event_id("opened"), **self._common(topic)))
+
+    def topic_closed(self, topic: str) -> None:
+        """Tell that a topic was closed."""
+        self._tell(self._observer.topic_closed, TopicClosed(id=_random_event_id("closed"), **self._common(topic)))
+        self.forget_if_empty(topic)
+
+    def forget_if_empty(self, topic: str) -> None:
+        """Forget a topic in which no peers of this server are."""
+        reported = self._topics.get(topic)
+        if reported is not None and not reported.peers:
+            del self._topics[topic]
+
+    def peer_of_lost_node(self, topic: str, peer: str, metadata: bytes | None, node: str) -> None:
+        """Tell that a peer of a node that was evicted joined, under the same id as that node, and left."""
+        lost, record = _RemovedPeer(peer, metadata), _Record(node, self._seconds(), None)
+        self._tell_joined(topic, lost, record)
+        del self._reported(topic).peers[peer]
+        self._tell_left(topic, lost, record, LeaveReason.NODE_LOST, None)
+
+    def peer_lost_on_its_way(self, topic: str, peer: str, metadata: bytes | None, session: bytes) -> None:
+        """Tell that a peer left which another node handed off, and which could not go on here."""
+        origin = self._read_origin(session)
+        if origin is not None:
+            record = _Record(origin.node, self._seconds() - origin.seconds, origin.subject)
+            lost = _RemovedPeer(peer, metadata)
+            self._tell_left(topic, lost, record, LeaveReason.RESUME_TIMEOUT, origin.seconds)
+
+    def renamed(self) -> None:
+        """Tell again that the peers of this node joined: the other nodes had evicted it."""
+        for topic, reported in list(self._topics.items()):
+            for peer in self._members(topic):
+                record = reported.peers.get(peer.id)
+                if record is not None:
+                    self._tell_joined(topic, peer, record._replace(node=self._node()))
+
+    # The observer
+
+    def _reported(self, topic: str) -> _ReportedTopic:
+        reported = self._topics.get(topic)
+        if reported is None:
+            reported = self._topics[topic] = _ReportedTopic()
+        return reported
+
+    def _common(self, topic: str) -> dict[str, Any]:
+        reported = self._reported(topic)
+        reported.number += 1
+        return {"topic": topic, "number": reported.number, "time": self._wall_clock(), "node": self._node()}
+
+    def _tell_joined(self, topic: str, peer: PresentPeer, record: _Record) -> None:
+        self._reported(topic).peers[peer.id] = record
+        event = PeerJoined(
+            id=_peer_event_id(peer.id, record.node, "joined"),
+            peer=peer.id,
+            metadata_text=peer.metadata,
+            subject=record.subject,
+            **self._common(topic),
+        )
+        self._tell(self._observer.peer_joined, event)
+
+    def _tell_left(
+        self, topic: str, peer: PresentPeer, record: _Record, reason: LeaveReason, duration: float | None
+    ) -> None:
+        event = PeerLeft(
+            id=_peer_event_id(peer.id, record.node, "left"),
+            joined=_peer_event_id(peer.id, record.node, "joined"),
+            peer=peer.id,
+            metadata_text=peer.metadata,
+            subject=record.subject,
+            reason=reason,
+            duration=duration,
+            **self._common(topic),
+        )
+        self._tell(self._observer.peer_left, event)
+
+    def _tell(self, method: Callable[[Any], object], event: PresenceEvent) -> None:
+        try:
+            method(event)
+        except Exception as error:
+            self._failed(error)
+
+
+def _peer_event_id(peer: str, node: str | None, what: str) -> str:
+    return f"{peer}.{what}" if node is None else f"{peer}.{node}.{what}"
+
+
+def _random_event_id(what: str) -> str:
+    return f"{secrets.token_hex(12)}.{what}"

@@ -1,0 +1,1 @@
+"""Webhooks: presence events, delivered to a URL as signed requests (docs/webhooks.md)."""
