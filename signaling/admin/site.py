@@ -41,9 +41,9 @@ from signaling.web.site import BoundedRequest, SignalingSite, end_with_answer, r
 from signaling.websocket.protocol import WebSocketConnection
 from signaling.websocket.request_head import HeaderValues
 
-# Operators and back ends are few.
-_MAX_CONNECTIONS = 128
-_MAX_REQUESTS_AT_ONCE = 32
+# Operators and back ends are few, and each connection takes one of the descriptors that are reserved for the process.
+_MAX_CONNECTIONS = 32
+_MAX_REQUESTS_AT_ONCE = 16
 _MAX_BODY_BYTES = 65_536
 _encode = msgspec.json.Encoder().encode
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _PREFIX = "SIGNALING_"
 # Of the fast path and of signaling-probe.
 _OTHER_VARIABLES = ("SIGNALING_FAST_PATH", "SIGNALING_TOKEN")
-# Kubernetes, and Docker's links, describe every service of that name in the environment of its neighbours.
+# Kubernetes describes each service by such variables, in the environment of all its neighbours.
 _SERVICE_LINK = re.compile(r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
 _MAX_SHOWN = 200

@@ -478,7 +478,7 @@ def test_what_may_be_at_a_process_that_does_not_answer_is_not_said_to_be_missing
 
 def test_requests_at_once_are_bounded() -> None:
     port = AdminPort(Harness(), asker=FixedAsker(None))
-    waiting = [port.connect() for _ in range(32)]
+    waiting = [port.connect() for _ in range(16)]
     for connection in waiting:
         connection.send(b"GET /v1/topics HTTP/1.1\r\nHost: a\r\n\r\n")
     assert {connection.received for connection in waiting} == {b""}
@@ -499,9 +499,9 @@ def test_a_client_that_does_not_wait_for_its_answer_harms_nothing(port: AdminPor
 
 
 def test_connections_are_bounded_and_the_oldest_gives_way(port: AdminPort) -> None:
-    connections = [port.connect() for _ in range(130)]
+    connections = [port.connect() for _ in range(34)]
     port.harness.run()
-    assert [connection.lost for connection in connections] == [True] * 2 + [False] * 128
+    assert [connection.lost for connection in connections] == [True] * 2 + [False] * 32
 
 
 def test_a_connection_that_says_nothing_is_closed(port: AdminPort) -> None:

@@ -40,8 +40,9 @@ def ask(harness: Harness, query: Query) -> Any:
     return merge(query, Answers({"": answer})).answer
 
 
-def test_a_removed_peer_gets_the_reason_and_leaves_at_once() -> None:
-    harness = Harness()
+@pytest.mark.parametrize("site", [False, pytest.param(True, marks=pytest.mark.site)])
+def test_a_removed_peer_gets_the_reason_and_leaves_at_once(site: bool) -> None:
+    harness = Harness(site)
     ada, bob = harness.join("room"), harness.join("room")
     ada.heard()
     ada.stall()
@@ -87,8 +88,9 @@ def test_a_detached_peer_that_is_removed_loses_its_session() -> None:
     assert harness.counters.leaves == {LeaveReason.REMOVED: 1}
 
 
-def test_all_peers_of_a_closed_topic_leave_and_others_stay() -> None:
-    harness = Harness(resume_window_seconds=30)
+@pytest.mark.parametrize("site", [False, pytest.param(True, marks=pytest.mark.site)])
+def test_all_peers_of_a_closed_topic_leave_and_others_stay(site: bool) -> None:
+    harness = Harness(site, resume_window_seconds=30)
     peers = [harness.join("room") for _ in range(100)]
     detached, other = peers[0], harness.join("other")
     detached.reset()

@@ -132,6 +132,24 @@ def test_a_change_of_the_log_level_is_logged_whichever_way_it_goes(tmp_path: Pat
     assert not server.harness.factory.events.info
 
 
+def test_relays_of_peers_that_are_there_are_logged_from_then_on(tmp_path: Path) -> None:
+    server, events = Server(tmp_path, ""), list[str]()
+    peer = server.harness.join("room")
+
+    def note(event: LogEvent) -> None:
+        events.append(event.get("event", ""))
+
+    globalLogPublisher.addObserver(note)
+    try:
+        peer.offer(peer)
+        assert "relayed" not in events
+        server.reload("log-level = 'debug'")
+        peer.offer(peer)
+        assert "relayed" in events
+    finally:
+        globalLogPublisher.removeObserver(note)
+
+
 def test_all_parts_of_the_log_get_a_new_level(tmp_path: Path) -> None:
     server, levels = Server(tmp_path, ""), list[Any]()
     server.reloader.log_levels.append(levels.append)

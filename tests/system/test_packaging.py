@@ -107,6 +107,9 @@ def test_a_wheel_serves_from_any_folder_and_any_user(installed: Path, tmp_path: 
         assert server.stop() == 0
         assert "plugin cache" not in server.log
     assert (installed / "signaling-health").exists()
+    command = [*unprivileged(), str(installed / "signaling"), "--port=7", "--check-config"]
+    checked = subprocess.run(command, cwd="/", capture_output=True, text=True, check=True, timeout=60)
+    assert "port = 7  # command line" in checked.stdout.splitlines()
     minted = subprocess.run([installed / "signaling-token", "--key", "x"], capture_output=True, check=False)
     assert b"pip install 'twisted-signaling[jwt]'" in minted.stderr
 
