@@ -40,7 +40,7 @@ class _Query:
         answers: by node; those of nodes that were not asked are dropped in the end.
         parts: of answers that are not complete yet.
         asked: this node, and others whose channel has a listener; None until the store's reply.
-        gone: nodes whose channel has none.
+        gone: nodes whose channel has none, or that the store does not know any more.
         size: in bytes, of all that came for it.
     """
 
@@ -107,7 +107,8 @@ class NodeQueries:
                 asked.asked, asked.gone = {node}, {BACKPLANE, *self._membership.other_nodes}
             else:
                 asked.asked = {node, *(other for other, count in listeners.items() if count)}
-                asked.gone = listeners.keys() - asked.asked
+                # A store that lost its data lists a node again with its next heartbeat.
+                asked.gone = (listeners.keys() | self._membership.other_nodes) - asked.asked
             self._finish_if_answered(number)
 
         def answered(answer: bytes) -> None:

@@ -216,9 +216,20 @@ def test_a_node_that_drains_answers_until_it_is_gone(harness: Harness) -> None:
     harness.factories[2].shutdown.drain()
     assert (sorted(ask(harness).answers), len(harness.factories[2].connections)) == (names(harness, 0, 1, 2), 1)
     peers[2].resume()
-    harness.run()
+    # Until its next heartbeat, the first node does not know that the other one is gone in peace.
+    assert ask(harness).missing == names(harness, 2)
+    harness.advance(1)
     asked = ask(harness)
     assert (sorted(asked.answers), asked.missing) == (names(harness, 0, 1), [])
+
+
+def test_a_store_that_lost_its_data_forgets_no_node(harness: Harness) -> None:
+    keys = Keys("signaling:")
+    for node in (name(harness, 1).encode(), name(harness, 2).encode()):
+        harness.engines[0].call("deregister", [keys.nodes, keys.index(node)], [node, keys.prefix], lambda reply: None)
+    assert ask(harness).missing == names(harness, 1, 2)
+    harness.advance(1)
+    assert sorted(ask(harness).answers) == names(harness, 0, 1, 2)
 
 
 def test_a_node_that_stops_waits_for_no_answers(harness: Harness) -> None:
