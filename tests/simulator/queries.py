@@ -120,10 +120,13 @@ class QueryingScenario(ResumingScenario):
     def _check_description(self, asked: Asked) -> None:
         assert isinstance(asked.query, DescribeTopic)
         expected = sorted(client.id for client in self.live() if client.topic == asked.query.topic)
-        if asked.merged is None or asked.merged.missing:
-            self.violation(f"{asked.node.name} describes nothing though all is calm: {asked.merged}")
+        if asked.merged is None:
+            self.violation(f"{asked.node.name} does not answer though all is calm")
             return
-        answer = asked.merged.answer
+        answer, missing = asked.merged
         assert isinstance(answer, TopicDescription)
-        if [peer.id for peer in answer.peers] != expected:
-            self.violation(f"{asked.node.name} describes {answer.peers}, not {expected}")
+        described = [peer.id for peer in answer.peers]
+        # Slow links may take longer than the others wait.
+        if (not missing and described != expected) or not set(described) <= set(expected):
+            self.violation(f"{asked.node.name} describes {described}, not {expected}; missing are {missing}")
+        self.counts["described"] += not missing
