@@ -34,7 +34,7 @@ from signaling.server.endpoints import (
 from signaling.server.factory import SignalingFactory
 from signaling.server.http import HttpFactory
 from signaling.timing.clock import use_monotonic_timers
-from signaling.webhooks.delivery import Webhooks
+from signaling.webhooks.delivery import STOP_SECONDS, Webhooks
 from signaling.workers.listener import WorkerListener, drain_seconds, routing
 from signaling.workers.supervisor import WorkerSettings
 
@@ -293,8 +293,14 @@ def _worker_settings(options: Options) -> WorkerSettings:
     if not options.run_by_twistd:
         # What an application changes in its options would not reach the workers.
         raise StartError("--workers: only twistd starts workers; a server in an application is one process")
-    in_force, are_nodes = encode_settings(options.settings.values()), options.backplane is not None
-    return WorkerSettings(options.workers, options.arguments, drain_seconds(options.limits), in_force, are_nodes)
+    return WorkerSettings(
+        options.workers,
+        options.arguments,
+        drain_seconds(options.limits),
+        encode_settings(options.settings.values()),
+        observer_seconds=STOP_SECONDS if options.webhook is not None else 0.0,
+        are_nodes=options.backplane is not None,
+    )
 
 
 def _serve_admin(

@@ -13,7 +13,7 @@ from itertools import islice
 from signaling.backplane.membership import Membership
 from signaling.backplane.messages import EventKind, Member, TopicEvent
 from signaling.backplane.pending_joins import PendingJoins
-from signaling.backplane.store import Snapshot, Store
+from signaling.backplane.store import Departure, Snapshot, Store
 from signaling.backplane.topic_replica import Change, OwnPeers, TopicReplica, Update
 from signaling.backplane.updates import PendingUpdates
 from signaling.core.interfaces import Node, PresenceListener
@@ -317,6 +317,7 @@ class Presence:
             self.resync(topic)
 
     def _report_removed(self, observed: PresenceListener, topic: str, snapshot: Snapshot) -> None:
+        observed.synced(topic, snapshot.members)
         moves = self._unanswered_moves.pop(topic, {})
         for peer in snapshot.removed:
             if peer in moves:
@@ -327,15 +328,17 @@ class Presence:
     def leave(self, topic: str, peer: str) -> None:
         """Announce to the other nodes that a peer of this node left."""
 
-        def left(was_last: bool | None) -> None:
-            if was_last is None:
+        def left(departure: Departure | None) -> None:
+            if departure is None:
                 self._unverified[topic] = None
-            self._report_end(topic, is_over=bool(was_last))
+            self._report_leave(topic, peer, departure)
+            self._report_end(topic, is_over=departure is Departure.CLOSED)
 
         is_connected = self._membership.is_connected
         if is_connected:
             self._store.leave(topic, peer, left)
         else:
+            self._report_leave(topic, peer, None)
             self._report_end(topic, is_over=not self.has_members(topic))
         self.forget_if_empty(topic)
         if not is_connected and topic in self._replicas:
@@ -350,6 +353,11 @@ class Presence:
         """Return whether a topic has members, on this node or another, as far as this one knows."""
         replica = self._replicas.get(topic)
         return any(True for _ in self._node.members(topic)) or (replica is not None and any(replica.nodes()))
+
+    def _report_leave(self, topic: str, peer: str, departure: Departure | None) -> None:
+        if self.observed is not None:
+            has_left = None if departure is None else departure is not Departure.ELSEWHERE
+            self.observed.leave_decided(topic, peer, has_left)
 
     def _report_end(self, topic: str, *, is_over: bool) -> None:
         if self.observed is not None:

@@ -96,6 +96,17 @@ class Evicted:
     """The reply to a heartbeat of a node that has been evicted."""
 
 
+class Departure(Enum):
+    """What became of a topic whose peer left."""
+
+    OPEN = 0
+    """It has other peers; or nobody knew the peer."""
+    CLOSED = 1
+    """It has no peer left."""
+    ELSEWHERE = 2
+    """Another node has the peer, which stays."""
+
+
 class RemovedMember(NamedTuple):
     """A member of an evicted node, which was removed.
 
@@ -196,9 +207,10 @@ class Store:
         arguments += [b"%d" % max_peers, self._max_peer_list_bytes]
         self._call_for_topic("join", topic, arguments, parse, done)
 
-    def leave(self, topic: str, peer: str, done: Callable[[bool | None], None]) -> None:
-        """Remove a peer of this node; ``done`` gets whether it was the topic's last, or None if that is not known."""
-        self._call_for_topic("leave", topic, [self.node.encode(), peer.encode()], lambda reply: reply[1] == 1, done)
+    def leave(self, topic: str, peer: str, done: Callable[[Departure | None], None]) -> None:
+        """Remove a peer of this node."""
+        arguments = [self.node.encode(), peer.encode()]
+        self._call_for_topic("leave", topic, arguments, lambda reply: Departure(reply[1]), done)
 
     def update(self, topic: str, peer: str, metadata: bytes, done: Callable[[UpdateReply | None], None]) -> None:
         """Replace the metadata of a peer of this node."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from signaling.client.errors import Refused
+from signaling.errors import PEER_REMOVED, TOPIC_CLOSED
 
 STABLE_SECONDS = 5.0
 _LONGEST_RETRY_AFTER_SECONDS = 3_600.0
@@ -17,13 +18,10 @@ _POLICY_VIOLATION = 1008
 _TRY_AGAIN_LATER = 1013
 TOKEN_EXPIRED = 4401
 """The server's close code when the token of a connection expires."""
-REMOVED = 4403
-TOPIC_CLOSED = 4404
-"""The server's close codes when an operator removes a peer or closes its topic: the client is not to come back."""
-# What they mean, if the server gives no reason.
+# The close codes that refuse this peer, and what they mean if the server gives no reason.
 _ENDINGS = {
     TOKEN_EXPIRED: "the token has expired",
-    REMOVED: "an operator removed this peer from the topic",
+    PEER_REMOVED: "an operator removed this peer from the topic",
     TOPIC_CLOSED: "an operator closed the topic",
 }
 # The only 4xx statuses for which the same request may succeed later.
@@ -38,7 +36,8 @@ class Loss:
         reason: for a person.
         code: the WebSocket close code; None without a close frame.
         retry_after_seconds: the ``Retry-After`` of the answer; 0 without one.
-        at_once: whether the next attempt need not wait, because it is not the same: it has a new token.
+        at_once: whether the next attempt need not wait, because it is not the same: it has a new token,
+            or other metadata.
     """
 
     reason: str

@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
+from signaling.admission.logged_addresses import LoggedAddresses
 from signaling.core import messages
 from signaling.core.blocks import Blocks
 from signaling.core.interfaces import Answers
@@ -371,13 +372,17 @@ class Administration:
         services: what the peers share.
         blocks: who is kept out of topics.
         clock: schedules the slices of a query that takes long.
+        addresses: decides what is shown of the addresses of clients.
     """
 
-    def __init__(self, services: PeerServices, blocks: Blocks, clock: Clock) -> None:
+    def __init__(
+        self, services: PeerServices, blocks: Blocks, clock: Clock, addresses: LoggedAddresses | None = None
+    ) -> None:
         self._services = services
         self._topics = services.topics
         self._blocks = blocks
         self._clock = clock
+        self._addresses = addresses or LoggedAddresses()
         self._jobs: FairScheduler[_Job] = FairScheduler(clock, 1, self._advance)
 
     def answer(self, query: bytes, on_answer: Callable[[bytes], None]) -> None:
@@ -404,6 +409,10 @@ class Administration:
             next(job.steps)
         except StopIteration as end:
             job.on_answer(_encode(end.value))
+        except Exception:
+            # Whoever asked must not wait for ever; the reactor logs what was raised.
+            job.on_answer(b"")
+            raise
         else:
             self._jobs.add(job)
 
@@ -452,6 +461,7 @@ class Administration:
                 yield
             known = details.get(peer.id)
             subject, address = (known.subject, known.address) if known is not None else (None, None)
+            address = self._addresses.shown(address)
             seconds = round(max(0.0, now - peer.joined_at), 3)
             entries.append(PeerEntry(peer.id, peer.metadata, seconds, subject, address, peer.detached))
         return TopicDescription(entries)

@@ -227,6 +227,12 @@ class PresenceListener(Protocol):
     def forget_if_empty(self, topic: str) -> None:
         """The topic has peers elsewhere, or nobody knows; this node may have none left."""
 
+    def leave_decided(self, topic: str, peer: str, has_left: bool | None) -> None:
+        """A peer of which ``Backplane.leave`` was told has left, or is at another node; None if that is not known."""
+
+    def synced(self, topic: str, members: Collection[str]) -> None:
+        """The store lists the members of a topic rightly again, as far as they are this node's."""
+
     def peer_of_lost_node(self, topic: str, peer: str, metadata: bytes | None, node: str) -> None:
         """This node removed a peer of a node that it evicted."""
 

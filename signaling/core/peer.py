@@ -171,7 +171,7 @@ class Peer:
             if topic.members:
                 services.announcer.announce(topic, text_frame(messages.peer_left(self.id)))
             if services.presence is not None:
-                services.presence.left(topic.name, self, reason)
+                services.presence.left(topic.name, self, reason, may_be_elsewhere=self._may_be_elsewhere)
             services.backplane.leave(topic.name, self.id)
 
     def _leave_topic(self) -> Topic[Peer] | None:
@@ -243,6 +243,11 @@ class Peer:
 
     def forbid_resuming(self) -> None:
         """Make the tokens that its client has invalid."""
+
+    @property
+    def _may_be_elsewhere(self) -> bool:
+        """Whether another node may have this peer by now."""
+        return False
 
     @property
     def is_handing_off(self) -> bool:

@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from signaling.errors import LeaveReason
+
+# Nothing comes of a leave if the store has forgotten the topic when it can be asked again.
+_MAX_UNANSWERED_TOPICS = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +158,13 @@ class _Record(NamedTuple):
     subject: str | None
 
 
+class _UndecidedLeave(NamedTuple):
+    peer: _RemovedPeer
+    record: _Record
+    reason: LeaveReason
+    duration: float
+
+
 @dataclass(slots=True)
 class _ReportedTopic:
     number: int = 0
@@ -194,6 +204,9 @@ class PresenceReporter:
         self._failed = failed
         # The topics in which this server has peers that were told.
         self._topics: dict[str, _ReportedTopic] = {}
+        # The peers that left, or are at another node: the store was asked, or could not be asked.
+        self._undecided: dict[tuple[str, str], _UndecidedLeave] = {}
+        self._unanswered: dict[str, dict[str, _UndecidedLeave]] = {}
 
     # Called by the core
 
@@ -223,13 +236,22 @@ class PresenceReporter:
             )
             self._tell(self._observer.peer_updated, event)
 
-    def left(self, topic: str, peer: PresentPeer, reason: LeaveReason) -> None:
-        """Tell that a peer left."""
+    def left(self, topic: str, peer: PresentPeer, reason: LeaveReason, *, may_be_elsewhere: bool) -> None:
+        """Tell that a peer left.
+
+        Args:
+            may_be_elsewhere: whether another node may have it: then the store decides, sooner or later.
+        """
         reported = self._topics.get(topic)
         record = reported.peers.pop(peer.id, None) if reported is not None else None
         if reported is None or record is None:
             return
-        self._tell_left(topic, peer, record, reason, self._seconds() - record.joined_at)
+        duration = self._seconds() - record.joined_at
+        if may_be_elsewhere and record.node is not None:
+            gone = _RemovedPeer(peer.id, peer.metadata)
+            self._undecided[topic, peer.id] = _UndecidedLeave(gone, record, reason, duration)
+            return
+        self._tell_left(topic, peer, record, reason, duration)
         if record.node is None and not reported.peers:
             self.topic_closed(topic)
 
@@ -241,10 +263,13 @@ class PresenceReporter:
             return None
         return Origin(record.node, self._seconds() - record.joined_at, record.subject)
 
-    def moved_here(self, topic: str, peer: str, origin: Origin | None) -> None:
-        """Take over a peer of another node; its origin is None if that node told nothing."""
-        node, seconds, subject = origin or Origin(self._node() or "", 0.0, None)
-        self._reported(topic).peers[peer] = _Record(node, self._seconds() - seconds, subject)
+    def moved_here(self, topic: str, peer: PresentPeer, origin: Origin | None) -> None:
+        """Take over a peer of another node; its origin is None if that node has no observer, and so told nothing."""
+        if origin is None:
+            self._tell_joined(topic, peer, _Record(self._node(), self._seconds(), None))
+        else:
+            record = _Record(origin.node, self._seconds() - origin.seconds, origin.subject)
+            self._reported(topic).peers[peer.id] = record
 
     def moved_away(self, topic: str, peer: str) -> None:
         """Leave a peer to another node."""
@@ -254,6 +279,23 @@ class PresenceReporter:
             self.forget_if_empty(topic)
 
     # Called by the backplane
+
+    def leave_decided(self, topic: str, peer: str, has_left: bool | None) -> None:
+        """Tell that a peer left, if it waited for this; None if the store did not answer: then ``synced`` decides."""
+        leave = self._undecided.pop((topic, peer), None)
+        if leave is not None and has_left:
+            self._tell_left(topic, *leave)
+        elif leave is not None and has_left is None:
+            self._unanswered.setdefault(topic, {})[peer] = leave
+            if len(self._unanswered) > _MAX_UNANSWERED_TOPICS:
+                del self._unanswered[next(iter(self._unanswered))]
+
+    def synced(self, topic: str, members: Collection[str]) -> None:
+        """Decide about the peers of a topic that wait: those that are still members are at other nodes."""
+        for peer, leave in self._unanswered.pop(topic, {}).items():
+            if peer not in members:
+                self._tell_left(topic, *leave)
+                self.forget_if_empty(topic)
 
     def topic_opened(self, topic: str) -> None:
         """Tell that a topic was opened."""

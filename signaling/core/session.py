@@ -191,6 +191,11 @@ class PeerSession(Peer):
         self._secrets = []
 
     @property
+    def _may_be_elsewhere(self) -> bool:
+        """Whether another node may have this peer by now."""
+        return bool(self._handoffs)
+
+    @property
     def is_handing_off(self) -> bool:
         """Whether another node may have taken this session."""
         return self.state is SessionState.HANDING_OFF
@@ -404,7 +409,7 @@ class PeerSession(Peer):
         except (msgspec.MsgspecError, Rejected):
             return None
         if self._services.presence is not None:
-            self._services.presence.moved_here(topic_name, self.id, text.origin)
+            self._services.presence.moved_here(topic_name, self, text.origin)
         self._secrets = [claim.token[ID_CHARACTERS:]]
         self._unwritten = {number: session.receipt(number) for number in text.waiting}
         self._services.counters.relays_received += len(text.waiting)

@@ -196,7 +196,7 @@ class SignalingFactory(HttpFactory):
             metadata_updates=metadata_updates,
             features=features_pair(name for name, is_on in features.items() if is_on),
         )
-        self.administration = Administration(self._peer_services, self.blocks, clock)
+        self.administration = Administration(self._peer_services, self.blocks, clock, self.logged_addresses)
         self.asker: Asker = NodesAsker(self.backplane)
         self.local = LocalPeers(self._peer_services, self._session_moved, self.administration.answer)
         if backplane is None:

@@ -18,6 +18,8 @@ from signaling.core.presence import PeerEvent, PeerJoined, PeerLeft, PeerUpdated
 
 MAX_BATCH_EVENTS = 100
 MAX_BATCH_BYTES = 256 * 1024
+# A peer that joins and leaves again and again may have long metadata.
+_BYTES_PER_EVENT = 2048
 _MAX_LOST_TOPICS = 100
 # Of peers that are gone without a leave, because another node has them: these are forgotten, the oldest first.
 _MAX_UNREPORTED = 1_000_000
@@ -56,7 +58,7 @@ class EventQueue:
     """Events that wait, and the batch that is being delivered.
 
     Args:
-        max_events: that wait, besides those of the batch.
+        max_events: that wait, besides those of the batch; together they may have 2 KB for each.
 
     Attributes:
         lost: how many events were dropped so far.
@@ -65,6 +67,8 @@ class EventQueue:
     def __init__(self, max_events: int) -> None:
         self.lost = 0
         self._max = max_events
+        self._max_bytes = _BYTES_PER_EVENT * max_events
+        self._bytes = 0
         self._waiting: deque[_Waiting] = deque()
         self._batch: Batch | None = None
         # What the next batch tells.
@@ -82,9 +86,11 @@ class EventQueue:
         joined = None
         if isinstance(event, PeerEvent):
             joined = event.joined if isinstance(event, PeerUpdated | PeerLeft) else event.id
-        self._waiting.append(_Waiting(event.topic, joined, type(event), event_text(event)))
-        if len(self._waiting) > self._max:
-            self._drop(self._waiting.popleft())
+        text = event_text(event)
+        self._waiting.append(_Waiting(event.topic, joined, type(event), text))
+        self._bytes += len(text)
+        while len(self._waiting) > self._max or (self._bytes > self._max_bytes and len(self._waiting) > 1):
+            self._drop(self._next())
 
     def batch(self, now: float) -> Batch | None:
         """Return what has to be delivered: the same until ``delivered`` is called; None if there is nothing.
@@ -108,7 +114,12 @@ class EventQueue:
             self.lost += self._batch.size
             self._batch = None
         while self._waiting:
-            self._drop(self._waiting.popleft())
+            self._drop(self._next())
+
+    def _next(self) -> _Waiting:
+        waiting = self._waiting.popleft()
+        self._bytes -= len(waiting.text)
+        return waiting
 
     def _take(self) -> list[bytes]:
         events: list[bytes] = []
@@ -116,13 +127,12 @@ class EventQueue:
         while self._waiting and len(events) < MAX_BATCH_EVENTS:
             waiting = self._waiting[0]
             if waiting.kind is not PeerJoined and waiting.joined in self._unreported:
-                self._drop(self._waiting.popleft())
+                self._drop(self._next())
                 continue
             size += len(waiting.text) + 1
             if events and size > MAX_BATCH_BYTES:
                 break
-            events.append(waiting.text)
-            self._waiting.popleft()
+            events.append(self._next().text)
         return events
 
     def _drop(self, waiting: _Waiting) -> None:

@@ -80,6 +80,7 @@ class WorkerSettings:
         drain_seconds: how long a worker may take to drain.
         in_force: the options that are in force, for a worker that starts.
         are_nodes: whether each worker is a node of a cluster.
+        observer_seconds: how long its observer may take after that.
         working_directory: where relative paths in the arguments start.
         module_path: where modules are found.
     """
@@ -89,6 +90,7 @@ class WorkerSettings:
     drain_seconds: float
     in_force: bytes = b""
     are_nodes: bool = False
+    observer_seconds: float = 0.0
     working_directory: str = field(default_factory=os.getcwd)
     module_path: Sequence[str] = field(default_factory=lambda: [os.path.abspath(path) for path in sys.path])
 
@@ -283,7 +285,8 @@ class Worker(ProcessProtocol):
                 self._stopped()
             elif can_drain:
                 self._post(DRAIN)
-                self._kill_in(self._settings.drain_seconds + _KILL_AFTER_DRAIN_SECONDS)
+                settings = self._settings
+                self._kill_in(settings.drain_seconds + settings.observer_seconds + _KILL_AFTER_DRAIN_SECONDS)
             else:
                 self._kill()
         return stopped

@@ -266,6 +266,7 @@ class Harness:
         allow_origins: as for ``SignalingFactory``.
         trusted_proxies: as for ``SignalingFactory``.
         proxy_header: as for ``SignalingFactory``.
+        log_addresses: as for ``SignalingFactory``.
         path_prefix: as for ``SignalingFactory``.
         ice_servers: makes them, given the clock.
         ice_source: makes one, given the clock.
@@ -296,6 +297,7 @@ class Harness:
         allow_origins: Any = (),
         trusted_proxies: Any = (),
         proxy_header: str = "X-Forwarded-For",
+        log_addresses: str = "full",
         path_prefix: str = "",
         serve_client: bool = False,
         demo: bool = False,
@@ -327,6 +329,7 @@ class Harness:
                 allow_origins=allow_origins,
                 trusted_proxies=trusted_proxies,
                 proxy_header=proxy_header,
+                log_addresses=log_addresses,
                 path_prefix=path_prefix,
                 ice_servers=ice_servers(self.clock),
                 ice_source=ice_source(self.clock),

@@ -198,6 +198,13 @@ def test_a_resumed_peer_keeps_its_seconds_and_shows_its_new_address() -> None:
     assert "detached" not in peer
 
 
+@pytest.mark.parametrize(("detail", "shown"), [("network", {"address": "192.0.2.0/24"}), ("off", {})])
+def test_the_address_of_a_peer_is_shown_as_in_the_log(detail: str, shown: dict[str, str]) -> None:
+    harness = Harness(notices=True, log_addresses=detail)
+    ada = harness.join("room")
+    assert AdminPort(harness).get("/v1/topics/room")["peers"] == [{"id": ada.id, "seconds": 0.0, **shown}]
+
+
 def test_nothing_stays_recorded_of_peers_that_left(port: AdminPort) -> None:
     peers = [port.harness.join("room") for _ in range(3)]
     assert len(port.harness.factory.details or ()) == 3

@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 
 from signaling.core.administration import (
     Answers,
+    CloseTopic,
     DescribeTopic,
     ListTopics,
     Merged,
@@ -225,6 +226,33 @@ def test_nothing_is_recorded_of_a_peer_unless_that_is_asked_for() -> None:
     assert harness.factory.details is None
     with pytest.raises(ValueError, match="portal"):
         harness.factory.kick("room", "peer", block_seconds=60)
+
+
+def test_an_error_in_a_later_slice_leaves_nobody_waiting() -> None:
+    harness = Harness()
+    for _ in range(40):
+        harness.join("room")
+    found: list[bytes] = []
+    harness.factory.administration.answer(encode(CloseTopic("room")), found.append)
+    assert found == []
+    peers = list(harness.factory.topics.find("room") or ())
+    peers[-1].attach(BrokenConnection())  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="planted"):
+        harness.run()
+    assert found == [b""]
+
+
+class BrokenConnection:
+    blocked = False
+
+    def offer(self, frame: bytes, receipt: Any = None) -> bool:
+        return True
+
+    def offer_at_once(self, frames: bytes) -> bool:
+        return True
+
+    def remove_peer(self, code: int, reason: str, ending: LeaveReason) -> None:
+        raise RuntimeError("planted")
 
 
 def test_pages_of_several_nodes_become_one() -> None:

@@ -81,6 +81,14 @@ def test_a_client_that_is_not_let_in_is_named_once_its_token_is_right(
     ]
 
 
+def test_a_peer_that_an_operator_removes_is_named(make_server: MakeHarness, tmp_path: Path, events: list[Any]) -> None:
+    server = make_server(portal=issuer.portal(tmp_path), notices=True)
+    peer = enter(server, token(sub="Ada"))
+    server.factory.kick("room", peer.id)
+    server.run()
+    assert subjects(events, "joined", "left") == [("joined", "Ada"), ("left", "Ada")]
+
+
 def test_a_client_of_a_full_topic_is_named(harness: Harness, events: list[Any]) -> None:
     for subject in ("Ada", "Bob", "Eve"):
         harness.peer("/ws/room", {"Authorization": f"Bearer {token(sub=subject)}"})

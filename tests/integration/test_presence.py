@@ -123,6 +123,20 @@ def test_events_of_a_peer_have_the_subject_of_its_token(make_server: Callable[..
     assert joined.subject == left.subject == "ada"
 
 
+def test_peers_that_are_removed_leave_for_that_reason(make_server: Callable[..., Harness]) -> None:
+    observed = Observed(make_server)
+    harness = observed.harness
+    ada = harness.join("room")
+    harness.join("room")
+    harness.factory.kick("room", ada.id)
+    harness.run()
+    harness.factory.close_topic("room")
+    harness.run()
+    assert [kind for kind, *_ in observed.observer.story[3:]] == ["left", "left", "closed"]
+    reasons = [event.reason for event in observed.observer.events if isinstance(event, PeerLeft)]
+    assert reasons == [LeaveReason.REMOVED, LeaveReason.TOPIC_CLOSED]
+
+
 def test_an_observer_that_raises_costs_nobody_anything(make_server: Callable[..., Harness], logged: list[str]) -> None:
     def fail(event: Any) -> None:
         raise ValueError("secret metadata")
@@ -211,6 +225,18 @@ def test_a_peer_that_moves_has_neither_left_nor_joined(cluster: ObservedCluster)
     left = cluster.observers[1].events[0]
     assert left.joined == cluster.observers[0].events[1].id
     assert left.duration == pytest.approx(20, abs=1)
+
+
+@pytest.mark.cluster
+def test_a_peer_that_comes_from_a_node_without_an_observer_joins_before_it_leaves() -> None:
+    observer = RecordingObserver()
+    observers = iter([None, observer])
+    harness = Harness(nodes=2, observe=lambda: next(observers), resume_window_seconds=WINDOW)
+    ada = Client(harness, 0)
+    ada.move(1)
+    ada.connection.leave()
+    assert observer.story == [("joined", "room", ada.id), ("left", "room", ada.id), ("closed", "room")]
+    harness.close()
 
 
 @pytest.mark.cluster

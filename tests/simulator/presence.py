@@ -9,8 +9,8 @@ These are excused, and counted by kind (``PresenceCheck.excuses``):
 - no join again: a node was evicted and does not know it, because the store lost its data after that; or the store
   moved a peer to a node that was too late for it, and its old node had kept it.
 - no leave: the store removed the peers of an evicted node, and its reply to the node that evicted it was lost; or the
-  store had lost its data, or had never known the peer, when the peer's node died; or a node ended before it learned
-  that the store had moved the peer there.
+  store had lost its data, or had never known the peer, when the peer's node died; or a node ended while the
+  peer moved, or before a call that it had sent was carried out.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ class PresenceCheck:
         self._stored: set[str] = set()
         # The nodes to which the store has moved peers.
         self._moved_to: dict[str, str] = {}
+        # The nodes that said to the store that peers are not there.
+        self._unlisted: dict[str, str] = {}
         self._removed: set[str] = set()
         self._learned: set[str] = set()
         self._excuses: dict[str, str] = {}
@@ -94,6 +96,7 @@ class PresenceCheck:
             self._moved_to[arguments[5].decode()] = arguments[3].decode()
         elif script == "sync" and reply[0] == b"synced":
             self._stored.update(peer.decode() for peer in reply[3][::2])
+            self._unlisted.update((peer.decode(), arguments[3].decode()) for peer in reply[4])
         elif script == "evict" and reply[0] == b"evicted":
             self._removed.update(peer.decode() for peer in reply[2][1::4])
 
@@ -168,15 +171,18 @@ class PresenceCheck:
         return Counter(self._excuses.values())
 
     def _no_leave(self, peer: str) -> str | None:
-        if peer in self._removed - self._learned:
-            return "the store's reply to its eviction was lost"
-        if self._scenario.lost_data_at:
-            return "the store had lost its data"
-        if self._moved_to.get(peer) in self._scenario.ended:
-            return "its new node ended before it learned that it had moved"
-        if peer not in self._stored:
-            return "the store did not know it when its node died"
-        return None
+        ended = self._scenario.ended
+        reasons = {
+            "the store's reply to its eviction was lost": peer in self._removed - self._learned,
+            "the store had lost its data": bool(self._scenario.lost_data_at),
+            "its new node ended before it learned that it had moved": self._moved_to.get(peer) in ended,
+            "its node ended while another one asked for it": not ended.keys().isdisjoint(
+                self._scenario.left_nodes.get(peer, ())
+            ),
+            "a late call of its node, which had ended, removed it": self._unlisted.get(peer) in ended,
+            "the store did not know it when its node died": peer not in self._stored,
+        }
+        return next((reason for reason, is_so in reasons.items() if is_so), None)
 
 
 def _fail(error: BaseException) -> None:

@@ -212,7 +212,7 @@ class ModelStore:
         topic = _Topic(prefix, name, *keys)
         value = self._hget(topic.members, peer)
         if value is None or value[:NODE] != node:
-            return [b"left", 0]
+            return [b"left", 0 if value is None else 2]
         has_more = self._remove(topic, peer, value)
         if has_more:
             self._publish_event(topic, b"left", peer, b"")

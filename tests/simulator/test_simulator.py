@@ -20,6 +20,9 @@ KEPT = {
     "t167": "a client counted the error that it got in place of a welcome, and could not resume any more",
     "t325": "a relay ended while its sender was offered to another node, which did not take it",
     "t3566": "answers that waited for the end of a hand-off pushed out what its client had not seen",
+    "t405": "nobody was told that a peer had left whose move had no answer",
+    "t795": "a node that stopped told that a peer had left which had moved to another node",
+    "t4128": "a comparison with the store from before a leave decided that nobody had left",
     "t20804": "a client resumed on the node that it was leaving, which had not heard yet that it had left",
     "t21925": "a node stopped while another one took over one of its peers",
 }

@@ -19,6 +19,7 @@ from selenium.webdriver.common.keys import Keys
 from websockets.sync.client import ClientConnection, connect
 
 from tests import issuer
+from tests.harness.operator import operated
 from tests.harness.server import Server, running
 from tests.programs import need
 from tests.system.browser import chromium, run, wait_until
@@ -268,6 +269,46 @@ def assert_asks_for(driver: webdriver.Chrome, field: str) -> None:
     """Assert that the form is shown, and that the person is at this field."""
     script = "return [document.body.dataset.view !== 'call', document.activeElement.id]"
     assert driver.execute_script(script) == [True, field]
+
+
+def test_what_an_operator_does_is_shown_and_the_way_back_takes_a_click(
+    driver: webdriver.Chrome, tmp_path: Path, axe: str
+) -> None:
+    with operated(tmp_path, "--demo") as (operated_server, operator), peer(operated_server, "room") as grace:
+        join(driver, operated_server, "room", "Ada")
+        ada = receive(grace, "peer-joined")["peerId"]
+        operator.notify("room", {"text": "<b>Ten minutes</b>\nleft"})
+        wait_for_text(driver, "#operator-notice", "From the operator of the server: <b>Ten minutes</b> left")
+        assert driver.find_element("id", "operator-notice").is_displayed()
+        assert_accessible(driver, axe)
+        operator.remove("room", ada, "Enough <b>")
+        wait_for_text(driver, "#trouble-text", "An operator removed you from this room: Enough <b>.")
+        assert_ended(driver, "Removed")
+        assert_accessible(driver, axe)
+        receive(grace, "peer-left")
+        # Nothing but the person brings the page back.
+        driver.execute_script("for (const type of ['online', 'pageshow']) dispatchEvent(new Event(type))")
+        assert_ended(driver, "Removed")
+        click(driver, "trouble-action")
+        assert_asks_for(driver, "topic")
+        press(driver, Keys.ENTER)
+        wait_until(driver, "document.getElementById('state').dataset.state === 'open'")
+        receive(grace, "peer-joined")
+        assert not driver.find_element("id", "operator-notice").is_displayed()
+        operator.close("room")
+        wait_for_text(driver, "#trouble-text", "An operator closed this room.")
+        assert_ended(driver, "Room closed")
+        assert operator.topics() == {}
+    assert driver.get_log("browser") == []
+
+
+def assert_ended(driver: webdriver.Chrome, state: str) -> None:
+    """Assert that the page is in no room, sends no picture, and offers a way back."""
+    assert texts(driver, "#state-text") == [state]
+    assert texts(driver, "#people-count") == ["You are not in the room"]
+    assert driver.find_element("id", "trouble-action").text == "Join again"
+    script = "return [document.getElementById('source').value, document.querySelectorAll('.tile').length]"
+    assert driver.execute_script(script) == ["none", 1]
 
 
 def test_a_full_room_says_so_beside_its_name_and_below_a_path_too(driver: webdriver.Chrome, axe: str) -> None:

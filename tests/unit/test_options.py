@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import sys
 from dataclasses import Field, fields
 from pathlib import Path
 
@@ -238,6 +239,12 @@ def test_an_error_in_the_provider_of_ice_servers_is_named(arguments: list[str], 
     found = refusal(*arguments)
     assert found.startswith(text)
     assert "secret" not in found
+
+
+def test_a_provider_of_ice_servers_needs_the_extra_for_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "signaling.ice_source.source", None)
+    with pytest.raises(StartError, match=r"^--ice-source: needs the extra tls, as in pip install '\.\[tls\]': "):
+        makeService(parse("--port=0", "--ice-source=https://a"))
 
 
 def test_a_turn_secret_may_have_any_bytes() -> None:

@@ -11,6 +11,7 @@ from twisted.logger import globalLogPublisher
 from signaling.backplane.messages import Member
 from signaling.backplane.store import (
     Alive,
+    Departure,
     Evicted,
     Eviction,
     Gone,
@@ -66,8 +67,8 @@ def result(script: str, reply: Any) -> Any:
         ("join", [b"behind", b"01"], IdTooSmall("01")),
         ("join", [b"full", b"peers"], TopicFull.PEERS),
         ("join", [b"full", b"bytes"], TopicFull.BYTES),
-        ("leave", [b"left", 1], True),
-        ("leave", [b"left", 0], False),
+        ("leave", [b"left", 1], Departure.CLOSED),
+        ("leave", [b"left", 2], Departure.ELSEWHERE),
         ("sync", [b"synced", *SNAPSHOT, [b"other"]], PARSED._replace(removed=["other"])),
         ("move", [b"moved", *SNAPSHOT], PARSED),
         ("move", [b"gone"], Gone()),

@@ -182,7 +182,7 @@ def test_a_batch_has_a_bounded_number_of_events() -> None:
 
 
 def test_a_batch_has_a_bounded_length_but_always_an_event() -> None:
-    queue = EventQueue(1000)
+    queue = EventQueue(10_000)
     metadata = b'{"x":"' + b"y" * (MAX_BATCH_BYTES // 3) + b'"}'
     huge = b'{"x":"' + b"y" * (2 * MAX_BATCH_BYTES) + b'"}'
     for number, text in enumerate([metadata, metadata, metadata, huge, metadata]):
@@ -202,6 +202,16 @@ def test_a_full_queue_drops_the_oldest_and_tells_so_once() -> None:
     [later] = bodies(queue)
     assert "lost" not in later
     assert queue.lost == 3
+
+
+def test_a_queue_is_bounded_in_bytes_too() -> None:
+    queue = EventQueue(100)
+    metadata = b'{"x":"' + b"y" * 20_000 + b'"}'
+    for number in range(90):
+        queue.add(joined(number, metadata=metadata))
+    assert 5 < len(queue) < 11
+    assert bodies(queue)[0]["lost"]["count"] == 90 - 10
+    assert len(queue) == 0
 
 
 def test_topics_of_lost_events_are_not_named_if_there_are_too_many() -> None:
@@ -401,7 +411,7 @@ def churn(delivering: Delivering) -> None:
         second = number / 5
         delivering.receiver.answers = ConnectionError() if 20 <= second < 80 else 204
         if here and random.random() < 0.5:
-            reporter.left("room", here.pop(0), LeaveReason.CLOSED)
+            reporter.left("room", here.pop(0), LeaveReason.CLOSED, may_be_elsewhere=False)
         else:
             here.append(Person(f"P{number}"))
             reporter.joined("room", here[-1], None, opens=True)
