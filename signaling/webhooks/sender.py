@@ -13,7 +13,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, ensureDeferred, succeed
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.interfaces import IProtocolFactory, IStreamClientEndpoint
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Protocol as ClientProtocol
 from twisted.internet.protocol import connectionDone
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
@@ -118,9 +118,11 @@ class _BoundedEndpoint:
         self._endpoint = endpoint
         self._latest: Any = None
 
-    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
+    def connect(self, protocolFactory: Any) -> Deferred[Any]:
         factory = WrappingFactory(protocolFactory)
         factory.protocol = _Bounded
+        # Each would log its start and its end, with each connection.
+        factory.noisy = protocolFactory.noisy = False
         # The factory's own protocol has the methods that the pool calls.
         return self._endpoint.connect(factory).addCallback(self._connected)
 
