@@ -163,6 +163,9 @@ class NodeQueries:
 
     def answer(self, query: NodeQuery) -> None:
         """Answer another node for the peers of this one."""
+        if query.reply_to in self._store.former_nodes:
+            # This node asked it and was evicted, and the store got it late: it has been carried out here.
+            return
         if self._node is None or self._answering >= _MAX_QUERIES:
             return
         self._answering += 1

@@ -18,6 +18,7 @@ from signaling.core.administration import (
     merge,
 )
 from signaling.core.interfaces import Answers
+from tests.simulator.clients import Sent
 from tests.simulator.nodes import SimulatedNode
 from tests.simulator.resuming import ResumingClient, ResumingScenario
 
@@ -100,6 +101,14 @@ class QueryingScenario(ResumingScenario):
 
         node.process.take("operator", lambda _: node.backplane.ask_nodes(encode(query), answered), None)
         return asked
+
+    def _excuse(self, sent: Sent) -> str | None:
+        """Excuse a relay of a peer that was removed while it moved: one node drops it, the other one may write it."""
+        removed = {asked.query.peer for asked in self._asked if isinstance(asked.query, RemovePeer)}
+        if removed & {sent.target_id, sent.sender_id} & self.left_nodes.keys():
+            self.excuses["both: its target or its sender was removed while it moved"] += 1
+            return None
+        return super()._excuse(sent)
 
     def noticed(self, peer: str, number: int) -> None:
         """A client received a notice."""
