@@ -19,8 +19,14 @@ if TYPE_CHECKING:
     from signaling.core.grants import Grant as Grant
     from signaling.core.ice import IceServers as IceServers
     from signaling.core.ice import Turn as Turn
+    from signaling.core.presence import PeerJoined as PeerJoined
+    from signaling.core.presence import PeerLeft as PeerLeft
+    from signaling.core.presence import PeerUpdated as PeerUpdated
+    from signaling.core.presence import TopicClosed as TopicClosed
+    from signaling.core.presence import TopicOpened as TopicOpened
     from signaling.core.topic_rules import TopicRule as TopicRule
     from signaling.core.topic_rules import TopicRules as TopicRules
+    from signaling.errors import LeaveReason as LeaveReason
     from signaling.errors import StartError as StartError
     from signaling.ice_source.source import IceSource as IceSource
     from signaling.limits import Limits as Limits
@@ -37,13 +43,19 @@ _PUBLIC = {
     "IPresenceObserver": "server.observer",
     "IceServers": "core.ice",
     "IceSource": "ice_source.source",
+    "LeaveReason": "errors",
     "Limits": "limits",
     "Options": "app.options",
+    "PeerJoined": "core.presence",
+    "PeerLeft": "core.presence",
+    "PeerUpdated": "core.presence",
     "SignalingFactory": "server.factory",
     "SignalingResource": "web.resources",
     "SignalingService": "app.service",
     "StartError": "errors",
     "TokenRefused": "auth.cred",
+    "TopicClosed": "core.presence",
+    "TopicOpened": "core.presence",
     "TopicRule": "core.topic_rules",
     "TopicRules": "core.topic_rules",
     "Turn": "core.ice",

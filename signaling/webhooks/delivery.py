@@ -120,15 +120,14 @@ class Webhooks:
 
     # What the server tells
 
-    def topic_opened(self, event: PresenceEvent) -> None:
-        """Queue an event."""
+    def _take(self, event: PresenceEvent) -> None:
         self._queue.add(event)
         if self.state is DeliveryState.IDLE:
             self._send_in(_COLLECT_SECONDS)
         elif self.state is DeliveryState.GONE:
             self._queue.drop_all()
 
-    peer_joined = peer_updated = peer_left = topic_closed = topic_opened
+    topic_opened = peer_joined = peer_updated = peer_left = topic_closed = _take
 
     def stopped(self) -> Deferred[None] | None:
         """Try to deliver what is left, for a bounded time."""

@@ -36,6 +36,8 @@ def test_a_working_server_is_ok_with_times() -> None:
 
 def test_a_server_with_workers_below_a_path_is_ok_and_its_metrics_are_there() -> None:
     with running(["--port", "0", "--workers", "2", "--path-prefix", "/signal", "--metrics"]) as server:
+        for number in range(2):
+            server.wait_for(f"worker {number} is ready")
         assert probe(f"ws://localhost:{server.port}/signal")[0] == 0
         assert server.get("/ws/room?check")[0] == 404
         assert b"\nsignaling_joins_total" in server.get("/signal/metrics")[1]
