@@ -74,6 +74,7 @@ class NodeQueries:
         self._membership = membership
         self._clock = clock
         self._node: Node | None = None
+        self._has_stopped = False
         self._queries: dict[int, _Query] = {}
         self._latest = 0
         # Queries of other nodes that this one has not answered yet.
@@ -85,7 +86,8 @@ class NodeQueries:
         self._node = node
 
     def stop(self) -> None:
-        """Wait for no more answers."""
+        """Wait for no more answers: from now on this node answers alone."""
+        self._has_stopped = True
         for number in tuple(self._queries):
             self._finish(number)
 
@@ -95,6 +97,11 @@ class NodeQueries:
         """Ask all nodes, this one included; as ``Backplane.ask_nodes``."""
         if self._node is None or len(self._queries) >= _MAX_QUERIES:
             on_answers(Answers({}, [self._store.node]))
+            return
+        if self._has_stopped:
+            missing = sorted({BACKPLANE, *self._membership.other_nodes})
+            own = self._store.node
+            self._node.answer(query, lambda answer: on_answers(Answers({own: answer}, missing)))
             return
         self._latest += 1
         number, node = self._latest, self._store.node
@@ -156,6 +163,9 @@ class NodeQueries:
 
     def answer(self, query: NodeQuery) -> None:
         """Answer another node for the peers of this one."""
+        if query.reply_to in self._store.former_nodes:
+            # This node asked it and was evicted, and the store got it late: it has been carried out here.
+            return
         if self._node is None or self._answering >= _MAX_QUERIES:
             return
         self._answering += 1

@@ -210,6 +210,18 @@ def test_an_evicted_node_is_not_asked_and_is_asked_again_under_its_new_name(harn
     assert (sorted(asked.answers), asked.missing) == (names(harness, 0, 1, 2), [])
 
 
+def test_a_query_of_this_node_that_the_store_got_late_is_not_carried_out_again(harness: Harness) -> None:
+    before = name(harness, 2)
+    harness.engines[2].lose_connection()
+    harness.advance(11)
+    harness.engines[2].reconnect()
+    harness.advance(5)
+    carried_out: list[bytes] = []
+    answer_with(harness.factories[2], lambda query: carried_out.append(query) or b"")
+    publish(harness, 2, ["q", before, 1, b"late"], ["q", name(harness, 0), 1, b"of another node"])
+    assert carried_out == [b"of another node"]
+
+
 def test_a_node_that_drains_answers_until_it_is_gone(harness: Harness) -> None:
     peers = [harness.join("room") for _ in range(3)]
     peers[2].stall()
