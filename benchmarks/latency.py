@@ -40,11 +40,12 @@ class TimedClient(LoggedClient):
             super().received(message)
 
 
-async def measure(port: int, topic: str, rate: float) -> None:
+async def measure(receiver_port: int, sender_port: int, topic: str, rate: float) -> None:
     """Measure ``rate`` relays a second until told to stop, then wait for those under way."""
     log = DeliveryLog(keep=False)
     latest_ms = 0.0
-    receiver, sender = await TimedClient.join(port, topic, log), await LoggedClient.join(port, topic, log)
+    receiver = await TimedClient.join(receiver_port, topic, log)
+    sender = await LoggedClient.join(sender_port, topic, log)
     receiver.latencies_ms = []
 
     async def send() -> None:
@@ -74,4 +75,6 @@ async def measure(port: int, topic: str, rate: float) -> None:
 
 if __name__ == "__main__":
     use_realtime_priority()
-    asyncio.run(measure(int(sys.argv[1]), sys.argv[2], float(sys.argv[3])))
+    # One port, or that of the receiver and that of the sender.
+    ports = [int(port) for port in sys.argv[1].split(",")]
+    asyncio.run(measure(ports[0], ports[-1], sys.argv[2], float(sys.argv[3])))

@@ -186,7 +186,7 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
     if options.run_by_twistd:
         raise_file_limit()
         use_monotonic_timers(reactor)
-    factory: HttpFactory
+    factory: SignalingFactory | WorkerListener
     events_of_services = Events(options.log_level, reactor.seconds)
     if options.workers == 1:
         factory = SignalingFactory(
@@ -293,19 +293,22 @@ def _worker_settings(options: Options) -> WorkerSettings:
     if not options.run_by_twistd:
         # What an application changes in its options would not reach the workers.
         raise StartError("--workers: only twistd starts workers; a server in an application is one process")
-    in_force = encode_settings(options.settings.values())
-    observer_seconds = STOP_SECONDS if options.webhook is not None else 0.0
-    return WorkerSettings(options.workers, options.arguments, drain_seconds(options.limits), in_force, observer_seconds)
+    return WorkerSettings(
+        options.workers,
+        options.arguments,
+        drain_seconds(options.limits),
+        encode_settings(options.settings.values()),
+        observer_seconds=STOP_SECONDS if options.webhook is not None else 0.0,
+        are_nodes=options.backplane is not None,
+    )
 
 
 def _serve_admin(
-    options: Options, factory: HttpFactory, addresses: list[ListenAddress], reactor: Any
+    options: Options, factory: SignalingFactory | WorkerListener, addresses: list[ListenAddress], reactor: Any
 ) -> AdminFactory | None:
     description = options["admin-listen"]
     if description is None:
         return None
-    if not isinstance(factory, SignalingFactory):
-        raise StartError("--admin-listen: needs a server of one process (--workers 1)")
     own = private_endpoint(reactor, "admin-listen", description)
     site = AdminFactory(factory, factory.asker, options.admin_tokens)
     addresses.append(ListenAddress(f"--admin-listen {description}", own, site))

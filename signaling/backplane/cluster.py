@@ -18,6 +18,8 @@ from signaling.backplane.messages import (
     NODE_CHARACTERS,
     EventKind,
     HeartbeatEcho,
+    NodeAnswer,
+    NodeQuery,
     OutcomeQuery,
     Outcomes,
     RelayBatch,
@@ -26,13 +28,14 @@ from signaling.backplane.messages import (
     TopicEvent,
     decode,
 )
+from signaling.backplane.node_queries import NodeQueries
 from signaling.backplane.pending_joins import PendingJoin, PendingJoins
 from signaling.backplane.presence import Presence
 from signaling.backplane.relays import RemoteRelays
 from signaling.backplane.session_handoffs import SessionHandoffs
 from signaling.backplane.store import Keys, RemovedMember, Store
 from signaling.backplane.updates import PendingUpdates, Updates
-from signaling.core.interfaces import Forwarding, JoinTicket, Node, PresenceListener, ResumeProof
+from signaling.core.interfaces import Answers, Forwarding, JoinTicket, Node, PresenceListener, ResumeProof
 from signaling.core.peer_ids import PeerIds
 from signaling.core.topics import MaxPeers
 from signaling.limits import Limits
@@ -80,6 +83,7 @@ class Cluster:
         self._relays = RemoteRelays(self._new_id, clock, store, membership, presence, pending)
         self._handoffs = SessionHandoffs(self._new_id, store, self._relays, updates)
         self._joins = Joins(store, membership, presence, self._handoffs, pending, clock, self._ids)
+        self._queries = NodeQueries(store, membership, clock)
         self._observed: PresenceListener | None = None
         self._timer: Any = None
 
@@ -91,6 +95,8 @@ class Cluster:
             OutcomeQuery: self._relays.answer,
             SessionRequest: self._handoffs.answer,
             SessionReply: self._joins.take_session,
+            NodeQuery: self._queries.answer,
+            NodeAnswer: self._queries.receive,
         }
 
     def _new_id(self) -> str:
@@ -120,7 +126,7 @@ class Cluster:
 
     def start(self, node: Node) -> None:
         """Connect."""
-        for part in (self._presence, self._joins, self._relays, self._handoffs):
+        for part in (self._presence, self._joins, self._relays, self._handoffs, self._queries):
             part.start(node)
         self._membership.start()
         self._check()
@@ -141,6 +147,7 @@ class Cluster:
         self._timer.cancel()
         self._timer = None
         self._joins.stop()
+        self._queries.stop()
         self._relays.report_all()
 
         def disconnect() -> None:
@@ -194,6 +201,14 @@ class Cluster:
     def forward(self, topic: str, to: str, sender: str, frame: bytes, forwarding: Forwarding) -> bool | None:
         """Send a relay to a peer of another node."""
         return self._relays.forward(topic, to, sender, frame, forwarding)
+
+    def for_resuming(self, topic: str, peer: str | None, then: Callable[[str], None]) -> bool:
+        """Call ``then`` with each peer whose session is on its way to this node, once it has resumed here."""
+        return self._joins.for_resuming(topic, peer, then)
+
+    def ask_nodes(self, query: bytes, on_answers: Callable[[Answers], None]) -> None:
+        """Ask all nodes."""
+        self._queries.ask(query, on_answers)
 
     # Called by the membership
 

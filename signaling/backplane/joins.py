@@ -23,6 +23,7 @@ A step whose reply comes too late, because something else was decided meanwhile,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from signaling.backplane.membership import Membership
@@ -313,3 +314,12 @@ class Joins:
             self._presence.leave(topic, peer)
         self._hand_out_tickets(topic)
         self._presence.forget_if_empty(topic)
+        if joined and join.resumes and join.on_resumed is not None:
+            join.on_resumed(peer)
+
+    def for_resuming(self, topic: str, peer: str | None, then: Callable[[str], None]) -> bool:
+        """Call ``then`` with each peer that resumes here; as ``Backplane.for_resuming``."""
+        joins = self._pending.resuming(topic, peer)
+        for join in joins:
+            join.on_resumed = then
+        return any(join.resumes for join in joins)

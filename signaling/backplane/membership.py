@@ -211,6 +211,11 @@ class Membership:
         """Return whether the store had a heartbeat of a node lately."""
         return node in self._nodes
 
+    @property
+    def other_nodes(self) -> set[str]:
+        """The nodes that ``is_alive`` is true of, without this one."""
+        return self._nodes - {self._store.node}
+
     def _apply(self, signal: Signal) -> None:
         self.state = TRANSITIONS[self.state, signal]
 

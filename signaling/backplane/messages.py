@@ -149,7 +149,34 @@ class SessionReply(msgspec.Struct, frozen=True, array_like=True, tag="s"):
     waiting: list[int] = []
 
 
-Message = RelayBatch | OutcomeQuery | Outcomes | SessionRequest | SessionReply
+class NodeQuery(msgspec.Struct, frozen=True, array_like=True, tag="q"):
+    """Asks every node something (``core/administration.py``).
+
+    Args:
+        number: repeated in the answers.
+    """
+
+    reply_to: str
+    number: int
+    query: bytes
+
+
+class NodeAnswer(msgspec.Struct, frozen=True, array_like=True, tag="n"):
+    """A part of one node's answer to a ``NodeQuery``.
+
+    Args:
+        part: counted from 0.
+        is_last: whether the answer is complete with this part.
+    """
+
+    number: int
+    node: str
+    part: int
+    is_last: bool
+    data: bytes
+
+
+Message = RelayBatch | OutcomeQuery | Outcomes | SessionRequest | SessionReply | NodeQuery | NodeAnswer
 
 encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Message).decode

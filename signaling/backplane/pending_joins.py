@@ -69,6 +69,7 @@ class PendingJoin:
         waiting_relays: what to call for each relay that came for it; its peer-list comes first.
         session: that another node handed off; None before the store has moved the peer.
         ticket: how it joins; None until that is decided.
+        on_resumed: is called with its id when it has resumed here; None if nobody waits for that.
     """
 
     topic: str
@@ -82,6 +83,7 @@ class PendingJoin:
     waiting_relays: list[Callable[[], None]] = field(default_factory=list)
     session: ReceivedSession | None = None
     ticket: JoinTicket | None = None
+    on_resumed: Callable[[str], None] | None = None
 
     @property
     def resumes(self) -> bool:
@@ -140,6 +142,11 @@ class PendingJoins:
     def find(self, topic: str, peer: str) -> PendingJoin | None:
         """Return the join with that id, or None."""
         return self._by_topic.get(topic, {}).get(peer)
+
+    def resuming(self, topic: str, peer: str | None) -> list[PendingJoin]:
+        """Return the joins that may resume a session of another node: any in the topic, or only that of one peer."""
+        joins = self._by_topic.get(topic, {}).values()
+        return [join for join in joins if join.proof is not None and peer in (None, join.proof.peer)]
 
     def first(self, topic: str) -> PendingJoin | None:
         """Return the new peer that is first in joining order, or None; peers that resume joined long ago."""

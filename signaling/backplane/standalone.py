@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from signaling.core.interfaces import Forwarding, JoinTicket, Node, PresenceListener, ResumeProof
+from signaling.core.interfaces import Answers, Forwarding, JoinTicket, Node, PresenceListener, ResumeProof
 from signaling.core.topics import MaxPeers
 
 _TICKET = JoinTicket(opens=True)
@@ -17,11 +17,14 @@ class StandaloneBackplane:
     node = None
     forwarding = 0
 
+    _node: Node
+
     def report_presence(self, listener: PresenceListener) -> None:
         """No-op: there is nothing that only a backplane knows."""
 
     def start(self, node: Node) -> None:
-        """No-op."""
+        """Answer for the peers of ``node``."""
+        self._node = node
 
     def stop(self, done: Callable[[], None]) -> None:
         """No-op."""
@@ -58,3 +61,11 @@ class StandaloneBackplane:
     def forward(self, topic: str, to: str, sender: str, frame: bytes, forwarding: Forwarding) -> bool | None:
         """Return None: no other node has the target."""
         return None
+
+    def for_resuming(self, topic: str, peer: str | None, then: Callable[[str], None]) -> bool:
+        """Return False: no session comes from another node."""
+        return False
+
+    def ask_nodes(self, query: bytes, on_answers: Callable[[Answers], None]) -> None:
+        """Answer for this server."""
+        self._node.answer(query, lambda answer: on_answers(Answers({"": answer}, [])))

@@ -290,6 +290,19 @@ class Store:
         # No-op by default: if the answer matters, the sender asks again.
         self._engine.publish(self._keys.channel(node.encode()), encode(message), done or (lambda listeners: None))
 
+    def broadcast(self, message: Message, done: Callable[[dict[str, int] | None], None]) -> None:
+        """Send a message to all other nodes at once.
+
+        Args:
+            done: gets the other nodes, and how many listeners the channel of each has.
+        """
+
+        def parse(reply: list[Any]) -> dict[str, int]:
+            return {node.decode(): int(count) for node, count in zip(reply[1::2], reply[2::2], strict=True)}
+
+        arguments = [self._keys.prefix, self.node.encode(), encode(message)]
+        self._call("broadcast", [self._keys.nodes], arguments, parse, done)
+
     def _node_keys(self, node: str) -> list[bytes]:
         name = node.encode()
         return [self._keys.nodes, self._keys.tombstone(name), self._keys.index(name)]

@@ -15,6 +15,7 @@ import msgspec
 from signaling.admission.logged_addresses import LoggedAddresses
 from signaling.core import messages
 from signaling.core.blocks import Blocks
+from signaling.core.interfaces import Answers
 from signaling.core.peer import Peer, PeerServices
 from signaling.core.topics import Topic
 from signaling.errors import PEER_REMOVED, TOPIC_CLOSED, LeaveReason
@@ -252,16 +253,14 @@ def encode(query: Query) -> bytes:
     return _encode(query)
 
 
-class Answers(NamedTuple):
-    """The answers of several processes to one query.
+def decode(query: bytes) -> Query:
+    """Decode a query.
 
-    Args:
-        answers: by the name of the process; empty if there is only one.
-        missing: the names of processes that did not answer in time.
+    Raises:
+        msgspec.MsgspecError: it is no query, or another version's.
     """
-
-    answers: Mapping[str, bytes]
-    missing: Sequence[str] = ()
+    decoded: Query = _decode_query(query)
+    return decoded
 
 
 A = TypeVar("A", bound=Answer)
@@ -327,6 +326,9 @@ def _merge_descriptions(query: DescribeTopic, descriptions: Mapping[str, TopicDe
 def _merge_removals(query: Query, removals: Mapping[str, PeersRemoved]) -> PeersRemoved:
     subject, issuer = next(((r.subject, r.issuer) for r in removals.values() if r.subject is not None), (None, None))
     peers = sum(removal.peers for removal in removals.values())
+    if isinstance(query, RemovePeer) and not query.block_seconds:
+        # One that moves may be removed at both of its nodes.
+        peers = min(1, peers)
     return PeersRemoved(peers, _merge_obstacles(removals.values()), subject, issuer)
 
 
@@ -392,8 +394,11 @@ class Administration:
                 reactor if there is much to do. The answer to a query that cannot be read is empty.
         """
         try:
-            decoded = _decode_query(query)
-        except msgspec.MsgspecError:
+            decoded = decode(query)
+            if isinstance(decoded, SendNotice):
+                # Who sent it to this process may be a stranger, and no client could read what is not JSON.
+                messages.check_notice(decoded.data)
+        except (msgspec.MsgspecError, ValueError):
             # Another version's.
             on_answer(b"")
             return
@@ -465,6 +470,8 @@ class Administration:
         topic = self._topics.find(query.topic)
         peer = topic.get(query.peer) if topic is not None else None
         if topic is None or peer is None:
+            if self._remove_resuming(query.topic, query.peer, PEER_REMOVED, query.reason, LeaveReason.REMOVED):
+                return PeersRemoved(1)
             return PeersRemoved(obstacle=_nobody(topic))
         if not query.block_seconds:
             removed = yield from _remove([peer], PEER_REMOVED, query.reason, LeaveReason.REMOVED)
@@ -488,7 +495,27 @@ class Administration:
         removed = yield from _remove(peers, PEER_REMOVED, query.reason, LeaveReason.REMOVED)
         return PeersRemoved(removed)
 
+    def _remove_resuming(self, topic: str, peer: str | None, code: int, reason: str, ending: LeaveReason) -> bool:
+        """Remove peers whose sessions are on their way from another node, which may have removed them too late.
+
+        Returns:
+            Whether there are any.
+        """
+
+        def resumed(peer_id: str) -> None:
+            # Not at once: its client is still being welcomed.
+            self._clock.callLater(0, remove, peer_id)
+
+        def remove(peer_id: str) -> None:
+            found = self._topics.find(topic)
+            here = found.get(peer_id) if found is not None else None
+            if here is not None:
+                here.remove(code, reason, ending)
+
+        return self._services.backplane.for_resuming(topic, peer, resumed)
+
     def _close_topic(self, query: CloseTopic) -> _Steps:
+        self._remove_resuming(query.topic, None, TOPIC_CLOSED, query.reason, LeaveReason.TOPIC_CLOSED)
         topic = self._topics.find(query.topic)
         if topic is None:
             return PeersRemoved(obstacle=Obstacle.UNKNOWN_TOPIC)

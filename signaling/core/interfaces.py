@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from signaling.core.topics import MaxPeers
 from signaling.errors import ErrorCode, LeaveReason
@@ -131,6 +131,18 @@ class ResumeProof:
     text: bytes
 
 
+class Answers(NamedTuple):
+    """What the nodes answered to a query of the admin API; none of them if too many other queries wait.
+
+    Args:
+        answers: by the name of the node; a single server has the name ``""``.
+        missing: the names of the nodes that did not answer in time, and may have done what they were asked to.
+    """
+
+    answers: Mapping[str, bytes]
+    missing: Sequence[str] = ()
+
+
 class Forwarding(Protocol):
     """Receives the outcome of a relay to a peer of another node. Exactly one method is called, once."""
 
@@ -192,6 +204,14 @@ class Node(Protocol):
 
         Raises:
             Rejected: ``target_not_found`` or ``dropped``.
+        """
+
+    def answer(self, query: bytes, on_answer: Callable[[bytes], None]) -> None:
+        """Carry out a query of the admin API on the peers that are here.
+
+        Args:
+            query: perhaps of another version of this server, or of another program.
+            on_answer: called once: before this method returns, or in a later pass of the reactor.
         """
 
 
@@ -296,4 +316,21 @@ class Backplane(Protocol):
         Returns:
             True if it was sent, and ``forwarding`` receives its outcome; False if it has to be dropped; None if no
             other node has that peer.
+        """
+
+    def for_resuming(self, topic: str, peer: str | None, then: Callable[[str], None]) -> bool:
+        """Call ``then`` with the id of each peer whose session may be on its way here, once it has resumed.
+
+        Args:
+            peer: only this one; None means any in the topic.
+
+        Returns:
+            Whether the session of one is on its way, so that the node that had it may have forgotten it.
+        """
+
+    def ask_nodes(self, query: bytes, on_answers: Callable[[Answers], None]) -> None:
+        """Have all nodes carry out a query of the admin API, this one included.
+
+        Args:
+            on_answers: called once: perhaps before this method returns, and within 2 s.
         """

@@ -17,12 +17,19 @@ class LocalPeers:
     Args:
         services: what the peers share.
         on_moved: is called with a peer that resumed at another node, before it is removed here.
+        answer_query: ``Administration.answer``.
     """
 
-    def __init__(self, services: PeerServices, on_moved: Callable[[Peer], None]) -> None:
+    def __init__(
+        self,
+        services: PeerServices,
+        on_moved: Callable[[Peer], None],
+        answer_query: Callable[[bytes, Callable[[bytes], None]], None],
+    ) -> None:
         self._services = services
         self._topics = services.topics
         self._on_moved = on_moved
+        self.answer_query = answer_query
 
     def joined(self, topic: str, peer: str, metadata: bytes | None) -> None:
         """Announce to the topic's peers here that a peer of another node joined."""
@@ -80,6 +87,10 @@ class LocalPeers:
             raise Rejected(ErrorCode.DROPPED, RELAY_ERRORS[ErrorCode.DROPPED])
         self._services.counters.relays_received += 1
         return None if waits else True
+
+    def answer(self, query: bytes, on_answer: Callable[[bytes], None]) -> None:
+        """Carry out a query of the admin API on the peers that are here."""
+        self.answer_query(query, on_answer)
 
     def _find(self, topic: str, peer: str) -> Peer | None:
         found = self._topics.find(topic)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, inlineCallbacks
 
 from signaling.core.administration import (
-    Answers,
     BlockSubject,
     Merged,
     PeersRemoved,
@@ -17,6 +16,7 @@ from signaling.core.administration import (
     encode,
     merge,
 )
+from signaling.core.interfaces import Answers, Backplane
 
 
 class Asker(Protocol):
@@ -30,20 +30,20 @@ class Asker(Protocol):
         """
 
 
-class LocalAsker:
-    """Asks this process alone.
+class NodesAsker:
+    """Asks all nodes: those of a cluster, or this process alone.
 
     Args:
-        answer: ``Administration.answer``.
+        backplane: knows the nodes.
     """
 
-    def __init__(self, answer: Callable[[bytes, Callable[[bytes], None]], None]) -> None:
-        self._answer = answer
+    def __init__(self, backplane: Backplane) -> None:
+        self._backplane = backplane
 
     def ask(self, query: bytes) -> Deferred[Answers]:
-        """Carry out a query here."""
+        """Pass on a query."""
         answered: Deferred[Answers] = Deferred()
-        self._answer(query, lambda answer: answered.callback(Answers({"": answer})))
+        self._backplane.ask_nodes(query, answered.callback)
         return answered
 
 

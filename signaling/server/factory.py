@@ -50,7 +50,7 @@ from signaling.core.topics import TopicMap
 from signaling.errors import LeaveReason
 from signaling.limits import Limits
 from signaling.log.events import PacedLog
-from signaling.server.asking import Asker, LocalAsker, carry_out
+from signaling.server.asking import Asker, NodesAsker, carry_out
 from signaling.server.http import HttpFactory
 from signaling.timing.fair_scheduler import FairScheduler
 from signaling.timing.timeouts import Timeouts
@@ -197,8 +197,11 @@ class SignalingFactory(HttpFactory):
             features=features_pair(name for name, is_on in features.items() if is_on),
         )
         self.administration = Administration(self._peer_services, self.blocks, clock, self.logged_addresses)
-        self.asker: Asker = LocalAsker(self.administration.answer)
-        self.local = LocalPeers(self._peer_services, self._session_moved)
+        self.asker: Asker = NodesAsker(self.backplane)
+        self.local = LocalPeers(self._peer_services, self._session_moved, self.administration.answer)
+        if backplane is None:
+            # It has nothing to connect to, and can be asked at once.
+            self.backplane.start(self.local)
         self.ice_servers = ice_servers or IceServers()
         self.ice_servers.watch(self._ice_servers_changed)
         self.ice_source = ice_source

@@ -11,6 +11,7 @@ import array
 import os
 import socket
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -19,11 +20,13 @@ from twisted.internet.main import CONNECTION_LOST
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from signaling.core.interfaces import Answers
+
 # The first byte of a message of the listener
-CONNECTION, METRICS_REQUEST, DRAIN, ABORT = b"C", b"?", b"D", b"A"
+CONNECTION, METRICS_REQUEST, DRAIN, ABORT, QUERY = b"C", b"?", b"D", b"A", b"Q"
 PREPARE_RELOAD, APPLY_RELOAD = b"P", b"U"
 # The first byte of a message of a worker
-READY, METRICS, LOG, HEARTBEAT = b"R", b"M", b"L", b"B"
+READY, METRICS, LOG, HEARTBEAT, ANSWER = b"R", b"M", b"L", b"B", b"N"
 RELOAD_PREPARED = b"P"
 
 MAX_MESSAGE_BYTES = 65_536
@@ -50,6 +53,90 @@ class Handoff(NamedTuple):
 
 encode_handoff = msgspec.msgpack.Encoder().encode
 decode_handoff = msgspec.msgpack.Decoder(Handoff).decode
+
+
+class _Part(NamedTuple):
+    """A part of something that may be longer than a message.
+
+    Args:
+        number: of what it is a part of.
+        is_last: whether it is complete with this part.
+    """
+
+    number: int
+    is_last: bool
+    data: bytes
+
+
+_encode_part = msgspec.msgpack.Encoder().encode
+_decode_part = msgspec.msgpack.Decoder(_Part).decode
+_MAX_PART_BYTES = MAX_MESSAGE_BYTES - 64
+
+
+class PartSender:
+    """Sends what may be longer than a message, in parts that go between other messages.
+
+    Args:
+        kind: the first byte of the messages.
+        send: ``Channel.send``; ``channel_writable`` has to call ``send_more``.
+    """
+
+    def __init__(self, kind: bytes, send: Callable[[bytes], bool]) -> None:
+        self._kind = kind
+        self._send = send
+        self._waiting: deque[tuple[int, bytes, int]] = deque()
+
+    def send(self, number: int, data: bytes) -> None:
+        """Send ``data``, now or as soon as the channel takes it."""
+        self._waiting.append((number, data, 0))
+        if len(self._waiting) == 1:
+            self.send_more()
+
+    def send_more(self) -> None:
+        """Send what waits, as far as the channel takes it."""
+        while self._waiting:
+            number, data, start = self._waiting[0]
+            end = start + _MAX_PART_BYTES
+            part = _Part(number, end >= len(data), data[start:end])
+            if not self._send(self._kind + _encode_part(part)):
+                return
+            self._waiting.popleft()
+            if not part.is_last:
+                self._waiting.appendleft((number, data, end))
+
+    def clear(self) -> None:
+        """Forget what waits: the other end is gone."""
+        self._waiting.clear()
+
+
+class PartReceiver:
+    """Puts together what a ``PartSender`` sends."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def receive(self, message: bytes) -> tuple[int, bytes] | None:
+        """Take a message without its first byte; returns the number and the whole with the last part, else None."""
+        part = _decode_part(message)
+        self._parts.append(part.data)
+        if not part.is_last:
+            return None
+        whole, self._parts = b"".join(self._parts), []
+        return part.number, whole
+
+
+_encode_answers = msgspec.msgpack.Encoder().encode
+_decode_answers = msgspec.msgpack.Decoder(tuple[dict[str, bytes], list[str]]).decode
+
+
+def encode_answers(answers: Answers) -> bytes:
+    """Encode what a worker, or all nodes of its cluster, answered to a query."""
+    return _encode_answers((answers.answers, answers.missing))
+
+
+def decode_answers(data: bytes) -> Answers:
+    """Decode what ``encode_answers`` returned."""
+    return Answers(*_decode_answers(data))
 
 
 class ChannelOwner(Protocol):

@@ -20,12 +20,14 @@ from zope.interface import implementer
 from signaling.errors import StartError
 from signaling.limits import Limits
 from signaling.server.address_text import address_text
+from signaling.server.asking import Asker
 from signaling.server.endpoints import ListenAddress
 from signaling.server.http import HttpFactory
 from signaling.transport.private_api import speaks_proxy_protocol
 from signaling.transport.tcp_connection import to_address
 from signaling.transport.tcp_port import accept_on
 from signaling.workers.ipc import encode_handoff
+from signaling.workers.queries import WorkerQueries
 from signaling.workers.supervisor import Supervisor, WorkerSettings
 from signaling.workers.topic_router import NO_TOPIC, TopicRouter
 
@@ -49,6 +51,7 @@ class WorkerListener(HttpFactory):
     Attributes:
         supervisor: runs the workers.
         router: says which worker owns a topic.
+        asker: passes an operator's queries to the workers.
     """
 
     def __init__(self, settings: WorkerSettings, **arguments: Any) -> None:
@@ -56,6 +59,7 @@ class WorkerListener(HttpFactory):
         self.settings = settings
         self.router = TopicRouter(settings.count, self.limits, self.path_prefix)
         self.supervisor = Supervisor(self.reactor, settings, self.events)
+        self.asker: Asker = WorkerQueries(self.supervisor, self.router, are_nodes=settings.are_nodes)
         # A second request on a connection could be for a worker.
         self.site.most_requests = 1
 

@@ -21,10 +21,12 @@ from twisted.internet.error import ProcessDone, ProcessExitedAlready
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
+from signaling.core.interfaces import Answers
 from signaling.log.events import Events
 from signaling.log.forwarding import publish
 from signaling.workers.ipc import (
     ABORT,
+    ANSWER,
     APPLY_RELOAD,
     CONNECTION,
     DRAIN,
@@ -33,9 +35,13 @@ from signaling.workers.ipc import (
     METRICS,
     METRICS_REQUEST,
     PREPARE_RELOAD,
+    QUERY,
     READY,
     RELOAD_PREPARED,
     Channel,
+    PartReceiver,
+    PartSender,
+    decode_answers,
 )
 
 CHANNEL_DESCRIPTOR = 3
@@ -73,6 +79,7 @@ class WorkerSettings:
         arguments: the options of ``twistd signaling``, as they were given.
         drain_seconds: how long a worker may take to drain.
         in_force: the options that are in force, for a worker that starts.
+        are_nodes: whether each worker is a node of a cluster.
         observer_seconds: how long its observer may take after that.
         working_directory: where relative paths in the arguments start.
         module_path: where modules are found.
@@ -82,6 +89,7 @@ class WorkerSettings:
     arguments: Sequence[str]
     drain_seconds: float
     in_force: bytes = b""
+    are_nodes: bool = False
     observer_seconds: float = 0.0
     working_directory: str = field(default_factory=os.getcwd)
     module_path: Sequence[str] = field(default_factory=lambda: [os.path.abspath(path) for path in sys.path])
@@ -153,6 +161,10 @@ class Worker(ProcessProtocol):
         self._channel: Channel | None = None
         self._waiting: dict[RoutedConnection, None] = {}
         self._metrics_requests: list[Deferred[Answer | None]] = []
+        self._queries: dict[int, Deferred[Answers | None]] = {}
+        self._latest_query = 0
+        self._query_sender = PartSender(QUERY, self._send)
+        self._answer_receiver = PartReceiver()
         self._reload_request: Deferred[str | None] | None = None
         self._reloads = 0
         self._output = b""
@@ -235,6 +247,10 @@ class Worker(ProcessProtocol):
         if self._channel is not None:
             self._channel.close()
         self._answer_metrics(None)
+        self._query_sender.clear()
+        self._answer_receiver = PartReceiver()
+        for number in tuple(self._queries):
+            self._end_query(number, None)
         self._answer_reload("it has ended; send SIGHUP again")
         if self.state is WorkerState.STOPPING:
             self._stopped()
@@ -349,7 +365,8 @@ class Worker(ProcessProtocol):
         self._waiting.pop(connection, None)
 
     def channel_writable(self) -> None:
-        """Hand off the connections that waited, oldest first."""
+        """Send queries, and hand off the connections that waited, oldest first."""
+        self._query_sender.send_more()
         while self._takes_connections and self._waiting:
             connection = next(iter(self._waiting))
             if not self._handed_off(connection):
@@ -375,6 +392,11 @@ class Worker(ProcessProtocol):
             publish(rest, self.number)
         elif kind == METRICS:
             self._answer_metrics(json.loads(rest))
+        elif kind == ANSWER:
+            answer = self._answer_receiver.receive(rest)
+            if answer is not None:
+                number, encoded = answer
+                self._end_query(number, decode_answers(encoded))
         elif kind == RELOAD_PREPARED:
             number, reason = json.loads(rest)
             # Another number is of a request that was given up.
@@ -419,6 +441,9 @@ class Worker(ProcessProtocol):
         """Kill a process that nobody can talk to, unless it ends by itself: then its status says why."""
         self._kill_in(_KILL_AFTER_DRAIN_SECONDS)
 
+    def _send(self, message: bytes) -> bool:
+        return self._channel is not None and self._channel.send(message)
+
     def _post(self, message: bytes) -> None:
         if self._channel is not None:
             self._channel.post(message)
@@ -449,6 +474,37 @@ class Worker(ProcessProtocol):
         requests, self._metrics_requests = self._metrics_requests, []
         for request in requests:
             request.callback(answer)
+
+    def ask(self, query: bytes, seconds: float) -> Deferred[Answers | None]:
+        """Ask for the answer to a query of the admin API: its own, or, if it is a node, those of all nodes.
+
+        Args:
+            seconds: how long to wait.
+
+        Returns:
+            Fires with None if it does not answer in time, or is not there.
+        """
+        asked: Deferred[Answers | None] = Deferred()
+        if self.pid is None or self.state is WorkerState.STARTING:
+            asked.callback(None)
+            return asked
+        self._latest_query += 1
+        number = self._latest_query
+        self._queries[number] = asked
+        timeout = self._reactor.callLater(seconds, self._end_query, number, None)
+
+        def answered(answers: Answers | None) -> Answers | None:
+            _cancel(timeout)
+            return answers
+
+        asked.addCallback(answered)
+        self._query_sender.send(number, query)
+        return asked
+
+    def _end_query(self, number: int, answers: Answers | None) -> None:
+        asked = self._queries.pop(number, None)
+        if asked is not None:
+            asked.callback(answers)
 
 
 class Supervisor:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
+from signaling.core.interfaces import Answers
 from signaling.log.forwarding import LogForwarder
 from signaling.server.address_text import address_text
 from signaling.server.factory import SignalingFactory
@@ -19,6 +20,7 @@ from signaling.server.shutdown import ShutdownState
 from signaling.transport.tcp_connection import to_address
 from signaling.workers.ipc import (
     ABORT,
+    ANSWER,
     APPLY_RELOAD,
     CONNECTION,
     DRAIN,
@@ -28,10 +30,14 @@ from signaling.workers.ipc import (
     METRICS,
     METRICS_REQUEST,
     PREPARE_RELOAD,
+    QUERY,
     READY,
     RELOAD_PREPARED,
     Channel,
+    PartReceiver,
+    PartSender,
     decode_handoff,
+    encode_answers,
 )
 from signaling.workers.topic_router import TopicRouter
 
@@ -103,6 +109,8 @@ class WorkerProcess:
         self._metrics = metrics
         self._reloads = reloads
         self._channel = Channel(reactor, end, self, factory.connection_limits.accepts_per_pass)
+        self._query_receiver = PartReceiver()
+        self._answer_sender = PartSender(ANSWER, self._channel.send)
         self.log = LogForwarder(
             partial(reactor.callLater, 0), self._send_log, factory.events.log_lines_lost, MAX_MESSAGE_BYTES - len(LOG)
         )
@@ -134,6 +142,8 @@ class WorkerProcess:
             self._serve(descriptor, *decode_handoff(rest))
         elif kind == METRICS_REQUEST:
             self._channel.post(METRICS + json.dumps(self._metrics() if self._metrics else []).encode())
+        elif kind == QUERY:
+            self._take_query(rest)
         elif kind == PREPARE_RELOAD and self._reloads is not None:
             number, fingerprint = json.loads(rest)
             reason = self._reloads.prepare_as_worker(fingerprint)
@@ -146,6 +156,15 @@ class WorkerProcess:
         elif kind == ABORT:
             self._factory.shutdown.abort()
             self._drain()
+
+    def _take_query(self, message: bytes) -> None:
+        query = self._query_receiver.receive(message)
+        if query is not None:
+            number, encoded = query
+            self._factory.backplane.ask_nodes(encoded, partial(self._answer, number))
+
+    def _answer(self, number: int, answers: Answers) -> None:
+        self._answer_sender.send(number, encode_answers(answers))
 
     def _serve(self, descriptor: int | None, handshake_seconds: float, address: Any, data: bytes) -> None:
         if isinstance(address, list):
@@ -179,7 +198,8 @@ class WorkerProcess:
             self._stop_reactor()
 
     def channel_writable(self) -> None:
-        """End, if the last lines of the log were sent."""
+        """Send answers; end, if the last lines of the log were sent."""
+        self._answer_sender.send_more()
         if self._factory.shutdown.state is ShutdownState.STOPPED:
             self._stop_reactor()
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
+from zope.interface.verify import verifyObject
 
-from signaling.core.presence import PeerJoined, PeerLeft
-from signaling.errors import LeaveReason
+from signaling import IPresenceObserver, LeaveReason, PeerJoined, PeerLeft
 from tests import issuer
 from tests.harness.observer import RecordingObserver
 from tests.integration.harness import Harness
@@ -135,6 +136,21 @@ def test_peers_that_are_removed_leave_for_that_reason(make_server: Callable[...,
     assert [kind for kind, *_ in observed.observer.story[3:]] == ["left", "left", "closed"]
     reasons = [event.reason for event in observed.observer.events if isinstance(event, PeerLeft)]
     assert reasons == [LeaveReason.REMOVED, LeaveReason.TOPIC_CLOSED]
+
+
+def test_the_example_of_the_documents_knows_who_is_there(make_server: Callable[..., Harness]) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "embedding.md").read_text()
+    [example] = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "IPresenceObserver" in block]
+    names: dict[str, Any] = {}
+    exec(example.partition("factory =")[0], names)
+    rooms = names["Rooms"]()
+    verifyObject(IPresenceObserver, rooms)
+    harness = make_server(observe=lambda: rooms)
+    ada, bob = harness.join("room", {"name": "Ada"}), harness.join("room")
+    assert rooms.peers == {"room": {ada.id: {"name": "Ada"}, bob.id: None}}
+    ada.leave()
+    bob.leave()
+    assert rooms.peers == {}
 
 
 def test_an_observer_that_raises_costs_nobody_anything(make_server: Callable[..., Harness], logged: list[str]) -> None:

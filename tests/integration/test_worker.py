@@ -19,8 +19,9 @@ from twisted.logger import Logger, formatEvent, globalLogPublisher
 from zope.interface import implementer
 
 from signaling import Grant, GrantRealm, IBearerToken, Limits
+from signaling.core.administration import ListTopics, TopicPage, TopicSize, encode, merge
 from signaling.log.forwarding import decode
-from signaling.workers.ipc import encode_handoff
+from signaling.workers.ipc import ANSWER, QUERY, PartReceiver, PartSender, decode_answers, encode_handoff
 from signaling.workers.topic_router import TopicRouter
 from signaling.workers.worker import WorkerFactory, WorkerProcess
 from tests.harness.frames import masked
@@ -374,3 +375,36 @@ def test_the_last_lines_of_the_log_are_sent_before_the_worker_ends(listener: Lis
     assert not listener.reactor.running
     (message,) = listener.received()
     assert b"before" in message
+
+
+def test_a_query_is_answered_by_the_worker(listener: Listener) -> None:
+    with listener.hand_off(upgrade(MINE)):
+        listener.received()
+        PartSender(QUERY, lambda message: listener.say(message) is None).send(7, encode(ListTopics()))
+        listener.reactor.run()
+        answers = PartReceiver()
+        whole = [answers.receive(message[1:]) for message in listener.received() if message[:1] == ANSWER]
+    assert whole[0] is not None
+    number, encoded = whole[0]
+    merged = merge(ListTopics(), decode_answers(encoded))
+    assert (number, merged.answer) == (7, TopicPage([TopicSize(MINE, 1)], None))
+
+
+def test_a_long_answer_waits_for_the_listener_and_costs_no_line_of_the_log(listener: Listener) -> None:
+    listener.factory.local.answer_query = lambda query, on_answer: on_answer(b"x" * 20_000_000)
+    PartSender(QUERY, lambda message: listener.say(message) is None).send(7, b"")
+    log = Logger(namespace="signaling", observer=listener.process.log)
+    parts, whole, logged, lines = PartReceiver(), None, 0, 0
+    while whole is None:
+        log.info("a line")
+        logged += 1
+        listener.reactor.run()
+        for message in listener.received():
+            if message[:1] == ANSWER:
+                whole = parts.receive(message[1:])
+            elif message[:1] == b"L":
+                lines += len(list(decode(message[1:])))
+    listener.reactor.run()
+    lines += sum(len(list(decode(message[1:]))) for message in listener.received() if message[:1] == b"L")
+    assert len(decode_answers(whole[1]).answers[""]) == 20_000_000
+    assert lines == logged

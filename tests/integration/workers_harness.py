@@ -132,9 +132,17 @@ class WorkersHarness:
         processes: of the workers, oldest first, those that ended included.
     """
 
-    def __init__(self, count: int = 2, drain_seconds: float = 1.0, path_prefix: str = "", **limits: Any) -> None:
+    def __init__(
+        self,
+        count: int = 2,
+        drain_seconds: float = 1.0,
+        *,
+        are_nodes: bool = False,
+        path_prefix: str = "",
+        **limits: Any,
+    ) -> None:
         self.reactor = WatchingClock()
-        settings = WorkerSettings(count, [], drain_seconds)
+        settings = WorkerSettings(count, [], drain_seconds, are_nodes=are_nodes)
         self.listener = WorkerListener(settings, limits=Limits(**limits), path_prefix=path_prefix, reactor=self.reactor)
         self._clients: list[socket.socket] = []
         self.listener.doStart()

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 
+from tests.simulator.queries import QueryingScenario
 from tests.simulator.resuming import ResumingScenario
 from tests.simulator.scenario import InvariantViolation, Scenario
 
@@ -20,15 +21,16 @@ LONGEST_SECONDS = 60
 
 
 def scenario_of(seed: str, log: Callable[[str], None] | None = None) -> Scenario:
-    """Make a seed's scenario: a number's own, or with a t in front, one of clients that resume."""
-    return ResumingScenario(int(seed[1:]), log) if seed.startswith("t") else Scenario(int(seed), log)
+    """Make a seed's scenario: of a number; of clients that resume, with a t in front; of queries besides, with a q."""
+    kinds = {"t": ResumingScenario, "q": QueryingScenario}
+    return kinds[seed[0]](int(seed[1:]), log) if seed[0] in kinds else Scenario(int(seed), log)
 
 
 def seeds_in(text: str) -> list[str]:
     """Write out a list like ``0-2,t7`` as ``0``, ``1``, ``2`` and ``t7``."""
     found = []
     for part in text.split(","):
-        kind = "t" if part.startswith("t") else ""
+        kind = part[:1] if part[:1] in "tq" else ""
         first, _, last = part.removeprefix(kind).partition("-")
         found += [f"{kind}{number}" for number in range(int(first), int(last or first) + 1)]
     return found
@@ -55,7 +57,7 @@ def outcome(seed: str) -> tuple[str, str | None, Counter[str], Counter[str]]:
 def main() -> int:
     """Run what the command line asks for; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulator", description=__doc__)
-    parser.add_argument("--seed", help="run one scenario, like 120 or t28")
+    parser.add_argument("--seed", help="run one scenario, like 120, t28 or q7")
     parser.add_argument("--trace", action="store_true", help="with --seed: print everything that happens")
     parser.add_argument("--seeds", default="0-499,t0-499", help="run many (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="at the same time (default: %(default)s)")

@@ -216,6 +216,11 @@ class SimulatedConnection(OutboundQueue[Receipt]):
         self.slot = None
         self.tell_end()
 
+    def remove_peer(self, code: int, reason: str, ending: LeaveReason) -> None:
+        """End because an operator removed the peer, which leaves at once."""
+        self.scenario.counts["removed"] += 1
+        self.say_goodbye()
+
     def say_goodbye(self) -> None:
         self.close_frame_seen = True
         self.finish()

@@ -13,6 +13,7 @@ from signaling.admission.connection_limits import ConnectionLimits, ConnectionSl
 from signaling.backplane.cluster import Cluster
 from signaling.backplane.store import RemovedMember
 from signaling.core import messages
+from signaling.core.administration import Administration
 from signaling.core.announcer import Announcer
 from signaling.core.blocks import Blocks
 from signaling.core.counters import Counters
@@ -160,7 +161,7 @@ class ObservedPeers(LocalPeers):
     """The peers of a node, which notice that another node asks for one of them."""
 
     def __init__(self, node: SimulatedNode) -> None:
-        super().__init__(node.peer_services, self._peer_moved)
+        super().__init__(node.peer_services, self._peer_moved, node.administration.answer)
         self._node = node
 
     def prepare_handoff(self, topic: str, proof: ResumeProof) -> OutgoingSession | None:
@@ -225,6 +226,7 @@ class SimulatedNode:
         self.details = None
         self.crashed_at: float | None = None
         self.draining = False
+        self.administration = Administration(self.peer_services, self.blocks, self.process)
         self._peers = ObservedPeers(self)
         self.backplane.start(self._peers)
 

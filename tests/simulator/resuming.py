@@ -95,6 +95,7 @@ class ResumingClient(Client):
         self._made = 0.0
         self.welcomed: Callable[[], Any] | None = None
         self._kinds["ice-servers"] = self._ice_servers
+        self._kinds["notice"] = lambda message: self._scenario.noticed(self.id, message["data"])
 
     @property
     def live(self) -> bool:
@@ -213,6 +214,9 @@ class ResumingScenario(Scenario):
             client = ResumingClient(node, f"c{len(self.clients)}", topic, metadata)
             self.clients.append(client)
             client.connect_to(node)
+
+    def noticed(self, peer: str, number: int) -> None:
+        """A client received a notice."""
 
     def wrote(self, node: SimulatedNode, frame: bytes) -> None:
         """Notice that a relay was written to a connection, which may be lost with it."""

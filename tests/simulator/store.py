@@ -58,6 +58,7 @@ class ModelStore:
             "heartbeat": self._heartbeat,
             "evict": self._evict,
             "deregister": self._deregister,
+            "broadcast": self._broadcast,
         }
 
     def run(self, script: str, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
@@ -340,6 +341,13 @@ class ModelStore:
             self._hdel(nodes, node)
             self._hdel(prefix + b"sent", node)
         return [b"deregistered"]
+
+    def _broadcast(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
+        [nodes] = keys
+        prefix, node, message = arguments
+        others = [other for other in self._data.get(nodes, {}) if other != node]
+        counts = [part for other in others for part in (other, self.publish(prefix + b"node:" + other, message))]
+        return [b"sent", *counts]
 
 
 def listed_bytes(value: bytes) -> int:

@@ -33,7 +33,7 @@ def test_a_bug_that_was_found_once_is_not_found_again() -> None:
 
 
 def test_all_invariants_hold_after_random_faults() -> None:
-    run("10000-10099,t10000-10099")
+    run("10000-10099,t10000-10099,q10000-10019")
 
 
 def run(seeds: str) -> None:

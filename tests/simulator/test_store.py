@@ -134,7 +134,7 @@ class Both:
             + ["sync"] * 3
             + ["move"] * 3
             + ["heartbeat"] * 3
-            + ["evict", "deregister", "wait"]
+            + ["evict", "deregister", "broadcast", "wait"]
         )
         getattr(self, self._random.choice(names))()
 
@@ -234,6 +234,9 @@ class Both:
     def deregister(self) -> None:
         node = self._node()
         self.run("deregister", [KEYS.nodes, KEYS.index(node)], node, KEYS.prefix)
+
+    def broadcast(self) -> None:
+        self.run("broadcast", [KEYS.nodes], KEYS.prefix, self._node(), b"query 1.1 what")
 
     def wait(self) -> None:
         seconds = self._random.choice([20, 70])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from signaling.workers.ipc import MAX_MESSAGE_BYTES, Channel
+from signaling.workers.ipc import MAX_MESSAGE_BYTES, Channel, PartReceiver, PartSender
 
 
 class Watched:
@@ -155,3 +155,82 @@ def test_a_message_that_raises_costs_no_other(ends: tuple[End, End]) -> None:
 def test_a_message_that_is_too_long_is_an_error(ends: tuple[End, End]) -> None:
     with pytest.raises(ValueError, match="65537"):
         ends[0].channel.send(b"x" * (MAX_MESSAGE_BYTES + 1))
+
+
+# What may be longer than a message
+
+
+class Receiver(End):
+    """An end that puts together what a ``PartSender`` sends."""
+
+    def __init__(self, end: socket.socket) -> None:
+        super().__init__(end)
+        self.parts = PartReceiver()
+        self.whole: list[tuple[int, bytes]] = []
+        self.others: list[bytes] = []
+
+    def message_received(self, message: bytes, descriptor: int | None) -> None:
+        super().message_received(message, descriptor)
+        if message[:1] == b"P":
+            self.whole += filter(None, [self.parts.receive(message[1:])])
+        else:
+            self.others.append(message)
+
+
+class Sender(End):
+    """An end with a ``PartSender``."""
+
+    def __init__(self, end: socket.socket) -> None:
+        super().__init__(end)
+        self.parts = PartSender(b"P", self.channel.send)
+
+    def channel_writable(self) -> None:
+        self.parts.send_more()
+
+
+@pytest.fixture
+def parts() -> Iterator[tuple[Sender, Receiver]]:
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sender, receiver = Sender(one), Receiver(other)
+    yield sender, receiver
+    sender.channel.close()
+    receiver.channel.close()
+
+
+def move(sender: Sender, receiver: Receiver) -> None:
+    """Let everything be sent and read."""
+    read_all(receiver)
+    while sender.channel in sender.reactor.writers:
+        sender.channel.doWrite()
+        read_all(receiver)
+
+
+@pytest.mark.parametrize("size", [0, 1, MAX_MESSAGE_BYTES - 64, MAX_MESSAGE_BYTES - 63, 5_000_000])
+def test_what_is_longer_than_a_message_arrives_whole_and_in_order(parts: tuple[Sender, Receiver], size: int) -> None:
+    sender, receiver = parts
+    sent = [(1, b"first"), (2, os.urandom(size)), (2**32, b"last")]
+    for number, data in sent:
+        sender.parts.send(number, data)
+    move(sender, receiver)
+    assert receiver.whole == sent
+
+
+def test_other_messages_go_between_the_parts(parts: tuple[Sender, Receiver]) -> None:
+    sender, receiver = parts
+    sender.parts.send(1, bytes(50_000_000))
+    sender.channel.post(b"heartbeat")
+    read_all(receiver)
+    sender.channel.doWrite()
+    read_all(receiver)
+    assert (receiver.others, receiver.whole) == ([b"heartbeat"], [])
+    move(sender, receiver)
+    assert [number for number, _ in receiver.whole] == [1]
+
+
+def test_the_parts_that_wait_are_forgotten_with_the_other_end(parts: tuple[Sender, Receiver]) -> None:
+    sender, receiver = parts
+    sender.parts.send(1, bytes(50_000_000))
+    sender.parts.clear()
+    sender.channel.doWrite()
+    read_all(receiver)
+    assert receiver.whole == []

@@ -191,7 +191,7 @@ class Server:
         self.sessions = SessionRegistry(self.limits, clock, self.topics, lambda peer, text, reason: None)
         announcer = Announcer(clock, lambda count: None)
         self.services = PeerServices(self.topics, announcer, self.backplane, self.counters, self.limits, self.sessions)
-        self.local = LocalPeers(self.services, lambda peer: None)
+        self.local = LocalPeers(self.services, lambda peer: None, lambda query, on_answer: None)
         self.blocks = Blocks(clock.seconds)
         self.details = None
         self.log: list[str] = []

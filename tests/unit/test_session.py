@@ -92,7 +92,7 @@ class SimulatedClient:
             self.limits,
             self.sessions,
         )
-        self.node = LocalPeers(self.services, lambda peer: None)
+        self.node = LocalPeers(self.services, lambda peer: None, lambda query, on_answer: None)
         self.token, self.seen = b"", 0
         self.connection = Connection(self, self.slots.admit(ADA))
         self.session = ObservedSession("0" * 26, self._request(), self.services)

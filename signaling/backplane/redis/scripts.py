@@ -8,7 +8,7 @@ from importlib.resources import files
 
 import hiredis
 
-NAMES = ("join", "leave", "update", "sync", "move", "heartbeat", "evict", "deregister")
+NAMES = ("join", "leave", "update", "sync", "move", "heartbeat", "evict", "deregister", "broadcast")
 
 # Replies come in the order of the calls. If one is lost and the connection stays open, the next one would be taken for
 # it: so each call has a tag, which its reply repeats.
