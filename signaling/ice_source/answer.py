@@ -72,7 +72,8 @@ def _server(entry: Any) -> tuple[IceServer | None, str]:
     accepted, reason = [], "" if urls else "a server has no urls"
     for uri in urls if isinstance(urls, list) else [urls]:
         try:
-            check_ice_servers([{"urls": uri, **credential}])
+            # In a list: a list in place of one URI would be taken for several.
+            check_ice_servers([{"urls": [uri], **credential}])
         except ValueError as error:
             reason = reason or str(error).removeprefix("[0].")
         else:
@@ -84,6 +85,7 @@ def _ttl(answer: Any) -> int | None:
     value = answer.get("ttl") if isinstance(answer, dict) else None
     if isinstance(value, str) and value.isascii() and value.isdigit():
         value = int(value[: _MAX_TTL_DIGITS + 1])
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return min(value, MAX_TTL_SECONDS)
+    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 1:
+        # A float: languages without integers write 3600.0, or what is left of a life.
+        return int(min(value, MAX_TTL_SECONDS))
     return None
