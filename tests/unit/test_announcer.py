@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -278,7 +279,7 @@ def test_updates_wait_while_a_topic_has_much_to_deliver(clock: PassingClock) -> 
         one.catch_up(room, members[number])
         one.announce(room, frame(number), exclude=members[number], updated=str(number))
 
-    taken = [one.request_update(room, str(number), lambda number=number: update(number)) for number in range(200)]
+    taken = [one.request_update(room, str(number), partial(update, number)) for number in range(200)]
     assert all(taken)
     assert called == list(range(64))
     assert not one.request_update(room, "199", lambda: called.append(-1))

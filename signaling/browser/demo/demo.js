@@ -948,6 +948,7 @@ class Call {
   #latest; // message received
   #refreshing = false;
   #wasOpen = false;
+  #unconfirmed = {}; // {name, why}: the latest new name that the server has not confirmed
   #refused; // {field, text}: why this attempt, or the one before it, failed
   #token;
   #patience;
@@ -1138,6 +1139,8 @@ class Call {
     this.name = (typeof name === "string" && oneLine(name, LONGEST_OWN_NAME)) || "Guest";
     this.#own.rename(this.name);
     if (this.#media instanceof TestMedia) this.#media.name = this.name;
+    const { name: awaited, why } = this.#unconfirmed;
+    if (awaited === this.name && byId("call-notice").textContent === why) notify(byId("call-notice"), "");
   }
 
   /** Shows the control if this server lets people change their names. */
@@ -1152,12 +1155,15 @@ class Call {
 
   async rename(text) {
     const { signal } = this.#ended;
+    const name = oneLine(text, LONGEST_OWN_NAME) || "Guest";
     try {
-      await this.#signaling.updateMetadata({ name: oneLine(text, LONGEST_OWN_NAME) || "Guest" });
+      await this.#signaling.updateMetadata({ name });
       if (!signal.aborted) notify(byId("call-notice"), "");
     } catch (error) {
       const why = renamingText(error);
-      if (why && !signal.aborted) notify(byId("call-notice"), why);
+      if (!why || signal.aborted) return;
+      notify(byId("call-notice"), why);
+      if (error.code === "unconfirmed") this.#unconfirmed = { name, why };
     }
   }
 
