@@ -545,7 +545,7 @@ def test_chart_is_bounded_and_waits_while_paused(driver: webdriver.Chrome, serve
 
 
 def test_call_outlives_the_server(driver: webdriver.Chrome) -> None:
-    with running(["--port=0", "--demo"]) as lost:
+    with running(["--port=0", "--demo", "--metadata-updates"]) as lost:
         for name in ("Ada", "Grace"):
             if name == "Grace":
                 driver.switch_to.new_window("window")
@@ -572,14 +572,18 @@ def test_call_outlives_the_server(driver: webdriver.Chrome) -> None:
         assert_asks_for(driver, "join")
         driver.close()
         driver.switch_to.window(callers[0])
-    with running([f"--port={lost.port}", "--demo"]):
+        click(driver, "rename")
+        enter(driver, "new-name", f"Mary{Keys.ENTER}")
+        wait_for_text(driver, "#call-notice", "when you are connected again")
+    with running([f"--port={lost.port}", "--demo", "--metadata-updates"]):
         for handle in driver.window_handles:
             driver.switch_to.window(handle)
             wait_until(driver, "document.getElementById('state-text').textContent === 'Signaling: open'")
         for handle in driver.window_handles:
             driver.switch_to.window(handle)
             wait_until(driver, "document.querySelectorAll('.lanes-head span:not(.gone)').length === 3")
-            assert sorted(texts(driver, ".tile bdi")) == ["Ada", "Grace"]
+            assert sorted(texts(driver, ".tile bdi")) == ["Grace", "Mary"]
+            assert texts(driver, "#call-notice") == [""]
             run(driver, MOVING, 2)
 
 
