@@ -11,6 +11,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from signaling.files import read_file
+
 KeyPath = tuple[str | int, ...]
 """The keys that lead to a value: names, and the index of a table in an array of tables."""
 
@@ -55,7 +57,7 @@ class ConfigFile:
     def __init__(self, path: str) -> None:
         self.path = path
         try:
-            data = Path(path).read_bytes()
+            data = read_file(path)
         except (OSError, ValueError) as error:
             raise ConfigProblem(f"--config: {path}: {getattr(error, 'strerror', None) or error}") from None
         try:

@@ -11,10 +11,10 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from hashlib import sha256
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from constantly import NamedConstant
@@ -42,6 +42,7 @@ from signaling.backplane.redis.url import StoreUrl
 from signaling.backplane.redis.url import parse as parse_store_url
 from signaling.core.ice import DEFAULT_TTL_SECONDS, IceServer, IceServers, Turn, parse_ice_servers
 from signaling.core.topic_rules import TopicRules, parse_topic_rules
+from signaling.files import read_file
 from signaling.ice_source import provider as ice_provider
 from signaling.ice_source.provider import SourceSettings
 from signaling.limits import LIMIT_OPTIONS, Limits, Option, Unit, check
@@ -397,7 +398,9 @@ class Options(usage.Options, AuthOptionMixin):
         try:
             self._add_checker(makeChecker(description))
             if name == "jwt":
-                self._note_file("auth", Path(_JWT_OPTION.split(argument)[0]).read_bytes())
+                # A pipe has been read by the checker, and is empty.
+                with suppress(OSError):
+                    self._note_file("auth", read_file(_JWT_OPTION.split(argument)[0]))
         except InvalidAuthType:
             known = ", ".join(sorted(factory.authType for factory in findCheckerFactories()))
             raise usage.UsageError(f"--auth: {name!r} is no kind of check; there are {known}") from None
@@ -702,7 +705,7 @@ def _read(option: str, path: str) -> bytes:
     if not path:
         raise usage.UsageError(f"--{option}: name a file")
     try:
-        return Path(path).read_bytes()
+        return read_file(path)
     except OSError as error:
         raise usage.UsageError(f"--{option}: {path}: {error.strerror}") from None
 
