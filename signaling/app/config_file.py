@@ -33,6 +33,8 @@ _TOKEN = re.compile(
 )
 # The key of a table in an array of tables.
 _DEEPEST = 3
+# To read ten times as much would keep a running server busy for seconds.
+_MAX_BYTES = 1_048_576
 _POSITION = re.compile(r"\s*\(at (?:line (\d+), column \d+|end of document)\)$")
 
 
@@ -60,6 +62,8 @@ class ConfigFile:
             data = read_file(path)
         except (OSError, ValueError) as error:
             raise ConfigProblem(f"--config: {path}: {getattr(error, 'strerror', None) or error}") from None
+        if len(data) > _MAX_BYTES:
+            raise ConfigProblem(f"{path}: longer than {_MAX_BYTES} bytes")
         try:
             text = data.decode()
         except UnicodeDecodeError as error:

@@ -445,9 +445,9 @@ class Options(usage.Options, AuthOptionMixin):
             raise usage.UsageError(text) from None
 
     def _explain(self, text: str) -> str:
-        unknown = text.removesuffix(" not recognized").removeprefix("option ")
-        if unknown == text:
+        if not text.endswith(" not recognized"):
             return text
+        unknown = text.removesuffix(" not recognized").removeprefix("option ")
         known = [f"--{name}" for name in self.longOpt]
         near = get_close_matches(unknown, [name.rstrip("=") for name in known], n=1)
         hint = f"did you mean {near[0]}?" if near else "twistd signaling --help lists the options"
@@ -483,9 +483,9 @@ class Options(usage.Options, AuthOptionMixin):
             refuse_unknown(CONFIGURABLE.values(), self._environ, file, [str(TOPICS.name)])
             for name, option in CONFIGURABLE.items():
                 self.settings[name] = find(option, given[name], self._environ, file)
-            self.settings["topics"] = find_tables(TOPICS, file)
             if file is not None and "topics" in file.values:
                 self.topic_rules = _topic_rules(file)
+            self.settings["topics"] = find_tables(TOPICS, file)
         except ValueError as error:
             raise usage.UsageError(str(error)) from None
 
