@@ -1,6 +1,7 @@
 """What the observers of all nodes are told, compared with what is true.
 
-No ``PeerLeft`` may be told without its ``PeerJoined`` before, and nothing twice; in the end, those who joined and did
+No node may tell ``PeerLeft`` before it has told the peer's ``PeerJoined``, as what other nodes tell may be delivered
+later; and nothing may be told twice, except a ``PeerJoined`` of a peer that moved. In the end, those who joined and did
 not leave are the peers that are there. A receiver knows events by their ids, so one that is told again changes nothing.
 These are excused, and counted by kind (``PresenceCheck.excuses``):
 
@@ -54,6 +55,7 @@ class PresenceCheck:
     def __init__(self, scenario: Scenario) -> None:
         self._scenario = scenario
         self._joined: set[str] = set()
+        self._joined_at: set[tuple[str, str]] = set()
         self._left: set[str] = set()
         self._timed_out: set[str] = set()
         # The peers that are there, as far as was told, and the ids of their latest events.
@@ -115,6 +117,7 @@ class PresenceCheck:
         if event.id not in self._joined:
             self._present[event.peer] = event.id
         self._joined.add(event.id)
+        self._joined_at.add((event.id, node.name))
 
     def _joined_twice(self, event: PeerJoined, before: str, node: SimulatedNode) -> None:
         if self._was_evicted(event.id) or event.node != self._first_ids[node.name]:
@@ -125,8 +128,8 @@ class PresenceCheck:
     def left(self, event: PeerLeft, node: SimulatedNode) -> None:
         self._scenario.trace(node.name, "tells that", event.peer, "left", event.id)
         self._scenario.counts["told left"] += 1
-        if event.joined not in self._joined:
-            self._scenario.violation(f"{node.name} tells {event.id}, and nobody told {event.joined}")
+        if (event.joined, node.name) not in self._joined_at:
+            self._scenario.violation(f"{node.name} tells {event.id}, and has not told {event.joined}")
         if event.id in self._left:
             self._again(event)
         self._left.add(event.id)
@@ -138,8 +141,9 @@ class PresenceCheck:
     def _again(self, event: PresenceEvent) -> None:
         if self._was_evicted(event.id):
             self._excuses[event.id] = "told again: its node was evicted"
-        elif isinstance(event, PeerLeft) and event.peer in self._scenario.left_nodes:
-            self._excuses[event.id] = "told again: it had moved, and its old node did not know"
+        elif event.peer in self._scenario.left_nodes:
+            if isinstance(event, PeerLeft):
+                self._excuses[event.id] = "told again: it had moved, and its old node did not know"
         else:
             self._scenario.violation(f"{event.node} tells {event.id} again")
 

@@ -25,6 +25,8 @@ class Node:
             self.observer, lambda: "node", lambda topic: (), lambda session: None, lambda: 5.0, lambda: 0.0, _fail
         )
         self.reporter.moved_here("room", Person(), Origin("origin", 2.0, "subject"))
+        assert self.observer.story == [("joined", "room", "ada")]
+        self.observer.events.clear()
         self.reporter.left("room", Person(), LeaveReason.SHUTDOWN, may_be_elsewhere=True)
 
     @property
@@ -69,3 +71,13 @@ def test_a_comparison_from_before_the_answer_decides_nothing(node: Node) -> None
     node.reporter.synced("room", ("ada",))
     node.reporter.leave_decided("room", "ada", has_left=True)
     assert node.has_told
+
+
+def test_a_peer_that_is_lost_on_its_way_has_joined_before() -> None:
+    observer = RecordingObserver()
+    origin = Origin("origin", 2.0, "subject")
+    reporter = PresenceReporter(
+        observer, lambda: "node", lambda topic: (), lambda session: origin, lambda: 5.0, lambda: 0.0, _fail
+    )
+    reporter.peer_lost_on_its_way("room", "ada", None, b"session")
+    assert [event.id for event in observer.events] == ["ada.origin.joined", "ada.origin.left"]

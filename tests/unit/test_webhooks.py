@@ -248,6 +248,15 @@ def test_no_leave_is_delivered_without_its_join(seed: int) -> None:
     assert told == queue.lost == 300 - len(got)
 
 
+def test_a_peer_whose_join_was_dropped_and_is_told_again_leaves_as_well() -> None:
+    # It has moved to another node, and has come back.
+    queue = EventQueue(3)
+    for event in (joined(1), joined(2), joined(3), joined(1), left(1)):
+        queue.add(event)
+    [body] = bodies(queue)
+    assert ids(body) == ["P3.joined", "P1.joined", "P1.left"]
+
+
 # Deliveries
 
 
