@@ -74,7 +74,7 @@ class PeerEvent(PresenceEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerJoined(PeerEvent):
-    """A peer joined. One that resumes has not joined again."""
+    """A peer joined. One that resumes has not joined again; a node to which it moves tells it with the same id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
