@@ -200,10 +200,16 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
             notices=options["admin-listen"] is not None,
         )
     else:
+        # Each worker makes its own. A worker that cannot ends, and would be restarted again and again.
+        requested_ice_source(options, reactor)
+        requested_backplane(options, reactor, events_of_services)
+        requested_observer(options, reactor, events_of_services)
         addresses = [routing(address) for address in addresses]
         factory = WorkerListener(_worker_settings(options), **factory_arguments(options, 0))
         if factory.poller is None:
             raise StartError("--workers: needs Linux, and a reactor that can watch any descriptor")
+    if options.webhook is not None and options.webhook.url.is_readable_on_its_way:
+        events_of_services.webhook_unprotected(str(options.webhook.url))
     background = _serve_metrics(options, factory, addresses, reactor)
     admin = _serve_admin(options, factory, addresses, reactor)
     service = SignalingService(factory, addresses, background)
@@ -252,7 +258,7 @@ def requested_observer(options: Options, reactor: Any, events: Events) -> IPrese
         events: where deliveries that fail are logged.
 
     Raises:
-        StartError: if a package that it needs is not installed.
+        StartError: if a package that it needs is not installed, or no certificate can be for its host.
     """
     settings = options.webhook
     if settings is None:
@@ -264,8 +270,9 @@ def requested_observer(options: Options, reactor: Any, events: Events) -> IPrese
         sender = HttpSender(reactor, settings.url)
     except ImportError as error:
         raise StartError(f"--webhook: https needs the extra tls, as in pip install '.[tls]': {error}") from None
-    if settings.url.is_readable_on_its_way:
-        events.webhook_unprotected(str(settings.url))
+    except ValueError as error:
+        # For example an underscore, which names without a certificate may have.
+        raise StartError(f"--webhook: no certificate can be for this host: {error}") from None
     return Webhooks(sender, settings.keys, settings.max_events, reactor, events, wall_clock=time.time)
 
 
