@@ -186,6 +186,9 @@ class Presence:
         self._on_moved(topic, peer, node)
         self._moved_away[topic, peer] = _MOVED_AWAY_CHECKS
         member = self.remote_member(topic, peer)
+        if was_here and member is None:
+            # Events behind the move say that it left, or that it is this node's: an earlier call of its own came late.
+            self.resync(topic)
         if was_here and member is not None and member.metadata not in (None, known):
             # It has changed its metadata since it moved.
             self._node.updated(topic, peer, member.metadata)
