@@ -69,3 +69,13 @@ def test_a_comparison_from_before_the_answer_decides_nothing(node: Node) -> None
     node.reporter.synced("room", ("ada",))
     node.reporter.leave_decided("room", "ada", has_left=True)
     assert node.has_told
+
+
+def test_nothing_is_kept_of_a_peer_that_moved_to_another_node() -> None:
+    node = Node()
+    node.reporter.joined("another", Person(), None, opens=True)
+    node.reporter.moved_away("another", "ada")
+    assert node.reporter.origin("another", "ada") is None
+    node.reporter.joined("another", Person("bob"), None, opens=True)
+    # As long as it has peers in a topic, a node counts on.
+    assert [event.number for event in node.observer.events] == [1, 2, 1, 2]
