@@ -10,7 +10,8 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from hashlib import sha256
 from importlib.metadata import version
@@ -533,16 +534,15 @@ class Options(usage.Options, AuthOptionMixin):
         self._choose_port_or_listen()
         self.listen, self.port = self["listen"], _port(self._text("port"))
         self.proxy_header = _proxy_header(self._text("proxy-header"))
-        self.path_prefix = _path_prefix(self._text("path-prefix"))
+        with _errors_of("path-prefix"):
+            self.path_prefix = check_path_prefix(self._text("path-prefix"))
         self.workers = _workers(self._text("workers"))
         log_format = self._text("log-format")
         if log_format not in ("text", "json"):
             raise usage.UsageError(f"--log-format: {log_format!r} is not a format (text or json)")
         if log_format == "json" and self.run_by_twistd:
-            try:
+            with _errors_of("log-format json"):
                 log_as_json(self.parent)
-            except ValueError as error:
-                raise usage.UsageError(f"--log-format json: {error}") from None
         self.log_level = _log_level(self._text("log-level"))
         self.log_addresses = _address_detail(self._text("log-addresses"))
         self.allow_origins = _checked("allow-origin", Origins, self["allow-origin"])
@@ -550,7 +550,8 @@ class Options(usage.Options, AuthOptionMixin):
         self.trusted_proxies = _checked("trusted-proxy", TrustedProxies, self["trusted-proxy"])
         for description in self["auth"]:
             self._add_check(description)
-        self.backplane = _store_url(self._text("backplane"))
+        with _errors_of("backplane"):
+            self.backplane = parse_store_url(self["backplane"]) if self["backplane"] else None
         self.admin_tokens = self._admin_tokens()
         self.ice_servers = IceServers(self._fixed_ice_servers(), self._turn())
         self.webhook = self._webhook()
@@ -587,19 +588,15 @@ class Options(usage.Options, AuthOptionMixin):
             return None
         if description is None:
             raise usage.UsageError("--admin-token-file: say where the admin API listens, with --admin-listen")
-        try:
+        with _errors_of(f"admin-token-file: {path}"):
             return AdminTokens(self._files["admin-token-file"])
-        except ValueError as error:
-            raise usage.UsageError(f"--admin-token-file: {path}: {error}") from None
 
     def _fixed_ice_servers(self) -> list[IceServer]:
         path = self["ice-servers"]
         if path is None:
             return []
-        try:
+        with _errors_of(f"ice-servers: {path}"):
             return parse_ice_servers(self._files["ice-servers"])
-        except ValueError as error:
-            raise usage.UsageError(f"--ice-servers: {path}: {error}") from None
 
     def _ice_source(self) -> SourceSettings | None:
         url, path = self["ice-source"], self["ice-source-token-file"]
@@ -612,14 +609,10 @@ class Options(usage.Options, AuthOptionMixin):
             reason = f"{ice_provider.TOKEN_IN_URL} stands for the token: give its file, with --ice-source-token-file"
             raise usage.UsageError(f"--ice-source: {reason}")
         settings = SourceSettings(url, path, ttl)
-        for option, check_value in (
-            ("ice-source", lambda: ice_provider.Provider(url)),
-            ("ice-source-token-file", settings.read_token),
-        ):
-            try:
-                check_value()
-            except ValueError as error:
-                raise usage.UsageError(f"--{option}: {error}") from None
+        with _errors_of("ice-source"):
+            ice_provider.Provider(url)
+        with _errors_of("ice-source-token-file"):
+            settings.read_token()
         return settings
 
     def _turn(self) -> Turn | None:
@@ -636,10 +629,8 @@ class Options(usage.Options, AuthOptionMixin):
             secret = self._files.get("turn-secret-file", b"").strip()
         if not secret:
             raise usage.UsageError("--turn-uri: a secret is needed, in a file (--turn-secret-file) or in TURN_SECRET")
-        try:
+        with _errors_of("turn-uri"):
             return Turn(tuple(self["turn-uri"]), secret, ttl)
-        except ValueError as error:
-            raise usage.UsageError(f"--turn-uri: {error}") from None
 
     def _webhook(self) -> WebhookSettings | None:
         text, path = self["webhook"], self["webhook-secret-file"]
@@ -648,16 +639,12 @@ class Options(usage.Options, AuthOptionMixin):
             if path is not None:
                 raise usage.UsageError("--webhook-secret-file: name the receiver, with --webhook")
             return None
-        try:
+        with _errors_of("webhook"):
             url = parse_webhook_url(text)
-        except ValueError as error:
-            raise usage.UsageError(f"--webhook: {error}") from None
         if path is None:
             raise usage.UsageError("--webhook: a secret is needed, in a file (--webhook-secret-file)")
-        try:
+        with _errors_of(f"webhook-secret-file: {path}"):
             keys = parse_secrets(self._files["webhook-secret-file"].decode("latin-1"))
-        except ValueError as error:
-            raise usage.UsageError(f"--webhook-secret-file: {path}: {error}") from None
         return WebhookSettings(url, keys, size)
 
 
@@ -690,11 +677,18 @@ def _topic_rules(file: ConfigFile) -> TopicRules:
         raise ValueError(in_tables(str(error), "topics", file, CONFIGURABLE)) from None
 
 
-def _checked(option: str, kind: Callable[[list[str]], object], texts: list[str]) -> list[str]:
+@contextmanager
+def _errors_of(option: str) -> Iterator[None]:
+    """Turn a ``ValueError`` into the error of an option."""
     try:
-        kind(texts)
+        yield
     except ValueError as error:
         raise usage.UsageError(f"--{option}: {error}") from None
+
+
+def _checked(option: str, kind: Callable[[list[str]], object], texts: list[str]) -> list[str]:
+    with _errors_of(option):
+        kind(texts)
     return texts
 
 
@@ -728,13 +722,6 @@ def _proxy_header(text: str) -> ProxyHeader:
         raise usage.UsageError(f"--proxy-header: {text!r} is not a header that names clients ({known})") from None
 
 
-def _path_prefix(text: str) -> str:
-    try:
-        return check_path_prefix(text)
-    except ValueError as error:
-        raise usage.UsageError(f"--path-prefix: {error}") from None
-
-
 def _workers(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text[:6]) <= _MAX_WORKERS):
         raise usage.UsageError(
@@ -763,13 +750,6 @@ def _address_detail(text: str) -> AddressDetail:
     except ValueError:
         known = ", ".join(AddressDetail)
         raise usage.UsageError(f"--log-addresses: {text!r} is not a detail of addresses (one of {known})") from None
-
-
-def _store_url(text: str) -> StoreUrl | None:
-    try:
-        return parse_store_url(text) if text else None
-    except ValueError as error:
-        raise usage.UsageError(f"--backplane: {error}") from None
 
 
 def _limits(given: dict[str, str]) -> Limits:
