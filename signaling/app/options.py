@@ -702,14 +702,14 @@ def _read(option: str, path: str) -> bytes:
 
 
 def _ttl(option: str, text: str, least: int) -> int:
-    if not (text.isascii() and text.isdigit() and least <= int(text[:9]) <= _MAX_TTL_SECONDS):
+    if not _is_whole(text, least, _MAX_TTL_SECONDS):
         right = f"a whole number of seconds from {least} to {_MAX_TTL_SECONDS} (for example 3600)"
         raise usage.UsageError(f"--{option}: {text!r} is not {right}")
     return int(text)
 
 
 def _port(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text[:6]) <= 65_535):
+    if not _is_whole(text, 0, 65_535):
         raise usage.UsageError(f"--port: {text!r} is not a port (a whole number from 0 to 65535, for example 8081)")
     return int(text)
 
@@ -723,7 +723,7 @@ def _proxy_header(text: str) -> ProxyHeader:
 
 
 def _workers(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text[:6]) <= _MAX_WORKERS):
+    if not _is_whole(text, 0, _MAX_WORKERS):
         raise usage.UsageError(
             f"--workers: {text!r} is not a whole number from 0 up, at most {_MAX_WORKERS} (for example 2)"
         )
@@ -731,7 +731,7 @@ def _workers(text: str) -> int:
 
 
 def _queue_size(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:8]) <= _MAX_WEBHOOK_QUEUE):
+    if not _is_whole(text, 1, _MAX_WEBHOOK_QUEUE):
         right = f"a whole number from 1 to {_MAX_WEBHOOK_QUEUE} (for example {DEFAULT_WEBHOOK_QUEUE})"
         raise usage.UsageError(f"--webhook-queue: {text!r} is not {right}")
     return int(text)
@@ -780,6 +780,11 @@ def _number(name: str, text: str) -> float:
 
 
 def _whole(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
+    if not _is_whole(text, 0, 999_999_999):
         raise ValueError
     return int(text)
+
+
+def _is_whole(text: str, least: int, most: int) -> bool:
+    # int refuses texts of thousands of digits by another error.
+    return text.isascii() and text.isdigit() and len(text) < 10 and least <= int(text) <= most
