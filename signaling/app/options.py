@@ -11,11 +11,10 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from hashlib import sha256
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from constantly import NamedConstant
@@ -43,6 +42,7 @@ from signaling.backplane.redis.url import StoreUrl
 from signaling.backplane.redis.url import parse as parse_store_url
 from signaling.core.ice import DEFAULT_TTL_SECONDS, IceServer, IceServers, Turn, parse_ice_servers
 from signaling.core.topic_rules import TopicRules, parse_topic_rules
+from signaling.files import read_file
 from signaling.ice_source import provider as ice_provider
 from signaling.ice_source.provider import SourceSettings
 from signaling.limits import LIMIT_OPTIONS, Limits, Option, Unit, check
@@ -398,7 +398,9 @@ class Options(usage.Options, AuthOptionMixin):
         try:
             self._add_checker(makeChecker(description))
             if name == "jwt":
-                self._note_file("auth", Path(_JWT_OPTION.split(argument)[0]).read_bytes())
+                # A pipe has been read by the checker, and is empty.
+                with suppress(OSError):
+                    self._note_file("auth", read_file(_JWT_OPTION.split(argument)[0]))
         except InvalidAuthType:
             known = ", ".join(sorted(factory.authType for factory in findCheckerFactories()))
             raise usage.UsageError(f"--auth: {name!r} is no kind of check; there are {known}") from None
@@ -443,9 +445,9 @@ class Options(usage.Options, AuthOptionMixin):
             raise usage.UsageError(text) from None
 
     def _explain(self, text: str) -> str:
-        unknown = text.removesuffix(" not recognized").removeprefix("option ")
-        if unknown == text:
+        if not text.endswith(" not recognized"):
             return text
+        unknown = text.removesuffix(" not recognized").removeprefix("option ")
         known = [f"--{name}" for name in self.longOpt]
         near = get_close_matches(unknown, [name.rstrip("=") for name in known], n=1)
         hint = f"did you mean {near[0]}?" if near else "twistd signaling --help lists the options"
@@ -481,9 +483,9 @@ class Options(usage.Options, AuthOptionMixin):
             refuse_unknown(CONFIGURABLE.values(), self._environ, file, [str(TOPICS.name)])
             for name, option in CONFIGURABLE.items():
                 self.settings[name] = find(option, given[name], self._environ, file)
-            self.settings["topics"] = find_tables(TOPICS, file)
             if file is not None and "topics" in file.values:
                 self.topic_rules = _topic_rules(file)
+            self.settings["topics"] = find_tables(TOPICS, file)
         except ValueError as error:
             raise usage.UsageError(str(error)) from None
 
@@ -696,7 +698,7 @@ def _read(option: str, path: str) -> bytes:
     if not path:
         raise usage.UsageError(f"--{option}: name a file")
     try:
-        return Path(path).read_bytes()
+        return read_file(path)
     except OSError as error:
         raise usage.UsageError(f"--{option}: {path}: {error.strerror}") from None
 

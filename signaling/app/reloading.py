@@ -95,6 +95,8 @@ class Reloader:
             while self._is_wanted_again:
                 self._is_wanted_again = False
                 yield self._reload_once()
+        except Exception:
+            self._factory.events.log.failure("an error while reloading")
         finally:
             self._is_running = False
 

@@ -8,7 +8,6 @@ import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred, execute
@@ -23,6 +22,7 @@ from twisted.internet.interfaces import (
 from zope.interface import implementer
 
 from signaling.errors import StartError
+from signaling.files import read_file
 from signaling.transport.private_api import get_certificates, set_certificates
 
 # A burst of browsers reconnects after a restart; the kernel caps it at somaxconn.
@@ -111,7 +111,7 @@ class Certificates:
         self._digest_in_use, self._context = digest, context
 
     def _digest(self) -> bytes:
-        return sha256(b"".join(Path(file).read_bytes() for file in self._files)).digest()
+        return sha256(b"".join(read_file(file) for file in self._files)).digest()
 
 
 class ListenAddress(NamedTuple):
@@ -236,7 +236,7 @@ def _files(arguments: Sequence[str]) -> dict[str, str]:
 def _unreadable_file(files: Mapping[str, str]) -> str | None:
     for name, path in files.items():
         try:
-            open(path, "rb").close()
+            read_file(path)
         except OSError as error:
             return f"{name}={path}: {error.strerror}; name a PEM file that this user can read"
     return None

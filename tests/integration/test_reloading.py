@@ -107,6 +107,21 @@ def test_a_wrong_file_changes_nothing_and_its_line_is_named(tmp_path: Path, text
     assert server.reload("max-topic-bytes = 9") == ["max-topic-bytes: 256 bytes -> 9"]
 
 
+def test_an_error_of_another_kind_is_logged_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, failures = Server(tmp_path, ""), list[LogEvent]()
+
+    def fail() -> None:
+        raise KeyError
+
+    monkeypatch.setattr(server.reloader, "prepare", fail)
+    globalLogPublisher.addObserver(failures.append)
+    try:
+        server.reloader.reload()
+    finally:
+        globalLogPublisher.removeObserver(failures.append)
+    assert [event["log_failure"].type for event in failures] == [KeyError]
+
+
 def test_an_option_of_the_command_line_still_takes_precedence(tmp_path: Path) -> None:
     server = Server(tmp_path, "", "--max-topic-bytes=100")
     assert server.reload("max-topic-bytes = 9") == ["nothing changed"]

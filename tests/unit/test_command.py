@@ -26,6 +26,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         (["--port", "9000"], ["signaling", "--port", "9000"]),
         (["--demo", "--", "--reactor=poll"], ["--reactor=poll", "signaling", "--demo"]),
         (["--", "--logfile", "x"], ["--logfile", "x", "signaling"]),
+        (["--", "--help"], ["--help", "signaling"]),
         (None, ["signaling", "--demo"]),
     ],
 )

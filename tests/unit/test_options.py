@@ -339,7 +339,11 @@ def test_an_unknown_option_is_named(arguments: list[str], text: str) -> None:
 
 
 def test_an_option_without_its_value_is_named() -> None:
-    assert "--port" in refusal("--port")
+    assert refusal("--port") == "option --port requires argument"
+
+
+def test_a_flag_with_a_value_is_named() -> None:
+    assert refusal("--demo=true") == "option --demo must not have an argument"
 
 
 # The options of `--help`, docs/options.md, the environment and `Limits` are the same
