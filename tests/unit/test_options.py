@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from twisted.python.usage import UsageError
 
 from signaling import Limits, Options
-from signaling.app.options import OPTIONS, help_text
+from signaling.app.option_table import OPTIONS, help_text
 from signaling.app.service import makeService
 from signaling.auth.cred import Access
 from signaling.core.grants import Password
