@@ -18,8 +18,7 @@ from signaling.admission.client_address import Client, ProxyHeader
 from signaling.admission.logged_addresses import AddressDetail
 from signaling.auth.cred import Logout, granted
 from signaling.backplane.standalone import StandaloneBackplane
-from signaling.core.administration import (
-    Administration,
+from signaling.core.admin_queries import (
     CloseTopic,
     Merged,
     NoticeSent,
@@ -31,6 +30,7 @@ from signaling.core.administration import (
     check_notice,
     check_reason,
 )
+from signaling.core.administration import Administration
 from signaling.core.announcer import Announcer
 from signaling.core.blocks import Blocks
 from signaling.core.grants import Grant

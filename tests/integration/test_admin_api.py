@@ -14,7 +14,7 @@ from twisted.logger import globalLogPublisher
 
 from signaling.admin.site import AdminFactory
 from signaling.admin.tokens import AdminTokens
-from signaling.core.administration import Answers
+from signaling.core.interfaces import Answers
 from tests import issuer
 from tests.harness.memory_transport import MemoryTransport
 from tests.integration.harness import Connection, Harness, response, upgrade

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from signaling.app import command
-from signaling.app.options import CONFIGURABLE
+from signaling.app.option_table import CONFIGURABLE
 
 
 @pytest.fixture

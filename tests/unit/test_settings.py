@@ -11,7 +11,7 @@ import pytest
 from twisted.python.usage import UsageError
 
 from signaling import Options
-from signaling.app.options import CONFIGURABLE
+from signaling.app.option_table import CONFIGURABLE
 from signaling.app.settings import Source, describe, variable_of
 from signaling.limits import LIMIT_OPTIONS, Option, Unit
 
