@@ -23,8 +23,10 @@ KEPT = {
     "t405": "nobody was told that a peer had left whose move had no answer",
     "t795": "a node that stopped told that a peer had left which had moved to another node",
     "t4128": "a comparison with the store from before a leave decided that nobody had left",
+    "t20342": "a late call of a node put back a peer that the store had just given to another one",
     "t20804": "a client resumed on the node that it was leaving, which had not heard yet that it had left",
     "t21925": "a node stopped while another one took over one of its peers",
+    "t4224": "the store moved a peer by a late call, after the comparison that looked for it",
 }
 
 
