@@ -26,8 +26,8 @@ _BLOCKS_PER_TURN = 64
 _TURNS_PER_PASS = 4
 # By how much a turn may grow, if events come faster than they are delivered.
 _FASTEST = 8
-# With so many events in a topic's backlog, further updates of its peers wait for a turn: a peer gets what its own update
-# comes behind, and that must be little.
+# With so many events in a topic's backlog, further updates of its peers wait for a turn: a peer gets what its own
+# update comes behind, and that must be little.
 _FEW_EVENTS = 64
 # In place of an update that a later one of the same peer replaces: else peers that change their metadata all the time
 # could make a backlog grow without bound.
