@@ -464,6 +464,16 @@ def test_the_end_delivers_what_is_left_at_once(delivering: Delivering) -> None:
     assert not delivering.clock.getDelayedCalls()
 
 
+def test_the_end_can_be_cancelled(delivering: Delivering) -> None:
+    delivering.receiver.answers = None
+    delivering.webhooks.peer_left(left(1))
+    end = delivering.webhooks.stopped()
+    assert end is not None
+    end.cancel()
+    assert delivering.receiver.closed == 1
+    assert not delivering.clock.getDelayedCalls()
+
+
 @pytest.mark.parametrize("answer", [None, 500])
 def test_the_end_waits_for_a_bounded_time(delivering: Delivering, answer: Any) -> None:
     delivering.receiver.answers = answer
