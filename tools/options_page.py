@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-from signaling.app.options import CONFIGURABLE, OPTIONS
+from signaling.app.option_table import CONFIGURABLE, OPTIONS
 from signaling.limits import LIMIT_OPTIONS, Option, Unit
 
 PAGE = Path(__file__).parents[1] / "docs" / "options.md"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from signaling.core.administration import (
+from signaling.core.admin_queries import (
     DescribeTopic,
     Merged,
     NoticeSent,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from signaling.core.administration import (
+from signaling.core.admin_queries import (
     MAX_BLOCK_SECONDS,
     MAX_LIMIT,
     CloseTopic,

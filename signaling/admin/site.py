@@ -20,7 +20,7 @@ from twisted.web.server import NOT_DONE_YET, Request
 from signaling.admin.answers import AdminAnswer, answer_to, refusal
 from signaling.admin.requests import AdminRequest, read_request
 from signaling.admin.tokens import AdminTokens
-from signaling.core.administration import (
+from signaling.core.admin_queries import (
     Answer,
     CloseTopic,
     Merged,

@@ -17,9 +17,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: the options of the server; those behind ``--`` are ``twistd``'s own. None means the process's.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if "--help" in given:
-        _print_help()
     end = given.index("--") if "--" in given else len(given)
+    if "--help" in given[:end]:
+        _print_help()
     sys.argv = ["twistd", "-n", "--pidfile=", *given[end + 1 :], "signaling", *given[:end]]
     twistd.run()
 

@@ -11,6 +11,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from signaling.files import read_file
+
 KeyPath = tuple[str | int, ...]
 """The keys that lead to a value: names, and the index of a table in an array of tables."""
 
@@ -31,6 +33,8 @@ _TOKEN = re.compile(
 )
 # The key of a table in an array of tables.
 _DEEPEST = 3
+# To read ten times as much would keep a running server busy for seconds.
+_MAX_BYTES = 1_048_576
 _POSITION = re.compile(r"\s*\(at (?:line (\d+), column \d+|end of document)\)$")
 
 
@@ -55,9 +59,11 @@ class ConfigFile:
     def __init__(self, path: str) -> None:
         self.path = path
         try:
-            data = Path(path).read_bytes()
+            data = read_file(path)
         except (OSError, ValueError) as error:
             raise ConfigProblem(f"--config: {path}: {getattr(error, 'strerror', None) or error}") from None
+        if len(data) > _MAX_BYTES:
+            raise ConfigProblem(f"{path}: longer than {_MAX_BYTES} bytes")
         try:
             text = data.decode()
         except UnicodeDecodeError as error:

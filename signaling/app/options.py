@@ -1,8 +1,4 @@
-"""The options of ``twistd signaling``: from the command line, the environment or a file, and checked.
-
-To add an option: if it is a limit, add a field to ``Limits``; otherwise add a row to ``OPTIONS`` and handle it in
-``Options.postOptions``. Then run ``tools/options_page.py``.
-"""
+"""Parses the options of ``twistd signaling``: of the command line, the environment or a file, and checks them."""
 
 from __future__ import annotations
 
@@ -10,11 +6,11 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from hashlib import sha256
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from constantly import NamedConstant
@@ -36,12 +32,22 @@ from signaling.admin.tokens import AdminTokens
 from signaling.admission.client_address import ProxyHeader, TrustedProxies
 from signaling.admission.logged_addresses import AddressDetail
 from signaling.admission.origins import Hosts, Origins
+from signaling.app.option_table import (
+    ALL_OPTIONS,
+    CONFIGURABLE,
+    DEFAULT_PORT,
+    DEFAULT_WEBHOOK_QUEUE,
+    HELP_ON_AUTH,
+    TOPICS,
+    help_text,
+)
 from signaling.app.settings import Setting, Source, decode_settings, find, find_tables, in_tables, refuse_unknown
 from signaling.auth.cred import GrantRealm, IBearerToken
 from signaling.backplane.redis.url import StoreUrl
 from signaling.backplane.redis.url import parse as parse_store_url
-from signaling.core.ice import DEFAULT_TTL_SECONDS, IceServer, IceServers, Turn, parse_ice_servers
+from signaling.core.ice import IceServer, IceServers, Turn, parse_ice_servers
 from signaling.core.topic_rules import TopicRules, parse_topic_rules
+from signaling.files import read_file
 from signaling.ice_source import provider as ice_provider
 from signaling.ice_source.provider import SourceSettings
 from signaling.limits import LIMIT_OPTIONS, Limits, Option, Unit, check
@@ -55,8 +61,6 @@ from signaling.webhooks.target import parse_webhook_url
 if TYPE_CHECKING:
     from signaling.app.config_file import ConfigFile
 
-DEFAULT_PORT = 8081
-
 LOG_LEVELS: dict[str, NamedConstant] = {
     "debug": LogLevel.debug,
     "info": LogLevel.info,
@@ -68,239 +72,11 @@ _DEFAULTS = Limits()
 _MAX_TTL_SECONDS = 31 * 86_400
 _MAX_WORKERS = 256
 _MAX_WEBHOOK_QUEUE = 1_000_000
-DEFAULT_WEBHOOK_QUEUE = 10_000
 # The configuration file is read before all others.
 _READ_WHEN_USED = ("config", "ice-source-token-file")
 _JWT_OPTION = re.compile(r":(?=[a-z]+=)")
 _OPTION_AT_START = re.compile(r"--([a-z][a-z-]*)(?=[: ])")
-
-OPTIONS = (
-    Option(
-        name="config",
-        unit=Unit.FILE,
-        help="File in TOML with other options.",
-        details="See [configuration.md](configuration.md).",
-    ),
-    Option(
-        name="check-config",
-        unit=Unit.FLAG,
-        help="Check all options and the files that they name, print what is in force, and exit.",
-    ),
-    Option(
-        name="port",
-        short="p",
-        unit=Unit.COUNT,
-        variable="PORT",
-        default=str(DEFAULT_PORT),
-        help="Port on all interfaces, IPv6 and IPv4.",
-    ),
-    Option(
-        name="listen",
-        unit=Unit.ENDPOINT,
-        repeats=True,
-        help="Twisted endpoint instead of `--port`, for example `tcp:8081:interface=127.0.0.1`; repeatable.",
-    ),
-    Option(
-        name="path-prefix",
-        help="Path below which everything is, for example `/signal`: topics are at `/signal/ws/{topic}`.",
-        details="`/healthz` and `/readyz` are at the root as well. See [proxies.md](proxies.md#below-a-path).",
-    ),
-    Option(
-        name="workers",
-        unit=Unit.COUNT,
-        default="1",
-        help="Processes that share the topics.",
-        zero="one for each core",
-        details="See [workers.md](workers.md).",
-    ),
-    Option(
-        name="log-level",
-        variable="LOG_LEVEL",
-        reloads=True,
-        default="info",
-        help="`debug`, `info`, `warn` or `error`.",
-    ),
-    Option(
-        name="log-format",
-        default="text",
-        help="`text`, or `json`: one object a line.",
-        details="See [operations.md](operations.md).",
-    ),
-    Option(
-        name="log-addresses",
-        default="full",
-        help="How much of clients' addresses the log shows: `off`, `network` (IPv4 /24, IPv6 /48) or `full`.",
-        details="See [privacy.md](privacy.md).",
-    ),
-    Option(
-        name="allow-origin",
-        repeats=True,
-        reloads=True,
-        default="any",
-        help=(
-            "Origin that may connect: `https://example.com`, `https://*.example.com` for its subdomains,"
-            " `http://localhost:*` for any port, or that of an app, for example `capacitor://localhost`; repeatable."
-        ),
-        details="See [below](#origins).",
-    ),
-    Option(
-        name="metrics",
-        unit=Unit.FLAG,
-        help="Serve `/metrics` for Prometheus on the same port; needs the extra `metrics`.",
-        details="See [operations.md](operations.md).",
-    ),
-    Option(
-        name="metrics-listen",
-        unit=Unit.ENDPOINT,
-        help="Twisted endpoint that serves `/metrics`, for example `tcp:9090:interface=127.0.0.1`.",
-    ),
-    Option(
-        name="metrics-host",
-        repeats=True,
-        default="addresses, `localhost` and names without a dot",
-        help="Another host name for requests to `--metrics-listen`, for example `metrics.example.com`; repeatable.",
-    ),
-    Option(
-        name="admin-listen",
-        unit=Unit.ENDPOINT,
-        help="Twisted endpoint that serves the admin API, for example `tcp:8082:interface=127.0.0.1` or `unix:/run/a`.",
-        details="See [admin.md](admin.md).",
-    ),
-    Option(
-        name="admin-token-file",
-        unit=Unit.FILE,
-        reloads=True,
-        help="File with the tokens for `--admin-listen`, one on each line; optional if that is a UNIX socket.",
-    ),
-    Option(
-        name="auth",
-        repeats=True,
-        reloads=True,
-        default="everybody may join",
-        help="Who may join: `jwt:FILE`, or another check of `--help-auth`; repeatable.",
-        details="See [access.md](access.md).",
-    ),
-    Option(name="help-auth", unit=Unit.FLAG, help="List the checks for `--auth`."),
-    Option(name="help-auth-type", help="Describe one check of `--help-auth`, for example `jwt`."),
-    Option(
-        name="metadata-updates",
-        unit=Unit.FLAG,
-        help="Let peers replace their metadata after they have joined.",
-        details="See [protocol.md](protocol.md#metadata).",
-    ),
-    Option(
-        name="backplane",
-        variable="BACKPLANE",
-        help="URL of a Redis server through which nodes share topics; needs the extra `cluster`.",
-        details="See [below](#the-backplane).",
-    ),
-    Option(name="serve-client", unit=Unit.FLAG, help="Serve the client for browsers: `/signaling.js`, `/sealing.js`."),
-    Option(name="demo", unit=Unit.FLAG, help="Serve a demo at `/`, and the client for browsers."),
-    Option(
-        name="ice-servers",
-        unit=Unit.FILE,
-        reloads=True,
-        help="File with a JSON array of `RTCIceServer` dictionaries that every peer receives.",
-    ),
-    Option(
-        name="turn-uri",
-        repeats=True,
-        reloads=True,
-        help=(
-            "TURN server with time-limited credentials, for example `turn:turn.example.com:3478?transport=udp`;"
-            " repeatable."
-        ),
-    ),
-    Option(
-        name="turn-secret-file",
-        unit=Unit.FILE,
-        reloads=True,
-        variable="TURN_SECRET",
-        help="File with the shared secret of the TURN servers.",
-        details="The variable has the secret itself.",
-    ),
-    Option(
-        name="turn-ttl",
-        unit=Unit.SECONDS,
-        reloads=True,
-        default=str(DEFAULT_TTL_SECONDS),
-        help="Lifetime of a TURN credential; peers receive a new one at half of it.",
-    ),
-    Option(
-        name="ice-source",
-        help=(
-            "URL of a provider of ICE servers, asked at the start and at half of their life, for example"
-            " `https://example.com/credentials`; needs the extra `tls`."
-        ),
-        details="See [turn.md](turn.md#a-provider).",
-    ),
-    Option(
-        name="ice-source-token-file",
-        unit=Unit.FILE,
-        help="File with the token for `--ice-source`, or NAME:PASSWORD.",
-        details="Read again for each request.",
-    ),
-    Option(
-        name="ice-source-ttl",
-        unit=Unit.SECONDS,
-        default=str(ice_provider.DEFAULT_TTL_SECONDS),
-        help="Lifetime to ask a provider for, and to expect if its answer does not say.",
-    ),
-    Option(
-        name="webhook",
-        help="URL that is told who joins and leaves, for example `https://example.com/presence`.",
-        details="See [webhooks.md](webhooks.md).",
-    ),
-    Option(
-        name="webhook-secret-file",
-        unit=Unit.FILE,
-        reloads=True,
-        help="File with the secrets that sign webhooks, `whsec_...`, one a line.",
-    ),
-    Option(
-        name="webhook-queue",
-        unit=Unit.COUNT,
-        default=str(DEFAULT_WEBHOOK_QUEUE),
-        help="Events that wait for the webhook's receiver; beyond it the oldest are dropped.",
-    ),
-    Option(
-        name="trusted-proxy",
-        repeats=True,
-        reloads=True,
-        help=(
-            "Address or network of a proxy that is trusted to name its client, or `unix` for clients of a UNIX socket;"
-            " repeatable."
-        ),
-    ),
-    Option(
-        name="proxy-header",
-        default=ProxyHeader.X_FORWARDED_FOR,
-        help="Header in which a `--trusted-proxy` names its client: `X-Forwarded-For` or `Forwarded` (RFC 7239).",
-        details="The other one is never read. See [proxies.md](proxies.md#common-mistakes).",
-    ),
-)
-"""Every option that is not a limit; the limits have theirs in ``LIMIT_OPTIONS``."""
-
-# They print something and exit: there is nothing to configure. The methods of the first two are inherited.
-_HELP_ON_AUTH = ("help-auth", "help-auth-type")
-_ACTIONS = (*_HELP_ON_AUTH, "check-config")
-_ALL = {option.name: option for option in (*OPTIONS, *LIMIT_OPTIONS.values()) if option.name is not None}
-TOPICS = Option(name="topics", unit=Unit.TABLES, reloads=True, help="Bounds of topics by their names.")
-"""The ``[[topics]]`` of the configuration file."""
-CONFIGURABLE = {name: option for name, option in _ALL.items() if name not in _ACTIONS}
-"""The options that have a variable of the environment; all but ``config`` are keys of its file."""
 _LIMIT_FIELDS = {option.name: field for field, option in LIMIT_OPTIONS.items() if option.name is not None}
-
-
-def help_text(option: Option) -> str:
-    """Return what ``--help`` says about an option."""
-    text = option.help.replace("`", "")
-    if option.zero is not None:
-        text += f" 0: {option.zero}."
-    if option.exceeded:
-        text += f" Beyond it: {option.exceeded.replace('`', '')}."
-    default = " or ".join(filter(None, (option.variable and f"${option.variable}", option.default_text)))
-    return f"{text} [default: {default.replace('`', '')}]" if default else text
 
 
 class Options(usage.Options, AuthOptionMixin):
@@ -344,18 +120,18 @@ class Options(usage.Options, AuthOptionMixin):
     )
     optParameters: list[list[Any]] = [  # noqa: RUF012
         [option.name, option.short, None, help_text(option)]
-        for option in _ALL.values()
-        if option.unit is not Unit.FLAG and not option.repeats and option.name not in _HELP_ON_AUTH
+        for option in ALL_OPTIONS.values()
+        if option.unit is not Unit.FLAG and not option.repeats and option.name not in HELP_ON_AUTH
     ]
     optFlags: list[list[Any]] = [  # noqa: RUF012
         [option.name, option.short, help_text(option)]
-        for option in _ALL.values()
-        if option.unit is Unit.FLAG and option.name not in _HELP_ON_AUTH
+        for option in ALL_OPTIONS.values()
+        if option.unit is Unit.FLAG and option.name not in HELP_ON_AUTH
     ]
 
     def __init__(self, environ: Mapping[str, str] | None = None, in_force: bytes | None = None) -> None:
         super().__init__()
-        self.docs.update({name: help_text(_ALL[name]) for name in _HELP_ON_AUTH})
+        self.docs.update({name: help_text(ALL_OPTIONS[name]) for name in HELP_ON_AUTH})
         self._environ = os.environ if environ is None else environ
         self.given_values: dict[str, list[str]] = {}
         self.working_directory = os.getcwd()
@@ -397,7 +173,9 @@ class Options(usage.Options, AuthOptionMixin):
         try:
             self._add_checker(makeChecker(description))
             if name == "jwt":
-                self._note_file("auth", Path(_JWT_OPTION.split(argument)[0]).read_bytes())
+                # A pipe has been read by the checker, and is empty.
+                with suppress(OSError):
+                    self._note_file("auth", read_file(_JWT_OPTION.split(argument)[0]))
         except InvalidAuthType:
             known = ", ".join(sorted(factory.authType for factory in findCheckerFactories()))
             raise usage.UsageError(f"--auth: {name!r} is no kind of check; there are {known}") from None
@@ -442,9 +220,9 @@ class Options(usage.Options, AuthOptionMixin):
             raise usage.UsageError(text) from None
 
     def _explain(self, text: str) -> str:
-        unknown = text.removesuffix(" not recognized").removeprefix("option ")
-        if unknown == text:
+        if not text.endswith(" not recognized"):
             return text
+        unknown = text.removesuffix(" not recognized").removeprefix("option ")
         known = [f"--{name}" for name in self.longOpt]
         near = get_close_matches(unknown, [name.rstrip("=") for name in known], n=1)
         hint = f"did you mean {near[0]}?" if near else "twistd signaling --help lists the options"
@@ -473,16 +251,16 @@ class Options(usage.Options, AuthOptionMixin):
 
     def _find_anew(self) -> None:
         given = {name: self._given(name) for name in CONFIGURABLE}
-        self.settings["config"] = find(_ALL["config"], given["config"], self._environ, None)
+        self.settings["config"] = find(ALL_OPTIONS["config"], given["config"], self._environ, None)
         path = self.settings["config"].value
         try:
             file = _config_file(path) if path is not None else None
             refuse_unknown(CONFIGURABLE.values(), self._environ, file, [str(TOPICS.name)])
             for name, option in CONFIGURABLE.items():
                 self.settings[name] = find(option, given[name], self._environ, file)
-            self.settings["topics"] = find_tables(TOPICS, file)
             if file is not None and "topics" in file.values:
                 self.topic_rules = _topic_rules(file)
+            self.settings["topics"] = find_tables(TOPICS, file)
         except ValueError as error:
             raise usage.UsageError(str(error)) from None
 
@@ -516,7 +294,7 @@ class Options(usage.Options, AuthOptionMixin):
         return options
 
     def _given(self, name: str) -> Sequence[str]:
-        option = _ALL[name]
+        option = ALL_OPTIONS[name]
         if option.repeats:
             return self.given_values.get(name, ())
         value = self[name]
@@ -533,16 +311,15 @@ class Options(usage.Options, AuthOptionMixin):
         self._choose_port_or_listen()
         self.listen, self.port = self["listen"], _port(self._text("port"))
         self.proxy_header = _proxy_header(self._text("proxy-header"))
-        self.path_prefix = _path_prefix(self._text("path-prefix"))
+        with _errors_of("path-prefix"):
+            self.path_prefix = check_path_prefix(self._text("path-prefix"))
         self.workers = _workers(self._text("workers"))
         log_format = self._text("log-format")
         if log_format not in ("text", "json"):
             raise usage.UsageError(f"--log-format: {log_format!r} is not a format (text or json)")
         if log_format == "json" and self.run_by_twistd:
-            try:
+            with _errors_of("log-format json"):
                 log_as_json(self.parent)
-            except ValueError as error:
-                raise usage.UsageError(f"--log-format json: {error}") from None
         self.log_level = _log_level(self._text("log-level"))
         self.log_addresses = _address_detail(self._text("log-addresses"))
         self.allow_origins = _checked("allow-origin", Origins, self["allow-origin"])
@@ -550,7 +327,8 @@ class Options(usage.Options, AuthOptionMixin):
         self.trusted_proxies = _checked("trusted-proxy", TrustedProxies, self["trusted-proxy"])
         for description in self["auth"]:
             self._add_check(description)
-        self.backplane = _store_url(self._text("backplane"))
+        with _errors_of("backplane"):
+            self.backplane = parse_store_url(self["backplane"]) if self["backplane"] else None
         self.admin_tokens = self._admin_tokens()
         self.ice_servers = IceServers(self._fixed_ice_servers(), self._turn())
         self.webhook = self._webhook()
@@ -559,7 +337,7 @@ class Options(usage.Options, AuthOptionMixin):
 
     def _text(self, name: str) -> str:
         """Return the value of an option, or its default."""
-        return _ALL[name].default if self[name] is None else self[name]
+        return ALL_OPTIONS[name].default if self[name] is None else self[name]
 
     def _choose_port_or_listen(self) -> None:
         """Let ``--listen`` replace ``--port``, or the other way round: the one that takes precedence counts."""
@@ -567,7 +345,7 @@ class Options(usage.Options, AuthOptionMixin):
         if listen.texts and port.source is listen.source:
             raise usage.UsageError("--listen: it is in place of --port: give one or the other")
         ignored = "listen" if port.source > listen.source else "port"
-        self.settings[ignored] = Setting(_ALL[ignored])
+        self.settings[ignored] = Setting(ALL_OPTIONS[ignored])
         self[ignored] = self.settings[ignored].value
 
     def _omit_pid_file(self) -> None:
@@ -587,19 +365,15 @@ class Options(usage.Options, AuthOptionMixin):
             return None
         if description is None:
             raise usage.UsageError("--admin-token-file: say where the admin API listens, with --admin-listen")
-        try:
+        with _errors_of(f"admin-token-file: {path}"):
             return AdminTokens(self._files["admin-token-file"])
-        except ValueError as error:
-            raise usage.UsageError(f"--admin-token-file: {path}: {error}") from None
 
     def _fixed_ice_servers(self) -> list[IceServer]:
         path = self["ice-servers"]
         if path is None:
             return []
-        try:
+        with _errors_of(f"ice-servers: {path}"):
             return parse_ice_servers(self._files["ice-servers"])
-        except ValueError as error:
-            raise usage.UsageError(f"--ice-servers: {path}: {error}") from None
 
     def _ice_source(self) -> SourceSettings | None:
         url, path = self["ice-source"], self["ice-source-token-file"]
@@ -612,14 +386,10 @@ class Options(usage.Options, AuthOptionMixin):
             reason = f"{ice_provider.TOKEN_IN_URL} stands for the token: give its file, with --ice-source-token-file"
             raise usage.UsageError(f"--ice-source: {reason}")
         settings = SourceSettings(url, path, ttl)
-        for option, check_value in (
-            ("ice-source", lambda: ice_provider.Provider(url)),
-            ("ice-source-token-file", settings.read_token),
-        ):
-            try:
-                check_value()
-            except ValueError as error:
-                raise usage.UsageError(f"--{option}: {error}") from None
+        with _errors_of("ice-source"):
+            ice_provider.Provider(url)
+        with _errors_of("ice-source-token-file"):
+            settings.read_token()
         return settings
 
     def _turn(self) -> Turn | None:
@@ -636,10 +406,8 @@ class Options(usage.Options, AuthOptionMixin):
             secret = self._files.get("turn-secret-file", b"").strip()
         if not secret:
             raise usage.UsageError("--turn-uri: a secret is needed, in a file (--turn-secret-file) or in TURN_SECRET")
-        try:
+        with _errors_of("turn-uri"):
             return Turn(tuple(self["turn-uri"]), secret, ttl)
-        except ValueError as error:
-            raise usage.UsageError(f"--turn-uri: {error}") from None
 
     def _webhook(self) -> WebhookSettings | None:
         text, path = self["webhook"], self["webhook-secret-file"]
@@ -648,16 +416,12 @@ class Options(usage.Options, AuthOptionMixin):
             if path is not None:
                 raise usage.UsageError("--webhook-secret-file: name the receiver, with --webhook")
             return None
-        try:
+        with _errors_of("webhook"):
             url = parse_webhook_url(text)
-        except ValueError as error:
-            raise usage.UsageError(f"--webhook: {error}") from None
         if path is None:
             raise usage.UsageError("--webhook: a secret is needed, in a file (--webhook-secret-file)")
-        try:
+        with _errors_of(f"webhook-secret-file: {path}"):
             keys = parse_secrets(self._files["webhook-secret-file"].decode("latin-1"))
-        except ValueError as error:
-            raise usage.UsageError(f"--webhook-secret-file: {path}: {error}") from None
         return WebhookSettings(url, keys, size)
 
 
@@ -671,7 +435,7 @@ def _collector(option: Option) -> Callable[[Options, str], None]:
     return collect
 
 
-for _option in _ALL.values():
+for _option in ALL_OPTIONS.values():
     if _option.repeats:
         setattr(Options, f"opt_{str(_option.name).replace('-', '_')}", _collector(_option))
 
@@ -690,11 +454,18 @@ def _topic_rules(file: ConfigFile) -> TopicRules:
         raise ValueError(in_tables(str(error), "topics", file, CONFIGURABLE)) from None
 
 
-def _checked(option: str, kind: Callable[[list[str]], object], texts: list[str]) -> list[str]:
+@contextmanager
+def _errors_of(option: str) -> Iterator[None]:
+    """Turn a ``ValueError`` into the error of an option."""
     try:
-        kind(texts)
+        yield
     except ValueError as error:
         raise usage.UsageError(f"--{option}: {error}") from None
+
+
+def _checked(option: str, kind: Callable[[list[str]], object], texts: list[str]) -> list[str]:
+    with _errors_of(option):
+        kind(texts)
     return texts
 
 
@@ -702,20 +473,20 @@ def _read(option: str, path: str) -> bytes:
     if not path:
         raise usage.UsageError(f"--{option}: name a file")
     try:
-        return Path(path).read_bytes()
+        return read_file(path)
     except OSError as error:
         raise usage.UsageError(f"--{option}: {path}: {error.strerror}") from None
 
 
 def _ttl(option: str, text: str, least: int) -> int:
-    if not (text.isascii() and text.isdigit() and least <= int(text[:9]) <= _MAX_TTL_SECONDS):
+    if not _is_whole(text, least, _MAX_TTL_SECONDS):
         right = f"a whole number of seconds from {least} to {_MAX_TTL_SECONDS} (for example 3600)"
         raise usage.UsageError(f"--{option}: {text!r} is not {right}")
     return int(text)
 
 
 def _port(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text[:6]) <= 65_535):
+    if not _is_whole(text, 0, 65_535):
         raise usage.UsageError(f"--port: {text!r} is not a port (a whole number from 0 to 65535, for example 8081)")
     return int(text)
 
@@ -728,15 +499,8 @@ def _proxy_header(text: str) -> ProxyHeader:
         raise usage.UsageError(f"--proxy-header: {text!r} is not a header that names clients ({known})") from None
 
 
-def _path_prefix(text: str) -> str:
-    try:
-        return check_path_prefix(text)
-    except ValueError as error:
-        raise usage.UsageError(f"--path-prefix: {error}") from None
-
-
 def _workers(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text[:6]) <= _MAX_WORKERS):
+    if not _is_whole(text, 0, _MAX_WORKERS):
         raise usage.UsageError(
             f"--workers: {text!r} is not a whole number from 0 up, at most {_MAX_WORKERS} (for example 2)"
         )
@@ -744,7 +508,7 @@ def _workers(text: str) -> int:
 
 
 def _queue_size(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:8]) <= _MAX_WEBHOOK_QUEUE):
+    if not _is_whole(text, 1, _MAX_WEBHOOK_QUEUE):
         right = f"a whole number from 1 to {_MAX_WEBHOOK_QUEUE} (for example {DEFAULT_WEBHOOK_QUEUE})"
         raise usage.UsageError(f"--webhook-queue: {text!r} is not {right}")
     return int(text)
@@ -765,13 +529,6 @@ def _address_detail(text: str) -> AddressDetail:
         raise usage.UsageError(f"--log-addresses: {text!r} is not a detail of addresses (one of {known})") from None
 
 
-def _store_url(text: str) -> StoreUrl | None:
-    try:
-        return parse_store_url(text) if text else None
-    except ValueError as error:
-        raise usage.UsageError(f"--backplane: {error}") from None
-
-
 def _limits(given: dict[str, str]) -> Limits:
     values: dict[str, Any] = {_LIMIT_FIELDS[name]: _number(name, text) for name, text in given.items()}
     if "max_message_bytes" in values:
@@ -780,7 +537,7 @@ def _limits(given: dict[str, str]) -> Limits:
 
 
 def _number(name: str, text: str) -> float:
-    field, option = _LIMIT_FIELDS[name], _ALL[name]
+    field, option = _LIMIT_FIELDS[name], ALL_OPTIONS[name]
     try:
         value = float(text) if option.unit in (Unit.SECONDS, Unit.PER_SECOND) else _whole(text)
     except ValueError:
@@ -800,6 +557,11 @@ def _number(name: str, text: str) -> float:
 
 
 def _whole(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
+    if not _is_whole(text, 0, 999_999_999):
         raise ValueError
     return int(text)
+
+
+def _is_whole(text: str, least: int, most: int) -> bool:
+    # int refuses texts of thousands of digits by another error.
+    return text.isascii() and text.isdigit() and len(text) < 10 and least <= int(text) <= most

@@ -188,20 +188,15 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
         use_monotonic_timers(reactor)
     factory: SignalingFactory | WorkerListener
     events_of_services = Events(options.log_level, reactor.seconds)
+    # Each worker makes its own; one that could not would be restarted again and again.
+    of_peers = peer_arguments(options, reactor, events_of_services)
+    if options.webhook is not None and options.webhook.url.is_readable_on_its_way:
+        events_of_services.webhook_unprotected(str(options.webhook.url))
     if options.workers == 1:
-        factory = SignalingFactory(
-            **factory_arguments(options),
-            metadata_updates=bool(options["metadata-updates"]),
-            ice_servers=options.ice_servers,
-            ice_source=requested_ice_source(options, reactor),
-            topic_rules=options.topic_rules,
-            backplane=requested_backplane(options, reactor, events_of_services),
-            observer=requested_observer(options, reactor, events_of_services),
-            notices=options["admin-listen"] is not None,
-        )
+        factory = SignalingFactory(**http_arguments(options), **of_peers)
     else:
         addresses = [routing(address) for address in addresses]
-        factory = WorkerListener(_worker_settings(options), **factory_arguments(options, 0))
+        factory = WorkerListener(_worker_settings(options), **http_arguments(options, 0))
         if factory.poller is None:
             raise StartError("--workers: needs Linux, and a reactor that can watch any descriptor")
     background = _serve_metrics(options, factory, addresses, reactor)
@@ -217,60 +212,8 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
     return TwistdService(service, options, reloader)
 
 
-def requested_backplane(options: Options, reactor: Any, events: Events) -> Backplane | None:
-    """Make the backplane of ``--backplane``, with a log of its own; None without that option.
-
-    Raises:
-        StartError: if a package that it needs is not installed.
-    """
-    if options.backplane is None:
-        return None
-    return make_backplane(options.backplane, options.limits, reactor, events)
-
-
-def requested_ice_source(options: Options, reactor: Any) -> IceSource | None:
-    """Make the source of ``--ice-source``; None without that option.
-
-    Raises:
-        StartError: if a package that it needs is not installed.
-    """
-    settings = options.ice_source
-    if settings is None:
-        return None
-    try:
-        # Of the extra tls, and of no use to others.
-        from signaling.ice_source.source import IceSource  # noqa: PLC0415
-    except ImportError as error:
-        raise StartError(f"--ice-source: needs the extra tls, as in pip install '.[tls]': {error}") from None
-    return IceSource(settings.url, settings.read_token, settings.ttl_seconds, reactor=reactor)
-
-
-def requested_observer(options: Options, reactor: Any, events: Events) -> IPresenceObserver | None:
-    """Make the observer of ``--webhook``; None without that option.
-
-    Args:
-        events: where deliveries that fail are logged.
-
-    Raises:
-        StartError: if a package that it needs is not installed.
-    """
-    settings = options.webhook
-    if settings is None:
-        return None
-    # Of twisted.web's client, which takes long to import.
-    from signaling.webhooks.sender import HttpSender  # noqa: PLC0415
-
-    try:
-        sender = HttpSender(reactor, settings.url)
-    except ImportError as error:
-        raise StartError(f"--webhook: https needs the extra tls, as in pip install '.[tls]': {error}") from None
-    if settings.url.is_readable_on_its_way:
-        events.webhook_unprotected(str(settings.url))
-    return Webhooks(sender, settings.keys, settings.max_events, reactor, events, wall_clock=time.time)
-
-
-def factory_arguments(options: Options, worker: int | None = None) -> dict[str, Any]:
-    """Return the arguments of an ``HttpFactory``.
+def http_arguments(options: Options, worker: int | None = None) -> dict[str, Any]:
+    """Return the arguments of an ``HttpFactory``, which a listener of workers is as well.
 
     Args:
         worker: the number of the worker whose share of the bound on connections is meant; None means the whole.
@@ -287,6 +230,61 @@ def factory_arguments(options: Options, worker: int | None = None) -> dict[str, 
         "log_level": options.log_level,
         "log_addresses": options.log_addresses,
     }
+
+
+def peer_arguments(options: Options, reactor: Any, events: Events) -> dict[str, Any]:
+    """Return the arguments that a ``SignalingFactory`` has besides: those of a process with peers.
+
+    Args:
+        events: the log of what is made for it; the factory has one of its own.
+
+    Raises:
+        StartError: if a package that an option needs is not installed, or an option's value cannot be used.
+    """
+    return {
+        "ice_servers": options.ice_servers,
+        "ice_source": _ice_source(options, reactor),
+        "topic_rules": options.topic_rules,
+        "metadata_updates": bool(options["metadata-updates"]),
+        "backplane": _backplane(options, reactor, events),
+        "notices": options["admin-listen"] is not None,
+        "observer": _observer(options, reactor, events),
+    }
+
+
+def _backplane(options: Options, reactor: Any, events: Events) -> Backplane | None:
+    if options.backplane is None:
+        return None
+    return make_backplane(options.backplane, options.limits, reactor, events)
+
+
+def _ice_source(options: Options, reactor: Any) -> IceSource | None:
+    settings = options.ice_source
+    if settings is None:
+        return None
+    try:
+        # Of the extra tls, and of no use to others.
+        from signaling.ice_source.source import IceSource  # noqa: PLC0415
+    except ImportError as error:
+        raise StartError(f"--ice-source: needs the extra tls, as in pip install '.[tls]': {error}") from None
+    return IceSource(settings.url, settings.read_token, settings.ttl_seconds, reactor=reactor)
+
+
+def _observer(options: Options, reactor: Any, events: Events) -> IPresenceObserver | None:
+    settings = options.webhook
+    if settings is None:
+        return None
+    # Of twisted.web's client, which takes long to import.
+    from signaling.webhooks.sender import HttpSender  # noqa: PLC0415
+
+    try:
+        sender = HttpSender(reactor, settings.url)
+    except ImportError as error:
+        raise StartError(f"--webhook: https needs the extra tls, as in pip install '.[tls]': {error}") from None
+    except ValueError as error:
+        # For example an underscore, which other names may have.
+        raise StartError(f"--webhook: no certificate can be for this host: {error}") from None
+    return Webhooks(sender, settings.keys, settings.max_events, reactor, events, wall_clock=time.time)
 
 
 def _worker_settings(options: Options) -> WorkerSettings:

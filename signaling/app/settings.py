@@ -25,6 +25,7 @@ _SERVICE_LINK = re.compile(r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|
 _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
 _MAX_SHOWN = 200
 _UNPRINTABLE = r"[^ !#-\[\]-~]"
+_NUMBER = re.compile(r"(0|[1-9]\d*+)(\.\d++)?", re.ASCII)
 _FLAGS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 _EXPECTED = {
     Unit.FLAG: "true or false, without quotes",
@@ -77,6 +78,11 @@ class Setting:
         return self.texts[0] if self.texts else None
 
     @property
+    def in_force(self) -> tuple[str, ...]:
+        """The texts, or those of the default; for a comparison."""
+        return self.texts or (self.option.default or ("false" if self.option.unit is Unit.FLAG else ""),)
+
+    @property
     def label(self) -> str:
         """What an error about it begins with."""
         if self.source is Source.FILE:
@@ -96,7 +102,7 @@ class Setting:
         if self.option.unit is Unit.TABLES:
             return f"[{', '.join(map(_inline_table, self.value))}]"
         if self.option.unit not in (Unit.TEXT, Unit.FILE, Unit.ENDPOINT):
-            return self.texts[0].lower()
+            return self.texts[0] if _NUMBER.fullmatch(self.texts[0]) else _quoted(self.texts[0])
         shown = [_quoted(_masked(self, text)) for text in self.texts]
         return f"[{', '.join(shown)}]" if self.option.repeats else shown[0]
 
@@ -160,14 +166,19 @@ def _from_file(option: Option, file: ConfigFile) -> tuple[str, ...]:
     texts = [_text(option, entry) for entry in (value if isinstance(value, list) else [value])]
     if None in texts:
         raise ValueError(f"{file.place(name)}: {name}: a wrong type of value; right is {expected}")
-    return tuple(_in_folder(option, text, file.folder) for text in texts if text is not None)
+    found = tuple(_in_folder(option, text, file.folder) for text in texts if text is not None)
+    if any("\0" in text for text in found):
+        raise ValueError(f"{file.place(name)}: {name}: a null character in a text")
+    return found
 
 
 def _text(option: Option, value: Any) -> str | None:
     """Return a value of the file as the command line has it; None if its type is wrong."""
     if isinstance(value, bool) or option.unit is Unit.FLAG:
         return str(value).lower() if isinstance(value, bool) and option.unit is Unit.FLAG else None
-    return str(value) if isinstance(value, str | int | float) else None
+    # Python writes no longer number in decimal digits.
+    is_writable = isinstance(value, str | float) or (isinstance(value, int) and value.bit_length() < 10_000)
+    return str(value) if is_writable else None
 
 
 def _in_folder(option: Option, text: str, folder: Path) -> str:
@@ -233,24 +244,29 @@ def refuse_unknown(
         ValueError: with the nearest name.
     """
     names = {str(option.name): option for option in options}
-    variables = [variable_of(option) for option in names.values()]
-    known = {*variables, *_OTHER_VARIABLES}
+    variables = [variable_of(option).removeprefix(_PREFIX) for option in names.values()]
+    known = {*_OTHER_VARIABLES, *(_PREFIX + variable for variable in variables)}
     for variable, text in environ.items():
         if not variable.startswith(_PREFIX) or variable in known:
             continue
+        if variable.removeprefix(_PREFIX).lower() in tables:
+            table = variable.removeprefix(_PREFIX).lower()
+            raise ValueError(f"{variable}: [[{table}]] stands in the configuration file only")
         if not (_SERVICE_LINK.fullmatch(variable) or _describes_service(variable, text)):
-            raise ValueError(f"{variable}: there is no such option{_nearest(variable, variables)}")
+            nearest = _nearest(variable.removeprefix(_PREFIX), variables, _PREFIX)
+            raise ValueError(f"{variable}: there is no such option{nearest}")
     keys = [*(name for name in names if name != "config"), *tables]
     for key, value in file.values.items() if file is not None else ():
         if key not in keys:
             assert file is not None
             kind = "table" if isinstance(value, dict) else "option"
-            raise ValueError(f"{file.place(key)}: {key}: there is no such {kind}{_nearest(key, keys)}")
+            shown = repr(key)[1:-1][:_MAX_SHOWN]
+            raise ValueError(f"{file.place(key)}: {shown}: there is no such {kind}{_nearest(key, keys)}")
 
 
-def _nearest(name: str, names: Sequence[str]) -> str:
+def _nearest(name: str, names: Sequence[str], prefix: str = "") -> str:
     near = get_close_matches(name, names, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
 def _masked(setting: Setting, text: str) -> str:
@@ -262,7 +278,7 @@ def _masked(setting: Setting, text: str) -> str:
     if "://" not in text:
         return text
     text = re.sub(r"(?<=://).*@", "***@", text)
-    if text.startswith("http"):
+    if text.lower().startswith("http"):
         # Providers put secrets into the path, too.
         return re.sub(r"(?<=[^:/])[/?#].+", "/***", text)
     address, question, query = text.partition("?")

@@ -18,12 +18,7 @@ from twisted.python import usage
 from signaling.app.garbage_collection import tune_garbage_collector
 from signaling.app.options import Options
 from signaling.app.reloading import Reloader
-from signaling.app.service import (
-    factory_arguments,
-    requested_backplane,
-    requested_ice_source,
-    requested_observer,
-)
+from signaling.app.service import http_arguments, peer_arguments
 from signaling.log.events import Events
 from signaling.server.factory import SignalingFactory
 from signaling.timing.clock import use_monotonic_timers
@@ -77,14 +72,8 @@ def main(arguments: Sequence[str]) -> None:
     factory = WorkerFactory(
         number,
         options.workers,
-        **factory_arguments(options, number),
-        metadata_updates=bool(options["metadata-updates"]),
-        ice_servers=options.ice_servers,
-        ice_source=requested_ice_source(options, reactor),
-        topic_rules=options.topic_rules,
-        backplane=requested_backplane(options, reactor, events_of_services),
-        observer=requested_observer(options, reactor, events_of_services),
-        notices=options["admin-listen"] is not None,
+        **http_arguments(options, number),
+        **peer_arguments(options, reactor, events_of_services),
     )
     end = socket.socket(fileno=CHANNEL_DESCRIPTOR)
     reloader = Reloader(options, factory, worker=number)

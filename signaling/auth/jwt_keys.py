@@ -22,6 +22,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from jwt import PyJWTError
 from jwt.algorithms import ECAlgorithm, HMACAlgorithm, OKPAlgorithm, RSAAlgorithm
 
+from signaling.files import read_file
+
 ALGORITHMS = ("HS256", "RS256", "ES256", "EdDSA")
 LEAST_SECRET_BYTES = 32
 LEAST_RSA_BITS = 2048
@@ -280,7 +282,7 @@ class KeyFile:
 
     def _read(self) -> Keys:
         try:
-            data = self._path.read_bytes()
+            data = read_file(self._path)
         except OSError as error:
             raise KeyProblem(str(error.strerror)) from None
         return read_keys(data, self._algorithm)

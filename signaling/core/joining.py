@@ -71,8 +71,16 @@ class JoinAttempt:
     """
 
     __slots__ = (
-        *("_client", "_connection", "_donor", "_key", "_max_peers", "_services", "_slot", "_ticket"),
-        *("request", "state"),
+        "_client",
+        "_connection",
+        "_donor",
+        "_key",
+        "_max_peers",
+        "_services",
+        "_slot",
+        "_ticket",
+        "request",
+        "state",
     )
 
     def __init__(
@@ -178,7 +186,8 @@ class JoinAttempt:
     def _reject_if_blocked(self) -> bool:
         """End the connection of a client that was blocked after ``start``; returns whether it was."""
         request, services, connection = self.request, self._services, self._connection
-        seconds = services.blocks.seconds_left(request.topic, request.grant) if services.blocks else 0.0
+        # Without a token there is no owner to block.
+        seconds = services.blocks.seconds_left(request.topic, request.grant) if request.grant is not None else 0.0
         if not seconds:
             return False
         connection.slot, self._slot = self._slot, None
@@ -286,10 +295,9 @@ def check_admission(request: JoinRequest, client: Client, services: JoinServices
 
 
 def _check_block(request: JoinRequest, services: JoinServices) -> None:
-    if services.blocks:
-        seconds = services.blocks.seconds_left(request.topic, request.grant)
-        if seconds:
-            raise Refused(403, _blocked(seconds))
+    seconds = services.blocks.seconds_left(request.topic, request.grant) if request.grant is not None else 0.0
+    if seconds:
+        raise Refused(403, _blocked(seconds))
 
 
 def _blocked(seconds: float) -> str:

@@ -4,8 +4,9 @@ Events are told in the order in which they happen, and numbered for each topic. 
 ``PresenceReporter``, and nothing here is used.
 
 In a cluster, each event is told by the node that has the peer. If a node is lost, the node that evicts it tells for
-each of its peers ``PeerJoined`` again, under the same id, and then ``PeerLeft``: nobody knows how far the lost node
-came with telling it, and so no ``PeerLeft`` is ever without a ``PeerJoined``.
+each of its peers ``PeerJoined`` again, under the same id, and then ``PeerLeft``. A node to which a peer moves tells
+``PeerJoined`` again, too: nobody knows how far another node came, or will come, with telling it, and so what any node
+tells has no ``PeerLeft`` without a ``PeerJoined``.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class PeerEvent(PresenceEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerJoined(PeerEvent):
-    """A peer joined. One that resumes has not joined again."""
+    """A peer joined. One that resumes has not joined again; if that is at another node, this is told again there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,12 +265,16 @@ class PresenceReporter:
         return Origin(record.node, self._seconds() - record.joined_at, record.subject)
 
     def moved_here(self, topic: str, peer: PresentPeer, origin: Origin | None) -> None:
-        """Take over a peer of another node; its origin is None if that node has no observer, and so told nothing."""
-        if origin is None:
-            self._tell_joined(topic, peer, _Record(self._node(), self._seconds(), None))
-        else:
-            record = _Record(origin.node, self._seconds() - origin.seconds, origin.subject)
-            self._reported(topic).peers[peer.id] = record
+        """Take over a peer of another node, and tell that it joined, under the same id as that node.
+
+        Args:
+            origin: None if that node has no observer, and so told nothing.
+        """
+        own = _Record(self._node(), self._seconds(), None)
+        self._tell_joined(topic, peer, own if origin is None else self._record_of(origin))
+
+    def _record_of(self, origin: Origin) -> _Record:
+        return _Record(origin.node, self._seconds() - origin.seconds, origin.subject)
 
     def moved_away(self, topic: str, peer: str) -> None:
         """Leave a peer to another node."""
@@ -315,17 +320,21 @@ class PresenceReporter:
     def peer_of_lost_node(self, topic: str, peer: str, metadata: bytes | None, node: str) -> None:
         """Tell that a peer of a node that was evicted joined, under the same id as that node, and left."""
         lost, record = _RemovedPeer(peer, metadata), _Record(node, self._seconds(), None)
-        self._tell_joined(topic, lost, record)
-        del self._reported(topic).peers[peer]
-        self._tell_left(topic, lost, record, LeaveReason.NODE_LOST, None)
+        self._tell_lost(topic, lost, record, LeaveReason.NODE_LOST, None)
 
     def peer_lost_on_its_way(self, topic: str, peer: str, metadata: bytes | None, session: bytes) -> None:
-        """Tell that a peer left which another node handed off, and which could not go on here."""
+        """Tell the same of a peer that another node handed off, and which could not go on here."""
         origin = self._read_origin(session)
         if origin is not None:
-            record = _Record(origin.node, self._seconds() - origin.seconds, origin.subject)
-            lost = _RemovedPeer(peer, metadata)
-            self._tell_left(topic, lost, record, LeaveReason.RESUME_TIMEOUT, origin.seconds)
+            lost, record = _RemovedPeer(peer, metadata), self._record_of(origin)
+            self._tell_lost(topic, lost, record, LeaveReason.RESUME_TIMEOUT, origin.seconds)
+
+    def _tell_lost(
+        self, topic: str, lost: _RemovedPeer, record: _Record, reason: LeaveReason, duration: float | None
+    ) -> None:
+        self._tell_joined(topic, lost, record)
+        del self._reported(topic).peers[lost.id]
+        self._tell_left(topic, lost, record, reason, duration)
 
     def renamed(self) -> None:
         """Tell again that the peers of this node joined: the other nodes had evicted it."""

@@ -10,6 +10,7 @@ from typing import Any
 
 MAX_RULES = 100
 _MAX_MATCH_CHARACTERS = 256
+_MOST_PEERS = 999_999_999
 _MATCH, _MAX_PEERS = "match", "max-peers"
 _KEYS = (_MATCH, _MAX_PEERS)
 
@@ -21,7 +22,7 @@ class TopicRule:
     Args:
         match: a pattern for the whole name. ``*`` stands for any characters or none, ``?`` for exactly one; all others
             stand for themselves.
-        max_peers: the most peers of a topic, at least 1.
+        max_peers: the most peers of a topic, from 1 to 999,999,999.
 
     Raises:
         ValueError: an argument is invalid; the text names it as the configuration file does.
@@ -34,8 +35,9 @@ class TopicRule:
         if not isinstance(self.match, str) or not 0 < len(self.match) <= _MAX_MATCH_CHARACTERS:
             most = f"a pattern of at most {_MAX_MATCH_CHARACTERS} characters"
             raise ValueError(f"{_MATCH}: not {most} for names of topics (for example 'call-*')")
-        if not isinstance(self.max_peers, int) or isinstance(self.max_peers, bool) or self.max_peers < 1:
-            raise ValueError(f"{_MAX_PEERS}: not a whole number from 1 up (for example 2)")
+        is_number = isinstance(self.max_peers, int) and not isinstance(self.max_peers, bool)
+        if not (is_number and 1 <= self.max_peers <= _MOST_PEERS):
+            raise ValueError(f"{_MAX_PEERS}: not a whole number from 1 to {_MOST_PEERS} (for example 2)")
 
 
 class TopicRules:

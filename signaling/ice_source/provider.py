@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from pathlib import Path
 from urllib.parse import quote, urlsplit
+
+from signaling.files import read_file
 
 DEFAULT_TTL_SECONDS = 86_400
 MIN_TTL_SECONDS = 60
@@ -122,7 +123,7 @@ class SourceSettings:
         if self.token_file is None:
             return ""
         try:
-            text = Path(self.token_file).read_bytes().strip()
+            text = read_file(self.token_file).strip()
         except OSError as error:
             raise ValueError(f"{self.token_file}: {error.strerror}") from None
         if not text or len(text) > _MAX_TOKEN_BYTES or not (text.isascii() and text.decode().isprintable()):

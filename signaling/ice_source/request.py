@@ -16,7 +16,6 @@ from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.error import ConnectError, DNSLookupError
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
-from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 from twisted.web.client import URI, Agent, FileBodyProducer, ResponseDone, ResponseFailed
 from twisted.web.http import PotentialDataLoss
@@ -24,6 +23,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
 
+from signaling.bounded_endpoint import BoundedEndpoint
 from signaling.ice_source.provider import JSON, Request
 from signaling.server_identity import Untrusted, strict_options
 
@@ -104,13 +104,13 @@ class _Exchange:
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
-        self._wrapper: Any = None
+        self._endpoint: BoundedEndpoint | None = None
         self.status = 0
 
     def abort(self) -> None:
         """End the connection at once."""
-        if self._wrapper is not None:
-            self._wrapper.abortConnection()
+        if self._endpoint is not None:
+            self._endpoint.abort()
 
     def check(self, body: bytes) -> bytes:
         """Return the body of an answer; raises ``FetchFailed`` if its status is not the right one."""
@@ -123,20 +123,17 @@ class _Exchange:
         """Raise ``FetchFailed`` with the reason of a failure."""
         if self.status:
             self.check(b"")
-        if self._wrapper is not None and self._wrapper.received > MAX_ANSWER_BYTES:
+        if self._endpoint is not None and self._endpoint.exceeded:
             raise FetchFailed(f"its answer is longer than {MAX_ANSWER_BYTES} bytes") from None
         raise FetchFailed(_reason(failure.value)) from None
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
         host = uri.host.decode()
-        endpoint = HostnameEndpoint(self._reactor, host, uri.port, timeout=ANSWER_SECONDS)
+        endpoint: IStreamClientEndpoint = HostnameEndpoint(self._reactor, host, uri.port, timeout=ANSWER_SECONDS)
         if uri.scheme == b"https":
-            return _Bounded(wrapClientTLS(strict_options(host), endpoint), self)
-        return _Bounded(endpoint, self)
-
-    def connected(self, wrapper: Any) -> Any:
-        self._wrapper = wrapper
-        return wrapper.wrappedProtocol
+            endpoint = wrapClientTLS(strict_options(host), endpoint)
+        self._endpoint = BoundedEndpoint(endpoint, MAX_ANSWER_BYTES)
+        return self._endpoint
 
 
 class _Body(Protocol):
@@ -161,32 +158,3 @@ class _Body(Protocol):
             self.received.callback(b"".join(self._parts))
         else:
             self.received.errback(reason)
-
-
-@implementer(IStreamClientEndpoint)
-class _Bounded:
-    """Connects, and bounds what is received."""
-
-    def __init__(self, endpoint: IStreamClientEndpoint, exchange: _Exchange) -> None:
-        self._endpoint = endpoint
-        self._exchange = exchange
-
-    def connect(self, protocolFactory: Any) -> Deferred[Any]:
-        factory = WrappingFactory(protocolFactory)
-        factory.noisy = protocolFactory.noisy = False
-        factory.protocol = _Counting
-        return self._endpoint.connect(factory).addCallback(self._exchange.connected)
-
-
-class _Counting(ProtocolWrapper):
-    """Ends a connection on which too much is received: Twisted bounds the lines of a head, but not their number."""
-
-    received = 0
-
-    def dataReceived(self, data: bytes) -> None:
-        room = max(0, MAX_ANSWER_BYTES - self.received)
-        self.received += len(data)
-        # The status may be in what is short enough.
-        super().dataReceived(data[:room])
-        if len(data) > room:
-            self.abortConnection()

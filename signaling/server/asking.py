@@ -7,15 +7,7 @@ from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, inlineCallbacks
 
-from signaling.core.administration import (
-    BlockSubject,
-    Merged,
-    PeersRemoved,
-    Query,
-    RemovePeer,
-    encode,
-    merge,
-)
+from signaling.core.admin_queries import BlockSubject, Merged, PeersRemoved, Query, RemovePeer, encode, merge
 from signaling.core.interfaces import Answers, Backplane
 
 

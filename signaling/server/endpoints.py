@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -23,6 +25,7 @@ from twisted.internet.interfaces import (
 from zope.interface import implementer
 
 from signaling.errors import StartError
+from signaling.files import read_file
 from signaling.transport.private_api import get_certificates, set_certificates
 
 # A burst of browsers reconnects after a restart; the kernel caps it at somaxconn.
@@ -111,7 +114,38 @@ class Certificates:
         self._digest_in_use, self._context = digest, context
 
     def _digest(self) -> bytes:
-        return sha256(b"".join(Path(file).read_bytes() for file in self._files)).digest()
+        return sha256(b"".join(read_file(file) for file in self._files)).digest()
+
+
+@implementer(IStreamServerEndpoint)
+class _UnixSocket:
+    """An endpoint for a UNIX socket, also where a killed server that had the same process id has left its lock.
+
+    Twisted takes a lock that names a running process for another server's. In a container, a server has the same
+    process id after each restart.
+    """
+
+    def __init__(self, wrapped: IStreamServerEndpoint, path: str) -> None:
+        self._wrapped = wrapped
+        self._path = path
+
+    def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
+        """Start to listen; fires with the port."""
+        lock = f"{self._path}.lock"
+        with suppress(OSError):
+            # Another port of this process has such a lock as well, but its socket accepts connections.
+            if os.readlink(lock) == str(os.getpid()) and _is_abandoned(self._path):
+                Path(self._path).unlink(missing_ok=True)
+                os.unlink(lock)
+        return self._wrapped.listen(protocolFactory)
+
+
+def _is_abandoned(path: str) -> bool:
+    """Return whether a path is free, or has a socket on which nobody listens."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        number = probe.connect_ex(path)
+    return number == errno.ENOENT or (number == errno.ECONNREFUSED and Path(path).is_socket())
 
 
 class ListenAddress(NamedTuple):
@@ -171,7 +205,7 @@ def endpoint(reactor: Any, option: str, text: str) -> IStreamServerEndpoint:
     except Exception as error:
         # Each endpoint's parser fails in its own way: KeyError, TypeError, OSError, OpenSSL's errors.
         raise StartError(f"--{option} {text}: {explain(kind, error)}") from None
-    return parsed
+    return _UnixSocket(parsed, _unix_path(arguments)) if kind == "unix" else parsed
 
 
 def private_endpoint(reactor: Any, option: str, text: str) -> IStreamServerEndpoint:
@@ -201,6 +235,12 @@ def _mode(arguments: Sequence[str]) -> str | None:
     return named.get("mode", unnamed[1] if len(unnamed) > 1 else None)
 
 
+def _unix_path(arguments: Sequence[str]) -> str:
+    """Return the path of a UNIX socket; empty if there is none."""
+    named = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    return named.get("address", arguments[0] if arguments and "=" not in arguments[0] else "")
+
+
 def _split(text: str) -> tuple[str, list[str]]:
     """Split a description into its kind and arguments; ``haproxy:tcp:8081`` is of the kind ``tcp``."""
     kind, *arguments = [re.sub(r"\\(.)", r"\1", part) for part in re.split(r"(?<!\\):", text)]
@@ -215,7 +255,7 @@ def _problem(kind: str, arguments: list[str]) -> str | None:
     first = arguments[0] if arguments and "=" not in arguments[0] else ""
     if kind == "stdio":
         return f"standard input is no place to listen; {_example(kind)}"
-    if kind == "unix" and not named.get("address", first):
+    if kind == "unix" and not _unix_path(arguments):
         return f"the path is missing; {_example(kind)}"
     if kind in ("tcp", "tcp6", "ssl"):
         port = named.get("port", first)
@@ -236,7 +276,7 @@ def _files(arguments: Sequence[str]) -> dict[str, str]:
 def _unreadable_file(files: Mapping[str, str]) -> str | None:
     for name, path in files.items():
         try:
-            open(path, "rb").close()
+            read_file(path)
         except OSError as error:
             return f"{name}={path}: {error.strerror}; name a PEM file that this user can read"
     return None
@@ -313,6 +353,6 @@ def start_error(text: str, error: BaseException | None) -> StartError:
 _NO_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL)
 _NO_SOCKET = "no socket can be made there: its folder has to exist, and this user to be allowed to write to it"
 _UNIX_REASONS = {
-    errno.EADDRINUSE: "the path is in use; stop the other server, remove the file, or choose another path",
+    errno.EADDRINUSE: "the path is in use; stop the other server, remove the file and its .lock, or choose another",
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS), _NO_SOCKET),
 }

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from constantly import NamedConstant
-from twisted.internet.defer import Deferred, execute, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, execute, maybeDeferred
 from twisted.logger import LogLevel
 from twisted.python.failure import Failure
 
@@ -18,8 +18,7 @@ from signaling.admission.client_address import Client, ProxyHeader
 from signaling.admission.logged_addresses import AddressDetail
 from signaling.auth.cred import Logout, granted
 from signaling.backplane.standalone import StandaloneBackplane
-from signaling.core.administration import (
-    Administration,
+from signaling.core.admin_queries import (
     CloseTopic,
     Merged,
     NoticeSent,
@@ -31,6 +30,7 @@ from signaling.core.administration import (
     check_notice,
     check_reason,
 )
+from signaling.core.administration import Administration
 from signaling.core.announcer import Announcer
 from signaling.core.blocks import Blocks
 from signaling.core.grants import Grant
@@ -176,6 +176,7 @@ class SignalingFactory(HttpFactory):
         self.has_services = backplane is not None or ice_source is not None
         self.sessions = SessionRegistry(self.limits, clock, self.topics, self._session_closed)
         self.observer = observer
+        self._observer_end: Deferred[None] | None = None
         self.presence = self._reporter(observer, wall_clock) if observer is not None else None
         features = {
             "metadata-updates": metadata_updates,
@@ -393,11 +394,12 @@ class SignalingFactory(HttpFactory):
     def _session_closed(self, peer: Peer, text: str, reason: LeaveReason) -> None:
         self.counters.leaves[reason] += 1
         if peer.topic is not None:
-            self.events.left(peer.id, peer.topic.name, text, peer.joined_at)
+            # Behind the line of its detaching, which may be in the queue; it has the subject as well.
+            self.paced_log.write(partial(self.events.left, peer.id, peer.topic.name, text, peer.joined_at))
 
     def _session_moved(self, peer: Peer) -> None:
         if peer.topic is not None:
-            self.events.handed_off(peer.id, peer.topic.name)
+            self.paced_log.write(partial(self.events.handed_off, peer.id, peer.topic.name))
 
     def _ice_servers_changed(self) -> None:
         """Send all peers the new ICE servers, a few in each pass of the reactor."""
@@ -457,10 +459,17 @@ class SignalingFactory(HttpFactory):
         # By then it has given up, or never will.
         stopped.addTimeout(_OBSERVER_SECONDS, self.reactor)
         stopped.addErrback(self._observer_failed)
+        self._observer_end = stopped
         return stopped
 
     def _observer_failed(self, failure: Failure) -> None:
-        self.events.observer_failed(failure.value)
+        if not failure.check(CancelledError):
+            self.events.observer_failed(failure.value)
+
+    def abort_rest(self) -> None:
+        """Wait no longer for the observer."""
+        if self._observer_end is not None:
+            self._observer_end.cancel()
 
 
 def _rates(limits: Limits) -> tuple[float, ...]:

@@ -20,7 +20,7 @@ class IPresenceObserver(Interface):
         """A topic has its first peer, or is about to."""
 
     def peer_joined(event: PeerJoined) -> None:  # noqa: N805
-        """A peer joined. One that resumes has not joined again."""
+        """A peer joined. One that resumes has not joined again, but if it moves to another node, it is told there."""
 
     def peer_updated(event: PeerUpdated) -> None:  # noqa: N805
         """A peer has replaced its metadata."""

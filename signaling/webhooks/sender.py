@@ -6,7 +6,7 @@ followed, and proxies of the environment do not count.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from typing import Any
@@ -16,13 +16,13 @@ from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Protocol as ClientProtocol
 from twisted.internet.protocol import connectionDone
-from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 from twisted.web.client import URI, Agent, HTTPConnectionPool
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgentEndpointFactory, IBodyProducer, IResponse
 from zope.interface import implementer
 
+from signaling.bounded_endpoint import BoundedEndpoint
 from signaling.webhooks.interfaces import Answer
 from signaling.webhooks.target import WebhookUrl
 
@@ -49,7 +49,7 @@ class HttpSender:
         self._pool = HTTPConnectionPool(reactor)
         self._pool.maxPersistentPerHost = 1
         self._pool.cachedConnectionTimeout = _IDLE_SECONDS
-        self._endpoint = _BoundedEndpoint(endpoint or receiver_endpoint(reactor, target))
+        self._endpoint = BoundedEndpoint(endpoint or receiver_endpoint(reactor, target), MAX_ANSWER_BYTES)
         self._agent = Agent.usingEndpointFactory(reactor, _Endpoints(self._endpoint), self._pool)
 
     def send(self, headers: Mapping[bytes, bytes], body: bytes) -> Deferred[Answer]:
@@ -108,53 +108,6 @@ class _Endpoints:
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
         return self._endpoint
-
-
-@implementer(IStreamClientEndpoint)
-class _BoundedEndpoint:
-    """Connects, and bounds what comes."""
-
-    def __init__(self, endpoint: IStreamClientEndpoint) -> None:
-        self._endpoint = endpoint
-        self._latest: Any = None
-
-    def connect(self, protocolFactory: Any) -> Deferred[Any]:
-        factory = WrappingFactory(protocolFactory)
-        factory.protocol = _Bounded
-        # Each would log its start and its end, with each connection.
-        factory.noisy = protocolFactory.noisy = False
-        # The factory's own protocol has the methods that the pool calls.
-        return self._endpoint.connect(factory).addCallback(self._connected)
-
-    def _connected(self, wrapper: Any) -> Any:
-        self._latest = wrapper
-        return wrapper.wrappedProtocol
-
-    def abort(self) -> None:
-        """End the latest connection."""
-        if self._latest is not None:
-            self._latest.abortConnection()
-
-
-class _Bounded(ProtocolWrapper):
-    """Ends a connection on which an answer is too long. Twisted bounds a line of the head, but not their number."""
-
-    _received = 0
-
-    def write(self, data: bytes) -> None:
-        self._received = 0
-        super().write(data)
-
-    def writeSequence(self, data: Iterable[bytes]) -> None:
-        self._received = 0
-        super().writeSequence(data)
-
-    def dataReceived(self, data: bytes) -> None:
-        self._received += len(data)
-        if self._received > MAX_ANSWER_BYTES:
-            self.abortConnection()
-        else:
-            super().dataReceived(data)
 
 
 @implementer(IBodyProducer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.defer import Deferred, gatherResults
 
-from signaling.core.administration import ListTopics, decode
+from signaling.core.admin_queries import ListTopics, decode
 from signaling.core.interfaces import Answers
 from signaling.workers.supervisor import Supervisor, Worker, WorkerState
 from signaling.workers.topic_router import TopicRouter

@@ -55,6 +55,7 @@ _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
 _METRICS_SECONDS = 2.0
 _RELOAD_SECONDS = 5.0
+_HAS_ENDED = "it has ended; send SIGHUP again"
 # Beyond the drain's own bounds.
 _KILL_AFTER_DRAIN_SECONDS = 5.0
 _KILL_AFTER_ABORT_SECONDS = 2.0
@@ -147,6 +148,7 @@ class Worker(ProcessProtocol):
         pid: None while there is no process.
         deaths: how often it died so far.
         backplane_reasons: why its backplane is not ready, by its last heartbeat.
+        has_prepared: whether this process has read what the listener has read last, and can set it.
     """
 
     def __init__(self, reactor: Any, settings: WorkerSettings, number: int, events: Events) -> None:
@@ -167,6 +169,7 @@ class Worker(ProcessProtocol):
         self._answer_receiver = PartReceiver()
         self._reload_request: Deferred[str | None] | None = None
         self._reloads = 0
+        self.has_prepared = False
         self._output = b""
         self._started_at = 0.0
         self._early_deaths = 0
@@ -251,7 +254,8 @@ class Worker(ProcessProtocol):
         self._answer_receiver = PartReceiver()
         for number in tuple(self._queries):
             self._end_query(number, None)
-        self._answer_reload("it has ended; send SIGHUP again")
+        self.has_prepared = False
+        self._answer_reload(_HAS_ENDED)
         if self.state is WorkerState.STOPPING:
             self._stopped()
             return
@@ -419,6 +423,7 @@ class Worker(ProcessProtocol):
         # One that starts answers when it is ready.
         self._reload_request = request
         self._reloads += 1
+        self.has_prepared = False
         self._post(PREPARE_RELOAD + json.dumps([self._reloads, fingerprint]).encode())
         timeout = self._reactor.callLater(_RELOAD_SECONDS, self._answer_reload, "it does not answer; send SIGHUP again")
 
@@ -431,6 +436,7 @@ class Worker(ProcessProtocol):
     def _answer_reload(self, reason: str | None) -> None:
         request, self._reload_request = self._reload_request, None
         if request is not None:
+            self.has_prepared = reason is None
             request.callback(reason)
 
     def apply_reload(self) -> None:
@@ -563,7 +569,16 @@ class Supervisor:
             Fires with the reasons why they cannot be set; none if all workers can.
         """
         asked = gatherResults([worker.prepare_reload(fingerprint) for worker in self._workers])
-        return asked.addCallback(lambda reasons: [reason for reason in reasons if reason is not None])
+
+        def answered(reasons: list[str | None]) -> list[str]:
+            # One that had answered may have died meanwhile: the next process has started with the old options.
+            return [
+                reason or f"worker {worker.number}: {_HAS_ENDED}"
+                for worker, reason in zip(self._workers, reasons, strict=True)
+                if reason is not None or not worker.has_prepared
+            ]
+
+        return asked.addCallback(answered)
 
     def apply_reload(self) -> None:
         """Let all of them set what they have read."""

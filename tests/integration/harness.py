@@ -18,7 +18,6 @@ from urllib.parse import quote
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.task import Clock
-from twisted.logger import LogLevel
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import Site
@@ -35,6 +34,7 @@ from tests.integration.backends import MemoryEngine, MemoryStore, Store
 
 # How long nodes may wait to say several things at once.
 SOON = 0.006
+LIMIT_FIELDS = {field.name for field in fields(Limits)}
 
 
 class Connection:
@@ -263,26 +263,15 @@ class Harness:
         site: whether the server is mounted in a foreign site instead of having its own port.
         nodes: how many there are; one has no backplane.
         store: what the nodes share, given its clock.
-        allow_origins: as for ``SignalingFactory``.
-        trusted_proxies: as for ``SignalingFactory``.
-        proxy_header: as for ``SignalingFactory``.
-        log_addresses: as for ``SignalingFactory``.
-        path_prefix: as for ``SignalingFactory``.
         ice_servers: makes them, given the clock.
         ice_source: makes one, given the clock.
-        serve_client: as for ``SignalingFactory``.
-        demo: as for ``SignalingFactory``.
         log: of the nodes, is told who comes and goes.
-        metadata_updates: as for ``SignalingFactory``.
-        portal: as for ``SignalingFactory``; its tokens expire by ``clock``, which starts now.
-        topic_rules: as for ``SignalingFactory``.
-        log_level: as for ``SignalingFactory``.
-        notices: as for ``SignalingFactory``.
         observe: makes the observer of a node.
         wall_ahead: by how much somebody set the wall clock forward.
         buffer_bytes: what a transport holds before it pauses its producer.
-        of_nodes: bounds of single nodes, in place of ``limits``.
-        limits: the server's bounds.
+        of_nodes: bounds of single nodes, besides those of all.
+        arguments: the fields of ``Limits``, and what else ``SignalingFactory`` takes. Tokens expire by ``clock``, which
+            starts now.
     """
 
     def __init__(
@@ -294,28 +283,17 @@ class Harness:
         buffer_bytes: int = 65_536,
         ice_servers: Callable[[Clock], IceServers] = lambda clock: IceServers(),
         ice_source: Callable[[Clock], IceSource | None] = lambda clock: None,
-        allow_origins: Any = (),
-        trusted_proxies: Any = (),
-        proxy_header: str = "X-Forwarded-For",
-        log_addresses: str = "full",
-        path_prefix: str = "",
-        serve_client: bool = False,
-        demo: bool = False,
-        portal: Any = None,
-        topic_rules: Any = None,
-        metadata_updates: bool = False,
         log: Any = None,
-        log_level: Any = LogLevel.info,
-        notices: bool = False,
         observe: Callable[[], Any] = lambda: None,
         wall_ahead: Callable[[], float] = lambda: 0.0,
         of_nodes: Sequence[Mapping[str, Any]] = (),
-        **limits: Any,
+        **arguments: Any,
     ) -> None:
         self.clock = PassingClock()
         self._log, self._wall_ahead = log, wall_ahead
         # Whole seconds, as in tokens.
         self.start = float(int(time.time()))
+        limits = {name: arguments.pop(name) for name in LIMIT_FIELDS & arguments.keys()}
         self.limits = Limits(**limits)
         self._limits = [Limits(**limits, **bounds) for bounds in of_nodes] or [self.limits] * nodes
         self.host = "192.0.2.1"
@@ -326,24 +304,13 @@ class Harness:
         self.factories = [
             SignalingFactory(
                 self._limits[number],
-                allow_origins=allow_origins,
-                trusted_proxies=trusted_proxies,
-                proxy_header=proxy_header,
-                log_addresses=log_addresses,
-                path_prefix=path_prefix,
                 ice_servers=ice_servers(self.clock),
                 ice_source=ice_source(self.clock),
-                serve_client=serve_client,
-                demo=demo,
-                portal=portal,
-                topic_rules=topic_rules,
-                metadata_updates=metadata_updates,
                 backplane=self._backplane(number),
-                notices=notices,
                 observer=observe(),
                 wall_clock=lambda: self.start + self.clock.seconds() + wall_ahead(),
                 reactor=self.clock,  # type: ignore[arg-type]
-                log_level=log_level,
+                **arguments,
             )
             for number in range(nodes)
         ]

@@ -7,16 +7,8 @@ from random import Random
 from types import SimpleNamespace
 from typing import Any
 
-from signaling.core.administration import (
-    Answers,
-    CloseTopic,
-    ListTopics,
-    Merged,
-    Query,
-    SendNotice,
-    encode,
-    merge,
-)
+from signaling.core.admin_queries import CloseTopic, ListTopics, Merged, Query, SendNotice, encode, merge
+from signaling.core.interfaces import Answers
 from tests.integration.harness import Harness
 
 MANY = 100_000

@@ -8,8 +8,7 @@ import msgspec
 import pytest
 from twisted.internet.defer import Deferred
 
-from signaling.core.administration import (
-    Answers,
+from signaling.core.admin_queries import (
     CloseTopic,
     DescribeTopic,
     ListTopics,
@@ -20,6 +19,7 @@ from signaling.core.administration import (
     encode,
     merge,
 )
+from signaling.core.interfaces import Answers
 from signaling.errors import LeaveReason
 from tests.integration.harness import Harness
 

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.error import ConnectionLost
 from twisted.logger import LogLevel, eventAsText, formatEvent, globalLogPublisher
+from twisted.python.failure import Failure
 
+from signaling.log import events as log
 from signaling.log.forwarding import decode, encode
 from signaling.log.json_format import format_json
 from tests import issuer
@@ -87,6 +90,28 @@ def test_a_peer_that_an_operator_removes_is_named(make_server: MakeHarness, tmp_
     server.factory.kick("room", peer.id)
     server.run()
     assert subjects(events, "joined", "left") == [("joined", "Ada"), ("left", "Ada")]
+
+
+@pytest.mark.parametrize("end", ["closed", "drained"])
+def test_of_many_that_lose_their_connections_at_once_each_is_detached_and_then_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, events: list[Any], end: str
+) -> None:
+    # Most lines wait for later passes of the reactor.
+    monkeypatch.setattr(log, "_LINE_BURST", 3)
+    monkeypatch.setattr(log, "_LINES_PER_PASS", 1)
+    server = Harness(portal=issuer.portal(tmp_path), resume_window_seconds=WINDOW)
+    peers = [enter(server, token(sub="Ada")) for _ in range(8)]
+    for peer in peers:
+        peer.transport.protocol.connectionLost(Failure(ConnectionLost()))
+        peer.transport.lost = True
+    if end == "closed":
+        server.factory.close_topic("room")
+    else:
+        server.drain()
+    server.run()
+    expected = [("joined", "Ada"), ("detached", "Ada"), ("left", "Ada")]
+    for peer in peers:
+        assert subjects([event for event in events if event.get("peer") == peer.id], *dict(expected)) == expected
 
 
 def test_a_client_of_a_full_topic_is_named(harness: Harness, events: list[Any]) -> None:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from signaling.backplane.store import Keys
-from signaling.core.administration import (
+from signaling.core.admin_queries import (
     BlockSubject,
     CloseTopic,
     DescribeTopic,

@@ -79,6 +79,13 @@ def test_without_a_change_nothing_changes(tmp_path: Path) -> None:
     assert server.reload("# a comment\nping-interval = 5\n") == ["nothing changed"]
 
 
+def test_to_write_down_a_default_changes_nothing(tmp_path: Path) -> None:
+    server = Server(tmp_path, "")
+    text = "port = 8081\nworkers = 1\nping-interval = 20\nmetrics = false\nlog-level = 'info'\nallow-origin = []"
+    assert server.reload(text) == ["nothing changed"]
+    assert server.reload("") == ["nothing changed"]
+
+
 def test_a_change_is_logged_with_the_old_and_the_new_value_once(tmp_path: Path) -> None:
     server = Server(tmp_path, "ping-interval = 5\nallow-origin = ['null']")
     text = "ping-timeout = 7.5\nallow-origin = ['null', 'https://a.example']"
@@ -105,6 +112,21 @@ def test_a_wrong_file_changes_nothing_and_its_line_is_named(tmp_path: Path, text
     assert server.refused(text).startswith(reason)
     assert server.harness.factory.limits.max_topic_bytes == 256
     assert server.reload("max-topic-bytes = 9") == ["max-topic-bytes: 256 bytes -> 9"]
+
+
+def test_an_error_of_another_kind_is_logged_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, failures = Server(tmp_path, ""), list[LogEvent]()
+
+    def fail() -> None:
+        raise KeyError
+
+    monkeypatch.setattr(server.reloader, "prepare", fail)
+    globalLogPublisher.addObserver(failures.append)
+    try:
+        server.reloader.reload()
+    finally:
+        globalLogPublisher.removeObserver(failures.append)
+    assert [event["log_failure"].type for event in failures] == [KeyError]
 
 
 def test_an_option_of_the_command_line_still_takes_precedence(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from twisted.logger import Logger, formatEvent, globalLogPublisher
 from zope.interface import implementer
 
 from signaling import Grant, GrantRealm, IBearerToken, Limits
-from signaling.core.administration import ListTopics, TopicPage, TopicSize, encode, merge
+from signaling.core.admin_queries import ListTopics, TopicPage, TopicSize, encode, merge
 from signaling.log.forwarding import decode
 from signaling.workers.ipc import ANSWER, QUERY, PartReceiver, PartSender, decode_answers, encode_handoff
 from signaling.workers.topic_router import TopicRouter

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from signaling.core.administration import (
+from signaling.core.admin_queries import (
     BlockSubject,
     CloseTopic,
     DescribeTopic,

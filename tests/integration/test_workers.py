@@ -298,6 +298,17 @@ def test_a_worker_that_dies_meanwhile_or_is_not_there_refuses_a_reload(harness: 
     assert asked.result == "worker 1 is being restarted; send SIGHUP again"
 
 
+def test_a_worker_that_dies_after_its_answer_refuses_a_reload_as_its_successor_has_not_read_it(
+    harness: WorkersHarness,
+) -> None:
+    reload = Reload(harness)
+    reload.answer(0)
+    harness.processes[0].end_with(status=1)
+    harness.reactor.run()
+    reload.answer(1)
+    assert reload.reasons == [["worker 0: it has ended; send SIGHUP again"]]
+
+
 def test_a_worker_that_starts_may_answer_when_it_is_ready() -> None:
     harness = WorkersHarness(count=1)
     reload = Reload(harness)

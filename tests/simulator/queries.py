@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-from signaling.core.administration import (
+from signaling.core.admin_queries import (
     DescribeTopic,
     Merged,
     NoticeSent,

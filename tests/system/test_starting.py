@@ -28,7 +28,7 @@ _SSL = "; for example ssl:8443:privateKey=key.pem:certKey=cert.pem"
 _UNIX = "; for example unix:/run/signaling.sock:mode=660"
 _READABLE = "name a PEM file that this user can read"
 _HOLD = "privateKey= has to hold a private key without a password, and certKey= its certificate, in PEM"
-_IN_USE = "the path is in use; stop the other server, remove the file, or choose another path"
+_IN_USE = "the path is in use; stop the other server, remove the file and its .lock, or choose another"
 _NO_SOCKET = "no socket can be made there: its folder has to exist, and this user to be allowed to write to it"
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from signaling.app import command
-from signaling.app.options import CONFIGURABLE
+from signaling.app.option_table import CONFIGURABLE
 
 
 @pytest.fixture
@@ -26,6 +26,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         (["--port", "9000"], ["signaling", "--port", "9000"]),
         (["--demo", "--", "--reactor=poll"], ["--reactor=poll", "signaling", "--demo"]),
         (["--", "--logfile", "x"], ["--logfile", "x", "signaling"]),
+        (["--", "--help"], ["--help", "signaling"]),
         (None, ["signaling", "--demo"]),
     ],
 )

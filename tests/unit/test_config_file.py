@@ -128,6 +128,11 @@ def test_what_is_no_toml_is_named_with_its_line(tmp_path: Path, data: bytes, rea
     assert str(caught.value) == f"{tmp_path}/signaling.toml: {reason}"
 
 
+def test_a_file_that_is_far_too_long_is_refused_before_it_takes_time(tmp_path: Path) -> None:
+    with pytest.raises(ConfigProblem, match=r"signaling.toml: longer than 1048576 bytes"):
+        read(tmp_path, b"a = 1\n" * 200_000)
+
+
 def test_a_file_that_cannot_be_read_is_named() -> None:
     with pytest.raises(ConfigProblem, match="--config: /no/such: No such file or directory"):
         ConfigFile("/no/such")

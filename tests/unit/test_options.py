@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from twisted.python.usage import UsageError
 
 from signaling import Limits, Options
-from signaling.app.options import OPTIONS, help_text
+from signaling.app.option_table import OPTIONS, help_text
 from signaling.app.service import makeService
 from signaling.auth.cred import Access
 from signaling.core.grants import Password
@@ -107,7 +107,7 @@ def test_workers_are_1_by_default_and_0_means_one_for_each_core() -> None:
     assert parse("--workers=0").workers == len(os.sched_getaffinity(0))
 
 
-@pytest.mark.parametrize("text", ["x", "-1", "1.5", "", "257", "²"])
+@pytest.mark.parametrize("text", ["x", "-1", "1.5", "", "257", "000000999", "²"])
 def test_an_invalid_number_of_workers_is_named(text: str) -> None:
     right = "a whole number from 0 up, at most 256 (for example 2)"
     assert refusal("--workers", text) == f"--workers: {text!r} is not {right}"
@@ -247,6 +247,23 @@ def test_a_provider_of_ice_servers_needs_the_extra_for_tls(monkeypatch: pytest.M
         makeService(parse("--port=0", "--ice-source=https://a"))
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_webhook_needs_a_host_that_can_have_a_certificate(tmp_path: Path, workers: int) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text(f"whsec_{'A' * 32}")
+    arguments = (f"--workers={workers}", "--webhook=https://my_host/hidden", f"--webhook-secret-file={secret}")
+    with pytest.raises(StartError, match=r"^--webhook: no certificate can be for this host: .*my_host"):
+        makeService(parse("--port=0", *arguments))
+
+
+@pytest.mark.parametrize("option", ["--ice-source=https://a", "--backplane=redis://a"])
+def test_what_workers_lack_is_named_before_they_start(monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+    monkeypatch.setitem(sys.modules, "signaling.ice_source.source", None)
+    monkeypatch.setitem(sys.modules, "signaling.backplane.redis.engine", None)
+    with pytest.raises(StartError, match=f"^{option.partition('=')[0]}: needs "):
+        makeService(parse("--port=0", "--workers=2", option))
+
+
 def test_a_turn_secret_may_have_any_bytes() -> None:
     # As os.environ has a byte that is not UTF-8.
     assert parse("--turn-uri=turn:a", TURN_SECRET="\udcff").ice_servers.text("x")
@@ -259,7 +276,7 @@ def test_an_invalid_turn_uri_or_ttl_is_named() -> None:
         assert refusal("--turn-uri=turn:a", f"--turn-ttl={text}", TURN_SECRET="s") == f"--turn-ttl: {text!r} {right}"
 
 
-@pytest.mark.parametrize("text", ["65536", "-1", "80a", "", "\uff18\uff10", "1e3", " 80"])
+@pytest.mark.parametrize("text", ["65536", "000000070000", "-1", "80a", "", "\uff18\uff10", "1e3", " 80"])
 def test_an_invalid_port_is_named_with_its_source(text: str) -> None:
     assert refusal(f"--port={text}").startswith(f"--port: {text!r} is not a port (a whole number from 0 to 65535")
     if text:
@@ -339,7 +356,11 @@ def test_an_unknown_option_is_named(arguments: list[str], text: str) -> None:
 
 
 def test_an_option_without_its_value_is_named() -> None:
-    assert "--port" in refusal("--port")
+    assert refusal("--port") == "option --port requires argument"
+
+
+def test_a_flag_with_a_value_is_named() -> None:
+    assert refusal("--demo=true") == "option --demo must not have an argument"
 
 
 # The options of `--help`, docs/options.md, the environment and `Limits` are the same

@@ -1,13 +1,15 @@
-"""Which topics of a node are compared with the store, and how often."""
+"""Which topics of a node are compared with the store, how often, and what an observer learns from the store."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
+import pytest
+
 from signaling.backplane.pending_joins import PendingJoins
 from signaling.backplane.presence import Presence
-from signaling.backplane.store import Snapshot
+from signaling.backplane.store import Departure, Snapshot
 from signaling.backplane.updates import PendingUpdates
 
 
@@ -17,14 +19,17 @@ class FakeStore:
     node = "n" * 16
     is_connected = is_registered = True
 
-    def __init__(self) -> None:
+    def __init__(self, departure: Departure | None = None, removed: Iterable[str] = ()) -> None:
         self.synced: list[str] = []
+        self.departure = departure
+        self.removed = tuple(removed)
 
     def sync(self, topic: str, own: Any, done: Any) -> None:
         self.synced.append(topic)
-        done(Snapshot((1, 1, 1), {}))
+        done(Snapshot((1, 1, 1), {}, self.removed))
 
-    def leave(self, topic: str, peer: str, done: Any) -> None: ...
+    def leave(self, topic: str, peer: str, done: Any) -> None:
+        done(self.departure)
 
 
 class FakeNode:
@@ -43,6 +48,24 @@ class FakeNode:
         return False
 
 
+class FakeListener:
+    """What an observer learns: calls, with their arguments."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments: self.calls.append((name, *arguments))
+
+
+def observed(store: FakeStore) -> tuple[Presence, FakeListener]:
+    """Make the presence of a node without peers, and an observer."""
+    presence = Presence(store, store, PendingJoins(), PendingUpdates(), lambda *_: None)  # type: ignore[arg-type]
+    presence.start(FakeNode())  # type: ignore[arg-type]
+    presence.observed = listener = FakeListener()
+    return presence, listener
+
+
 def test_every_topic_is_compared_however_many_others_end() -> None:
     store, node = FakeStore(), FakeNode()
     presence = Presence(store, store, PendingJoins(), PendingUpdates(), lambda *_: None)  # type: ignore[arg-type]
@@ -57,3 +80,33 @@ def test_every_topic_is_compared_however_many_others_end() -> None:
         presence.leave(topic, "peer")
         presence.check()
     assert {*lasting} <= {*store.synced}
+
+
+@pytest.mark.parametrize(
+    ("departure", "has_left"),
+    [(Departure.OPEN, True), (Departure.CLOSED, True), (Departure.ELSEWHERE, False), (None, None)],
+)
+def test_an_observer_learns_from_the_store_whether_a_peer_has_left(
+    departure: Departure | None, has_left: bool | None
+) -> None:
+    presence, listener = observed(FakeStore(departure))
+    presence.leave("room", "ada")
+    assert listener.calls[0] == ("leave_decided", "room", "ada", has_left)
+
+
+def test_a_peer_that_the_store_moved_here_in_vain_is_reported_once() -> None:
+    presence, listener = observed(FakeStore(removed=["ada", "bob"]))
+    presence.move_unanswered("room", "ada", b"the session")
+    presence.resync("room")
+    reports = [call for call in listener.calls if call[0] == "peer_lost_on_its_way"]
+    assert reports == [("peer_lost_on_its_way", "room", "ada", None, b"the session")]
+
+
+def test_a_move_that_the_store_makes_later_is_reported_as_well() -> None:
+    store = FakeStore()
+    presence, listener = observed(store)
+    presence.move_unanswered("room", "ada", b"the session")
+    presence.resync("room")
+    store.removed = ("ada",)
+    presence.resync("room")
+    assert ("peer_lost_on_its_way", "room", "ada", None, b"the session") in listener.calls

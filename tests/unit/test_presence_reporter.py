@@ -25,6 +25,9 @@ class Node:
             self.observer, lambda: "node", lambda topic: (), lambda session: None, lambda: 5.0, lambda: 0.0, _fail
         )
         self.reporter.moved_here("room", Person(), Origin("origin", 2.0, "subject"))
+        [again] = self.observer.events
+        assert (again.id, again.subject) == ("ada.origin.joined", "subject")
+        self.observer.events.clear()
         self.reporter.left("room", Person(), LeaveReason.SHUTDOWN, may_be_elsewhere=True)
 
     @property
@@ -69,3 +72,24 @@ def test_a_comparison_from_before_the_answer_decides_nothing(node: Node) -> None
     node.reporter.synced("room", ("ada",))
     node.reporter.leave_decided("room", "ada", has_left=True)
     assert node.has_told
+
+
+def test_nothing_is_kept_of_a_peer_that_moved_to_another_node() -> None:
+    node = Node()
+    node.reporter.joined("another", Person(), None, opens=True)
+    node.reporter.moved_away("another", "ada")
+    assert node.reporter.origin("another", "ada") is None
+    node.reporter.joined("another", Person("bob"), None, opens=True)
+    # As long as it has peers in a topic, a node counts on.
+    assert [event.number for event in node.observer.events] == [1, 2, 1, 2]
+
+
+def test_a_peer_that_is_lost_on_its_way_joins_before_it_leaves() -> None:
+    observer, origin = RecordingObserver(), Origin("origin", 2.0, "subject")
+    reporter = PresenceReporter(
+        observer, lambda: "node", lambda topic: (), lambda session: origin, lambda: 5.0, lambda: 0.0, _fail
+    )
+    reporter.peer_lost_on_its_way("room", "ada", None, b"session")
+    assert observer.story == [("joined", "room", "ada"), ("left", "room", "ada")]
+    assert {event.number for event in observer.events} == {1, 2}
+    assert reporter.origin("room", "ada") is None

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from itertools import product
 from random import Random
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 from twisted.internet.task import Clock
@@ -21,6 +22,7 @@ from signaling.core.interfaces import Receipt
 from signaling.core.join_request import JoinRequest, ResumeClaim
 from signaling.core.local_peers import LocalPeers
 from signaling.core.peer import Peer, PeerServices
+from signaling.core.presence import PresenceReporter
 from signaling.core.session import TRANSITIONS, PeerSession, SessionState, resume_proof
 from signaling.core.session_registry import SessionRegistry
 from signaling.core.topics import TopicMap
@@ -77,7 +79,7 @@ class ObservedSession(PeerSession):
 class SimulatedClient:
     """A client with a session, and the server that it is on."""
 
-    def __init__(self, **limits: Any) -> None:
+    def __init__(self, presence: Any = None, **limits: Any) -> None:
         self.clock = Clock()
         self.limits = Limits(resume_window_seconds=WINDOW_SECONDS, **limits)
         self.slots = ConnectionLimits(self.limits, 1024, self.clock.seconds)
@@ -91,6 +93,7 @@ class SimulatedClient:
             Counters(),
             self.limits,
             self.sessions,
+            presence=presence,
         )
         self.node = LocalPeers(self.services, lambda peer: None, lambda query, on_answer: None)
         self.token, self.seen = b"", 0
@@ -263,6 +266,29 @@ def test_a_closed_session_releases_a_slot_that_it_gets_back() -> None:
     client.end_window()
     client.session.return_slot(slot)
     client.slots.admit(ADA)
+
+
+@pytest.mark.parametrize(
+    ("events", "may_be_elsewhere"),
+    [
+        ([SimulatedClient.lose_connection], False),
+        ([SimulatedClient.ask_from_another_node, SimulatedClient.end_handoff], True),
+        ([SimulatedClient.ask_from_another_node, SimulatedClient.end_handoff, SimulatedClient.resume], False),
+    ],
+)
+def test_a_session_that_was_offered_to_another_node_may_be_there(
+    events: list[Callable[..., None]], may_be_elsewhere: bool
+) -> None:
+    presence = create_autospec(PresenceReporter, instance=True)
+    presence.origin.return_value = None
+    client = SimulatedClient(presence)
+    for event in events:
+        event(client)
+    client.lose_connection()
+    client.end_window()
+    presence.left.assert_called_once_with(
+        "room", client.session, LeaveReason.RESUME_TIMEOUT, may_be_elsewhere=may_be_elsewhere
+    )
 
 
 def test_a_plain_peer_cannot_resume() -> None:

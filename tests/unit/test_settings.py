@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,11 @@ import pytest
 from twisted.python.usage import UsageError
 
 from signaling import Options
-from signaling.app.options import CONFIGURABLE
+from signaling.app.option_table import CONFIGURABLE
 from signaling.app.settings import Source, describe, variable_of
 from signaling.limits import LIMIT_OPTIONS, Option, Unit
 
+TREE = Path(__file__).parents[2]
 KEY = "01234567890123456789012345678901"
 # Two values of each option that is not a limit, as on the command line.
 EXAMPLES: dict[str, tuple[list[str], list[str]]] = {
@@ -218,6 +221,13 @@ def test_a_variable_of_the_wrong_form_is_named() -> None:
         ("pingInterval = 1", "line 1: pingInterval: there is no such option; did you mean ping-interval?"),
         ("\n[limits]\nping-interval = 1", "line 2: limits: there is no such table"),
         ("config = 'a'", "line 1: config: there is no such option"),
+        ('"a\\nb\\u001b" = 1', r"line 1: a\nb\x1b: there is no such option"),
+        ("\nice-servers = 'a\\u0000'".replace("'", '"'), "line 2: ice-servers: a null character in a text"),
+        (
+            f"max-connections = 0x{'f' * 9000}",
+            "line 1: max-connections: a wrong type of value; right is a whole number",
+        ),
+        (f"[[topics]]\nmatch = 'a'\nmax-peers = 0x{'f' * 9000}", "line 3: [[topics]] 1: max-peers: not a whole number"),
         ("check-config = true", "line 1: check-config: there is no such option"),
     ],
 )
@@ -229,6 +239,8 @@ def test_an_unknown_variable_is_named_with_the_nearest_one() -> None:
     error = "SIGNALING_PING_INTERVALL: there is no such option; did you mean SIGNALING_PING_INTERVAL?"
     assert refusal(SIGNALING_PING_INTERVALL="1") == error
     assert "did you mean SIGNALING_TURN_SECRET_FILE?" in refusal(SIGNALING_TURN_SECRET="north")
+    assert refusal(SIGNALING_NAME="/a") == "SIGNALING_NAME: there is no such option"
+    assert refusal(SIGNALING_TOPICS="[]") == "SIGNALING_TOPICS: [[topics]] stands in the configuration file only"
     parse(SIGNALING_FAST_PATH="off", SIGNALING_TOKEN="x", SIGNALINGS="x")
 
 
@@ -344,6 +356,7 @@ def test_an_option_behind_a_table_is_told_where_it_belongs(folder: Path) -> None
         (["--auth=memory:a:north"], 'auth = ["memory:***"]'),
         (["--ice-source=https://a/b?apiKey=north"], 'ice-source = "https://a/***"'),
         (["--ice-source=https://a:1/north"], 'ice-source = "https://a:1/***"'),
+        (["--ice-source=HTTPS://a/north"], 'ice-source = "HTTPS://a/***"'),
         (["--backplane=redis://u:north@a/1?prefix=p"], 'backplane = "redis://***@a/1?prefix=p"'),
         (
             ["--backplane=redis+sentinel://:north@a/m?sentinel-password=north"],
@@ -355,3 +368,21 @@ def test_secrets_are_not_shown(arguments: list[str], line: str) -> None:
     text = describe(parse(*arguments).settings.values())
     assert f"{line}  # command line" in text.splitlines()
     assert "north" not in text
+
+
+@pytest.mark.parametrize("text", ["5", "0.5", ".5", "5.", "1e1", " 5", "1_0", "+5"])
+def test_what_is_shown_is_toml_however_a_number_was_written(folder: Path, text: str) -> None:
+    options = parse(f"--ping-interval={text}")
+    shown = tomllib.loads(describe(options.settings.values()))
+    assert parse(written(folder, f"ping-interval = {json.dumps(shown['ping-interval'])}")).limits == options.limits
+
+
+DEPLOYED = [TREE / "Dockerfile", TREE / "deploy" / "signaling.service"]
+
+
+@pytest.mark.parametrize("path", DEPLOYED, ids=lambda path: path.name)
+def test_what_is_deployed_leaves_every_option_to_a_configuration_file(path: Path) -> None:
+    # A variable would take precedence over the file.
+    variables = {variable_of(option) for option in OPTIONS.values()} | {option.variable for option in OPTIONS.values()}
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    assert not variables & set(re.findall(r"(\w+)=", "\n".join(lines)))

@@ -89,7 +89,7 @@ def test_the_first_rule_that_matches_counts() -> None:
         ([{"match": 7, "max-peers": 2}], r"\[\[topics\]\] 1: match: not a pattern of at most 256 characters"),
         ([{"match": "", "max-peers": 2}], r"\[\[topics\]\] 1: match: not a pattern"),
         ([{"match": "x" * 257, "max-peers": 2}], r"\[\[topics\]\] 1: match: not a pattern of at most 256 characters"),
-        ([{"match": "*", "max-peers": 0}], r"\[\[topics\]\] 1: max-peers: not a whole number from 1 up"),
+        ([{"match": "*", "max-peers": 0}], r"\[\[topics\]\] 1: max-peers: not a whole number from 1 to 999999999"),
         ([{"match": "*", "max-peers": True}], r"\[\[topics\]\] 1: max-peers: not a whole number"),
         ([{"match": "*", "max-peers": 2.5}], r"\[\[topics\]\] 1: max-peers: not a whole number"),
         ([{"match": "*", "max-peers": "2"}], r"\[\[topics\]\] 1: max-peers: not a whole number"),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from twisted.internet.ssl import Certificate, PrivateCertificate, trustRootFromCertificates
 
 from signaling.backplane.redis.url import StoreUrl
+from signaling.files import read_file
 from signaling.server_identity import strict_options
 
 _END = b"-----END CERTIFICATE-----"
@@ -46,6 +46,6 @@ def _own_certificate(url: StoreUrl) -> Any:
 
 def _read(option: str, path: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        return read_file(path)
     except OSError as error:
         raise ValueError(f"{option}: {path}: {error.strerror}") from None

@@ -6,9 +6,10 @@ No error quotes the URL: a password with a character that should have been escap
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
+
+from signaling.files import read_file
 
 DEFAULT_PREFIX = "signaling:"
 PORT = 6379
@@ -178,7 +179,7 @@ def _credentials_from(user: str, password: str | None, path: str | None, option:
 
 def _read(path: str, option: str) -> str:
     try:
-        password = Path(path).read_text(encoding="utf-8").strip()
+        password = read_file(path).decode().strip()
     except UnicodeDecodeError:
         raise ValueError(f"{option}: {path}: it is not text in UTF-8") from None
     except OSError as error:
