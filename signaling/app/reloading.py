@@ -137,7 +137,7 @@ class Reloader:
         different = [
             name
             for name, setting in new.settings.items()
-            if (setting.texts, digests.get(name)) != (self._settings[name].texts, self._digests.get(name))
+            if (setting.in_force, digests.get(name)) != (self._settings[name].in_force, self._digests.get(name))
         ]
         changed = [name for name in different if self._reloads(name, new)]
         return PreparedReload(

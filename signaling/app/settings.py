@@ -78,6 +78,11 @@ class Setting:
         return self.texts[0] if self.texts else None
 
     @property
+    def in_force(self) -> tuple[str, ...]:
+        """The texts, or those of the default; for a comparison."""
+        return self.texts or (self.option.default or ("false" if self.option.unit is Unit.FLAG else ""),)
+
+    @property
     def label(self) -> str:
         """What an error about it begins with."""
         if self.source is Source.FILE:

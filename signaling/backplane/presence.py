@@ -23,8 +23,8 @@ _MAX_SYNCS = 32
 # In checks, which come once a second. Each topic is compared before what is stored of it expires.
 _REFRESH_CHECKS = 600
 _NODES_CHECKS = 5
-# How long relays may be on their way to a node that their target has left for another.
-_MOVED_AWAY_CHECKS = 30
+# How long relays may be on their way to a node that their target has left for another, and calls to the store.
+_MOVE_CHECKS = 30
 # A store that lost its data lists no members until the nodes are back, one after the other. Those that are not by then
 # count as dead.
 _KEEP_UNLISTED_CHECKS = 10
@@ -67,8 +67,9 @@ class Presence:
         self._syncs = 0
         self._refresh, self._node_search = _Rounds(_REFRESH_CHECKS), _Rounds(_NODES_CHECKS)
         self._keep_unlisted_checks = 0
-        # For an observer: the sessions whose peers the store may have moved to this node, by topic and peer.
-        self._unanswered_moves: dict[str, dict[str, bytes]] = {}
+        # For an observer: the sessions whose peers the store may have moved to this node, or still may, because a call
+        # of a broken connection can be late; and for how many checks that is remembered.
+        self._unanswered_moves: dict[tuple[str, str], tuple[bytes, int]] = {}
         # The peers that moved from this node to another, and for how many checks that is remembered.
         self._moved_away: dict[tuple[str, str], int] = {}
         # The metadata of peers of this node by their latest updates that the store sent, until they are compared.
@@ -184,7 +185,7 @@ class Presence:
     def _move_away(self, topic: str, peer: str, node: str) -> None:
         was_here, known = self._node.has(topic, peer), self._node.metadata(topic, peer)
         self._on_moved(topic, peer, node)
-        self._moved_away[topic, peer] = _MOVED_AWAY_CHECKS
+        self._moved_away[topic, peer] = _MOVE_CHECKS
         member = self.remote_member(topic, peer)
         if was_here and member is None:
             # Events behind the move say that it left, or that it is this node's: an earlier call of its own came late.
@@ -253,6 +254,8 @@ class Presence:
         self._compare_updates()
         self._search_nodes()
         self._moved_away = {moved: checks - 1 for moved, checks in self._moved_away.items() if checks > 1}
+        moves = self._unanswered_moves.items()
+        self._unanswered_moves = {moved: (session, checks - 1) for moved, (session, checks) in moves if checks > 1}
         self.sync_some()
 
     def _compare_updates(self) -> None:
@@ -316,15 +319,15 @@ class Presence:
     def move_unanswered(self, topic: str, peer: str, session: bytes) -> None:
         """Report later what became of a peer that the store may have moved to this node, where it is not."""
         if self.observed is not None:
-            self._unanswered_moves.setdefault(topic, {})[peer] = session
+            self._unanswered_moves[topic, peer] = session, _MOVE_CHECKS
             self.resync(topic)
 
     def _report_removed(self, observed: PresenceListener, topic: str, snapshot: Snapshot) -> None:
         observed.synced(topic, snapshot.members)
-        moves = self._unanswered_moves.pop(topic, {})
         for peer in snapshot.removed:
-            if peer in moves:
-                observed.peer_lost_on_its_way(topic, peer, None, moves[peer])
+            move = self._unanswered_moves.pop((topic, peer), None)
+            if move is not None:
+                observed.peer_lost_on_its_way(topic, peer, None, move[0])
         if snapshot.removed:
             self._report_end(topic, is_over=not snapshot.members)
 

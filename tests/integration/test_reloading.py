@@ -79,6 +79,13 @@ def test_without_a_change_nothing_changes(tmp_path: Path) -> None:
     assert server.reload("# a comment\nping-interval = 5\n") == ["nothing changed"]
 
 
+def test_to_write_down_a_default_changes_nothing(tmp_path: Path) -> None:
+    server = Server(tmp_path, "")
+    text = "port = 8081\nworkers = 1\nping-interval = 20\nmetrics = false\nlog-level = 'info'\nallow-origin = []"
+    assert server.reload(text) == ["nothing changed"]
+    assert server.reload("") == ["nothing changed"]
+
+
 def test_a_change_is_logged_with_the_old_and_the_new_value_once(tmp_path: Path) -> None:
     server = Server(tmp_path, "ping-interval = 5\nallow-origin = ['null']")
     text = "ping-timeout = 7.5\nallow-origin = ['null', 'https://a.example']"

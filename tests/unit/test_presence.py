@@ -100,3 +100,13 @@ def test_a_peer_that_the_store_moved_here_in_vain_is_reported_once() -> None:
     presence.resync("room")
     reports = [call for call in listener.calls if call[0] == "peer_lost_on_its_way"]
     assert reports == [("peer_lost_on_its_way", "room", "ada", None, b"the session")]
+
+
+def test_a_move_that_the_store_makes_later_is_reported_as_well() -> None:
+    store = FakeStore()
+    presence, listener = observed(store)
+    presence.move_unanswered("room", "ada", b"the session")
+    presence.resync("room")
+    store.removed = ("ada",)
+    presence.resync("room")
+    assert ("peer_lost_on_its_way", "room", "ada", None, b"the session") in listener.calls
