@@ -89,7 +89,7 @@ class LoggedAddresses:
                     opening = closing = ""
             return f"{opening}{before}{self._text(address)}{after}{closing}"
         if run.count(":") >= _COLONS_OF_IPV6:
-            # With an unbracketed port, or behind the letter of an escape, as in \\n2001:db8::1.
+            # With an unbracketed port, or behind the letter of an escape, as in \n2001:db8::1.
             return f"{opening}{NOT_SHOWN}{closing}"
         replaced = _IPV4.sub(self._replace_ipv4, run)
         return match[0] if replaced == run else f"{opening}{replaced}{closing}"
