@@ -132,6 +132,9 @@ class EventQueue:
             size += len(waiting.text) + 1
             if events and size > MAX_BATCH_BYTES:
                 break
+            if waiting.kind is PeerJoined and waiting.joined is not None:
+                # Told again: the peer came back from another node.
+                self._unreported.pop(waiting.joined, None)
             events.append(self._next().text)
         return events
 

@@ -251,6 +251,16 @@ def test_no_leave_is_delivered_without_its_join(seed: int) -> None:
 # Deliveries
 
 
+def test_a_join_that_is_told_again_makes_up_for_one_that_was_dropped() -> None:
+    queue = EventQueue(max_events=2)
+    for event in (joined(1), joined(2), joined(3)):
+        queue.add(event)
+    assert [ids(body) for body in bodies(queue)] == [["P2.joined", "P3.joined"]]
+    for event in (joined(1), left(1)):
+        queue.add(event)
+    assert [ids(body) for body in bodies(queue)] == [["P1.joined", "P1.left"]]
+
+
 class Receiver:
     """A receiver, and the requests that came.
 
