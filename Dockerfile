@@ -14,9 +14,7 @@ RUN python3 -m venv /app \
 FROM ${BASE}
 COPY --from=build /app /app
 ENV PATH=/app/bin:$PATH \
-    PYTHONUNBUFFERED=1 \
-    PORT=8081 \
-    LOG_LEVEL=info
+    PYTHONUNBUFFERED=1
 # Twisted keeps a list of its plugins beside them, which the server's user may not write. It is made here: a copied one
 # has its time cut to whole seconds and looks stale.
 RUN twistd --help > /dev/null
@@ -24,6 +22,6 @@ USER 10001:10001
 WORKDIR /tmp
 EXPOSE 8081
 STOPSIGNAL SIGTERM
-# It finds out itself where the server listens: --port and --listen behind the command below count as PORT does.
+# It finds out itself where the server listens: by a variable, a file or an option behind the command below.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=5s CMD ["signaling-health"]
 CMD ["twistd", "-n", "signaling"]

@@ -188,8 +188,12 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
         use_monotonic_timers(reactor)
     factory: SignalingFactory | WorkerListener
     events_of_services = Events(options.log_level, reactor.seconds)
+    # Each worker makes its own; one that could not would be restarted again and again.
+    of_peers = peer_arguments(options, reactor, events_of_services)
+    if options.webhook is not None and options.webhook.url.is_readable_on_its_way:
+        events_of_services.webhook_unprotected(str(options.webhook.url))
     if options.workers == 1:
-        factory = SignalingFactory(**http_arguments(options), **peer_arguments(options, reactor, events_of_services))
+        factory = SignalingFactory(**http_arguments(options), **of_peers)
     else:
         addresses = [routing(address) for address in addresses]
         factory = WorkerListener(_worker_settings(options), **http_arguments(options, 0))
@@ -235,7 +239,7 @@ def peer_arguments(options: Options, reactor: Any, events: Events) -> dict[str, 
         events: the log of what is made for it; the factory has one of its own.
 
     Raises:
-        StartError: if a package that an option needs is not installed.
+        StartError: if a package that an option needs is not installed, or an option's value cannot be used.
     """
     return {
         "ice_servers": options.ice_servers,
@@ -277,8 +281,9 @@ def _observer(options: Options, reactor: Any, events: Events) -> IPresenceObserv
         sender = HttpSender(reactor, settings.url)
     except ImportError as error:
         raise StartError(f"--webhook: https needs the extra tls, as in pip install '.[tls]': {error}") from None
-    if settings.url.is_readable_on_its_way:
-        events.webhook_unprotected(str(settings.url))
+    except ValueError as error:
+        # For example an underscore, which other names may have.
+        raise StartError(f"--webhook: no certificate can be for this host: {error}") from None
     return Webhooks(sender, settings.keys, settings.max_events, reactor, events, wall_clock=time.time)
 
 

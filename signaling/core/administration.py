@@ -163,7 +163,8 @@ class Administration:
             removed = yield from _remove([peer], PEER_REMOVED, query.reason, LeaveReason.REMOVED)
             return PeersRemoved(removed)
         known = (self._services.details or {}).get(peer.id)
-        if known is None or known.subject is None:
+        # An empty one identifies nobody, as in ``session_owner``.
+        if known is None or not known.subject:
             return PeersRemoved(obstacle=Obstacle.NO_SUBJECT)
         block = BlockSubject(query.topic, known.subject, query.block_seconds, known.issuer, query.reason)
         removal = yield from self._block_subject(block)

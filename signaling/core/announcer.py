@@ -10,6 +10,7 @@ Every member gets the events since it joined, in their order, and no others.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 from signaling.admission.rate_limit import TokenBucket
@@ -25,6 +26,9 @@ _BLOCKS_PER_TURN = 64
 _TURNS_PER_PASS = 4
 # By how much a turn may grow, if events come faster than they are delivered.
 _FASTEST = 8
+# With so many events in a topic's backlog, further updates of its peers wait for a turn: a peer gets what its own
+# update comes behind, and that must be little.
+_FEW_EVENTS = 64
 # In place of an update that a later one of the same peer replaces: else peers that change their metadata all the time
 # could make a backlog grow without bound.
 _SUPERSEDED = b""
@@ -189,6 +193,8 @@ class Announcer:
         self._on_dropped = on_dropped
         self._at_once = TokenBucket(_OFFERS_PER_SECOND, offers_at_once)
         self.backlogs: dict[Audience, _Backlog] = {}
+        # The updates that wait for a turn of their topic, by peer, oldest first.
+        self._updates: dict[Audience, dict[str, Callable[[], None]]] = {}
         self._turns: FairScheduler[Audience] = FairScheduler(clock, _TURNS_PER_PASS, self._take_turn)
 
     def announce(
@@ -217,6 +223,24 @@ class Announcer:
         if exclude is not None:
             backlog.skip(exclude)
 
+    def request_update(self, topic: Audience, peer: str, update: Callable[[], None]) -> bool:
+        """Call ``update``, which may announce one: at once, or when the topic has few events to deliver.
+
+        Returns:
+            False if an earlier update of the peer waits: this one is not called.
+        """
+        waiting = self._updates.get(topic)
+        if waiting is None:
+            backlog = self.backlogs.get(topic)
+            if backlog is None or len(backlog.events) < _FEW_EVENTS:
+                update()
+                return True
+            waiting = self._updates[topic] = {}
+        if peer in waiting:
+            return False
+        waiting[peer] = update
+        return True
+
     def skip(self, topic: Audience, member: Member) -> None:
         """Do not deliver the events so far to a member whose ``peer-list`` contains their effect."""
         backlog = self.backlogs.get(topic)
@@ -231,6 +255,7 @@ class Announcer:
 
     def forget(self, topic: Audience) -> None:
         """Delete the events of a topic that has no members any more."""
+        self._updates.pop(topic, None)
         if self.backlogs.pop(topic, None) is not None:
             self._turns.remove(topic)
 
@@ -248,11 +273,23 @@ class Announcer:
         """Continue with a topic's backlog; returns how much of ``room`` that took, in blocks at the usual pace."""
         backlog = self.backlogs[topic]
         taken = backlog.deliver(topic, room, self._on_dropped)
-        if backlog.events:
+        self._call_updates(topic, _FEW_EVENTS - len(backlog.events))
+        if self.backlogs.get(topic) is not backlog:
+            # An observer of the updates has closed the topic.
+            return taken
+        # The store may decide an update later: that announces nothing yet.
+        if backlog.events or topic in self._updates:
             self._turns.add(topic)
         else:
             del self.backlogs[topic]
         return taken
+
+    def _call_updates(self, topic: Audience, most: int) -> None:
+        waiting = self._updates.get(topic, {})
+        for peer in list(islice(waiting, max(0, most))):
+            waiting.pop(peer)()
+        if not waiting:
+            self._updates.pop(topic, None)
 
 
 def _blocks(events: Sequence[bytes]) -> list[Block]:

@@ -50,9 +50,9 @@ class Blocks:
             self.displaced += 1
         self._ends[key] = now + seconds
 
-    def seconds_left(self, topic: str, grant: Grant | None) -> float:
+    def seconds_left(self, topic: str, grant: Grant) -> float:
         """Return for how much longer a grant's subject is blocked; 0.0 if it is not."""
-        if grant is None or grant.subject is None or not self._ends:
+        if grant.subject is None or not self._ends:
             return 0.0
         key = _key(topic, grant.subject, grant.issuer)
         end = self._ends.get(key)

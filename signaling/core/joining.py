@@ -186,7 +186,8 @@ class JoinAttempt:
     def _reject_if_blocked(self) -> bool:
         """End the connection of a client that was blocked after ``start``; returns whether it was."""
         request, services, connection = self.request, self._services, self._connection
-        seconds = services.blocks.seconds_left(request.topic, request.grant)
+        # Without a token there is no owner to block.
+        seconds = services.blocks.seconds_left(request.topic, request.grant) if request.grant is not None else 0.0
         if not seconds:
             return False
         connection.slot, self._slot = self._slot, None
@@ -294,7 +295,7 @@ def check_admission(request: JoinRequest, client: Client, services: JoinServices
 
 
 def _check_block(request: JoinRequest, services: JoinServices) -> None:
-    seconds = services.blocks.seconds_left(request.topic, request.grant)
+    seconds = services.blocks.seconds_left(request.topic, request.grant) if request.grant is not None else 0.0
     if seconds:
         raise Refused(403, _blocked(seconds))
 

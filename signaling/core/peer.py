@@ -33,6 +33,8 @@ RELAY_ERRORS = {
 }
 """The text of a relay's error, whatever node its target was looked for on."""
 
+_TOPIC_IS_BUSY = "many peers of the topic update their metadata now, and your last update waits; nothing has changed"
+
 OtherMessage = messages.PresentedToken | messages.MetadataUpdate
 """A message that is not relayed."""
 
@@ -207,8 +209,21 @@ class Peer:
             services.topics.check_room(topic, self._longer_by(update.metadata))
         except Rejected as rejected:
             return Rejected(rejected.code, rejected.text, update.msg_id)
-        services.backplane.update(topic.name, self.id, update.metadata, partial(self._update_decided, update))
+        if not services.announcer.request_update(topic, self.id, partial(self._ask_for_update, update)):
+            return Rejected(ErrorCode.RATE_LIMITED, _TOPIC_IS_BUSY, update.msg_id)
         return update
+
+    def _ask_for_update(self, update: messages.MetadataUpdate) -> None:
+        topic, services = self.topic, self._services
+        if topic is None:
+            return
+        try:
+            # Others may have come first.
+            services.topics.check_room(topic, self._longer_by(update.metadata))
+        except Rejected as rejected:
+            self.reject(Rejected(rejected.code, rejected.text, update.msg_id))
+            return
+        services.backplane.update(topic.name, self.id, update.metadata, partial(self._update_decided, update))
 
     def _update_decided(self, update: messages.MetadataUpdate, full: str | None) -> None:
         if self.topic is None:

@@ -92,8 +92,8 @@ class _Repeated:
         return count
 
 
-def _shortened(subject: str | None) -> str | None:
-    if subject is None or len(subject) <= _MAX_SUBJECT_CHARACTERS:
+def _shortened(subject: str) -> str:
+    if len(subject) <= _MAX_SUBJECT_CHARACTERS:
         return subject
     return f"{subject[: _MAX_SUBJECT_CHARACTERS - 1]}\u2026"
 
@@ -147,12 +147,14 @@ class Events:
         Args:
             subject: the owner of its token; None if there is none.
         """
-        self._remember(peer, subject)
+        if subject is not None:
+            self._remember(peer, subject)
         self._peer("joined", "{peer} joined {topic!r} from {address}", peer, topic, address=address)
 
     def resumed(self, peer: str, topic: str, address: str | None, subject: str | None = None) -> None:
         """A peer resumed its session on another connection; ``subject`` is as for ``joined``."""
-        self._remember(peer, subject)
+        if subject is not None:
+            self._remember(peer, subject)
         self._peer("resumed", "{peer} resumed in {topic!r} from {address}", peer, topic, address=address)
 
     def handed_off(self, peer: str, topic: str) -> None:
@@ -164,9 +166,7 @@ class Events:
         """A client could not join, because the topic was full; ``subject`` is as for ``joined``."""
         if self.info:
             text = "{address} was rejected from {topic!r}: {reason}"
-            self._log(
-                LogLevel.info, text, _shortened(subject), event="rejected", topic=topic, address=address, reason=reason
-            )
+            self._log(LogLevel.info, text, subject, event="rejected", topic=topic, address=address, reason=reason)
 
     def detached(self, peer: str, topic: str, reason: str, subject: str | None = None) -> None:
         """A peer lost its connection and may resume.
@@ -174,7 +174,8 @@ class Events:
         Args:
             subject: as for ``joined``; None if it is that of an event before.
         """
-        self._remember(peer, subject)
+        if subject is not None:
+            self._remember(peer, subject)
         self._peer("detached", "{peer} in {topic!r} was detached: {reason}", peer, topic, reason=reason)
 
     def left(self, peer: str, topic: str, reason: str, since: float) -> None:
@@ -192,10 +193,9 @@ class Events:
         if self.info:
             self._log(LogLevel.info, text, self._subjects.get(peer), event=event, peer=peer, topic=topic, **fields)
 
-    def _remember(self, peer: str, subject: str | None) -> None:
-        shown = _shortened(subject) if self.info else None
-        if shown is not None:
-            self._subjects[peer] = shown
+    def _remember(self, peer: str, subject: str) -> None:
+        if self.info:
+            self._subjects[peer] = _shortened(subject)
 
     def _log(self, level: NamedConstant, text: str, subject: str | None, **fields: Any) -> None:
         """Log an event of a client, with its subject if it has one."""
@@ -203,7 +203,7 @@ class Events:
             self.log.emit(level, text, **fields)
         else:
             # Whoever signs tokens chooses it: it is quoted, as the name of a topic is.
-            self.log.emit(level, text + " (subject {subject!r})", subject=subject, **fields)
+            self.log.emit(level, text + " (subject {subject!r})", subject=_shortened(subject), **fields)
 
     # Messages
 
@@ -250,7 +250,7 @@ class Events:
         shown = reason if status is None else f"{status} {reason}"
         text = "refused a request from {address}: {shown}"
         fields = {"address": address, "status": status, "reason": reason, "shown": shown}
-        self._log(LogLevel.info, text, _shortened(subject), event="refused", **fields)
+        self._log(LogLevel.info, text, subject, event="refused", **fields)
 
     def login_failed(self, reason: str) -> None:
         """The portal failed; at most one line a second is logged, for a client may cause one by each message.

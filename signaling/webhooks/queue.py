@@ -133,7 +133,7 @@ class EventQueue:
             if events and size > MAX_BATCH_BYTES:
                 break
             if waiting.kind is PeerJoined and waiting.joined is not None:
-                # Told again: the peer came back from another node.
+                # It may have been told, and dropped, before: the peer moved to another node and came back.
                 self._unreported.pop(waiting.joined, None)
             events.append(self._next().text)
         return events

@@ -452,8 +452,11 @@ def test_a_blocked_owner_stays_out_for_as_long_as_it_was_said(authorized: AdminP
     assert enter(harness, token(sub="Ada")).heard()[0]["type"] == "welcome"
 
 
-def test_a_peer_without_an_owner_is_not_removed_if_it_should_be_blocked(authorized: AdminPort) -> None:
-    ada = enter(authorized.harness, token())
+@pytest.mark.parametrize("claims", [{}, {"sub": ""}])
+def test_a_peer_without_an_owner_is_not_removed_if_it_should_be_blocked(
+    authorized: AdminPort, claims: dict[str, str]
+) -> None:
+    ada = enter(authorized.harness, token(**claims))
     peer = ada.heard()[0]["selfId"]
     status, _, answer = authorized.request("DELETE", f"/v1/topics/room/peers/{peer}?block=60")
     assert (status, ada.closed) == (400, None)

@@ -324,3 +324,21 @@ def test_the_own_answer_is_not_dropped_by_a_full_queue(make_server: MakeHarness)
     ada.say(update({"n": 1}))
     ada.resume()
     assert ada.heard()[-1] == updated(ada, {"n": 1})
+
+
+def test_a_crowd_that_updates_at_once_is_told_in_one_order(make_server: MakeHarness) -> None:
+    server = make_server(metadata_updates=True)
+    crowd = [server.join("room") for _ in range(200)]
+    for number, peer in enumerate(crowd):
+        peer.heard()
+        peer.client.send_text(update({"n": number}, str(number)).encode())
+        peer.send_together(*peer.client.data_to_send())
+    crowd[-1].client.send_text(update({"n": -1}, "again").encode())
+    crowd[-1].send_together(*crowd[-1].client.data_to_send())
+    server.run()
+    told = [peer.heard() for peer in crowd]
+    errors = [message for messages in told for message in messages if message["type"] == "error"]
+    assert [(message["code"], message["msgId"]) for message in errors] == [("rate_limited", "again")]
+    for messages in told:
+        metadata = [message["metadata"] for message in messages if message["type"] == "peer-updated"]
+        assert metadata == [{"n": number} for number in range(len(crowd))]

@@ -216,7 +216,7 @@ class WaysInTests(EngineCase):
         own = [KEYS.nodes, KEYS.index(node)]
         assert await self.call(engine, "deregister", own, NODE, "signaling:") == [b"deregistered"]
         evicted = [KEYS.nodes, KEYS.tombstone(node), KEYS.index(node)]
-        assert (await self.call(engine, "evict", evicted, "signaling:", "60", NODE, "1", "9")) == [b"evicted", 0]
+        assert (await self.call(engine, "evict", evicted, "signaling:", "60", NODE, "1", "9")) == [b"evicted", 0, []]
         server.command("SCRIPT", "FLUSH")
         assert (await self.heartbeat(engine))[0] == b"evicted"
         assert await self.call(engine, "deregister", [b"other", b"keys"], NODE, "signaling:") is None

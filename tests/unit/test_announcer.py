@@ -266,3 +266,55 @@ def test_peers_that_change_their_metadata_all_the_time_do_not_make_a_backlog_gro
     for _ in passes(clock):
         pass
     assert all(member.got[-1] == frame(299) * 50 for member in members)
+
+
+def test_updates_wait_while_a_topic_has_much_to_deliver(clock: PassingClock) -> None:
+    room, one = Room(), announcer(clock)
+    members = [room.add() for _ in range(200)]
+    called: list[int] = []
+
+    def update(number: int) -> None:
+        called.append(number)
+        one.catch_up(room, members[number])
+        one.announce(room, frame(number), exclude=members[number], updated=str(number))
+
+    taken = [one.request_update(room, str(number), lambda number=number: update(number)) for number in range(200)]
+    assert all(taken)
+    assert called == list(range(64))
+    assert not one.request_update(room, "199", lambda: called.append(-1))
+    for _ in passes(clock):
+        pass
+    assert called == list(range(200))
+    for number, member in enumerate(members):
+        assert sorted(member.got) == [frame(other) for other in range(200) if other != number]
+    assert not one.backlogs
+
+
+def test_updates_of_a_topic_that_ends_are_forgotten(clock: PassingClock) -> None:
+    room, one = Room(), announcer(clock)
+    member = room.add()
+    called: list[int] = []
+    for number in range(65):
+        one.announce(room, frame(number))
+    assert one.request_update(room, "1", lambda: called.append(1))
+    room.remove(member)
+    one.forget(room)
+    for _ in passes(clock):
+        pass
+    assert not called
+
+
+def test_an_update_that_ends_its_topic_is_the_last(clock: PassingClock) -> None:
+    room, one = Room(), announcer(clock)
+    member = room.add()
+
+    def end() -> None:
+        room.remove(member)
+        one.forget(room)
+
+    for number in range(64):
+        one.announce(room, frame(number))
+    assert one.request_update(room, "1", end)
+    for _ in passes(clock):
+        pass
+    assert not one.backlogs

@@ -29,7 +29,6 @@ def test_a_block_counts_for_one_owner_in_one_topic_and_ends(blocks: Blocks, cloc
     assert blocks.seconds_left("room", Grant(subject="Ada", issuer="south")) == 0
     assert blocks.seconds_left("room", Grant(subject="Bob", issuer="north")) == 0
     assert blocks.seconds_left("room", Grant()) == 0
-    assert blocks.seconds_left("room", None) == 0
     clock.advance(6)
     assert blocks.seconds_left("room", ADA) == 0
     assert not blocks

@@ -247,6 +247,23 @@ def test_a_provider_of_ice_servers_needs_the_extra_for_tls(monkeypatch: pytest.M
         makeService(parse("--port=0", "--ice-source=https://a"))
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_webhook_needs_a_host_that_can_have_a_certificate(tmp_path: Path, workers: int) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text(f"whsec_{'A' * 32}")
+    arguments = (f"--workers={workers}", "--webhook=https://my_host/hidden", f"--webhook-secret-file={secret}")
+    with pytest.raises(StartError, match=r"^--webhook: no certificate can be for this host: .*my_host"):
+        makeService(parse("--port=0", *arguments))
+
+
+@pytest.mark.parametrize("option", ["--ice-source=https://a", "--backplane=redis://a"])
+def test_what_workers_lack_is_named_before_they_start(monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+    monkeypatch.setitem(sys.modules, "signaling.ice_source.source", None)
+    monkeypatch.setitem(sys.modules, "signaling.backplane.redis.engine", None)
+    with pytest.raises(StartError, match=f"^{option.partition('=')[0]}: needs "):
+        makeService(parse("--port=0", "--workers=2", option))
+
+
 def test_a_turn_secret_may_have_any_bytes() -> None:
     # As os.environ has a byte that is not UTF-8.
     assert parse("--turn-uri=turn:a", TURN_SECRET="\udcff").ice_servers.text("x")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from signaling.app.option_table import CONFIGURABLE
 from signaling.app.settings import Source, describe, variable_of
 from signaling.limits import LIMIT_OPTIONS, Option, Unit
 
+TREE = Path(__file__).parents[2]
 KEY = "01234567890123456789012345678901"
 # Two values of each option that is not a limit, as on the command line.
 EXAMPLES: dict[str, tuple[list[str], list[str]]] = {
@@ -373,3 +375,14 @@ def test_what_is_shown_is_toml_however_a_number_was_written(folder: Path, text: 
     options = parse(f"--ping-interval={text}")
     shown = tomllib.loads(describe(options.settings.values()))
     assert parse(written(folder, f"ping-interval = {json.dumps(shown['ping-interval'])}")).limits == options.limits
+
+
+DEPLOYED = [TREE / "Dockerfile", TREE / "deploy" / "signaling.service"]
+
+
+@pytest.mark.parametrize("path", DEPLOYED, ids=lambda path: path.name)
+def test_what_is_deployed_leaves_every_option_to_a_configuration_file(path: Path) -> None:
+    # A variable would take precedence over the file.
+    variables = {variable_of(option) for option in OPTIONS.values()} | {option.variable for option in OPTIONS.values()}
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    assert not variables & set(re.findall(r"(\w+)=", "\n".join(lines)))

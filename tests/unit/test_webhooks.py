@@ -248,17 +248,16 @@ def test_no_leave_is_delivered_without_its_join(seed: int) -> None:
     assert told == queue.lost == 300 - len(got)
 
 
+def test_a_peer_whose_join_was_dropped_and_is_told_again_leaves_as_well() -> None:
+    # It has moved to another node, and has come back.
+    queue = EventQueue(3)
+    for event in (joined(1), joined(2), joined(3), joined(1), left(1)):
+        queue.add(event)
+    [body] = bodies(queue)
+    assert ids(body) == ["P3.joined", "P1.joined", "P1.left"]
+
+
 # Deliveries
-
-
-def test_a_join_that_is_told_again_makes_up_for_one_that_was_dropped() -> None:
-    queue = EventQueue(max_events=2)
-    for event in (joined(1), joined(2), joined(3)):
-        queue.add(event)
-    assert [ids(body) for body in bodies(queue)] == [["P2.joined", "P3.joined"]]
-    for event in (joined(1), left(1)):
-        queue.add(event)
-    assert [ids(body) for body in bodies(queue)] == [["P1.joined", "P1.left"]]
 
 
 class Receiver:
@@ -461,6 +460,16 @@ def test_the_end_delivers_what_is_left_at_once(delivering: Delivering) -> None:
     assert end is not None
     assert end.called
     assert delivering.receiver.ids == ["P1.left"]
+    assert delivering.receiver.closed == 1
+    assert not delivering.clock.getDelayedCalls()
+
+
+def test_the_end_can_be_cancelled(delivering: Delivering) -> None:
+    delivering.receiver.answers = None
+    delivering.webhooks.peer_left(left(1))
+    end = delivering.webhooks.stopped()
+    assert end is not None
+    end.cancel()
     assert delivering.receiver.closed == 1
     assert not delivering.clock.getDelayedCalls()
 
