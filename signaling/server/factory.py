@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from constantly import NamedConstant
-from twisted.internet.defer import Deferred, execute, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, execute, maybeDeferred
 from twisted.logger import LogLevel
 from twisted.python.failure import Failure
 
@@ -176,6 +176,7 @@ class SignalingFactory(HttpFactory):
         self.has_services = backplane is not None or ice_source is not None
         self.sessions = SessionRegistry(self.limits, clock, self.topics, self._session_closed)
         self.observer = observer
+        self._observer_end: Deferred[None] | None = None
         self.presence = self._reporter(observer, wall_clock) if observer is not None else None
         features = {
             "metadata-updates": metadata_updates,
@@ -458,10 +459,17 @@ class SignalingFactory(HttpFactory):
         # By then it has given up, or never will.
         stopped.addTimeout(_OBSERVER_SECONDS, self.reactor)
         stopped.addErrback(self._observer_failed)
+        self._observer_end = stopped
         return stopped
 
     def _observer_failed(self, failure: Failure) -> None:
-        self.events.observer_failed(failure.value)
+        if not failure.check(CancelledError):
+            self.events.observer_failed(failure.value)
+
+    def abort_rest(self) -> None:
+        """Wait no longer for the observer."""
+        if self._observer_end is not None:
+            self._observer_end.cancel()
 
 
 def _rates(limits: Limits) -> tuple[float, ...]:

@@ -130,11 +130,11 @@ class Webhooks:
     topic_opened = peer_joined = peer_updated = peer_left = topic_closed = _take
 
     def stopped(self) -> Deferred[None] | None:
-        """Try to deliver what is left, for a bounded time."""
+        """Try to deliver what is left, for a bounded time. To cancel it ends that at once."""
         if self.state in (DeliveryState.IDLE, DeliveryState.GONE):
             self._sender.close()
             return None
-        end: Deferred[None] = Deferred()
+        end: Deferred[None] = Deferred(lambda _: self._give_up())
         self._end = end
         self._end_timer = self._clock.callLater(STOP_SECONDS, self._give_up)
         if self.state is DeliveryState.WAITING:

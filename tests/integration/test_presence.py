@@ -190,6 +190,16 @@ def test_a_drain_does_not_wait_for_ever(make_server: Callable[..., Harness]) -> 
     assert drained.called
 
 
+def test_an_abort_ends_the_wait_for_the_observer(make_server: Callable[..., Harness], logged: list[str]) -> None:
+    observed = Observed(make_server, RecordingObserver(end=Deferred()))
+    drained = observed.harness.drain()
+    observed.harness.run()
+    observed.harness.factory.shutdown.abort()
+    observed.harness.run()
+    assert drained.called
+    assert not any("an observer failed" in line for line in logged)
+
+
 # A cluster
 
 
