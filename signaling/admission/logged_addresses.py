@@ -20,6 +20,8 @@ _OF_UNIX_SOCKETS = ("unix:", _UNIX_SOCKET)
 # A run of all characters of addresses, and what may follow it: a zone, a bracket and a port, the length of a network.
 _RUN = re.compile(r"(\[?)(?<![0-9A-Fa-f:.])([0-9A-Fa-f:.]{2,}+)(?:%[\w.-]+)?((?:\](?::[0-9]{1,5})?)?)(?:/[0-9]{1,3})?")
 _IPV4 = re.compile(r"(?<![0-9.])[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?!\.?[0-9])")
+# More than a time of day has, or a name in C++ or Rust.
+_COLONS_OF_IPV6 = 3
 _WITH_PORT = re.compile(r"([0-9.]+):[0-9]{1,5}")
 
 
@@ -86,6 +88,9 @@ class LoggedAddresses:
                 if opening and closing:
                     opening = closing = ""
             return f"{opening}{before}{self._text(address)}{after}{closing}"
+        if run.count(":") >= _COLONS_OF_IPV6:
+            # With an unbracketed port, or behind the letter of an escape, as in \n2001:db8::1.
+            return f"{opening}{NOT_SHOWN}{closing}"
         replaced = _IPV4.sub(self._replace_ipv4, run)
         return match[0] if replaced == run else f"{opening}{replaced}{closing}"
 

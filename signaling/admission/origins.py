@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 
 from signaling.errors import Refused
 
@@ -217,10 +217,29 @@ def _wrong(pattern: str) -> str | None:
         return f"name a host, for example {scheme}://example.com"
     if port.isdigit() and int(port) > _MAX_PORT:
         return f"a port is at most {_MAX_PORT}"
-    return f"write {_FILE}, without a host" if f"{scheme}://" == _FILE and host else None
+    if f"{scheme}://" == _FILE and host:
+        return f"write {_FILE}, without a host"
+    return _wrong_host(scheme, host)
+
+
+def _wrong_host(scheme: str, host: str) -> str | None:
+    """Return what is wrong with a host that no browser writes like that; None if one may."""
+    if not host.startswith("["):
+        name = host.removeprefix(_SUBDOMAINS)
+        is_empty = name.startswith(".") or ".." in name
+        return f"a part of the name is empty; subdomains are {scheme}://*.example.com" if is_empty else None
+    try:
+        address = IPv6Address(host[1:-1])
+    except ValueError:
+        return f"{host} is no IPv6 address"
+    # How Python writes a mapped address depends on its version.
+    is_right = address.ipv4_mapped is not None or host == f"[{address}]"
+    return None if is_right else f"browsers write {scheme}://[{address}]"
 
 
 def _advice(pattern: str) -> str:
+    if not pattern.isascii():
+        return "browsers write names in ASCII, for example https://xn--bcher-kva.example"
     scheme, marks, rest = pattern.partition("://")
     host, slash, _ = rest.partition("/")
     if f"{scheme}{marks}" == _FILE:

@@ -92,9 +92,12 @@ def make_request(provider: Provider, token: str, ttl_seconds: int) -> Request:
         token: in ASCII; empty for none.
         ttl_seconds: how long the credentials should be valid.
     """
-    if not token or TOKEN_IN_URL in provider.url:
-        return Request(b"GET", provider.url.replace(TOKEN_IN_URL, quote(token, safe="")).encode())
-    url, secret = provider.url.encode(), token.encode()
+    parts = urlsplit(provider.url)
+    # Twisted's Agent would send a query alone, which no server takes.
+    text = parts._replace(path=parts.path or "/").geturl()
+    if not token or TOKEN_IN_URL in text:
+        return Request(b"GET", text.replace(TOKEN_IN_URL, quote(token, safe="")).encode())
+    url, secret = text.encode(), token.encode()
     if ":" in token:
         return Request(b"POST", url, b"Basic " + base64.b64encode(secret), _FORM, b"Ttl=%d" % ttl_seconds)
     return Request(b"POST", url, b"Bearer " + secret, JSON, b'{"ttl":%d}' % ttl_seconds)

@@ -393,12 +393,12 @@ class SignalingFactory(HttpFactory):
 
     def _session_closed(self, peer: Peer, text: str, reason: LeaveReason) -> None:
         self.counters.leaves[reason] += 1
-        if peer.topic is not None:
+        if peer.topic is not None and self.events.info:
             # Behind the line of its detaching, which may be in the queue; it has the subject as well.
             self.paced_log.write(partial(self.events.left, peer.id, peer.topic.name, text, peer.joined_at))
 
     def _session_moved(self, peer: Peer) -> None:
-        if peer.topic is not None:
+        if peer.topic is not None and self.events.info:
             self.paced_log.write(partial(self.events.handed_off, peer.id, peer.topic.name))
 
     def _ice_servers_changed(self) -> None:

@@ -245,8 +245,10 @@ def test_a_request_is_cancelled_when_its_source_is_stopped(case: Case) -> None:
             Request(b"GET", b"https://my.metered.live/api/v1/turn/credentials?apiKey=a%26b%2Fc%3Ad"),
         ),
         (URL, "", Request(b"GET", URL.encode())),
+        ("https://a.example?apiKey={token}", "x", Request(b"GET", b"https://a.example/?apiKey=x")),
+        ("https://a.example", "", Request(b"GET", b"https://a.example/")),
     ],
-    ids=["Cloudflare", "Twilio", "Metered", "without a token"],
+    ids=["Cloudflare", "Twilio", "Metered", "without a token", "a query alone", "a host alone"],
 )
 def test_a_token_says_how_the_provider_is_asked(url: str, token: str, expected: Request) -> None:
     assert make_request(Provider(url), token, TTL) == expected

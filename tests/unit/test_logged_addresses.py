@@ -60,6 +60,9 @@ def test_an_address_is_shown_in_full_by_its_network_or_not_at_all(address: str |
         ("[HTTPChannel,3,192.0.2.77]", "[HTTPChannel,3,192.0.2.0/24]", "[HTTPChannel,3,{}]"),
         ("host='192.0.2.77', port=4", "host='192.0.2.0/24', port=4", "host='{}', port=4"),
         ("192.0.2.77 and 198.51.100.7", "192.0.2.0/24 and 198.51.100.0/24", "{} and {}"),
+        # What may contain one, and leaves open which.
+        (r"b'1\n2001:db8:1:2::77'", r"b'1\n-'", r"b'1\n{}'"),
+        ("2001:db8:1:2:3:4:5:6:8080", "-", "{}"),
     ],
 )
 def test_addresses_in_a_text_are_masked_wherever_they_stand(text: str, by_network: str, without: str) -> None:

@@ -123,6 +123,11 @@ def test_a_request_with_two_origins_is_refused() -> None:
         ("https://ex\u00e4mple.com", "for example"),
         ("*.com", "for example"),
         ("", "for example"),
+        ("https://b\u00fccher.example", "browsers write names in ASCII, for example https://xn--bcher-kva.example"),
+        ("https://.example.com", "subdomains are https://*.example.com"),
+        ("https://*..example.com", "a part of the name is empty"),
+        ("http://[0:0:0:0:0:0:0:1]:*", "browsers write http://[::1]"),
+        ("http://[2001:db8::1::2]", "[2001:db8::1::2] is no IPv6 address"),
     ],
 )
 def test_an_invalid_origin_is_named_with_what_would_be_right(pattern: str, right: str) -> None:
