@@ -7,9 +7,14 @@ from random import Random
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from signaling.core.admin_queries import CloseTopic, ListTopics, Merged, Query, SendNotice, encode, merge
 from signaling.core.interfaces import Answers
 from tests.integration.harness import Harness
+
+# Coverage would measure itself.
+pytestmark = pytest.mark.unmeasured
 
 MANY = 100_000
 

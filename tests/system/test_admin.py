@@ -215,7 +215,6 @@ def filter_query(context, query):
 """
 
 
-@pytest.mark.unmeasured
 def test_the_server_does_what_its_document_says(tmp_path: Path) -> None:
     (tmp_path / "hooks.py").write_text(HOOKS)
     tool = Path(sys.executable).parent / "schemathesis"

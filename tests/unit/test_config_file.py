@@ -74,6 +74,8 @@ def test_no_text_is_taken_for_a_key_and_every_key_is_found(entries: list[tuple[s
     assert key_lines(document) == lines
 
 
+# Coverage would measure itself.
+@pytest.mark.unmeasured
 @pytest.mark.parametrize(
     "text",
     [
