@@ -1374,7 +1374,7 @@ def metadata(notes: Notes, folder: Path) -> None:
         a.say('{"metadata":{"a":%s},"\\u0074ype":"meta\\u0064ata"}' % ("[" * 63 + "]" * 63))
         a.sync()
         b.say('{"type":"metadata","metadata":{}}')
-        for client in (a, b):
+        for client in (b, a):
             client.sync()
         join("c").leave()
         a.sync()
