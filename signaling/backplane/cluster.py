@@ -214,7 +214,9 @@ class Cluster:
 
     def registered(self, topics: Iterable[str]) -> None:
         """Go on, or begin: the store serves this node."""
-        self._presence.resync_soon(topics)
+        # A node that was evicted meanwhile has no peers in the store that would name its topics.
+        undecided = self._observed.undecided_topics if self._observed is not None else ()
+        self._presence.resync_soon([*topics, *undecided])
         self._joins.ask_again()
         self._relays.resume()
         self._presence.sync_some()

@@ -230,6 +230,10 @@ class PresenceListener(Protocol):
     def leave_decided(self, topic: str, peer: str, has_left: bool | None) -> None:
         """A peer of which ``Backplane.leave`` was told has left, or is at another node; None if that is not known."""
 
+    @property
+    def undecided_topics(self) -> Collection[str]:
+        """The topics that peers left without an answer of the store; ``synced`` decides about them."""
+
     def synced(self, topic: str, members: Collection[str]) -> None:
         """The store lists the members of a topic rightly again, as far as they are this node's."""
 

@@ -295,6 +295,11 @@ class PresenceReporter:
             if len(self._unanswered) > _MAX_UNANSWERED_TOPICS:
                 del self._unanswered[next(iter(self._unanswered))]
 
+    @property
+    def undecided_topics(self) -> Collection[str]:
+        """The topics that peers left without an answer of the store."""
+        return self._unanswered.keys()
+
     def synced(self, topic: str, members: Collection[str]) -> None:
         """Decide about the peers of a topic that wait: those that are still members are at other nodes."""
         for peer, leave in self._unanswered.pop(topic, {}).items():

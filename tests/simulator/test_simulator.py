@@ -26,6 +26,7 @@ KEPT = {
     "t20342": "a late call of a node put back a peer that the store had just given to another one",
     "t20804": "a client resumed on the node that it was leaving, which had not heard yet that it had left",
     "t21925": "a node stopped while another one took over one of its peers",
+    "t7311": "nobody was told that a peer had left before its node, which had been evicted, was back",
     "t4224": "the store moved a peer by a late call, after the comparison that looked for it",
 }
 
