@@ -47,7 +47,7 @@ from signaling.client.messages import (
     Welcome,
     decode,
 )
-from signaling.client.metadata import FEATURE, UNSUPPORTED, OwnMetadata
+from signaling.client.metadata import FEATURE, UNSUPPORTED, OwnMetadata, differ
 from signaling.errors import ErrorCode
 
 if TYPE_CHECKING:
@@ -417,10 +417,11 @@ class Session:
         if code == MESSAGE_TOO_BIG:
             # Not ``dropped``: the application may send that again, which would end the next connection as well.
             why = f"it is longer than the server accepts ({one_line(reason) or code})"
-            longest = self._outbox.take_longest_written(self._own.written_length)
+            length, msg_id = self._own.longest_unanswered()
+            longest = self._outbox.take_longest_written(length)
             self._refuse(longest, why, ErrorCode.INVALID_MESSAGE)
-            if self._own.written_length and not longest:
-                self._metadata_refused(Error(ErrorCode.INVALID_MESSAGE, why))
+            if length and not longest:
+                self._metadata_refused(Error(ErrorCode.INVALID_MESSAGE, why, msg_id))
         self.open = self._welcomed = False
         self._fence = self._renewing = None
         self._awaited_renewal = None
@@ -510,7 +511,7 @@ class Session:
         self._events += [
             PeerUpdated(peer_id, metadata)
             for peer_id, metadata in now.items()
-            if peer_id in before and _differ(before[peer_id], metadata)
+            if peer_id in before and differ(before[peer_id], metadata)
         ]
 
     def _joined(self, joined: PeerJoined, size: int) -> None:
@@ -638,13 +639,6 @@ def _encode(message: Any) -> str:
         return json.dumps(message, separators=(",", ":"), allow_nan=False)
     except RecursionError:
         raise ValueError("the payload is nested too deeply") from None
-
-
-def _differ(one: Metadata | None, other: Metadata | None) -> bool:
-    try:
-        return one != other
-    except RecursionError:
-        return True
 
 
 def _metadata_of(url: str) -> Metadata | None:

@@ -251,8 +251,9 @@ test("a flood of updates and notices changes nothing but what they name", async 
   assert.deepEqual([...mesh.peers.keys()], ["a"]);
   assert.deepEqual(signaling.metadata, own);
   say({ type: "peer-updated", peerId: "m", metadata: "none" });
-  await update;
   assert.deepEqual(signaling.metadata, {});
+  say({ type: "peer-updated", peerId: "m", metadata: { name: "Ada", instance: own.instance } });
+  await update;
 });
 
 test("updated metadata takes no more room than that of a list", () => {

@@ -52,7 +52,9 @@ function reconnect(...messages) {
 const updates = () => sockets.at(-1).sent.filter(({ type }) => type === "metadata");
 const sentNames = () => updates().map(({ metadata }) => metadata.name);
 const updated = (peerId, metadata) => ({ type: "peer-updated", peerId, metadata });
-const refusal = (code) => ({ type: "error", code, message: "no", msgId: updates().at(-1).msgId });
+/** The server's answers to the update that was sent last, or to another one: with all of its metadata, or with an error. */
+const accepted = (update = updates().at(-1)) => updated("me", update.metadata);
+const refusal = (code, { msgId } = updates().at(-1)) => ({ type: "error", code, message: "no", msgId });
 const requested = () => JSON.parse(sockets.at(-1).url.searchParams.get("metadata"));
 
 test("an update ends with the server's word to everybody", async () => {
@@ -109,7 +111,7 @@ test("one update is under way, and the latest of the others waits for it", async
   for (const name of ["a", "b", "c", "d"]) update({ name });
   await settle();
   assert.deepEqual([sentNames(), outcomes], [["a"], ["replaced", "replaced"]]);
-  sockets[0].receive(updated("me", { name: "a" }));
+  sockets[0].receive(accepted());
   assert.deepEqual(sentNames(), ["a", "d"]);
   sockets[0].receive(refusal("forbidden"));
   await settle();
@@ -122,7 +124,8 @@ test("of two equal updates the second one counts, although the first is refused"
   const { update } = open(RESUME);
   update(GRACE);
   update(GRACE);
-  sockets[0].receive(refusal("rate_limited"), updated("me", GRACE));
+  sockets[0].receive(refusal("rate_limited"));
+  sockets[0].receive(accepted());
   reconnect(welcome("me", RESUMED), list());
   assert.deepEqual([sentNames(), nameless(requested())], [[], GRACE]);
 });
@@ -147,10 +150,75 @@ test("an update that is not answered ends after ten seconds, and the next one is
   pass(1);
   await settle();
   assert.deepEqual([outcomes, sentNames()], [["unconfirmed"], ["a", "b"]]);
-  sockets[0].receive(updated("me", { name: "b" }));
+  sockets[0].receive(accepted());
   pass(20_000);
   await settle();
   assert.deepEqual(outcomes, ["unconfirmed", "updated"]);
+});
+
+test("an answer that comes late is that of no later update", async () => {
+  const { told, outcomes, update } = open(UPDATES);
+  update({ name: "a" });
+  pass(10_000);
+  update({ name: "b" });
+  const [first, second] = updates();
+  sockets[0].receive(accepted(first));
+  await settle();
+  assert.deepEqual([outcomes, sentNames()], [["unconfirmed"], ["a", "b"]]);
+  sockets[0].receive(refusal("topic_full", second));
+  await settle();
+  assert.deepEqual([outcomes, told.length], [["unconfirmed", "topic_full"], 1]);
+  reconnect();
+  assert.equal(requested().name, "a");
+});
+
+test("of two equal updates each has an answer of its own", async () => {
+  const { outcomes, update } = open(UPDATES);
+  update(GRACE);
+  pass(10_000);
+  update(GRACE);
+  sockets[0].receive(accepted());
+  await settle();
+  assert.deepEqual(outcomes, ["unconfirmed"]);
+  sockets[0].receive(accepted());
+  await settle();
+  assert.deepEqual(outcomes, ["unconfirmed", "updated"]);
+});
+
+test("an update ends although no answer is its own", async () => {
+  const { outcomes, update } = open(UPDATES);
+  update({ name: "a" });
+  update({ name: "b" });
+  for (const metadata of [{ name: "x" }, {}, undefined]) sockets[0].receive(updated("me", metadata));
+  pass(10_000);
+  sockets[0].receive(updated("me", { name: "x" }), refusal("forbidden", { msgId: "metadata 1" }));
+  pass(10_000);
+  await settle();
+  assert.deepEqual(outcomes, ["unconfirmed", "unconfirmed"]);
+});
+
+test("an update after one that is not answered may be refused: then the earlier one counts", async () => {
+  const { told, update } = open(RESUME);
+  update({ name: "a" });
+  pass(10_000);
+  update({ name: "b" });
+  const [first] = updates();
+  sockets[0].receive(refusal("rate_limited"));
+  reconnect(welcome("me", RESUMED), list());
+  assert.deepEqual([sentNames(), requested().name], [["a"], "a"]);
+  pass(10_000);
+  sockets[1].receive(refusal("topic_full"));
+  assert.deepEqual([told, first.msgId], [[["error", "topic_full", "metadata 3"]], "metadata 1"]);
+  reconnect();
+  assert.deepEqual(nameless(requested()), ADA);
+});
+
+test("an update that is longer than what is kept of one is answered all the same", async () => {
+  const { signaling, outcomes, update } = open(UPDATES);
+  update({ name: "x".repeat(20_000) });
+  sockets[0].receive(accepted());
+  await settle();
+  assert.deepEqual([outcomes, signaling.metadata], [["updated"], {}]);
 });
 
 test("a loss ends updates, and a new peer joins with the latest metadata", async () => {
@@ -171,11 +239,11 @@ test("a resumed session repeats an update that was not confirmed, once", async (
   update(GRACE);
   reconnect(welcome("me", RESUMED), list());
   assert.deepEqual(sentNames(), ["Grace"]);
-  sockets[1].receive(updated("me", GRACE));
+  sockets[1].receive(accepted());
   reconnect(welcome("me", RESUMED), list());
   await settle();
   assert.deepEqual([sentNames(), outcomes], [[], ["unconfirmed"]]);
-  assert.deepEqual(told, [["peer-updated", "me", GRACE]]);
+  assert.deepEqual(told.map(([type, id, metadata]) => [type, id, nameless(metadata)]), [["peer-updated", "me", GRACE]]);
 });
 
 test("an error about a repeated update is an event, and the former metadata stays", () => {
@@ -233,6 +301,71 @@ test("an update for which a server closes the connection is not repeated", async
   sockets[1].receive(welcome("me", RESUMED), list());
   await settle();
   assert.deepEqual([outcomes, updates(), nameless(requested())], [["too_large"], [], ADA]);
+});
+
+test("if a longer message was sent, that is what was too long for the server", async () => {
+  const { told, outcomes, update, signaling } = open(RESUME, "a");
+  signaling.send("ice-candidate", "a", "short");
+  const msgId = signaling.send("offer", "a", "x".repeat(1_000));
+  update(GRACE);
+  sockets[0].lose(1009, "at most 500 bytes");
+  await settle();
+  assert.deepEqual([outcomes, told], [["unconfirmed"], [["error", "too_large", msgId]]]);
+  pass(60_000);
+  sockets[1].receive(welcome("me", RESUMED), list("a"));
+  sockets[1].echo();
+  assert.deepEqual([sentNames(), sockets[1].texts.filter(Boolean)], [["Grace"], ["short"]]);
+});
+
+test("lengths are compared in bytes", async () => {
+  const { outcomes, update, signaling } = open(RESUME, "a");
+  signaling.send("offer", "a", "x".repeat(1_500));
+  update({ name: "\u20ac".repeat(1_000) });
+  sockets[0].lose(1009);
+  await settle();
+  assert.deepEqual(outcomes, ["too_large"]);
+});
+
+test("without sessions a longer message, which may have been too long, clears an update", async () => {
+  for (const [length, outcome, name] of [[1_000, "unconfirmed", "Grace"], [1, "too_large", "Ada"]]) {
+    sockets.length = 0;
+    const { outcomes, update, signaling } = open(UPDATES, "a");
+    signaling.send("offer", "a", "x".repeat(length));
+    update(GRACE);
+    sockets[0].lose(1009);
+    pass(60_000);
+    await settle();
+    assert.deepEqual([outcomes, requested().name], [[outcome], name]);
+    signaling.leave();
+  }
+});
+
+test("a message that is too long for the server is not repeated", async () => {
+  const { told, signaling } = open(RESUME, "a");
+  const msgId = signaling.send("offer", "a", "x".repeat(1_000));
+  signaling.send("ice-candidate", "a", "short");
+  signaling.addEventListener("error", () => signaling.send("answer", "a", "later"), { once: true });
+  sockets[0].lose(1009);
+  await settle();
+  assert.deepEqual(told, [["error", "too_large", msgId]]);
+  pass(60_000);
+  sockets[1].receive(welcome("me", RESUMED), list("a"));
+  sockets[1].echo();
+  assert.deepEqual(sockets[1].texts, ["short", "later"]);
+});
+
+test("an update for which nobody waits any more can be what was too long", async () => {
+  const { told, outcomes, update } = open(RESUME);
+  update({ name: "x".repeat(1_000) });
+  pass(10_000);
+  update(GRACE);
+  sockets[0].lose(1009);
+  await settle();
+  assert.deepEqual([outcomes, told], [["unconfirmed", "unconfirmed"], [["error", "too_large", "metadata 1"]]]);
+  assert.equal(sentNames().length, 2);
+  pass(60_000);
+  sockets[1].receive(welcome("me", RESUMED), list());
+  assert.deepEqual(sentNames(), ["Grace"]);
 });
 
 test("leaving ends updates, and later ones fail", async () => {

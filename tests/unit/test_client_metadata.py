@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from typing import Any
 
 import pytest
@@ -120,6 +121,7 @@ def test_an_update_after_one_that_was_refused_is_sent(peer: Updating) -> None:
 
 def test_after_a_loss_a_new_peer_joins_with_the_latest_metadata(peer: Updating) -> None:
     peer.update(GRACE)
+    peer.written()
     peer.updated(GRACE)
     peer.update({"name": "Joan"})
     peer.update({"name": "Mary"})
@@ -150,6 +152,85 @@ def test_an_error_about_a_repeated_update_is_an_event(peer: Updating) -> None:
     assert (peer.outcomes, peer.requested()) == (["unconfirmed"], ADA)
 
 
+def forgotten(peer: Updating, metadata: dict[str, Any]) -> list[Error | None]:
+    """Send an update whose caller does not wait any more; returns its outcomes."""
+    outcomes: list[Error | None] = []
+    on_outcome = outcomes.append
+    peer.session.update_metadata(metadata, on_outcome)
+    peer.written()
+    peer.session.forget_update(on_outcome)
+    return outcomes
+
+
+def test_an_answer_that_comes_late_is_that_of_no_later_update(peer: Updating) -> None:
+    forgotten(peer, GRACE)
+    peer.update({"name": "Joan"})
+    peer.written()
+    assert peer.updated(GRACE) == [PeerUpdated("b", GRACE)]
+    assert (peer.outcomes, peer.session.metadata) == ([], GRACE)
+    assert peer.refuse(2) == []
+    assert (peer.outcomes, peer.requested()) == (["invalid_metadata"], GRACE)
+
+
+def test_of_two_equal_updates_each_has_an_answer_of_its_own(peer: Updating) -> None:
+    forgotten(peer, GRACE)
+    peer.update(GRACE)
+    peer.written()
+    peer.updated(GRACE)
+    assert peer.outcomes == []
+    peer.updated(GRACE)
+    assert peer.outcomes == [None]
+
+
+def test_an_update_that_was_refused_late_does_not_count(peer: Updating) -> None:
+    outcomes = forgotten(peer, GRACE)
+    assert peer.refuse(1, "topic_full") == [Error("topic_full", "no", "metadata 1")]
+    assert (outcomes, peer.requested()) == ([], ADA)
+
+
+def test_if_a_later_update_is_refused_the_one_that_is_not_answered_counts(peer: Updating) -> None:
+    forgotten(peer, GRACE)
+    peer.update({"name": "Joan"})
+    peer.written()
+    peer.refuse(2, "rate_limited")
+    assert peer.requested() == GRACE
+    peer.resume()
+    assert peer.written_updates() == [GRACE]
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"number": 10**400, "float": 1.0, "text": "\ud800\u20ac"},
+        {"deep": json.loads("[" * 90 + "]" * 90)},
+        {"deep": json.loads("[" * 300 + "]" * 300), "text": "\ud800"},
+    ],
+)
+def test_metadata_is_compared_as_this_client_reads_it(peer: Updating, metadata: dict[str, Any]) -> None:
+    peer.update(metadata)
+    [update] = peer.written()
+    peer.updated(update["metadata"])
+    assert peer.outcomes == [None]
+
+
+def test_many_updates_that_are_not_answered_take_bounded_memory(peer: Updating) -> None:
+    for number in range(1_000):
+        forgotten(peer, {"number": number})
+    assert peer.refuse(1_000) == [Error("invalid_metadata", "no", "metadata 1000")]
+    assert peer.requested() == {"number": 998}
+    peer.updated({"number": 0})
+    assert len(pickle.dumps(peer.session)) < 20_000
+
+
+def test_a_repeated_update_that_is_not_answered_holds_up_one_other_at_most(peer: Updating) -> None:
+    peer.update(GRACE)
+    peer.resume()
+    assert peer.written_updates() == [GRACE]
+    forgotten(peer, {"name": "Joan"})
+    peer.update({"name": "Mary"})
+    assert peer.written_updates() == [{"name": "Mary"}]
+
+
 def test_without_a_connection_the_next_one_has_the_latest_metadata() -> None:
     peer = Updating(metadata=ADA)
     peer.update(GRACE)
@@ -176,7 +257,7 @@ def test_the_instance_of_a_mesh_stays_unless_there_is_another() -> None:
     peer.enter("b")
     peer.update(GRACE)
     assert peer.written_updates() == [{**GRACE, "instance": "one"}]
-    peer.updated(GRACE)
+    peer.updated({**GRACE, "instance": "one"})
     peer.update({"instance": "two"})
     assert peer.written_updates() == [{"instance": "two"}]
 
@@ -238,6 +319,16 @@ def test_an_update_that_is_too_long_for_the_server_is_not_repeated(peer: Updatin
     peer.enter("b", "a", token="v", resumed=True)
     peer.pass_fence(peer.written()[-1])
     assert [message["type"] for message in peer.written()] == ["offer", "ice-candidate"]
+
+
+def test_an_update_that_is_forgotten_can_be_what_was_too_long(peer: Updating) -> None:
+    forgotten(peer, {"name": "x" * 1_000})
+    peer.session.send("offer", "a", "short")
+    peer.update(GRACE)
+    peer.written()
+    peer.session.lost(1009)
+    assert [(event.code, event.msg_id) for event in peer.session.events()] == [("invalid_message", "metadata 1")]
+    assert (peer.outcomes, peer.requested()) == (["unconfirmed"], GRACE)
 
 
 def test_leaving_ends_updates_and_later_ones_fail(peer: Updating) -> None:

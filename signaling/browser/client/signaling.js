@@ -31,6 +31,8 @@ const MAX_ID = 4_096;
 
 // Characters of a peer's metadata as JSON. A server takes no longer one from a client; a token may have about this much.
 const MAX_METADATA = 16_384;
+// Updates of this peer's metadata that are kept until the server has answered them, the latest ones.
+const MAX_UNANSWERED = 16;
 
 // Bytes of one message, unless the options say otherwise: the server's own default.
 const MAX_MESSAGE_BYTES = 65_536;
@@ -150,6 +152,7 @@ class Outbox {
   #entries = []; // of {number, message, text, wasSent}; the text is undefined until the payload is sealed
   #unsealed = [];
   #written = 0; // how many of them were written to the current connection
+  #longestForgotten = 0; // bytes of the longest that was, and of which nobody will know whether it arrived
   #last = 0;
 
   get size() {
@@ -194,9 +197,31 @@ class Outbox {
     this.#written = Math.max(0, this.#written - confirmed);
   }
 
+  /** The session cannot be resumed: what was written is not repeated. */
+  forget() {
+    this.#longestForgotten = Math.max(this.#longestForgotten, this.longest);
+    this.#entries.splice(0, this.#written);
+    this.#written = 0;
+  }
+
+  /** The bytes of the longest message that was written to the current connection and is not confirmed; 0 without one. */
+  get longest() {
+    const sizes = this.#entries.slice(0, this.#written).map(({ text }) => bytesIn(text));
+    return sizes.reduce((longest, size) => Math.max(longest, size), this.#longestForgotten);
+  }
+
+  /** Removes and returns that message, if it is still here. */
+  removeLongest() {
+    const { longest } = this;
+    const index = this.#entries.findIndex(({ text }, at) => at < this.#written && bytesIn(text) === longest);
+    if (index < 0) return [];
+    this.#written--;
+    return this.#entries.splice(index, 1).map(({ message }) => message);
+  }
+
   /** The connection was lost: nobody knows which messages arrived. */
   rewind() {
-    this.#written = 0;
+    this.#written = this.#longestForgotten = 0;
   }
 
   /** Whether a message was written to an earlier connection, and may not have arrived. */
@@ -256,6 +281,8 @@ const isSeconds = (value) => Number.isFinite(value) && value >= 0;
 const isId = (value) => isText(value) && value.length <= MAX_ID;
 const objects = (value) => (Array.isArray(value) ? value.filter(isObject) : []);
 const metadataOf = ({ metadata }) => (isObject(metadata) && charactersOf(metadata) <= MAX_METADATA ? metadata : {});
+/** The same for metadata as JSON. */
+const asReceived = (metadata) => (metadata.length <= MAX_METADATA ? metadata : "{}");
 
 /** The length of a value as JSON; infinite if it is nested too deeply for that. */
 function charactersOf(value) {
@@ -469,7 +496,12 @@ class Renewal {
  * This peer's own metadata, as JSON: with which it joins, and its updates on an open connection; without I/O.
  *
  * One update at a time is under way: the server answers it with an `error` that has its msgId, or with this peer's own
- * `peer-updated`, which has none. The latest of the others waits. After a loss nobody knows whether the server has the update.
+ * `peer-updated`, which has none but has the update's metadata, as it was written. The latest of the others waits. After a
+ * loss nobody knows whether the server has the update.
+ *
+ * The answer to an update for which nobody waits any more may come while a later one is under way. The server answers each
+ * update once, and those that it takes in their order; so a `peer-updated` is the answer to the oldest unanswered update
+ * that has the same metadata.
  */
 class OwnMetadata {
   #shown; // what others see, as far as this client knows
@@ -479,6 +511,7 @@ class OwnMetadata {
   #accepted; // the latest that a server has taken, by a join or an update
   #underWay; // {metadata, message, resolve, reject, wasWritten}; without the functions if nobody waits for the outcome
   #next;
+  #unanswered = []; // those that were written to this connection, oldest first; one that is under way is the last
   #updates = 0;
 
   constructor(metadata) {
@@ -534,40 +567,58 @@ class OwnMetadata {
   write() {
     if (!this.#underWay || this.#underWay.wasWritten) return undefined;
     this.#underWay.wasWritten = true;
+    this.#unanswered.push(this.#underWay);
+    if (this.#unanswered.length > MAX_UNANSWERED) this.#unanswered.shift();
     return this.#underWay.message;
   }
 
   /** What the server says about this peer. */
   updated(metadata) {
     this.#shown = metadata;
-    const update = this.#advance();
-    if (update) this.#accepted = update.metadata;
-    else if (JSON.stringify(metadata) === this.#wanted) this.#accepted = this.#wanted; // The answer came late.
-    update?.resolve?.();
+    const received = JSON.stringify(metadata);
+    const index = this.#unanswered.findIndex((update) => asReceived(update.metadata) === received);
+    const update = this.#unanswered.splice(0, index + 1).at(-1); // Those before it will not be taken any more.
+    if (update) {
+      this.#accepted = update.metadata;
+      this.#settle(update)?.resolve();
+    } else if (received === asReceived(this.#wanted)) this.#accepted = this.#wanted; // An answer of an earlier connection.
   }
 
-  /** Whether an error answers the update that is under way. */
+  /** Whether an update waits for its answer. */
+  get isWaiting() {
+    return this.#underWay?.wasWritten === true;
+  }
+
+  /** Whether an error answers an update. */
   isAnsweredBy(msgId) {
-    return this.#underWay !== undefined && this.#underWay.message.msgId === msgId;
+    return this.#unanswered.some(({ message }) => message.msgId === msgId);
   }
 
-  /** The update that is under way was refused; returns whether somebody waits for its outcome. */
-  refuse(code, message) {
-    const { reject } = this.#advance();
-    if (!this.#underWay) this.#wanted = this.#accepted; // Otherwise it is that of a later update.
-    reject?.(notUpdated(code, message));
-    return reject !== undefined;
+  /** An update was refused; returns whether somebody waits for its outcome. */
+  refuse(msgId, code, message) {
+    const index = this.#unanswered.findIndex((update) => update.message.msgId === msgId);
+    const waiting = this.#settle(...this.#unanswered.splice(index, 1));
+    // Otherwise it is that of a later update. The server may still take an earlier one.
+    if (!this.#underWay) this.#wanted = this.#unanswered.at(-1)?.metadata ?? this.#accepted;
+    waiting?.reject(notUpdated(code, message));
+    return waiting !== undefined;
   }
 
   /** The server has not answered. */
   late() {
-    this.#advance()?.reject?.(notUpdated("unconfirmed", "the server has not answered in time"));
+    if (this.#underWay) this.#settle(this.#underWay)?.reject(notUpdated("unconfirmed", "the server has not answered in time"));
+  }
+
+  /** The longest update that the server has not answered: its size in bytes and its msgId. */
+  get longest() {
+    const sizes = this.#unanswered.map(({ message }) => ({ size: bytesIn(JSON.stringify(message)), msgId: message.msgId }));
+    return sizes.reduce((longest, other) => (other.size > longest.size ? other : longest), { size: 0 });
   }
 
   /** The connection was lost. */
-  lose(code) {
-    if (code === MESSAGE_TOO_BIG && this.#underWay?.wasWritten) this.refuse("too_large", "the server takes no such long message");
+  lose() {
     this.#end("unconfirmed", "the connection was lost: the next one asks for this metadata");
+    this.#unanswered = [];
   }
 
   leave() {
@@ -579,6 +630,14 @@ class OwnMetadata {
     const changes = this.#wanted !== this.#joined;
     this.#wanted = this.#joined;
     return changes;
+  }
+
+  /** An update has an outcome: returns who waits for that; undefined if nobody does. */
+  #settle(update) {
+    if (update === this.#underWay) this.#advance();
+    const { resolve, reject } = update;
+    update.resolve = update.reject = undefined;
+    return resolve && { resolve, reject };
   }
 
   #advance() {
@@ -917,7 +976,8 @@ export class Signaling extends EventTarget {
     const isFull = this.#outbox.size >= (open ? MAX_UNCONFIRMED : MAX_KEPT);
     const isStuck = open && this.#socket.bufferedAmount > MAX_BUFFERED_BYTES;
     if (isTooLarge || isFull || isStuck || this.#state === "closed") {
-      queueMicrotask(() => this.#refuse(isTooLarge ? "too_large" : "dropped", [message]));
+      const why = isTooLarge ? `a message may have at most ${this.#maxMessageBytes} bytes` : undefined;
+      queueMicrotask(() => this.#refuse(isTooLarge ? "too_large" : "dropped", [message], why));
       return msgId;
     }
     if (this.#sealing) this.#outbox.addUnsealed(message, json);
@@ -1035,7 +1095,8 @@ export class Signaling extends EventTarget {
     for (const { size } of this.#arrivals.splice(1)) this.#arrivedSize -= size; // The first one is being processed.
     this.#renewal.stop();
     clearTimeout(this.#updateTimer);
-    this.#own.lose(code);
+    if (code === MESSAGE_TOO_BIG) this.#blame();
+    this.#own.lose();
     this.#outbox.rewind();
     this.#awaitsEcho = this.#catchingUp = false;
     this.#pendingFence = 0;
@@ -1043,6 +1104,16 @@ export class Signaling extends EventTarget {
     const refusal = status && { status, reason: `the server refuses (HTTP ${status})` };
     const isUnexplained = code === 1006 && !this.#isAccepted;
     this.#fail({ reason: reason || DISMISSALS.get(code) || failure || lost, code }, { refusal, isUnexplained });
+  }
+
+  /** A message was too long for the server: the longest one that is not confirmed, which must not be repeated. */
+  #blame() {
+    const { size, msgId } = this.#own.longest;
+    const why = "the server takes no such long message";
+    let refused = [];
+    if (this.#outbox.longest >= size) refused = this.#outbox.removeLongest();
+    else if (!this.#own.refuse(msgId, "too_large", why)) refused = [{ msgId }];
+    queueMicrotask(() => this.#refuse("too_large", refused, why));
   }
 
   /**
@@ -1163,7 +1234,7 @@ export class Signaling extends EventTarget {
       emit(this, "sent", entry.message);
     });
     if (this.#state !== "open") return; // A listener left.
-    if (!this.#resumeToken) this.#outbox.confirm(this.#outbox.unconfirmed);
+    if (!this.#resumeToken) this.#outbox.forget();
     else if (!this.#pendingFence && this.#outbox.unconfirmed) this.#fence();
   }
 
@@ -1212,8 +1283,9 @@ export class Signaling extends EventTarget {
     emit(this, "sent", message);
   }
 
-  /** An update was answered: the next one may be written. */
+  /** An update was answered: the next one may be written, unless that was a late answer. */
   #updateAnswered() {
+    if (this.#own.isWaiting) return;
     clearTimeout(this.#updateTimer);
     this.#writeUpdate();
   }
@@ -1223,8 +1295,7 @@ export class Signaling extends EventTarget {
     this.#timer = setTimeout(late, ms);
   }
 
-  #refuse(code, messages, why = "not sent") {
-    const message = code === "too_large" ? `a message may have at most ${this.#maxMessageBytes} bytes` : why;
+  #refuse(code, messages, message = "not sent") {
     for (const { msgId } of messages) emit(this, "error", { type: "error", code, message, msgId });
   }
 
@@ -1438,7 +1509,7 @@ export class Signaling extends EventTarget {
   }
 
   #updateRefused(message) {
-    const isAwaited = this.#own.refuse(message.code, message.message);
+    const isAwaited = this.#own.refuse(message.msgId, message.code, message.message);
     this.#updateAnswered();
     if (!isAwaited) emit(this, "error", message);
   }
