@@ -1,12 +1,13 @@
 """Run the tests in parts, several at a time, and end with one verdict: ``run_tests.py check`` or ``run_tests.py all``.
 
 ``check`` is the inner loop: unit tests, and the integration tests on the server's own port. ``all`` is everything; its
-coverage has to reach the floor. Many tests mostly wait, so there are six parts at a time for two cores. PYTEST_OPTIONS
+coverage has to reach the floor. Many tests mostly wait, so there are five parts at a time for two cores. PYTEST_OPTIONS
 are passed on to pytest.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -138,7 +139,7 @@ def words(counts: Counter[str]) -> str:
 
 def run(parts: Sequence[Part]) -> Counter[str]:
     """Run parts, some at a time, and add up their counts."""
-    at_once = 3 * (os.cpu_count() or 1)
+    at_once = math.ceil(2.5 * (os.cpu_count() or 1))
     waiting, running, total = list(parts), list[Running](), Counter[str]()
     with tempfile.TemporaryDirectory() as folder:
         try:
