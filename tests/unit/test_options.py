@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from twisted.logger import LogLevel
 from twisted.python.failure import Failure
-from twisted.python.usage import UsageError
 
 from signaling import Limits, Options
 from signaling.app.option_table import OPTIONS, help_text
@@ -22,21 +21,10 @@ from signaling.core.grants import Password
 from signaling.errors import StartError
 from signaling.ice_source.provider import SourceSettings
 from signaling.limits import LIMIT_OPTIONS, Unit
+from tests.unit.parsing import parse, refusal
 
 TREE = Path(__file__).parents[2]
 LIMITS = {option.name: option for option in LIMIT_OPTIONS.values() if option.name}
-
-
-def parse(*arguments: str, **environ: str) -> Options:
-    options = Options(environ)
-    options.parseOptions(list(arguments))
-    return options
-
-
-def refusal(*arguments: str, **environ: str) -> str:
-    with pytest.raises(UsageError) as caught:
-        parse(*arguments, **environ)
-    return str(caught.value)
 
 
 def test_the_defaults() -> None:

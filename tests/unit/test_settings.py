@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from twisted.python.usage import UsageError
 
-from signaling import Options
 from signaling.app.option_table import CONFIGURABLE
 from signaling.app.settings import Source, describe, variable_of
 from signaling.limits import LIMIT_OPTIONS, Option, Unit
+from tests.unit.parsing import parse, refusal
 
 TREE = Path(__file__).parents[2]
 KEY = "01234567890123456789012345678901"
@@ -74,18 +73,6 @@ def folder(tmp_path: Path) -> Path:
     for name in ("webhook", "more-webhook"):
         (tmp_path / name).write_text("whsec_" + KEY)
     return tmp_path
-
-
-def parse(*arguments: str, **environ: str) -> Options:
-    options = Options(environ)
-    options.parseOptions(list(arguments))
-    return options
-
-
-def refusal(*arguments: str, **environ: str) -> str:
-    with pytest.raises(UsageError) as caught:
-        parse(*arguments, **environ)
-    return str(caught.value)
 
 
 def written(folder: Path, text: str) -> str:
