@@ -34,7 +34,7 @@ lint: $(VENV)/lint.stamp ## Check style, the Dockerfile and the shell scripts
 types: $(VENV)/lint.stamp ## Check types strictly
 	$(BIN)/mypy
 
-test-all: $(VENV)/tox.stamp ## Run the tests on Python 3.11, 3.12 and 3.13
+test-all: $(VENV)/tox.stamp ## Run the tests on those of Python 3.11 to 3.14 that are installed
 	sh tools/test_programs.sh
 	$(BIN)/tox run
 
@@ -69,21 +69,21 @@ $(VENV)/run.stamp: $(VENV)/pip.stamp setup.cfg pyproject.toml
 	touch $@
 
 $(VENV)/test.stamp: $(VENV)/pip.stamp setup.cfg pyproject.toml
-	$(BIN)/pip install --quiet --editable '.[test]'
+	$(BIN)/pip install --quiet --editable . --group test
 	touch $@
 
 $(VENV)/lint.stamp: $(VENV)/pip.stamp setup.cfg pyproject.toml
-	$(BIN)/pip install --quiet --editable '.[lint]'
+	$(BIN)/pip install --quiet --editable . --group lint
 	touch $@
 
 $(VENV)/fuzz.stamp: $(VENV)/pip.stamp setup.cfg pyproject.toml
-	$(BIN)/pip install --quiet --editable '.[test,fuzz]'
+	$(BIN)/pip install --quiet --editable . --group test --group fuzz
 	touch $@
 
 $(VENV)/bench.stamp: $(VENV)/pip.stamp setup.cfg pyproject.toml
-	$(BIN)/pip install --quiet --editable '.[test,bench]'
+	$(BIN)/pip install --quiet --editable . --group test --group bench
 	touch $@
 
 $(VENV)/tox.stamp: $(VENV)/pip.stamp
-	$(BIN)/pip install --quiet 'tox >= 4.11'
+	$(BIN)/pip install --quiet 'tox >= 4.22'
 	touch $@
