@@ -241,6 +241,7 @@ def test_a_program_in_node_outlives_whatever_a_socket_emits(application: Path) -
 CONTEXT = f"""
 declare module "http://localhost:8081/signaling.js" {{ export * from "{NAME}"; }}
 declare const mesh: import("{NAME}").Mesh;
+declare const signaling: import("{NAME}").Signaling;
 declare function showVideo(peer: import("{NAME}").MeshPeer, stream: MediaStream | undefined): void;
 declare function removeVideo(peer: import("{NAME}").MeshPeer): void;
 """
