@@ -235,6 +235,7 @@ def test_a_program_in_node_outlives_whatever_a_socket_emits(application: Path) -
 # Of examples: names that the text around them introduces.
 CONTEXT = f"""
 declare const mesh: import("{NAME}").Mesh;
+declare const signaling: import("{NAME}").Signaling;
 declare function showVideo(peer: import("{NAME}").MeshPeer, stream: MediaStream | undefined): void;
 declare function removeVideo(peer: import("{NAME}").MeshPeer): void;
 """
