@@ -7,11 +7,13 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
 WORKDIR /source
 # Without pip, which the server does not need.
 RUN python3 -m venv --without-pip /app
-COPY setup.cfg pyproject.toml README.md LICENSE ./
+# What operators expect: the extras cluster, jwt, metrics and tls. "make lock" renews the versions and hashes.
+COPY deploy/image-requirements.txt .
+RUN pip --python /app/bin/python install --require-hashes --only-binary :all: -r image-requirements.txt
+COPY setup.cfg setup.py pyproject.toml README.md LICENSE ./
 COPY signaling signaling
 COPY twisted twisted
-# hadolint ignore=DL3013
-RUN pip --python /app/bin/python install ".[cluster,jwt,metrics,tls]"
+RUN pip --python /app/bin/python install --no-deps .
 
 FROM base
 COPY deploy/docker-entrypoint.sh /usr/local/bin/
