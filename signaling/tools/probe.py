@@ -27,7 +27,6 @@ from urllib.parse import urlsplit, urlunsplit
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, WebSocketException
 
-from signaling.client.backoff import one_line
 from signaling.web.path_prefix import check_path_prefix
 
 R = TypeVar("R")
@@ -35,6 +34,7 @@ R = TypeVar("R")
 TOPIC_PREFIX = "probe-"
 """How the names of its topics start: a token has to cover them."""
 
+_MAX_TEXT_CHARACTERS = 500
 _PROG = "signaling-probe"
 _TOKEN_VARIABLE = "SIGNALING_TOKEN"
 _SCHEMES = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
@@ -326,7 +326,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{_PROG}: {one_line(message)}; see {_PROG} --help\n")
+        self.exit(2, f"{_PROG}: {_one_line(message)}; see {_PROG} --help\n")
 
 
 class _NoTokenHere(argparse.Action):
@@ -410,6 +410,12 @@ def _probe(parser: _Parser, options: argparse.Namespace) -> Probe:
         parser.error(str(error))
 
 
+def _one_line(text: str) -> str:
+    """Return a text, parts of which may come from the server, as one line without control characters."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in text[:_MAX_TEXT_CHARACTERS])
+    return " ".join(printable.split())
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the probe.
 
@@ -430,8 +436,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         print(json.dumps(_report(probe, failure)))
     elif failure is not None:
-        # Parts of the text come from the server: print one line, without control characters.
-        print(one_line(f"failed: {_STEPS[probe.step]}: {failure}"), file=sys.stderr)
+        print(_one_line(f"failed: {_STEPS[probe.step]}: {failure}"), file=sys.stderr)
     else:
         times = "connect {connect:.1f} ms, join {join:.1f} ms, relay {relay:.1f} ms there, {relayBack:.1f} ms back"
         print(f"ok: {times.format(**probe.milliseconds)}")
@@ -443,7 +448,7 @@ def _report(probe: Probe, failure: ProbeError | None) -> dict[str, Any]:
     report = {"ok": failure is None, "milliseconds": probe.milliseconds}
     if failure is not None:
         report["step"] = probe.step
-        report["error"] = {"code": failure.code, "text": one_line(str(failure)), **failure.numbers}
+        report["error"] = {"code": failure.code, "text": _one_line(str(failure)), **failure.numbers}
     return report
 
 
