@@ -164,7 +164,7 @@ class Limits:
         Unit.COUNT,
         "Updates of its metadata from one connection at once, before `--metadata-rate` applies.",
         exceeded="`rate_limited`",
-        details="What is no metadata does not count.",
+        details="Invalid metadata does not count.",
     )
     max_message_bytes: int = _limit(
         65_536,

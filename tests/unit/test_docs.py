@@ -93,5 +93,5 @@ def test_the_rights_of_a_store_s_user_are_those_that_the_scripts_and_the_engine_
     scripts = "".join(path.read_text() for path in DOCS.parent.glob("signaling/backplane/redis/lua/*.lua"))
     needed = {name.lower() for name in re.findall(r"redis\.call\('(\w+)'", scripts)}
     needed |= {"ping", "subscribe", "publish", "evalsha", "eval", "script|load"}
-    [line] = re.findall(r"^user signaling .*$", (DOCS / "options.md").read_text(), re.MULTILINE)
+    [line] = re.findall(r"^user signaling .*$", (DOCS / "redis.md").read_text(), re.MULTILINE)
     assert set(re.findall(r" \+(\S+)", line)) == needed
