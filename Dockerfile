@@ -5,7 +5,7 @@ FROM ${BASE} AS build
 # What the plain server does without: docker build --build-arg EXTRAS=metrics,tls .
 ARG EXTRAS=
 WORKDIR /source
-COPY setup.cfg pyproject.toml README.md LICENSE ./
+COPY setup.cfg setup.py pyproject.toml README.md LICENSE ./
 COPY signaling signaling
 COPY twisted twisted
 RUN python3 -m venv /app \
