@@ -210,8 +210,8 @@ OPTIONS = (
         repeats=True,
         reloads=True,
         help=(
-            "Address or network of a proxy that is trusted to name its client, or `unix` for clients of a UNIX socket;"
-            " repeatable."
+            "Address or network of a proxy whose header names its clients' addresses, or `unix` for all that connect to"
+            " a UNIX socket; repeatable."
         ),
     ),
     Option(

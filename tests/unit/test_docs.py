@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from signaling.app.option_table import ALL_OPTIONS
+
 DOCS = Path(__file__).parents[2] / "docs"
 # Of pages that are also shown elsewhere, where relative links lead nowhere.
 REPOSITORY = "https://github.com/twisted-signaling/twisted-signaling/blob/main/"
@@ -100,3 +102,14 @@ def test_the_rights_of_a_store_s_user_are_those_that_the_scripts_and_the_engine_
     needed |= {"ping", "subscribe", "publish", "evalsha", "eval", "script|load"}
     [line] = re.findall(r"^user signaling .*$", (DOCS / "redis.md").read_text(), re.MULTILINE)
     assert set(re.findall(r" \+(\S+)", line)) == needed
+
+
+def test_every_option_of_the_server_that_a_command_in_a_document_gives_exists() -> None:
+    for page in PAGES:
+        # A command ends with its line, unless that ends with a backslash.
+        commands = re.findall(
+            r"^\$ (?:\w+=\S+ )*(?:twistd -n |docker run .*)?signaling ((?:.*\\\n)*.*)", page.read_text(), re.MULTILINE
+        )
+        for command in commands:
+            names = re.findall(r"(?:^|\s)--([a-z][a-z-]*)", re.split(r" -- |#", command)[0])
+            assert set(names) <= {*ALL_OPTIONS, "help"}, f"{page.name}: {command}"
