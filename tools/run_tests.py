@@ -59,7 +59,7 @@ def system(*names: str) -> list[str]:
 _SYSTEM = [
     Part("browsers", system("javascript", "firefox", "webkit", "webrtc")),
     Part("demo", system("demo")),
-    Part("starting", system("options", "starting", "health", "systemd", "access", "kubernetes", "packaging")),
+    Part("starting", system("options", "starting", "health", "systemd", "access", "kubernetes", "platforms")),
     Part("cluster", system("cluster", "redis_engine", "wall_clock")),
     Part("aiortc and proxies", system("aiortc_client", "client_interop", "mesh_restarts", "turn", "proxies")),
     Part(

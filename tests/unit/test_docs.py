@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import re
+import textwrap
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from signaling.app.option_table import ALL_OPTIONS
+from signaling.app.option_table import ALL_OPTIONS, CONFIGURABLE
 
 DOCS = Path(__file__).parents[2] / "docs"
 # Of pages that are also shown elsewhere, where relative links lead nowhere.
@@ -113,3 +117,15 @@ def test_every_option_of_the_server_that_a_command_in_a_document_gives_exists() 
         for command in commands:
             names = re.findall(r"(?:^|\s)--([a-z][a-z-]*)", re.split(r" -- |#", command)[0])
             assert set(names) <= {*ALL_OPTIONS, "help"}, f"{page.name}: {command}"
+
+
+def test_every_block_of_data_or_python_in_a_document_is_valid() -> None:
+    for page in PAGES:
+        for language, indented in re.findall(r"^ *```(\w+)\n(.*?)^ *```$", page.read_text(), re.MULTILINE | re.DOTALL):
+            code = textwrap.dedent(indented)
+            if language == "json":
+                json.loads(code)
+            elif language == "toml":
+                assert set(tomllib.loads(code)) <= {*CONFIGURABLE, "topics"}, page.name
+            elif language == "python":
+                compile(code, page.name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
