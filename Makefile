@@ -4,10 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8081
+IMAGE_EXTRAS := metrics jwt cluster tls
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTEST_OPTIONS
 
-.PHONY: help run check test test-benchmarks lint types test-all conformance fuzz soak observe failures bench clean
+.PHONY: help run check test test-benchmarks lint types test-all conformance fuzz soak observe failures bench packages lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -34,7 +35,7 @@ lint: $(VENV)/lint.stamp ## Check style, the Dockerfile and the shell scripts
 types: $(VENV)/lint.stamp ## Check types strictly
 	$(BIN)/mypy
 
-test-all: $(VENV)/tox.stamp ## Run the tests on Python 3.11, 3.12 and 3.13
+test-all: $(VENV)/tox.stamp ## Run the tests on those of Python 3.11 to 3.14 that are installed
 	sh tools/test_programs.sh
 	$(BIN)/tox run
 
@@ -56,6 +57,22 @@ failures: $(VENV)/bench.stamp ## Hurt a cluster in every way, about 17 minutes (
 bench: $(VENV)/bench.stamp ## Measure the server beside its peers (BENCH_OPTIONS="--scenario relay"), some 8 minutes
 	$(BIN)/python -m benchmarks.compare $(BENCH_OPTIONS)
 
+# The wheel is built from the sdist, as a user without the repository would.
+packages: $(VENV)/test.stamp $(VENV)/packages.stamp npm/node_modules/.package-lock.json ## Build the packages into dist/ and check them
+	rm -rf dist
+	$(BIN)/python -m build --quiet --outdir dist
+	$(BIN)/pyroma --min 10 dist/*.tar.gz
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	cd npm && npm pack --loglevel=error --pack-destination=../dist
+	npm/node_modules/.bin/publint --strict dist/*.tgz
+	npm/node_modules/.bin/attw --format table-flipped dist/*.tgz
+	DISTRIBUTIONS=dist $(BIN)/python -m pytest tests/packages $(PYTEST_OPTIONS)
+
+lock: $(VENV)/packages.stamp ## Renew the list of what the image installs, deploy/image-requirements.txt
+	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+		--generate-hashes $(IMAGE_EXTRAS:%=--extra %) --output-file deploy/image-requirements.txt pyproject.toml
+
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) .tox build dist npm/dist npm/LICENSE npm/node_modules *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
@@ -64,26 +81,34 @@ $(VENV)/pip.stamp: tools/make_venv.sh
 	touch $@
 
 # Editable: what runs is the tree, and the plugin is found from any folder.
-$(VENV)/run.stamp: $(VENV)/pip.stamp setup.cfg pyproject.toml
+$(VENV)/run.stamp: $(VENV)/pip.stamp setup.cfg setup.py pyproject.toml
 	$(BIN)/pip install --quiet --editable .
 	touch $@
 
-$(VENV)/test.stamp: $(VENV)/pip.stamp setup.cfg pyproject.toml
-	$(BIN)/pip install --quiet --editable '.[test]'
+$(VENV)/test.stamp: $(VENV)/pip.stamp setup.cfg setup.py pyproject.toml
+	$(BIN)/pip install --quiet --editable . --group test
 	touch $@
 
-$(VENV)/lint.stamp: $(VENV)/pip.stamp setup.cfg pyproject.toml
-	$(BIN)/pip install --quiet --editable '.[lint]'
+$(VENV)/lint.stamp: $(VENV)/pip.stamp setup.cfg setup.py pyproject.toml
+	$(BIN)/pip install --quiet --editable . --group lint
 	touch $@
 
-$(VENV)/fuzz.stamp: $(VENV)/pip.stamp setup.cfg pyproject.toml
-	$(BIN)/pip install --quiet --editable '.[test,fuzz]'
+$(VENV)/fuzz.stamp: $(VENV)/pip.stamp setup.cfg setup.py pyproject.toml
+	$(BIN)/pip install --quiet --editable . --group test --group fuzz
 	touch $@
 
-$(VENV)/bench.stamp: $(VENV)/pip.stamp setup.cfg pyproject.toml
-	$(BIN)/pip install --quiet --editable '.[test,bench]'
+$(VENV)/bench.stamp: $(VENV)/pip.stamp setup.cfg setup.py pyproject.toml
+	$(BIN)/pip install --quiet --editable . --group test --group bench
 	touch $@
+
+$(VENV)/packages.stamp: $(VENV)/pip.stamp pyproject.toml
+	$(BIN)/pip install --quiet --group packages
+	touch $@
+
+npm/node_modules/.package-lock.json: npm/package-lock.json
+	sh tools/test_programs.sh nodejs npm
+	cd npm && npm ci --ignore-scripts
 
 $(VENV)/tox.stamp: $(VENV)/pip.stamp
-	$(BIN)/pip install --quiet 'tox >= 4.11'
+	$(BIN)/pip install --quiet 'tox >= 4.22'
 	touch $@

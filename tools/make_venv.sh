@@ -19,3 +19,5 @@ if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
     fi
 fi
 "$python" -m venv "$folder"
+# 25.1 is the first that knows dependency groups.
+"$folder/bin/pip" install --quiet --upgrade 'pip >= 25.1'

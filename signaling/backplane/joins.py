@@ -213,7 +213,8 @@ class Joins:
 
     def _report_lost(self, topic: str, peer: str, metadata: bytes | None, session: ReceivedSession) -> None:
         if self.observed is not None:
-            self.observed.peer_lost_on_its_way(topic, peer, metadata, session.text)
+            # Before the late reply of the store came, a third node may have taken the peer.
+            self.observed.peer_lost_on_its_way(topic, peer, metadata, session.text, may_be_elsewhere=True)
 
     def _add(self, join: PendingJoin) -> None:
         """Have the store add the peer, with a greater id if it must be."""

@@ -77,7 +77,11 @@ class SessionHandoffs:
 
     def peer_moved(self, topic: str, peer: str, node: str) -> None:
         """Give up a peer of this node: the store says that another one has it."""
-        offer = self._offers.pop((topic, peer), {}).get(node)
+        offers = self._offers.pop((topic, peer), {})
+        if node not in offers:
+            # Several moves were missed: the peer went first to a node that has its session, most likely the latest.
+            node = next(reversed(offers), node)
+        offer = offers.get(node)
         unwritten = self._node.moved(topic, peer, offer.session.waiting if offer is not None else ())
         if offer is not None:
             self._relays.await_outcomes(offer.origin, node, unwritten)

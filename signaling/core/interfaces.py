@@ -240,11 +240,14 @@ class PresenceListener(Protocol):
     def peer_of_lost_node(self, topic: str, peer: str, metadata: bytes | None, node: str) -> None:
         """This node removed a peer of a node that it evicted."""
 
-    def peer_lost_on_its_way(self, topic: str, peer: str, metadata: bytes | None, session: bytes) -> None:
+    def peer_lost_on_its_way(
+        self, topic: str, peer: str, metadata: bytes | None, session: bytes, *, may_be_elsewhere: bool = False
+    ) -> None:
         """Another node handed off a peer, which cannot go on here.
 
         Args:
             session: the ``OutgoingSession.text`` of the other node.
+            may_be_elsewhere: whether a third node may have the peer by now: then ``leave_decided`` says so.
         """
 
     def renamed(self) -> None:

@@ -164,6 +164,8 @@ class _UndecidedLeave(NamedTuple):
     record: _Record
     reason: LeaveReason
     duration: float
+    is_announced: bool = True
+    """Whether this server has told that the peer joined."""
 
 
 @dataclass(slots=True)
@@ -289,7 +291,7 @@ class PresenceReporter:
         """Tell that a peer left, if it waited for this; None if the store did not answer: then ``synced`` decides."""
         leave = self._undecided.pop((topic, peer), None)
         if leave is not None and has_left:
-            self._tell_left(topic, *leave)
+            self._tell_decided(topic, leave)
         elif leave is not None and has_left is None:
             self._unanswered.setdefault(topic, {})[peer] = leave
             if len(self._unanswered) > _MAX_UNANSWERED_TOPICS:
@@ -304,7 +306,7 @@ class PresenceReporter:
         """Decide about the peers of a topic that wait: those that are still members are at other nodes."""
         for peer, leave in self._unanswered.pop(topic, {}).items():
             if peer not in members:
-                self._tell_left(topic, *leave)
+                self._tell_decided(topic, leave)
                 self.forget_if_empty(topic)
 
     def topic_opened(self, topic: str) -> None:
@@ -327,12 +329,27 @@ class PresenceReporter:
         lost, record = _RemovedPeer(peer, metadata), _Record(node, self._seconds(), None)
         self._tell_lost(topic, lost, record, LeaveReason.NODE_LOST, None)
 
-    def peer_lost_on_its_way(self, topic: str, peer: str, metadata: bytes | None, session: bytes) -> None:
-        """Tell the same of a peer that another node handed off, and which could not go on here."""
+    def peer_lost_on_its_way(
+        self, topic: str, peer: str, metadata: bytes | None, session: bytes, *, may_be_elsewhere: bool = False
+    ) -> None:
+        """Tell the same of a peer that another node handed off, and which could not go on here.
+
+        Args:
+            may_be_elsewhere: as for ``left``: a third node may have taken the peer since.
+        """
         origin = self._read_origin(session)
-        if origin is not None:
-            lost, record = _RemovedPeer(peer, metadata), self._record_of(origin)
-            self._tell_lost(topic, lost, record, LeaveReason.RESUME_TIMEOUT, origin.seconds)
+        if origin is None:
+            return
+        lost, record = _RemovedPeer(peer, metadata), self._record_of(origin)
+        leave = _UndecidedLeave(lost, record, LeaveReason.RESUME_TIMEOUT, origin.seconds, is_announced=False)
+        if may_be_elsewhere:
+            self._undecided[topic, peer] = leave
+        else:
+            self._tell_decided(topic, leave)
+
+    def _tell_decided(self, topic: str, leave: _UndecidedLeave) -> None:
+        tell = self._tell_left if leave.is_announced else self._tell_lost
+        tell(topic, leave.peer, leave.record, leave.reason, leave.duration)
 
     def _tell_lost(
         self, topic: str, lost: _RemovedPeer, record: _Record, reason: LeaveReason, duration: float | None

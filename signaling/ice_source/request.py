@@ -17,7 +17,7 @@ from twisted.internet.error import ConnectError, DNSLookupError
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
-from twisted.web.client import URI, Agent, FileBodyProducer, ResponseDone, ResponseFailed
+from twisted.web.client import URI, Agent, FileBodyProducer, ResponseDone
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgentEndpointFactory
@@ -79,9 +79,10 @@ def _timed_out(_: Any, seconds: float) -> NoReturn:
 
 
 def _reason(error: BaseException | None) -> str:
-    if isinstance(error, ResponseFailed) and error.reasons:
-        # For example the end of a connection, with what ended it.
-        return _reason(error.reasons[0].value)
+    # Twisted's own wrappers, of a request or an answer that was cut, have what ended the connection.
+    reasons: list[Failure] | None = getattr(error, "reasons", None)
+    if reasons:
+        return _reason(reasons[0].value)
     if isinstance(error, FetchFailed):
         return str(error)
     if isinstance(error, DNSLookupError):

@@ -90,7 +90,7 @@ class SignalingFactory(HttpFactory):
         demo: whether ``/`` serves the demo.
         portal: checks tokens (docs/access.md); None means that everybody may join.
         topic_rules: bounds of topics by their names, in place of those in ``limits``; None means none.
-        metadata_updates: whether peers may replace their metadata (docs/protocol.md, "Metadata").
+        metadata_updates: whether peers may replace their metadata (docs/protocol-features.md, "Metadata").
         backplane: shares the topics with other servers (docs/cluster.md); None means that there are none. It starts
             with the first port, or the first ``SignalingResource``, and stops at the end of a drain.
         notices: whether clients are told that notices may come, and the subject of each peer's token is recorded, which

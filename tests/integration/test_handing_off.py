@@ -350,6 +350,31 @@ def test_each_relay_has_one_outcome_and_they_arrive_in_order(
 # What comes of the client
 
 
+@pytest.mark.parametrize("sender_node", [0, 1])
+def test_a_node_that_missed_two_moves_learns_what_became_of_the_relays_that_waited(
+    harness: Harness, sender_node: int
+) -> None:
+    sender, target = Client(harness, sender_node), Client(harness, 0)
+    target.lose()
+    sender.offer(target, 1, 2)
+    harness.run()
+    target.connection = harness.knock(f"/ws/room?resume={target.token}&seen={target.seen}", node=1)
+    while target.connection.step():
+        pass
+    while not harness.engines[0].waiting:
+        for engine in harness.engines:
+            engine.step()
+    # The old node has sent the session, and learns nothing before the second move.
+    harness.engines[0].dropping = float("inf")
+    harness.run()
+    assert target.offers() == [1, 2]
+    target.move(2)
+    harness.engines[0].dropping = 0
+    harness.advance(WINDOW)
+    assert sender.errors() == []
+    assert sum(factory.backplane.forwarding for factory in harness.factories) == 0
+
+
 def test_a_client_that_counts_what_was_never_written_does_not_hide_it(harness: Harness) -> None:
     sender, target = Client(harness, 0), Client(harness, 0)
     target.lose()

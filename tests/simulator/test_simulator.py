@@ -28,6 +28,8 @@ KEPT = {
     "t21925": "a node stopped while another one took over one of its peers",
     "t7311": "nobody was told that a peer had left before its node, which had been evicted, was back",
     "t4224": "the store moved a peer by a late call, after the comparison that looked for it",
+    "t65": "a late reply of the store made a node say that a peer had left which a third node had taken",
+    "t9826": "a node that missed two moves said that what its peer had received was dropped",
 }
 
 

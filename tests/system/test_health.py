@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import socket
+import tomllib
 from collections.abc import Iterator
-from configparser import ConfigParser
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
@@ -89,8 +89,6 @@ def refuse(server: socket.socket) -> None:
 
 def test_the_dockerfile_checks_by_an_installed_command() -> None:
     [check] = re.findall(r"^HEALTHCHECK .*CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)
-    setup = ConfigParser()
-    setup.read(TREE / "setup.cfg")
-    scripts = dict(line.split(" = ") for line in setup["options.entry_points"]["console_scripts"].split("\n") if line)
+    scripts = tomllib.loads((TREE / "pyproject.toml").read_text())["project"]["scripts"]
     [command] = json.loads(check)
     assert scripts[command] == "signaling.tools.health:main"

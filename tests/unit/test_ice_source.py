@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.python.failure import Failure
 
 from signaling import IceServers, IceSource, Turn
 from signaling.ice_source.provider import Provider, Request, SourceSettings, make_request
-from signaling.ice_source.request import FetchFailed
+from signaling.ice_source.request import FetchFailed, HttpFetcher
+from signaling.server_identity import Untrusted
 
 URL = "https://turn.example.com/v1/keys/some-key?region=eu"
 TTL = 3600
@@ -210,6 +213,19 @@ def test_a_source_that_is_stopped_asks_no_more_and_leaves_no_timer(case: Case) -
     assert (case.clock.getDelayedCalls(), case.source.age_seconds) == ([], 0)
     case.start()
     assert case.provider.times == [0, 0]
+
+
+@pytest.mark.parametrize("body", [b"", b"{}"], ids=["the request was written", "its body is being written"])
+def test_what_ended_the_connection_is_the_reason_whenever_it_ends(body: bytes) -> None:
+    reactor = MemoryReactorClock()
+    fetched = HttpFetcher(reactor).fetch(Request(b"POST", b"http://127.0.0.1:8080/", None, None, body))
+    reasons: list[str] = []
+    fetched.addErrback(lambda failure: reasons.append(failure.getErrorMessage()))
+    factory = reactor.tcpClients[0][2]
+    connection = factory.buildProtocol(None)
+    connection.makeConnection(StringTransport())
+    connection.connectionLost(Failure(Untrusted("its certificate is not for 127.0.0.1")))
+    assert reasons == ["its certificate is not for 127.0.0.1"]
 
 
 def test_a_request_is_cancelled_when_its_source_is_stopped(case: Case) -> None:

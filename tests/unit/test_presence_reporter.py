@@ -93,3 +93,22 @@ def test_a_peer_that_is_lost_on_its_way_joins_before_it_leaves() -> None:
     assert observer.story == [("joined", "room", "ada"), ("left", "room", "ada")]
     assert {event.number for event in observer.events} == {1, 2}
     assert reporter.origin("room", "ada") is None
+
+
+@pytest.mark.parametrize("is_answered", [True, False])
+@pytest.mark.parametrize("has_left", [True, False])
+def test_a_peer_that_a_third_node_may_have_taken_has_left_if_the_store_says_so(
+    *, is_answered: bool, has_left: bool
+) -> None:
+    observer, origin = RecordingObserver(), Origin("origin", 2.0, "subject")
+    reporter = PresenceReporter(
+        observer, lambda: "node", lambda topic: (), lambda session: origin, lambda: 5.0, lambda: 0.0, _fail
+    )
+    reporter.peer_lost_on_its_way("room", "ada", None, b"session", may_be_elsewhere=True)
+    assert observer.story == []
+    if is_answered:
+        reporter.leave_decided("room", "ada", has_left)
+    else:
+        reporter.leave_decided("room", "ada", None)
+        reporter.synced("room", () if has_left else ("ada",))
+    assert observer.story == ([("joined", "room", "ada"), ("left", "room", "ada")] if has_left else [])
