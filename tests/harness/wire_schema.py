@@ -106,6 +106,13 @@ def check_from_server(text: str | bytes) -> None:
         assert not problems, problems
 
 
+def check_from_client(text: str | bytes) -> None:
+    """Check a message that one of the clients sent."""
+    if not from_client.is_valid(text):
+        problems = list(from_client.problems(text))
+        assert not problems, problems
+
+
 # What no schema says, by the text of the error.
 BEYOND_SCHEMAS = (
     "nested too deeply: at most 64 arrays and objects in each other",
