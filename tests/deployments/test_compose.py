@@ -109,7 +109,7 @@ def test_coturn_reads_what_is_shipped_and_the_secret_of_the_server(tmp_path: Pat
 
 
 def test_redis_grants_the_rights_that_the_documents_name(tmp_path: Path) -> None:
-    page = (TREE / "docs" / "options.md").read_text()
+    page = (TREE / "docs" / "redis.md").read_text()
     [named] = re.findall(r"^user signaling on >PASSWORD (.*)$", page, re.MULTILINE)
     [granted] = re.findall(r"^user signaling on #[0-9a-f]{64} (.*)$", make_secrets(tmp_path)["redis/users.acl"], re.M)
     assert granted == named
