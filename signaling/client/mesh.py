@@ -49,6 +49,8 @@ try:
 except ImportError as missing:
     raise ImportError("this needs aiortc: pip install 'twisted-signaling[client]'") from missing
 
+__all__ = ["Mesh", "MeshPeer", "join"]
+
 _log = logging.getLogger("signaling.client")
 _FINGERPRINT = re.compile(r"^a=fingerprint:.*$", re.MULTILINE)
 _IDENTITY = re.compile(r"^a=(?:ice-ufrag|fingerprint):.*$", re.MULTILINE)
