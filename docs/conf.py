@@ -12,7 +12,8 @@ from importlib import import_module
 from inspect import isclass
 from pathlib import Path
 from shutil import copyfile
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Any, get_args
 
 from docutils import nodes
 from pygments.lexers.jsx import TsxLexer
@@ -35,21 +36,37 @@ TYPEDOC = TREE / "build" / "typedoc"
 # The declarations of the JavaScript client, as typedoc names them, and the pages that show them.
 DECLARATIONS = {"signaling": "signaling/browser/client/signaling.md", "react": "npm/src/react.md"}
 DECLARATION_PAGES = {"signaling": "api-javascript.md", "react": "api-react.md"}
-REFERENCE = re.compile(r"^<!-- reference (\w+) ([\w.]+) -->\n.*?^<!-- end -->$", re.MULTILINE | re.DOTALL)
+# Of a declaration: too many for headings.
+PARTS = (
+    "Extended by",
+    "Parameters",
+    "Properties",
+    "Returns",
+    "Throws",
+    "Type Parameters",
+    "Union Members",
+    "Type Literal",
+)
+REFERENCE = re.compile(r"^<!-- reference (\w+) ([\w. ]+) -->\n.*?^<!-- end -->$", re.MULTILINE | re.DOTALL)
 # Of classes whose other members are for the server's own modules.
 PUBLIC_MEMBERS = {
     "signaling.Grant": "covers",
     "signaling.IceServers": "",
     "signaling.IceSource": "age_seconds",
+    "signaling.Limits": "",
     "signaling.Options": "parseOptions",
     "signaling.SignalingFactory": "accept_on, change, change_limits, close_topic, kick, notify",
     "signaling.SignalingResource": "",
     "signaling.SignalingService": "addresses, startService, stopService",
+    "signaling.TopicRules": "",
+    "signaling.Turn": "",
     "signaling.client.Backoff": "",
     "signaling.client.mesh.Mesh": "peers, broadcast",
     "signaling.client.twisted.SignalingClient": "deliver, features, ice_servers, metadata, peers, self_id, send, "
     "startService, stopService, update_metadata, when_joined",
 }
+# Classes that applications do not call.
+MADE_ELSEWHERE = {"signaling.client.Signaling", "signaling.client.mesh.MeshPeer"}
 LOG = logging.getLogger(__name__)
 
 project = "twisted-signaling"
@@ -103,11 +120,12 @@ sitemap_show_lastmod = False
 ogp_site_url = html_baseurl
 ogp_social_cards = {"enable": False}
 
-autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
 autodoc_preserve_defaults = True
 autodoc_typehints = "signature"
 maximum_signature_line_length = 80
+toc_object_entries_show_parents = "hide"
 python_use_unqualified_type_names = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
@@ -126,42 +144,63 @@ def navigation(text: str) -> str:
     return "".join(trees)
 
 
-def python_reference(module: str) -> str:
-    """Return directives that show every public name of a module."""
+def python_reference(module: str, *first: str) -> str:
+    """Return directives that show every public name of a module, some of them first."""
+    exported = {name: getattr(import_module(module), name) for name in import_module(module).__all__}
     lines = [f".. py:module:: {module}", "   :no-index-entry:", ""]
-    for name in sorted(import_module(module).__all__, key=str.lower):
-        value = getattr(import_module(module), name)
-        if isinstance(value, type(Interface)):
-            kind = "interface"
-        elif isclass(value):
-            kind = "exception" if issubclass(value, BaseException) else "class"
-        else:
-            kind = "function" if callable(value) else "data"
-        lines.append(f".. auto{kind}:: {module}.{name}")
-        members = PUBLIC_MEMBERS.get(f"{module}.{name}")
-        if members is not None:
-            lines.append(f"   :members: {members}" if members else "   :no-members:")
-        lines.append("")
+    for name in (*first, *sorted(set(exported) - set(first), key=str.lower)):
+        lines += [*python_directive(f"{module}.{name}", exported[name]), ""]
     return "\n".join(["```{eval-rst}", *lines, "```", ""])
 
 
+def python_directive(name: str, value: Any) -> list[str]:
+    """Return the lines of the directive that shows one public name."""
+    short = name.rpartition(".")[2]
+    if isinstance(value, UnionType):
+        members = ", ".join(f":py:class:`{member.__name__}`" for member in get_args(value))
+        return [f".. py:type:: {short}", "", f"   One of {members}."]
+    if isinstance(value, type(Interface)):
+        kind = "interface"
+    elif isclass(value):
+        kind = "exception" if issubclass(value, BaseException) else "class"
+    elif callable(value):
+        kind = "function"
+    else:
+        return [f".. py:data:: {short}"]
+    shown = PUBLIC_MEMBERS.get(name)
+    options = [] if shown == "" or kind == "function" else [f"   :members: {shown or ''}".rstrip()]
+    return [f".. auto{kind}:: {name}{'()' if name in MADE_ELSEWHERE else ''}", *options]
+
+
 def javascript_reference(name: str) -> str:
-    """Return what typedoc made of the declarations of a module, without its title."""
+    """Return what typedoc made of the declarations of a module, with headings for names only."""
     text = (TYPEDOC / DECLARATIONS[name]).read_text().partition("\n")[2]
-    return re.sub(r"\]\([\w./-]*?(\w+)\.md#", lambda found: f"]({DECLARATION_PAGES[found[1]]}#", text)
+    text = re.sub(r"\]\([\w./-]*?(\w+)\.md#", lambda found: f"]({DECLARATION_PAGES[found[1]]}#", text)
+    text = re.sub(r"docs/([\w-]+\.md)", r"[\1](\1)", text)
+    text = re.sub(r"^#+ (?:Overrides|Extends)\n\n.*\n\n", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^\*{3}$|^#+ (?:Constructors|Methods|Constructor|Call Signature)$", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^#+ Returns\n\n`void`\n", "", text, flags=re.MULTILINE)
+    text = re.sub(rf"^#+ ({'|'.join(PARTS)})$", r"**\1**", text, flags=re.MULTILINE)
+    return re.sub(r"^#{4,} ", "### ", text, flags=re.MULTILINE)
+
+
+def link_documents(*event: Any) -> None:
+    """Make links of the pages that a docstring names."""
+    lines: list[str] = event[-1]
+    lines[:] = [re.sub(r"docs/([\w-]+)\.md", r":doc:`\1`", line) for line in lines]
 
 
 def add_what_the_site_shows(app: Sphinx, docname: str, content: list[str]) -> None:
     """Expand the navigation and the references of a page."""
     references = {"python": python_reference, "javascript": javascript_reference}
-    text = REFERENCE.sub(lambda found: references[found[1]](found[2]), content[0])
+    text = REFERENCE.sub(lambda found: references[found[1]](*found[2].split()), content[0])
     if docname == app.config.root_doc:
         text += navigation(text)
     content[0] = text
 
 
-class LinksToTheRepository(SphinxTransform):
-    """Makes a link that leaves this folder a link to the repository."""
+class Links(SphinxTransform):
+    """Makes a link that leaves this folder a link to the repository, and shows titles instead of file names."""
 
     # Before Sphinx copies the files that are linked to, and resolves references.
     default_priority = 5
@@ -179,8 +218,13 @@ class LinksToTheRepository(SphinxTransform):
             # MyST has taken the suffix off.
             path, anchor = f"{path}.md", node.get("reftargetid")
         file = (DOCS / path).resolve()
-        if file.is_relative_to(DOCS) or not file.exists():
-            return  # Sphinx warns of a missing one.
+        if not file.exists():
+            return  # Sphinx warns.
+        if file.is_relative_to(DOCS):
+            if node.astext() == file.name and not anchor:
+                node["refexplicit"] = False
+                node.children = [nodes.inline()]
+            return
         kind = "tree" if file.is_dir() else "blob"
         uri = f"{REPOSITORY}/{kind}/main/{file.relative_to(TREE)}" + (f"#{anchor}" if anchor else "")
         node.replace_self(nodes.reference("", "", *node.children, refuri=uri, internal=False))
@@ -198,6 +242,20 @@ def check_references(app: Sphinx, env: BuildEnvironment) -> None:
                 LOG.warning("no page describes %s.%s", module.__name__, name)
             if callable(getattr(module, name)) and not getattr(module, name).__doc__:
                 LOG.warning("%s.%s has no docstring", module.__name__, name)
+
+
+def mend_page(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Mend what extensions and the theme made of a page, before it is written."""
+    # The script of the extension for interfaces needs jQuery; that for diagrams is added to pages without a document too.
+    unwanted = ("$(document)",) if doctree else ("$(document)", "mermaid")
+    context["script_files"] = [
+        script
+        for script in context["script_files"]
+        if not any(text in (getattr(script, "attributes", {}).get("body") or "") for text in unwanted)
+    ]
+    # A screen reader needs the level of a heading.
+    tree = context.get("furo_navigation_tree", "")
+    context["furo_navigation_tree"] = tree.replace(' role="heading"', ' role="heading" aria-level="2"')
 
 
 def add_mermaid(app: Sphinx, error: Exception | None) -> None:
@@ -219,7 +277,10 @@ class Tsx(TsxLexer):
 def setup(app: Sphinx) -> None:
     """Extend Sphinx."""
     app.add_lexer("tsx", Tsx)
+    app.connect("autodoc-process-docstring", link_documents)
     app.connect("source-read", add_what_the_site_shows)
     app.connect("env-check-consistency", check_references)
+    # After those that add them.
+    app.connect("html-page-context", mend_page, priority=900)
     app.connect("build-finished", add_mermaid)
-    app.add_transform(LinksToTheRepository)
+    app.add_transform(Links)

@@ -94,7 +94,7 @@ class MeshPeer:
         """Send on the data channel.
 
         Returns:
-            False if it is not open, or ``MAX_BUFFERED_BYTES`` wait there already: nothing is sent.
+            False, and nothing is sent, if it is not open, or ``MAX_BUFFERED_BYTES`` wait there already.
         """
         channel = self.channel
         if channel is None or channel.readyState != "open" or channel.bufferedAmount > MAX_BUFFERED_BYTES:

@@ -248,7 +248,8 @@ class SignalingFactory(HttpFactory):
         Args:
             ice_servers: all peers are sent them, besides those of a provider.
             topic_rules: for joins from now on.
-            more: as for ``HttpFactory``.
+            more: ``limits``, ``allow_origins``, ``trusted_proxies``, ``portal`` and ``log_level``, as for the
+                constructor. ``resume_window_seconds`` cannot change, and a portal only replaces another one.
 
         Raises:
             ValueError: an argument is wrong; then nothing was changed.
@@ -342,7 +343,7 @@ class SignalingFactory(HttpFactory):
             block_seconds: how long to keep the owner of the peer's token out of the topic, with all of its peers.
 
         Returns:
-            Fires with how many peers were removed: 0 if no node has this one.
+            Fires with how many peers were removed, which is 0 if no node has this one.
 
         Raises:
             ValueError: the reason is too long, ``block_seconds`` is out of its range, or no owners are recorded here:
