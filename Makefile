@@ -8,7 +8,7 @@ IMAGE_EXTRAS := metrics jwt cluster tls
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTEST_OPTIONS
 
-.PHONY: help run check test test-benchmarks lint types test-all conformance fuzz soak observe failures bench lock clean
+.PHONY: help run check test test-benchmarks lint types test-all conformance fuzz soak observe failures bench packages lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -56,6 +56,18 @@ failures: $(VENV)/bench.stamp ## Hurt a cluster in every way, about 17 minutes (
 
 bench: $(VENV)/bench.stamp ## Measure the server beside its peers (BENCH_OPTIONS="--scenario relay"), some 8 minutes
 	$(BIN)/python -m benchmarks.compare $(BENCH_OPTIONS)
+
+# The wheel is built from the sdist, as a user without the repository would.
+packages: $(VENV)/test.stamp $(VENV)/packages.stamp npm/node_modules/.package-lock.json ## Build the packages into dist/ and check them
+	rm -rf dist
+	$(BIN)/python -m build --quiet --outdir dist
+	$(BIN)/pyroma --min 10 dist/*.tar.gz
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	cd npm && npm pack --loglevel=error --pack-destination=../dist
+	npm/node_modules/.bin/publint --strict dist/*.tgz
+	npm/node_modules/.bin/attw --format table-flipped dist/*.tgz
+	DISTRIBUTIONS=dist $(BIN)/python -m pytest tests/packages $(PYTEST_OPTIONS)
 
 lock: $(VENV)/packages.stamp ## Renew the list of what the image installs, deploy/image-requirements.txt
 	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
@@ -106,9 +118,13 @@ $(VENV)/docs.stamp: $(VENV)/pip.stamp setup.cfg pyproject.toml
 	touch $@
 
 docs/npm/node_modules/.package-lock.json: docs/npm/package-lock.json
-	command -v npm >/dev/null || sh tools/test_programs.sh
+	sh tools/test_programs.sh nodejs npm
 	cd docs/npm && npm ci --silent
 	touch $@
+
+npm/node_modules/.package-lock.json: npm/package-lock.json
+	sh tools/test_programs.sh nodejs npm
+	cd npm && npm ci --ignore-scripts
 
 $(VENV)/tox.stamp: $(VENV)/pip.stamp
 	$(BIN)/pip install --quiet 'tox >= 4.22'

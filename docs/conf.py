@@ -148,7 +148,7 @@ def python_reference(module: str, *first: str) -> str:
     """Return directives that show every public name of a module, some of them first."""
     exported = {name: getattr(import_module(module), name) for name in import_module(module).__all__}
     lines = [f".. py:module:: {module}", "   :no-index-entry:", ""]
-    for name in (*first, *sorted(set(exported) - set(first), key=str.lower)):
+    for name in (*(name for name in first if name in exported), *sorted(set(exported) - set(first), key=str.lower)):
         lines += [*python_directive(f"{module}.{name}", exported[name]), ""]
     return "\n".join(["```{eval-rst}", *lines, "```", ""])
 
@@ -192,8 +192,15 @@ def link_documents(*event: Any) -> None:
 
 def add_what_the_site_shows(app: Sphinx, docname: str, content: list[str]) -> None:
     """Expand the navigation and the references of a page."""
-    references = {"python": python_reference, "javascript": javascript_reference}
-    text = REFERENCE.sub(lambda found: references[found[1]](*found[2].split()), content[0])
+
+    def reference(found: re.Match[str]) -> str:
+        module, *first = found[2].split()
+        if found[1] == "javascript":
+            return javascript_reference(module)
+        # In the order of the page's tables.
+        return python_reference(module, *first, *re.findall(r"^\| `(\w+)` \|", content[0], re.MULTILINE))
+
+    text = REFERENCE.sub(reference, content[0])
     if docname == app.config.root_doc:
         text += navigation(text)
     content[0] = text
@@ -246,7 +253,7 @@ def check_references(app: Sphinx, env: BuildEnvironment) -> None:
 
 def mend_page(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     """Mend what extensions and the theme made of a page, before it is written."""
-    # The script of the extension for interfaces needs jQuery; that for diagrams is added to pages without a document too.
+    # The script of the extension for interfaces needs jQuery. That for diagrams is on generated pages as well.
     unwanted = ("$(document)",) if doctree else ("$(document)", "mermaid")
     context["script_files"] = [
         script

@@ -126,7 +126,7 @@ OPTIONS = (
         name="metadata-updates",
         unit=Unit.FLAG,
         help="Let peers replace their metadata after they have joined.",
-        details="See [protocol.md](protocol.md#metadata).",
+        details="See [protocol-features.md](protocol-features.md#metadata).",
     ),
     Option(
         name="backplane",

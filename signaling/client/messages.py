@@ -1,4 +1,4 @@
-"""The messages of the server, as typed values (docs/protocol.md, "From the server").
+"""The messages of the server, as typed values (docs/protocol.md, "Messages from the server").
 
 Other peers wrote the metadata and the payloads. A value that Python cannot represent, or of the wrong type, is left
 out, and the rest of the message is read.

@@ -1,4 +1,4 @@
-"""Payloads that only peers with the same secret can read and write (docs/sealing.md).
+"""Payloads that only peers with the same secret can read and write (docs/sealing-format.md).
 
 The server is a stranger: it chooses the ids, and may drop, delay, repeat and exchange messages, or invent them. So a
 payload is encrypted together with the type, the sender, the target and a number, and a number counts once.

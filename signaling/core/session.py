@@ -1,4 +1,4 @@
-"""A session: a peer that can outlive its connection (docs/protocol.md, "Resuming").
+"""A session: a peer that can outlive its connection (docs/protocol-features.md, "Resuming").
 
 A connection can be lost together with what was written to it, so frames stay in a replay buffer until a pong
 acknowledges them. While a session has no connection, a queue stands in for it, until the client resumes here or at

@@ -28,6 +28,8 @@ _log = Logger()
 _METHODS = b"GET, OPTIONS"
 _RETRY_AFTER = b"Retry-After"
 _INDEX = ""
+# What a person who has just started a server looks for first.
+_SERVED_BY = {_INDEX: "--demo", "signaling.js": "--serve-client"}
 _ASK_PRIVATE = b"access-control-request-private-network"
 CHECKS = frozenset({"drain", "workers", "backplane"})
 """The checks of ``/readyz``."""
@@ -153,6 +155,22 @@ class NotFound(Endpoint):
     def check_path(self, segments: list[bytes]) -> None:
         """Refuse every path."""
         raise self.not_found()
+
+
+class Unserved(NotFound):
+    """Answers for a file that the server could serve, but does not, with 404.
+
+    Args:
+        option: serves it.
+    """
+
+    def __init__(self, factory: ConnectionFactory, option: str) -> None:
+        super().__init__(factory)
+        self._option = option
+
+    def not_found(self) -> Refused:
+        """Return the error, which names the option."""
+        return Refused(404, f"{super().not_found().reason}; what you look for is served with {self._option}")
 
 
 class Folder(NotFound):
@@ -430,6 +448,8 @@ def site_folders(factory: ConnectionFactory, pages: Mapping[str, Page]) -> tuple
         parent.putChild(b"healthz", Health(factory))
         parent.putChild(b"readyz", Readiness(factory))
     folder.putChild(b"ws", TopicResource(factory))
+    for path, option in _SERVED_BY.items():
+        folder.putChild(path.encode(), Unserved(factory, option))
     for path, page in pages.items():
         folder.putChild(path.encode(), PageResource(factory, page))
     return root, folder

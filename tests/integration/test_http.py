@@ -541,6 +541,22 @@ def test_no_file_is_served_by_default() -> None:
         assert harness.request(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")[0] == 404
 
 
+@pytest.mark.parametrize(
+    ("path", "options", "named"),
+    [
+        ("/", {}, "--demo"),
+        ("/", {"serve_client": True}, "--demo"),
+        ("/signaling.js", {}, "--serve-client"),
+        ("/nope", {}, "/ws/{topic}"),
+    ],
+)
+def test_a_browser_that_finds_no_file_is_told_which_option_serves_it(
+    path: str, options: dict[str, bool], named: str
+) -> None:
+    status, _, body = Harness(**options).request(get(path))
+    assert (status, body.endswith(f"{named}\n")) == (404, True), body
+
+
 def test_answers_that_nobody_takes_wait_unmade() -> None:
     port = Harness(demo=True)
     connection = port.connect()

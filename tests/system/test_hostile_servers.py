@@ -318,7 +318,7 @@ def test_the_documented_program_survives_a_peer_that_leaves_at_once() -> None:
                 await connection.close(4401)
 
     async def scenario() -> None:
-        documented = (Path(__file__).parents[2] / "docs" / "clients.md").read_text()
+        documented = (Path(__file__).parents[2] / "docs" / "clients-python.md").read_text()
         [program] = re.findall(r"```python\n(import asyncio\n.*?)\n\nasyncio.run", documented, re.DOTALL)
         async with playing(leave) as (url, _):
             names: dict[str, Callable[[], Awaitable[None]]] = {}

@@ -32,7 +32,7 @@ TOKEN_TRIAL_SECONDS = int(os.environ.get("TOKEN_TRIAL_SECONDS", "6"))
 GLARE_PAIRS = int(os.environ.get("GLARE_PAIRS", "40"))
 
 HERE = Path(__file__).parent
-DOCUMENT = HERE.parents[1] / "docs" / "clients.md"
+DOCUMENT = HERE.parents[1] / "docs" / "clients-javascript.md"
 CLIENT = HERE.parents[1] / "signaling" / "browser" / "client" / "signaling.js"
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")

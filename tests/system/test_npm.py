@@ -69,11 +69,6 @@ def test_the_package_holds_the_client_and_nothing_else(packed: dict[str, Any]) -
     assert packed["size"] < 80_000
 
 
-def test_publint_and_arethetypeswrong_find_nothing(packed: dict[str, Any]) -> None:
-    print(run(program("publint"), packed["path"], "--strict", cwd=PACKAGE))
-    print(run(program("attw"), packed["path"], "--format", "table-flipped", cwd=PACKAGE))
-
-
 @pytest.mark.usefixtures("packed")
 @pytest.mark.parametrize(
     "script",
@@ -240,6 +235,7 @@ def test_a_program_in_node_outlives_whatever_a_socket_emits(application: Path) -
 # Of examples: names that the text around them introduces.
 CONTEXT = f"""
 declare const mesh: import("{NAME}").Mesh;
+declare const signaling: import("{NAME}").Signaling;
 declare function showVideo(peer: import("{NAME}").MeshPeer, stream: MediaStream | undefined): void;
 declare function removeVideo(peer: import("{NAME}").MeshPeer): void;
 """

@@ -19,7 +19,7 @@ from tests.programs import free_port
 from tests.system.browser import run
 
 HERE = Path(__file__).parent
-DOCUMENT = HERE.parents[1] / "docs" / "clients.md"
+DOCUMENT = HERE.parents[1] / "docs" / "clients-react.md"
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
+# Of pages that are also shown elsewhere, where relative links lead nowhere.
+REPOSITORY = "https://github.com/twisted-signaling/twisted-signaling/blob/main/"
 PAGES = [*DOCS.glob("*.md"), *(DOCS.parent / name for name in ("README.md", "CONTRIBUTING.md", "npm/README.md"))]
 # But for build/, where commands write what may be there or not.
 FOLDERS = "|".join(
@@ -86,7 +88,10 @@ def test_every_threat_and_every_statement_on_privacy_names_a_proof_that_exists(p
 def test_every_link_between_documents_leads_somewhere() -> None:
     for page in (*PAGES, DOCS.parent / "CHANGELOG.md"):
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
-            assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
+            if target.startswith(REPOSITORY):
+                assert (DOCS.parent / target.removeprefix(REPOSITORY)).exists(), f"{page.name}: {target}"
+            else:
+                assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 def test_the_rights_of_a_store_s_user_are_those_that_the_scripts_and_the_engine_need() -> None:

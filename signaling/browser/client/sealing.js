@@ -1,5 +1,5 @@
 /**
- * Payloads that only peers with the same secret can read and write (docs/sealing.md). signaling.js loads this module if
+ * Payloads that only peers with the same secret can read and write (docs/sealing-format.md). signaling.js loads this module if
  * `join` has a `secret`.
  *
  * The server is a stranger: it chooses the ids, and may drop, delay, repeat and exchange messages, or invent them. So a

@@ -1,7 +1,7 @@
 /**
  * The client of a twisted-signaling server: `join` a topic, and keep a `Mesh` of connections to the other peers.
  *
- * signaling.d.ts has the types and their documentation; docs/clients.md says what happens at each kind of loss.
+ * signaling.d.ts has the types and their documentation; docs/reconnecting.md says what happens after each kind of loss.
  */
 
 const RELAYED = ["offer", "answer", "ice-candidate"];
