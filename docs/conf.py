@@ -130,7 +130,12 @@ python_use_unqualified_type_names = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
-linkcheck_ignore = [rf"{REPOSITORY}/.*", rf"{html_baseurl}.*", r"https?://(localhost|127\.0\.0\.1|[\w.-]*example\.)"]
+linkcheck_ignore = [
+    rf"{REPOSITORY}/.*",
+    r"https://www\.npmjs\.com/.*",
+    rf"{html_baseurl}.*",
+    r"https?://(localhost|127\.0\.0\.1|[\w.-]*example\.)",
+]
 
 
 def navigation(text: str) -> str:
