@@ -11,7 +11,7 @@ import re
 from importlib import import_module
 from inspect import isclass
 from pathlib import Path
-from shutil import copyfile
+from shutil import copyfile, copytree
 from types import UnionType
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -270,13 +270,14 @@ def mend_page(app: Sphinx, page: str, template: str, context: dict[str, Any], do
     context["furo_navigation_tree"] = tree.replace(' role="heading"', ' role="heading" aria-level="2"')
 
 
-def add_mermaid(app: Sphinx, error: Exception | None) -> None:
-    """Copy the script for diagrams into the site."""
+def add_files(app: Sphinx, error: Exception | None) -> None:
+    """Copy the script for diagrams into the site, and the schemas of messages, whose ids are addresses there."""
     if error is None and app.builder.format == "html":
         for path in (MERMAID / "mermaid.esm.min.mjs", *MERMAID.glob("chunks/mermaid.esm.min/*.mjs")):
             target = app.outdir / "_static" / "mermaid" / path.relative_to(MERMAID)
             target.parent.mkdir(parents=True, exist_ok=True)
             copyfile(path, target)
+        copytree(TREE / "signaling" / "schemas", app.outdir / "schemas", dirs_exist_ok=True)
 
 
 class Tsx(TsxLexer):
@@ -294,5 +295,5 @@ def setup(app: Sphinx) -> None:
     app.connect("env-check-consistency", check_references)
     # After those that add them.
     app.connect("html-page-context", mend_page, priority=900)
-    app.connect("build-finished", add_mermaid)
+    app.connect("build-finished", add_files)
     app.add_transform(Links)
