@@ -233,7 +233,7 @@ class Links(SphinxTransform):
         if not file.exists():
             return  # Sphinx warns.
         if file.is_relative_to(DOCS):
-            if node.astext() == file.name and not anchor:
+            if node.astext() == file.name:
                 node["refexplicit"] = False
                 node.children = [nodes.inline()]
             return
