@@ -127,7 +127,7 @@ $(VENV)/docs.stamp: $(VENV)/pip.stamp setup.cfg pyproject.toml
 
 docs/npm/node_modules/.package-lock.json: docs/npm/package-lock.json
 	sh tools/test_programs.sh nodejs npm
-	cd docs/npm && npm ci --silent
+	cd docs/npm && npm ci --loglevel=error --ignore-scripts
 	touch $@
 
 npm/node_modules/.package-lock.json: npm/package-lock.json
