@@ -8,7 +8,7 @@ IMAGE_EXTRAS := metrics jwt cluster tls
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTEST_OPTIONS
 
-.PHONY: help run check test test-benchmarks lint types test-all conformance fuzz soak observe failures bench packages test-packages lock clean
+.PHONY: help run check test test-benchmarks lint types test-all conformance fuzz soak observe failures bench packages test-packages deployments lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -77,6 +77,10 @@ packages: $(VENV)/test.stamp $(VENV)/packages.stamp npm/node_modules/.package-lo
 test-packages: $(VENV)/test.stamp ## Test the sdist and the wheel in dist/
 	DISTRIBUTIONS=dist $(BIN)/python -m pytest tests/packages $(PYTEST_OPTIONS)
 
+deployments: $(VENV)/test.stamp $(VENV)/deployments.stamp ## Check the image, compose.yaml and the dashboard, and run the services
+	sh tools/test_programs.sh
+	$(BIN)/python -m pytest tests/deployments $(PYTEST_OPTIONS)
+
 lock: $(VENV)/packages.stamp ## Renew the list of what the image installs, deploy/image-requirements.txt
 	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 		--generate-hashes $(IMAGE_EXTRAS:%=--extra %) --output-file deploy/image-requirements.txt pyproject.toml
@@ -133,6 +137,10 @@ docs/npm/node_modules/.package-lock.json: docs/npm/package-lock.json
 npm/node_modules/.package-lock.json: npm/package-lock.json
 	sh tools/test_programs.sh nodejs npm
 	cd npm && npm ci --ignore-scripts
+
+$(VENV)/deployments.stamp: $(VENV)/pip.stamp pyproject.toml
+	$(BIN)/pip install --quiet --group deployments
+	touch $@
 
 $(VENV)/tox.stamp: $(VENV)/pip.stamp
 	$(BIN)/pip install --quiet 'tox >= 4.22'
