@@ -236,7 +236,7 @@ class Links(SphinxTransform):
             # MyST has taken the suffix off.
             path, anchor = f"{path}.md", node.get("reftargetid")
         file = (DOCS / path).resolve()
-        if not file.exists():
+        if not file.is_relative_to(TREE) or not file.exists():
             return  # Sphinx warns.
         if file.is_relative_to(DOCS):
             if node.astext() == file.name:
