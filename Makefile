@@ -8,7 +8,7 @@ IMAGE_EXTRAS := metrics jwt cluster tls
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTEST_OPTIONS
 
-.PHONY: help run check test test-benchmarks lint types test-all conformance fuzz soak observe failures bench packages lock clean
+.PHONY: help run check test test-benchmarks lint types test-all conformance fuzz soak observe failures bench packages deployments lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -69,12 +69,16 @@ packages: $(VENV)/test.stamp $(VENV)/packages.stamp npm/node_modules/.package-lo
 	npm/node_modules/.bin/attw --format table-flipped dist/*.tgz
 	DISTRIBUTIONS=dist $(BIN)/python -m pytest tests/packages $(PYTEST_OPTIONS)
 
+deployments: $(VENV)/deployments.stamp ## Check the Helm chart: render it, validate it, and start what it would start
+	sh tools/test_programs.sh nodejs npm redis-server
+	$(BIN)/python -m pytest tests/deployments $(PYTEST_OPTIONS)
+
 lock: $(VENV)/packages.stamp ## Renew the list of what the image installs, deploy/image-requirements.txt
 	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 		--generate-hashes $(IMAGE_EXTRAS:%=--extra %) --output-file deploy/image-requirements.txt pyproject.toml
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) .tox build dist npm/dist npm/LICENSE npm/node_modules *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .tox build dist npm/dist npm/LICENSE npm/node_modules tests/deployments/custom_resources/node_modules *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/pip.stamp: tools/make_venv.sh
 	sh tools/make_venv.sh $(PYTHON) $(VENV)
@@ -99,6 +103,10 @@ $(VENV)/fuzz.stamp: $(VENV)/pip.stamp setup.cfg setup.py pyproject.toml
 
 $(VENV)/bench.stamp: $(VENV)/pip.stamp setup.cfg setup.py pyproject.toml
 	$(BIN)/pip install --quiet --editable . --group test --group bench
+	touch $@
+
+$(VENV)/deployments.stamp: $(VENV)/pip.stamp pyproject.toml
+	$(BIN)/pip install --quiet --editable . --group test --group deployments
 	touch $@
 
 $(VENV)/packages.stamp: $(VENV)/pip.stamp pyproject.toml

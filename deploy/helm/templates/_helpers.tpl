@@ -229,6 +229,11 @@ The files of secrets in /etc/signaling, as a JSON object: the name of the file, 
 {{- if and $v.httpRoute.enabled (not $v.httpRoute.parentRefs) }}
 {{- $wrong = append $wrong "httpRoute.enabled: name the Gateway in httpRoute.parentRefs" }}
 {{- end }}
+{{- with $v.autoscaling }}
+{{- if and .enabled (not .targetCPUUtilizationPercentage) (not .metrics) }}
+{{- $wrong = append $wrong "autoscaling.enabled: it needs targetCPUUtilizationPercentage or metrics" }}
+{{- end }}
+{{- end }}
 {{- $own := include "signaling.ownOptions" . | fromJson }}
 {{- if include "signaling.backplaneFromSecret" . }}{{ $_ := set $own "backplane" "" }}{{ end }}
 {{- range $name, $_ := $v.config }}
