@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -328,6 +329,29 @@ def test_wrong_values_are_refused_with_what_is_right(values: dict[str, Any], com
     done = render(values)
     assert done.returncode != 0
     assert complaint in done.stderr
+
+
+# The page about it
+
+PAGE = (TREE / "docs" / "kubernetes.md").read_text()
+
+
+@pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL))
+def test_the_values_of_the_page_are_right(block: str) -> None:
+    done = render(yaml.safe_load(block))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_commands_of_the_page_name_what_the_chart_makes() -> None:
+    block = {"admin": {"enabled": True, "existingSecret": {"name": "x"}}}
+    made = [each for each in yaml.safe_load_all(render(block).stdout) if each]
+    names = {f"{each['kind'].lower()}/{each['metadata']['name']}" for each in made}
+    assert set(re.findall(r"\b(?:deployment|service)/[\w-]+", PAGE)) <= names
+    [created] = re.findall(r"secret generic signaling-secrets .*\n +(.*)", PAGE)
+    keys = set(re.findall(r"--from-file=([\w-]+)", created))
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert keys == {values[name]["existingSecret"]["key"] for name in ("turn", "auth", "admin")}
+    assert values["test"]["tokenSecret"]["key"] == "token"
 
 
 # What the objects mean
