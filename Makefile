@@ -8,7 +8,7 @@ IMAGE_EXTRAS := metrics jwt cluster tls
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTEST_OPTIONS
 
-.PHONY: help run check test test-benchmarks lint types test-all conformance fuzz soak observe failures bench packages deployments lock clean
+.PHONY: help run check test test-benchmarks lint types test-all conformance fuzz soak observe failures bench packages test-packages deployments lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -26,11 +26,16 @@ test: $(VENV)/test.stamp ## Install what the tests need, run all of them, and me
 test-benchmarks: $(VENV)/bench.stamp ## Run the tests of the load tools
 	$(BIN)/python -m pytest benchmarks/tests $(PYTEST_OPTIONS)
 
-lint: $(VENV)/lint.stamp ## Check style, the Dockerfile and the shell scripts
+lint: $(VENV)/lint.stamp ## Check style, the Dockerfile, the shell scripts and the workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/shellcheck .ci/run tools/*.sh
+	$(BIN)/zizmor --offline --quiet .github
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
 
 types: $(VENV)/lint.stamp ## Check types strictly
 	$(BIN)/mypy
@@ -67,6 +72,9 @@ packages: $(VENV)/test.stamp $(VENV)/packages.stamp npm/node_modules/.package-lo
 	cd npm && npm pack --loglevel=error --pack-destination=../dist
 	npm/node_modules/.bin/publint --strict dist/*.tgz
 	npm/node_modules/.bin/attw --format table-flipped dist/*.tgz
+	$(MAKE) test-packages
+
+test-packages: $(VENV)/test.stamp ## Test the sdist and the wheel in dist/
 	DISTRIBUTIONS=dist $(BIN)/python -m pytest tests/packages $(PYTEST_OPTIONS)
 
 deployments: $(VENV)/deployments.stamp ## Check the Helm chart: render it, validate it, and start what it would start

@@ -1,8 +1,8 @@
-"""What a release is made from: ``release.py set 1.2.0``, ``release.py check v1.2.0``, ``release.py notes v1.2.0``.
+"""What a release is made from: ``release.py set 1.2.0``, ``check v1.2.0``, ``notes v1.2.0`` and ``version``.
 
 ``set`` writes a version wherever one is stated. ``check`` ends with status 1 if one of these places, or the changelog,
 is not ready for the tag. ``notes`` prints what the changelog says of the version, for the page of the release.
-docs/releasing.md has all steps.
+``version`` prints what the files state now. docs/releasing.md has all steps.
 """
 
 from __future__ import annotations
@@ -73,6 +73,8 @@ def main(arguments: list[str]) -> None:
             set_version(version)
         case ["check", tag] if VERSION.fullmatch(tag.removeprefix("v")):
             check(tag.removeprefix("v"))
+        case ["version"]:
+            print(*stated()["signaling/_version.py"])
         case ["notes", tag]:
             version = tag.removeprefix("v")
             print(absolute_links(section(version)[1], version), end="")

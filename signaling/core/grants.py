@@ -1,4 +1,4 @@
-"""Credentials as received, and grants: what an authenticated client may do (docs/access.md)."""
+"""Credentials as received, and grants: what an authenticated client may do (docs/tokens.md)."""
 
 from __future__ import annotations
 

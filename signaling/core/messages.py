@@ -109,7 +109,8 @@ class ClientFields(msgspec.Struct):
 
     type: Annotated[msgspec.Raw, Meta(extra_json_schema=_TEXT_OR_NULL)] = _ABSENT
     to: Annotated[
-        msgspec.Raw, Meta(description="Ignored, but no value of another type.", extra_json_schema=_TEXT_OR_NULL)
+        msgspec.Raw,
+        Meta(description="Ignored, but no value of another type.", extra_json_schema=_TEXT_OR_NULL),
     ] = _ABSENT
     payload: msgspec.Raw = _ABSENT
     msgId: Annotated[msgspec.Raw, _ClientMsgId] = _ABSENT

@@ -37,8 +37,8 @@ Metadata: TypeAlias = Annotated[Raw, MetadataText]
 Payload: TypeAlias = Annotated[
     Raw,
     Meta(
-        description="Any JSON, which arrives as it was written.",
-        examples=[{"type": "offer", "sdp": "v=0\r\n..."}],
+        description="Any JSON, which arrives as it was written. Peers with a secret seal it: sealed-payload.json.",
+        examples=[{"sdp": "v=0\r\n..."}],
     ),
 ]
 MsgId: TypeAlias = Annotated[
@@ -90,8 +90,17 @@ class _ServerMessage(msgspec.Struct, frozen=True, gc=False, tag_field="type", om
 class ResumeTicket(msgspec.Struct, frozen=True, gc=False):
     """How to resume the session after a loss."""
 
-    token: Annotated[str, Meta(min_length=1, description="For the key `resume` of the query; secret, for one use.")]
-    window: Annotated[float, Meta(gt=0, description="How many seconds the peer stays in the topic after a loss.")]
+    token: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="For the key `resume` of the query; secret, for one use.",
+            examples=["01M84W4JC063ZB8W6276707TN2c2VjcmV0..."],
+        ),
+    ]
+    window: Annotated[
+        float, Meta(gt=0, description="How many seconds the peer stays in the topic after a loss.", examples=[30])
+    ]
 
 
 class Welcome(_ServerMessage, frozen=True, gc=False, tag="welcome"):
@@ -166,7 +175,14 @@ class Error(_ServerMessage, frozen=True, gc=False, tag="error"):
     """One of the client's messages was not relayed, or not accepted. The connection stays open."""
 
     code: ErrorCode
-    message: Annotated[Raw, Meta(description="What is wrong, for a person.", extra_json_schema={"type": "string"})]
+    message: Annotated[
+        Raw,
+        Meta(
+            description="What is wrong, for a person.",
+            extra_json_schema={"type": "string"},
+            examples=["the message must be one JSON object"],
+        ),
+    ]
     msg_id: MsgId | UnsetType = msgspec.field(default=UNSET, name="msgId")
 
 
@@ -186,7 +202,7 @@ class TokenAccepted(_ServerMessage, frozen=True, gc=False, tag="token"):
 class Notice(_ServerMessage, frozen=True, gc=False, tag="notice"):
     """The operator or the application says something, to one peer or to all. Peers cannot send it."""
 
-    data: Annotated[Raw, Meta(description="Any JSON.")]
+    data: Annotated[Raw, Meta(description="Any JSON.", examples=[{"text": "The server restarts at 22:00."}])]
 
 
 ServerMessage = (

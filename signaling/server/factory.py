@@ -88,7 +88,7 @@ class SignalingFactory(HttpFactory):
         ice_source: a provider of further ones. It is asked when the backplane starts, and no more after a drain.
         serve_client: whether the client for browsers is served: ``/signaling.js`` and ``/sealing.js``.
         demo: whether ``/`` serves the demo.
-        portal: checks tokens (docs/access.md); None means that everybody may join.
+        portal: checks tokens (docs/access-python.md); None means that everybody may join.
         topic_rules: bounds of topics by their names, in place of those in ``limits``; None means none.
         metadata_updates: whether peers may replace their metadata (docs/protocol-features.md, "Metadata").
         backplane: shares the topics with other servers (docs/cluster.md); None means that there are none. It starts

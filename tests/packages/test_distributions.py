@@ -22,11 +22,13 @@ from tests.system.test_options import unprivileged
 TREE = Path(__file__).parents[2]
 MODULES = {str(path.relative_to(TREE)) for path in (TREE / "signaling").rglob("*.py")}
 STATIC = {str(path.relative_to(TREE)) for path in (TREE / "signaling" / "browser").glob("*/*")}
+SCHEMAS = {str(path.relative_to(TREE)) for path in (TREE / "signaling" / "schemas").glob("*.json")}
 SCRIPTS = {str(path.relative_to(TREE)) for path in (TREE / "signaling" / "backplane" / "redis" / "lua").glob("*.lua")}
 SHIPPED = (
     MODULES
     | SCRIPTS
     | STATIC
+    | SCHEMAS
     | {
         "signaling/admin/openapi.json",
         "signaling/py.typed",
