@@ -505,13 +505,18 @@ def mounted(name: str, folder: Path) -> dict[str, str]:
         if document["kind"] == "Secret":
             data = {key: base64.b64decode(value).decode() for key, value in document["data"].items()}
             secrets[document["metadata"]["name"]] = data
+    # As the kubelet does: files are links into a folder that is itself a link, which it replaces to change them all.
+    hidden = folder / "..2026_11_28"
+    hidden.mkdir()
+    (folder / "..data").symlink_to(hidden.name)
     [volume] = [each for each in pod(name)["volumes"] if each["name"] == "config"]
     for source in volume["projected"]["sources"]:
         [(kind, reference)] = source.items()
         held = only(name, "ConfigMap")["data"] if kind == "configMap" else secrets[reference["name"]]
         for item in reference["items"]:
             text = held[item["key"]]
-            (folder / item["path"]).write_text(issuer.public_pem("EdDSA").decode() if text == "KEYS" else text)
+            (hidden / item["path"]).write_text(issuer.public_pem("EdDSA").decode() if text == "KEYS" else text)
+            (folder / item["path"]).symlink_to(f"..data/{item['path']}")
     environment = {}
     for variable in container(name).get("env", []):
         reference = variable.get("valueFrom", {}).get("secretKeyRef")
