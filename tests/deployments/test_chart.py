@@ -121,6 +121,7 @@ VALUES: dict[str, dict[str, Any]] = {
     },
     "autoscaling": {
         "fullnameOverride": "calls",
+        "listenOnIPv6": True,
         "backplane": {"url": "redis://redis"},
         "autoscaling": {
             "enabled": True,
@@ -551,6 +552,16 @@ def test_the_server_takes_its_options_and_files(name: str, tmp_path: Path) -> No
     assert found.settings["topics"].value == VALUES[name].get("config", {}).get("topics", [])
     assert (found["backplane"] is not None) == ("backplane" in VALUES[name])
     assert bool(found["auth"]) == ("auth" in VALUES[name])
+
+
+def test_metrics_and_the_admin_api_listen_on_the_ports_of_their_services(tmp_path: Path) -> None:
+    found = options("existing secrets", tmp_path)
+    assert (found["metrics-listen"], found["admin-listen"]) == ("tcp:9090", "tcp:8082")
+    for suffix, port in (("-metrics", 9090), ("-admin", 8082)):
+        [service] = only("existing secrets", "Service", suffix)["spec"]["ports"]
+        assert {"name": service["targetPort"], "containerPort": port} in container("existing secrets")["ports"]
+    (tmp_path / "other").mkdir()
+    assert options("autoscaling", tmp_path / "other")["metrics-listen"] == "tcp6:9090"
 
 
 def start(name: str, folder: Path, *more: str, env: dict[str, str] | None = None, redis: str = "") -> Server:

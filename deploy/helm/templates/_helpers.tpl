@@ -116,11 +116,12 @@ The files of secrets in /etc/signaling, as a JSON object: the name of the file, 
 {{- $own := dict "port" 8081 }}
 {{- $v := .Values }}
 {{- $files := include "signaling.secretFiles" . | fromJson }}
+{{- $tcp := ternary "tcp6" "tcp" $v.listenOnIPv6 }}
 {{- if $v.metrics.enabled }}
-{{- $_ := set $own "metrics-listen" (printf "tcp:%d" (int $v.metrics.port)) }}
+{{- $_ := set $own "metrics-listen" (printf "%s:%d" $tcp (int $v.metrics.port)) }}
 {{- end }}
 {{- if $v.admin.enabled }}
-{{- $_ := set $own "admin-listen" (printf "tcp:%d" (int $v.admin.port)) }}
+{{- $_ := set $own "admin-listen" (printf "%s:%d" $tcp (int $v.admin.port)) }}
 {{- end }}
 {{- with $v.backplane }}
 {{- if and .url .passwordSecret.name (not .existingSecret.name) }}
