@@ -174,8 +174,8 @@ def run(*command: str | Path, folder: Path | None = None) -> subprocess.Complete
     )
 
 
-def render(values: dict[str, Any], chart: Path = CHART) -> subprocess.CompletedProcess[str]:
-    command = [helm(), "template", "signaling", str(chart), "--namespace", "calls", "--values", "-"]
+def render(values: dict[str, Any], chart: Path = CHART, release: str = "signaling") -> subprocess.CompletedProcess[str]:
+    command = [helm(), "template", release, str(chart), "--namespace", "calls", "--values", "-"]
     return subprocess.run(
         command, input=json.dumps(values), capture_output=True, text=True, check=False, timeout=SECONDS
     )
@@ -278,6 +278,19 @@ def test_the_custom_resources_are_valid_to_the_letter(models: Path) -> None:
 def test_a_wrong_custom_resource_would_be_noticed(models: Path, change: dict[str, Any], complaint: str) -> None:
     route = only("httproute", "HTTPRoute")
     assert complaint in judge(models, [{**route, "spec": {**route["spec"], **change}}])
+
+
+def test_names_that_look_like_numbers_stay_names() -> None:
+    values = {
+        "turn": {"uris": ["turn:a"], "existingSecret": {"name": "1", "key": "2"}},
+        "backplane": {"existingSecret": {"name": "3", "key": "4"}},
+        "iceServers": [{"urls": "stun:a"}],
+        "test": {"tokenSecret": {"name": "5", "key": "6"}},
+        "nameOverride": "7",
+    }
+    for document in yaml.safe_load_all(render(values, release="8").stdout):
+        if document:
+            kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
 
 
 def test_a_package_renders_the_same(tmp_path: Path) -> None:
