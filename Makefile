@@ -77,8 +77,8 @@ packages: $(VENV)/test.stamp $(VENV)/packages.stamp npm/node_modules/.package-lo
 test-packages: $(VENV)/test.stamp ## Test the sdist and the wheel in dist/
 	DISTRIBUTIONS=dist $(BIN)/python -m pytest tests/packages $(PYTEST_OPTIONS)
 
-deployments: $(VENV)/deployments.stamp ## Check the Helm chart: render it, validate it, and start what it would start
-	sh tools/test_programs.sh nodejs npm redis-server
+deployments: $(VENV)/test.stamp $(VENV)/deployments.stamp ## Check the image, compose.yaml, the chart and the dashboard, and run the services
+	sh tools/test_programs.sh
 	$(BIN)/python -m pytest tests/deployments $(PYTEST_OPTIONS)
 
 lock: $(VENV)/packages.stamp ## Renew the list of what the image installs, deploy/image-requirements.txt
@@ -113,10 +113,6 @@ $(VENV)/bench.stamp: $(VENV)/pip.stamp setup.cfg setup.py pyproject.toml
 	$(BIN)/pip install --quiet --editable . --group test --group bench
 	touch $@
 
-$(VENV)/deployments.stamp: $(VENV)/pip.stamp pyproject.toml
-	$(BIN)/pip install --quiet --editable . --group test --group deployments
-	touch $@
-
 $(VENV)/packages.stamp: $(VENV)/pip.stamp pyproject.toml
 	$(BIN)/pip install --quiet --group packages
 	touch $@
@@ -124,6 +120,10 @@ $(VENV)/packages.stamp: $(VENV)/pip.stamp pyproject.toml
 npm/node_modules/.package-lock.json: npm/package-lock.json
 	sh tools/test_programs.sh nodejs npm
 	cd npm && npm ci --ignore-scripts
+
+$(VENV)/deployments.stamp: $(VENV)/pip.stamp pyproject.toml
+	$(BIN)/pip install --quiet --group deployments
+	touch $@
 
 $(VENV)/tox.stamp: $(VENV)/pip.stamp
 	$(BIN)/pip install --quiet 'tox >= 4.22'

@@ -1,4 +1,4 @@
-"""The Helm chart has the version, the alerts, the dashboard, the options and the values that there are."""
+"""The Helm chart has the alerts, the dashboard, the options and the values that there are."""
 
 from __future__ import annotations
 
