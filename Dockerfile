@@ -1,17 +1,22 @@
-# syntax=docker/dockerfile:1
-ARG BASE=python:3.13-slim
+# docs/docker.md explains how to run it. The digest names the image for all platforms; dependabot renews it.
+FROM python:3.13.15-slim-trixie@sha256:7c61056e61ac89e852de05f3dc6fa51a6dd2181797bceed46aa725dd7cb2cd3b AS base
 
-FROM ${BASE} AS build
-# What the plain server does without: docker build --build-arg EXTRAS=metrics,tls .
-ARG EXTRAS=
+FROM base AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_NO_CACHE_DIR=1
 WORKDIR /source
+# Without pip, which the server does not need.
+RUN python3 -m venv --without-pip /app
+# What operators expect: the extras cluster, jwt, metrics and tls. "make lock" renews the versions and hashes.
+COPY deploy/image-requirements.txt .
+RUN pip --python /app/bin/python install --require-hashes --only-binary :all: -r image-requirements.txt
 COPY setup.cfg setup.py pyproject.toml README.md LICENSE ./
 COPY signaling signaling
 COPY twisted twisted
-RUN python3 -m venv /app \
-    && /app/bin/pip install --no-cache-dir ".${EXTRAS:+[$EXTRAS]}"
+RUN pip --python /app/bin/python install --no-deps .
 
-FROM ${BASE}
+FROM base
+COPY deploy/docker-entrypoint.sh /usr/local/bin/
 COPY --from=build /app /app
 ENV PATH=/app/bin:$PATH \
     PYTHONUNBUFFERED=1
@@ -22,6 +27,16 @@ USER 10001:10001
 WORKDIR /tmp
 EXPOSE 8081
 STOPSIGNAL SIGTERM
-# It finds out itself where the server listens: by a variable, a file or an option behind the command below.
+# It finds out itself where the server listens: by a variable, a file or an option.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=5s CMD ["signaling-health"]
-CMD ["twistd", "-n", "signaling"]
+ENTRYPOINT ["docker-entrypoint.sh"]
+# Last, as they change with each build. The release workflow gives both.
+ARG VERSION=unreleased
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="twisted-signaling" \
+      org.opencontainers.image.description="A WebRTC signaling server on Twisted and Autobahn" \
+      org.opencontainers.image.source="https://github.com/twisted-signaling/twisted-signaling" \
+      org.opencontainers.image.documentation="https://twisted-signaling.github.io/twisted-signaling/" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"

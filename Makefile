@@ -8,7 +8,7 @@ IMAGE_EXTRAS := metrics jwt cluster tls
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTEST_OPTIONS
 
-.PHONY: help run check test test-benchmarks tutorials lint types test-all conformance fuzz soak observe failures bench lock clean
+.PHONY: help run check test test-benchmarks tutorials lint types test-all conformance fuzz soak observe failures bench packages test-packages lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -30,11 +30,16 @@ tutorials: $(VENV)/test.stamp ## Run every command and example of README.md and 
 	sh tools/test_programs.sh
 	$(BIN)/python -m pytest tests/documents $(PYTEST_OPTIONS)
 
-lint: $(VENV)/lint.stamp ## Check style, the Dockerfile and the shell scripts
+lint: $(VENV)/lint.stamp ## Check style, the Dockerfile, the shell scripts and the workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/shellcheck .ci/run tools/*.sh
+	$(BIN)/zizmor --offline --quiet .github
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
 
 types: $(VENV)/lint.stamp ## Check types strictly
 	$(BIN)/mypy
@@ -60,6 +65,21 @@ failures: $(VENV)/bench.stamp ## Hurt a cluster in every way, about 17 minutes (
 
 bench: $(VENV)/bench.stamp ## Measure the server beside its peers (BENCH_OPTIONS="--scenario relay"), some 8 minutes
 	$(BIN)/python -m benchmarks.compare $(BENCH_OPTIONS)
+
+# The wheel is built from the sdist, as a user without the repository would.
+packages: $(VENV)/test.stamp $(VENV)/packages.stamp npm/node_modules/.package-lock.json ## Build the packages into dist/ and check them
+	rm -rf dist
+	$(BIN)/python -m build --quiet --outdir dist
+	$(BIN)/pyroma --min 10 dist/*.tar.gz
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	cd npm && npm pack --loglevel=error --pack-destination=../dist
+	npm/node_modules/.bin/publint --strict dist/*.tgz
+	npm/node_modules/.bin/attw --format table-flipped dist/*.tgz
+	$(MAKE) test-packages
+
+test-packages: $(VENV)/test.stamp ## Test the sdist and the wheel in dist/
+	DISTRIBUTIONS=dist $(BIN)/python -m pytest tests/packages $(PYTEST_OPTIONS)
 
 lock: $(VENV)/packages.stamp ## Renew the list of what the image installs, deploy/image-requirements.txt
 	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
@@ -96,6 +116,10 @@ $(VENV)/bench.stamp: $(VENV)/pip.stamp setup.cfg setup.py pyproject.toml
 $(VENV)/packages.stamp: $(VENV)/pip.stamp pyproject.toml
 	$(BIN)/pip install --quiet --group packages
 	touch $@
+
+npm/node_modules/.package-lock.json: npm/package-lock.json
+	sh tools/test_programs.sh nodejs npm
+	cd npm && npm ci --ignore-scripts
 
 $(VENV)/tox.stamp: $(VENV)/pip.stamp
 	$(BIN)/pip install --quiet 'tox >= 4.22'

@@ -12,8 +12,8 @@ CODE_BLOCK = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 RELATIVE = re.compile(r'(?<=\]\()(?![a-z]+:)[^)\s]+|(?<=(?:src|ref|set)=")(?![a-z]+:)[^"\s]+')
 
 
-def description(readme: str, version: str) -> str:
-    """Return ``readme`` with its relative links made absolute, to the files as the release has them."""
+def absolute_links(text: str, version: str) -> str:
+    """Make the relative links of a Markdown text absolute, to the files as release ``version`` has them."""
 
     def absolute(link: re.Match[str]) -> str:
         target = link[0]
@@ -23,8 +23,8 @@ def description(readme: str, version: str) -> str:
             return f"https://raw.githubusercontent.com/{REPOSITORY}/v{version}/{target}"
         return f"https://github.com/{REPOSITORY}/blob/v{version}/{target}"
 
-    parts = CODE_BLOCK.split(readme)
-    parts[::2] = [RELATIVE.sub(absolute, text) for text in parts[::2]]
+    parts = CODE_BLOCK.split(text)
+    parts[::2] = [RELATIVE.sub(absolute, part) for part in parts[::2]]
     return "".join(parts)
 
 
@@ -34,7 +34,8 @@ def version() -> str:
     return str(found)
 
 
-setup(
-    long_description=description((TREE / "README.md").read_text(encoding="utf-8"), version()),
-    long_description_content_type="text/markdown",
-)
+if __name__ == "__main__":
+    setup(
+        long_description=absolute_links((TREE / "README.md").read_text(encoding="utf-8"), version()),
+        long_description_content_type="text/markdown",
+    )

@@ -108,7 +108,7 @@ class Limits:
         "Connections of peers from one address or IPv6 /64, and as many unjoined ones.",
         zero="no limit",
         exceeded="429 with `Retry-After`",
-        details="Beyond it, the oldest unjoined one of the address is closed.",
+        details="An unjoined connection beyond it closes the oldest unjoined one of the address.",
     )
     max_connections_per_address_per_second: float = _limit(
         0.0,
@@ -155,16 +155,16 @@ class Limits:
         1.0,
         "metadata-rate",
         Unit.PER_SECOND,
-        "Updates of its metadata from one connection in a second, if they are on.",
+        "Metadata updates from one connection in a second, if they are on.",
         exceeded="`rate_limited`",
     )
     metadata_update_burst: int = _limit(
         5,
         "metadata-burst",
         Unit.COUNT,
-        "Updates of its metadata from one connection at once, before `--metadata-rate` applies.",
+        "Metadata updates from one connection at once, before `--metadata-rate` applies.",
         exceeded="`rate_limited`",
-        details="What is no metadata does not count.",
+        details="Invalid metadata does not count.",
     )
     max_message_bytes: int = _limit(
         65_536,
@@ -248,9 +248,8 @@ class Limits:
         0.0,
         "drain-spread",
         Unit.SECONDS,
-        "How long a stopping server takes to close its peers, one by one with 1012, after `--drain-delay`.",
+        "How long a stopping server takes to close its peers at random moments with 1012, after `--drain-delay`.",
         zero="all at once with 1001",
-        details="Each at a random moment.",
     )
     shutdown_timeout_seconds: float = _limit(
         10.0,

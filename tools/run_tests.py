@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import resource
 import shlex
 import subprocess
 import sys
@@ -58,7 +59,7 @@ def system(*names: str) -> list[str]:
 _SYSTEM = [
     Part("browsers", system("javascript", "firefox", "webkit", "webrtc")),
     Part("demo", system("demo")),
-    Part("starting", system("options", "starting", "health", "systemd", "access", "kubernetes", "packaging")),
+    Part("starting", system("options", "starting", "health", "systemd", "access", "kubernetes", "platforms")),
     Part("cluster", system("cluster", "redis_engine", "wall_clock")),
     Part("aiortc and proxies", system("aiortc_client", "client_interop", "mesh_restarts", "turn", "proxies")),
     Part(
@@ -99,6 +100,7 @@ class Running:
         self.part = part
         self._log = folder / part.name.replace(" ", "-")
         self._started = time.monotonic()
+        self._cpu_seconds = 0.0
         command = [sys.executable, "-m", *(("coverage", "run", "-m") if part.covered else ()), "pytest"]
         environment = dict(os.environ)
         # Without caches, each of the hundreds of servers and Pythons that tests start compiles the whole package.
@@ -114,6 +116,13 @@ class Running:
                 stderr=subprocess.STDOUT,
             )
 
+    def has_ended(self) -> bool:
+        """Whether it ended; then its CPU time is known, with that of all processes that it waited for."""
+        before = _seconds_of_ended()
+        ended = self.process.poll() is not None
+        self._cpu_seconds = _seconds_of_ended() - before
+        return ended
+
     def report(self) -> Counter[str]:
         """Print how the part ended, with all its output if it failed; return how many tests passed, failed, ..."""
         output = self._log.read_text(errors="replace")
@@ -127,8 +136,13 @@ class Running:
         skipped = [line for line in lines if line.startswith("SKIPPED")]
         print(*([output] if counts["failed"] else skipped), sep="\n", end="\n" if skipped or counts["failed"] else "")
         seconds = time.monotonic() - self._started
-        print(f"{self.part.name}: {words(counts)} in {seconds:.0f} s", flush=True)
+        print(f"{self.part.name}: {words(counts)} in {seconds:.0f} s, {self._cpu_seconds:.0f} s of CPU", flush=True)
         return counts
+
+
+def _seconds_of_ended() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def words(counts: Counter[str]) -> str:
@@ -146,7 +160,7 @@ def run(parts: Sequence[Part]) -> Counter[str]:
             while waiting or running:
                 while waiting and len(running) < at_once:
                     running.append(Running(waiting.pop(0), Path(folder)))
-                for ended in [each for each in running if each.process.poll() is not None]:
+                for ended in [each for each in running if each.has_ended()]:
                     running.remove(ended)
                     total += ended.report()
                 time.sleep(0.1)

@@ -1,12 +1,14 @@
 #!/bin/sh
-# Install the programs that the tests run beside Python, or name those that are missing. INSTALL=no installs nothing.
+# Install the programs that the tests run beside Python, or name those that are missing: test_programs.sh [PACKAGE ...]
+# installs those packages only. INSTALL=no installs nothing.
 set -eu
 
 # Where Debian keeps servers, which an ordinary user's PATH leaves out.
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 packages=""
-need() { # need PACKAGE PROGRAM: the package is missing where the program is
-    command -v "$2" >/dev/null || packages="$packages $1"
+wanted=" $* "
+need() { # need PACKAGE PROGRAM: the package is missing if the program is
+    case "$wanted" in "  " | *" $1 "*) command -v "$2" >/dev/null || packages="$packages $1" ;; esac
 }
 need chromium chromium
 need chromium-driver chromedriver
@@ -32,5 +34,5 @@ if [ "${INSTALL:-yes}" != no ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev
     # shellcheck disable=SC2086 # one word for each package
     apt-get install -y -qq --no-install-recommends $packages >/dev/null
 else
-    echo "these Debian packages are missing, and the tests that need them are skipped:$packages" >&2
+    echo "these Debian packages are missing, and what needs them is skipped or fails:$packages" >&2
 fi

@@ -39,6 +39,7 @@ OPTIONS = (
         unit=Unit.ENDPOINT,
         repeats=True,
         help="Twisted endpoint instead of `--port`, for example `tcp:8081:interface=127.0.0.1`; repeatable.",
+        details="See [listen.md](listen.md).",
     ),
     Option(
         name="path-prefix",
@@ -64,7 +65,7 @@ OPTIONS = (
         name="log-format",
         default="text",
         help="`text`, or `json`: one object a line.",
-        details="See [operations.md](operations.md).",
+        details="See [log.md](log.md).",
     ),
     Option(
         name="log-addresses",
@@ -81,18 +82,19 @@ OPTIONS = (
             "Origin that may connect: `https://example.com`, `https://*.example.com` for its subdomains,"
             " `http://localhost:*` for any port, or that of an app, for example `capacitor://localhost`; repeatable."
         ),
-        details="See [below](#origins).",
+        details="See [origins.md](origins.md).",
     ),
     Option(
         name="metrics",
         unit=Unit.FLAG,
         help="Serve `/metrics` for Prometheus on the same port; needs the extra `metrics`.",
-        details="See [operations.md](operations.md).",
+        details="See [monitoring.md](monitoring.md).",
     ),
     Option(
         name="metrics-listen",
         unit=Unit.ENDPOINT,
         help="Twisted endpoint that serves `/metrics`, for example `tcp:9090:interface=127.0.0.1`.",
+        details="See [monitoring.md](monitoring.md).",
     ),
     Option(
         name="metrics-host",
@@ -132,7 +134,7 @@ OPTIONS = (
         name="backplane",
         variable="BACKPLANE",
         help="URL of a Redis server through which nodes share topics; needs the extra `cluster`.",
-        details="See [below](#the-backplane).",
+        details="See [redis.md](redis.md).",
     ),
     Option(name="serve-client", unit=Unit.FLAG, help="Serve the client for browsers: `/signaling.js`, `/sealing.js`."),
     Option(name="demo", unit=Unit.FLAG, help="Serve a demo at `/`, and the client for browsers."),
@@ -188,7 +190,7 @@ OPTIONS = (
     ),
     Option(
         name="webhook",
-        help="URL that is told who joins and leaves, for example `https://example.com/presence`.",
+        help="URL that gets an event for each peer that joins or leaves, for example `https://example.com/presence`.",
         details="See [webhooks.md](webhooks.md).",
     ),
     Option(
@@ -208,8 +210,8 @@ OPTIONS = (
         repeats=True,
         reloads=True,
         help=(
-            "Address or network of a proxy that is trusted to name its client, or `unix` for clients of a UNIX socket;"
-            " repeatable."
+            "Address or network of a proxy whose header names its clients' addresses, or `unix` for all that connect to"
+            " a UNIX socket; repeatable."
         ),
     ),
     Option(

@@ -26,7 +26,7 @@ def make_backplane(url: StoreUrl | str, limits: Limits, reactor: Any, events: Ev
     It connects when it is started: ``factory.backplane.start(factory.local)``.
 
     Args:
-        url: of the store that the processes share (docs/options.md).
+        url: of the store that the processes share (docs/redis.md).
         limits: the factory's.
         reactor: the global one.
         events: where outages are logged; None makes a log of its own.

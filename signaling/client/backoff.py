@@ -8,21 +8,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from signaling.client.errors import Refused
-from signaling.errors import PEER_REMOVED, TOPIC_CLOSED
+from signaling.errors import CloseCode
 
 STABLE_SECONDS = 5.0
 _LONGEST_RETRY_AFTER_SECONDS = 3_600.0
 _LONGEST_REASON = 500
-_GOING_AWAY = (1001, 1012)
-_POLICY_VIOLATION = 1008
-_TRY_AGAIN_LATER = 1013
-TOKEN_EXPIRED = 4401
-"""The server's close code when the token of a connection expires."""
+_GOING_AWAY = (CloseCode.GOING_AWAY, CloseCode.SERVICE_RESTART)
 # The close codes that refuse this peer, and what they mean if the server gives no reason.
-_ENDINGS = {
-    TOKEN_EXPIRED: "the token has expired",
-    PEER_REMOVED: "an operator removed this peer from the topic",
-    TOPIC_CLOSED: "an operator closed the topic",
+_ENDINGS: dict[int, str] = {
+    CloseCode.TOKEN_EXPIRED: "the token has expired",
+    CloseCode.PEER_REMOVED: "an operator removed this peer from the topic",
+    CloseCode.TOPIC_CLOSED: "an operator closed the topic",
 }
 # The only 4xx statuses for which the same request may succeed later.
 _TEMPORARY = (408, 425, 429)
@@ -136,8 +132,8 @@ class Backoff:
         if loss.code in _GOING_AWAY:
             # A server that stops closes all connections at once: spread the reconnects.
             return self._chance() * min(self._most, max(span, 4 * self._first))
-        if loss.code == _POLICY_VIOLATION:
+        if loss.code == CloseCode.POLICY_VIOLATION:
             span = self._most
-        elif loss.code == _TRY_AGAIN_LATER:
+        elif loss.code == CloseCode.TRY_AGAIN_LATER:
             span = max(span, self._most / 4)
         return span * (1 - self._chance() / 2)

@@ -12,8 +12,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from signaling.client.backoff import TOKEN_EXPIRED, Loss
+from signaling.client.backoff import Loss
 from signaling.client.errors import Refused
+from signaling.errors import CloseCode
 
 TokenSource = str | Callable[[], str | Awaitable[str]]
 """A token, or a function that returns one. It is called before every attempt to connect, and for every renewal."""
@@ -32,7 +33,7 @@ PAUSE_SHARE = 0.25
 _UNAUTHORIZED = 401
 _FORBIDDEN = 403
 # A new token may help.
-_OF_THE_TOKEN = (_UNAUTHORIZED, _FORBIDDEN, TOKEN_EXPIRED)
+_OF_THE_TOKEN = (_UNAUTHORIZED, _FORBIDDEN, CloseCode.TOKEN_EXPIRED)
 _B64TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 
 

@@ -11,9 +11,10 @@ import base64
 import binascii
 import os
 import re
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from signaling.client.messages import Answer, IceCandidate, Offer, Tampered, decode_payload
 
@@ -25,7 +26,7 @@ try:
 except ImportError as missing:
     raise ImportError("secret= needs cryptography: pip install 'twisted-signaling[sealed]'") from missing
 
-VERSION = 1
+VERSION: Literal[1] = 1
 MIN_SECRET_BYTES = 16
 _LABEL = b"twisted-signaling sealed 1\0"
 _NONCE_BYTES = 12
@@ -46,6 +47,23 @@ UNOPENED = "it cannot be opened: another secret, or it was changed on its way"
 REPEATED = "it came again, or out of order"
 FORGOTTEN = "its sender came too long ago"
 UNREADABLE = "it holds no JSON"
+
+
+class SealedPayload(msgspec.Struct, frozen=True):
+    """A sealed payload on the wire, of an offer, an answer or an ICE candidate; docs/sealing.md has the format."""
+
+    sealed: Annotated[Literal[1], Meta(description="The version of the format.")]
+    number: Annotated[
+        int, Meta(ge=1, le=_MAX_NUMBER, description="Greater than that of any earlier message of the sender.")
+    ]
+    data: Annotated[
+        str,
+        Meta(
+            pattern="^[A-Za-z0-9_-]*$",
+            min_length=38,
+            description="Nonce (12 bytes), ciphertext and tag (16 bytes), in base64url without padding.",
+        ),
+    ]
 
 
 class Rejected(Exception):
@@ -85,7 +103,8 @@ class Sealing:
         """
         nonce = os.urandom(_NONCE_BYTES) if nonce is None else nonce
         sealed = nonce + self._cipher.encrypt(nonce, plaintext, _bound(kind, sender, target, number))
-        return {"sealed": VERSION, "number": number, "data": base64.urlsafe_b64encode(sealed).rstrip(b"=").decode()}
+        data = base64.urlsafe_b64encode(sealed).rstrip(b"=").decode()
+        return msgspec.structs.asdict(SealedPayload(VERSION, number, data))
 
     def open(self, kind: str, sender: str, target: str, payload: Any, msg_id: str | None) -> Any:
         """Return the payload that was sealed; None if there was none.

@@ -48,7 +48,7 @@ from signaling.client.messages import (
     decode,
 )
 from signaling.client.metadata import FEATURE, UNSUPPORTED, OwnMetadata, differ
-from signaling.errors import ErrorCode
+from signaling.errors import CloseCode, ErrorCode
 
 if TYPE_CHECKING:
     from signaling.client.sealing import Sealing
@@ -73,8 +73,6 @@ MAX_RECEIVED_BYTES = 16 * 1_048_576
 """The longest message of the server. A peer list has up to 1 MiB by default, and an operator may allow more."""
 MAX_FRAGMENTS = 16_384
 """The fragments of one message: empty ones do not count as bytes."""
-MESSAGE_TOO_BIG = 1009
-"""The server's close code for a message that is too long."""
 
 _NUMBERED = re.compile(r"~([0-9]{1,15})")
 _FENCE = re.compile(r"fence ([0-9]{1,15}) ([0-9]{1,15})")
@@ -414,7 +412,7 @@ class Session:
             code: the close code, if there was a close frame.
             reason: the server's; for a message that is too long, it names the limit.
         """
-        if code == MESSAGE_TOO_BIG:
+        if code == CloseCode.MESSAGE_TOO_BIG:
             # Not ``dropped``: the application may send that again, which would end the next connection as well.
             why = f"it is longer than the server accepts ({one_line(reason) or code})"
             length, msg_id = self._own.longest_unanswered()

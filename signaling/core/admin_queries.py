@@ -1,7 +1,7 @@
 """What an operator asks, in a form that other processes can be sent, and what they answer.
 
 A query is encoded, so that it can be sent to other processes unread, and so is its answer. ``merge`` makes one answer
-of those of several processes. docs/admin.md describes the effects.
+of those of several processes. docs/admin-reference.md describes the effects.
 """
 
 from __future__ import annotations

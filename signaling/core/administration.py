@@ -31,7 +31,7 @@ from signaling.core.admin_queries import (
 from signaling.core.blocks import Blocks
 from signaling.core.peer import Peer, PeerServices
 from signaling.core.topics import Topic
-from signaling.errors import PEER_REMOVED, TOPIC_CLOSED, LeaveReason
+from signaling.errors import CloseCode, LeaveReason
 from signaling.timing.clock import Clock
 from signaling.timing.fair_scheduler import FairScheduler
 from signaling.websocket.frames import text_frame
@@ -156,11 +156,13 @@ class Administration:
         topic = self._topics.find(query.topic)
         peer = topic.get(query.peer) if topic is not None else None
         if topic is None or peer is None:
-            if self._remove_resuming(query.topic, query.peer, PEER_REMOVED, query.reason, LeaveReason.REMOVED):
+            if self._remove_resuming(
+                query.topic, query.peer, CloseCode.PEER_REMOVED, query.reason, LeaveReason.REMOVED
+            ):
                 return PeersRemoved(1)
             return PeersRemoved(obstacle=_nobody(topic))
         if not query.block_seconds:
-            removed = yield from _remove([peer], PEER_REMOVED, query.reason, LeaveReason.REMOVED)
+            removed = yield from _remove([peer], CloseCode.PEER_REMOVED, query.reason, LeaveReason.REMOVED)
             return PeersRemoved(removed)
         known = (self._services.details or {}).get(peer.id)
         # An empty one identifies nobody, as in ``session_owner``.
@@ -179,7 +181,7 @@ class Administration:
             known = details.get(peer.id)
             if known is not None and (known.subject, known.issuer) == owner:
                 peers.append(peer)
-        removed = yield from _remove(peers, PEER_REMOVED, query.reason, LeaveReason.REMOVED)
+        removed = yield from _remove(peers, CloseCode.PEER_REMOVED, query.reason, LeaveReason.REMOVED)
         return PeersRemoved(removed)
 
     def _remove_resuming(self, topic: str, peer: str | None, code: int, reason: str, ending: LeaveReason) -> bool:
@@ -202,11 +204,11 @@ class Administration:
         return self._services.backplane.for_resuming(topic, peer, resumed)
 
     def _close_topic(self, query: CloseTopic) -> _Steps:
-        self._remove_resuming(query.topic, None, TOPIC_CLOSED, query.reason, LeaveReason.TOPIC_CLOSED)
+        self._remove_resuming(query.topic, None, CloseCode.TOPIC_CLOSED, query.reason, LeaveReason.TOPIC_CLOSED)
         topic = self._topics.find(query.topic)
         if topic is None:
             return PeersRemoved(obstacle=Obstacle.UNKNOWN_TOPIC)
-        removed = yield from _remove(tuple(topic), TOPIC_CLOSED, query.reason, LeaveReason.TOPIC_CLOSED)
+        removed = yield from _remove(tuple(topic), CloseCode.TOPIC_CLOSED, query.reason, LeaveReason.TOPIC_CLOSED)
         return PeersRemoved(removed)
 
     def _send_notice(self, query: SendNotice) -> _Steps:

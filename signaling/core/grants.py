@@ -1,4 +1,4 @@
-"""Credentials as received, and grants: what an authenticated client may do (docs/access.md)."""
+"""Credentials as received, and grants: what an authenticated client may do (docs/tokens.md)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 from signaling.limits import MAX_PER_SECOND
 
 CLAIM = "signaling"
+TOKEN_PATTERN = "[A-Za-z0-9._~+/-]+=*"
+"""What a bearer token consists of (RFC 6750, section 2.1)."""
 _KEYS = {"topics", "prefixes", "send", "metadata", "maxPeers", "messageRate"}
 
 

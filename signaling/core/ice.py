@@ -13,9 +13,10 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import UNSET, Meta, UnsetType
 
 IceServer = dict[str, Any]
 """One ``RTCIceServer`` dictionary of the WebRTC specification, section 4.2.4."""
@@ -30,7 +31,23 @@ _MAX_HOST_LENGTH = 253
 # Browsers throw if a user name is longer (RFC 8489, section 14.3).
 _MAX_USERNAME_BYTES = 509
 DEFAULT_TTL_SECONDS = 3_600
-_KEYS = {"urls", "username", "credential"}
+_Uri = Annotated[str, Meta(pattern="^(?:stun|turns?):")]
+
+
+class RTCIceServer(msgspec.Struct, forbid_unknown_fields=True):
+    """A STUN or TURN server: a dictionary of the WebRTC specification, section 4.2.4."""
+
+    urls: Annotated[
+        _Uri | Annotated[list[_Uri], Meta(min_length=1)],
+        Meta(description="Of one or more servers.", examples=["turn:turn.example.com:3478?transport=udp"]),
+    ]
+    username: Annotated[
+        str | UnsetType, Meta(description="For TURN; at most 509 bytes of UTF-8.", examples=["1764345600:name"])
+    ] = UNSET
+    credential: Annotated[str | UnsetType, Meta(description="For TURN.", examples=["j0m5lLsUNyLa..."])] = UNSET
+
+
+_KEYS = set(RTCIceServer.__struct_fields__)
 
 
 @dataclass(frozen=True, slots=True)

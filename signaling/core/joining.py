@@ -23,9 +23,7 @@ from signaling.core.presence import PresenceReporter
 from signaling.core.session import PeerSession, SessionConnection, resume_proof
 from signaling.core.session_registry import SessionRegistry
 from signaling.core.topics import MaxPeers, TopicMap
-from signaling.errors import PEER_REMOVED, ErrorCode, Refused, Rejected
-
-_TRY_AGAIN_LATER = 1013
+from signaling.errors import CloseCode, ErrorCode, Refused, Rejected
 
 
 class JoinState(StrEnum):
@@ -193,7 +191,7 @@ class JoinAttempt:
         connection.slot, self._slot = self._slot, None
         self._change_to(JoinState.REJECTED)
         self._finish_ticket(joined=False)
-        connection.close(PEER_REMOVED, _blocked(seconds))
+        connection.close(CloseCode.PEER_REMOVED, _blocked(seconds))
         services.events.rejected(request.topic, self._client.text, _blocked(seconds), request.subject)
         return True
 
@@ -211,7 +209,7 @@ class JoinAttempt:
             self._change_to(JoinState.REJECTED)
             self._finish_ticket(joined=False)
             peer.reject(rejected)
-            connection.close(_TRY_AGAIN_LATER, rejected.text)
+            connection.close(CloseCode.TRY_AGAIN_LATER, rejected.text)
             services.events.rejected(request.topic, self._client.text, rejected.text, request.subject)
             return
         self._change_to(JoinState.JOINED)

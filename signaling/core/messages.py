@@ -8,35 +8,50 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
-from typing import Literal, Protocol, TypeVar, cast, get_args
+from typing import Annotated, Protocol, TypeVar, cast, get_args
 
 import msgspec
+from msgspec import UNSET, Meta, UnsetType
 
+from signaling.core import server_messages
+from signaling.core.grants import TOKEN_PATTERN
+from signaling.core.server_messages import Feature, MetadataText, Payload, RelayedType
 from signaling.errors import ErrorCode, Rejected
 
-RelayedType = Literal["offer", "answer", "ice-candidate"]
 RELAYED_TYPES: frozenset[str] = frozenset(get_args(RelayedType))
 
 _ABSENT = msgspec.Raw(b"")
+
+
+# In what a client sends, null and an empty text count as absent.
+_TEXT_OR_NULL = {"type": ["string", "null"]}
+_ClientMsgId = Meta(
+    description="An error about the message repeats it. Null and an empty text count as absent.",
+    extra_json_schema=_TEXT_OR_NULL,
+    examples=["1"],
+)
 
 
 class ClientMessage(msgspec.Struct, gc=False):
     """A message to relay.
 
     Args:
-        type: its type.
-        to: the target's id, not empty.
-        payload: JSON text as the sender wrote it; empty if absent.
         msg_id_text: the JSON text of a non-empty string; empty if absent.
     """
 
     type: RelayedType
-    to: str
-    payload: msgspec.Raw = _ABSENT
-    msg_id_text: msgspec.Raw = msgspec.field(default=_ABSENT, name="msgId")
+    to: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="The id of the peer of this topic that the message is for, perhaps the client's own.",
+            examples=["01M84W4JC063ZB8W6276707TN2"],
+        ),
+    ]
+    payload: Payload = _ABSENT
+    msg_id_text: Annotated[msgspec.Raw, _ClientMsgId] = msgspec.field(default=_ABSENT, name="msgId")
 
     @property
     def msg_id(self) -> bytes | None:
@@ -44,30 +59,43 @@ class ClientMessage(msgspec.Struct, gc=False):
         return bytes(self.msg_id_text) or None
 
 
-@dataclass(frozen=True, slots=True)
-class PresentedToken:
-    """A message with a new token in place of the one that the client joined with.
+class PresentedToken(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="token"):
+    """A new token in place of the one that the client joined with; taken if the server controls access.
 
     Args:
         token: as received; empty if it is absent or no string.
         msg_id: the JSON text of a non-empty string, or None.
     """
 
-    token: str = field(repr=False)
-    msg_id: bytes | None
+    token: Annotated[
+        str,
+        Meta(
+            pattern=f"^{TOKEN_PATTERN}$",
+            description="Of the same owner, for this topic; by default at most 16,384 characters.",
+            examples=["eyJhbGciOi..."],
+        ),
+    ]
+    msg_id: Annotated[bytes | None, _ClientMsgId] = msgspec.field(name="msgId", default=None)
+
+    def __repr__(self) -> str:
+        # The token gives access: it must not be logged.
+        return f"PresentedToken(msg_id={self.msg_id!r})"
 
 
-@dataclass(frozen=True, slots=True)
-class MetadataUpdate:
-    """A message with new metadata in place of the peer's own.
+class MetadataUpdate(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="metadata"):
+    """New metadata in place of the peer's own; taken if the server has updates of metadata on.
 
     Args:
         metadata: the JSON text of an object, checked as at joining.
         msg_id: the JSON text of a non-empty string, or None.
     """
 
-    metadata: bytes = field(repr=False)
-    msg_id: bytes | None
+    metadata: Annotated[bytes, MetadataText]
+    msg_id: Annotated[bytes | None, _ClientMsgId] = msgspec.field(name="msgId", default=None)
+
+    def __repr__(self) -> str:
+        # Metadata must not be logged.
+        return f"MetadataUpdate(msg_id={self.msg_id!r})"
 
 
 MAX_DEPTH = 64
@@ -76,11 +104,16 @@ MAX_DIGITS = 100
 """How many digits a number in metadata may have; a Python client cannot convert more than 4,300."""
 
 
-class _RawFields(msgspec.Struct):
-    type: msgspec.Raw = _ABSENT
-    to: msgspec.Raw = _ABSENT
+class ClientFields(msgspec.Struct):
+    """The keys of a client's messages; what is annotated holds for all types."""
+
+    type: Annotated[msgspec.Raw, Meta(extra_json_schema=_TEXT_OR_NULL)] = _ABSENT
+    to: Annotated[
+        msgspec.Raw,
+        Meta(description="Ignored, but no value of another type.", extra_json_schema=_TEXT_OR_NULL),
+    ] = _ABSENT
     payload: msgspec.Raw = _ABSENT
-    msgId: msgspec.Raw = _ABSENT
+    msgId: Annotated[msgspec.Raw, _ClientMsgId] = _ABSENT
     token: msgspec.Raw = _ABSENT
     metadata: msgspec.Raw = _ABSENT
 
@@ -94,7 +127,7 @@ class _Object(msgspec.Struct):
 
 
 _decode_message = msgspec.json.Decoder(ClientMessage).decode
-_decode_raw_fields = msgspec.json.Decoder(_RawFields).decode
+_decode_raw_fields = msgspec.json.Decoder(ClientFields).decode
 _decode_msg_id = msgspec.json.Decoder(_MsgId).decode
 _decode_value = msgspec.json.Decoder(msgspec.Raw).decode
 _decode_object = msgspec.json.Decoder(_Object).decode
@@ -117,8 +150,6 @@ def decode(data: bytes) -> ClientMessage:
         message.msg_id_text = _msg_id(message.msg_id_text)
     if (b"[" in data or b"{" in data[_SHALLOW_BYTES:]) and _is_too_deep(data):
         raise Rejected(ErrorCode.INVALID_MESSAGE, _TOO_DEEP, message.msg_id)
-    if not message.to:
-        raise Rejected(ErrorCode.MISSING_TARGET, _NO_TARGET, message.msg_id)
     return message
 
 
@@ -175,7 +206,7 @@ def presented_token(data: bytes) -> PresentedToken | None:
     return PresentedToken(json.loads(text) if text.startswith(b'"') else "", bytes(msg_id_text) or None)
 
 
-_TOKEN_TYPE = "token"
+_TOKEN_TYPE = PresentedToken.__struct_config__.tag
 
 
 def metadata_update(data: bytes, max_bytes: int) -> MetadataUpdate | None:
@@ -205,10 +236,10 @@ def metadata_update(data: bytes, max_bytes: int) -> MetadataUpdate | None:
     return MetadataUpdate(text, msg_id) if not _is_too_deep(data, MAX_DEPTH + 1) else None
 
 
-_METADATA_TYPE = "metadata"
+_METADATA_TYPE = MetadataUpdate.__struct_config__.tag
 
 
-def _well_formed(data: bytes) -> tuple[_RawFields, str, str, msgspec.Raw]:
+def _well_formed(data: bytes) -> tuple[ClientFields, str, str, msgspec.Raw]:
     """Return the fields of a message as ``_fields`` does; it is not nested too deeply."""
     raw, kind, target, msg_id_text = _fields(data)
     if _is_too_deep(data):
@@ -216,7 +247,7 @@ def _well_formed(data: bytes) -> tuple[_RawFields, str, str, msgspec.Raw]:
     return raw, kind, target, msg_id_text
 
 
-def _fields(data: bytes) -> tuple[_RawFields, str, str, msgspec.Raw]:
+def _fields(data: bytes) -> tuple[ClientFields, str, str, msgspec.Raw]:
     """Return the fields of a message, its ``type``, its ``to`` and the JSON text of its ``msgId``.
 
     Raises:
@@ -383,7 +414,7 @@ def decode_notice(body: bytes) -> tuple[str | None, bytes]:
     return str(json.loads(to)), data
 
 
-# Ids and codes are ASCII without quotes and need no escaping.
+_encode = msgspec.json.Encoder().encode
 
 
 def welcome(  # noqa: PLR0913 - one for each key
@@ -393,7 +424,7 @@ def welcome(  # noqa: PLR0913 - one for each key
     *,
     resumed: bool = False,
     expires_in: int | None = None,
-    features: bytes = b"",
+    features: Sequence[Feature] = (),
 ) -> bytes:
     """Encode the first message on every connection.
 
@@ -402,36 +433,28 @@ def welcome(  # noqa: PLR0913 - one for each key
         resume: the resume token, and the resume window in seconds.
         resumed: whether the peer resumed its session.
         expires_in: in how many seconds the client's token expires; None for never, or if there is none.
-        features: by ``features_pair``.
+        features: the optional features that are on, in alphabetical order.
     """
-    pieces = [b'{"type":"welcome","selfId":"%b"' % peer_id.encode()]
-    if ice_servers is not None:
-        pieces.append(b',"iceServers":' + ice_servers)
-    if resume is not None:
-        token, window = resume
-        pieces.append(b',"resume":{"token":"%b","window":%b}' % (token.encode(), f"{window:g}".encode()))
-    if resumed:
-        pieces.append(b',"resumed":true')
-    return b"".join([*pieces, _expires_in_pair(expires_in), features, b"}"])
+    return _encode(
+        server_messages.Welcome(
+            peer_id,
+            UNSET if ice_servers is None else msgspec.Raw(ice_servers),
+            UNSET if resume is None else server_messages.ResumeTicket(resume[0], _short(resume[1])),
+            True if resumed else UNSET,
+            UNSET if expires_in is None else expires_in,
+            features or UNSET,
+        )
+    )
 
 
-def features_pair(names: Iterable[str]) -> bytes:
-    """Encode the optional features that are on, for every ``welcome``; empty if there are none.
-
-    Args:
-        names: ASCII without quotes.
-    """
-    listed = b",".join(b'"%b"' % name.encode() for name in sorted(names))
-    return b',"features":[%b]' % listed if listed else b""
+def _short(seconds: float) -> float:
+    """Return a whole number as one, to write it without a fraction."""
+    return int(seconds) if seconds == int(seconds) else seconds
 
 
 def token_accepted(expires_in: int | None, msg_id: bytes | None) -> bytes:
     """Encode that a new token has replaced the old one; the arguments are those of ``welcome`` and ``error``."""
-    return b'{"type":"token"%b%b}' % (_expires_in_pair(expires_in), _msg_id_pair(msg_id))
-
-
-def _expires_in_pair(seconds: int | None) -> bytes:
-    return b"" if seconds is None else b',"expiresIn":%d' % seconds
+    return _encode(server_messages.TokenAccepted(UNSET if expires_in is None else expires_in, _raw(msg_id)))
 
 
 def ice_servers(text: bytes) -> bytes:
@@ -440,7 +463,7 @@ def ice_servers(text: bytes) -> bytes:
     Args:
         text: the JSON text of an array of ``RTCIceServer`` dictionaries.
     """
-    return b'{"type":"ice-servers","iceServers":%b}' % text
+    return _encode(server_messages.IceServersReplaced(msgspec.Raw(text)))
 
 
 class ListedPeer(Protocol):
@@ -457,13 +480,9 @@ class ListedPeer(Protocol):
 
 def peer_list(peers: Iterable[ListedPeer]) -> bytes:
     """Encode the peers of a topic, in the order of joining."""
-    entries = [
-        b'{"id":"%b"}' % peer.id.encode()
-        if peer.metadata is None
-        else b'{"id":"%b","metadata":%b}' % (peer.id.encode(), peer.metadata)
-        for peer in peers
-    ]
-    return b'{"type":"peer-list","peers":[%b]}' % b",".join(entries)
+    return _encode(
+        server_messages.PeerList([server_messages.ListedPeer(peer.id, _raw(peer.metadata)) for peer in peers])
+    )
 
 
 _METADATA_KEY = b',"metadata":'
@@ -477,29 +496,30 @@ def listed_bytes(peer_id: str, metadata: bytes | None) -> int:
 
 def peer_joined(peer_id: str, metadata: bytes | None) -> bytes:
     """Encode that a peer joined."""
-    return b'{"type":"peer-joined","peerId":"%b"%b}' % (peer_id.encode(), _metadata(metadata))
+    return _encode(server_messages.PeerJoined(peer_id, _raw(metadata)))
 
 
 def peer_updated(peer_id: str, metadata: bytes) -> bytes:
     """Encode that a peer has other metadata."""
-    return b'{"type":"peer-updated","peerId":"%b","metadata":%b}' % (peer_id.encode(), metadata)
+    return _encode(server_messages.PeerUpdated(peer_id, msgspec.Raw(metadata)))
 
 
 def peer_left(peer_id: str) -> bytes:
     """Encode that a peer left."""
-    return b'{"type":"peer-left","peerId":"%b"}' % peer_id.encode()
+    return _encode(server_messages.PeerLeft(peer_id))
 
 
 def notice(data: bytes) -> bytes:
     """Encode a message of the server itself; ``data`` is JSON text."""
-    return b'{"type":"notice","data":%b}' % data
+    return _encode(server_messages.Notice(msgspec.Raw(data)))
 
 
 _RELAYED_HEADS = {kind: b'{"type":"%b","from":"' % kind.encode() for kind in RELAYED_TYPES}
 
 
 def relayed(message: ClientMessage, sender_id: str) -> bytes:
-    """Encode a message for its target; the payload is copied once."""
+    """Encode a message for its target, as ``Relayed`` but faster; the payload is copied once."""
+    # Ids are ASCII without quotes and need no escaping.
     head, sender = _RELAYED_HEADS[message.type], sender_id.encode()
     if message.payload and not message.msg_id_text:
         # Most messages, in the one step that most of them take.
@@ -518,13 +538,9 @@ def error(code: ErrorCode, text: str, msg_id: bytes | None) -> bytes:
     Args:
         text: for a person.
     """
-    pieces = code.encode(), json.dumps(text).encode(), _msg_id_pair(msg_id)
-    return b'{"type":"error","code":"%b","message":%b%b}' % pieces
+    # Of a text with a lone surrogate, msgspec makes no JSON.
+    return _encode(server_messages.Error(code, msgspec.Raw(json.dumps(text)), _raw(msg_id)))
 
 
-def _metadata(text: bytes | None) -> bytes:
-    return b"" if text is None else _METADATA_KEY + text
-
-
-def _msg_id_pair(text: bytes | None) -> bytes:
-    return b"" if text is None else b',"msgId":' + text
+def _raw(text: bytes | None) -> msgspec.Raw | UnsetType:
+    return UNSET if text is None else msgspec.Raw(text)

@@ -5,7 +5,7 @@ A plain peer lives as long as its connection. A peer that can resume is a ``Peer
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from signaling.admission.connection_limits import ConnectionSlot
     from signaling.core.join_request import ResumeClaim
     from signaling.core.presence import PresenceReporter
+    from signaling.core.server_messages import Feature
     from signaling.core.session import PeerSession
     from signaling.core.session_registry import SessionRegistry
 
@@ -66,7 +67,7 @@ class PeerServices:
         details: of each peer, by its id; None if they are not recorded.
         presence: tells an observer which peers leave; None if there is none.
         metadata_updates: whether a message may replace a peer's metadata.
-        features: those of every ``welcome``, by ``messages.features_pair``.
+        features: those of every ``welcome``, in alphabetical order.
     """
 
     topics: TopicMap[Peer]
@@ -79,7 +80,7 @@ class PeerServices:
     details: dict[str, PeerDetails] | None = None
     presence: PresenceReporter | None = None
     metadata_updates: bool = False
-    features: bytes = b""
+    features: Sequence[Feature] = ()
 
 
 class Peer:

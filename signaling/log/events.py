@@ -1,6 +1,6 @@
 """Every event of the log, with its name, level, fields and text.
 
-docs/operations.md lists them for operators. No payload, metadata, token or secret is ever a field.
+docs/log.md lists them for operators. No payload, metadata, token or secret is ever a field.
 """
 
 from __future__ import annotations

@@ -39,10 +39,10 @@ from signaling.core.interfaces import Backplane, JoinTicket
 from signaling.core.join_request import JoinRequest
 from signaling.core.joining import JoiningConnection, check_admission
 from signaling.core.local_peers import LocalPeers
-from signaling.core.messages import features_pair
 from signaling.core.peer import Peer, PeerDetails, PeerServices
 from signaling.core.peer_ids import PeerIds
 from signaling.core.presence import PresenceReporter
+from signaling.core.server_messages import Feature
 from signaling.core.session import PeerSession, session_origin
 from signaling.core.session_registry import SessionRegistry
 from signaling.core.topic_rules import TopicRules
@@ -88,7 +88,7 @@ class SignalingFactory(HttpFactory):
         ice_source: a provider of further ones. It is asked when the backplane starts, and no more after a drain.
         serve_client: whether the client for browsers is served: ``/signaling.js`` and ``/sealing.js``.
         demo: whether ``/`` serves the demo.
-        portal: checks tokens (docs/access.md); None means that everybody may join.
+        portal: checks tokens (docs/access-python.md); None means that everybody may join.
         topic_rules: bounds of topics by their names, in place of those in ``limits``; None means none.
         metadata_updates: whether peers may replace their metadata (docs/protocol-features.md, "Metadata").
         backplane: shares the topics with other servers (docs/cluster.md); None means that there are none. It starts
@@ -179,10 +179,10 @@ class SignalingFactory(HttpFactory):
         self._observer_end: Deferred[None] | None = None
         self.presence = self._reporter(observer, wall_clock) if observer is not None else None
         features = {
-            "metadata-updates": metadata_updates,
-            "notices": notices,
-            "resume": self.limits.resume_window_seconds > 0,
-            "token": portal is not None,
+            Feature.METADATA_UPDATES: metadata_updates,
+            Feature.NOTICES: notices,
+            Feature.RESUME: self.limits.resume_window_seconds > 0,
+            Feature.TOKEN: portal is not None,
         }
         self._peer_services = PeerServices(
             self.topics,
@@ -195,7 +195,7 @@ class SignalingFactory(HttpFactory):
             details=self.details,
             presence=self.presence,
             metadata_updates=metadata_updates,
-            features=features_pair(name for name, is_on in features.items() if is_on),
+            features=sorted(name for name, is_on in features.items() if is_on),
         )
         self.administration = Administration(self._peer_services, self.blocks, clock, self.logged_addresses)
         self.asker: Asker = NodesAsker(self.backplane)

@@ -19,7 +19,7 @@ from signaling.core.interfaces import Receipt
 from signaling.core.join_request import JoinRequest
 from signaling.core.joining import JoinAttempt
 from signaling.core.peer import OtherMessage, Peer, drop_undelivered
-from signaling.errors import REMOVAL_TEXTS, ErrorCode, LeaveReason, Refused, Rejected
+from signaling.errors import REMOVAL_TEXTS, CloseCode, ErrorCode, LeaveReason, Refused, Rejected
 from signaling.limits import FRAMES_PER_TOKEN
 from signaling.server.http import HttpProtocol
 from signaling.web.credentials import bearer
@@ -29,9 +29,6 @@ from signaling.websocket.request_head import HeaderValues
 if TYPE_CHECKING:
     from signaling.server.factory import SignalingFactory
 
-_POLICY_VIOLATION = 1008
-# Of the range for applications, after HTTP's 401.
-_TOKEN_EXPIRED = 4401
 _OTHER_OWNER = "the token has another owner (sub), or other metadata"
 _NO_OWNER = "the token has no owner (sub), so it cannot replace another one"
 
@@ -249,7 +246,7 @@ class SignalingProtocol(HttpProtocol[Receipt]):
 
     def _close_if_flooding(self, tokens: float) -> None:
         if tokens < -self.factory.limits.message_burst:
-            self.close(_POLICY_VIOLATION, f"at most {self._message_rate:g} messages a second")
+            self.close(CloseCode.POLICY_VIOLATION, f"at most {self._message_rate:g} messages a second")
 
     # A new token in place of the old one
 
@@ -348,7 +345,7 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         if self.state != self.STATE_OPEN:
             return
         self._expired = True
-        self.close(_TOKEN_EXPIRED, "the token has expired")
+        self.close(CloseCode.TOKEN_EXPIRED, "the token has expired")
         if self._peer is not None and self._peer.resumable and self._may_resume:
             # Now, and not when the client has answered the close frame: it may come back before that.
             self._lose_peer()

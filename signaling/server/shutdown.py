@@ -13,13 +13,12 @@ from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 
+from signaling.errors import CloseCode
 from signaling.limits import Limits
 from signaling.timing.clock import Clock
 from signaling.timing.fair_scheduler import FairScheduler
 
 # RFC 6455, section 7.4.1, and the registry of close codes at IANA.
-_GOING_AWAY = 1001
-_SERVICE_RESTART = 1012
 # Each takes about 50 us.
 _CLOSES_PER_PASS = 64
 _ABORT_AGAIN_SECONDS = 1.0
@@ -177,9 +176,9 @@ class Shutdown:
     def _close(self, connection: ClosableConnection, spread_seconds: float) -> None:
         if spread_seconds:
             moment = random.uniform(0, spread_seconds)
-            self._timers.append(self._clock.callLater(moment, connection.close_for_shutdown, _SERVICE_RESTART))
+            self._timers.append(self._clock.callLater(moment, connection.close_for_shutdown, CloseCode.SERVICE_RESTART))
         else:
-            self._closes.add(lambda: connection.close_for_shutdown(_GOING_AWAY))
+            self._closes.add(lambda: connection.close_for_shutdown(CloseCode.GOING_AWAY))
 
     def connection_lost(self) -> None:
         """Go on with a drain, if no connection is left."""

@@ -7,7 +7,7 @@ import binascii
 import re
 from collections.abc import Sequence
 
-from signaling.core.grants import Bearer, Credential, Password
+from signaling.core.grants import TOKEN_PATTERN, Bearer, Credential, Password
 from signaling.errors import Refused
 from signaling.web.join_parsing import unquote
 from signaling.websocket.request_head import HeaderValues, listing
@@ -16,7 +16,7 @@ SUBPROTOCOL = b"signaling"
 _BEARER = SUBPROTOCOL + b".bearer."
 _OWN = listing(SUBPROTOCOL)
 _QUERY_KEY = b"token"
-_B64TOKEN = re.compile(rb"[A-Za-z0-9._~+/-]+=*")
+_B64TOKEN = re.compile(TOKEN_PATTERN.encode())
 # Values that a log must not repeat, and encoded names that could stand for theirs; a resume token opens a session.
 # Both match only at the start of a parameter: elsewhere they would take quadratic time.
 _SECRET_VALUES = re.compile(rb"(?<![^&?])((?:token|resume)=)[^&]*")

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import Annotated
 from urllib.parse import unquote_to_bytes
 
+import msgspec
+from msgspec import Meta
+
+from signaling.core.grants import TOKEN_PATTERN
 from signaling.core.join_request import JoinRequest, ResumeClaim
 from signaling.core.messages import check_metadata
 from signaling.errors import Refused
@@ -15,6 +20,41 @@ MAX_PARAMETERS = 100
 ENCODED = 3
 """How many bytes one takes that is percent-encoded."""
 _MOST_DIGITS = 15
+
+
+class JoinQuery(msgspec.Struct, omit_defaults=True):
+    """The keys of the query of a join, percent-encoded; each at most once. Others are ignored."""
+
+    metadata: Annotated[
+        str,
+        Meta(
+            description=(
+                "The JSON text of an object, for the other peers: at most 4,096 bytes by default, nested at most 64 "
+                "deep, with numbers of at most 100 digits."
+            ),
+            extra_json_schema={"contentMediaType": "application/json"},
+            examples=['{"name":"Ada"}'],
+        ),
+    ] = ""
+    resume: Annotated[str, Meta(description="The token of the `welcome` whose session to resume, beside `seen`.")] = ""
+    seen: Annotated[
+        str,
+        Meta(
+            pattern=f"^[0-9]{{1,{_MOST_DIGITS}}}$",
+            description="How many messages the peer received so far, on all its connections.",
+            examples=["17"],
+        ),
+    ] = ""
+    token: Annotated[
+        str,
+        Meta(
+            pattern=f"^{TOKEN_PATTERN}$",
+            description="If access is controlled: the token, unless it comes in a header.",
+        ),
+    ] = ""
+    check: Annotated[
+        str, Meta(description="Without an upgrade: answer whether one would be accepted; perhaps an Origin.")
+    ] = ""
 
 
 def check_join(segment: bytes, query: bytes, limits: Limits) -> JoinRequest:

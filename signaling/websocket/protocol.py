@@ -19,7 +19,7 @@ from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from signaling.errors import LeaveReason, Refused
+from signaling.errors import CloseCode, LeaveReason, Refused
 from signaling.limits import Limits
 from signaling.timing.clock import Clock
 from signaling.timing.fair_scheduler import FairScheduler
@@ -38,7 +38,6 @@ from signaling.websocket.request_head import Head, take_head
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
-GOING_AWAY = 1001
 _END_OF_HEAD = b"\r\n\r\n"
 _ACCEPTED = (
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -410,7 +409,7 @@ class WebSocketConnection(FrameReader, Generic[R]):
         self._abandon_queue()
         self.transport.abortConnection()
 
-    def close_for_shutdown(self, code: int = GOING_AWAY) -> None:
+    def close_for_shutdown(self, code: int = CloseCode.GOING_AWAY) -> None:
         """End the connection because the server shuts down."""
         if self.state == self.STATE_OPEN:
             self.close(code, "the server is stopping")

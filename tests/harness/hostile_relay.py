@@ -13,6 +13,8 @@ from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
+from tests.harness.wire_schema import from_client, from_server
+
 _RELAYED = ("offer", "answer", "ice-candidate")
 ATTACKER = ":".join(["AA"] * 32)
 """The fingerprint of the attacker's certificate."""
@@ -41,10 +43,12 @@ class HostileRelay:
 
     Attributes:
         recorded: every message in either direction, as it came from a peer or from the server.
+        invalid: what the schemas say against these.
     """
 
     def __init__(self, target_port: int, *, tampers: bool) -> None:
         self.recorded: list[str] = []
+        self.invalid: list[str] = []
         self._target_port = target_port
         self._tampers = tampers
         self._ids: list[str] = []
@@ -89,6 +93,7 @@ class HostileRelay:
         with suppress(ConnectionClosed):
             async for text in client:
                 self.recorded.append(str(text))
+                self.invalid += from_client.problems(text)
                 await server.send(text)
         # A peer that was cut off sends no close frame.
         if client.close_code == 1006:
@@ -101,6 +106,7 @@ class HostileRelay:
         with suppress(ConnectionClosed):
             async for text in server:
                 self.recorded.append(str(text))
+                self.invalid += from_server.problems(text)
                 message = json.loads(text)
                 if message["type"] == "welcome":
                     self._ids.append(message["selfId"])
@@ -154,6 +160,7 @@ def relaying(target_port: int, *, tampers: bool = True) -> Iterator[HostileRelay
     try:
         assert ready.wait(10)
         yield relay
+        assert not relay.invalid
     finally:
         relay.loop.call_soon_threadsafe(stop.set)
         thread.join(20)

@@ -17,6 +17,7 @@ from websockets.sync.client import ClientConnection, connect
 from tests.harness.delivery_log import DeliveryLog, Relay, describe
 from tests.harness.raw_client import relay
 from tests.harness.server import Server, wait_until
+from tests.harness.wire_schema import check_from_server
 
 PATIENCE_SECONDS = 20.0
 _RELAY_SECONDS = 0.02
@@ -72,6 +73,7 @@ class Peer:
     def _read(self) -> None:
         with suppress(ConnectionClosed):
             for text in self._connection:
+                check_from_server(text)
                 message = json.loads(text)
                 for observe in self.on_message:
                     observe(self, message)

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 
+from signaling.core.peer import Peer
 from tests.harness.redis import redis_running
+from tests.harness.wire_schema import disagreement
 from tests.integration.backends import RedisStore
 from tests.integration.harness import Harness
 
@@ -54,6 +56,24 @@ def make_harness(request: pytest.FixtureRequest) -> Iterator[MakeHarness]:
         yield from _make_harnesses(nodes=3, store=lambda seconds: RedisStore(path))
     else:
         yield from _make_harnesses(site=request.param == "site")
+
+
+@pytest.fixture(autouse=True)
+def judged(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Compare what the servers and the schema say of each message of a client."""
+    disagreements: list[str] = []
+    receive = Peer.receive
+
+    def compared(peer: Peer, data: bytes) -> Any:
+        outcome = receive(peer, data)
+        found = disagreement(data, outcome)
+        if found is not None:
+            disagreements.append(found)
+        return outcome
+
+    monkeypatch.setattr(Peer, "receive", compared)
+    yield
+    assert not disagreements
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ from signaling import IceServers, IceSource, Limits, SignalingFactory, Signaling
 from signaling.backplane.cluster import Cluster
 from signaling.core.counters import Counters
 from tests.harness.memory_transport import MemoryTransport, PassingClock
+from tests.harness.wire_schema import check_from_server
 from tests.integration.backends import MemoryEngine, MemoryStore, Store
 
 # How long nodes may wait to say several things at once.
@@ -201,6 +202,7 @@ class Peer(Connection):
     def _frame(self, event: Frame) -> None:
         if event.opcode is Opcode.TEXT:
             self.texts.append(bytes(event.data).decode())
+            check_from_server(self.texts[-1])
         elif event.opcode is Opcode.PING:
             self.pings += 1
         elif event.opcode is Opcode.PONG:

@@ -110,8 +110,10 @@ def join(server: Server, topic: str, subject: str, query: str = "") -> ClientCon
 def documented() -> list[tuple[str, Any]]:
     """List the commands of the documentation with their answers."""
     page = (TREE / "docs" / "admin.md").read_text()
+    [function] = re.findall(r"^\$ (api\(\) \{.*\})$", page, re.MULTILINE)
     return [
-        (command, json.loads(answer)) for command, answer in re.findall(r"^\$ (curl .*)\n(\{.*\})$", page, re.MULTILINE)
+        (f"{function}; {found[1]}", json.JSONDecoder().raw_decode(page, found.end())[0])
+        for found in re.finditer(r"^\$ (api (?:.*\\\n)*.*)\n(?=\{)", page, re.MULTILINE)
     ]
 
 

@@ -188,7 +188,7 @@ def test_a_store_that_refuses_one_command_of_the_scripts_is_out_of_reach() -> No
         node = start(["--port=0", f"--backplane=redis://ada:north@127.0.0.1:{redis.port}"])
         try:
             node.wait_until_listening()
-            node.wait_for("heartbeat: ERR, the user may not; docs/options.md has the rights")
+            node.wait_for("heartbeat: ERR, the user may not; docs/redis.md has the rights")
             assert node.readiness()[0] == 503
         finally:
             node.end()

@@ -69,11 +69,6 @@ def test_the_package_holds_the_client_and_nothing_else(packed: dict[str, Any]) -
     assert packed["size"] < 80_000
 
 
-def test_publint_and_arethetypeswrong_find_nothing(packed: dict[str, Any]) -> None:
-    print(run(program("publint"), packed["path"], "--strict", cwd=PACKAGE))
-    print(run(program("attw"), packed["path"], "--format", "table-flipped", cwd=PACKAGE))
-
-
 @pytest.mark.usefixtures("packed")
 @pytest.mark.parametrize(
     "script",

@@ -36,7 +36,7 @@ NODE, OTHER = "n" * 16, "o" * 16
 CHANNEL = KEYS.channel(NODE.encode())
 SECRET = "p@ss/word?#%"
 # What the documents say that a user needs.
-ACL = re.search(r">PASSWORD (~signaling:.*)", (Path(__file__).parents[2] / "docs" / "options.md").read_text())[1]
+ACL = re.search(r">PASSWORD (~signaling:.*)", (Path(__file__).parents[2] / "docs" / "redis.md").read_text())[1]
 
 
 class Recorder:

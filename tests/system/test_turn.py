@@ -6,10 +6,12 @@ import asyncio
 import re
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from aioice.stun import TransactionFailed
+from aioice.turn import TurnClientUdpProtocol
 from aiortc import RTCConfiguration, RTCIceServer, RTCPeerConnection
 from aiortc.rtcconfiguration import RTCIceTransportPolicy
 
@@ -216,6 +218,34 @@ def test_the_shipped_configuration_knows_an_ipv4_address_by_its_other_names(tmp_
                     turn.wait_for(outcome)
                 finally:
                     client.kill()
+
+
+def test_the_shipped_configuration_relays_to_public_ipv4_addresses(tmp_path: Path) -> None:
+    async def allowed(server: dict, port: int, addresses: list[str]) -> list[str]:
+        """Return the addresses to which coturn opens a channel; nothing is sent to them."""
+        _, client = await asyncio.get_running_loop().create_datagram_endpoint(
+            lambda: TurnClientUdpProtocol(
+                ("127.0.0.1", port),
+                username=server["username"],
+                password=server["credential"],
+                lifetime=600,
+                channel_refresh_time=600,
+            ),
+            remote_addr=("127.0.0.1", port),
+        )
+        await client.connect()
+        opened = []
+        for channel, address in enumerate(addresses, 0x4000):
+            with suppress(TransactionFailed):
+                await client.channel_bind(channel, (address, 9))
+                opened.append(address)
+        await client.delete()
+        return opened
+
+    public, private = ["1.0.0.1", "223.255.255.254"], ["0.0.0.0", "0.0.0.1", "10.0.0.1", "169.254.169.254"]
+    with coturn(tmp_path, SECRET) as turn, running(turn_options(tmp_path, turn)) as server:
+        [ice_server] = asyncio.run(ice_servers_of(server.url + "room"))
+        assert asyncio.run(allowed(ice_server, turn.port, public + private)) == public
 
 
 def turn_options(folder: Path, turn: Server) -> list[str]:

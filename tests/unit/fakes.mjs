@@ -1,9 +1,15 @@
 // A server's sockets and a browser's connections, for tests of the JavaScript client in Node.
 
+import { appendFileSync } from "node:fs";
 import { afterEach, beforeEach, mock } from "node:test";
 
 export const sockets = []; // all that were made, the newest last
 export const connections = []; // the same of the connections
+
+// All that the client sent, for a test of its own, which compares it with the schemas of the wire.
+const texts = [];
+const { SENT_TEXTS } = process.env;
+if (SENT_TEXTS) process.on("exit", () => appendFileSync(SENT_TEXTS, texts.map((text) => `${text}\n`).join("")));
 
 export const welcome = (selfId, extra) => ({ type: "welcome", selfId, ...extra });
 export const list = (...ids) => ({ type: "peer-list", peers: ids.map((id) => ({ id })) });
@@ -23,6 +29,7 @@ export class FakeSocket extends EventTarget {
 
   send(text) {
     this.sent.push(JSON.parse(text));
+    texts.push(text);
   }
 
   close(code = "without a code") {

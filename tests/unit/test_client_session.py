@@ -25,6 +25,7 @@ from signaling.client.messages import (
     Welcome,
 )
 from signaling.client.session import MOST_KEPT, Session
+from tests.harness.wire_schema import check_from_client
 
 URL = "ws://example.com/ws/room"
 
@@ -46,7 +47,10 @@ class Played:
         return heard + self.hear(type="peer-list", peers=[{"id": other} for other in others])
 
     def written(self) -> list[dict[str, Any]]:
-        return [json.loads(text) for text in self.session.writes()]
+        texts = self.session.writes()
+        for text in texts:
+            check_from_client(text)
+        return [json.loads(text) for text in texts]
 
     def pass_fence(self, fence: dict[str, Any]) -> list[Any]:
         """Let a message to the session itself come back."""

@@ -73,12 +73,12 @@ def test_the_alerts_query_only_existing_metrics_and_each_is_explained(metrics: l
     existing = set().union(*map(series, metrics)) | OTHERS
     text = ALERTS.read_text()
     assert names(re.sub(r"#.*", "", text)) <= existing
-    page = (TREE / "docs" / "operations.md").read_text()
+    page = (TREE / "docs" / "monitoring.md").read_text()
     assert set(re.findall(r"alert: (\w+)", text)) == set(re.findall(r"^\| `(Signaling\w+)`", page, re.MULTILINE))
 
 
 def test_the_table_lists_every_metric(metrics: list[Metric]) -> None:
-    page = (TREE / "docs" / "operations.md").read_text()
+    page = (TREE / "docs" / "metrics.md").read_text()
     rows = "".join(re.findall(r"^\| `signaling_.*?\|", page, re.MULTILINE))
     listed = set(re.findall(r"`(signaling_\w+)`", rows))
     assert listed == {

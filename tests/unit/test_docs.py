@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import re
+import textwrap
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from signaling.app.option_table import ALL_OPTIONS, CONFIGURABLE
 
 DOCS = Path(__file__).parents[2] / "docs"
 # Of pages that are also shown elsewhere, where relative links lead nowhere.
@@ -98,5 +104,28 @@ def test_the_rights_of_a_store_s_user_are_those_that_the_scripts_and_the_engine_
     scripts = "".join(path.read_text() for path in DOCS.parent.glob("signaling/backplane/redis/lua/*.lua"))
     needed = {name.lower() for name in re.findall(r"redis\.call\('(\w+)'", scripts)}
     needed |= {"ping", "subscribe", "publish", "evalsha", "eval", "script|load"}
-    [line] = re.findall(r"^user signaling .*$", (DOCS / "options.md").read_text(), re.MULTILINE)
+    [line] = re.findall(r"^user signaling .*$", (DOCS / "redis.md").read_text(), re.MULTILINE)
     assert set(re.findall(r" \+(\S+)", line)) == needed
+
+
+def test_every_option_of_the_server_that_a_command_in_a_document_gives_exists() -> None:
+    for page in PAGES:
+        # A command ends with its line, unless that ends with a backslash.
+        commands = re.findall(
+            r"^\$ (?:\w+=\S+ )*(?:twistd -n |docker run .*)?signaling ((?:.*\\\n)*.*)", page.read_text(), re.MULTILINE
+        )
+        for command in commands:
+            names = re.findall(r"(?:^|\s)--([a-z][a-z-]*)", re.split(r" -- |#", command)[0])
+            assert set(names) <= {*ALL_OPTIONS, "help"}, f"{page.name}: {command}"
+
+
+def test_every_block_of_data_or_python_in_a_document_is_valid() -> None:
+    for page in PAGES:
+        for language, indented in re.findall(r"^ *```(\w+)\n(.*?)^ *```$", page.read_text(), re.MULTILINE | re.DOTALL):
+            code = textwrap.dedent(indented)
+            if language == "json":
+                json.loads(code)
+            elif language == "toml":
+                assert set(tomllib.loads(code)) <= {*CONFIGURABLE, "topics"}, page.name
+            elif language == "python":
+                compile(code, page.name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)

@@ -152,7 +152,7 @@ def test_no_subject_is_kept_while_the_events_of_peers_are_not_logged(logged: lis
 
 
 def test_the_documents_list_every_event_and_every_field() -> None:
-    page = (DOCS / "operations.md").read_text()
+    page = (DOCS / "log.md").read_text()
     names = set(re.findall(r'event="(\w+)"', inspect.getsource(events)))
     names |= set(re.findall(r'self\._peer\(\s*"(\w+)"', inspect.getsource(events)))
     rows = re.findall(r"^\| `(\w+)` \| (?:debug|info|warn|error|critical) \|(.*)$", page, re.MULTILINE)

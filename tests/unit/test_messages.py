@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signaling.core import messages
+from signaling.core.server_messages import Feature
 from signaling.errors import ErrorCode, Rejected
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
@@ -126,8 +127,8 @@ class ListedPeer(NamedTuple):
 def test_server_messages_are_json_without_null_keys() -> None:
     encoded = [
         messages.welcome("ID"),
-        messages.welcome("ID", expires_in=5, features=messages.features_pair(["token", "resume"])),
-        messages.welcome("ID", features=messages.features_pair([])),
+        messages.welcome("ID", expires_in=5, features=[Feature.RESUME, Feature.TOKEN]),
+        messages.welcome("ID", features=[]),
         messages.peer_list([]),
         messages.peer_list([ListedPeer("A", None), ListedPeer("B", b'{"n":1}')]),
         messages.peer_joined("A", None),

@@ -12,7 +12,7 @@ from signaling.backplane.redis.scripts import NAMES, Script
 
 CALL = re.compile(r"redis\.call\('([A-Z]+)'")
 LUA = files("signaling.backplane.redis") / "lua"
-RIGHTS = (Path(__file__).parents[2] / "docs" / "options.md").read_text().split(">PASSWORD ", 1)[1].split("\n", 1)[0]
+RIGHTS = (Path(__file__).parents[2] / "docs" / "redis.md").read_text().split(">PASSWORD ", 1)[1].split("\n", 1)[0]
 
 
 def test_a_node_that_registers_tries_every_command_that_a_script_needs() -> None:

@@ -20,7 +20,7 @@ Checks JSON Web Tokens, signed with HS256, RS256, ES256 or EdDSA.
 
 FILE is a PEM public key, a JWKS, or a secret of at least 32 bytes, which
 needs alg=HS256. It is read again when it changes. A token needs exp, and
-its claim "signaling" says what it allows: docs/access.md.
+its claim "signaling" says what it allows: docs/tokens.md.
 
 Needs PyJWT: pip install 'twisted-signaling[jwt]'
 """

@@ -240,3 +240,9 @@ The files of secrets in /etc/signaling, as a JSON object: the name of the file, 
 {{- fail (printf "\n\n  %s\n" (join "\n  " $wrong)) }}
 {{- end }}
 {{- end }}
+
+{{- define "signaling.testLabels" -}}
+app.kubernetes.io/name: {{ include "signaling.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: test
+{{- end }}

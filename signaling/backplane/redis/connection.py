@@ -35,7 +35,7 @@ _HINTS = {
     "MISCONF": "it cannot save to its disk, and takes no writes",
     "MOVED": "a Redis Cluster is no store for this; take one server, or Sentinel",
     "NOAUTH": "it asks for a password",
-    "NOPERM": "the user may not; docs/options.md has the rights that it needs",
+    "NOPERM": "the user may not; docs/redis.md has the rights that it needs",
     "NOREPLICAS": "it has too few replicas to take writes",
     "NOSCRIPT": "its scripts were flushed while calls were on their way",
     "OOM": "its memory is full (maxmemory)",

@@ -1,27 +1,34 @@
-"""What is shipped, and that it runs wherever it is installed."""
+"""What the sdist and the wheel hold, and that the server runs wherever the wheel is installed."""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 import tarfile
 import zipfile
+from email import message_from_string
+from email.message import Message
 from pathlib import Path
 
 import pytest
+from readme_renderer.markdown import render
 
-from tests.harness.server import running, start
+from signaling._version import VERSION
+from tests.harness.server import running
 from tests.system.test_options import unprivileged
 
 TREE = Path(__file__).parents[2]
 MODULES = {str(path.relative_to(TREE)) for path in (TREE / "signaling").rglob("*.py")}
 STATIC = {str(path.relative_to(TREE)) for path in (TREE / "signaling" / "browser").glob("*/*")}
+SCHEMAS = {str(path.relative_to(TREE)) for path in (TREE / "signaling" / "schemas").glob("*.json")}
 SCRIPTS = {str(path.relative_to(TREE)) for path in (TREE / "signaling" / "backplane" / "redis" / "lua").glob("*.lua")}
 SHIPPED = (
     MODULES
     | SCRIPTS
     | STATIC
+    | SCHEMAS
     | {
         "signaling/admin/openapi.json",
         "signaling/py.typed",
@@ -34,18 +41,33 @@ METADATA = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build sdist and wheel from a copy of what git tracks; returns their folder."""
+    """Return the folder of sdist and wheel: DISTRIBUTIONS, or one where they are built from what git would track."""
+    if folder := os.environ.get("DISTRIBUTIONS"):
+        return TREE / folder
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=TREE, capture_output=True, text=True, check=True
-    )
-    for name in listed.stdout.split():
+    for name in tracked():
         target = source / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((TREE / name).read_bytes())
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)]
     subprocess.run(command, check=True, capture_output=True, timeout=100)
     return out
+
+
+def tracked() -> set[str]:
+    """Name the files that git tracks or would track."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=TREE, capture_output=True, text=True, check=True).stdout.split("\0")
+    return {name for name in listed if name and (TREE / name).exists()}
+
+
+@pytest.fixture(scope="module")
+def metadata(built: Path) -> Message:
+    """Return what the wheel states about the project."""
+    [path] = built.glob("*.whl")
+    with zipfile.ZipFile(path) as wheel:
+        [text] = [wheel.read(name).decode() for name in wheel.namelist() if name.endswith("/METADATA")]
+    return message_from_string(text)
 
 
 def test_the_wheel_holds_the_package_and_the_plugin_and_nothing_else(built: Path) -> None:
@@ -56,23 +78,50 @@ def test_the_wheel_holds_the_package_and_the_plugin_and_nothing_else(built: Path
     assert {name.partition(".dist-info/")[2] for name in info} == METADATA
 
 
-def test_the_sdist_holds_what_a_build_needs(built: Path) -> None:
+def test_the_sdist_holds_what_git_tracks(built: Path) -> None:
     [path] = built.glob("*.tar.gz")
     with tarfile.open(path) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {*SHIPPED, "setup.cfg", "pyproject.toml", "README.md", "LICENSE"} <= names
-    assert "twisted/__init__.py" not in names
-    assert "twisted/plugins/__init__.py" not in names
+        files = {member.name.partition("/")[2] for member in archive if member.isfile()}
+    assert {name for name in files if not name.startswith("twisted_signaling.egg-info/")} == tracked() | {"PKG-INFO"}
 
 
-def test_a_plain_install_brings_only_what_the_plain_server_needs(built: Path) -> None:
-    [path] = built.glob("*.whl")
-    with zipfile.ZipFile(path) as wheel:
-        [metadata] = [wheel.read(name).decode() for name in wheel.namelist() if name.endswith("/METADATA")]
-    needs = re.findall(r"^Requires-Dist: ([\w-]+)(>=\S+)$", metadata, re.MULTILINE)
-    assert {name.lower() for name, _ in needs} == {"twisted", "autobahn", "msgspec", "python-ulid", "websockets"}
-    assert "Requires-Python: >=3.11" in metadata
-    assert "Name: twisted-signaling" in metadata
+def test_the_tests_of_an_unpacked_sdist_are_found(built: Path, tmp_path: Path) -> None:
+    [path] = built.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        archive.extractall(tmp_path, filter="data")
+    [unpacked] = tmp_path.iterdir()
+    folders = ["tests/unit", "tests/system", "tests/packages"]
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *folders]
+    found = subprocess.run(command, cwd=unpacked, capture_output=True, text=True, timeout=100, check=False)
+    assert found.returncode == 0, found.stdout[-2_000:] + found.stderr
+    assert re.search(r"\d{3,} tests collected", found.stdout)
+
+
+def test_a_plain_install_brings_only_what_the_plain_server_needs(metadata: Message) -> None:
+    needs = re.findall(r"^([\w-]+)>=[\d.]+$", "\n".join(metadata.get_all("Requires-Dist", [])), re.MULTILINE)
+    assert {name.lower() for name in needs} == {"twisted", "autobahn", "msgspec", "python-ulid", "websockets"}
+
+
+def test_the_metadata_is_whole(metadata: Message) -> None:
+    assert metadata["Name"] == "twisted-signaling"
+    assert metadata["Version"] == VERSION
+    assert metadata["License-Expression"] == "MIT"
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    links = [url.partition(", ")[0] for url in metadata.get_all("Project-URL", [])]
+    assert set(links) == {"Documentation", "Source", "Changelog", "Issues"}
+
+
+def test_the_description_on_pypi_has_no_relative_links(metadata: Message) -> None:
+    text = metadata.get_payload()
+    assert isinstance(text, str)
+    rendered = render(text)
+    assert rendered
+    targets = re.findall(r'(?:href|src)="([^"]*)"', rendered)
+    assert len(targets) > 10
+    # The anchors of headings have other names than on GitHub.
+    right = ("https://", "http://localhost", "#user-content-")
+    assert [target for target in targets if not target.startswith(right)] == []
 
 
 @pytest.fixture(scope="module")
@@ -110,45 +159,9 @@ def test_a_wheel_serves_from_any_folder_and_any_user(installed: Path, tmp_path: 
     command = [*unprivileged(), str(installed / "signaling"), "--port=7", "--check-config"]
     checked = subprocess.run(command, cwd="/", capture_output=True, text=True, check=True, timeout=60)
     assert "port = 7  # command line" in checked.stdout.splitlines()
+    for command in ("signaling", "twistd"):
+        arguments = ["--version"] if command == "signaling" else ["signaling", "--version"]
+        done = subprocess.run([installed / command, *arguments], cwd="/", capture_output=True, text=True, check=True)
+        assert done.stdout == f"twisted-signaling {VERSION}\n"
     minted = subprocess.run([installed / "signaling-token", "--key", "x"], capture_output=True, check=False)
     assert b"pip install 'twisted-signaling[jwt]'" in minted.stderr
-
-
-# Finds none of the modules that only POSIX systems have, as on Windows.
-WITHOUT_POSIX = """
-import importlib, sys
-
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name in {"fcntl", "grp", "pwd", "resource", "termios"}:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Missing())
-for name in sys.argv[1:]:
-    sys.modules.pop(name, None)
-    importlib.import_module(name)
-"""
-
-
-def test_the_clients_are_imported_where_there_is_no_posix() -> None:
-    clients = sorted(
-        ".".join(path.relative_to(TREE).with_suffix("").parts) for path in (TREE / "signaling" / "client").glob("*.py")
-    )
-    others = [
-        "signaling",
-        "signaling.client",
-        "signaling.tools.probe",
-        "signaling.tools.mint_token",
-        "twisted.plugins.signaling_auth",
-    ]
-    command = [sys.executable, "-c", WITHOUT_POSIX, *others, *clients]
-    subprocess.run(command, cwd=TREE, check=True, timeout=60)
-
-
-def test_a_server_where_there_is_no_posix_says_so_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "resource.py").write_text("raise ModuleNotFoundError(\"No module named 'resource'\", name='resource')")
-    server = start(env={"PYTHONPATH": str(tmp_path)})
-    assert server.process.wait(20) == 1
-    server.join()
-    needed = "the server needs a POSIX system, for example Linux: Python has no module 'resource' here"
-    assert server.log == f"signaling: {needed}; the clients (signaling.client) run anywhere"

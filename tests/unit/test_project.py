@@ -1,0 +1,146 @@
+"""What the project's files state about versions, dependencies and workflows, each in one place or alike."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from setup import absolute_links
+from signaling._version import VERSION
+from tools import release
+
+TREE = Path(__file__).parents[2]
+PROJECT = tomllib.loads((TREE / "pyproject.toml").read_text())
+WORKFLOWS = sorted((TREE / ".github" / "workflows").glob("*.yml"))
+IMAGE_EXTRAS = ["metrics", "jwt", "cluster", "tls"]
+
+
+def workflow(name: str) -> Any:
+    """Read a workflow."""
+    return yaml.safe_load((TREE / ".github" / "workflows" / f"{name}.yml").read_text())
+
+
+# Versions
+
+
+def test_every_place_that_states_the_version_states_the_same() -> None:
+    assert release.stated() == {name: {VERSION} for name in release.PLACES}
+    release.section(VERSION)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Copy the places, and a changelog of one release."""
+    for name in release.PLACES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(TREE / name, tmp_path / name)
+    changelog = "# Changelog\n\n## 7.8.9 (2030-01-02)\n\n- New\n\n## 7.8.8 (2029-01-01)\n\n- Old\n"
+    (tmp_path / "CHANGELOG.md").write_text(changelog)
+    return tmp_path
+
+
+def test_a_new_version_is_written_in_every_place_and_nowhere_else(tree: Path) -> None:
+    release.set_version("7.8.9", tree)
+    assert release.stated(tree) == {name: {"7.8.9"} for name in release.PLACES}
+    release.check("7.8.9", tree)
+    release.set_version(VERSION, tree)
+    assert all((tree / name).read_bytes() == (TREE / name).read_bytes() for name in release.PLACES)
+
+
+def test_the_notes_of_a_release_are_its_section_of_the_changelog(tree: Path) -> None:
+    assert release.section("7.8.9", tree) == ("(2030-01-02)", "- New\n")
+    assert release.section("7.8.8", tree) == ("(2029-01-01)", "- Old\n")
+
+
+def test_a_tree_that_is_not_ready_is_not_released(tree: Path) -> None:
+    with pytest.raises(SystemExit, match=rf"signaling/_version.py states {VERSION} instead of 7.8.9"):
+        release.check("7.8.9", tree)
+    release.set_version("7.8.7", tree)
+    with pytest.raises(SystemExit, match=r"no section of 7\.8\.7"):
+        release.check("7.8.7", tree)
+    (tree / "CHANGELOG.md").write_text("## 7.8.7 (unreleased)\n")
+    with pytest.raises(SystemExit, match=r"ends with \(unreleased\) instead of a date"):
+        release.check("7.8.7", tree)
+
+
+def test_the_versions_of_python_are_everywhere_the_same() -> None:
+    versions = re.findall(r"Python :: (3\.\d+)$", "\n".join(PROJECT["project"]["classifiers"]), re.MULTILINE)
+    assert len(versions) == 4
+    assert PROJECT["project"]["requires-python"] == f">={versions[0]}"
+    assert PROJECT["tool"]["tox"]["env_list"] == versions
+    assert workflow("ci")["jobs"]["tests"]["strategy"]["matrix"]["python"] == versions
+    assert workflow("release")["jobs"]["test"]["strategy"]["matrix"]["python"] == versions
+
+
+# The image's packages
+
+
+def test_the_image_s_list_of_packages_is_what_the_metadata_asks_for() -> None:
+    lock = (TREE / "deploy" / "image-requirements.txt").read_text()
+    pins = re.findall(r"^([\w.-]+)==(\S+)[^\n]*\\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", lock, re.MULTILINE)
+    assert len(pins) == len(re.findall(r"^\w", lock, re.MULTILINE))
+    locked = {name: version for name, version, _ in pins}
+    extras = PROJECT["project"]["optional-dependencies"]
+    asked = [*PROJECT["project"]["dependencies"], *(each for extra in IMAGE_EXTRAS for each in extras[extra])]
+    for requirement in map(Requirement, asked):
+        assert locked[canonicalize_name(requirement.name)] in requirement.specifier, "renew it: make lock"
+
+
+# Workflows
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_every_action_is_pinned_by_its_commit(path: Path) -> None:
+    used = re.findall(r"^ +(?:- )?uses: (.*)$", path.read_text(), re.MULTILINE)
+    assert used
+    for action in used:
+        assert action.startswith("./") or re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action), action
+
+
+def test_only_jobs_of_a_tag_may_write() -> None:
+    jobs = workflow("release")["jobs"]
+    writing = {name for name, job in jobs.items() if "write" in job["permissions"].values()}
+    assert len(writing) == 5
+    for name in writing:
+        assert jobs[name]["if"].startswith("github.ref_type == 'tag' && github.repository == ")
+        assert {"build", "test", "image"} <= {*jobs[name]["needs"]} or name == "publish-notes"
+
+
+# Links
+
+
+@pytest.mark.parametrize(
+    ("link", "expected"),
+    [
+        ("[x](docs/x.md)", "[x](https://github.com/twisted-signaling/twisted-signaling/blob/v1.2.3/docs/x.md)"),
+        ("[x](#y)", "[x](https://github.com/twisted-signaling/twisted-signaling/blob/v1.2.3/README.md#y)"),
+        ("![x](a.png)", "![x](https://raw.githubusercontent.com/twisted-signaling/twisted-signaling/v1.2.3/a.png)"),
+        (
+            '<img src="a.svg">',
+            '<img src="https://raw.githubusercontent.com/twisted-signaling/twisted-signaling/v1.2.3/a.svg">',
+        ),
+        ("[x](https://example.com/)", "[x](https://example.com/)"),
+        ("```js\na[0](b)\n```", "```js\na[0](b)\n```"),
+    ],
+)
+def test_the_links_of_the_description_become_absolute(link: str, expected: str) -> None:
+    assert absolute_links(f"{link}\n", "1.2.3") == f"{expected}\n"
+
+
+# The development container
+
+
+def test_the_development_container_makes_what_the_makefile_makes() -> None:
+    container = json.loads((TREE / ".devcontainer" / "devcontainer.json").read_text())
+    rules = (TREE / "Makefile").read_text().replace("$(VENV)", ".venv")
+    targets = re.findall(r"make ((?:\S+ ?)+)", container["postCreateCommand"])[0].split()
+    assert all(re.search(rf"^{re.escape(target)}:", rules, re.MULTILINE) for target in targets)
