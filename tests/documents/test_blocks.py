@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -183,6 +182,9 @@ class Walk:
         place = before or instead_of
         assert place in text
         path.write_text(text.replace(place, self.block(language) + before))
+        # A browser and http.server compare whole seconds, and a reader takes longer than one.
+        seconds = path.stat().st_mtime + 2
+        os.utime(path, (seconds, seconds))
 
     def finish(self) -> None:
         """Fail if the page has more blocks."""
@@ -295,9 +297,9 @@ class Walk:
 
 
 def end(server: Server) -> None:
-    """Stop a program if it still runs, as Ctrl-C would: ``make``, if it were killed, would leave its server behind."""
+    """Stop a program if it still runs: ``make``, if it were killed, would leave its server behind."""
     if server.process.poll() is None:
-        server.stop(signal.SIGINT)
+        server.stop()
     server.end()
 
 
