@@ -41,7 +41,7 @@ def install(folder: Path) -> dict[str, Any]:
     with (PACKAGE / "package-lock.json").open() as lock:
         # Parts of the tests run at the same time.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        _install_others(npm)
+        install_others(npm)
         output = run(npm, "pack", "--json", "--loglevel=error", f"--pack-destination={folder}", cwd=PACKAGE)
     # The output of `prepack` comes first.
     [packed] = json.loads(output[output.index("[\n") :])
@@ -55,7 +55,7 @@ def install(folder: Path) -> dict[str, Any]:
     return dict(packed)
 
 
-def _install_others(npm: str) -> None:
+def install_others(npm: str) -> None:
     """Install what package-lock.json names, unless that was done."""
     done = _MODULES / ".package-lock.json"
     if not done.exists() or done.stat().st_mtime < (PACKAGE / "package-lock.json").stat().st_mtime:
