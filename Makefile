@@ -77,7 +77,7 @@ packages: $(VENV)/test.stamp $(VENV)/packages.stamp npm/node_modules/.package-lo
 test-packages: $(VENV)/test.stamp ## Test the sdist and the wheel in dist/
 	DISTRIBUTIONS=dist $(BIN)/python -m pytest tests/packages $(PYTEST_OPTIONS)
 
-deployments: $(VENV)/test.stamp $(VENV)/deployments.stamp ## Check the image, compose.yaml and the dashboard, and run the services
+deployments: $(VENV)/test.stamp $(VENV)/deployments.stamp ## Check the image, compose.yaml, the chart and the dashboard, and run the services
 	sh tools/test_programs.sh
 	$(BIN)/python -m pytest tests/deployments $(PYTEST_OPTIONS)
 
@@ -85,8 +85,16 @@ lock: $(VENV)/packages.stamp ## Renew the list of what the image installs, deplo
 	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 		--generate-hashes $(IMAGE_EXTRAS:%=--extra %) --output-file deploy/image-requirements.txt pyproject.toml
 
+docs: $(VENV)/docs.stamp docs/npm/node_modules/.package-lock.json ## Build the site in build/docs and check its links (LINKS=all: external ones too)
+	cd docs/npm && npx --no-install typedoc --logLevel Warn
+	rm -rf build/docs
+	$(BIN)/sphinx-build -q -E -W --keep-going -d build/doctrees docs build/docs
+	$(BIN)/python tools/check_links.py
+	[ "$(LINKS)" != all ] || $(BIN)/sphinx-build -q -b linkcheck -d build/doctrees docs build/links
+	@echo 'To read it: python3 -m http.server --directory build/docs'
+
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) .tox build dist npm/dist npm/LICENSE npm/node_modules *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .tox build dist npm/dist npm/LICENSE npm/node_modules docs/npm/node_modules tests/deployments/custom_resources/node_modules *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/pip.stamp: tools/make_venv.sh
 	sh tools/make_venv.sh $(PYTHON) $(VENV)
@@ -115,6 +123,15 @@ $(VENV)/bench.stamp: $(VENV)/pip.stamp setup.cfg setup.py pyproject.toml
 
 $(VENV)/packages.stamp: $(VENV)/pip.stamp pyproject.toml
 	$(BIN)/pip install --quiet --group packages
+	touch $@
+
+$(VENV)/docs.stamp: $(VENV)/pip.stamp setup.cfg pyproject.toml
+	$(BIN)/pip install --quiet --editable . --group docs
+	touch $@
+
+docs/npm/node_modules/.package-lock.json: docs/npm/package-lock.json
+	sh tools/test_programs.sh nodejs npm
+	cd docs/npm && npm ci --loglevel=error --ignore-scripts
 	touch $@
 
 npm/node_modules/.package-lock.json: npm/package-lock.json

@@ -6,66 +6,66 @@ A message or a join is *rejected*, with an error code; an HTTP request is *refus
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
-from typing import Self
 
 
 class ErrorCode(StrEnum):
-    """The ``code`` of an ``error`` message.
+    """The ``code`` of an ``error`` message."""
 
-    Attributes:
-        meaning: for authors of clients, in the schemas of the wire.
-    """
+    INVALID_MESSAGE = "invalid_message"
+    INVALID_TYPE = "invalid_type"
+    MISSING_TARGET = "missing_target"
+    TARGET_NOT_FOUND = "target_not_found"
+    DROPPED = "dropped"
+    RATE_LIMITED = "rate_limited"
+    TOPIC_FULL = "topic_full"
+    FORBIDDEN = "forbidden"
+    INVALID_TOKEN = "invalid_token"
+    INVALID_METADATA = "invalid_metadata"
 
-    meaning: str
 
-    def __new__(cls, code: str, meaning: str) -> Self:
-        """Keep the meaning beside the value."""
-        member = str.__new__(cls, code)
-        member._value_ = code
-        member.meaning = meaning
-        return member
-
-    INVALID_MESSAGE = (
-        "invalid_message",
-        "Not JSON, not an object, nested too deeply, a key of a wrong type, or a binary message.",
-    )
-    INVALID_TYPE = "invalid_type", "`type` is missing, null, unknown, or of a feature that is off."
-    MISSING_TARGET = "missing_target", "`to` is absent, null or empty."
-    TARGET_NOT_FOUND = "target_not_found", "No such peer in this topic."
-    DROPPED = "dropped", "The target's queue is full, or it is closing: not delivered."
-    RATE_LIMITED = "rate_limited", "Too many messages, or too many updates of metadata: nothing was done."
-    TOPIC_FULL = "topic_full", "The topic has too many peers or too much metadata."
-    FORBIDDEN = "forbidden", "The token permits to receive only, or decides the metadata."
-    INVALID_TOKEN = "invalid_token", "The new token was not accepted; the old one stays in use."
-    INVALID_METADATA = "invalid_metadata", "The metadata is too long, nested too deeply, or has too long a number."
+ERROR_MEANINGS: dict[ErrorCode, str] = {
+    ErrorCode.INVALID_MESSAGE: "Not JSON, not an object, nested too deeply, a key of a wrong type, or binary.",
+    ErrorCode.INVALID_TYPE: "`type` is missing, null, unknown, or of a feature that is off.",
+    ErrorCode.MISSING_TARGET: "`to` is absent, null or empty.",
+    ErrorCode.TARGET_NOT_FOUND: "No such peer in this topic.",
+    ErrorCode.DROPPED: "The target's queue is full, or it is closing: not delivered.",
+    ErrorCode.RATE_LIMITED: "Too many messages, or too many updates of metadata: nothing was done.",
+    ErrorCode.TOPIC_FULL: "The topic has too many peers or too much metadata.",
+    ErrorCode.FORBIDDEN: "The token permits to receive only, or decides the metadata.",
+    ErrorCode.INVALID_TOKEN: "The new token was not accepted; the old one stays in use.",
+    ErrorCode.INVALID_METADATA: "The metadata is too long, nested too deeply, or has too long a number.",
+}
+"""For authors of clients."""
 
 
 class CloseCode(IntEnum):
-    """The codes of the server's close frames; from 4000 on after HTTP's statuses.
+    """The codes of the server's close frames; from 4000 on after HTTP's statuses."""
 
-    Attributes:
-        meaning: for authors of clients, in the schemas of the wire.
-    """
+    GOING_AWAY = 1001
+    PROTOCOL_ERROR = 1002
+    INVALID_PAYLOAD = 1007
+    POLICY_VIOLATION = 1008
+    MESSAGE_TOO_BIG = 1009
+    SERVICE_RESTART = 1012
+    TRY_AGAIN_LATER = 1013
+    TOKEN_EXPIRED = 4401
+    PEER_REMOVED = 4403
+    TOPIC_CLOSED = 4404
 
-    meaning: str
 
-    def __new__(cls, code: int, meaning: str) -> Self:
-        """Keep the meaning beside the value."""
-        member = int.__new__(cls, code)
-        member._value_ = code
-        member.meaning = meaning
-        return member
-
-    GOING_AWAY = 1001, "The server is stopping."
-    PROTOCOL_ERROR = 1002, "The client broke RFC 6455."
-    INVALID_PAYLOAD = 1007, "A text message is not UTF-8."
-    POLICY_VIOLATION = 1008, "Too many messages after `rate_limited`, or far too many pings, pongs and fragments."
-    MESSAGE_TOO_BIG = 1009, "A message is longer than the server's limit, by default 65,536 bytes."
-    SERVICE_RESTART = 1012, "The server is stopping, and spreads the end of its connections over some time."
-    TRY_AGAIN_LATER = 1013, "The topic is full; the `error` `topic_full` came before."
-    TOKEN_EXPIRED = 4401, "The token of the connection has expired. Connect with a new one."
-    PEER_REMOVED = 4403, "An operator or the application removed this peer. The reason is for the user; stay away."
-    TOPIC_CLOSED = 4404, "An operator or the application closed the topic. The reason is for the user; stay away."
+CLOSE_MEANINGS: dict[CloseCode, str] = {
+    CloseCode.GOING_AWAY: "The server is stopping.",
+    CloseCode.PROTOCOL_ERROR: "The client broke RFC 6455.",
+    CloseCode.INVALID_PAYLOAD: "A text message is not UTF-8.",
+    CloseCode.POLICY_VIOLATION: "Too many messages after `rate_limited`, or far too many pings, pongs and fragments.",
+    CloseCode.MESSAGE_TOO_BIG: "A message is longer than the server's limit, by default 65,536 bytes.",
+    CloseCode.SERVICE_RESTART: "The server is stopping, and spreads the end of its connections over some time.",
+    CloseCode.TRY_AGAIN_LATER: "The topic is full; the `error` `topic_full` came before.",
+    CloseCode.TOKEN_EXPIRED: "The token of the connection has expired. Connect with a new one.",
+    CloseCode.PEER_REMOVED: "An operator or the application removed this peer. The reason is for the user; stay away.",
+    CloseCode.TOPIC_CLOSED: "An operator or the application closed the topic. The reason is for the user; stay away.",
+}
+"""For authors of clients."""
 
 
 class LeaveReason(StrEnum):

@@ -21,8 +21,8 @@ from signaling._version import VERSION
 from signaling.client.sealing import SealedPayload
 from signaling.core.ice import RTCIceServer
 from signaling.core.messages import ClientFields, ClientMessage, MetadataUpdate, PresentedToken
-from signaling.core.server_messages import RelayedType, ServerMessage
-from signaling.errors import CloseCode
+from signaling.core.server_messages import FEATURE_MEANINGS, Feature, RelayedType, ServerMessage
+from signaling.errors import CLOSE_MEANINGS, ERROR_MEANINGS, ErrorCode
 from signaling.limits import Limits
 from signaling.web.join_parsing import JoinQuery
 
@@ -34,6 +34,7 @@ MESSAGES: dict[str, tuple[type[msgspec.Struct], ...]] = {
     "client": (ClientMessage, PresentedToken, MetadataUpdate),
     "server": get_args(ServerMessage),
 }
+MEANINGS: dict[type[Enum], dict[Any, str]] = {ErrorCode: ERROR_MEANINGS, Feature: FEATURE_MEANINGS}
 Schema = dict[str, Any]
 
 # What AsyncAPI calls an operation: its action from the server's point of view, what it is, its messages, and the
@@ -82,7 +83,7 @@ def schemas(types: Iterable[Any]) -> tuple[list[Schema], dict[str, Schema]]:
         if issubclass(owner, Enum):
             # In their own order.
             schema["enum"] = [member.value for member in owner]
-            schema["description"] += "".join(f"\n- `{member.value}`: {member.meaning}" for member in owner)  # type: ignore[attr-defined]
+            schema["description"] += "".join(f"\n- `{member.value}`: {MEANINGS[owner][member]}" for member in owner)
     return list(found), named
 
 
@@ -272,7 +273,7 @@ def asyncapi() -> Schema:
 
 def channel(all_messages: Iterable[str]) -> Schema:
     """Return the channel of a topic."""
-    codes = "".join(f"\n| {code.value} | {code.meaning} |" for code in CloseCode)
+    codes = "".join(f"\n| {code.value} | {meaning} |" for code, meaning in CLOSE_MEANINGS.items())
     return {
         "address": "/ws/{topic}",
         "title": "A topic",
@@ -311,7 +312,7 @@ def channel(all_messages: Iterable[str]) -> Schema:
                 "bindingVersion": "0.1.0",
             }
         },
-        "x-close-codes": {str(code.value): code.meaning for code in CloseCode},
+        "x-close-codes": {str(code.value): meaning for code, meaning in CLOSE_MEANINGS.items()},
     }
 
 

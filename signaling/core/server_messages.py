@@ -62,25 +62,21 @@ IceServerList: TypeAlias = Annotated[
 
 
 class Feature(StrEnum):
-    """An optional feature that is on, in the ``features`` of ``welcome``.
+    """An optional feature that is on, in the ``features`` of ``welcome``."""
 
-    Attributes:
-        meaning: for authors of clients.
-    """
+    METADATA_UPDATES = "metadata-updates"
+    NOTICES = "notices"
+    RESUME = "resume"
+    TOKEN = "token"
 
-    meaning: str
 
-    def __new__(cls, name: str, meaning: str) -> Feature:
-        """Keep the meaning beside the value."""
-        member = str.__new__(cls, name)
-        member._value_ = name
-        member.meaning = meaning
-        return member
-
-    METADATA_UPDATES = "metadata-updates", "`metadata` messages are taken."
-    NOTICES = "notices", "`notice` messages may come."
-    RESUME = "resume", "Sessions can be resumed."
-    TOKEN = "token", "Access is controlled: `token` messages are taken."
+FEATURE_MEANINGS: dict[Feature, str] = {
+    Feature.METADATA_UPDATES: "`metadata` messages are taken.",
+    Feature.NOTICES: "`notice` messages may come.",
+    Feature.RESUME: "Sessions can be resumed.",
+    Feature.TOKEN: "Access is controlled: `token` messages are taken.",
+}
+"""For authors of clients."""
 
 
 class _ServerMessage(msgspec.Struct, frozen=True, gc=False, tag_field="type", omit_defaults=True):

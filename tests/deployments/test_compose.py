@@ -109,7 +109,7 @@ def test_coturn_reads_what_is_shipped_and_the_secret_of_the_server(tmp_path: Pat
 
 
 def test_redis_grants_the_rights_that_the_documents_name(tmp_path: Path) -> None:
-    page = (TREE / "docs" / "options.md").read_text()
+    page = (TREE / "docs" / "redis.md").read_text()
     [named] = re.findall(r"^user signaling on >PASSWORD (.*)$", page, re.MULTILINE)
     [granted] = re.findall(r"^user signaling on #[0-9a-f]{64} (.*)$", make_secrets(tmp_path)["redis/users.acl"], re.M)
     assert granted == named
@@ -196,3 +196,13 @@ def test_prometheus_scrapes_the_server_and_has_the_alerts(running: Stack) -> Non
     wait_until(lambda: healthy() == {"signaling:9091": "signaling", "localhost:9090": "prometheus"}, state=healthy)
     [group] = json.loads(running.get("http://prometheus:9090/api/v1/rules"))["data"]["groups"]
     assert [rule["name"] for rule in group["rules"]] == [rule["alert"] for rule in ALERTS["groups"][0]["rules"]]
+
+
+def test_the_page_names_every_service_and_variable() -> None:
+    page = (TREE / "docs" / "docker.md").read_text()
+    [table] = re.findall(r"^\| service .*?\n\n", page, re.MULTILINE | re.DOTALL)
+    assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == sorted(SERVICES)
+    used = set(re.findall(r"\$\{(\w+)", (TREE / "compose.yaml").read_text()))
+    assert used == set(re.findall(r"^([A-Z_]+)=", page, re.MULTILINE)) == {"PUBLIC_HOST", "PUBLIC_IP"}
+    for path in re.findall(r"/run/secrets/(\S+)", page):
+        assert f"$secrets/{path}" in MAKE_SECRETS.read_text()
