@@ -77,7 +77,7 @@ packages: $(VENV)/test.stamp $(VENV)/packages.stamp npm/node_modules/.package-lo
 test-packages: $(VENV)/test.stamp ## Test the sdist and the wheel in dist/
 	DISTRIBUTIONS=dist $(BIN)/python -m pytest tests/packages $(PYTEST_OPTIONS)
 
-deployments: $(VENV)/test.stamp $(VENV)/deployments.stamp ## Check the image, compose.yaml and the dashboard, and run the services
+deployments: $(VENV)/test.stamp $(VENV)/deployments.stamp ## Check the image, compose.yaml, the chart and the dashboard, and run the services
 	sh tools/test_programs.sh
 	$(BIN)/python -m pytest tests/deployments $(PYTEST_OPTIONS)
 
@@ -94,7 +94,7 @@ docs: $(VENV)/docs.stamp docs/npm/node_modules/.package-lock.json ## Build the s
 	@echo 'To read it: python3 -m http.server --directory build/docs'
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) .tox build dist npm/dist npm/LICENSE npm/node_modules docs/npm/node_modules *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .tox build dist npm/dist npm/LICENSE npm/node_modules docs/npm/node_modules tests/deployments/custom_resources/node_modules *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/pip.stamp: tools/make_venv.sh
 	sh tools/make_venv.sh $(PYTHON) $(VENV)

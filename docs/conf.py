@@ -39,6 +39,7 @@ DECLARATION_PAGES = {"signaling": "api-javascript.md", "react": "api-react.md"}
 # Of a declaration: too many for headings.
 PARTS = (
     "Extended by",
+    "Extends",
     "Parameters",
     "Properties",
     "Returns",
@@ -115,6 +116,11 @@ mermaid_use_local = "mermaid/mermaid.esm.min.mjs"
 mermaid_fullscreen = False
 
 notfound_urls_prefix = "/twisted-signaling/"
+notfound_context = {
+    "title": "Page not found",
+    "body": "<h1>Page not found</h1><p>This address has no page. Try the search, or the list of pages.</p>",
+}
+sitemap_excludes = ["404.html", "genindex.html", "py-modindex.html", "search.html"]
 sitemap_url_scheme = "{link}"
 sitemap_show_lastmod = False
 ogp_site_url = html_baseurl
@@ -182,7 +188,7 @@ def javascript_reference(name: str) -> str:
     text = (TYPEDOC / DECLARATIONS[name]).read_text().partition("\n")[2]
     text = re.sub(r"\]\([\w./-]*?(\w+)\.md#", lambda found: f"]({DECLARATION_PAGES[found[1]]}#", text)
     text = re.sub(r"docs/([\w-]+\.md)", r"[\1](\1)", text)
-    text = re.sub(r"^#+ (?:Overrides|Extends)\n\n.*\n\n", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^#+ (?:Overrides\n\n.*|Extends\n\n- `EventTarget`)\n", "", text, flags=re.MULTILINE)
     text = re.sub(r"^\*{3}$|^#+ (?:Constructors|Methods|Constructor|Call Signature)$", "", text, flags=re.MULTILINE)
     text = re.sub(r"^#+ Returns\n\n`void`\n", "", text, flags=re.MULTILINE)
     text = re.sub(rf"^#+ ({'|'.join(PARTS)})$", r"**\1**", text, flags=re.MULTILINE)
@@ -230,7 +236,7 @@ class Links(SphinxTransform):
             # MyST has taken the suffix off.
             path, anchor = f"{path}.md", node.get("reftargetid")
         file = (DOCS / path).resolve()
-        if not file.exists():
+        if not file.is_relative_to(TREE) or not file.exists():
             return  # Sphinx warns.
         if file.is_relative_to(DOCS):
             if node.astext() == file.name:
