@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from tests.harness.server import Server, launch
-from tests.programs import need
+from tests.programs import missing, need
 
 TREE = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((TREE / "compose.yaml").read_text())
@@ -57,7 +57,10 @@ class Stack:
             stdout=subprocess.PIPE,
         )
         assert self._network.stdout is not None
-        assert self._network.stdout.readline() == b"ready\n"
+        if self._network.stdout.readline() != b"ready\n":
+            self.end()
+            # As in a container without the capability SYS_ADMIN.
+            raise missing("the right to make a network namespace")
 
     def end(self) -> None:
         """Give the network up."""
