@@ -8,7 +8,7 @@ IMAGE_EXTRAS := metrics jwt cluster tls
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTEST_OPTIONS
 
-.PHONY: help run check test test-benchmarks lint types test-all conformance fuzz soak observe failures bench packages test-packages lock clean
+.PHONY: help run check test test-benchmarks tutorials lint types test-all conformance fuzz soak observe failures bench packages test-packages deployments lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -25,6 +25,10 @@ test: $(VENV)/test.stamp ## Install what the tests need, run all of them, and me
 
 test-benchmarks: $(VENV)/bench.stamp ## Run the tests of the load tools
 	$(BIN)/python -m pytest benchmarks/tests $(PYTEST_OPTIONS)
+
+tutorials: $(VENV)/test.stamp ## Run every command and example of README.md and of the quickstarts
+	sh tools/test_programs.sh
+	$(BIN)/python -m pytest tests/documents $(PYTEST_OPTIONS)
 
 lint: $(VENV)/lint.stamp ## Check style, the Dockerfile, the shell scripts and the workflows
 	$(BIN)/ruff check .
@@ -77,12 +81,24 @@ packages: $(VENV)/test.stamp $(VENV)/packages.stamp npm/node_modules/.package-lo
 test-packages: $(VENV)/test.stamp ## Test the sdist and the wheel in dist/
 	DISTRIBUTIONS=dist $(BIN)/python -m pytest tests/packages $(PYTEST_OPTIONS)
 
+deployments: $(VENV)/test.stamp $(VENV)/deployments.stamp ## Check the image, compose.yaml, the chart and the dashboard, and run the services
+	sh tools/test_programs.sh
+	$(BIN)/python -m pytest tests/deployments $(PYTEST_OPTIONS)
+
 lock: $(VENV)/packages.stamp ## Renew the list of what the image installs, deploy/image-requirements.txt
 	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 		--generate-hashes $(IMAGE_EXTRAS:%=--extra %) --output-file deploy/image-requirements.txt pyproject.toml
 
+docs: $(VENV)/docs.stamp docs/npm/node_modules/.package-lock.json ## Build the site in build/docs and check its links (LINKS=all: external ones too)
+	cd docs/npm && npx --no-install typedoc --logLevel Warn
+	rm -rf build/docs
+	$(BIN)/sphinx-build -q -E -W --keep-going -d build/doctrees docs build/docs
+	$(BIN)/python tools/check_links.py
+	[ "$(LINKS)" != all ] || $(BIN)/sphinx-build -q -b linkcheck -d build/doctrees docs build/links
+	@echo 'To read it: python3 -m http.server --directory build/docs'
+
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) .tox build dist npm/dist npm/LICENSE npm/node_modules *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .tox build dist npm/dist npm/LICENSE npm/node_modules docs/npm/node_modules tests/deployments/custom_resources/node_modules *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/pip.stamp: tools/make_venv.sh
 	sh tools/make_venv.sh $(PYTHON) $(VENV)
@@ -113,9 +129,22 @@ $(VENV)/packages.stamp: $(VENV)/pip.stamp pyproject.toml
 	$(BIN)/pip install --quiet --group packages
 	touch $@
 
+$(VENV)/docs.stamp: $(VENV)/pip.stamp setup.cfg pyproject.toml
+	$(BIN)/pip install --quiet --editable . --group docs
+	touch $@
+
+docs/npm/node_modules/.package-lock.json: docs/npm/package-lock.json
+	sh tools/test_programs.sh nodejs npm
+	cd docs/npm && npm ci --loglevel=error --ignore-scripts
+	touch $@
+
 npm/node_modules/.package-lock.json: npm/package-lock.json
 	sh tools/test_programs.sh nodejs npm
 	cd npm && npm ci --ignore-scripts
+
+$(VENV)/deployments.stamp: $(VENV)/pip.stamp pyproject.toml
+	$(BIN)/pip install --quiet --group deployments
+	touch $@
 
 $(VENV)/tox.stamp: $(VENV)/pip.stamp
 	$(BIN)/pip install --quiet 'tox >= 4.22'

@@ -1,6 +1,6 @@
 """Writes what the Helm chart has from elsewhere; with ``--check`` only compares it.
 
-That is: the version, the alert rules and the dashboard, the options of the server in the schema of ``config``, and the
+That is: the alert rules and the dashboard, the options of the server in the schema of ``config``, and the
 table of values in the chart's README.
 """
 
@@ -15,7 +15,6 @@ from typing import Any
 
 import yaml
 
-from signaling._version import VERSION
 from signaling.app.option_table import CONFIGURABLE, help_text
 from signaling.limits import Option, Unit
 
@@ -33,13 +32,6 @@ _TYPES = {
     Unit.SECONDS: "number",
     Unit.PER_SECOND: "number",
 }
-
-
-def chart_yaml() -> str:
-    """Return ``Chart.yaml`` with the version of the server."""
-    text = (CHART / "Chart.yaml").read_text()
-    text = re.sub(r"(?m)^version: .*$", f"version: {VERSION}", text)
-    return re.sub(r"(?m)^appVersion: .*$", f'appVersion: "{VERSION}"', text)
 
 
 def option_schema(option: Option) -> dict[str, Any]:
@@ -121,7 +113,6 @@ def written() -> dict[Path, str]:
     """Return the text of each file."""
     files = {CHART / "files" / name: (TREE / "deploy" / name).read_text() for name in COPIED}
     return files | {
-        CHART / "Chart.yaml": chart_yaml(),
         CHART / "values.schema.json": schema_json(),
         CHART / "README.md": readme(),
     }

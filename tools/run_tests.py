@@ -83,7 +83,7 @@ ALL = [
     Part(
         "frames read by Autobahn",
         [
-            *("tests/integration", "tests/fuzz", *system("conformance", "failures", "wire_transcript")),
+            *("tests/integration", "tests/fuzz", *system("conformance", "wire_transcript")),
             *("-m", _OWN_PORT, "--ignore-glob=*/test_admin_*"),
         ],
         fast_path=False,

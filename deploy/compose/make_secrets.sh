@@ -16,7 +16,7 @@ make "$secrets/redis/password"
 make "$secrets/turn/secret"
 make "$secrets/grafana/password"
 
-# docs/options.md has the rights that the server needs.
+# docs/redis.md has the rights that the server needs.
 cat >"$secrets/redis/users.acl" <<END
 user default off
 user signaling on #$(tr -d '\n' <"$secrets/redis/password" | sha256sum | cut -d ' ' -f 1) ~signaling:* &signaling:* +ping +subscribe +publish +evalsha +eval +script|load +time +exists +expire +del +set +hget +hgetall +hincrby +hkeys +hlen +hmget +hset +hsetnx +hdel +sadd +srem +scard +smembers +srandmember

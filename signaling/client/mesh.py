@@ -49,6 +49,8 @@ try:
 except ImportError as missing:
     raise ImportError("this needs aiortc: pip install 'twisted-signaling[client]'") from missing
 
+__all__ = ["Mesh", "MeshPeer", "join"]
+
 _log = logging.getLogger("signaling.client")
 _FINGERPRINT = re.compile(r"^a=fingerprint:.*$", re.MULTILINE)
 _IDENTITY = re.compile(r"^a=(?:ice-ufrag|fingerprint):.*$", re.MULTILINE)
@@ -92,7 +94,7 @@ class MeshPeer:
         """Send on the data channel.
 
         Returns:
-            False if it is not open, or ``MAX_BUFFERED_BYTES`` wait there already: nothing is sent.
+            False, and nothing is sent, if it is not open, or ``MAX_BUFFERED_BYTES`` wait there already.
         """
         channel = self.channel
         if channel is None or channel.readyState != "open" or channel.bufferedAmount > MAX_BUFFERED_BYTES:

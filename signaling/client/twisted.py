@@ -23,6 +23,8 @@ from signaling.client.messages import AnyMessage, Error, IceServer, Metadata
 from signaling.client.metadata import UPDATE_SECONDS, unanswered
 from signaling.client.session import MAX_FRAGMENTS, MAX_MESSAGE_BYTES, MAX_RECEIVED_BYTES, Session
 
+__all__ = ["SignalingClient"]
+
 _log = Logger()
 
 OPENING_SECONDS = 15.0

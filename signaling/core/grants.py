@@ -41,7 +41,7 @@ class Grant:
 
     Args:
         topics: the exact names of topics that it may join.
-        prefixes: it may also join topics whose names start with one of these; "" covers every topic.
+        prefixes: it may also join topics whose names start with one of these; the empty one covers every topic.
         may_send: False for a client that may only receive.
         metadata: replaces the client's own metadata; None keeps that.
         expires: when the connection is closed, in seconds since the Unix epoch; None means never.

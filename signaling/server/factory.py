@@ -104,27 +104,28 @@ class SignalingFactory(HttpFactory):
 
     Attributes:
         topics: the peers in each topic.
-        announcer: tells peers who joined and left.
         counters: what happened so far.
         shutdown: the end of the server; ``shutdown.drain()`` is what an application calls.
-        crowd_size: from how many peers in a topic on joins take turns.
-        connection_limits: how many connections may join.
-        gate: the connections that have not joined.
-        events: the log.
-        paced_log: spreads a burst of its lines over time.
-        judges_messages: whether each message counts against a rate, is logged, or may be a new token.
-        sessions: finds sessions to resume, and closes those that are not resumed.
-        blocks: who is kept out of topics.
-        details: of each peer, by its id; None if they are not recorded.
-        administration: carries out the queries of an operator on the peers of this process.
-        asker: passes such queries to all nodes.
-        observer: is told who joins and leaves, or None.
-        presence: tells it; None without an observer.
 
     Raises:
         ValueError: if an origin, a proxy, its header, the path prefix or ``log_addresses`` is malformed.
     """
 
+    # Further attributes, for the server's own modules:
+    #   announcer: tells peers who joined and left.
+    #   crowd_size: from how many peers in a topic on joins take turns.
+    #   connection_limits: how many connections may join.
+    #   gate: the connections that have not joined.
+    #   events: the log.
+    #   paced_log: spreads a burst of its lines over time.
+    #   judges_messages: whether each message counts against a rate, is logged, or may be a new token.
+    #   sessions: finds sessions to resume, and closes those that are not resumed.
+    #   blocks: who is kept out of topics.
+    #   details: of each peer, by its id; None if they are not recorded.
+    #   administration: carries out the queries of an operator on the peers of this process.
+    #   asker: passes such queries to all nodes.
+    #   observer: is told who joins and leaves, or None.
+    #   presence: tells it; None without an observer.
     protocol = SignalingProtocol
     crowd_size = 32
 
@@ -247,7 +248,8 @@ class SignalingFactory(HttpFactory):
         Args:
             ice_servers: all peers are sent them, besides those of a provider.
             topic_rules: for joins from now on.
-            more: as for ``HttpFactory``.
+            more: ``limits``, ``allow_origins``, ``trusted_proxies``, ``portal`` and ``log_level``, as for the
+                constructor. ``resume_window_seconds`` cannot change, and a portal only replaces another one.
 
         Raises:
             ValueError: an argument is wrong; then nothing was changed.
@@ -341,7 +343,7 @@ class SignalingFactory(HttpFactory):
             block_seconds: how long to keep the owner of the peer's token out of the topic, with all of its peers.
 
         Returns:
-            Fires with how many peers were removed: 0 if no node has this one.
+            Fires with how many peers were removed, which is 0 if no node has this one.
 
         Raises:
             ValueError: the reason is too long, ``block_seconds`` is out of its range, or no owners are recorded here:

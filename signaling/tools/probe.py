@@ -296,7 +296,7 @@ def _answered_error(message: dict[str, Any]) -> ProbeError:
         text = 'the token allows no sending: leave "send": false out of its claim "signaling"'
         return ProbeError("sending_forbidden", text)
     if code == "topic_full":
-        return ProbeError("topic_full", "the server, or the token, allows less than two peers in a topic")
+        return ProbeError("topic_full", "the server, or the token, allows fewer than two peers in a topic")
     return ProbeError("error_answered", f"the server answered the error {code}: {message.get('message')}")
 
 

@@ -311,6 +311,7 @@ steps = st.one_of(
 )
 
 
+@pytest.mark.unmeasured
 @given(steps=st.lists(steps, min_size=5, max_size=40), at=st.tuples(nodes, nodes), returns=st.booleans())
 def test_each_relay_has_one_outcome_and_they_arrive_in_order(
     steps: list[tuple[str, int]], at: tuple[int, int], returns: bool

@@ -20,22 +20,6 @@ from tests.harness.server import running
 from tests.system.test_options import unprivileged
 
 TREE = Path(__file__).parents[2]
-MODULES = {str(path.relative_to(TREE)) for path in (TREE / "signaling").rglob("*.py")}
-STATIC = {str(path.relative_to(TREE)) for path in (TREE / "signaling" / "browser").glob("*/*")}
-SCHEMAS = {str(path.relative_to(TREE)) for path in (TREE / "signaling" / "schemas").glob("*.json")}
-SCRIPTS = {str(path.relative_to(TREE)) for path in (TREE / "signaling" / "backplane" / "redis" / "lua").glob("*.lua")}
-SHIPPED = (
-    MODULES
-    | SCRIPTS
-    | STATIC
-    | SCHEMAS
-    | {
-        "signaling/admin/openapi.json",
-        "signaling/py.typed",
-        "twisted/plugins/signaling_auth.py",
-        "twisted/plugins/signaling_plugin.py",
-    }
-)
 METADATA = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE", "top_level.txt"}
 
 
@@ -74,7 +58,7 @@ def test_the_wheel_holds_the_package_and_the_plugin_and_nothing_else(built: Path
     [path] = built.glob("*.whl")
     names = set(zipfile.ZipFile(path).namelist())
     info = {name for name in names if ".dist-info/" in name}
-    assert names - info == SHIPPED
+    assert names - info == {name for name in tracked() if name.startswith(("signaling/", "twisted/"))}
     assert {name.partition(".dist-info/")[2] for name in info} == METADATA
 
 

@@ -258,6 +258,14 @@ def test_help_has_an_example_of_every_kind(capsys: pytest.CaptureFixture[str]) -
     assert "--token TOKEN" not in text
 
 
+def test_the_documents_list_every_code() -> None:
+    tree = Path(__file__).parents[2]
+    source = (tree / "signaling" / "tools" / "probe.py").read_text()
+    rows = re.findall(r"^\| (`[a-z_]+`.*?) \|", (tree / "docs" / "probe.md").read_text(), re.MULTILINE)
+    listed = set(re.findall(r"`([a-z_]+)`", " ".join(rows))) - {"code"}
+    assert listed == set(re.findall(r'ProbeError\("([a-z_]+)"', source))
+
+
 # Servers that are none
 
 

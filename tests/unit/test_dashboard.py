@@ -20,6 +20,7 @@ from signaling.log.events import Events
 from signaling.metrics.collector import ReactorLag, SignalingCollector
 from signaling.webhooks.delivery import Webhooks
 from tests.programs import need
+from tools import dashboard
 
 TREE = Path(__file__).parents[2]
 DASHBOARD = TREE / "deploy" / "grafana.json"
@@ -57,10 +58,40 @@ def names(text: str) -> set[str]:
 
 def test_the_dashboard_queries_only_existing_metrics(metrics: list[Metric]) -> None:
     existing = set().union(*map(series, metrics)) | OTHERS
-    dashboard = json.loads(DASHBOARD.read_text())
-    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    queries.append(dashboard["templating"]["list"][1]["query"]["query"])
-    assert set().union(*map(names, queries)) <= existing
+    assert names(json.dumps(dashboard.dashboard())) <= existing
+
+
+def test_the_dashboard_is_what_its_tool_writes() -> None:
+    assert DASHBOARD.read_text() == dashboard.text(), "run tools/dashboard.py"
+
+
+def test_the_thresholds_of_the_dashboard_are_those_of_the_alerts() -> None:
+    alerts = re.sub(r"#.*", "", ALERTS.read_text())
+    bounds = {
+        "Fullest node": 0.9,
+        "Refused requests": 1,
+        "Dropped relays": 0.01,
+        "Worst reactor lag": 0.1,
+        "Reactor lag": 0.1,
+        "Worker restarts": 2,
+        "Age of a provider's ICE servers": 64800,
+    }
+    panels = {panel["title"]: panel for panel in dashboard.laid_out()}
+    for title, bound in bounds.items():
+        red = panels[title]["fieldConfig"]["defaults"]["thresholds"]["steps"][-1]
+        assert red == {"color": "red", "value": bound}, title
+        assert re.search(rf"> {bound}$", alerts, re.MULTILINE), title
+
+
+def test_the_panels_of_the_dashboard_lie_beside_each_other() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in dashboard.laid_out():
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        columns, lines = range(place["x"], place["x"] + place["w"]), range(place["y"], place["y"] + place["h"])
+        cells = {(x, y) for x in columns for y in lines}
+        assert not cells & taken, panel["title"]
+        taken |= cells
 
 
 def test_the_dashboard_shows_every_metric(metrics: list[Metric]) -> None:

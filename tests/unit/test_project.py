@@ -72,6 +72,15 @@ def test_a_tree_that_is_not_ready_is_not_released(tree: Path) -> None:
         release.check("7.8.7", tree)
 
 
+def test_the_image_is_labelled_with_the_version_of_the_packages() -> None:
+    assert 'org.opencontainers.image.version="${VERSION}"' in (TREE / "Dockerfile").read_text()
+    jobs = workflow("release")["jobs"]
+    [build] = [step["with"] for step in jobs["publish-image"]["steps"] if step.get("id") == "push"]
+    assert "VERSION=${{ needs.build.outputs.version }}" in build["build-args"].splitlines()
+    [version] = [step["run"] for step in jobs["build"]["steps"] if step.get("id") == "version"]
+    assert "tools/release.py version" in version
+
+
 def test_the_versions_of_python_are_everywhere_the_same() -> None:
     versions = re.findall(r"Python :: (3\.\d+)$", "\n".join(PROJECT["project"]["classifiers"]), re.MULTILINE)
     assert len(versions) == 4

@@ -13,14 +13,14 @@
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
-app.kubernetes.io/name: {{ include "signaling.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "signaling.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- /* The component keeps the pod of "helm test" out of the Service. */}}
 {{- define "signaling.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "signaling.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "signaling.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: server
 {{- end }}
 
@@ -116,11 +116,12 @@ The files of secrets in /etc/signaling, as a JSON object: the name of the file, 
 {{- $own := dict "port" 8081 }}
 {{- $v := .Values }}
 {{- $files := include "signaling.secretFiles" . | fromJson }}
+{{- $tcp := ternary "tcp6" "tcp" $v.listenOnIPv6 }}
 {{- if $v.metrics.enabled }}
-{{- $_ := set $own "metrics-listen" (printf "tcp:%d" (int $v.metrics.port)) }}
+{{- $_ := set $own "metrics-listen" (printf "%s:%d" $tcp (int $v.metrics.port)) }}
 {{- end }}
 {{- if $v.admin.enabled }}
-{{- $_ := set $own "admin-listen" (printf "tcp:%d" (int $v.admin.port)) }}
+{{- $_ := set $own "admin-listen" (printf "%s:%d" $tcp (int $v.admin.port)) }}
 {{- end }}
 {{- with $v.backplane }}
 {{- if and .url .passwordSecret.name (not .existingSecret.name) }}
@@ -229,6 +230,11 @@ The files of secrets in /etc/signaling, as a JSON object: the name of the file, 
 {{- if and $v.httpRoute.enabled (not $v.httpRoute.parentRefs) }}
 {{- $wrong = append $wrong "httpRoute.enabled: name the Gateway in httpRoute.parentRefs" }}
 {{- end }}
+{{- with $v.autoscaling }}
+{{- if and .enabled (not .targetCPUUtilizationPercentage) (not .metrics) }}
+{{- $wrong = append $wrong "autoscaling.enabled: it needs targetCPUUtilizationPercentage or metrics" }}
+{{- end }}
+{{- end }}
 {{- $own := include "signaling.ownOptions" . | fromJson }}
 {{- if include "signaling.backplaneFromSecret" . }}{{ $_ := set $own "backplane" "" }}{{ end }}
 {{- range $name, $_ := $v.config }}
@@ -242,7 +248,7 @@ The files of secrets in /etc/signaling, as a JSON object: the name of the file, 
 {{- end }}
 
 {{- define "signaling.testLabels" -}}
-app.kubernetes.io/name: {{ include "signaling.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "signaling.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: test
 {{- end }}

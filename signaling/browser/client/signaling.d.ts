@@ -185,6 +185,7 @@ export class Signaling<M extends object = Metadata> extends EventTarget {
   updateMetadata(metadata: M): Promise<void>;
   /** Leaves the topic for good. With a `secret`, messages of `send` that are not sealed yet are dropped. */
   leave(): void;
+  /** Calls `listener` with each event of this type. */
   addEventListener<K extends keyof SignalingEventMap<M>>(
     type: K,
     listener: (event: SignalingEventMap<M>[K]) => unknown,
@@ -256,6 +257,7 @@ export class Mesh<M extends object = Metadata> extends EventTarget {
   broadcast(data: string | ArrayBuffer | ArrayBufferView | Blob): void;
   /** Closes every connection, not the signaling. They are closed as well if this peer leaves or is removed. */
   close(): void;
+  /** Calls `listener` with each event of this type. */
   addEventListener<K extends keyof MeshEventMap<M>>(
     type: K,
     listener: (event: MeshEventMap<M>[K]) => unknown,
