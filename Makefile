@@ -8,7 +8,7 @@ IMAGE_EXTRAS := metrics jwt cluster tls
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTEST_OPTIONS
 
-.PHONY: help run check test test-benchmarks lint types test-all conformance fuzz soak observe failures bench packages test-packages deployments lock clean
+.PHONY: help run check test test-benchmarks tutorials lint types test-all conformance fuzz soak observe failures bench packages test-packages deployments lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -25,6 +25,10 @@ test: $(VENV)/test.stamp ## Install what the tests need, run all of them, and me
 
 test-benchmarks: $(VENV)/bench.stamp ## Run the tests of the load tools
 	$(BIN)/python -m pytest benchmarks/tests $(PYTEST_OPTIONS)
+
+tutorials: $(VENV)/test.stamp ## Run every command and example of README.md and of the quickstarts
+	sh tools/test_programs.sh
+	$(BIN)/python -m pytest tests/documents $(PYTEST_OPTIONS)
 
 lint: $(VENV)/lint.stamp ## Check style, the Dockerfile, the shell scripts and the workflows
 	$(BIN)/ruff check .

@@ -50,7 +50,7 @@ UNREADABLE = "it holds no JSON"
 
 
 class SealedPayload(msgspec.Struct, frozen=True):
-    """A sealed payload on the wire, of an offer, an answer or an ICE candidate; docs/sealing.md has the format."""
+    """A sealed payload of an offer, an answer or an ICE candidate; docs/sealing-format.md has the format."""
 
     sealed: Annotated[Literal[1], Meta(description="The version of the format.")]
     number: Annotated[

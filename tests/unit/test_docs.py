@@ -100,6 +100,21 @@ def test_every_link_between_documents_leads_somewhere() -> None:
                 assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_every_page_is_in_the_index_once() -> None:
+    listed = re.findall(r"^- \[[^\]]+\]\(([\w-]+\.md)\)", (DOCS / "index.md").read_text(), re.MULTILINE)
+    assert sorted([*listed, "index.md"]) == sorted(page.name for page in DOCS.glob("*.md"))
+
+
+def test_the_pages_that_a_newcomer_reads_are_short() -> None:
+    readme = DOCS.parent / "README.md"
+    assert len(readme.read_text().splitlines()) <= 150
+    for page in (readme, DOCS / "index.md", *DOCS.glob("quickstart-*.md")):
+        long = [line for line in page.read_text().splitlines() if len(line) > 100 and not line.startswith("|")]
+        assert not long, f"{page.name}: {long}"
+    for page in DOCS.glob("quickstart-*.md"):
+        assert len(page.read_text().split()) < 800, page.name
+
+
 def test_the_rights_of_a_store_s_user_are_those_that_the_scripts_and_the_engine_need() -> None:
     scripts = "".join(path.read_text() for path in DOCS.parent.glob("signaling/backplane/redis/lua/*.lua"))
     needed = {name.lower() for name in re.findall(r"redis\.call\('(\w+)'", scripts)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 from selenium import webdriver
 
+from signaling.app.options import Options
 from tests.harness.server import Server, launch
 from tests.programs import free_port
 from tests.system.browser import chromium, wait_until
@@ -22,14 +25,57 @@ from tests.system.browser import chromium, wait_until
 TREE = Path(__file__).parents[2]
 PAGES = {page.name: page for page in [TREE / "README.md", *sorted((TREE / "docs").glob("quickstart-*.md"))]}
 
-# Commands that are not run here, why not, and what checks them instead.
-NOT_RUN = {
-    r"git clone https://github\.com/twisted-signaling/twisted-signaling": "it needs the network; the tree is copied",
-    r"make (check|test)": "it runs the tests, this one among them; CI runs both",
-    r"python3 -m venv venv": "the environment of the tests stands in for it",
-    r"(venv/bin/pip|pipx) install \S+": "it needs the network; test_packaging.py installs the wheel",
-    r"\.venv/bin/python -m tests\.system\.test_wire_transcript --record": "half a minute; its test does the same",
-    r"docker (build|run) .*": "there is no Docker here; test_packaging.py follows the Dockerfile",
+
+def check_compose(command: str) -> None:
+    """Check that a command of Docker Compose names services that there are."""
+    services = yaml.safe_load((TREE / "compose.yaml").read_text())["services"]
+    arguments = [each for each in shlex.split(command)[3:] if not each.startswith("-")]
+    assert not arguments or arguments[0] in services, command
+
+
+def check_helm(command: str) -> None:
+    """Check that a command of Helm names the chart, and values and options that there are."""
+    arguments = shlex.split(command)
+    assert "deploy/helm" in arguments, command
+    values = yaml.safe_load((TREE / "deploy/helm/values.yaml").read_text())
+    for at, argument in enumerate(arguments):
+        if argument == "--set":
+            path = arguments[at + 1].partition("=")[0].split(".")
+            if path[0] == "config":
+                assert f"--{path[1]} " in str(Options({})), command
+                continue
+            found = values
+            for key in path:
+                assert key in found, command
+                found = found[key]
+
+
+def check_image(command: str) -> None:
+    """Check that a command names the image that the chart starts."""
+    chart = yaml.safe_load((TREE / "deploy/helm/Chart.yaml").read_text())
+    values = yaml.safe_load((TREE / "deploy/helm/values.yaml").read_text())
+    assert f"{values['image']['repository']}:{chart['appVersion']}" in shlex.split(command), command
+
+
+# Commands that are not run here, why not and what stands in for them, and what is checked all the same.
+NOT_RUN: dict[str, tuple[str, Callable[[str], None] | None]] = {
+    r"git clone https://github\.com/twisted-signaling/twisted-signaling": (
+        "it needs the network; the tree is copied",
+        None,
+    ),
+    r"make (check|test)": ("it runs all tests; CI does", None),
+    r"python3 -m venv venv": ("the environment of the tests stands in for it", None),
+    r"(venv/bin/pip|pipx) install \S+": ("it needs the network; test_packaging.py installs the wheel", None),
+    r"\.venv/bin/python -m tests\.system\.test_wire_transcript --record": ("half a minute; its test does it", None),
+    r"docker build --tag signaling \.": ("it needs Docker; test_packaging.py follows the Dockerfile", None),
+    r"docker run --publish 8081:8081 signaling --demo": ("as above", None),
+    r"docker build --tag ghcr.io\S+ \.": ("as above; the chart starts this image", check_image),
+    r"docker compose .*": ("it needs Docker; tests start the services of compose.yaml without it", check_compose),
+    r"kind .*": ("it needs Docker", None),
+    r"kind load docker-image \S+": ("as above", check_image),
+    r"kubectl .*": ("it needs a cluster; tests render the chart and start what its pod runs", None),
+    r"helm (install|upgrade) .*": ("it needs a cluster; as above", check_helm),
+    r"helm (test|uninstall) .*": ("it needs a cluster; as above", None),
 }
 # Commands that go on until they are stopped, and what they print once they are ready. "" means that their port accepts
 # connections then, and None that nothing says it.
@@ -64,6 +110,8 @@ class Block:
         for line in self.text.splitlines():
             if line.startswith("$ "):
                 commands.append((re.sub(r"\s+# .*", "", line[2:]), []))
+            elif commands[-1][0].endswith("\\"):
+                commands[-1] = (commands[-1][0].removesuffix("\\") + line.strip(), [])
             else:
                 commands[-1][1].append(line)
         return commands
@@ -78,8 +126,12 @@ def blocks(page: Path) -> list[Block]:
 
 
 def is_left_out(command: str) -> bool:
-    """Return whether a command is not run."""
-    return any(re.fullmatch(pattern, command) for pattern in NOT_RUN)
+    """Return whether a command is not run, and check what can be checked of it."""
+    checks = [check for pattern, (_, check) in NOT_RUN.items() if re.fullmatch(pattern, command)]
+    for check in checks:
+        if check is not None:
+            check(command)
+    return bool(checks)
 
 
 class Walk:
@@ -130,6 +182,9 @@ class Walk:
         place = before or instead_of
         assert place in text
         path.write_text(text.replace(place, self.block(language) + before))
+        # A browser and http.server compare whole seconds, and a reader takes longer than one.
+        seconds = path.stat().st_mtime + 2
+        os.utime(path, (seconds, seconds))
 
     def finish(self) -> None:
         """Fail if the page has more blocks."""
@@ -167,7 +222,7 @@ class Walk:
                     env={**self._environment, "PORT": str(self._ports["8081"])},
                     port=self._ports["8000" if "http.server" in command else "8080"],
                 )
-                self._ending.callback(server.end)
+                self._ending.callback(end, server)
                 if ready:
                     server.wait_for(ready)
                 elif ready is not None:
@@ -204,7 +259,7 @@ class Walk:
     def run_beside(self, *command: str) -> Server:
         """Start a program of the page that no block starts."""
         program = launch(command, cwd=self.folder)
-        self._ending.callback(program.end)
+        self._ending.callback(end, program)
         return program
 
     # Pages
@@ -239,6 +294,13 @@ class Walk:
             self.browser.switch_to.window(tab)
             self.browser.close()
         self.browser.switch_to.window(self.browser.window_handles[0])
+
+
+def end(server: Server) -> None:
+    """Stop a program if it still runs: ``make``, if it were killed, would leave its server behind."""
+    if server.process.poll() is None:
+        server.stop()
+    server.end()
 
 
 def checkout(folder: Path) -> None:
@@ -386,9 +448,26 @@ def walk_contributor(walk: Walk) -> None:
     walk.console()
     walk.console(fails=True)
     walk.console()
+    # What `make lint` would find.
+    changed = [walk.folder / f"tests/integration/test_{name}.py" for name in ("relaying", "backplane")]
+    assert max(len(line) for path in changed for line in path.read_text().splitlines()) <= 120
     walk.console()
     walk.console()
     walk.console()
+
+
+def walk_docker(walk: Walk) -> None:
+    for _ in range(4):
+        walk.console()
+    hosts = dict(line.split("=") for line in walk.block("ini").splitlines())
+    assert set(hosts) == set(re.findall(r"\$\{(\w+)", (TREE / "compose.yaml").read_text()))
+    for _ in range(2):
+        walk.console()
+
+
+def walk_kubernetes(walk: Walk) -> None:
+    for _ in range(8):
+        walk.console()
 
 
 WALKS: dict[str, Callable[[Walk], None]] = {
@@ -396,6 +475,8 @@ WALKS: dict[str, Callable[[Walk], None]] = {
     "quickstart-aiortc.md": walk_aiortc,
     "quickstart-browser.md": walk_browser,
     "quickstart-contributor.md": walk_contributor,
+    "quickstart-docker.md": walk_docker,
+    "quickstart-kubernetes.md": walk_kubernetes,
     "quickstart-twisted.md": walk_twisted,
 }
 
