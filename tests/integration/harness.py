@@ -35,6 +35,7 @@ from tests.integration.backends import MemoryEngine, MemoryStore, Store
 
 # How long nodes may wait to say several things at once.
 SOON = 0.006
+SOME_ID = "01M84W4JC063ZB8W6276707TN2"
 LIMIT_FIELDS = {field.name for field in fields(Limits)}
 
 
@@ -202,7 +203,8 @@ class Peer(Connection):
     def _frame(self, event: Frame) -> None:
         if event.opcode is Opcode.TEXT:
             self.texts.append(bytes(event.data).decode())
-            check_from_server(self.texts[-1])
+            foreign = self.harness.foreign_id
+            check_from_server(self.texts[-1].replace(foreign, SOME_ID) if foreign else self.texts[-1])
         elif event.opcode is Opcode.PING:
             self.pings += 1
         elif event.opcode is Opcode.PONG:
@@ -256,6 +258,7 @@ class Harness:
     Attributes:
         clock: moves by ``advance`` only.
         host: the address that new connections come from.
+        foreign_id: of a peer that another program wrote into the store; no server gives such an id.
         start: what the wall clock showed when ``clock`` began.
         engines: of the nodes, where there are several.
         factories: of the nodes. Connections go to each in turn, so that peers that come one after the other never meet
@@ -299,6 +302,7 @@ class Harness:
         self.limits = Limits(**limits)
         self._limits = [Limits(**limits, **bounds) for bounds in of_nodes] or [self.limits] * nodes
         self.host = "192.0.2.1"
+        self.foreign_id = ""
         self._buffer_bytes = buffer_bytes
         self.connections: list[Connection] = []
         self.engines: list[MemoryEngine] = []

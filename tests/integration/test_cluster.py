@@ -300,6 +300,7 @@ def test_a_session_request_without_a_valid_proof_is_answered(harness: Harness) -
 def test_an_id_without_a_greater_one_does_not_block_a_topic(harness: Harness, last: str) -> None:
     keys = Keys("signaling:")
     values = [b"signaling:", b"room", b"60", b"n" * 16, last.encode(), b"", b"9", b"9999"]
+    harness.foreign_id = last
     harness.engines[0].call("join", [*keys.topic(b"room"), keys.index(b"n" * 16)], values, lambda reply: None)
     harness.run()
     first, second = arrive(harness, 0), arrive(harness, 1)
