@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
 from collections.abc import Iterator
 
@@ -50,7 +51,7 @@ def test_cycles_are_found_while_they_are_young() -> None:
     for _ in range(20_000):
         alive.add(Cycle())
         most = max(most, len(alive))
-    assert most < 1_000
+    assert most < 2 * gc.get_threshold()[0]
     assert full_collections() == before
 
 
@@ -59,10 +60,12 @@ def test_cycles_that_grew_old_are_found_in_the_end() -> None:
     cycles = weakref.WeakSet(each[0] for each in old[:100])
     gc.collect(1)
     old.clear()
-    gc.collect(1)
-    assert len(cycles) == 100
-    kept = []
-    for _ in range(1_000_000):
+    if sys.version_info < (3, 14):
+        # Later releases may look for old ones in every collection, some at a time.
+        gc.collect(1)
+        assert len(cycles) == 100
+    kept: list[object] = []
+    for _ in range(1_500 * gc.get_threshold()[0]):
         kept.append([])
         if not cycles:
             break

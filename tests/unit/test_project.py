@@ -115,6 +115,18 @@ def test_every_action_is_pinned_by_its_commit(path: Path) -> None:
         assert action.startswith("./") or re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action), action
 
 
+def test_every_folder_with_pins_is_kept_current() -> None:
+    config = yaml.safe_load((TREE / ".github" / "dependabot.yml").read_text())
+    folders = {
+        each["package-ecosystem"]: {*each.get("directories", [each.get("directory")])} for each in config["updates"]
+    }
+    found = (path for folder in ("*", "*/*", "*/*/*") for path in TREE.glob(f"{folder}/package-lock.json"))
+    locks = {path.relative_to(TREE).parent for path in found if "node_modules" not in path.parts}
+    assert folders["npm"] == {f"/{folder}" for folder in locks}
+    assert folders["pip"] == {"/", "/deploy"}
+    assert {"github-actions", "docker", "docker-compose"} <= {*folders}
+
+
 def test_only_jobs_of_a_tag_may_write() -> None:
     jobs = workflow("release")["jobs"]
     writing = {name for name, job in jobs.items() if "write" in job["permissions"].values()}
