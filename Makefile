@@ -8,7 +8,7 @@ IMAGE_EXTRAS := metrics jwt cluster tls
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTEST_OPTIONS
 
-.PHONY: help run check test test-benchmarks tutorials lint types test-all conformance fuzz soak observe failures bench packages test-packages deployments lock clean
+.PHONY: help run check test test-benchmarks tutorials lint types test-all conformance fuzz soak observe failures bench packages test-packages deployments lock docs clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -89,6 +89,8 @@ lock: $(VENV)/packages.stamp ## Renew the list of what the image installs, deplo
 	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 		--generate-hashes $(IMAGE_EXTRAS:%=--extra %) --output-file deploy/image-requirements.txt pyproject.toml
 
+# There is a folder of this name.
+.PHONY: docs
 docs: $(VENV)/docs.stamp docs/npm/node_modules/.package-lock.json ## Build the site in build/docs and check its links (LINKS=all: external ones too)
 	cd docs/npm && npx --no-install typedoc --logLevel Warn
 	rm -rf build/docs

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from twisted.scripts import twistd
 
+from signaling.standard_output import print_line
+
 _SYNOPSIS = "Usage: signaling [options] [-- options of twistd]"
 
 
@@ -30,5 +32,5 @@ def _print_help() -> None:
 
     options = Options({})
     options.synopsis = _SYNOPSIS
-    print(options)
+    print_line(options)
     raise SystemExit(0)

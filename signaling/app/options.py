@@ -53,6 +53,7 @@ from signaling.ice_source.provider import SourceSettings
 from signaling.limits import LIMIT_OPTIONS, Limits, Option, Unit, check
 from signaling.log.json_format import log_as_json
 from signaling.server.endpoints import is_private
+from signaling.standard_output import print_line
 from signaling.web.path_prefix import check_path_prefix
 from signaling.webhooks.delivery import WebhookSettings
 from signaling.webhooks.signature import parse_secrets
@@ -200,7 +201,7 @@ class Options(usage.Options, AuthOptionMixin):
 
     def opt_version(self) -> NoReturn:
         """Print the version and exit."""
-        print(f"twisted-signaling {version('twisted-signaling')}")
+        print_line(f"twisted-signaling {version('twisted-signaling')}")
         raise SystemExit(0)
 
     def parseOptions(self, options: list[str] | None = None) -> None:

@@ -33,6 +33,7 @@ from signaling.server.endpoints import (
 )
 from signaling.server.factory import SignalingFactory
 from signaling.server.http import HttpFactory
+from signaling.standard_output import print_line
 from signaling.timing.clock import use_monotonic_timers
 from signaling.webhooks.delivery import STOP_SECONDS, Webhooks
 from signaling.workers.listener import WorkerListener, drain_seconds, routing
@@ -174,7 +175,7 @@ def makeService(options: Options) -> SignalingService | TwistdService:
             raise SystemExit(f"signaling: {text}") from None
         raise StartError(text) from None
     if options["check-config"]:
-        print(describe(options.settings.values()))
+        print_line(describe(options.settings.values()))
         raise SystemExit(0)
     return service
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from signaling.core.grants import CLAIM, grant_from_claims
+from signaling.standard_output import print_line
 
 _MISSING = "signaling-token: PyJWT and cryptography are needed: pip install 'twisted-signaling[jwt]'"
 
@@ -37,10 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         raise SystemExit(f"signaling-token: {error}") from None
     if given.jwks:
-        print(json.dumps(jwks(key), indent=2))
+        print_line(json.dumps(jwks(key), indent=2))
         return
     headers = None if key.kid is None else {"kid": key.kid}
-    print(jwt.encode(claims, key.material, algorithm=key.algorithm, headers=headers))
+    print_line(jwt.encode(claims, key.material, algorithm=key.algorithm, headers=headers))
     if not given.topic and not given.prefix:
         print("signaling-token: the token allows no topic; see --topic and --prefix", file=sys.stderr)
 

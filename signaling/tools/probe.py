@@ -27,6 +27,7 @@ from urllib.parse import urlsplit, urlunsplit
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, WebSocketException
 
+from signaling.standard_output import print_line
 from signaling.web.path_prefix import check_path_prefix
 
 R = TypeVar("R")
@@ -434,12 +435,12 @@ def main(arguments: list[str] | None = None) -> int:
     except ProbeError as error:
         failure = error
     if options.json:
-        print(json.dumps(_report(probe, failure)))
+        print_line(json.dumps(_report(probe, failure)))
     elif failure is not None:
         print(_one_line(f"failed: {_STEPS[probe.step]}: {failure}"), file=sys.stderr)
     else:
         times = "connect {connect:.1f} ms, join {join:.1f} ms, relay {relay:.1f} ms there, {relayBack:.1f} ms back"
-        print(f"ok: {times.format(**probe.milliseconds)}")
+        print_line(f"ok: {times.format(**probe.milliseconds)}")
     return 0 if failure is None else 1
 
 

@@ -45,7 +45,7 @@ def test_every_service_is_hardened(service: str) -> None:
     assert said["read_only"] is True
     assert said["cap_drop"] == ["ALL"]
     assert said["security_opt"] == ["no-new-privileges:true"]
-    assert "healthcheck" in said or service == "signaling"  # The image has its own.
+    assert "healthcheck" in said
 
 
 def test_images_of_others_are_pinned() -> None:
@@ -180,7 +180,7 @@ def test_redis_serves_the_server_alone(running: Stack) -> None:
     assert "NOAUTH" in running.run(["redis-cli", "get", "anything"])
 
 
-@pytest.mark.parametrize("service", ["coturn"])
+@pytest.mark.parametrize("service", ["signaling", "coturn"])
 def test_the_health_check_finds_a_healthy_service(running: Stack, service: str) -> None:
     [kind, *command] = SERVICES[service]["healthcheck"]["test"]
     assert kind == "CMD"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import ssl
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -198,3 +200,13 @@ def test_an_old_pid_file_does_not_prevent_the_start(tmp_path: Path) -> None:
         assert first.port != second.port
         assert (first.stop(), second.stop()) == (0, 0)
     assert left.read_text() == str(os.getpid())
+
+
+@pytest.mark.parametrize("option", ["--help", "--version", "--check-config"])
+def test_a_reader_that_has_seen_enough_is_no_error(option: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer) as output:
+        command = [sys.executable, "-m", "signaling", option]
+        ended = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")

@@ -20,7 +20,7 @@ TREE = PACKAGE.parent
 # Each package imports only itself and those above it.
 RULES = (
     ("errors limits server_identity _version", "what everybody may use: clients the error codes, and the check of TLS"),
-    ("files", "reads files for whatever names them"),
+    ("files standard_output", "read and write for whatever asks"),
     ("bounded_endpoint", "bounds answers for every HTTP client of the server"),
     ("timing", "timers work with any clock, so that tests can set the time"),
     ("transport", "what is private in Twisted and Autobahn is used in one place, for any protocol"),
