@@ -26,7 +26,7 @@ test: $(VENV)/test.stamp ## Install what the tests need, run all of them, and me
 test-benchmarks: $(VENV)/bench.stamp ## Run the tests of the load tools
 	$(BIN)/python -m pytest benchmarks/tests $(PYTEST_OPTIONS)
 
-tutorials: $(VENV)/test.stamp ## Run every command and example of README.md and of the quickstarts
+tutorials: $(VENV)/test.stamp ## Run every command and example of README.md, the quickstarts and access-python.md
 	sh tools/test_programs.sh
 	$(BIN)/python -m pytest tests/documents $(PYTEST_OPTIONS)
 
