@@ -382,7 +382,8 @@ def walk_browser(walk: Walk) -> None:
     for tab in (one, other):
         walk.wait_for_picture(tab)
     walk.type(one, "good morning")
-    walk.wait_for_text(other, "they: good morning")
+    walk.wait_for_text(one, "you: good morning")
+    walk.wait_for_text(other, ": good morning")
 
     server.stop()
     walk.wait_for_text(one, "signaling: waiting")
