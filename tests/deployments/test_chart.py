@@ -479,6 +479,11 @@ def test_all_new_pods_start_first_if_a_proxy_hashes_topics() -> None:
     assert hashes not in only("everything", "Ingress")["metadata"]["annotations"]
 
 
+def test_both_peers_of_the_probe_reach_one_pod_if_pods_do_not_share_topics() -> None:
+    assert only("ingress", "Service")["spec"]["sessionAffinity"] == "ClientIP"
+    assert "sessionAffinity" not in only("cluster", "Service")["spec"]
+
+
 def test_only_what_clients_need_is_public() -> None:
     client, demo = {"/" + path for path in pages(client=True, demo=False)}, pages(client=True, demo=True)
     for rule in only("ingress", "Ingress")["spec"]["rules"]:
