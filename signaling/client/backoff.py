@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from signaling.client.errors import Refused
 from signaling.errors import CloseCode
@@ -82,6 +84,13 @@ def one_line(text: str) -> str:
     """Return a server's text as one short line of printable characters, for a log."""
     printable = "".join(letter if letter.isprintable() else " " for letter in text[:_LONGEST_REASON])
     return " ".join(printable.split())
+
+
+def type_and_line(error: BaseException) -> str:
+    """Return an error's type and where it was raised, for a log that must not have its text."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({PurePath(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}{where}"
 
 
 class Backoff:

@@ -7,12 +7,10 @@ reaches an exception or a log, and neither does that of the function's own excep
 from __future__ import annotations
 
 import re
-import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import PurePath
 
-from signaling.client.backoff import Loss
+from signaling.client.backoff import Loss, type_and_line
 from signaling.client.errors import Refused
 from signaling.errors import CloseCode
 
@@ -48,9 +46,7 @@ def timed_out() -> NoToken:
 
 def raised(error: BaseException) -> NoToken:
     """Return the error for a function that raised: it names the type and the line, and not the text."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({PurePath(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return NoToken(f"the token function raised {type(error).__name__}{where}")
+    return NoToken(f"the token function raised {type_and_line(error)}")
 
 
 def checked(answer: object) -> str:

@@ -4,6 +4,9 @@ aiortc cannot roll back an offer, so only one side offers: of two peers the one 
 It makes one offer at a time, and repeats it if it is not answered, so an answer is always for the current connection.
 If the other side offers all the same, or for another connection than the current one, a new connection is made.
 
+An answer cannot add tracks. If the offer has no room for those of this side, this side offers them once the connection
+works, as browsers do.
+
 Connections outlive the signaling: a peer that comes back with another id is recognised by ``instance`` in its metadata,
 a random name, and keeps its connection, as in the mesh of the browsers' client. Anybody can copy the name, so it counts
 only once the former id is gone and no other peer has it; the certificate in an offer is a better proof.
@@ -24,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from signaling.client.aiortc import MAX_CANDIDATES, TamperLog, deliver, from_payload, to_payload
+from signaling.client.backoff import type_and_line
 from signaling.client.connection import Signaling, start
 from signaling.client.connection import join as join_topic
 from signaling.client.errors import NotDelivered
@@ -463,6 +467,7 @@ class _Link:
         self.peer: MeshPeer | None = None
         self._mesh = mesh
         self._offer_due = False
+        self._tracks_due: MeshPeer | None = None
         self._description: Offer | Answer | None = None
         self._candidates: deque[Any] = deque()
         self._candidates_received = 0
@@ -488,6 +493,13 @@ class _Link:
     @property
     def _awaits_answer(self) -> bool:
         return self.peer is not None and self.peer.connection.signalingState == "have-local-offer"
+
+    def _is_answered_first(self, offer: Any) -> bool:
+        """Return whether this side has offered as well, and not for a connection that the other side has given up."""
+        if self.peer is None or not self._awaits_answer:
+            return False
+        remote = self.peer.connection.remoteDescription
+        return remote is None or _identity(remote) == _identity(offer)
 
     def has_certificate_of(self, offer: Offer) -> bool:
         """Return whether an offer has the certificate of the current connection."""
@@ -583,7 +595,7 @@ class _Link:
                 # The other peer wrote the description, and aiortc raises any exception while it applies it. Its text
                 # is not logged: it may quote the description. One warning is enough for one peer.
                 level, self._level = self._level, logging.INFO
-                _log.log(level, "%s: %s", self.peer_id, type(error).__name__)
+                _log.log(level, "the negotiation with %s failed: %s", self.peer_id, type_and_line(error))
                 if not (self.is_connected or self._offer_due or self._description):
                     self._give_up()
 
@@ -598,7 +610,7 @@ class _Link:
         patience = None
         if self._awaits_answer:
             patience = min(_LONGEST_ANSWER_SECONDS, ANSWER_SECONDS * 2.0**self._unanswered)
-        while not (self._offer_due or self._description or self._candidates):
+        while not (self._offer_due or self._tracks_due or self._description or self._candidates):
             self._wake.clear()
             try:
                 async with asyncio.timeout(patience):
@@ -623,6 +635,8 @@ class _Link:
                 await self._add_candidate(self._candidates.popleft())
             case None if self._offer_due:
                 await self._offer()
+            case None if self._tracks_due is not None:
+                await self._offer_tracks()
             case None if is_late and self.peer is not None and self._awaits_answer:
                 await self._mesh.send(self, self.peer)
 
@@ -637,7 +651,7 @@ class _Link:
     async def _answer(self, message: Offer) -> None:
         offer = from_payload(message)
         # Of two offers that meet, that of the peer with the smaller id counts, as in perfect negotiation.
-        if offer is None or (self._awaits_answer and not self._mesh.offers_to(self.peer_id)):
+        if offer is None or (self._is_answered_first(offer) and not self._mesh.offers_to(self.peer_id)):
             self._description = None
             if self.peer is None and not self._offer_due:
                 self._give_up()
@@ -652,7 +666,32 @@ class _Link:
         self._description = None
         self._offer_due = False
         await peer.connection.setRemoteDescription(offer)
+        for transceiver in _left_out(peer.connection):
+            # As if the offer did not want it: otherwise aiortc cannot answer.
+            transceiver._offerDirection = "inactive"
         await self._mesh.describe(self, peer, await peer.connection.createAnswer())
+        if _left_out(peer.connection):
+            self._await_transports(peer)
+
+    def _await_transports(self, peer: MeshPeer) -> None:
+        # aiortc on either side sends no media if it is negotiated again before the connection works.
+        transports = _transports(peer.connection)
+
+        def changed() -> None:
+            if peer is self.peer and all(each.state == "connected" for each in transports):
+                self._tracks_due = peer
+                self._wake.set()
+
+        for transport in transports:
+            transport.on("statechange", changed)
+        changed()
+
+    async def _offer_tracks(self) -> None:
+        peer, self._tracks_due = self._tracks_due, None
+        if peer is None or peer is not self.peer or peer.connection.signalingState != "stable":
+            return
+        if _left_out(peer.connection):
+            await self._mesh.describe(self, peer, await peer.connection.createOffer())
 
     async def _add_candidate(self, message: IceCandidate) -> None:
         candidate = from_payload(message)
@@ -731,7 +770,24 @@ def _continues(current: Any, offer: Any) -> bool:
     remote = current.remoteDescription
     if remote is None or current.signalingState != "stable" or current.connectionState in ("failed", "closed"):
         return False
-    return set(_IDENTITY.findall(remote.sdp)) == set(_IDENTITY.findall(offer.sdp))
+    return _identity(remote) == _identity(offer)
+
+
+def _identity(description: Any) -> set[str]:
+    return set(_IDENTITY.findall(description.sdp))
+
+
+def _left_out(connection: Any) -> list[Any]:
+    """Return what is not negotiated yet."""
+    return [each for each in connection.getTransceivers() if each.mid is None]
+
+
+def _transports(connection: Any) -> set[Any]:
+    """Return what carries that which is negotiated."""
+    carried = [each.receiver for each in connection.getTransceivers() if each.mid is not None]
+    if connection.sctp is not None and connection.sctp.mid is not None:
+        carried.append(connection.sctp)
+    return {each.transport for each in carried}
 
 
 def _usable(servers: list[IceServer]) -> list[Any]:

@@ -17,7 +17,14 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from aiortc import RTCIceCandidate, RTCPeerConnection, RTCSessionDescription
+from aiortc import (
+    AudioStreamTrack,
+    MediaStreamTrack,
+    RTCIceCandidate,
+    RTCPeerConnection,
+    RTCSessionDescription,
+    VideoStreamTrack,
+)
 
 from signaling.client import NotDelivered, PeerJoined, PeerLeft, Signaling, join
 from signaling.client.aiortc import BYE, TopicSignaling, deliver
@@ -382,5 +389,43 @@ def test_a_mesh_connects_everyone_to_everyone(room: str) -> None:
                 await anext(message async for message in observer if isinstance(message, PeerLeft))
             await members[2].signaling.leave()
             await asyncio.gather(*running_members)
+
+    asyncio.run(scenario(room))
+
+
+async def picture(url: str) -> None:
+    """Be a peer without tracks until a picture of another one has come."""
+    seen = asyncio.Event()
+    watching: list[asyncio.Task[None]] = []
+
+    async def watch(track: MediaStreamTrack) -> None:
+        await track.recv()
+        seen.set()
+
+    def show(track: MediaStreamTrack) -> None:
+        if track.kind == "video":
+            watching.append(asyncio.create_task(watch(track)))
+
+    def prepare(peer: MeshPeer) -> None:
+        peer.connection.on("track", show)
+
+    async with join(url) as signaling:
+        running_mesh = asyncio.create_task(Mesh(signaling, prepare).run())
+        await seen.wait()
+        await signaling.leave()
+        await running_mesh
+
+
+def test_a_peer_that_joins_later_gets_the_tracks_for_which_its_offer_has_no_room(room: str) -> None:
+    def prepare(peer: MeshPeer) -> None:
+        peer.connection.addTrack(VideoStreamTrack())
+        peer.connection.addTrack(AudioStreamTrack())
+
+    async def scenario(url: str) -> None:
+        async with asyncio.timeout(SECONDS), join(url) as signaling:
+            sending = asyncio.create_task(Mesh(signaling, prepare).run())
+            await picture(url)
+            await signaling.leave()
+            await sending
 
     asyncio.run(scenario(room))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 import selectors
 from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -74,6 +76,34 @@ class FakeChannel:
         self.sent.append(data)
 
 
+class FakeTransport:
+    """A DTLS transport."""
+
+    def __init__(self) -> None:
+        self.state = "new"
+        self._changed: list[Callable[[], None]] = []
+
+    def on(self, event: str, listener: Callable[[], None]) -> None:
+        assert event == "statechange"
+        self._changed.append(listener)
+
+    def become(self, state: str) -> None:
+        """Change the transport's state."""
+        self.state = state
+        for listener in self._changed:
+            listener()
+
+
+class FakeTransceiver:
+    """What sends the track of a test; each offer that has a section for video has room for it."""
+
+    mid: str | None = None
+    _offerDirection: str | None = None
+
+    def __init__(self) -> None:
+        self.receiver = SimpleNamespace(transport=FakeTransport())
+
+
 class FakeConnection:
     """As much of an ``RTCPeerConnection`` as the mesh uses."""
 
@@ -87,6 +117,8 @@ class FakeConnection:
         self.localDescription: Any = None
         self.remoteDescription: Any = None
         self.candidates = 0
+        self.sctp = SimpleNamespace(mid="0", transport=FakeTransport())
+        self.transceivers: list[FakeTransceiver] = []
         self._number = f"own-{next(NUMBERS)}"
         self._changed: Callable[[], None] = lambda: None
 
@@ -102,21 +134,33 @@ class FakeConnection:
         assert (label, negotiated, id) == ("mesh", True, 0)
         return FakeChannel()
 
+    def getTransceivers(self) -> list[FakeTransceiver]:
+        return self.transceivers
+
     async def createOffer(self) -> Any:
         return RTCSessionDescription(sdp(self._number), "offer")
 
     async def createAnswer(self) -> Any:
+        assert all(each._offerDirection for each in self.transceivers), "aiortc raises ValueError"
         return RTCSessionDescription(sdp(self._number), "answer")
 
     async def setLocalDescription(self, description: Any) -> None:
         self.localDescription = description
+        if description.type == "offer":
+            self._take_in("own")
         self.signalingState = "have-local-offer" if description.type == "offer" else "stable"
 
     async def setRemoteDescription(self, description: Any) -> None:
         if self.rejects:
             raise ValueError("rejected")
         self.remoteDescription = description
+        if "m=video " in description.sdp:
+            self._take_in("theirs")
         self.signalingState = "have-remote-offer" if description.type == "offer" else "stable"
+
+    def _take_in(self, mid: str) -> None:
+        for transceiver in self.transceivers:
+            transceiver.mid, transceiver._offerDirection = mid, "sendrecv"
 
     async def addIceCandidate(self, candidate: object) -> None:
         self.candidates += 1
@@ -481,7 +525,7 @@ def test_an_offer_without_an_answer_is_repeated_ever_more_rarely() -> None:
     play(scenario())
 
 
-def test_a_rejected_answer_ends_the_attempt() -> None:
+def test_a_rejected_answer_ends_the_attempt(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         topic = Topic("b")
         other = await topic.connect("0")
@@ -497,6 +541,7 @@ def test_a_rejected_answer_ends_the_attempt() -> None:
         await topic.end()
 
     play(scenario())
+    assert re.fullmatch(r"the negotiation with a failed: ValueError \(test_mesh\.py, line \d+\)", caplog.messages[0])
 
 
 def test_rejected_offers_are_slowed_down_and_cost_no_other_peer_anything(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -673,3 +718,75 @@ def test_a_listener_that_fails_costs_no_connection(caplog: pytest.LogCaptureFixt
 
     play(scenario())
     assert "oops" in caplog.text
+
+
+def add_track(peer: MeshPeer) -> None:
+    cast("Any", peer.connection).transceivers.append(FakeTransceiver())
+
+
+@pytest.mark.parametrize(("self_id", "offered"), [("a", []), ("c", [("offer", "b")])])
+def test_tracks_for_which_an_offer_has_no_room_are_offered_once_the_connection_works(
+    self_id: str, offered: list[tuple[str, str]]
+) -> None:
+    async def scenario() -> None:
+        topic = Topic(self_id, prepare=add_track)
+        await topic.join("b")
+        await topic.offer("b", "b")
+        assert topic.sent == [*offered, ("answer", "b")]
+        topic.sent.clear()
+        peer = topic.mesh.peers["b"]
+        transport = cast("Any", peer.connection).sctp.transport
+        await asyncio.sleep(1_000)
+        transport.become("connecting")
+        await asyncio.sleep(1_000)
+        assert topic.sent == []
+        transport.become("connected")
+        await asyncio.sleep(0.01)
+        assert topic.sent == [("offer", "b")]
+        await topic.event(Answer("b", {"sdp": sdp("b")}))
+        # Nothing more is offered, and the connection stays the same.
+        await topic.offer("b", "b")
+        transport.become("connected")
+        await asyncio.sleep(1_000)
+        assert topic.sent == [("offer", "b"), ("answer", "b")]
+        assert topic.mesh.peers == {"b": peer}
+        await topic.end()
+
+    play(scenario())
+
+
+def test_an_offer_with_room_for_the_tracks_is_only_answered() -> None:
+    async def scenario() -> None:
+        topic = Topic("a", prepare=add_track)
+        await topic.join("b")
+        await topic.event(Offer("b", {"sdp": sdp("b", "video 9 UDP/TLS/RTP/SAVPF 96")}))
+        cast("Any", topic.mesh.peers["b"].connection).transceivers[0].receiver.transport.become("connected")
+        await asyncio.sleep(1_000)
+        assert topic.sent == [("answer", "b")]
+        await topic.end()
+
+    play(scenario())
+
+
+@pytest.mark.parametrize(("fingerprint", "sent"), [("b", []), ("another", [("answer", "b")])])
+def test_while_tracks_are_offered_only_another_connection_is_answered(
+    fingerprint: str, sent: list[tuple[str, str]]
+) -> None:
+    async def scenario() -> None:
+        topic = Topic("a", prepare=add_track)
+        await topic.join("b")
+        await topic.offer("b", "b")
+        first = topic.mesh.peers["b"]
+        cast("Any", first.connection).sctp.transport.become("connected")
+        await asyncio.sleep(0.01)
+        assert topic.sent == [("answer", "b"), ("offer", "b")]
+        await topic.offer("b", fingerprint)
+        assert topic.sent[2:] == sent
+        assert (topic.mesh.peers["b"] is first) == (not sent)
+        # The transport of a connection that was replaced changes nothing.
+        cast("Any", first.connection).sctp.transport.become("connected")
+        await asyncio.sleep(0.01)
+        assert topic.sent[2:] == sent
+        await topic.end()
+
+    play(scenario())
