@@ -1,4 +1,6 @@
-"""Kill a worker under load, and account for every relay: ``python -m benchmarks.killed_worker`` (docs/workers.md).
+"""Kill a worker under load, and account for every relay: ``python -m benchmarks.killed_worker``.
+
+The figures are in docs/scaling-figures.md.
 
 Pairs relay to each other, in topics of every worker; some of their relays go to nobody. Half-way one worker is killed.
 Its pairs reconnect and go on. At the end every relay was delivered, answered or cut, and only relays of the killed

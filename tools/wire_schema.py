@@ -132,8 +132,8 @@ def side(name: str) -> tuple[dict[str, Schema], dict[str, Schema]]:
     if name == "client":
         of_all = {key: of for key, of, _ in fields(ClientFields) if of is not Raw}
         for schema in found.values():
-            more = [key for key in of_all if key not in schema["properties"]]
-            schema["properties"] |= dict(zip(more, schemas(of_all[key] for key in more)[0], strict=True))
+            missing = [key for key in of_all if key not in schema["properties"]]
+            schema["properties"] |= dict(zip(missing, schemas(of_all[key] for key in missing)[0], strict=True))
     else:
         named |= schemas([RTCIceServer])[1]
     return found, dict(sorted(named.items()))

@@ -1,1 +1,1 @@
-"""The server beside its peers: ``python -m benchmarks.compare`` (docs/performance.md)."""
+"""The server beside its peers: ``python -m benchmarks.compare`` (docs/benchmark.md)."""

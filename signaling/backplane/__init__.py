@@ -1,1 +1,1 @@
-"""How several nodes serve one topic together (docs/cluster.md)."""
+"""How several nodes serve one topic together (docs/cluster-design.md)."""

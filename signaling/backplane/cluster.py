@@ -1,4 +1,4 @@
-"""One node of a cluster: its peers and those of other nodes share topics, over any engine (docs/cluster.md).
+"""One node of a cluster: its peers and those of other nodes share topics, over any engine (docs/cluster-design.md).
 
 This module puts the parts together and passes on what happens: `Membership` reports the state of the cluster, and the
 channel brings events and messages. What concerns peers of this node alone happens at once, and involves none of this.

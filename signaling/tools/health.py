@@ -37,7 +37,7 @@ def main(proc: Path = Path("/proc")) -> int:
         The exit status.
     """
     addresses = list(_listening(proc))
-    if any(_answers(address) for address in addresses):
+    if _any_healthy(addresses):
         return 0
     print(f"unhealthy: none of {addresses} answers /healthz" if addresses else "unhealthy: nothing listens")
     return 1
@@ -78,22 +78,25 @@ def _reachable(family: type[IPv4Address] | type[IPv6Address], text: str) -> str:
     return "localhost" if address.is_unspecified else str(address)
 
 
-def _answers(address: Address) -> bool:
-    """Return whether the server answers there, with or without TLS and the PROXY protocol."""
-    return any(
-        _ask(address, preamble + _REQUEST, encrypted=encrypted)
-        for encrypted in (False, True)
-        for preamble in (b"", _PROXY_PROTOCOL)
-    )
+def _any_healthy(addresses: list[Address]) -> bool:
+    """Return whether the server answers somewhere, with or without TLS and the PROXY protocol."""
+    for encrypted in (False, True):
+        for preamble in (b"", _PROXY_PROTOCOL):
+            answers = {address: _ask(address, preamble + _REQUEST, encrypted=encrypted) for address in addresses}
+            if any(map(_HEALTHY.match, answers.values())):
+                return True
+            # What speaks HTTP is something else, such as the metrics, and waits long for the end of a TLS greeting.
+            addresses = [address for address, answer in answers.items() if not answer.startswith(b"HTTP/")]
+    return False
 
 
-def _ask(address: Address, request: bytes, *, encrypted: bool) -> bool:
+def _ask(address: Address, request: bytes, *, encrypted: bool) -> bytes:
     with suppress(OSError), _connected(address) as plain:
         connection = _context().wrap_socket(plain) if encrypted else plain
         with connection:
             connection.sendall(request)
-            return _HEALTHY.match(connection.makefile("rb").read(65_536)) is not None
-    return False
+            return connection.makefile("rb").read(65_536)
+    return b""
 
 
 def _connected(address: Address) -> socket.socket:

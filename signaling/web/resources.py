@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Protocol
+from urllib.parse import quote
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -84,7 +85,7 @@ class Endpoint(Resource):
             for name, value in self.cors(values(b"origin")).items():
                 request.setHeader(name, value)
         try:
-            self.check_path(request.postpath or [])
+            self.check_path(request)
             if request.method == b"OPTIONS":
                 return self.answer_preflight(request)
             if request.method not in (b"GET", b"HEAD"):
@@ -116,9 +117,9 @@ class Endpoint(Resource):
         """Answer a request with an error."""
         return _answer_refusal(request, refused)
 
-    def check_path(self, segments: list[bytes]) -> None:
+    def check_path(self, request: Request) -> None:
         """Check what follows this resource's own path; raises ``Refused``."""
-        if segments:
+        if request.postpath:
             raise self.not_found()
 
     def answer(self, request: Request) -> Any:
@@ -152,7 +153,7 @@ class Refusal(Resource):
 class NotFound(Endpoint):
     """Answers every unknown path with 404."""
 
-    def check_path(self, segments: list[bytes]) -> None:
+    def check_path(self, request: Request) -> None:
         """Refuse every path."""
         raise self.not_found()
 
@@ -190,7 +191,7 @@ class Folder(NotFound):
         """Return the resource of an unknown path below this one."""
         return NotFound(self._factory)
 
-    def check_path(self, segments: list[bytes]) -> None:
+    def check_path(self, request: Request) -> None:
         """Refuse the path, unless it only lacks its slash."""
         if not self._index:
             raise self.not_found()
@@ -259,9 +260,9 @@ class JoinCheck(Endpoint):
     # A page has no other way to present a token here.
     allowed_header = b"Authorization"
 
-    def check_path(self, segments: list[bytes]) -> None:
+    def check_path(self, request: Request) -> None:
         """Accept exactly one segment, which is the topic."""
-        _check_topic(segments, self._factory.path_prefix)
+        _check_topic(request)
 
     def cors(self, origins: Sequence[bytes]) -> dict[bytes, bytes]:
         """Let every page read the answer: one of a forbidden origin is told so, and nothing else."""
@@ -307,9 +308,9 @@ class TopicResource(Endpoint):
         super().__init__(factory)
         self._join_check = JoinCheck(factory)
 
-    def check_path(self, segments: list[bytes]) -> None:
+    def check_path(self, request: Request) -> None:
         """Accept exactly one segment, which is the topic."""
-        _check_topic(segments, self._factory.path_prefix)
+        _check_topic(request)
 
     def render(self, request: Request) -> Any:
         """Answer ``request``, and hide its secrets from the site's access log."""
@@ -367,9 +368,12 @@ def answer_body(request: Request, body: bytes) -> bytes:
     return body
 
 
-def _check_topic(segments: list[bytes], prefix: str) -> None:
+def _check_topic(request: Request) -> None:
+    segments = request.postpath or []
     if len(segments) != 1 or not segments[0]:
-        raise Refused(404, f"a topic is exactly one path segment: connect to {prefix}/ws/{{topic}}")
+        # A site may mount signaling anywhere.
+        mount = "".join(f"/{quote(name, safe='')}" for name in request.prepath or [])
+        raise Refused(404, f"a topic is exactly one path segment: connect to {mount}/{{topic}}")
 
 
 def _topic_and_query(request: Request) -> tuple[bytes, bytes]:

@@ -1,4 +1,4 @@
-"""Every block of README.md and of the quickstarts is run, in a folder of its own, in the order of the page."""
+"""Every block of README.md, the quickstarts and a guide is run, in a folder of its own, in the order of the page."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from tests.system.browser import chromium, wait_until
 
 TREE = Path(__file__).parents[2]
 PAGES = {page.name: page for page in [TREE / "README.md", *sorted((TREE / "docs").glob("quickstart-*.md"))]}
+PAGES["access-python.md"] = TREE / "docs/access-python.md"
 
 
 def check_compose(command: str) -> None:
@@ -83,7 +84,7 @@ SERVERS: dict[str, str | None] = {
     r"make run": "listening on",
     r"(venv/bin/)?signaling .*": "listening on",
     r"python3 -m http\.server (\d+) .*": "",
-    r"venv/bin/python app\.py": "",
+    r"venv/bin/python (app|members)\.py": "",
     r"venv/bin/python (peer\.py \w+|watch\.py)": None,
     r"venv/bin/python twisted-signaling/examples/echo_service\.py \S+": "here as",
 }
@@ -176,6 +177,12 @@ class Walk:
         path.write_text(self.block(language))
         return path
 
+    def save_of(self, page: str, language: str, name: str) -> Path:
+        """Save the first block in a language of another page as a file."""
+        path = self.folder / name
+        path.write_text(self._here(next(each.text for each in blocks(PAGES[page]) if each.language == language)))
+        return path
+
     def insert(self, language: str, path: Path, *, before: str = "", instead_of: str = "") -> None:
         """Change a file as the page says of the next block."""
         text = path.read_text()
@@ -207,13 +214,14 @@ class Walk:
                 self._variables = f"{command}; "
             elif command.startswith("cd "):
                 self.folder /= command.removeprefix("cd ")
-            elif (server := self._start(command)) is not None:
+            elif (server := self.start(command)) is not None:
                 running.append(server)
             else:
                 self._run(block.place, command, output, fails=fails and command == commands[-1][0])
         return running
 
-    def _start(self, command: str) -> Server | None:
+    def start(self, command: str) -> Server | None:
+        """Start a command that goes on until it is stopped; None if it is none of those."""
         for pattern, ready in SERVERS.items():
             if re.fullmatch(pattern, command):
                 server = launch(
@@ -374,7 +382,8 @@ def walk_browser(walk: Walk) -> None:
     for tab in (one, other):
         walk.wait_for_picture(tab)
     walk.type(one, "good morning")
-    walk.wait_for_text(other, "they: good morning")
+    walk.wait_for_text(one, "you: good morning")
+    walk.wait_for_text(other, ": good morning")
 
     server.stop()
     walk.wait_for_text(one, "signaling: waiting")
@@ -410,6 +419,32 @@ def walk_twisted(walk: Walk) -> None:
     observed.wait_for("joined echo")
     echo.stop()
     observed.wait_for("left echo")
+
+
+def walk_access_in_python(walk: Walk) -> None:
+    application = walk.save_of("quickstart-twisted.md", "python", "app.py")
+    (walk.folder / "public").mkdir()
+    walk.insert("python", application, instead_of="factory = SignalingFactory()\n")
+    server = walk.start("venv/bin/python app.py")
+    assert server is not None
+    walk.console()
+    assert server.stop() == 0
+    # It needs a key: tests of access control have some.
+    walk.block("python")
+
+    walk.save("python", "members.py")
+    walk.console()
+    walk.save("html", "members/index.html")
+    walk.console()
+    tabs = {}
+    for name in ("ada", "bob"):
+        # The tabs share their cookies, and so two users need two names of the host.
+        [tabs[name]] = walk.open(f"http://{'localhost' if name == 'ada' else '127.0.0.1'}:8080/")
+        walk.type(tabs[name], name)
+    walk.wait_for_text(tabs["ada"], "lobby: bob is here")
+    walk.wait_for_text(tabs["bob"], "lobby: ada is here")
+    walk.wait_for_text(tabs["bob"], "team-a: the token does not cover this topic")
+    walk.close(*tabs.values())
 
 
 def walk_aiortc(walk: Walk) -> None:
@@ -479,6 +514,7 @@ def walk_kubernetes(walk: Walk) -> None:
 
 WALKS: dict[str, Callable[[Walk], None]] = {
     "README.md": walk_readme,
+    "access-python.md": walk_access_in_python,
     "quickstart-aiortc.md": walk_aiortc,
     "quickstart-browser.md": walk_browser,
     "quickstart-contributor.md": walk_contributor,

@@ -11,7 +11,9 @@ import pytest
 from twisted.internet import tcp
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.endpoints import TCP4ServerEndpoint
-from twisted.internet.error import CannotListenError
+from twisted.internet.error import CannotListenError, ConnectionDone
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import Site
 
@@ -187,3 +189,28 @@ def test_a_service_that_cannot_listen_starts_no_backplane(application: Applicati
     application.run()
     assert application.is_registered == has_another_port
     application.close_ports()
+
+
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [
+        ("/rtc", "/rtc/{topic}"),
+        ("/rtc/", "/rtc/{topic}"),
+        ("/rtc/a/b", "/rtc/{topic}"),
+        ("/rtc/a/b?check", "/rtc/{topic}"),
+        ("/my%20app/rtc/", "/my%20app/rtc/{topic}"),
+    ],
+)
+def test_a_path_beside_the_topics_is_told_where_they_are_mounted(path: str, named: str) -> None:
+    clock = WatchingClock()
+    signaling = SignalingResource(SignalingFactory(reactor=clock))  # type: ignore[arg-type]
+    root, folder = Resource(), Resource()
+    root.putChild(b"rtc", signaling)
+    root.putChild(b"my app", folder)
+    folder.putChild(b"rtc", signaling)
+    channel, transport = Site(root, reactor=clock).buildProtocol(None), StringTransport()
+    channel.makeConnection(transport)
+    channel.dataReceived(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+    assert transport.value().startswith(b"HTTP/1.1 404 ")
+    assert f"connect to {named}".encode() in transport.value()
+    channel.connectionLost(Failure(ConnectionDone()))

@@ -7,7 +7,7 @@ import re
 import socket
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 
@@ -78,6 +78,27 @@ def test_another_server_is_unhealthy(proc: Path, capsys: pytest.CaptureFixture[s
     thread.join()
     # What another test left open would be asked as well, for seconds.
     assert f"none of [('127.0.0.1', {port})]" in capsys.readouterr().out
+
+
+def test_a_listener_of_something_else_is_asked_once(proc: Path) -> None:
+    asked: list[bytes] = []
+
+    def answer() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = other.accept()
+                asked.append(connection.recv(1000))
+                connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+                connection.close()
+
+    (proc / "1").symlink_to(Path("/proc/self").resolve())
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        thread = Thread(target=answer)
+        thread.start()
+        assert health.main(proc) == 1
+        other.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert len(asked) == 1
 
 
 def refuse(server: socket.socket) -> None:

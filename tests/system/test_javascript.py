@@ -807,6 +807,32 @@ def test_nobody_notices_an_expired_token_if_sessions_can_be_resumed(page: webdri
     assert run(page, LOGIN + script, guarded.url + "room-of-two") == [[], 1, 1, ["open", "connecting", "open"]]
 
 
+def test_a_page_that_the_user_leaves_is_no_peer_until_the_user_is_back(
+    page: webdriver.Chrome, pages: str, room: str
+) -> None:
+    stays = page.current_window_handle
+    run(page, "globalThis.stays = p.peer(given[0])", room)
+    page.switch_to.new_window("tab")
+    goes = page.current_window_handle
+    try:
+        page.get(pages)
+        run(page, "globalThis.p = await import('/peers.js'); globalThis.goes = p.peer(given[0])", room)
+        run(page, "await p.until(() => p.linked(goes, 1), 'both are linked')")
+        page.get(pages + "/peers.js")
+        page.switch_to.window(stays)
+        run(page, "await p.until(() => stays.left.length === 1, 'it has left')")
+        page.switch_to.window(goes)
+        page.back()
+        # The browser has kept the page, and not loaded it again.
+        run(page, "await p.until(() => p.linked(goes, 1), 'it is back'); goes.mesh.broadcast('back')")
+        page.switch_to.window(stays)
+        assert run(page, "await p.until(() => stays.got.length); return stays.got.map(({ data }) => data)") == ["back"]
+    finally:
+        page.switch_to.window(goes)
+        page.close()
+        page.switch_to.window(stays)
+
+
 ASK_WHY = """
   const { join } = await import("/signaling.js");
   const signaling = join(given[0], { token: given[1] ?? undefined });

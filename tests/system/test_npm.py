@@ -236,6 +236,8 @@ def test_a_program_in_node_outlives_whatever_a_socket_emits(application: Path) -
 CONTEXT = f"""
 declare const mesh: import("{NAME}").Mesh;
 declare const signaling: import("{NAME}").Signaling;
+declare function show(line: string): void;
+declare function nameOf(peer: import("{NAME}").MeshPeer): string;
 declare function showVideo(peer: import("{NAME}").MeshPeer, stream: MediaStream | undefined): void;
 declare function removeVideo(peer: import("{NAME}").MeshPeer): void;
 """

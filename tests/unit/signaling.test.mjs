@@ -277,6 +277,31 @@ test("it connects at once when there is a network again", () => {
   }
 });
 
+const hide = (persisted) => dispatchEvent(Object.assign(new Event("pagehide"), { persisted }));
+
+test("a page that the browser keeps for a way back leaves the topic, and joins it again when it is shown", () => {
+  const { signaling } = open({});
+  hide(true);
+  assert.deepEqual([sockets[0].closed, signaling.state], [1000, "waiting"]);
+  dispatchEvent(new Event("pageshow"));
+  assert.deepEqual([sockets.length, signaling.state], [2, "connecting"]);
+});
+
+test("a page that is closed for good leaves its connection to the browser", () => {
+  const { signaling } = open({});
+  hide(false);
+  assert.deepEqual([sockets[0].closed, signaling.state], [undefined, "open"]);
+});
+
+test("a page that is kept while it waits goes on when it is shown", () => {
+  const { signaling } = open({});
+  sockets[0].lose(1006);
+  hide(true);
+  assert.equal(signaling.state, "waiting");
+  dispatchEvent(new Event("pageshow"));
+  assert.equal(signaling.state, "connecting");
+});
+
 test("it asks whether the server is there when there is a network again", () => {
   const { signaling } = open({});
   dispatchEvent(new Event("online"));

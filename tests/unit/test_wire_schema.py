@@ -22,6 +22,7 @@ from signaling.core import messages, server_messages
 from signaling.core.ice import check_ice_servers
 from signaling.errors import CLOSE_MEANINGS, CloseCode, ErrorCode, Refused, Rejected
 from signaling.limits import Limits
+from signaling.web.credentials import presented
 from signaling.web.join_parsing import check_join
 from tests.harness.wire_schema import check_from_server, disagreement, from_client, from_server, read
 
@@ -239,6 +240,16 @@ def test_the_query_of_a_resumed_session_is_checked_as_the_schema_says(query: dic
         assert not QUERY.is_valid(query)
     else:
         assert QUERY.is_valid(query)
+
+
+@given(st.from_regex(r"[a-z.~=+/ \u00e4-]{0,6}", fullmatch=True))
+def test_the_query_of_a_token_is_checked_as_the_schema_says(token: str) -> None:
+    try:
+        presented(lambda name: (), f"token={quote(token)}".encode(), passwords=False)
+    except Refused:
+        assert not QUERY.is_valid({"token": token})
+    else:
+        assert QUERY.is_valid({"token": token})
 
 
 # The document

@@ -935,6 +935,7 @@ export class Signaling extends EventTarget {
     const listening = { signal: this.#listening.signal };
     signal?.addEventListener("abort", () => this.#leave(signal.reason), listening);
     for (const type of ["online", "pageshow"]) globalThis.addEventListener?.(type, () => this.#wake(), listening);
+    globalThis.addEventListener?.("pagehide", ({ persisted }) => persisted && this.#pause(), listening);
     globalThis.document?.addEventListener("visibilitychange", () => document.hidden || this.#wake(), listening);
   }
 
@@ -1195,6 +1196,17 @@ export class Signaling extends EventTarget {
     this.#diagnosis.reset();
     if (this.#state === "open") this.#fence();
     else if (this.#state === "waiting" && mayConnect) this.#tryTo(() => this.#connect());
+  }
+
+  /**
+   * The user went to another page, and the browser keeps this one for a way back, together with its connection, whose pings
+   * it answers itself: other peers would call in vain.
+   */
+  #pause() {
+    if (!this.#socket) return;
+    this.#socket.close(1000);
+    this.#forget();
+    this.#lose(1000, "the page was left");
   }
 
   #leave(reason) {
@@ -1950,7 +1962,8 @@ export class Mesh extends EventTarget {
     const on = (type, react) => signaling.addEventListener(type, ({ detail }) => react(detail), listening);
     on("welcome", (message) => this.#welcome(message));
     on("statechange", (detail) => this.#statechange(detail));
-    signaling.addEventListener("peer-list", () => this.#connectToAll(), { ...listening, once: true }); // Changes come as events.
+    const connectOnceListed = () => signaling.addEventListener("peer-list", () => this.#connectToAll(), { ...listening, once: true });
+    connectOnceListed(); // Changes come as events.
     on("peer-joined", ({ peerId }) => this.#connectTo(peerId));
     on("peer-updated", ({ peerId, metadata }) => this.#update(peerId, metadata));
     on("peer-left", ({ peerId }) => this.#left(peerId));
@@ -1960,7 +1973,7 @@ export class Mesh extends EventTarget {
     on("ice-candidate", ({ from, payload }) => this.#peers.get(from)?.addCandidate(payload));
     on("error", ({ msgId, code }) => this.#peers.forEach((peer) => peer.undelivered(msgId, code)));
     globalThis.addEventListener?.("pagehide", () => this.#closeAll(), listening);
-    globalThis.addEventListener?.("pageshow", ({ persisted }) => persisted && this.#connectToAll(), listening);
+    globalThis.addEventListener?.("pageshow", ({ persisted }) => persisted && connectOnceListed(), listening);
     // The application has to add its listeners first.
     queueMicrotask(() => signaling.state === "open" && this.#connectToAll(true));
   }

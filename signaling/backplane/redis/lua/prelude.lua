@@ -1,4 +1,4 @@
--- Shared by all scripts, and put in front of each (docs/cluster.md, "The store").
+-- Shared by all scripts, and put in front of each (docs/cluster-design.md, "What is stored").
 --
 -- A topic is two hashes. Its members: peer -> node .. metadata. Its state: gen (when it was made), seq (of its latest
 -- event), last (the greatest id that joined), bytes (of its peer-list), and "@" .. node -> how many members a node has.
