@@ -127,13 +127,34 @@ def test_every_folder_with_pins_is_kept_current() -> None:
     assert {"github-actions", "docker", "docker-compose"} <= {*folders}
 
 
-def test_only_jobs_of_a_tag_may_write() -> None:
+def test_only_jobs_of_a_pushed_tag_may_write() -> None:
+    triggers = workflow("release")[True]  # YAML 1.1 reads the key "on" so.
+    assert [*triggers] == ["push", "workflow_dispatch"]
+    assert [*triggers["push"]] == ["tags"]
     jobs = workflow("release")["jobs"]
     writing = {name for name, job in jobs.items() if "write" in job["permissions"].values()}
     assert len(writing) == 5
     for name in writing:
-        assert jobs[name]["if"].startswith("github.ref_type == 'tag' && github.repository == ")
+        # A run that was started by hand can be of a tag as well.
+        assert jobs[name]["if"].startswith("github.event_name == 'push' && github.repository == ")
         assert {"build", "test", "image"} <= {*jobs[name]["needs"]} or name == "publish-notes"
+
+
+def test_a_job_downloads_only_what_a_job_before_uploads() -> None:
+    steps = [step for job in workflow("release")["jobs"].values() for step in job.get("steps", [])]
+    uploaded = {step["with"]["name"] for step in steps if "actions/upload-artifact@" in step.get("uses", "")}
+    downloads = [step["with"] for step in steps if "actions/download-artifact@" in step.get("uses", "")]
+    # Without either, it also downloads the record that docker/build-push-action uploads, and fails on it.
+    names = [{each["name"]} if "name" in each else {*each["pattern"].strip("{}").split(",")} for each in downloads]
+    assert len(names) == 5
+    assert all(each <= uploaded for each in names)
+
+
+def test_root_has_a_home_of_its_own_in_the_containers_of_ci() -> None:
+    """GitHub's home belongs to the user of the machine: pip caches nothing there, and Firefox does not start."""
+    in_containers = [job for job in workflow("ci")["jobs"].values() if "container" in job]
+    assert len(in_containers) == 2
+    assert all(job["env"]["HOME"] == "/root" for job in in_containers)
 
 
 # Links
