@@ -11,7 +11,7 @@ export PYTEST_OPTIONS
 .PHONY: help run check test test-benchmarks tutorials lint types test-all conformance fuzz soak observe failures bench packages test-packages deployments lock docs clean
 
 help: ## List the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 run: $(VENV)/run.stamp ## Install into .venv and serve the demo on port 8081 (PORT=9000 make run: on another)
 	PORT=$(PORT) exec $(BIN)/twistd -n signaling --demo --metadata-updates
