@@ -11,7 +11,7 @@ export PYTEST_OPTIONS
 .PHONY: help run check test test-benchmarks tutorials lint types test-all conformance fuzz soak observe failures bench packages test-packages deployments lock docs clean
 
 help: ## List the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 24
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 run: $(VENV)/run.stamp ## Install into .venv and serve the demo on port 8081 (PORT=9000 make run: on another)
 	PORT=$(PORT) exec $(BIN)/twistd -n signaling --demo --metadata-updates
@@ -63,7 +63,7 @@ observe: $(VENV)/bench.stamp ## Load a server, and compare its metrics with what
 failures: $(VENV)/bench.stamp ## Hurt a cluster in every way, about 17 minutes (FAILURES_OPTIONS="--fault kill-node")
 	$(BIN)/python -m benchmarks.failures $(FAILURES_OPTIONS)
 
-bench: $(VENV)/bench.stamp ## Measure the server beside its peers (BENCH_OPTIONS="--scenario relay"), some 8 minutes
+bench: $(VENV)/bench.stamp ## Measure the server beside its peers (BENCH_OPTIONS="--scenario relay"), about 8 minutes
 	$(BIN)/python -m benchmarks.compare $(BENCH_OPTIONS)
 
 # The wheel is built from the sdist, as a user without the repository would.

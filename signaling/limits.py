@@ -295,13 +295,18 @@ def check(name: str, value: float) -> None:
     if option.unit is Unit.PER_SECOND:
         if not (0 <= value <= MAX_PER_SECOND and (may_be_zero or value)):
             within = "from 0 to" if may_be_zero else "more than 0 and at most"
-            raise ValueError(f"{name}: {value} is not {within} {MAX_PER_SECOND:.0f} a second")
+            raise ValueError(f"{name}: {_written(value)} is not {within} {MAX_PER_SECOND:.0f} a second")
     elif option.unit is not Unit.SECONDS:
         least = 0 if may_be_zero else 1
         if value < least:
             raise ValueError(f"{name}: {value} is not a whole number from {least} up")
     elif may_be_zero:
         if not 0 <= value <= DAY_SECONDS:
-            raise ValueError(f"{name}: {value} is not from 0 to {DAY_SECONDS:.0f} seconds")
+            raise ValueError(f"{name}: {_written(value)} is not from 0 to {DAY_SECONDS:.0f} seconds")
     elif not 0 < value <= DAY_SECONDS:
-        raise ValueError(f"{name}: {value} is not more than 0 and at most {DAY_SECONDS:.0f} seconds")
+        raise ValueError(f"{name}: {_written(value)} is not more than 0 and at most {DAY_SECONDS:.0f} seconds")
+
+
+def _written(value: float) -> str:
+    # As an operator writes it: -1 was read as -1.0.
+    return str(value).removesuffix(".0")

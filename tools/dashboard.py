@@ -497,8 +497,12 @@ def laid_out() -> list[Json]:
     return [{"id": number, **each} for number, each in enumerate(placed, 1)]
 
 
-def variable(name: str, label: str, values: str, *, several: bool = True) -> Json:
-    """Return a variable whose values are those of a label."""
+def variable(name: str, label: str, values: str, all_values: str | None = ".*") -> Json:
+    """Return a variable whose values are those of a label.
+
+    Args:
+        all_values: what "All" selects; None means the values that were found.
+    """
     made: Json = {
         "name": name,
         "type": "query",
@@ -507,11 +511,12 @@ def variable(name: str, label: str, values: str, *, several: bool = True) -> Jso
         "query": {"query": values, "refId": name},
         "refresh": 2,
         "sort": 1,
-        "includeAll": several,
-        "multi": several,
+        "includeAll": True,
+        "multi": True,
+        "current": {"text": ["All"], "value": ["$__all"]},
     }
-    if several:
-        made |= {"allValue": ".*", "current": {"text": ["All"], "value": ["$__all"]}}
+    if all_values is not None:
+        made["allValue"] = all_values
     return made
 
 
@@ -534,7 +539,8 @@ def dashboard() -> Json:
         "templating": {
             "list": [
                 {"name": "datasource", "type": "datasource", "query": "prometheus", "label": "Data source"},
-                variable("job", "Job", "label_values(signaling_build_info, job)"),
+                # Other jobs have a process and are up or down, too.
+                variable("job", "Job", "label_values(signaling_build_info, job)", all_values=None),
                 variable("instance", "Node", 'label_values(signaling_build_info{job=~"$job"}, instance)'),
                 # Without --workers none has a name, and "All" selects what has no such label as well.
                 variable(

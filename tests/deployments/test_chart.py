@@ -287,8 +287,15 @@ def test_names_that_look_like_numbers_stay_names() -> None:
         "iceServers": [{"urls": "stun:a"}],
         "test": {"tokenSecret": {"name": "5", "key": "6"}},
         "nameOverride": "7",
+        "fullnameOverride": "a",
+        "ingress": {"enabled": True, "className": "8"},
+        "service": {"type": "LoadBalancer", "loadBalancerClass": "9"},
+        "serviceAccount": {"name": "10"},
+        "priorityClassName": "11",
     }
-    for document in yaml.safe_load_all(render(values, release="8").stdout):
+    done = render(values, release="12")
+    assert done.returncode == 0, done.stderr
+    for document in yaml.safe_load_all(done.stdout):
         if document:
             kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
 
@@ -337,12 +344,51 @@ def test_a_package_renders_the_same(tmp_path: Path) -> None:
             },
             "autoscaling.enabled: it needs targetCPUUtilizationPercentage or metrics",
         ),
+        (
+            {"backplane": {"url": "redis://a"}, "autoscaling": {"enabled": True, "minReplicas": 3, "maxReplicas": 2}},
+            "autoscaling.minReplicas: more than autoscaling.maxReplicas",
+        ),
+        (
+            {"backplane": {"url": "redis://user:password@a", "passwordSecret": {"name": "x"}}},
+            "backplane.url: it has a password, and would be in a ConfigMap",
+        ),
+        ({"config": {"backplane": "redis://:p@a"}}, "config.backplane: it has a password, and would be in a ConfigMap"),
+        ({"auth": {"issuer": "https://a"}}, "auth: without auth.keys or auth.existingSecret everybody may join"),
+        ({"admin": {"enabled": True, "tokens": ["short"]}}, "admin.tokens.0: String length must be greater"),
+        ({"metrics": {"port": 8081}}, "metrics.port: 8081 is the port of the clients; choose another"),
+        (
+            {"admin": {"enabled": True, "port": 9090, "existingSecret": {"name": "x"}}},
+            "admin.port: 9090 is the port of the metrics; choose another",
+        ),
+        (
+            {"metrics": {"enabled": False, "serviceMonitor": {"enabled": True}}},
+            "metrics.serviceMonitor.enabled: it has no use without metrics.enabled",
+        ),
+        ({"service": {"nodePort": 30080}}, "service.nodePort: it needs service.type NodePort or LoadBalancer"),
+        (
+            {"service": {"type": "NodePort", "loadBalancerClass": "a"}},
+            "service.loadBalancerClass: it needs service.type LoadBalancer",
+        ),
+        ({"podLabels": {"app.kubernetes.io/name": "a"}}, "podLabels: the chart sets app.kubernetes.io/name itself"),
+        ({"nameOverride": "My Name"}, "nameOverride: Does not match pattern"),
+        ({"fullnameOverride": "1"}, "fullnameOverride: Does not match pattern"),
+        ({"extraEnv": [{"name": "TZ", "value": 5}]}, "extraEnv.0.value: Invalid type. Expected: string"),
+        # A key of a group that has only comments below it.
+        ({"ingress": None}, "ingress is required"),
+        ({"metrics": {"dashboard": None}}, "dashboard is required"),
+        ({"startupProbe": None}, "startupProbe is required"),
     ],
 )
 def test_wrong_values_are_refused_with_what_is_right(values: dict[str, Any], complaint: str) -> None:
     done = render(values)
     assert done.returncode != 0
     assert complaint in done.stderr
+
+
+@pytest.mark.parametrize("release", ["8", "calls.example"])
+def test_a_release_whose_name_is_none_for_a_service_is_refused(release: str) -> None:
+    assert f'the name "{release}-signaling" is none for a Service' in render({}, release=release).stderr
+    assert render({"fullnameOverride": "calls"}, release=release).returncode == 0
 
 
 # The page about it
@@ -432,6 +478,11 @@ def test_all_new_pods_start_first_if_a_proxy_hashes_topics() -> None:
     hashes = "nginx.ingress.kubernetes.io/upstream-hash-by"
     assert only("ingress", "Ingress")["metadata"]["annotations"][hashes] == "$uri"
     assert hashes not in only("everything", "Ingress")["metadata"]["annotations"]
+
+
+def test_both_peers_of_the_probe_reach_one_pod_if_pods_do_not_share_topics() -> None:
+    assert only("ingress", "Service")["spec"]["sessionAffinity"] == "ClientIP"
+    assert "sessionAffinity" not in only("cluster", "Service")["spec"]
 
 
 def test_only_what_clients_need_is_public() -> None:
@@ -744,9 +795,15 @@ def test_the_notes_say_how_to_try_it_and_what_is_missing(cluster: str, tmp_path:
     careless = notes(
         cluster,
         tmp_path,
-        {"ingress": {"enabled": True}, "auth": {"keys": "k"}, "config": {"drain-delay": 1}},
+        {
+            "ingress": {"enabled": True},
+            "auth": {"keys": "k"},
+            "config": {"drain-delay": 1},
+            "terminationGracePeriodSeconds": 5,
+        },
     )
     assert "WARNING: config.trusted-proxy is not set" in careless
     assert "WARNING: config.drain-delay is not longer" in careless
+    assert "WARNING: terminationGracePeriodSeconds is shorter than the 31 s" in careless
     assert "name its Secret in test.tokenSecret" in careless
     assert "port-forward" not in careless

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from tests.programs import need
 
 ALERTS = yaml.safe_load((TREE / "deploy" / "alerts.yml").read_text())
 MAKE_SECRETS = TREE / "deploy" / "compose" / "make_secrets.sh"
+PINNED = re.compile(r"[\w/-]+:v?\d+\.\d+\.\d+[\w-]*@sha256:[0-9a-f]{64}")
 TURNSERVER = TREE / "deploy" / "turnserver.conf"
 
 
@@ -52,7 +55,7 @@ def test_images_of_others_are_pinned() -> None:
     images = [said["image"] for said in SERVICES.values() if "image" in said]
     assert len(images) == 4
     for image in images:
-        assert re.fullmatch(r"[\w/-]+:v?\d+\.\d+\.\d+[\w-]*@sha256:[0-9a-f]{64}", image)
+        assert PINNED.fullmatch(image)
 
 
 def test_every_mounted_file_and_volume_exists() -> None:
@@ -198,11 +201,40 @@ def test_prometheus_scrapes_the_server_and_has_the_alerts(running: Stack) -> Non
     assert [rule["name"] for rule in group["rules"]] == [rule["alert"] for rule in ALERTS["groups"][0]["rules"]]
 
 
+def test_https_adds_a_proxy_that_the_server_trusts_alone() -> None:
+    page = (TREE / "docs" / "docker.md").read_text()
+    [named] = re.findall(r"^COMPOSE_FILE=compose\.yaml:(\S+)$", page, re.MULTILINE)
+    added = yaml.safe_load((TREE / named).read_text().replace("!override ", ""))
+    proxy, server = added["services"]["caddy"], added["services"]["signaling"]
+    address = proxy["networks"]["default"]["ipv4_address"]
+    [subnet] = [ip_network(pool["subnet"]) for pool in added["networks"]["default"]["ipam"]["config"]]
+    assert ip_address(address) in subnet
+    # Docker gives addresses of this range to the other services.
+    [others] = [ip_network(pool["ip_range"]) for pool in added["networks"]["default"]["ipam"]["config"]]
+    assert others.subnet_of(subnet)
+    assert ip_address(address) not in others
+    assert PINNED.fullmatch(proxy["image"])
+    assert server["environment"] == {"SIGNALING_TRUSTED_PROXY": address}
+    assert server["ports"] == ["127.0.0.1:8081:8081"]
+    hardening = {"read_only", "cap_drop", "security_opt", "init", "restart", "logging"}
+    assert {name: proxy[name] for name in hardening} == {name: SERVICES["signaling"][name] for name in hardening}
+
+
+def test_caddy_accepts_the_configuration_for_https() -> None:
+    path = TREE / "deploy" / "compose" / "Caddyfile"
+    command = [need("caddy"), "adapt", "--validate", "--adapter", "caddyfile", "--config", str(path)]
+    environment = {**os.environ, "PUBLIC_HOST": "signaling.example.com"}
+    checked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment)
+    assert checked.returncode == 0, checked.stderr
+    assert '"dial":"signaling:8081"' in checked.stdout
+
+
 def test_the_page_names_every_service_and_variable() -> None:
     page = (TREE / "docs" / "docker.md").read_text()
     [table] = re.findall(r"^\| service .*?\n\n", page, re.MULTILINE | re.DOTALL)
     assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == sorted(SERVICES)
     used = set(re.findall(r"\$\{(\w+)", (TREE / "compose.yaml").read_text()))
-    assert used == set(re.findall(r"^([A-Z_]+)=", page, re.MULTILINE)) == {"PUBLIC_HOST", "PUBLIC_IP"}
+    assert used == {"PUBLIC_HOST", "PUBLIC_IP"}
+    assert used == set(re.findall(r"^([A-Z_]+)=", page, re.MULTILINE)) - {"COMPOSE_FILE"}
     for path in re.findall(r"/run/secrets/(\S+)", page):
         assert f"$secrets/{path}" in MAKE_SECRETS.read_text()

@@ -85,7 +85,7 @@ SERVERS: dict[str, str | None] = {
     r"(venv/bin/)?signaling .*": "listening on",
     r"python3 -m http\.server (\d+) .*": "",
     r"venv/bin/python (app|members)\.py": "",
-    r"venv/bin/python peer\.py \w+": None,
+    r"venv/bin/python (peer\.py \w+|watch\.py)": None,
     r"venv/bin/python twisted-signaling/examples/echo_service\.py \S+": "here as",
 }
 
@@ -449,7 +449,7 @@ def walk_access_in_python(walk: Walk) -> None:
 
 def walk_aiortc(walk: Walk) -> None:
     walk.console()
-    walk.console()
+    [server] = walk.console()
     program = walk.save("python", "peer.py")
     [ada] = walk.console()
     [grace] = walk.console()
@@ -464,13 +464,20 @@ def walk_aiortc(walk: Walk) -> None:
     walk.close(tab)
     for peer in (ada, grace):
         peer.end()
+    for _ in range(3):
+        server.next_line("left 'my-room'")
 
     walk.insert("python", program, before="async def main():")
     line = "        await Mesh(signaling, on_open=greet, on_data=show).run()\n"
     walk.insert("python", program, instead_of=line)
-    walk.run_beside(sys.executable, str(program), "Ada")
+    [ada] = walk.console()
+    server.next_line("joined 'my-room'")
     [tab] = walk.open(page)
     walk.wait_for_picture(tab)
+    walk.wait_for_text(tab, "hello from Ada")
+    walk.save("python", "watch.py")
+    [viewer] = walk.console()
+    viewer.wait_for("Ada 640 x 480")
     walk.close(tab)
 
 

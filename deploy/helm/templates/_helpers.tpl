@@ -230,7 +230,55 @@ The files of secrets in /etc/signaling, as a JSON object: the name of the file, 
 {{- if and $v.httpRoute.enabled (not $v.httpRoute.parentRefs) }}
 {{- $wrong = append $wrong "httpRoute.enabled: name the Gateway in httpRoute.parentRefs" }}
 {{- end }}
+{{- if and (or $v.auth.algorithm $v.auth.audience $v.auth.issuer $v.auth.leeway) (not (hasKey $files "jwt-keys")) }}
+{{- $wrong = append $wrong "auth: without auth.keys or auth.existingSecret everybody may join, and its other values have no use" }}
+{{- end }}
+{{- $password := "^[^/]*//[^/?#]*:[^/?#]*@" }}
+{{- if and $v.backplane.passwordSecret.name (regexMatch $password $v.backplane.url) }}
+{{- $wrong = append $wrong "backplane.url: it has a password, and would be in a ConfigMap; that of backplane.passwordSecret is used" }}
+{{- end }}
+{{- if regexMatch $password ($v.config.backplane | default "") }}
+{{- $wrong = append $wrong "config.backplane: it has a password, and would be in a ConfigMap; set backplane.url" }}
+{{- end }}
+{{- $name := include "signaling.fullname" . }}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name) }}
+{{- $wrong = append $wrong (printf "the name %q is none for a Service, which takes lower-case letters, digits and -, and a letter first; set fullnameOverride" $name) }}
+{{- end }}
+{{- $ports := list (list "clients" 8081) }}
+{{- if $v.metrics.enabled }}{{ $ports = append $ports (list "metrics.port" (int $v.metrics.port)) }}{{ end }}
+{{- if $v.admin.enabled }}{{ $ports = append $ports (list "admin.port" (int $v.admin.port)) }}{{ end }}
+{{- range $at, $one := $ports }}
+{{- range slice $ports 0 $at }}
+{{- if eq (index . 1) (index $one 1) }}
+{{- $wrong = append $wrong (printf "%s: %d is the port of the %s; choose another" (index $one 0) (index $one 1) (index . 0 | trimSuffix ".port")) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- range list "serviceMonitor" "prometheusRule" "dashboard" }}
+{{- if and (get $v.metrics . ).enabled (not $v.metrics.enabled) }}
+{{- $wrong = append $wrong (printf "metrics.%s.enabled: it has no use without metrics.enabled" .) }}
+{{- end }}
+{{- end }}
+{{- $of := dict "nodePort" "NodePort or LoadBalancer" "externalTrafficPolicy" "NodePort or LoadBalancer"
+      "loadBalancerClass" "LoadBalancer" "loadBalancerSourceRanges" "LoadBalancer" }}
+{{- range $key, $types := $of }}
+{{- if and (get $v.service $key) (not (contains $v.service.type $types)) }}
+{{- $wrong = append $wrong (printf "service.%s: it needs service.type %s" $key $types) }}
+{{- end }}
+{{- end }}
+{{- $taken := include "signaling.labels" . | fromYaml | keys | concat (include "signaling.selectorLabels" . | fromYaml | keys) }}
+{{- range $where, $labels := dict "podLabels" $v.podLabels "metrics.serviceMonitor.labels" $v.metrics.serviceMonitor.labels
+      "metrics.prometheusRule.labels" $v.metrics.prometheusRule.labels "metrics.dashboard.labels" $v.metrics.dashboard.labels }}
+{{- range $label, $_ := $labels }}
+{{- if has $label $taken }}
+{{- $wrong = append $wrong (printf "%s: the chart sets %s itself" $where $label) }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- with $v.autoscaling }}
+{{- if and .enabled (gt (int .minReplicas) (int .maxReplicas)) }}
+{{- $wrong = append $wrong "autoscaling.minReplicas: more than autoscaling.maxReplicas" }}
+{{- end }}
 {{- if and .enabled (not .targetCPUUtilizationPercentage) (not .metrics) }}
 {{- $wrong = append $wrong "autoscaling.enabled: it needs targetCPUUtilizationPercentage or metrics" }}
 {{- end }}
