@@ -330,7 +330,7 @@ def explain(kind: str, error: Exception) -> str:
         kind: of the endpoint.
     """
     if isinstance(error, ImportError | NotImplementedError):
-        return f"needs a package that is not installed (for TLS: the extra tls, as in pip install '.[tls]'): {error}"
+        return f"needs a package that is not installed (for TLS: pip install 'twisted-signaling[tls]'): {error}"
     text = f"{type(error).__name__}: {error}".replace("\n", " ")
     for pattern, meaning in _EXPLANATIONS:
         match = re.search(pattern, text)
