@@ -20,7 +20,7 @@ from msgspec import Meta, Raw, UnsetType
 from signaling._version import VERSION
 from signaling.client.sealing import SealedPayload
 from signaling.core.ice import RTCIceServer
-from signaling.core.messages import ClientFields, ClientMessage, MetadataUpdate, PresentedToken
+from signaling.core.messages import MAX_DEPTH, ClientFields, ClientMessage, MetadataUpdate, PresentedToken
 from signaling.core.server_messages import FEATURE_MEANINGS, Feature, RelayedType, ServerMessage
 from signaling.errors import CLOSE_MEANINGS, ERROR_MEANINGS, ErrorCode
 from signaling.limits import Limits
@@ -46,7 +46,12 @@ OPERATIONS = {
     "welcome": ("send", "Begin: the client's id, and the other peers of the topic.", "welcome peer-list", ""),
     "announce": ("send", "Report who joins, leaves or changes.", "peer-joined peer-updated peer-left", ""),
     "deliver": ("send", "Deliver the message of a peer.", "offer answer ice-candidate", ""),
-    "refuse": ("send", "Report that a message of the client was not relayed, or not accepted.", "error", ""),
+    "refuse": (
+        "send",
+        "Report that a message was not relayed or not accepted, or that the topic is full.",
+        "error",
+        "",
+    ),
     "replaceIceServers": ("send", "Replace the ICE servers before they expire.", "ice-servers", ""),
     "notify": ("send", "Pass on what the operator or the application says.", "notice", ""),
     "acceptToken": ("send", "Confirm a new token.", "token", ""),
@@ -153,15 +158,26 @@ def any_of_side(name: str, description: str) -> Schema:
 
 def client_message() -> Schema:
     """Return the JSON Schema of what a client may send."""
-    longest = Limits().max_message_bytes
     return any_of_side(
         "client",
         "What the server does not answer with `invalid_message`, `invalid_type`, `missing_target` or "
         "`invalid_metadata`. Other keys are ignored; of a repeated key, the last one counts. What a schema cannot "
-        f"say: a message has at most {longest:,} bytes of UTF-8 by default; arrays and objects are nested at most 64 "
-        "deep, the message itself included; `token` and `metadata` are taken if the `features` of `welcome` have "
-        "`token` and `metadata-updates`.",
+        f"say: {beyond_schemas()}; `token` and `metadata` are taken if the `features` of `welcome` have `token` and "
+        "`metadata-updates`.",
     )
+
+
+def beyond_schemas() -> str:
+    """Return the rules for all messages of a client that no schema can state."""
+    return (
+        f"a message has at most {Limits().max_message_bytes:,} bytes of UTF-8 by default; arrays and objects are "
+        f"nested at most {MAX_DEPTH} deep, the message itself included, or {MAX_DEPTH + 1} deep in a `metadata` message"
+    )
+
+
+def type_name(key: str) -> str:
+    """Return the key of a message as the name of a type: ``ClientIceCandidate``."""
+    return "".join(part.capitalize() for part in key.split("-"))
 
 
 def server_message() -> Schema:
@@ -231,11 +247,13 @@ def asyncapi() -> Schema:
         components |= {key: with_refs(schema, {}) for key, schema in named.items()}
         for kind, schema in found.items():
             key = f"{name}-{kind}"
-            components[key] = with_refs(schema, {})
+            # Generators of code name types by titles. An offer of a client is another type than one of the server.
+            components[key] = {**with_refs(schema, {}), "title": type_name(key)}
             all_messages[key] = {
                 "name": kind,
                 "title": f"{kind} of the {name}",
                 "summary": schema["description"],
+                **({"description": f"What the schema cannot say: {beyond_schemas()}."} if name == "client" else {}),
                 "contentType": "application/json",
                 "payload": {"$ref": f"#/components/schemas/{key}"},
                 "examples": [{"name": kind, "payload": example(schema, named)}],

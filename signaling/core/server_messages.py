@@ -17,6 +17,9 @@ from signaling.errors import ErrorCode
 
 RelayedType = Literal["offer", "answer", "ice-candidate"]
 
+# Generators of types take a schema without a type for one of objects.
+_ANY_JSON = {"type": ["object", "array", "string", "number", "boolean", "null"]}
+
 PeerId: TypeAlias = Annotated[
     str,
     Meta(
@@ -38,6 +41,7 @@ Payload: TypeAlias = Annotated[
     Raw,
     Meta(
         description="Any JSON, which arrives as it was written. Peers with a secret seal it: sealed-payload.json.",
+        extra_json_schema=_ANY_JSON,
         examples=[{"sdp": "v=0\r\n..."}],
     ),
 ]
@@ -100,7 +104,7 @@ class ResumeTicket(msgspec.Struct, frozen=True, gc=False):
 
 
 class Welcome(_ServerMessage, frozen=True, gc=False, tag="welcome"):
-    """The first message on every connection."""
+    """The first message on every connection, unless the topic is full."""
 
     self_id: PeerId = msgspec.field(name="selfId")
     ice_servers: IceServerList | UnsetType = msgspec.field(default=UNSET, name="iceServers")
@@ -168,7 +172,7 @@ class Relayed(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class Error(_ServerMessage, frozen=True, gc=False, tag="error"):
-    """One of the client's messages was not relayed, or not accepted. The connection stays open."""
+    """A message of the client was refused. The connection stays open, unless this comes in place of ``welcome``."""
 
     code: ErrorCode
     message: Annotated[
@@ -198,7 +202,12 @@ class TokenAccepted(_ServerMessage, frozen=True, gc=False, tag="token"):
 class Notice(_ServerMessage, frozen=True, gc=False, tag="notice"):
     """The operator or the application says something, to one peer or to all. Peers cannot send it."""
 
-    data: Annotated[Raw, Meta(description="Any JSON.", examples=[{"text": "The server restarts at 22:00."}])]
+    data: Annotated[
+        Raw,
+        Meta(
+            description="Any JSON.", extra_json_schema=_ANY_JSON, examples=[{"text": "The server restarts at 22:00."}]
+        ),
+    ]
 
 
 ServerMessage = (

@@ -279,6 +279,14 @@ def test_every_reference_leads_somewhere_and_every_component_is_used() -> None:
     assert in_operations >= {f"#/channels/topic/messages/{key}" for key in ASYNCAPI["channels"]["topic"]["messages"]}
 
 
+def test_every_schema_has_a_title_of_its_own() -> None:
+    # Generators of code name types by it.
+    components = ASYNCAPI["components"]["schemas"].values()
+    titles = [schema["title"] for schema in components]
+    assert len(set(titles)) == len(titles)
+    assert all(re.fullmatch("[A-Z][A-Za-z]+", title) for title in titles)
+
+
 @pytest.mark.parametrize("key", ASYNCAPI["components"]["messages"])
 def test_every_example_is_valid(key: str) -> None:
     [example] = ASYNCAPI["components"]["messages"][key]["examples"]
@@ -298,6 +306,23 @@ def test_the_document_names_every_close_code_and_every_error_code() -> None:
     page = (TREE / "docs" / "protocol.md").read_text() + (TREE / "docs" / "protocol-features.md").read_text()
     assert all(f"| `{code}` |" in page for code in ErrorCode)
     assert all(f"| {int(code)} |" in page for code in CloseCode)
+
+
+def test_the_document_says_what_no_schema_can() -> None:
+    for kind in ("offer", "answer", "ice-candidate", "token", "metadata"):
+        summary = ASYNCAPI["components"]["messages"][f"client-{kind}"]["description"]
+        assert "65,536 bytes" in summary
+        assert "64 deep" in summary
+
+
+def test_the_pages_name_no_other_codes() -> None:
+    errors, closes = set(), set()
+    for name in ("protocol.md", "protocol-features.md"):
+        for table in re.findall(r"^\| code \|.*\n(?:\|.*\n)+", (TREE / "docs" / name).read_text(), re.MULTILINE):
+            errors |= set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
+            closes |= set(re.findall(r"^\| (\d+) \|", table, re.MULTILINE))
+    assert errors == {code.value for code in ErrorCode}
+    assert closes == {str(int(code)) for code in CloseCode}
 
 
 # Sealed payloads
