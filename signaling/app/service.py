@@ -267,7 +267,7 @@ def _ice_source(options: Options, reactor: Any) -> IceSource | None:
         # Of the extra tls, and of no use to others.
         from signaling.ice_source.source import IceSource  # noqa: PLC0415
     except ImportError as error:
-        raise StartError(f"--ice-source: needs the extra tls, as in pip install '.[tls]': {error}") from None
+        raise StartError(f"--ice-source: needs the extra tls (pip install 'twisted-signaling[tls]'): {error}") from None
     return IceSource(settings.url, settings.read_token, settings.ttl_seconds, reactor=reactor)
 
 
@@ -281,7 +281,9 @@ def _observer(options: Options, reactor: Any, events: Events) -> IPresenceObserv
     try:
         sender = HttpSender(reactor, settings.url)
     except ImportError as error:
-        raise StartError(f"--webhook: https needs the extra tls, as in pip install '.[tls]': {error}") from None
+        raise StartError(
+            f"--webhook: https needs the extra tls (pip install 'twisted-signaling[tls]'): {error}"
+        ) from None
     except ValueError as error:
         # For example an underscore, which other names may have.
         raise StartError(f"--webhook: no certificate can be for this host: {error}") from None
@@ -325,7 +327,9 @@ def _serve_metrics(
         from signaling.metrics.aggregation import AggregatedMetricsResource  # noqa: PLC0415
         from signaling.metrics.collector import MetricsResource, MetricsSite, ReactorLag  # noqa: PLC0415
     except ImportError as error:
-        raise StartError(f"--metrics: needs the extra metrics, as in pip install '.[metrics]': {error}") from None
+        raise StartError(
+            f"--metrics: needs the extra metrics (pip install 'twisted-signaling[metrics]'): {error}"
+        ) from None
     lag = ReactorLag(reactor)
     metrics = (
         AggregatedMetricsResource(factory, lag)

@@ -52,7 +52,9 @@ def make_engine(url: StoreUrl, reactor: Any, events: Events) -> Engine:
         from signaling.backplane.redis.engine import RedisEngine  # noqa: PLC0415
         from signaling.backplane.redis.tls import client_options  # noqa: PLC0415
     except ImportError as error:
-        raise StartError(f"--backplane: needs the extra cluster, as in pip install '.[cluster]': {error}") from None
+        raise StartError(
+            f"--backplane: needs the extra cluster (pip install 'twisted-signaling[cluster]'): {error}"
+        ) from None
     try:
         if url.tls:
             client_options(url, url.addresses[0].host)

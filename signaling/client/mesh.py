@@ -46,6 +46,7 @@ from signaling.client.messages import (
     Welcome,
 )
 from signaling.client.metadata import INSTANCE
+from signaling.client.private_aiortc import leave_out
 from signaling.errors import ErrorCode
 
 try:
@@ -667,8 +668,7 @@ class _Link:
         self._offer_due = False
         await peer.connection.setRemoteDescription(offer)
         for transceiver in _left_out(peer.connection):
-            # As if the offer did not want it: otherwise aiortc cannot answer.
-            transceiver._offerDirection = "inactive"
+            leave_out(transceiver)
         await self._mesh.describe(self, peer, await peer.connection.createAnswer())
         if _left_out(peer.connection):
             self._await_transports(peer)

@@ -199,13 +199,26 @@ def endpoint(reactor: Any, option: str, text: str) -> IStreamServerEndpoint:
     try:
         parsed: IStreamServerEndpoint = serverFromString(reactor, text)  # type: ignore[no-untyped-call]
         if get_certificates(parsed) is not None:
-            again: Callable[..., Any] = serverFromString
-            load = lambda: get_certificates(again(reactor, text))  # noqa: E731 - short, and of this text
-            set_certificates(parsed, Certificates(load, _files(arguments).values()))
+            set_certificates(parsed, Certificates(partial(_load, reactor, text), _files(arguments).values()))
     except Exception as error:
         # Each endpoint's parser fails in its own way: KeyError, TypeError, OSError, OpenSSL's errors.
         raise StartError(f"--{option} {text}: {explain(kind, error)}") from None
     return _UnixSocket(parsed, _unix_path(arguments)) if kind == "unix" else parsed
+
+
+def _load(reactor: Any, text: str) -> Any:
+    """Read the certificates of an ``ssl:`` endpoint anew."""
+    # Of the extra tls.
+    from twisted.internet.ssl import Certificate  # noqa: PLC0415
+
+    again: Callable[..., Any] = serverFromString
+    options = get_certificates(again(reactor, text))
+    files = _files(_split(text)[1])
+    if "extraCertChain" not in files:
+        # Of the file with the server's certificate, Twisted reads this one alone.
+        pem = read_file(files.get("certKey", files["privateKey"]))
+        options.extraCertChain = [Certificate.loadPEM(each).original for each in _CERTIFICATE.findall(pem)[1:]]
+    return options
 
 
 def private_endpoint(reactor: Any, option: str, text: str) -> IStreamServerEndpoint:
@@ -282,6 +295,7 @@ def _unreadable_file(files: Mapping[str, str]) -> str | None:
     return None
 
 
+_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 _FILES = ("privateKey", "certKey", "extraCertChain", "dhParameters")
 _EXAMPLES = {
     "tcp": "tcp:8081:interface=127.0.0.1",
@@ -316,7 +330,7 @@ def explain(kind: str, error: Exception) -> str:
         kind: of the endpoint.
     """
     if isinstance(error, ImportError | NotImplementedError):
-        return f"needs a package that is not installed (for TLS: the extra tls, as in pip install '.[tls]'): {error}"
+        return f"needs a package that is not installed (for TLS: pip install 'twisted-signaling[tls]'): {error}"
     text = f"{type(error).__name__}: {error}".replace("\n", " ")
     for pattern, meaning in _EXPLANATIONS:
         match = re.search(pattern, text)

@@ -352,6 +352,7 @@ def test_a_package_renders_the_same(tmp_path: Path) -> None:
             {"backplane": {"url": "redis://user:password@a", "passwordSecret": {"name": "x"}}},
             "backplane.url: it has a password, and would be in a ConfigMap",
         ),
+        ({"config": {"backplane": "redis://:p@a"}}, "config.backplane: it has a password, and would be in a ConfigMap"),
         ({"auth": {"issuer": "https://a"}}, "auth: without auth.keys or auth.existingSecret everybody may join"),
         ({"admin": {"enabled": True, "tokens": ["short"]}}, "admin.tokens.0: String length must be greater"),
         ({"metrics": {"port": 8081}}, "metrics.port: 8081 is the port of the clients; choose another"),

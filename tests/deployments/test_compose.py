@@ -21,6 +21,7 @@ from tests.programs import need
 
 ALERTS = yaml.safe_load((TREE / "deploy" / "alerts.yml").read_text())
 MAKE_SECRETS = TREE / "deploy" / "compose" / "make_secrets.sh"
+PINNED = re.compile(r"[\w/-]+:v?\d+\.\d+\.\d+[\w-]*@sha256:[0-9a-f]{64}")
 TURNSERVER = TREE / "deploy" / "turnserver.conf"
 
 
@@ -54,7 +55,7 @@ def test_images_of_others_are_pinned() -> None:
     images = [said["image"] for said in SERVICES.values() if "image" in said]
     assert len(images) == 4
     for image in images:
-        assert re.fullmatch(r"[\w/-]+:v?\d+\.\d+\.\d+[\w-]*@sha256:[0-9a-f]{64}", image)
+        assert PINNED.fullmatch(image)
 
 
 def test_every_mounted_file_and_volume_exists() -> None:
@@ -208,6 +209,11 @@ def test_https_adds_a_proxy_that_the_server_trusts_alone() -> None:
     address = proxy["networks"]["default"]["ipv4_address"]
     [subnet] = [ip_network(pool["subnet"]) for pool in added["networks"]["default"]["ipam"]["config"]]
     assert ip_address(address) in subnet
+    # Docker gives addresses of this range to the other services.
+    [others] = [ip_network(pool["ip_range"]) for pool in added["networks"]["default"]["ipam"]["config"]]
+    assert others.subnet_of(subnet)
+    assert ip_address(address) not in others
+    assert PINNED.fullmatch(proxy["image"])
     assert server["environment"] == {"SIGNALING_TRUSTED_PROXY": address}
     assert server["ports"] == ["127.0.0.1:8081:8081"]
     hardening = {"read_only", "cap_drop", "security_opt", "init", "restart", "logging"}

@@ -116,4 +116,5 @@ def test_the_variables_find_the_server(busy: Stack) -> None:
 
 
 def test_no_alert_fires(busy: Stack) -> None:
-    assert values(busy, "ALERTS") == [[]]
+    # But for a lag, which this machine may have for other reasons.
+    assert values(busy, 'ALERTS{alertname!="SignalingLag"}') == [[]]

@@ -84,8 +84,8 @@ SERVERS: dict[str, str | None] = {
     r"make run": "listening on",
     r"(venv/bin/)?signaling .*": "listening on",
     r"python3 -m http\.server (\d+) .*": "",
-    r"venv/bin/python (app|members)\.py": "",
-    r"venv/bin/python peer\.py \w+": None,
+    r"venv/bin/python (app|members)\.py": "listening",
+    r"venv/bin/python (peer\.py \w+|watch\.py)": None,
     r"venv/bin/python twisted-signaling/examples/echo_service\.py \S+": "here as",
 }
 
@@ -296,6 +296,16 @@ class Walk:
         self.browser.switch_to.window(tab)
         self.browser.find_element("css selector", "input").send_keys(text + "\n")
 
+    def press(self, tab: str, text: str) -> None:
+        """Press a button of a tab."""
+        self.browser.switch_to.window(tab)
+        self.browser.find_element("xpath", f"//button[.={text!r}]").click()
+
+    def reload(self, tab: str) -> None:
+        """Load the page of a tab again."""
+        self.browser.switch_to.window(tab)
+        self.browser.refresh()
+
     def close(self, *tabs: str) -> None:
         """Close tabs."""
         for tab in tabs:
@@ -432,10 +442,10 @@ def walk_access_in_python(walk: Walk) -> None:
     # It needs a key: tests of access control have some.
     walk.block("python")
 
-    walk.save("python", "members.py")
+    members = walk.save("python", "members.py")
     walk.console()
-    walk.save("html", "members/index.html")
-    walk.console()
+    page = walk.save("html", "members/index.html")
+    [server] = walk.console()
     tabs = {}
     for name in ("ada", "bob"):
         # The tabs share their cookies, and so two users need two names of the host.
@@ -444,12 +454,28 @@ def walk_access_in_python(walk: Walk) -> None:
     walk.wait_for_text(tabs["ada"], "lobby: bob is here")
     walk.wait_for_text(tabs["bob"], "lobby: ada is here")
     walk.wait_for_text(tabs["bob"], "team-a: the token does not cover this topic")
+    assert server.stop() == 0
+    # The sessions are lost, so the page shows the form again.
+    lines = [line for line in members.read_text().splitlines(keepends=True) if line.startswith(("factory =", "root ="))]
+    walk.insert("python", members, instead_of="".join(lines))
+    walk.insert("html", page, before="<pre></pre>")
+    server = walk.start("venv/bin/python members.py")
+    assert server is not None
+    walk.wait_for_text(tabs["ada"], "Log in")
+    walk.reload(tabs["ada"])
+    walk.type(tabs["ada"], "ada")
+    for topic in ("lobby", "team-a"):
+        server.wait_for(f"ada joined {topic}")
+    walk.press(tabs["ada"], "Log out")
+    for topic in ("lobby", "team-a"):
+        server.wait_for(f"ada left {topic} removed")
+    walk.wait_for_text(tabs["ada"], "Log in")
     walk.close(*tabs.values())
 
 
 def walk_aiortc(walk: Walk) -> None:
     walk.console()
-    walk.console()
+    [server] = walk.console()
     program = walk.save("python", "peer.py")
     [ada] = walk.console()
     [grace] = walk.console()
@@ -464,13 +490,20 @@ def walk_aiortc(walk: Walk) -> None:
     walk.close(tab)
     for peer in (ada, grace):
         peer.end()
+    for _ in range(3):
+        server.next_line("left 'my-room'")
 
     walk.insert("python", program, before="async def main():")
     line = "        await Mesh(signaling, on_open=greet, on_data=show).run()\n"
     walk.insert("python", program, instead_of=line)
-    walk.run_beside(sys.executable, str(program), "Ada")
+    [ada] = walk.console()
+    server.next_line("joined 'my-room'")
     [tab] = walk.open(page)
     walk.wait_for_picture(tab)
+    walk.wait_for_text(tab, "hello from Ada")
+    walk.save("python", "watch.py")
+    [viewer] = walk.console()
+    viewer.wait_for("Ada 640 x 480")
     walk.close(tab)
 
 

@@ -71,8 +71,8 @@ def test_the_sdist_holds_what_git_tracks(built: Path) -> None:
 
 def test_the_tests_of_an_unpacked_sdist_are_found(built: Path, tmp_path: Path) -> None:
     [path] = built.glob("*.tar.gz")
-    with tarfile.open(path) as archive:
-        archive.extractall(tmp_path, filter="data")
+    # The first releases of Python 3.11 cannot extract safely, and later ones warn if they are not asked to.
+    subprocess.run(["tar", "-xf", path, "-C", tmp_path], check=True, timeout=30)
     [unpacked] = tmp_path.iterdir()
     folders = ["tests/unit", "tests/system", "tests/packages"]
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *folders]

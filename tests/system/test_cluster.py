@@ -179,7 +179,9 @@ def test_a_missing_extra_is_one_clear_line(tmp_path: Path) -> None:
     path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
     status, text = run_to_end("--backplane=redis://127.0.0.1", PYTHONPATH=path)
     assert status == 1
-    assert text == "signaling: --backplane: needs the extra cluster, as in pip install '.[cluster]': not here"
+    assert (
+        text == "signaling: --backplane: needs the extra cluster (pip install 'twisted-signaling[cluster]'): not here"
+    )
 
 
 def test_a_store_that_refuses_one_command_of_the_scripts_is_out_of_reach() -> None:

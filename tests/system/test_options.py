@@ -275,7 +275,7 @@ def test_metrics_without_the_extra_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "prometheus_client.py").write_text("raise ImportError('not here')")
     status, text = run_to_end("--metrics", PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     assert status == 1
-    assert text == "signaling: --metrics: needs the extra metrics, as in pip install '.[metrics]': not here"
+    assert text == "signaling: --metrics: needs the extra metrics (pip install 'twisted-signaling[metrics]'): not here"
 
 
 # Signals

@@ -441,7 +441,7 @@ class OutageTests(EngineCase):
         assert await listener.until("received") == [b"x"]
 
     async def test_idle_connections_stay(self) -> None:
-        _, listener = await self.connected(self.server().url, check_seconds=0.01)
+        _, listener = await self.connected(self.server().url, check_seconds=0.05)
         await self.pause(0.3)
         assert listener.heard == [("connected", None)]
 
@@ -630,6 +630,6 @@ def test_without_the_extra_one_line_says_what_to_install(package: str) -> None:
     printed = subprocess.run(
         [sys.executable, "-c", code, package], check=False, capture_output=True, text=True, timeout=20
     )
-    assert printed.stdout.startswith("--backplane: needs the extra cluster, as in pip install '.[cluster]'"), (
-        printed.stderr
-    )
+    assert printed.stdout.startswith(
+        "--backplane: needs the extra cluster (pip install 'twisted-signaling[cluster]')"
+    ), printed.stderr

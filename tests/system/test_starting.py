@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 from twisted.python.usage import UsageError
 
 from signaling import Options, StartError, makeService
-from tests.harness.certificates import self_signed
+from tests.harness.certificates import chained, self_signed
 from tests.harness.server import running, start
 
 _CERTIFICATE = b"-----BEGIN CERTIFICATE"
@@ -190,6 +190,29 @@ def test_tls_is_served_without_a_warning(folder: Path) -> None:
             assert answer.read() == b"ok"
         assert server.stop() == 0
         assert "arning" not in server.log
+
+
+@pytest.mark.parametrize(
+    ("files", "listen"),
+    [
+        (("server", "intermediate"), "privateKey=0.pem:extraCertChain=1.pem"),
+        # As certbot's fullchain.pem.
+        (("server+intermediate",), "privateKey=0.pem"),
+        (("server+intermediate", "server"), "privateKey=1.pem:certKey=0.pem"),
+    ],
+)
+def test_a_client_that_knows_the_root_alone_trusts_the_server(
+    tmp_path: Path, files: tuple[str, ...], listen: str
+) -> None:
+    root, server, intermediate = chained()
+    parts = {"server": server, "intermediate": intermediate}
+    for at, names in enumerate(files):
+        (tmp_path / f"{at}.pem").write_bytes(b"".join(parts[name] for name in names.split("+")))
+    context = ssl.create_default_context(cadata=root.decode())
+    with running(["--listen", f"ssl:0:interface=127.0.0.1:{listen}"], cwd=tmp_path) as running_server:
+        url = f"https://localhost:{running_server.port}/healthz"
+        with urllib.request.urlopen(url, timeout=5, context=context) as answer:
+            assert answer.read() == b"ok"
 
 
 def test_an_old_pid_file_does_not_prevent_the_start(tmp_path: Path) -> None:

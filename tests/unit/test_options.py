@@ -231,7 +231,9 @@ def test_an_error_in_the_provider_of_ice_servers_is_named(arguments: list[str], 
 
 def test_a_provider_of_ice_servers_needs_the_extra_for_tls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "signaling.ice_source.source", None)
-    with pytest.raises(StartError, match=r"^--ice-source: needs the extra tls, as in pip install '\.\[tls\]': "):
+    with pytest.raises(
+        StartError, match=r"^--ice-source: needs the extra tls \(pip install 'twisted-signaling\[tls\]'\): "
+    ):
         makeService(parse("--port=0", "--ice-source=https://a"))
 
 

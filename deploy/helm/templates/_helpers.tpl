@@ -233,11 +233,12 @@ The files of secrets in /etc/signaling, as a JSON object: the name of the file, 
 {{- if and (or $v.auth.algorithm $v.auth.audience $v.auth.issuer $v.auth.leeway) (not (hasKey $files "jwt-keys")) }}
 {{- $wrong = append $wrong "auth: without auth.keys or auth.existingSecret everybody may join, and its other values have no use" }}
 {{- end }}
-{{- if and $v.backplane.passwordSecret.name (contains "@" $v.backplane.url) (not $v.backplane.existingSecret.name) }}
-{{- $password := regexFind "//[^/?#]*@" $v.backplane.url | trimAll "/@" }}
-{{- if contains ":" $password }}
+{{- $password := "^[^/]*//[^/?#]*:[^/?#]*@" }}
+{{- if and $v.backplane.passwordSecret.name (regexMatch $password $v.backplane.url) }}
 {{- $wrong = append $wrong "backplane.url: it has a password, and would be in a ConfigMap; that of backplane.passwordSecret is used" }}
 {{- end }}
+{{- if regexMatch $password ($v.config.backplane | default "") }}
+{{- $wrong = append $wrong "config.backplane: it has a password, and would be in a ConfigMap; set backplane.url" }}
 {{- end }}
 {{- $name := include "signaling.fullname" . }}
 {{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name) }}

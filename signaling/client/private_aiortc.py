@@ -1,0 +1,14 @@
+"""Everything that uses private names of aiortc."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def leave_out(transceiver: Any) -> None:
+    """Let a connection answer an offer that has no section for a transceiver.
+
+    aiortc compares the direction of every transceiver with that in the offer, and raises ``ValueError`` if there is
+    none. So this sets the one that means no media; a later offer or answer replaces it.
+    """
+    transceiver._offerDirection = "inactive"
