@@ -98,6 +98,7 @@ class Running:
 
     def __init__(self, part: Part, folder: Path) -> None:
         self.part = part
+        self.failures: list[str] = []
         self._log = folder / part.name.replace(" ", "-")
         self._started = time.monotonic()
         self._cpu_seconds = 0.0
@@ -134,6 +135,7 @@ class Running:
         if self.process.returncode not in (0, 5) and not counts["failed"]:
             counts["failed"] = 1
         skipped = [line for line in lines if line.startswith("SKIPPED")]
+        self.failures = [line for line in lines if line.startswith(("FAILED ", "ERROR "))] if counts["failed"] else []
         print(*([output] if counts["failed"] else skipped), sep="\n", end="\n" if skipped or counts["failed"] else "")
         seconds = time.monotonic() - self._started
         print(f"{self.part.name}: {words(counts)} in {seconds:.0f} s, {self._cpu_seconds:.0f} s of CPU", flush=True)
@@ -151,10 +153,10 @@ def words(counts: Counter[str]) -> str:
     return f"{counts['passed']} passed, {counts['failed']} failed{skipped}"
 
 
-def run(parts: Sequence[Part]) -> Counter[str]:
-    """Run parts, some at a time, and add up their counts."""
+def run(parts: Sequence[Part]) -> tuple[Counter[str], list[str]]:
+    """Run parts, some at a time; add up their counts, and list the lines of pytest that name a failed test."""
     at_once = math.ceil(2.5 * (os.cpu_count() or 1))
-    waiting, running, total = list(parts), list[Running](), Counter[str]()
+    waiting, running, total, failures = list(parts), list[Running](), Counter[str](), list[str]()
     with tempfile.TemporaryDirectory() as folder:
         try:
             while waiting or running:
@@ -163,12 +165,13 @@ def run(parts: Sequence[Part]) -> Counter[str]:
                 for ended in [each for each in running if each.has_ended()]:
                     running.remove(ended)
                     total += ended.report()
+                    failures += ended.failures
                 time.sleep(0.1)
         finally:
             for each in running:
                 each.process.terminate()
                 each.process.wait()
-    return total
+    return total, failures
 
 
 def coverage_is_enough() -> bool:
@@ -185,12 +188,13 @@ def main() -> int:
     everything = sys.argv[1:] == ["all"]
     if everything:
         subprocess.run([sys.executable, "-m", "coverage", "erase"], cwd=ROOT, check=True)
-    counts = run(ALL if everything else CHECK)
+    counts, failures = run(ALL if everything else CHECK)
     # A selection of tests cannot reach the floor.
     if everything and not os.environ.get("PYTEST_OPTIONS") and not coverage_is_enough():
         print(f"coverage is below {COVERAGE_FLOOR} %")
         counts["failed"] += 1
     passed = counts["passed"] and not counts["failed"]
+    print(*failures, sep="\n", end="\n" if failures else "")
     print(f"{'PASSED' if passed else 'FAILED'} in {time.monotonic() - started:.0f} s")
     print(words(counts))
     return 0 if passed else 1

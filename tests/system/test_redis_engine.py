@@ -441,7 +441,7 @@ class OutageTests(EngineCase):
         assert await listener.until("received") == [b"x"]
 
     async def test_idle_connections_stay(self) -> None:
-        _, listener = await self.connected(self.server().url, check_seconds=0.01)
+        _, listener = await self.connected(self.server().url, check_seconds=0.05)
         await self.pause(0.3)
         assert listener.heard == [("connected", None)]
 
