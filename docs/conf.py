@@ -8,6 +8,7 @@ which follows from the lists of index.md, and the API reference, which takes the
 from __future__ import annotations
 
 import re
+from enum import EnumType
 from importlib import import_module
 from inspect import isclass
 from pathlib import Path
@@ -201,6 +202,15 @@ def link_documents(*event: Any) -> None:
     lines[:] = [re.sub(r"docs/([\w-]+)\.md", r":doc:`\1`", line) for line in lines]
 
 
+def write_signature(*event: Any) -> tuple[str | None, str | None]:
+    """Replace what is no Python in a signature: Sphinx would show all of it as it is, with full names."""
+    parts = [part and part.replace("<factory>", "...") for part in event[-2:]]
+    arguments, returned = [part and re.sub(r"<InterfaceClass ([\w.]+)>", r"~\1", part) for part in parts]
+    if "<" in f"{arguments}{returned}":
+        LOG.warning("%s has a signature that is no Python: %s", event[2], arguments)
+    return arguments, returned
+
+
 def add_what_the_site_shows(app: Sphinx, docname: str, content: list[str]) -> None:
     """Expand the navigation and the references of a page."""
 
@@ -258,8 +268,14 @@ def check_references(app: Sphinx, env: BuildEnvironment) -> None:
         for name in module.__all__:
             if f"{module.__name__}.{name}" not in described:
                 LOG.warning("no page describes %s.%s", module.__name__, name)
-            if callable(getattr(module, name)) and not getattr(module, name).__doc__:
+            value = getattr(module, name)
+            if callable(value) and not value.__doc__:
                 LOG.warning("%s.%s has no docstring", module.__name__, name)
+            if isinstance(value, EnumType):
+                # Without a docstring, autodoc leaves out a member.
+                for member in value.__members__:
+                    if f"{module.__name__}.{name}.{member}" not in described:
+                        LOG.warning("no page describes %s.%s.%s", module.__name__, name, member)
 
 
 def mend_page(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
@@ -274,6 +290,8 @@ def mend_page(app: Sphinx, page: str, template: str, context: dict[str, Any], do
     # A screen reader needs the level of a heading.
     tree = context.get("furo_navigation_tree", "")
     context["furo_navigation_tree"] = tree.replace(' role="heading"', ' role="heading" aria-level="2"')
+    # The keyboard scrolls what is too wide.
+    context["body"] = context.get("body", "").replace("<pre>", '<pre tabindex="0">')
 
 
 def add_files(app: Sphinx, error: Exception | None) -> None:
@@ -297,6 +315,7 @@ def setup(app: Sphinx) -> None:
     """Extend Sphinx."""
     app.add_lexer("tsx", Tsx)
     app.connect("autodoc-process-docstring", link_documents)
+    app.connect("autodoc-process-signature", write_signature)
     app.connect("source-read", add_what_the_site_shows)
     app.connect("env-check-consistency", check_references)
     # After those that add them.

@@ -251,7 +251,7 @@ def examples() -> Iterator[tuple[str, str]]:
         text = page.read_text()
         for block in re.finditer(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
             language, code = block.groups()
-            if language not in SUFFIXES:
+            if language not in SUFFIXES or (language == "html" and "<script" not in code):
                 continue
             if language == "html":
                 [code] = re.findall(r'<script type="module">\n(.*?)</script>', code, re.DOTALL)
