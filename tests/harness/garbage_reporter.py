@@ -21,15 +21,7 @@ def _count(objects: Iterable[Any]) -> Counter[str]:
     return Counter(type(each).__qualname__ for each in objects)
 
 
-def _report_soon(*_: Any) -> None:
-    from twisted.internet import reactor
-
-    # A signal may interrupt the very end of a connection, whose objects the running functions then still hold: they
-    # would survive this report, and be found old by the next one.
-    reactor.callFromThread(reactor.callLater, 0, _report)  # type: ignore[attr-defined]
-
-
-def _report() -> None:
+def _report(*_: Any) -> None:
     gc.collect(0)
     # They stay, so that what they hold is not found by the full collection.
     young = gc.garbage[:]
@@ -49,5 +41,5 @@ if __name__ == "__main__":
     gc.set_debug(gc.DEBUG_SAVEALL)
     # A collection in the middle of a connection would make what is left of it look old.
     gc.disable()
-    signal.signal(signal.SIGUSR2, _report_soon)
+    signal.signal(signal.SIGUSR2, _report)
     run()

@@ -91,6 +91,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     }
     options = [word for endpoint in endpoints.values() for word in ("--listen", endpoint)]
     options.append("--max-peers-per-topic=2")
+    # The staying connections answer no pings, and would be lost while the tests run on a slow machine.
+    options.append("--ping-interval=0")
     with running(options, command=REPORTER, env={"PYTHONPATH": TREE}) as server:
         found = [server.next_line(r"listening on (?:\S+:(\d+)$|unix)") for _ in endpoints]
         ports = {name: int(match[1] or 0) for name, match in zip(endpoints, found, strict=True)}
