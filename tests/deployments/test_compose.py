@@ -11,13 +11,15 @@ import sys
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 import yaml
 
 from tests.deployments.compose_stack import COMPOSE, NAMED_VOLUMES, PROGRAMS, SERVICES, TREE, Stack, stack
-from tests.harness.server import wait_until
-from tests.programs import need
+from tests.harness.server import launch, wait_until
+from tests.programs import free_port, need
 
 ALERTS = yaml.safe_load((TREE / "deploy" / "alerts.yml").read_text())
 MAKE_SECRETS = TREE / "deploy" / "compose" / "make_secrets.sh"
@@ -227,6 +229,30 @@ def test_caddy_accepts_the_configuration_for_https() -> None:
     checked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment)
     assert checked.returncode == 0, checked.stderr
     assert '"dial":"signaling:8081"' in checked.stdout
+
+
+def test_no_log_of_caddy_tells_a_secret(tmp_path: Path) -> None:
+    port = free_port()
+    text = (TREE / "deploy" / "compose" / "Caddyfile").read_text()
+    path = tmp_path / "Caddyfile"
+    # Without its own ports, and with a server that is down.
+    path.write_text(text.replace("\n{\n", "\n{\n\tadmin off\n").replace("signaling:8081", f"127.0.0.1:{free_port()}"))
+    command = [need("caddy"), "run", "--adapter", "caddyfile", "--config", str(path)]
+    places = {"HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path), "PUBLIC_HOST": f"http://localhost:{port}"}
+    caddy = launch(command, env=places, port=port)
+    try:
+        caddy.wait_until_accepting()
+        headers = {
+            "Sec-WebSocket-Protocol": "signaling, signaling.bearer.the-secret",
+            "Referer": "http://a/?the-secret",
+        }
+        request = Request(f"http://localhost:{port}/ws/room?token=the-secret", headers=headers)
+        with pytest.raises(HTTPError, match="502"):
+            urlopen(request, timeout=10)
+        caddy.wait_for('"/ws/room"')
+    finally:
+        caddy.end()
+    assert "the-secret" not in caddy.log
 
 
 def test_the_page_names_every_service_and_variable() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Subprotocol
 
 from signaling import Limits
 from tests.harness.server import Node, wait_until
@@ -31,6 +32,8 @@ from tests.system.reverse_proxies import (
 PROXIES = ("haproxy", "nginx", "caddy")
 NOWHERE = ("127.0.0.1:1", "127.0.0.1:2")
 TOPICS = [f"room-{n}" for n in range(8)]
+# A token of a browser is in a header.
+SUBPROTOCOLS = [Subprotocol("signaling"), Subprotocol(f"signaling.bearer.{SECRET}")]
 
 
 def homes(nodes: tuple[Node, Node], topics: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -122,8 +125,9 @@ def test_the_nodes_learn_the_clients_real_address(proxy: ReverseProxy, nodes: tu
         wait_for_line(nodes, f"joined {topic!r} from 127.0.0.2")
 
 
-def test_no_log_tells_the_query(proxy: ReverseProxy) -> None:
-    with connect(proxy.url(f"/ws/{proxy.name}-log{QUERY}"), ssl=proxy.context()) as peer:
+def test_no_log_tells_a_secret(proxy: ReverseProxy) -> None:
+    url = proxy.url(f"/ws/{proxy.name}-log{QUERY}")
+    with connect(url, ssl=proxy.context(), subprotocols=SUBPROTOCOLS) as peer:
         others_of(peer)
     wait_until(lambda: f"/ws/{proxy.name}-log" in proxy.log(), state=proxy.log)
     assert SECRET not in proxy.log()
@@ -153,9 +157,13 @@ def test_a_check_comes_through(proxy: ReverseProxy, topic: str, status: int) -> 
 
 
 @pytest.mark.parametrize("name", PROXIES)
-def test_no_log_tells_the_query_even_where_all_nodes_are_gone(name: str, tmp_path: Path) -> None:
+def test_no_log_tells_a_secret_even_where_all_nodes_are_gone(name: str, tmp_path: Path) -> None:
     with ReverseProxy(name, tmp_path, NOWHERE) as proxy:
-        with pytest.raises(InvalidStatus) as refused, connect(proxy.url(f"/ws/room{QUERY}"), ssl=proxy.context()):
+        url = proxy.url(f"/ws/room{QUERY}")
+        with (
+            pytest.raises(InvalidStatus) as refused,
+            connect(url, ssl=proxy.context(), subprotocols=SUBPROTOCOLS),
+        ):
             pass
         assert refused.value.response.status_code in (502, 503)
         wait_until(lambda: "/ws/room" in proxy.log(), state=proxy.log)
