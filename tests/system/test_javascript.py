@@ -242,7 +242,8 @@ def test_a_call_goes_on_while_the_server_is_killed_and_comes_back(page: webdrive
         result = run(page, after, server.url + "room")
     print(result)
     assert result.pop("joined") < 5000
-    assert result.pop("linked") < 5000
+    # The trio's pauses between two attempts have grown to some seconds while the server was gone.
+    assert result.pop("linked") < 10_000
     assert result == {
         "gaps": 0,
         "kept": 6,
