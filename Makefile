@@ -81,7 +81,7 @@ packages: $(VENV)/test.stamp $(VENV)/packages.stamp npm/node_modules/.package-lo
 test-packages: $(VENV)/test.stamp ## Test the sdist and the wheel in dist/
 	DISTRIBUTIONS=dist $(BIN)/python -m pytest tests/packages $(PYTEST_OPTIONS)
 
-deployments: $(VENV)/test.stamp $(VENV)/deployments.stamp ## Check the image, compose.yaml, the chart and the dashboard, and run the services
+deployments: $(VENV)/test.stamp $(VENV)/deployments.stamp tests/deployments/custom_resources/node_modules/.package-lock.json ## Check the image, compose.yaml, the chart and the dashboard, and run the services
 	sh tools/test_programs.sh
 	$(BIN)/python -m pytest tests/deployments $(PYTEST_OPTIONS)
 
@@ -143,6 +143,11 @@ docs/npm/node_modules/.package-lock.json: docs/npm/package-lock.json
 npm/node_modules/.package-lock.json: npm/package-lock.json
 	sh tools/test_programs.sh nodejs npm
 	cd npm && npm ci --ignore-scripts
+
+tests/deployments/custom_resources/node_modules/.package-lock.json: tests/deployments/custom_resources/package-lock.json
+	sh tools/test_programs.sh nodejs npm
+	cd tests/deployments/custom_resources && npm ci --loglevel=error --ignore-scripts
+	touch $@
 
 $(VENV)/deployments.stamp: $(VENV)/pip.stamp pyproject.toml
 	$(BIN)/pip install --quiet --group deployments

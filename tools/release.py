@@ -23,7 +23,6 @@ PLACES = {
     "npm/package.json": r'(^  "version": ")[^"]+(")',
     "npm/package-lock.json": r'("name": "twisted-signaling-client",\n +"version": ")[^"]+(")',
     "deploy/helm/Chart.yaml": r'(^(?:version: |appVersion: "))[^"\s]+("?$)',
-    "docs/clients.md": r"(twisted-signaling-client-)\d+\.\d+\.\d+(\.tgz)",
     "docs/quickstart-kubernetes.md": r"(ghcr\.io/twisted-signaling/twisted-signaling:)\d+\.\d+\.\d+()",
 }
 VERSION = re.compile(r"\d+\.\d+\.\d+")

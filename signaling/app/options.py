@@ -76,6 +76,7 @@ _MAX_WEBHOOK_QUEUE = 1_000_000
 # The configuration file is read before all others.
 _READ_WHEN_USED = ("config", "ice-source-token-file")
 _JWT_OPTION = re.compile(r":(?=[a-z]+=)")
+_NO_OPTION = re.compile(r"option (-.+) not (?:recognized|a unique prefix)", re.DOTALL)
 _OPTION_AT_START = re.compile(r"--([a-z][a-z-]*)(?=[: ])")
 _LIMIT_FIELDS = {option.name: field for field, option in LIMIT_OPTIONS.items() if option.name is not None}
 
@@ -221,12 +222,13 @@ class Options(usage.Options, AuthOptionMixin):
             raise usage.UsageError(text) from None
 
     def _explain(self, text: str) -> str:
-        if not text.endswith(" not recognized"):
+        found = _NO_OPTION.fullmatch(text)
+        if found is None:
             return text
-        unknown = text.removesuffix(" not recognized").removeprefix("option ")
-        known = [f"--{name}" for name in self.longOpt]
-        near = get_close_matches(unknown, [name.rstrip("=") for name in known], n=1)
-        hint = f"did you mean {near[0]}?" if near else "twistd signaling --help lists the options"
+        unknown = found[1]
+        known = sorted(f"--{name.rstrip('=')}" for name in self.longOpt)
+        near = [name for name in known if name.startswith(unknown)] or get_close_matches(unknown, known, n=1)
+        hint = f"did you mean {' or '.join(near)}?" if near else "signaling --help lists the options"
         return f"{unknown}: there is no such option; {hint}"
 
     def parseArgs(self, *args: str) -> None:
