@@ -22,7 +22,7 @@ import logging
 import re
 import secrets
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -223,6 +223,9 @@ class Mesh:
                 # Those peers that stay are not announced again. If they have left, that is reported next.
                 for link in tuple(self._links.values()):
                     link.recover()
+                # The others see a new peer, and those that stay wait for its offer.
+                for peer_id in self._topic:
+                    self._connect_to(peer_id)
             case PeerList(peers):
                 for peer in peers:
                     self._joined(peer.id, peer.metadata)
@@ -713,6 +716,9 @@ class _Topic:
 
     def __contains__(self, peer_id: str) -> bool:
         return peer_id in self._metadata
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(tuple(self._metadata))
 
     def add(self, peer_id: str, metadata: Metadata) -> None:
         self.remove(peer_id)

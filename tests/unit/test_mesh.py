@@ -462,6 +462,22 @@ def test_what_was_not_connected_begins_anew_when_this_peer_gets_another_id() -> 
     play(scenario())
 
 
+def test_a_peer_whose_connection_was_closed_is_connected_when_this_peer_gets_another_id() -> None:
+    async def scenario() -> None:
+        topic = Topic("b")
+        peer = await topic.connect("a", "ada")
+        # aiortc reports a lost network as "closed" if it was sending.
+        await peer.connection.close()
+        await asyncio.sleep(1)
+        assert topic.mesh.peers == {}
+        await topic.event(Welcome("c"))
+        assert list(topic.mesh.peers) == ["a"]
+        assert topic.sent == [("offer", "a")] * 2
+        await topic.end()
+
+    play(scenario())
+
+
 def test_an_offer_to_a_former_id_does_not_meet_that_of_the_new_one() -> None:
     async def scenario() -> None:
         topic = Topic("b")
