@@ -26,6 +26,7 @@ COVERAGE_FLOOR = 87
 """Percent of lines and branches; what is reached, minus a little."""
 
 _OWN_PORT = "not cluster and not redis and not site"
+_MEASURED = "not redis and not unmeasured"
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ _NAMED = [path for part in _SYSTEM for path in part.arguments]
 ALL = [
     # The longest first, so that all processes end at about the same time. Coverage doubles the time of what it watches,
     # so it watches the tests in memory that show most.
-    Part("measured", ["tests/unit", "tests/integration", "-m", "not redis and not unmeasured"], covered=True),
+    Part("measured integration", ["tests/integration", "-m", _MEASURED], covered=True),
+    Part("measured units", ["tests/unit", "-m", _MEASURED], covered=True),
     Part("other system tests", ["tests/system", *(f"--ignore={path}" for path in _NAMED)]),
     *_SYSTEM,
     # What reads frames runs once more, over one way in, as all ways read frames alike, and without nodes and the admin
