@@ -199,21 +199,21 @@ def endpoint(reactor: Any, option: str, text: str) -> IStreamServerEndpoint:
     try:
         parsed: IStreamServerEndpoint = serverFromString(reactor, text)  # type: ignore[no-untyped-call]
         if get_certificates(parsed) is not None:
-            set_certificates(parsed, Certificates(partial(_load, reactor, text), _files(arguments).values()))
+            files = _files(arguments)
+            set_certificates(parsed, Certificates(partial(_load, reactor, text, files), files.values()))
     except Exception as error:
         # Each endpoint's parser fails in its own way: KeyError, TypeError, OSError, OpenSSL's errors.
         raise StartError(f"--{option} {text}: {explain(kind, error)}") from None
     return _UnixSocket(parsed, _unix_path(arguments)) if kind == "unix" else parsed
 
 
-def _load(reactor: Any, text: str) -> Any:
+def _load(reactor: Any, text: str, files: Mapping[str, str]) -> Any:
     """Read the certificates of an ``ssl:`` endpoint anew."""
     # Of the extra tls.
     from twisted.internet.ssl import Certificate  # noqa: PLC0415
 
     again: Callable[..., Any] = serverFromString
     options = get_certificates(again(reactor, text))
-    files = _files(_split(text)[1])
     if "extraCertChain" not in files:
         # Of the file with the server's certificate, Twisted reads this one alone.
         pem = read_file(files.get("certKey", files["privateKey"]))
