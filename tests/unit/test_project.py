@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -186,3 +190,37 @@ def test_the_development_container_makes_what_the_makefile_makes() -> None:
     rules = (TREE / "Makefile").read_text().replace("$(VENV)", ".venv")
     targets = re.findall(r"make ((?:\S+ ?)+)", container["postCreateCommand"])[0].split()
     assert all(re.search(rf"^{re.escape(target)}:", rules, re.MULTILINE) for target in targets)
+
+
+# Runs of the tests
+
+ANOTHER_RUN_CLEARS_THE_SAME_FOLDER = """
+import errno, os, sys, pytest
+
+def rmdir(path, **options):
+    if "garbage" in str(path):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), path)
+    remove(path, **options)
+
+remove, os.rmdir = os.rmdir, rmdir
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
+def test_runs_that_clear_the_same_old_folder_at_once_both_end_well(tmp_path: Path) -> None:
+    old = tmp_path / f"pytest-of-{getpass.getuser()}" / "garbage-of-an-earlier-run"
+    old.mkdir(parents=True)
+    old.parent.chmod(0o700)
+    (tmp_path / "test_nothing.py").write_text("def test_nothing(tmp_path):\n    pass\n")
+    ended = subprocess.run(
+        [
+            *(sys.executable, "-c", ANOTHER_RUN_CLEARS_THE_SAME_FOLDER),
+            *("-c", TREE / "pyproject.toml", "-p", "no:cacheprovider", tmp_path / "test_nothing.py"),
+        ],
+        env=os.environ | {"PYTEST_DEBUG_TEMPROOT": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert list(old.parent.glob("garbage-*")), "the folder was cleared, so this shows nothing"
