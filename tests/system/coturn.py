@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.harness.server import Server, launch
-from tests.programs import need
+from tests.programs import free_port, need
 
 CONFIGURATION = Path(__file__).parents[2] / "deploy" / "turnserver.conf"
 # The loopback is what the shipped configuration keeps relays out of.
@@ -59,10 +59,3 @@ def answers(port: int) -> bool:
                 client.send(request)
                 return client.recv(2048)[8:20] == request[8:]
     return False
-
-
-def free_port() -> int:
-    """Return a free port: coturn takes 0 for its default."""
-    with socket.socket(type=socket.SOCK_DGRAM) as held:
-        held.bind(("127.0.0.1", 0))
-        return held.getsockname()[1]
