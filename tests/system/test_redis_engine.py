@@ -628,7 +628,7 @@ def test_without_the_extra_one_line_says_what_to_install(package: str) -> None:
             print(error)
     """
     printed = subprocess.run(
-        [sys.executable, "-c", code, package], check=False, capture_output=True, text=True, timeout=20
+        [sys.executable, "-c", code, package], check=False, capture_output=True, text=True, timeout=60
     )
     assert printed.stdout.startswith(
         "--backplane: needs the extra cluster (pip install 'twisted-signaling[cluster]')"
