@@ -19,7 +19,7 @@ from signaling.core.ice import IceServers
 from signaling.core.interfaces import Backplane, IncomingSession, JoinTicket, ResumeProof
 from signaling.core.join_request import JoinRequest
 from signaling.core.peer import Peer, PeerDetails
-from signaling.core.presence import PresenceReporter
+from signaling.core.presence_reporter import PresenceReporter
 from signaling.core.session import PeerSession, SessionConnection, resume_proof
 from signaling.core.session_registry import SessionRegistry
 from signaling.core.topics import MaxPeers, TopicMap

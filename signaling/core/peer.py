@@ -23,7 +23,7 @@ from signaling.websocket.frames import text_frame
 if TYPE_CHECKING:
     from signaling.admission.connection_limits import ConnectionSlot
     from signaling.core.join_request import ResumeClaim
-    from signaling.core.presence import PresenceReporter
+    from signaling.core.presence_reporter import PresenceReporter
     from signaling.core.server_messages import Feature
     from signaling.core.session import PeerSession
     from signaling.core.session_registry import SessionRegistry

@@ -41,7 +41,7 @@ from signaling.core.joining import JoiningConnection, check_admission
 from signaling.core.local_peers import LocalPeers
 from signaling.core.peer import Peer, PeerDetails, PeerServices
 from signaling.core.peer_ids import PeerIds
-from signaling.core.presence import PresenceReporter
+from signaling.core.presence_reporter import PresenceReporter
 from signaling.core.server_messages import Feature
 from signaling.core.session import PeerSession, session_origin
 from signaling.core.session_registry import SessionRegistry
