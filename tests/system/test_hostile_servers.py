@@ -600,8 +600,10 @@ def test_an_update_that_a_flooding_server_never_answers_ends_within_bounds(monke
 
     async def scenario() -> None:
         async with playing(flood) as (url, _), join(url, metadata={"name": "Ada"}) as signaling:
+            updating = asyncio.create_task(signaling.update_metadata({"name": "Grace"}))
+            await flooded.wait()
             with pytest.raises(NotUpdated) as failure:
-                await asyncio.gather(signaling.update_metadata({"name": "Grace"}), flooded.wait())
+                await updating
             assert failure.value.code == "unconfirmed"
             assert signaling.peers == {"a": {"a": 1}}
             await signaling.leave()

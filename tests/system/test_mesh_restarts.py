@@ -28,7 +28,7 @@ from tests.harness.server import Node, Server, nodes
 from tests.system.browser import run
 
 RESTARTS = int(os.environ.get("MESH_RESTARTS", "1"))
-SECONDS = 60
+SECONDS = 120
 MESHES = {
     # Every kind of pair, as the peer that joins last is a Python one.
     "mixed": ["python", "page", "page"],
