@@ -35,7 +35,7 @@ from signaling.client.backoff import Backoff, Loss, type_and_line
 from signaling.client.callbacks import Calls
 from signaling.client.connection import Signaling, start
 from signaling.client.connection import join as join_topic
-from signaling.client.errors import NotDelivered
+from signaling.client.errors import TOO_LARGE, NotDelivered
 from signaling.client.messages import (
     Answer,
     IceCandidate,
@@ -443,13 +443,13 @@ class Mesh:
         """Send the local description of a connection, for the first time or again.
 
         Raises:
-            NotDelivered: for any reason but ``dropped``; ``invalid_message`` if it is too long.
+            NotDelivered: for any reason but ``dropped``; ``too_large`` if it is longer than the server accepts.
         """
         kind, payload = to_payload(peer.connection.localDescription)
         try:
             await deliver(self._signaling, kind, link.peer_id, payload)
         except ValueError as error:
-            raise NotDelivered(ErrorCode.INVALID_MESSAGE, str(error)) from None
+            raise NotDelivered(TOO_LARGE, str(error)) from None
 
     def close(self, link: _Link) -> None:
         """Close the current connection to a peer."""

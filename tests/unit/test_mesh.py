@@ -794,7 +794,7 @@ def test_an_application_that_fails_to_prepare_is_not_asked_again(caplog: pytest.
     assert "oops" in caplog.text
 
 
-@pytest.mark.parametrize("code", ["invalid_message", "forbidden"])
+@pytest.mark.parametrize("code", ["too_large", "forbidden"])
 def test_a_description_that_is_refused_is_not_sent_again(code: str, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         topic = Topic("c")
