@@ -342,7 +342,7 @@ def test_a_server_that_takes_less_than_it_was_told_to_ends_the_sending() -> None
         ada = TopicSignaling(url)
         async with asyncio.timeout(SECONDS), join(url):
             for _ in range(2):
-                with pytest.raises(NotDelivered, match=r"invalid_message: .+ limit of 4096 octets"):
+                with pytest.raises(NotDelivered, match=r"too_large: .+ limit of 4096 octets"):
                     await ada.send(RTCSessionDescription(sdp="x" * 10_000, type="offer"))
             await ada.close()
 
