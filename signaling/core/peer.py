@@ -324,7 +324,7 @@ class Peer:
             if not target.offer(frame, (self, msg_id)):
                 raise self.refused(message.type, ErrorCode.DROPPED, msg_id)
         except Rejected as rejected:
-            outcome = self._other_message(data, rejected)
+            outcome = self._other_message(rejected)
             if isinstance(outcome, messages.MetadataUpdate):
                 outcome = self._update_metadata(outcome)
             if isinstance(outcome, Rejected):
@@ -337,18 +337,18 @@ class Peer:
         counters.relayed_bytes += len(frame)
         return message
 
-    def _other_message(self, data: bytes, rejected: Rejected) -> OtherMessage | Rejected:
+    def _other_message(self, rejected: Rejected) -> OtherMessage | Rejected:
         """Return a message that ``decode`` rejected if it is of another type that is taken; otherwise why it is not."""
-        services, code, other = self._services, rejected.code, None
-        try:
-            # Metadata may be nested as deeply as a whole message, which is one that is invalid then.
-            may_update = code in (ErrorCode.INVALID_TYPE, ErrorCode.INVALID_MESSAGE)
-            if may_update and Feature.METADATA_UPDATES in services.features:
-                other = messages.metadata_update(data, services.limits.max_metadata_bytes)
-        except Rejected as wrong:
-            return wrong
-        if other is None and Feature.TOKEN in services.features and code is ErrorCode.INVALID_TYPE:
-            return messages.presented_token(data) or rejected
+        if not isinstance(rejected, messages.NotRelayed):
+            return rejected
+        message, services, other = rejected.message, self._services, None
+        if Feature.METADATA_UPDATES in services.features:
+            try:
+                other = message.metadata_update(services.limits.max_metadata_bytes)
+            except Rejected as wrong:
+                return wrong
+        if other is None and Feature.TOKEN in services.features:
+            return message.presented_token() or rejected
         return other or rejected
 
     def reject(self, rejected: Rejected) -> None:
