@@ -23,6 +23,7 @@ from websockets.sync.client import connect
 from tests import issuer
 from tests.harness.fault_proxy import fault_proxy
 from tests.harness.server import Server, running
+from tests.programs import free_port
 from tests.system.browser import chromium, run, wait_until
 from tests.system.refusing_turn import refusing_turn
 
@@ -230,12 +231,13 @@ def test_a_call_goes_on_while_the_server_is_killed_and_comes_back(page: webdrive
         states: new Set(connectionsBefore.map(({ connectionState }) => connectionState)).size,
       };
     """
-    with running() as server:
+    port = free_port()
+    with running([f"--port={port}"]) as server:
         run(page, begin, server.url + "room")
         server.process.kill()
         server.end()
         run(page, gap)
-    with running([f"--port={server.port}"]) as server:
+    with running([f"--port={port}"]) as server:
         result = run(page, after, server.url + "room")
     print(result)
     assert result == {
