@@ -24,7 +24,7 @@ from tests.harness.server import Server, running
 from tests.system.browser import OPEN_SECONDS, chromium, wait_until
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-CONNECT_SECONDS = 15
+CONNECT_SECONDS = 40
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 
