@@ -47,7 +47,7 @@ from signaling.core.topic_rules import TopicRules
 from signaling.core.topics import TopicMap
 from signaling.errors import LeaveReason
 from signaling.limits import Limits
-from signaling.log.events import PacedLog
+from signaling.log.paced_log import PacedLog
 from signaling.server.asking import Asker, NodesAsker, carry_out
 from signaling.server.http import HttpFactory
 from signaling.server.ice_renewal import IceRenewal
