@@ -16,8 +16,8 @@ from signaling.log import paced_log
 from signaling.log.forwarding import decode, encode
 from signaling.log.json_format import format_json
 from tests import issuer
+from tests.integration.access import Session, enter
 from tests.integration.harness import Harness, upgrade
-from tests.integration.test_access import Session, enter
 from tests.issuer import token
 
 MakeHarness = Callable[..., Harness]

@@ -18,8 +18,8 @@ from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
 from tests.harness.server import Server, running, start
+from tests.harness.starting import problem_of
 from tests.programs import free_port, unprivileged
-from tests.system.test_starting import problem_of
 
 TWISTD = Path(sys.executable).parent / "twistd"
 SECRET_SDP = "v=0 o=secret-session"
