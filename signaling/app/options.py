@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from difflib import get_close_matches
 from hashlib import sha256
 from importlib.metadata import version
@@ -47,7 +47,7 @@ from signaling.backplane.redis.url import StoreUrl
 from signaling.backplane.redis.url import parse as parse_store_url
 from signaling.core.ice import IceServer, IceServers, Turn, parse_ice_servers
 from signaling.core.topic_rules import TopicRules, parse_topic_rules
-from signaling.files import read_file
+from signaling.files import read_file, read_regular_file, reading_pipes
 from signaling.ice_source import provider as ice_provider
 from signaling.ice_source.provider import SourceSettings
 from signaling.limits import LIMIT_OPTIONS, Limits, Option, Unit, check
@@ -91,6 +91,7 @@ class Options(usage.Options, AuthOptionMixin):
 
     Attributes:
         settings: the value of each option, with where it comes from; ``options[name]`` is the value alone.
+        config_is_empty: whether there is a configuration file with nothing in it, not even a comment.
         given_values: of repeatable options, as the command line has them.
         working_directory: where relative paths start, unless they stand in the file.
         limits: the limits.
@@ -139,7 +140,10 @@ class Options(usage.Options, AuthOptionMixin):
         self.working_directory = os.getcwd()
         self.settings: dict[str, Setting] = {}
         self._in_force = in_force
+        # A worker reads files that its listener has read before.
+        self._is_read_again = in_force is not None
         self._files: dict[str, bytes] = {}
+        self.config_is_empty = False
         self.listen: list[str] = []
         self.allow_origins: list[str] = []
         self.metrics_hosts: list[str] = []
@@ -171,7 +175,7 @@ class Options(usage.Options, AuthOptionMixin):
         name, _, argument = description.partition(":")
         if name == "file":
             # The checker itself reads the file only at the first login.
-            self._note_file("auth", _read("auth file", argument))
+            self._note_file("auth", _read("auth file", argument, read_regular_file))
         try:
             self._add_checker(makeChecker(description))
             if name == "jwt":
@@ -214,7 +218,8 @@ class Options(usage.Options, AuthOptionMixin):
         """
         self.arguments = list(sys.argv[1:] if options is None else options)
         try:
-            super().parseOptions(self.arguments)
+            with nullcontext() if self._is_read_again else reading_pipes():
+                super().parseOptions(self.arguments)
         except usage.UsageError as error:
             text = self.with_source(self._explain(str(error)))
             if self.run_by_twistd:
@@ -258,6 +263,7 @@ class Options(usage.Options, AuthOptionMixin):
         path = self.settings["config"].value
         try:
             file = _config_file(path) if path is not None else None
+            self.config_is_empty = file is not None and file.is_empty
             refuse_unknown(CONFIGURABLE.values(), self._environ, file, [str(TOPICS.name)])
             for name, option in CONFIGURABLE.items():
                 self.settings[name] = find(option, given[name], self._environ, file)
@@ -293,6 +299,7 @@ class Options(usage.Options, AuthOptionMixin):
             usage.UsageError: something is wrong.
         """
         options = Options(self._environ)
+        options._is_read_again = True
         options.parseOptions(self.arguments)
         return options
 
@@ -472,11 +479,11 @@ def _checked(option: str, kind: Callable[[list[str]], object], texts: list[str])
     return texts
 
 
-def _read(option: str, path: str) -> bytes:
+def _read(option: str, path: str, read: Callable[[str], bytes] = read_file) -> bytes:
     if not path:
         raise usage.UsageError(f"--{option}: name a file")
     try:
-        return read_file(path)
+        return read(path)
     except OSError as error:
         raise usage.UsageError(f"--{option}: {path}: {error.strerror}") from None
 
