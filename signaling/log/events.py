@@ -239,18 +239,25 @@ class Events:
             status: the HTTP status of the answer, or None if the connection was closed without one.
             subject: the owner of its token, if a token was checked before.
         """
+        shown = reason if status is None else f"{status} {reason}"
+        fields = {"address": address, "status": status, "reason": reason, "shown": shown}
+        self._refused("refused a request from {address}: {shown}", subject, event="refused", **fields)
+
+    def check_refused(self, address: str, status: int, reason: str) -> None:
+        """A check was answered that the client could not join; ``refused`` has the same 10 a second."""
+        text = "answered a check from {address}: {status} {reason}"
+        self._refused(text, None, event="check_refused", address=address, status=status, reason=reason)
+
+    def _refused(self, text: str, subject: str | None, **fields: Any) -> None:
         if self._refusals.available(self._seconds()) < 1:
             self._suppressed_refusals += 1
             return
         self._refusals.take(self._seconds())
         if self._suppressed_refusals:
             count, self._suppressed_refusals = self._suppressed_refusals, 0
-            text = "{count} more requests were refused and not logged"
-            self.log.info(text, event="refusals_suppressed", count=count)
-        shown = reason if status is None else f"{status} {reason}"
-        text = "refused a request from {address}: {shown}"
-        fields = {"address": address, "status": status, "reason": reason, "shown": shown}
-        self._log(LogLevel.info, text, subject, event="refused", **fields)
+            suppressed = "{count} more requests were refused and not logged"
+            self.log.info(suppressed, event="refusals_suppressed", count=count)
+        self._log(LogLevel.info, text, subject, **fields)
 
     def login_failed(self, reason: str) -> None:
         """The portal failed; at most one line a second is logged, for a client may cause one by each message.

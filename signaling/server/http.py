@@ -81,6 +81,7 @@ class HttpProtocol(WebSocketConnection[R]):
         try:
             request, key = self.factory.check(segment, query, head.values, head.key)
         except Refused as refused:
+            self._address = self.factory.client(self.transport.getPeer(), head.values).text
             self.refuse_join(refused, head.values)
         else:
             self.join(request, key, head.values)
@@ -356,10 +357,15 @@ class HttpFactory(WebSocketConnectionFactory):
         """Take a new connection; if there are too many that have not joined, evict the oldest."""
         self.gate.open(connection, connection.address_of_connection)
 
-    def handshakeRefused(self, address: Any, refused: Refused) -> None:
+    def handshakeRefused(self, address: Any, values: HeaderValues, refused: Refused) -> None:
         """Count and log a request to join that the site refused."""
         self.counters.requests_refused[refused.status] += 1
-        self.events.refused(address_text(address), refused.status, refused.reason)
+        self.events.refused(self.client(address, values).text, refused.status, refused.reason)
+
+    def check_refused(self, address: Any, values: HeaderValues, refused: Refused) -> None:
+        """Count and log a check, as it tries a credential as well as a request to join does."""
+        self.counters.checks_refused[refused.status] += 1
+        self.events.check_refused(self.client(address, values).text, refused.status, refused.reason)
 
     def cancel_idle_timers(self) -> None:
         """Leave no timer behind when the last connection is gone, and go on with a drain."""
