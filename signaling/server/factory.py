@@ -462,6 +462,8 @@ class SignalingFactory(HttpFactory):
         stopped.addTimeout(_OBSERVER_SECONDS, self.reactor)
         stopped.addErrback(self._observer_failed)
         self._observer_end = stopped
+        if self.shutdown.is_aborted:
+            stopped.cancel()
         return stopped
 
     def _observer_failed(self, failure: Failure) -> None:
