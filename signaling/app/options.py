@@ -88,6 +88,7 @@ class Options(usage.Options, AuthOptionMixin):
         environ: the environment variables; None means the process's own.
         in_force: settings as ``encode_settings`` returns them, in place of all that would be found; a worker has those
             of its listener, which may have been found before the file was changed.
+        is_read_again: whether a running server reads its files anew, and so must not wait for a pipe; as a worker does.
 
     Attributes:
         settings: the value of each option, with where it comes from; ``options[name]`` is the value alone.
@@ -132,7 +133,9 @@ class Options(usage.Options, AuthOptionMixin):
         if option.unit is Unit.FLAG and option.name not in HELP_ON_AUTH
     ]
 
-    def __init__(self, environ: Mapping[str, str] | None = None, in_force: bytes | None = None) -> None:
+    def __init__(
+        self, environ: Mapping[str, str] | None = None, in_force: bytes | None = None, *, is_read_again: bool = False
+    ) -> None:
         super().__init__()
         self.docs.update({name: help_text(ALL_OPTIONS[name]) for name in HELP_ON_AUTH})
         self._environ = os.environ if environ is None else environ
@@ -141,7 +144,7 @@ class Options(usage.Options, AuthOptionMixin):
         self.settings: dict[str, Setting] = {}
         self._in_force = in_force
         # A worker reads files that its listener has read before.
-        self._is_read_again = in_force is not None
+        self._is_read_again = is_read_again or in_force is not None
         self._files: dict[str, bytes] = {}
         self.config_is_empty = False
         self.listen: list[str] = []
@@ -298,8 +301,7 @@ class Options(usage.Options, AuthOptionMixin):
         Raises:
             usage.UsageError: something is wrong.
         """
-        options = Options(self._environ)
-        options._is_read_again = True
+        options = Options(self._environ, is_read_again=True)
         options.parseOptions(self.arguments)
         return options
 
