@@ -11,6 +11,9 @@ Connections outlive the signaling: a peer that comes back with another id is rec
 a random name, and keeps its connection, as in the mesh of the browsers' client. Anybody can copy the name, so it counts
 only once the former id is gone and no other peer has it; the certificate in an offer is a better proof.
 
+aiortc cannot restart ICE. If the path between two peers breaks, the side that offers makes new connections, with pauses
+that grow, until one works.
+
 Whatever a peer sends affects only the connection to it: each peer has its own task, a bound on what waits for it, and
 a bound on how often its connection is made again.
 """
@@ -27,7 +30,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from signaling.client.aiortc import MAX_CANDIDATES, TamperLog, deliver, from_payload, to_payload
-from signaling.client.backoff import type_and_line
+from signaling.client.backoff import Backoff, Loss, type_and_line
 from signaling.client.connection import Signaling, start
 from signaling.client.connection import join as join_topic
 from signaling.client.errors import NotDelivered
@@ -46,7 +49,7 @@ from signaling.client.messages import (
     Welcome,
 )
 from signaling.client.metadata import INSTANCE
-from signaling.client.private_aiortc import leave_out
+from signaling.client.private_aiortc import leave_out, was_shut_down
 from signaling.errors import ErrorCode
 
 try:
@@ -69,6 +72,10 @@ BEGINNINGS_SECONDS = 10.0
 """So many connections to one peer are made at once; then one in so many seconds."""
 BEGIN_SECONDS = 1.0
 """Between two connections to new peers, once twice ``max_connections`` were made; also between two that replace one."""
+REPAIR_SECONDS = 8.0
+"""About the pause before the second connection that replaces one whose path broke; doubles each time, up to a minute.
+The first one is made at once."""
+_LONGEST_REPAIR_SECONDS = 60.0
 GRACE_SECONDS = 60.0
 """For a peer whose connection works to come back to the signaling."""
 MAX_BUFFERED_BYTES = 16 * 1_048_576
@@ -365,6 +372,14 @@ class Mesh:
         if self._postponed and self._retry is None:
             self._retry = asyncio.get_running_loop().call_later(BEGIN_SECONDS, self._try_again)
 
+    def yields(self, link: _Link) -> bool:
+        """Let a peer that cannot be reached wait if this mesh is full, and others wait for a connection."""
+        if not self._postponed or len(self._links) < self._max_connections:
+            return False
+        self.drop(link)
+        self._postpone(link.peer_id)
+        return True
+
     async def await_turn(self, link: _Link) -> None:
         """Wait until another connection to a peer may be made."""
         while seconds := max(bound.seconds_to_wait() for bound in self._bounds(link)):
@@ -478,6 +493,10 @@ class _Link:
         self._wake = asyncio.Event()
         self._unanswered = 0
         self._grace: asyncio.TimerHandle | None = None
+        self._repair: asyncio.TimerHandle | None = None
+        self._backoff = Backoff(REPAIR_SECONDS, _LONGEST_REPAIR_SECONDS, clock=asyncio.get_running_loop().time)
+        # The peer to which a connection worked.
+        self._reached: MeshPeer | None = None
         # Until then, the other side may close its connection to a former id of one of the two peers.
         self._uncertain_until = 0.0
         self._level = logging.WARNING
@@ -529,6 +548,7 @@ class _Link:
 
     def offer(self) -> None:
         """Make a new connection, and offer it."""
+        self._cancel_repair()
         self._offer_due = True
         self._wake.set()
 
@@ -539,8 +559,9 @@ class _Link:
             return
         if self._mesh.offers_to(self.peer_id):
             self.offer()
-        elif self._awaits_answer:
+        elif self._awaits_answer or self._repair:
             # From now on the other side offers.
+            self._cancel_repair()
             self._mesh.close(self)
 
     def bind(self, peer_id: str, metadata: Metadata) -> None:
@@ -567,6 +588,7 @@ class _Link:
     def stop(self) -> None:
         """Do no more."""
         self._stopped = True
+        self._cancel_repair()
         if self._grace is not None:
             self._grace.cancel()
         if asyncio.current_task() is not self._task:
@@ -575,15 +597,34 @@ class _Link:
     def changed(self, peer: MeshPeer) -> None:
         """Follow a change of a connection's state."""
         state = peer.connection.connectionState
-        if peer is not self.peer or state not in ("failed", "closed") or self._offer_due or self._description:
+        if peer is not self.peer:
             return
-        # A connection that fails closes itself. One that the other side closes is only made again if that did not
-        # know that this is the same peer.
-        is_lost = state == "failed" or asyncio.get_running_loop().time() < self._uncertain_until
+        if state == "connected":
+            self._backoff.opened()
+            self._reached = peer
+        if state not in ("failed", "closed") or self._offer_due or self._repair or isinstance(self._description, Offer):
+            return
+        # aiortc closes a connection whose path is broken. One that the other side closes is only made again if that did
+        # not know that this is the same peer.
+        is_uncertain = asyncio.get_running_loop().time() < self._uncertain_until
+        is_cut_off = peer is self._reached and not any(map(was_shut_down, _transports(peer.connection)))
+        is_lost = state == "failed" or is_cut_off or is_uncertain
         if self._grace is None and is_lost and self._mesh.offers_to(self.peer_id):
-            self.offer()
+            self._repair_later()
         elif state == "closed" or self._grace is not None:
             self._mesh.drop(self)
+
+    def _repair_later(self) -> None:
+        delay = self._backoff.delay(Loss("the path is broken", at_once=True))
+        if not delay:
+            self.offer()
+        elif not self._mesh.yields(self):
+            self._repair = asyncio.get_running_loop().call_later(delay, self.offer)
+
+    def _cancel_repair(self) -> None:
+        if self._repair is not None:
+            self._repair.cancel()
+            self._repair = None
 
     async def _work(self) -> None:
         while not self._stopped:
@@ -600,7 +641,7 @@ class _Link:
                 # is not logged: it may quote the description. One warning is enough for one peer.
                 level, self._level = self._level, logging.INFO
                 _log.log(level, "the negotiation with %s failed: %s", self.peer_id, type_and_line(error))
-                if not (self.is_connected or self._offer_due or self._description):
+                if not (self.is_connected or self._offer_due or self._repair or self._description):
                     self._give_up()
 
     def _give_up(self) -> None:
@@ -669,6 +710,7 @@ class _Link:
             peer = self._mesh.begin(self, offers=False, channel="\nm=application " in offer.sdp)
         self._description = None
         self._offer_due = False
+        self._cancel_repair()
         await peer.connection.setRemoteDescription(offer)
         for transceiver in _left_out(peer.connection):
             leave_out(transceiver)

@@ -23,7 +23,7 @@ from signaling.websocket.frames import text_frame
 if TYPE_CHECKING:
     from signaling.admission.connection_limits import ConnectionSlot
     from signaling.core.join_request import ResumeClaim
-    from signaling.core.presence import PresenceReporter
+    from signaling.core.presence_reporter import PresenceReporter
     from signaling.core.server_messages import Feature
     from signaling.core.session import PeerSession
     from signaling.core.session_registry import SessionRegistry
@@ -41,10 +41,10 @@ OtherMessage = messages.PresentedToken | messages.MetadataUpdate
 
 
 class PeerDetails(NamedTuple):
-    """What the admin API shows of a peer besides the peer itself.
+    """What the log and the admin API show of a peer besides the peer itself.
 
     Args:
-        address: where its latest connection comes from, as in the log.
+        address: where its latest connection comes from, as in the log; None if addresses are not recorded.
         subject: the owner of its token, or None.
         issuer: the namespace of ``subject``.
     """
@@ -64,7 +64,6 @@ class PeerServices:
         backplane: has the topics' peers on other nodes.
         sessions: finds and ends detached sessions.
         checks_tokens: whether a message may present a new token.
-        details: of each peer, by its id; None if they are not recorded.
         presence: tells an observer which peers leave; None if there is none.
         metadata_updates: whether a message may replace a peer's metadata.
         features: those of every ``welcome``, in alphabetical order.
@@ -77,7 +76,6 @@ class PeerServices:
     limits: Limits
     sessions: SessionRegistry
     checks_tokens: bool = False
-    details: dict[str, PeerDetails] | None = None
     presence: PresenceReporter | None = None
     metadata_updates: bool = False
     features: Sequence[Feature] = ()
@@ -91,11 +89,12 @@ class Peer:
         metadata: the JSON text of an object, or None.
 
     Attributes:
+        details: None if there are none.
         joined_at: when it joined, in seconds of the reactor; before this server knew it if another node handed it off.
         resumable: whether the peer can outlive its connection.
     """
 
-    __slots__ = ("_outbound", "_services", "id", "joined_at", "metadata", "topic")
+    __slots__ = ("_outbound", "_services", "details", "id", "joined_at", "metadata", "topic")
 
     resumable: ClassVar[bool] = False
 
@@ -104,8 +103,14 @@ class Peer:
         self.metadata = metadata
         self.topic: Topic[Peer] | None = None
         self.joined_at = 0.0
+        self.details: PeerDetails | None = None
         self._services = services
         self._outbound: Outbound | None = None
+
+    @property
+    def subject(self) -> str | None:
+        """The owner of its token, or None."""
+        return self.details.subject if self.details is not None else None
 
     @property
     def listed_bytes(self) -> int:
@@ -181,8 +186,6 @@ class Peer:
         topic, self.topic, self._outbound = self.topic, None, None
         if topic is not None:
             self._services.topics.leave(topic, self)
-            if self._services.details is not None:
-                self._services.details.pop(self.id, None)
             if not topic:
                 self._services.announcer.forget(topic)
         return topic

@@ -32,7 +32,7 @@ from signaling.core.interfaces import (
 from signaling.core.join_request import JoinRequest, ResumeClaim
 from signaling.core.peer import Peer, PeerServices, drop_undelivered
 from signaling.core.peer_ids import ID_CHARACTERS
-from signaling.core.presence import Origin
+from signaling.core.presence_reporter import Origin
 from signaling.core.replay_buffer import ReplayBuffer
 from signaling.core.topics import Topic
 from signaling.errors import REMOVAL_TEXTS, ErrorCode, LeaveReason, Rejected

@@ -39,9 +39,9 @@ from signaling.core.interfaces import Backplane, JoinTicket
 from signaling.core.join_request import JoinRequest
 from signaling.core.joining import JoiningConnection, check_admission
 from signaling.core.local_peers import LocalPeers
-from signaling.core.peer import Peer, PeerDetails, PeerServices
+from signaling.core.peer import Peer, PeerServices
 from signaling.core.peer_ids import PeerIds
-from signaling.core.presence import PresenceReporter
+from signaling.core.presence_reporter import PresenceReporter
 from signaling.core.server_messages import Feature
 from signaling.core.session import PeerSession, session_origin
 from signaling.core.session_registry import SessionRegistry
@@ -93,8 +93,8 @@ class SignalingFactory(HttpFactory):
         metadata_updates: whether peers may replace their metadata (docs/protocol-features.md, "Metadata").
         backplane: shares the topics with other servers (docs/cluster.md); None means that there are none. It starts
             with the first port, or the first ``SignalingResource``, and stops at the end of a drain.
-        notices: whether clients are told that notices may come, and the subject of each peer's token is recorded, which
-            ``kick`` with ``block_seconds`` needs.
+        notices: whether clients are told that notices may come, and the address of each peer is recorded for the admin
+            API.
         observer: is told who joins and leaves (docs/embedding.md); None if nobody is.
         wall_clock: returns the seconds since 1970, for tokens and TURN credentials.
         reactor: runs the timers; None means the global reactor.
@@ -121,7 +121,7 @@ class SignalingFactory(HttpFactory):
     #   judges_messages: whether each message counts against a rate, is logged, or may be a new token.
     #   sessions: finds sessions to resume, and closes those that are not resumed.
     #   blocks: who is kept out of topics.
-    #   details: of each peer, by its id; None if they are not recorded.
+    #   records_addresses: whether the details of a peer have its address, for the admin API.
     #   administration: carries out the queries of an operator on the peers of this process.
     #   asker: passes such queries to all nodes.
     #   observer: is told who joins and leaves, or None.
@@ -171,7 +171,7 @@ class SignalingFactory(HttpFactory):
         )
         self.announcer = Announcer(clock, self.counters.count_dropped_events)
         self.backplane: Backplane = backplane or StandaloneBackplane()
-        self.details: dict[str, PeerDetails] | None = {} if notices else None
+        self.records_addresses = notices
         self.blocks = Blocks(clock.seconds)
         # An application's tests would find the timer of a start in the reactor.
         self.has_services = backplane is not None or ice_source is not None
@@ -193,7 +193,6 @@ class SignalingFactory(HttpFactory):
             self.limits,
             self.sessions,
             checks_tokens=portal is not None,
-            details=self.details,
             presence=self.presence,
             metadata_updates=metadata_updates,
             features=sorted(name for name, is_on in features.items() if is_on),
@@ -346,13 +345,13 @@ class SignalingFactory(HttpFactory):
             Fires with how many peers were removed, which is 0 if no node has this one.
 
         Raises:
-            ValueError: the reason is too long, ``block_seconds`` is out of its range, or no owners are recorded here:
-                that needs a portal, and ``notices``.
+            ValueError: the reason is too long, ``block_seconds`` is out of its range, or peers have no owners: that
+                needs a portal.
         """
         check_reason(reason)
         check_block(block_seconds)
-        if block_seconds and (self.access is None or self.details is None):
-            raise ValueError("block_seconds: without a portal and notices=True, a peer has no owner to block")
+        if block_seconds and self.access is None:
+            raise ValueError("block_seconds: without a portal, a peer has no owner to block")
         return self._carry_out(RemovePeer(topic, peer, reason, block_seconds)).addCallback(_peers_removed)
 
     def close_topic(self, topic: str, reason: str = "") -> Deferred[int]:
@@ -396,12 +395,13 @@ class SignalingFactory(HttpFactory):
     def _session_closed(self, peer: Peer, text: str, reason: LeaveReason) -> None:
         self.counters.leaves[reason] += 1
         if peer.topic is not None and self.events.info:
-            # Behind the line of its detaching, which may be in the queue; it has the subject as well.
-            self.paced_log.write(partial(self.events.left, peer.id, peer.topic.name, text, peer.joined_at))
+            # Behind the line of its detaching, which may be in the queue.
+            line = partial(self.events.left, peer.id, peer.topic.name, text, peer.joined_at, peer.subject)
+            self.paced_log.write(line)
 
     def _session_moved(self, peer: Peer) -> None:
         if peer.topic is not None and self.events.info:
-            self.paced_log.write(partial(self.events.handed_off, peer.id, peer.topic.name))
+            self.paced_log.write(partial(self.events.handed_off, peer.id, peer.topic.name, peer.subject))
 
     def _ice_servers_changed(self) -> None:
         """Send all peers the new ICE servers, a few in each pass of the reactor."""

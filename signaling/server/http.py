@@ -209,6 +209,8 @@ class HttpFactory(WebSocketConnectionFactory):
         self.counters = Counters()
         self.origins = Origins(allow_origins)
         self._proxies = TrustedProxies(trusted_proxies, ProxyHeader(proxy_header))
+        self.logged_addresses = LoggedAddresses(AddressDetail(log_addresses))
+        self.events = Events(log_level, reactor.seconds, self.logged_addresses)
         files = max(1, open_files.file_limit(reactor) - reserved_files)
         self.connection_limits = ConnectionLimits(self.limits, files, reactor.seconds)
         self.gate: ConnectionGate[Any] = ConnectionGate(
@@ -218,6 +220,7 @@ class HttpFactory(WebSocketConnectionFactory):
             self.limits.max_connections_per_address,
             self._proxies,
             self.counters,
+            self.events.connection_evicted,
         )
         self.shutdown = Shutdown(self, reactor, self.limits)
         served = pages(client=serve_client, demo=demo)
@@ -225,8 +228,6 @@ class HttpFactory(WebSocketConnectionFactory):
         self.topic_folder = f"{path_prefix}/ws".encode()
         root, self._folder = site_folders(self, served)
         self.site = SignalingSite(root, self.limits, reactor)
-        self.logged_addresses = LoggedAddresses(AddressDetail(log_addresses))
-        self.events = Events(log_level, reactor.seconds, self.logged_addresses)
         self.access = Access(portal, self.events.login_failed) if portal is not None else None
         self._start: Any = None
 

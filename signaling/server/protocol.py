@@ -196,7 +196,7 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         if isinstance(outcome, messages.PresentedToken):
             self._check_in_turn(outcome)
         elif factory.events.debug:
-            factory.events.message(peer.id, outcome)
+            factory.events.message(peer.id, outcome, peer.subject)
         if tokens < 0:
             self._close_if_flooding(tokens)
 
@@ -323,10 +323,10 @@ class SignalingProtocol(HttpProtocol[Receipt]):
             return
         if isinstance(outcome, Rejected):
             peer.reject(outcome)
-            self.factory.events.message(peer.id, outcome)
+            self.factory.events.message(peer.id, outcome, peer.subject)
         else:
             peer.send_once(outcome)
-            self.factory.events.token_renewed(peer.id)
+            self.factory.events.token_renewed(peer.id, peer.subject)
         self.resume_reading(ReadPause.MESSAGE)
 
     # The grant and the ICE servers expire
@@ -449,9 +449,11 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         if self._may_resume and peer.detach(self.slot):
             self.slot = None
             if factory.events.info:
-                factory.paced_log.write(partial(factory.events.detached, peer.id, topic.name, self.end_reason))
+                line = partial(factory.events.detached, peer.id, topic.name, self.end_reason, peer.subject)
+                factory.paced_log.write(line)
             return
         if factory.events.info:
-            factory.paced_log.write(partial(factory.events.left, peer.id, topic.name, self.end_reason, peer.joined_at))
+            end = self.end_reason, peer.joined_at, peer.subject
+            factory.paced_log.write(partial(factory.events.left, peer.id, topic.name, *end))
         factory.counters.leaves[self.ending] += 1
         peer.leave(self.ending)

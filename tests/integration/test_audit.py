@@ -114,6 +114,16 @@ def test_of_many_that_lose_their_connections_at_once_each_is_detached_and_then_l
         assert subjects([event for event in events if event.get("peer") == peer.id], *dict(expected)) == expected
 
 
+def test_a_peer_that_joined_while_the_log_was_silent_is_named(
+    make_server: MakeHarness, tmp_path: Path, events: list[Any]
+) -> None:
+    server = make_server(portal=issuer.portal(tmp_path), log_level=LogLevel.warn)
+    peer = enter(server, token(sub="Ada"))
+    server.factory.change(log_level=LogLevel.info)
+    peer.leave()
+    assert subjects(events, "joined", "left") == [("left", "Ada")]
+
+
 def test_a_client_of_a_full_topic_is_named(harness: Harness, events: list[Any]) -> None:
     for subject in ("Ada", "Bob", "Eve"):
         harness.peer("/ws/room", {"Authorization": f"Bearer {token(sub=subject)}"})

@@ -352,7 +352,8 @@ def test_a_new_secret_signs_webhooks(tmp_path: Path) -> None:
     secret.write_text("whsec_" + "a" * 32)
     clock, sender = Clock(), cast("Any", None)
     webhooks = Webhooks(sender, [], 1, clock, Events(LogLevel.info, clock.seconds), wall_clock=clock.seconds)
-    server = Server(tmp_path, text, observe=lambda: webhooks)
+    server = Server(tmp_path, text)
+    server.reloader.webhooks = webhooks
     secret.write_text("whsec_" + "b" * 32)
     assert server.reload(text) == ["webhook-secret-file: its content has changed"]
     assert webhooks.keys == parse_secrets(secret.read_text())

@@ -223,7 +223,7 @@ class SimulatedNode:
         self.connections: dict[SimulatedConnection, None] = {}
         self.attempts: list[JoinAttempt] = []
         self.blocks = Blocks(self.process.seconds)
-        self.details = None
+        self.records_addresses = False
         self.crashed_at: float | None = None
         self.draining = False
         self.administration = Administration(self.peer_services, self.blocks, self.process)

@@ -1,4 +1,4 @@
-"""Meshes of Python and of browsers through every loss of their signaling, in one topic.
+"""Meshes of Python and of browsers through every loss of their signaling or of their paths, in one topic.
 
 After each loss, all peers know each other by their current ids, data flows anew on every pair, and a peer that joins
 only then is connected to all. With a resume window, the peers have a secret as well. ``MESH_RESTARTS=10`` lets each
@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import aioice.ice
 import pytest
 from selenium import webdriver
 
@@ -335,3 +336,61 @@ def test_all_are_connected_again_after_a_node_was_killed(browser: webdriver.Chro
         with nodes([redis.url] * 2, "--serve-client") as (first, second), fault_proxy(first.port) as proxy:
             open_page(browser, second.port)
             asyncio.run(scenario(first, second, proxy))
+
+
+class BreakablePath:
+    """Between aiortc and everybody else: while it is broken, aiortc receives nothing, and what it sends is lost.
+
+    aioice notices that after some seconds here, instead of half a minute.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_broken = False
+        monkeypatch.setattr(aioice.ice, "CONSENT_INTERVAL", 0.2)
+        for name in ("datagram_received", "send_stun"):
+            self._lose(monkeypatch, name)
+
+    def _lose(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        protocol = aioice.ice.StunProtocol
+        original = getattr(protocol, name)
+
+        def passed(receiver: object, *arguments: object) -> None:
+            if not self.is_broken:
+                original(receiver, *arguments)
+
+        monkeypatch.setattr(protocol, name, passed)
+
+
+async def talk_again(members: Sequence[Member]) -> None:
+    """Let each member send until all others have heard it: what goes into a connection that is replaced is lost."""
+    texts = {member.name: f"{member.name} is back" for member in members}
+    while True:
+        for member in members:
+            await member.say(texts[member.name])
+        heard = [{*(await member.state())[2], texts[member.name]} for member in members]
+        if all(each >= set(texts.values()) for each in heard):
+            return
+        await asyncio.sleep(0.1)
+
+
+def test_all_are_connected_again_after_the_paths_between_them_broke(
+    browser: webdriver.Chrome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = BreakablePath(monkeypatch)
+    # Between a page and a program, either offers once. The signaling goes on.
+    kinds = ["python", "page", "python"]
+
+    async def scenario(server: Node) -> None:
+        async with mesh(kinds, [url_of(server.port)] * len(kinds), browser) as members:
+            programs = [member for member in members if isinstance(member, PythonMember)]
+            before = sum(await ended(programs))
+            path.is_broken = True
+            # Each of them has a connection to two others.
+            while sum(await ended(programs)) < before + 2 * len(programs):
+                await asyncio.sleep(0.05)
+            path.is_broken = False
+            await talk_again(members)
+
+    with node() as server:
+        open_page(browser, server.port)
+        asyncio.run(scenario(server))

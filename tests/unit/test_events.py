@@ -128,29 +128,6 @@ def test_failures_of_a_portal_are_logged_once_a_second(logged: list[Any]) -> Non
     assert [as_json(event)["count"] for event in logged] == [1, 250, 250, 250]
 
 
-@pytest.mark.parametrize("end", ["left", "handed_off"])
-def test_the_subject_of_a_peer_that_is_gone_is_forgotten(logged: list[Any], end: str) -> None:
-    log = Events(LogLevel.info, lambda: 0.0)
-    log.joined(PEER, "room", None, "Ada")
-    log.detached(PEER, "room", "no close frame")
-    if end == "left":
-        log.left(PEER, "room", "closed", 0.0)
-    else:
-        log.handed_off(PEER, "room")
-    log.detached(PEER, "room", "no close frame")
-    assert [as_json(event).get("subject") for event in logged] == ["Ada", "Ada", "Ada", None]
-
-
-def test_no_subject_is_kept_while_the_events_of_peers_are_not_logged(logged: list[Any]) -> None:
-    log = Events(LogLevel.info, lambda: 0.0)
-    log.joined(PEER, "room", None, "Ada")
-    # Nobody reports to the log now that the peer leaves.
-    log.set_level(LogLevel.warn)
-    log.set_level(LogLevel.info)
-    log.detached(PEER, "room", "no close frame")
-    assert [as_json(event).get("subject") for event in logged] == ["Ada", None]
-
-
 def test_the_documents_list_every_event_and_every_field() -> None:
     page = (DOCS / "log.md").read_text()
     names = set(re.findall(r'event="(\w+)"', inspect.getsource(events)))

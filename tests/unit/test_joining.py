@@ -193,7 +193,7 @@ class Server:
         self.services = PeerServices(self.topics, announcer, self.backplane, self.counters, self.limits, self.sessions)
         self.local = LocalPeers(self.services, lambda peer: None, lambda query, on_answer: None)
         self.blocks = Blocks(clock.seconds)
-        self.details = None
+        self.records_addresses = False
         self.log: list[str] = []
 
     @property

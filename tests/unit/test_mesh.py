@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 from aiortc import RTCSessionDescription
+from OpenSSL import SSL
 
 from signaling.client import mesh as module
 from signaling.client.connection import Signaling
@@ -81,6 +82,8 @@ class FakeTransport:
 
     def __init__(self) -> None:
         self.state = "new"
+        self.shutdown = 0
+        self._ssl = SimpleNamespace(get_shutdown=lambda: self.shutdown)
         self._changed: list[Callable[[], None]] = []
 
     def on(self, event: str, listener: Callable[[], None]) -> None:
@@ -166,6 +169,17 @@ class FakeConnection:
         self.candidates += 1
 
     async def close(self) -> None:
+        if self.connectionState == "connected":
+            self.sctp.transport.shutdown = SSL.SENT_SHUTDOWN
+        self.become("closed")
+
+    def lose_path(self) -> None:
+        """End as aiortc does if the path to the other peer breaks."""
+        self.become("closed")
+
+    def end_by_peer(self) -> None:
+        """End as aiortc does if the other side closes the connection."""
+        self.sctp.transport.shutdown = SSL.RECEIVED_SHUTDOWN
         self.become("closed")
 
 
@@ -523,6 +537,145 @@ def test_a_failed_connection_is_made_again_by_the_side_that_offers() -> None:
             await each.connection.close()
         await asyncio.sleep(1)
         assert topic.sent == [("offer", "a"), ("answer", "c"), ("offer", "a")]
+        assert list(topic.mesh.peers) == ["a"]
+        await topic.end()
+
+    play(scenario())
+
+
+def test_a_connection_whose_path_broke_is_made_again_by_the_side_that_offers() -> None:
+    async def scenario() -> None:
+        topic = Topic("b")
+        peers = [await topic.connect("a")]
+        await topic.join("c")
+        await topic.offer("c", "c")
+        peers.append(topic.mesh.peers["c"])
+        peers[1].connection.become("connected")
+        for peer in peers:
+            cast("Any", peer.connection).lose_path()
+        await asyncio.sleep(1)
+        assert topic.sent == [("offer", "a"), ("answer", "c"), ("offer", "a")]
+        assert list(topic.mesh.peers) == ["a"]
+        # The other side of the second one notices it later.
+        await topic.offer("c", "c2")
+        assert topic.sent[-1] == ("answer", "c")
+        assert topic.mesh.peers["c"] not in peers
+        await topic.end()
+
+    play(scenario())
+
+
+def test_a_connection_that_the_other_side_of_it_closed_is_not_made_again() -> None:
+    async def scenario() -> None:
+        topic = Topic("b")
+        peer = await topic.connect("a")
+        cast("Any", peer.connection).end_by_peer()
+        await asyncio.sleep(1_000)
+        assert (topic.sent, topic.mesh.peers) == ([("offer", "a")], {})
+        await topic.end()
+
+    play(scenario())
+
+
+def test_a_connection_that_the_application_closed_is_not_made_again() -> None:
+    async def scenario() -> None:
+        topic = Topic("b")
+        peer = await topic.connect("a")
+        await peer.connection.close()
+        await asyncio.sleep(1_000)
+        assert (topic.sent, topic.mesh.peers) == ([("offer", "a")], {})
+        await topic.end()
+
+    play(scenario())
+
+
+async def fail(topic: Topic, peer_id: str) -> None:
+    """Let a peer answer, and its connection fail."""
+    await topic.event(Answer(peer_id, {"sdp": sdp(peer_id)}))
+    connection = cast("FakeConnection", topic.mesh.peers[peer_id].connection)
+    connection.become("failed")
+
+
+def test_connections_to_a_peer_that_cannot_be_reached_are_made_ever_more_rarely() -> None:
+    async def scenario() -> None:
+        topic = Topic("b")
+        peer = await topic.connect("a")
+        cast("Any", peer.connection).lose_path()
+        await asyncio.sleep(0.1)
+        times = []
+        while len(FakeConnection.made) < 12:
+            made = len(FakeConnection.made)
+            await fail(topic, "a")
+            while len(FakeConnection.made) == made:
+                await asyncio.sleep(0.1)
+            times.append(asyncio.get_running_loop().time())
+        pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
+        for pause, most in zip(pauses, [16, 32, *[60] * 8], strict=False):
+            assert most / 2 <= pause <= most + 1
+        # Once it is reached, the next one is made at once.
+        topic.sent.clear()
+        await topic.event(Answer("a", {"sdp": sdp("a")}))
+        found = cast("Any", topic.mesh.peers["a"].connection)
+        found.become("connected")
+        await asyncio.sleep(10)
+        found.lose_path()
+        await asyncio.sleep(0.1)
+        assert topic.sent == [("offer", "a")]
+        await topic.end()
+
+    play(scenario())
+
+
+@pytest.mark.parametrize("ending", ["leaves", "offers", "comes back", "comes back and offers"])
+def test_a_pause_before_the_next_connection_ends_with_what_the_peer_does(ending: str) -> None:
+    async def scenario() -> None:
+        topic = Topic("b")
+        await topic.join("a", "ada")
+        await fail(topic, "a")
+        await asyncio.sleep(0.1)
+        await fail(topic, "a")
+        topic.sent.clear()
+        expected = []
+        match ending:
+            case "leaves":
+                await topic.event(PeerLeft("a"))
+            case "offers":
+                await topic.offer("a", "new")
+                topic.mesh.peers["a"].connection.become("connected")
+                expected = [("answer", "a")]
+            case "comes back":
+                await topic.join("a2", "ada")
+                await topic.event(PeerLeft("a"))
+                await topic.event(Answer("a2", {"sdp": sdp("a2")}))
+                topic.mesh.peers["a2"].connection.become("connected")
+                expected = [("offer", "a2")]
+            case "comes back and offers":
+                await topic.join("c", "ada")
+                await topic.event(PeerLeft("a"))
+                assert topic.mesh.peers == {}
+                await topic.offer("c", "new")
+                topic.mesh.peers["c"].connection.become("connected")
+                expected = [("answer", "c")]
+        await asyncio.sleep(1_000)
+        assert topic.sent == expected
+        await topic.end()
+
+    play(scenario())
+
+
+def test_in_a_full_mesh_a_peer_that_cannot_be_reached_gives_its_place_to_one_that_waits() -> None:
+    async def scenario() -> None:
+        topic = Topic("z", max_connections=1)
+        await topic.join("a")
+        await topic.join("b")
+        await fail(topic, "a")
+        await asyncio.sleep(0.1)
+        await fail(topic, "a")
+        await asyncio.sleep(2)
+        assert list(topic.mesh.peers) == ["b"]
+        # It waits in its turn.
+        await topic.event(PeerLeft("b"))
+        await asyncio.sleep(2)
         assert list(topic.mesh.peers) == ["a"]
         await topic.end()
 

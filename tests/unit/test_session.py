@@ -22,7 +22,7 @@ from signaling.core.interfaces import Receipt
 from signaling.core.join_request import JoinRequest, ResumeClaim
 from signaling.core.local_peers import LocalPeers
 from signaling.core.peer import Peer, PeerServices
-from signaling.core.presence import PresenceReporter
+from signaling.core.presence_reporter import PresenceReporter
 from signaling.core.session import TRANSITIONS, PeerSession, SessionState, resume_proof
 from signaling.core.session_registry import SessionRegistry
 from signaling.core.topics import TopicMap
