@@ -186,8 +186,7 @@ class Options(usage.Options, AuthOptionMixin):
                 with suppress(OSError):
                     self._note_file("auth", read_file(_JWT_OPTION.split(argument)[0]))
         except InvalidAuthType:
-            known = ", ".join(sorted(factory.authType for factory in findCheckerFactories()))
-            raise usage.UsageError(f"--auth: {name!r} is no kind of check; there are {known}") from None
+            raise usage.UsageError(f"--auth: {name!r} {_no_check()}") from None
         except UnsupportedInterfaces:
             raise usage.UsageError(f"--auth {name}: it checks neither tokens nor passwords") from None
         except InvalidAuthArgumentString as error:
@@ -206,6 +205,13 @@ class Options(usage.Options, AuthOptionMixin):
         if set(interfaces) & set(self.portal.listCredentialsInterfaces()):
             raise InvalidAuthArgumentString("there is another --auth that checks the same")
         self.portal.registerChecker(checker, *interfaces)
+
+    def opt_help_auth_type(self, authType: str) -> None:
+        """Describe a check, as ``twistd`` does."""
+        try:
+            super().opt_help_auth_type(authType)
+        except usage.UsageError:
+            raise usage.UsageError(f"--help-auth-type: {authType!r} {_no_check()}") from None
 
     def opt_version(self) -> NoReturn:
         """Print the version and exit."""
@@ -340,7 +346,7 @@ class Options(usage.Options, AuthOptionMixin):
         for description in self["auth"]:
             self._add_check(description)
         with _errors_of("backplane"):
-            self.backplane = parse_store_url(self["backplane"]) if self["backplane"] else None
+            self.backplane = parse_store_url(self["backplane"]) if self["backplane"] is not None else None
         self.admin_tokens = self._admin_tokens()
         self.ice_servers = IceServers(self._fixed_ice_servers(), self._turn())
         self.webhook = self._webhook()
@@ -397,6 +403,8 @@ class Options(usage.Options, AuthOptionMixin):
         if path is None and ice_provider.TOKEN_IN_URL in url:
             reason = f"{ice_provider.TOKEN_IN_URL} stands for the token: give its file, with --ice-source-token-file"
             raise usage.UsageError(f"--ice-source: {reason}")
+        if path == "":
+            raise usage.UsageError("--ice-source-token-file: name a file")
         settings = SourceSettings(url, path, ttl)
         with _errors_of("ice-source"):
             ice_provider.Provider(url)
@@ -416,6 +424,8 @@ class Options(usage.Options, AuthOptionMixin):
             secret = os.fsencode(setting.value)
         else:
             secret = self._files.get("turn-secret-file", b"").strip()
+            if not secret and setting.value is not None:
+                raise usage.UsageError(f"--turn-secret-file: {setting.value}: there is no secret in it")
         if not secret:
             raise usage.UsageError("--turn-uri: a secret is needed, in a file (--turn-secret-file) or in TURN_SECRET")
         with _errors_of("turn-uri"):
@@ -450,6 +460,11 @@ def _collector(option: Option) -> Callable[[Options, str], None]:
 for _option in ALL_OPTIONS.values():
     if _option.repeats:
         setattr(Options, f"opt_{str(_option.name).replace('-', '_')}", _collector(_option))
+
+
+def _no_check() -> str:
+    known = ", ".join(sorted(factory.authType for factory in findCheckerFactories()))
+    return f"is no kind of check; there are {known}"
 
 
 def _config_file(path: str) -> ConfigFile:

@@ -261,7 +261,7 @@ def test_a_new_turn_secret_reaches_new_peers_and_all_others(tmp_path: Path) -> N
     server.harness.advance(0.01)
     assert {message["type"] for peer in peers[:-1] for message in peer.heard()} == {"ice-servers"}
     secret.write_text("\n")
-    assert server.refused(text).startswith("line 1: turn-uri: a secret is needed")
+    assert server.refused(text).startswith("line 2: turn-secret-file: ")
 
 
 def test_turn_servers_that_come_later_are_renewed_too(tmp_path: Path) -> None:
