@@ -43,7 +43,7 @@ def test_options_are_those_of_the_server_and_anything_else_is_a_command(
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     command = [ENTRY_POINT, *arguments]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        output, _ = process.communicate(timeout=20)
+        output, _ = process.communicate(timeout=60)
     # The command has taken the place of the shell: signals reach it.
     assert output.splitlines() == [str(process.pid), *started]
 
@@ -111,7 +111,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 rest = re.sub(pattern, replacement, rest)  # noqa: PLW2901
             # What runs compiles itself, and that is less.
             environment = {**os.environ, "PIP_NO_COMPILE": "1"}
-            subprocess.run(["sh", "-euc", rest], cwd=source, env=environment, check=True, timeout=110)
+            subprocess.run(["sh", "-euc", rest], cwd=source, env=environment, check=True, timeout=280)
     [listing] = [rest for keyword, rest in stage(FINAL) if keyword == "RUN"]
     subprocess.run(["sh", "-euc", listing], env=environment_of(venv), check=True, timeout=60)
     # The image's user may not write there.

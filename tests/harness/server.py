@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 HOST = "127.0.0.1"
-START_SECONDS = 20.0
-STOP_SECONDS = 20.0
-HTTP_SECONDS = 20.0
+START_SECONDS = 60.0
+STOP_SECONDS = 60.0
+HTTP_SECONDS = 60.0
 TWISTD = str(Path(sys.executable).parent / "twistd")
 
 _LISTENING = r"listening on (?:\S+:(\d+)|unix)"
@@ -209,7 +209,7 @@ class Server:
         assert not self.problems, self.log
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 20.0, state: Callable[[], object] | None = None) -> None:
+def wait_until(condition: Callable[[], Any], seconds: float = 60.0, state: Callable[[], object] | None = None) -> None:
     """Wait for something that sends no event; ``state`` says what there was instead."""
     deadline = time.monotonic() + seconds
     while not condition():

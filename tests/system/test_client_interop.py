@@ -19,7 +19,7 @@ from signaling.client.mesh import Mesh, MeshPeer
 from tests.harness.server import Server, running
 from tests.system.test_webrtc import wait_until
 
-SECONDS = 40
+SECONDS = 60
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 

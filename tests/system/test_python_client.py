@@ -30,7 +30,7 @@ from tests.harness.certificates import self_signed
 from tests.harness.fault_proxy import FaultProxy, fault_proxy
 from tests.harness.server import Server, running
 
-SECONDS = 30
+SECONDS = 60
 RESUMING = ["--port=0", "--resume-window=20"]
 
 

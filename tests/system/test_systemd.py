@@ -53,7 +53,7 @@ def test_a_socket_handed_over_is_served() -> None:
             ["--listen", options[1]], command=command, ready=lambda: first.connect(("127.0.0.1", port))
         ) as server:
             with connect(f"ws://127.0.0.1:{port}/ws/room") as peer:
-                assert json.loads(peer.recv(10))["type"] == "welcome"
+                assert json.loads(peer.recv(60))["type"] == "welcome"
             assert server.stop() == 0
 
 
@@ -80,12 +80,12 @@ def test_readiness_and_stopping_are_told(tmp_path: Path) -> None:
     path = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
         notified.bind(str(path))
-        notified.settimeout(20)
+        notified.settimeout(60)
         with running(env={"NOTIFY_SOCKET": str(path)}) as server:
             assert notified.recv(100) == b"READY=1"
             server.process.send_signal(signal.SIGTERM)
             assert notified.recv(100) == b"STOPPING=1"
-            assert server.process.wait(20) == 0
+            assert server.process.wait(60) == 0
 
 
 def test_a_restart_behind_an_activated_socket_refuses_no_connection() -> None:
@@ -97,7 +97,7 @@ def test_a_restart_behind_an_activated_socket_refuses_no_connection() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
         writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         try:
-            return (await asyncio.wait_for(reader.read(), 20))[:15]
+            return (await asyncio.wait_for(reader.read(), 60))[:15]
         finally:
             writer.close()
 

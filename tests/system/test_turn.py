@@ -23,7 +23,7 @@ from tests.system.coturn import LOOPBACK, coturn
 from tests.system.test_webrtc import chromium, wait_until
 
 SECRET = "not much of a secret"
-SECONDS = 40
+SECONDS = 60
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 

@@ -19,7 +19,7 @@ from tests.harness.server import Server, launch, running
 from tests.system.test_python_client import RESUMING, joined, until
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SECONDS = 30
+SECONDS = 60
 
 
 @contextmanager
@@ -130,7 +130,7 @@ def test_the_mesh_of_the_examples_greets_everyone() -> None:
         server.pause()
         pressed = time.monotonic()
         assert ada.stop(signal.SIGINT) == 0
-        assert time.monotonic() - pressed < 5
+        assert time.monotonic() - pressed < 9
         server.resume()
 
 
