@@ -19,8 +19,8 @@ from signaling.client import IceServers, Signaling, join
 from signaling.client.mesh import Mesh, MeshPeer
 from tests.harness.server import Server, running
 from tests.programs import need
+from tests.system.browser import chromium, wait_until
 from tests.system.coturn import LOOPBACK, coturn
-from tests.system.test_webrtc import chromium, wait_until
 
 SECRET = "not much of a secret"
 SECONDS = 120
