@@ -51,7 +51,7 @@ from signaling.client.messages import (
     Welcome,
 )
 from signaling.client.metadata import INSTANCE
-from signaling.client.private_aiortc import leave_out, was_shut_down
+from signaling.client.private_aiortc import end_consent, leave_out, was_shut_down
 from signaling.errors import ErrorCode
 
 try:
@@ -475,6 +475,8 @@ class Mesh:
         describing = self._describing.pop(ended, None)
         if describing is not None:
             await asyncio.wait([describing])
+        for transport in _transports(ended):
+            end_consent(transport)
         await ended.close()
 
     def _closed(self, closing: asyncio.Task[None]) -> None:

@@ -83,6 +83,7 @@ class FakeTransport:
     def __init__(self) -> None:
         self.state = "new"
         self.shutdown = 0
+        self.transport = SimpleNamespace(_connection=SimpleNamespace())
         self._ssl = SimpleNamespace(get_shutdown=lambda: self.shutdown)
         self._changed: list[Callable[[], None]] = []
 
