@@ -126,6 +126,9 @@ OnNotice = Callable[[Any], Awaitable[object] | None]
 def join(url: str, *, metadata: Metadata | None = None, **options: Any) -> Signaling:
     """Return a peer for one topic, as ``signaling.client.join`` does, that other meshes recognise if it comes back.
 
+    ``Mesh`` takes what either of the two returns. Without the ``instance`` that this one adds, the connections of the
+    other meshes to this peer end when it comes back with another id.
+
     Args:
         url: of the topic; the metadata may not be in it.
         metadata: shown to the other peers, with a random ``instance``.
