@@ -16,7 +16,7 @@ def leave_out(transceiver: Any) -> None:
 
 def was_shut_down(transport: Any) -> bool:
     """Return whether either side closed a DTLS transport on purpose. aiortc also closes one whose path is broken."""
-    return bool(transport._ssl.get_shutdown())
+    return transport._ssl is not None and bool(transport._ssl.get_shutdown())
 
 
 def end_consent(transport: Any) -> None:
