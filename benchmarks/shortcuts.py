@@ -18,6 +18,8 @@ from functools import partial
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+from ulid import ULIDGenerator
+
 from benchmarks.client import text_frame as masked_text_frame
 from benchmarks.compare.payloads import mix
 from benchmarks.relay_steps import (
@@ -36,6 +38,7 @@ from benchmarks.relay_steps import (
 from signaling import Limits
 from signaling.core import announcer, messages
 from signaling.core.peer import Peer
+from signaling.core.peer_ids import PeerIds
 from signaling.transport import private_api, tcp_connection
 from signaling.transport.tcp_connection import to_address
 from signaling.websocket import frames, protocol, request_head
@@ -246,6 +249,10 @@ def _of_a_connection(server: OurServer, whole: float, passes: int, repeats: int)
 
         times = _compared(by_lines, partial(_microseconds, read, repeats))
         yield Shortcut(f"`ordinary_upgrade` reads and checks a head {sort}", name, *times, whole)
+
+    ulids, ids = ULIDGenerator(), PeerIds()
+    times = _timed(lambda _: str(ulids.generate()), lambda _: ids.next(), repeats)
+    yield Shortcut("`PeerIds` makes ids without the library", name, *times, whole)
 
     def close_by_autobahn() -> float:
         with patch.object(protocol, "whole_goodbye", lambda _: None):
