@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import select
 import socket
 import time
 import tracemalloc
@@ -269,6 +270,22 @@ def _of_a_connection(server: OurServer, whole: float, passes: int, repeats: int)
     yield Shortcut("`whole_goodbye`: a close frame does not pass Autobahn", name, *times, whole)
     times = _compared(accept_a_socket, partial(as_it_is, Work.ACCEPT))
     yield Shortcut("`accept_descriptor`: no socket object while it is accepted", name, *times, whole)
+    times = _no_more_connections(repeats)
+    name += " that comes alone"
+    yield Shortcut("`TcpPort` asks whether another connection waits; an accept would fail", name, *times, whole)
+
+
+def _no_more_connections(repeats: int) -> tuple[float, float]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        backlog = select.poll()
+        backlog.register(listening.fileno(), select.POLLIN)
+
+        def accept(_: int) -> None:
+            with suppress(BlockingIOError):
+                private_api.accept_descriptor(listening)
+
+        return _timed(accept, lambda _: backlog.poll(0), repeats)
 
 
 # An idle peer
