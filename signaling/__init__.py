@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from signaling.core.grants import Grant as Grant
     from signaling.core.ice import IceServers as IceServers
     from signaling.core.ice import Turn as Turn
-    from signaling.core.presence import PeerJoined as PeerJoined
-    from signaling.core.presence import PeerLeft as PeerLeft
-    from signaling.core.presence import PeerUpdated as PeerUpdated
-    from signaling.core.presence import TopicClosed as TopicClosed
-    from signaling.core.presence import TopicOpened as TopicOpened
+    from signaling.core.presence_events import PeerJoined as PeerJoined
+    from signaling.core.presence_events import PeerLeft as PeerLeft
+    from signaling.core.presence_events import PeerUpdated as PeerUpdated
+    from signaling.core.presence_events import TopicClosed as TopicClosed
+    from signaling.core.presence_events import TopicOpened as TopicOpened
     from signaling.core.topic_rules import TopicRule as TopicRule
     from signaling.core.topic_rules import TopicRules as TopicRules
     from signaling.errors import LeaveReason as LeaveReason
@@ -46,16 +46,16 @@ _PUBLIC = {
     "LeaveReason": "errors",
     "Limits": "limits",
     "Options": "app.options",
-    "PeerJoined": "core.presence",
-    "PeerLeft": "core.presence",
-    "PeerUpdated": "core.presence",
+    "PeerJoined": "core.presence_events",
+    "PeerLeft": "core.presence_events",
+    "PeerUpdated": "core.presence_events",
     "SignalingFactory": "server.factory",
     "SignalingResource": "web.resources",
     "SignalingService": "app.service",
     "StartError": "errors",
     "TokenRefused": "auth.cred",
-    "TopicClosed": "core.presence",
-    "TopicOpened": "core.presence",
+    "TopicClosed": "core.presence_events",
+    "TopicOpened": "core.presence_events",
     "TopicRule": "core.topic_rules",
     "TopicRules": "core.topic_rules",
     "Turn": "core.ice",

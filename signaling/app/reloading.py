@@ -8,20 +8,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import chdir
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from constantly import NamedConstant
+from twisted.cred.portal import Portal
 from twisted.internet.defer import inlineCallbacks
 from twisted.python import usage
 
 from signaling.admin.site import AdminFactory
 from signaling.app.options import Options
 from signaling.app.settings import Setting, encode_settings
+from signaling.auth.cred import Access
+from signaling.core.ice import IceServers
+from signaling.core.topic_rules import TopicRules
 from signaling.limits import LIMIT_OPTIONS, Limits
+from signaling.log.events import Events
 from signaling.server.endpoints import Certificates, explain
-from signaling.server.http import HttpFactory
 from signaling.webhooks.delivery import Webhooks
-from signaling.workers.listener import WorkerListener
+from signaling.workers.supervisor import Supervisor
 from signaling.workers.topic_router import share
 
 _LIMITS = {option.name for option in LIMIT_OPTIONS.values()}
@@ -49,6 +53,31 @@ class PreparedReload:
     certificates: Sequence[tuple[str, Callable[[], None]]]
 
 
+class ReloadableFactory(Protocol):
+    """A server, or the listener in front of its workers.
+
+    Attributes:
+        access: None if tokens are not checked.
+        events: the log of what changes.
+    """
+
+    access: Access | None
+    events: Events
+
+    def change(  # noqa: PLR0913 - one for each option that can change
+        self,
+        *,
+        limits: Limits | None = None,
+        allow_origins: Iterable[str] | None = None,
+        trusted_proxies: Iterable[str] | None = None,
+        portal: Portal | None = None,
+        log_level: NamedConstant | None = None,
+        ice_servers: IceServers | None = None,
+        topic_rules: TopicRules | None = None,
+    ) -> None:
+        """Change all that is not None, or raise ``ValueError`` and change nothing."""
+
+
 class Reloader:
     """Reloads the options of one process.
 
@@ -61,12 +90,14 @@ class Reloader:
     Attributes:
         log_levels: functions that set the level of the process's log; the factory's need not be among them.
         admin: the port of the admin API; None if this process has none.
+        webhooks: deliver events from this process; None if there are none.
+        supervisor: of the workers that reload with this process; None if there are none.
     """
 
     def __init__(
         self,
         options: Options,
-        factory: HttpFactory,
+        factory: ReloadableFactory,
         certificates: Iterable[tuple[str, Certificates]] = (),
         worker: int | None = None,
     ) -> None:
@@ -75,10 +106,13 @@ class Reloader:
         self._certificates = list(certificates)
         self._worker = worker
         self.admin: AdminFactory | None = None
+        self.webhooks: Webhooks | None = None
+        self.supervisor: Supervisor | None = None
         self.log_levels: list[Callable[[NamedConstant], None]] = [self._set_level_of_factory]
         # In force, while the options stay as they were at the start.
         self._settings = dict(options.settings)
         self._digests = options.file_digests()
+        self._config_was_empty = options.config_is_empty
         self._limits = options.limits
         self._log_level = options.log_level
         self._is_running = self._is_wanted_again = False
@@ -104,12 +138,11 @@ class Reloader:
     def _reload_once(self) -> Any:
         try:
             prepared = self.prepare()
-            if isinstance(self._factory, WorkerListener):
-                supervisor = self._factory.supervisor
-                reasons = yield supervisor.prepare_reload(prepared.options.fingerprint())
+            self._refuse_emptied_file(prepared.options)
+            if self.supervisor is not None:
+                reasons = yield self.supervisor.prepare_reload(prepared.options.fingerprint())
                 if reasons:
                     raise ReloadRefused("; ".join(reasons))
-                supervisor.apply_reload()
         except ReloadRefused as refused:
             self._factory.events.reload_failed(str(refused))
             return
@@ -117,8 +150,16 @@ class Reloader:
         lower, before = min(self._log_level, prepared.options.log_level), dict(self._settings)
         self._set_level(lower)
         self.apply(prepared)
+        if self.supervisor is not None:
+            self.supervisor.apply_reload(encode_settings(self._settings.values()))
         self._log(prepared, before)
         self._set_level(self._log_level)
+
+    def _refuse_emptied_file(self, new: Options) -> None:
+        # An editor that empties a file before it writes the new text, or a full disk, would open the server to all.
+        if new.config_is_empty and not self._config_was_empty:
+            reason = "empty; if all options are to be unset, write a comment into it"
+            raise ReloadRefused(f"{new.settings['config'].value}: {reason}")
 
     def prepare(self) -> PreparedReload:
         """Read and check everything.
@@ -195,11 +236,11 @@ class Reloader:
         new, changed = prepared.options, set(prepared.changed)
         for _, use in prepared.certificates:
             use()
+        self._config_was_empty = new.config_is_empty
         self._limits = _limits_in_force(self._limits, new.limits)
         self._factory.change(**self._arguments(new, changed))
-        observer = getattr(self._factory, "observer", None)
-        if "webhook-secret-file" in changed and isinstance(observer, Webhooks) and new.webhook is not None:
-            observer.keys = new.webhook.keys
+        if "webhook-secret-file" in changed and self.webhooks is not None and new.webhook is not None:
+            self.webhooks.keys = new.webhook.keys
         if "admin-token-file" in changed and self.admin is not None:
             self.admin.tokens = new.admin_tokens
         if "log-level" in changed:
@@ -211,8 +252,6 @@ class Reloader:
                 self._digests[name] = digests[name]
             else:
                 self._digests.pop(name, None)
-        if isinstance(self._factory, WorkerListener):
-            self._factory.settings.in_force = encode_settings(self._settings.values())
 
     def _arguments(self, new: Options, changed: set[str]) -> dict[str, Any]:
         """Return what changes, as arguments of the factory's ``change``."""
@@ -225,9 +264,9 @@ class Reloader:
             arguments["trusted_proxies"] = new.trusted_proxies
         if "auth" in changed:
             arguments["portal"] = new.portal
-        if changed & _ICE_SERVERS and not isinstance(self._factory, WorkerListener):
+        if changed & _ICE_SERVERS:
             arguments["ice_servers"] = new.ice_servers
-        if "topics" in changed and not isinstance(self._factory, WorkerListener):
+        if "topics" in changed:
             arguments["topic_rules"] = new.topic_rules
         return arguments
 

@@ -37,7 +37,7 @@ from signaling.standard_output import print_line
 from signaling.timing.clock import use_monotonic_timers
 from signaling.webhooks.delivery import STOP_SECONDS, Webhooks
 from signaling.workers.listener import WorkerListener, drain_seconds, routing
-from signaling.workers.supervisor import WorkerSettings
+from signaling.workers.supervisor import Supervisor, WorkerSettings
 
 if TYPE_CHECKING:
     from signaling.ice_source.source import IceSource
@@ -188,6 +188,7 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
         raise_file_limit()
         use_monotonic_timers(reactor)
     factory: SignalingFactory | WorkerListener
+    supervisor: Supervisor | None = None
     events_of_services = Events(options.log_level, reactor.seconds)
     # Each worker makes its own; one that could not would be restarted again and again.
     of_peers = peer_arguments(options, reactor, events_of_services)
@@ -200,6 +201,7 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
         factory = WorkerListener(_worker_settings(options), **http_arguments(options, 0))
         if factory.poller is None:
             raise StartError("--workers: needs Linux, and a reactor that can watch any descriptor")
+        supervisor = factory.supervisor
     background = _serve_metrics(options, factory, addresses, reactor)
     admin = _serve_admin(options, factory, addresses, reactor)
     service = SignalingService(factory, addresses, background)
@@ -207,8 +209,11 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
         return service
     certificates = [(address.text, address.certificates) for address in addresses if address.certificates]
     # The listener bounds its connections as the first worker does.
-    reloader = Reloader(options, factory, certificates, worker=None if options.workers == 1 else 0)
+    reloader = Reloader(options, factory, certificates, worker=None if supervisor is None else 0)
     reloader.admin = admin
+    reloader.supervisor = supervisor
+    # With workers, each of them delivers the events of its own peers.
+    reloader.webhooks = of_peers["observer"] if supervisor is None else None
     reloader.log_levels.append(events_of_services.set_level)
     return TwistdService(service, options, reloader)
 

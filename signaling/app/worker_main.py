@@ -69,14 +69,11 @@ def main(arguments: Sequence[str]) -> None:
     # The number of cores, for --workers 0, may have changed.
     options.workers = int(arguments[2])
     events_of_services = Events(options.log_level, reactor.seconds)
-    factory = WorkerFactory(
-        number,
-        options.workers,
-        **http_arguments(options, number),
-        **peer_arguments(options, reactor, events_of_services),
-    )
+    of_peers = peer_arguments(options, reactor, events_of_services)
+    factory = WorkerFactory(number, options.workers, **http_arguments(options, number), **of_peers)
     end = socket.socket(fileno=CHANNEL_DESCRIPTOR)
     reloader = Reloader(options, factory, worker=number)
+    reloader.webhooks = of_peers["observer"]
     metrics = _metrics(options, factory, reactor, number)
     process = WorkerProcess(reactor, factory, end, metrics, reloader)
     predicate = LogLevelFilterPredicate(defaultLogLevel=options.log_level)

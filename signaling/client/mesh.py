@@ -11,6 +11,9 @@ Connections outlive the signaling: a peer that comes back with another id is rec
 a random name, and keeps its connection, as in the mesh of the browsers' client. Anybody can copy the name, so it counts
 only once the former id is gone and no other peer has it; the certificate in an offer is a better proof.
 
+aiortc cannot restart ICE. If the path between two peers breaks, the side that offers makes new connections, with pauses
+that grow, until one works.
+
 Whatever a peer sends affects only the connection to it: each peer has its own task, a bound on what waits for it, and
 a bound on how often its connection is made again.
 """
@@ -22,15 +25,17 @@ import logging
 import re
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from inspect import isawaitable
 from typing import Any
 
 from signaling.client.aiortc import MAX_CANDIDATES, TamperLog, deliver, from_payload, to_payload
-from signaling.client.backoff import type_and_line
+from signaling.client.backoff import Backoff, Loss, type_and_line
+from signaling.client.callbacks import Calls
 from signaling.client.connection import Signaling, start
 from signaling.client.connection import join as join_topic
-from signaling.client.errors import NotDelivered
+from signaling.client.errors import TOO_LARGE, NotDelivered
 from signaling.client.messages import (
     Answer,
     IceCandidate,
@@ -46,7 +51,7 @@ from signaling.client.messages import (
     Welcome,
 )
 from signaling.client.metadata import INSTANCE
-from signaling.client.private_aiortc import leave_out
+from signaling.client.private_aiortc import leave_out, was_shut_down
 from signaling.errors import ErrorCode
 
 try:
@@ -69,6 +74,10 @@ BEGINNINGS_SECONDS = 10.0
 """So many connections to one peer are made at once; then one in so many seconds."""
 BEGIN_SECONDS = 1.0
 """Between two connections to new peers, once twice ``max_connections`` were made; also between two that replace one."""
+REPAIR_SECONDS = 8.0
+"""About the pause before the second connection that replaces one whose path broke; doubles each time, up to a minute.
+The first one is made at once."""
+_LONGEST_REPAIR_SECONDS = 60.0
 GRACE_SECONDS = 60.0
 """For a peer whose connection works to come back to the signaling."""
 MAX_BUFFERED_BYTES = 16 * 1_048_576
@@ -108,10 +117,10 @@ class MeshPeer:
         return True
 
 
-OnPeer = Callable[[MeshPeer], None]
-OnData = Callable[[MeshPeer, str | bytes], None]
+OnPeer = Callable[[MeshPeer], Awaitable[object] | None]
+OnData = Callable[[MeshPeer, str | bytes], Awaitable[object] | None]
 """Called with what a peer sends on its data channel ``mesh``."""
-OnNotice = Callable[[Any], None]
+OnNotice = Callable[[Any], Awaitable[object] | None]
 
 
 def join(url: str, *, metadata: Metadata | None = None, **options: Any) -> Signaling:
@@ -130,6 +139,9 @@ class Mesh:
     """Keeps one connection to each other peer, also while the signaling is lost.
 
     Each connection has the data channel ``mesh``, which both sides make: negotiated, with the id 0.
+
+    The functions may be coroutine functions. The negotiation waits until ``prepare`` has ended. Of the others, one call
+    for a peer waits until the one before has ended, and those that have not ended are cancelled at the end of ``run``.
 
     Args:
         signaling: has joined, by this module's ``join``; from now on the mesh reads its messages.
@@ -162,7 +174,8 @@ class Mesh:
         self._on_open = on_open
         self._on_data = on_data
         self._on_update = on_update
-        self._on_notice = on_notice
+        self._calling: set[asyncio.Task[None]] = set()
+        self._notices = Calls(on_notice, self._calling)
         self._channel = channel
         self._max_connections = max_connections
         self._configuration = configuration
@@ -201,7 +214,7 @@ class Mesh:
                     case Tampered():
                         self._tampering.log(message)
                     case Notice(data):
-                        self._call(self._on_notice, data)
+                        self._notices.call(data)
                     case Offer() | Answer() | IceCandidate():
                         self._relayed(message)
                     case _:
@@ -211,8 +224,11 @@ class Mesh:
                 self._retry.cancel()
             for link in tuple(self._links.values()):
                 self.drop(link)
-            if self._closing:
-                await asyncio.wait(self._closing, timeout=_CLOSING_SECONDS)
+            for task in self._calling:
+                task.cancel()
+            ending = self._closing | self._calling
+            if ending:
+                await asyncio.wait(ending, timeout=_CLOSING_SECONDS)
 
     # -- The peers in the topic --
 
@@ -289,7 +305,7 @@ class Mesh:
         if link is not None:
             link.update(metadata)
             if link.peer is not None:
-                self._call(self._on_update, link.peer)
+                link.updates.call(link.peer)
 
     def offers_to(self, peer_id: str) -> bool:
         """Return whether of the two peers this one offers."""
@@ -365,6 +381,14 @@ class Mesh:
         if self._postponed and self._retry is None:
             self._retry = asyncio.get_running_loop().call_later(BEGIN_SECONDS, self._try_again)
 
+    def yields(self, link: _Link) -> bool:
+        """Let a peer that cannot be reached wait if this mesh is full, and others wait for a connection."""
+        if not self._postponed or len(self._links) < self._max_connections:
+            return False
+        self.drop(link)
+        self._postpone(link.peer_id)
+        return True
+
     async def await_turn(self, link: _Link) -> None:
         """Wait until another connection to a peer may be made."""
         while seconds := max(bound.seconds_to_wait() for bound in self._bounds(link)):
@@ -377,8 +401,12 @@ class Mesh:
 
     # -- Connections --
 
-    def begin(self, link: _Link, *, offers: bool, channel: bool) -> MeshPeer:
-        """Replace the connection to a peer by a new one, and let the application prepare it."""
+    async def begin(self, link: _Link, *, offers: bool, channel: bool) -> MeshPeer | None:
+        """Replace the connection to a peer by a new one, and let the application prepare it.
+
+        Returns:
+            None if it was closed meanwhile.
+        """
         for bound in self._bounds(link):
             bound.take()
         servers = _usable(self._signaling.ice_servers)
@@ -387,24 +415,22 @@ class Mesh:
         opened = made.createDataChannel("mesh", negotiated=True, id=0) if self._channel and channel else None
         peer = link.peer = MeshPeer(link.peer_id, link.metadata, made, opened, offers)
         made.on("connectionstatechange", lambda: link.changed(peer))
+        # A listener may wait for what another one gets.
+        opening, receiving, link.updates = link.calls = [
+            Calls(listener, self._calling) for listener in (self._on_open, self._on_data, self._on_update)
+        ]
         if opened is not None:
-            opened.on("open", lambda: self._call(self._on_open, peer))
-            opened.on("message", lambda data: self._call(self._on_data, peer, data))
+            opened.on("open", lambda: opening.call(peer))
+            opened.on("message", lambda data: receiving.call(peer, data))
         if self._prepare is not None:
             try:
-                self._prepare(peer)
+                preparing = self._prepare(peer)
+                if isawaitable(preparing):
+                    await preparing
             except Exception:
                 _log.exception("prepare failed")
                 raise
-        return peer
-
-    def _call(self, listener: Callable[..., None] | None, *arguments: Any) -> None:
-        if listener is not None:
-            try:
-                listener(*arguments)
-            except Exception:
-                # In aiortc, it would end the connection.
-                _log.exception("a listener of the mesh failed")
+        return peer if link.peer is peer else None
 
     async def describe(self, link: _Link, peer: MeshPeer, description: Any) -> None:
         """Set the local description, and send it with all candidates."""
@@ -417,17 +443,19 @@ class Mesh:
         """Send the local description of a connection, for the first time or again.
 
         Raises:
-            NotDelivered: for any reason but ``dropped``; ``invalid_message`` if it is too long.
+            NotDelivered: for any reason but ``dropped``; ``too_large`` if it is longer than the server accepts.
         """
         kind, payload = to_payload(peer.connection.localDescription)
         try:
             await deliver(self._signaling, kind, link.peer_id, payload)
         except ValueError as error:
-            raise NotDelivered(ErrorCode.INVALID_MESSAGE, str(error)) from None
+            raise NotDelivered(TOO_LARGE, str(error)) from None
 
     def close(self, link: _Link) -> None:
         """Close the current connection to a peer."""
         peer, link.peer = link.peer, None
+        for calls in link.calls:
+            calls.cancel_after(GRACE_SECONDS)
         if peer is not None:
             self._in_background(self._end(peer.connection))
 
@@ -462,6 +490,8 @@ class _Link:
         peer_id: its current id.
         instance: its random name; None if its metadata has none.
         peer: None without a connection.
+        calls: of the application's listeners, for the current connection.
+        updates: those of the listener for updates.
     """
 
     def __init__(self, mesh: Mesh, peer_id: str, metadata: Metadata) -> None:
@@ -469,6 +499,8 @@ class _Link:
         self.metadata = metadata
         self.instance = _instance(metadata)
         self.peer: MeshPeer | None = None
+        self.calls: list[Calls] = []
+        self.updates: Calls
         self._mesh = mesh
         self._offer_due = False
         self._tracks_due: MeshPeer | None = None
@@ -478,6 +510,10 @@ class _Link:
         self._wake = asyncio.Event()
         self._unanswered = 0
         self._grace: asyncio.TimerHandle | None = None
+        self._repair: asyncio.TimerHandle | None = None
+        self._backoff = Backoff(REPAIR_SECONDS, _LONGEST_REPAIR_SECONDS, clock=asyncio.get_running_loop().time)
+        # The peer to which a connection worked.
+        self._reached: MeshPeer | None = None
         # Until then, the other side may close its connection to a former id of one of the two peers.
         self._uncertain_until = 0.0
         self._level = logging.WARNING
@@ -529,6 +565,7 @@ class _Link:
 
     def offer(self) -> None:
         """Make a new connection, and offer it."""
+        self._cancel_repair()
         self._offer_due = True
         self._wake.set()
 
@@ -539,8 +576,9 @@ class _Link:
             return
         if self._mesh.offers_to(self.peer_id):
             self.offer()
-        elif self._awaits_answer:
+        elif self._awaits_answer or self._repair:
             # From now on the other side offers.
+            self._cancel_repair()
             self._mesh.close(self)
 
     def bind(self, peer_id: str, metadata: Metadata) -> None:
@@ -567,6 +605,7 @@ class _Link:
     def stop(self) -> None:
         """Do no more."""
         self._stopped = True
+        self._cancel_repair()
         if self._grace is not None:
             self._grace.cancel()
         if asyncio.current_task() is not self._task:
@@ -575,15 +614,34 @@ class _Link:
     def changed(self, peer: MeshPeer) -> None:
         """Follow a change of a connection's state."""
         state = peer.connection.connectionState
-        if peer is not self.peer or state not in ("failed", "closed") or self._offer_due or self._description:
+        if peer is not self.peer:
             return
-        # A connection that fails closes itself. One that the other side closes is only made again if that did not
-        # know that this is the same peer.
-        is_lost = state == "failed" or asyncio.get_running_loop().time() < self._uncertain_until
+        if state == "connected":
+            self._backoff.opened()
+            self._reached = peer
+        if state not in ("failed", "closed") or self._offer_due or self._repair or isinstance(self._description, Offer):
+            return
+        # aiortc closes a connection whose path is broken. One that the other side closes is only made again if that did
+        # not know that this is the same peer.
+        is_uncertain = asyncio.get_running_loop().time() < self._uncertain_until
+        is_cut_off = peer is self._reached and not any(map(was_shut_down, _transports(peer.connection)))
+        is_lost = state == "failed" or is_cut_off or is_uncertain
         if self._grace is None and is_lost and self._mesh.offers_to(self.peer_id):
-            self.offer()
+            self._repair_later()
         elif state == "closed" or self._grace is not None:
             self._mesh.drop(self)
+
+    def _repair_later(self) -> None:
+        delay = self._backoff.delay(Loss("the path is broken", at_once=True))
+        if not delay:
+            self.offer()
+        elif not self._mesh.yields(self):
+            self._repair = asyncio.get_running_loop().call_later(delay, self.offer)
+
+    def _cancel_repair(self) -> None:
+        if self._repair is not None:
+            self._repair.cancel()
+            self._repair = None
 
     async def _work(self) -> None:
         while not self._stopped:
@@ -600,7 +658,7 @@ class _Link:
                 # is not logged: it may quote the description. One warning is enough for one peer.
                 level, self._level = self._level, logging.INFO
                 _log.log(level, "the negotiation with %s failed: %s", self.peer_id, type_and_line(error))
-                if not (self.is_connected or self._offer_due or self._description):
+                if not (self.is_connected or self._offer_due or self._repair or self._description):
                     self._give_up()
 
     def _give_up(self) -> None:
@@ -649,8 +707,9 @@ class _Link:
         if self._description is not None:
             return  # The other side offers meanwhile.
         self._offer_due = False
-        peer = self._mesh.begin(self, offers=True, channel=True)
-        await self._mesh.describe(self, peer, await peer.connection.createOffer())
+        peer = await self._mesh.begin(self, offers=True, channel=True)
+        if peer is not None:
+            await self._mesh.describe(self, peer, await peer.connection.createOffer())
 
     async def _answer(self, message: Offer) -> None:
         offer = from_payload(message)
@@ -661,14 +720,19 @@ class _Link:
                 self._give_up()
             return
         peer = self.peer
-        if peer is None or not _continues(peer.connection, offer):
+        if peer is not None and not _continues(peer.connection, offer):
+            peer = None
+        if peer is None:
             await self._mesh.await_turn(self)
             if self._description is not message:
                 return  # A newer one counts.
-            self._description = None
-            peer = self._mesh.begin(self, offers=False, channel="\nm=application " in offer.sdp)
         self._description = None
         self._offer_due = False
+        self._cancel_repair()
+        if peer is None:
+            peer = await self._mesh.begin(self, offers=False, channel="\nm=application " in offer.sdp)
+            if peer is None or isinstance(self._description, Offer):
+                return
         await peer.connection.setRemoteDescription(offer)
         for transceiver in _left_out(peer.connection):
             leave_out(transceiver)

@@ -12,3 +12,8 @@ def leave_out(transceiver: Any) -> None:
     none. So this sets the one that means no media; a later offer or answer replaces it.
     """
     transceiver._offerDirection = "inactive"
+
+
+def was_shut_down(transport: Any) -> bool:
+    """Return whether either side closed a DTLS transport on purpose. aiortc also closes one whose path is broken."""
+    return bool(transport._ssl.get_shutdown())

@@ -140,16 +140,14 @@ class Administration:
         return TopicPage([topic for topic in sizes if topic.peers], after)
 
     def _describe_topic(self, query: DescribeTopic) -> _Steps:
-        now, details = self._clock.seconds(), self._services.details or {}
+        now = self._clock.seconds()
         entries = []
         for number, peer in enumerate(self._topics.find(query.topic) or ()):
             if number and not number % _PEERS_PER_SLICE:
                 yield
-            known = details.get(peer.id)
-            subject, address = (known.subject, known.address) if known is not None else (None, None)
-            address = self._addresses.shown(address)
+            address = self._addresses.shown(peer.details.address if peer.details is not None else None)
             seconds = round(max(0.0, now - peer.joined_at), 3)
-            entries.append(PeerEntry(peer.id, peer.metadata, seconds, subject, address, peer.detached))
+            entries.append(PeerEntry(peer.id, peer.metadata, seconds, peer.subject, address, peer.detached))
         return TopicDescription(entries)
 
     def _remove_peer(self, query: RemovePeer) -> _Steps:
@@ -164,23 +162,22 @@ class Administration:
         if not query.block_seconds:
             removed = yield from _remove([peer], CloseCode.PEER_REMOVED, query.reason, LeaveReason.REMOVED)
             return PeersRemoved(removed)
-        known = (self._services.details or {}).get(peer.id)
-        # An empty one identifies nobody, as in ``session_owner``.
-        if known is None or not known.subject:
+        details = peer.details
+        # An empty subject identifies nobody, as in ``session_owner``.
+        if details is None or not details.subject:
             return PeersRemoved(obstacle=Obstacle.NO_SUBJECT)
-        block = BlockSubject(query.topic, known.subject, query.block_seconds, known.issuer, query.reason)
+        block = BlockSubject(query.topic, details.subject, query.block_seconds, details.issuer, query.reason)
         removal = yield from self._block_subject(block)
-        return PeersRemoved(removal.peers, subject=known.subject, issuer=known.issuer)
+        return PeersRemoved(removal.peers, subject=details.subject, issuer=details.issuer)
 
     def _block_subject(self, query: BlockSubject) -> Generator[None, None, PeersRemoved]:
         self._blocks.add(query.topic, query.subject, query.issuer, query.seconds)
-        details = self._services.details or {}
         owner = query.subject, query.issuer
-        peers = []
-        for peer in self._topics.find(query.topic) or ():
-            known = details.get(peer.id)
-            if known is not None and (known.subject, known.issuer) == owner:
-                peers.append(peer)
+        peers = [
+            peer
+            for peer in self._topics.find(query.topic) or ()
+            if peer.details is not None and (peer.details.subject, peer.details.issuer) == owner
+        ]
         removed = yield from _remove(peers, CloseCode.PEER_REMOVED, query.reason, LeaveReason.REMOVED)
         return PeersRemoved(removed)
 

@@ -216,7 +216,7 @@ class Node(Protocol):
 
 
 class PresenceListener(Protocol):
-    """What only a backplane knows about presence, for the observer of this server (``core/presence.py``)."""
+    """What only a backplane knows about presence, for the observer of this server (``core/presence_reporter.py``)."""
 
     def topic_opened(self, topic: str) -> None:
         """The store had no peer in the topic, and has one of this node."""

@@ -15,12 +15,13 @@ from signaling.admission.connection_limits import ConnectionLimits, ConnectionSl
 from signaling.core.blocks import Blocks
 from signaling.core.counters import Counters
 from signaling.core.grants import Grant
+from signaling.core.handoff_texts import resume_proof
 from signaling.core.ice import IceServers
 from signaling.core.interfaces import Backplane, IncomingSession, JoinTicket, ResumeProof
 from signaling.core.join_request import JoinRequest
 from signaling.core.peer import Peer, PeerDetails
-from signaling.core.presence import PresenceReporter
-from signaling.core.session import PeerSession, SessionConnection, resume_proof
+from signaling.core.presence_reporter import PresenceReporter
+from signaling.core.session import PeerSession, SessionConnection
 from signaling.core.session_registry import SessionRegistry
 from signaling.core.topics import MaxPeers, TopicMap
 from signaling.errors import CloseCode, ErrorCode, Refused, Rejected
@@ -267,10 +268,11 @@ class JoinAttempt:
             self._services.backplane.finish_join(self.request.topic, ticket.id, joined=joined)
 
     def _record_details(self, peer: Peer) -> None:
-        details, grant = self._services.details, self.request.grant
-        if details is not None and peer.topic is not None:
-            subject, issuer = (grant.subject, grant.issuer) if grant is not None else (None, None)
-            details[peer.id] = PeerDetails(self._client.text, subject, issuer)
+        grant = self.request.grant
+        subject, issuer = (grant.subject, grant.issuer) if grant is not None else (None, None)
+        address = self._client.text if self._services.records_addresses else None
+        # An idle peer has to be light, and most need none.
+        peer.details = PeerDetails(address, subject, issuer) if (address, subject) != (None, None) else None
 
     def _change_to(self, state: JoinState) -> None:
         if state not in TRANSITIONS[self.state]:
@@ -355,13 +357,13 @@ class JoinServices(Protocol):
     Attributes:
         crowd_size: from how many peers in a topic on joins take turns.
         blocks: who is kept out of topics.
-        details: of each peer, by its id; None if they are not recorded.
+        records_addresses: whether a peer's details have its address.
         presence: tells an observer who joins; None if there is none.
     """
 
     crowd_size: int
     blocks: Blocks
-    details: dict[str, PeerDetails] | None
+    records_addresses: bool
     presence: PresenceReporter | None
     topics: TopicMap[Peer]
     sessions: SessionRegistry

@@ -17,8 +17,6 @@ from signaling.admission.rate_limit import TokenBucket
 from signaling.core.messages import ClientMessage, MetadataUpdate
 from signaling.errors import Rejected
 from signaling.log.address_mask import OwnAddressMask
-from signaling.timing.clock import Clock
-from signaling.timing.fair_scheduler import FairScheduler
 
 # The subject of a token may be as long as a request.
 _MAX_SUBJECT_CHARACTERS = 256
@@ -26,48 +24,6 @@ _MAX_SUBJECT_CHARACTERS = 256
 _REFUSALS_PER_SECOND = 10.0
 _REFUSAL_BURST = 100
 _ERRORS_PER_SECOND = 1.0
-# Writing one line costs more CPU than closing one connection.
-_LINES_PER_PASS = 16
-_LINE_BURST = 64
-_LINES_PER_SECOND = 1000.0
-# A queued line holds about 500 bytes.
-_MAX_QUEUED_LINES = 10_000
-
-
-class PacedLog:
-    """Spreads a burst of log lines over several passes of the reactor, in order.
-
-    Thousands of peers may leave in one pass. Up to a rate, lines are written immediately; beyond it they are queued and
-    written a few in each pass. If the queue is full, lines are written immediately again.
-
-    Args:
-        clock: schedules the passes.
-    """
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._burst = TokenBucket(_LINES_PER_SECOND, _LINE_BURST)
-        self._queue: FairScheduler[Callable[[], None]] = FairScheduler(clock, _LINES_PER_PASS, lambda write: write())
-
-    def write(self, line: Callable[[], None]) -> None:
-        """Write a line now, or queue it.
-
-        Args:
-            line: called without arguments to write the line.
-        """
-        now = self._clock.seconds()
-        if len(self._queue) >= _MAX_QUEUED_LINES:
-            # A flood must not make the server's memory grow.
-            line()
-        elif self._queue or self._burst.available(now) < 1:
-            self._queue.add(line)
-        else:
-            self._burst.take(now)
-            line()
-
-    def flush(self) -> None:
-        """Write all queued lines."""
-        self._queue.finish()
 
 
 class _Repeated:
@@ -119,8 +75,6 @@ class Events:
         if addresses is not None and not addresses.in_full:
             publish = OwnAddressMask(publish, addresses)
         self.log = Logger(namespace="signaling", observer=FilteringLogObserver(publish, [self._predicate]))
-        # Of the peers that have one, by their ids, until they have left.
-        self._subjects: dict[str, str] = {}
         self.set_level(level)
         self._seconds = seconds
         self._refusals = TokenBucket(_REFUSALS_PER_SECOND, _REFUSAL_BURST)
@@ -129,56 +83,39 @@ class Events:
         self._login_errors = _Repeated(seconds)
         self._admin_refusals = _Repeated(seconds)
         self._observer_errors = _Repeated(seconds)
+        self._evictions = _Repeated(seconds)
 
     def set_level(self, level: NamedConstant) -> None:
-        """Log no event below ``level`` from now on; above info, the subjects of peers are forgotten."""
+        """Log no event below ``level`` from now on."""
         self._predicate.setLogLevelForNamespace("", level)
         self.debug = level <= LogLevel.debug
         self.info = level <= LogLevel.info
-        if not self.info:
-            # Who leaves is not reported then.
-            self._subjects.clear()
 
-    # Peers. Their subject, that of the token they joined with, is in each of their events.
+    # Peers. Each of their events has the subject: the owner of the peer's token, or None.
 
     def joined(self, peer: str, topic: str, address: str | None, subject: str | None = None) -> None:
-        """A peer joined.
-
-        Args:
-            subject: the owner of its token; None if there is none.
-        """
-        if subject is not None:
-            self._remember(peer, subject)
-        self._peer("joined", "{peer} joined {topic!r} from {address}", peer, topic, address=address)
+        """A peer joined."""
+        self._peer("joined", "{peer} joined {topic!r} from {address}", peer, topic, subject, address=address)
 
     def resumed(self, peer: str, topic: str, address: str | None, subject: str | None = None) -> None:
-        """A peer resumed its session on another connection; ``subject`` is as for ``joined``."""
-        if subject is not None:
-            self._remember(peer, subject)
-        self._peer("resumed", "{peer} resumed in {topic!r} from {address}", peer, topic, address=address)
+        """A peer resumed its session on another connection."""
+        self._peer("resumed", "{peer} resumed in {topic!r} from {address}", peer, topic, subject, address=address)
 
-    def handed_off(self, peer: str, topic: str) -> None:
+    def handed_off(self, peer: str, topic: str, subject: str | None = None) -> None:
         """A peer's session was handed off to another node, where the peer resumed it."""
-        self._peer("handed_off", "{peer} in {topic!r} was handed off to another node", peer, topic)
-        self._subjects.pop(peer, None)
+        self._peer("handed_off", "{peer} in {topic!r} was handed off to another node", peer, topic, subject)
 
     def rejected(self, topic: str, address: str | None, reason: str, subject: str | None = None) -> None:
-        """A client could not join, because the topic was full; ``subject`` is as for ``joined``."""
+        """A client could not join, because the topic was full or the client is blocked."""
         if self.info:
             text = "{address} was rejected from {topic!r}: {reason}"
             self._log(LogLevel.info, text, subject, event="rejected", topic=topic, address=address, reason=reason)
 
     def detached(self, peer: str, topic: str, reason: str, subject: str | None = None) -> None:
-        """A peer lost its connection and may resume.
+        """A peer lost its connection and may resume."""
+        self._peer("detached", "{peer} in {topic!r} was detached: {reason}", peer, topic, subject, reason=reason)
 
-        Args:
-            subject: as for ``joined``; None if it is that of an event before.
-        """
-        if subject is not None:
-            self._remember(peer, subject)
-        self._peer("detached", "{peer} in {topic!r} was detached: {reason}", peer, topic, reason=reason)
-
-    def left(self, peer: str, topic: str, reason: str, since: float) -> None:
+    def left(self, peer: str, topic: str, reason: str, since: float, subject: str | None = None) -> None:
         """A peer left its topic.
 
         Args:
@@ -186,16 +123,12 @@ class Events:
         """
         if self.info:
             text = "{peer} left {topic!r}: {reason}"
-            self._peer("left", text, peer, topic, reason=reason, duration=round(self._seconds() - since, 3))
-            self._subjects.pop(peer, None)
+            duration = round(self._seconds() - since, 3)
+            self._peer("left", text, peer, topic, subject, reason=reason, duration=duration)
 
-    def _peer(self, event: str, text: str, peer: str, topic: str, **fields: Any) -> None:
+    def _peer(self, event: str, text: str, peer: str, topic: str, subject: str | None, **fields: Any) -> None:
         if self.info:
-            self._log(LogLevel.info, text, self._subjects.get(peer), event=event, peer=peer, topic=topic, **fields)
-
-    def _remember(self, peer: str, subject: str) -> None:
-        if self.info:
-            self._subjects[peer] = _shortened(subject)
+            self._log(LogLevel.info, text, subject, event=event, peer=peer, topic=topic, **fields)
 
     def _log(self, level: NamedConstant, text: str, subject: str | None, **fields: Any) -> None:
         """Log an event of a client, with its subject if it has one."""
@@ -207,28 +140,28 @@ class Events:
 
     # Messages
 
-    def message(self, peer: str, outcome: ClientMessage | MetadataUpdate | Rejected) -> None:
+    def message(
+        self, peer: str, outcome: ClientMessage | MetadataUpdate | Rejected, subject: str | None = None
+    ) -> None:
         """A peer's message was relayed or taken, or the peer was sent an error."""
         if not self.debug:
             return
         if isinstance(outcome, Rejected):
-            text = "{peer} was sent the error {code}: {reason}"
-            self._of_peer(text, peer, event="error_sent", code=str(outcome.code), reason=outcome.text)
+            text, code = "{peer} was sent the error {code}: {reason}", str(outcome.code)
+            self._log(LogLevel.debug, text, subject, event="error_sent", peer=peer, code=code, reason=outcome.text)
         elif isinstance(outcome, MetadataUpdate):
-            text = "{peer} sent new metadata of {size} bytes"
-            self._of_peer(text, peer, event="metadata_update", size=len(outcome.metadata))
+            text, size = "{peer} sent new metadata of {size} bytes", len(outcome.metadata)
+            self._log(LogLevel.debug, text, subject, event="metadata_update", peer=peer, size=size)
         else:
-            text = "{peer} relayed {type} of {size} bytes to {to}"
-            size = len(outcome.payload or b"")
-            self._of_peer(text, peer, event="relayed", type=outcome.type, size=size, to=outcome.to)
+            text, size = "{peer} relayed {type} of {size} bytes to {to}", len(outcome.payload or b"")
+            self._log(
+                LogLevel.debug, text, subject, event="relayed", peer=peer, type=outcome.type, size=size, to=outcome.to
+            )
 
-    def token_renewed(self, peer: str) -> None:
+    def token_renewed(self, peer: str, subject: str | None = None) -> None:
         """A peer presented a new token in place of its old one."""
         if self.debug:
-            self._of_peer("{peer} renewed its token", peer, event="token_renewed")
-
-    def _of_peer(self, text: str, peer: str, **fields: Any) -> None:
-        self._log(LogLevel.debug, text, self._subjects.get(peer), peer=peer, **fields)
+            self._log(LogLevel.debug, "{peer} renewed its token", subject, event="token_renewed", peer=peer)
 
     # Requests
 
@@ -239,18 +172,32 @@ class Events:
             status: the HTTP status of the answer, or None if the connection was closed without one.
             subject: the owner of its token, if a token was checked before.
         """
+        shown = reason if status is None else f"{status} {reason}"
+        fields = {"address": address, "status": status, "reason": reason, "shown": shown}
+        self._refused("refused a request from {address}: {shown}", subject, event="refused", **fields)
+
+    def check_refused(self, address: str, status: int, reason: str) -> None:
+        """A check was answered that the client could not join; ``refused`` has the same 10 a second."""
+        text = "answered a check from {address}: {status} {reason}"
+        self._refused(text, None, event="check_refused", address=address, status=status, reason=reason)
+
+    def _refused(self, text: str, subject: str | None, **fields: Any) -> None:
         if self._refusals.available(self._seconds()) < 1:
             self._suppressed_refusals += 1
             return
         self._refusals.take(self._seconds())
         if self._suppressed_refusals:
             count, self._suppressed_refusals = self._suppressed_refusals, 0
-            text = "{count} more requests were refused and not logged"
-            self.log.info(text, event="refusals_suppressed", count=count)
-        shown = reason if status is None else f"{status} {reason}"
-        text = "refused a request from {address}: {shown}"
-        fields = {"address": address, "status": status, "reason": reason, "shown": shown}
-        self._log(LogLevel.info, text, subject, event="refused", **fields)
+            suppressed = "{count} more requests were refused and not logged"
+            self.log.info(suppressed, event="refusals_suppressed", count=count)
+        self._log(LogLevel.info, text, subject, **fields)
+
+    def connection_evicted(self, reason: str) -> None:
+        """A connection that had not joined was closed for a newer one; at most one line a second is logged."""
+        count = self._evictions.count()
+        if count:
+            text = "closed the oldest connection that had not joined, for a newer one: {reason} ({count} times)"
+            self.log.info(text, event="connections_evicted", reason=reason, count=count)
 
     def login_failed(self, reason: str) -> None:
         """The portal failed; at most one line a second is logged, for a client may cause one by each message.

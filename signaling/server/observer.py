@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.internet.defer import Deferred
 from zope.interface import Interface
 
-from signaling.core.presence import PeerJoined, PeerLeft, PeerUpdated, TopicClosed, TopicOpened
+from signaling.core.presence_events import PeerJoined, PeerLeft, PeerUpdated, TopicClosed, TopicOpened
 
 
 class IPresenceObserver(Interface):

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from signaling.core.presence import PresenceEvent
+from signaling.core.presence_events import PresenceEvent
 from signaling.log.events import Events
 from signaling.server.observer import IPresenceObserver
 from signaling.webhooks.interfaces import Answer, Sender

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from signaling.core.presence import PeerEvent, PeerJoined, PeerLeft, PeerUpdated, PresenceEvent, TopicOpened
+from signaling.core.presence_events import PeerEvent, PeerJoined, PeerLeft, PeerUpdated, PresenceEvent, TopicOpened
 
 MAX_BATCH_EVENTS = 100
 MAX_BATCH_BYTES = 256 * 1024

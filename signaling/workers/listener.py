@@ -17,6 +17,8 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from signaling.core.ice import IceServers
+from signaling.core.topic_rules import TopicRules
 from signaling.errors import StartError
 from signaling.limits import Limits
 from signaling.server.address_text import address_text
@@ -62,6 +64,17 @@ class WorkerListener(HttpFactory):
         self.asker: Asker = WorkerQueries(self.supervisor, self.router, are_nodes=settings.are_nodes)
         # A second request on a connection could be for a worker.
         self.site.most_requests = 1
+
+    def change(
+        self, *, ice_servers: IceServers | None = None, topic_rules: TopicRules | None = None, **more: Any
+    ) -> None:
+        """Change how the listener runs from now on, as ``HttpFactory.change``.
+
+        Args:
+            ice_servers: ignored, as the listener has no peers; the workers change theirs themselves.
+            topic_rules: ignored as well.
+        """
+        super().change(**more)
 
     def change_limits(self, limits: Limits) -> None:
         """Let other limits hold from now on; the workers change theirs themselves."""

@@ -523,6 +523,7 @@ class Supervisor:
     """
 
     def __init__(self, reactor: Any, settings: WorkerSettings, events: Events) -> None:
+        self._settings = settings
         self._workers = [Worker(reactor, settings, number, events) for number in range(settings.count)]
 
     def __iter__(self) -> Iterator[Worker]:
@@ -580,8 +581,13 @@ class Supervisor:
 
         return asked.addCallback(answered)
 
-    def apply_reload(self) -> None:
-        """Let all of them set what they have read."""
+    def apply_reload(self, in_force: bytes) -> None:
+        """Let all of them set what they have read.
+
+        Args:
+            in_force: ``WorkerSettings.in_force`` for those that start from now on.
+        """
+        self._settings.in_force = in_force
         for worker in self._workers:
             worker.apply_reload()
 

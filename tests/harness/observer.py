@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from signaling import IPresenceObserver
-from signaling.core.presence import PeerEvent, PeerLeft, PeerUpdated, PresenceEvent, TopicClosed, TopicOpened
+from signaling.core.presence_events import PeerEvent, PeerLeft, PeerUpdated, PresenceEvent, TopicClosed, TopicOpened
 
 
 def name(event: PresenceEvent) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +16,11 @@ from twisted.logger import globalLogPublisher
 from signaling.admin.site import AdminFactory
 from signaling.admin.tokens import AdminTokens
 from signaling.core.interfaces import Answers
+from signaling.core.peer import Peer
 from tests import issuer
 from tests.harness.memory_transport import MemoryTransport
+from tests.integration.access import enter
 from tests.integration.harness import Connection, Harness, response, upgrade
-from tests.integration.test_access import enter
 from tests.issuer import token
 
 TOKEN = "one-token-0123456789"
@@ -207,11 +209,17 @@ def test_the_address_of_a_peer_is_shown_as_in_the_log(detail: str, shown: dict[s
 
 def test_nothing_stays_recorded_of_peers_that_left(port: AdminPort) -> None:
     peers = [port.harness.join("room") for _ in range(3)]
-    assert len(port.harness.factory.details or ()) == 3
+    ids = {peer.id for peer in peers}
+
+    def kept() -> set[str]:
+        gc.collect()
+        return {each.id for each in gc.get_objects() if isinstance(each, Peer)} & ids
+
+    assert kept() == ids
     peers[0].leave()
     peers[1].reset()
     port.request("DELETE", f"/v1/topics/room/peers/{peers[2].id}")
-    assert port.harness.factory.details == {}
+    assert kept() == set()
 
 
 def test_a_head_request_has_the_headers_of_a_get(port: AdminPort) -> None:

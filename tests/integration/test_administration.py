@@ -220,10 +220,17 @@ def test_the_peers_of_a_topic_are_described_in_joining_order() -> None:
     assert ask(harness, DescribeTopic("other")).peers == []
 
 
-def test_nothing_is_recorded_of_a_peer_unless_that_is_asked_for() -> None:
+@pytest.mark.parametrize("notices", [False, True])
+def test_an_address_is_recorded_only_if_that_is_asked_for(notices: bool) -> None:
+    harness = Harness(notices=notices)
+    harness.join("room")
+    [entry] = ask(harness, DescribeTopic("room")).peers
+    assert (entry.address is not None) is notices
+
+
+def test_without_a_portal_nobody_can_be_blocked() -> None:
     harness = Harness()
     harness.join("room")
-    assert harness.factory.details is None
     with pytest.raises(ValueError, match="portal"):
         harness.factory.kick("room", "peer", block_seconds=60)
 

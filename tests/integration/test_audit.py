@@ -12,12 +12,12 @@ from twisted.internet.error import ConnectionLost
 from twisted.logger import LogLevel, eventAsText, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
-from signaling.log import events as log
+from signaling.log import paced_log
 from signaling.log.forwarding import decode, encode
 from signaling.log.json_format import format_json
 from tests import issuer
+from tests.integration.access import Session, enter
 from tests.integration.harness import Harness, upgrade
-from tests.integration.test_access import Session, enter
 from tests.issuer import token
 
 MakeHarness = Callable[..., Harness]
@@ -97,8 +97,8 @@ def test_of_many_that_lose_their_connections_at_once_each_is_detached_and_then_l
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, events: list[Any], end: str
 ) -> None:
     # Most lines wait for later passes of the reactor.
-    monkeypatch.setattr(log, "_LINE_BURST", 3)
-    monkeypatch.setattr(log, "_LINES_PER_PASS", 1)
+    monkeypatch.setattr(paced_log, "_LINE_BURST", 3)
+    monkeypatch.setattr(paced_log, "_LINES_PER_PASS", 1)
     server = Harness(portal=issuer.portal(tmp_path), resume_window_seconds=WINDOW)
     peers = [enter(server, token(sub="Ada")) for _ in range(8)]
     for peer in peers:
@@ -112,6 +112,16 @@ def test_of_many_that_lose_their_connections_at_once_each_is_detached_and_then_l
     expected = [("joined", "Ada"), ("detached", "Ada"), ("left", "Ada")]
     for peer in peers:
         assert subjects([event for event in events if event.get("peer") == peer.id], *dict(expected)) == expected
+
+
+def test_a_peer_that_joined_while_the_log_was_silent_is_named(
+    make_server: MakeHarness, tmp_path: Path, events: list[Any]
+) -> None:
+    server = make_server(portal=issuer.portal(tmp_path), log_level=LogLevel.warn)
+    peer = enter(server, token(sub="Ada"))
+    server.factory.change(log_level=LogLevel.info)
+    peer.leave()
+    assert subjects(events, "joined", "left") == [("left", "Ada")]
 
 
 def test_a_client_of_a_full_topic_is_named(harness: Harness, events: list[Any]) -> None:

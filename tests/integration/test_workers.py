@@ -261,7 +261,7 @@ def test_a_reload_is_prepared_once_all_workers_have_read_it(harness: WorkersHarn
     assert reload.reasons == []
     reload.answer(1)
     assert reload.reasons == [[]]
-    harness.listener.supervisor.apply_reload()
+    harness.listener.supervisor.apply_reload(b"")
     assert [process.received() for process in harness.processes] == [[b"U"], [b"U"]]
 
 

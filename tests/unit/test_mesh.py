@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 from aiortc import RTCSessionDescription
+from OpenSSL import SSL
 
 from signaling.client import mesh as module
 from signaling.client.connection import Signaling
@@ -81,6 +82,8 @@ class FakeTransport:
 
     def __init__(self) -> None:
         self.state = "new"
+        self.shutdown = 0
+        self._ssl = SimpleNamespace(get_shutdown=lambda: self.shutdown)
         self._changed: list[Callable[[], None]] = []
 
     def on(self, event: str, listener: Callable[[], None]) -> None:
@@ -166,6 +169,17 @@ class FakeConnection:
         self.candidates += 1
 
     async def close(self) -> None:
+        if self.connectionState == "connected":
+            self.sctp.transport.shutdown = SSL.SENT_SHUTDOWN
+        self.become("closed")
+
+    def lose_path(self) -> None:
+        """End as aiortc does if the path to the other peer breaks."""
+        self.become("closed")
+
+    def end_by_peer(self) -> None:
+        """End as aiortc does if the other side closes the connection."""
+        self.sctp.transport.shutdown = SSL.RECEIVED_SHUTDOWN
         self.become("closed")
 
 
@@ -529,6 +543,145 @@ def test_a_failed_connection_is_made_again_by_the_side_that_offers() -> None:
     play(scenario())
 
 
+def test_a_connection_whose_path_broke_is_made_again_by_the_side_that_offers() -> None:
+    async def scenario() -> None:
+        topic = Topic("b")
+        peers = [await topic.connect("a")]
+        await topic.join("c")
+        await topic.offer("c", "c")
+        peers.append(topic.mesh.peers["c"])
+        peers[1].connection.become("connected")
+        for peer in peers:
+            cast("Any", peer.connection).lose_path()
+        await asyncio.sleep(1)
+        assert topic.sent == [("offer", "a"), ("answer", "c"), ("offer", "a")]
+        assert list(topic.mesh.peers) == ["a"]
+        # The other side of the second one notices it later.
+        await topic.offer("c", "c2")
+        assert topic.sent[-1] == ("answer", "c")
+        assert topic.mesh.peers["c"] not in peers
+        await topic.end()
+
+    play(scenario())
+
+
+def test_a_connection_that_the_other_side_of_it_closed_is_not_made_again() -> None:
+    async def scenario() -> None:
+        topic = Topic("b")
+        peer = await topic.connect("a")
+        cast("Any", peer.connection).end_by_peer()
+        await asyncio.sleep(1_000)
+        assert (topic.sent, topic.mesh.peers) == ([("offer", "a")], {})
+        await topic.end()
+
+    play(scenario())
+
+
+def test_a_connection_that_the_application_closed_is_not_made_again() -> None:
+    async def scenario() -> None:
+        topic = Topic("b")
+        peer = await topic.connect("a")
+        await peer.connection.close()
+        await asyncio.sleep(1_000)
+        assert (topic.sent, topic.mesh.peers) == ([("offer", "a")], {})
+        await topic.end()
+
+    play(scenario())
+
+
+async def fail(topic: Topic, peer_id: str) -> None:
+    """Let a peer answer, and its connection fail."""
+    await topic.event(Answer(peer_id, {"sdp": sdp(peer_id)}))
+    connection = cast("FakeConnection", topic.mesh.peers[peer_id].connection)
+    connection.become("failed")
+
+
+def test_connections_to_a_peer_that_cannot_be_reached_are_made_ever_more_rarely() -> None:
+    async def scenario() -> None:
+        topic = Topic("b")
+        peer = await topic.connect("a")
+        cast("Any", peer.connection).lose_path()
+        await asyncio.sleep(0.1)
+        times = []
+        while len(FakeConnection.made) < 12:
+            made = len(FakeConnection.made)
+            await fail(topic, "a")
+            while len(FakeConnection.made) == made:
+                await asyncio.sleep(0.1)
+            times.append(asyncio.get_running_loop().time())
+        pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
+        for pause, most in zip(pauses, [16, 32, *[60] * 8], strict=False):
+            assert most / 2 <= pause <= most + 1
+        # Once it is reached, the next one is made at once.
+        topic.sent.clear()
+        await topic.event(Answer("a", {"sdp": sdp("a")}))
+        found = cast("Any", topic.mesh.peers["a"].connection)
+        found.become("connected")
+        await asyncio.sleep(10)
+        found.lose_path()
+        await asyncio.sleep(0.1)
+        assert topic.sent == [("offer", "a")]
+        await topic.end()
+
+    play(scenario())
+
+
+@pytest.mark.parametrize("ending", ["leaves", "offers", "comes back", "comes back and offers"])
+def test_a_pause_before_the_next_connection_ends_with_what_the_peer_does(ending: str) -> None:
+    async def scenario() -> None:
+        topic = Topic("b")
+        await topic.join("a", "ada")
+        await fail(topic, "a")
+        await asyncio.sleep(0.1)
+        await fail(topic, "a")
+        topic.sent.clear()
+        expected = []
+        match ending:
+            case "leaves":
+                await topic.event(PeerLeft("a"))
+            case "offers":
+                await topic.offer("a", "new")
+                topic.mesh.peers["a"].connection.become("connected")
+                expected = [("answer", "a")]
+            case "comes back":
+                await topic.join("a2", "ada")
+                await topic.event(PeerLeft("a"))
+                await topic.event(Answer("a2", {"sdp": sdp("a2")}))
+                topic.mesh.peers["a2"].connection.become("connected")
+                expected = [("offer", "a2")]
+            case "comes back and offers":
+                await topic.join("c", "ada")
+                await topic.event(PeerLeft("a"))
+                assert topic.mesh.peers == {}
+                await topic.offer("c", "new")
+                topic.mesh.peers["c"].connection.become("connected")
+                expected = [("answer", "c")]
+        await asyncio.sleep(1_000)
+        assert topic.sent == expected
+        await topic.end()
+
+    play(scenario())
+
+
+def test_in_a_full_mesh_a_peer_that_cannot_be_reached_gives_its_place_to_one_that_waits() -> None:
+    async def scenario() -> None:
+        topic = Topic("z", max_connections=1)
+        await topic.join("a")
+        await topic.join("b")
+        await fail(topic, "a")
+        await asyncio.sleep(0.1)
+        await fail(topic, "a")
+        await asyncio.sleep(2)
+        assert list(topic.mesh.peers) == ["b"]
+        # It waits in its turn.
+        await topic.event(PeerLeft("b"))
+        await asyncio.sleep(2)
+        assert list(topic.mesh.peers) == ["a"]
+        await topic.end()
+
+    play(scenario())
+
+
 def test_an_offer_without_an_answer_is_repeated_ever_more_rarely() -> None:
     async def scenario() -> None:
         topic = Topic("b")
@@ -641,7 +794,7 @@ def test_an_application_that_fails_to_prepare_is_not_asked_again(caplog: pytest.
     assert "oops" in caplog.text
 
 
-@pytest.mark.parametrize("code", ["invalid_message", "forbidden"])
+@pytest.mark.parametrize("code", ["too_large", "forbidden"])
 def test_a_description_that_is_refused_is_not_sent_again(code: str, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         topic = Topic("c")
@@ -730,6 +883,128 @@ def test_a_listener_that_fails_costs_no_connection(caplog: pytest.LogCaptureFixt
         peer = await topic.connect("a")
         cast("FakeChannel", peer.channel).listeners["message"]("hello")
         assert topic.mesh.peers == {"a": peer}
+        await topic.end()
+
+    play(scenario())
+    assert "oops" in caplog.text
+
+
+def test_listeners_may_be_coroutine_functions() -> None:
+    async def scenario() -> None:
+        events: list[object] = []
+
+        async def note(*what: object) -> None:
+            await asyncio.sleep(1)
+            events.append(what)
+
+        topic = Topic("b", on_open=note, on_data=note, on_update=note, on_notice=note)
+        peer = await topic.connect("a")
+        listeners = cast("FakeChannel", peer.channel).listeners
+        listeners["open"]()
+        listeners["message"]("one")
+        listeners["message"]("two")
+        await topic.event(PeerUpdated("a", {"name": "Ada"}))
+        await topic.event(Notice("soon"))
+        assert events == []
+        # One listener does not wait for another one.
+        await asyncio.sleep(1.1)
+        assert events == [(peer,), (peer, "one"), (peer,), ("soon",)]
+        await asyncio.sleep(1)
+        assert events[4:] == [(peer, "two")]
+        listeners["message"]("three")
+        await topic.end()
+        await asyncio.sleep(2)
+        assert len(events) == 5
+
+    play(scenario())
+
+
+def test_a_listener_that_does_not_end_is_cancelled_a_minute_after_the_connection() -> None:
+    async def scenario() -> None:
+        ended: list[float] = []
+
+        async def hear(peer: MeshPeer, data: str | bytes) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.append(asyncio.get_running_loop().time())
+
+        topic = Topic("b", on_data=hear)
+        peer = await topic.connect("a")
+        cast("FakeChannel", peer.channel).listeners["message"]("one")
+        await topic.event(PeerLeft("a"))
+        left = asyncio.get_running_loop().time()
+        await asyncio.sleep(module.GRACE_SECONDS + 1)
+        assert ended == [pytest.approx(left + module.GRACE_SECONDS, abs=0.1)]
+        await topic.end()
+
+    play(scenario())
+
+
+def test_a_negotiation_waits_for_prepare() -> None:
+    async def prepare(peer: MeshPeer) -> None:
+        await asyncio.sleep(1)
+        add_track(peer)
+
+    async def scenario() -> None:
+        topic = Topic("b", prepare=prepare)
+        await topic.join("a")
+        await topic.join("c")
+        await topic.event(Offer("c", {"sdp": sdp("c", "video 9 UDP/TLS/RTP/SAVPF 96")}))
+        assert topic.sent == []
+        await asyncio.sleep(1)
+        assert sorted(topic.sent) == [("answer", "c"), ("offer", "a")]
+        answering = cast("Any", topic.mesh.peers["c"].connection)
+        assert [each.mid for each in answering.transceivers] == ["theirs"]
+        await topic.end()
+
+    play(scenario())
+
+
+@pytest.mark.parametrize("what", ["another offer", "a new id", "leaves"])
+def test_what_happens_while_an_application_prepares_counts(what: str) -> None:
+    cancelled: list[str] = []
+
+    async def prepare(peer: MeshPeer) -> None:
+        try:
+            await asyncio.sleep(1)
+        except asyncio.CancelledError:
+            cancelled.append(peer.id)
+            raise
+
+    async def scenario() -> None:
+        topic = Topic("b", prepare=prepare)
+        await topic.join("c")
+        await topic.offer("c", "one")
+        match what:
+            case "another offer":
+                await topic.offer("c", "two")
+                await asyncio.sleep(3)
+                assert topic.sent == [("answer", "c")]
+                assert "sha-256 two" in topic.mesh.peers["c"].connection.remoteDescription.sdp
+            case "a new id":
+                await topic.event(Welcome("d"))
+                await asyncio.sleep(3)
+                # From now on, this side offers.
+                assert topic.sent[-1] == ("offer", "c")
+            case "leaves":
+                await topic.event(PeerLeft("c"))
+                await asyncio.sleep(3)
+                assert (topic.sent, topic.mesh.peers, cancelled) == ([], {}, ["c"])
+        await topic.end()
+
+    play(scenario())
+
+
+def test_a_coroutine_function_that_fails_to_prepare_is_not_asked_again(caplog: pytest.LogCaptureFixture) -> None:
+    async def prepare(peer: MeshPeer) -> None:
+        raise RuntimeError("oops")
+
+    async def scenario() -> None:
+        topic = Topic("b", prepare=prepare)
+        await topic.join("a")
+        await asyncio.sleep(1_000)
+        assert (topic.sent, topic.mesh.peers) == ([], {})
         await topic.end()
 
     play(scenario())

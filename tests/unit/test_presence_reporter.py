@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
-from signaling.core.presence import Origin, PresenceReporter
+from signaling.core.presence_reporter import Origin, PresenceReporter
 from signaling.errors import LeaveReason
 from tests.harness.observer import RecordingObserver
 

@@ -17,7 +17,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel
 
-from signaling.core.presence import PeerJoined, PeerLeft, PresenceReporter
+from signaling.core.presence_events import PeerJoined, PeerLeft
+from signaling.core.presence_reporter import PresenceReporter
 from signaling.errors import LeaveReason
 from signaling.log.events import Events
 from signaling.webhooks.delivery import STOP_SECONDS, TRANSITIONS, DeliveryState, Webhooks

@@ -625,11 +625,14 @@ class OwnMetadata {
     this.#end("dropped", "this peer left");
   }
 
-  /** The server does not take what is wanted: goes back to the last join's; returns whether that is different. */
+  /** Whether the next attempt differs from the last join. */
+  get isRevertible() {
+    return this.#wanted !== this.#joined;
+  }
+
+  /** The server does not take what is wanted: goes back to the last join's. */
   revert() {
-    const changes = this.#wanted !== this.#joined;
     this.#wanted = this.#joined;
-    return changes;
   }
 
   /** An update has an outcome: returns who waits for that; undefined if nobody does. */
@@ -654,54 +657,38 @@ class OwnMetadata {
 const notUpdated = (code, message) => Object.assign(new Error(`the metadata was not updated: ${message}`), { code });
 
 /**
- * Asks a server why it refuses connections, because browsers hide the status of a failed handshake. It is asked once for a
- * streak of failures, and again if the streak is long.
+ * Asks a server why it refuses connections, because browsers hide the status of a failed handshake.
+ *
+ * @param url - of the attempt, with its query and without the session.
+ * @returns a promise of {status, reason, retryAfter?}; of undefined if the server would accept the connection, or if the
+ *   answer is not that of a signaling server: a proxy in between may be wrong for a moment.
  */
-class Diagnosis {
-  #checkedAt = -Infinity;
-
-  /** A streak has ended, or there is another token. */
-  reset() {
-    this.#checkedAt = -Infinity;
-  }
-
-  get isDue() {
-    return performance.now() - this.#checkedAt >= MS.checkAgain;
-  }
-
-  /**
-   * @param url - of the WebSocket, with its query.
-   * @returns a promise of {status, reason, retryAfter?}; of undefined if the server would accept the connection or does not
-   *   answer in its own form: a proxy in between may be wrong for a moment.
-   */
-  async ask(url, token, signal) {
-    const checked = new URL(url);
-    checked.protocol = checked.protocol.replace("ws", "http");
-    // To its own server a page sends its origin with an upgrade only.
-    checked.search += `&check=${encodeURIComponent(globalThis.location?.origin ?? "")}`;
-    this.#checkedAt = performance.now();
-    const limit = new AbortController();
-    const stop = () => limit.abort();
-    signal.addEventListener("abort", stop, { once: true });
-    const timer = setTimeout(stop, MS.check);
-    try {
-      const response = await fetch(checked, {
-        headers: token ? { Authorization: `Bearer ${token}` } : {},
-        credentials: "omit",
-        cache: "no-store",
-        redirect: "error",
-        signal: limit.signal,
-      });
-      const { status, reason, retryAfter } = JSON.parse(await textOf(response.body));
-      if (status !== response.status || status < 400 || !isText(reason)) return undefined;
-      return { status, reason: reason.slice(0, MAX_REASON), ...(isSeconds(retryAfter) && { retryAfter }) };
-    } catch {
-      return undefined;
-    } finally {
-      clearTimeout(timer);
-      signal.removeEventListener("abort", stop);
-      limit.abort(); // Nothing more of a long body is read.
-    }
+async function askWhy(url, token, signal) {
+  const checked = new URL(url);
+  checked.protocol = checked.protocol.replace("ws", "http");
+  // To its own server a page sends its origin with an upgrade only.
+  checked.search += `&check=${encodeURIComponent(globalThis.location?.origin ?? "")}`;
+  const limit = new AbortController();
+  const stop = () => limit.abort();
+  signal.addEventListener("abort", stop, { once: true });
+  const timer = setTimeout(stop, MS.check);
+  try {
+    const response = await fetch(checked, {
+      headers: token ? { Authorization: `Bearer ${token}` } : {},
+      credentials: "omit",
+      cache: "no-store",
+      redirect: "error",
+      signal: limit.signal,
+    });
+    const { status, reason, retryAfter } = JSON.parse(await textOf(response.body));
+    if (status !== response.status || status < 400 || !isText(reason)) return undefined;
+    return { status, reason: reason.slice(0, MAX_REASON), ...(isSeconds(retryAfter) && { retryAfter }) };
+  } catch {
+    return undefined;
+  } finally {
+    clearTimeout(timer);
+    signal.removeEventListener("abort", stop);
+    limit.abort(); // Nothing more of a long body is read.
   }
 }
 
@@ -717,100 +704,196 @@ async function textOf(body) {
   return "";
 }
 
-/** Decides what follows when a connection has ended or was refused, and how long to wait; without I/O. */
+// The states of `Retry`. Each event leads to a decision, and so to a state:
+//
+// | in             | event                                                              | decision  | next   |
+// |----------------|--------------------------------------------------------------------|-----------|--------|
+// | TRYING         | `opened`: the peer list has arrived                                |           | OPEN   |
+// | TRYING, OPEN   | `lost`, by the end of this peer's stay or the tenth first failure  | `end`     | ENDED  |
+// | TRYING         | `lost` without a reason, and the server was not asked for 5 min    | `ask`     | ASKING |
+// | TRYING, OPEN   | `lost`, refused for a token or metadata, and there is another      | `connect` | TRYING |
+// | TRYING, OPEN   | `lost`, refused for good, or the page wants no other connection    | `end`     | ENDED  |
+// | TRYING, OPEN   | `lost` otherwise                                                   | `wait`    | PAUSED |
+// | ASKING         | `answered`: as after `lost`, but the server is not asked again     |           |        |
+// | ASKING, PAUSED | `woken`, and no `retryAfter` of the server is left                 | true      |        |
+// | any            | `tries`: the pause is over, or the network is back                 |           | TRYING |
+const TRYING = "trying"; // an attempt is being made: from the token function to the peer list
+const OPEN = "open";
+const ASKING = "asking"; // the server is asked why an attempt failed
+const PAUSED = "paused"; // the next attempt comes later
+const ENDED = "ended";
+
+/**
+ * Decides what follows when a connection was lost or refused; without I/O.
+ *
+ * A decision has a `reason` for a person, and `next`:
+ * - `ask`: ask the server why, and pass the answer to `answered`; with `retryInMs` if another attempt follows in any case
+ * - `connect`: at once, with another token, or with the former metadata if `isReverted`
+ * - `wait`: connect again in `retryInMs`
+ * - `end`: for good
+ *
+ * It has a `refusal` if the server refuses connections, and that is to be reported.
+ */
 class Retry {
-  #backoff; // {first, most}, in milliseconds
+  #first; // pause, in milliseconds
+  #most;
+  #reconnects;
   #isRenewable; // whether there may be another token
+  #hasOpened = false;
+  #state = TRYING;
+  #since; // when the state began
+  #loss; // while ASKING
+
   #isServerThere = false; // whether it has accepted a connection, or said why not now: its address is right
   #attempts = 0; // that failed in a row, and the loss before them
-  #openedAt; // of the open connection
+  #askedAt = -Infinity; // when the server was asked why in this row
+  #retryAfterMs = 0; // as the server said in this row
+  #notBefore = 0; // when that is over
   #hasExpired = false; // whether the token of a connection did, and none has lasted since
   #wasAskedAnew = false; // whether the token was asked for again because it was refused
-  #retryAfterMs = 0; // as the server said in this streak of failures
-  #notBefore = 0; // when that is over
 
-  constructor(backoff, isRenewable) {
-    this.#backoff = { first: 500, most: 30_000, ...backoff };
+  constructor({ first = 500, most = 30_000 } = {}, reconnects, isRenewable) {
+    this.#first = first;
+    this.#most = most;
+    this.#reconnects = reconnects;
     this.#isRenewable = isRenewable;
   }
 
-  /** The handshake succeeded, so the token is right. */
+  /** An attempt begins. */
+  tries() {
+    this.#enter(TRYING);
+  }
+
+  /** The handshake succeeded, so the address and the token are right. */
   accepted() {
     this.#isServerThere = true;
     this.#wasAskedAnew = false;
     this.#retryAfterMs = 0;
+    this.#askedAt = -Infinity;
   }
 
   opened() {
-    this.#openedAt = performance.now();
+    this.#hasOpened = true;
+    this.#enter(OPEN);
   }
 
-  /** The network may be back; returns whether a client that waits may try again now. */
+  /** The network may be back; returns whether the next attempt is to be made now. */
   woken() {
     this.#attempts = 0;
-    return performance.now() >= this.#notBefore;
+    this.#askedAt = -Infinity;
+    const isPausing = this.#state === PAUSED || (this.#state === ASKING && this.#reconnects && !this.#loss.refusal);
+    return isPausing && performance.now() >= this.#notBefore;
   }
 
   /**
    * The connection, or the attempt to make one, has ended.
    *
-   * @param refusal - the server's answer, as far as it is known.
-   * @returns `refusal`, if the server refused this peer, or `why` it is hopeless; neither if the client is to try again later.
+   * @param loss - `code` and `reason`; `refusal`, as far as the answer of the server is known; and `isUnexplained`: whether
+   *   there may be an answer that is hidden.
+   * @param isRevertible - whether the next attempt could be made with the metadata of an earlier one.
    */
-  failed({ code, reason }, refusal) {
-    const lastedMs = this.#openedAt === undefined ? 0 : performance.now() - this.#openedAt;
-    this.#openedAt = undefined;
+  lost(loss, isRevertible) {
+    const lastedMs = this.#state === OPEN ? performance.now() - this.#since : 0;
     if (lastedMs >= MS.stable) {
       this.#attempts = 0;
       this.#hasExpired = false;
     }
-    if (DISMISSALS.has(code)) return { refusal: { status: code, reason: reason.slice(0, MAX_REASON) } };
+    const { code, reason } = loss;
+    if (DISMISSALS.has(code)) return this.#refused({ status: code, reason: reason.slice(0, MAX_REASON) }, loss);
     if (code === TOKEN_EXPIRED && this.#isRefusal(lastedMs)) {
       this.#attempts = 0;
-      return { refusal: { status: 401, reason: "the token has expired" } };
+      return this.#refused({ status: 401, reason: "the token has expired" }, loss);
     }
     this.#attempts++;
-    if (refusal || this.#isServerThere || this.#attempts < MAX_FIRST_ATTEMPTS) return { refusal };
-    return { why: `no connection in ${MAX_FIRST_ATTEMPTS} attempts: is the server there, and is its address right?` };
+    if (!loss.refusal && !this.#isServerThere && this.#attempts >= MAX_FIRST_ATTEMPTS) {
+      const why = `no connection in ${MAX_FIRST_ATTEMPTS} attempts: is the server there, and is its address right?`;
+      return this.#end(`${why} (${reason})`);
+    }
+    if (loss.isUnexplained && performance.now() - this.#askedAt >= MS.checkAgain) return this.#ask(loss);
+    return loss.refusal ? this.#refused(loss.refusal, loss, isRevertible) : this.#unrefused(loss);
+  }
+
+  /** The server was asked why. Without an answer, the next attempt comes as late as without the question. */
+  answered(answer, isRevertible) {
+    const loss = this.#loss;
+    const refusal = answer ?? loss.refusal;
+    if (refusal) return this.#refused(refusal, loss, isRevertible);
+    return this.#unrefused(loss, Math.max(0, loss.retryInMs - (performance.now() - this.#since)));
+  }
+
+  #enter(state) {
+    this.#state = state;
+    this.#since = performance.now();
+  }
+
+  #ask(loss) {
+    this.#enter(ASKING);
+    this.#askedAt = this.#since;
+    this.#retryAfterMs = 0; // It will say that again.
+    const retryInMs = this.#pauseMs(loss.code);
+    this.#loss = { ...loss, retryInMs };
+    return { next: "ask", reason: loss.reason, ...(this.#reconnects && !loss.refusal && { retryInMs }) };
+  }
+
+  #refused(refusal, { code }, isRevertible) {
+    const { status, reason, retryAfter = 0 } = refusal;
+    if (this.#reconnects && isRevertible && OF_THE_URL.includes(status)) return this.#connect({ reason, isReverted: true });
+    if (UNAUTHORIZED.includes(status) && this.#mayRenew && !this.#wasAskedAnew) {
+      this.#wasAskedAnew = true;
+      return this.#connect({ reason });
+    }
+    const isFinal = DISMISSALS.has(status) || (status >= 400 && status < 500 && !MOMENTARY.includes(status));
+    if (isFinal || !this.#reconnects) return this.#end(reason, refusal);
+    this.#isServerThere = true;
+    this.#retryAfterMs = Math.min(MS.mostRetryAfter, retryAfter * 1000);
+    this.#notBefore = performance.now() + this.#retryAfterMs;
+    return this.#pause({ reason, retryInMs: this.#pauseMs(code), refusal });
+  }
+
+  #unrefused({ code, reason }, retryInMs = this.#pauseMs(code)) {
+    return this.#reconnects ? this.#pause({ reason, retryInMs }) : this.#end(reason);
+  }
+
+  #connect(decision) {
+    this.#enter(TRYING);
+    this.#askedAt = -Infinity; // The attempt may be refused for another reason.
+    return { next: "connect", ...decision };
+  }
+
+  #pause(decision) {
+    this.#enter(PAUSED);
+    return { next: "wait", ...decision };
+  }
+
+  #end(reason, refusal) {
+    this.#enter(ENDED);
+    return { next: "end", reason, refusal };
   }
 
   /** Whether an expired token counts as refused, and not as a loss, after which another one is asked for with backoff. */
   #isRefusal(lastedMs) {
     const isTooSoon = lastedMs < MS.expiry || this.#hasExpired;
     this.#hasExpired = true;
-    return !isTooSoon || !this.#isRenewable;
+    return !isTooSoon || !this.#mayRenew;
   }
 
-  /** The server refused this peer: returns whether to `renew` the token, to `end`, or to `wait` and try again. */
-  refused({ status, retryAfter = 0 }) {
-    if (UNAUTHORIZED.includes(status) && this.#isRenewable && !this.#wasAskedAnew) {
-      this.#wasAskedAnew = true;
-      return "renew";
-    }
-    if (DISMISSALS.has(status) || (status >= 400 && status < 500 && !MOMENTARY.includes(status))) return "end";
-    this.#isServerThere = true;
-    this.#retryAfterMs = Math.min(MS.mostRetryAfter, retryAfter * 1000);
-    this.#notBefore = performance.now() + this.#retryAfterMs;
-    return "wait";
-  }
-
-  /** The server is asked anew: how long it wanted to be left alone is over. */
-  asks() {
-    this.#retryAfterMs = 0;
+  /** Whether another token may be presented: without a connection so far, that is no reconnect. */
+  get #mayRenew() {
+    return this.#isRenewable && (this.#reconnects || !this.#hasOpened);
   }
 
   /** Milliseconds to the next attempt. */
-  delay(code) {
+  #pauseMs(code) {
     const backoffMs = this.#backoffMs(code);
     // Clients that were told the same time do not all come back at the same moment.
     return this.#retryAfterMs ? Math.max(backoffMs, this.#retryAfterMs + Math.random() * backoffMs) : backoffMs;
   }
 
   #backoffMs(code) {
-    const { first, most } = this.#backoff;
-    const span = Math.min(most, first * 2 ** Math.max(0, this.#attempts - 1));
+    const most = this.#most;
+    const span = Math.min(most, this.#first * 2 ** Math.max(0, this.#attempts - 1));
     // A server that stops closes all connections at once: spread the reconnects.
-    if (code === 1001 || code === 1012) return Math.random() * Math.min(most, Math.max(span, first * 4));
+    if (code === 1001 || code === 1012) return Math.random() * Math.min(most, Math.max(span, this.#first * 4));
     if (code === 1008) return less(most);
     return less(code === 1013 ? Math.max(span, most / 4) : span);
   }
@@ -863,7 +946,6 @@ export class Signaling extends EventTarget {
   #own; // metadata
   #updateTimer; // of the update that is under way
   #maxMessageBytes;
-  #reconnect;
   #retry;
   #state = "connecting";
   #selfId = "";
@@ -888,7 +970,6 @@ export class Signaling extends EventTarget {
   #credential;
   #presented; // the token of the current attempt
   #renewal;
-  #diagnosis;
 
   #resumeToken;
   #seen = 0;
@@ -915,15 +996,13 @@ export class Signaling extends EventTarget {
     this.#url = address;
     this.#own = new OwnMetadata(shown);
     this.#maxMessageBytes = options.maxMessageBytes ?? MAX_MESSAGE_BYTES;
-    this.#reconnect = options.reconnect ?? true;
     this.#credential = new Credential(token, this.#url);
-    this.#retry = new Retry(options.backoff, this.#credential.isRenewable && this.#reconnect);
+    this.#retry = new Retry(options.backoff, options.reconnect ?? true, this.#credential.isRenewable);
     this.#renewal = new Renewal(
       this.#credential,
       (message) => this.#socket.send(JSON.stringify(message)),
       (message) => emit(this, "error", { type: "error", code: "invalid_token", message }),
     );
-    this.#diagnosis = new Diagnosis();
     if (options.secret !== undefined) this.#share(options.secret);
     this.#ready = new Promise((resolve, reject) => (this.#readyResolvers = { resolve, reject }));
     this.#ready.catch(() => {}); // An application that does not wait for it gets no error.
@@ -1010,6 +1089,7 @@ export class Signaling extends EventTarget {
   /** Makes an attempt. Without a token function it begins at once, and throws what the socket's constructor throws. */
   #connect(detail) {
     const signal = this.#begin();
+    this.#retry.tries();
     this.#change("connecting", detail);
     if (signal.aborted) return; // A listener left.
     if (this.#credential.isRenewable) this.#askAndOpen(signal);
@@ -1068,7 +1148,6 @@ export class Signaling extends EventTarget {
   #accept() {
     this.#isAccepted = true;
     this.#retry.accepted();
-    this.#diagnosis.reset();
   }
 
   /** Stops using a connection that seems dead. */
@@ -1104,7 +1183,7 @@ export class Signaling extends EventTarget {
     const status = statusOf(failure);
     const refusal = status && { status, reason: `the server refuses (HTTP ${status})` };
     const isUnexplained = code === 1006 && !this.#isAccepted;
-    this.#fail({ reason: reason || DISMISSALS.get(code) || failure || lost, code }, { refusal, isUnexplained });
+    this.#fail({ reason: reason || DISMISSALS.get(code) || failure || lost, code, refusal, isUnexplained });
   }
 
   /** A message was too long for the server: the longest one that is not confirmed, which must not be repeated. */
@@ -1117,85 +1196,43 @@ export class Signaling extends EventTarget {
     queueMicrotask(() => this.#refuse("too_large", refused, why));
   }
 
-  /**
-   * An attempt failed, or a connection was lost: tries again later, unless that is hopeless.
-   *
-   * @param refusal - the server's answer, as far as it is known.
-   * @param isUnexplained - whether there may be an answer, or a reason, that is hidden.
-   */
-  #fail(detail, { refusal, isUnexplained = false } = {}) {
+  /** An attempt failed, or a connection was lost. */
+  #fail(loss) {
+    this.#follow(this.#retry.lost(loss, this.#own.isRevertible), loss);
+  }
+
+  /** Does what `#retry` decided about a loss. */
+  #follow({ next, reason, retryInMs, refusal, isReverted }, loss) {
     const signal = this.#begin();
-    const decided = this.#retry.failed(detail, refusal);
-    if (decided.why) this.#end(`${decided.why} (${detail.reason})`, undefined, detail.code);
-    else if (isUnexplained && this.#diagnosis.isDue) this.#diagnose(detail, signal, decided.refusal);
-    else if (decided.refusal) this.#judge(decided.refusal, detail);
-    else this.#wait(detail);
-  }
-
-  /** Asks the server why, and then tries again as it says; without an answer as late as without the question. */
-  async #diagnose(detail, signal, known) {
-    const failedAt = performance.now();
-    this.#retry.asks();
-    const retryInMs = this.#retry.delay(detail.code);
-    if (this.#reconnect && !known) this.#change("waiting", { ...detail, retryInMs });
-    if (signal.aborted) return; // A listener left.
-    const refusal = (await this.#diagnosis.ask(this.#attempt(this.#own.requested), this.#presented, signal)) ?? known;
-    if (signal.aborted) return;
-    if (refusal) this.#judge(refusal, detail);
-    else if (this.#reconnect) this.#retryIn(Math.max(0, retryInMs - (performance.now() - failedAt)));
-    else this.#end(detail.reason, undefined, detail.code);
-  }
-
-  /** The server refused a connection: gets another token at once, ends, or tries again later. */
-  #judge(refusal, { code }) {
-    const { status, reason } = refusal;
-    const { signal } = this.#step;
-    if (this.#reconnect && OF_THE_URL.includes(status) && this.#own.revert()) {
+    const { code } = loss;
+    if (isReverted) {
+      this.#own.revert();
       emit(this, "error", { type: "error", code: "invalid_metadata", message: reason });
-      if (!signal.aborted) this.#connectAnew({ reason, code });
-      return;
-    }
-    const next = this.#retry.refused(refusal);
-    if (next === "renew") {
-      this.#connectAnew({ reason, code });
-      return;
-    }
-    emit(this, "refused", refusal);
+    } else if (refusal) emit(this, "refused", refusal);
     if (signal.aborted) return; // A listener left.
-    if (next === "end" || !this.#reconnect) {
-      this.#end(reason, Object.assign(new Error(reason), { status }), code);
-      return;
-    }
-    this.#wait({ reason, code });
+    if (next === "ask") this.#ask(loss, retryInMs, signal);
+    else if (next === "connect") this.#tryTo(() => this.#connect({ reason, code }));
+    else if (next === "wait") {
+      this.#timer = setTimeout(() => this.#tryTo(() => this.#connect()), retryInMs);
+      // Otherwise it was reported before the server was asked.
+      if (refusal || this.#state !== "waiting") this.#change("waiting", { reason, code, retryInMs });
+    } else this.#end(reason, refusal && Object.assign(new Error(reason), { status: refusal.status }), code);
   }
 
-  /** Makes another attempt at once, which is not the same. */
-  #connectAnew(detail) {
-    this.#diagnosis.reset();
-    this.#tryTo(() => this.#connect(detail));
+  /** Asks the server why it refuses connections. */
+  async #ask(loss, retryInMs, signal) {
+    const { reason, code } = loss;
+    if (retryInMs !== undefined) this.#change("waiting", { reason, code, retryInMs });
+    if (signal.aborted) return; // A listener left.
+    const answer = await askWhy(this.#attempt(this.#own.requested), this.#presented, signal);
+    if (!signal.aborted) this.#follow(this.#retry.answered(answer, this.#own.isRevertible), loss);
   }
-
-  #wait(detail) {
-    if (!this.#reconnect) {
-      this.#end(detail.reason, undefined, detail.code);
-      return;
-    }
-    const retryInMs = this.#retry.delay(detail.code);
-    this.#retryIn(retryInMs);
-    this.#change("waiting", { ...detail, retryInMs });
-  }
-
-  #retryIn(ms) {
-    this.#timer = setTimeout(() => this.#tryTo(() => this.#connect()), ms);
-  }
-
 
   /** The network may be back, or a connection may have been lost unnoticed. */
   #wake() {
-    const mayConnect = this.#retry.woken();
-    this.#diagnosis.reset();
+    const isDue = this.#retry.woken();
     if (this.#state === "open") this.#fence();
-    else if (this.#state === "waiting" && mayConnect) this.#tryTo(() => this.#connect());
+    else if (isDue) this.#tryTo(() => this.#connect());
   }
 
   /**

@@ -1,111 +1,37 @@
-"""Presence events: which peers joined and left which topics, as an observer of the server is told them.
+"""Reports to an observer of the server, by presence events, which peers join and leave.
 
-Events are told in the order in which they happen, and numbered for each topic. Without an observer there is no
+Events are reported in the order in which they happen, and numbered for each topic. Without an observer there is no
 ``PresenceReporter``, and nothing here is used.
 
-In a cluster, each event is told by the node that has the peer. If a node is lost, the node that evicts it tells for
-each of its peers ``PeerJoined`` again, under the same id, and then ``PeerLeft``. A node to which a peer moves tells
-``PeerJoined`` again, too: nobody knows how far another node came, or will come, with telling it, and so what any node
-tells has no ``PeerLeft`` without a ``PeerJoined``.
+In a cluster, each event is reported by the node that has the peer. If a node is lost, the node that evicts it reports
+for each of its peers ``PeerJoined`` again, under the same id, and then ``PeerLeft``. A node to which a peer moves
+reports ``PeerJoined`` again, too: it cannot know which events the other node has reported. So no node reports a
+``PeerLeft`` without a ``PeerJoined``.
 """
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from signaling.core.presence_events import (
+    PeerJoined,
+    PeerLeft,
+    PeerUpdated,
+    PresenceEvent,
+    TopicClosed,
+    TopicOpened,
+)
 from signaling.errors import LeaveReason
 
 # Nothing comes of a leave if the store has forgotten the topic when it can be asked again.
 _MAX_UNANSWERED_TOPICS = 10_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PresenceEvent:
-    """What all presence events have.
-
-    Args:
-        id: unique; an event that is told again, by another node, has the same.
-        topic: its name.
-        number: counts the events of the topic, from 1 on; in a cluster those that this node tells, as long as it has
-            peers in the topic.
-        time: in seconds since 1970.
-        node: the node that tells it; None without a cluster.
-    """
-
-    id: str
-    topic: str
-    number: int
-    time: float
-    node: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TopicOpened(PresenceEvent):
-    """A topic has its first peer, or is about to."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TopicClosed(PresenceEvent):
-    """A topic has lost its last peer."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeerEvent(PresenceEvent):
-    """What the events of peers have.
-
-    Args:
-        peer: its id.
-        metadata_text: the JSON text of an object, or None.
-        subject: of the peer's token or password; None without access control, or if it has none.
-    """
-
-    peer: str
-    metadata_text: bytes | None = field(default=None, repr=False)
-    subject: str | None = None
-
-    @property
-    def metadata(self) -> dict[str, Any] | None:
-        """The peer's metadata, parsed anew at each access."""
-        return None if self.metadata_text is None else json.loads(self.metadata_text)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeerJoined(PeerEvent):
-    """A peer joined. One that resumes has not joined again; if that is at another node, this is told again there."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeerUpdated(PeerEvent):
-    """A peer has replaced its metadata.
-
-    Args:
-        joined: the id of its ``PeerJoined``.
-    """
-
-    joined: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeerLeft(PeerEvent):
-    """A peer left. One that is detached, or resumes at another node, has not left.
-
-    Args:
-        joined: the id of its ``PeerJoined``.
-        reason: why it left.
-        duration: seconds since it joined; None if that is not known.
-    """
-
-    joined: str
-    reason: LeaveReason
-    duration: float | None
-
-
 class PresenceObserver(Protocol):
-    """What a reporter tells: ``IPresenceObserver`` without its end."""
+    """What a reporter calls: ``IPresenceObserver`` without its end."""
 
     def topic_opened(self, event: TopicOpened) -> object:
         """A topic was opened."""
@@ -139,7 +65,7 @@ class Origin(NamedTuple):
     """What the node to which a peer moves has to know for the peer's ``PeerLeft``.
 
     Args:
-        node: the node under whose id it was told that the peer joined.
+        node: the node under whose id it was reported that the peer joined.
         seconds: since it joined.
     """
 
@@ -165,7 +91,7 @@ class _UndecidedLeave(NamedTuple):
     reason: LeaveReason
     duration: float
     is_announced: bool = True
-    """Whether this server has told that the peer joined."""
+    """Whether this server has reported that the peer joined."""
 
 
 @dataclass(slots=True)
@@ -175,14 +101,14 @@ class _ReportedTopic:
 
 
 class PresenceReporter:
-    """Tells an observer what happens to the peers of one server.
+    """Reports to an observer what happens to the peers of one server.
 
     Args:
         observer: called at once; what it raises goes to ``failed``.
         node: returns the id of this node; None without a cluster, where this reporter alone decides when a topic is
             opened and closed.
         members: returns the peers of this node in a topic.
-        read_origin: returns what another node's session says of its peer; None if that node told nothing.
+        read_origin: returns what another node's session says of its peer; None if that node reported nothing.
         seconds: a monotonic clock.
         wall_clock: seconds since 1970.
         failed: called with what the observer raises.
@@ -205,7 +131,7 @@ class PresenceReporter:
         self._seconds = seconds
         self._wall_clock = wall_clock
         self._failed = failed
-        # The topics in which this server has peers that were told.
+        # The topics in which this server has peers that were reported.
         self._topics: dict[str, _ReportedTopic] = {}
         # The peers that left, or are at another node: the store was asked, or could not be asked.
         self._undecided: dict[tuple[str, str], _UndecidedLeave] = {}
@@ -214,7 +140,7 @@ class PresenceReporter:
     # Called by the core
 
     def joined(self, topic: str, peer: PresentPeer, subject: str | None, *, opens: bool) -> None:
-        """Tell that a peer joined.
+        """Report that a peer joined.
 
         Args:
             opens: whether the topic is a new one, unless it is known here already.
@@ -222,10 +148,10 @@ class PresenceReporter:
         if opens and topic not in self._topics:
             self.topic_opened(topic)
         record = _Record(self._node(), self._seconds(), subject)
-        self._tell_joined(topic, peer, record)
+        self._report_joined(topic, peer, record)
 
     def updated(self, topic: str, peer: PresentPeer) -> None:
-        """Tell that a peer has replaced its metadata."""
+        """Report that a peer has replaced its metadata."""
         reported = self._topics.get(topic)
         record = reported.peers.get(peer.id) if reported is not None else None
         if record is not None:
@@ -237,10 +163,10 @@ class PresenceReporter:
                 subject=record.subject,
                 **self._common(topic),
             )
-            self._tell(self._observer.peer_updated, event)
+            self._report(self._observer.peer_updated, event)
 
     def left(self, topic: str, peer: PresentPeer, reason: LeaveReason, *, may_be_elsewhere: bool) -> None:
-        """Tell that a peer left.
+        """Report that a peer left.
 
         Args:
             may_be_elsewhere: whether another node may have it: then the store decides, sooner or later.
@@ -254,7 +180,7 @@ class PresenceReporter:
             gone = _RemovedPeer(peer.id, peer.metadata)
             self._undecided[topic, peer.id] = _UndecidedLeave(gone, record, reason, duration)
             return
-        self._tell_left(topic, peer, record, reason, duration)
+        self._report_left(topic, peer, record, reason, duration)
         if record.node is None and not reported.peers:
             self.topic_closed(topic)
 
@@ -267,13 +193,13 @@ class PresenceReporter:
         return Origin(record.node, self._seconds() - record.joined_at, record.subject)
 
     def moved_here(self, topic: str, peer: PresentPeer, origin: Origin | None) -> None:
-        """Take over a peer of another node, and tell that it joined, under the same id as that node.
+        """Take over a peer of another node, and report that it joined, under the same id as that node.
 
         Args:
-            origin: None if that node has no observer, and so told nothing.
+            origin: None if that node has no observer, and so reported nothing.
         """
         own = _Record(self._node(), self._seconds(), None)
-        self._tell_joined(topic, peer, own if origin is None else self._record_of(origin))
+        self._report_joined(topic, peer, own if origin is None else self._record_of(origin))
 
     def _record_of(self, origin: Origin) -> _Record:
         return _Record(origin.node, self._seconds() - origin.seconds, origin.subject)
@@ -288,10 +214,10 @@ class PresenceReporter:
     # Called by the backplane
 
     def leave_decided(self, topic: str, peer: str, has_left: bool | None) -> None:
-        """Tell that a peer left, if it waited for this; None if the store did not answer: then ``synced`` decides."""
+        """Report that a peer left, if it waited for this; None if the store did not answer: then ``synced`` decides."""
         leave = self._undecided.pop((topic, peer), None)
         if leave is not None and has_left:
-            self._tell_decided(topic, leave)
+            self._report_decided(topic, leave)
         elif leave is not None and has_left is None:
             self._unanswered.setdefault(topic, {})[peer] = leave
             if len(self._unanswered) > _MAX_UNANSWERED_TOPICS:
@@ -306,16 +232,16 @@ class PresenceReporter:
         """Decide about the peers of a topic that wait: those that are still members are at other nodes."""
         for peer, leave in self._unanswered.pop(topic, {}).items():
             if peer not in members:
-                self._tell_decided(topic, leave)
+                self._report_decided(topic, leave)
                 self.forget_if_empty(topic)
 
     def topic_opened(self, topic: str) -> None:
-        """Tell that a topic was opened."""
-        self._tell(self._observer.topic_opened, TopicOpened(id=_random_event_id("opened"), **self._common(topic)))
+        """Report that a topic was opened."""
+        self._report(self._observer.topic_opened, TopicOpened(id=_random_event_id("opened"), **self._common(topic)))
 
     def topic_closed(self, topic: str) -> None:
-        """Tell that a topic was closed."""
-        self._tell(self._observer.topic_closed, TopicClosed(id=_random_event_id("closed"), **self._common(topic)))
+        """Report that a topic was closed."""
+        self._report(self._observer.topic_closed, TopicClosed(id=_random_event_id("closed"), **self._common(topic)))
         self.forget_if_empty(topic)
 
     def forget_if_empty(self, topic: str) -> None:
@@ -325,14 +251,14 @@ class PresenceReporter:
             del self._topics[topic]
 
     def peer_of_lost_node(self, topic: str, peer: str, metadata: bytes | None, node: str) -> None:
-        """Tell that a peer of a node that was evicted joined, under the same id as that node, and left."""
+        """Report that a peer of a node that was evicted joined, under the same id as that node, and left."""
         lost, record = _RemovedPeer(peer, metadata), _Record(node, self._seconds(), None)
-        self._tell_lost(topic, lost, record, LeaveReason.NODE_LOST, None)
+        self._report_lost(topic, lost, record, LeaveReason.NODE_LOST, None)
 
     def peer_lost_on_its_way(
         self, topic: str, peer: str, metadata: bytes | None, session: bytes, *, may_be_elsewhere: bool = False
     ) -> None:
-        """Tell the same of a peer that another node handed off, and which could not go on here.
+        """Report the same of a peer that another node handed off, and which could not go on here.
 
         Args:
             may_be_elsewhere: as for ``left``: a third node may have taken the peer since.
@@ -345,26 +271,26 @@ class PresenceReporter:
         if may_be_elsewhere:
             self._undecided[topic, peer] = leave
         else:
-            self._tell_decided(topic, leave)
+            self._report_decided(topic, leave)
 
-    def _tell_decided(self, topic: str, leave: _UndecidedLeave) -> None:
-        tell = self._tell_left if leave.is_announced else self._tell_lost
-        tell(topic, leave.peer, leave.record, leave.reason, leave.duration)
+    def _report_decided(self, topic: str, leave: _UndecidedLeave) -> None:
+        report = self._report_left if leave.is_announced else self._report_lost
+        report(topic, leave.peer, leave.record, leave.reason, leave.duration)
 
-    def _tell_lost(
+    def _report_lost(
         self, topic: str, lost: _RemovedPeer, record: _Record, reason: LeaveReason, duration: float | None
     ) -> None:
-        self._tell_joined(topic, lost, record)
+        self._report_joined(topic, lost, record)
         del self._reported(topic).peers[lost.id]
-        self._tell_left(topic, lost, record, reason, duration)
+        self._report_left(topic, lost, record, reason, duration)
 
     def renamed(self) -> None:
-        """Tell again that the peers of this node joined: the other nodes had evicted it."""
+        """Report again that the peers of this node joined: the other nodes had evicted it."""
         for topic, reported in list(self._topics.items()):
             for peer in self._members(topic):
                 record = reported.peers.get(peer.id)
                 if record is not None:
-                    self._tell_joined(topic, peer, record._replace(node=self._node()))
+                    self._report_joined(topic, peer, record._replace(node=self._node()))
 
     # The observer
 
@@ -379,7 +305,7 @@ class PresenceReporter:
         reported.number += 1
         return {"topic": topic, "number": reported.number, "time": self._wall_clock(), "node": self._node()}
 
-    def _tell_joined(self, topic: str, peer: PresentPeer, record: _Record) -> None:
+    def _report_joined(self, topic: str, peer: PresentPeer, record: _Record) -> None:
         self._reported(topic).peers[peer.id] = record
         event = PeerJoined(
             id=_peer_event_id(peer.id, record.node, "joined"),
@@ -388,9 +314,9 @@ class PresenceReporter:
             subject=record.subject,
             **self._common(topic),
         )
-        self._tell(self._observer.peer_joined, event)
+        self._report(self._observer.peer_joined, event)
 
-    def _tell_left(
+    def _report_left(
         self, topic: str, peer: PresentPeer, record: _Record, reason: LeaveReason, duration: float | None
     ) -> None:
         event = PeerLeft(
@@ -403,9 +329,9 @@ class PresenceReporter:
             duration=duration,
             **self._common(topic),
         )
-        self._tell(self._observer.peer_left, event)
+        self._report(self._observer.peer_left, event)
 
-    def _tell(self, method: Callable[[Any], object], event: PresenceEvent) -> None:
+    def _report(self, method: Callable[[Any], object], event: PresenceEvent) -> None:
         try:
             method(event)
         except Exception as error:
