@@ -197,7 +197,7 @@ class JoinAttempt:
         return True
 
     def _join(self, ticket: JoinTicket) -> None:
-        """Join as a new peer, or be told that the topic is full."""
+        """Join as a new peer; if the topic is full, the client gets the error, and the connection ends."""
         request, services, connection = self.request, self._services, self._connection
         connection.slot, self._slot = self._slot, None
         peer = services.new_peer(request, connection, ticket)
@@ -356,9 +356,9 @@ class JoinServices(Protocol):
 
     Attributes:
         crowd_size: from how many peers in a topic on joins take turns.
-        blocks: who is kept out of topics.
+        blocks: which owners of tokens are kept out of topics.
         records_addresses: whether a peer's details have its address.
-        presence: tells an observer who joins; None if there is none.
+        presence: reports to an observer which peers join; None if there is none.
     """
 
     crowd_size: int

@@ -384,7 +384,7 @@ class PeerSession(Peer):
         return {number: _HandedOffRelay(receipt, counters) for number, receipt in unwritten.items() if number in taken}
 
     def restore(self, session: IncomingSession, topic_name: str, claim: ResumeClaim) -> PeerSession | None:
-        """Become the peer of a session that another node handed off, in its topic; the members are told nothing.
+        """Become the peer of a session that another node handed off, in its topic; nothing is announced to the members.
 
         Args:
             claim: that the other node accepted.
