@@ -83,6 +83,7 @@ class Events:
         self._login_errors = _Repeated(seconds)
         self._admin_refusals = _Repeated(seconds)
         self._observer_errors = _Repeated(seconds)
+        self._evictions = _Repeated(seconds)
 
     def set_level(self, level: NamedConstant) -> None:
         """Log no event below ``level`` from now on."""
@@ -171,18 +172,32 @@ class Events:
             status: the HTTP status of the answer, or None if the connection was closed without one.
             subject: the owner of its token, if a token was checked before.
         """
+        shown = reason if status is None else f"{status} {reason}"
+        fields = {"address": address, "status": status, "reason": reason, "shown": shown}
+        self._refused("refused a request from {address}: {shown}", subject, event="refused", **fields)
+
+    def check_refused(self, address: str, status: int, reason: str) -> None:
+        """A check was answered that the client could not join; ``refused`` has the same 10 a second."""
+        text = "answered a check from {address}: {status} {reason}"
+        self._refused(text, None, event="check_refused", address=address, status=status, reason=reason)
+
+    def _refused(self, text: str, subject: str | None, **fields: Any) -> None:
         if self._refusals.available(self._seconds()) < 1:
             self._suppressed_refusals += 1
             return
         self._refusals.take(self._seconds())
         if self._suppressed_refusals:
             count, self._suppressed_refusals = self._suppressed_refusals, 0
-            text = "{count} more requests were refused and not logged"
-            self.log.info(text, event="refusals_suppressed", count=count)
-        shown = reason if status is None else f"{status} {reason}"
-        text = "refused a request from {address}: {shown}"
-        fields = {"address": address, "status": status, "reason": reason, "shown": shown}
-        self._log(LogLevel.info, text, subject, event="refused", **fields)
+            suppressed = "{count} more requests were refused and not logged"
+            self.log.info(suppressed, event="refusals_suppressed", count=count)
+        self._log(LogLevel.info, text, subject, **fields)
+
+    def connection_evicted(self, reason: str) -> None:
+        """A connection that had not joined was closed for a newer one; at most one line a second is logged."""
+        count = self._evictions.count()
+        if count:
+            text = "closed the oldest connection that had not joined, for a newer one: {reason} ({count} times)"
+            self.log.info(text, event="connections_evicted", reason=reason, count=count)
 
     def login_failed(self, reason: str) -> None:
         """The portal failed; at most one line a second is logged, for a client may cause one by each message.

@@ -416,7 +416,13 @@ class SignalingFactory(HttpFactory):
         self.sessions.cancel_idle_timers()
         self.paced_log.flush()
         stopped, observation = super().last_connection_lost(), self._observation
-        return stopped.addCallback(lambda _: observation.stop()) if observation is not None else stopped
+        return stopped.addCallback(self._stop_observation, observation) if observation is not None else stopped
+
+    def _stop_observation(self, _: None, observation: Observation) -> Deferred[None]:
+        stopped = observation.stop()
+        if self.shutdown.is_aborted:
+            observation.abort()
+        return stopped
 
     def abort_rest(self) -> None:
         """Wait no longer for the observer."""

@@ -74,7 +74,13 @@ def test_the_labels_say_what_the_image_is() -> None:
 def copied(number: int) -> list[str]:
     """Return what a stage copies from the tree."""
     copies = [rest.split() for keyword, rest in stage(number) if keyword == "COPY"]
-    return [source for copy in copies if not copy[0].startswith("--from") for source in copy[:-1]]
+    from_tree = [copy for copy in copies if not copy[0].startswith("--from")]
+    return [source for copy in from_tree for source in copy[:-1] if not source.startswith("--")]
+
+
+def test_the_servers_user_may_run_the_entry_point_whatever_mode_it_has_in_the_checkout() -> None:
+    [copy] = [rest.split() for keyword, rest in stage(FINAL) if keyword == "COPY" and ENTRY_POINT.name in rest]
+    assert copy[0] == "--chmod=755"
 
 
 def test_everything_that_is_copied_is_sent_to_the_builder_and_nothing_else() -> None:

@@ -19,7 +19,7 @@ from signaling.client.mesh import Mesh, MeshPeer
 from tests.harness.server import Server, running
 from tests.system.browser import wait_until
 
-SECONDS = 60
+SECONDS = 120
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 

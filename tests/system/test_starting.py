@@ -124,7 +124,10 @@ def test_an_endpoint_that_cannot_listen_is_named_with_the_reason(folder: Path, e
         (["--ice-servers", ""], "--ice-servers: name a file"),
         (["--turn-uri", "turn:a", "--turn-secret-file", ""], "--turn-secret-file: name a file"),
         (["--turn-uri", "turn:a", "--turn-secret-file", "gone"], "--turn-secret-file: gone: No such file or directory"),
-        (["--turn-uri", "turn:a", "--turn-secret-file", "empty.pem"], "--turn-uri: a secret is needed"),
+        (
+            ["--turn-uri", "turn:a", "--turn-secret-file", "empty.pem"],
+            "--turn-secret-file: empty.pem: there is no secret in it",
+        ),
         (["--auth", "jwt:folder"], "--auth jwt: folder: Is a directory"),
         (["--auth", "file:gone"], "--auth file: gone: No such file or directory"),
         (["--auth", "file:folder"], "--auth file: folder: Is a directory"),

@@ -7,10 +7,11 @@ import json
 import re
 import signal
 import socket
+import stat
 import subprocess
 from pathlib import Path
 
-from websockets.sync.client import connect
+from websockets.sync.client import connect, unix_connect
 
 from tests.harness.server import TWISTD, running
 from tests.programs import free_port, need
@@ -54,6 +55,25 @@ def test_a_socket_handed_over_is_served() -> None:
             with connect(f"ws://127.0.0.1:{port}/ws/room") as peer:
                 assert json.loads(peer.recv(60))["type"] == "welcome"
             assert server.stop() == 0
+
+
+def test_the_file_of_a_unix_socket_stays_as_systemd_made_it(tmp_path: Path) -> None:
+    path = tmp_path / "signaling.sock"
+    command = [need("systemd-socket-activate"), f"--listen={path}", "--fdname=signaling", TWISTD]
+
+    def connect_first() -> None:
+        path.chmod(0o600)
+        first.connect(str(path))
+
+    with (
+        socket.socket(socket.AF_UNIX) as first,
+        running(["--listen", "systemd:domain=UNIX:index=0"], command=command, ready=connect_first) as server,
+    ):
+        with unix_connect(str(path), "ws://localhost/ws/room") as peer:
+            assert json.loads(peer.recv(10))["type"] == "welcome"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert server.stop() == 0
+        assert path.is_socket()
 
 
 def test_readiness_and_stopping_are_told(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from tests.system.browser import OPEN_SECONDS, chromium, wait_until
 from tests.system.pages import serve
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-CONNECT_SECONDS = 15
+CONNECT_SECONDS = 40
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 
