@@ -228,7 +228,7 @@ class PresenceListener(Protocol):
         """The topic has peers elsewhere, or that is not known; this node may have none left."""
 
     def leave_decided(self, topic: str, peer: str, has_left: bool | None) -> None:
-        """A peer that ``Backplane.leave`` was called with has left, or is at another node; None if that is not known."""
+        """A peer that ``Backplane.leave`` was called for has left, or is elsewhere; None if that is not known."""
 
     @property
     def undecided_topics(self) -> Collection[str]:

@@ -20,7 +20,7 @@ class IPresenceObserver(Interface):
         """A topic has its first peer, or is about to."""
 
     def peer_joined(event: PeerJoined) -> None:  # noqa: N805
-        """A peer joined. One that resumes has not joined again; if that is at another node, it is reported again there."""
+        """A peer joined. One that resumes has not joined again, except that another node reports it there again."""
 
     def peer_updated(event: PeerUpdated) -> None:  # noqa: N805
         """A peer has replaced its metadata."""
