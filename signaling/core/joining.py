@@ -226,7 +226,7 @@ class JoinAttempt:
         """Resume a session of this node on this connection; False if that closed it: the client has to join anew."""
         request, services, connection = self.request, self._services, self._connection
         ice_servers, expires_in = services.ice_servers.text(session.id), services.expires_in(request.grant)
-        if not session.resume(connection, request, ice_servers, expires_in):
+        if request.claim is None or not session.resume(connection, request.claim, ice_servers, expires_in):
             return False
         connection.slot, self._slot = self._slot, None
         self._change_to(JoinState.RESUMED)
