@@ -115,6 +115,8 @@ class SignalingFactory(HttpFactory):
     #   records_addresses: whether the details of a peer have its address, for the admin API.
     #   administration: carries out the queries of an operator on the peers of this process.
     #   asker: passes such queries to all nodes.
+    #   ice_renewal: has peers sent new ICE servers in time.
+    #   token_timers: of the tokens that connections joined with.
     #   observer: is called when peers join and leave; None for none.
     #   presence: reports to it; None without an observer.
     protocol = SignalingProtocol
