@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 from signaling.core.topic_rules import MAX_RULES, TopicRule, TopicRules, parse_topic_rules
 from signaling.core.topics import TopicMap
 from signaling.errors import Rejected
-from tests.unit.test_values import Member
+
+
+class Member:
+    def __init__(self, member_id: str) -> None:
+        self.id = member_id
+        self.listed_bytes = 30
 
 
 @pytest.mark.parametrize(
