@@ -1,4 +1,4 @@
-"""Reading a client's whole frames, and writing the server's."""
+"""Reading a client's whole frames."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 
 from signaling.websocket import frames
-from signaling.websocket.frames import INCOMPLETE, close_frame, frame, masked_frame_at, text_frame
+from signaling.websocket.frames import INCOMPLETE, masked_frame_at
 
 LONGEST = 1000
 
@@ -63,27 +63,3 @@ def test_everything_else_is_left_alone(data: bytes) -> None:
 @given(st.binary(max_size=300), st.binary(min_size=4, max_size=4))
 def test_unmasking_without_the_extension_does_the_same(data: bytes, mask: bytes) -> None:
     assert frames.unmask(data, mask) == frames.unmask_slowly(data, mask)
-
-
-@pytest.mark.parametrize(
-    ("size", "header"),
-    [
-        (0, b"\x81\x00"),
-        (125, b"\x81\x7d"),
-        (126, b"\x81\x7e\x00\x7e"),
-        (65_535, b"\x81\x7e\xff\xff"),
-        (65_536, b"\x81\x7f\x00\x00\x00\x00\x00\x01\x00\x00"),
-    ],
-)
-def test_a_text_frame_has_the_shortest_header(size: int, header: bytes) -> None:
-    assert text_frame(b"x" * size) == header + b"x" * size
-
-
-def test_a_control_frame_has_its_opcode() -> None:
-    assert frame(0x9, b"hi") == b"\x89\x02hi"
-
-
-def test_a_close_reason_is_cut_between_characters() -> None:
-    data = close_frame(1001, "é" * 100)
-    assert data[:4] == b"\x88\x7c\x03\xe9"
-    assert data[4:].decode() == "é" * 61

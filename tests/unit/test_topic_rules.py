@@ -13,12 +13,7 @@ from hypothesis import strategies as st
 from signaling.core.topic_rules import MAX_RULES, TopicRule, TopicRules, parse_topic_rules
 from signaling.core.topics import TopicMap
 from signaling.errors import Rejected
-
-
-class Member:
-    def __init__(self, member_id: str) -> None:
-        self.id = member_id
-        self.listed_bytes = 30
+from tests.unit.test_values import Member
 
 
 @pytest.mark.parametrize(
