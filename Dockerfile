@@ -18,7 +18,8 @@ RUN pip --python /app/bin/python install --no-deps . \
     && find /app -type d \( -name test -o -name tests \) -prune -exec rm -r {} +
 
 FROM base
-COPY deploy/docker-entrypoint.sh /usr/local/bin/
+# With a mode of its own: in a checkout that was made with umask 077, only its owner may run the file.
+COPY --chmod=755 deploy/docker-entrypoint.sh /usr/local/bin/
 COPY --from=build /app /app
 ENV PATH=/app/bin:$PATH \
     PYTHONUNBUFFERED=1

@@ -62,6 +62,17 @@ class Caller(Client):
             self._counts[message.code] += 1
 
 
+def _is_last_candidate() -> Callable[[Message], bool]:
+    left = _CANDIDATES
+
+    def is_last(message: Message) -> bool:
+        nonlocal left
+        left -= message.type == "ice-candidate"
+        return left == 0
+
+    return is_last
+
+
 class Load:
     """Work for a server, counted."""
 
@@ -99,7 +110,8 @@ class Load:
 
     async def _exchange(self, first: Caller, second: Caller) -> None:
         for sender, target, kind in ((first, second, "offer"), (second, first, "answer")):
-            received = target.next_message(lambda message: message.type == "ice-candidate")
+            # All of them: what is on its way when a connection is reset may never be read.
+            received = target.next_message(_is_last_candidate())
             self._send(sender, target.id, kind, sdp(kind, 1))
             for number in range(_CANDIDATES):
                 self._send(sender, target.id, "ice-candidate", candidate(number))

@@ -294,8 +294,9 @@ ROWS: list[tuple[str, list[Json]]] = [
             ),
             chart(
                 "Handshakes by outcome",
-                "Requests to join: accepted, or the HTTP status of the refusal.",
+                "Requests to join: accepted, or the HTTP status of the refusal. Checks (?check) that were refused.",
                 (rate("signaling_handshakes_total", "outcome"), "{{outcome}}"),
+                (rate("signaling_checks_refused_total", "status"), "check {{status}}"),
                 unit="reqps",
                 stacked=True,
             ),

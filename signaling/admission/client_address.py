@@ -150,6 +150,11 @@ def _parse_network(text: str) -> IPv4Network | IPv6Network:
         # A client's IPv4 address is compared as IPv4, also on an IPv6 socket.
         return network if mapped is None else IPv4Network((mapped, max(0, network.prefixlen - 96)))
     except ValueError:
-        raise ValueError(
-            f"{text!r} is not an address or a network (for example 127.0.0.1, 10.0.0.0/8, fd00::/8 or unix)"
-        ) from None
+        raise ValueError(f"{text!r} is not an address or a network ({_right_network(text)})") from None
+
+
+def _right_network(text: str) -> str:
+    try:
+        return f"the network of this address is {ip_network(text, strict=False)}"
+    except ValueError:
+        return "for example 127.0.0.1, 10.0.0.0/8, fd00::/8 or unix"

@@ -51,6 +51,7 @@ class ConfigFile:
     Attributes:
         path: the same.
         values: by the keys at the top.
+        is_empty: whether it has nothing but white space, not even a comment.
 
     Raises:
         ConfigProblem: it cannot be read, or is no TOML.
@@ -71,6 +72,7 @@ class ConfigFile:
             raise ConfigProblem(f"{path}: line {line}: not UTF-8") from None
         # As tomllib reads it; a carriage return alone ends no line.
         self._text = text.removeprefix("\ufeff").replace("\r\n", "\n")
+        self.is_empty = not self._text.strip()
         self.values = self._parse()
         self._lines: dict[KeyPath, int] | None = None
 

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from difflib import get_close_matches
 from hashlib import sha256
 from importlib.metadata import version
@@ -47,7 +47,7 @@ from signaling.backplane.redis.url import StoreUrl
 from signaling.backplane.redis.url import parse as parse_store_url
 from signaling.core.ice import IceServer, IceServers, Turn, parse_ice_servers
 from signaling.core.topic_rules import TopicRules, parse_topic_rules
-from signaling.files import read_file
+from signaling.files import read_file, read_regular_file, reading_pipes
 from signaling.ice_source import provider as ice_provider
 from signaling.ice_source.provider import SourceSettings
 from signaling.limits import LIMIT_OPTIONS, Limits, Option, Unit, check
@@ -88,9 +88,11 @@ class Options(usage.Options, AuthOptionMixin):
         environ: the environment variables; None means the process's own.
         in_force: settings as ``encode_settings`` returns them, in place of all that would be found; a worker has those
             of its listener, which may have been found before the file was changed.
+        is_read_again: whether a running server reads its files anew, and so must not wait for a pipe; as a worker does.
 
     Attributes:
         settings: the value of each option, with where it comes from; ``options[name]`` is the value alone.
+        config_is_empty: whether there is a configuration file with nothing in it, not even a comment.
         given_values: of repeatable options, as the command line has them.
         working_directory: where relative paths start, unless they stand in the file.
         limits: the limits.
@@ -131,7 +133,9 @@ class Options(usage.Options, AuthOptionMixin):
         if option.unit is Unit.FLAG and option.name not in HELP_ON_AUTH
     ]
 
-    def __init__(self, environ: Mapping[str, str] | None = None, in_force: bytes | None = None) -> None:
+    def __init__(
+        self, environ: Mapping[str, str] | None = None, in_force: bytes | None = None, *, is_read_again: bool = False
+    ) -> None:
         super().__init__()
         self.docs.update({name: help_text(ALL_OPTIONS[name]) for name in HELP_ON_AUTH})
         self._environ = os.environ if environ is None else environ
@@ -139,7 +143,10 @@ class Options(usage.Options, AuthOptionMixin):
         self.working_directory = os.getcwd()
         self.settings: dict[str, Setting] = {}
         self._in_force = in_force
+        # A worker reads files that its listener has read before.
+        self._is_read_again = is_read_again or in_force is not None
         self._files: dict[str, bytes] = {}
+        self.config_is_empty = False
         self.listen: list[str] = []
         self.allow_origins: list[str] = []
         self.metrics_hosts: list[str] = []
@@ -171,7 +178,7 @@ class Options(usage.Options, AuthOptionMixin):
         name, _, argument = description.partition(":")
         if name == "file":
             # The checker itself reads the file only at the first login.
-            self._note_file("auth", _read("auth file", argument))
+            self._note_file("auth", _read("auth file", argument, read_regular_file))
         try:
             self._add_checker(makeChecker(description))
             if name == "jwt":
@@ -179,8 +186,7 @@ class Options(usage.Options, AuthOptionMixin):
                 with suppress(OSError):
                     self._note_file("auth", read_file(_JWT_OPTION.split(argument)[0]))
         except InvalidAuthType:
-            known = ", ".join(sorted(factory.authType for factory in findCheckerFactories()))
-            raise usage.UsageError(f"--auth: {name!r} is no kind of check; there are {known}") from None
+            raise usage.UsageError(f"--auth: {name!r} {_no_check()}") from None
         except UnsupportedInterfaces:
             raise usage.UsageError(f"--auth {name}: it checks neither tokens nor passwords") from None
         except InvalidAuthArgumentString as error:
@@ -200,6 +206,13 @@ class Options(usage.Options, AuthOptionMixin):
             raise InvalidAuthArgumentString("there is another --auth that checks the same")
         self.portal.registerChecker(checker, *interfaces)
 
+    def opt_help_auth_type(self, authType: str) -> None:
+        """Describe a check, as ``twistd`` does."""
+        try:
+            super().opt_help_auth_type(authType)
+        except usage.UsageError:
+            raise usage.UsageError(f"--help-auth-type: {authType!r} {_no_check()}") from None
+
     def opt_version(self) -> NoReturn:
         """Print the version and exit."""
         print_line(f"twisted-signaling {version('twisted-signaling')}")
@@ -214,7 +227,8 @@ class Options(usage.Options, AuthOptionMixin):
         """
         self.arguments = list(sys.argv[1:] if options is None else options)
         try:
-            super().parseOptions(self.arguments)
+            with nullcontext() if self._is_read_again else reading_pipes():
+                super().parseOptions(self.arguments)
         except usage.UsageError as error:
             text = self.with_source(self._explain(str(error)))
             if self.run_by_twistd:
@@ -258,6 +272,7 @@ class Options(usage.Options, AuthOptionMixin):
         path = self.settings["config"].value
         try:
             file = _config_file(path) if path is not None else None
+            self.config_is_empty = file is not None and file.is_empty
             refuse_unknown(CONFIGURABLE.values(), self._environ, file, [str(TOPICS.name)])
             for name, option in CONFIGURABLE.items():
                 self.settings[name] = find(option, given[name], self._environ, file)
@@ -292,7 +307,7 @@ class Options(usage.Options, AuthOptionMixin):
         Raises:
             usage.UsageError: something is wrong.
         """
-        options = Options(self._environ)
+        options = Options(self._environ, is_read_again=True)
         options.parseOptions(self.arguments)
         return options
 
@@ -331,7 +346,7 @@ class Options(usage.Options, AuthOptionMixin):
         for description in self["auth"]:
             self._add_check(description)
         with _errors_of("backplane"):
-            self.backplane = parse_store_url(self["backplane"]) if self["backplane"] else None
+            self.backplane = parse_store_url(self["backplane"]) if self["backplane"] is not None else None
         self.admin_tokens = self._admin_tokens()
         self.ice_servers = IceServers(self._fixed_ice_servers(), self._turn())
         self.webhook = self._webhook()
@@ -388,6 +403,8 @@ class Options(usage.Options, AuthOptionMixin):
         if path is None and ice_provider.TOKEN_IN_URL in url:
             reason = f"{ice_provider.TOKEN_IN_URL} stands for the token: give its file, with --ice-source-token-file"
             raise usage.UsageError(f"--ice-source: {reason}")
+        if path == "":
+            raise usage.UsageError("--ice-source-token-file: name a file")
         settings = SourceSettings(url, path, ttl)
         with _errors_of("ice-source"):
             ice_provider.Provider(url)
@@ -407,6 +424,8 @@ class Options(usage.Options, AuthOptionMixin):
             secret = os.fsencode(setting.value)
         else:
             secret = self._files.get("turn-secret-file", b"").strip()
+            if not secret and setting.value is not None:
+                raise usage.UsageError(f"--turn-secret-file: {setting.value}: there is no secret in it")
         if not secret:
             raise usage.UsageError("--turn-uri: a secret is needed, in a file (--turn-secret-file) or in TURN_SECRET")
         with _errors_of("turn-uri"):
@@ -443,6 +462,11 @@ for _option in ALL_OPTIONS.values():
         setattr(Options, f"opt_{str(_option.name).replace('-', '_')}", _collector(_option))
 
 
+def _no_check() -> str:
+    known = ", ".join(sorted(factory.authType for factory in findCheckerFactories()))
+    return f"is no kind of check; there are {known}"
+
+
 def _config_file(path: str) -> ConfigFile:
     # A start without a file is faster without it.
     from signaling.app.config_file import ConfigFile  # noqa: PLC0415
@@ -472,11 +496,11 @@ def _checked(option: str, kind: Callable[[list[str]], object], texts: list[str])
     return texts
 
 
-def _read(option: str, path: str) -> bytes:
+def _read(option: str, path: str, read: Callable[[str], bytes] = read_file) -> bytes:
     if not path:
         raise usage.UsageError(f"--{option}: name a file")
     try:
-        return read_file(path)
+        return read(path)
     except OSError as error:
         raise usage.UsageError(f"--{option}: {path}: {error.strerror}") from None
 

@@ -112,6 +112,7 @@ class Reloader:
         # In force, while the options stay as they were at the start.
         self._settings = dict(options.settings)
         self._digests = options.file_digests()
+        self._config_was_empty = options.config_is_empty
         self._limits = options.limits
         self._log_level = options.log_level
         self._is_running = self._is_wanted_again = False
@@ -137,6 +138,7 @@ class Reloader:
     def _reload_once(self) -> Any:
         try:
             prepared = self.prepare()
+            self._refuse_emptied_file(prepared.options)
             if self.supervisor is not None:
                 reasons = yield self.supervisor.prepare_reload(prepared.options.fingerprint())
                 if reasons:
@@ -152,6 +154,12 @@ class Reloader:
             self.supervisor.apply_reload(encode_settings(self._settings.values()))
         self._log(prepared, before)
         self._set_level(self._log_level)
+
+    def _refuse_emptied_file(self, new: Options) -> None:
+        # An editor that empties a file before it writes the new text, or a full disk, would open the server to all.
+        if new.config_is_empty and not self._config_was_empty:
+            reason = "empty; if all options are to be unset, write a comment into it"
+            raise ReloadRefused(f"{new.settings['config'].value}: {reason}")
 
     def prepare(self) -> PreparedReload:
         """Read and check everything.
@@ -228,6 +236,7 @@ class Reloader:
         new, changed = prepared.options, set(prepared.changed)
         for _, use in prepared.certificates:
             use()
+        self._config_was_empty = new.config_is_empty
         self._limits = _limits_in_force(self._limits, new.limits)
         self._factory.change(**self._arguments(new, changed))
         if "webhook-secret-file" in changed and self.webhooks is not None and new.webhook is not None:

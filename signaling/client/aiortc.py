@@ -139,8 +139,8 @@ class TopicSignaling:
             descr: an ``RTCSessionDescription``, an ``RTCIceCandidate`` or ``BYE``.
 
         Raises:
-            NotDelivered: if the server does not deliver it, though the other peer is there; ``invalid_message`` if it
-                is longer than the server accepts, and shorter than ``max_message_bytes``.
+            NotDelivered: if the server does not deliver it, though the other peer is there; ``too_large`` if it is
+                longer than the server accepts, and shorter than ``max_message_bytes``.
             ValueError: if it is longer than ``max_message_bytes``.
         """
         await self._join()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+TOO_LARGE = "too_large"
+"""The code of ``NotDelivered`` and ``NotUpdated``, and of an ``Error``, for a message that is longer than the server
+accepts. It comes from the client: the server closes the connection with close code 1009."""
+
 
 class SignalingError(Exception):
     """The base of all errors of the clients."""
@@ -32,6 +36,7 @@ class NotUpdated(SignalingError):
     Args:
         code: that of the server's ``error``, for example ``invalid_metadata``, ``forbidden`` or ``rate_limited``; or
             ``unsupported`` if the server takes no updates, ``replaced`` if a later update took the place of this one,
+            ``too_large`` if the server closed the connection because the update is longer than it accepts,
             ``dropped`` after leaving, and ``unconfirmed`` without a connection or an answer: then the client asks for
             the metadata again when it next connects.
         text: for a person.
@@ -46,7 +51,8 @@ class NotDelivered(SignalingError):
     """A message did not reach its target.
 
     Args:
-        code: the ``code`` of the ``error`` message.
+        code: the ``code`` of the ``error`` message, or ``too_large`` if the server closed the connection because the
+            message is longer than it accepts.
         text: the ``message`` of the ``error`` message.
     """
 

@@ -25,15 +25,17 @@ import logging
 import re
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from inspect import isawaitable
 from typing import Any
 
 from signaling.client.aiortc import MAX_CANDIDATES, TamperLog, deliver, from_payload, to_payload
 from signaling.client.backoff import Backoff, Loss, type_and_line
+from signaling.client.callbacks import Calls
 from signaling.client.connection import Signaling, start
 from signaling.client.connection import join as join_topic
-from signaling.client.errors import NotDelivered
+from signaling.client.errors import TOO_LARGE, NotDelivered
 from signaling.client.messages import (
     Answer,
     IceCandidate,
@@ -115,10 +117,10 @@ class MeshPeer:
         return True
 
 
-OnPeer = Callable[[MeshPeer], None]
-OnData = Callable[[MeshPeer, str | bytes], None]
+OnPeer = Callable[[MeshPeer], Awaitable[object] | None]
+OnData = Callable[[MeshPeer, str | bytes], Awaitable[object] | None]
 """Called with what a peer sends on its data channel ``mesh``."""
-OnNotice = Callable[[Any], None]
+OnNotice = Callable[[Any], Awaitable[object] | None]
 
 
 def join(url: str, *, metadata: Metadata | None = None, **options: Any) -> Signaling:
@@ -137,6 +139,9 @@ class Mesh:
     """Keeps one connection to each other peer, also while the signaling is lost.
 
     Each connection has the data channel ``mesh``, which both sides make: negotiated, with the id 0.
+
+    The functions may be coroutine functions. The negotiation waits until ``prepare`` has ended. Of the others, one call
+    for a peer waits until the one before has ended, and those that have not ended are cancelled at the end of ``run``.
 
     Args:
         signaling: has joined, by this module's ``join``; from now on the mesh reads its messages.
@@ -169,7 +174,8 @@ class Mesh:
         self._on_open = on_open
         self._on_data = on_data
         self._on_update = on_update
-        self._on_notice = on_notice
+        self._calling: set[asyncio.Task[None]] = set()
+        self._notices = Calls(on_notice, self._calling)
         self._channel = channel
         self._max_connections = max_connections
         self._configuration = configuration
@@ -208,7 +214,7 @@ class Mesh:
                     case Tampered():
                         self._tampering.log(message)
                     case Notice(data):
-                        self._call(self._on_notice, data)
+                        self._notices.call(data)
                     case Offer() | Answer() | IceCandidate():
                         self._relayed(message)
                     case _:
@@ -218,8 +224,11 @@ class Mesh:
                 self._retry.cancel()
             for link in tuple(self._links.values()):
                 self.drop(link)
-            if self._closing:
-                await asyncio.wait(self._closing, timeout=_CLOSING_SECONDS)
+            for task in self._calling:
+                task.cancel()
+            ending = self._closing | self._calling
+            if ending:
+                await asyncio.wait(ending, timeout=_CLOSING_SECONDS)
 
     # -- The peers in the topic --
 
@@ -296,7 +305,7 @@ class Mesh:
         if link is not None:
             link.update(metadata)
             if link.peer is not None:
-                self._call(self._on_update, link.peer)
+                link.updates.call(link.peer)
 
     def offers_to(self, peer_id: str) -> bool:
         """Return whether of the two peers this one offers."""
@@ -392,8 +401,12 @@ class Mesh:
 
     # -- Connections --
 
-    def begin(self, link: _Link, *, offers: bool, channel: bool) -> MeshPeer:
-        """Replace the connection to a peer by a new one, and let the application prepare it."""
+    async def begin(self, link: _Link, *, offers: bool, channel: bool) -> MeshPeer | None:
+        """Replace the connection to a peer by a new one, and let the application prepare it.
+
+        Returns:
+            None if it was closed meanwhile.
+        """
         for bound in self._bounds(link):
             bound.take()
         servers = _usable(self._signaling.ice_servers)
@@ -402,24 +415,22 @@ class Mesh:
         opened = made.createDataChannel("mesh", negotiated=True, id=0) if self._channel and channel else None
         peer = link.peer = MeshPeer(link.peer_id, link.metadata, made, opened, offers)
         made.on("connectionstatechange", lambda: link.changed(peer))
+        # A listener may wait for what another one gets.
+        opening, receiving, link.updates = link.calls = [
+            Calls(listener, self._calling) for listener in (self._on_open, self._on_data, self._on_update)
+        ]
         if opened is not None:
-            opened.on("open", lambda: self._call(self._on_open, peer))
-            opened.on("message", lambda data: self._call(self._on_data, peer, data))
+            opened.on("open", lambda: opening.call(peer))
+            opened.on("message", lambda data: receiving.call(peer, data))
         if self._prepare is not None:
             try:
-                self._prepare(peer)
+                preparing = self._prepare(peer)
+                if isawaitable(preparing):
+                    await preparing
             except Exception:
                 _log.exception("prepare failed")
                 raise
-        return peer
-
-    def _call(self, listener: Callable[..., None] | None, *arguments: Any) -> None:
-        if listener is not None:
-            try:
-                listener(*arguments)
-            except Exception:
-                # In aiortc, it would end the connection.
-                _log.exception("a listener of the mesh failed")
+        return peer if link.peer is peer else None
 
     async def describe(self, link: _Link, peer: MeshPeer, description: Any) -> None:
         """Set the local description, and send it with all candidates."""
@@ -432,17 +443,19 @@ class Mesh:
         """Send the local description of a connection, for the first time or again.
 
         Raises:
-            NotDelivered: for any reason but ``dropped``; ``invalid_message`` if it is too long.
+            NotDelivered: for any reason but ``dropped``; ``too_large`` if it is longer than the server accepts.
         """
         kind, payload = to_payload(peer.connection.localDescription)
         try:
             await deliver(self._signaling, kind, link.peer_id, payload)
         except ValueError as error:
-            raise NotDelivered(ErrorCode.INVALID_MESSAGE, str(error)) from None
+            raise NotDelivered(TOO_LARGE, str(error)) from None
 
     def close(self, link: _Link) -> None:
         """Close the current connection to a peer."""
         peer, link.peer = link.peer, None
+        for calls in link.calls:
+            calls.cancel_after(GRACE_SECONDS)
         if peer is not None:
             self._in_background(self._end(peer.connection))
 
@@ -477,6 +490,8 @@ class _Link:
         peer_id: its current id.
         instance: its random name; None if its metadata has none.
         peer: None without a connection.
+        calls: of the application's listeners, for the current connection.
+        updates: those of the listener for updates.
     """
 
     def __init__(self, mesh: Mesh, peer_id: str, metadata: Metadata) -> None:
@@ -484,6 +499,8 @@ class _Link:
         self.metadata = metadata
         self.instance = _instance(metadata)
         self.peer: MeshPeer | None = None
+        self.calls: list[Calls] = []
+        self.updates: Calls
         self._mesh = mesh
         self._offer_due = False
         self._tracks_due: MeshPeer | None = None
@@ -690,8 +707,9 @@ class _Link:
         if self._description is not None:
             return  # The other side offers meanwhile.
         self._offer_due = False
-        peer = self._mesh.begin(self, offers=True, channel=True)
-        await self._mesh.describe(self, peer, await peer.connection.createOffer())
+        peer = await self._mesh.begin(self, offers=True, channel=True)
+        if peer is not None:
+            await self._mesh.describe(self, peer, await peer.connection.createOffer())
 
     async def _answer(self, message: Offer) -> None:
         offer = from_payload(message)
@@ -702,15 +720,19 @@ class _Link:
                 self._give_up()
             return
         peer = self.peer
-        if peer is None or not _continues(peer.connection, offer):
+        if peer is not None and not _continues(peer.connection, offer):
+            peer = None
+        if peer is None:
             await self._mesh.await_turn(self)
             if self._description is not message:
                 return  # A newer one counts.
-            self._description = None
-            peer = self._mesh.begin(self, offers=False, channel="\nm=application " in offer.sdp)
         self._description = None
         self._offer_due = False
         self._cancel_repair()
+        if peer is None:
+            peer = await self._mesh.begin(self, offers=False, channel="\nm=application " in offer.sdp)
+            if peer is None or isinstance(self._description, Offer):
+                return
         await peer.connection.setRemoteDescription(offer)
         for transceiver in _left_out(peer.connection):
             leave_out(transceiver)

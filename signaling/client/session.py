@@ -28,7 +28,7 @@ import msgspec
 
 from signaling.client.backoff import Loss, one_line
 from signaling.client.credential import Credential, Renewal, Step, TokenSource
-from signaling.client.errors import Refused
+from signaling.client.errors import TOO_LARGE, Refused
 from signaling.client.messages import (
     Answer,
     AnyMessage,
@@ -417,9 +417,9 @@ class Session:
             why = f"it is longer than the server accepts ({one_line(reason) or code})"
             length, msg_id = self._own.longest_unanswered()
             longest = self._outbox.take_longest_written(length)
-            self._refuse(longest, why, ErrorCode.INVALID_MESSAGE)
+            self._refuse(longest, why, TOO_LARGE)
             if length and not longest:
-                self._metadata_refused(Error(ErrorCode.INVALID_MESSAGE, why, msg_id))
+                self._metadata_refused(Error(TOO_LARGE, why, msg_id))
         self.open = self._welcomed = False
         self._fence = self._renewing = None
         self._awaited_renewal = None
@@ -613,7 +613,7 @@ class Session:
     def _knows(self, sender: str, peers: Mapping[str, Metadata | None]) -> bool:
         return sender in peers or sender == self.self_id
 
-    def _refuse(self, entries: list[_Entry], why: str, code: ErrorCode = ErrorCode.DROPPED) -> None:
+    def _refuse(self, entries: list[_Entry], why: str, code: str = ErrorCode.DROPPED) -> None:
         for entry in entries:
             error = Error(code, why, entry.msg_id)
             if entry.on_outcome is not None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from inspect import isawaitable
+from collections.abc import Callable, Coroutine, Mapping
+from inspect import isawaitable, iscoroutine
 from typing import Any
 from urllib.parse import urlsplit
 
 from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol
 from twisted.application.service import Service
 from twisted.internet import endpoints
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -31,6 +31,8 @@ OPENING_SECONDS = 15.0
 PING_SECONDS = 10.0
 PONG_SECONDS = 10.0
 _MAX_HEAD_BYTES = 65_536
+MAX_UNFINISHED = 1_024
+"""Calls of a coroutine function ``on_message`` that have not ended; further messages are left out."""
 _STATUS_LINE = re.compile(r"HTTP/\S+ +([0-9]{3})(?: (.*))?")
 _SWITCHING_PROTOCOLS = 101
 
@@ -40,7 +42,8 @@ class SignalingClient(Service):
 
     Args:
         url: of the topic, for example ``wss://example.com/ws/my-room``.
-        on_message: called with each message, in order.
+        on_message: called with each message, in order. It may be a coroutine function: each call begins at once, also
+            if the one before has not ended, and is cancelled by ``stopService``.
         metadata: shown to the other peers.
         token: for a server with access control: a string, or a function that returns one, or a Deferred or an awaitable
             of one. The function is asked before every attempt to connect, and for a token that replaces the one of an
@@ -52,7 +55,7 @@ class SignalingClient(Service):
         max_message_bytes: the server's ``--max-message-bytes``.
 
     Attributes:
-        on_failure: called with ``Refused`` if the server would refuse this peer again.
+        on_failure: called with ``Refused`` if the server would refuse this peer again; may be a coroutine function.
 
     Raises:
         TypeError: if the token is neither a string nor a function.
@@ -89,6 +92,8 @@ class SignalingClient(Service):
         self._retry: Any = None
         self._renewal: Any = None
         self._joining: list[Deferred[SignalingClient]] = []
+        self._unfinished: set[Deferred[Any]] = set()
+        self._has_warned = False
         self.on_failure: Callable[[Exception], object] = lambda failure: _log.error("{failure}", failure=failure)
 
     @property
@@ -125,6 +130,8 @@ class SignalingClient(Service):
         """Leave the topic, with close code 1000; fires when the connection has ended."""
         super().stopService()
         self._end(Lost("left the topic"))
+        for unfinished in tuple(self._unfinished):
+            unfinished.cancel()
         if self._connecting is not None:
             self._connecting.cancel()
         if self._handshaking is not None:
@@ -254,7 +261,7 @@ class SignalingClient(Service):
             self._forget_connection(Loss(refused.reason))
             if self.running:
                 self._end(refused)
-                self.on_failure(refused)
+                self._call("on_failure", self.on_failure, refused)
         else:
             self.disconnected(loss)
 
@@ -339,11 +346,31 @@ class SignalingClient(Service):
             for text in self._session.writes():
                 self._connection.sendMessage(text.encode())
         for event in self._session.events():
-            try:
-                self._on_message(event)
-            except Exception:
-                # The message is not logged: it may be a description.
-                _log.failure("on_message failed on {kind}", kind=type(event).__name__)
+            if len(self._unfinished) < MAX_UNFINISHED:
+                self._call("on_message", self._on_message, event)
+            elif not self._has_warned:
+                self._has_warned = True
+                _log.warn("messages are left out: {count} calls of on_message have not ended", count=MAX_UNFINISHED)
+
+    def _call(self, name: str, function: Callable[[Any], object], argument: object) -> None:
+        def failed(failure: Failure) -> None:
+            # The message is not logged: it may be a description.
+            if self.running or not failure.check(CancelledError):
+                _log.failure("{name} failed on {kind}", failure, name=name, kind=type(argument).__name__)
+
+        try:
+            outcome = function(argument)
+        except Exception:
+            failed(Failure())
+        else:
+            if iscoroutine(outcome):
+                self._finish(outcome, failed)
+
+    def _finish(self, call: Coroutine[Any, Any, object], failed: Callable[[Failure], None]) -> None:
+        unfinished = Deferred.fromCoroutine(call)
+        self._unfinished.add(unfinished)
+        unfinished.addErrback(failed)
+        unfinished.addBoth(lambda _: self._unfinished.discard(unfinished))
 
 
 class _Question:

@@ -67,6 +67,7 @@ class Counters:
         notices_received: notices that were written or queued for a peer.
         events_dropped: ``peer-joined``, ``peer-updated`` and ``peer-left`` that were dropped because a queue was full.
         requests_refused: HTTP requests that did not become WebSocket connections, by status.
+        checks_refused: ``?check`` that were answered that the client could not join, by status.
         handshake_timeouts: connections whose request was not complete in time.
         connections_evicted: connections that had not joined, closed to make room for newer ones.
         ping_round_trips: seconds from a ping to its pong.
@@ -88,6 +89,7 @@ class Counters:
     notices_received: int = 0
     events_dropped: int = 0
     requests_refused: Counter[int] = field(default_factory=Counter)
+    checks_refused: Counter[int] = field(default_factory=Counter)
     handshake_timeouts: int = 0
     connections_evicted: int = 0
     ping_round_trips: Histogram = field(default_factory=_ping_round_trips)

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
-from typing import Annotated, Protocol, TypeVar, cast, get_args
+from typing import Annotated, NamedTuple, Protocol, TypeVar, cast, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -141,6 +141,7 @@ def decode(data: bytes) -> ClientMessage:
 
     Raises:
         Rejected: a check failed; the code is that of the first, in the order of docs/protocol.md.
+        NotRelayed: the same, if the message is of another type than those that are relayed.
     """
     try:
         message = _decode_message(data)
@@ -180,86 +181,114 @@ def _msg_id(text: msgspec.Raw) -> msgspec.Raw:
     return text
 
 
-def _decode_raw(data: bytes) -> ClientMessage:
-    """Decode a message that msgspec refuses: to name what is wrong, or to relay a lone surrogate escape."""
-    raw, kind, target, msg_id_text = _well_formed(data)
-    msg_id = bytes(msg_id_text) or None
-    if kind not in RELAYED_TYPES:
-        raise Rejected(ErrorCode.INVALID_TYPE, "type must be offer, answer or ice-candidate", msg_id)
-    if not target:
-        raise Rejected(ErrorCode.MISSING_TARGET, _NO_TARGET, msg_id)
-    return ClientMessage(cast(RelayedType, kind), target, _restore_escapes(raw.payload), msg_id_text)
-
-
-def presented_token(data: bytes) -> PresentedToken | None:
-    """Return the token of a message of the type ``token``; None if it is of another type, or ``invalid_message``.
+class ParsedMessage(NamedTuple):
+    """A message of any type, as far as all types are alike.
 
     Args:
-        data: a message that ``decode`` rejects with ``invalid_type``, or one that is rejected whatever its type is.
+        data: the message.
+        fields: their values may contain replaced escapes.
+        kind: its ``type``; empty if absent.
+        target: its ``to``; empty if absent.
+        msg_id_text: as in ``ClientMessage``.
+        is_too_deep: whether it is nested deeper than ``MAX_DEPTH``.
     """
-    try:
-        raw, kind, _, msg_id_text = _well_formed(data)
-    except Rejected:
-        return None
-    if kind != _TOKEN_TYPE:
-        return None
-    text = bytes(_restore_escapes(raw.token))
-    return PresentedToken(json.loads(text) if text.startswith(b'"') else "", bytes(msg_id_text) or None)
+
+    data: bytes
+    fields: ClientFields
+    kind: str
+    target: str
+    msg_id_text: msgspec.Raw
+    is_too_deep: bool
+
+    @property
+    def msg_id(self) -> bytes | None:
+        """The JSON text of the ``msgId``; None if absent."""
+        return bytes(self.msg_id_text) or None
+
+    def presented_token(self) -> PresentedToken | None:
+        """Return the token of a message of the type ``token``; None if it is of another type, or nested too deeply."""
+        if self.kind != _TOKEN_TYPE or self.is_too_deep:
+            return None
+        text = bytes(_restore_escapes(self.fields.token))
+        return PresentedToken(json.loads(text) if text.startswith(b'"') else "", self.msg_id)
+
+    def metadata_update(self, max_bytes: int) -> MetadataUpdate | None:
+        """Return the update of a message of the type ``metadata``; None if it is of another type, or nested too deeply.
+
+        Args:
+            max_bytes: of the metadata.
+
+        Raises:
+            Rejected: ``invalid_message`` or ``invalid_metadata``.
+        """
+        if self.kind != _METADATA_TYPE:
+            return None
+        text = bytes(_restore_escapes(self.fields.metadata))
+        if not text.startswith(b"{"):
+            raise Rejected(ErrorCode.INVALID_MESSAGE, "metadata must be an object", self.msg_id)
+        try:
+            check_metadata(text, max_bytes)
+        except ValueError as error:
+            raise Rejected(ErrorCode.INVALID_METADATA, f"metadata: {error}", self.msg_id) from None
+        # At joining, metadata may be nested as deeply as a message; here a message is around it.
+        if self.is_too_deep and _is_too_deep(self.data, MAX_DEPTH + 1):
+            return None
+        return MetadataUpdate(text, self.msg_id)
 
 
 _TOKEN_TYPE = PresentedToken.__struct_config__.tag
-
-
-def metadata_update(data: bytes, max_bytes: int) -> MetadataUpdate | None:
-    """Return the update of a message of the type ``metadata``; None if it is of another type, or ``invalid_message``.
-
-    Args:
-        data: a message that ``decode`` rejects with ``invalid_type`` or ``invalid_message``.
-        max_bytes: of the metadata.
-
-    Raises:
-        Rejected: ``invalid_message`` or ``invalid_metadata``.
-    """
-    try:
-        raw, kind, _, msg_id_text = _fields(data)
-    except Rejected:
-        return None
-    if kind != _METADATA_TYPE:
-        return None
-    text, msg_id = bytes(_restore_escapes(raw.metadata)), bytes(msg_id_text) or None
-    if not text.startswith(b"{"):
-        raise Rejected(ErrorCode.INVALID_MESSAGE, "metadata must be an object", msg_id)
-    try:
-        check_metadata(text, max_bytes)
-    except ValueError as error:
-        raise Rejected(ErrorCode.INVALID_METADATA, f"metadata: {error}", msg_id) from None
-    # At joining, metadata may be nested as deeply as a message; here a message is around it.
-    return MetadataUpdate(text, msg_id) if not _is_too_deep(data, MAX_DEPTH + 1) else None
-
-
 _METADATA_TYPE = MetadataUpdate.__struct_config__.tag
 
 
-def _well_formed(data: bytes) -> tuple[ClientFields, str, str, msgspec.Raw]:
-    """Return the fields of a message as ``_fields`` does; it is not nested too deeply."""
-    raw, kind, target, msg_id_text = _fields(data)
-    if _is_too_deep(data):
-        raise Rejected(ErrorCode.INVALID_MESSAGE, _TOO_DEEP, bytes(msg_id_text) or None)
-    return raw, kind, target, msg_id_text
+class NotRelayed(Rejected):
+    """A message of another type than those that are relayed; a server may take it nevertheless.
+
+    Args:
+        message: as parsed.
+    """
+
+    def __init__(self, message: ParsedMessage) -> None:
+        if message.is_too_deep:
+            super().__init__(ErrorCode.INVALID_MESSAGE, _TOO_DEEP, message.msg_id)
+        else:
+            text = "type must be offer, answer or ice-candidate"
+            super().__init__(ErrorCode.INVALID_TYPE, text, message.msg_id)
+        self.message = message
 
 
-def _fields(data: bytes) -> tuple[ClientFields, str, str, msgspec.Raw]:
-    """Return the fields of a message, its ``type``, its ``to`` and the JSON text of its ``msgId``.
+def _decode_raw(data: bytes) -> ClientMessage:
+    """Decode a message that msgspec refuses: to name what is wrong, or to relay a lone surrogate escape."""
+    message = _parse(data)
+    if message.kind not in RELAYED_TYPES:
+        raise NotRelayed(message)
+    if message.is_too_deep:
+        raise Rejected(ErrorCode.INVALID_MESSAGE, _TOO_DEEP, message.msg_id)
+    if not message.target:
+        raise Rejected(ErrorCode.MISSING_TARGET, _NO_TARGET, message.msg_id)
+    kind, payload = cast(RelayedType, message.kind), _restore_escapes(message.fields.payload)
+    return ClientMessage(kind, message.target, payload, message.msg_id_text)
+
+
+def presented_token(data: bytes) -> PresentedToken | None:
+    """Return the token of a message that is rejected unless it presents one; None if it does not."""
+    try:
+        return _parse(data).presented_token()
+    except Rejected:
+        return None
+
+
+def _parse(data: bytes) -> ParsedMessage:
+    """Parse a message of any type.
 
     Raises:
         Rejected: ``invalid_message``.
     """
-    raw = _decode_object_of(data, _decode_raw_fields)
-    msg_id_text = _msg_id(_restore_escapes(raw.msgId))
+    fields = _decode_object_of(data, _decode_raw_fields)
+    msg_id_text = _msg_id(_restore_escapes(fields.msgId))
     msg_id = bytes(msg_id_text) or None
-    kind = _string("type", _restore_escapes(raw.type), msg_id)
-    target = _string("to", _restore_escapes(raw.to), msg_id)
-    return raw, kind, target, msg_id_text
+    kind = _string("type", _restore_escapes(fields.type), msg_id)
+    target = _string("to", _restore_escapes(fields.to), msg_id)
+    return ParsedMessage(data, fields, kind, target, msg_id_text, _is_too_deep(data))
 
 
 def _string(key: str, text: msgspec.Raw, msg_id: bytes | None) -> str:

@@ -15,6 +15,7 @@ from signaling.core import messages
 from signaling.core.announcer import Announcer, Block
 from signaling.core.counters import Counters
 from signaling.core.interfaces import Backplane, Forwarding, IncomingSession, Outbound, OutgoingSession, Receipt
+from signaling.core.server_messages import Feature
 from signaling.core.topics import MaxPeers, Topic, TopicMap
 from signaling.errors import ErrorCode, LeaveReason, Rejected
 from signaling.limits import Limits
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from signaling.admission.connection_limits import ConnectionSlot
     from signaling.core.join_request import ResumeClaim
     from signaling.core.presence_reporter import PresenceReporter
-    from signaling.core.server_messages import Feature
     from signaling.core.session import PeerSession
     from signaling.core.session_registry import SessionRegistry
 
@@ -63,10 +63,8 @@ class PeerServices:
         announcer: announces events to the members of a topic.
         backplane: has the topics' peers on other nodes.
         sessions: finds and ends detached sessions.
-        checks_tokens: whether a message may present a new token.
         presence: tells an observer which peers leave; None if there is none.
-        metadata_updates: whether a message may replace a peer's metadata.
-        features: those of every ``welcome``, in alphabetical order.
+        features: those that are on; every ``welcome`` has them, in this order.
     """
 
     topics: TopicMap[Peer]
@@ -75,9 +73,7 @@ class PeerServices:
     counters: Counters
     limits: Limits
     sessions: SessionRegistry
-    checks_tokens: bool = False
     presence: PresenceReporter | None = None
-    metadata_updates: bool = False
     features: Sequence[Feature] = ()
 
 
@@ -328,7 +324,7 @@ class Peer:
             if not target.offer(frame, (self, msg_id)):
                 raise self.refused(message.type, ErrorCode.DROPPED, msg_id)
         except Rejected as rejected:
-            outcome = self._other_message(data, rejected)
+            outcome = self._other_message(rejected)
             if isinstance(outcome, messages.MetadataUpdate):
                 outcome = self._update_metadata(outcome)
             if isinstance(outcome, Rejected):
@@ -341,17 +337,18 @@ class Peer:
         counters.relayed_bytes += len(frame)
         return message
 
-    def _other_message(self, data: bytes, rejected: Rejected) -> OtherMessage | Rejected:
+    def _other_message(self, rejected: Rejected) -> OtherMessage | Rejected:
         """Return a message that ``decode`` rejected if it is of another type that is taken; otherwise why it is not."""
-        services, code, other = self._services, rejected.code, None
-        try:
-            # Metadata may be nested as deeply as a whole message, which is one that is invalid then.
-            if services.metadata_updates and code in (ErrorCode.INVALID_TYPE, ErrorCode.INVALID_MESSAGE):
-                other = messages.metadata_update(data, services.limits.max_metadata_bytes)
-        except Rejected as wrong:
-            return wrong
-        if other is None and services.checks_tokens and code is ErrorCode.INVALID_TYPE:
-            return messages.presented_token(data) or rejected
+        if not isinstance(rejected, messages.NotRelayed):
+            return rejected
+        message, services, other = rejected.message, self._services, None
+        if Feature.METADATA_UPDATES in services.features:
+            try:
+                other = message.metadata_update(services.limits.max_metadata_bytes)
+            except Rejected as wrong:
+                return wrong
+        if other is None and Feature.TOKEN in services.features:
+            return message.presented_token() or rejected
         return other or rejected
 
     def reject(self, rejected: Rejected) -> None:

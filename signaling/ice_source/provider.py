@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from urllib.parse import quote, urlsplit
 
-from signaling.files import read_file
+from signaling.files import read_regular_file
 
 DEFAULT_TTL_SECONDS = 86_400
 MIN_TTL_SECONDS = 60
@@ -126,7 +126,7 @@ class SourceSettings:
         if self.token_file is None:
             return ""
         try:
-            text = read_file(self.token_file).strip()
+            text = read_regular_file(self.token_file).strip()
         except OSError as error:
             raise ValueError(f"{self.token_file}: {error.strerror}") from None
         if not text or len(text) > _MAX_TOKEN_BYTES or not (text.isascii() and text.decode().isprintable()):

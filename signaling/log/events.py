@@ -17,8 +17,6 @@ from signaling.admission.rate_limit import TokenBucket
 from signaling.core.messages import ClientMessage, MetadataUpdate
 from signaling.errors import Rejected
 from signaling.log.address_mask import OwnAddressMask
-from signaling.timing.clock import Clock
-from signaling.timing.fair_scheduler import FairScheduler
 
 # The subject of a token may be as long as a request.
 _MAX_SUBJECT_CHARACTERS = 256
@@ -26,48 +24,6 @@ _MAX_SUBJECT_CHARACTERS = 256
 _REFUSALS_PER_SECOND = 10.0
 _REFUSAL_BURST = 100
 _ERRORS_PER_SECOND = 1.0
-# Writing one line costs more CPU than closing one connection.
-_LINES_PER_PASS = 16
-_LINE_BURST = 64
-_LINES_PER_SECOND = 1000.0
-# A queued line holds about 500 bytes.
-_MAX_QUEUED_LINES = 10_000
-
-
-class PacedLog:
-    """Spreads a burst of log lines over several passes of the reactor, in order.
-
-    Thousands of peers may leave in one pass. Up to a rate, lines are written immediately; beyond it they are queued and
-    written a few in each pass. If the queue is full, lines are written immediately again.
-
-    Args:
-        clock: schedules the passes.
-    """
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._burst = TokenBucket(_LINES_PER_SECOND, _LINE_BURST)
-        self._queue: FairScheduler[Callable[[], None]] = FairScheduler(clock, _LINES_PER_PASS, lambda write: write())
-
-    def write(self, line: Callable[[], None]) -> None:
-        """Write a line now, or queue it.
-
-        Args:
-            line: called without arguments to write the line.
-        """
-        now = self._clock.seconds()
-        if len(self._queue) >= _MAX_QUEUED_LINES:
-            # A flood must not make the server's memory grow.
-            line()
-        elif self._queue or self._burst.available(now) < 1:
-            self._queue.add(line)
-        else:
-            self._burst.take(now)
-            line()
-
-    def flush(self) -> None:
-        """Write all queued lines."""
-        self._queue.finish()
 
 
 class _Repeated:
@@ -127,6 +83,7 @@ class Events:
         self._login_errors = _Repeated(seconds)
         self._admin_refusals = _Repeated(seconds)
         self._observer_errors = _Repeated(seconds)
+        self._evictions = _Repeated(seconds)
 
     def set_level(self, level: NamedConstant) -> None:
         """Log no event below ``level`` from now on."""
@@ -215,18 +172,32 @@ class Events:
             status: the HTTP status of the answer, or None if the connection was closed without one.
             subject: the owner of its token, if a token was checked before.
         """
+        shown = reason if status is None else f"{status} {reason}"
+        fields = {"address": address, "status": status, "reason": reason, "shown": shown}
+        self._refused("refused a request from {address}: {shown}", subject, event="refused", **fields)
+
+    def check_refused(self, address: str, status: int, reason: str) -> None:
+        """A check was answered that the client could not join; ``refused`` has the same 10 a second."""
+        text = "answered a check from {address}: {status} {reason}"
+        self._refused(text, None, event="check_refused", address=address, status=status, reason=reason)
+
+    def _refused(self, text: str, subject: str | None, **fields: Any) -> None:
         if self._refusals.available(self._seconds()) < 1:
             self._suppressed_refusals += 1
             return
         self._refusals.take(self._seconds())
         if self._suppressed_refusals:
             count, self._suppressed_refusals = self._suppressed_refusals, 0
-            text = "{count} more requests were refused and not logged"
-            self.log.info(text, event="refusals_suppressed", count=count)
-        shown = reason if status is None else f"{status} {reason}"
-        text = "refused a request from {address}: {shown}"
-        fields = {"address": address, "status": status, "reason": reason, "shown": shown}
-        self._log(LogLevel.info, text, subject, event="refused", **fields)
+            suppressed = "{count} more requests were refused and not logged"
+            self.log.info(suppressed, event="refusals_suppressed", count=count)
+        self._log(LogLevel.info, text, subject, **fields)
+
+    def connection_evicted(self, reason: str) -> None:
+        """A connection that had not joined was closed for a newer one; at most one line a second is logged."""
+        count = self._evictions.count()
+        if count:
+            text = "closed the oldest connection that had not joined, for a newer one: {reason} ({count} times)"
+            self.log.info(text, event="connections_evicted", reason=reason, count=count)
 
     def login_failed(self, reason: str) -> None:
         """The portal failed; at most one line a second is logged, for a client may cause one by each message.

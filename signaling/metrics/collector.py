@@ -117,6 +117,9 @@ class SignalingCollector:
             ["outcome"],
             (((outcome,), count) for outcome, count in outcomes.items()),
         )
+        checks = [((str(status),), count) for status, count in counters.checks_refused.items()]
+        text = "Requests with ?check that were answered that the client could not join, by status."
+        yield _counters("checks_refused", text, ["status"], checks)
         evicted = "Connections that had not joined, closed to make room for newer ones."
         yield _counter("connections_evicted", evicted, counters.connections_evicted)
 

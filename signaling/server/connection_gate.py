@@ -37,6 +37,7 @@ class ConnectionGate(Generic[C]):
         most_of_one_address: how many unjoined connections an address may have; 0 means no bound.
         proxies: say which addresses count as one.
         counters: count evictions.
+        on_eviction: called with the reason of each, for the log.
 
     Attributes:
         most_of_one_address: another value counts for new connections.
@@ -51,6 +52,7 @@ class ConnectionGate(Generic[C]):
         most_of_one_address: int,
         proxies: TrustedProxies,
         counters: Counters,
+        on_eviction: Callable[[str], object],
     ) -> None:
         self._connections = connections
         self._handshake_timeouts = handshake_timeouts
@@ -58,6 +60,7 @@ class ConnectionGate(Generic[C]):
         self.most_of_one_address = most_of_one_address
         self.proxies = proxies
         self._counters = counters
+        self._on_eviction = on_eviction
         self._networks: dict[C, str | None] = {}
         self._by_network: dict[str, dict[C, None]] = {}
 
@@ -78,15 +81,16 @@ class ConnectionGate(Generic[C]):
             own = self._by_network.setdefault(network, {})
             own[connection] = None
             if len(own) > self.most_of_one_address:
-                self._evict(next(iter(own)), "its address has as many newer connections that have not joined as it may")
+                self._evict(next(iter(own)), "its address has too many that have not joined")
                 return
         if len(self._connections) > self._limits.most + self._limits.spare:
             oldest = next(iter(self._networks))
-            self._evict(oldest, "the server is full, and this was the oldest connection that had not joined")
+            self._evict(oldest, "the server is full")
 
     def _evict(self, connection: C, reason: str) -> None:
         self.discard(connection)
         self._counters.connections_evicted += 1
+        self._on_eviction(reason)
         connection.abort(reason)
 
     def discard(self, connection: C) -> None:

@@ -26,7 +26,7 @@ from zope.interface import implementer
 
 from signaling.errors import StartError
 from signaling.files import read_file
-from signaling.transport.private_api import get_certificates, set_certificates
+from signaling.transport.private_api import get_certificates, leave_unix_socket_alone, set_certificates
 
 # A burst of browsers reconnects after a restart; the kernel caps it at somaxconn.
 _BACKLOG = 1024
@@ -201,6 +201,8 @@ def endpoint(reactor: Any, option: str, text: str) -> IStreamServerEndpoint:
         if get_certificates(parsed) is not None:
             files = _files(arguments)
             set_certificates(parsed, Certificates(partial(_load, reactor, text, files), files.values()))
+        if kind == "systemd" and "UNIX" in (arguments[0], _named(arguments).get("domain")):
+            leave_unix_socket_alone(parsed)
     except Exception as error:
         # Each endpoint's parser fails in its own way: KeyError, TypeError, OSError, OpenSSL's errors.
         raise StartError(f"--{option} {text}: {explain(kind, error)}") from None
@@ -242,15 +244,19 @@ def is_private(text: str) -> bool:
     return re.fullmatch(r"[0-7]*0", mode) is not None
 
 
+def _named(arguments: Sequence[str]) -> dict[str, str]:
+    return dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+
+
 def _mode(arguments: Sequence[str]) -> str | None:
-    named = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    named = _named(arguments)
     unnamed = [argument for argument in arguments if "=" not in argument]
     return named.get("mode", unnamed[1] if len(unnamed) > 1 else None)
 
 
 def _unix_path(arguments: Sequence[str]) -> str:
     """Return the path of a UNIX socket; empty if there is none."""
-    named = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    named = _named(arguments)
     return named.get("address", arguments[0] if arguments and "=" not in arguments[0] else "")
 
 
@@ -264,7 +270,7 @@ def _split(text: str) -> tuple[str, list[str]]:
 
 def _problem(kind: str, arguments: list[str]) -> str | None:
     """Return what is wrong with a description that Twisted's parsers refuse without a reason, or too late."""
-    named = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    named = _named(arguments)
     first = arguments[0] if arguments and "=" not in arguments[0] else ""
     if kind == "stdio":
         return f"standard input is no place to listen; {_example(kind)}"
@@ -281,7 +287,7 @@ def _problem(kind: str, arguments: list[str]) -> str | None:
 
 def _files(arguments: Sequence[str]) -> dict[str, str]:
     """Return the files that a description names, by their parameters."""
-    named = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    named = _named(arguments)
     # Twisted's own default of privateKey=.
     return {name: path for name, path in {"privateKey": "server.pem", **named}.items() if name in _FILES}
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from constantly import NamedConstant
-from twisted.internet.defer import CancelledError, Deferred, execute, maybeDeferred
+from twisted.internet.defer import Deferred, execute
 from twisted.logger import LogLevel
-from twisted.python.failure import Failure
 
 from signaling.admission.client_address import Client, ProxyHeader
 from signaling.admission.logged_addresses import AddressDetail
@@ -41,20 +40,19 @@ from signaling.core.joining import JoiningConnection, check_admission
 from signaling.core.local_peers import LocalPeers
 from signaling.core.peer import Peer, PeerServices
 from signaling.core.peer_ids import PeerIds
-from signaling.core.presence_reporter import PresenceReporter
 from signaling.core.server_messages import Feature
-from signaling.core.session import PeerSession, session_origin
+from signaling.core.session import PeerSession
 from signaling.core.session_registry import SessionRegistry
 from signaling.core.topic_rules import TopicRules
 from signaling.core.topics import TopicMap
 from signaling.errors import LeaveReason
 from signaling.limits import Limits
-from signaling.log.events import PacedLog
+from signaling.log.paced_log import PacedLog
 from signaling.server.asking import Asker, NodesAsker, carry_out
 from signaling.server.http import HttpFactory
-from signaling.timing.fair_scheduler import FairScheduler
-from signaling.timing.timeouts import Timeouts
-from signaling.timing.wall_clock_timers import ClockSteps, WallClockTimers
+from signaling.server.ice_renewal import IceRenewal
+from signaling.server.observing import Observation
+from signaling.server.token_timers import TokenTimers
 
 if TYPE_CHECKING:
     from twisted.cred.portal import Portal
@@ -64,13 +62,6 @@ if TYPE_CHECKING:
     from signaling.server.observer import IPresenceObserver
 
 from signaling.server.protocol import SignalingProtocol
-
-# For what an observer still has to do after a drain.
-_OBSERVER_SECONDS = 6.0
-# JavaScript counts no further.
-_MOST_SECONDS = 2**53 - 1
-# About 10 us for each.
-_ICE_UPDATES_PER_PASS = 16
 
 
 class SignalingFactory(HttpFactory):
@@ -166,25 +157,19 @@ class SignalingFactory(HttpFactory):
             log_addresses=log_addresses,
         )
         clock = self.reactor
+        # The topics, and who is told of their peers.
         self.topics: TopicMap[Peer] = TopicMap(
             self.limits.max_peers_per_topic, self.limits.max_peer_list_bytes, topic_rules
         )
-        self.announcer = Announcer(clock, self.counters.count_dropped_events)
         self.backplane: Backplane = backplane or StandaloneBackplane()
-        self.records_addresses = notices
-        self.blocks = Blocks(clock.seconds)
-        # An application's tests would find the timer of a start in the reactor.
-        self.has_services = backplane is not None or ice_source is not None
         self.sessions = SessionRegistry(self.limits, clock, self.topics, self._session_closed)
-        self.observer = observer
-        self._observer_end: Deferred[None] | None = None
-        self.presence = self._reporter(observer, wall_clock) if observer is not None else None
-        features = {
-            Feature.METADATA_UPDATES: metadata_updates,
-            Feature.NOTICES: notices,
-            Feature.RESUME: self.limits.resume_window_seconds > 0,
-            Feature.TOKEN: portal is not None,
-        }
+        self.announcer = Announcer(clock, self.counters.count_dropped_events)
+        self.observer, self._observation = observer, None
+        if observer is not None:
+            events = self.events
+            self._observation = Observation(observer, self.topics, self.backplane, clock, wall_clock, events)
+        self.presence = self._observation.reporter if self._observation is not None else None
+        # The peers, and what an operator does with them.
         self._peer_services = PeerServices(
             self.topics,
             self.announcer,
@@ -192,52 +177,42 @@ class SignalingFactory(HttpFactory):
             self.counters,
             self.limits,
             self.sessions,
-            checks_tokens=portal is not None,
             presence=self.presence,
-            metadata_updates=metadata_updates,
-            features=sorted(name for name, is_on in features.items() if is_on),
+            features=self._features(metadata_updates=metadata_updates, notices=notices),
         )
+        self.ids = PeerIds()
+        self.records_addresses = notices
+        self.blocks = Blocks(clock.seconds)
         self.administration = Administration(self._peer_services, self.blocks, clock, self.logged_addresses)
         self.asker: Asker = NodesAsker(self.backplane)
+        # What expires.
+        self.ice_servers = ice_servers or IceServers()
+        self.ice_source = ice_source
+        connections = cast("Collection[SignalingProtocol]", self.connections)
+        self.ice_renewal = IceRenewal(self.ice_servers, connections, clock, wall_clock)
+        self.token_timers = TokenTimers(clock, wall_clock, self.limits.handshake_timeout_seconds)
+        # What the backplane asks of this node.
         self.local = LocalPeers(self._peer_services, self._session_moved, self.administration.answer)
+        # An application's tests would find the timer of a start in the reactor.
+        self.has_services = backplane is not None or ice_source is not None
         if backplane is None:
             # It has nothing to connect to, and can be asked at once.
             self.backplane.start(self.local)
-        self.ice_servers = ice_servers or IceServers()
-        self.ice_servers.watch(self._ice_servers_changed)
-        self.ice_source = ice_source
-        self._ice_updates: FairScheduler[SignalingProtocol] = FairScheduler(
-            clock, _ICE_UPDATES_PER_PASS, SignalingProtocol.renewIceServers
-        )
-        self.renewals: Timeouts[SignalingProtocol] = Timeouts(
-            clock, self.ice_servers.renewal_seconds, SignalingProtocol.renewIceServers
-        )
-        self.clock_steps = ClockSteps(clock, wall_clock, self.renewals.expire_all)
-        self._wall_clock = wall_clock
-        self.expiries: WallClockTimers[SignalingProtocol] = WallClockTimers(clock, wall_clock, SignalingProtocol.expire)
-        self.token_timeouts: Timeouts[SignalingProtocol] = Timeouts(
-            clock, self.limits.handshake_timeout_seconds, SignalingProtocol.token_timed_out
-        )
-        self.ids = PeerIds()
+        # The log.
         self.paced_log = PacedLog(clock)
         self.judges_messages = self._judges_messages()
 
+    def _features(self, *, metadata_updates: bool, notices: bool) -> list[Feature]:
+        features = {
+            Feature.METADATA_UPDATES: metadata_updates,
+            Feature.NOTICES: notices,
+            Feature.RESUME: self.limits.resume_window_seconds > 0,
+            Feature.TOKEN: self.access is not None,
+        }
+        return sorted(name for name, is_on in features.items() if is_on)
+
     def _judges_messages(self) -> bool:
         return bool(self.limits.max_messages_per_second) or self.events.debug or self.access is not None
-
-    def _reporter(self, observer: IPresenceObserver, wall_clock: Callable[[], float]) -> PresenceReporter:
-        backplane, topics = self.backplane, self.topics
-        reporter = PresenceReporter(
-            observer,
-            lambda: backplane.node,
-            lambda topic: topics.find(topic) or (),
-            session_origin,
-            self.reactor.seconds,
-            wall_clock,
-            self.events.observer_failed,
-        )
-        backplane.report_presence(reporter)
-        return reporter
 
     def change(
         self, *, ice_servers: IceServers | None = None, topic_rules: TopicRules | None = None, **more: Any
@@ -260,10 +235,7 @@ class SignalingFactory(HttpFactory):
             for connection in self.connections:
                 connection.judges_changed()
         if ice_servers is not None:
-            self.renewals.change(ice_servers.renewal_seconds)
-            if ice_servers.renewal_seconds and self.connections:
-                self.clock_steps.watch()
-            self.ice_servers.replace_with(ice_servers)
+            self.ice_renewal.replace_servers(ice_servers)
         if topic_rules is not None:
             self.topics.rules = topic_rules
 
@@ -275,7 +247,7 @@ class SignalingFactory(HttpFactory):
             for connection in self.connections:
                 connection.rates_changed()
         self.topics.max_members = limits.max_peers_per_topic
-        self.token_timeouts.change(limits.handshake_timeout_seconds)
+        self.token_timers.checks.change(limits.handshake_timeout_seconds)
 
     @property
     def relays_queued(self) -> int:
@@ -291,9 +263,7 @@ class SignalingFactory(HttpFactory):
 
     def expires_in(self, grant: Grant | None) -> int | None:
         """Return the whole seconds until a grant expires; None if it never does, or if there is none."""
-        if grant is None or grant.expires is None:
-            return None
-        return int(min(max(grant.expires - self._wall_clock(), 0.0), _MOST_SECONDS))
+        return self.token_timers.expires_in(grant)
 
     def would_join(self, request: JoinRequest, client: Client) -> Deferred[None]:
         """Check whether a client could join, without a connection slot for it.
@@ -403,16 +373,10 @@ class SignalingFactory(HttpFactory):
         if peer.topic is not None and self.events.info:
             self.paced_log.write(partial(self.events.handed_off, peer.id, peer.topic.name, peer.subject))
 
-    def _ice_servers_changed(self) -> None:
-        """Send all peers the new ICE servers, a few in each pass of the reactor."""
-        self._ice_updates.extend(cast("Iterable[SignalingProtocol]", self.connections))
-
     def cancel_idle_timers(self) -> None:
         """Leave no timer behind when the last connection is gone, and go on with a drain."""
-        self.renewals.cancel_if_idle()
-        self.clock_steps.stop()
-        self.expiries.cancel_if_idle()
-        self.token_timeouts.cancel_if_idle()
+        self.ice_renewal.stop()
+        self.token_timers.cancel_if_idle()
         self.sessions.cancel_idle_timers()
         super().cancel_idle_timers()
 
@@ -451,27 +415,19 @@ class SignalingFactory(HttpFactory):
         """Stop the backplane, and wait for the observer."""
         self.sessions.cancel_idle_timers()
         self.paced_log.flush()
-        stopped = super().last_connection_lost()
-        return stopped.addCallback(self._stop_observer) if self.observer is not None else stopped
+        stopped, observation = super().last_connection_lost(), self._observation
+        return stopped.addCallback(self._stop_observation, observation) if observation is not None else stopped
 
-    def _stop_observer(self, _: None) -> Deferred[None]:
-        assert self.observer is not None
-        end: Callable[[], Any] = self.observer.stopped
-        stopped: Deferred[None] = maybeDeferred(end)
-        # By then it has given up, or never will.
-        stopped.addTimeout(_OBSERVER_SECONDS, self.reactor)
-        stopped.addErrback(self._observer_failed)
-        self._observer_end = stopped
+    def _stop_observation(self, _: None, observation: Observation) -> Deferred[None]:
+        stopped = observation.stop()
+        if self.shutdown.is_aborted:
+            observation.abort()
         return stopped
-
-    def _observer_failed(self, failure: Failure) -> None:
-        if not failure.check(CancelledError):
-            self.events.observer_failed(failure.value)
 
     def abort_rest(self) -> None:
         """Wait no longer for the observer."""
-        if self._observer_end is not None:
-            self._observer_end.cancel()
+        if self._observation is not None:
+            self._observation.abort()
 
 
 def _rates(limits: Limits) -> tuple[float, ...]:

@@ -81,6 +81,7 @@ class HttpProtocol(WebSocketConnection[R]):
         try:
             request, key = self.factory.check(segment, query, head.values, head.key)
         except Refused as refused:
+            self._address = self.factory.client(self.transport.getPeer(), head.values).text
             self.refuse_join(refused, head.values)
         else:
             self.join(request, key, head.values)
@@ -208,6 +209,8 @@ class HttpFactory(WebSocketConnectionFactory):
         self.counters = Counters()
         self.origins = Origins(allow_origins)
         self._proxies = TrustedProxies(trusted_proxies, ProxyHeader(proxy_header))
+        self.logged_addresses = LoggedAddresses(AddressDetail(log_addresses))
+        self.events = Events(log_level, reactor.seconds, self.logged_addresses)
         files = max(1, open_files.file_limit(reactor) - reserved_files)
         self.connection_limits = ConnectionLimits(self.limits, files, reactor.seconds)
         self.gate: ConnectionGate[Any] = ConnectionGate(
@@ -217,6 +220,7 @@ class HttpFactory(WebSocketConnectionFactory):
             self.limits.max_connections_per_address,
             self._proxies,
             self.counters,
+            self.events.connection_evicted,
         )
         self.shutdown = Shutdown(self, reactor, self.limits)
         served = pages(client=serve_client, demo=demo)
@@ -224,8 +228,6 @@ class HttpFactory(WebSocketConnectionFactory):
         self.topic_folder = f"{path_prefix}/ws".encode()
         root, self._folder = site_folders(self, served)
         self.site = SignalingSite(root, self.limits, reactor)
-        self.logged_addresses = LoggedAddresses(AddressDetail(log_addresses))
-        self.events = Events(log_level, reactor.seconds, self.logged_addresses)
         self.access = Access(portal, self.events.login_failed) if portal is not None else None
         self._start: Any = None
 
@@ -356,10 +358,15 @@ class HttpFactory(WebSocketConnectionFactory):
         """Take a new connection; if there are too many that have not joined, evict the oldest."""
         self.gate.open(connection, connection.address_of_connection)
 
-    def handshakeRefused(self, address: Any, refused: Refused) -> None:
+    def handshakeRefused(self, address: Any, values: HeaderValues, refused: Refused) -> None:
         """Count and log a request to join that the site refused."""
         self.counters.requests_refused[refused.status] += 1
-        self.events.refused(address_text(address), refused.status, refused.reason)
+        self.events.refused(self.client(address, values).text, refused.status, refused.reason)
+
+    def check_refused(self, address: Any, values: HeaderValues, refused: Refused) -> None:
+        """Count and log a check, as it tries a credential as well as a request to join does."""
+        self.counters.checks_refused[refused.status] += 1
+        self.events.check_refused(self.client(address, values).text, refused.status, refused.reason)
 
     def cancel_idle_timers(self) -> None:
         """Leave no timer behind when the last connection is gone, and go on with a drain."""

@@ -150,9 +150,7 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         attempt, factory = self._attempt, self.factory
         if attempt is None:
             raise RuntimeError("a connection opens by join()")
-        if factory.ice_servers.renewal_seconds:
-            factory.renewals.set(self)
-            factory.clock_steps.watch()
+        factory.ice_renewal.connection_opened(self)
         if attempt.request.grant is not None:
             self._apply_grant(attempt.request.grant)
         attempt.opened()
@@ -275,7 +273,7 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         login.addCallbacks(self._renewed, self._not_renewed, (credential, presented), {}, (presented,))
         login.addErrback(self._login_broken)
         if self._login is not None:
-            self.factory.token_timeouts.set(self)
+            self.factory.token_timers.checks.set(self)
 
     def token_timed_out(self) -> None:
         """Give up the check of a new token; the old one stays in use."""
@@ -295,7 +293,7 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         old_logout, self._logout = self._logout, logout
         if old_logout is not None:
             old_logout()
-        self.factory.expiries.clear(self)
+        self.factory.token_timers.expiries.clear(self)
         self._apply_grant(grant)
         self._end_check(messages.token_accepted(self.factory.expires_in(grant), presented.msg_id))
 
@@ -317,7 +315,7 @@ class SignalingProtocol(HttpProtocol[Receipt]):
     def _end_check(self, outcome: bytes | Rejected) -> None:
         """Answer a new token, unless the connection has ended, and read on."""
         self._login = None
-        self.factory.token_timeouts.clear(self)
+        self.factory.token_timers.checks.clear(self)
         peer = self._peer
         if peer is None or self.ended:
             return
@@ -338,7 +336,7 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         if grant.metadata is not None:
             self._metadata_fixed = True
         if grant.expires is not None:
-            self.factory.expiries.set(self, grant.expires)
+            self.factory.token_timers.expiries.set(self, grant.expires)
 
     def expire(self) -> None:
         """Close the connection because its token expired; with another token, the client may resume."""
@@ -363,7 +361,7 @@ class SignalingProtocol(HttpProtocol[Receipt]):
         text = self.factory.ice_servers.text(peer.id) if peer is not None else None
         if peer is not None and text is not None:
             peer.send_once(messages.ice_servers(text))
-            self.factory.renewals.set(self)
+            self.factory.ice_renewal.sent(self)
 
     # What became of frames to the peer
 
@@ -417,9 +415,8 @@ class SignalingProtocol(HttpProtocol[Receipt]):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Clean up; ``onClose``, in the middle of it, removes or detaches the peer."""
-        self.factory.renewals.clear(self)
-        self.factory.expiries.clear(self)
-        self.factory.token_timeouts.clear(self)
+        self.factory.ice_renewal.clear(self)
+        self.factory.token_timers.clear(self)
         super().connectionLost(reason)
         if self._login is not None:
             self._login.cancel()

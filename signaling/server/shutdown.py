@@ -79,10 +79,12 @@ class Shutdown:
 
     Attributes:
         state: changes as in ``TRANSITIONS``.
+        is_aborted: whether ``abort`` was called since the server started, so that nothing is to be waited for.
     """
 
     def __init__(self, server: Server, clock: Clock, limits: Limits) -> None:
         self.state = ShutdownState.RUNNING
+        self.is_aborted = False
         self._server = server
         self._clock = clock
         self._limits = limits
@@ -107,6 +109,7 @@ class Shutdown:
         """Run again, if the server has stopped."""
         if self.state is ShutdownState.STOPPED:
             self._become(ShutdownState.RUNNING)
+            self.is_aborted = False
 
     def become_unready(self, seconds: float = 0.0) -> Deferred[None]:
         """Let ``/readyz`` answer 503 before the drain, so that a balancer sends new clients elsewhere in time.
@@ -154,7 +157,9 @@ class Shutdown:
         if self.state is not ShutdownState.DRAINING:
             self._become(ShutdownState.DRAINING)
             spread = self._limits.drain_spread_seconds
-            self._timers = [self._clock.callLater(spread + self._limits.shutdown_timeout_seconds, self._time_is_over)]
+            self._timers = [
+                self._clock.callLater(spread + self._limits.shutdown_timeout_seconds, self._abort_late_connections)
+            ]
             for connection in tuple(self._server.connections):
                 self._close(connection, spread)
             self._closes.extend(self._server.drain_started())
@@ -162,14 +167,9 @@ class Shutdown:
             self.connection_lost()
         return drained
 
-    def _time_is_over(self) -> None:
-        self.abort()
-        self._abort_late_connections()
-
     def _abort_late_connections(self) -> None:
         # A port that is still open accepts connections, which must not keep the drain from its end.
-        for connection in tuple(self._server.connections):
-            connection.close_timed_out()
+        self._abort_connections()
         if self.state is ShutdownState.DRAINING and not self._finishing:
             self._timers.append(self._clock.callLater(_ABORT_AGAIN_SECONDS, self._abort_late_connections))
 
@@ -196,11 +196,15 @@ class Shutdown:
             waiting.callback(None)
 
     def abort(self) -> None:
-        """Wait no longer: skip the delay before the drain, and abort every connection."""
+        """Wait no longer: skip the delay before the drain, abort every connection, and give nothing else its time."""
+        self.is_aborted = True
         self._end_delays()
+        self._abort_connections()
+        self._server.abort_rest()
+
+    def _abort_connections(self) -> None:
         for connection in tuple(self._server.connections):
             connection.close_timed_out()
-        self._server.abort_rest()
 
     def _become(self, state: ShutdownState) -> None:
         if state not in TRANSITIONS[self.state]:

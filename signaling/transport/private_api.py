@@ -7,6 +7,7 @@ A part whose trial fails is named in ``MISFITS`` and in one line of the log, and
 - ``sockets``: an application's own port keeps Twisted's transport, which is slower.
 - ``accept``: a connection has a socket object while it is accepted.
 - ``endpoints``: SIGHUP reloads no certificates.
+- ``UNIX ports``: a UNIX socket from systemd becomes writable for everybody, and its file goes when the server stops.
 - ``PROXY header``: until its first bytes, a connection of a ``haproxy:`` endpoint counts for the proxy's address.
 - ``exit signal``: ``twistd`` ends by the signal that stopped it, not with status 0.
 - ``log observers``: ``--log-level`` and ``--log-addresses`` do not change the log of other libraries.
@@ -25,7 +26,7 @@ from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerPr
 from autobahn.websocket.protocol import FrameHeader
 from autobahn.websocket.utf8validator import Utf8Validator
 from constantly import NamedConstant
-from twisted.internet import tcp
+from twisted.internet import tcp, unix
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.base import ReactorBase
 from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ServerEndpoint
@@ -288,6 +289,42 @@ def _try_endpoints() -> bool:
     return inner._sslContextFactory == "certificates" and _innermost(proxyEndpoint(inner)) is inner
 
 
+class UnixPortAdopter:
+    """Adopts listening UNIX sockets of somebody else, in place of a reactor, and leaves their files alone.
+
+    Twisted's reactor makes such a file writable for everybody, and removes it when it stops to listen.
+
+    Args:
+        reactor: the reactor.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def adoptStreamPort(self, descriptor: int, family: Any, factory: Any) -> Any:
+        """Listen on a duplicate of ``descriptor``; as of ``IReactorSocket``."""
+        if not FITS["UNIX ports"]:
+            return self._reactor.adoptStreamPort(descriptor, family, factory)
+        port: Any = unix.Port._fromListeningDescriptor(self._reactor, descriptor, factory)
+        # As of a socket in the abstract namespace, which has no file.
+        port._bindPath = b"\0" + port._bindPath.lstrip(b"\0")
+        port.startListening()
+        return port
+
+
+def leave_unix_socket_alone(endpoint: Any) -> None:
+    """Let the endpoint of a UNIX socket that systemd hands over neither change nor remove the socket's file."""
+    adopted = _innermost(endpoint)
+    adopted.reactor = UnixPortAdopter(adopted.reactor)
+
+
+def _try_unix_ports() -> bool:
+    port: Any = unix.Port(b"/a", None, reactor=FakeClock())  # type: ignore[arg-type]
+    is_file: Any = unix._inFilesystemNamespace
+    is_adopting = hasattr(unix.Port, "_fromListeningDescriptor")
+    return port._bindPath == b"/a" and is_file(b"/a") and not is_file(b"\0/a") and is_adopting
+
+
 def awaits_proxy_header(transport: Any) -> bool:
     """Return whether ``transport`` reads the PROXY protocol: it has the proxy's address until its first bytes."""
     return hasattr(transport, "_proxyInfo")
@@ -359,6 +396,7 @@ FITS = {
     "sockets": "socket" in tcp.Connection.__init__.__code__.co_names,
     "accept": _fits(_try_accept),
     "endpoints": _fits(_try_endpoints),
+    "UNIX ports": _fits(_try_unix_ports),
     "PROXY header": _fits(_try_proxy_header),
     "exit signal": hasattr(ReactorBase, "_exitSignal"),
     "log observers": hasattr(globalLogPublisher, "_observers"),

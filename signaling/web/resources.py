@@ -58,8 +58,11 @@ class ConnectionFactory(Protocol):
     def check_only(self, segment: bytes, query: bytes, values: HeaderValues, address: Any) -> Deferred[None]:
         """Check whether a client could join; fails with ``Refused``."""
 
-    def handshakeRefused(self, address: Any, refused: Refused) -> None:
+    def handshakeRefused(self, address: Any, values: HeaderValues, refused: Refused) -> None:
         """Called after a handshake was refused."""
+
+    def check_refused(self, address: Any, values: HeaderValues, refused: Refused) -> None:
+        """Called before a check is answered that the client could not join."""
 
 
 class Endpoint(Resource):
@@ -93,7 +96,7 @@ class Endpoint(Resource):
             return self.answer(request)
         except Refused as refused:
             if upgrading:
-                self._factory.handshakeRefused(request.getClientAddress(), refused)
+                self._factory.handshakeRefused(request.getClientAddress(), values, refused)
             if refused.status == 426:
                 end_with_answer(request)
             return self.answer_refusal(request, refused)
@@ -278,7 +281,8 @@ class JoinCheck(Endpoint):
     def answer(self, request: Request) -> Any:
         """Answer once it is certain, unless the client's connection is lost before."""
         segment, query = _topic_and_query(request)
-        check = self._factory.check_only(segment, query, request_headers(request), request.getClientAddress())
+        values, address = request_headers(request), request.getClientAddress()
+        check = self._factory.check_only(segment, query, values, address)
         is_lost = False
 
         def answer(outcome: Failure | None) -> None:
@@ -286,7 +290,10 @@ class JoinCheck(Endpoint):
                 return
             # Before the site logs the request.
             request.uri = without_secrets(request.uri)
-            body = _answer_check(request, None if outcome is None else _refusal_of(outcome))
+            refused = None if outcome is None else _refusal_of(outcome)
+            if refused is not None:
+                self._factory.check_refused(address, values, refused)
+            body = _answer_check(request, refused)
             request.setHeader(b"Content-Length", b"%d" % len(body))
             request.write(body if request.method == b"GET" else b"")
             request.finish()

@@ -64,7 +64,7 @@ class Stack:
 
     def end(self) -> None:
         """Give the network up."""
-        self._network.communicate(timeout=20)
+        self._network.communicate(timeout=60)
 
     def _inside(self, command: list[str]) -> list[str]:
         user = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
@@ -129,7 +129,7 @@ class Stack:
 
 _GET = """
 import sys, urllib.request
-with urllib.request.urlopen(sys.argv[1], timeout=20) as answer:
+with urllib.request.urlopen(sys.argv[1], timeout=60) as answer:
     sys.stdout.write(answer.read().decode())
 """
 

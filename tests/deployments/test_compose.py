@@ -32,7 +32,7 @@ def test_the_file_follows_the_compose_specification(tmp_path: Path) -> None:
     wrong.write_text((TREE / "compose.yaml").read_text().replace("read_only: true", "read_only_root: true"))
     command = [need("npx"), "--yes", "dclint@3.1.0", "--config", Path(__file__).with_name("dclint.yaml")]
     command += ["--formatter", "json", TREE / "compose.yaml", wrong]
-    checked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    checked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
     found = {file["filePath"]: [message["rule"] for message in file["messages"]] for file in json.loads(checked.stdout)}
     assert "invalid-schema" in found.pop(str(wrong))
     assert not any(found.values()), checked.stdout
@@ -94,7 +94,7 @@ def test_a_secret_is_seen_by_those_who_need_it() -> None:
 def make_secrets(folder: Path) -> dict[str, str]:
     for name in ("redis", "turn", "grafana"):
         (folder / name).mkdir(exist_ok=True)
-    subprocess.run(["sh", MAKE_SECRETS, folder, TURNSERVER], check=True, timeout=20)
+    subprocess.run(["sh", MAKE_SECRETS, folder, TURNSERVER], check=True, timeout=60)
     return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -248,7 +248,7 @@ def test_no_log_of_caddy_tells_a_secret(tmp_path: Path) -> None:
         }
         request = Request(f"http://localhost:{port}/ws/room?token=the-secret", headers=headers)
         with pytest.raises(HTTPError, match="502"):
-            urlopen(request, timeout=10)
+            urlopen(request, timeout=60)
         caddy.wait_for('"/ws/room"')
     finally:
         caddy.end()

@@ -78,7 +78,7 @@ ASK = """
 import json, sys, urllib.parse, urllib.request
 for expression in sys.argv[1:]:
     query = urllib.parse.urlencode({"query": expression})
-    with urllib.request.urlopen(f"http://prometheus:9090/api/v1/query?{query}", timeout=20) as answer:
+    with urllib.request.urlopen(f"http://prometheus:9090/api/v1/query?{query}", timeout=60) as answer:
         print(json.dumps(json.load(answer)["data"]["result"]))
 """
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.deployments.dockerfile import TREE, instructions, stage
 from tests.harness.server import Server, launch
-from tests.system.test_options import unprivileged
+from tests.programs import unprivileged
 
 ENTRY_POINT = TREE / "deploy" / "docker-entrypoint.sh"
 BUILD, FINAL = 1, 2
@@ -43,7 +43,7 @@ def test_options_are_those_of_the_server_and_anything_else_is_a_command(
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     command = [ENTRY_POINT, *arguments]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        output, _ = process.communicate(timeout=20)
+        output, _ = process.communicate(timeout=60)
     # The command has taken the place of the shell: signals reach it.
     assert output.splitlines() == [str(process.pid), *started]
 
@@ -74,7 +74,13 @@ def test_the_labels_say_what_the_image_is() -> None:
 def copied(number: int) -> list[str]:
     """Return what a stage copies from the tree."""
     copies = [rest.split() for keyword, rest in stage(number) if keyword == "COPY"]
-    return [source for copy in copies if not copy[0].startswith("--from") for source in copy[:-1]]
+    from_tree = [copy for copy in copies if not copy[0].startswith("--from")]
+    return [source for copy in from_tree for source in copy[:-1] if not source.startswith("--")]
+
+
+def test_the_servers_user_may_run_the_entry_point_whatever_mode_it_has_in_the_checkout() -> None:
+    [copy] = [rest.split() for keyword, rest in stage(FINAL) if keyword == "COPY" and ENTRY_POINT.name in rest]
+    assert copy[0] == "--chmod=755"
 
 
 def test_everything_that_is_copied_is_sent_to_the_builder_and_nothing_else() -> None:
@@ -105,7 +111,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 rest = re.sub(pattern, replacement, rest)  # noqa: PLW2901
             # What runs compiles itself, and that is less.
             environment = {**os.environ, "PIP_NO_COMPILE": "1"}
-            subprocess.run(["sh", "-euc", rest], cwd=source, env=environment, check=True, timeout=110)
+            subprocess.run(["sh", "-euc", rest], cwd=source, env=environment, check=True, timeout=280)
     [listing] = [rest for keyword, rest in stage(FINAL) if keyword == "RUN"]
     subprocess.run(["sh", "-euc", listing], env=environment_of(venv), check=True, timeout=60)
     # The image's user may not write there.

@@ -245,7 +245,7 @@ class Walk:
             env={**os.environ, **self._environment},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=280,
             check=False,
         )
         said = f"{place}: {command}\n{result.stdout}{result.stderr}"

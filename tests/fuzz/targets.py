@@ -48,9 +48,16 @@ def decoder(data: bytes, careful: bool = True) -> None:
 
 def _update(data: bytes) -> tuple[str, bytes | None] | ErrorCode | None:
     try:
-        found = messages.metadata_update(data, len(data))
-    except Rejected as rejected:
-        return rejected.code
+        messages.decode(data)
+    except messages.NotRelayed as other:
+        try:
+            found = other.message.metadata_update(len(data))
+        except Rejected as rejected:
+            return rejected.code
+    except Rejected:
+        return None
+    else:
+        return None
     return None if found is None else (found.metadata.decode(), found.msg_id)
 
 

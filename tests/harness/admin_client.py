@@ -12,7 +12,7 @@ from urllib.parse import quote, urlencode
 
 class _UnixConnection(HTTPConnection):
     def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=20)
+        super().__init__("localhost", timeout=60)
         self._path = str(path)
 
     def connect(self) -> None:

@@ -158,10 +158,10 @@ def relaying(target_port: int, *, tampers: bool = True) -> Iterator[HostileRelay
     thread = threading.Thread(target=lambda: relay.loop.run_until_complete(relay.run(ready, stop)))
     thread.start()
     try:
-        assert ready.wait(10)
+        assert ready.wait(60)
         yield relay
         assert not relay.invalid
     finally:
         relay.loop.call_soon_threadsafe(stop.set)
-        thread.join(20)
+        thread.join(60)
         relay.loop.close()

@@ -14,12 +14,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from tests.harness.delivery_log import DeliveryLog, Relay, describe
+from tests.harness.delivery_log import DeliveryLog, describe
 from tests.harness.raw_client import relay
 from tests.harness.server import Server, wait_until
 from tests.harness.wire_schema import check_from_server
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 _RELAY_SECONDS = 0.02
 _numbers = itertools.count()
 
@@ -30,8 +30,8 @@ def new_topic() -> str:
 
 
 def receive(connection: ClientConnection) -> dict:
-    """Return the next message of a plain connection, which has 5 s to come."""
-    return json.loads(connection.recv(5.0))
+    """Return the next message of a plain connection."""
+    return json.loads(connection.recv(PATIENCE_SECONDS))
 
 
 def joined_id(connection: ClientConnection) -> str:
@@ -119,12 +119,6 @@ class Peer:
     def of_type(self, kind: str) -> list[dict]:
         """Return the messages of one type, in order."""
         return [message for message in self.messages if message["type"] == kind]
-
-    def left_at(self, peer: str) -> list[float]:
-        """Return when it was informed that a peer left."""
-        event = {"type": "peer-left", "peerId": peer}
-        with self._changed:
-            return [at for at, _, message in self.received if message == event]
 
     # Waiting
 
@@ -250,17 +244,6 @@ class Call:
         assert not ends["both"]
         return ends
 
-    def longest_gap(self) -> float:
-        """Return the longest time between two arrivals at a peer."""
-        return max(
-            (later - earlier for sender in (self.first, self.second) for earlier, later in self._arrivals(sender)),
-            default=0.0,
-        )
-
-    def _arrivals(self, sender: Peer) -> itertools.pairwise:
-        arrived: list[Relay] = [each for each in self._log.relays.values() if each.sender is sender]
-        return itertools.pairwise(each.delivered_at for each in arrived if each.delivered_at is not None)
-
 
 class Observers(Call):
     """Two peers of a new topic who relay to each other, to show that nothing else disturbs them.
@@ -290,11 +273,9 @@ class Observers(Call):
         wait_until(lambda: sum(event["type"] == "peer-left" for event in self.events) >= count)
 
     def check(self) -> None:
-        """Stop; fails if a relay was lost or answered, or took 5 s."""
+        """Stop; fails if a relay was lost or answered."""
         self.goes_on()
         assert self.ends().keys() == {"delivered"}
-        slowest = max(self._log.relays.values(), key=lambda each: each.delivered_at - each.sent_at)
-        assert slowest.delivered_at - slowest.sent_at < 5, describe(slowest)
 
 
 @contextmanager

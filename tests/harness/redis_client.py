@@ -11,7 +11,7 @@ import hiredis
 
 from signaling.backplane.redis import scripts
 
-SECONDS = 20.0
+SECONDS = 60.0
 _TEXTS = {name: scripts.text(name) for name in scripts.NAMES}
 _DIGESTS = {name: sha1(text.encode()).hexdigest() for name, text in _TEXTS.items()}
 

@@ -18,10 +18,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.programs import free_port
+
 HOST = "127.0.0.1"
-START_SECONDS = 20.0
-STOP_SECONDS = 20.0
-HTTP_SECONDS = 20.0
+START_SECONDS = 60.0
+STOP_SECONDS = 60.0
+HTTP_SECONDS = 60.0
 TWISTD = str(Path(sys.executable).parent / "twistd")
 
 _LISTENING = r"listening on (?:\S+:(\d+)|unix)"
@@ -209,7 +211,7 @@ class Server:
         assert not self.problems, self.log
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 20.0, state: Callable[[], object] | None = None) -> None:
+def wait_until(condition: Callable[[], Any], seconds: float = 60.0, state: Callable[[], object] | None = None) -> None:
     """Wait for something that sends no event; ``state`` says what there was instead."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -321,10 +323,10 @@ class Node:
     Args:
         options: but for where it listens.
         name: for people.
-        endpoint: where it listens; ``{port}`` is 0 the first time.
+        endpoint: where it listens, at its ``{port}``.
 
     Attributes:
-        port: the same after each restart.
+        port: the same after each restart; nobody else takes it meanwhile.
         up: whether it runs and is not about to stop.
     """
 
@@ -338,7 +340,7 @@ class Node:
         endpoint: str = "tcp:{port}:interface=127.0.0.1",
     ) -> None:
         self.name = name
-        self.port = 0
+        self.port = free_port()
         self.up = False
         self._options = options
         self._env = env
@@ -351,7 +353,7 @@ class Node:
         """Start it, and wait until it listens."""
         self.server = self._launch()
         try:
-            self.port = self.server.wait_until_listening()
+            self.server.wait_until_listening()
         except BaseException:
             self.server.end()
             raise

@@ -214,6 +214,25 @@ def test_only_the_header_that_the_operator_names_says_who_a_client_is(make_serve
         assert status(harness, **{way.replace("-", "_"): named, forged: claim}) == expected
 
 
+@pytest.mark.parametrize(
+    ("target", "headers", "reason"),
+    [
+        ("/ws/room", {"Origin": "https://evil.example"}, "403 the origin https://evil.example"),
+        ("/ws/room?metadata=x", {}, "400 "),
+        ("/ws/a/b", {}, "404 "),
+        ("/ws/room", {"Sec_WebSocket_Version": "12"}, "426 "),
+    ],
+)
+def test_a_request_that_is_refused_at_once_is_logged_with_the_client_of_a_proxy(
+    make_server: MakeHarness, logged: list[str], target: str, headers: dict[str, str], reason: str
+) -> None:
+    harness = make_server(trusted_proxies=["192.0.2.1"], allow_origins=["https://example.com"])
+    logged.clear()
+    harness.request(upgrade(target, X_Forwarded_For="203.0.113.7", **headers))
+    [line] = logged
+    assert line.startswith(f"refused a request from 203.0.113.7: {reason}")
+
+
 def test_a_forwarded_address_from_an_untrusted_proxy_is_ignored(make_server: MakeHarness) -> None:
     harness = make_server(max_connections_per_address=1, trusted_proxies=["10.0.0.0/8"])
     assert status(harness, X_Forwarded_For="203.0.113.1") == 101

@@ -17,8 +17,8 @@ from twisted.cred.portal import Portal
 
 from signaling import Grant, GrantRealm
 from tests import issuer
+from tests.integration.access import NOW, Realm, SlowChecker, enter
 from tests.integration.harness import Harness, response, upgrade
-from tests.integration.test_access import NOW, Realm, SlowChecker, enter
 from tests.issuer import token
 
 MakeHarness = Callable[..., Harness]
@@ -269,13 +269,33 @@ def test_a_page_reads_why_a_request_is_not_well_formed(target: str, headers: dic
 # Logs
 
 
-def test_a_check_is_not_logged(make_server: MakeHarness, tmp_path: Path, logged: list[str]) -> None:
+def test_a_check_that_is_refused_is_counted_and_logged_with_the_client(
+    make_server: MakeHarness, tmp_path: Path, logged: list[str]
+) -> None:
+    harness = make_server(portal=issuer.portal(tmp_path), trusted_proxies=["192.0.2.0/24"])
+    logged.clear()
+    good, expired = token(), token(exp=NOW - 60)
+    for text in (good, expired, expired):
+        checked(harness, f"/ws/room?check&token={text}", X_Forwarded_For="203.0.113.7")
+    checked(harness, "/ws/room?check&metadata=x", X_Forwarded_For="203.0.113.8")
+    assert harness.counters.checks_refused == {401: 2, 400: 1}
+    assert harness.counters.requests_refused == {}
+    lines = ["answered a check from 203.0.113.7: 401 the token has expired"] * 2
+    assert logged[:2] == lines
+    assert logged[2].startswith("answered a check from 203.0.113.8: 400 ")
+    assert len(logged) == 3
+
+
+def test_a_flood_of_checks_writes_no_more_lines_than_one_of_joins(
+    make_server: MakeHarness, tmp_path: Path, logged: list[str]
+) -> None:
     harness = make_server(portal=issuer.portal(tmp_path))
     logged.clear()
-    for text in (token(), token(exp=NOW - 60)):
-        checked(harness, f"/ws/room?check&token={text}")
-    checked(harness)
-    assert logged == []
+    for _ in range(60):
+        checked(harness)
+        harness.request(upgrade("/ws/room"))
+    assert harness.counters.checks_refused == harness.counters.requests_refused == {401: 60}
+    assert len(logged) == 100
 
 
 def test_a_foreign_sites_log_shows_no_token(tmp_path: Path) -> None:

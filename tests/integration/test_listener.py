@@ -94,6 +94,18 @@ def test_the_oldest_connection_is_evicted_if_there_are_too_many() -> None:
     harness.end()
 
 
+def test_evictions_are_logged_at_a_bounded_rate(logged: list[str]) -> None:
+    harness = WorkersHarness(max_connections=2, spare_connections=3)
+    logged.clear()
+    for _ in range(9):
+        harness.connect()
+    harness.advance(1)
+    harness.connect()
+    text = "closed the oldest connection that had not joined, for a newer one: the server is full"
+    assert logged == [f"{text} (1 times)", f"{text} (4 times)"]
+    harness.end()
+
+
 def test_a_connection_that_its_client_closes_is_forgotten(harness: WorkersHarness) -> None:
     harness.connect(b"GET /").close()
     harness.reactor.run()

@@ -15,8 +15,7 @@ from signaling import IPresenceObserver, LeaveReason, PeerJoined, PeerLeft
 from tests import issuer
 from tests.harness.observer import RecordingObserver
 from tests.integration.harness import Harness
-from tests.integration.test_handing_off import Client
-from tests.integration.test_resuming import ResumingClient
+from tests.integration.resuming_clients import Client, ResumingClient
 
 WINDOW = 30.0
 # A lost node is evicted within this time.
@@ -198,6 +197,35 @@ def test_an_abort_ends_the_wait_for_the_observer(make_server: Callable[..., Harn
     observed.harness.run()
     assert drained.called
     assert not any("an observer failed" in line for line in logged)
+
+
+def _stall(harness: Harness) -> None:
+    """Join with a peer that reads nothing, not even a close frame."""
+    sender, reader = harness.join("room"), harness.join("room")
+    reader.stall()
+    for _ in range(3):
+        sender.offer(reader, payload="x" * 60_000)
+
+
+def test_after_an_abort_of_the_connections_the_observer_is_not_waited_for(make_server: Callable[..., Harness]) -> None:
+    observed = Observed(make_server, RecordingObserver(end=Deferred()))
+    _stall(observed.harness)
+    drained = observed.harness.drain()
+    observed.harness.run()
+    assert observed.observer.stops == 0
+    observed.harness.factory.shutdown.abort()
+    observed.harness.run()
+    assert (observed.observer.stops, drained.called) == (1, True)
+
+
+def test_after_the_shutdown_timeout_the_observer_still_has_its_time(make_server: Callable[..., Harness]) -> None:
+    observed = Observed(make_server, RecordingObserver(end=Deferred()), shutdown_timeout_seconds=3)
+    _stall(observed.harness)
+    drained = observed.harness.drain()
+    observed.harness.advance(2.5)
+    assert observed.observer.stops == 0
+    observed.harness.advance(0.5)
+    assert (observed.observer.stops, drained.called) == (1, False)
 
 
 # A cluster

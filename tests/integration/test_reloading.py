@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 from signaling import Options
 from signaling.admin.site import AdminFactory
 from signaling.admin.tokens import AdminTokens
-from signaling.app.reloading import Reloader
+from signaling.app.reloading import Reloader, ReloadRefused
 from signaling.log.events import Events
 from signaling.webhooks.delivery import Webhooks
 from signaling.webhooks.signature import parse_secrets
@@ -83,7 +84,53 @@ def test_to_write_down_a_default_changes_nothing(tmp_path: Path) -> None:
     server = Server(tmp_path, "")
     text = "port = 8081\nworkers = 1\nping-interval = 20\nmetrics = false\nlog-level = 'info'\nallow-origin = []"
     assert server.reload(text) == ["nothing changed"]
+    assert server.reload("# none") == ["nothing changed"]
+
+
+@pytest.mark.parametrize("emptied", ["", "\n \n", "\ufeff"])
+def test_a_file_that_became_empty_changes_nothing(tmp_path: Path, emptied: str) -> None:
+    server = Server(tmp_path, "allow-origin = 'https://a.example'\nmax-peers-per-topic = 2")
+    assert server.refused(emptied) == "empty; if all options are to be unset, write a comment into it"
+    assert b" 403 " in server.join(Origin="https://b.example").received
+    assert server.harness.factory.limits.max_peers_per_topic == 2
+    assert len(server.reload("# All by default.")) == 2
+    assert server.join(Origin="https://b.example").heard()
+
+
+def test_a_file_that_was_empty_before_may_stay_so(tmp_path: Path) -> None:
+    server = Server(tmp_path, "")
     assert server.reload("") == ["nothing changed"]
+    assert server.reload("ping-interval = 5") == ["ping-interval: 20 seconds -> 5"]
+    assert server.refused("").startswith("empty; ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "ice-servers = 'pipe'",
+        "auth = 'jwt:pipe:alg=HS256'",
+        "auth = 'file:pipe'",
+        "turn-uri = 'turn:a'\nturn-secret-file = 'pipe'",
+        "admin-listen = 'unix:a'\nadmin-token-file = 'pipe'",
+        "webhook = 'https://a.example'\nwebhook-secret-file = 'pipe'",
+        "ice-source = 'https://a.example'\nice-source-token-file = 'pipe'",
+        "backplane = 'redis://a?password-file=pipe'",
+    ],
+)
+def test_a_pipe_whose_writer_says_nothing_holds_up_no_reload(tmp_path: Path, text: str) -> None:
+    server = Server(tmp_path, "# none")
+    os.mkfifo(tmp_path / "pipe")
+    # Stays open and has no end, so reading it would not return.
+    writer = os.open(tmp_path / "pipe", os.O_RDWR)
+    if text:
+        server.file.write_text(text)
+    else:
+        server.file.unlink()
+        server.file.symlink_to("pipe")
+    with pytest.raises(ReloadRefused, match="not a regular file; a pipe can be read once, when the server starts"):
+        server.reloader.prepare()
+    os.close(writer)
 
 
 def test_a_change_is_logged_with_the_old_and_the_new_value_once(tmp_path: Path) -> None:
@@ -214,7 +261,7 @@ def test_a_new_turn_secret_reaches_new_peers_and_all_others(tmp_path: Path) -> N
     server.harness.advance(0.01)
     assert {message["type"] for peer in peers[:-1] for message in peer.heard()} == {"ice-servers"}
     secret.write_text("\n")
-    assert server.refused(text).startswith("line 1: turn-uri: a secret is needed")
+    assert server.refused(text).startswith("line 2: turn-secret-file: ")
 
 
 def test_turn_servers_that_come_later_are_renewed_too(tmp_path: Path) -> None:
@@ -255,7 +302,7 @@ def test_access_control_begins_and_ends_with_a_restart_only(tmp_path: Path) -> N
     text = "auth = 'jwt:keys:alg=HS256'"
     assert Server(tmp_path, "").reload(text) == ["auth: a change needs a restart"]
     server = Server(tmp_path, text)
-    assert server.reload("") == ["auth: a change needs a restart"]
+    assert server.reload("# none") == ["auth: a change needs a restart"]
     assert b" 401 " in server.join().received
 
 
@@ -313,7 +360,7 @@ def test_a_new_secret_signs_webhooks(tmp_path: Path) -> None:
     secret.write_text("b" * 32)
     assert server.refused(text).startswith(f"line 2: webhook-secret-file: {secret}: line 1 is not whsec_")
     restarts = ["webhook: a change needs a restart", "webhook-secret-file: a change needs a restart"]
-    assert server.reload("") == restarts
+    assert server.reload("# none") == restarts
 
 
 # Limits
@@ -347,7 +394,7 @@ def test_bounds_of_topics_by_their_names_change(tmp_path: Path) -> None:
         'topics: [{match = "r*", max-peers = 1}] -> [{match = "r*", max-peers = 2}]'
     ]
     assert len(server.join().heard()) == 2
-    server.reload("")
+    server.reload("# none")
     assert len(server.join().heard()) == 2
 
 
@@ -363,7 +410,7 @@ def test_a_rate_of_messages_begins_and_ends_for_peers_that_are_there(tmp_path: P
     assert codes() == ["offer"] * 3
     server.reload("max-message-rate = 1\nmessage-burst = 2")
     assert codes() == ["offer", "offer", "rate_limited"]
-    server.reload("")
+    server.reload("# none")
     assert codes() == ["offer"] * 3
 
 

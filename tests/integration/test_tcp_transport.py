@@ -167,7 +167,7 @@ class Loop:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.clients.append(client)
         client.connect(address or self._listening.getsockname())
-        client.settimeout(5)
+        client.settimeout(60)
         return client
 
     def connect(self, protocol: Any = None, receive_buffer: int | None = None) -> tuple[socket.socket, Any, Any]:
@@ -262,7 +262,7 @@ def read(loop: Loop, client: socket.socket, count: int | None = None) -> bytes:
             break
         data += received
         loop.run()
-    client.settimeout(5)
+    client.settimeout(60)
     return bytes(data)
 
 

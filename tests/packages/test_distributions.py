@@ -17,7 +17,7 @@ from readme_renderer.markdown import render
 
 from signaling._version import VERSION
 from tests.harness.server import running
-from tests.system.test_options import unprivileged
+from tests.programs import unprivileged
 
 TREE = Path(__file__).parents[2]
 METADATA = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE", "top_level.txt"}
@@ -34,7 +34,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((TREE / name).read_bytes())
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)]
-    subprocess.run(command, check=True, capture_output=True, timeout=100)
+    subprocess.run(command, check=True, capture_output=True, timeout=280)
     return out
 
 
@@ -72,11 +72,11 @@ def test_the_sdist_holds_what_git_tracks(built: Path) -> None:
 def test_the_tests_of_an_unpacked_sdist_are_found(built: Path, tmp_path: Path) -> None:
     [path] = built.glob("*.tar.gz")
     # The first releases of Python 3.11 cannot extract safely, and later ones warn if they are not asked to.
-    subprocess.run(["tar", "-xf", path, "-C", tmp_path], check=True, timeout=30)
+    subprocess.run(["tar", "-xf", path, "-C", tmp_path], check=True, timeout=60)
     [unpacked] = tmp_path.iterdir()
     folders = ["tests/unit", "tests/system", "tests/packages"]
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *folders]
-    found = subprocess.run(command, cwd=unpacked, capture_output=True, text=True, timeout=100, check=False)
+    found = subprocess.run(command, cwd=unpacked, capture_output=True, text=True, timeout=280, check=False)
     assert found.returncode == 0, found.stdout[-2_000:] + found.stderr
     assert re.search(r"\d{3,} tests collected", found.stdout)
 
@@ -126,7 +126,7 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for documented, faster in replacements.items():
         assert documented in command
         command = command.replace(documented, faster)
-    subprocess.run(["sh", "-c", command], check=True, timeout=110)
+    subprocess.run(["sh", "-c", command], check=True, timeout=280)
     [plugins] = folder.glob("lib/python*/site-packages/twisted/plugins")
     plugins.chmod(0o555)
     return folder / "bin"

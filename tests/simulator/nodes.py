@@ -24,6 +24,7 @@ from signaling.core.joining import TRANSITIONS, JoinAttempt, JoinState
 from signaling.core.local_peers import LocalPeers
 from signaling.core.peer import Peer, PeerServices
 from signaling.core.peer_ids import PeerIds
+from signaling.core.server_messages import Feature
 from signaling.core.session import PeerSession
 from signaling.core.session_registry import SessionRegistry
 from signaling.core.topics import MaxPeers, TopicMap
@@ -212,7 +213,7 @@ class SimulatedNode:
             self.counters,
             self.limits,
             self.sessions,
-            metadata_updates=scenario.updates.active,
+            features=[Feature.METADATA_UPDATES] if scenario.updates.active else [],
             presence=self.presence,
         )
         self.turns: FairScheduler[SimulatedConnection] = FairScheduler(

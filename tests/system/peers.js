@@ -6,7 +6,7 @@ export const made = []; // of {signaling, mesh, got, sent, removed}, in joining 
 
 export const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 
-export async function until(test, what = test, ms = 25_000) {
+export async function until(test, what = test, ms = 55_000) {
   for (const end = performance.now() + ms; !test(); await pause(10)) {
     if (performance.now() > end) throw new Error(`not within ${ms} ms: ${what}`);
   }

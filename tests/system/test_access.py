@@ -17,8 +17,8 @@ from websockets.sync.client import ClientConnection, connect
 
 from tests import issuer
 from tests.harness.server import Server, running, start
-from tests.system.test_starting import problem_of
-from tests.system.test_webrtc import chromium
+from tests.harness.starting import problem_of
+from tests.system.browser import chromium
 
 
 def join(server: Server, transport: str, token: str, topic: str = "room") -> ClientConnection:
@@ -52,7 +52,7 @@ def server(keys: Path) -> Iterator[Server]:
 def test_a_token_opens_its_topic_to_a_real_client(server: Server, transport: str) -> None:
     good, wrong = issuer.token(aud="us"), issuer.token(aud="us", number=1)
     with join(server, transport, good) as peer:
-        assert json.loads(peer.recv(5))["type"] == "welcome"
+        assert json.loads(peer.recv(60))["type"] == "welcome"
         assert peer.subprotocol == ("signaling" if transport == "subprotocol" else None)
     for token, topic, status in ((wrong, "room", 401), (good, "other", 403)):
         with pytest.raises(InvalidStatus) as refused, join(server, transport, token, topic):
@@ -64,18 +64,19 @@ def test_a_token_opens_its_topic_to_a_real_client(server: Server, transport: str
 
 
 def test_a_connection_outlives_its_first_token_by_a_newer_one(server: Server) -> None:
-    first = issuer.token(aud="us", sub="Ada", exp=time.time() + 1)
+    expires = time.time() + 5
+    first = issuer.token(aud="us", sub="Ada", exp=expires)
     with join(server, "header", first) as peer:
-        self_id = json.loads(peer.recv(5))["selfId"]
-        peer.recv(5)
+        self_id = json.loads(peer.recv(60))["selfId"]
+        peer.recv(60)
         for sub, kind in (("Eve", "error"), ("Ada", "token")):
             newer = issuer.token(aud="us", sub=sub)
             peer.send(json.dumps({"type": "token", "token": newer}))
-            assert json.loads(peer.recv(5))["type"] == kind
+            assert json.loads(peer.recv(60))["type"] == kind
         with pytest.raises(TimeoutError):
-            peer.recv(1.2)
+            peer.recv(max(0.0, expires - time.time()) + 0.2)
         peer.send(json.dumps({"type": "offer", "to": self_id}))
-        assert json.loads(peer.recv(5))["type"] == "offer"
+        assert json.loads(peer.recv(60))["type"] == "offer"
     server.wait_for(f"{self_id} renewed its token")
     assert not [part for part in newer.split(".") if part in server.log]
 
@@ -103,7 +104,7 @@ fetch(url, options).then((answer) => answer.json()).then(done, (error) => done(S
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A browser."""
     with chromium(tmp_path_factory.mktemp("browser")) as chrome:
-        chrome.set_script_timeout(15)
+        chrome.set_script_timeout(60)
         yield chrome
 
 
@@ -136,7 +137,7 @@ def test_a_page_presents_its_token_as_a_subprotocol_and_learns_that_it_expired(s
             protocols = ["signaling", f"signaling.bearer.{token}"]
             return driver.execute_async_script(IN_A_PAGE, to.url + "room", protocols, closes_after_joining)
 
-        soon = issuer.token(aud="us", exp=int(time.time()) + 3)
+        soon = issuer.token(aud="us", exp=int(time.time()) + 8)
         assert run(server, soon) == ["open as signaling", "welcome", "peer-list", 4401, "the token has expired"]
         assert run(server, soon) == [1006, ""]
         # The page is the same if access is not controlled.
@@ -148,7 +149,7 @@ def test_rotated_keys_count_without_a_restart(server: Server, keys: Path) -> Non
     new.write_bytes(issuer.key_set(issuer.jwk("EdDSA", "EdDSA"), issuer.jwk("RS256", "2027")))
     new.replace(keys)
     token = issuer.token(algorithm="RS256", kid="2027", aud="us")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         try:
             with join(server, "header", token):
@@ -165,7 +166,7 @@ def test_passwords_of_a_file(tmp_path: Path) -> None:
     passwords.write_text("ada:north\n")
     with running(["--port", "0", "--auth", f"file:{passwords}"]) as server:
         with connect(f"ws://ada:north@127.0.0.1:{server.port}/ws/room") as peer:
-            assert json.loads(peer.recv(5))["type"] == "welcome"
+            assert json.loads(peer.recv(60))["type"] == "welcome"
         wrong = f"ws://ada:southward@127.0.0.1:{server.port}/ws/room"
         with pytest.raises(InvalidStatus, match="401"), connect(wrong):
             pass
@@ -187,7 +188,7 @@ def test_without_the_extra_the_server_starts_and_auth_is_one_line(
     with running(env=without_the_extra) as plain:
         assert plain.stop() == 0
     server = start(["--port", "0", "--auth", f"jwt:{keys}"], env=without_the_extra)
-    assert server.process.wait(20) != 0
+    assert server.process.wait(60) != 0
     server.join()
     needed = "PyJWT and cryptography are needed: pip install 'twisted-signaling[jwt]'"
     assert server.log == f"signaling: --auth jwt: {needed}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
@@ -30,11 +29,11 @@ from signaling.client import NotDelivered, PeerJoined, PeerLeft, Signaling, join
 from signaling.client.aiortc import BYE, TopicSignaling, deliver
 from signaling.client.mesh import Mesh, MeshPeer
 from tests.harness.server import Server, launch, running
-from tests.programs import missing
+from tests.programs import free_port, missing
 
-SECONDS = 30
+SECONDS = 120
 # It takes half a second where nothing else runs; a program that waits for the server takes ten.
-END_SECONDS = 5.0
+END_SECONDS = 9.0
 THEIRS = "from aiortc.contrib.signaling import BYE, add_signaling_arguments, create_signaling"
 OURS = "from signaling.client.aiortc import BYE, add_signaling_arguments, create_signaling"
 
@@ -59,7 +58,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("aiortc")
     wanted = ["--no-deps", "--no-build-isolation", "--no-binary", "aiortc", f"aiortc=={version('aiortc')}"]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", *wanted]
-    if subprocess.run([*command, "--dest", str(folder)], check=False, timeout=100).returncode:
+    if subprocess.run([*command, "--dest", str(folder)], check=False, timeout=280).returncode:
         raise missing("aiortc's source distribution")
     [archive] = folder.glob("aiortc-*.tar.gz")
     with tarfile.open(archive) as opened:
@@ -101,10 +100,12 @@ def test_aiortcs_own_example_plays_ping_pong_whoever_starts_first(server: Server
 def interrupt(program: Server) -> None:
     """Press Ctrl-C once the program only waits, and expect a clean end soon."""
     stat = Path(f"/proc/{program.process.pid}/stat")
-    before, still = "", 0
+    before, still = [""], 0
     while still < 5:
-        now = " ".join(stat.read_text().split()[13:15])
-        before, still = now, still + 1 if now == before else 0
+        state, *fields = stat.read_text().rpartition(") ")[2].split()
+        # Its CPU time: a program that has none and does not sleep waits for a busy machine.
+        now = fields[10:12]
+        before, still = now, still + 1 if state == "S" and now == before else 0
         time.sleep(0.05)  # There is no event for a program that waits.
     pressed = time.monotonic()
     assert program.stop(signal.SIGINT) == 0, program.log
@@ -125,8 +126,7 @@ def test_ctrl_c_ends_aiortcs_own_example_that_is_alone(server: Server, example: 
 
 @pytest.mark.parametrize("name", ["offer", "answer"])
 def test_ctrl_c_ends_aiortcs_own_example_whose_server_is_not_there(example: Path, name: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with role(example, name, f"ws://127.0.0.1:{port}/ws/room") as program:
         program.wait_for(r"no connection: ConnectionRefusedError: .*Connect call failed")
         interrupt(program)
@@ -258,8 +258,7 @@ def test_a_description_that_aiortc_rejects_is_the_programs_exception_once(room: 
 
 def test_closing_ends_the_calls_that_wait_for_a_server() -> None:
     async def scenario() -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            url = f"ws://127.0.0.1:{free.getsockname()[1]}/ws/room"
+        url = f"ws://127.0.0.1:{free_port()}/ws/room"
         signalings = [TopicSignaling(url) for _ in range(3)]
         calls = [signalings[0].connect(), signalings[1].send(BYE), signalings[2].receive()]
         waiting = asyncio.gather(*calls, return_exceptions=True)
@@ -343,7 +342,7 @@ def test_a_server_that_takes_less_than_it_was_told_to_ends_the_sending() -> None
         ada = TopicSignaling(url)
         async with asyncio.timeout(SECONDS), join(url):
             for _ in range(2):
-                with pytest.raises(NotDelivered, match=r"invalid_message: .+ limit of 4096 octets"):
+                with pytest.raises(NotDelivered, match=r"too_large: .+ limit of 4096 octets"):
                     await ada.send(RTCSessionDescription(sdp="x" * 10_000, type="offer"))
             await ada.close()
 

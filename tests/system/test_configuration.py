@@ -39,26 +39,26 @@ def test_the_command_runs_the_file_of_the_documents_drains_at_a_signal_and_says_
         server.port = int(server.wait_for(r'"listening", "address": "127\.0\.0\.1:(\d+)"')[1])
         server.wait_for("PollReactor")
         with connect(server.url + "room") as peer:
-            assert [each["urls"] for each in json.loads(peer.recv(5))["iceServers"]] == [
+            assert [each["urls"] for each in json.loads(peer.recv(60))["iceServers"]] == [
                 "stun:stun.example.com",
                 ["turn:turn.example.com"],
             ]
-            peer.recv(5)
+            peer.recv(60)
             server.process.send_signal(signal.SIGTERM)
             with pytest.raises(Exception, match="1001"):
-                peer.recv(5)
-        assert server.process.wait(20) == 0
+                peer.recv(60)
+        assert server.process.wait(60) == 0
     finally:
         server.end()
     wrong = launch([*COMMAND, "--prot=1"])
-    assert wrong.process.wait(20) == 1
+    assert wrong.process.wait(60) == 1
     wrong.join()
     assert wrong.log == "signaling: --prot: there is no such option; did you mean --port?"
 
 
 def checked(*options: str, **environ: str) -> tuple[int, list[str]]:
     server = start(["--check-config", *options], env=environ)
-    status = server.process.wait(20)
+    status = server.process.wait(60)
     server.join()
     return status, server.lines
 
@@ -85,7 +85,7 @@ class Call:
     def __init__(self, server: Server, topic: str) -> None:
         self._closing = ExitStack()
         self._peers = [self._closing.enter_context(connect(server.url + topic)) for _ in range(2)]
-        self._callee_id = [json.loads(peer.recv(5))["selfId"] for peer in self._peers][1]
+        self._callee_id = [json.loads(peer.recv(60))["selfId"] for peer in self._peers][1]
         self.relays = 0
         self.problem: object = None
         self._stopped = threading.Event()
@@ -97,7 +97,7 @@ class Call:
         try:
             while not self._stopped.is_set():
                 caller.send(json.dumps({"type": "offer", "to": self._callee_id, "payload": self.relays}))
-                while (message := json.loads(callee.recv(10)))["type"] != "offer":
+                while (message := json.loads(callee.recv(60)))["type"] != "offer":
                     assert message["type"] in ("peer-list", "peer-joined", "ice-servers")
                 assert message["payload"] == self.relays
                 self.relays += 1
@@ -106,7 +106,7 @@ class Call:
 
     def end(self) -> None:
         self._stopped.set()
-        self._thread.join(20)
+        self._thread.join(60)
         self._closing.close()
 
 

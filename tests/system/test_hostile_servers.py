@@ -7,7 +7,6 @@ import gc
 import itertools
 import json
 import re
-import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -35,10 +34,11 @@ from signaling.client.aiortc import BYE, TopicSignaling
 from signaling.client.mesh import Mesh
 from signaling.client.mesh import join as mesh_join
 from tests.harness.server import Server, launch, running
+from tests.programs import free_port
 from tests.system.test_python_client import joined
 from tests.system.test_twisted_client import program
 
-SECONDS = 30
+SECONDS = 120
 WELCOME = json.dumps({"type": "welcome", "selfId": "b"})
 EMPTY = json.dumps({"type": "peer-list", "peers": []})
 
@@ -163,8 +163,7 @@ def test_a_refusal_carries_the_servers_reason(server: Server) -> None:
 def test_loopback_is_reached_without_the_proxy_of_the_environment(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        proxy = f"http://127.0.0.1:{free.getsockname()[1]}"
+    proxy = f"http://127.0.0.1:{free_port()}"
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, proxy)
     monkeypatch.delenv("no_proxy", raising=False)
@@ -362,7 +361,7 @@ def test_a_topic_that_is_full_for_long_is_joined_once_there_is_room(monkeypatch:
             await serve_well(connection)
 
     async def scenario() -> None:
-        async with playing(play) as (url, _), asyncio.timeout(5):
+        async with playing(play) as (url, _), asyncio.timeout(SECONDS):
             async with join(url, backoff=Backoff(0.001, 0.002)) as signaling:
                 assert isinstance(await anext(signaling), Welcome)
 
@@ -601,8 +600,10 @@ def test_an_update_that_a_flooding_server_never_answers_ends_within_bounds(monke
 
     async def scenario() -> None:
         async with playing(flood) as (url, _), join(url, metadata={"name": "Ada"}) as signaling:
+            updating = asyncio.create_task(signaling.update_metadata({"name": "Grace"}))
+            await flooded.wait()
             with pytest.raises(NotUpdated) as failure:
-                await asyncio.gather(signaling.update_metadata({"name": "Grace"}), flooded.wait())
+                await updating
             assert failure.value.code == "unconfirmed"
             assert signaling.peers == {"a": {"a": 1}}
             await signaling.leave()

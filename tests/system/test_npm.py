@@ -144,7 +144,7 @@ def test_a_program_of_es_modules_and_one_of_commonjs_exchange_sealed_payloads(
         for kind, head in HEADS.items()
     ]
     try:
-        said = {program.communicate(timeout=30)[0] for program in programs}
+        said = {program.communicate(timeout=60)[0] for program in programs}
     finally:
         for each in programs:
             each.kill()
@@ -288,5 +288,5 @@ def test_every_documented_example_is_strict_typescript(application: Path) -> Non
         )
         for more, files in ((page, scripts), ([], typed))
     ]
-    problems = "".join(compiler.communicate(timeout=100)[0] for compiler in compilers)
+    problems = "".join(compiler.communicate(timeout=280)[0] for compiler in compilers)
     assert not problems, problems

@@ -21,6 +21,7 @@ from signaling.tools.probe import main, target
 from tests import issuer
 from tests.harness.certificates import self_signed
 from tests.harness.server import running
+from tests.programs import free_port
 
 Report = Callable[..., dict[str, Any]]
 STEPS = ["connect", "join", "relay", "relayBack"]
@@ -38,7 +39,7 @@ def report(capsys: pytest.CaptureFixture[str]) -> Report:
     """Run the probe for a program: one JSON object on the standard output, and nothing else."""
 
     def run(*arguments: str) -> dict[str, Any]:
-        status = main(["--timeout", "3", "--json", *arguments])
+        status = main(["--timeout", "60", "--json", *arguments])
         output, errors = capsys.readouterr()
         assert errors == ""
         [line] = output.splitlines()
@@ -88,8 +89,7 @@ def test_a_missing_socket_is_named(tmp_path: Path) -> None:
 
 
 def test_a_failed_connection_is_named(report: Report) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     status, text = probe(f"ws://127.0.0.1:{port}")
     assert status == 1
     assert text.startswith("failed: connecting: ConnectionRefusedError")
@@ -322,7 +322,7 @@ def failure(server: Server, capsys: pytest.CaptureFixture[str]) -> str:
     with server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        status = main(["--timeout", "3", f"ws://127.0.0.1:{server.socket.getsockname()[1]}"])
+        status = main(["--timeout", "60", f"ws://127.0.0.1:{server.socket.getsockname()[1]}"])
         server.shutdown()
         thread.join()
     output, errors = capsys.readouterr()

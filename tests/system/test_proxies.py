@@ -61,8 +61,8 @@ def addresses(nodes: tuple[Node, Node]) -> list[str]:
 
 def others_of(peer: ClientConnection) -> set[str]:
     """Return the peers that a new one meets."""
-    assert json.loads(peer.recv(10))["type"] == "welcome"
-    return {other["id"] for other in json.loads(peer.recv(10))["peers"]}
+    assert json.loads(peer.recv(60))["type"] == "welcome"
+    return {other["id"] for other in json.loads(peer.recv(60))["peers"]}
 
 
 # Without a restart: the same nodes serve all tests
@@ -149,7 +149,7 @@ def test_an_answer_of_the_node_comes_through(proxy: ReverseProxy) -> None:
 
 @pytest.mark.parametrize(("topic", "status"), [("room", 200), (257 * "x", 400)])
 def test_a_check_comes_through(proxy: ReverseProxy, topic: str, status: int) -> None:
-    with closing(HTTPSConnection("localhost", proxy.port, context=proxy.context(), timeout=10)) as connection:
+    with closing(HTTPSConnection("localhost", proxy.port, context=proxy.context(), timeout=60)) as connection:
         connection.request("GET", f"/ws/{topic}?check", headers={"Origin": "https://page.example"})
         answer = connection.getresponse()
         assert (answer.status, json.loads(answer.read())["status"]) == (status, status)
@@ -247,7 +247,7 @@ def test_a_topic_is_in_two_parts_while_its_node_drains_where_the_proxy_cuts_nobo
     name: str, changes: dict[str, str], noticed: str, tmp_path: Path
 ) -> None:
     with (
-        two_nodes("--drain-delay=2", "--drain-spread=0.1") as nodes,
+        two_nodes("--drain-delay=8", "--drain-spread=0.1") as nodes,
         ReverseProxy(name, tmp_path, addresses(nodes), changes) as proxy,
     ):
 

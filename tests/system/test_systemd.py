@@ -7,10 +7,11 @@ import json
 import re
 import signal
 import socket
+import stat
 import subprocess
 from pathlib import Path
 
-from websockets.sync.client import connect
+from websockets.sync.client import connect, unix_connect
 
 from tests.harness.server import TWISTD, running
 from tests.programs import free_port, need
@@ -52,20 +53,39 @@ def test_a_socket_handed_over_is_served() -> None:
             ["--listen", options[1]], command=command, ready=lambda: first.connect(("127.0.0.1", port))
         ) as server:
             with connect(f"ws://127.0.0.1:{port}/ws/room") as peer:
-                assert json.loads(peer.recv(10))["type"] == "welcome"
+                assert json.loads(peer.recv(60))["type"] == "welcome"
             assert server.stop() == 0
+
+
+def test_the_file_of_a_unix_socket_stays_as_systemd_made_it(tmp_path: Path) -> None:
+    path = tmp_path / "signaling.sock"
+    command = [need("systemd-socket-activate"), f"--listen={path}", "--fdname=signaling", TWISTD]
+
+    def connect_first() -> None:
+        path.chmod(0o600)
+        first.connect(str(path))
+
+    with (
+        socket.socket(socket.AF_UNIX) as first,
+        running(["--listen", "systemd:domain=UNIX:index=0"], command=command, ready=connect_first) as server,
+    ):
+        with unix_connect(str(path), "ws://localhost/ws/room") as peer:
+            assert json.loads(peer.recv(10))["type"] == "welcome"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert server.stop() == 0
+        assert path.is_socket()
 
 
 def test_readiness_and_stopping_are_told(tmp_path: Path) -> None:
     path = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
         notified.bind(str(path))
-        notified.settimeout(20)
+        notified.settimeout(60)
         with running(env={"NOTIFY_SOCKET": str(path)}) as server:
             assert notified.recv(100) == b"READY=1"
             server.process.send_signal(signal.SIGTERM)
             assert notified.recv(100) == b"STOPPING=1"
-            assert server.process.wait(20) == 0
+            assert server.process.wait(60) == 0
 
 
 def test_a_restart_behind_an_activated_socket_refuses_no_connection() -> None:
@@ -77,7 +97,7 @@ def test_a_restart_behind_an_activated_socket_refuses_no_connection() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
         writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         try:
-            return (await asyncio.wait_for(reader.read(), 20))[:15]
+            return (await asyncio.wait_for(reader.read(), 60))[:15]
         finally:
             writer.close()
 

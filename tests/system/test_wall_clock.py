@@ -24,8 +24,11 @@ HOUR = 3600.0
 @pytest.mark.parametrize("options", [(), ("--workers=2",)], ids=["alone", "workers"])
 def test_deadlines_go_on(seconds: float, options: tuple[str, ...], tmp_path: Path) -> None:
     wall = WallClock(tmp_path)
-    often = ("--ping-interval=1", "--ping-timeout=1")
-    with serving(*often, *options, env=wall.environment) as server, observed(server) as observers:
+    often = ("--ping-interval=1", "--ping-timeout=4")
+    with serving(*often, *options, env=wall.environment) as server, ExitStack() as stack:
+        # Its workers may take long to start.
+        server.wait_until_ready()
+        observers = stack.enter_context(observed(server))
         with subprocess.Popen([sys.executable, "-c", STAYS, server.url + observers.topic]) as client:
             try:
                 peer = observers.sees_joining()
@@ -35,7 +38,7 @@ def test_deadlines_go_on(seconds: float, options: tuple[str, ...], tmp_path: Pat
             finally:
                 client.kill()
         observers.goes_on()
-        server.wait_for(f"{peer} left '{observers.topic}': aborted: no pong within 1 s")
+        server.wait_for(f"{peer} left '{observers.topic}': aborted: no pong within 4 s")
 
 
 def see_each_other(peers: list[Peer]) -> None:

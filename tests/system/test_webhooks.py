@@ -102,6 +102,7 @@ def test_a_receiver_gets_all_events_in_order_also_after_it_was_down(
     url = f"http://user:hidden@127.0.0.1:{receiver.server_port}/secret/path"
     topics = [f"room{number}" for number in range(6)]
     with running(options(tmp_path, url, f"--workers={workers}")) as server, ExitStack() as stack:
+        server.wait_until_ready()
         visit(server, topics[0])
         wait_until(lambda: receiver.story(topics[0]) == ["topic.opened", "peer.joined", "peer.left", "topic.closed"])
         receiver.status = 503

@@ -20,9 +20,9 @@ from tests.harness.certificates import self_signed
 from tests.harness.peer import joined_id, observed, receive
 from tests.harness.raw_client import REQUEST, dial, read_to_the_end, read_until, relay, upgrade
 from tests.harness.server import TWISTD, Server, running, start
+from tests.harness.starting import problem_of
 from tests.programs import free_port, need
 from tests.system import test_failures as failures
-from tests.system.test_starting import problem_of
 from tests.system.worker_processes import ending, pids, port_in, shared, topic_of
 
 
@@ -171,7 +171,7 @@ def until_closed(peer) -> int | None:
     """Read to the end of a connection; returns the code of its close frame."""
     try:
         while True:
-            peer.recv(20)
+            peer.recv(60)
     except ConnectionClosed as closed:
         return closed.rcvd.code if closed.rcvd else None
 
@@ -187,7 +187,7 @@ def test_a_worker_that_is_killed_costs_the_other_ones_peers_nothing() -> None:
         observers.goes_on(3)
         assert [until_closed(peer) for peer in peers] == [None] * count
         # They reconnect at once; a connection that is too early waits for the new process.
-        back = [stack.enter_context(connect(server.url + doomed, open_timeout=20)) for _ in range(count)]
+        back = [stack.enter_context(connect(server.url + doomed, open_timeout=60)) for _ in range(count)]
         assert len({joined_id(peer) for peer in back}) == count
         observers.goes_on(3)
         now = server.scrape()
@@ -207,7 +207,7 @@ def test_all_peers_are_told_when_the_server_stops(options: list[str], code: int)
                 joined_id(peer)
             server.process.send_signal(signal.SIGTERM)
             assert [until_closed(peer) for peer in peers] == [code] * 4
-        assert server.process.wait(20) == 0
+        assert server.process.wait(60) == 0
         workers.wait()
         server.join()
         server.assert_no_problem()
@@ -225,7 +225,7 @@ def test_newcomers_are_let_in_while_balancers_look_away() -> None:
             assert server.stop() == 0
             server.wait_for("SIGTERM again: not waiting any longer")
             with pytest.raises(ConnectionClosed):
-                peer.recv(10)
+                peer.recv(60)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -237,7 +237,7 @@ def test_a_signal_to_the_whole_group_is_a_drain_too(number: int) -> None:
             joined_id(second)
             os.killpg(server.process.pid, number)
             assert (until_closed(first), until_closed(second)) == (1001, 1001)
-            assert server.process.wait(20) == 0
+            assert server.process.wait(60) == 0
         workers.wait()
         assert "worker_died" not in server.log
 
@@ -257,6 +257,7 @@ def test_workers_do_not_outlive_a_listener_that_is_killed() -> None:
 def test_a_unix_socket_serves(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     with running(["--listen", f"unix:{path}", "--workers=2"]) as server:
+        pids(server)
         for worker in (0, 1):
             uri = f"ws://x/ws/{topic_of(worker)}"
             with unix_connect(str(path), uri) as first, unix_connect(str(path), uri) as second:
@@ -277,10 +278,11 @@ def test_a_socket_handed_over_is_shared_too() -> None:
     with socket.socket() as first:
         with running(options, command=command, ready=lambda: first.connect(("127.0.0.1", port))) as server:
             server.port = port
+            processes = pids(server)
             for worker in (0, 1):
-                with connect(server.url + topic_of(worker), open_timeout=20) as peer:
+                with connect(server.url + topic_of(worker), open_timeout=60) as peer:
                     joined_id(peer)
-            for process in pids(server):
+            for process in processes:
                 assert b"LISTEN_" not in Path(f"/proc/{process}/environ").read_bytes()
             assert server.stop() == 0
 
@@ -288,6 +290,7 @@ def test_a_socket_handed_over_is_shared_too() -> None:
 @pytest.mark.parametrize("reactor", ["asyncio"])
 def test_workers_run_the_listeners_reactor(reactor: str) -> None:
     with running(["--port=0", "--workers=2"], twistd_options=[f"--reactor={reactor}"]) as server:
+        pids(server)
         with observed(server):
             pass
         assert server.stop() == 0
@@ -332,7 +335,7 @@ def test_a_peer_comes_back_to_its_worker() -> None:
             token = re.search(rb'"resume":\{"token":"([^"]+)"', read_until(client, b'"peers":['))
         assert token
         server.wait_for("was detached")
-        again.settimeout(10)
+        again.settimeout(60)
         again.connect(("127.0.0.1", server.port))
         again.sendall(upgrade(f"{topic_of(1)}?resume={token[1].decode()}&seen=2"))
         assert b'"resumed":true' in read_until(again, b"}")

@@ -315,7 +315,7 @@ def test_an_update_that_is_too_long_for_the_server_is_not_repeated(peer: Updatin
     peer.written()
     peer.session.lost(1009, "at most 1000 bytes")
     codes = [event.code for event in peer.session.events()]
-    assert (peer.outcomes, codes) == ((["invalid_message"], []) if waits else (["unconfirmed"], ["invalid_message"]))
+    assert (peer.outcomes, codes) == ((["too_large"], []) if waits else (["unconfirmed"], ["too_large"]))
     peer.enter("b", "a", token="v", resumed=True)
     peer.pass_fence(peer.written()[-1])
     assert [message["type"] for message in peer.written()] == ["offer", "ice-candidate"]
@@ -327,7 +327,7 @@ def test_an_update_that_is_forgotten_can_be_what_was_too_long(peer: Updating) ->
     peer.update(GRACE)
     peer.written()
     peer.session.lost(1009)
-    assert [(event.code, event.msg_id) for event in peer.session.events()] == [("invalid_message", "metadata 1")]
+    assert [(event.code, event.msg_id) for event in peer.session.events()] == [("too_large", "metadata 1")]
     assert (peer.outcomes, peer.requested()) == (["unconfirmed"], GRACE)
 
 

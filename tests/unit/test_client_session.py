@@ -337,7 +337,7 @@ def test_what_a_server_closed_the_connection_for_is_not_sent_again(played: Playe
     played.session.send("offer", "a", "x" * 60_000, ends.append)
     played.written()
     played.session.lost(1009, "limit of 4096\noctets")
-    assert [error and error.code for error in ends] == ["invalid_message"]
+    assert [error and error.code for error in ends] == ["too_large"]
     assert "(limit of 4096 octets)" in str(ends[0])
     played.enter("b" if resumed else "c", "a", token="u", resumed=resumed)
     while texts := played.written():

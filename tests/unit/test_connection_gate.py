@@ -33,6 +33,7 @@ class GateHarness:
         self.clock = Clock()
         self.connections: set[FakeConnection] = set()
         self.counters = Counters()
+        self.reasons: list[str] = []
         timeouts: Timeouts[FakeConnection] = Timeouts(self.clock, HANDSHAKE_SECONDS, FakeConnection.handshake_timed_out)
         bounds = Limits(max_connections=2, spare_connections=2, **limits)
         self.gate: ConnectionGate[FakeConnection] = ConnectionGate(
@@ -42,6 +43,7 @@ class GateHarness:
             bounds.max_connections_per_address,
             TrustedProxies(trusted_proxies),
             self.counters,
+            self.reasons.append,
         )
 
     def open(self, address: str = "192.0.2.1") -> FakeConnection:
@@ -59,7 +61,8 @@ def test_a_connection_beyond_all_bounds_evicts_the_oldest_that_has_not_joined() 
     newest = harness.open()
     evicted = [connection for connection in (joined, *waiting, newest) if connection.ended]
     assert evicted == waiting[:1]
-    assert "the server is full" in (waiting[0].ended or "")
+    assert waiting[0].ended == "the server is full"
+    assert harness.reasons == ["the server is full"]
     assert harness.counters.connections_evicted == 1
 
 

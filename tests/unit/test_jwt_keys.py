@@ -250,6 +250,18 @@ def test_a_broken_file_keeps_the_old_keys_and_is_told_once(watched: Watched) -> 
     assert watched.told[2:] == ["keys.json: read again; keys: 1"]
 
 
+def test_a_pipe_in_place_of_the_file_blocks_nothing(watched: Watched) -> None:
+    watched.path.unlink()
+    os.mkfifo(watched.path)
+    # Stays open, so reading it would not return.
+    writer = os.open(watched.path, os.O_RDWR)
+    watched.now = 1.0
+    assert watched.knows("a")
+    reason = "not a regular file; a pipe can be read once, when the server starts"
+    assert watched.told == [f"keys.json: {reason}; the keys from before stay"]
+    os.close(writer)
+
+
 def test_keys_that_are_left_out_are_reported_at_the_start_and_at_each_rotation(watched: Watched) -> None:
     watched.replace(issuer.key_set(issuer.jwk("EdDSA", "b"), {"kty": "AKP"}))
     for watched.now in (1.0, 2.0, 3.0):

@@ -794,7 +794,7 @@ def test_an_application_that_fails_to_prepare_is_not_asked_again(caplog: pytest.
     assert "oops" in caplog.text
 
 
-@pytest.mark.parametrize("code", ["invalid_message", "forbidden"])
+@pytest.mark.parametrize("code", ["too_large", "forbidden"])
 def test_a_description_that_is_refused_is_not_sent_again(code: str, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         topic = Topic("c")
@@ -883,6 +883,128 @@ def test_a_listener_that_fails_costs_no_connection(caplog: pytest.LogCaptureFixt
         peer = await topic.connect("a")
         cast("FakeChannel", peer.channel).listeners["message"]("hello")
         assert topic.mesh.peers == {"a": peer}
+        await topic.end()
+
+    play(scenario())
+    assert "oops" in caplog.text
+
+
+def test_listeners_may_be_coroutine_functions() -> None:
+    async def scenario() -> None:
+        events: list[object] = []
+
+        async def note(*what: object) -> None:
+            await asyncio.sleep(1)
+            events.append(what)
+
+        topic = Topic("b", on_open=note, on_data=note, on_update=note, on_notice=note)
+        peer = await topic.connect("a")
+        listeners = cast("FakeChannel", peer.channel).listeners
+        listeners["open"]()
+        listeners["message"]("one")
+        listeners["message"]("two")
+        await topic.event(PeerUpdated("a", {"name": "Ada"}))
+        await topic.event(Notice("soon"))
+        assert events == []
+        # One listener does not wait for another one.
+        await asyncio.sleep(1.1)
+        assert events == [(peer,), (peer, "one"), (peer,), ("soon",)]
+        await asyncio.sleep(1)
+        assert events[4:] == [(peer, "two")]
+        listeners["message"]("three")
+        await topic.end()
+        await asyncio.sleep(2)
+        assert len(events) == 5
+
+    play(scenario())
+
+
+def test_a_listener_that_does_not_end_is_cancelled_a_minute_after_the_connection() -> None:
+    async def scenario() -> None:
+        ended: list[float] = []
+
+        async def hear(peer: MeshPeer, data: str | bytes) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.append(asyncio.get_running_loop().time())
+
+        topic = Topic("b", on_data=hear)
+        peer = await topic.connect("a")
+        cast("FakeChannel", peer.channel).listeners["message"]("one")
+        await topic.event(PeerLeft("a"))
+        left = asyncio.get_running_loop().time()
+        await asyncio.sleep(module.GRACE_SECONDS + 1)
+        assert ended == [pytest.approx(left + module.GRACE_SECONDS, abs=0.1)]
+        await topic.end()
+
+    play(scenario())
+
+
+def test_a_negotiation_waits_for_prepare() -> None:
+    async def prepare(peer: MeshPeer) -> None:
+        await asyncio.sleep(1)
+        add_track(peer)
+
+    async def scenario() -> None:
+        topic = Topic("b", prepare=prepare)
+        await topic.join("a")
+        await topic.join("c")
+        await topic.event(Offer("c", {"sdp": sdp("c", "video 9 UDP/TLS/RTP/SAVPF 96")}))
+        assert topic.sent == []
+        await asyncio.sleep(1)
+        assert sorted(topic.sent) == [("answer", "c"), ("offer", "a")]
+        answering = cast("Any", topic.mesh.peers["c"].connection)
+        assert [each.mid for each in answering.transceivers] == ["theirs"]
+        await topic.end()
+
+    play(scenario())
+
+
+@pytest.mark.parametrize("what", ["another offer", "a new id", "leaves"])
+def test_what_happens_while_an_application_prepares_counts(what: str) -> None:
+    cancelled: list[str] = []
+
+    async def prepare(peer: MeshPeer) -> None:
+        try:
+            await asyncio.sleep(1)
+        except asyncio.CancelledError:
+            cancelled.append(peer.id)
+            raise
+
+    async def scenario() -> None:
+        topic = Topic("b", prepare=prepare)
+        await topic.join("c")
+        await topic.offer("c", "one")
+        match what:
+            case "another offer":
+                await topic.offer("c", "two")
+                await asyncio.sleep(3)
+                assert topic.sent == [("answer", "c")]
+                assert "sha-256 two" in topic.mesh.peers["c"].connection.remoteDescription.sdp
+            case "a new id":
+                await topic.event(Welcome("d"))
+                await asyncio.sleep(3)
+                # From now on, this side offers.
+                assert topic.sent[-1] == ("offer", "c")
+            case "leaves":
+                await topic.event(PeerLeft("c"))
+                await asyncio.sleep(3)
+                assert (topic.sent, topic.mesh.peers, cancelled) == ([], {}, ["c"])
+        await topic.end()
+
+    play(scenario())
+
+
+def test_a_coroutine_function_that_fails_to_prepare_is_not_asked_again(caplog: pytest.LogCaptureFixture) -> None:
+    async def prepare(peer: MeshPeer) -> None:
+        raise RuntimeError("oops")
+
+    async def scenario() -> None:
+        topic = Topic("b", prepare=prepare)
+        await topic.join("a")
+        await asyncio.sleep(1_000)
+        assert (topic.sent, topic.mesh.peers) == ([], {})
         await topic.end()
 
     play(scenario())

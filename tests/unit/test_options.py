@@ -52,6 +52,8 @@ def test_the_backplane_is_a_url_of_the_command_line_or_the_environment() -> None
     assert str(parse("--backplane=redis://b/1", BACKPLANE="nonsense").backplane) == "redis://b:6379/1"
     assert refusal(BACKPLANE="redis://:north@").startswith("BACKPLANE: there is no host in it")
     assert "north" not in refusal("--backplane=redis://:north@")
+    # As of a shell's variable that is not set: the node would be alone.
+    assert refusal("--backplane=").startswith("--backplane: it does not begin with one of redis://")
 
 
 ADMIN = "--admin-listen"
@@ -192,7 +194,7 @@ def test_ice_servers_come_from_files_and_the_secret_from_the_environment_too(tmp
         ),
         (
             ["--turn-uri=turn:a", "--turn-secret-file=/dev/null"],
-            "--turn-uri: a secret is needed, in a file (--turn-secret-file) or in TURN_SECRET",
+            "--turn-secret-file: /dev/null: there is no secret in it",
         ),
     ],
 )
@@ -313,6 +315,14 @@ def test_a_time_that_is_not_a_number_is_named(option: str, text: str) -> None:
             "--trusted-proxy=proxy",
             "--trusted-proxy: 'proxy' is not an address or a network"
             " (for example 127.0.0.1, 10.0.0.0/8, fd00::/8 or unix)",
+        ),
+        (
+            "--trusted-proxy=10.0.0.1/8",
+            "--trusted-proxy: '10.0.0.1/8' is not an address or a network (the network of this address is 10.0.0.0/8)",
+        ),
+        (
+            "--help-auth-type=jwks",
+            "--help-auth-type: 'jwks' is no kind of check; there are anonymous, file, jwt, memory, unix",
         ),
         ("--log-addresses=some", "--log-addresses: 'some' is not a detail of addresses (one of off, network, full)"),
         (

@@ -188,7 +188,18 @@ def test_a_connection_that_does_not_end_is_aborted_after_the_timeout() -> None:
     assert server.connections
     server.clock.advance(0.1)
     assert not server.connections
-    assert "aborted the rest" in server.calls
+    assert not server.shutdown.is_aborted
+    assert "aborted the rest" not in server.calls
+
+
+def test_a_server_that_starts_again_waits_again() -> None:
+    server = FakeServer()
+    server.shutdown.drain()
+    server.shutdown.abort()
+    server.stop_backplane()
+    assert server.shutdown.is_aborted
+    server.shutdown.restart()
+    assert not server.shutdown.is_aborted
 
 
 def test_connections_that_come_after_the_timeout_do_not_keep_a_drain_from_its_end() -> None:

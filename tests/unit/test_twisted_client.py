@@ -21,7 +21,7 @@ from signaling.client import Backoff, Error, NotUpdated, PeerJoined, PeerUpdated
 from signaling.client.credential import TOKEN_SECONDS
 from signaling.client.metadata import UPDATE_SECONDS
 from signaling.client.session import MAX_FRAGMENTS
-from signaling.client.twisted import SignalingClient
+from signaling.client.twisted import MAX_UNFINISHED, SignalingClient
 from tests.harness.frames import TEXT
 from tests.harness.memory_transport import MemoryTransport
 
@@ -119,14 +119,14 @@ class Server:
 class Program:
     """A client, its clock, its server, and all that it reports."""
 
-    def __init__(self, token: Any, **options: Any) -> None:
+    def __init__(self, token: Any, on_message: Callable[[Any], object] | None = None, **options: Any) -> None:
         self.clock = Clock()
         self.server = Server()
         self.messages: list[Any] = []
         self.failures: list[Exception] = []
         self.client = SignalingClient(
             URL,
-            self.messages.append,
+            on_message or self.messages.append,
             token=token,
             endpoint=self.server,
             clock=self.clock,
@@ -484,6 +484,91 @@ def test_stopping_the_service_cancels_a_question() -> None:
     assert answer.called
     assert program.requests == 0
     assert program.clock.getDelayedCalls() == []
+
+
+def joined(on_message: Callable[[Any], object]) -> Program:
+    """Let a program with a listener join."""
+    program = Program(None, on_message=on_message)
+    program.start()
+    program.latest.welcome()
+    return program
+
+
+def test_a_coroutine_function_is_called_with_each_message() -> None:
+    go_on: Deferred[None] = Deferred()
+    events: list[str] = []
+
+    async def note(message: object) -> None:
+        events.append(f"{type(message).__name__} begins")
+        await go_on
+        events.append(f"{type(message).__name__} ends")
+
+    joined(note)
+    assert events == ["Welcome begins", "PeerList begins"]
+    go_on.callback(None)
+    assert events[2:] == ["Welcome ends", "PeerList ends"]
+
+
+def test_a_coroutine_function_that_fails_is_logged_without_the_message(log: list[str]) -> None:
+    async def fail(message: object) -> None:
+        raise RuntimeError("oops")
+
+    program = joined(fail)
+    program.latest.send(type="offer", payload="secret", **{"from": "a"})
+    assert [text.partition("\n")[0] for text in log if "oops" in text][-1].startswith("on_message failed on Offer")
+
+
+def test_a_coroutine_function_is_called_once_the_server_refuses_for_good() -> None:
+    failures: list[object] = []
+
+    async def note(failure: object) -> None:
+        failures.append(failure)
+
+    program = Program("one")
+    program.client.on_failure = note
+    program.start()
+    program.latest.refuse(401)
+    assert [type(failure) for failure in failures] == [Refused]
+
+
+def test_stopping_the_service_cancels_calls_that_have_not_ended(log: list[str]) -> None:
+    waiting: Deferred[None] = Deferred()
+
+    async def wait(message: object) -> None:
+        await waiting
+
+    program = joined(wait)
+    program.client.stopService()
+    assert waiting.called
+    assert not [text for text in log if "failed" in text]
+
+
+def test_a_call_may_stop_the_service(log: list[str]) -> None:
+    async def stop(message: object) -> None:
+        program.client.stopService()
+
+    program = Program(None, on_message=stop)
+    program.start()
+    program.latest.welcome()
+    program.latest.close(1000)
+    program.clock.advance(3_600)
+    assert program.requests == 1
+    assert not [text for text in log if "failed" in text]
+
+
+def test_calls_that_have_not_ended_have_a_bound(log: list[str]) -> None:
+    calls = 0
+
+    async def wait(message: object) -> None:
+        nonlocal calls
+        calls += 1
+        await Deferred()
+
+    program = joined(wait)
+    for _ in range(2 * MAX_UNFINISHED):
+        program.latest.send(type="offer", **{"from": "a"})
+    assert calls == MAX_UNFINISHED
+    assert len([text for text in log if "messages are left out" in text]) == 1
 
 
 # Servers that are strangers

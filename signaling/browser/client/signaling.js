@@ -764,6 +764,7 @@ class Retry {
   #most;
   #reconnects;
   #isRenewable; // whether there may be another token
+  #hasOpened = false;
   #state = TRYING;
   #since; // when the state began
   #loss; // while ASKING
@@ -783,7 +784,7 @@ class Retry {
     this.#first = first;
     this.#most = Math.min(most, MAX_TIMER_MS);
     this.#reconnects = reconnects;
-    this.#isRenewable = reconnects && isRenewable;
+    this.#isRenewable = isRenewable;
   }
 
   /** An attempt begins. */
@@ -800,6 +801,7 @@ class Retry {
   }
 
   opened() {
+    this.#hasOpened = true;
     this.#enter(OPEN);
   }
 
@@ -864,7 +866,7 @@ class Retry {
   #refused(refusal, { code }, isRevertible) {
     const { status, reason, retryAfter = 0 } = refusal;
     if (this.#reconnects && isRevertible && OF_THE_URL.includes(status)) return this.#connect({ reason, isReverted: true });
-    if (UNAUTHORIZED.includes(status) && this.#isRenewable && !this.#wasAskedAnew) {
+    if (UNAUTHORIZED.includes(status) && this.#mayRenew && !this.#wasAskedAnew) {
       this.#wasAskedAnew = true;
       return this.#connect({ reason });
     }
@@ -900,7 +902,12 @@ class Retry {
   #isRefusal(lastedMs) {
     const isTooSoon = lastedMs < MS.expiry || this.#hasExpired;
     this.#hasExpired = true;
-    return !isTooSoon || !this.#isRenewable;
+    return !isTooSoon || !this.#mayRenew;
+  }
+
+  /** Whether another token may be presented: without a connection so far, that is no reconnect. */
+  get #mayRenew() {
+    return this.#isRenewable && (this.#reconnects || !this.#hasOpened);
   }
 
   /** Milliseconds to the next attempt. */
