@@ -1,4 +1,4 @@
-"""Programs that a test needs beside Python: without one, it is skipped by name, and fails in CI."""
+"""Programs that a test needs beside Python, with or without privileges, and free ports."""
 
 from __future__ import annotations
 
@@ -57,3 +57,8 @@ def free_port() -> int:
             _reserved.append(reservation)
             return port
     raise AssertionError("no port is free")
+
+
+def unprivileged() -> list[str]:
+    """Return the command in front of another that takes root's privileges from it."""
+    return [need("setpriv"), "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []

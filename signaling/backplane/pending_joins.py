@@ -95,11 +95,6 @@ class PendingJoin:
         """Whether it is decided how it joins."""
         return self.ticket is not None
 
-    @property
-    def has_ticket(self) -> bool:
-        """Whether it has a ticket that was not handed out yet."""
-        return self.ticket is not None and self.on_ticket is not None
-
     def hand_out_ticket(self) -> None:
         """Call ``on_ticket``, once."""
         on_ticket, self.on_ticket = self.on_ticket, None

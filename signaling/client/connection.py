@@ -67,7 +67,8 @@ def join(  # noqa: PLR0913 - as for SignalingClient
             connection before it expires.
         secret: shared by the peers of the topic, of at least 16 bytes: payloads are sealed with it, so that the server
             can neither read nor change them (docs/sealing.md). Needs the extra ``sealed``.
-        reconnect: whether to connect again after a loss.
+        reconnect: whether to connect again after a loss, or after the token has expired. In either case, a function is
+            asked for another token, once, if the server refuses the first one with 401 or 403.
         backoff: when to; None means after about half a second, doubling up to 30.
         max_message_bytes: the server's ``--max-message-bytes``.
         options: arguments of ``websockets.asyncio.client.connect``, for example ``ssl`` or ``additional_headers``.
@@ -259,20 +260,26 @@ class Signaling:
             raise self._failure
         raise StopAsyncIteration
 
+    @property
+    def _is_joining(self) -> bool:
+        """Whether there was no connection yet."""
+        return self._joined is not None and not self._joined.done()
+
     async def _run(self) -> None:
         try:
             while True:
                 try:
                     loss = await self._connect()
-                except Refused as refused:
                     if not self._reconnect:
+                        raise Lost(loss.reason)
+                except Refused as refused:
+                    # Without a connection so far, another token is no reconnect.
+                    if not self._reconnect and not self._is_joining:
                         raise
                     loss = self._session.refused(refused)
-                if not self._reconnect:
-                    raise Lost(loss.reason)
                 delay = self._backoff.delay(loss)
                 # Until this peer has joined, the application waits for that and sees nothing else.
-                waiting = self._joined is not None and not self._joined.done()
+                waiting = self._is_joining
                 level = logging.WARNING if waiting else logging.INFO
                 if waiting:
                     self._forget_unread()

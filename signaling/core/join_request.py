@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from signaling.core.grants import Credential, Grant
+from signaling.core.peer_ids import ID_CHARACTERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,16 @@ class ResumeClaim:
 
     token: bytes
     seen: int
+
+    @property
+    def peer_id(self) -> str:
+        """The id that the token begins with; the token comes from a client, and may be anything."""
+        return self.token[:ID_CHARACTERS].decode("ascii", "replace")
+
+    @property
+    def secret(self) -> bytes:
+        """What follows the id."""
+        return self.token[ID_CHARACTERS:]
 
 
 # Not frozen: that would take five times as long to make.

@@ -15,12 +15,13 @@ from signaling.admission.connection_limits import ConnectionLimits, ConnectionSl
 from signaling.core.blocks import Blocks
 from signaling.core.counters import Counters
 from signaling.core.grants import Grant
+from signaling.core.handoff_texts import resume_proof
 from signaling.core.ice import IceServers
 from signaling.core.interfaces import Backplane, IncomingSession, JoinTicket, ResumeProof
 from signaling.core.join_request import JoinRequest
 from signaling.core.peer import Peer, PeerDetails
 from signaling.core.presence_reporter import PresenceReporter
-from signaling.core.session import PeerSession, SessionConnection, resume_proof
+from signaling.core.session import PeerSession, SessionConnection
 from signaling.core.session_registry import SessionRegistry
 from signaling.core.topics import MaxPeers, TopicMap
 from signaling.errors import CloseCode, ErrorCode, Refused, Rejected

@@ -13,13 +13,12 @@ from enum import StrEnum
 from hmac import compare_digest
 from typing import ClassVar, Protocol
 
-import msgspec
-
 from signaling.admission.client_address import Client
 from signaling.admission.connection_limits import ConnectionSlot
 from signaling.core import messages
 from signaling.core.announcer import Block
 from signaling.core.counters import Counters
+from signaling.core.handoff_texts import SessionText, decode_proof, decode_session, encode_session
 from signaling.core.interfaces import (
     Forwarding,
     IncomingSession,
@@ -27,7 +26,6 @@ from signaling.core.interfaces import (
     OutgoingSession,
     Receipt,
     RelaySender,
-    ResumeProof,
 )
 from signaling.core.join_request import JoinRequest, ResumeClaim
 from signaling.core.peer import Peer, PeerServices, drop_undelivered
@@ -295,7 +293,7 @@ class PeerSession(Peer):
         missed = self._replay.rewind(claim.seen)
         # If this connection is lost at once, the new token may be lost with it: the token that the client used stays
         # valid until a pong shows that the new one arrived.
-        self._secrets = [claim.token[ID_CHARACTERS:]]
+        self._secrets = [claim.secret]
         self._change_state(SessionState.CONNECTED)
         self._outbound = connection
         if self.topic is not None:
@@ -338,12 +336,8 @@ class PeerSession(Peer):
 
     def prepare_handoff(self, proof: bytes) -> OutgoingSession | None:
         """Offer the session to another node, as ``Node.prepare_handoff``; it lacks whatever is sent from now on."""
-        try:
-            proven = _decode_proof(proof)
-        except msgspec.MsgspecError:
-            # It comes from another version.
-            return None
-        if self.check_resume_token(proven.token, proven.owner) is None:
+        proven = decode_proof(proof)
+        if proven is None or self.check_resume_token(proven.token, proven.owner) is None:
             return None
         if not self._replay.reaches(proven.seen):
             self.close("its client missed more messages than are kept")
@@ -360,9 +354,9 @@ class PeerSession(Peer):
             pending = [(number, msg_id) for msg_id, numbers in self._pending.items() for number in numbers]
             seconds = self._services.sessions.clock.seconds() - self.joined_at
             parts = self.metadata, self.owner, replay.sent, replay.frames, waiting, pending, self._origin(), seconds
-            text = _SessionText(*parts)
+            text = encode_session(SessionText(*parts))
             # The outcomes of its pending relays are reported to the other node, whether that takes the session or not.
-            self._handoffs.append(OutgoingSession(_encode(text), waiting, {number for number, _ in pending}))
+            self._handoffs.append(OutgoingSession(text, waiting, {number for number, _ in pending}))
         return self._handoffs[-1]
 
     def _origin(self) -> Origin | None:
@@ -398,19 +392,21 @@ class PeerSession(Peer):
         Returns:
             None if that is not possible: another version's session, or the topic is full.
         """
+        text = decode_session(session.text)
+        if text is None:
+            return None
+        self.metadata = text.metadata
+        self.joined_at = self._services.sessions.clock.seconds() - text.seconds
+        self._replay.restore(text.sent, text.frames)
+        if not self._replay.reaches(claim.seen):
+            return None
         try:
-            text = _decode_session(session.text)
-            self.metadata = text.metadata
-            self.joined_at = self._services.sessions.clock.seconds() - text.seconds
-            self._replay.restore(text.sent, text.frames)
-            if not self._replay.reaches(claim.seen):
-                return None
             self.topic = self._services.topics.join(topic_name, self)
-        except (msgspec.MsgspecError, Rejected):
+        except Rejected:
             return None
         if self._services.presence is not None:
             self._services.presence.moved_here(topic_name, self, text.origin)
-        self._secrets = [claim.token[ID_CHARACTERS:]]
+        self._secrets = [claim.secret]
         self._unwritten = {number: session.receipt(number) for number in text.waiting}
         self._services.counters.relays_received += len(text.waiting)
         for number, msg_id in text.pending:
@@ -637,48 +633,3 @@ class _FollowedRelay:
     def failed(self, code: ErrorCode) -> None:
         """Answer the relay with an error."""
         self._sender.relay_failed(self._msg_id, code)
-
-
-class _SessionText(msgspec.Struct, array_like=True):
-    metadata: bytes | None
-    owner: bytes | None
-    sent: int
-    frames: list[bytes | None]
-    waiting: list[int]
-    pending: list[tuple[int, bytes | None]]
-    # For observers; None, or absent, from a node without one.
-    origin: Origin | None = None
-    # Since the peer joined; an older node sends none.
-    seconds: float = 0.0
-
-
-class _ProofText(msgspec.Struct, array_like=True):
-    token: bytes
-    seen: int
-    owner: bytes | None
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode_session = msgspec.msgpack.Decoder(_SessionText).decode
-_decode_proof = msgspec.msgpack.Decoder(_ProofText).decode
-
-
-def resume_proof(request: JoinRequest) -> ResumeProof | None:
-    """Return the proof for the other nodes that a request may resume a session; None if it asks for none."""
-    claim = request.claim
-    if claim is None:
-        return None
-    return ResumeProof(peer_id_of(claim.token), _encode(_ProofText(claim.token, claim.seen, request.owner)))
-
-
-def session_origin(text: bytes) -> Origin | None:
-    """Return what observers need to know of a session that another node handed off; None if it is unreadable."""
-    try:
-        return _decode_session(text).origin
-    except msgspec.MsgspecError:
-        return None
-
-
-def peer_id_of(token: bytes) -> str:
-    """Return the id that a resume token begins with; the token comes from a client, and may be anything."""
-    return token[:ID_CHARACTERS].decode("ascii", "replace")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from signaling.core.join_request import JoinRequest
 from signaling.core.peer import Peer
-from signaling.core.session import PeerSession, peer_id_of
+from signaling.core.session import PeerSession
 from signaling.core.topics import TopicMap
 from signaling.errors import LeaveReason
 from signaling.limits import Limits
@@ -54,7 +54,7 @@ class SessionRegistry:
         topic = self._topics.find(request.topic) if claim is not None else None
         if claim is None or topic is None:
             return None
-        peer = topic.get(peer_id_of(claim.token))
+        peer = topic.get(claim.peer_id)
         return peer.check_resume_token(claim.token, request.owner) if peer is not None else None
 
     def start_window(self, session: PeerSession) -> None:

@@ -47,7 +47,7 @@ from signaling.core.topic_rules import TopicRules
 from signaling.core.topics import TopicMap
 from signaling.errors import LeaveReason
 from signaling.limits import Limits
-from signaling.log.events import PacedLog
+from signaling.log.paced_log import PacedLog
 from signaling.server.asking import Asker, NodesAsker, carry_out
 from signaling.server.http import HttpFactory
 from signaling.server.ice_renewal import IceRenewal
@@ -170,12 +170,6 @@ class SignalingFactory(HttpFactory):
             self._observation = Observation(observer, self.topics, self.backplane, clock, wall_clock, events)
         self.presence = self._observation.reporter if self._observation is not None else None
         # The peers, and what an operator does with them.
-        features = {
-            Feature.METADATA_UPDATES: metadata_updates,
-            Feature.NOTICES: notices,
-            Feature.RESUME: self.limits.resume_window_seconds > 0,
-            Feature.TOKEN: portal is not None,
-        }
         self._peer_services = PeerServices(
             self.topics,
             self.announcer,
@@ -184,7 +178,7 @@ class SignalingFactory(HttpFactory):
             self.limits,
             self.sessions,
             presence=self.presence,
-            features=sorted(name for name, is_on in features.items() if is_on),
+            features=self._features(metadata_updates=metadata_updates, notices=notices),
         )
         self.ids = PeerIds()
         self.records_addresses = notices
@@ -207,6 +201,15 @@ class SignalingFactory(HttpFactory):
         # The log.
         self.paced_log = PacedLog(clock)
         self.judges_messages = self._judges_messages()
+
+    def _features(self, *, metadata_updates: bool, notices: bool) -> list[Feature]:
+        features = {
+            Feature.METADATA_UPDATES: metadata_updates,
+            Feature.NOTICES: notices,
+            Feature.RESUME: self.limits.resume_window_seconds > 0,
+            Feature.TOKEN: self.access is not None,
+        }
+        return sorted(name for name, is_on in features.items() if is_on)
 
     def _judges_messages(self) -> bool:
         return bool(self.limits.max_messages_per_second) or self.events.debug or self.access is not None

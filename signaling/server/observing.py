@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.python.failure import Failure
 
+from signaling.core.handoff_texts import session_origin
 from signaling.core.interfaces import Backplane
 from signaling.core.peer import Peer
 from signaling.core.presence_reporter import PresenceReporter
-from signaling.core.session import session_origin
 from signaling.core.topics import TopicMap
 from signaling.log.events import Events
 

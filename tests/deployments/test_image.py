@@ -14,7 +14,7 @@ import pytest
 
 from tests.deployments.dockerfile import TREE, instructions, stage
 from tests.harness.server import Server, launch
-from tests.system.test_options import unprivileged
+from tests.programs import unprivileged
 
 ENTRY_POINT = TREE / "deploy" / "docker-entrypoint.sh"
 BUILD, FINAL = 1, 2

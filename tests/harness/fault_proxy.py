@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from tests.programs import free_port
+
 _HOST = "127.0.0.1"
 _READ_BYTES = 65_536
 # At most so many reads wait in the proxy for each direction; then TCP's own flow control is at work.
@@ -20,12 +22,12 @@ class FaultProxy:
     All methods may be called from any thread, also from that of an asyncio loop: they return at once.
 
     Attributes:
-        port: where it listens; it stays the same.
+        port: where it listens; it stays the same, and nobody else takes it while connections are refused.
         accepted: how many connections it has accepted so far.
     """
 
     def __init__(self, target_port: int) -> None:
-        self.port = 0
+        self.port = free_port()
         self.accepted = 0
         self._target_port = target_port
         self._server: asyncio.Server | None = None
@@ -41,7 +43,7 @@ class FaultProxy:
 
     def accept(self) -> None:
         """Accept connections, again after ``refuse``."""
-        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(60)
 
     def refuse(self) -> None:
         """Refuse new connections; those that are open stay."""
@@ -112,7 +114,7 @@ class FaultProxy:
         async def finish() -> None:
             await asyncio.gather(*(connection.task for connection in self._connections), return_exceptions=True)
 
-        asyncio.run_coroutine_threadsafe(finish(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(finish(), self._loop).result(60)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -126,11 +128,10 @@ class FaultProxy:
             await asyncio.sleep(0)
             await asyncio.sleep(0)
 
-        asyncio.run_coroutine_threadsafe(run(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(run(), self._loop).result(60)
 
     async def _listen(self) -> None:
         self._server = await asyncio.start_server(self._accepted, _HOST, self.port, reuse_address=True, backlog=1024)
-        self.port = self._server.sockets[0].getsockname()[1]
 
     def _refuse(self) -> None:
         if self._server is not None:

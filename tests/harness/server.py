@@ -18,6 +18,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.programs import free_port
+
 HOST = "127.0.0.1"
 START_SECONDS = 60.0
 STOP_SECONDS = 60.0
@@ -321,10 +323,10 @@ class Node:
     Args:
         options: but for where it listens.
         name: for people.
-        endpoint: where it listens; ``{port}`` is 0 the first time.
+        endpoint: where it listens, at its ``{port}``.
 
     Attributes:
-        port: the same after each restart.
+        port: the same after each restart; nobody else takes it meanwhile.
         up: whether it runs and is not about to stop.
     """
 
@@ -338,7 +340,7 @@ class Node:
         endpoint: str = "tcp:{port}:interface=127.0.0.1",
     ) -> None:
         self.name = name
-        self.port = 0
+        self.port = free_port()
         self.up = False
         self._options = options
         self._env = env
@@ -351,7 +353,7 @@ class Node:
         """Start it, and wait until it listens."""
         self.server = self._launch()
         try:
-            self.port = self.server.wait_until_listening()
+            self.server.wait_until_listening()
         except BaseException:
             self.server.end()
             raise

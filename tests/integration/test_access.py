@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
-import time
 from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
@@ -15,17 +13,16 @@ import jwt
 import pytest
 from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
 from twisted.cred.error import UnauthorizedLogin
-from twisted.cred.portal import IRealm, Portal
+from twisted.cred.portal import Portal
 from twisted.internet.defer import Deferred
-from zope.interface import implementer
 
-from signaling import Grant, GrantRealm, IBearerToken, IGrant
+from signaling import Grant, GrantRealm
 from tests import issuer
+from tests.integration.access import NOW, OpaqueChecker, Session, Slow, enter
 from tests.integration.harness import Connection, Harness, Peer, response, upgrade
 from tests.issuer import token
 
 MakeHarness = Callable[..., Harness]
-NOW = int(time.time())
 TRANSPORTS = ["header", "query", "subprotocol"]
 
 
@@ -115,13 +112,6 @@ def server(make_server: MakeHarness, tmp_path: Path) -> Harness:
 def harness(make_harness: MakeHarness, tmp_path: Path) -> Harness:
     """A server that takes tokens of the issuer."""
     return make_harness(portal=issuer.portal(tmp_path))
-
-
-def enter(harness: Harness, text: str, topic: str = "room", query: str = "") -> Peer:
-    """Join a topic with a token in a header."""
-    peer = harness.peer(f"/ws/{topic}{query}", {"Authorization": f"Bearer {text}"})
-    peer.id = json.loads(peer.texts[0])["selfId"]
-    return peer
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -321,20 +311,6 @@ def test_a_wall_clock_that_is_set_back_ends_nothing_too_early(harness: Harness) 
 # Resuming
 
 
-class Session:
-    """A client that may resume."""
-
-    def __init__(self, harness: Harness, text: str) -> None:
-        self._harness = harness
-        self.peer = enter(harness, text)
-        self.welcome, *_ = self.peer.heard()
-        self.peer.reset()
-
-    def resume(self, text: str | None, topic: str = "room") -> Peer:
-        headers = {} if text is None else {"Authorization": f"Bearer {text}"}
-        return self._harness.peer(f"/ws/{topic}?resume={self.welcome['resume']['token']}&seen=2", headers)
-
-
 @pytest.fixture
 def resuming(make_harness: MakeHarness, tmp_path: Path) -> Harness:
     """A server where sessions can be resumed."""
@@ -514,15 +490,6 @@ def test_no_subject_beside_a_claim_to_a_session_raises(resuming: Harness, logged
     assert session.resume(token(sub="Ada")).heard()[0]["resumed"]
 
 
-class OpaqueChecker:
-    """Takes every token, and grants all of them the same."""
-
-    credentialInterfaces = (IBearerToken,)
-
-    def requestAvatarId(self, credentials: Any) -> Grant:
-        return Grant(prefixes=("",))
-
-
 def test_a_portal_that_names_nobody_keeps_sessions_apart_by_token(make_harness: MakeHarness) -> None:
     harness = make_harness(portal=Portal(GrantRealm(), [OpaqueChecker()]), resume_window_seconds=300)  # type: ignore[list-item]
     session = Session(harness, "one")
@@ -548,61 +515,6 @@ def test_names_that_are_no_text_keep_sessions_apart(make_harness: MakeHarness) -
 
 
 # A portal that takes its time
-
-
-@implementer(IRealm)
-class Realm:
-    """Counts who is in.
-
-    Attributes:
-        failing: how many logouts fail.
-    """
-
-    failing = 0
-
-    def __init__(self) -> None:
-        self.inside = 0
-
-    def requestAvatar(self, avatarId: Any, mind: object, *interfaces: Any) -> Any:
-        assert interfaces == (IGrant,)
-        self.inside += 1
-        return IGrant, avatarId, self._logout
-
-    def _logout(self) -> None:
-        self.inside -= 1
-        if self.failing:
-            self.failing -= 1
-            raise RuntimeError("a logout that fails")
-
-
-class SlowChecker:
-    """Answers when the test says so; ``canceller`` hears that nobody waits for it."""
-
-    credentialInterfaces = (IBearerToken,)
-
-    def __init__(self, canceller: Callable[[Deferred[Any]], object] | None) -> None:
-        self.asked: list[tuple[bytes, Deferred[Any]]] = []
-        self._canceller = canceller
-
-    def requestAvatarId(self, credentials: Any) -> Deferred[Any]:
-        answer: Deferred[Any] = Deferred(self._canceller)
-        self.asked.append((credentials.token, answer))
-        return answer
-
-
-class Slow:
-    """A server whose portal takes its time."""
-
-    def __init__(self, make_harness: MakeHarness, canceller: Any = None, **limits: Any) -> None:
-        self.checker, self.realm = SlowChecker(canceller), Realm()
-        self.harness = make_harness(portal=Portal(self.realm, [self.checker]), **limits)  # type: ignore[list-item]
-        self.peer = self.harness.peer("/ws/room", {"Authorization": "Bearer opaque"})
-
-    def answer(self, with_: Any = Grant(prefixes=("",))) -> None:  # noqa: B008
-        [(presented_token, answer)] = self.checker.asked
-        assert presented_token == b"opaque"
-        answer.errback(with_) if isinstance(with_, Exception) else answer.callback(with_)
-        self.harness.run()
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from signaling.core.interfaces import Answers
 from signaling.core.peer import Peer
 from tests import issuer
 from tests.harness.memory_transport import MemoryTransport
+from tests.integration.access import enter
 from tests.integration.harness import Connection, Harness, response, upgrade
-from tests.integration.test_access import enter
 from tests.issuer import token
 
 TOKEN = "one-token-0123456789"

@@ -12,12 +12,12 @@ from twisted.internet.error import ConnectionLost
 from twisted.logger import LogLevel, eventAsText, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
-from signaling.log import events as log
+from signaling.log import paced_log
 from signaling.log.forwarding import decode, encode
 from signaling.log.json_format import format_json
 from tests import issuer
+from tests.integration.access import Session, enter
 from tests.integration.harness import Harness, upgrade
-from tests.integration.test_access import Session, enter
 from tests.issuer import token
 
 MakeHarness = Callable[..., Harness]
@@ -97,8 +97,8 @@ def test_of_many_that_lose_their_connections_at_once_each_is_detached_and_then_l
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, events: list[Any], end: str
 ) -> None:
     # Most lines wait for later passes of the reactor.
-    monkeypatch.setattr(log, "_LINE_BURST", 3)
-    monkeypatch.setattr(log, "_LINES_PER_PASS", 1)
+    monkeypatch.setattr(paced_log, "_LINE_BURST", 3)
+    monkeypatch.setattr(paced_log, "_LINES_PER_PASS", 1)
     server = Harness(portal=issuer.portal(tmp_path), resume_window_seconds=WINDOW)
     peers = [enter(server, token(sub="Ada")) for _ in range(8)]
     for peer in peers:

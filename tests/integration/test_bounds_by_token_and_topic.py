@@ -10,8 +10,8 @@ import pytest
 
 from signaling.core.topic_rules import TopicRule, TopicRules
 from tests import issuer
+from tests.integration.access import enter
 from tests.integration.harness import Harness, Peer
-from tests.integration.test_access import enter
 from tests.integration.test_admission import say
 from tests.issuer import token
 

@@ -27,7 +27,7 @@ from signaling.core.join_request import JoinRequest
 from signaling.errors import LeaveReason
 from signaling.server.asking import carry_out
 from tests.integration.harness import Harness, Peer
-from tests.integration.test_handing_off import Client
+from tests.integration.resuming_clients import Client
 from tests.issuer import portal, token
 
 pytestmark = pytest.mark.cluster

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from hypothesis import assume, given
@@ -11,76 +10,14 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
 from signaling import IceServers, Turn
-from tests.integration.harness import Harness, Peer
+from tests.integration.harness import Harness
+from tests.integration.resuming_clients import Client
 
 pytestmark = pytest.mark.cluster
 
 WINDOW = 30.0
 # A dead node's peers are announced within this time.
 BURIED = 15.0
-
-
-class Client:
-    """A client that resumes on the node that a test names; it counts what it receives."""
-
-    def __init__(self, harness: Harness, node: int, topic: str = "room") -> None:
-        self._harness = harness
-        self._topic = topic
-        self.id = self.token = ""
-        self.seen = 0
-        self.is_welcome = False
-        self._log: list[Any] = []
-        self.connection = self._connect(node, "")
-        self.read()
-
-    def _connect(self, node: int, query: str) -> Peer:
-        connection = self._harness.knock(f"/ws/{self._topic}{query}", node=node)
-        self._harness.run()
-        return connection
-
-    def read(self) -> list[Any]:
-        """Return the messages received since the last time."""
-        messages = self.connection.heard()
-        self._log += messages
-        for message in messages:
-            self.seen += 1
-            if message["type"] == "welcome":
-                self.seen = self.seen if message.get("resumed") else 1
-                self.id, self.token = message["selfId"], message["resume"]["token"]
-                self.is_welcome = True
-        return messages
-
-    def lose(self) -> None:
-        """Lose the connection."""
-        self.read()
-        self.is_welcome = False
-        self.connection.reset()
-
-    def resume(self, node: int) -> list[Any]:
-        """Connect to a node; returns what comes at once."""
-        self.connection = self._connect(node, f"?resume={self.token}&seen={self.seen}")
-        return self.read()
-
-    def move(self, node: int) -> None:
-        """Resume on another node, which has to work."""
-        self.lose()
-        assert self.resume(node)[0].get("resumed")
-
-    def offer(self, target: Client, *numbers: int) -> None:
-        """Send numbered offers in one segment."""
-        self.connection.say_many([{"type": "offer", "to": target.id, "msgId": str(number)} for number in numbers])
-
-    def offers(self, *, whole: bool = False) -> list[int]:
-        """Return the numbers of the offers received since the last time, or ever."""
-        messages = self.read()
-        return [int(each["msgId"]) for each in (self._log if whole else messages) if each["type"] == "offer"]
-
-    def errors(self, *, whole: bool = False) -> list[tuple[str, int]]:
-        """Return the errors received since the last time, or ever."""
-        messages = self.read()
-        return [
-            (each["code"], int(each["msgId"])) for each in (self._log if whole else messages) if each["type"] == "error"
-        ]
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from twisted.cred.portal import Portal
 
 from signaling import Grant, GrantRealm
 from tests import issuer
+from tests.integration.access import NOW, Realm, SlowChecker, enter
 from tests.integration.harness import Harness, response, upgrade
-from tests.integration.test_access import NOW, Realm, SlowChecker, enter
 from tests.issuer import token
 
 MakeHarness = Callable[..., Harness]

@@ -15,8 +15,7 @@ from signaling import IPresenceObserver, LeaveReason, PeerJoined, PeerLeft
 from tests import issuer
 from tests.harness.observer import RecordingObserver
 from tests.integration.harness import Harness
-from tests.integration.test_handing_off import Client
-from tests.integration.test_resuming import ResumingClient
+from tests.integration.resuming_clients import Client, ResumingClient
 
 WINDOW = 30.0
 # A lost node is evicted within this time.

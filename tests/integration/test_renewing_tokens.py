@@ -13,8 +13,8 @@ from twisted.logger import LogLevel
 
 from signaling import Grant, GrantRealm
 from tests import issuer
+from tests.integration.access import NOW, OpaqueChecker, Slow, enter
 from tests.integration.harness import Harness, Peer
-from tests.integration.test_access import NOW, OpaqueChecker, Slow, enter
 from tests.issuer import token
 
 MakeHarness = Callable[..., Harness]

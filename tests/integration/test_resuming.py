@@ -14,7 +14,8 @@ from twisted.internet.error import ConnectionLost
 from twisted.python.failure import Failure
 from websockets.frames import Frame, Opcode
 
-from tests.integration.harness import Harness, Peer
+from tests.integration.harness import Harness
+from tests.integration.resuming_clients import ResumingClient
 
 MakeHarness = Callable[..., Harness]
 WINDOW = 30.0
@@ -30,44 +31,6 @@ def server(make_server: MakeHarness) -> Harness:
 def harness(make_harness: MakeHarness) -> Harness:
     """A server where sessions can be resumed."""
     return make_harness(resume_window_seconds=WINDOW)
-
-
-class ResumingClient:
-    """A client that resumes: it counts what it receives, and keeps its latest token."""
-
-    def __init__(self, harness: Harness, topic: str = "room", query: str = "") -> None:
-        self._harness = harness
-        self._topic = topic
-        self.seen = 0
-        self.token = ""
-        self.id = ""
-        self.peer = harness.peer(f"/ws/{topic}{query}")
-        self.welcome, self.peer_list = self.heard()
-
-    def heard(self) -> list[Any]:
-        """Return the messages received since the last time."""
-        messages = self.peer.heard()
-        for message in messages:
-            self.seen += 1
-            if message["type"] == "welcome":
-                self.seen = self.seen if message.get("resumed") else 1
-                self.id, self.token = message["selfId"], message["resume"]["token"]
-        return messages
-
-    def lose_connection(self) -> None:
-        """Lose the connection without a close frame."""
-        self.heard()
-        self.peer.reset()
-
-    def resume(self, topic: str | None = None, token: str | None = None, seen: int | None = None) -> list[Any]:
-        """Connect again; returns what comes at once."""
-        seen = self.seen if seen is None else seen
-        self.peer = self._harness.peer(f"/ws/{topic or self._topic}?resume={token or self.token}&seen={seen}")
-        return self.heard()
-
-    def offer(self, target: ResumingClient | Peer | str, msg_id: str, payload: Any = None) -> None:
-        """Send an offer."""
-        self.peer.offer(target if isinstance(target, str) else target.id, msg_id, payload)
 
 
 def request(query: str) -> bytes:

@@ -17,7 +17,7 @@ from readme_renderer.markdown import render
 
 from signaling._version import VERSION
 from tests.harness.server import running
-from tests.system.test_options import unprivileged
+from tests.programs import unprivileged
 
 TREE = Path(__file__).parents[2]
 METADATA = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE", "top_level.txt"}

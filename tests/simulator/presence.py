@@ -22,9 +22,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from signaling.backplane.store import RemovedMember
+from signaling.core.handoff_texts import session_origin
 from signaling.core.presence_events import PeerJoined, PeerLeft, PresenceEvent
 from signaling.core.presence_reporter import PresenceReporter
-from signaling.core.session import session_origin
 from signaling.errors import LeaveReason
 
 if TYPE_CHECKING:

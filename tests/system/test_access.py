@@ -17,8 +17,8 @@ from websockets.sync.client import ClientConnection, connect
 
 from tests import issuer
 from tests.harness.server import Server, running, start
-from tests.system.test_starting import problem_of
-from tests.system.test_webrtc import chromium
+from tests.harness.starting import problem_of
+from tests.system.browser import chromium
 
 
 def join(server: Server, transport: str, token: str, topic: str = "room") -> ClientConnection:

@@ -19,7 +19,7 @@ from tests.harness.redis import RedisServer, redis_running
 from tests.harness.server import Server, start, wait_until
 from tests.system.worker_processes import pids, topic_of
 
-SECONDS = 60
+SECONDS = 120
 
 
 class Party(NamedTuple):

@@ -31,7 +31,7 @@ from signaling.client.mesh import Mesh, MeshPeer
 from tests.harness.server import Server, launch, running
 from tests.programs import free_port, missing
 
-SECONDS = 60
+SECONDS = 120
 # It takes half a second where nothing else runs; a program that waits for the server takes ten.
 END_SECONDS = 9.0
 THEIRS = "from aiortc.contrib.signaling import BYE, add_signaling_arguments, create_signaling"

@@ -17,9 +17,9 @@ from signaling.client import join
 from signaling.client.aiortc import BYE, TopicSignaling
 from signaling.client.mesh import Mesh, MeshPeer
 from tests.harness.server import Server, running
-from tests.system.test_webrtc import wait_until
+from tests.system.browser import wait_until
 
-SECONDS = 60
+SECONDS = 120
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 

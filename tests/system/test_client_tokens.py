@@ -23,7 +23,7 @@ from tests import issuer
 from tests.harness.server import Server, launch, wait_until
 from tests.harness.server import running as running_server
 
-SECONDS = 60
+SECONDS = 120
 EMPTY = {"type": "peer-list", "peers": []}
 
 
@@ -110,19 +110,30 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     return caplog
 
 
+@pytest.mark.parametrize("reconnect", [True, False])
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_refused_token_is_asked_anew_once(status: int, log: pytest.LogCaptureFixture) -> None:
+def test_a_refused_token_is_asked_anew_once(status: int, *, reconnect: bool, log: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         async with running(Played(status, 401)) as played:
             with pytest.raises(Refused, match="HTTP 401: no, 401") as refused:
-                await joining(played, Issuer()).__aenter__()
+                await joining(played, Issuer(), reconnect=reconnect).__aenter__()
             assert refused.value.status == 401
             assert played.tokens == ["Bearer secret-1", "Bearer secret-2"]
-        async with running(Played(status)) as played, joining(played, Issuer()):
+        async with running(Played(status)) as played, joining(played, Issuer(), reconnect=reconnect):
             assert played.tokens == ["Bearer secret-1", "Bearer secret-2"]
 
     asyncio.run(scenario())
     assert "secret" not in log.text
+
+
+def test_without_reconnecting_nothing_else_is_tried_again() -> None:
+    async def scenario() -> None:
+        async with running(Played(401, 503)) as played:
+            with pytest.raises(Lost, match="HTTP 503"):
+                await joining(played, Issuer(), reconnect=False).__aenter__()
+            assert len(played.tokens) == 2
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("status", [400, 404, 421])
@@ -280,7 +291,8 @@ def test_other_headers_go_with_a_token() -> None:
 
 # With a real server
 
-LASTS_SECONDS = 8.0
+# With more, a client whose function failed would have the time to ask it again.
+LASTS_SECONDS = 5.0
 RENEWALS, RESUMES = 2, 1
 # Two clients: the tokens of one are renewed; the function of the other fails every second time, at every renewal.
 TWISTED = """

@@ -21,7 +21,7 @@ from websockets.sync.client import ClientConnection, connect
 from tests import issuer
 from tests.harness.operator import operated
 from tests.harness.server import Server, running
-from tests.programs import need
+from tests.programs import free_port, need
 from tests.system.browser import chromium, run, wait_until
 
 MOST_STOPS = 60
@@ -543,7 +543,8 @@ def test_chart_is_bounded_and_waits_while_paused(driver: webdriver.Chrome, serve
 
 
 def test_call_outlives_the_server(driver: webdriver.Chrome) -> None:
-    with running(["--port=0", "--demo", "--metadata-updates"]) as lost:
+    port = free_port()
+    with running([f"--port={port}", "--demo", "--metadata-updates"]) as lost:
         for name in ("Ada", "Grace"):
             if name == "Grace":
                 driver.switch_to.new_window("window")
@@ -573,7 +574,7 @@ def test_call_outlives_the_server(driver: webdriver.Chrome) -> None:
         click(driver, "rename")
         enter(driver, "new-name", f"Mary{Keys.ENTER}")
         wait_for_text(driver, "#call-notice", "when you are connected again")
-    with running([f"--port={lost.port}", "--demo", "--metadata-updates"]):
+    with running([f"--port={port}", "--demo", "--metadata-updates"]):
         for handle in driver.window_handles:
             driver.switch_to.window(handle)
             wait_until(driver, "document.getElementById('state-text').textContent === 'Signaling: open'")

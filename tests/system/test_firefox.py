@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ from selenium import webdriver
 from tests.harness.server import Node, Server, running
 from tests.system.browser import chromium, run
 from tests.system.firefox import firefox
-from tests.system.test_javascript import CLIENT, HERE, serve
+from tests.system.pages import add_client, serve
 
 # Of each kind: `BROWSER_CALLS=20 pytest -s tests/system/test_firefox.py` is the long run.
 CALLS = int(os.environ.get("BROWSER_CALLS", "1"))
@@ -77,9 +76,7 @@ def browsers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Pag
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Serve the client and an empty page; returns their address."""
     folder = tmp_path_factory.mktemp("pages")
-    for path in (CLIENT, HERE / "peers.js"):
-        shutil.copy(path, folder)
-    (folder / "index.html").write_text("<!doctype html><title>peers</title>")
+    add_client(folder)
     with serve(folder) as address:
         yield address
 

@@ -13,7 +13,7 @@ from signaling.client.aiortc import deliver
 from signaling.client.mesh import BEGINNINGS_SECONDS, MAX_BEGINNINGS, Mesh, MeshPeer
 from tests.harness.server import Server, running
 
-SECONDS = 60
+SECONDS = 120
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 

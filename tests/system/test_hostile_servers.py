@@ -38,7 +38,7 @@ from tests.programs import free_port
 from tests.system.test_python_client import joined
 from tests.system.test_twisted_client import program
 
-SECONDS = 60
+SECONDS = 120
 WELCOME = json.dumps({"type": "welcome", "selfId": "b"})
 EMPTY = json.dumps({"type": "peer-list", "peers": []})
 

@@ -18,8 +18,8 @@ from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
 from tests.harness.server import Server, running, start
-from tests.programs import free_port, need
-from tests.system.test_starting import problem_of
+from tests.harness.starting import problem_of
+from tests.programs import free_port, unprivileged
 
 TWISTD = Path(sys.executable).parent / "twistd"
 SECRET_SDP = "v=0 o=secret-session"
@@ -84,11 +84,6 @@ def test_a_failed_start_is_one_line_and_leaves_no_pid_file(tmp_path: Path) -> No
     assert "the address is in use" in server.lines[-1]
     assert "Traceback" not in server.log
     assert "rror" not in "".join(server.lines[:-1])
-
-
-def unprivileged() -> list[str]:
-    """Return the command in front of another that takes root's privileges from it."""
-    return [need("setpriv"), "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
 
 
 def test_the_server_starts_in_a_folder_that_is_not_writable(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tests.harness.server import Server
 from tests.system.test_python_client import joined, soon, until
 from tests.system.test_twisted_client import program
 
-SECONDS = 60
+SECONDS = 120
 
 
 @pytest.fixture(scope="module")

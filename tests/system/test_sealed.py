@@ -17,7 +17,7 @@ from tests.harness.hostile_relay import ATTACKER, HostileRelay, relaying
 from tests.harness.server import Server, running
 from tests.system.browser import run, wait_until
 
-SECONDS = 60
+SECONDS = 120
 SECRET = "correct horse battery staple"
 # What an offer, an answer and a candidate consist of.
 SECRETS_OF_PEERS = ("a=fingerprint", "candidate:", "ice-pwd", "v=0")

@@ -18,11 +18,11 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from twisted.python.usage import UsageError
 
-from signaling import Options, StartError, makeService
+from signaling import Options, makeService
 from tests.harness.certificates import chained, self_signed
 from tests.harness.server import running, start
+from tests.harness.starting import close_ports, problem_of
 
 _CERTIFICATE = b"-----BEGIN CERTIFICATE"
 _TCP = "; for example tcp:8081:interface=127.0.0.1"
@@ -54,26 +54,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "folder").mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def problem_of(*options: str) -> str:
-    """Return what a server says that cannot start with these options."""
-    parsed = Options({})
-    try:
-        parsed.parseOptions(["--port", "0", *options] if "--listen" not in options else list(options))
-        makeService(parsed).privilegedStartService()
-    except (UsageError, StartError) as problem:
-        return str(problem)
-    finally:
-        close_ports()
-    raise AssertionError(f"it starts with {options}")
-
-
-def close_ports() -> None:
-    """Let the reactor close the ports that were stopped, so that no test after this one finds them open."""
-    from twisted.internet import reactor
-
-    reactor.iterate()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,11 @@ from signaling.client import Answer, PeerJoined, PeerLeft, Signaling
 from tests.harness.certificates import self_signed
 from tests.harness.fault_proxy import FaultProxy, fault_proxy
 from tests.harness.server import Server, launch, running
+from tests.programs import free_port
 from tests.system.test_python_client import RESUMING, joined, until
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SECONDS = 60
+SECONDS = 120
 
 
 @contextmanager
@@ -82,6 +83,10 @@ async def scenario(reactor):
     await stopping
     await client.when_joined()
     await task.deferLater(reactor, 0.5, lambda: None)
+    for _ in range(2_000):
+        if not client.peers:
+            break
+        await task.deferLater(reactor, 0.02, lambda: None)
     print("beside", list(client.peers), flush=True)
     await client.stopService()
 
@@ -105,13 +110,14 @@ def test_it_comes_back_to_a_restarted_server() -> None:
             assert await echoes(ada, echo_id, range(2)) == [0, 1]
             return echo_id
 
-    with running() as first, program("echo_service.py", first.url + "room") as echo:
-        port = first.port
+    port = free_port()
+    options = [f"--listen=tcp:{port}:interface=127.0.0.1"]
+    with running(options) as first, program("echo_service.py", first.url + "room") as echo:
         echo.wait_for("here as")
         asyncio.run(asyncio.wait_for(scenario(port), SECONDS))
         first.process.kill()
         first.process.wait(SECONDS)
-        with running([f"--listen=tcp:{port}:interface=127.0.0.1"]):
+        with running(options):
             second = asyncio.run(asyncio.wait_for(scenario(port), SECONDS))
             echo.wait_for(f"here as {second}")
         assert echo.process.poll() is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +9,7 @@ from selenium import webdriver
 
 from tests.harness.server import Node
 from tests.system.browser import run
-from tests.system.test_javascript import CLIENT, HERE, serve
+from tests.system.pages import add_client, serve
 from tests.system.webkit import webkit
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
@@ -20,9 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::Depr
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.WebKitGTK]:
     """Open an empty page, in which ``p`` is peers.js."""
     folder = tmp_path_factory.mktemp("pages")
-    for path in (CLIENT, HERE / "peers.js"):
-        shutil.copy(path, folder)
-    (folder / "index.html").write_text("<!doctype html><title>peers</title>")
+    add_client(folder)
     with webkit() as driver, serve(folder) as address:
         driver.get(address)
         run(driver, "globalThis.p = await import('/peers.js')")

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import http.server
 import json
 import re
-import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,16 +19,12 @@ from websockets.asyncio.client import connect
 
 from tests.harness.server import Server, running
 from tests.system.browser import OPEN_SECONDS, chromium, wait_until
+from tests.system.pages import serve
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-CONNECT_SECONDS = 15
+CONNECT_SECONDS = 40
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args: object) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +36,8 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrom
 @pytest.fixture(scope="module")
 def pages() -> Iterator[str]:
     """Serve the examples; returns their address."""
-    handler = functools.partial(Quiet, directory=str(EXAMPLES))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with serve(EXAMPLES) as address:
+        yield address
 
 
 def page_url(pages: str, server: Server) -> str:

@@ -20,9 +20,9 @@ from tests.harness.certificates import self_signed
 from tests.harness.peer import joined_id, observed, receive
 from tests.harness.raw_client import REQUEST, dial, read_to_the_end, read_until, relay, upgrade
 from tests.harness.server import TWISTD, Server, running, start
+from tests.harness.starting import problem_of
 from tests.programs import free_port, need
 from tests.system import test_failures as failures
-from tests.system.test_starting import problem_of
 from tests.system.worker_processes import ending, pids, port_in, shared, topic_of
 
 

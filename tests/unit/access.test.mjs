@@ -321,6 +321,25 @@ test("without reconnecting the check still says why", async () => {
   await assert.rejects(signaling.ready, { message: "the server is full", status: 503 });
 });
 
+test("without reconnecting the first token is asked for anew all the same, once", async () => {
+  globalThis.fetch = fakeFetch(() => CHANGED);
+  const { token } = counting();
+  const { signaling, refused } = await joined({ token, reconnect: false });
+  await lose();
+  assert.deepEqual([presented(), refused, signaling.state], [["t1", "t2"], [], "connecting"]);
+  await lose();
+  await pass(600_000);
+  assert.deepEqual([presented(), refused, signaling.state], [["t1", "t2"], [CHANGED], "closed"]);
+});
+
+test("without reconnecting an expired token is the end", async () => {
+  const { signaling, refused } = await joined({ token: counting().token, reconnect: false });
+  await open(RESUME);
+  await lose(4401, "token expired");
+  await pass(600_000);
+  assert.deepEqual([presented(), refused, signaling.state], [["t1"], [EXPIRED], "closed"]);
+});
+
 // -- Expiry --
 
 test("a string that has expired is refused once, without another request", async () => {

@@ -1,4 +1,4 @@
-"""The events of the log, their form as JSON, and how floods of them are bounded."""
+"""The events of the log, their form as JSON, and how many are written of a kind that may come in floods."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import inspect
 import json
 import re
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,8 @@ from twisted.python.failure import Failure
 from signaling.core.messages import decode
 from signaling.errors import ErrorCode, Rejected
 from signaling.log import events
-from signaling.log.events import FIELDS, Events, PacedLog
+from signaling.log.events import FIELDS, Events
 from signaling.log.json_format import format_json
-from tests.harness.memory_transport import PassingClock
 
 DOCS = Path(__file__).parents[2] / "docs"
 PEER = "01JD0000000000000000000000"
@@ -135,41 +133,3 @@ def test_the_documents_list_every_event_and_every_field() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (?:debug|info|warn|error|critical) \|(.*)$", page, re.MULTILINE)
     assert {name for name, _ in rows} == names
     assert {field for _, row in rows for field in re.findall(r"`(\w+)`", row)} == set(FIELDS)
-
-
-def test_a_burst_of_lines_is_spread_over_passes_and_keeps_its_order() -> None:
-    clock = PassingClock()
-    lines, written = PacedLog(clock), list[int]()
-    for number in range(200):
-        lines.write(partial(written.append, number))
-    longest, before = 0, len(written)
-    assert before < 100
-    while clock.getDelayedCalls():
-        clock.advance(0)
-        longest, before = max(longest, len(written) - before), len(written)
-    assert longest < 20
-    assert written == list(range(200))
-
-
-def test_flush_writes_all_queued_lines() -> None:
-    clock = PassingClock()
-    lines, written = PacedLog(clock), list[int]()
-    for number in range(200):
-        lines.write(partial(written.append, number))
-    lines.flush()
-    assert written == list(range(200))
-    assert not clock.getDelayedCalls()
-
-
-def test_the_queue_of_lines_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "_MAX_QUEUED_LINES", 100)
-    clock = PassingClock()
-    lines, written, given = PacedLog(clock), list[int](), 0
-    for _ in range(50):
-        for _ in range(50):
-            lines.write(partial(written.append, given))
-            given += 1
-        assert given - len(written) <= 100
-        clock.advance(0)
-    lines.flush()
-    assert sorted(written) == list(range(given))

@@ -18,12 +18,13 @@ from signaling.core.announcer import Announcer
 from signaling.core.blocks import Blocks
 from signaling.core.counters import Counters
 from signaling.core.grants import Grant
+from signaling.core.handoff_texts import resume_proof
 from signaling.core.interfaces import JoinTicket, OutgoingSession, Receipt, ResumeProof
 from signaling.core.join_request import JoinRequest, ResumeClaim
 from signaling.core.joining import TRANSITIONS, JoinAttempt, JoinState
 from signaling.core.local_peers import LocalPeers
 from signaling.core.peer import Peer, PeerServices
-from signaling.core.session import PeerSession, resume_proof
+from signaling.core.session import PeerSession
 from signaling.core.session_registry import SessionRegistry
 from signaling.core.topics import MaxPeers, TopicMap
 from signaling.errors import LeaveReason, Refused

@@ -18,12 +18,13 @@ from signaling.admission.connection_limits import ConnectionLimits, ConnectionSl
 from signaling.backplane.standalone import StandaloneBackplane
 from signaling.core.announcer import Announcer
 from signaling.core.counters import Counters
+from signaling.core.handoff_texts import resume_proof
 from signaling.core.interfaces import Receipt
 from signaling.core.join_request import JoinRequest, ResumeClaim
 from signaling.core.local_peers import LocalPeers
 from signaling.core.peer import Peer, PeerServices
 from signaling.core.presence_reporter import PresenceReporter
-from signaling.core.session import TRANSITIONS, PeerSession, SessionState, resume_proof
+from signaling.core.session import TRANSITIONS, PeerSession, SessionState
 from signaling.core.session_registry import SessionRegistry
 from signaling.core.topics import TopicMap
 from signaling.errors import LeaveReason, Refused

@@ -58,10 +58,10 @@ def test_patterns_match_as_those_of_the_shell_do(match: str, name: str) -> None:
 )
 def test_no_pattern_takes_long_whatever_the_name(match: str) -> None:
     rules = TopicRules([TopicRule(match, 7)])
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(10):
         assert rules.max_peers("a" * 256) is None
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_the_first_rule_that_matches_counts() -> None:

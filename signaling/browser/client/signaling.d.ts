@@ -67,7 +67,10 @@ export interface JoinOptions<M extends object = Metadata> {
   metadata?: M;
   /** Leaves when it is aborted. */
   signal?: AbortSignal;
-  /** Whether to connect again after a loss; default: true. */
+  /**
+   * Whether to connect again after a loss, or after the token has expired; default: true. In either case, a token function
+   * is asked for another token, once, if the server refuses the first one with 401 or 403.
+   */
   reconnect?: boolean;
   /** Milliseconds before an attempt to connect again: they double from `first` up to `most`, less a random part. */
   backoff?: { first?: number; most?: number };

@@ -739,6 +739,7 @@ class Retry {
   #most;
   #reconnects;
   #isRenewable; // whether there may be another token
+  #hasOpened = false;
   #state = TRYING;
   #since; // when the state began
   #loss; // while ASKING
@@ -755,7 +756,7 @@ class Retry {
     this.#first = first;
     this.#most = most;
     this.#reconnects = reconnects;
-    this.#isRenewable = reconnects && isRenewable;
+    this.#isRenewable = isRenewable;
   }
 
   /** An attempt begins. */
@@ -772,6 +773,7 @@ class Retry {
   }
 
   opened() {
+    this.#hasOpened = true;
     this.#enter(OPEN);
   }
 
@@ -836,7 +838,7 @@ class Retry {
   #refused(refusal, { code }, isRevertible) {
     const { status, reason, retryAfter = 0 } = refusal;
     if (this.#reconnects && isRevertible && OF_THE_URL.includes(status)) return this.#connect({ reason, isReverted: true });
-    if (UNAUTHORIZED.includes(status) && this.#isRenewable && !this.#wasAskedAnew) {
+    if (UNAUTHORIZED.includes(status) && this.#mayRenew && !this.#wasAskedAnew) {
       this.#wasAskedAnew = true;
       return this.#connect({ reason });
     }
@@ -872,7 +874,12 @@ class Retry {
   #isRefusal(lastedMs) {
     const isTooSoon = lastedMs < MS.expiry || this.#hasExpired;
     this.#hasExpired = true;
-    return !isTooSoon || !this.#isRenewable;
+    return !isTooSoon || !this.#mayRenew;
+  }
+
+  /** Whether another token may be presented: without a connection so far, that is no reconnect. */
+  get #mayRenew() {
+    return this.#isRenewable && (this.#reconnects || !this.#hasOpened);
   }
 
   /** Milliseconds to the next attempt. */
