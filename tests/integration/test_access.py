@@ -24,6 +24,8 @@ from tests.integration.access import NOW, OpaqueChecker, Session, Slow, enter
 from tests.integration.harness import Connection, Harness, Peer, response, upgrade
 from tests.issuer import token
 
+pytestmark = pytest.mark.unmeasured
+
 MakeHarness = Callable[..., Harness]
 TRANSPORTS = ["header", "query", "subprotocol"]
 
