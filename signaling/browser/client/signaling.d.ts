@@ -72,7 +72,10 @@ export interface JoinOptions<M extends object = Metadata> {
    * is asked for another token, once, if the server refuses the first one with 401 or 403.
    */
   reconnect?: boolean;
-  /** Milliseconds before an attempt to connect again: they double from `first` up to `most`, less a random part. */
+  /**
+   * Milliseconds before an attempt to connect again, above 0: they double from `first` (default: 500) up to `most` (default:
+   * 30000), less a random part of up to a half.
+   */
   backoff?: { first?: number; most?: number };
   /** The size of one message of this peer, in bytes; default: 65536, as at the server. */
   maxMessageBytes?: number;
@@ -163,7 +166,7 @@ export class Signaling<M extends object = Metadata> extends EventTarget {
   readonly peers: ReadonlyMap<string, Untrusted<M>>;
   /** This peer's own metadata with its `instance`, as given, or as the server last said; a token may have replaced the former. */
   readonly metadata: Readonly<Metadata>;
-  /** From the latest `welcome` or `ice-servers`; empty if the server names none. */
+  /** From the latest `welcome` or `ice-servers`, at most 32 of them; empty if the server names none. */
   readonly iceServers: RTCIceServer[];
   /** The names of the optional features that the server has on; empty before the first `welcome`. */
   readonly features: ReadonlySet<string>;
@@ -201,6 +204,7 @@ export class Signaling<M extends object = Metadata> extends EventTarget {
  * Joins the topic of a URL, such as `wss://example.com/ws/my-room`; a path, such as `/ws/my-room`, means the page's own server.
  *
  * @typeParam M - this peer's metadata, for example `join<{ name: string }>`; of the other peers, see `Untrusted`.
+ * @throws {TypeError} if an argument is wrong, before it connects.
  */
 export function join<M extends object = Metadata>(url: string | URL, options?: JoinOptions<NoInfer<M>>): Signaling<M>;
 
@@ -249,10 +253,17 @@ export interface MeshEventMap<M extends object = Metadata> {
  * `join`: it does not receive offers from before.
  */
 export class Mesh<M extends object = Metadata> extends EventTarget {
-  /** @throws {Error} if there is no `RTCPeerConnection`. */
+  /**
+   * @throws {Error} if there is no `RTCPeerConnection`.
+   * @throws {TypeError} if an argument is wrong.
+   */
   constructor(signaling: Signaling<M>, options?: MeshOptions);
   readonly peers: ReadonlyMap<string, MeshPeer<M>>;
-  /** Sends a track to all peers, and to those that join later. */
+  /**
+   * Sends a track to all peers, and to those that join later.
+   *
+   * @throws {TypeError} if it is no track.
+   */
   addTrack(track: MediaStreamTrack, ...streams: MediaStream[]): void;
   /** Stops sending a track. */
   removeTrack(track: MediaStreamTrack): void;

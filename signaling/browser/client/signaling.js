@@ -55,6 +55,11 @@ const MAX_ARRIVED = MAX_RECEIVED;
 const MAX_FEATURES = 64;
 const MAX_FEATURE = 64;
 
+// ICE servers of a message, the URLs of one, and its characters as JSON: a server has a few, with credentials.
+const MAX_ICE_SERVERS = 32;
+const MAX_ICE_URLS = 8;
+const MAX_ICE_SERVER = 4_096;
+
 // The feature of a server that takes updates of metadata.
 const METADATA_UPDATES = "metadata-updates";
 
@@ -108,6 +113,9 @@ const MAX_CANDIDATE = 4_096;
 // connections of the page negotiate nothing.
 const MAX_SECTIONS = 64;
 
+// Media sections of all descriptions of one peer, at once; then one every `MS.section`.
+const MAX_NEGOTIATED = 1_024;
+
 // Descriptions of one peer that are applied at the same time.
 const MAX_DESCRIPTIONS = 8;
 
@@ -144,6 +152,7 @@ const MS = {
   beginAgain: 10_000, // from one connection to the next with the same peer, once `MAX_BEGUN` were made
   inFlight: 2_000, // for messages that were sent before a connection ended to arrive; less than `ignored`
   connecting: 30_000, // for which a connection keeps its place in a full mesh while it is not connected
+  section: 30, // from one media section of a peer to the next, once `MAX_NEGOTIATED` were negotiated
   begin: 1_000, // from one connection to the next, once twice `maxConnections` were made
 };
 
@@ -246,7 +255,7 @@ class Outbox {
   }
 }
 
-/** Allows `most` actions at once, and one more every `ms`. */
+/** Allows `most` actions at once, and one more every `ms`; an action may count as several. */
 class Allowance {
   #most;
   #ms;
@@ -258,16 +267,30 @@ class Allowance {
     this.#ms = ms;
   }
 
-  /** Whether one more is allowed. */
-  get any() {
+  /** Whether so many more are allowed. */
+  has(count = 1) {
     const now = performance.now();
     this.#left = Math.min(this.#most, this.#left + (now - this.#at) / this.#ms);
     this.#at = now;
-    return this.#left >= 1;
+    return this.#left >= count;
   }
 
-  take() {
-    this.#left--;
+  take(count = 1) {
+    this.#left -= count;
+  }
+}
+
+/** @throws {TypeError} with the message, unless the condition is true. */
+function need(condition, message) {
+  if (!condition) throw new TypeError(message);
+}
+
+/** The value of a JSON text; undefined if it is none. */
+function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
   }
 }
 
@@ -303,12 +326,7 @@ const sizeOf = (id, metadata) => id.length + charactersOf(metadata);
  */
 function read(data) {
   if (!isText(data) || data.length > MAX_RECEIVED) return undefined;
-  let message;
-  try {
-    message = JSON.parse(data);
-  } catch {
-    return undefined;
-  }
+  const message = parsed(data);
   if (!isObject(message)) return undefined;
   const { type, msgId, ...rest } = message;
   const made = { type, ...rest, ...(isText(msgId) && { msgId }) };
@@ -325,7 +343,7 @@ function read(data) {
     case "peer-left":
       return isText(rest.peerId) ? made : undefined;
     case "ice-servers":
-      return { ...made, iceServers: objects(rest.iceServers) };
+      return { ...made, iceServers: readIceServers(rest.iceServers) };
     case "notice":
       return { type, data: rest.data };
     case "token":
@@ -342,13 +360,20 @@ function readExpiry({ expiresIn, ...rest }) {
   return { ...rest, ...(isSeconds(expiresIn) && { expiresIn }) };
 }
 
+/** A bounded number of ICE servers, each with a bounded number of URLs: a connection asks all of them. */
+function readIceServers(value) {
+  const short = (server) => charactersOf(server) <= MAX_ICE_SERVER;
+  const servers = Array.isArray(value) ? value.slice(0, MAX_ICE_SERVERS).filter(isObject).filter(short) : [];
+  return servers.map((server) => (Array.isArray(server.urls) ? { ...server, urls: server.urls.slice(0, MAX_ICE_URLS) } : server));
+}
+
 const isFeature = (name) => isText(name) && name.length <= MAX_FEATURE;
 
 function readWelcome({ features, iceServers, resume, resumed, ...rest }) {
   return {
     ...readExpiry(rest),
     ...(Array.isArray(features) && { features: features.slice(0, MAX_FEATURES).filter(isFeature) }),
-    ...(iceServers !== undefined && { iceServers: objects(iceServers) }),
+    ...(iceServers !== undefined && { iceServers: readIceServers(iceServers) }),
     // It becomes a part of the URL.
     ...(isText(resume?.token) && /^[ -~]{1,1000}$/.test(resume.token) && { resume }),
     ...(resumed === true && { resumed }),
@@ -752,9 +777,12 @@ class Retry {
   #hasExpired = false; // whether the token of a connection did, and none has lasted since
   #wasAskedAnew = false; // whether the token was asked for again because it was refused
 
-  constructor({ first = 500, most = 30_000 } = {}, reconnects, isRenewable) {
+  constructor(backoff, reconnects, isRenewable) {
+    const { first = 500, most = 30_000 } = backoff ?? {};
+    const isPause = (ms) => typeof ms === "number" && ms > 0;
+    need(isObject(backoff) && isPause(first) && isPause(most), "`backoff` has to be {first, most} in milliseconds, above 0");
     this.#first = first;
-    this.#most = most;
+    this.#most = Math.min(most, MAX_TIMER_MS);
     this.#reconnects = reconnects;
     this.#isRenewable = isRenewable;
   }
@@ -987,17 +1015,18 @@ export class Signaling extends EventTarget {
 
   constructor(url, options = {}) {
     super();
-    const { metadata, signal, token, WebSocket = globalThis.WebSocket } = options;
-    if (typeof WebSocket !== "function") {
-      throw new TypeError("There is no WebSocket here: give `join` the option WebSocket, for example of the package ws.");
-    }
+    need(isObject(options), "the options of `join` have to be an object");
+    const { metadata, signal, token, WebSocket = globalThis.WebSocket, backoff = {}, maxMessageBytes = MAX_MESSAGE_BYTES } = options;
+    need(typeof WebSocket === "function", "There is no WebSocket here: give `join` the option WebSocket, for example of the package ws.");
+    need(signal === undefined || typeof signal?.aborted === "boolean", "`signal` has to be an AbortSignal");
+    need(maxMessageBytes > 0 && typeof maxMessageBytes === "number", "`maxMessageBytes` has to be a positive number");
     this.#WebSocket = WebSocket;
     const { address, shown } = addressed(url, metadata);
     this.#url = address;
     this.#own = new OwnMetadata(shown);
-    this.#maxMessageBytes = options.maxMessageBytes ?? MAX_MESSAGE_BYTES;
+    this.#maxMessageBytes = maxMessageBytes;
     this.#credential = new Credential(token, this.#url);
-    this.#retry = new Retry(options.backoff, options.reconnect ?? true, this.#credential.isRenewable);
+    this.#retry = new Retry(backoff, options.reconnect ?? true, this.#credential.isRenewable);
     this.#renewal = new Renewal(
       this.#credential,
       (message) => this.#socket.send(JSON.stringify(message)),
@@ -1051,7 +1080,7 @@ export class Signaling extends EventTarget {
     const text = JSON.stringify(message);
     const json = this.#sealing && (JSON.stringify(payload) ?? "");
     const size = this.#sealing ? sealedSize(message, this.#outbox.next, json) : bytesIn(text);
-    const open = this.#state === "open";
+    const open = this.#isConnected;
     const isTooLarge = size > this.#maxMessageBytes;
     const isFull = this.#outbox.size >= (open ? MAX_UNCONFIRMED : MAX_KEPT);
     const isStuck = open && this.#socket.bufferedAmount > MAX_BUFFERED_BYTES;
@@ -1074,6 +1103,11 @@ export class Signaling extends EventTarget {
 
   leave() {
     this.#leave(new DOMException("left the topic", "AbortError"));
+  }
+
+  /** Whether messages can be written: a listener of `refused` may send while the state is that of the lost connection. */
+  get #isConnected() {
+    return this.#state === "open" && this.#socket !== undefined;
   }
 
   // -- The connection --
@@ -1231,7 +1265,7 @@ export class Signaling extends EventTarget {
   /** The network may be back, or a connection may have been lost unnoticed. */
   #wake() {
     const isDue = this.#retry.woken();
-    if (this.#state === "open") this.#fence();
+    if (this.#isConnected) this.#fence();
     else if (isDue) this.#tryTo(() => this.#connect());
   }
 
@@ -1307,7 +1341,7 @@ export class Signaling extends EventTarget {
   async #update(metadata) {
     if (!isObject(metadata)) throw new TypeError("metadata has to be an object");
     const update = this.#own.make(metadata);
-    const isOpen = this.#state === "open";
+    const isOpen = this.#isConnected;
     if (bytesIn(JSON.stringify(update.message)) > this.#maxMessageBytes) {
       throw notUpdated("too_large", `a message may have at most ${this.#maxMessageBytes} bytes`);
     }
@@ -1579,13 +1613,17 @@ export class Signaling extends EventTarget {
  *
  * @returns `address`, the URL without metadata and resume token, and `shown`, the metadata.
  */
-function addressed(url, metadata) {
+function addressed(url, metadata = {}) {
+  need((isText(url) && url) || url instanceof URL, "`join` needs the URL of a topic");
   const made = new URL(url, globalThis.location?.href);
   made.protocol = made.protocol.replace("http", "ws");
+  need(/^wss?:$/.test(made.protocol), "the URL of a topic has to begin with ws:, wss:, http: or https:");
   made.hash = "";
-  const shown = { ...JSON.parse(made.searchParams.get("metadata") ?? "{}"), ...metadata, [INSTANCE]: random() };
+  const inUrl = made.searchParams.has("metadata") ? parsed(made.searchParams.get("metadata")) : {};
+  need(isObject(inUrl), "the metadata in the URL has to be a JSON object");
+  need(isObject(metadata), "`metadata` has to be an object");
   made.searchParams.delete("metadata");
-  return { address: made.href, shown };
+  return { address: made.href, shown: { ...inUrl, ...metadata, [INSTANCE]: random() } };
 }
 
 /** A unique name. */
@@ -1981,13 +2019,20 @@ export class Mesh extends EventTarget {
   #allowance; // for connections to new peers
   #replacements; // for connections that replace others, so that a peer that restarts all the time takes nothing from new peers
   #allowances = new Map(); // id -> the same for one peer
+  #sections = new Map(); // id -> an allowance for media sections of its descriptions
   #postponed = new Map(); // id -> since when it waits for a connection
   #crowded = false; // whether waiting peers come before new ones
   #ended = new Map(); // id -> {certificate, at} of the last connection that ended
   #timer; // for the next attempt for waiting peers
 
-  constructor(signaling, { configuration = {}, channel = true, maxConnections = MAX_CONNECTIONS } = {}) {
+  constructor(signaling, options = {}) {
     super();
+    need(signaling instanceof Signaling, "a mesh needs what `join` returned");
+    need(isObject(options), "the options of a mesh have to be an object");
+    const { configuration = {}, channel = true, maxConnections = MAX_CONNECTIONS } = options;
+    const { iceServers = [] } = configuration ?? {};
+    need(isObject(configuration) && Array.isArray(iceServers), "`configuration` has to be that of an RTCPeerConnection");
+    need(Number.isInteger(maxConnections) && maxConnections > 0, "`maxConnections` has to be a positive whole number");
     if (!globalThis.RTCPeerConnection) throw new Error("There is no WebRTC here: RTCPeerConnection is missing.");
     this.#maxConnections = maxConnections;
     this.#allowance = new Allowance(2 * maxConnections, MS.begin);
@@ -2020,6 +2065,9 @@ export class Mesh extends EventTarget {
   }
 
   addTrack(track, ...streams) {
+    // Otherwise each later connection would fail.
+    need(isText(track?.kind), "`addTrack` needs a track");
+    need(streams.every(isObject), "`addTrack` needs streams after the track");
     this.#tracks.set(track, streams);
     for (const { connection } of this.#peers.values()) connection.addTrack(track, ...streams);
   }
@@ -2048,6 +2096,10 @@ export class Mesh extends EventTarget {
     this.#closeAll();
   }
 
+  get #isClosed() {
+    return this.#listening.signal.aborted;
+  }
+
   // -- The peers in the topic --
 
   #welcome({ resumed }) {
@@ -2068,12 +2120,12 @@ export class Mesh extends EventTarget {
   }
 
   #connectToAll(atOnce) {
-    if (this.#listening.signal.aborted) return;
+    if (this.#isClosed) return;
     for (const id of this.#signaling.peers.keys()) this.#connectTo(id, atOnce);
   }
 
   #connectTo(id, atOnce) {
-    if (this.#peers.has(id) || this.#listening.signal.aborted) return;
+    if (this.#peers.has(id) || this.#isClosed) return;
     const candidates = this.#sameInstance(this.#signaling.peers.get(id));
     const returned = candidates.find((peer) => this.#successor(peer) === id);
     if (returned) this.#bind(returned, id);
@@ -2103,6 +2155,7 @@ export class Mesh extends EventTarget {
   }
 
   #bind(peer, id) {
+    if (this.#isClosed) return; // By a listener.
     const former = peer.id;
     this.#postponed.delete(id);
     this.#peers.delete(former);
@@ -2119,7 +2172,7 @@ export class Mesh extends EventTarget {
   }
 
   #left(id) {
-    for (const known of [this.#allowances, this.#postponed, this.#ended]) known.delete(id);
+    for (const known of [this.#allowances, this.#sections, this.#postponed, this.#ended]) known.delete(id);
     const peer = this.#peers.get(id);
     if (!peer) return;
     const successor = this.#successor(peer);
@@ -2152,17 +2205,22 @@ export class Mesh extends EventTarget {
   #allows(id, allowance) {
     if (!this.#allowances.has(id)) this.#allowances.set(id, new Allowance(MAX_BEGUN, MS.beginAgain));
     const both = [this.#allowances.get(id), allowance];
-    if (!both.every(({ any }) => any)) return false;
+    if (!both.every((one) => one.has())) return false;
     for (const one of both) one.take();
     return true;
   }
 
   #begin(id) {
+    if (this.#isClosed) return undefined; // By a listener.
     let connection;
     try {
       connection = this.#connection(id);
     } catch (error) {
       return this.#postpone(id, error.message);
+    }
+    if (this.#isClosed) {
+      connection.close();
+      return undefined;
     }
     const peer = new Peer(id, this.#signaling, {
       connection,
@@ -2200,6 +2258,7 @@ export class Mesh extends EventTarget {
       this.#postponed.set(id, performance.now());
       if (why) this.#report(id, new Error(why));
     }
+    if (this.#isClosed) return undefined; // By a listener.
     this.#timer ??= setTimeout(() => {
       this.#timer = undefined;
       this.#crowded = false;
@@ -2215,7 +2274,7 @@ export class Mesh extends EventTarget {
     const overdue = [...this.#peers.values()].find(({ isOverdue }) => isOverdue);
     if (!overdue) return;
     this.#remove(overdue);
-    if (this.#signaling.peers.has(overdue.id) && !this.#listening.signal.aborted) this.#postpone(overdue.id);
+    if (this.#signaling.peers.has(overdue.id) && !this.#isClosed) this.#postpone(overdue.id);
   }
 
   #remove(peer) {
@@ -2244,10 +2303,19 @@ export class Mesh extends EventTarget {
   #describe({ type, from, payload }) {
     const sdp = payload?.sdp;
     if (!isText(sdp) || !this.#signaling.peers.has(from)) return;
-    if (sectionsOf(sdp) > MAX_SECTIONS) {
+    const sections = sectionsOf(sdp);
+    if (sections > MAX_SECTIONS) {
       this.#report(from, new Error(`the ${type} has more than ${MAX_SECTIONS} media sections`));
       return;
     }
+    if (!this.#sections.has(from)) this.#sections.set(from, new Allowance(MAX_NEGOTIATED, MS.section));
+    const negotiated = this.#sections.get(from);
+    if (!negotiated.has(sections)) {
+      // The other side repeats an offer without an answer, and this side its own.
+      this.#report(from, new Error(`the ${type} was ignored: too many media sections were negotiated just now`));
+      return;
+    }
+    negotiated.take(sections);
     const certificate = certificateOf(sdp);
     let peer = this.#returned(from, certificate) ?? this.#peers.get(from);
     if (type === "offer" && certificate && certificate !== peer?.certificate && this.#justEnded(from, certificate)) {
