@@ -29,7 +29,9 @@ MOST_PEERS = 3
 def pair() -> Iterator[list[Server]]:
     """Two nodes that nothing happens to."""
     with redis_running() as redis:
-        options = (f"--max-peers-per-topic={MOST_PEERS}", "--resume-window=30", "--write-timeout=60")
+        # Some clients do not read, and answer no pings.
+        patient = ("--resume-window=30", "--write-timeout=120", "--ping-interval=0")
+        options = (f"--max-peers-per-topic={MOST_PEERS}", *patient)
         with nodes([redis.url] * 2, *options) as servers:
             for server in servers:
                 server.wait_until_ready()

@@ -83,6 +83,7 @@ class FakeTransport:
     def __init__(self) -> None:
         self.state = "new"
         self.shutdown = 0
+        self.transport = SimpleNamespace(_connection=SimpleNamespace())
         self._ssl = SimpleNamespace(get_shutdown=lambda: self.shutdown)
         self._changed: list[Callable[[], None]] = []
 
@@ -572,6 +573,23 @@ def test_a_connection_that_the_other_side_of_it_closed_is_not_made_again() -> No
         cast("Any", peer.connection).end_by_peer()
         await asyncio.sleep(1_000)
         assert (topic.sent, topic.mesh.peers) == ([("offer", "a")], {})
+        await topic.end()
+
+    play(scenario())
+
+
+def test_a_transport_that_was_never_used_says_nothing_about_the_path() -> None:
+    async def scenario() -> None:
+        topic = Topic("b", prepare=add_track)
+        await topic.join("a")
+        await topic.event(Answer("a", {"sdp": sdp("a", "video 9 UDP/TLS/RTP/SAVPF 96")}))
+        connection = cast("Any", topic.mesh.peers["a"].connection)
+        connection.become("connected")
+        # It comes with a section that the other side has not bundled.
+        connection.transceivers[0].receiver.transport._ssl = None
+        connection.lose_path()
+        await asyncio.sleep(0.1)
+        assert topic.sent == [("offer", "a")] * 2
         await topic.end()
 
     play(scenario())
