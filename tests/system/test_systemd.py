@@ -81,7 +81,7 @@ def test_readiness_and_stopping_are_told(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
         notified.bind(str(path))
         notified.settimeout(60)
-        with running(env={"NOTIFY_SOCKET": str(path)}) as server:
+        with running(command=[TWISTD], env={"NOTIFY_SOCKET": str(path)}) as server:
             assert notified.recv(100) == b"READY=1"
             server.process.send_signal(signal.SIGTERM)
             assert notified.recv(100) == b"STOPPING=1"
