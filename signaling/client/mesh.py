@@ -32,7 +32,7 @@ from typing import Any
 
 from signaling.client.aiortc import MAX_CANDIDATES, TamperLog, deliver, from_payload, to_payload
 from signaling.client.backoff import Backoff, Loss, type_and_line
-from signaling.client.callbacks import Calls
+from signaling.client.callbacks import Calls, wait_for_call
 from signaling.client.connection import Signaling, start
 from signaling.client.connection import join as join_topic
 from signaling.client.errors import TOO_LARGE, NotDelivered
@@ -429,7 +429,7 @@ class Mesh:
             try:
                 preparing = self._prepare(peer)
                 if isawaitable(preparing):
-                    await preparing
+                    await wait_for_call(preparing)
             except Exception:
                 _log.exception("prepare failed")
                 raise

@@ -99,10 +99,11 @@ async function countEvents() {
   return events;
 }
 
-for (const how of ["close", "leave"]) {
+for (const [first, how] of ["close", "leave"].entries()) {
   test(`a page that calls ${how} at any event gets only ends after it`, async () => {
     const count = await countEvents();
-    for (let chosen = 0; chosen < count; chosen++) {
+    // Each at every second event, for time: most events come more than once.
+    for (let chosen = first; chosen < count; chosen += 2) {
       let events = 0;
       let ending;
       const after = [];

@@ -1014,9 +1014,12 @@ def test_what_happens_while_an_application_prepares_counts(what: str) -> None:
     play(scenario())
 
 
-def test_a_coroutine_function_that_fails_to_prepare_is_not_asked_again(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("error", [RuntimeError("oops"), asyncio.CancelledError("oops")])
+def test_a_coroutine_function_that_fails_to_prepare_is_not_asked_again(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
     async def prepare(peer: MeshPeer) -> None:
-        raise RuntimeError("oops")
+        raise error
 
     async def scenario() -> None:
         topic = Topic("b", prepare=prepare)

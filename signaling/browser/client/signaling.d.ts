@@ -50,7 +50,9 @@ export interface MetadataMessage {
   msgId: string;
 }
 
+/** The types of messages that the server relays from peer to peer. */
 export type RelayedType = "offer" | "answer" | "ice-candidate";
+/** What a peer shows to the others: any JSON object. */
 export type Metadata = Record<string, unknown>;
 
 /**
@@ -223,6 +225,7 @@ export interface MeshPeer<M extends object = Metadata> {
   readonly id: string;
   /** `{}` if it has none. Replaced by another object if the peer updates it. */
   readonly metadata: Untrusted<M>;
+  /** Made by the mesh, which negotiates every change of it. */
   readonly connection: RTCPeerConnection;
   /** Whether this side is the polite one of perfect negotiation: if both offer at once, its offer is rolled back. */
   readonly polite: boolean;
@@ -237,13 +240,16 @@ export interface MeshEventMap<M extends object = Metadata> {
   "peer-updated": CustomEvent<MeshPeer<M>>;
   /** The connection to a peer was closed: the peer left, or a new connection replaces it. */
   "peer-removed": CustomEvent<MeshPeer<M>>;
+  /** A peer sends a track. */
   track: CustomEvent<{ peer: MeshPeer<M>; track: MediaStreamTrack; streams: readonly MediaStream[] }>;
   /** A message of a peer's data channel. */
   data: CustomEvent<{ peer: MeshPeer<M>; data: unknown }>;
+  /** The `connectionState` of a peer's `connection` is another one. */
   connectionstatechange: CustomEvent<MeshPeer<M>>;
   /**
-   * An error of a peer's connection, from the browser. After a description that the browser rejects, `peer-removed` and
-   * `peer-added` follow: a new connection replaces the old one.
+   * What went wrong with the connection to a peer, from the browser or because of a limit (docs/clients-limits.md), or why
+   * there is none. The mesh goes on. After a description that the browser rejects, `peer-removed` and `peer-added` follow: a
+   * new connection replaces the old one.
    */
   error: CustomEvent<{ peerId: string; error: Error }>;
 }
@@ -258,6 +264,7 @@ export class Mesh<M extends object = Metadata> extends EventTarget {
    * @throws {TypeError} if an argument is wrong.
    */
   constructor(signaling: Signaling<M>, options?: MeshOptions);
+  /** The peers to which there is a connection, open or not, by their ids. */
   readonly peers: ReadonlyMap<string, MeshPeer<M>>;
   /**
    * Sends a track to all peers, and to those that join later.
