@@ -23,7 +23,8 @@ from signaling.core.ice import IceServers
 from signaling.core.topic_rules import TopicRules
 from signaling.limits import LIMIT_OPTIONS, Limits
 from signaling.log.events import Events
-from signaling.server.endpoints import Certificates, explain
+from signaling.server.endpoint_descriptions import explain
+from signaling.server.endpoints import Certificates
 from signaling.webhooks.delivery import Webhooks
 from signaling.workers.supervisor import Supervisor
 from signaling.workers.topic_router import share

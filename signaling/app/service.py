@@ -23,14 +23,8 @@ from signaling.core.interfaces import Backplane
 from signaling.errors import StartError
 from signaling.log.events import Events
 from signaling.server.address_text import address_text
-from signaling.server.endpoints import (
-    ListenAddress,
-    endpoint,
-    is_of_systemd,
-    listen_addresses,
-    private_endpoint,
-    start_error,
-)
+from signaling.server.endpoint_descriptions import is_of_systemd, start_error
+from signaling.server.endpoints import ListenAddress, endpoint, listen_addresses, private_endpoint
 from signaling.server.factory import SignalingFactory
 from signaling.server.http import HttpFactory
 from signaling.standard_output import print_line

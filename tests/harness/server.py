@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.harness.fork_server import ForkedProcess, ForkServer
 from tests.programs import free_port
 
 HOST = "127.0.0.1"
@@ -40,7 +41,7 @@ class Server:
         lines: its output so far.
     """
 
-    def __init__(self, process: subprocess.Popen[str], port: int = 0) -> None:
+    def __init__(self, process: subprocess.Popen[str] | ForkedProcess, port: int = 0) -> None:
         self.process = process
         self.lines: list[str] = []
         self.port = port
@@ -219,6 +220,21 @@ def wait_until(condition: Callable[[], Any], seconds: float = 60.0, state: Calla
         time.sleep(0.02)
 
 
+_fork_server: ForkServer | None = None
+
+
+@contextmanager
+def forking() -> Iterator[None]:
+    """Start servers as forks meanwhile, if they need no ``command`` and no environment of their own for Python."""
+    global _fork_server
+    _fork_server = ForkServer()
+    try:
+        yield
+    finally:
+        _fork_server.close()
+        _fork_server = None
+
+
 def launch(
     command: Sequence[str],
     *,
@@ -258,9 +274,13 @@ def start(
 ) -> Server:
     """Start a signaling server without waiting for it."""
     pidfiles = [] if pidfile is None else [f"--pidfile={pidfile}"]
+    arguments = [*(command or [TWISTD]), "-n", *pidfiles, *twistd_options, "signaling", *options]
+    environment = {**{k: v for k, v in os.environ.items() if k not in ("PORT", "LOG_LEVEL")}, **(env or {})}
+    if _fork_server and not command and not pass_fds and _fork_server.can_start(environment):
+        return Server(_fork_server.start(arguments, environment, cwd))
     process = subprocess.Popen(
-        [*(command or [TWISTD]), "-n", *pidfiles, *twistd_options, "signaling", *options],
-        env={**{k: v for k, v in os.environ.items() if k not in ("PORT", "LOG_LEVEL")}, **(env or {})},
+        arguments,
+        env=environment,
         cwd=cwd,
         text=True,
         stdout=subprocess.PIPE,

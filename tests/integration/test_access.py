@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jwt
 import pytest
@@ -21,6 +23,8 @@ from tests import issuer
 from tests.integration.access import NOW, OpaqueChecker, Session, Slow, enter
 from tests.integration.harness import Connection, Harness, Peer, response, upgrade
 from tests.issuer import token
+
+pytestmark = pytest.mark.unmeasured
 
 MakeHarness = Callable[..., Harness]
 TRANSPORTS = ["header", "query", "subprotocol"]
@@ -104,7 +108,7 @@ TOPICS = [
 
 @pytest.fixture
 def server(make_server: MakeHarness, tmp_path: Path) -> Harness:
-    """One server that lets those in who have a token."""
+    """One server that takes tokens of the issuer; these are checked before other nodes are asked."""
     return make_server(portal=issuer.portal(tmp_path))
 
 
@@ -126,25 +130,25 @@ def test_a_good_token_opens_the_connection(harness: Harness, transport: str, mak
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize(("make", "reason"), [bad[1:] for bad in BAD], ids=[bad[0] for bad in BAD])
 def test_a_bad_token_is_refused_with_401(
-    harness: Harness, logged: list[str], transport: str, make: Callable[[], str], reason: str
+    server: Harness, logged: list[str], transport: str, make: Callable[[], str], reason: str
 ) -> None:
     text = make()
-    status, headers, body = harness.request(presented(transport, text))
+    status, headers, body = server.request(presented(transport, text))
     assert (status, body.startswith(reason)) == (401, True), body
     assert headers["www-authenticate"] == 'bearer realm="signaling", error="invalid_token"'
     assert headers["access-control-allow-origin"] == "*"
     log = "\n".join(logged)
     assert body.strip() in log
     assert text not in log
-    assert len(harness.topics) == 0
+    assert len(server.topics) == 0
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize(("own", "topic", "allowed"), TOPICS)
 def test_a_token_opens_its_topics_only(
-    harness: Harness, transport: str, own: dict[str, Any], topic: str, allowed: bool
+    server: Harness, transport: str, own: dict[str, Any], topic: str, allowed: bool
 ) -> None:
-    status, headers, body = harness.request(presented(transport, token(own), topic))
+    status, headers, body = server.request(presented(transport, token(own), topic))
     assert status == (101 if allowed else 403)
     if not allowed:
         assert body == "the token does not cover this topic\n"
@@ -278,6 +282,19 @@ def test_metadata_of_the_token_takes_the_place_of_the_clients(harness: Harness) 
     )
     enter(harness, token(), query="?metadata=%7B%22name%22:%22Bob%22%7D")
     assert [message["metadata"]["name"] for message in observer.heard()] == ["Ada é", "Bob"]
+
+
+def test_of_metadata_that_a_token_replaces_the_instance_stays(harness: Harness) -> None:
+    observer = enter(harness, token())
+    observer.heard()
+    query = f"?metadata={quote(json.dumps({'name': 'Eve', 'instance': 'Zm9vYmFy-_1'}))}"
+    for metadata in ({"name": "Ada"}, {"name": "Ada", "instance": "the token's"}, {}):
+        enter(harness, token({"topics": ["room"], "metadata": metadata}), query=query)
+    assert [message["metadata"] for message in observer.heard()] == [
+        {"name": "Ada", "instance": "Zm9vYmFy-_1"},
+        {"name": "Ada", "instance": "the token's"},
+        {"instance": "Zm9vYmFy-_1"},
+    ]
 
 
 def test_a_connection_ends_with_4401_when_its_token_does(harness: Harness) -> None:

@@ -23,6 +23,8 @@ from signaling.core.interfaces import Answers
 from signaling.errors import LeaveReason
 from tests.integration.harness import Harness
 
+pytestmark = pytest.mark.unmeasured
+
 REASON = "Bitte später wiederkommen"
 
 

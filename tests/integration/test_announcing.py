@@ -11,6 +11,8 @@ from twisted.python.failure import Failure
 from tests.integration.conftest import MakeHarness
 from tests.integration.harness import Harness, Peer, upgrade
 
+pytestmark = pytest.mark.unmeasured
+
 CROWD = 60
 
 

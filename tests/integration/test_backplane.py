@@ -14,6 +14,8 @@ import pytest
 from tests.integration.backends import MemoryStore, RedisStore
 from tests.integration.harness import Harness, Peer
 
+pytestmark = pytest.mark.unmeasured
+
 MODEL, REDIS = pytest.mark.cluster, [pytest.mark.cluster, pytest.mark.redis]
 SETUPS = [
     pytest.param({"nodes": 1}, id="one node"),

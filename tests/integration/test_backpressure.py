@@ -10,6 +10,8 @@ from websockets.frames import Frame, Opcode
 from signaling.transport.private_api import FITS
 from tests.integration.harness import Harness, Peer
 
+pytestmark = pytest.mark.unmeasured
+
 MakeHarness = Callable[..., Harness]
 
 # More than a transport's own buffer: the first of these makes it push back.

@@ -10,6 +10,8 @@ from websockets.frames import Frame, Opcode
 
 from tests.integration.harness import Harness, upgrade
 
+pytestmark = pytest.mark.unmeasured
+
 MakeHarness = Callable[..., Harness]
 
 

@@ -15,7 +15,7 @@ from signaling.backplane.store import Keys
 from signaling.core.interfaces import OutgoingSession
 from tests.integration.harness import Harness, Peer
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.unmeasured]
 
 
 @pytest.fixture
@@ -540,7 +540,6 @@ def announced_in_order(peer: Peer) -> list[str]:
     ]
 
 
-@pytest.mark.unmeasured
 @pytest.mark.parametrize("seed", range(10))
 def test_every_peer_is_announced_in_joining_order_however_joins_on_several_nodes_cross(seed: int) -> None:
     harness, choose = Harness(nodes=3), random.Random(seed)

@@ -30,7 +30,7 @@ from tests.integration.harness import Harness, Peer
 from tests.integration.resuming_clients import Client
 from tests.issuer import portal, token
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.unmeasured]
 
 NODES = range(3)
 
@@ -168,7 +168,6 @@ def test_a_page_names_the_node_that_it_lacks(harness: Harness) -> None:
     assert merged.missing == [name(harness, 1)]
 
 
-@pytest.mark.unmeasured
 def test_a_topic_of_the_most_peers_with_long_metadata_is_described() -> None:
     harness = Harness(nodes=2, max_peer_list_bytes=40_000_000, max_connections=None)
     harness.advance(1)
@@ -208,7 +207,6 @@ def moving(steps: int) -> tuple[Harness, Client, Peer]:
 STEPS = range(30)
 
 
-@pytest.mark.unmeasured
 @pytest.mark.parametrize("node", NODES)
 def test_a_notice_is_sent_once_at_most_to_a_peer_that_moves_and_counted_right(node: int) -> None:
     counts = set()
@@ -225,7 +223,6 @@ def test_a_notice_is_sent_once_at_most_to_a_peer_that_moves_and_counted_right(no
     assert 1 in counts
 
 
-@pytest.mark.unmeasured
 @pytest.mark.parametrize("close", [False, True])
 @pytest.mark.parametrize("node", NODES)
 def test_a_peer_that_is_removed_while_it_moves_is_on_no_node_afterwards(node: int, close: bool) -> None:

@@ -7,6 +7,8 @@ from websockets.frames import Frame, Opcode
 
 from tests.integration.harness import Harness, Peer, upgrade
 
+pytestmark = pytest.mark.unmeasured
+
 FLOOD = 2000
 FEW = 200
 

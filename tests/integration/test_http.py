@@ -10,6 +10,8 @@ import pytest
 
 from tests.integration.harness import Harness, response, upgrade
 
+pytestmark = pytest.mark.unmeasured
+
 MakeHarness = Callable[..., Harness]
 
 

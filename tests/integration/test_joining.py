@@ -11,6 +11,8 @@ import pytest
 from signaling.core.joining import JoinAttempt
 from tests.integration.harness import Harness, upgrade
 
+pytestmark = pytest.mark.unmeasured
+
 MakeHarness = Callable[..., Harness]
 
 

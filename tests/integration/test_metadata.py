@@ -12,6 +12,8 @@ import pytest
 from tests import issuer
 from tests.integration.harness import Harness, Peer
 
+pytestmark = pytest.mark.unmeasured
+
 MakeHarness = Callable[..., Harness]
 TOO_DEEP = "nested too deeply: at most 64 arrays and objects in each other"
 LIST_FULL = "the list of the topic's peers is as long as is allowed"

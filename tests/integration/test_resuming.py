@@ -17,6 +17,8 @@ from websockets.frames import Frame, Opcode
 from tests.integration.harness import Harness
 from tests.integration.resuming_clients import ResumingClient
 
+pytestmark = pytest.mark.unmeasured
+
 MakeHarness = Callable[..., Harness]
 WINDOW = 30.0
 

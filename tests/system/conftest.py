@@ -7,7 +7,15 @@ from collections.abc import Iterator
 import pytest
 from selenium import webdriver
 
+from tests.harness.server import forking
 from tests.system.browser import chromium
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forking() -> Iterator[None]:
+    """Start the servers of all tests here as forks of one process: the imports are most of a start's CPU."""
+    with forking():
+        yield
 
 
 @pytest.fixture(scope="module")

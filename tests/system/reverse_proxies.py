@@ -64,6 +64,7 @@ class ActivatedNode(Node):
     def __init__(self, *options: str) -> None:
         super().__init__(*options)
         self.socket = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self.port = self.socket.getsockname()[1]
 
     def end(self) -> None:
         super().end()

@@ -287,7 +287,8 @@ def test_connections_outlive_many_cuts_without_resuming(page: webdriver.Chrome) 
     with running() as server, fault_proxy(server.port) as proxy:
         run(page, begin, f"ws://127.0.0.1:{proxy.port}/ws/room")
         for _ in range(CUTS):
-            wait_until(page, "pair.every(({ signaling }) => signaling.state === 'open')")
+            # Otherwise one of them might not know that the other one is back, and would not see it leave.
+            wait_until(page, "pair.every(({ signaling: { state, peers } }) => state === 'open' && peers.size === 1)")
             proxy.cut(refuse=True)
             wait_until(page, "pair.every(({ signaling }) => signaling.state === 'waiting')")
             proxy.accept()

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from signaling import Options, makeService
 from tests.harness.certificates import chained, self_signed
-from tests.harness.server import running, start
+from tests.harness.server import TWISTD, running, start
 from tests.harness.starting import close_ports, problem_of
 
 _CERTIFICATE = b"-----BEGIN CERTIFICATE"
@@ -202,7 +202,8 @@ def test_an_old_pid_file_does_not_prevent_the_start(tmp_path: Path) -> None:
     # Of a process that lives, as after a restart of the machine.
     left = tmp_path / "twistd.pid"
     left.write_text(str(os.getpid()))
-    with running(cwd=tmp_path, pidfile=None) as first, running(cwd=tmp_path, pidfile=None) as second:
+    how: dict[str, Any] = {"command": [TWISTD], "cwd": tmp_path, "pidfile": None}
+    with running(**how) as first, running(**how) as second:
         assert first.port != second.port
         assert (first.stop(), second.stop()) == (0, 0)
     assert left.read_text() == str(os.getpid())

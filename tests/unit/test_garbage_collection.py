@@ -55,6 +55,7 @@ def test_cycles_are_found_while_they_are_young() -> None:
     assert full_collections() == before
 
 
+@pytest.mark.unmeasured
 def test_cycles_that_grew_old_are_found_in_the_end() -> None:
     old = [[Cycle()] for _ in range(100_000)]
     cycles = weakref.WeakSet(each[0] for each in old[:100])

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,7 @@ CLIENT = sorted((PACKAGE / "client").glob("*.py"))
 OF_THE_SERVER_FOR_CLIENTS = {"errors", "server_identity"}
 
 
+@cache
 def imports(path: Path) -> list[str]:
     names = []
     for node in ast.walk(ast.parse(path.read_text())):

@@ -24,7 +24,7 @@ def tested(sent_texts: Path) -> subprocess.CompletedProcess[str]:
     """Run the client's own tests."""
     command = [need("node"), "--test", str(Path(__file__).parent)]
     environment = {**os.environ, "SENT_TEXTS": str(sent_texts)}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, env=environment)
 
 
 def test_the_client_does_what_its_own_tests_say(tested: subprocess.CompletedProcess[str]) -> None:

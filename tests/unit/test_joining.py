@@ -435,6 +435,7 @@ def test_the_paths_show_every_transition() -> None:
     assert shown == ALL_TRANSITIONS
 
 
+@pytest.mark.unmeasured
 def test_whatever_happens_no_other_transition_is_made_and_nothing_is_left() -> None:
     made = set()
     for session, is_large in product(["none", "here", "too old", "elsewhere", "unreadable"], [False, True]):

@@ -91,6 +91,7 @@ EVENTS: dict[str, Callable[[FakeServer], object]] = {
 }
 
 
+@pytest.mark.unmeasured
 def test_every_transition_of_the_table_happens_and_no_other() -> None:
     observed = set()
     for events in product(EVENTS, repeat=5):
