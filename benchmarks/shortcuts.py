@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import select
 import socket
 import time
 import tracemalloc
@@ -17,6 +18,8 @@ from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import Any, NamedTuple
 from unittest.mock import patch
+
+from ulid import ULIDGenerator
 
 from benchmarks.client import text_frame as masked_text_frame
 from benchmarks.compare.payloads import mix
@@ -36,6 +39,7 @@ from benchmarks.relay_steps import (
 from signaling import Limits
 from signaling.core import announcer, messages
 from signaling.core.peer import Peer
+from signaling.core.peer_ids import PeerIds
 from signaling.transport import private_api, tcp_connection
 from signaling.transport.tcp_connection import to_address
 from signaling.websocket import frames, protocol, request_head
@@ -247,6 +251,10 @@ def _of_a_connection(server: OurServer, whole: float, passes: int, repeats: int)
         times = _compared(by_lines, partial(_microseconds, read, repeats))
         yield Shortcut(f"`ordinary_upgrade` reads and checks a head {sort}", name, *times, whole)
 
+    ulids, ids = ULIDGenerator(), PeerIds()
+    times = _timed(lambda _: str(ulids.generate()), lambda _: ids.next(), repeats)
+    yield Shortcut("`PeerIds` makes ids without the library", name, *times, whole)
+
     def close_by_autobahn() -> float:
         with patch.object(protocol, "whole_goodbye", lambda _: None):
             return lives(server, SHORT_REQUEST, passes)[Work.CLOSE]
@@ -262,6 +270,22 @@ def _of_a_connection(server: OurServer, whole: float, passes: int, repeats: int)
     yield Shortcut("`whole_goodbye`: a close frame does not pass Autobahn", name, *times, whole)
     times = _compared(accept_a_socket, partial(as_it_is, Work.ACCEPT))
     yield Shortcut("`accept_descriptor`: no socket object while it is accepted", name, *times, whole)
+    times = _no_more_connections(repeats)
+    name += " that comes alone"
+    yield Shortcut("`TcpPort` asks whether another connection waits; an accept would fail", name, *times, whole)
+
+
+def _no_more_connections(repeats: int) -> tuple[float, float]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        backlog = select.poll()
+        backlog.register(listening.fileno(), select.POLLIN)
+
+        def accept(_: int) -> None:
+            with suppress(BlockingIOError):
+                private_api.accept_descriptor(listening)
+
+        return _timed(accept, lambda _: backlog.poll(0), repeats)
 
 
 # An idle peer

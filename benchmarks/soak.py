@@ -191,7 +191,8 @@ async def soak(options: argparse.Namespace) -> int:
         log = DeliveryLog(keep=False)
         shared = Run(port, log, limits.handshake_timeout_seconds, limits.write_timeout_seconds)
         at_first = await server.ask("status")
-        at_first["descriptors"] -= at_first["connections"]
+        # Those of the connections, and of the epoll that the server has while there are any.
+        at_first["descriptors"] -= at_first["connections"] + (at_first["connections"] > 0)
         run = Soak(options, server, pair, Load(shared, options.load or 1.0), log, at_first)
         with Progress(run.seconds) as progress:
             await run.run(progress)

@@ -90,7 +90,7 @@ class LeaveReason(StrEnum):
     SHUTDOWN = "shutdown"
     """The server stopped."""
     NODE_LOST = "node_lost"
-    """Its node was evicted from the cluster; only observers are told so."""
+    """Its node was evicted from the cluster; only observers learn so."""
 
 
 REMOVAL_TEXTS = {

@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, is_hypothesis_test, settings
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# On a busy machine, making an example may take any time.
+ANY_TIME = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # ``make test`` is quick and repeats itself, ``thorough`` takes its time.
-settings.register_profile("suite", max_examples=50, deadline=None, derandomize=True)
-settings.register_profile(
-    "thorough", max_examples=2000, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
-)
+settings.register_profile("suite", ANY_TIME, max_examples=50, derandomize=True)
+settings.register_profile("thorough", ANY_TIME, max_examples=2000, print_blob=True)
 settings.load_profile("suite")
 
 

@@ -115,7 +115,7 @@ class AdminFactory(HttpFactory):
     def check(
         self, segment: bytes, query: bytes, values: HeaderValues, key: bytes | None = None
     ) -> tuple[JoinRequest, bytes]:
-        """Refuse every WebSocket connection."""
+        """Refuse every WebSocket connection: always raises ``Refused``."""
         raise Refused(404, "not found: this is the admin port; peers connect to the other one")
 
     def count(self, operation: str, status: int) -> None:

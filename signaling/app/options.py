@@ -52,7 +52,7 @@ from signaling.ice_source import provider as ice_provider
 from signaling.ice_source.provider import SourceSettings
 from signaling.limits import LIMIT_OPTIONS, Limits, Option, Unit, check
 from signaling.log.json_format import log_as_json
-from signaling.server.endpoints import is_private
+from signaling.server.endpoint_descriptions import is_private
 from signaling.standard_output import print_line
 from signaling.web.path_prefix import check_path_prefix
 from signaling.webhooks.delivery import WebhookSettings

@@ -23,14 +23,8 @@ from signaling.core.interfaces import Backplane
 from signaling.errors import StartError
 from signaling.log.events import Events
 from signaling.server.address_text import address_text
-from signaling.server.endpoints import (
-    ListenAddress,
-    endpoint,
-    is_of_systemd,
-    listen_addresses,
-    private_endpoint,
-    start_error,
-)
+from signaling.server.endpoint_descriptions import is_of_systemd, start_error
+from signaling.server.endpoints import ListenAddress, endpoint, listen_addresses, private_endpoint
 from signaling.server.factory import SignalingFactory
 from signaling.server.http import HttpFactory
 from signaling.standard_output import print_line
@@ -209,11 +203,12 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
         return service
     certificates = [(address.text, address.certificates) for address in addresses if address.certificates]
     # The listener bounds its connections as the first worker does.
-    reloader = Reloader(options, factory, certificates, worker=None if supervisor is None else 0)
+    number = None if supervisor is None else 0
+    # With workers, each of them delivers the events of its own peers.
+    webhooks = of_peers["observer"] if supervisor is None else None
+    reloader = Reloader(options, factory, certificates, number, webhooks=webhooks)
     reloader.admin = admin
     reloader.supervisor = supervisor
-    # With workers, each of them delivers the events of its own peers.
-    reloader.webhooks = of_peers["observer"] if supervisor is None else None
     reloader.log_levels.append(events_of_services.set_level)
     return TwistdService(service, options, reloader)
 

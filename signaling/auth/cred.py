@@ -101,9 +101,8 @@ def granted(request: JoinRequest, grant: Grant) -> JoinRequest:
     """
     if not grant.covers(request.topic):
         raise forbidden()
-    metadata = request.metadata if grant.metadata is None else grant.metadata_text
     owner = session_owner(request.credential, grant) if request.credential is not None else None
-    return replace(request, metadata=metadata, credential=None, grant=grant, owner=owner)
+    return replace(request, metadata=grant.peer_metadata(request.metadata), credential=None, grant=grant, owner=owner)
 
 
 class Access:

@@ -30,8 +30,8 @@ from signaling.backplane.messages import (
 )
 from signaling.backplane.node_queries import NodeQueries
 from signaling.backplane.pending_joins import PendingJoin, PendingJoins
-from signaling.backplane.presence import Presence
 from signaling.backplane.relays import RemoteRelays
+from signaling.backplane.replicas import Replicas
 from signaling.backplane.session_handoffs import SessionHandoffs
 from signaling.backplane.store import Keys, RemovedMember, Store
 from signaling.backplane.updates import PendingUpdates, Updates
@@ -78,11 +78,11 @@ class Cluster:
         self._store = store = Store(engine, Keys(prefix), limits, self._new_id())
         self._membership = membership = Membership(store, clock, self._new_id, self, log, wall_clock)
         pending, updates = PendingJoins(), PendingUpdates()
-        self._presence = presence = Presence(store, membership, pending, updates, self._peer_moved)
-        self._updates = Updates(store, membership, presence, updates)
-        self._relays = RemoteRelays(self._new_id, clock, store, membership, presence, pending)
+        self._replicas = replicas = Replicas(store, membership, pending, updates, self._peer_moved)
+        self._updates = Updates(store, membership, replicas, updates)
+        self._relays = RemoteRelays(self._new_id, clock, store, membership, replicas, pending)
         self._handoffs = SessionHandoffs(self._new_id, store, self._relays, updates)
-        self._joins = Joins(store, membership, presence, self._handoffs, pending, clock, self._ids)
+        self._joins = Joins(store, membership, replicas, self._handoffs, pending, clock, self._ids)
         self._queries = NodeQueries(store, membership, clock)
         self._observed: PresenceListener | None = None
         self._timer: Any = None
@@ -121,12 +121,12 @@ class Cluster:
 
     def report_presence(self, listener: PresenceListener) -> None:
         """Report to ``listener`` what only the store knows."""
-        self._observed = self._presence.observed = self._joins.observed = listener
+        self._observed = self._replicas.observed = self._joins.observed = listener
         self._store.lists_evicted = True
 
     def start(self, node: Node) -> None:
         """Connect."""
-        for part in (self._presence, self._joins, self._relays, self._handoffs, self._queries):
+        for part in (self._replicas, self._joins, self._relays, self._handoffs, self._queries):
             part.start(node)
         self._membership.start()
         self._check()
@@ -137,7 +137,7 @@ class Cluster:
         self._relays.check()
         self._joins.forget_requests()
         self._handoffs.forget_offers()
-        self._presence.check()
+        self._replicas.check()
 
     def stop(self, done: Callable[[], None]) -> None:
         """Report what is left to report, deregister, and disconnect."""
@@ -188,15 +188,15 @@ class Cluster:
 
     def leave(self, topic: str, peer: str) -> None:
         """Announce to the other nodes that a peer of this node left."""
-        self._presence.leave(topic, peer)
+        self._replicas.leave(topic, peer)
 
     def resync(self, topic: str) -> None:
         """Compare a topic with the store."""
-        self._presence.resync(topic)
+        self._replicas.resync(topic)
 
     def remote_members(self, topic: str) -> Iterable[tuple[str, bytes | None]]:
         """List the members of other nodes that were announced here: ids and metadata."""
-        return self._presence.remote_members(topic)
+        return self._replicas.remote_members(topic)
 
     def forward(self, topic: str, to: str, sender: str, frame: bytes, forwarding: Forwarding) -> bool | None:
         """Send a relay to a peer of another node."""
@@ -216,10 +216,10 @@ class Cluster:
         """Go on, or begin: the store serves this node."""
         # A node that was evicted meanwhile has no peers in the store that would name its topics.
         undecided = self._observed.undecided_topics if self._observed is not None else ()
-        self._presence.resync_soon([*topics, *undecided])
+        self._replicas.resync_soon([*topics, *undecided])
         self._joins.ask_again()
         self._relays.resume()
-        self._presence.sync_some()
+        self._replicas.sync_some()
 
     def lost(self) -> None:
         """Go on without the store."""
@@ -229,12 +229,12 @@ class Cluster:
 
     def events_missed(self) -> None:
         """Compare all topics with the store."""
-        self._presence.resync_all()
+        self._replicas.resync_all()
 
     def store_lost_data(self) -> None:
         """Compare all topics with the store, and wait for other nodes to put their peers back."""
-        self._presence.resync_all()
-        self._presence.keep_unlisted()
+        self._replicas.resync_all()
+        self._replicas.keep_unlisted()
 
     def renamed(self) -> None:
         """Go on under another id."""
@@ -255,7 +255,7 @@ class Cluster:
     @property
     def expected_nodes(self) -> Iterable[str]:
         """The nodes that have peers, or owe an outcome."""
-        return self._presence.nodes | self._relays.nodes
+        return self._replicas.nodes | self._relays.nodes
 
     def received(self, data: bytes) -> None:
         """Pass on what came on this node's channel."""
@@ -268,7 +268,7 @@ class Cluster:
 
     def _apply_event(self, event: TopicEvent) -> None:
         self._membership.count_event()
-        self._presence.apply_event(event)
+        self._replicas.apply_event(event)
         if event.kind is EventKind.MOVED:
             # What is sent to the peer's new node must not overtake what waits for its old one.
             self._relays.publish_all()

@@ -1,6 +1,6 @@
 """How a peer joins a topic: the store is asked first; without a reply it joins with the peers of this node alone.
 
-The way of a join; an arrow shows what a step leads to:
+The steps of a join; an arrow shows what a step leads to:
 
 request_join
     The store is known to be unreachable -> decide, without it. The client has a proof of being a peer that another node
@@ -29,7 +29,7 @@ from typing import NamedTuple
 from signaling.backplane.membership import Membership
 from signaling.backplane.messages import SessionReply, SessionRequest
 from signaling.backplane.pending_joins import PendingJoin, PendingJoins, ReceivedSession, Stored
-from signaling.backplane.presence import Presence
+from signaling.backplane.replicas import Replicas
 from signaling.backplane.session_handoffs import SessionHandoffs
 from signaling.backplane.store import Gone, IdTooSmall, Snapshot, Store, TopicFull
 from signaling.core.interfaces import JoinTicket, Node, PresenceListener, ResumeProof
@@ -54,7 +54,7 @@ class Joins:
     Args:
         store: asked for each join.
         membership: says whether the store serves this node.
-        presence: has the replicas of topics.
+        replicas: of the topics.
         handoffs: for sessions of other nodes.
         pending: where the joins are until they are finished.
         clock: for timeouts.
@@ -68,7 +68,7 @@ class Joins:
         self,
         store: Store,
         membership: Membership,
-        presence: Presence,
+        replicas: Replicas,
         handoffs: SessionHandoffs,
         pending: PendingJoins,
         clock: Clock,
@@ -76,7 +76,7 @@ class Joins:
     ) -> None:
         self._store = store
         self._membership = membership
-        self._presence = presence
+        self._replicas = replicas
         self._handoffs = handoffs
         self._pending = pending
         self._ids = ids
@@ -100,7 +100,7 @@ class Joins:
     def request_join(self, join: PendingJoin) -> None:
         """Begin a join."""
         self._pending.add(join)
-        self._presence.replica(join.topic)
+        self._replicas.replica(join.topic)
         if self._membership.is_outage:
             self._decide(join)
             return
@@ -127,7 +127,7 @@ class Joins:
 
     def _resume(self, join: PendingJoin, proof: ResumeProof) -> None:
         """Find the node that has the peer, and ask it for the session."""
-        replica = self._presence.replica(join.topic)
+        replica = self._replicas.replica(join.topic)
 
         def request(_: Snapshot | None = None) -> None:
             member = replica.find(proof.peer)
@@ -150,7 +150,7 @@ class Joins:
         if replica.is_current:
             request()
         else:
-            self._presence.sync(join.topic, replica, request)
+            self._replicas.sync(join.topic, replica, request)
 
     def take_session(self, reply: SessionReply) -> None:
         """Go on with the reply to a ``SessionRequest``."""
@@ -174,18 +174,18 @@ class Joins:
 
     def _move(self, join: PendingJoin, session: ReceivedSession, peer: str) -> None:
         """Have the store move the peer to this node."""
-        replica = self._presence.replica(join.topic)
+        replica = self._replicas.replica(join.topic)
 
         def moved(reply: Snapshot | Gone | None) -> None:
             replica.snapshot_answered()
             snapshot = reply if isinstance(reply, Snapshot) else None
             if reply is None:
-                self._presence.move_unanswered(join.topic, peer, session.text)
+                self._replicas.move_unanswered(join.topic, peer, session.text)
             if snapshot is not None and not join.is_decided and self._membership.has_lease:
                 join.stored, join.session = Stored.YES, session
                 # Not what the client asks for: a peer that resumes keeps its metadata.
                 join.metadata = snapshot.members[peer].metadata if peer in snapshot.members else None
-                self._presence.apply_snapshot(join.topic, replica, snapshot)
+                self._replicas.apply_snapshot(join.topic, replica, snapshot)
                 self._decide(join)
             else:
                 if snapshot is not None:
@@ -193,7 +193,7 @@ class Joins:
                     # their errors, because this node was evicted.
                     self._handoffs.refuse(session)
                     self._report_lost(join.topic, peer, snapshot.members[peer].metadata, session)
-                    self._presence.leave(join.topic, peer)
+                    self._replicas.leave(join.topic, peer)
                 else:
                     # A third node was faster, or there was no reply.
                     self._handoffs.forget(session)
@@ -201,7 +201,7 @@ class Joins:
                     self._rename(join, self._ids.next())
                     self._timeouts.set(join)
                     self._add(join)
-            self._presence.resync_if_needed(join.topic, replica)
+            self._replicas.resync_if_needed(join.topic, replica)
 
         # Only the store knows which node has the peer, so there is no timeout: if there is no reply at all,
         # ``decide_all`` ends this, and the reply comes before those to the next heartbeats.
@@ -218,7 +218,7 @@ class Joins:
 
     def _add(self, join: PendingJoin) -> None:
         """Have the store add the peer, with a greater id if it must be."""
-        peer, replica = join.id, self._presence.replica(join.topic)
+        peer, replica = join.id, self._replicas.replica(join.topic)
 
         def replied(reply: Snapshot | IdTooSmall | TopicFull | None) -> None:
             replica.snapshot_answered()
@@ -227,21 +227,21 @@ class Joins:
             if peer != join.id:
                 # It has another id by now.
                 if reply is None or isinstance(reply, Snapshot):
-                    self._presence.leave(join.topic, peer)
+                    self._replicas.leave(join.topic, peer)
             elif reply is None:
                 self._decide(join)
             elif isinstance(reply, Snapshot):
                 join.stored = Stored.YES
-                self._presence.apply_snapshot(join.topic, replica, reply)
+                self._replicas.apply_snapshot(join.topic, replica, reply)
                 self._decide(join)
             elif join.is_decided:
                 # It joined without waiting for this, or is gone.
-                self._presence.resync(join.topic)
+                self._replicas.resync(join.topic)
             elif isinstance(reply, TopicFull):
                 self._decide(join, full=reply)
             else:
                 self._add_with_greater_id(join, reply.greatest)
-            self._presence.resync_if_needed(join.topic, replica)
+            self._replicas.resync_if_needed(join.topic, replica)
 
         join.stored = Stored.UNKNOWN
         replica.snapshot_requested()
@@ -274,7 +274,7 @@ class Joins:
             TopicFull.PEERS: join.max_peers.reached,
         }
         is_known = join.stored is Stored.YES or self.observed is None
-        opens = not (is_known or self._presence.has_members(join.topic))
+        opens = not (is_known or self._replicas.has_members(join.topic))
         join.ticket = JoinTicket(join.id, reasons[full] if full else None, join.session, opens)
         if join.resumes:
             join.hand_out_ticket()
@@ -283,7 +283,7 @@ class Joins:
 
     def _hand_out_tickets(self, topic: str) -> None:
         """Hand out tickets in joining order, each after the join before it is finished; announce members of others."""
-        self._presence.announce(topic)
+        self._replicas.announce(topic)
         if topic in self._handing_out:
             return
         self._handing_out.add(topic)
@@ -299,7 +299,7 @@ class Joins:
         """End a join: its peer is in the topic now, or will never be."""
         join = self._pending.remove(topic, peer)
         if joined:
-            self._presence.peer_is_here(topic, peer)
+            self._replicas.peer_is_here(topic, peer)
         if join.session is not None:
             end = self._handoffs.accept if joined else self._handoffs.refuse
             end(join.session)
@@ -310,11 +310,11 @@ class Joins:
         if joined and (
             join.was_removed or join.stored is not Stored.YES or self._node.metadata(topic, peer) != join.metadata
         ):
-            self._presence.resync(topic)
+            self._replicas.resync(topic)
         elif not joined and join.stored is not Stored.NO:
-            self._presence.leave(topic, peer)
+            self._replicas.leave(topic, peer)
         self._hand_out_tickets(topic)
-        self._presence.forget_if_empty(topic)
+        self._replicas.forget_if_empty(topic)
         if joined and join.resumes and join.on_resumed is not None:
             join.on_resumed(peer)
 

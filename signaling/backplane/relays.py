@@ -9,8 +9,8 @@ from typing import Any
 from signaling.backplane.membership import Membership
 from signaling.backplane.messages import OutcomeQuery, Outcomes, Relay, RelayBatch
 from signaling.backplane.pending_joins import PendingJoins
-from signaling.backplane.presence import Presence
 from signaling.backplane.relay_link import IncomingLink, OutgoingLink, RemoteSender
+from signaling.backplane.replicas import Replicas
 from signaling.backplane.store import Store
 from signaling.core.interfaces import Forwarding, Node
 from signaling.errors import ErrorCode, Rejected
@@ -32,7 +32,7 @@ class RemoteRelays:
         clock: for timeouts.
         store: to send to other nodes.
         membership: says whether this node may deliver.
-        presence: knows who is where.
+        replicas: know which node has a peer.
         pending: peers of this node that have no peer-list yet.
     """
 
@@ -42,14 +42,14 @@ class RemoteRelays:
         clock: Clock,
         store: Store,
         membership: Membership,
-        presence: Presence,
+        replicas: Replicas,
         pending: PendingJoins,
     ) -> None:
         self._new_origin = new_origin
         self._clock = clock
         self._store = store
         self._membership = membership
-        self._presence = presence
+        self._replicas = replicas
         self._pending = pending
         self._node: Node
         self._outgoing: dict[str, OutgoingLink] = {}
@@ -81,7 +81,7 @@ class RemoteRelays:
 
     def forward(self, topic: str, to: str, sender: str, frame: bytes, forwarding: Forwarding) -> bool | None:
         """Send a relay straight to the node that has its target; as ``Backplane.forward``."""
-        member = self._presence.remote_member(topic, to)
+        member = self._replicas.remote_member(topic, to)
         if member is None:
             return None
         if not self._membership.is_registered or member.node == self._store.node:
@@ -199,7 +199,7 @@ class RemoteRelays:
             self._finish(link, relay.number, ErrorCode.DROPPED)
             return
         join = self._pending.find(relay.topic, relay.to)
-        replica = self._presence.find(relay.topic)
+        replica = self._replicas.find(relay.topic)
         if join is not None:
             join.waiting_relays.append(partial(self._deliver, link, relay, expires))
             return
@@ -214,7 +214,7 @@ class RemoteRelays:
             is_written = self._node.deliver(relay.topic, relay.to, relay.frame, (sender, None))
         except Rejected as rejected:
             # A target that moved away is still in the topic for its sender.
-            is_remote = self._presence.is_remote(relay.topic, relay.to)
+            is_remote = self._replicas.is_remote(relay.topic, relay.to)
             self._finish(link, relay.number, ErrorCode.DROPPED if is_remote else rejected.code)
         else:
             if is_written:

@@ -2,7 +2,7 @@
 
 The store decides whether a list would be too long, and the order of a topic's updates is that in which its scripts run.
 A peer has its new metadata here as soon as the store has replied. Without the store it has it at once; when the store
-is back, the topic is compared, and the other nodes are told. All nodes agree in the end, because a peer's metadata is
+is back, the topic is compared, and the other nodes get it. All nodes agree in the end, because a peer's metadata is
 what its own node says.
 """
 
@@ -92,21 +92,21 @@ class Updates:
     Args:
         store: asked for each update.
         membership: says whether the store serves this node.
-        presence: compares a topic if the store may have other metadata than a peer.
+        replicas: compare a topic if the store may have other metadata than a peer.
         pending: where the updates are until they are decided.
     """
 
-    def __init__(self, store: Store, membership: Membership, presence: Resync, pending: PendingUpdates) -> None:
+    def __init__(self, store: Store, membership: Membership, replicas: Resync, pending: PendingUpdates) -> None:
         self._store = store
         self._membership = membership
-        self._presence = presence
+        self._replicas = replicas
         self._pending = pending
 
     def update(self, topic: str, peer: str, metadata: bytes, on_decided: OnDecided) -> None:
         """Begin an update; as ``Backplane.update``."""
         if not self._membership.is_registered:
             on_decided(None)
-            self._presence.resync(topic)
+            self._replicas.resync(topic)
             return
         updates = self._pending.add(topic, peer, on_decided)
 
@@ -137,6 +137,6 @@ class Updates:
         if updates.undecided:
             return
         if updates.may_differ:
-            self._presence.resync(topic)
+            self._replicas.resync(topic)
         for call in updates.waiting:
             call()

@@ -1,8 +1,8 @@
 """The Python client: ``join`` a topic with asyncio.
 
-``signaling.client.mesh`` keeps an aiortc connection to each other peer, ``signaling.client.aiortc`` replaces
-``aiortc.contrib.signaling``, and ``signaling.client.twisted`` is the client for Twisted services. None of them imports
-the server.
+``signaling.client.mesh`` keeps an aiortc connection to each other peer, and has a ``join`` of its own.
+``signaling.client.aiortc`` replaces ``aiortc.contrib.signaling``, and ``signaling.client.twisted`` is the client for
+Twisted services. None of them imports the server.
 """
 
 from signaling.client.backoff import Backoff

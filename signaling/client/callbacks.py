@@ -95,11 +95,21 @@ class Calls:
 
 async def _finish(running: Awaitable[Any]) -> None:
     try:
-        await running
+        await wait_for_call(running)
     except Exception:
         _log.exception("a listener of the mesh failed")
-    except asyncio.CancelledError:
+
+
+async def wait_for_call(running: Awaitable[Any]) -> None:
+    """Wait for the end of a call.
+
+    Raises:
+        RuntimeError: if it was cancelled, and this task is not: it awaited something that was.
+    """
+    try:
+        await running
+    except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
-        _log.exception("a listener of the mesh failed")
+        raise RuntimeError("it awaited something that was cancelled") from error

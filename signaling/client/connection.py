@@ -59,6 +59,8 @@ def join(  # noqa: PLR0913 - as for SignalingClient
 ) -> Signaling:
     """Return a peer for one topic; entering it joins.
 
+    For a mesh, use ``signaling.client.mesh.join`` instead: it returns the same, with the metadata that a mesh needs.
+
     Args:
         url: of the topic, with its name percent-encoded.
         metadata: shown to the other peers; JSON of at most 4 KiB.

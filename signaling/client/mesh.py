@@ -32,7 +32,7 @@ from typing import Any
 
 from signaling.client.aiortc import MAX_CANDIDATES, TamperLog, deliver, from_payload, to_payload
 from signaling.client.backoff import Backoff, Loss, type_and_line
-from signaling.client.callbacks import Calls
+from signaling.client.callbacks import Calls, wait_for_call
 from signaling.client.connection import Signaling, start
 from signaling.client.connection import join as join_topic
 from signaling.client.errors import TOO_LARGE, NotDelivered
@@ -51,7 +51,7 @@ from signaling.client.messages import (
     Welcome,
 )
 from signaling.client.metadata import INSTANCE
-from signaling.client.private_aiortc import leave_out, was_shut_down
+from signaling.client.private_aiortc import end_consent, leave_out, was_shut_down
 from signaling.errors import ErrorCode
 
 try:
@@ -125,6 +125,9 @@ OnNotice = Callable[[Any], Awaitable[object] | None]
 
 def join(url: str, *, metadata: Metadata | None = None, **options: Any) -> Signaling:
     """Return a peer for one topic, as ``signaling.client.join`` does, that other meshes recognise if it comes back.
+
+    ``Mesh`` takes what either of the two returns. Without the ``instance`` that this one adds, the connections of the
+    other meshes to this peer end when it comes back with another id.
 
     Args:
         url: of the topic; the metadata may not be in it.
@@ -426,7 +429,7 @@ class Mesh:
             try:
                 preparing = self._prepare(peer)
                 if isawaitable(preparing):
-                    await preparing
+                    await wait_for_call(preparing)
             except Exception:
                 _log.exception("prepare failed")
                 raise
@@ -475,6 +478,8 @@ class Mesh:
         describing = self._describing.pop(ended, None)
         if describing is not None:
             await asyncio.wait([describing])
+        for transport in _transports(ended):
+            end_consent(transport)
         await ended.close()
 
     def _closed(self, closing: asyncio.Task[None]) -> None:

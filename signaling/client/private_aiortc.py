@@ -16,4 +16,16 @@ def leave_out(transceiver: Any) -> None:
 
 def was_shut_down(transport: Any) -> bool:
     """Return whether either side closed a DTLS transport on purpose. aiortc also closes one whose path is broken."""
-    return bool(transport._ssl.get_shutdown())
+    return transport._ssl is not None and bool(transport._ssl.get_shutdown())
+
+
+def end_consent(transport: Any) -> None:
+    """Begin no consent checks (RFC 7675) for a DTLS transport that is about to be closed.
+
+    If aioice is closed just when it has found a path, it begins them afterwards, in a task that never ends.
+    """
+    transport.transport._connection.query_consent = _nothing
+
+
+async def _nothing() -> None:
+    """Stand in for what is not to be done."""

@@ -56,7 +56,7 @@ class Administration:
 
     Args:
         services: what the peers share.
-        blocks: who is kept out of topics.
+        blocks: which owners of tokens are kept out of topics.
         clock: schedules the slices of a query that takes long.
         addresses: decides what is shown of the addresses of clients.
     """
@@ -82,7 +82,7 @@ class Administration:
         try:
             decoded = decode(query)
             if isinstance(decoded, SendNotice):
-                # Who sent it to this process may be a stranger, and no client could read what is not JSON.
+                # Another program may have sent it to this process, and no client could read what is not JSON.
                 messages.check_notice(decoded.data)
         except (msgspec.MsgspecError, ValueError):
             # Another version's.
@@ -96,7 +96,7 @@ class Administration:
         except StopIteration as end:
             job.on_answer(encode(end.value))
         except Exception:
-            # Whoever asked must not wait for ever; the reactor logs what was raised.
+            # The process that asked must not wait for an answer that never comes; the reactor logs what was raised.
             job.on_answer(b"")
             raise
         else:

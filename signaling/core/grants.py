@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,8 @@ from signaling.limits import MAX_PER_SECOND
 CLAIM = "signaling"
 TOKEN_PATTERN = "[A-Za-z0-9._~+/-]+=*"
 """What a bearer token consists of (RFC 6750, section 2.1)."""
+INSTANCE = "instance"
+_INSTANCE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _KEYS = {"topics", "prefixes", "send", "metadata", "maxPeers", "messageRate"}
 
 
@@ -43,7 +46,7 @@ class Grant:
         topics: the exact names of topics that it may join.
         prefixes: it may also join topics whose names start with one of these; the empty one covers every topic.
         may_send: False for a client that may only receive.
-        metadata: replaces the client's own metadata; None keeps that.
+        metadata: replaces the client's own metadata, except for ``instance``; None keeps that.
         expires: when the connection is closed, in seconds since the Unix epoch; None means never.
         subject: the owner. A session can be resumed only with a grant of the same subject and metadata; without a
             subject, with the same token or user name.
@@ -84,6 +87,22 @@ class Grant:
     def metadata_text(self) -> bytes | None:
         """The metadata as JSON text."""
         return None if self.metadata is None else _json_text(self.metadata)
+
+    def peer_metadata(self, requested: bytes | None) -> bytes | None:
+        """Return the metadata of a peer, as JSON text; None if it has none.
+
+        If this grant sets the metadata, ``instance`` of the requested metadata stays: by this random name, other peers
+        recognise one that comes back with another id. It says nothing about who the peer is.
+
+        Args:
+            requested: the metadata that its client asked for, a JSON object that was checked.
+        """
+        if self.metadata is None or requested is None or INSTANCE in self.metadata:
+            return requested if self.metadata is None else self.metadata_text
+        instance = json.loads(requested).get(INSTANCE)
+        if not isinstance(instance, str) or not _INSTANCE.fullmatch(instance):
+            return self.metadata_text
+        return _json_text({**self.metadata, INSTANCE: instance})
 
 
 def session_owner(credential: Credential, grant: Grant) -> bytes:

@@ -225,10 +225,10 @@ class PresenceListener(Protocol):
         """This node removed the last peer of the topic from the store."""
 
     def forget_if_empty(self, topic: str) -> None:
-        """The topic has peers elsewhere, or nobody knows; this node may have none left."""
+        """The topic has peers elsewhere, or that is not known; this node may have none left."""
 
     def leave_decided(self, topic: str, peer: str, has_left: bool | None) -> None:
-        """A peer of which ``Backplane.leave`` was told has left, or is at another node; None if that is not known."""
+        """A peer that ``Backplane.leave`` was called for has left, or is elsewhere; None if that is not known."""
 
     @property
     def undecided_topics(self) -> Collection[str]:

@@ -197,7 +197,7 @@ class JoinAttempt:
         return True
 
     def _join(self, ticket: JoinTicket) -> None:
-        """Join as a new peer, or be told that the topic is full."""
+        """Join as a new peer; if the topic is full, the client gets the error, and the connection ends."""
         request, services, connection = self.request, self._services, self._connection
         connection.slot, self._slot = self._slot, None
         peer = services.new_peer(request, connection, ticket)
@@ -226,7 +226,7 @@ class JoinAttempt:
         """Resume a session of this node on this connection; False if that closed it: the client has to join anew."""
         request, services, connection = self.request, self._services, self._connection
         ice_servers, expires_in = services.ice_servers.text(session.id), services.expires_in(request.grant)
-        if not session.resume(connection, request, ice_servers, expires_in):
+        if request.claim is None or not session.resume(connection, request.claim, ice_servers, expires_in):
             return False
         connection.slot, self._slot = self._slot, None
         self._change_to(JoinState.RESUMED)
@@ -356,9 +356,9 @@ class JoinServices(Protocol):
 
     Attributes:
         crowd_size: from how many peers in a topic on joins take turns.
-        blocks: who is kept out of topics.
+        blocks: which owners of tokens are kept out of topics.
         records_addresses: whether a peer's details have its address.
-        presence: tells an observer who joins; None if there is none.
+        presence: reports to an observer which peers join; None if there is none.
     """
 
     crowd_size: int

@@ -77,7 +77,7 @@ class LocalPeers:
         return found is not None and found.is_handing_off
 
     def deliver(self, topic: str, to: str, frame: bytes, receipt: Receipt) -> bool | None:
-        """Deliver a relay to a peer that is here."""
+        """Deliver a relay to a peer that is here; as ``Node.deliver``."""
         target = self._find(topic, to)
         if target is None:
             raise Rejected(ErrorCode.TARGET_NOT_FOUND, RELAY_ERRORS[ErrorCode.TARGET_NOT_FOUND])

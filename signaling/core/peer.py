@@ -63,7 +63,7 @@ class PeerServices:
         announcer: announces events to the members of a topic.
         backplane: has the topics' peers on other nodes.
         sessions: finds and ends detached sessions.
-        presence: tells an observer which peers leave; None if there is none.
+        presence: reports to an observer which peers leave; None if there is none.
         features: those that are on; every ``welcome`` has them, in this order.
     """
 

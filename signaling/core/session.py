@@ -262,23 +262,20 @@ class PeerSession(Peer):
     def resume(
         self,
         connection: SessionConnection,
-        request: JoinRequest,
+        claim: ResumeClaim,
         ice_servers: bytes | None,
         expires_in: int | None = None,
     ) -> bool:
         """Continue on another connection: welcome, peer list, and the messages that the client has not received.
 
         Args:
-            request: whose claim ``check_resume_token`` accepted, here or at the node that the session comes from.
+            claim: that ``check_resume_token`` accepted, here or at the node that the session comes from.
             ice_servers: the JSON text of the welcome's ``iceServers``, or None.
             expires_in: in how many seconds the client's token expires, or None.
 
         Returns:
             False if the claim's ``seen`` is out of range: the session was closed, and the client has to join anew.
         """
-        claim = request.claim
-        if claim is None:
-            raise ValueError("only a request with a claim can resume a session")
         if self._outbound is not connection:
             self._release()
         if self.state is SessionState.HANDING_OFF:
@@ -384,7 +381,7 @@ class PeerSession(Peer):
         return {number: _HandedOffRelay(receipt, counters) for number, receipt in unwritten.items() if number in taken}
 
     def restore(self, session: IncomingSession, topic_name: str, claim: ResumeClaim) -> PeerSession | None:
-        """Become the peer of a session that another node handed off, in its topic; the members are told nothing.
+        """Become the peer of a session that another node handed off, in its topic; nothing is announced to the members.
 
         Args:
             claim: that the other node accepted.

@@ -46,7 +46,7 @@ class SourceLog(Protocol):
         """The provider answered, first or after a failure; ``reason`` says why some of its servers are left out."""
 
     def ice_servers_not_fetched(self, url: str, count: int, reason: str) -> None:
-        """The provider was asked in vain, so many times since its last answer."""
+        """The provider did not answer, so many times since its last answer."""
 
     def ice_servers_expired(self, url: str) -> None:
         """The credentials in use have expired."""

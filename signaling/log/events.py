@@ -355,7 +355,7 @@ class Events:
         self.log.info(text, event="ice_servers_fetched", url=url, count=count, seconds=seconds, reason=reason or None)
 
     def ice_servers_not_fetched(self, url: str, count: int, reason: str) -> None:
-        """A provider was asked in vain, for the ``count``-th time since its last answer."""
+        """A provider did not answer, for the ``count``-th time since its last answer."""
         text = "{url} has no new ICE servers ({count} times): {reason}"
         self.log.warn(text, event="ice_servers_not_fetched", url=url, count=count, reason=reason)
 

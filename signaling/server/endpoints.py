@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred, execute
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import (
     IListeningPort,
     IOpenSSLServerConnectionCreator,
@@ -26,6 +25,7 @@ from zope.interface import implementer
 
 from signaling.errors import StartError
 from signaling.files import read_file
+from signaling.server.endpoint_descriptions import explain, parse_description
 from signaling.transport.private_api import get_certificates, leave_unix_socket_alone, set_certificates
 
 # A burst of browsers reconnects after a restart; the kernel caps it at somaxconn.
@@ -181,32 +181,27 @@ def listen_addresses(reactor: Any, descriptions: Sequence[str], port: int) -> li
     return [ListenAddress(f"--listen {text}", endpoint(reactor, "listen", text)) for text in descriptions]
 
 
-def is_of_systemd(text: str) -> bool:
-    """Return whether a description means a socket that systemd hands over."""
-    return _split(text)[0] == "systemd"
-
-
 def endpoint(reactor: Any, option: str, text: str) -> IStreamServerEndpoint:
     """Parse a Twisted endpoint description.
 
     Raises:
         StartError: if it is wrong; the text names the option and the description.
     """
-    kind, arguments = _split(text)
-    problem = _problem(kind, arguments)
+    description = parse_description(text)
+    kind, problem = description.kind, description.problem
     if problem is not None:
         raise StartError(f"--{option} {text}: {problem}")
     try:
         parsed: IStreamServerEndpoint = serverFromString(reactor, text)  # type: ignore[no-untyped-call]
         if get_certificates(parsed) is not None:
-            files = _files(arguments)
+            files = description.files
             set_certificates(parsed, Certificates(partial(_load, reactor, text, files), files.values()))
-        if kind == "systemd" and "UNIX" in (arguments[0], _named(arguments).get("domain")):
+        if kind == "systemd" and "UNIX" in (description.arguments[0], description.named.get("domain")):
             leave_unix_socket_alone(parsed)
     except Exception as error:
         # Each endpoint's parser fails in its own way: KeyError, TypeError, OSError, OpenSSL's errors.
         raise StartError(f"--{option} {text}: {explain(kind, error)}") from None
-    return _UnixSocket(parsed, _unix_path(arguments)) if kind == "unix" else parsed
+    return _UnixSocket(parsed, description.unix_path) if kind == "unix" else parsed
 
 
 def _load(reactor: Any, text: str, files: Mapping[str, str]) -> Any:
@@ -229,150 +224,10 @@ def private_endpoint(reactor: Any, option: str, text: str) -> IStreamServerEndpo
     Raises:
         StartError: if it is wrong; the text names the option and the description.
     """
-    kind, arguments = _split(text)
-    if kind == "unix" and _mode(arguments) is None:
+    description = parse_description(text)
+    if description.kind == "unix" and description.mode is None:
         return endpoint(reactor, option, f"{text}:mode=660")
     return endpoint(reactor, option, text)
 
 
-def is_private(text: str) -> bool:
-    """Return whether only this user and group can connect to what ``private_endpoint`` makes of a description."""
-    kind, arguments = _split(text)
-    if kind != "unix":
-        return False
-    mode = _mode(arguments) or "660"
-    return re.fullmatch(r"[0-7]*0", mode) is not None
-
-
-def _named(arguments: Sequence[str]) -> dict[str, str]:
-    return dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-
-
-def _mode(arguments: Sequence[str]) -> str | None:
-    named = _named(arguments)
-    unnamed = [argument for argument in arguments if "=" not in argument]
-    return named.get("mode", unnamed[1] if len(unnamed) > 1 else None)
-
-
-def _unix_path(arguments: Sequence[str]) -> str:
-    """Return the path of a UNIX socket; empty if there is none."""
-    named = _named(arguments)
-    return named.get("address", arguments[0] if arguments and "=" not in arguments[0] else "")
-
-
-def _split(text: str) -> tuple[str, list[str]]:
-    """Split a description into its kind and arguments; ``haproxy:tcp:8081`` is of the kind ``tcp``."""
-    kind, *arguments = [re.sub(r"\\(.)", r"\1", part) for part in re.split(r"(?<!\\):", text)]
-    while kind == "haproxy":
-        kind, *arguments = arguments or [""]
-    return kind, arguments
-
-
-def _problem(kind: str, arguments: list[str]) -> str | None:
-    """Return what is wrong with a description that Twisted's parsers refuse without a reason, or too late."""
-    named = _named(arguments)
-    first = arguments[0] if arguments and "=" not in arguments[0] else ""
-    if kind == "stdio":
-        return f"standard input is no place to listen; {_example(kind)}"
-    if kind == "unix" and not _unix_path(arguments):
-        return f"the path is missing; {_example(kind)}"
-    if kind in ("tcp", "tcp6", "ssl"):
-        port = named.get("port", first)
-        if not port:
-            return f"the port is missing; {_example(kind)}"
-        if not (port.isascii() and port.isdigit() and int(port[:6]) <= 65_535):
-            return f"{port!r} is not a port (a whole number from 0 to 65535); {_example(kind)}"
-    return _unreadable_file(_files(arguments)) if kind == "ssl" else None
-
-
-def _files(arguments: Sequence[str]) -> dict[str, str]:
-    """Return the files that a description names, by their parameters."""
-    named = _named(arguments)
-    # Twisted's own default of privateKey=.
-    return {name: path for name, path in {"privateKey": "server.pem", **named}.items() if name in _FILES}
-
-
-def _unreadable_file(files: Mapping[str, str]) -> str | None:
-    for name, path in files.items():
-        try:
-            read_file(path)
-        except OSError as error:
-            return f"{name}={path}: {error.strerror}; name a PEM file that this user can read"
-    return None
-
-
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
-_FILES = ("privateKey", "certKey", "extraCertChain", "dhParameters")
-_EXAMPLES = {
-    "tcp": "tcp:8081:interface=127.0.0.1",
-    "tcp6": r"tcp6:8081:interface=\:\:1",
-    "ssl": "ssl:8443:privateKey=key.pem:certKey=cert.pem",
-    "unix": "unix:/run/signaling.sock:mode=660",
-    "systemd": "systemd:domain=INET6:index=0",
-}
-_PEM = "privateKey= has to hold a private key without a password, and certKey= its certificate, in PEM"
-# What the parsers raise, and what is wrong with the description then; the first match counts.
-_EXPLANATIONS = (
-    (r"Unknown endpoint type: (.*)", r"there is no kind of endpoint \1"),
-    (r"unexpected keyword argument '(\w+)'", r"there is no \1="),
-    (r"multiple values for argument '(\w+)'", r"\1= is given twice; a colon inside of a value is written \\:"),
-    (r"missing .* argument: '(\w+)'", r"\1= is missing"),
-    (r"positional argument", "there are too many parts; a colon inside of a value is written \\\\:"),
-    (r"invalid literal for int\(\) with base 8: (.*)", r"\1 is not an octal number"),
-    (r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not a whole number"),
-    (r"no attribute '(\w+)'$", r"there is no \1 in the installed packages"),
-    (r"IndexError|KeyError", "systemd handed no such socket over"),
-)
-
-
-def _example(kind: str) -> str:
-    return f"for example {_EXAMPLES.get(kind) or ', '.join((_EXAMPLES['tcp'], _EXAMPLES['unix'], _EXAMPLES['ssl']))}"
-
-
-def explain(kind: str, error: Exception) -> str:
-    """Return, for a person, why a description or its files cannot be used.
-
-    Args:
-        kind: of the endpoint.
-    """
-    if isinstance(error, ImportError | NotImplementedError):
-        return f"needs a package that is not installed (for TLS: pip install 'twisted-signaling[tls]'): {error}"
-    text = f"{type(error).__name__}: {error}".replace("\n", " ")
-    for pattern, meaning in _EXPLANATIONS:
-        match = re.search(pattern, text)
-        if match is not None:
-            return f"{match.expand(meaning)}; {_example(kind)}"
-    if "keys do not match" in text:
-        return "the key of privateKey= and the certificate of certKey= do not belong together"
-    return f"{_PEM} ({text})" if kind == "ssl" else f"{text}; {_example(kind)}"
-
-
-def start_error(text: str, error: BaseException | None) -> StartError:
-    """Return one line that says why listening failed, and what would help.
-
-    Args:
-        text: the option that asked for it.
-    """
-    cause = error.socketError if isinstance(error, CannotListenError) else error
-    # For Twisted's lock beside a socket, only the text says that another server has it.
-    number = errno.EADDRINUSE if "acquire lock" in str(cause) else getattr(cause, "errno", None)
-    if re.match(r"--\S+ (haproxy:)*unix:", text) and number in _UNIX_REASONS:
-        return StartError(f"{text}: {_UNIX_REASONS[number]}")
-    if number == errno.EADDRINUSE:
-        return StartError(f"{text}: the address is in use; stop the other server or choose another port")
-    if "interface=" in text and (number in _NO_ADDRESS or isinstance(cause, socket.gaierror)):
-        return StartError(f"{text}: interface= is not an address of this machine")
-    if number == errno.EACCES:
-        return StartError(
-            f"{text}: this user may not listen there; choose a port from 1024 up, or let systemd hand the socket over"
-        )
-    return StartError(f"{text}: cannot listen: {cause}".replace("\n", " "))
-
-
-# A link-local address without its zone is an invalid argument.
-_NO_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL)
-_NO_SOCKET = "no socket can be made there: its folder has to exist, and this user to be allowed to write to it"
-_UNIX_REASONS = {
-    errno.EADDRINUSE: "the path is in use; stop the other server, remove the file and its .lock, or choose another",
-    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS), _NO_SOCKET),
-}

@@ -86,7 +86,7 @@ class SignalingFactory(HttpFactory):
             with the first port, or the first ``SignalingResource``, and stops at the end of a drain.
         notices: whether clients are told that notices may come, and the address of each peer is recorded for the admin
             API.
-        observer: is told who joins and leaves (docs/embedding.md); None if nobody is.
+        observer: is called when peers join and leave (docs/embedding.md); None for none.
         wall_clock: returns the seconds since 1970, for tokens and TURN credentials.
         reactor: runs the timers; None means the global reactor.
         log_level: events below it are not logged.
@@ -103,7 +103,7 @@ class SignalingFactory(HttpFactory):
     """
 
     # Further attributes, for the server's own modules:
-    #   announcer: tells peers who joined and left.
+    #   announcer: announces to peers which others joined and left.
     #   crowd_size: from how many peers in a topic on joins take turns.
     #   connection_limits: how many connections may join.
     #   gate: the connections that have not joined.
@@ -111,12 +111,14 @@ class SignalingFactory(HttpFactory):
     #   paced_log: spreads a burst of its lines over time.
     #   judges_messages: whether each message counts against a rate, is logged, or may be a new token.
     #   sessions: finds sessions to resume, and closes those that are not resumed.
-    #   blocks: who is kept out of topics.
+    #   blocks: which owners of tokens are kept out of topics.
     #   records_addresses: whether the details of a peer have its address, for the admin API.
     #   administration: carries out the queries of an operator on the peers of this process.
     #   asker: passes such queries to all nodes.
-    #   observer: is told who joins and leaves, or None.
-    #   presence: tells it; None without an observer.
+    #   ice_renewal: has peers sent new ICE servers in time.
+    #   token_timers: of the tokens that connections joined with.
+    #   observer: is called when peers join and leave; None for none.
+    #   presence: reports to it; None without an observer.
     protocol = SignalingProtocol
     crowd_size = 32
 
@@ -157,7 +159,7 @@ class SignalingFactory(HttpFactory):
             log_addresses=log_addresses,
         )
         clock = self.reactor
-        # The topics, and who is told of their peers.
+        # The topics, and what reports their peers.
         self.topics: TopicMap[Peer] = TopicMap(
             self.limits.max_peers_per_topic, self.limits.max_peer_list_bytes, topic_rules
         )

@@ -9,7 +9,7 @@ from signaling.core.presence_events import PeerJoined, PeerLeft, PeerUpdated, To
 
 
 class IPresenceObserver(Interface):
-    """Is told who joins and leaves.
+    """Is called when peers join and leave.
 
     Each method is called in the reactor's thread, in the middle of what it reports, and must return soon. What it does
     to the server's own peers has to wait for the reactor's next pass (``reactor.callLater(0, ...)``). What it raises is
@@ -20,7 +20,7 @@ class IPresenceObserver(Interface):
         """A topic has its first peer, or is about to."""
 
     def peer_joined(event: PeerJoined) -> None:  # noqa: N805
-        """A peer joined. One that resumes has not joined again, but if it moves to another node, it is told there."""
+        """A peer joined. One that resumes has not joined again, except that another node reports it there again."""
 
     def peer_updated(event: PeerUpdated) -> None:  # noqa: N805
         """A peer has replaced its metadata."""

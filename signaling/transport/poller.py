@@ -77,7 +77,7 @@ class Poller:
         try:
             self._epoll.register(descriptor, events)
         except OSError:
-            if not self._watched:
+            if not self._watched and not self._busy:
                 self._stop()
             raise
         self._watched[descriptor] = watched
@@ -130,22 +130,28 @@ class Poller:
         return "signaling"
 
     def doRead(self) -> None:
-        """Handle the events of one pass."""
-        get = self._watched.get
+        """Handle the events of one pass, also those that come meanwhile, but of each descriptor only once."""
+        get, poll = self._watched.get, self._epoll.poll
+        handled: set[int] = set()
         self._busy = True
-        for descriptor, events in self._epoll.poll(0, _MOST_EVENTS):
-            watched = get(descriptor)
-            # What was handled before may have ended this one.
-            if watched is not None:
-                try:
-                    if events == READABLE:
-                        watched.on_readable()
-                    else:
-                        watched.on_events(events)
-                except BaseException:
-                    # A reactor does the same; what reached it would end all connections, not one.
-                    _log.failure("an error in a connection")
-                    watched.fail(Failure())
+        while len(handled) < _MOST_EVENTS:
+            fresh = [event for event in poll(0, _MOST_EVENTS - len(handled)) if event[0] not in handled]
+            if not fresh:
+                break
+            for descriptor, events in fresh:
+                handled.add(descriptor)
+                watched = get(descriptor)
+                # What was handled before may have ended this one.
+                if watched is not None:
+                    try:
+                        if events == READABLE:
+                            watched.on_readable()
+                        else:
+                            watched.on_events(events)
+                    except BaseException:
+                        # A reactor does the same; what reached it would end all connections, not one.
+                        _log.failure("an error in a connection")
+                        watched.fail(Failure())
         self._busy = False
         if self._ending or not self._watched:
             self._end_all()

@@ -101,7 +101,7 @@ def bearer(token: bytes, where: str) -> Bearer:
 
 
 def subprotocol(values: HeaderValues) -> bytes:
-    """Return the subprotocol to answer, never the one with a token; empty if none of ours is offered."""
+    """Return the subprotocol to answer, never the one with a token; empty if this server's is not offered."""
     offered = values(b"sec-websocket-protocol")
     return SUBPROTOCOL if offered and any(map(_OWN.search, offered)) else b""
 

@@ -268,7 +268,7 @@ class JoinCheck(Endpoint):
         _check_topic(request)
 
     def cors(self, origins: Sequence[bytes]) -> dict[bytes, bytes]:
-        """Let every page read the answer: one of a forbidden origin is told so, and nothing else."""
+        """Let every page read the answer: one of a forbidden origin reads that it is, and nothing else."""
         return self._factory.origins.cors_of_all(origins)
 
     def answer_refusal(self, request: Request, refused: Refused) -> Any:

@@ -64,7 +64,7 @@ TRANSITIONS: dict[DeliveryState, frozenset[DeliveryState]] = {
 
 @implementer(IPresenceObserver)
 class Webhooks:
-    """An observer that delivers what it is told to a URL.
+    """An observer that delivers the events to a URL.
 
     Args:
         sender: sends requests there.
@@ -118,7 +118,7 @@ class Webhooks:
         """How many events were dropped."""
         return self._queue.lost
 
-    # What the server tells
+    # Events
 
     def _take(self, event: PresenceEvent) -> None:
         self._queue.add(event)

@@ -1,6 +1,6 @@
 """The queue of events that wait for their delivery: bounded, in order, in batches.
 
-If it is full, the oldest events are dropped. They are counted, and the next delivery tells their number and their
+If it is full, the oldest events are dropped. They are counted, and the next delivery has their number and their
 topics. If a ``peer.joined`` was dropped, all other events of the same peer are dropped as well: a receiver never gets
 a leave without a join.
 """
@@ -71,7 +71,7 @@ class EventQueue:
         self._bytes = 0
         self._waiting: deque[_Waiting] = deque()
         self._batch: Batch | None = None
-        # What the next batch tells.
+        # What the next batch says about dropped events.
         self._lost_since = 0
         # None if there were too many.
         self._lost_topics: dict[str, None] | None = {}
@@ -133,7 +133,7 @@ class EventQueue:
             if events and size > MAX_BATCH_BYTES:
                 break
             if waiting.kind is PeerJoined and waiting.joined is not None:
-                # It may have been told, and dropped, before: the peer moved to another node and came back.
+                # It may have been reported, and dropped, before: the peer moved to another node and came back.
                 self._unreported.pop(waiting.joined, None)
             events.append(self._next().text)
         return events

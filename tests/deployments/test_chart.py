@@ -35,7 +35,7 @@ BIN = Path(sys.executable).parent
 # Helm, YAML and TOML each have their own way to write some of these.
 ISSUER = 'https://issuer.example/"<&>é\\'
 MOUNT = "/etc/signaling"
-SECONDS = 60
+SECONDS = 280
 WHSEC = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 GATEWAY = "gateway.networking.k8s.io/v1"
 OPERATOR = "monitoring.coreos.com/v1"

@@ -26,9 +26,9 @@ WITHOUT_DATA = {
     "Queue depth at a drop": "needs a peer that does not read",
 }
 
-# Two peers meet; one sends an offer, one to nobody; a third one leaves; another's request is refused.
+# Two peers meet; one sends an offer, one to nobody; a third one leaves; a request and a check of others are refused.
 TRAFFIC = """
-import asyncio, json, websockets
+import asyncio, json, urllib.error, urllib.request, websockets
 
 URL = "ws://localhost:8081/ws/room"
 
@@ -46,6 +46,10 @@ async def main():
         try:
             await websockets.connect(URL + "?metadata=none")
         except websockets.InvalidStatus:
+            pass
+        try:
+            await asyncio.to_thread(urllib.request.urlopen, URL.replace("ws:", "http:") + "?metadata=none&check")
+        except urllib.error.HTTPError:
             pass
         print("done", flush=True)
         await asyncio.Future()

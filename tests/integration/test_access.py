@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jwt
 import pytest
@@ -280,6 +282,19 @@ def test_metadata_of_the_token_takes_the_place_of_the_clients(harness: Harness) 
     )
     enter(harness, token(), query="?metadata=%7B%22name%22:%22Bob%22%7D")
     assert [message["metadata"]["name"] for message in observer.heard()] == ["Ada é", "Bob"]
+
+
+def test_of_metadata_that_a_token_replaces_the_instance_stays(harness: Harness) -> None:
+    observer = enter(harness, token())
+    observer.heard()
+    query = f"?metadata={quote(json.dumps({'name': 'Eve', 'instance': 'Zm9vYmFy-_1'}))}"
+    for metadata in ({"name": "Ada"}, {"name": "Ada", "instance": "the token's"}, {}):
+        enter(harness, token({"topics": ["room"], "metadata": metadata}), query=query)
+    assert [message["metadata"] for message in observer.heard()] == [
+        {"name": "Ada", "instance": "Zm9vYmFy-_1"},
+        {"name": "Ada", "instance": "the token's"},
+        {"instance": "Zm9vYmFy-_1"},
+    ]
 
 
 def test_a_connection_ends_with_4401_when_its_token_does(harness: Harness) -> None:

@@ -385,6 +385,40 @@ def test_a_flood_delays_timers_by_a_bounded_number_of_reads(loop: Loop) -> None:
     protocol.on_data = nothing
 
 
+def test_what_comes_in_a_pass_is_read_in_it_once_for_each_connection(loop: Loop) -> None:
+    (one, first, _), (other, second, _) = loop.connect(), loop.connect()
+
+    def send_to_both(_: Recorder) -> None:
+        one.send(b"more")
+        other.send(b"x")
+        for descriptor in loop.descriptors:
+            assert select.select([descriptor], [], [], 30)[0]
+
+    first.on_data = send_to_both
+    one.send(b"x")
+    loop.run_pass()
+    assert (first.received, second.received) == (b"x", b"x")
+    first.on_data = nothing
+    loop.run_pass()
+    assert first.received == b"xmore"
+
+
+def test_a_pass_is_bounded_if_each_event_causes_another(loop: Loop) -> None:
+    chain = [loop.connect() for _ in range(300)]
+    for (_, protocol, _), (client, _, _), descriptor in zip(chain, chain[1:], loop.descriptors[1:], strict=False):
+
+        def send_to_next(_: Recorder, client: socket.socket = client, descriptor: int = descriptor) -> None:
+            client.send(b"x")
+            assert select.select([descriptor], [], [], 30)[0]
+
+        protocol.on_data = send_to_next
+    chain[0][0].send(b"x")
+    loop.run_pass()
+    assert 1 <= sum(protocol.reads for _, protocol, _ in chain) <= 256
+    loop.run()
+    assert {protocol.received for _, protocol, _ in chain} == {b"x"}
+
+
 def test_all_connections_have_their_turn_if_more_are_ready_than_a_pass_handles(loop: Loop) -> None:
     connections = [loop.connect() for _ in range(300)]
     for _ in range(2):

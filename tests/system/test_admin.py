@@ -225,6 +225,7 @@ def test_the_server_does_what_its_document_says(tmp_path: Path) -> None:
             *(str(tool), "run", str(DOCUMENT), "--url", f"http://{HOST}:{port}"),
             *("--header", f"Authorization: Bearer {TOKEN}", "--checks", "all", "--mode", "all"),
             *("--max-examples", "5", "--seed", "17", "--generation-database", "none", "--no-color"),
+            *("--suppress-health-check", "too_slow", "--request-timeout", "60"),
         ]
         environ = {**os.environ, "SCHEMATHESIS_HOOKS": "hooks", "PYTHONPATH": str(tmp_path)}
         done = subprocess.run(

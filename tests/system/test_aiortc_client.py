@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import quote
 
+import aioice.ice
 import pytest
 from aiortc import (
     AudioStreamTrack,
@@ -388,6 +389,31 @@ def test_a_mesh_connects_everyone_to_everyone(room: str) -> None:
                 await anext(message async for message in observer if isinstance(message, PeerLeft))
             await members[2].signaling.leave()
             await asyncio.gather(*running_members)
+
+    asyncio.run(scenario(room))
+
+
+def test_a_connection_that_is_closed_at_the_moment_at_which_it_is_there_leaves_no_task_behind(
+    room: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running_meshes: list[asyncio.Task[None]] = []
+    complete = aioice.ice.Connection.check_complete
+
+    def complete_and_end(connection: aioice.ice.Connection, pair: object) -> None:
+        complete(connection, pair)
+        if connection._check_list_done:
+            for running_mesh in running_meshes:
+                running_mesh.cancel()
+
+    monkeypatch.setattr(aioice.ice.Connection, "check_complete", complete_and_end)
+
+    async def scenario(url: str) -> None:
+        async with asyncio.timeout(SECONDS):
+            async with join(url) as ada, join(url) as bob:
+                running_meshes.extend(asyncio.create_task(Mesh(signaling).run()) for signaling in (ada, bob))
+                await asyncio.wait(running_meshes)
+            while len(asyncio.all_tasks()) > 1:
+                await asyncio.sleep(0.02)
 
     asyncio.run(scenario(room))
 

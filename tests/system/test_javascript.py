@@ -264,6 +264,10 @@ def test_resumed_sessions_lose_nothing_in_many_cuts(page: webdriver.Chrome) -> N
     assert all(count > CUTS for count in result["welcomes"])
 
 
+# Each page knows the other one by its id of now.
+MUTUAL = "pair.every(({ signaling }, at) => signaling.peers.has(pair[1 - at].signaling.selfId))"
+
+
 def test_connections_outlive_many_cuts_without_resuming(page: webdriver.Chrome) -> None:
     begin = """
       globalThis.pair = [1, 2].map(() => p.peer(given[0], { backoff: { first: 20, most: 100 } }));
@@ -287,7 +291,8 @@ def test_connections_outlive_many_cuts_without_resuming(page: webdriver.Chrome) 
     with running() as server, fault_proxy(server.port) as proxy:
         run(page, begin, f"ws://127.0.0.1:{proxy.port}/ws/room")
         for _ in range(CUTS):
-            wait_until(page, "pair.every(({ signaling }) => signaling.state === 'open')")
+            # Otherwise one of them may know no other one, or its former id, and sees nobody leave.
+            wait_until(page, f"pair.every(({{ signaling }}) => signaling.state === 'open') && {MUTUAL}")
             proxy.cut(refuse=True)
             wait_until(page, "pair.every(({ signaling }) => signaling.state === 'waiting')")
             proxy.accept()

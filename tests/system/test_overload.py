@@ -89,8 +89,12 @@ FLOODS: dict[str, Callable[[str], bytes]] = {
 }
 
 
+# For clients that answer no pings, however long they stay on a slow machine.
+NO_PINGS = "--ping-interval=0"
+
+
 def test_floods_on_open_connections_disturb_nobody() -> None:
-    with serving() as server, observed(server) as observers, ExitStack() as stack:
+    with serving(NO_PINGS, "--write-timeout=120") as server, observed(server) as observers, ExitStack() as stack:
         before = server.memory_bytes("VmHWM")
         floods = []
         for flood in FLOODS.values():
@@ -179,7 +183,7 @@ def test_a_burst_of_connections_takes_no_more_descriptors_than_there_are() -> No
 
 @pytest.mark.usefixtures("many_files")
 def test_a_server_full_of_peers_answers_503_and_recovers() -> None:
-    with serving(command=with_files(128)) as server, observed(server) as observers, ExitStack() as stack:
+    with serving(NO_PINGS, command=with_files(128)) as server, observed(server) as observers, ExitStack() as stack:
         peers = [stack.enter_context(join_raw(server, observers.topic)[0]) for _ in range(78)]
         assert refusal(server.url + observers.topic) == (503, "10")
         for _ in range(500):

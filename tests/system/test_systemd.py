@@ -70,7 +70,7 @@ def test_the_file_of_a_unix_socket_stays_as_systemd_made_it(tmp_path: Path) -> N
         running(["--listen", "systemd:domain=UNIX:index=0"], command=command, ready=connect_first) as server,
     ):
         with unix_connect(str(path), "ws://localhost/ws/room") as peer:
-            assert json.loads(peer.recv(10))["type"] == "welcome"
+            assert json.loads(peer.recv(60))["type"] == "welcome"
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert server.stop() == 0
         assert path.is_socket()

@@ -351,8 +351,9 @@ class Stage:
 
 
 @contextmanager
-def stage(notes: Notes, *options: str, env: dict[str, str] | None = None) -> Iterator[Stage]:
-    with running(["--port", "0", *options], env=env) as server:
+def stage(notes: Notes, *options: str, env: dict[str, str] | None = None, ping_interval: int = 600) -> Iterator[Stage]:
+    # A slow machine must not come to a ping.
+    with running(["--port", "0", f"--ping-interval={ping_interval}", *options], env=env) as server:
         yield Stage(notes, server)
 
 
@@ -1410,7 +1411,7 @@ def metadata(notes: Notes, folder: Path) -> None:
 
 def pings(notes: Notes, folder: Path) -> None:
     """Pings of the server, answered and not."""
-    with stage(notes, "--ping-interval=6", "--ping-timeout=3") as on:
+    with stage(notes, "--ping-timeout=3", ping_interval=6) as on:
         on.title("one peer answers, the other is cut off")
         a, b = on.join("a"), on.join("b")
         a.frame()

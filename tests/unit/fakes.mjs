@@ -161,8 +161,9 @@ export class FakeConnection extends EventTarget {
     this.candidates++;
   }
 
-  /** Connects, with an open channel. */
+  /** Connects, with an open channel, unless it is closed. */
   connect() {
+    if (this.connectionState === "closed") return;
     this.connectionState = "connected";
     this.channel.readyState = "open";
     this.dispatchEvent(new Event("connectionstatechange"));

@@ -532,6 +532,46 @@ test("a description of so many sections that the browser would be busy with it i
   assert.notEqual(connections[0].remoteDescription, null);
 });
 
+test("a peer that negotiates many sections all the time keeps the browser busy for a bounded part of the time", async () => {
+  const { say, failed } = meet([{ id: "a" }, { id: "b" }]);
+  say(offer("a", "1"), offer("b", "2"));
+  await pass(2_000); // The offers of both sides crossed.
+  const applied = connections.map((connection) => mock.method(connection, "setRemoteDescription").mock);
+  const many = "m=video 9 UDP/TLS/RTP/SAVPF 0\r\n".repeat(64);
+  for (let round = 0; round < 100; round++) {
+    say(offer("a", "1", many));
+    await nextTurn();
+  }
+  assert.equal(applied[0].callCount(), 16);
+  assert.deepEqual(new Set(failed), new Set(["a: the offer was ignored: too many media sections were negotiated just now"]));
+  say(offer("b", "2", many));
+  await nextTurn();
+  assert.equal(applied[1].callCount(), 1);
+  for (let second = 0; second < 20; second++) {
+    await pass(1_000);
+    say(offer("a", "1", many), offer("a", "1", many));
+    await nextTurn();
+  }
+  assert.equal(applied[0].callCount(), 16 + 10);
+});
+
+test("of ICE servers without end a bounded number is used", () => {
+  const urls = Array.from({ length: 1_000 }, (_, number) => `stun:${number}.example.com`);
+  const iceServers = [
+    { urls: urls[0], credential: "x".repeat(5_000) }, { urls: urls[0], deep: deep(3_000) }, null,
+    ...urls.map(() => ({ urls: urls.slice(0, 100) })),
+  ];
+  const { signaling, say } = meet([{ id: "a" }], { extra: { iceServers } });
+  const bounded = Array.from({ length: 29 }, () => ({ urls: urls.slice(0, 8) }));
+  assert.deepEqual(signaling.iceServers, bounded);
+  say({ type: "ice-servers", iceServers: [{ urls: urls[1], username: "u", credential: "c" }] });
+  assert.deepEqual(signaling.iceServers, [{ urls: urls[1], username: "u", credential: "c" }]);
+  const told = [];
+  signaling.addEventListener("ice-servers", ({ detail }) => told.push(detail.iceServers));
+  say({ type: "ice-servers", iceServers });
+  assert.deepEqual([told, signaling.iceServers], [[bounded], bounded]);
+});
+
 test("ICE servers that the browser does not take are told, and peers meet without them", async () => {
   const bad = { iceServers: [{ urls: "http://example.com" }] };
   const { mesh, say, failed } = meet([{ id: "a" }], { extra: bad });

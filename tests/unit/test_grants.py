@@ -212,3 +212,35 @@ def test_any_credentials_are_parsed_or_answered_400(header: bytes, query: bytes)
 )
 def test_a_target_without_its_secrets(target: bytes, shown: bytes) -> None:
     assert without_secrets(target) == shown
+
+
+@pytest.mark.parametrize(
+    ("requested", "kept"),
+    [
+        (b'{"name":"Eve","instance":"a-_Z9"}', b'{"name":"Ada","instance":"a-_Z9"}'),
+        (b'{"\\u0069nstance":"\\u0061"}', b'{"name":"Ada","instance":"a"}'),
+        (b'{"instance":"' + b"a" * 64 + b'"}', b'{"name":"Ada","instance":"' + b"a" * 64 + b'"}'),
+        *(
+            (requested, b'{"name":"Ada"}')
+            for requested in (
+                None,
+                b"{}",
+                b'{"instance":""}',
+                b'{"instance":"' + b"a" * 65 + b'"}',
+                b'{"instance":"a b"}',
+                b'{"instance":"\xc3\xa9"}',
+                b'{"instance":"a\\n"}',
+                b'{"instance":7}',
+                b'{"instance":{"instance":"a"}}',
+                b'{"other":{"instance":"a"}}',
+            )
+        ),
+    ],
+)
+def test_of_the_metadata_of_a_client_a_grant_keeps_a_short_instance(requested: bytes | None, kept: bytes) -> None:
+    assert Grant(metadata={"name": "Ada"}).peer_metadata(requested) == kept
+    assert Grant().peer_metadata(requested) == requested
+
+
+def test_an_instance_of_the_grant_counts() -> None:
+    assert Grant(metadata={"instance": 7}).peer_metadata(b'{"instance":"a"}') == b'{"instance":7}'

@@ -83,6 +83,7 @@ class FakeTransport:
     def __init__(self) -> None:
         self.state = "new"
         self.shutdown = 0
+        self.transport = SimpleNamespace(_connection=SimpleNamespace())
         self._ssl = SimpleNamespace(get_shutdown=lambda: self.shutdown)
         self._changed: list[Callable[[], None]] = []
 
@@ -577,6 +578,23 @@ def test_a_connection_that_the_other_side_of_it_closed_is_not_made_again() -> No
     play(scenario())
 
 
+def test_a_transport_that_was_never_used_says_nothing_about_the_path() -> None:
+    async def scenario() -> None:
+        topic = Topic("b", prepare=add_track)
+        await topic.join("a")
+        await topic.event(Answer("a", {"sdp": sdp("a", "video 9 UDP/TLS/RTP/SAVPF 96")}))
+        connection = cast("Any", topic.mesh.peers["a"].connection)
+        connection.become("connected")
+        # It comes with a section that the other side has not bundled.
+        connection.transceivers[0].receiver.transport._ssl = None
+        connection.lose_path()
+        await asyncio.sleep(0.1)
+        assert topic.sent == [("offer", "a")] * 2
+        await topic.end()
+
+    play(scenario())
+
+
 def test_a_connection_that_the_application_closed_is_not_made_again() -> None:
     async def scenario() -> None:
         topic = Topic("b")
@@ -996,9 +1014,12 @@ def test_what_happens_while_an_application_prepares_counts(what: str) -> None:
     play(scenario())
 
 
-def test_a_coroutine_function_that_fails_to_prepare_is_not_asked_again(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("error", [RuntimeError("oops"), asyncio.CancelledError("oops")])
+def test_a_coroutine_function_that_fails_to_prepare_is_not_asked_again(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
     async def prepare(peer: MeshPeer) -> None:
-        raise RuntimeError("oops")
+        raise error
 
     async def scenario() -> None:
         topic = Topic("b", prepare=prepare)

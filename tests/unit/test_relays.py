@@ -8,8 +8,8 @@ from twisted.internet.task import Clock
 
 from signaling.backplane.messages import EventKind, Member, Relay, RelayBatch, TopicEvent
 from signaling.backplane.pending_joins import PendingJoins
-from signaling.backplane.presence import Presence
 from signaling.backplane.relays import RemoteRelays
+from signaling.backplane.replicas import Replicas
 from signaling.backplane.store import Snapshot
 from signaling.backplane.updates import PendingUpdates
 
@@ -52,11 +52,11 @@ class FakeCluster:
 def test_a_relay_does_not_overtake_one_that_waits_for_the_snapshot() -> None:
     here: Any = FakeCluster()
     pending = PendingJoins()
-    presence = Presence(here, here, pending, PendingUpdates(), lambda topic, peer, node: None)
-    relays = RemoteRelays(lambda: "o" * 16, Clock(), here, here, presence, pending)
-    presence.start(here)
+    replicas = Replicas(here, here, pending, PendingUpdates(), lambda topic, peer, node: None)
+    relays = RemoteRelays(lambda: "o" * 16, Clock(), here, here, replicas, pending)
+    replicas.start(here)
     relays.start(here)
-    replica = presence.replica("room")
+    replica = replicas.replica("room")
 
     def relay(number: int) -> None:
         frames = [Relay(number, "room", "target", "sender", b"%d" % number)]
@@ -64,10 +64,10 @@ def test_a_relay_does_not_overtake_one_that_waits_for_the_snapshot() -> None:
 
     def event(number: int) -> None:
         member = Member(THERE, None)
-        presence.apply_event(TopicEvent(EventKind.JOINED, (1, 1, number), "room", f"peer {number}", member))
+        replicas.apply_event(TopicEvent(EventKind.JOINED, (1, 1, number), "room", f"peer {number}", member))
 
     def snapshot(number: int) -> None:
-        presence.apply_snapshot("room", replica, Snapshot((1, 1, number), {"sender": Member(THERE, None)}))
+        replicas.apply_snapshot("room", replica, Snapshot((1, 1, number), {"sender": Member(THERE, None)}))
 
     relay(1)
     event(4)

@@ -136,7 +136,8 @@ class SimulatedClient:
         session = self.sessions.find(request)
         if session is not None:
             connection = Connection(self, session.transfer_slot(ADA))
-            if session.resume(connection, request, None):
+            assert request.claim is not None
+            if session.resume(connection, request.claim, None):
                 self.connection = connection
                 connection.session = self.session
             elif connection.slot is not None:

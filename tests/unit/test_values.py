@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import FrozenInstanceError
+from unittest.mock import patch
 
 import pytest
+from ulid import ULID
 
 from signaling.core.peer_ids import PeerIds
 from signaling.core.topics import TopicMap
@@ -25,6 +27,38 @@ def test_ids_increase_when_the_clock_steps_back() -> None:
     ids = PeerIds(lambda: next(times))
     made = [ids.next() for _ in range(5)]
     assert made == sorted(set(made))
+
+
+def test_an_id_is_a_ulid_of_its_time() -> None:
+    ids = PeerIds(lambda: 1_700_000_000_000)
+    first, second = ULID.from_str(ids.next()), ULID.from_str(ids.next())
+    assert first.milliseconds == second.milliseconds == 1_700_000_000_000
+    assert int(second.hex, 16) - int(first.hex, 16) == 1
+
+
+def test_ids_of_two_servers_differ_in_the_same_millisecond() -> None:
+    one, other = PeerIds(lambda: 5), PeerIds(lambda: 5)
+    latest = one.next()
+    for ids in (one, other):
+        ids.advance_past(latest)
+    made = [ids.next() for ids in (one, other)]
+    assert latest < min(made)
+    assert made[0] != made[1]
+
+
+def test_ids_go_on_behind_the_last_one_of_a_millisecond() -> None:
+    with patch("os.urandom", lambda size: b"\xff" * size):
+        ids = PeerIds(lambda: 5)
+        made = [ids.next() for _ in range(3)]
+    assert made == sorted(set(made))
+    assert [ULID.from_str(peer_id).milliseconds for peer_id in made] == [5, 6, 6]
+
+
+def test_an_id_of_another_node_that_is_behind_changes_nothing() -> None:
+    ids = PeerIds(lambda: 9)
+    latest = ULID.from_str(ids.next())
+    ids.advance_past(str(ULID.from_timestamp(0.007)))
+    assert int(ULID.from_str(ids.next()).hex, 16) == int(latest.hex, 16) + 1
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,9 @@ export interface MetadataMessage {
   msgId: string;
 }
 
+/** The types of messages that the server relays from peer to peer. */
 export type RelayedType = "offer" | "answer" | "ice-candidate";
+/** What a peer shows to the others: any JSON object. */
 export type Metadata = Record<string, unknown>;
 
 /**
@@ -72,7 +74,10 @@ export interface JoinOptions<M extends object = Metadata> {
    * is asked for another token, once, if the server refuses the first one with 401 or 403.
    */
   reconnect?: boolean;
-  /** Milliseconds before an attempt to connect again: they double from `first` up to `most`, less a random part. */
+  /**
+   * Milliseconds before an attempt to connect again, above 0: they double from `first` (default: 500) up to `most` (default:
+   * 30000), less a random part of up to a half.
+   */
   backoff?: { first?: number; most?: number };
   /** The size of one message of this peer, in bytes; default: 65536, as at the server. */
   maxMessageBytes?: number;
@@ -163,7 +168,7 @@ export class Signaling<M extends object = Metadata> extends EventTarget {
   readonly peers: ReadonlyMap<string, Untrusted<M>>;
   /** This peer's own metadata with its `instance`, as given, or as the server last said; a token may have replaced the former. */
   readonly metadata: Readonly<Metadata>;
-  /** From the latest `welcome` or `ice-servers`; empty if the server names none. */
+  /** From the latest `welcome` or `ice-servers`, at most 32 of them; empty if the server names none. */
   readonly iceServers: RTCIceServer[];
   /** The names of the optional features that the server has on; empty before the first `welcome`. */
   readonly features: ReadonlySet<string>;
@@ -201,6 +206,7 @@ export class Signaling<M extends object = Metadata> extends EventTarget {
  * Joins the topic of a URL, such as `wss://example.com/ws/my-room`; a path, such as `/ws/my-room`, means the page's own server.
  *
  * @typeParam M - this peer's metadata, for example `join<{ name: string }>`; of the other peers, see `Untrusted`.
+ * @throws {TypeError} if an argument is wrong, before it connects.
  */
 export function join<M extends object = Metadata>(url: string | URL, options?: JoinOptions<NoInfer<M>>): Signaling<M>;
 
@@ -219,6 +225,7 @@ export interface MeshPeer<M extends object = Metadata> {
   readonly id: string;
   /** `{}` if it has none. Replaced by another object if the peer updates it. */
   readonly metadata: Untrusted<M>;
+  /** Made by the mesh, which negotiates every change of it. */
   readonly connection: RTCPeerConnection;
   /** Whether this side is the polite one of perfect negotiation: if both offer at once, its offer is rolled back. */
   readonly polite: boolean;
@@ -233,13 +240,16 @@ export interface MeshEventMap<M extends object = Metadata> {
   "peer-updated": CustomEvent<MeshPeer<M>>;
   /** The connection to a peer was closed: the peer left, or a new connection replaces it. */
   "peer-removed": CustomEvent<MeshPeer<M>>;
+  /** A peer sends a track. */
   track: CustomEvent<{ peer: MeshPeer<M>; track: MediaStreamTrack; streams: readonly MediaStream[] }>;
   /** A message of a peer's data channel. */
   data: CustomEvent<{ peer: MeshPeer<M>; data: unknown }>;
+  /** The `connectionState` of a peer's `connection` is another one. */
   connectionstatechange: CustomEvent<MeshPeer<M>>;
   /**
-   * An error of a peer's connection, from the browser. After a description that the browser rejects, `peer-removed` and
-   * `peer-added` follow: a new connection replaces the old one.
+   * What went wrong with the connection to a peer, from the browser or because of a limit (docs/clients-limits.md), or why
+   * there is none. The mesh goes on. After a description that the browser rejects, `peer-removed` and `peer-added` follow: a
+   * new connection replaces the old one.
    */
   error: CustomEvent<{ peerId: string; error: Error }>;
 }
@@ -249,10 +259,18 @@ export interface MeshEventMap<M extends object = Metadata> {
  * `join`: it does not receive offers from before.
  */
 export class Mesh<M extends object = Metadata> extends EventTarget {
-  /** @throws {Error} if there is no `RTCPeerConnection`. */
+  /**
+   * @throws {Error} if there is no `RTCPeerConnection`.
+   * @throws {TypeError} if an argument is wrong.
+   */
   constructor(signaling: Signaling<M>, options?: MeshOptions);
+  /** The peers to which there is a connection, open or not, by their ids. */
   readonly peers: ReadonlyMap<string, MeshPeer<M>>;
-  /** Sends a track to all peers, and to those that join later. */
+  /**
+   * Sends a track to all peers, and to those that join later.
+   *
+   * @throws {TypeError} if it is no track.
+   */
   addTrack(track: MediaStreamTrack, ...streams: MediaStream[]): void;
   /** Stops sending a track. */
   removeTrack(track: MediaStreamTrack): void;

@@ -9,8 +9,78 @@ const RELAYED = ["offer", "answer", "ice-candidate"];
 // The metadata key by which a peer is recognised when it comes back with another id.
 const INSTANCE = "instance";
 
+// The feature of a server that takes updates of metadata.
+const METADATA_UPDATES = "metadata-updates";
+
+// Of the characters of a bearer token (RFC 6750), a page cannot send "/" and "=" in a subprotocol.
+const TOKEN = /^[\w.~+-]+$/;
+
+const CONNECTING = 0; // a `readyState`, whatever class the sockets have
+
+// The longest delay of a timer: browsers run one that is longer at once.
+const MAX_TIMER_MS = 2 ** 31 - 1;
+
+// -- Close codes and statuses --
+
+// The server's code for a message that is too long.
+const MESSAGE_TOO_BIG = 1009;
+
+const TOKEN_EXPIRED = 4401;
+
+// The codes by which an operator ends the stay of this peer, and what they mean if there is no reason.
+const DISMISSALS = new Map([
+  [4403, "an operator removed this peer from the topic"],
+  [4404, "an operator closed the topic"],
+]);
+
+// The only 4xx statuses for which the same request may succeed later.
+const TEMPORARY = [408, 425, 429];
+
+// Statuses that a server may give for metadata that is too long, or for a URL that is too long with it.
+const OF_THE_URL = [400, 414, 431];
+
+// Statuses after which another token may be right.
+const UNAUTHORIZED = [401, 403];
+
+// -- Limits of what the server sends (docs/clients-limits.md); sizes are in characters --
+
+// A message: enough for a list of `MAX_PEERS`.
+const MAX_RECEIVED = 32 * 2 ** 20;
+
+// Peers of a topic, and the size of their ids and metadata: a server has at most 5,000 peers, unless its operator says
+// otherwise, and a list of all is one message.
+const MAX_PEERS = 16_384;
+const MAX_PEERS_SIZE = MAX_RECEIVED;
+
+// A peer's id; a server's have 26.
+const MAX_ID = 4_096;
+
+// A peer's metadata as JSON. A server takes no longer one from a client; a token may have about this much.
+const MAX_METADATA = 16_384;
+
+// Names of features in a welcome, and their size; a server has a handful.
+const MAX_FEATURES = 64;
+const MAX_FEATURE = 64;
+
+// ICE servers of a message, the URLs of one, and its size as JSON: a server has a few, with credentials.
+const MAX_ICE_SERVERS = 32;
+const MAX_ICE_URLS = 8;
+const MAX_ICE_SERVER = 4_096;
+
+// Messages that wait while the payload of one is opened, and their size: enough for the longest one.
+const MAX_INCOMING = 1_024;
+const MAX_INCOMING_SIZE = MAX_RECEIVED;
+
+// The reason for a refusal.
+const MAX_REASON = 500;
+
+// The answer to a check.
+const MAX_CHECK = 4_096;
+
+// -- Limits of what this peer sends --
+
 // Messages that wait for a connection; the next one is `dropped`, as the server does with its own queues.
-const MAX_KEPT = 256;
+const MAX_WAITING = 256;
 
 // Messages that were sent on the current connection, or wait for a moment, and are not confirmed.
 const MAX_UNCONFIRMED = 4_096;
@@ -18,24 +88,19 @@ const MAX_UNCONFIRMED = 4_096;
 // Bytes that wait in the socket, for a server that does not read.
 const MAX_BUFFERED_BYTES = 16 * 2 ** 20;
 
-// Characters of a message of the server: enough for a list of `MAX_PEERS`.
-const MAX_RECEIVED = 32 * 2 ** 20;
+// Bytes of one message, unless the options say otherwise: the server's own default.
+const MAX_MESSAGE_BYTES = 65_536;
 
-// Peers of a topic, and the characters of their ids and metadata: a server has at most 5,000 peers, unless its operator says
-// otherwise, and a list of all is one message.
-const MAX_PEERS = 16_384;
-const MAX_PEERS_SIZE = MAX_RECEIVED;
-
-// Characters of a peer's id; a server's have 26.
-const MAX_ID = 4_096;
-
-// Characters of a peer's metadata as JSON. A server takes no longer one from a client; a token may have about this much.
-const MAX_METADATA = 16_384;
 // Updates of this peer's metadata that are kept until the server has answered them, the latest ones.
 const MAX_UNANSWERED = 16;
 
-// Bytes of one message, unless the options say otherwise: the server's own default.
-const MAX_MESSAGE_BYTES = 65_536;
+// Bytes of a secret: as many as an attacker cannot guess, if they are random.
+const MIN_SECRET_BYTES = 16;
+
+// Bytes of a sealed payload, besides what was sealed: nonce and tag.
+const SEAL_BYTES = 28;
+
+// -- Limits of connecting --
 
 // How many attempts may fail in a row before the first connection: more than a minute, after which a wrong address is
 // likelier than a server that restarts.
@@ -47,75 +112,29 @@ const MAX_FORMER_IDS = 16;
 // Connections that seem dead and are not closed yet. The session of an older one has ended by itself.
 const MAX_ABANDONED = 3;
 
-// Received messages that wait while the payload of one is opened, and their characters: enough for the longest one.
-const MAX_ARRIVALS = 1_024;
-const MAX_ARRIVED = MAX_RECEIVED;
+// -- Limits of a mesh --
 
-// Names of features in a welcome, and their characters; a server has a handful.
-const MAX_FEATURES = 64;
-const MAX_FEATURE = 64;
-
-// The feature of a server that takes updates of metadata.
-const METADATA_UPDATES = "metadata-updates";
-
-// Of a secret: as many as an attacker cannot guess, if they are random.
-const MIN_SECRET_BYTES = 16;
-
-// Of a sealed payload, besides what was sealed: nonce and tag.
-const SEAL_BYTES = 28;
-
-const TOKEN_EXPIRED = 4401; // a close code
-
-// The close codes by which an operator ends the stay of this peer, and what they mean if there is no reason.
-const DISMISSALS = new Map([
-  [4403, "an operator removed this peer from the topic"],
-  [4404, "an operator closed the topic"],
-]);
-
-// Characters of the server's reason for a refusal.
-const MAX_REASON = 500;
-
-const CONNECTING = 0; // a `readyState`, whatever class the sockets have
-
-// Of the characters of a bearer token (RFC 6750), a page cannot send "/" and "=" in a subprotocol.
-const TOKEN = /^[\w.~+-]+$/;
-
-// The only 4xx statuses for which the same request may succeed later.
-const MOMENTARY = [408, 425, 429];
-
-// Statuses that a server may give for metadata that is too long, or for a URL that is too long with it.
-const OF_THE_URL = [400, 414, 431];
-
-// Statuses after which another token may be right.
-const UNAUTHORIZED = [401, 403];
-
-// Of the answer to a check, in characters.
-const MAX_CHECK = 4_096;
-
-// The close code of a server for a message that is too long.
-const MESSAGE_TOO_BIG = 1009;
-
-// The longest delay of a timer: browsers run one that is longer at once.
-const MAX_TIMER_MS = 2 ** 31 - 1;
-
-// Candidates of one remote description: a browser finds a few dozen.
-const MAX_CANDIDATES = 256;
-
-// Characters of a candidate as JSON; those of browsers have about 200.
-const MAX_CANDIDATE = 4_096;
-
-// Media sections of a remote description. Chromium takes quadratic time: 0.1 s to 1 s for these, 12 s for 500, in which all
-// connections of the page negotiate nothing.
-const MAX_SECTIONS = 64;
-
-// Descriptions of one peer that are applied at the same time.
-const MAX_DESCRIPTIONS = 8;
-
-// Connections that a mesh keeps, unless the options say otherwise.
+// Connections, unless the options say otherwise.
 const MAX_CONNECTIONS = 64;
 
 // Connections that a mesh makes at once for one peer: browsers count closed ones for some time.
 const MAX_BEGUN = 5;
+
+// Media sections of a description. Chromium takes quadratic time: 0.1 s to 1 s for these, 12 s for 500, in which all
+// connections of the page negotiate nothing.
+const MAX_SECTIONS = 64;
+
+// Media sections of all descriptions of one peer, at once; then one every `MS.section`.
+const MAX_NEGOTIATED = 1_024;
+
+// Descriptions of one peer that are applied at the same time.
+const MAX_DESCRIPTIONS = 8;
+
+// Candidates of one description: a browser finds a few dozen.
+const MAX_CANDIDATES = 256;
+
+// Characters of a candidate as JSON; those of browsers have about 200.
+const MAX_CANDIDATE = 4_096;
 
 const MS = {
   asking: 15_000, // for the token function
@@ -144,135 +163,56 @@ const MS = {
   beginAgain: 10_000, // from one connection to the next with the same peer, once `MAX_BEGUN` were made
   inFlight: 2_000, // for messages that were sent before a connection ended to arrive; less than `ignored`
   connecting: 30_000, // for which a connection keeps its place in a full mesh while it is not connected
+  section: 30, // from one media section of a peer to the next, once `MAX_NEGOTIATED` were negotiated
   begin: 1_000, // from one connection to the next, once twice `maxConnections` were made
 };
 
-/** The messages that were sent, in order, until the server has certainly processed them. */
-class Outbox {
-  #entries = []; // of {number, message, text, wasSent}; the text is undefined until the payload is sealed
-  #unsealed = [];
-  #written = 0; // how many of them were written to the current connection
-  #longestForgotten = 0; // bytes of the longest that was, and of which nobody will know whether it arrived
-  #last = 0;
+// ---- Helpers ----
 
-  get size() {
-    return this.#entries.length;
-  }
+/** @throws {TypeError} with the message, unless the condition is true. */
+function need(condition, message) {
+  if (!condition) throw new TypeError(message);
+}
 
-  /** The number of the last message that was written and is not confirmed; 0 without one. */
-  get unconfirmed() {
-    return this.#written ? this.#entries[this.#written - 1].number : 0;
-  }
-
-  /** The number of the next message. */
-  get next() {
-    return this.#last + 1;
-  }
-
-  add(message, text) {
-    this.#entries.push({ number: ++this.#last, message, text, wasSent: false });
-  }
-
-  /** Adds a message whose payload, as JSON, is to be sealed before it is written. */
-  addUnsealed(message, json) {
-    this.add(message);
-    this.#unsealed.push({ entry: this.#entries.at(-1), json });
-  }
-
-  /** Removes and returns the messages to seal: {entry, json}. */
-  takeUnsealed() {
-    return this.#unsealed.splice(0);
-  }
-
-  /** Writes the messages that were not written to the current connection yet, up to one that is not sealed. */
-  write(write) {
-    while (this.#entries[this.#written]?.text !== undefined) write(this.#entries[this.#written++]);
-  }
-
-  /** The server has processed this message, and all before it. */
-  confirm(number) {
-    const first = this.#entries.findIndex((entry) => entry.number > number);
-    const confirmed = first < 0 ? this.#entries.length : first;
-    this.#entries.splice(0, confirmed);
-    this.#written = Math.max(0, this.#written - confirmed);
-  }
-
-  /** The session cannot be resumed: what was written is not repeated. */
-  forget() {
-    this.#longestForgotten = Math.max(this.#longestForgotten, this.longest);
-    this.#entries.splice(0, this.#written);
-    this.#written = 0;
-  }
-
-  /** The bytes of the longest message that was written to the current connection and is not confirmed; 0 without one. */
-  get longest() {
-    const sizes = this.#entries.slice(0, this.#written).map(({ text }) => bytesIn(text));
-    return sizes.reduce((longest, size) => Math.max(longest, size), this.#longestForgotten);
-  }
-
-  /** Removes and returns that message, if it is still here. */
-  removeLongest() {
-    const { longest } = this;
-    const index = this.#entries.findIndex(({ text }, at) => at < this.#written && bytesIn(text) === longest);
-    if (index < 0) return [];
-    this.#written--;
-    return this.#entries.splice(index, 1).map(({ message }) => message);
-  }
-
-  /** The connection was lost: nobody knows which messages arrived. */
-  rewind() {
-    this.#written = this.#longestForgotten = 0;
-  }
-
-  /** Whether a message was written to an earlier connection, and may not have arrived. */
-  get hasUncertain() {
-    return this.#entries.some(({ wasSent }, index) => wasSent && index >= this.#written);
-  }
-
-  /** The server answered a message: it will not be sent again. */
-  answered(msgId) {
-    const index = this.#entries.findIndex(({ message, wasSent }) => wasSent && message.msgId === msgId);
-    if (index < 0) return;
-    this.#entries.splice(index, 1);
-    if (index < this.#written) this.#written--;
-  }
-
-  /** Removes and returns the messages for which `test` is true. */
-  remove(test) {
-    const [kept, removed] = [[], []];
-    for (const entry of this.#entries) (test(entry.message) ? removed : kept).push(entry);
-    this.#entries = kept;
-    return removed.map(({ message }) => message);
+/** The value of a JSON text; undefined if it is none. */
+function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
   }
 }
 
-/** Allows `most` actions at once, and one more every `ms`. */
-class Allowance {
-  #most;
-  #ms;
-  #left;
-  #at = performance.now();
-
-  constructor(most, ms) {
-    this.#most = this.#left = most;
-    this.#ms = ms;
-  }
-
-  /** Whether one more is allowed. */
-  get any() {
-    const now = performance.now();
-    this.#left = Math.min(this.#most, this.#left + (now - this.#at) / this.#ms);
-    this.#at = now;
-    return this.#left >= 1;
-  }
-
-  take() {
-    this.#left--;
+/** The text of whatever was thrown. */
+function messageOf(error) {
+  try {
+    return String(error?.message ?? error);
+  } catch {
+    return "an error without a text"; // For example an object without a prototype.
   }
 }
 
 function emit(target, type, detail) {
   target.dispatchEvent(new CustomEvent(type, { detail }));
+}
+
+function bytesIn(text) {
+  return new TextEncoder().encode(text).length;
+}
+
+/** A unique name. */
+function random() {
+  // crypto.randomUUID exists on secure pages only.
+  return Array.from(crypto.getRandomValues(new Uint32Array(4)), (word) => word.toString(36)).join("");
+}
+
+/** A time of at most `ms` and at least half of it. */
+function less(ms) {
+  return ms * (1 - Math.random() / 2);
+}
+
+function after(ms) {
+  return new Promise((done) => setTimeout(done, ms));
 }
 
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
@@ -296,6 +236,8 @@ function charactersOf(value) {
 /** Characters of what is kept of a peer. */
 const sizeOf = (id, metadata) => id.length + charactersOf(metadata);
 
+// ---- Reading what the server sends ----
+
 /**
  * Reads a message of the server, and makes sure that every key on which this client or a page relies has its type.
  *
@@ -303,12 +245,7 @@ const sizeOf = (id, metadata) => id.length + charactersOf(metadata);
  */
 function read(data) {
   if (!isText(data) || data.length > MAX_RECEIVED) return undefined;
-  let message;
-  try {
-    message = JSON.parse(data);
-  } catch {
-    return undefined;
-  }
+  const message = parsed(data);
   if (!isObject(message)) return undefined;
   const { type, msgId, ...rest } = message;
   const made = { type, ...rest, ...(isText(msgId) && { msgId }) };
@@ -325,7 +262,7 @@ function read(data) {
     case "peer-left":
       return isText(rest.peerId) ? made : undefined;
     case "ice-servers":
-      return { ...made, iceServers: objects(rest.iceServers) };
+      return { ...made, iceServers: readIceServers(rest.iceServers) };
     case "notice":
       return { type, data: rest.data };
     case "token":
@@ -342,33 +279,27 @@ function readExpiry({ expiresIn, ...rest }) {
   return { ...rest, ...(isSeconds(expiresIn) && { expiresIn }) };
 }
 
+/** A bounded number of ICE servers, each with a bounded number of URLs: a connection asks all of them. */
+function readIceServers(value) {
+  const short = (server) => charactersOf(server) <= MAX_ICE_SERVER;
+  const servers = Array.isArray(value) ? value.slice(0, MAX_ICE_SERVERS).filter(isObject).filter(short) : [];
+  return servers.map((server) => (Array.isArray(server.urls) ? { ...server, urls: server.urls.slice(0, MAX_ICE_URLS) } : server));
+}
+
 const isFeature = (name) => isText(name) && name.length <= MAX_FEATURE;
 
 function readWelcome({ features, iceServers, resume, resumed, ...rest }) {
   return {
     ...readExpiry(rest),
     ...(Array.isArray(features) && { features: features.slice(0, MAX_FEATURES).filter(isFeature) }),
-    ...(iceServers !== undefined && { iceServers: objects(iceServers) }),
+    ...(iceServers !== undefined && { iceServers: readIceServers(iceServers) }),
     // It becomes a part of the URL.
     ...(isText(resume?.token) && /^[ -~]{1,1000}$/.test(resume.token) && { resume }),
     ...(resumed === true && { resumed }),
   };
 }
 
-/** The status of a refused handshake: the package `ws` has it in its error, browsers do not report it. */
-function statusOf(failure) {
-  const [, status] = /^Unexpected server response: (\d{3})$/.exec(failure) ?? [];
-  return status && Number(status);
-}
-
-/** The text of whatever was thrown. */
-function messageOf(error) {
-  try {
-    return String(error?.message ?? error);
-  } catch {
-    return "an error without a text"; // For example an object without a prototype.
-  }
-}
+// ---- Access tokens ----
 
 /** Why there is no token to present. */
 const withoutToken = (error) => `the token function failed: ${messageOf(error)}`;
@@ -492,6 +423,107 @@ class Renewal {
   }
 }
 
+// ---- What this peer sends ----
+
+/** The messages that were sent, in order, until the server has certainly processed them. */
+class Outbox {
+  #entries = []; // of {number, message, text, wasSent}; the text is undefined until the payload is sealed
+  #unsealed = [];
+  #written = 0; // how many of them were written to the current connection
+  #longestForgotten = 0; // bytes of the longest that was, and of which nobody will know whether it arrived
+  #last = 0;
+
+  get size() {
+    return this.#entries.length;
+  }
+
+  /** The number of the last message that was written and is not confirmed; 0 without one. */
+  get unconfirmed() {
+    return this.#written ? this.#entries[this.#written - 1].number : 0;
+  }
+
+  /** The number of the next message. */
+  get next() {
+    return this.#last + 1;
+  }
+
+  add(message, text) {
+    this.#entries.push({ number: ++this.#last, message, text, wasSent: false });
+  }
+
+  /** Adds a message whose payload, as JSON, is to be sealed before it is written. */
+  addUnsealed(message, json) {
+    this.add(message);
+    this.#unsealed.push({ entry: this.#entries.at(-1), json });
+  }
+
+  /** Removes and returns the messages to seal: {entry, json}. */
+  takeUnsealed() {
+    return this.#unsealed.splice(0);
+  }
+
+  /** Writes the messages that were not written to the current connection yet, up to one that is not sealed. */
+  write(write) {
+    while (this.#entries[this.#written]?.text !== undefined) write(this.#entries[this.#written++]);
+  }
+
+  /** The server has processed this message, and all before it. */
+  confirm(number) {
+    const first = this.#entries.findIndex((entry) => entry.number > number);
+    const confirmed = first < 0 ? this.#entries.length : first;
+    this.#entries.splice(0, confirmed);
+    this.#written = Math.max(0, this.#written - confirmed);
+  }
+
+  /** The session cannot be resumed: what was written is not repeated. */
+  forget() {
+    this.#longestForgotten = Math.max(this.#longestForgotten, this.longest);
+    this.#entries.splice(0, this.#written);
+    this.#written = 0;
+  }
+
+  /** The bytes of the longest message that was written to the current connection and is not confirmed; 0 without one. */
+  get longest() {
+    const sizes = this.#entries.slice(0, this.#written).map(({ text }) => bytesIn(text));
+    return sizes.reduce((longest, size) => Math.max(longest, size), this.#longestForgotten);
+  }
+
+  /** Removes and returns that message, if it is still here. */
+  removeLongest() {
+    const { longest } = this;
+    const index = this.#entries.findIndex(({ text }, at) => at < this.#written && bytesIn(text) === longest);
+    if (index < 0) return [];
+    this.#written--;
+    return this.#entries.splice(index, 1).map(({ message }) => message);
+  }
+
+  /** The connection was lost: nobody knows which messages arrived. */
+  rewind() {
+    this.#written = this.#longestForgotten = 0;
+  }
+
+  /** Whether a message was written to an earlier connection, and may not have arrived. */
+  get hasUncertain() {
+    return this.#entries.some(({ wasSent }, index) => wasSent && index >= this.#written);
+  }
+
+  /** The server answered a message: it will not be sent again. */
+  answered(msgId) {
+    const index = this.#entries.findIndex(({ message, wasSent }) => wasSent && message.msgId === msgId);
+    if (index < 0) return;
+    this.#entries.splice(index, 1);
+    if (index < this.#written) this.#written--;
+  }
+
+  /** Removes and returns the messages for which `test` is true. */
+  remove(test) {
+    const [kept, removed] = [[], []];
+    for (const entry of this.#entries) (test(entry.message) ? removed : kept).push(entry);
+    this.#entries = kept;
+    return removed.map(({ message }) => message);
+  }
+}
+
 /**
  * This peer's own metadata, as JSON: with which it joins, and its updates on an open connection; without I/O.
  *
@@ -580,7 +612,7 @@ class OwnMetadata {
     const update = this.#unanswered.splice(0, index + 1).at(-1); // Those before it will not be taken any more.
     if (update) {
       this.#accepted = update.metadata;
-      this.#settle(update)?.resolve();
+      this.#complete(update)?.resolve();
     } else if (received === asReceived(this.#wanted)) this.#accepted = this.#wanted; // An answer of an earlier connection.
   }
 
@@ -597,7 +629,7 @@ class OwnMetadata {
   /** An update was refused; returns whether somebody waits for its outcome. */
   refuse(msgId, code, message) {
     const index = this.#unanswered.findIndex((update) => update.message.msgId === msgId);
-    const waiting = this.#settle(...this.#unanswered.splice(index, 1));
+    const waiting = this.#complete(...this.#unanswered.splice(index, 1));
     // Otherwise it is that of a later update. The server may still take an earlier one.
     if (!this.#underWay) this.#wanted = this.#unanswered.at(-1)?.metadata ?? this.#accepted;
     waiting?.reject(notUpdated(code, message));
@@ -606,7 +638,7 @@ class OwnMetadata {
 
   /** The server has not answered. */
   late() {
-    if (this.#underWay) this.#settle(this.#underWay)?.reject(notUpdated("unconfirmed", "the server has not answered in time"));
+    if (this.#underWay) this.#complete(this.#underWay)?.reject(notUpdated("unconfirmed", "the server has not answered in time"));
   }
 
   /** The longest update that the server has not answered: its size in bytes and its msgId. */
@@ -636,7 +668,7 @@ class OwnMetadata {
   }
 
   /** An update has an outcome: returns who waits for that; undefined if nobody does. */
-  #settle(update) {
+  #complete(update) {
     if (update === this.#underWay) this.#advance();
     const { resolve, reject } = update;
     update.resolve = update.reject = undefined;
@@ -655,6 +687,14 @@ class OwnMetadata {
 }
 
 const notUpdated = (code, message) => Object.assign(new Error(`the metadata was not updated: ${message}`), { code });
+
+// ---- Connecting again ----
+
+/** The status of a refused handshake: the package `ws` has it in its error, browsers do not report it. */
+function statusOf(failure) {
+  const [, status] = /^Unexpected server response: (\d{3})$/.exec(failure) ?? [];
+  return status && Number(status);
+}
 
 /**
  * Asks a server why it refuses connections, because browsers hide the status of a failed handshake.
@@ -752,9 +792,12 @@ class Retry {
   #hasExpired = false; // whether the token of a connection did, and none has lasted since
   #wasAskedAnew = false; // whether the token was asked for again because it was refused
 
-  constructor({ first = 500, most = 30_000 } = {}, reconnects, isRenewable) {
+  constructor(backoff, reconnects, isRenewable) {
+    const { first = 500, most = 30_000 } = backoff ?? {};
+    const isPause = (ms) => typeof ms === "number" && ms > 0;
+    need(isObject(backoff) && isPause(first) && isPause(most), "`backoff` has to be {first, most} in milliseconds, above 0");
     this.#first = first;
-    this.#most = most;
+    this.#most = Math.min(most, MAX_TIMER_MS);
     this.#reconnects = reconnects;
     this.#isRenewable = isRenewable;
   }
@@ -810,7 +853,7 @@ class Retry {
       return this.#end(`${why} (${reason})`);
     }
     if (loss.isUnexplained && performance.now() - this.#askedAt >= MS.checkAgain) return this.#ask(loss);
-    return loss.refusal ? this.#refused(loss.refusal, loss, isRevertible) : this.#unrefused(loss);
+    return loss.refusal ? this.#refused(loss.refusal, loss, isRevertible) : this.#retryLater(loss);
   }
 
   /** The server was asked why. Without an answer, the next attempt comes as late as without the question. */
@@ -818,7 +861,7 @@ class Retry {
     const loss = this.#loss;
     const refusal = answer ?? loss.refusal;
     if (refusal) return this.#refused(refusal, loss, isRevertible);
-    return this.#unrefused(loss, Math.max(0, loss.retryInMs - (performance.now() - this.#since)));
+    return this.#retryLater(loss, Math.max(0, loss.retryInMs - (performance.now() - this.#since)));
   }
 
   #enter(state) {
@@ -842,7 +885,7 @@ class Retry {
       this.#wasAskedAnew = true;
       return this.#connect({ reason });
     }
-    const isFinal = DISMISSALS.has(status) || (status >= 400 && status < 500 && !MOMENTARY.includes(status));
+    const isFinal = DISMISSALS.has(status) || (status >= 400 && status < 500 && !TEMPORARY.includes(status));
     if (isFinal || !this.#reconnects) return this.#end(reason, refusal);
     this.#isServerThere = true;
     this.#retryAfterMs = Math.min(MS.mostRetryAfter, retryAfter * 1000);
@@ -850,7 +893,7 @@ class Retry {
     return this.#pause({ reason, retryInMs: this.#pauseMs(code), refusal });
   }
 
-  #unrefused({ code, reason }, retryInMs = this.#pauseMs(code)) {
+  #retryLater({ code, reason }, retryInMs = this.#pauseMs(code)) {
     return this.#reconnects ? this.#pause({ reason, retryInMs }) : this.#end(reason);
   }
 
@@ -899,6 +942,8 @@ class Retry {
   }
 }
 
+// ---- Sealed payloads ----
+
 /** The topic that a URL names, as it is, not percent-encoded. */
 function topicOf(url) {
   try {
@@ -906,10 +951,6 @@ function topicOf(url) {
   } catch {
     throw new TypeError("the topic in the URL is not percent-encoded UTF-8");
   }
-}
-
-function bytesIn(text) {
-  return new TextEncoder().encode(text).length;
 }
 
 /** The size of a message once its payload is sealed, in bytes. */
@@ -935,6 +976,26 @@ function sealingOf(secret, topic) {
     throw new Error("a secret needs crypto.subtle, which browsers have on https: pages and on localhost only");
   }
   return import("./sealing.js").then(({ Sealing }) => Sealing.create(secret, topic));
+}
+
+// ---- One peer in a topic ----
+
+/**
+ * What to connect to, and with what.
+ *
+ * @returns `address`, the URL without metadata and resume token, and `shown`, the metadata.
+ */
+function addressed(url, metadata = {}) {
+  need((isText(url) && url) || url instanceof URL, "`join` needs the URL of a topic");
+  const made = new URL(url, globalThis.location?.href);
+  made.protocol = made.protocol.replace("http", "ws");
+  need(/^wss?:$/.test(made.protocol), "the URL of a topic has to begin with ws:, wss:, http: or https:");
+  made.hash = "";
+  const inUrl = made.searchParams.has("metadata") ? parsed(made.searchParams.get("metadata")) : {};
+  need(isObject(inUrl), "the metadata in the URL has to be a JSON object");
+  need(isObject(metadata), "`metadata` has to be an object");
+  made.searchParams.delete("metadata");
+  return { address: made.href, shown: { ...inUrl, ...metadata, [INSTANCE]: random() } };
 }
 
 export function join(url, options) {
@@ -982,28 +1043,29 @@ export class Signaling extends EventTarget {
   #lastNumbers = new Map(); // peer id -> the number of the last message from it
 
   #sealing; // a promise of it; undefined without a secret
-  #arrivals = []; // of {react, size}: what the connection brought and is not processed yet, in order
-  #arrivedSize = 0; // of these
+  #incoming = []; // of {react, size}: what the connection brought and is not processed yet, in order
+  #incomingSize = 0; // of these
 
   constructor(url, options = {}) {
     super();
-    const { metadata, signal, token, WebSocket = globalThis.WebSocket } = options;
-    if (typeof WebSocket !== "function") {
-      throw new TypeError("There is no WebSocket here: give `join` the option WebSocket, for example of the package ws.");
-    }
+    need(isObject(options), "the options of `join` have to be an object");
+    const { metadata, signal, token, WebSocket = globalThis.WebSocket, backoff = {}, maxMessageBytes = MAX_MESSAGE_BYTES } = options;
+    need(typeof WebSocket === "function", "There is no WebSocket here: give `join` the option WebSocket, for example of the package ws.");
+    need(signal === undefined || typeof signal?.aborted === "boolean", "`signal` has to be an AbortSignal");
+    need(maxMessageBytes > 0 && typeof maxMessageBytes === "number", "`maxMessageBytes` has to be a positive number");
     this.#WebSocket = WebSocket;
     const { address, shown } = addressed(url, metadata);
     this.#url = address;
     this.#own = new OwnMetadata(shown);
-    this.#maxMessageBytes = options.maxMessageBytes ?? MAX_MESSAGE_BYTES;
+    this.#maxMessageBytes = maxMessageBytes;
     this.#credential = new Credential(token, this.#url);
-    this.#retry = new Retry(options.backoff, options.reconnect ?? true, this.#credential.isRenewable);
+    this.#retry = new Retry(backoff, options.reconnect ?? true, this.#credential.isRenewable);
     this.#renewal = new Renewal(
       this.#credential,
       (message) => this.#socket.send(JSON.stringify(message)),
       (message) => emit(this, "error", { type: "error", code: "invalid_token", message }),
     );
-    if (options.secret !== undefined) this.#share(options.secret);
+    if (options.secret !== undefined) this.#useSecret(options.secret);
     this.#ready = new Promise((resolve, reject) => (this.#readyResolvers = { resolve, reject }));
     this.#ready.catch(() => {}); // An application that does not wait for it gets no error.
     if (signal?.aborted) {
@@ -1051,13 +1113,13 @@ export class Signaling extends EventTarget {
     const text = JSON.stringify(message);
     const json = this.#sealing && (JSON.stringify(payload) ?? "");
     const size = this.#sealing ? sealedSize(message, this.#outbox.next, json) : bytesIn(text);
-    const open = this.#state === "open";
+    const open = this.#isConnected;
     const isTooLarge = size > this.#maxMessageBytes;
-    const isFull = this.#outbox.size >= (open ? MAX_UNCONFIRMED : MAX_KEPT);
+    const isFull = this.#outbox.size >= (open ? MAX_UNCONFIRMED : MAX_WAITING);
     const isStuck = open && this.#socket.bufferedAmount > MAX_BUFFERED_BYTES;
     if (isTooLarge || isFull || isStuck || this.#state === "closed") {
       const why = isTooLarge ? `a message may have at most ${this.#maxMessageBytes} bytes` : undefined;
-      queueMicrotask(() => this.#refuse(isTooLarge ? "too_large" : "dropped", [message], why));
+      queueMicrotask(() => this.#reportUnsent(isTooLarge ? "too_large" : "dropped", [message], why));
       return msgId;
     }
     if (this.#sealing) this.#outbox.addUnsealed(message, json);
@@ -1074,6 +1136,11 @@ export class Signaling extends EventTarget {
 
   leave() {
     this.#leave(new DOMException("left the topic", "AbortError"));
+  }
+
+  /** Whether messages can be written: a listener of `refused` may send while the state is that of the lost connection. */
+  get #isConnected() {
+    return this.#state === "open" && this.#socket !== undefined;
   }
 
   // -- The connection --
@@ -1126,7 +1193,7 @@ export class Signaling extends EventTarget {
     this.#isAccepted = this.#isWelcomed = false;
     const isCurrent = () => this.#socket === socket;
     const ifCurrent = (react) => (event) => {
-      if (isCurrent()) this.#inTurn(() => isCurrent() && react(event), event.data?.length ?? event.data?.size);
+      if (isCurrent()) this.#processInOrder(() => isCurrent() && react(event), event.data?.length ?? event.data?.size);
     };
     socket.addEventListener("open", ifCurrent(() => this.#accept()));
     socket.addEventListener("message", ifCurrent(({ data }) => this.#receive(data)));
@@ -1163,7 +1230,7 @@ export class Signaling extends EventTarget {
     this.#lose(1006, reason);
   }
 
-  #forget() {
+  #closeAbandoned() {
     for (const socket of this.#abandoned) socket.close();
     this.#abandoned.clear();
   }
@@ -1172,10 +1239,10 @@ export class Signaling extends EventTarget {
   #lose(code, reason, failure) {
     const lost = this.#state === "open" ? `the connection was lost (${code})` : `no connection (${code})`;
     this.#socket = undefined;
-    for (const { size } of this.#arrivals.splice(1)) this.#arrivedSize -= size; // The first one is being processed.
+    for (const { size } of this.#incoming.splice(1)) this.#incomingSize -= size; // The first one is being processed.
     this.#renewal.stop();
     clearTimeout(this.#updateTimer);
-    if (code === MESSAGE_TOO_BIG) this.#blame();
+    if (code === MESSAGE_TOO_BIG) this.#dropLongest();
     this.#own.lose();
     this.#outbox.rewind();
     this.#awaitsEcho = this.#catchingUp = false;
@@ -1187,13 +1254,13 @@ export class Signaling extends EventTarget {
   }
 
   /** A message was too long for the server: the longest one that is not confirmed, which must not be repeated. */
-  #blame() {
+  #dropLongest() {
     const { size, msgId } = this.#own.longest;
     const why = "the server takes no such long message";
     let refused = [];
     if (this.#outbox.longest >= size) refused = this.#outbox.removeLongest();
     else if (!this.#own.refuse(msgId, "too_large", why)) refused = [{ msgId }];
-    queueMicrotask(() => this.#refuse("too_large", refused, why));
+    queueMicrotask(() => this.#reportUnsent("too_large", refused, why));
   }
 
   /** An attempt failed, or a connection was lost. */
@@ -1231,7 +1298,7 @@ export class Signaling extends EventTarget {
   /** The network may be back, or a connection may have been lost unnoticed. */
   #wake() {
     const isDue = this.#retry.woken();
-    if (this.#state === "open") this.#fence();
+    if (this.#isConnected) this.#fence();
     else if (isDue) this.#tryTo(() => this.#connect());
   }
 
@@ -1242,7 +1309,7 @@ export class Signaling extends EventTarget {
   #pause() {
     if (!this.#socket) return;
     this.#socket.close(1000);
-    this.#forget();
+    this.#closeAbandoned();
     this.#lose(1000, "the page was left");
   }
 
@@ -1258,11 +1325,11 @@ export class Signaling extends EventTarget {
     clearTimeout(this.#updateTimer);
     this.#own.leave();
     this.#socket = undefined;
-    this.#forget();
+    this.#closeAbandoned();
     this.#listening.abort();
     this.#readyResolvers.reject(rejection);
     this.#change("closed", { reason: why, code });
-    this.#refuse("dropped", this.#outbox.remove(() => true));
+    this.#reportUnsent("dropped", this.#outbox.remove(() => true));
   }
 
   #change(state, detail) {
@@ -1307,7 +1374,7 @@ export class Signaling extends EventTarget {
   async #update(metadata) {
     if (!isObject(metadata)) throw new TypeError("metadata has to be an object");
     const update = this.#own.make(metadata);
-    const isOpen = this.#state === "open";
+    const isOpen = this.#isConnected;
     if (bytesIn(JSON.stringify(update.message)) > this.#maxMessageBytes) {
       throw notUpdated("too_large", `a message may have at most ${this.#maxMessageBytes} bytes`);
     }
@@ -1344,13 +1411,13 @@ export class Signaling extends EventTarget {
     this.#timer = setTimeout(late, ms);
   }
 
-  #refuse(code, messages, message = "not sent") {
+  #reportUnsent(code, messages, message = "not sent") {
     for (const { msgId } of messages) emit(this, "error", { type: "error", code, message, msgId });
   }
 
   // -- Sealed payloads --
 
-  #share(secret) {
+  #useSecret(secret) {
     this.#sealing = sealingOf(secret, topicOf(this.#url));
     this.#sealing.catch((error) => {
       if (this.#state === "closed") return;
@@ -1369,7 +1436,7 @@ export class Signaling extends EventTarget {
       entry.text = JSON.stringify({ ...message, payload: await sealing.seal({ type, from, to, number }, json) });
     } catch (error) {
       const unsealed = this.#outbox.remove((kept) => kept === message);
-      this.#refuse("not_sealed", unsealed, `the payload was not sealed: ${messageOf(error)}`);
+      this.#reportUnsent("not_sealed", unsealed, `the payload was not sealed: ${messageOf(error)}`);
     }
     if (this.#state === "open") this.#flush();
   }
@@ -1379,7 +1446,7 @@ export class Signaling extends EventTarget {
     const sealing = await this.#sealing;
     const { message, reason } = await sealing.open(sealed, this.#selfId);
     if (this.#state === "closed") return;
-    if (message) this.#take(message);
+    if (message) this.#deliver(message);
     else if (reason) emit(this, "tampered", { from: sealed.from, type: sealed.type, reason });
   }
 
@@ -1388,25 +1455,25 @@ export class Signaling extends EventTarget {
    *
    * @param size - of a message, in characters or bytes.
    */
-  #inTurn(react, size = 0) {
+  #processInOrder(react, size = 0) {
     if (!this.#sealing) {
       react();
       return;
     }
-    const { length } = this.#arrivals;
-    if (length >= MAX_ARRIVALS || (length && this.#arrivedSize + size > MAX_ARRIVED)) {
+    const { length } = this.#incoming;
+    if (length >= MAX_INCOMING || (length && this.#incomingSize + size > MAX_INCOMING_SIZE)) {
       this.#abandon("the server sends faster than this side reads");
       return;
     }
-    this.#arrivals.push({ react, size });
-    this.#arrivedSize += size;
-    if (!length) this.#work();
+    this.#incoming.push({ react, size });
+    this.#incomingSize += size;
+    if (!length) this.#processIncoming();
   }
 
-  async #work() {
-    for (; this.#arrivals.length; this.#arrivedSize -= this.#arrivals.shift().size) {
+  async #processIncoming() {
+    for (; this.#incoming.length; this.#incomingSize -= this.#incoming.shift().size) {
       try {
-        await this.#arrivals[0].react();
+        await this.#incoming[0].react();
       } catch (error) {
         // sealing.js is missing: the client has ended.
         if (this.#state !== "closed") queueMicrotask(() => { throw error; });
@@ -1429,7 +1496,7 @@ export class Signaling extends EventTarget {
     const fence = /^fence (\d+) (\d+)$/.exec(message.msgId)?.slice(1).map(Number);
     if (fence && (message.from === this.#selfId || message.type === "error")) this.#fenceReturned(...fence);
     else if (this.#sealing && RELAYED.includes(message.type)) return this.#unseal(message);
-    else if (!this.#repeated(message)) this.#take(message);
+    else if (!this.#repeated(message)) this.#deliver(message);
     return undefined;
   }
 
@@ -1448,8 +1515,8 @@ export class Signaling extends EventTarget {
     return false;
   }
 
-  #take(message) {
-    if (message.type === "welcome") this.#enter(message);
+  #deliver(message) {
+    if (message.type === "welcome") this.#startSession(message);
     else if (message.type === "error") this.#outbox.answered(message.msgId);
     else if (message.type === "ice-servers") this.#iceServers = message.iceServers;
     emit(this, "received", message);
@@ -1467,7 +1534,7 @@ export class Signaling extends EventTarget {
     return this.#peers.has(id) || id === this.#selfId;
   }
 
-  #enter(message) {
+  #startSession(message) {
     this.#isWelcomed = true;
     // Another id is another peer, whatever the server says: nothing may be repeated as that.
     if (message.selfId !== this.#selfId) delete message.resumed;
@@ -1485,14 +1552,14 @@ export class Signaling extends EventTarget {
     this.#renewal.start(expiresIn);
     this.#iceServers = iceServers ?? [];
     this.#features = new Set(features);
-    this.#forget();
+    this.#closeAbandoned();
   }
 
   #welcome(message) {
     const another = !message.resumed && this.#formerIds.size > 0;
     const lost = another ? this.#outbox.remove(() => true) : [];
     emit(this, "welcome", message);
-    this.#refuse("dropped", lost);
+    this.#reportUnsent("dropped", lost);
   }
 
   #list(message) {
@@ -1505,7 +1572,7 @@ export class Signaling extends EventTarget {
     this.#isListed = true;
     this.#retry.opened();
     this.#watch(MS.idle, () => this.#fence());
-    this.#refuse("target_not_found", before ? this.#outbox.remove(({ to }) => !this.#isThere(to)) : []);
+    this.#reportUnsent("target_not_found", before ? this.#outbox.remove(({ to }) => !this.#isThere(to)) : []);
     if (this.#state === "closed") return; // A listener left.
     this.#catchingUp = this.#outbox.hasUncertain;
     if (this.#features.has(METADATA_UPDATES)) this.#own.repeat();
@@ -1574,33 +1641,54 @@ export class Signaling extends EventTarget {
   }
 }
 
-/**
- * What to connect to, and with what.
- *
- * @returns `address`, the URL without metadata and resume token, and `shown`, the metadata.
- */
-function addressed(url, metadata) {
-  const made = new URL(url, globalThis.location?.href);
-  made.protocol = made.protocol.replace("http", "ws");
-  made.hash = "";
-  const shown = { ...JSON.parse(made.searchParams.get("metadata") ?? "{}"), ...metadata, [INSTANCE]: random() };
-  made.searchParams.delete("metadata");
-  return { address: made.href, shown };
+// ---- A mesh of connections ----
+
+/** Allows `most` actions at once, and one more every `ms`; an action may count as several. */
+class Allowance {
+  #most;
+  #ms;
+  #left;
+  #at = performance.now();
+
+  constructor(most, ms) {
+    this.#most = this.#left = most;
+    this.#ms = ms;
+  }
+
+  /** Whether so many more are allowed. */
+  has(count = 1) {
+    const now = performance.now();
+    this.#left = Math.min(this.#most, this.#left + (now - this.#at) / this.#ms);
+    this.#at = now;
+    return this.#left >= count;
+  }
+
+  take(count = 1) {
+    this.#left -= count;
+  }
 }
 
-/** A unique name. */
-function random() {
-  // crypto.randomUUID exists on secure pages only.
-  return Array.from(crypto.getRandomValues(new Uint32Array(4)), (word) => word.toString(36)).join("");
+/** The random name of a client; undefined if its metadata has none. */
+function instanceOf(metadata) {
+  const instance = metadata?.[INSTANCE];
+  return isText(instance) && instance ? instance : undefined;
 }
 
-/** A time of at most `ms` and at least half of it. */
-function less(ms) {
-  return ms * (1 - Math.random() / 2);
+/** The fingerprint of a connection's certificate, which never changes. */
+function certificateOf(sdp) {
+  return attribute(sdp, "fingerprint")?.toLowerCase();
 }
 
-function after(ms) {
-  return new Promise((done) => setTimeout(done, ms));
+/** The value of the first line `a=NAME:VALUE`. Line by line: a pattern over the whole text may take very long. */
+function attribute(sdp, name) {
+  const beginning = `a=${name}:`;
+  const line = sdp.split(/\r\n?|\n/).find((candidate) => candidate.startsWith(beginning));
+  return line?.slice(beginning.length).trim();
+}
+
+/** How many media sections a description has. */
+function sectionsOf(sdp) {
+  return sdp.split(/\r\n?|\n/).filter((line) => line.startsWith("m=")).length;
 }
 
 /** Another peer and the connection to it, with perfect negotiation (section 10.7 of the WebRTC specification). */
@@ -1615,7 +1703,7 @@ class Peer {
   #making = false;
   #ignoring = false;
   #settingAnswer = false;
-  #describing = 0;
+  #applying = 0;
   #certificate; // the fingerprint of the other side's connection
   #unanswered = 0; // offers in a row
   #early = []; // candidates that came before their description
@@ -1679,7 +1767,7 @@ class Peer {
 
   /** Starts a negotiation that had to wait. */
   proceed() {
-    if (this.#wanted && !this.#describing && this.connection.signalingState === "stable") this.#negotiate();
+    if (this.#wanted && !this.#applying && this.connection.signalingState === "stable") this.#negotiate();
   }
 
   /** The other peer came back with a new id. */
@@ -1703,7 +1791,7 @@ class Peer {
   }
 
   /** The other peer left the topic: for good, or until it comes back with a new id while the connection goes on. */
-  orphan() {
+  leftTopic() {
     if (this.connection.connectionState !== "connected") this.#on.ended(this);
     else this.#later("grace", MS.grace, () => this.#on.ended(this));
   }
@@ -1731,9 +1819,9 @@ class Peer {
     return this.#certificate !== undefined && certificate !== undefined && certificate !== this.#certificate;
   }
 
-  async describe(description) {
+  async applyDescription(description) {
     const { connection } = this;
-    if (this.#describing >= MAX_DESCRIPTIONS) return;
+    if (this.#applying >= MAX_DESCRIPTIONS) return;
     const offered = description.type === "offer";
     const ready = !this.#making && (connection.signalingState === "stable" || this.#settingAnswer);
     this.#ignoring = offered && !ready && !this.polite;
@@ -1749,7 +1837,7 @@ class Peer {
     this.#wanted = false; // If more has to be negotiated, the browser reports it again.
     this.#unanswered = 0;
     this.#certificate = certificateOf(description.sdp) ?? this.#certificate;
-    this.#describing++;
+    this.#applying++;
     try {
       // Chromium 156 never gathers again if an offer is rolled back before the first candidate.
       const tooEarly = offered && !ready && !connection.remoteDescription;
@@ -1761,7 +1849,7 @@ class Peer {
       if (fragment !== this.#fragment) this.#candidates = 0;
       this.#fragment = fragment;
       for (const candidate of this.#early.splice(0)) this.addCandidate(candidate);
-      if (offered) await this.#describeSelf();
+      if (offered) await this.#sendDescription();
       this.#mayOffer = true;
       if (connection.connectionState !== "connected" && !this.#timers.has("repair")) this.#repairIn(MS.repair);
     } catch (error) {
@@ -1770,7 +1858,7 @@ class Peer {
       if (!this.#closed && (isLate || !this.#on.rejected(this, error))) this.#repairIn(MS.otherSide);
     } finally {
       this.#settingAnswer = false;
-      this.#describing--;
+      this.#applying--;
     }
   }
 
@@ -1834,7 +1922,7 @@ class Peer {
   async #offer() {
     try {
       this.#making = true;
-      await this.#describeSelf();
+      await this.#sendDescription();
     } catch (error) {
       if (!this.#closed) {
         this.#on.error(this, error);
@@ -1853,7 +1941,7 @@ class Peer {
     });
   }
 
-  async #describeSelf() {
+  async #sendDescription() {
     this.#gatheredWith = this.#signaling.iceServers;
     await this.connection.setLocalDescription();
     if (this.#closed) return;
@@ -1877,12 +1965,12 @@ class Peer {
   #wait(entry) {
     this.#waiting.push(entry);
     this.#waiting.sort((one, other) => one.number - other.number);
-    if (this.#waiting.length > MAX_KEPT) this.#waiting.shift();
+    if (this.#waiting.length > MAX_WAITING) this.#waiting.shift();
   }
 
   #write(entry) {
     this.#sent.set(this.#signaling.send(entry.type, this.id, entry.payload), entry);
-    if (this.#sent.size > MAX_KEPT) this.#sent.delete(this.#sent.keys().next().value);
+    if (this.#sent.size > MAX_WAITING) this.#sent.delete(this.#sent.keys().next().value);
   }
 
   // -- The path --
@@ -1946,29 +2034,6 @@ class Peer {
   }
 }
 
-/** The random name of a client; undefined if its metadata has none. */
-function instanceOf(metadata) {
-  const instance = metadata?.[INSTANCE];
-  return isText(instance) && instance ? instance : undefined;
-}
-
-/** The fingerprint of a connection's certificate, which never changes. */
-function certificateOf(sdp) {
-  return attribute(sdp, "fingerprint")?.toLowerCase();
-}
-
-/** The value of the first line `a=NAME:VALUE`. Line by line: a pattern over the whole text may take very long. */
-function attribute(sdp, name) {
-  const beginning = `a=${name}:`;
-  const line = sdp.split(/\r\n?|\n/).find((candidate) => candidate.startsWith(beginning));
-  return line?.slice(beginning.length).trim();
-}
-
-/** How many media sections a description has. */
-function sectionsOf(sdp) {
-  return sdp.split(/\r\n?|\n/).filter((line) => line.startsWith("m=")).length;
-}
-
 export class Mesh extends EventTarget {
   #signaling;
   #configuration;
@@ -1981,13 +2046,20 @@ export class Mesh extends EventTarget {
   #allowance; // for connections to new peers
   #replacements; // for connections that replace others, so that a peer that restarts all the time takes nothing from new peers
   #allowances = new Map(); // id -> the same for one peer
+  #sections = new Map(); // id -> an allowance for media sections of its descriptions
   #postponed = new Map(); // id -> since when it waits for a connection
   #crowded = false; // whether waiting peers come before new ones
   #ended = new Map(); // id -> {certificate, at} of the last connection that ended
   #timer; // for the next attempt for waiting peers
 
-  constructor(signaling, { configuration = {}, channel = true, maxConnections = MAX_CONNECTIONS } = {}) {
+  constructor(signaling, options = {}) {
     super();
+    need(signaling instanceof Signaling, "a mesh needs what `join` returned");
+    need(isObject(options), "the options of a mesh have to be an object");
+    const { configuration = {}, channel = true, maxConnections = MAX_CONNECTIONS } = options;
+    const { iceServers = [] } = configuration ?? {};
+    need(isObject(configuration) && Array.isArray(iceServers), "`configuration` has to be that of an RTCPeerConnection");
+    need(Number.isInteger(maxConnections) && maxConnections > 0, "`maxConnections` has to be a positive whole number");
     if (!globalThis.RTCPeerConnection) throw new Error("There is no WebRTC here: RTCPeerConnection is missing.");
     this.#maxConnections = maxConnections;
     this.#allowance = new Allowance(2 * maxConnections, MS.begin);
@@ -2005,8 +2077,8 @@ export class Mesh extends EventTarget {
     on("peer-updated", ({ peerId, metadata }) => this.#update(peerId, metadata));
     on("peer-left", ({ peerId }) => this.#left(peerId));
     on("ice-servers", () => this.#configure());
-    on("offer", (message) => this.#describe(message));
-    on("answer", (message) => this.#describe(message));
+    on("offer", (message) => this.#takeDescription(message));
+    on("answer", (message) => this.#takeDescription(message));
     on("ice-candidate", ({ from, payload }) => this.#peers.get(from)?.addCandidate(payload));
     on("error", ({ msgId, code }) => this.#peers.forEach((peer) => peer.undelivered(msgId, code)));
     globalThis.addEventListener?.("pagehide", () => this.#closeAll(), listening);
@@ -2020,6 +2092,9 @@ export class Mesh extends EventTarget {
   }
 
   addTrack(track, ...streams) {
+    // Otherwise each later connection would fail.
+    need(isText(track?.kind), "`addTrack` needs a track");
+    need(streams.every(isObject), "`addTrack` needs streams after the track");
     this.#tracks.set(track, streams);
     for (const { connection } of this.#peers.values()) connection.addTrack(track, ...streams);
   }
@@ -2048,6 +2123,10 @@ export class Mesh extends EventTarget {
     this.#closeAll();
   }
 
+  get #isClosed() {
+    return this.#listening.signal.aborted;
+  }
+
   // -- The peers in the topic --
 
   #welcome({ resumed }) {
@@ -2068,12 +2147,12 @@ export class Mesh extends EventTarget {
   }
 
   #connectToAll(atOnce) {
-    if (this.#listening.signal.aborted) return;
+    if (this.#isClosed) return;
     for (const id of this.#signaling.peers.keys()) this.#connectTo(id, atOnce);
   }
 
   #connectTo(id, atOnce) {
-    if (this.#peers.has(id) || this.#listening.signal.aborted) return;
+    if (this.#peers.has(id) || this.#isClosed) return;
     const candidates = this.#sameInstance(this.#signaling.peers.get(id));
     const returned = candidates.find((peer) => this.#successor(peer) === id);
     if (returned) this.#bind(returned, id);
@@ -2103,6 +2182,7 @@ export class Mesh extends EventTarget {
   }
 
   #bind(peer, id) {
+    if (this.#isClosed) return; // By a listener.
     const former = peer.id;
     this.#postponed.delete(id);
     this.#peers.delete(former);
@@ -2119,12 +2199,12 @@ export class Mesh extends EventTarget {
   }
 
   #left(id) {
-    for (const known of [this.#allowances, this.#postponed, this.#ended]) known.delete(id);
+    for (const known of [this.#allowances, this.#sections, this.#postponed, this.#ended]) known.delete(id);
     const peer = this.#peers.get(id);
     if (!peer) return;
     const successor = this.#successor(peer);
     if (successor) this.#bind(peer, successor);
-    else peer.orphan();
+    else peer.leftTopic();
   }
 
   // -- The number of connections --
@@ -2152,17 +2232,22 @@ export class Mesh extends EventTarget {
   #allows(id, allowance) {
     if (!this.#allowances.has(id)) this.#allowances.set(id, new Allowance(MAX_BEGUN, MS.beginAgain));
     const both = [this.#allowances.get(id), allowance];
-    if (!both.every(({ any }) => any)) return false;
+    if (!both.every((one) => one.has())) return false;
     for (const one of both) one.take();
     return true;
   }
 
   #begin(id) {
+    if (this.#isClosed) return undefined; // By a listener.
     let connection;
     try {
       connection = this.#connection(id);
     } catch (error) {
       return this.#postpone(id, error.message);
+    }
+    if (this.#isClosed) {
+      connection.close();
+      return undefined;
     }
     const peer = new Peer(id, this.#signaling, {
       connection,
@@ -2200,6 +2285,7 @@ export class Mesh extends EventTarget {
       this.#postponed.set(id, performance.now());
       if (why) this.#report(id, new Error(why));
     }
+    if (this.#isClosed) return undefined; // By a listener.
     this.#timer ??= setTimeout(() => {
       this.#timer = undefined;
       this.#crowded = false;
@@ -2215,7 +2301,7 @@ export class Mesh extends EventTarget {
     const overdue = [...this.#peers.values()].find(({ isOverdue }) => isOverdue);
     if (!overdue) return;
     this.#remove(overdue);
-    if (this.#signaling.peers.has(overdue.id) && !this.#listening.signal.aborted) this.#postpone(overdue.id);
+    if (this.#signaling.peers.has(overdue.id) && !this.#isClosed) this.#postpone(overdue.id);
   }
 
   #remove(peer) {
@@ -2241,13 +2327,22 @@ export class Mesh extends EventTarget {
 
   // -- Messages from peers --
 
-  #describe({ type, from, payload }) {
+  #takeDescription({ type, from, payload }) {
     const sdp = payload?.sdp;
     if (!isText(sdp) || !this.#signaling.peers.has(from)) return;
-    if (sectionsOf(sdp) > MAX_SECTIONS) {
+    const sections = sectionsOf(sdp);
+    if (sections > MAX_SECTIONS) {
       this.#report(from, new Error(`the ${type} has more than ${MAX_SECTIONS} media sections`));
       return;
     }
+    if (!this.#sections.has(from)) this.#sections.set(from, new Allowance(MAX_NEGOTIATED, MS.section));
+    const negotiated = this.#sections.get(from);
+    if (!negotiated.has(sections)) {
+      // The other side repeats an offer without an answer, and this side its own.
+      this.#report(from, new Error(`the ${type} was ignored: too many media sections were negotiated just now`));
+      return;
+    }
+    negotiated.take(sections);
     const certificate = certificateOf(sdp);
     let peer = this.#returned(from, certificate) ?? this.#peers.get(from);
     if (type === "offer" && certificate && certificate !== peer?.certificate && this.#justEnded(from, certificate)) {
@@ -2263,7 +2358,7 @@ export class Mesh extends EventTarget {
         return;
       }
     } else if (!peer && type === "offer" && certificate) peer = this.#add(from);
-    peer?.describe({ type, sdp });
+    peer?.applyDescription({ type, sdp });
   }
 
   #justEnded(id, certificate) {

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from signaling.backplane.pending_joins import PendingJoins
-from signaling.backplane.presence import Presence
+from signaling.backplane.replicas import Replicas
 from signaling.backplane.store import Departure, Snapshot
 from signaling.backplane.updates import PendingUpdates
 
@@ -58,27 +58,27 @@ class FakeListener:
         return lambda *arguments: self.calls.append((name, *arguments))
 
 
-def observed(store: FakeStore) -> tuple[Presence, FakeListener]:
-    """Make the presence of a node without peers, and an observer."""
-    presence = Presence(store, store, PendingJoins(), PendingUpdates(), lambda *_: None)  # type: ignore[arg-type]
-    presence.start(FakeNode())  # type: ignore[arg-type]
-    presence.observed = listener = FakeListener()
-    return presence, listener
+def observed(store: FakeStore) -> tuple[Replicas, FakeListener]:
+    """Make the replicas of a node without peers, and an observer."""
+    replicas = Replicas(store, store, PendingJoins(), PendingUpdates(), lambda *_: None)  # type: ignore[arg-type]
+    replicas.start(FakeNode())  # type: ignore[arg-type]
+    replicas.observed = listener = FakeListener()
+    return replicas, listener
 
 
 def test_every_topic_is_compared_however_many_others_end() -> None:
     store, node = FakeStore(), FakeNode()
-    presence = Presence(store, store, PendingJoins(), PendingUpdates(), lambda *_: None)  # type: ignore[arg-type]
-    presence.start(node)  # type: ignore[arg-type]
+    replicas = Replicas(store, store, PendingJoins(), PendingUpdates(), lambda *_: None)  # type: ignore[arg-type]
+    replicas.start(node)  # type: ignore[arg-type]
     older = [f"older{number}" for number in range(1300)]
     lasting = ["first", "second"]
     for topic in older + lasting:
         node.topics.add(topic)
-        presence.replica(topic)
+        replicas.replica(topic)
     for topic in older[:1200]:
         node.topics.discard(topic)
-        presence.leave(topic, "peer")
-        presence.check()
+        replicas.leave(topic, "peer")
+        replicas.check()
     assert {*lasting} <= {*store.synced}
 
 
@@ -89,24 +89,24 @@ def test_every_topic_is_compared_however_many_others_end() -> None:
 def test_an_observer_learns_from_the_store_whether_a_peer_has_left(
     departure: Departure | None, has_left: bool | None
 ) -> None:
-    presence, listener = observed(FakeStore(departure))
-    presence.leave("room", "ada")
+    replicas, listener = observed(FakeStore(departure))
+    replicas.leave("room", "ada")
     assert listener.calls[0] == ("leave_decided", "room", "ada", has_left)
 
 
 def test_a_peer_that_the_store_moved_here_in_vain_is_reported_once() -> None:
-    presence, listener = observed(FakeStore(removed=["ada", "bob"]))
-    presence.move_unanswered("room", "ada", b"the session")
-    presence.resync("room")
+    replicas, listener = observed(FakeStore(removed=["ada", "bob"]))
+    replicas.move_unanswered("room", "ada", b"the session")
+    replicas.resync("room")
     reports = [call for call in listener.calls if call[0] == "peer_lost_on_its_way"]
     assert reports == [("peer_lost_on_its_way", "room", "ada", None, b"the session")]
 
 
 def test_a_move_that_the_store_makes_later_is_reported_as_well() -> None:
     store = FakeStore()
-    presence, listener = observed(store)
-    presence.move_unanswered("room", "ada", b"the session")
-    presence.resync("room")
+    replicas, listener = observed(store)
+    replicas.move_unanswered("room", "ada", b"the session")
+    replicas.resync("room")
     store.removed = ("ada",)
-    presence.resync("room")
+    replicas.resync("room")
     assert ("peer_lost_on_its_way", "room", "ada", None, b"the session") in listener.calls

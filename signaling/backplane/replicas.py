@@ -1,4 +1,4 @@
-"""Who is where: the replicas of all topics that have a peer of this node.
+"""Which node has a peer: the replicas of all topics that have a peer of this node.
 
 Events keep them up to date, and snapshots replace them if events may be missing. What this node says of its own peers
 is right, and the store is made to agree.
@@ -30,11 +30,11 @@ _MOVE_CHECKS = 30
 _KEEP_UNLISTED_CHECKS = 10
 
 
-class Presence:
-    """Keeps the replicas.
+class Replicas:
+    """The replicas of this node.
 
     Args:
-        store: knows who is where.
+        store: knows the members of all nodes.
         membership: says whether the store serves this node.
         pending: the joins of this node.
         updates: the updates of this node's peers.
@@ -128,7 +128,7 @@ class Presence:
         is_pending = self._pending.has_topic(topic)
         if topic in self._replicas and not is_pending and not any(True for _ in self._node.members(topic)):
             for deliver in self._replicas.pop(topic).take_parked(forced=True):
-                # In vain: the targets are gone, and the senders have to get their errors.
+                # Nothing is delivered: the targets are gone, and the senders have to get their errors.
                 deliver()
 
     # Events and snapshots
