@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-COVERAGE_FLOOR = 87
+COVERAGE_FLOOR = 86
 """Percent of lines and branches; what is reached, minus a little."""
 
 _OWN_PORT = "not cluster and not redis and not site"
