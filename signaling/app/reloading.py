@@ -87,11 +87,11 @@ class Reloader:
         factory: is changed.
         certificates: what names a listener, and its certificate.
         worker: the number of the worker whose share of the bound on connections is the process's; None means the whole.
+        webhooks: deliver the events of this process; None if it has none.
 
     Attributes:
         log_levels: functions that set the level of the process's log; the factory's need not be among them.
         admin: the port of the admin API; None if this process has none.
-        webhooks: deliver events from this process; None if there are none.
         supervisor: of the workers that reload with this process; None if there are none.
     """
 
@@ -101,13 +101,15 @@ class Reloader:
         factory: ReloadableFactory,
         certificates: Iterable[tuple[str, Certificates]] = (),
         worker: int | None = None,
+        *,
+        webhooks: Webhooks | None,
     ) -> None:
         self._options = options
         self._factory = factory
         self._certificates = list(certificates)
         self._worker = worker
         self.admin: AdminFactory | None = None
-        self.webhooks: Webhooks | None = None
+        self._webhooks = webhooks
         self.supervisor: Supervisor | None = None
         self.log_levels: list[Callable[[NamedConstant], None]] = [self._set_level_of_factory]
         # In force, while the options stay as they were at the start.
@@ -240,8 +242,8 @@ class Reloader:
         self._config_was_empty = new.config_is_empty
         self._limits = _limits_in_force(self._limits, new.limits)
         self._factory.change(**self._arguments(new, changed))
-        if "webhook-secret-file" in changed and self.webhooks is not None and new.webhook is not None:
-            self.webhooks.keys = new.webhook.keys
+        if "webhook-secret-file" in changed and self._webhooks is not None and new.webhook is not None:
+            self._webhooks.keys = new.webhook.keys
         if "admin-token-file" in changed and self.admin is not None:
             self.admin.tokens = new.admin_tokens
         if "log-level" in changed:

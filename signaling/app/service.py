@@ -203,11 +203,12 @@ def _make_service(options: Options, reactor: Any) -> SignalingService | TwistdSe
         return service
     certificates = [(address.text, address.certificates) for address in addresses if address.certificates]
     # The listener bounds its connections as the first worker does.
-    reloader = Reloader(options, factory, certificates, worker=None if supervisor is None else 0)
+    number = None if supervisor is None else 0
+    # With workers, each of them delivers the events of its own peers.
+    webhooks = of_peers["observer"] if supervisor is None else None
+    reloader = Reloader(options, factory, certificates, number, webhooks=webhooks)
     reloader.admin = admin
     reloader.supervisor = supervisor
-    # With workers, each of them delivers the events of its own peers.
-    reloader.webhooks = of_peers["observer"] if supervisor is None else None
     reloader.log_levels.append(events_of_services.set_level)
     return TwistdService(service, options, reloader)
 

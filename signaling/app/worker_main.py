@@ -72,8 +72,7 @@ def main(arguments: Sequence[str]) -> None:
     of_peers = peer_arguments(options, reactor, events_of_services)
     factory = WorkerFactory(number, options.workers, **http_arguments(options, number), **of_peers)
     end = socket.socket(fileno=CHANNEL_DESCRIPTOR)
-    reloader = Reloader(options, factory, worker=number)
-    reloader.webhooks = of_peers["observer"]
+    reloader = Reloader(options, factory, worker=number, webhooks=of_peers["observer"])
     metrics = _metrics(options, factory, reactor, number)
     process = WorkerProcess(reactor, factory, end, metrics, reloader)
     predicate = LogLevelFilterPredicate(defaultLogLevel=options.log_level)

@@ -7,7 +7,7 @@ A part whose trial fails is named in ``MISFITS`` and in one line of the log, and
 - ``sockets``: an application's own port keeps Twisted's transport, which is slower.
 - ``accept``: a connection has a socket object while it is accepted.
 - ``endpoints``: SIGHUP reloads no certificates.
-- ``UNIX ports``: a UNIX socket from systemd becomes writable for everybody, and its file goes when the server stops.
+- ``UNIX ports``: a UNIX socket from systemd becomes writable for everybody, and is gone when the server stops.
 - ``PROXY header``: until its first bytes, a connection of a ``haproxy:`` endpoint counts for the proxy's address.
 - ``exit signal``: ``twistd`` ends by the signal that stopped it, not with status 0.
 - ``log observers``: ``--log-level`` and ``--log-addresses`` do not change the log of other libraries.
@@ -290,9 +290,10 @@ def _try_endpoints() -> bool:
 
 
 class UnixPortAdopter:
-    """Adopts listening UNIX sockets of somebody else, in place of a reactor, and leaves their files alone.
+    """Adopts listening UNIX sockets of somebody else, in place of a reactor, and leaves them as they are.
 
-    Twisted's reactor makes such a file writable for everybody, and removes it when it stops to listen.
+    Twisted's reactor makes the file of such a socket writable for everybody. When it stops to listen, it removes the
+    file, and lets the socket refuse connections.
 
     Args:
         reactor: the reactor.
@@ -308,12 +309,14 @@ class UnixPortAdopter:
         port: Any = unix.Port._fromListeningDescriptor(self._reactor, descriptor, factory)
         # As of a socket in the abstract namespace, which has no file.
         port._bindPath = b"\0" + port._bindPath.lstrip(b"\0")
+        # The socket is systemd's as well: after shutdown(2), it would refuse every client until the next start.
+        port._shouldShutdown = False
         port.startListening()
         return port
 
 
 def leave_unix_socket_alone(endpoint: Any) -> None:
-    """Let the endpoint of a UNIX socket that systemd hands over neither change nor remove the socket's file."""
+    """Let the endpoint of a UNIX socket that systemd hands over change neither the socket nor its file."""
     adopted = _innermost(endpoint)
     adopted.reactor = UnixPortAdopter(adopted.reactor)
 
@@ -321,7 +324,7 @@ def leave_unix_socket_alone(endpoint: Any) -> None:
 def _try_unix_ports() -> bool:
     port: Any = unix.Port(b"/a", None, reactor=FakeClock())  # type: ignore[arg-type]
     is_file: Any = unix._inFilesystemNamespace
-    is_adopting = hasattr(unix.Port, "_fromListeningDescriptor")
+    is_adopting = hasattr(unix.Port, "_fromListeningDescriptor") and port._shouldShutdown
     return port._bindPath == b"/a" and is_file(b"/a") and not is_file(b"\0/a") and is_adopting
 
 

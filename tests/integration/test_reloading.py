@@ -31,7 +31,9 @@ class Server:
         lines: of its log about SIGHUP.
     """
 
-    def __init__(self, folder: Path, text: str, *arguments: str, **harness: Any) -> None:
+    def __init__(
+        self, folder: Path, text: str, *arguments: str, webhooks: Webhooks | None = None, **harness: Any
+    ) -> None:
         self.file = folder / "signaling.toml"
         self.file.write_text(text)
         options = Options({})
@@ -46,7 +48,7 @@ class Server:
             **{**limits, **harness},
         )
         self.harness.factory.change(topic_rules=options.topic_rules)
-        self.reloader = Reloader(options, self.harness.factory)
+        self.reloader = Reloader(options, self.harness.factory, webhooks=webhooks)
         self.lines: list[str] = []
 
     def log(self, event: LogEvent) -> None:
@@ -331,7 +333,7 @@ def test_each_process_of_several_has_its_share_of_a_new_bound_on_connections(tmp
     options.parseOptions([f"--config={file}"])
     for worker, share in enumerate([4, 3, 3]):
         factory = Harness().factory
-        reloader = Reloader(options, factory, worker=worker)
+        reloader = Reloader(options, factory, worker=worker, webhooks=None)
         file.write_text("workers = 3\nmax-connections = 10")
         reloader.apply(reloader.prepare())
         assert factory.connection_limits.most == share
@@ -352,8 +354,7 @@ def test_a_new_secret_signs_webhooks(tmp_path: Path) -> None:
     secret.write_text("whsec_" + "a" * 32)
     clock, sender = Clock(), cast("Any", None)
     webhooks = Webhooks(sender, [], 1, clock, Events(LogLevel.info, clock.seconds), wall_clock=clock.seconds)
-    server = Server(tmp_path, text)
-    server.reloader.webhooks = webhooks
+    server = Server(tmp_path, text, webhooks=webhooks)
     secret.write_text("whsec_" + "b" * 32)
     assert server.reload(text) == ["webhook-secret-file: its content has changed"]
     assert webhooks.keys == parse_secrets(secret.read_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
 from signaling.server.endpoints import endpoint
+from signaling.transport.private_api import UnixPortAdopter
 
 
 class Sockets:
@@ -84,3 +86,17 @@ def test_a_file_that_is_no_socket_stays(sockets: Sockets) -> None:
     with pytest.raises(CannotListenError):
         sockets.listen()
     assert sockets.path.read_text() == "precious"
+
+
+def test_a_socket_of_systemd_is_left_as_it_was(sockets: Sockets) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(sockets.path))
+        sockets.path.chmod(0o600)
+        listening.listen()
+        listening.setblocking(False)
+        adopter = UnixPortAdopter(reactor)
+        port = adopter.adoptStreamPort(listening.fileno(), socket.AF_UNIX, Factory())
+        port.connectionLost(Failure(ConnectionDone()))
+        assert stat.S_IMODE(sockets.path.stat().st_mode) == 0o600
+        # The next server accepts it.
+        sockets.connect()
