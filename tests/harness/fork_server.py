@@ -108,6 +108,8 @@ class ForkServer:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._environment: dict[str, str] = {}
+        # Tests start servers in several threads.
+        self._starting = threading.Lock()
 
     def _start(self) -> None:
         self._environment = dict(os.environ)
@@ -125,8 +127,9 @@ class ForkServer:
         """Whether a fork with this environment is like a process that starts with it."""
         if not hasattr(os, "pidfd_open"):
             return False
-        if self._process is None:
-            self._start()
+        with self._starting:
+            if self._process is None:
+                self._start()
         differences = environment.items() ^ self._environment.items()
         return all(_READ_LATE.fullmatch(name) for name, _ in differences)
 
