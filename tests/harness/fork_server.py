@@ -103,13 +103,12 @@ class ForkedProcess:
 
 
 class ForkServer:
-    """The process whose forks are servers; it starts at the first of them."""
+    """The process whose forks are servers; it starts at the first of them. Several threads may start servers."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._environment: dict[str, str] = {}
-        # Tests start servers in several threads.
-        self._starting = threading.Lock()
 
     def _start(self) -> None:
         self._environment = dict(os.environ)
@@ -127,7 +126,7 @@ class ForkServer:
         """Whether a fork with this environment is like a process that starts with it."""
         if not hasattr(os, "pidfd_open"):
             return False
-        with self._starting:
+        with self._lock:
             if self._process is None:
                 self._start()
         differences = environment.items() ^ self._environment.items()
