@@ -126,7 +126,10 @@ class ForkServer:
 
     def can_start(self, environment: Mapping[str, str]) -> bool:
         """Whether a fork with this environment is like a process that starts with it."""
-        if not hasattr(os, "pidfd_open"):
+        try:
+            os.close(os.pidfd_open(os.getpid()))
+        except (AttributeError, OSError):
+            # Not Linux, Linux before 5.3, or a sandbox that forbids it.
             return False
         with self._lock:
             if self._process is None:
