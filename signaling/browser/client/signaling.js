@@ -62,9 +62,9 @@ const MAX_METADATA = 16_384;
 const MAX_FEATURES = 64;
 const MAX_FEATURE = 64;
 
-// ICE servers of a message, the URLs of one, and its size as JSON: a server has a few, with credentials.
+// ICE servers of a message, the URLs of all of them, and the size of one as JSON: a server has a few, with credentials.
 const MAX_ICE_SERVERS = 32;
-const MAX_ICE_URLS = 8;
+const MAX_ICE_URLS = 256;
 const MAX_ICE_SERVER = 4_096;
 
 // Messages that wait while the payload of one is opened, and their size: enough for the longest one.
@@ -279,11 +279,18 @@ function readExpiry({ expiresIn, ...rest }) {
   return { ...rest, ...(isSeconds(expiresIn) && { expiresIn }) };
 }
 
-/** A bounded number of ICE servers, each with a bounded number of URLs: a connection asks all of them. */
+/** A bounded number of ICE servers, with a bounded number of URLs: a connection asks all of them. */
 function readIceServers(value) {
   const short = (server) => charactersOf(server) <= MAX_ICE_SERVER;
   const servers = Array.isArray(value) ? value.slice(0, MAX_ICE_SERVERS).filter(isObject).filter(short) : [];
-  return servers.map((server) => (Array.isArray(server.urls) ? { ...server, urls: server.urls.slice(0, MAX_ICE_URLS) } : server));
+  let left = MAX_ICE_URLS;
+  const bounded = servers.map((server) => {
+    const urls = Array.isArray(server.urls) ? server.urls.slice(0, left) : server.urls;
+    left -= Array.isArray(urls) ? urls.length : 0;
+    return { ...server, urls };
+  });
+  // Browsers use no server at all if one has no URL.
+  return bounded.filter(({ urls }) => urls?.length !== 0);
 }
 
 const isFeature = (name) => isText(name) && name.length <= MAX_FEATURE;
