@@ -103,9 +103,10 @@ class ForkedProcess:
 
 
 class ForkServer:
-    """The process whose forks are servers; it starts at the first of them."""
+    """The process whose forks are servers; it starts at the first of them. Several threads may start servers."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._environment: dict[str, str] = {}
 
@@ -125,8 +126,9 @@ class ForkServer:
         """Whether a fork with this environment is like a process that starts with it."""
         if not hasattr(os, "pidfd_open"):
             return False
-        if self._process is None:
-            self._start()
+        with self._lock:
+            if self._process is None:
+                self._start()
         differences = environment.items() ^ self._environment.items()
         return all(_READ_LATE.fullmatch(name) for name, _ in differences)
 

@@ -1050,6 +1050,7 @@ def renewals(notes: Notes, folder: Path) -> None:
         on.title("a token ends, and the client comes back with another one")
         soon = token(sub="ada", exp=time.time() + 8)
         a.say(f'{{"type":"token","token":"{soon}"}}', "a token that ends soon")
+        a.frame()
         b = on.join("b", "/ws/room", bearer(token(sub="bob")), told="with bob's token")
         a.end()
         b.relay(a.id, "meanwhile")
