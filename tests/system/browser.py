@@ -27,7 +27,7 @@ FLAGS = (
     "--disable-features=WebRtcHideLocalIpsWithMdns",
     "--allow-loopback-in-peer-connection",
 )
-OPEN_SECONDS = 120
+OPEN_SECONDS = 60
 
 
 @contextmanager
