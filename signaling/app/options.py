@@ -240,8 +240,11 @@ class Options(usage.Options, AuthOptionMixin):
         if found is None:
             return text
         unknown = found[1]
-        known = sorted(f"--{name.rstrip('=')}" for name in self.longOpt)
-        near = [name for name in known if name.startswith(unknown)] or get_close_matches(unknown, known, n=1)
+        names = sorted(name.rstrip("=") for name in self.longOpt)
+        near = [f"--{name}" for name in names if f"--{name}".startswith(unknown)]
+        if not near:
+            # Without the dashes, which all options have in common: --redis is not close to --workers.
+            near = [f"--{name}" for name in get_close_matches(unknown.lstrip("-"), names, n=1)]
         hint = f"did you mean {' or '.join(near)}?" if near else "signaling --help lists the options"
         return f"{unknown}: there is no such option; {hint}"
 

@@ -1,7 +1,8 @@
 """Calls of an application's function, which may be a coroutine function.
 
 A function that is not one is called at once. Calls of a coroutine function run one after the other, so that messages
-stay in order; what waits for one that takes long has a bound, since strangers send it.
+stay in order; what waits for one that takes long has a bound, since strangers send it. A task or a future that a
+function returns is its own: nothing waits for it or cancels it.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from inspect import isawaitable, iscoroutine
+from inspect import iscoroutine
 from typing import Any
 
 _log = logging.getLogger("signaling.client")
@@ -61,7 +62,7 @@ class Calls:
             self._has_warned = True
             _log.warning("calls of a listener are left out: too many wait for one that has not ended")
 
-    def _begin(self, arguments: tuple[Any, ...]) -> Awaitable[Any] | None:
+    def _begin(self, arguments: tuple[Any, ...]) -> Coroutine[Any, Any, Any] | None:
         if self._function is None:
             return None
         try:
@@ -70,9 +71,9 @@ class Calls:
             # In aiortc, it would end the connection.
             _log.exception("a listener of the mesh failed")
             return None
-        return outcome if isawaitable(outcome) else None
+        return outcome if iscoroutine(outcome) else None
 
-    async def _run(self, running: Awaitable[Any]) -> None:
+    async def _run(self, running: Coroutine[Any, Any, Any]) -> None:
         await _finish(running)
         while self._waiting:
             arguments, size = self._waiting.popleft()
@@ -83,14 +84,13 @@ class Calls:
         # From now on, the next call begins at once.
         self._task = None
 
-    def _ended(self, first: Awaitable[Any], task: asyncio.Task[None]) -> None:
+    def _ended(self, first: Coroutine[Any, Any, Any], task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if self._task is task:
             self._task = None
             self._waiting.clear()
             self._waiting_bytes = 0
-        if iscoroutine(first):
-            first.close()  # The task may have been cancelled before it began.
+        first.close()  # The task may have been cancelled before it began.
 
 
 async def _finish(running: Awaitable[Any]) -> None:

@@ -27,7 +27,7 @@ import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from inspect import isawaitable
+from inspect import iscoroutine
 from typing import Any
 
 from signaling.client.aiortc import MAX_CANDIDATES, TamperLog, deliver, from_payload, to_payload
@@ -225,11 +225,13 @@ class Mesh:
         finally:
             if self._retry is not None:
                 self._retry.cancel()
-            for link in tuple(self._links.values()):
+            links = tuple(self._links.values())
+            for link in links:
                 self.drop(link)
             for task in self._calling:
                 task.cancel()
-            ending = self._closing | self._calling
+            # A link may be in a call of prepare.
+            ending = {*self._closing, *self._calling, *(link.task for link in links)}
             if ending:
                 await asyncio.wait(ending, timeout=_CLOSING_SECONDS)
 
@@ -428,7 +430,7 @@ class Mesh:
         if self._prepare is not None:
             try:
                 preparing = self._prepare(peer)
-                if isawaitable(preparing):
+                if iscoroutine(preparing):
                     await wait_for_call(preparing)
             except Exception:
                 _log.exception("prepare failed")
@@ -497,6 +499,7 @@ class _Link:
         peer: None without a connection.
         calls: of the application's listeners, for the current connection.
         updates: those of the listener for updates.
+        task: does what is to be done, until ``stop``.
     """
 
     def __init__(self, mesh: Mesh, peer_id: str, metadata: Metadata) -> None:
@@ -523,7 +526,7 @@ class _Link:
         self._uncertain_until = 0.0
         self._level = logging.WARNING
         self._stopped = False
-        self._task = asyncio.create_task(self._work())
+        self.task = asyncio.create_task(self._work())
 
     @property
     def is_connected(self) -> bool:
@@ -613,8 +616,8 @@ class _Link:
         self._cancel_repair()
         if self._grace is not None:
             self._grace.cancel()
-        if asyncio.current_task() is not self._task:
-            self._task.cancel()
+        if asyncio.current_task() is not self.task:
+            self.task.cancel()
 
     def changed(self, peer: MeshPeer) -> None:
         """Follow a change of a connection's state."""

@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -38,7 +39,7 @@ _READ_LATE = re.compile("LOG_LEVEL|NOTIFY_SOCKET|PORT|PYTEST_CURRENT_TEST|TURN_S
 
 
 class ForkedProcess:
-    """What tests use of ``subprocess.Popen``, for a child of the fork server.
+    """What tests use of ``subprocess.Popen``, for a child of the fork server. Several threads may wait for its end.
 
     Attributes:
         pid: its id.
@@ -50,6 +51,8 @@ class ForkedProcess:
         self.stdout = stdout
         self.returncode: int | None = None
         self._reports = reports
+        # Not at the end of the process: another thread may be about to poll it.
+        weakref.finalize(self, reports.close)
         self._lock = threading.Lock()
         if not self._is_reported(PATIENCE_SECONDS):
             raise AssertionError("the fork server does not answer")
@@ -84,7 +87,6 @@ class ForkedProcess:
         with self._lock:
             if self.returncode is None:
                 self.returncode = self._report()
-                self._reports.close()
             return self.returncode
 
     def send_signal(self, number: int) -> None:
@@ -124,7 +126,10 @@ class ForkServer:
 
     def can_start(self, environment: Mapping[str, str]) -> bool:
         """Whether a fork with this environment is like a process that starts with it."""
-        if not hasattr(os, "pidfd_open"):
+        try:
+            os.close(os.pidfd_open(os.getpid()))
+        except (AttributeError, OSError):
+            # Not Linux, Linux before 5.3, or a sandbox that forbids it.
             return False
         with self._lock:
             if self._process is None:

@@ -23,7 +23,6 @@ const WRONG = {
   "options that are a string": [[ROOM, "options"], /options/],
   "options that are null": [[ROOM, null], /options/],
   "metadata that is a string": [[ROOM, { metadata: "Ada" }], /metadata/],
-  "metadata that is null": [[ROOM, { metadata: null }], /metadata/],
   "metadata that is a list": [[ROOM, { metadata: ["Ada"] }], /metadata/],
   "metadata that is a cycle": [[ROOM, { metadata: cycle() }], /circular|cyclic/i],
   "metadata in the URL that is no JSON": [[`${ROOM}?metadata=Ada`], /metadata/],
@@ -34,7 +33,6 @@ const WRONG = {
   "a limit of nothing": [[ROOM, { maxMessageBytes: 0 }], /maxMessageBytes/],
   "a limit that is NaN": [[ROOM, { maxMessageBytes: NaN }], /maxMessageBytes/],
   "a backoff that is a number": [[ROOM, { backoff: 500 }], /backoff/],
-  "a backoff that is null": [[ROOM, { backoff: null }], /backoff/],
   "a first pause that is no number": [[ROOM, { backoff: { first: "1s" } }], /backoff/],
   "a first pause of nothing": [[ROOM, { backoff: { first: 0 } }], /backoff/],
   "a longest pause that is NaN": [[ROOM, { backoff: { most: NaN } }], /backoff/],
@@ -69,10 +67,33 @@ test("join: what is right", () => {
   assert.equal(sockets.at(-1).url.origin + sockets.at(-1).url.pathname, ROOM);
 });
 
+test("join: options that are null are as good as none", () => {
+  join(ROOM, { metadata: null, signal: null, reconnect: null, backoff: null, maxMessageBytes: null });
+  assert.equal(sockets.length, 1);
+});
+
+test("join: the URL object of another frame, or the page's own location", () => {
+  join({ href: ROOM, toString: () => ROOM });
+  assert.equal(sockets[0].url.origin + sockets[0].url.pathname, ROOM);
+});
+
+test("a mesh: a client of another copy of this module", async () => {
+  const copy = await import("../../signaling/browser/client/signaling.js?copy");
+  const mesh = new Mesh(copy.join(ROOM));
+  sockets.at(-1).receive(welcome("m"), list("a"));
+  assert.equal(mesh.peers.size, 1);
+});
+
+test("a mesh: as many connections as there are peers", () => {
+  const mesh = new Mesh(join(ROOM), { maxConnections: Infinity, configuration: { iceServers: null } });
+  sockets.at(-1).receive(welcome("m"), list(...Array.from({ length: 200 }, (_, index) => `p${index}`)));
+  assert.equal(mesh.peers.size, 200);
+});
+
 test("a mesh: wrong arguments", () => {
   for (const signaling of [undefined, null, {}, "room", ROOM]) assert.throws(() => new Mesh(signaling), { name: "TypeError", message: /join/ });
   const wrong = [
-    null, "options", { maxConnections: 0 }, { maxConnections: NaN }, { maxConnections: "64" }, { maxConnections: 1.5 },
+    null, "options", { maxConnections: 0 }, { maxConnections: NaN }, { maxConnections: "64" }, { maxConnections: -1 },
     { configuration: null }, { configuration: "stun:example.com" }, { configuration: { iceServers: "stun:example.com" } },
   ];
   for (const options of wrong) assert.throws(() => new Mesh(join(ROOM), options), { name: "TypeError", message: /options|maxConnections|configuration/ });

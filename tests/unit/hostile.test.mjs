@@ -562,7 +562,7 @@ test("of ICE servers without end a bounded number is used", () => {
     ...urls.map(() => ({ urls: urls.slice(0, 100) })),
   ];
   const { signaling, say } = meet([{ id: "a" }], { extra: { iceServers } });
-  const bounded = Array.from({ length: 29 }, () => ({ urls: urls.slice(0, 8) }));
+  const bounded = [...Array(2).fill({ urls: urls.slice(0, 100) }), { urls: urls.slice(0, 56) }];
   assert.deepEqual(signaling.iceServers, bounded);
   say({ type: "ice-servers", iceServers: [{ urls: urls[1], username: "u", credential: "c" }] });
   assert.deepEqual(signaling.iceServers, [{ urls: urls[1], username: "u", credential: "c" }]);
@@ -570,6 +570,13 @@ test("of ICE servers without end a bounded number is used", () => {
   signaling.addEventListener("ice-servers", ({ detail }) => told.push(detail.iceServers));
   say({ type: "ice-servers", iceServers });
   assert.deepEqual([told, signaling.iceServers], [[bounded], bounded]);
+});
+
+test("an operator's TURN servers, with a URL for each port and transport, are all used", () => {
+  const ports = ["3478?transport=udp", "3478?transport=tcp", "443?transport=tcp"];
+  const urls = ["eu", "us", "asia", "africa"].flatMap((region) => ports.map((port) => `turn:${region}.example.com:${port}`));
+  const iceServers = [{ urls: "stun:example.com" }, { urls, username: "u", credential: "c" }];
+  assert.deepEqual(meet([], { extra: { iceServers } }).signaling.iceServers, iceServers);
 });
 
 test("ICE servers that the browser does not take are told, and peers meet without them", async () => {

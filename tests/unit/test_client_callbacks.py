@@ -77,6 +77,33 @@ def test_a_function_whose_calls_are_coroutines_now_and_then_keeps_their_order() 
     asyncio.run(scenario())
 
 
+def test_a_function_that_starts_tasks_of_its_own_is_not_waited_for() -> None:
+    started: list[asyncio.Task[None]] = []
+    heard: list[str] = []
+
+    async def scenario() -> None:
+        answered = asyncio.Event()
+
+        async def hear(text: str) -> None:
+            if text == "answer":
+                answered.set()
+            await answered.wait()
+            heard.append(text)
+
+        def start(text: str) -> asyncio.Task[None]:
+            started.append(asyncio.create_task(hear(text)))
+            return started[-1]
+
+        played = Played(start)
+        for text in ("question", "answer"):
+            played.calls.call(text)
+        assert (len(started), played.tasks) == (2, set())
+        await asyncio.gather(*started)
+
+    asyncio.run(scenario())
+    assert sorted(heard) == ["answer", "question"]
+
+
 @pytest.mark.parametrize("error", [RuntimeError("oops"), asyncio.CancelledError("oops")])
 def test_a_call_that_raises_is_logged_and_the_next_one_runs(
     error: BaseException, caplog: pytest.LogCaptureFixture

@@ -55,6 +55,21 @@ def test_whole_control_frames_are_found(opcode: Opcode) -> None:
         bytes([0x81, 0xFF, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0]) + b"x" * 65_536,
         bytes([0x89, 0xFE, 0, 126, 0, 0, 0, 0]) + b"x" * 126,
     ],
+    # Not from the data, whose masks are random: each run would have names of its own.
+    ids=[
+        "binary",
+        "first fragment",
+        "continuation",
+        "not UTF-8",
+        "too long",
+        "close with half a code",
+        "not masked",
+        "reserved bit",
+        "reserved opcode",
+        "16-bit length below 126",
+        "64-bit length of 65,536",
+        "long ping",
+    ],
 )
 def test_everything_else_is_left_alone(data: bytes) -> None:
     assert masked_frame_at(data, 0, LONGEST) is None

@@ -979,6 +979,43 @@ def test_a_negotiation_waits_for_prepare() -> None:
     play(scenario())
 
 
+def test_a_negotiation_does_not_wait_for_a_task_that_prepare_starts() -> None:
+    async def scenario() -> None:
+        started: list[asyncio.Task[bool]] = []
+
+        def prepare(peer: MeshPeer) -> asyncio.Task[bool]:
+            started.append(asyncio.create_task(asyncio.Event().wait()))
+            return started[-1]
+
+        topic = Topic("b", prepare=prepare)
+        await topic.join("a")
+        assert topic.sent == [("offer", "a")]
+        await topic.end()
+        assert not started[0].done()
+        started[0].cancel()
+
+    play(scenario())
+
+
+def test_run_ends_after_the_calls_of_prepare_that_it_cancels() -> None:
+    ended: list[str] = []
+
+    async def prepare(peer: MeshPeer) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(1)
+            ended.append(peer.id)
+
+    async def scenario() -> None:
+        topic = Topic("b", prepare=prepare)
+        await topic.join("a")
+        await topic.end()
+        assert ended == ["a"]
+
+    play(scenario())
+
+
 @pytest.mark.parametrize("what", ["another offer", "a new id", "leaves"])
 def test_what_happens_while_an_application_prepares_counts(what: str) -> None:
     cancelled: list[str] = []

@@ -347,6 +347,7 @@ def test_a_value_out_of_range_is_named_with_its_range(argument: str, text: str) 
         (["--prot", "1"], "--prot: there is no such option; did you mean --port?"),
         (["--ping-intervall=1"], "--ping-intervall: there is no such option; did you mean --ping-interval?"),
         (["--xyzzy"], "--xyzzy: there is no such option; signaling --help lists the options"),
+        (["--redis=x"], "--redis: there is no such option; signaling --help lists the options"),
         (["-x"], "-x: there is no such option; signaling --help lists the options"),
         (["--admin=[::1]:9"], "--admin: there is no such option; did you mean --admin-listen or --admin-token-file?"),
         (["--log-"], "--log-: there is no such option; did you mean --log-addresses or --log-format or --log-level?"),

@@ -62,9 +62,9 @@ const MAX_METADATA = 16_384;
 const MAX_FEATURES = 64;
 const MAX_FEATURE = 64;
 
-// ICE servers of a message, the URLs of one, and its size as JSON: a server has a few, with credentials.
+// ICE servers of a message, the URLs of all of them, and the size of one as JSON: a server has a few, with credentials.
 const MAX_ICE_SERVERS = 32;
-const MAX_ICE_URLS = 8;
+const MAX_ICE_URLS = 256;
 const MAX_ICE_SERVER = 4_096;
 
 // Messages that wait while the payload of one is opened, and their size: enough for the longest one.
@@ -279,11 +279,18 @@ function readExpiry({ expiresIn, ...rest }) {
   return { ...rest, ...(isSeconds(expiresIn) && { expiresIn }) };
 }
 
-/** A bounded number of ICE servers, each with a bounded number of URLs: a connection asks all of them. */
+/** A bounded number of ICE servers, with a bounded number of URLs: a connection asks all of them. */
 function readIceServers(value) {
   const short = (server) => charactersOf(server) <= MAX_ICE_SERVER;
   const servers = Array.isArray(value) ? value.slice(0, MAX_ICE_SERVERS).filter(isObject).filter(short) : [];
-  return servers.map((server) => (Array.isArray(server.urls) ? { ...server, urls: server.urls.slice(0, MAX_ICE_URLS) } : server));
+  let left = MAX_ICE_URLS;
+  const bounded = servers.map((server) => {
+    const urls = Array.isArray(server.urls) ? server.urls.slice(0, left) : server.urls;
+    left -= Array.isArray(urls) ? urls.length : 0;
+    return { ...server, urls };
+  });
+  // Browsers use no server at all if one has no URL.
+  return bounded.filter(({ urls }) => urls?.length !== 0);
 }
 
 const isFeature = (name) => isText(name) && name.length <= MAX_FEATURE;
@@ -793,7 +800,7 @@ class Retry {
   #wasAskedAnew = false; // whether the token was asked for again because it was refused
 
   constructor(backoff, reconnects, isRenewable) {
-    const { first = 500, most = 30_000 } = backoff ?? {};
+    const { first = 500, most = 30_000 } = backoff;
     const isPause = (ms) => typeof ms === "number" && ms > 0;
     need(isObject(backoff) && isPause(first) && isPause(most), "`backoff` has to be {first, most} in milliseconds, above 0");
     this.#first = first;
@@ -985,9 +992,11 @@ function sealingOf(secret, topic) {
  *
  * @returns `address`, the URL without metadata and resume token, and `shown`, the metadata.
  */
-function addressed(url, metadata = {}) {
-  need((isText(url) && url) || url instanceof URL, "`join` needs the URL of a topic");
-  const made = new URL(url, globalThis.location?.href);
+function addressed(url, metadata) {
+  // A `URL` of another frame is no instance of this one's.
+  const given = isText(url) ? url : url?.href;
+  need(isText(given) && given, "`join` needs the URL of a topic");
+  const made = new URL(given, globalThis.location?.href);
   made.protocol = made.protocol.replace("http", "ws");
   need(/^wss?:$/.test(made.protocol), "the URL of a topic has to begin with ws:, wss:, http: or https:");
   made.hash = "";
@@ -1049,17 +1058,18 @@ export class Signaling extends EventTarget {
   constructor(url, options = {}) {
     super();
     need(isObject(options), "the options of `join` have to be an object");
-    const { metadata, signal, token, WebSocket = globalThis.WebSocket, backoff = {}, maxMessageBytes = MAX_MESSAGE_BYTES } = options;
+    const { signal, token, WebSocket = globalThis.WebSocket } = options;
+    const maxMessageBytes = options.maxMessageBytes ?? MAX_MESSAGE_BYTES;
     need(typeof WebSocket === "function", "There is no WebSocket here: give `join` the option WebSocket, for example of the package ws.");
-    need(signal === undefined || typeof signal?.aborted === "boolean", "`signal` has to be an AbortSignal");
+    need(signal === undefined || signal === null || typeof signal.aborted === "boolean", "`signal` has to be an AbortSignal");
     need(maxMessageBytes > 0 && typeof maxMessageBytes === "number", "`maxMessageBytes` has to be a positive number");
     this.#WebSocket = WebSocket;
-    const { address, shown } = addressed(url, metadata);
+    const { address, shown } = addressed(url, options.metadata ?? {});
     this.#url = address;
     this.#own = new OwnMetadata(shown);
     this.#maxMessageBytes = maxMessageBytes;
     this.#credential = new Credential(token, this.#url);
-    this.#retry = new Retry(backoff, options.reconnect ?? true, this.#credential.isRenewable);
+    this.#retry = new Retry(options.backoff ?? {}, options.reconnect ?? true, this.#credential.isRenewable);
     this.#renewal = new Renewal(
       this.#credential,
       (message) => this.#socket.send(JSON.stringify(message)),
@@ -2054,12 +2064,13 @@ export class Mesh extends EventTarget {
 
   constructor(signaling, options = {}) {
     super();
-    need(signaling instanceof Signaling, "a mesh needs what `join` returned");
+    // It may be of another copy of this module: the package has two, an ES module and CommonJS.
+    need(isText(signaling?.selfId) && signaling.addEventListener, "a mesh needs what `join` returned");
     need(isObject(options), "the options of a mesh have to be an object");
     const { configuration = {}, channel = true, maxConnections = MAX_CONNECTIONS } = options;
-    const { iceServers = [] } = configuration ?? {};
+    const iceServers = configuration?.iceServers ?? [];
     need(isObject(configuration) && Array.isArray(iceServers), "`configuration` has to be that of an RTCPeerConnection");
-    need(Number.isInteger(maxConnections) && maxConnections > 0, "`maxConnections` has to be a positive whole number");
+    need(typeof maxConnections === "number" && maxConnections >= 1, "`maxConnections` has to be a number from 1 up");
     if (!globalThis.RTCPeerConnection) throw new Error("There is no WebRTC here: RTCPeerConnection is missing.");
     this.#maxConnections = maxConnections;
     this.#allowance = new Allowance(2 * maxConnections, MS.begin);
