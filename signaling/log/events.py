@@ -6,6 +6,7 @@ docs/log.md lists them for operators. No payload, metadata, token or secret is e
 from __future__ import annotations
 
 import traceback
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -83,7 +84,8 @@ class Events:
         self._login_errors = _Repeated(seconds)
         self._admin_refusals = _Repeated(seconds)
         self._observer_errors = _Repeated(seconds)
-        self._evictions = _Repeated(seconds)
+        # By reason, of which there are two.
+        self._evictions = defaultdict[str, _Repeated](lambda: _Repeated(seconds))
 
     def set_level(self, level: NamedConstant) -> None:
         """Log no event below ``level`` from now on."""
@@ -193,8 +195,8 @@ class Events:
         self._log(LogLevel.info, text, subject, **fields)
 
     def connection_evicted(self, reason: str) -> None:
-        """A connection that had not joined was closed for a newer one; at most one line a second is logged."""
-        count = self._evictions.count()
+        """A connection that had not joined was closed for a newer one; at most one line a second for each reason."""
+        count = self._evictions[reason].count()
         if count:
             text = "closed the oldest connection that had not joined, for a newer one: {reason} ({count} times)"
             self.log.info(text, event="connections_evicted", reason=reason, count=count)

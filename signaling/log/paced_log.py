@@ -12,7 +12,7 @@ from signaling.timing.fair_scheduler import FairScheduler
 _LINES_PER_PASS = 16
 _LINE_BURST = 64
 _LINES_PER_SECOND = 1000.0
-# A queued line holds about 500 bytes.
+# A queued line holds about 500 bytes, and the subject of its peer.
 _MAX_QUEUED_LINES = 10_000
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -49,7 +50,7 @@ class Stack:
         self._folder = folder
         self._environment = environment
         hosts = folder / "hosts"
-        hosts.write_text(f"127.0.0.1 localhost {' '.join(SERVICES)}\n")
+        hosts.write_text(f"127.0.0.1 localhost {socket.gethostname()} {' '.join(SERVICES)}\n")
         user = [] if os.geteuid() == 0 else ["--map-root-user"]
         self._network = subprocess.Popen(
             [need("unshare"), *user, "--net", "--mount", sys.executable, "-c", _NETWORK, str(hosts)],
@@ -157,7 +158,8 @@ def stack(folder: Path, *more: str, scrape_seconds: int = 1) -> Iterator[Stack]:
         prometheus.write_text(prometheus.read_text().replace("interval: 15s", f"interval: {scrape_seconds}s"))
         entry_point = str(TREE / "deploy" / "docker-entrypoint.sh")
         # coturn does not choose the loopback interface by itself, and this network has no other.
-        options = {"signaling": more, "coturn": ("--verbose", "--listening-ip=127.0.0.1", "--relay-ip=127.0.0.1")}
+        loopback = ("--listening-ip=127.0.0.1", "--relay-ip=127.0.0.1", "--allow-loopback-peers")
+        options = {"signaling": more, "coturn": ("--verbose", *loopback)}
         for service, program, ready in (
             ("redis", [], "Ready to accept connections"),
             ("coturn", [], "UDP listener opened"),

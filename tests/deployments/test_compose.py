@@ -179,6 +179,45 @@ def test_coturn_takes_the_credentials_of_the_server(running: Stack) -> None:
     assert all(49160 <= int(relay[2]) <= 49199 for relay in relays)
 
 
+# Two peers that both relay send to each other until both have received: a first datagram may come before a permission.
+RELAY_TO_RELAY = """
+import asyncio, json, websockets
+from aioice.turn import create_turn_endpoint
+
+class Peer(asyncio.DatagramProtocol):
+    def __init__(self):
+        self.received = asyncio.Event()
+
+    def datagram_received(self, data, addr):
+        self.received.set()
+
+async def main():
+    async with websockets.connect("ws://localhost:8081/ws/room") as peer:
+        [server] = json.loads(await peer.recv())["iceServers"]
+    relays = [
+        await create_turn_endpoint(
+            Peer, server_addr=("127.0.0.1", 3478), username=server["username"], password=server["credential"]
+        )
+        for _ in range(2)
+    ]
+    async with asyncio.timeout(30):
+        for (one, _), (other, receiver) in (relays, relays[::-1]):
+            while not receiver.received.is_set():
+                for sender, target in ((one, other), (other, one)):
+                    sender.sendto(b"hello", target.get_extra_info("sockname"))
+                await asyncio.wait([asyncio.ensure_future(receiver.received.wait())], timeout=0.5)
+    for relay, _ in relays:
+        relay.close()
+    print("received")
+
+asyncio.run(main())
+"""
+
+
+def test_two_peers_that_both_relay_reach_each_other(running: Stack) -> None:
+    assert running.run([sys.executable, "-c", RELAY_TO_RELAY]) == "received\n"
+
+
 def test_redis_serves_the_server_alone(running: Stack) -> None:
     healthy = SERVICES["redis"]["healthcheck"]["test"]
     running.run(["sh", "-c", re.sub(r"(?<= )/run", f"{running.root('redis')}/run", healthy.replace("$$", "$"))])

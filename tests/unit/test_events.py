@@ -126,6 +126,18 @@ def test_failures_of_a_portal_are_logged_once_a_second(logged: list[Any]) -> Non
     assert [as_json(event)["count"] for event in logged] == [1, 250, 250, 250]
 
 
+def test_evictions_are_logged_once_a_second_and_counted_for_each_reason(logged: list[Any]) -> None:
+    clock = Clock()
+    log = Events(LogLevel.info, clock.seconds)
+    for reason in ["of one address"] * 37 + ["full"] * 3:
+        log.connection_evicted(reason)
+    clock.advance(2)
+    for reason in ("of one address", "full"):
+        log.connection_evicted(reason)
+    found = [(event["reason"], event["count"]) for event in map(as_json, logged)]
+    assert found == [("of one address", 1), ("full", 1), ("of one address", 37), ("full", 3)]
+
+
 def test_the_documents_list_every_event_and_every_field() -> None:
     page = (DOCS / "log.md").read_text()
     names = set(re.findall(r'event="(\w+)"', inspect.getsource(events)))
