@@ -412,6 +412,21 @@ def test_three_see_hear_of_and_write_to_each_other(driver: webdriver.Chrome, ser
     assert_kept_to_itself(driver, server)
 
 
+def test_a_picture_is_shown_although_the_browser_calls_its_track_muted(
+    driver: webdriver.Chrome, server: Server
+) -> None:
+    """Chromium may do so for ever, if both sides offered at once and the first offer was rolled back."""
+    muted = "Object.defineProperty(MediaStreamTrack.prototype, 'muted', { get: () => true })"
+    script = driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": muted})
+    try:
+        join(driver, server, "muted", "Ada")
+        wait_until(driver, "document.querySelectorAll('.tile[data-picture=yes]').length === 1")
+        driver.find_element("css selector", "#source [value=none]").click()
+        wait_until(driver, "document.querySelectorAll('.tile[data-picture=no]').length === 1")
+    finally:
+        driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", script)
+
+
 def assert_kept_to_itself(driver: webdriver.Chrome, server: Server) -> None:
     """Assert that no page complained, or asked another server for anything."""
     for handle in driver.window_handles:

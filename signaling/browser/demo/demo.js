@@ -226,6 +226,8 @@ class Tile {
   /** The name and the state of its media. */
   flags = { microphone: true, camera: true };
   #stream = null;
+  #expected; // the callback that waits for a frame
+  #hasFrame = false;
   #words = "";
 
   constructor(name, { own = false } = {}) {
@@ -275,7 +277,21 @@ class Tile {
 
   watch() {
     for (const track of this.#stream?.getVideoTracks() ?? []) {
-      for (const type of ["mute", "unmute", "ended"]) track[`on${type}`] = () => this.refresh();
+      track.onmute = () => this.#expectFrame(false);
+      for (const type of ["unmute", "ended"]) track[`on${type}`] = () => this.refresh();
+    }
+    this.#expectFrame();
+  }
+
+  /** A frame is a picture too: after both sides offered at once, Chromium may call a track muted whose pictures come. */
+  #expectFrame(isExpected = true) {
+    this.#hasFrame = false;
+    this.video.cancelVideoFrameCallback?.(this.#expected);
+    if (isExpected) {
+      this.#expected = this.video.requestVideoFrameCallback?.(() => {
+        this.#hasFrame = true;
+        this.refresh();
+      });
     }
     this.refresh();
   }
@@ -288,7 +304,7 @@ class Tile {
 
   refresh() {
     const tracks = this.#stream?.getVideoTracks() ?? [];
-    const moving = tracks.some((track) => track.readyState === "live" && !track.muted);
+    const moving = tracks.some((track) => track.readyState === "live" && (this.#hasFrame || !track.muted));
     const seen = moving && this.flags.camera && !this.#words;
     this.element.dataset.picture = seen ? "yes" : "no";
     write(this.status, this.#words || (this.flags.camera ? "No picture" : "Camera off"));
