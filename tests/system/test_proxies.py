@@ -181,7 +181,9 @@ def test_the_proxy_protocol_tells_the_clients_address_as_well(tmp_path: Path) ->
                 others_of(peer)
                 wait_for_line(nodes, "joined 'room' from 127.0.0.2")
             # Nothing but checks that speak the protocol too finds a node that was away.
-            nodes[0].restart()
+            nodes[0].stop()
+            proxy.wait_for("Server nodes/a is DOWN")
+            nodes[0].start()
             proxy.wait_for("Server nodes/a is UP")
 
 
