@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -129,7 +130,8 @@ class Results:
         for other in self._of(measure.scenario):
             theirs = self._values(measure.scenario, other, measure.figure)
             if other != OURS and ours and theirs:
-                ratios = [mine / its for mine, its in zip(ours, theirs, strict=True)]
+                # The memory of a process may not have grown at all.
+                ratios = [mine / its if its else math.inf for mine, its in zip(ours, theirs, strict=True)]
                 yield Comparison(measure, other, median(ours), median(theirs), ratios)
 
     def _values(self, scenario: str, server: str, figure: str) -> list[float]:

@@ -24,6 +24,10 @@ def lines(measured: Results) -> list[list[str]]:
 
 
 class Ratios(unittest.TestCase):
+    def test_a_round_in_which_another_server_grew_by_nothing_has_no_finite_ratio(self) -> None:
+        measured = results("idle", "bytes", ours=[800, 900, 1000], bun=[0, 4500, 4000])
+        self.assertEqual(lines(measured)[-1][3:7], ["900", "4,000", "0.25", "0.20 to inf"])
+
     def test_the_median_of_the_rounds_ratios_and_not_the_ratio_of_medians(self) -> None:
         # While the second round ran, the machine was three times as slow for both.
         measured = results("relay", "cpu_us", ours=[10, 30, 12], peerjs_server=[20, 60, 30])
