@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from tests.integration.harness import Harness, Peer
 
 
-class ResumingClient:
-    """A client that resumes: it counts what it receives, and keeps its latest token."""
+class Resumable:
+    """What a client needs in order to resume: its id, its latest token, and how many messages it has received."""
+
+    def __init__(self) -> None:
+        self.id = self.token = ""
+        self.seen = 0
+
+    def count(self, messages: Iterable[Any]) -> None:
+        """Count messages that were received."""
+        for message in messages:
+            self.seen += 1
+            if message["type"] == "welcome":
+                self.seen = self.seen if message.get("resumed") else 1
+                self.id, self.token = message["selfId"], message["resume"]["token"]
+
+
+class ResumingClient(Resumable):
+    """A client that resumes."""
 
     def __init__(self, harness: Harness, topic: str = "room", query: str = "") -> None:
+        super().__init__()
         self._harness = harness
         self._topic = topic
-        self.seen = 0
-        self.token = ""
-        self.id = ""
         self.peer = harness.peer(f"/ws/{topic}{query}")
         self.welcome, self.peer_list = self.heard()
 
     def heard(self) -> list[Any]:
         """Return the messages received since the last time."""
         messages = self.peer.heard()
-        for message in messages:
-            self.seen += 1
-            if message["type"] == "welcome":
-                self.seen = self.seen if message.get("resumed") else 1
-                self.id, self.token = message["selfId"], message["resume"]["token"]
+        self.count(messages)
         return messages
 
     def lose_connection(self) -> None:
@@ -45,14 +56,13 @@ class ResumingClient:
         self.peer.offer(target if isinstance(target, str) else target.id, msg_id, payload)
 
 
-class Client:
-    """A client that resumes on the node that a test names; it counts what it receives."""
+class Client(Resumable):
+    """A client that resumes on the node that a test names."""
 
     def __init__(self, harness: Harness, node: int, topic: str = "room") -> None:
+        super().__init__()
         self._harness = harness
         self._topic = topic
-        self.id = self.token = ""
-        self.seen = 0
         self.is_welcome = False
         self._log: list[Any] = []
         self.connection = self._connect(node, "")
@@ -67,12 +77,8 @@ class Client:
         """Return the messages received since the last time."""
         messages = self.connection.heard()
         self._log += messages
-        for message in messages:
-            self.seen += 1
-            if message["type"] == "welcome":
-                self.seen = self.seen if message.get("resumed") else 1
-                self.id, self.token = message["selfId"], message["resume"]["token"]
-                self.is_welcome = True
+        self.count(messages)
+        self.is_welcome = self.is_welcome or any(message["type"] == "welcome" for message in messages)
         return messages
 
     def lose(self) -> None:

@@ -11,6 +11,7 @@ import pytest
 from signaling.backplane.cluster import Cluster
 from signaling.backplane.store import Keys
 from tests.integration.harness import Harness
+from tests.integration.resuming_clients import Resumable
 
 pytestmark = pytest.mark.cluster
 
@@ -27,14 +28,13 @@ def harness() -> Iterator[Harness]:
     harness.close()
 
 
-class Member:
+class Member(Resumable):
     """A peer on a node, and what it was told of the metadata of others."""
 
     def __init__(self, harness: Harness, node: int, query: str = "") -> None:
+        super().__init__()
         self._harness = harness
         self.views: dict[str, Any] = {}
-        self.token = self.id = ""
-        self.seen = 0
         self.connect(node, query)
 
     def connect(self, node: int, query: str = "") -> list[str]:
@@ -65,12 +65,9 @@ class Member:
     def read(self) -> list[str]:
         """Return the types of the messages received since the last time."""
         messages = self.peer.heard()
+        self.count(messages)
         for message in messages:
-            self.seen += 1
-            if message["type"] == "welcome":
-                self.seen = self.seen if message.get("resumed") else 1
-                self.id, self.token = message["selfId"], message["resume"]["token"]
-            elif message["type"] == "peer-list":
+            if message["type"] == "peer-list":
                 self.views = {entry["id"]: entry.get("metadata") for entry in message["peers"]}
             elif message["type"] in ("peer-joined", "peer-updated"):
                 self.views[message["peerId"]] = message.get("metadata")
